@@ -1,0 +1,1 @@
+"""Render paths: from a field and rays to pixels."""

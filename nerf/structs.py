@@ -1,0 +1,197 @@
+"""The records that rooms hand to each other: rays, views, samples, parts of a step and render outputs.
+
+Letters: B views, N rays, M samples. Angles are degrees, lengths scene units, colours sRGB in [0, 1].
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Shading = Literal["albedo", "lambertian", "textureless", "normal"]
+SHADINGS: tuple[str, ...] = ("albedo", "lambertian", "textureless", "normal")
+
+
+@dataclass(frozen=True)
+class Views:
+    """B pinhole cameras that share one image size.
+
+    Poses are camera-to-world with OpenGL axes (x right, y up, looking along -z) and determinant +1.
+    The angles say where the camera stands relative to the origin, after any jitter: azimuth in (-180, 180], 0 = +Z (the
+    front), 90 = +X; polar 0 = +Y (above), 90 = horizon. Photographs carry them too, computed from the pose.
+    """
+
+    pose: Tensor  # [B, 4, 4] camera to world
+    fx: Tensor  # [B] focal length in pixels
+    fy: Tensor  # [B]
+    cx: Tensor  # [B] principal point in pixels, (width / 2, height / 2) for a centred camera
+    cy: Tensor  # [B]
+    height: int
+    width: int
+    polar: Tensor  # [B] degrees
+    azimuth: Tensor  # [B] degrees
+    radius: Tensor  # [B] distance of the camera from the origin
+    fovy: Tensor  # [B] vertical field of view, degrees
+    distortion: Tensor | None = None  # [B, 6] k1 k2 k3 k4 p1 p2 of OpenCV's radial-tangential model
+
+    def __len__(self) -> int:
+        return self.pose.shape[0]
+
+    def to(self, device: torch.device | str) -> "Views":
+        """The same views with every tensor on ``device``."""
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
+        return Views(**moved)
+
+    def __getitem__(self, index: Tensor | slice | int) -> "Views":
+        """A subset of the views, still a batch (an int gives a batch of one)."""
+        if isinstance(index, int):
+            index = slice(index, index + 1) if index != -1 else slice(-1, None)
+        picked = {k: v[index] if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
+        return Views(**picked)
+
+
+@dataclass(frozen=True)
+class Rays:
+    """N rays, flat; a batch of whole images also carries its shape."""
+
+    origins: Tensor  # [N, 3]
+    directions: Tensor  # [N, 3] unit length
+    view_index: Tensor  # [N] int64: which of the batch's views a ray belongs to (lights and backgrounds are per view)
+    shape: tuple[int, int, int] | None = None  # (B, H, W) with B * H * W == N, row-major, if the rays are whole images
+    image_index: Tensor | None = None  # [N] int64: which photograph of the data set, for in-the-wild fields
+    uv: Tensor | None = None  # [N, 2] pixel position in [0, 1]
+
+    def __len__(self) -> int:
+        return self.origins.shape[0]
+
+    def __getitem__(self, index: slice | Tensor) -> "Rays":
+        """A subset of the rays; it is no longer an image."""
+        return Rays(
+            self.origins[index],
+            self.directions[index],
+            self.view_index[index],
+            None,
+            None if self.image_index is None else self.image_index[index],
+            None if self.uv is None else self.uv[index],
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a training step (or one evaluation pass): which views, how they are shaded, what supervises them.
+
+    The renderer reads the rendering half; the sources and objectives read the rest. Made by ``schedule.plan``.
+    """
+
+    source: str  # name of the source of views: "guided", "photos", "known", "eval", ...
+    shading: Shading = "albedo"
+    ambient: float = 1.0  # ambient ratio of lambertian and textureless shading, in [0, 1]
+    light: Tensor | None = None  # [B, 3] unit direction from the surface to the light, per view; None: at the camera
+    background: Tensor | None = None  # [3] one colour, [B, 3] per view or [N, 3] per ray; None: the background model's own
+    space: Literal["rgb", "latent"] = "rgb"
+    training: bool = True  # perturbed sampling, samples returned for the regularisers
+    view_dependent: bool = False  # use the view-dependent colour head (photographs); guided parts use the diffuse part
+    need_normals: bool = False  # asked for by an objective; shading that needs normals computes them anyway
+    max_level: float = 1.0  # fraction of the encoder's levels that is on
+    num_views: int = 1  # B
+    height: int = 64
+    width: int = 64
+    num_rays: int | None = None  # None: whole images; otherwise that many random rays
+    seed: int = 0  # every random draw of the part starts from this number, so a step can be repeated exactly
+
+    @property
+    def computes_normals(self) -> bool:
+        """Whether rendering this part evaluates surface normals."""
+        return self.need_normals or self.shading != "albedo"
+
+    def generator(self, stream: int, device: torch.device | str = "cpu") -> torch.Generator:
+        """A fresh random generator of this part; different ``stream`` numbers are independent."""
+        return torch.Generator(device).manual_seed((self.seed * 1_000_003 + stream) % (2**63 - 1))
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Everything that varies with the step, decided once: the parts and the weight of each named loss term."""
+
+    step: int
+    fraction: float  # training progress in [0, 1], the time axis of every schedule
+    parts: tuple[Part, ...]
+    weights: dict[str, float]  # term name -> weight; a term whose weight is 0 or missing is not computed
+    t_range: tuple[float, float] = (0.02, 0.98)  # diffusion time range of this step
+    lr_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """M samples of N rays, packed end to end: ray n owns samples [first[n], first[n] + count[n])."""
+
+    positions: Tensor  # [M, 3]
+    t: Tensor  # [M] distance along the ray, at the middle of the step
+    dt: Tensor  # [M] length of the step
+    ray_index: Tensor  # [M] int64
+    first: Tensor  # [N] int64
+    count: Tensor  # [N] int64
+
+    def __len__(self) -> int:
+        return self.positions.shape[0]
+
+
+@dataclass(frozen=True)
+class Points:
+    """M points to ask a field about, with what it may need to know of the rays they lie on."""
+
+    positions: Tensor  # [M, 3]
+    directions: Tensor | None = None  # [M, 3] unit ray directions
+    image_index: Tensor | None = None  # [M]
+    uv: Tensor | None = None  # [M, 2]
+
+
+@dataclass(frozen=True)
+class FieldOutput:
+    """What a field says about M points."""
+
+    density: Tensor  # [M] extinction per scene unit, >= 0
+    albedo: Tensor  # [M, 3] diffuse colour in [0, 1]
+    normal: Tensor | None = None  # [M, 3] unit outward normal; present if the part computes normals
+    rgb: Tensor | None = None  # [M, 3] view-dependent colour; present if the part asks for it
+
+
+@dataclass(frozen=True)
+class RenderOutput:
+    """N rendered rays. ``image`` has the background in it; depth and normal are sums over samples, not divided by opacity."""
+
+    image: Tensor  # [N, 3] colour over the background
+    opacity: Tensor  # [N] sum of the weights
+    depth: Tensor  # [N] sum of weight * t; 0 where there is nothing
+    normal: Tensor | None  # [N, 3] sum of weight * unit normal, world axes; length <= opacity
+    background: Tensor  # [N, 3] what stood behind
+    samples: Samples | None = None  # training only
+    weights: Tensor | None = None  # [M] compositing weight of each sample; training only
+    field: FieldOutput | None = None  # the field's answer at the samples; training only
+    shape: tuple[int, int, int] | None = None  # (B, H, W) if the rays were whole images
+    stats: dict[str, float] = field(default_factory=dict)
+
+    def as_images(self, tensor: Tensor) -> Tensor:
+        """A per-ray tensor [N, C] or [N] as images [B, C, H, W].
+
+        Raises:
+            ValueError: the rays were not whole images.
+        """
+        if self.shape is None:
+            raise ValueError("as_images: these rays are not whole images; render Rays with a shape (B, H, W)")
+        b, h, w = self.shape
+        return tensor.reshape(b, h, w, -1).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a source hands to a training step for one part."""
+
+    rays: Rays
+    views: Views | None = None  # [B] None for rays drawn over many photographs
+    rgb: Tensor | None = None  # [N, 3] target colour; composited over ``background`` if the photograph has alpha
+    mask: Tensor | None = None  # [N] target opacity in [0, 1]
+    depth: Tensor | None = None  # [N]
+    normal: Tensor | None = None  # [N, 3]
+    background: Tensor | None = None  # [N, 3] colour the target was composited over; the part renders over the same
