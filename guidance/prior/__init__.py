@@ -1,0 +1,38 @@
+"""The embedded prior: a tiny text-and-camera conditioned diffusion model, and the captioned shapes it was trained on.
+
+Contract for whoever runs the weights folder (diffusers layout: ``model_index.json``, ``unet/``, ``text_encoder/``,
+``tokenizer/``, ``scheduler/``) together with ``somnia.json``, which says how the input is prepared::
+
+    {"space": "pixels", "size": 64, "unshuffle": 4, "camera": "vector8+rays", "camera_dim": 8, "ray_channels": 13,
+     "guidance_scale": 7.5}
+
+* **Space.** Images are RGB at 64x64, values in [-1, 1] (``2 * srgb - 1``), packed by
+  ``torch.nn.functional.pixel_unshuffle(image, 4)`` to [B, 48, 16, 16] and unpacked by ``pixel_shuffle``. There is no
+  VAE. Render at 64x64, or resize to it (area or bilinear, antialiased) before packing.
+* **Noise.** ``scheduler/`` holds the cumulative products; ``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise`` in the packed
+  space (packing only moves values, so noising before or after it is the same).
+* **Camera.** ``guidance.prior.camera.condition(polar, azimuth, radius, fovy) -> [B, 8]`` (degrees, scene units) goes
+  into the UNet as ``class_labels``; ``guidance.prior.camera.ray_map(pose [B, 3, 4] or [B, 4, 4], fovy [B], size=16) ->
+  [B, 13, 16, 16]`` is concatenated to the packed noisy image as extra input channels. Zeros in both mean "camera
+  unknown". In classifier-free guidance both branches keep the camera; only the text is dropped (prompt ``""``).
+* **Call.** ``unet(cat([x_t packed, ray_map], 1), t, encoder_hidden_states=text, class_labels=condition).sample`` is the
+  estimate of **x_0**, packed (``prediction_type`` is ``"sample"``). From it: ``eps = (x_t - sqrt(a_t) x_0) /
+  sqrt(1 - a_t)``. Guidance mixes the two branches in x_0, then clamp to [-1, 1].
+* **Text.** ``text_encoder(**tokenizer(prompt, padding="max_length", max_length=16, truncation=True,
+  return_tensors="pt")).last_hidden_state`` -> [B, 16, 64]. Prompts carry **no view words**. Pass what the user typed
+  through ``guidance.prior.captions.parse`` first: it maps synonyms, and names unknown words with their neighbours.
+* **Range.** Trained for cameras that look at the origin: radius 3.0 to 3.5, fovy 18 to 24 degrees, polar 30 to 105,
+  any azimuth; the object fills a ball of radius 0.5. Backgrounds: plain colours, often white. Shading: flat albedo or
+  lambertian with the light near the camera.
+
+The modules: ``camera``, ``captions``, ``shapes`` (signed distances), ``render`` (sphere tracing), ``dataset``,
+``model`` (build, save, load), ``train`` and ``diagnose`` (both run with ``python -m``).
+"""
+
+from pathlib import Path
+
+IMAGE_SIZE = 64
+UNSHUFFLE = 4
+GRID_SIZE = IMAGE_SIZE // UNSHUFFLE
+IMAGE_CHANNELS = 3 * UNSHUFFLE**2
+WEIGHTS = Path(__file__).parent / "weights"

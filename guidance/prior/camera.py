@@ -1,0 +1,127 @@
+"""The camera as a condition of the embedded prior: a vector and a map of rays. B views; degrees outside, radians inside.
+
+World: right-handed, +Y up, front = +Z = azimuth 0, azimuth grows towards +X; polar 0 is straight above. Poses are
+camera-to-world with OpenGL axes (x right, y up, looks along -z).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+CONDITION_DIM = 8
+RAY_CHANNELS = 13
+RADIUS_RANGE = (3.0, 3.5)
+FOVY_RANGE = (18.0, 24.0)
+POLAR_RANGE = (30.0, 105.0)
+
+
+def _views(value: Tensor | float, name: str) -> Tensor:
+    value = torch.as_tensor(value, dtype=torch.float32)
+    if value.ndim > 1:
+        raise ValueError(f"condition: expected {name} as a number or [B], got {list(value.shape)}")
+    return value.reshape(-1)
+
+
+def condition(polar: Tensor | float, azimuth: Tensor | float, radius: Tensor | float, fovy: Tensor | float) -> Tensor:
+    """Camera vector for the UNet's projected class embedding; all zeros would mean "camera unknown".
+
+    The first harmonic of the azimuth weighs twice the second and four times the fourth, because front and back are what
+    a network confuses longest. Radius and field of view enter as the visible half-height ``radius * tan(fovy / 2)``.
+
+    Args:
+        polar: degrees or [B], 0 = above, 90 = horizon.
+        azimuth: degrees or [B], 0 = front (+Z), 90 = +X.
+        radius: scene units or [B].
+        fovy: degrees or [B], vertical field of view.
+
+    Returns:
+        [B, 8] float32 on the device of the arguments. Not meant to be differentiated.
+    """
+    polar, azimuth, radius, fovy = torch.broadcast_tensors(
+        _views(polar, "polar"), _views(azimuth, "azimuth"), _views(radius, "radius"), _views(fovy, "fovy"))
+    a = torch.deg2rad(azimuth)
+    extent = radius * torch.tan(torch.deg2rad(fovy) / 2)
+    return torch.stack([2 * a.sin(), 2 * a.cos(), (2 * a).sin(), (2 * a).cos(), 0.5 * (4 * a).cos(),
+                        (polar - 75) / 20, (extent - 0.6) * 5, torch.ones_like(a)], -1)
+
+
+def look_at(polar: Tensor, azimuth: Tensor, radius: Tensor) -> Tensor:
+    """Pose of a camera on a sphere about the origin, looking at it.
+
+    Args:
+        polar: [B] degrees in (0, 180).
+        azimuth: [B] degrees.
+        radius: [B] scene units.
+
+    Returns:
+        [B, 3, 4] camera-to-world, det(R) = +1.
+    """
+    p, a = torch.deg2rad(polar), torch.deg2rad(azimuth)
+    back = torch.stack([p.sin() * a.sin(), p.cos(), p.sin() * a.cos()], -1)
+    right = torch.stack([a.cos(), torch.zeros_like(a), -a.sin()], -1)
+    up = torch.linalg.cross(back, right)
+    return torch.stack([right, up, back, back * radius[:, None]], -1)
+
+
+def rays(pose: Tensor, fovy: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Rays through the pixel centres of square images.
+
+    Args:
+        pose: [B, 3, 4] or [B, 4, 4] camera-to-world.
+        fovy: [B] degrees.
+        size: pixels a side.
+
+    Returns:
+        origins [B, 3] and unit directions [B, size, size, 3].
+    """
+    if pose.ndim != 3 or pose.shape[-2:] not in ((3, 4), (4, 4)):
+        raise ValueError(f"rays: expected pose [B, 3, 4] or [B, 4, 4], got {list(pose.shape)}")
+    half = torch.tan(torch.deg2rad(fovy.to(pose)) / 2)[:, None, None]
+    centre = (torch.arange(size, device=pose.device, dtype=pose.dtype) + 0.5) / size * 2 - 1
+    x = (centre[None, None, :] * half).expand(-1, size, -1)
+    y = (-centre[None, :, None] * half).expand(-1, -1, size)
+    local = torch.stack([x, y, -torch.ones_like(x)], -1)
+    local = local / local.norm(dim=-1, keepdim=True)
+    return pose[:, :3, 3], torch.einsum("bij,bhwj->bhwi", pose[:, :3, :3], local)
+
+
+def ray_map(pose: Tensor, fovy: Tensor, size: int = 16) -> Tensor:
+    """What each patch of the image looks at, as extra input channels; all zeros would mean "camera unknown".
+
+    Channels: the world point where the patch's central ray passes nearest to the origin (3, times 2), the six products
+    of its coordinates (times 4), the unit direction (3), and ones.
+
+    Args:
+        pose: [B, 3, 4] or [B, 4, 4] camera-to-world.
+        fovy: [B] vertical field of view in degrees.
+        size: patches a side.
+
+    Returns:
+        [B, 13, size, size], dtype and device of ``pose``.
+    """
+    fovy = torch.as_tensor(fovy, dtype=pose.dtype, device=pose.device).reshape(-1).expand(pose.shape[0])
+    origin, direction = rays(pose, fovy, size)
+    origin = origin[:, None, None, :]
+    nearest = 2 * (origin - (origin * direction).sum(-1, keepdim=True) * direction)
+    x, y, z = nearest.unbind(-1)
+    products = torch.stack([x * x, y * y, z * z, x * y, y * z, z * x], -1)
+    channels = [nearest, products, direction, torch.ones_like(nearest[..., :1])]
+    return torch.cat(channels, -1).permute(0, 3, 1, 2).contiguous()
+
+
+def random_cameras(count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Cameras of the training distribution: ``polar``, ``azimuth``, ``radius``, ``fovy``, each [count].
+
+    Radius and field of view are uniform; azimuth is uniform on the circle; polar is uniform in angle.
+    """
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+    return {"polar": uniform(*POLAR_RANGE), "azimuth": uniform(0.0, 360.0),
+            "radius": uniform(*RADIUS_RANGE), "fovy": uniform(*FOVY_RANGE)}
+
+
+def visible_half_height(radius: float, fovy: float) -> float:
+    """Half of the height visible at the distance of the origin, in scene units (``fovy`` in degrees)."""
+    return radius * math.tan(math.radians(fovy) / 2)

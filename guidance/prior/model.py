@@ -1,0 +1,188 @@
+"""Building, saving and loading the embedded prior as an ordinary diffusers folder."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from guidance.prior import GRID_SIZE, IMAGE_CHANNELS, IMAGE_SIZE, UNSHUFFLE
+from guidance.prior.camera import CONDITION_DIM, RAY_CHANNELS
+from guidance.prior.captions import vocabulary
+
+MAX_TOKENS = 16
+TRAIN_STEPS = 1000
+SOMNIA = {"space": "pixels", "size": IMAGE_SIZE, "unshuffle": UNSHUFFLE, "camera": "vector8+rays",
+          "camera_dim": CONDITION_DIM, "ray_channels": RAY_CHANNELS, "guidance_scale": 7.5}
+
+
+@dataclass
+class Prior:
+    """The four parts of the model, as diffusers and transformers objects."""
+
+    unet: nn.Module
+    text_encoder: nn.Module
+    tokenizer: object
+    scheduler: object
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All trained parameters: UNet first, then text encoder."""
+        return [*self.unet.parameters(), *self.text_encoder.parameters()]
+
+    def encode_text(self, prompts: list[str]) -> Tensor:
+        """Hidden states [B, 16, 64] of the prompts; "" is the prompt that says nothing. Differentiable."""
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=MAX_TOKENS, truncation=True,
+                                return_tensors="pt")
+        return self.text_encoder(tokens["input_ids"]).last_hidden_state
+
+    def predict(self, noisy: Tensor, t: Tensor, text: Tensor, camera: Tensor, ray: Tensor) -> Tensor:
+        """Estimate of the clean image, packed.
+
+        Args:
+            noisy: [B, 48, 16, 16] packed noisy images.
+            t: [B] int64 in [0, 1000).
+            text: [B, 16, 64] from :meth:`encode_text`.
+            camera: [B, 8], zeros where unknown.
+            ray: [B, 13, 16, 16], zeros where unknown.
+
+        Returns:
+            [B, 48, 16, 16]. Differentiable in everything but ``t``.
+        """
+        return self.unet(torch.cat([noisy, ray], 1), t, encoder_hidden_states=text, class_labels=camera).sample
+
+
+def shifted_cosine_betas(steps: int = TRAIN_STEPS, size: int = IMAGE_SIZE) -> list[float]:
+    """Cosine schedule whose log signal-to-noise ratio is lowered by ``2 log(size / 32)``.
+
+    At a larger image the same noise hides less, because neighbouring pixels average it away (Hoogeboom et al. 2023,
+    "simple diffusion", eq. 6). Returns ``steps`` betas; the first betas are at least 1e-5, the last at most 0.999.
+    """
+    shift = 2 * math.log(size / 32)
+
+    def signal(u: float) -> float:
+        angle = math.pi / 2 * min(max((u + 0.008) / 1.008, 1e-4), 1 - 1e-4)
+        return 1 / (1 + math.exp(2 * math.log(math.tan(angle)) + shift))
+
+    level = [signal(i / steps) for i in range(steps + 1)]
+    return [min(max(1 - level[i + 1] / level[i], 1e-5), 0.999) for i in range(steps)]
+
+
+def _byte_pair_files(folder: Path) -> tuple[Path, Path]:
+    """Write ``vocab.json`` and ``merges.txt`` in which every known word is one token (merged pair by pair)."""
+    words = {word: (*word[:-1], word[-1] + "</w>") for word in vocabulary()}
+    letters = sorted("abcdefghijklmnopqrstuvwxyz0123456789-',.!")
+    tokens = letters + [letter + "</w>" for letter in letters]
+    merges = []
+    while any(len(pieces) > 1 for pieces in words.values()):
+        count: dict[tuple[str, str], int] = {}
+        for pieces in words.values():
+            for pair in zip(pieces, pieces[1:], strict=False):
+                count[pair] = count.get(pair, 0) + 1
+        best = max(sorted(count), key=count.get)
+        merges.append(best)
+        tokens.append("".join(best))
+        words = {word: _merge(pieces, best) for word, pieces in words.items()}
+    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
+    vocab_file, merges_file = folder / "vocab.json", folder / "merges.txt"
+    vocab_file.write_text(json.dumps({token: i for i, token in enumerate(tokens)}, indent=0))
+    merges_file.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    return vocab_file, merges_file
+
+
+def _merge(pieces: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    merged, i = [], 0
+    while i < len(pieces):
+        if pieces[i:i + 2] == pair:
+            merged.append(pieces[i] + pieces[i + 1])
+            i += 2
+        else:
+            merged.append(pieces[i])
+            i += 1
+    return tuple(merged)
+
+
+def _build_tokenizer():
+    import tempfile
+
+    from transformers import CLIPTokenizer
+
+    with tempfile.TemporaryDirectory() as name:
+        _byte_pair_files(Path(name))
+        return CLIPTokenizer.from_pretrained(name, model_max_length=MAX_TOKENS, pad_token="<|endoftext|>")
+
+
+def build(tiny: bool = False, seed: int = 0, channels: tuple[int, int] = (80, 160)) -> Prior:
+    """A prior with random weights.
+
+    Args:
+        tiny: a few thousand parameters and the same interface, for tests.
+        seed: of the weights.
+        channels: widths of the 16x16 and the 8x8 level.
+    """
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(seed)
+    tokenizer = _build_tokenizer()
+    width = 32 if tiny else 64
+    text_encoder = CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=1 if tiny else 2,
+        num_attention_heads=4, max_position_embeddings=MAX_TOKENS, projection_dim=width, hidden_act="quick_gelu",
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id))
+    unet = UNet2DConditionModel(
+        sample_size=GRID_SIZE, in_channels=IMAGE_CHANNELS + RAY_CHANNELS, out_channels=IMAGE_CHANNELS,
+        block_out_channels=(16, 16) if tiny else channels, layers_per_block=1, norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=width, attention_head_dim=2 if tiny else 4, resnet_time_scale_shift="scale_shift",
+        class_embed_type="projection", projection_class_embeddings_input_dim=CONDITION_DIM)
+    scheduler = DDPMScheduler(num_train_timesteps=TRAIN_STEPS, trained_betas=shifted_cosine_betas(),
+                              prediction_type="sample", clip_sample=True, clip_sample_range=1.0)
+    return Prior(unet.eval(), text_encoder.eval(), tokenizer, scheduler)
+
+
+def save(prior: Prior, folder: Path | str, recipe: dict | None = None, half: bool = True) -> None:
+    """Write the diffusers folder: safetensors in fp16 (or as they are), JSON beside them, ``recipe.json`` if given."""
+    import copy
+
+    import diffusers
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = torch.float16 if half else next(prior.unet.parameters()).dtype
+    copy.deepcopy(prior.unet).to(dtype).save_pretrained(folder / "unet")
+    copy.deepcopy(prior.text_encoder).to(dtype).save_pretrained(folder / "text_encoder")
+    prior.tokenizer.save_pretrained(folder / "tokenizer")
+    _byte_pair_files(folder / "tokenizer")
+    prior.scheduler.save_pretrained(folder / "scheduler")
+    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__,
+             "feature_extractor": [None, None], "safety_checker": [None, None], "requires_safety_checker": False,
+             "scheduler": ["diffusers", "DDPMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+             "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+             "vae": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / "somnia.json").write_text(json.dumps(SOMNIA, indent=2) + "\n")
+    if recipe is not None:
+        (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+
+
+def load(folder: Path | str) -> Prior:
+    """Read a folder written by :func:`save`, in fp32, in evaluation mode.
+
+    Raises ``FileNotFoundError`` that names the missing part; transformers would silently make up a tokenizer.
+    """
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    folder = Path(folder)
+    for part in ("unet/config.json", "text_encoder/config.json", "tokenizer/vocab.json",
+                 "scheduler/scheduler_config.json", "somnia.json"):
+        if not (folder / part).is_file():
+            raise FileNotFoundError(f"embedded prior: expected {folder / part}, which is missing; restore the folder "
+                                    "from version control or run python -m guidance.prior.train")
+    return Prior(UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).eval(),
+                 CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval(),
+                 CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+                 DDPMScheduler.from_pretrained(folder / "scheduler"))
