@@ -3,7 +3,7 @@
 Letters: B views, N rays, M samples. Angles are degrees, lengths scene units, colours sRGB in [0, 1].
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -194,4 +194,11 @@ class Batch:
     mask: Tensor | None = None  # [N] target opacity in [0, 1]
     depth: Tensor | None = None  # [N]
     normal: Tensor | None = None  # [N, 3]
-    background: Tensor | None = None  # [N, 3] colour the target was composited over; the part renders over the same
+    background: Tensor | None = None  # [N, 3] or [B, 3]: what the target was composited over; the part renders over the same
+    light: Tensor | None = None  # [B, 3] unit direction from the surface to the light
+
+    def resolve(self, part: Part) -> Part:
+        """The part with the light and the background of this batch in it, where the batch says something about them."""
+        light = part.light if self.light is None else self.light
+        background = part.background if self.background is None else self.background
+        return replace(part, light=light, background=background)
