@@ -3,7 +3,7 @@
 Letters: B views, N rays, M samples. Angles are degrees, lengths scene units, colours sRGB in [0, 1].
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -170,7 +170,6 @@ class RenderOutput:
     weights: Tensor | None = None  # [M] compositing weight of each sample; training only
     field: FieldOutput | None = None  # the field's answer at the samples; training only
     shape: tuple[int, int, int] | None = None  # (B, H, W) if the rays were whole images
-    stats: dict[str, float] = field(default_factory=dict)
 
     def as_images(self, tensor: Tensor) -> Tensor:
         """A per-ray tensor [N, C] or [N] as images [B, C, H, W].
