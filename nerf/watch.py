@@ -1,0 +1,76 @@
+"""The watch over a run: tells apart a run that forms something from one that went empty, full, foggy or to NaN."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+# Thresholds on the mean opacity of whole guided images, looked at as a moving average after the first part of training.
+EMPTY_OPACITY = 0.004
+FULL_OPACITY = 0.985
+FOG_SHARE = 0.60  # share of pixels that are neither clear nor opaque
+SMOOTHING = 0.05
+START_FRACTION = 0.15
+
+
+class DivergenceError(RuntimeError):
+    """Training went somewhere from which it does not come back; the message says what was seen and what to try."""
+
+
+@dataclass
+class Watch:
+    """Moving averages of what the renders look like, updated once per step.
+
+    Attributes:
+        opacity: mean opacity of the guided images.
+        fog: share of their pixels with an opacity between 0.1 and 0.9.
+        updates: how many images went into the averages.
+    """
+
+    opacity: float = math.nan
+    fog: float = math.nan
+    updates: int = 0
+
+    def see(self, opacity: Tensor) -> None:
+        """Take in the opacity [N] of one guided render."""
+        mean = float(opacity.mean())
+        fog = float(((opacity > 0.1) & (opacity < 0.9)).float().mean())
+        self.updates += 1
+        rate = max(SMOOTHING, 1.0 / self.updates)
+        self.opacity = mean if self.updates == 1 else self.opacity + rate * (mean - self.opacity)
+        self.fog = fog if self.updates == 1 else self.fog + rate * (fog - self.fog)
+
+    def verdict(self, fraction: float) -> str | None:
+        """What is wrong, as a sentence with a way out, or None while all is well."""
+        if fraction < START_FRACTION or self.updates < 20:
+            return None
+        if self.opacity < EMPTY_OPACITY:
+            return (
+                f"the scene went empty (mean opacity {self.opacity:.4f}); try another --seed, a larger --blob_density, "
+                "a smaller --lambda_opacity or a smaller --lr"
+            )
+        if self.opacity > FULL_OPACITY:
+            return (
+                f"the scene filled the whole view (mean opacity {self.opacity:.3f}); try a larger --lambda_opacity, "
+                "a smaller --blob_radius, or a larger --radius_range"
+            )
+        if self.fog > FOG_SHARE:
+            return (
+                f"the scene turned into fog ({100 * self.fog:.0f} % of the pixels are half transparent); try a smaller "
+                "--guidance_scale, a larger --lambda_entropy or another --seed"
+            )
+        return None
+
+
+def check_finite(terms: dict[str, Tensor], step: int) -> None:
+    """Refuse a loss that is not a number.
+
+    Raises:
+        DivergenceError: names the terms and the step.
+    """
+    bad = [name for name, value in terms.items() if not math.isfinite(float(value))]
+    if bad:
+        raise DivergenceError(
+            f"step {step}: the loss term {', '.join(bad)} is not finite; the last checkpoint is untouched. "
+            "Try a smaller --lr, --grad_clip 1, or run without --fp16"
+        )
