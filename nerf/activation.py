@@ -1,0 +1,78 @@
+"""Activations that turn a network's raw output into a density, safe at both ends of the number line."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+# exp(40) = 2e17 per scene unit is opaque at any step length, yet finite when multiplied by one in float32.
+MAX_EXPONENT = 40.0
+# Beyond exp(15) a step is opaque whatever happens; a larger slope would only make the optimiser leap.
+MAX_SLOPE_EXPONENT = 15.0
+
+
+class _TruncatedExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(max=MAX_EXPONENT).exp()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * x.clamp(max=MAX_SLOPE_EXPONENT).exp()
+
+
+def truncated_exp(x: Tensor) -> Tensor:
+    """``exp(x)`` whose value and slope stay finite: the value stops at e^40, the slope at e^15.
+
+    Computed in float32 at least, so that half precision cannot overflow. Any shape; differentiable twice (the second
+    derivative is that of the truncated slope).
+    """
+    return _TruncatedExp.apply(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """``log(1 + exp(x))`` in float32 at least. Any shape; differentiable twice."""
+    return functional.softplus(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+
+
+DENSITY_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"exp": truncated_exp, "softplus": softplus}
+
+
+def density_activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The increasing, non-negative function that makes a density of a raw output.
+
+    Raises:
+        ValueError: no such activation.
+    """
+    if name not in DENSITY_ACTIVATIONS:
+        known = ", ".join(DENSITY_ACTIVATIONS)
+        raise ValueError(f"density_activation: expected one of {known}, got {name!r}; set --density_activation")
+    return DENSITY_ACTIVATIONS[name]
+
+
+def density_blob(positions: Tensor, activation: str, density: float, radius: float) -> Tensor:
+    """What is added to the raw density so that a young field is a soft ball at the origin (DreamFusion, app. A.2).
+
+    ``density * exp(-|x|^2 / (2 radius^2))`` before an exponential, ``density * (1 - |x| / radius)`` before a softplus.
+
+    Args:
+        positions: [M, 3] scene units.
+        activation: "exp" or "softplus".
+        density: height of the blob, in raw units.
+        radius: its radius in scene units.
+
+    Returns:
+        [M]; differentiable twice in ``positions`` (at the origin the softplus cone is rounded off).
+    """
+    squared = positions.square().sum(-1)
+    if activation == "exp":
+        return density * torch.exp(squared * (-0.5 / radius**2))
+    return density * (1.0 - (squared + 1e-6 * radius**2).sqrt() / radius)
+
+
+def unit(vector: Tensor, eps: float = 1e-12) -> Tensor:
+    """The vector [..., 3] scaled to length one, and zero where it is (nearly) zero, with finite gradients everywhere."""
+    return vector * vector.square().sum(-1, keepdim=True).clamp(min=eps).rsqrt()
