@@ -1,5 +1,9 @@
-"""The one error that is the user's to mend: main.py prints its sentence and exits with code 2."""
+"""The two errors that end a run with a sentence: bad input (exit code 2) and a run that diverged (exit code 1)."""
 
 
 class UserError(ValueError):
     """Bad input from the user: what was expected, what came, what to do next, in one sentence."""
+
+
+class DivergenceError(RuntimeError):
+    """Training went somewhere from which it does not come back; the message says what was seen and what to try."""

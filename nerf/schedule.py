@@ -81,11 +81,9 @@ def term_weights(fraction: float, config) -> dict[str, float]:
 
 
 def _t_range(fraction: float, config) -> tuple[float, float]:
-    """Diffusion time range; its upper end falls linearly to ``--t_anneal`` if that is given."""
+    """Diffusion time range; its upper end comes down by the share ``--t_anneal`` of its width over the run."""
     low, high = config.guidance.t_range
-    if config.guidance.t_anneal is not None:
-        high = high + (config.guidance.t_anneal - high) * fraction
-    return low, high
+    return low, high - config.guidance.t_anneal * fraction * (high - low)
 
 
 def _max_level(fraction: float, config) -> float:

@@ -5,16 +5,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from nerf.errors import DivergenceError
+
 # Thresholds on the mean opacity of whole guided images, looked at as a moving average after the first part of training.
 EMPTY_OPACITY = 0.004
 FULL_OPACITY = 0.985
 FOG_SHARE = 0.60  # share of pixels that are neither clear nor opaque
 SMOOTHING = 0.05
 START_FRACTION = 0.15
-
-
-class DivergenceError(RuntimeError):
-    """Training went somewhere from which it does not come back; the message says what was seen and what to try."""
 
 
 @dataclass

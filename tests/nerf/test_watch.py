@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from nerf.watch import DivergenceError, Watch, check_finite
+from nerf.errors import DivergenceError
+from nerf.watch import Watch, check_finite
 
 
 def after(opacity, steps=40):
