@@ -1,0 +1,34 @@
+"""What every test shares: one thread, fixed seeds, the devices that exist, and the folder of real data."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    """Every test starts from the same random state, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> torch.device:
+    """Each device of this machine in turn."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real data named by SOMNIA_TEST_DATA; tests that need it skip without it."""
+    folder = os.environ.get("SOMNIA_TEST_DATA", "")
+    if not folder:
+        pytest.skip("SOMNIA_TEST_DATA is not set; it names the folder with lego, fox and the other real data")
+    if not Path(folder).is_dir():
+        pytest.skip(f"SOMNIA_TEST_DATA is {folder}, which is not a folder")
+    return Path(folder)
