@@ -1,0 +1,108 @@
+"""What every guidance model offers to the trainer, and the records that pass between them. B views, C channels."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nerf.structs import Part, Views
+
+
+class DivergenceError(RuntimeError):
+    """A gradient or a rendering is not finite: what was found, where, and what to try. Never hidden as zero."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the user asked for, given to a guidance model once before training."""
+
+    text: str | None = None
+    negative: str = ""  # what the picture should not show; takes the place of the empty prompt
+    images: tuple[Tensor, ...] = ()  # [4, H, W] RGBA in [0, 1], for models that take image prompts
+
+
+@dataclass(frozen=True)
+class CameraWish:
+    """The views a guidance model was made for; the source of views keeps to it as far as the user's flags allow."""
+
+    num_views: int | None = None  # B, None: any
+    linked: bool = False  # the B views of a step stand at equal steps of azimuth around the object
+    square: bool = False  # height must equal width
+    radius_range: tuple[float, float] | None = None  # scene units
+    fovy_range: tuple[float, float] | None = None  # degrees
+    polar_range: tuple[float, float] | None = None  # degrees
+
+
+@dataclass(frozen=True)
+class GuidanceOutput:
+    """One answer of a guidance model."""
+
+    loss: Tensor  # scalar, unweighted
+    stats: dict[str, float] = field(default_factory=dict)  # for the log
+    debug: dict[str, Tensor] | None = None  # name -> [B, 3, H, W] in [0, 1], only when asked for
+
+
+class Guidance(ABC):
+    """A frozen (or, for some, learning) model that judges rendered images.
+
+    A model declares the ``spaces`` of image it accepts (``"rgb"`` [B, 3, H, W] in [0, 1], ``"latent"`` [B, 4, H, W] in
+    [0, 1]) and draws every random number from ``part.generator``, so that a step can be repeated exactly.
+    """
+
+    name: str
+    spaces: tuple[str, ...] = ("rgb",)
+    image_size: int | None = None  # side in pixels the model works at; images of another size are resized inside
+
+    @abstractmethod
+    def prepare(self, conditions: Conditions) -> None:
+        """Take the user's conditions, once before training (or again after they changed)."""
+
+    @abstractmethod
+    def loss(
+        self, image: Tensor, views: Views, part: Part, t_range: tuple[float, float], *, debug: bool = False
+    ) -> GuidanceOutput:
+        """Judge B rendered images.
+
+        Args:
+            image: [B, C, H, W] in [0, 1], in ``part.space``; differentiable once.
+            views: the B cameras.
+            part: the part of the step; the source of randomness.
+            t_range: share of the diffusion times to draw from, 0 <= low <= high <= 1.
+            debug: also return pictures of what the model sees and wants.
+
+        Raises:
+            ValueError: the images do not fit the views or the space.
+            DivergenceError: an input or the gradient is not finite.
+        """
+
+    def cameras(self, part: Part) -> CameraWish | None:
+        """The views this model wants in ``part``; None: whatever comes."""
+        return None
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Optimiser groups of parameters that learn beside the field; none for a frozen model."""
+        return []
+
+    def after_step(self) -> None:
+        """Called once after every optimiser step."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold beyond the published weights; nothing for a frozen model."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: the checkpoint holds a state and this model has none.
+        """
+        if state:
+            raise ValueError(f"{self.name}: expected an empty state, got {sorted(state)}; the checkpoint is of a run "
+                             "with another --guidance")
+
+
+def freeze(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The module in evaluation mode on ``device`` as ``dtype``, none of its parameters learning."""
+    return module.requires_grad_(False).eval().to(device=device, dtype=dtype)
