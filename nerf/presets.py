@@ -1,0 +1,65 @@
+"""The presets in one table: flag -> value. A preset fills only what the user neither typed nor gave in a file.
+
+``O`` and ``O2`` are asked for; ``photographs`` comes with ``--data``, and ``embedded`` when the guidance turns out to be
+the embedded prior. Later ones of a run go over earlier ones.
+"""
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "O": {"fp16": True, "cuda_ray": True, "save_mesh": True},
+    "O2": {"fp16": True, "backbone": "vanilla", "progressive_level": True, "save_mesh": True},
+    # Random rays against photographs: no diffusion model, so no latent warm-up, no blob to start from and real detail.
+    "photographs": {
+        "cuda_ray": True,
+        "iters": 6000,
+        "num_rays": 4096,
+        "lr": 1e-3,
+        "optim": "adam",
+        "bg_radius": -1.0,
+        "blob_density": 0.0,
+        "lambda_entropy": 0.0,
+        "lambda_orient": 0.0,
+        "latent_iter_ratio": 0.0,
+        "ema_decay": 0.99,
+        "W": 400,
+        "H": 400,
+    },
+    # Distillation from the embedded prior on a CPU: weak start, mild guidance, small grid; minutes, not hours.
+    "embedded": {
+        "iters": 600,
+        "batch_size": 4,
+        "w": 64,
+        "h": 64,
+        "optim": "adam",
+        "lr": 5e-3,
+        "guidance_scale": 7.5,
+        "t_range": (0.02, 0.98),
+        "t_anneal": 0.4,
+        "radius_range": (3.1, 3.3),
+        "fovy_range": (18.0, 22.0),
+        "theta_range": (45.0, 105.0),
+        "latent_iter_ratio": 0.0,
+        "albedo_iter_ratio": 0.0,
+        "blob_density": 1.0,
+        "bg_radius": -1.0,
+        "grid_levels": 8,
+        "grid_finest": 256,
+        "grid_log2": 15,
+        "max_steps": 256,
+        "grid_size": 64,
+        "ema_decay": 0.99,
+        "W": 256,
+        "H": 256,
+        "dataset_size_test": 60,
+        "mcubes_resolution": 128,
+        "texture_size": 1024,
+    },
+}
+
+REASONS: dict[str, str] = {
+    "O": "-O",
+    "O2": "-O2",
+    "photographs": "--data",
+    "embedded": "the embedded prior",
+}
