@@ -6,7 +6,7 @@ A default differs from the peer's only where docs/flags.md says why. Angles are 
 from dataclasses import dataclass
 from math import inf
 
-from nerf.options import INTERVAL, Group, above, at_least, between, option, ordered, power_of_two
+from nerf.options import Group, above, at_least, between, option, ordered, power_of_two
 
 SIZE = between(1, 8192)
 FRACTION = between(0, 1)
@@ -34,6 +34,7 @@ class DataConfig(Group):
     holdout: int = option(
         8, "every N-th photograph is kept for the test if the data has no split (0 none)", check=at_least(0), fixed=True
     )
+    lambda_photo_mask: float = option(0.0, "weight of the photographs' alpha as a mask", check=at_least(0))
     downscale: int = option(1, "shrink the photographs by this factor on loading", check=between(1, 64), fixed=True)
     data_background: str = option(
         "random",
@@ -107,6 +108,7 @@ class CameraConfig(Group):
     default_polar: float = option(90.0, "polar angle of the default view", check=between(0, 180))
     default_azimuth: float = option(0.0, "azimuth of the default view", check=between(-360, 360))
     default_fovy: float = option(20.0, "vertical field of view of the default view", check=between(0.1, 170))
+    half_size_ratio: float = option(0.0, "first part of the run that renders at half of --w and --h", check=FRACTION)
     jitter_pose: bool = option(False, "jitter the cameras")
     jitter_center: float = option(0.2, "jitter of the position", check=at_least(0))
     jitter_target: float = option(0.2, "jitter of the point looked at", check=at_least(0))
@@ -181,6 +183,7 @@ class ScheduleConfig(Group):
 
     latent_iter_ratio: float = option(0.2, "first part of the run, in latent space", check=FRACTION)
     albedo_iter_ratio: float = option(0.0, "then up to this part, plain albedo", check=FRACTION)
+    albedo_rate: float = option(0.0, "share of the views after that that are plain albedo too", check=FRACTION)
     min_ambient_ratio: float = option(0.1, "ambient light, at least", check=FRACTION)
     textureless_ratio: float = option(0.2, "share of shaded views without texture", check=FRACTION)
     exp_start_iter: int | None = option(None, "step at which the schedule begins [0]", check=at_least(0))
@@ -195,6 +198,7 @@ class OptimConfig(Group):
     lr: float = option(
         1e-3, "learning rate of the networks; the grid gets 10 times this, and adan 5 times both", check=between(0, 10)
     )
+    lr_decay: float = option(1.0, "factor on the learning rate at the last step", check=between(1e-6, 1))
     optim: str = option("adan", "optimizer", choices=("adan", "adam"), fixed=True)
     grad_clip: float = option(-1.0, "clip each element of the gradient (below 0: off)")
     grad_clip_rgb: float = option(-1.0, "clip the gradient at the rendered image (below 0: off)")
@@ -245,11 +249,9 @@ class OutputConfig(Group):
     dataset_size_train: int = option(100, "steps of an epoch", check=between(1, 10**6))
     dataset_size_valid: int = option(8, "pictures of a validation", check=between(1, 10_000))
     dataset_size_test: int = option(100, "pictures of the turntable", check=between(1, 10_000))
-    preview_interval: str = option(
-        "30s", "time between two small previews: steps, or seconds as in 30s (0 never)", check=INTERVAL
-    )
-    checkpoint_interval: str = option(
-        "120s", "time between two checkpoints: steps, or seconds as in 120s (0: only the last)", check=INTERVAL
+    preview_interval: int = option(100, "steps between two small previews", check=at_least(1))
+    checkpoint_seconds: float = option(
+        120.0, "seconds between two checkpoints; the end always writes one", check=above(0)
     )
     keep_checkpoints: int = option(2, "newest checkpoints kept", check=between(1, 10_000))
 

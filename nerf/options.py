@@ -56,12 +56,6 @@ def power_of_two(low: int, high: int) -> Check:
     return Check(lambda v: low <= v <= high and v & (v - 1) == 0, f"a power of two between {low} and {high}")
 
 
-INTERVAL = Check(
-    lambda v: re.fullmatch(r"\d+(\.\d+)?s|\d+", v) is not None,
-    "a number of steps such as 500, or of seconds such as 60s (0 never)",
-)
-
-
 def option(
     default: Any,
     help: str,

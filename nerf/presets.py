@@ -1,14 +1,14 @@
 """The presets in one table: flag -> value. A preset fills only what the user neither typed nor gave in a file.
 
-``O`` and ``O2`` are asked for; ``photographs`` comes with ``--data``, and ``embedded`` when the guidance turns out to be
-the embedded prior. Later ones of a run go over earlier ones.
+``O`` and ``O2`` are asked for; ``photographs`` comes with ``--data``; ``embedded`` when the guidance turns out to be the
+embedded prior. Later ones of a run go over earlier ones.
 """
 
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
     "O": {"fp16": True, "cuda_ray": True, "save_mesh": True},
-    "O2": {"fp16": True, "backbone": "vanilla", "progressive_level": True, "save_mesh": True},
+    "O2": {"fp16": True, "backbone": "vanilla", "progressive_level": True, "lr_decay": 0.1, "save_mesh": True},
     # Random rays against photographs: no diffusion model, so no latent warm-up, no blob to start from and real detail.
     "photographs": {
         "cuda_ray": True,
