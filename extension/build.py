@@ -1,0 +1,201 @@
+"""Build and load a kernel folder's shared library: ahead of time by setup.py, or on first use into a per-user cache.
+
+A library's file name carries the fingerprint of its sources, headers, flags and compiler, so a stale one is never
+loaded. A build happens in a directory of its own and the result is moved into place in one step; an advisory lock,
+which the system frees when its holder dies, only keeps two processes from doing the same work twice.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from extension import toolchain
+from extension.toolchain import KERNEL_FOLDERS, ROOT, BuildError, Target, include_dir
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes may then both build, which wastes a second and harms nothing
+    fcntl = None
+
+log = logging.getLogger("somnia.extension")
+
+_loaded: dict[tuple[str, str], ctypes.CDLL | BuildError] = {}
+
+
+def library(folder: str, device_type: str) -> ctypes.CDLL:
+    """The loaded native library of a kernel folder, built first if need be.
+
+    Args:
+        folder: "raymarching", "gridencoder", ...
+        device_type: "cpu" or "cuda".
+
+    Raises:
+        BuildError: no compiler, a failed build, or a library that does not load. The outcome is remembered: the
+            second call for the same library raises at once.
+    """
+    key = (folder, device_type)
+    if key not in _loaded:
+        try:
+            _loaded[key] = _load(shared_object(folder, device_type))
+        except BuildError as error:
+            _loaded[key] = error
+    found = _loaded[key]
+    if isinstance(found, BuildError):
+        raise found
+    return found
+
+
+def shared_object(folder: str, device_type: str, archs: tuple[str, ...] | None = None) -> Path:
+    """Path of a folder's shared library: a prebuilt one, a cached one, or one compiled now.
+
+    Args:
+        folder, device_type: as in :func:`library`.
+        archs: CUDA architectures to compile for; None: the present GPU's.
+
+    Raises:
+        BuildError: it is neither there nor can it be built.
+    """
+    target = toolchain.target(folder, device_type, archs)
+    prebuilt = _prebuilt_path(ROOT, target)
+    if prebuilt.exists():
+        return prebuilt
+    path, version = toolchain.compiler(device_type)
+    output = cache_dir() / f"{folder}_{device_type}-{target.fingerprint(version)}.so"
+    if not output.exists():
+        with _lock(output.with_suffix(".lock")) as alone:
+            if not output.exists():
+                _build(target, path, output, remove_leftovers=alone)
+    return output
+
+
+def build_ahead(target_dir: str | os.PathLike, device_types: tuple[str, ...] = ("cpu",)) -> list[Path]:
+    """Compile every kernel folder into ``target_dir/<folder>/prebuilt``; for setup.py.
+
+    ``library`` finds such files beside the installed package when their fingerprint (without the compiler's version)
+    still fits the sources there. What cannot be built is skipped with a warning: it is built on first use, or the
+    torch rung does its work.
+
+    Args:
+        target_dir: the folder that holds (or will hold) the packages, such as setuptools' ``build_lib``.
+        device_types: which of "cpu" and "cuda"; CUDA code is compiled for the present GPU, or sm_80 and sm_90.
+
+    Returns:
+        The files written.
+    """
+    wanted = [(f, d) for d in device_types for f in KERNEL_FOLDERS if (ROOT / f / "src").is_dir()]
+
+    def one(item: tuple[str, str]) -> Path | None:
+        try:
+            target = toolchain.target(*item)
+            output = _prebuilt_path(Path(target_dir).resolve(), target)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            _build(target, toolchain.compiler(target.device_type)[0], output, remove_leftovers=True)
+        except (BuildError, OSError) as error:
+            log.warning("kernels of %s for %s are not built ahead of time: %s", *item, error)
+            return None
+        return output
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        return [path for path in pool.map(one, wanted) if path is not None]
+
+
+def cache_dir() -> Path:
+    """The per-user folder of compiled kernels: SOMNIA_KERNEL_CACHE, or ``somnia/kernels`` in the user's cache folder.
+
+    Raises:
+        BuildError: neither that nor a private folder of the temporary directory can be written.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    chosen = os.environ.get("SOMNIA_KERNEL_CACHE")
+    user = str(os.getuid()) if hasattr(os, "getuid") else "user"
+    fallback = Path(tempfile.gettempdir(), f"somnia-kernels-{user}")
+    for path in [Path(chosen)] if chosen else [Path(base, "somnia", "kernels"), fallback]:
+        with contextlib.suppress(OSError):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mine = not hasattr(os, "getuid") or path.stat().st_uid == os.getuid()
+            if mine and os.access(path, os.W_OK | os.X_OK):
+                return path
+    raise BuildError("no folder for compiled kernels can be written; set SOMNIA_KERNEL_CACHE to one of your own")
+
+
+def _prebuilt_path(root: Path, target: Target) -> Path:
+    """Where an ahead-of-time build of ``target`` lies under ``root``."""
+    return root / target.folder / "prebuilt" / f"{target.folder}_{target.device_type}-{target.fingerprint()}.so"
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """Hold an advisory lock on ``path``; yields False where the system or the file system has none."""
+    with open(path, "a") as file:
+        try:
+            if fcntl is None:
+                raise OSError("no fcntl on this system")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            alone = True
+        except OSError:
+            alone = False
+        yield alone
+
+
+def _build(target: Target, compiler: str, output: Path, remove_leftovers: bool) -> None:
+    """Compile ``target`` in a temporary folder beside ``output`` and move the result there.
+
+    Raises:
+        BuildError: with the first lines of what the compiler said.
+    """
+    if remove_leftovers:  # of a build that was killed; nobody else can be at it while we hold the lock
+        for leftover in output.parent.glob(f"{output.stem}.build-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f"{output.stem}.build-", dir=output.parent))
+    start = time.monotonic()
+    try:
+        said = _compile(target, compiler, target.flags, work)
+        if said is not None and "-fopenmp" in target.flags:
+            flags = tuple(flag for flag in target.flags if flag != "-fopenmp")
+            if _compile(target, compiler, flags, work) is None:
+                log.warning("%s: the compiler has no OpenMP; kernels run on one thread", target.folder)
+                said = None
+        if said is not None:
+            raise BuildError(f"{target.folder}: the {target.device_type} kernels do not compile: {said}")
+        os.replace(work / "out.so", output)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    log.info("built the %s kernels of %s in %.1f s", target.device_type, target.folder, time.monotonic() - start)
+
+
+def _compile(target: Target, compiler: str, flags: tuple[str, ...], work: Path) -> str | None:
+    """Compile to ``work/out.so`` through ninja (directly where there is none); None, or what the compiler said."""
+    command = [compiler, *flags, f"-I{include_dir}", *map(str, target.sources), "-o", str(work / "out.so")]
+    if toolchain.ninja():
+        rule = shlex.join(command).replace("$", "$$")
+        (work / "build.ninja").write_text(f"rule compile\n  command = {rule}\nbuild out.so: compile\n")
+        command = [toolchain.ninja(), "-C", str(work)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return None
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()] or lines
+    return " | ".join(errors[:3])[:600]
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    """Open a shared library.
+
+    Raises:
+        BuildError: it does not load. It is removed, so that the next run builds it again.
+    """
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise BuildError(f"{path.name} does not load ({error}); it was removed and is built again next time") from error

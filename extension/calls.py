@@ -1,0 +1,87 @@
+"""Calls into the C interface: integers as int64, reals as double, tensors as pointers, errors as exceptions."""
+
+import ctypes
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from extension.build import BuildError, library
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """Address of a contiguous tensor's first element; None (a null pointer) for None.
+
+    Raises:
+        ValueError: the tensor is not contiguous.
+    """
+    if tensor is None:
+        return None
+    if not tensor.is_contiguous():
+        raise ValueError(f"a kernel needs a contiguous tensor, got strides {tensor.stride()}; call .contiguous()")
+    return tensor.data_ptr()
+
+
+def stream(device: torch.device) -> int | None:
+    """Handle of torch's current CUDA stream on ``device``; None on the CPU."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+
+
+def num_threads() -> int:
+    """How many threads a CPU kernel may use: torch's own number."""
+    return torch.get_num_threads()
+
+
+def call(function: Callable[..., int], *arguments: object) -> None:
+    """Call an ``extern "C"`` function that returns 0 or an error code.
+
+    Tensors become pointers, None a null pointer, int an int64, float a double; ctypes objects pass as they are.
+
+    Raises:
+        RuntimeError: the function returned an error; the message has its name and, for CUDA, the driver's text.
+    """
+    status = function(*map(_convert, arguments))
+    if status:
+        name = getattr(function, "__name__", "kernel")
+        raise RuntimeError(f"{name}: failed with {_error_text(name, status)}")
+
+
+def kernel(folder: str, name: str, device: torch.device) -> Callable[..., None]:
+    """The kernel ``name`` of a folder for tensors on ``device``, ready to be called.
+
+    The returned function passes its arguments on (see :func:`call`) and appends what every kernel takes last: the CUDA
+    device's index and stream, or on the CPU the number of threads and a null pointer.
+
+    Raises:
+        BuildError: the library cannot be built.
+    """
+    function = getattr(library(folder, device.type), f"{name}_{device.type}")
+    if device.type == "cpu":
+        return lambda *arguments: call(function, *arguments, num_threads(), None)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return lambda *arguments: call(function, *arguments, index, ctypes.c_void_p(stream(device)))
+
+
+def _convert(value: object) -> object:
+    """One Python argument as the C interface wants it."""
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(pointer(value))
+    if value is None:
+        return ctypes.c_void_p(None)
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    if isinstance(value, float):
+        return ctypes.c_double(value)
+    return value
+
+
+def _error_text(name: str, status: int) -> str:
+    """What an error code means."""
+    if name.endswith("_cuda"):
+        try:
+            describe = library("extension", "cuda").extension_error_text_cuda
+        except BuildError:
+            return f"CUDA error {status}"
+        describe.restype = ctypes.c_char_p
+        return f"CUDA error {status}: {describe(ctypes.c_int64(status)).decode()}"
+    return f"error {status}"

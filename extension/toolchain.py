@@ -1,0 +1,117 @@
+"""Compilers, their flags and the fingerprint of what they would build; nothing here writes a file."""
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+include_dir = ROOT / "extension" / "include"
+KERNEL_FOLDERS = ("extension", "raymarching", "gridencoder", "freqencoder", "shencoder")
+DEFAULT_CUDA_ARCHS = ("80", "90")
+
+# No -march=native: a cached or shipped library then survives a change of processor (and gathers gain nothing from it).
+# No contraction: the counting and the writing pass of a two-pass kernel must round alike.
+CPU_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-fopenmp")
+CUDA_FLAGS = ("-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC", "--expt-relaxed-constexpr", "-lineinfo")
+
+
+class BuildError(RuntimeError):
+    """A native library could not be built or loaded; the message is one sentence with what to do next."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One shared library: which sources, compiled how."""
+
+    folder: str
+    device_type: str  # "cpu" | "cuda"
+    sources: tuple[Path, ...]
+    headers: tuple[Path, ...]
+    flags: tuple[str, ...]
+
+    def fingerprint(self, *extra: str) -> str:
+        """16 hex digits that change with any source, header or flag, and with ``extra`` (the compiler's version)."""
+        digest = hashlib.sha256("\0".join((platform.machine(), *self.flags, *extra)).encode())
+        for path in (*self.sources, *self.headers):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        return digest.hexdigest()[:16]
+
+
+def target(folder: str, device_type: str, archs: tuple[str, ...] | None = None) -> Target:
+    """What ``folder``'s library for ``device_type`` consists of.
+
+    Args:
+        folder: kernel folder beside the package ``extension``, such as "raymarching".
+        device_type: "cpu" or "cuda".
+        archs: CUDA architectures such as ("80", "90"); None: that of the present GPU, or 80 and 90 if there is none.
+
+    Raises:
+        BuildError: the folder has no source for that device.
+    """
+    source_dir = ROOT / folder / "src"
+    pattern = {"cpu": "*_cpu.cpp", "cuda": "*_cuda.cu"}.get(device_type)
+    sources = tuple(sorted(source_dir.glob(pattern))) if pattern else ()
+    if not sources:
+        raise BuildError(f"{folder}: there is no native source for device '{device_type}' in {folder}/src")
+    headers = tuple(sorted(source_dir.glob("*.h"))) + tuple(sorted(include_dir.glob("*.h")))
+    flags = CPU_FLAGS if device_type == "cpu" else (*CUDA_FLAGS, *cuda_arch_flags(archs or present_cuda_archs()))
+    return Target(folder, device_type, sources, headers, flags)
+
+
+def cuda_arch_flags(archs: tuple[str, ...]) -> tuple[str, ...]:
+    """nvcc's flags for native code of each architecture, and PTX of the newest for later GPUs."""
+    native = tuple(f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs)
+    return (*native, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+
+
+@functools.cache
+def present_cuda_archs() -> tuple[str, ...]:
+    """The architectures of this machine's GPUs in ascending order, or the default ones where there is no GPU."""
+    if not torch.cuda.is_available():
+        return DEFAULT_CUDA_ARCHS
+    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return tuple(f"{major}{minor}" for major, minor in sorted(found))
+
+
+@functools.cache
+def compiler(device_type: str) -> tuple[str, str]:
+    """Path and version text of the compiler for a device type.
+
+    Raises:
+        BuildError: none was found; the sentence says which were looked for.
+    """
+    if device_type == "cuda":
+        home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+        names, hint = ("nvcc", str(Path(home, "bin", "nvcc"))), "install the CUDA toolkit or set CUDA_HOME"
+    else:
+        names = (os.environ.get("CXX", ""), "g++", "c++", "clang++")
+        hint = "install g++ or clang++, or set CXX"
+    for name in filter(None, names):
+        path = shutil.which(name)
+        if path and (version := _version(path)):
+            return path, version
+    kind = {"cpu": "C++", "cuda": "CUDA"}[device_type]
+    raise BuildError(f"no {kind} compiler was found (looked for {', '.join(filter(None, names))}); {hint}")
+
+
+def _version(path: str) -> str | None:
+    """What ``path --version`` prints, or None if it does not run."""
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+@functools.cache
+def ninja() -> str | None:
+    """Path of ninja: on PATH, or beside the interpreter as pip installs it; None if there is none."""
+    return shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
