@@ -25,8 +25,7 @@ def derived_seed(seed: int, *path: int | str) -> int:
 
 def progress(step: int, config) -> float:
     """Training progress of a step in [0, 1], between ``--exp_start_iter`` and ``--exp_end_iter`` where they are given."""
-    start = config.schedule.exp_start_iter or 0
-    end = config.schedule.exp_end_iter or config.optim.iters
+    start, end = config.span
     return min(max((step - start) / max(end - start, 1), 0.0), 1.0)
 
 
@@ -66,8 +65,8 @@ def term_weights(fraction: float, config) -> dict[str, float]:
     loss = config.loss
     return {
         "sds": config.guidance.lambda_guidance,
-        "rgb": loss.lambda_rgb if config.data.data is None else 1.0,
-        "mask": loss.lambda_mask if config.data.data is None else config.data.lambda_photo_mask,
+        "rgb": loss.lambda_rgb,
+        "mask": loss.lambda_mask,
         "depth": loss.lambda_depth * fraction,
         "normal": loss.lambda_normal * fraction,
         "opacity": loss.lambda_opacity,
@@ -103,9 +102,8 @@ def _guided_part(fraction: float, config, spaces: tuple[str, ...], seed: int) ->
     rng = torch.Generator().manual_seed(seed)
     draw = torch.rand(4, generator=rng).tolist()
     height, width = _size(fraction, config)
-    common = dict(
-        source="guided", num_views=views, height=height, width=width, seed=seed, max_level=_max_level(fraction, config)
-    )
+    common = dict(source="guided", fraction=fraction, num_views=views, height=height, width=width, seed=seed)
+    common["max_level"] = _max_level(fraction, config)
     if fraction < schedule.latent_iter_ratio and "latent" in spaces:
         return Part(**common, shading="normal", space="latent")
     if fraction < schedule.albedo_iter_ratio or draw[3] < schedule.albedo_rate:
@@ -124,6 +122,7 @@ def _photo_part(fraction: float, config, seed: int) -> Part:
     """Random rays over all photographs, coloured by the view-dependent head."""
     return Part(
         source="photos",
+        fraction=fraction,
         num_rays=config.data.num_rays,
         seed=seed,
         view_dependent=True,

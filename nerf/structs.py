@@ -85,6 +85,7 @@ class Part:
     """
 
     source: str  # name of the source of views: "guided", "photos", "known", "eval", ...
+    fraction: float = 1.0  # training progress in [0, 1]
     shading: Shading = "albedo"
     ambient: float = 1.0  # ambient ratio of lambertian and textureless shading, in [0, 1]
     light: Tensor | None = None  # [B, 3] unit direction from the surface to the light, per view; None: at the camera

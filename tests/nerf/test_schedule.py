@@ -13,8 +13,6 @@ def options(**changes):
         runtime=Space(seed=0),
         optim=Space(iters=100),
         schedule=Space(
-            exp_start_iter=None,
-            exp_end_iter=None,
             latent_iter_ratio=0.0,
             albedo_iter_ratio=0.0,
             albedo_rate=0.0,
@@ -24,7 +22,7 @@ def options(**changes):
         camera=Space(batch_size=4, h=64, w=48, half_size_ratio=0.0),
         field=Space(bg_radius=-1.0, progressive_level=False),
         guidance=Space(t_range=[0.02, 0.98], t_anneal=0.0, lambda_guidance=1.0),
-        data=Space(data=None, num_rays=512, lambda_photo_mask=0.1),
+        data=Space(data=None, num_rays=512),
         loss=Space(
             lambda_rgb=1000.0,
             lambda_mask=500.0,
@@ -39,9 +37,12 @@ def options(**changes):
             lambda_wd=0.0,
         ),
     )
+    if "span" in changes:
+        groups["span"] = changes.pop("span")
     for name, value in changes.items():
         group, _, key = name.partition("__")
         setattr(groups[group], key, value)
+    groups.setdefault("span", (0, groups["optim"].iters))
     return Space(**groups)
 
 
@@ -113,7 +114,7 @@ def test_half_size_renders_come_first():
 
 
 def test_progress_is_clamped_outside_its_window():
-    config = options(schedule__exp_start_iter=40, schedule__exp_end_iter=60)
+    config = options(span=(40, 60))
     assert [schedule.progress(s, config) for s in (0, 40, 50, 60, 99)] == [0, 0, 0.5, 1, 1]
 
 
