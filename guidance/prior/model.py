@@ -14,6 +14,7 @@ from guidance.prior.captions import vocabulary
 
 MAX_TOKENS = 16
 TRAIN_STEPS = 1000
+CHANNELS = (48, 96, 128)
 SOMNIA = {"space": "pixels", "size": IMAGE_SIZE, "unshuffle": UNSHUFFLE, "camera": "vector8+rays",
           "camera_dim": CONDITION_DIM, "ray_channels": RAY_CHANNELS, "guidance_scale": 7.5}
 
@@ -113,13 +114,12 @@ def _build_tokenizer():
         return CLIPTokenizer.from_pretrained(name, model_max_length=MAX_TOKENS, pad_token="<|endoftext|>")
 
 
-def build(tiny: bool = False, seed: int = 0, channels: tuple[int, int] = (80, 160)) -> Prior:
-    """A prior with random weights.
+def build(tiny: bool = False, seed: int = 0) -> Prior:
+    """A prior with random weights: three levels (16, 8 and 4 a side), text attention at 8x8 and 4x4.
 
     Args:
         tiny: a few thousand parameters and the same interface, for tests.
         seed: of the weights.
-        channels: widths of the 16x16 and the 8x8 level.
     """
     from diffusers import DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -134,8 +134,9 @@ def build(tiny: bool = False, seed: int = 0, channels: tuple[int, int] = (80, 16
         pad_token_id=tokenizer.pad_token_id))
     unet = UNet2DConditionModel(
         sample_size=GRID_SIZE, in_channels=IMAGE_CHANNELS + RAY_CHANNELS, out_channels=IMAGE_CHANNELS,
-        block_out_channels=(16, 16) if tiny else channels, layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 16, 16) if tiny else CHANNELS, layers_per_block=1, norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=width, attention_head_dim=2 if tiny else 4, resnet_time_scale_shift="scale_shift",
         class_embed_type="projection", projection_class_embeddings_input_dim=CONDITION_DIM)
     scheduler = DDPMScheduler(num_train_timesteps=TRAIN_STEPS, trained_betas=shifted_cosine_betas(),

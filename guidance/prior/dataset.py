@@ -1,0 +1,204 @@
+"""The training set: shards of colourless renders on disk, coloured, lit and put before a background when they are read.
+
+A render is stored as material ids (two a side of each pixel, for soft edges) and camera-space normals, so that one
+render serves every colour, light and background. Shard n depends on n alone. B images, S renders of a shard.
+
+``python -m guidance.prior.dataset --shards 0:60`` writes shards; several processes may share the work.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from guidance.prior import GRID_SIZE, IMAGE_SIZE
+from guidance.prior.camera import condition, look_at, random_cameras, ray_map
+from guidance.prior.captions import KIND_NAMES, STACKED, random_caption
+from guidance.prior.render import render
+from guidance.prior.shapes import EMPTY, KINDS, palette, random_proportions
+
+DATA = Path("local/prior/data")
+SHARD = 512
+SYMMETRIC_KINDS = ("mushroom", "tree", "snowman", "rocket", "lamp", "hamburger", "ball on cylinder", "cone on cylinder")
+VIEW_KINDS = ("chair", "table", "mug", "car", "house", "airplane", "dog", "boat")
+
+
+def kind_weight(kind: str) -> float:
+    """How often a kind is shown: those whose views differ most, then the near-symmetric ones of the benchmark."""
+    if kind in VIEW_KINDS:
+        return 3.0
+    if kind in SYMMETRIC_KINDS:
+        return 2.0
+    return 0.5 if kind in STACKED else 0.8
+
+
+def write_shard(number: int, folder: Path = DATA) -> Path:
+    """Render shard ``number`` and write ``shard_<number>.safetensors``; does nothing if it is there already."""
+    from safetensors.torch import save_file
+
+    target = folder / f"shard_{number:05d}.safetensors"
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(number)
+    generator = torch.Generator().manual_seed(number)
+    kinds = rng.choices(KIND_NAMES, [kind_weight(kind) for kind in KIND_NAMES], k=SHARD)
+    cameras = random_cameras(SHARD, generator)
+    material = torch.zeros(SHARD, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE, dtype=torch.uint8)
+    normal = torch.zeros(SHARD, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.int8)
+    for kind in dict.fromkeys(kinds):
+        rows = torch.tensor([i for i, name in enumerate(kinds) if name == kind])
+        for part in rows.split(16):
+            proportions = random_proportions(kind, len(part), generator)
+            ids, facing = render(kind, proportions, {k: v[part] for k, v in cameras.items()}, IMAGE_SIZE)
+            material[part] = ids
+            normal[part] = (facing * 127).round().to(torch.int8)
+    tensors = {"material": material, "normal": normal, **cameras,
+               "kind": torch.tensor([KIND_NAMES.index(kind) for kind in kinds], dtype=torch.uint8)}
+    temporary = target.with_suffix(f".tmp{number}")
+    save_file(tensors, temporary)
+    temporary.rename(target)
+    return target
+
+
+def data_hash(folder: Path = DATA) -> str:
+    """SHA-256 over the bytes of all shards in order (the first 16 hex digits)."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("shard_*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass
+class Batch:
+    """A batch ready for the model: image [B, 3, 64, 64] in [-1, 1], camera [B, 8], ray [B, 13, 16, 16], captions."""
+
+    image: Tensor
+    camera: Tensor
+    ray: Tensor
+    captions: list[str]
+
+
+def colorize(material: Tensor, normal: Tensor, palettes: Tensor, light: Tensor, ambient: Tensor,
+             background: Tensor) -> Tensor:
+    """Colour, light and background for stored renders.
+
+    Args:
+        material: [B, 2H, 2W] uint8.
+        normal: [B, H, W, 3] in camera axes, unit or zero.
+        palettes: [B, 16, 3] colour of each material.
+        light: [B, 3] unit direction towards the light, in camera axes.
+        ambient: [B] share of the light that comes from everywhere; 1 is flat albedo.
+        background: [B, 3].
+
+    Returns:
+        [B, H, W, 3] in [0, 1], edges antialiased.
+    """
+    count, height, width = normal.shape[:3]
+    table = torch.cat([palettes, torch.ones(count, palettes.shape[1], 1)], -1)
+    table[:, EMPTY] = 0
+    index = (material.to(torch.int32) + torch.arange(count, dtype=torch.int32)[:, None, None] * palettes.shape[1])
+    fine = table.reshape(-1, 4).index_select(0, index.reshape(-1)).reshape(count, height, 2, width, 2, 4)
+    pixel = (fine[:, :, 0, :, 0] + fine[:, :, 0, :, 1] + fine[:, :, 1, :, 0] + fine[:, :, 1, :, 1]) / 4
+    facing = torch.einsum("bhwc,bc->bhw", normal, light).clamp(min=0)
+    shade = ambient[:, None, None] + (1 - ambient[:, None, None]) * facing
+    return pixel[..., :3] * shade[..., None] + (1 - pixel[..., 3:]) * background[:, None, None, :]
+
+
+class Loader:
+    """Random batches from all shards that exist; looks for new shards every so often.
+
+    Args:
+        folder: where the shards are.
+        seed: of the choice of renders, captions, colours, lights and backgrounds.
+        rescan: batches between looks for new shards.
+    """
+
+    def __init__(self, folder: Path = DATA, seed: int = 0, rescan: int = 200) -> None:
+        self.folder, self.rescan = Path(folder), rescan
+        self.rng = random.Random(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.shards: dict[Path, dict[str, Tensor]] = {}
+        self.calls = 0
+        self.scan()
+
+    def scan(self) -> None:
+        """Open shards that are new (memory-mapped: pages are read when they are used)."""
+        from safetensors.torch import load_file
+
+        for path in sorted(self.folder.glob("shard_*.safetensors")):
+            if path not in self.shards:
+                self.shards[path] = load_file(path)
+        if not self.shards:
+            raise FileNotFoundError(f"embedded prior: expected shards in {self.folder}, found none; write some with "
+                                    "python -m guidance.prior.dataset --shards 0:60")
+
+    def _pick(self, size: int) -> tuple[dict[str, Tensor], list[str]]:
+        """``size`` random rows, few from each of several shards, and the names of their kinds."""
+        shards = self.rng.choices(list(self.shards.values()), k=8)
+        pieces = []
+        for i, shard in enumerate(shards):
+            take = size // 8 + (i < size % 8)
+            rows = torch.randint(len(shard["kind"]), (take,), generator=self.generator)
+            pieces.append({name: value[rows] for name, value in shard.items()})
+        rows = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+        return rows, [KIND_NAMES[i] for i in rows["kind"].tolist()]
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self.generator)
+
+    def batch(self, size: int) -> Batch:
+        """A fresh random batch: captions, colours with a little jitter, light, background, mirror images."""
+        self.calls += 1
+        if self.calls % self.rescan == 0:
+            self.scan()
+        rows, kinds = self._pick(size)
+        captions = [random_caption(kind, self.rng) for kind in kinds]
+        palettes = torch.stack([palette(caption) for caption in captions])
+        palettes = (palettes + 0.06 * (self._uniform(*palettes.shape) - 0.5)).clamp(0, 1)
+        light = torch.nn.functional.normalize(
+            torch.tensor([0.0, 0.25, 1.0]) + 0.8 * (self._uniform(size, 3) - 0.5), dim=-1)
+        ambient = torch.where(self._uniform(size) < 0.3, 1.0, 0.35 + 0.25 * self._uniform(size))
+        background = torch.where(self._uniform(size, 1) < 0.4, 1.0, self._uniform(size, 3))
+        image = colorize(rows["material"], rows["normal"].float() / 127, palettes, light, ambient, background)
+        azimuth = self._augment(rows["azimuth"], kinds, image)
+        camera = condition(rows["polar"], azimuth, rows["radius"], rows["fovy"])
+        ray = ray_map(look_at(rows["polar"], azimuth, rows["radius"]), rows["fovy"], GRID_SIZE)
+        image = image.permute(0, 3, 1, 2).contiguous() * 2 - 1
+        return Batch(image, camera, ray, [caption.text for caption in captions])
+
+    def _augment(self, azimuth: Tensor, kinds: list[str], image: Tensor) -> Tensor:
+        """Azimuths after the symmetries of each kind were used; mirrored images [B, H, W, 3] are flipped in place."""
+        azimuth = azimuth.clone()
+        for i, kind in enumerate(kinds):
+            symmetry = KINDS[kind].symmetry
+            if symmetry == "round":
+                azimuth[i] = 360 * self.rng.random()
+            elif symmetry == "mirror" and self.rng.random() < 0.5:
+                azimuth[i] = -azimuth[i]
+                image[i] = image[i].flip(1)
+        return azimuth
+
+
+def main() -> None:
+    """Write a range of shards from the command line and say how long it took."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--shards", default="0:60", help="first:last[:step] of the shards to write")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the shards")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    start = time.process_time()
+    numbers = range(*(int(n) for n in args.shards.split(":")))
+    for number in numbers:
+        write_shard(number, args.data)
+        print(json.dumps({"shard": number, "cpu_s": round(time.process_time() - start, 1)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""Training of the embedded prior: ``python -m guidance.prior.train --minutes 120`` starts it or goes on with it.
+
+x_0 prediction with a plain squared error in x_0: every noise level counts by how much it hides, so the loss lives at high
+noise, where the camera decides (and a narrow network can say what the clean image is, but not what full-rank noise is:
+Li and He 2025, "Back to basics: let denoising generative models denoise"). The learning rate is constant and falls only
+in the last minutes, from a state that is kept, so a later run goes on as if it had never fallen.
+
+B images a process; processes average their gradients (gloo), one thread each.
+"""
+
+import argparse
+import copy
+import json
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from guidance.prior import UNSHUFFLE
+from guidance.prior import model as prior_model
+from guidance.prior.dataset import DATA, Batch, Loader, data_hash
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run depends on; written beside the weights."""
+
+    seed: int = 0
+    batch: int = 16             # images a process and step
+    processes: int = 2
+    lr: float = 1e-3            # AdamW, constant phase
+    warmup: int = 300           # steps
+    decay_minutes: float = 15   # linear fall to 2 % at the end of a run
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    clip: float = 1.0           # gradient norm
+    drop_text: float = 0.09     # text alone, camera alone, both
+    drop_camera: float = 0.04
+    drop_both: float = 0.03
+    t_bias: float = 1.4         # t = 1000 (1 - u^bias), u uniform
+
+
+@dataclass
+class Progress:
+    """Where a run is."""
+
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+
+
+class Trainer:
+    """One process of the training.
+
+    Args:
+        recipe: see :class:`Recipe`.
+        data: folder of the shards.
+        run: folder of the state; it is read if it is there.
+        rank: 0 writes and sets the pace.
+    """
+
+    def __init__(self, recipe: Recipe, data: Path, run: Path, rank: int = 0) -> None:
+        self.recipe, self.data, self.run_folder, self.rank = recipe, data, run, rank
+        self.prior = prior_model.build(seed=recipe.seed)
+        self.prior.unet.train()
+        self.prior.text_encoder.train()
+        self.parameters = self.prior.parameters()
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay,
+                                           betas=(0.9, 0.99), fused=True)
+        self.progress = Progress()
+        if (run / "state.pt").exists():
+            self.load(run / "state.pt")
+        seed = recipe.seed + 1000 * rank + 7919 * self.progress.step
+        self.loader = Loader(data, seed)
+        self.generator = torch.Generator().manual_seed(seed + 1)
+        self.levels = self.prior.scheduler.alphas_cumprod
+        self.flat = torch.zeros(sum(p.numel() for p in self.parameters) + 1)
+        self.tokens: dict[str, Tensor] = {}
+
+    def encode_text(self, captions: list[str]) -> Tensor:
+        """Text states [B, 16, 64]; token ids are kept, because captions repeat."""
+        for caption in set(captions) - self.tokens.keys():
+            self.tokens[caption] = self.prior.tokenizer(
+                caption, padding="max_length", max_length=prior_model.MAX_TOKENS, truncation=True,
+                return_tensors="pt")["input_ids"][0]
+        ids = torch.stack([self.tokens[caption] for caption in captions])
+        return self.prior.text_encoder(ids).last_hidden_state
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean squared error of the estimate of x_0, with conditions dropped at random."""
+        r, g = self.recipe, self.generator
+        count = len(batch.captions)
+        chance = torch.rand(count, generator=g)
+        no_text = chance < r.drop_text + r.drop_both
+        keep_camera = ((chance < r.drop_text) | (chance >= r.drop_text + r.drop_both + r.drop_camera)).float()
+        captions = ["" if no else text for no, text in zip(no_text.tolist(), batch.captions, strict=True)]
+        clean = torch.nn.functional.pixel_unshuffle(batch.image, UNSHUFFLE)
+        u = torch.rand(count, generator=g)
+        t = (1000 * (1 - u**r.t_bias)).long().clamp(0, 999)
+        level = self.levels[t][:, None, None, None]
+        noise = torch.randn(clean.shape, generator=g)
+        noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
+        with torch.autocast("cpu", torch.bfloat16):
+            text = self.encode_text(captions)
+            estimate = self.prior.predict(noisy, t, text, batch.camera * keep_camera[:, None],
+                                          batch.ray * keep_camera[:, None, None, None])
+        return (estimate.float() - clean).square().mean()
+
+    def step(self, share: float) -> float:
+        """One optimiser step at ``share`` of the learning rate (rank 0's counts); returns the loss of this process."""
+        loss = self.loss(self.loader.batch(self.recipe.batch))
+        loss.backward()
+        if dist.is_initialized():
+            share = self._average_gradients(share)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip, foreach=True)
+        self.optimizer.param_groups[0]["lr"] = self.recipe.lr * share * min(1, (self.progress.step + 1) / self.recipe.warmup)
+        if share > 0 and torch.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        decay = min(self.recipe.ema, (1 + self.progress.step) / (10 + self.progress.step))
+        torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        self.progress.step += 1
+        self.progress.samples += self.recipe.batch * (dist.get_world_size() if dist.is_initialized() else 1)
+        self.share = share
+        return float(loss.detach())
+
+    def _average_gradients(self, share: float) -> float:
+        """All-reduce gradients in one message, whose last number is rank 0's share of the learning rate."""
+        grads = [p.grad for p in self.parameters]
+        flat = self.flat
+        torch.cat([g.reshape(-1) for g in grads], out=flat[:-1])
+        flat[-1] = share if self.rank == 0 else 0.0
+        dist.all_reduce(flat)
+        share = float(flat[-1])
+        flat /= dist.get_world_size()
+        pieces = flat[:-1].split([g.numel() for g in grads])
+        torch._foreach_copy_(grads, [piece.view_as(g) for piece, g in zip(pieces, grads, strict=True)])
+        return share
+
+    def save(self, name: str = "state.pt") -> None:
+        """Write everything a resumed run needs, whole or not at all."""
+        self.run_folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.run_folder / (name + ".tmp")
+        torch.save({"parameters": [p.detach() for p in self.parameters], "average": self.average,
+                    "optimizer": self.optimizer.state_dict(), "progress": asdict(self.progress)}, temporary)
+        temporary.rename(self.run_folder / name)
+
+    def load(self, path: Path) -> None:
+        """Go on from a state that :meth:`save` wrote."""
+        state = torch.load(path, weights_only=True)
+        with torch.no_grad():
+            for mine, saved in zip([*self.parameters, *self.average], state["parameters"] + state["average"], strict=True):
+                mine.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+
+    def export(self, folder: Path) -> None:
+        """Write the averaged weights as a diffusers folder in fp16, with ``recipe.json``."""
+        smooth = prior_model.Prior(copy.deepcopy(self.prior.unet), copy.deepcopy(self.prior.text_encoder),
+                                   self.prior.tokenizer, self.prior.scheduler)
+        with torch.no_grad():
+            for target, value in zip(smooth.parameters(), self.average, strict=True):
+                target.copy_(value)
+        prior_model.save(smooth, folder, {"recipe": asdict(self.recipe), **asdict(self.progress),
+                                          "renders": sum(len(s["kind"]) for s in self.loader.shards.values()),
+                                          "data_sha256": data_hash(self.data), "torch": torch.__version__})
+
+
+def train(recipe: Recipe, data: Path, run: Path, minutes: float, rank: int = 0, save_every: float = 3.0,
+          export_every: float = 20.0) -> Trainer:
+    """Train for some minutes of wall clock; the state is saved every ``save_every`` minutes, weights every
+    ``export_every`` minutes to ``run/../snapshot``."""
+    trainer = Trainer(recipe, data, run, rank)
+    start = last = time.monotonic()
+    end, saved, exported = start + 60 * minutes, start, start
+    losses: list[float] = []
+    decay = min(recipe.decay_minutes, minutes / 4) * 60
+    kept = False
+    while True:
+        now = time.monotonic()
+        share = min(1.0, max(0.02, (end - now) / decay)) if now < end else 0.0
+        losses.append(trainer.step(share))
+        now = time.monotonic()
+        trainer.progress.seconds += now - last
+        last = now
+        if trainer.share == 0:
+            break
+        if rank != 0:
+            continue
+        if trainer.share < 1 and not kept:
+            trainer.save("stable.pt")
+            kept = True
+        if len(losses) == 100:
+            report = {"step": trainer.progress.step, "samples": trainer.progress.samples,
+                      "loss": round(sum(losses) / len(losses), 5), "minutes": round(trainer.progress.seconds / 60, 1)}
+            print(json.dumps(report), flush=True)
+            losses.clear()
+        if now - saved > 60 * save_every:
+            trainer.save()
+            saved = now
+        if now - exported > 60 * export_every:
+            trainer.export(run.parent / "snapshot")
+            exported = now
+    if rank == 0:
+        trainer.save("state.pt" if not kept else "final.pt")
+        if kept:
+            (run / "stable.pt").replace(run / "state.pt")
+        trainer.export(run.parent / "snapshot")
+    return trainer
+
+
+def _worker(rank: int, recipe: Recipe, data: Path, run: Path, minutes: float, meeting: str) -> None:
+    torch.set_num_threads(1)
+    if recipe.processes > 1:
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=recipe.processes)
+    train(recipe, data, run, minutes, rank)
+
+
+def main() -> None:
+    """Train the embedded prior, or go on with it; renders must exist (``python -m guidance.prior.dataset``)."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--minutes", type=float, default=120, help="wall clock of this run")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the shards")
+    parser.add_argument("--run", type=Path, default=DATA.parent / "run", help="folder of the state")
+    parser.add_argument("--batch", type=int, default=Recipe.batch, help="images a process and step")
+    parser.add_argument("--processes", type=int, default=Recipe.processes, help="one thread each")
+    parser.add_argument("--lr", type=float, default=Recipe.lr)
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    args = parser.parse_args()
+    recipe = Recipe(seed=args.seed, batch=args.batch, processes=args.processes, lr=args.lr)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory() as meeting:
+        torch.multiprocessing.spawn(_worker, (recipe, args.data, args.run, args.minutes, f"{meeting}/meet"),
+                                    nprocs=recipe.processes)
+
+
+if __name__ == "__main__":
+    main()
