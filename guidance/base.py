@@ -10,10 +10,6 @@ from torch import Tensor, nn
 from nerf.structs import Part, Views
 
 
-class DivergenceError(RuntimeError):
-    """A gradient or a rendering is not finite: what was found, where, and what to try. Never hidden as zero."""
-
-
 @dataclass(frozen=True)
 class Conditions:
     """What the user asked for, given to a guidance model once before training."""
@@ -85,7 +81,7 @@ class Guidance(ABC):
         """Optimiser groups of parameters that learn beside the field; none for a frozen model."""
         return []
 
-    def after_step(self) -> None:
+    def after_step(self) -> None:  # noqa: B027 (most models have nothing to do here)
         """Called once after every optimiser step."""
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,9 +1,9 @@
 """Score distillation without a model: from any denoiser to a gradient on images. B images, K branches, T times.
 
 A picture x is noised to ``x_t = alpha x + sigma noise`` with ``alpha^2 = abar_t`` and ``sigma^2 = 1 - abar_t``. A
-denoiser looks at x_t under K conditions (nothing, the prompt, ...). Its answers are turned into estimates of x_0, in
-which they are mixed, and the residual ``noise_hat - noise = alpha / sigma * (x - x0_hat)`` is the gradient of DreamFusion
-(Poole et al. 2022, arXiv 2209.14988, eq. 3), up to the weight w(t).
+denoiser looks at x_t under K conditions (nothing, the prompt, ...). Its answers are turned into estimates of x_0 and mixed
+there; the residual ``noise_hat - noise = alpha / sigma * (x - x0_hat)`` is, up to the weight w(t), the gradient of
+DreamFusion (Poole et al. 2022, arXiv 2209.14988, eq. 3).
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from guidance.base import DivergenceError
+from nerf.errors import DivergenceError
 
 PARAMETERISATIONS = ("epsilon", "v_prediction", "sample")
 WEIGHTINGS = ("sds", "uniform", "fantasia")
@@ -23,19 +23,6 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x_t [B, ...], t [B] int64) -> [K, B, ...]: what the model predicts under each of K conditions, x_t's dtype."""
 Mixer = Callable[[Tensor], Tensor]
 """[K, B, ...] estimates of x_0 -> [B, ...] the one that guides."""
-
-
-def anneal(start: tuple[float, float], end: tuple[float, float], fraction: float) -> tuple[float, float]:
-    """Range of diffusion times at a point of the training, linear from ``start`` to ``end``.
-
-    Args:
-        start: share of the times at fraction 0, 0 <= low <= high <= 1.
-        end: the same at fraction 1.
-        fraction: training progress; clamped to [0, 1].
-    """
-    f = min(max(fraction, 0.0), 1.0)
-    low, high = (a + f * (b - a) for a, b in zip(start, end, strict=True))
-    return low, high
 
 
 def draw_times(count: int, t_range: tuple[float, float], num_times: int, generator: torch.Generator) -> Tensor:
@@ -55,7 +42,7 @@ def draw_times(count: int, t_range: tuple[float, float], num_times: int, generat
     """
     low, high = t_range
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"draw_times: expected t_range with 0 <= low <= high <= 1, got {tuple(t_range)}; see --t_range")
+        raise ValueError(f"draw_times: expected t_range with 0 <= low <= high <= 1, got {tuple(t_range)} (--t_range)")
     first = min(int(low * num_times), num_times - 1)
     last = min(int(high * num_times), num_times - 1)
     return torch.randint(first, last + 1, (count,), generator=generator)
@@ -149,7 +136,8 @@ class Distillation:
 
     def __post_init__(self):
         if self.alphas_cumprod.ndim != 1 or not ((self.alphas_cumprod >= 0) & (self.alphas_cumprod < 1)).all():
-            raise ValueError(f"Distillation: expected alphas_cumprod [T] in [0, 1), got {list(self.alphas_cumprod.shape)}")
+            raise ValueError("Distillation: expected alphas_cumprod [T] with values in [0, 1), got shape "
+                             f"{list(self.alphas_cumprod.shape)}")
         if self.parameterisation not in PARAMETERISATIONS:
             raise ValueError(f"Distillation: expected a parameterisation among {PARAMETERISATIONS}, got "
                              f"{self.parameterisation!r}")
@@ -247,5 +235,5 @@ def _diagnosis(x: Tensor, gradient: Tensor) -> str:
     if broken_input:
         return (f"score distillation: the rendered pictures {broken_input} of {len(x)} hold NaN or infinity before the "
                 "diffusion model sees them; lower --lr, set --grad_clip, or resume from an earlier checkpoint")
-    return (f"score distillation: the gradient of pictures {bad or 'all'} of {len(x)} is not finite though the pictures "
-            "are; the diffusion model overflowed: leave out --fp16 or use --bf16, or lower --guidance_scale")
+    return (f"score distillation: the gradient of pictures {bad or 'all'} of {len(x)} is not finite though the "
+            "pictures are; the diffusion model overflowed: leave out --fp16 or use --bf16, or lower --guidance_scale")

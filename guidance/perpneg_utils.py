@@ -1,7 +1,7 @@
-"""Perp-Neg: view words that a view must *not* obey, applied only across the direction of the prompt. B images, K words.
+"""Perp-Neg: view words that a view must not obey, applied only across the direction of the prompt. B images, K words.
 
-Armandpour et al. 2023, "Re-imagine the Negative Prompt Algorithm" (arXiv 2304.04968, sec. 4 and 5). The weights here are
-continuous in the azimuth: every decay starts at exactly zero and ends at exactly its full strength.
+Armandpour et al. 2023, "Re-imagine the Negative Prompt Algorithm" (arXiv 2304.04968, sec. 4 and 5). The weights here
+are continuous in the azimuth: every decay starts at exactly zero and ends at exactly its full strength.
 """
 
 import math
@@ -43,8 +43,8 @@ def fade(share: Tensor, decay: float) -> Tensor:
 def negative_weights(azimuth: Tensor, polar: Tensor, settings: PerpNeg) -> Tensor:
     """How strongly each view is pushed away from "front" and "side".
 
-    "front": nothing at the front, full strength from the side on to the back. "side": full strength at the front, nothing
-    at the side, half strength at the back. Views from above or below are pushed nowhere.
+    "front": nothing at the front, full strength from the side on to the back. "side": full strength at the front,
+    nothing at the side, half strength at the back. Views from above or below are pushed nowhere.
 
     Args:
         azimuth: [B] degrees, any turn.
@@ -63,7 +63,7 @@ def negative_weights(azimuth: Tensor, polar: Tensor, settings: PerpNeg) -> Tenso
 
 
 def perpendicular(direction: Tensor, axis: Tensor) -> Tensor:
-    """The part of ``direction`` [B, ...] across ``axis`` [B, ...], each image by itself; all of it where the axis is 0."""
+    """The part of ``direction`` [B, ...] across ``axis`` [B, ...], image by image; all of it where the axis is 0."""
     d, a = direction.flatten(1), axis.flatten(1)
     along = (d * a).sum(1) / a.square().sum(1).clamp(min=torch.finfo(a.dtype).tiny)
     return direction - along.reshape(-1, *(1,) * (axis.ndim - 1)) * axis

