@@ -1,0 +1,38 @@
+"""Ctrl-C and SIGTERM ask a run to stop after the present step; a second Ctrl-C stops it at once."""
+
+import signal
+from types import FrameType
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and everything is saved.
+
+    Attributes:
+        exit_code: 130 after Ctrl-C, 143 after SIGTERM, as shells expect.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class StopRequest:
+    """Context in which SIGINT and SIGTERM only leave a note in ``number``; the handlers of before come back after it."""
+
+    def __init__(self):
+        self.number: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = number
