@@ -1,7 +1,7 @@
 """The presets in one table: flag -> value. A preset fills only what the user neither typed nor gave in a file.
 
-``O`` and ``O2`` are asked for; ``photographs`` comes with ``--data``; ``embedded`` when the guidance turns out to be the
-embedded prior. Later ones of a run go over earlier ones.
+``O`` and ``O2`` are asked for; ``photographs`` comes with ``--data``; ``embedded`` when the guidance is the embedded
+prior. Later ones of a run go over earlier ones.
 """
 
 from typing import Any
