@@ -1,4 +1,4 @@
-"""Pinhole cameras: where they stand, what rays leave their pixels, where a point lands. B views, N rays; degrees outside.
+"""Pinhole cameras: where they stand, what rays leave their pixels, where a point lands. B views, N rays; degrees.
 
 World: right-handed, +Y up, front = +Z = azimuth 0, azimuth grows towards +X; polar 0 is straight above. Poses are
 camera-to-world with OpenGL axes (x right, y up, looks along -z), det(R) = +1. Pixel (column x, row y) has its centre at
@@ -29,9 +29,10 @@ def direction_of(polar: Tensor, azimuth: Tensor) -> Tensor:
 
 
 def orbit_up(polar: Tensor, azimuth: Tensor) -> Tensor:
-    """The image's up direction [..., 3] of a camera at (polar, azimuth) that looks at the origin; defined at the poles too.
+    """The image's up direction [..., 3] of a camera at (polar, azimuth) that looks at the origin.
 
-    It is the direction in which polar falls, so from straight above (polar 0, azimuth 0) the front is at the bottom.
+    It is the direction in which polar falls, so it is defined at the poles too: from straight above, at azimuth 0, the
+    front is at the bottom.
     """
     p, a = torch.deg2rad(polar), torch.deg2rad(azimuth)
     return torch.stack([-p.cos() * a.sin(), p.sin(), -p.cos() * a.cos()], -1)
@@ -110,8 +111,8 @@ def pose_from(rotation: Tensor, position: Tensor) -> Tensor:
 def angles_of(pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where cameras stand relative to the origin.
 
-    Straight above or below the origin the position says nothing about the azimuth, so the camera's right-hand axis does:
-    ``angles_of(orbit(0, azimuth, ...).pose)`` gives ``azimuth`` back.
+    Straight above or below the origin the position says nothing about the azimuth, so the camera's right-hand axis
+    does: ``angles_of(orbit(0, azimuth, ...).pose)`` gives ``azimuth`` back.
 
     Args:
         pose: [B, 4, 4] camera-to-world.
@@ -255,12 +256,13 @@ def undistort(xy: Tensor, distortion: Tensor, iterations: int = UNDISTORT_ITERAT
 
 
 def _camera_directions(views: Views, index: Tensor | slice, xy: Tensor) -> Tensor:
-    """Unit directions in camera axes through pixel positions; ``views`` are picked by ``index`` and broadcast to ``xy``."""
+    """Unit directions in camera axes through pixels [..., 2]; ``index`` picks the views, which broadcast to them."""
     def pick(value: Tensor) -> Tensor:
         value = value[index]
         return value.reshape(value.shape[0], *[1] * (xy.ndim - 2), *value.shape[1:])
 
-    plane = torch.stack([(xy[..., 0] - pick(views.cx)) / pick(views.fx), (xy[..., 1] - pick(views.cy)) / pick(views.fy)], -1)
+    x, y = (xy[..., 0] - pick(views.cx)) / pick(views.fx), (xy[..., 1] - pick(views.cy)) / pick(views.fy)
+    plane = torch.stack([x, y], -1)
     if views.distortion is not None:
         plane = undistort(plane, pick(views.distortion))
     return _normalize(torch.stack([plane[..., 0], -plane[..., 1], -torch.ones_like(plane[..., 0])], -1))

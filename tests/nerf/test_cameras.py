@@ -36,7 +36,8 @@ def test_poses_are_rotations_without_a_mirror(device):
     rotation = random_orbit(device).pose[:, :3, :3]
     identity = torch.eye(3, dtype=torch.float64, device=device).expand_as(rotation)
     torch.testing.assert_close(rotation @ rotation.mT, identity)
-    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(len(rotation), dtype=torch.float64, device=device))
+    determinant = torch.linalg.det(rotation)
+    torch.testing.assert_close(determinant, torch.ones_like(determinant))
 
 
 def test_letter_reads_left_to_right_and_upright_from_the_front():
@@ -88,7 +89,8 @@ def test_rays_through_the_centre_of_a_non_square_image_follow_the_view_axis(devi
 
 def test_field_of_view_spans_the_height_of_the_image():
     view = orbit(90.0, 0.0, 3.0, 30.0, 40, 80)
-    top, bottom = pixel_rays(view, torch.zeros(2, dtype=torch.long), torch.tensor([[40.0, 0.0], [40.0, 40.0]])).directions
+    edges = torch.tensor([[40.0, 0.0], [40.0, 40.0]])
+    top, bottom = pixel_rays(view, torch.zeros(2, dtype=torch.long), edges).directions
     assert math.isclose(math.degrees(torch.acos(top @ bottom).item()), 30.0, abs_tol=1e-3)
 
 
@@ -104,7 +106,8 @@ def test_whole_images_equal_their_pixels_one_by_one(device):
     rays = view_rays(views)
     assert rays.shape == (3, 12, 20)
     row, column, view = 7, 13, 2
-    one = pixel_rays(views, torch.tensor([view], device=device), torch.tensor([[column + 0.5, row + 0.5]], device=device))
+    pixel = torch.tensor([[column + 0.5, row + 0.5]], device=device)
+    one = pixel_rays(views, torch.tensor([view], device=device), pixel)
     n = (view * 12 + row) * 20 + column
     torch.testing.assert_close(rays.directions[n], one.directions[0])
     torch.testing.assert_close(rays.origins[n], one.origins[0])
@@ -169,7 +172,8 @@ def test_angles_of_inverts_the_orbit(device):
 
 def test_wrapped_angles_lie_above_minus_180_and_up_to_180():
     angles = torch.tensor([-540.0, -180.0, -179.0, 0.0, 180.0, 181.0, 360.0, 540.0])
-    torch.testing.assert_close(wrap_degrees(angles), torch.tensor([180.0, 180.0, -179.0, 0.0, 180.0, -179.0, 0.0, 180.0]))
+    expected = torch.tensor([180.0, 180.0, -179.0, 0.0, 180.0, -179.0, 0.0, 180.0])
+    torch.testing.assert_close(wrap_degrees(angles), expected)
 
 
 def test_target_moves_the_line_of_sight_and_not_the_camera():
