@@ -198,7 +198,7 @@ def _pyramid(p, x, y, z):
 
 def _donut(p, x, y, z):
     dough = torus(x, y, z, p.ring, p.tube)
-    wave = 0.012 * torch.sin(8 * torch.atan2(z, x))
+    wave = 0.012 * torch.cos(8 * torch.atan2(z, x))
     icing = intersect(dough - 0.014, (0.035 + wave - y) * 0.9)
     return [(FIRST, icing), (BUN, dough)]
 
