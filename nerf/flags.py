@@ -263,7 +263,10 @@ class RuntimeConfig(Group):
     O: bool = option(False, "preset: --fp16 --cuda_ray --save_mesh")  # noqa: E741
     O2: bool = option(False, "preset: --fp16 --backbone vanilla --progressive_level --save_mesh")
     seed: int | None = option(
-        None, "seed of everything random; without one it is drawn and written down", check=between(0, 2**31 - 1)
+        None,
+        "seed of everything random; without one it is drawn and written down",
+        check=between(0, 2**31 - 1),
+        fixed=True,
     )
     ckpt: str = option(
         "latest",

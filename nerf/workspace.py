@@ -1,0 +1,81 @@
+"""The folder of a run: made, guarded against another run's options, and described in ``config.json``."""
+
+import os
+from pathlib import Path
+
+from nerf import checkpoint
+from nerf.config import OPTIONS, SOURCES, Config, from_json, to_json, with_values
+from nerf.errors import UserError
+from nerf.files import read_json, write_json
+from nerf.options import dashed
+
+CONFIG_FILE = "config.json"
+# The options that a run keeps for life: other values would need other tensors, or make another object.
+KEPT = tuple(flag for flag, (_, field) in OPTIONS.items() if field.metadata["fixed"])
+
+
+def open_workspace(config: Config, stages: tuple[str, ...] = ("nerf",)) -> Config:
+    """Make the folder, take over what an earlier run in it was made with, and write ``config.json`` if this run trains.
+
+    ``--ckpt scratch`` forgets the earlier run: its checkpoints are removed when the new one begins.
+
+    Returns:
+        The config with the kept options of the earlier run where the user said nothing else (source "workspace").
+
+    Raises:
+        UserError: the folder cannot be written to, its ``config.json`` is broken, or what the user typed is not what
+            the workspace holds.
+    """
+    folder = Path(config.output.workspace)
+    _require_writable(folder)
+    fresh = config.runtime.ckpt == "scratch" and config.trains
+    if fresh:
+        checkpoint.prune(folder / "checkpoints", 0)
+    elif (folder / CONFIG_FILE).is_file() and checkpoint.latest(folder / "checkpoints") is not None:
+        config = take_over(config, stored_config(folder))
+    if config.trains:
+        write_json(folder / CONFIG_FILE, to_json(config) | {"stages": list(stages)})
+    return config
+
+
+def stored_config(folder: str | Path) -> Config:
+    """The config of the run in a workspace.
+
+    Raises:
+        UserError: ``config.json`` is missing or broken.
+    """
+    path = Path(folder) / CONFIG_FILE
+    return from_json(read_json(path, "start over with --ckpt scratch, or choose another --workspace"))
+
+
+def take_over(config: Config, stored: Config) -> Config:
+    """Fill kept options from an earlier run where the user neither typed one nor gave one in a file.
+
+    Raises:
+        UserError: the user asked for another value than the earlier run's.
+    """
+    adopted = {}
+    for flag in KEPT:
+        mine, theirs = config.value(flag), stored.value(flag)
+        if mine == theirs:
+            continue
+        if SOURCES.index(config.source(flag)) > SOURCES.index("workspace"):
+            raise UserError(
+                f"workspace {config.output.workspace} holds a run with {dashed(flag)} {theirs!r}, this run asks for "
+                f"{mine!r}: choose another --workspace, or start over in it with --ckpt scratch"
+            )
+        adopted[flag] = theirs
+    return with_values(config, adopted, "workspace")
+
+
+def _require_writable(folder: Path) -> None:
+    """Make the folder, and find out now rather than at the first checkpoint whether it takes files."""
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--workspace {folder} cannot be written to ({error.strerror}); choose a folder of your own"
+        ) from None

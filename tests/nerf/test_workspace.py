@@ -1,0 +1,107 @@
+"""A workspace keeps the options of its run: it fills in what was not said and stops what contradicts it."""
+
+import json
+
+import pytest
+import torch
+
+from nerf import checkpoint
+from nerf.config import Config, from_json, parse, with_preset
+from nerf.errors import UserError
+from nerf.workspace import open_workspace, stored_config
+
+
+@pytest.fixture
+def used(tmp_path):
+    """A workspace with a finished run of a hamburger on a small grid; returns its folder as text."""
+    folder = str(tmp_path / "trial")
+    open_workspace(parse(["--text", "a hamburger", "--grid_levels", "8", "--workspace", folder]))
+    save_checkpoint(folder, 100)
+    return folder
+
+
+def save_checkpoint(folder, step):
+    """A checkpoint of nothing."""
+    path = f"{folder}/checkpoints/{checkpoint.file_name(step)}"
+    return checkpoint.save(path, {"x": torch.zeros(1)}, {"stage": "nerf", "step": step})
+
+
+def test_a_new_workspace_gets_a_config_that_reads_back(tmp_path):
+    config = parse(["--text", "a hamburger", "-O", "--workspace", str(tmp_path / "a" / "b")])
+    assert open_workspace(config) == config
+    written = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
+    assert written["stages"] == ["nerf"]
+    assert written["options"]["cuda_ray"] == {"value": True, "source": "preset"}
+    assert from_json(written) == config
+
+
+def test_another_prompt_in_a_used_workspace_stops_with_the_way_out(used):
+    with pytest.raises(UserError, match="'a hamburger'.*'a chair'.*--ckpt scratch"):
+        open_workspace(parse(["--text", "a chair", "--workspace", used]))
+
+
+def test_an_incompatible_option_stops_and_is_named(used):
+    with pytest.raises(UserError, match="--grid_levels 8, this run asks for 12"):
+        open_workspace(parse(["--text", "a hamburger", "--grid_levels", "12", "--workspace", used]))
+
+
+def test_options_that_were_not_said_come_from_the_workspace(used):
+    config = open_workspace(parse(["--workspace", used, "--test"]))
+    assert (config.prompt.text, config.field.levels) == ("a hamburger", 8)
+    assert config.source("text") == "workspace"
+
+
+def test_a_workspace_wins_over_a_preset(used):
+    config = with_preset(parse(["--text", "a hamburger", "--workspace", used]), "embedded")
+    assert open_workspace(config).field.levels == 8
+    assert with_preset(open_workspace(config), "embedded").field.levels == 8
+
+
+def test_options_that_may_change_do_change(used):
+    config = open_workspace(parse(["--text", "a hamburger", "--iters", "77", "--lr", "0.1", "--workspace", used]))
+    assert (config.optim.iters, stored_config(used).optim.iters) == (77, 77)
+
+
+def test_scratch_starts_over_and_forgets_the_old_checkpoints(used):
+    config = open_workspace(parse(["--text", "a chair", "--ckpt", "scratch", "--workspace", used]))
+    assert config.field.levels == Config().field.levels
+    assert checkpoint.latest(f"{used}/checkpoints") is None
+    assert stored_config(used).prompt.text == "a chair"
+
+
+def test_a_run_that_never_saved_does_not_bind_the_next_one(tmp_path):
+    open_workspace(parse(["--text", "a hamburger", "--workspace", str(tmp_path)]))
+    assert open_workspace(parse(["--text", "a chair", "--workspace", str(tmp_path)])).prompt.text == "a chair"
+
+
+def test_testing_does_not_rewrite_the_options(used):
+    open_workspace(parse(["--workspace", used, "--test", "--W", "32"]))
+    assert stored_config(used).output.W == Config().output.W
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"format": 2, "options": {}}', '{"format": 1, "options": {"zzz": {}}}']
+)
+def test_a_broken_config_is_a_sentence(used, content):
+    with open(f"{used}/config.json", "w") as file:
+        file.write(content)
+    with pytest.raises(UserError, match="--ckpt scratch"):
+        open_workspace(parse(["--text", "a hamburger", "--workspace", used]))
+
+
+@pytest.mark.parametrize("value", ['"eight"', "-3", "null", "[8]"])
+def test_a_stored_value_of_the_wrong_kind_is_a_sentence(used, value):
+    path = f"{used}/config.json"
+    with open(path) as file:
+        text = json.load(file)
+    text["options"]["grid_levels"]["value"] = json.loads(value)
+    with open(path, "w") as file:
+        json.dump(text, file)
+    with pytest.raises(UserError, match="--grid_levels must be"):
+        open_workspace(parse(["--text", "a hamburger", "--workspace", used]))
+
+
+def test_a_workspace_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--workspace .* cannot be written to"):
+        open_workspace(parse(["--text", "a hamburger", "--workspace", str(tmp_path / "file" / "inside")]))
