@@ -91,7 +91,7 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def steps(folder: str | Path) -> list[tuple[int, Path]]:
-    """(step, path) of every checkpoint in a folder, oldest first, in the order of their steps and not of their names."""
+    """(step, path) of every checkpoint in a folder, oldest first, ordered by step and not by name."""
     folder = Path(folder)
     names = [(p, _NAME.fullmatch(p.name)) for p in folder.iterdir()] if folder.is_dir() else []
     return sorted((int(match[1]), path) for path, match in names if match)
