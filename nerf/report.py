@@ -1,0 +1,227 @@
+"""What a run tells people and programs: log lines, progress, scalars, pictures, and the result.
+
+In the workspace: ``log_df.txt`` (every line said), ``metrics.jsonl`` (one JSON object a line), ``run/df`` (TensorBoard,
+if it is installed) and ``result.json``. On the screen, all on stderr: the lines, and a bar on a terminal or a line now
+and then without one.
+"""
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from nerf.config import Config, describe
+from nerf.files import write_atomically, write_json
+
+SCALAR_STEPS = 10  # reading a loss stalls CUDA, so terms are read back once in so many steps
+LINE_SECONDS = 10.0  # without a terminal: a line of progress this often
+LOGGERS = ("somnia", "nerf", "guidance", "extension")
+
+
+class Report:
+    """The one place where a run writes and prints; use it in a ``with`` block, or ``close`` it.
+
+    Args:
+        workspace: its folder, which exists.
+        config: the frozen options; the log opens with where they came from. None: nothing to tell of them.
+        terminal: draw a bar; None asks stderr whether it is a terminal.
+    """
+
+    def __init__(self, workspace: str | Path, config: Config | None = None, terminal: bool | None = None):
+        self.workspace = Path(workspace)
+        self.terminal = sys.stderr.isatty() if terminal is None else terminal
+        self.results: dict[str, Any] = {}
+        self._log_file = open(self.workspace / "log_df.txt", "a", encoding="utf-8")  # noqa: SIM115
+        self._metrics_file = None
+        self._bar: tqdm | None = None
+        self._board = None
+        self._rate: _Rate | None = None
+        self._handler = _Handler(self)
+        for name in LOGGERS:
+            logging.getLogger(name).addHandler(self._handler)
+            logging.getLogger(name).setLevel(logging.INFO)
+        for line in describe(config) if config is not None else ():
+            self.log(line)
+
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def log(self, line: str) -> None:
+        """Say one line, on the screen and in ``log_df.txt`` with the time."""
+        self._log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        self._log_file.flush()
+        tqdm.write(line, file=sys.stderr)
+
+    def scalars(self, step: int, terms: Mapping[str, Tensor | float], total: int) -> None:
+        """Take the named scalars of a training step; every :data:`SCALAR_STEPS` they are read and written.
+
+        Args:
+            step: 1-based number of the step just taken; the first one seen is where a resumed run goes on.
+            terms: scalars; 0-d tensors on any device are read only when they are written.
+            total: steps of the run.
+        """
+        if self._rate is None:
+            self._start(step, total)
+        self._rate.tick(step)
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+        due = step % SCALAR_STEPS == 0 or step == total
+        late = self._bar is None and self._rate.line_is_due(step == total)
+        if not (due or late):
+            return
+        values = {name: float(value) for name, value in terms.items()}
+        if due:
+            self._write(step, {f"train/{name}": value for name, value in values.items()})
+        shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown)
+        elif late:
+            self.log(f"step {step}/{total} {self._rate.text(total - step)} {shown}")
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Say and write measured values, such as the PSNR of held-out photographs."""
+        if not values:
+            return
+        self.log(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+        self._open_metrics(step)
+        self._write(step, {f"eval/{name}": float(value) for name, value in values.items()})
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Hand a picture [H, W, 3] uint8 to TensorBoard, if it is installed; the caller writes files itself."""
+        board = self._tensorboard(step)
+        if board is not None:
+            board.add_image(name, image, step, dataformats="HWC")
+
+    def result(self, **values: Any) -> Path:
+        """Add to ``result.json`` what the run came to; the file always holds everything said so far.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.results |= {name: _finite(value) for name, value in values.items()}
+        return write_json(self.workspace / "result.json", self.results)
+
+    def close(self) -> None:
+        """End the bar and close every file; may be called twice."""
+        for name in LOGGERS:
+            logging.getLogger(name).removeHandler(self._handler)
+        for open_thing in (self._bar, self._metrics_file, self._board, self._log_file):
+            if open_thing is not None:
+                open_thing.close()
+        self._bar = self._board = None
+
+    # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _start(self, step: int, total: int) -> None:
+        """The first training step of this process: open the files where an earlier one left off, and start the bar."""
+        self._open_metrics(step)
+        self._rate = _Rate()
+        if self.terminal:
+            self._bar = tqdm(total=total, initial=step - 1, unit="it", dynamic_ncols=True, file=sys.stderr)
+
+    def _open_metrics(self, step: int) -> None:
+        """Open ``metrics.jsonl``; what an interrupted process wrote about steps that are now taken again goes."""
+        if self._metrics_file is not None:
+            return
+        path = self.workspace / "metrics.jsonl"
+        if path.is_file():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) < step]
+            text = "".join(f"{line}\n" for line in kept)
+            write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        self._metrics_file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        row = {"step": step, "time": round(time.time(), 3)} | {name: _finite(value) for name, value in values.items()}
+        self._metrics_file.write(json.dumps(row) + "\n")
+        self._metrics_file.flush()
+        board = self._tensorboard(step)
+        for name, value in values.items() if board is not None else ():
+            board.add_scalar(name, value, step)
+
+    def _tensorboard(self, step: int):
+        """The TensorBoard writer, made when first needed; None where it is not installed."""
+        if self._board is None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                self._board = _Nothing()
+            else:
+                self._board = SummaryWriter(str(self.workspace / "run" / "df"), purge_step=step)
+        return None if isinstance(self._board, _Nothing) else self._board
+
+
+class _Nothing:
+    """Stands where TensorBoard is not installed, so that it is looked for once."""
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
+class _Handler(logging.Handler):
+    """Passes what the rooms of the house log on to the report."""
+
+    def __init__(self, report: Report):
+        super().__init__(logging.INFO)
+        self.report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say the record's message; warnings say that they are."""
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        self.report.log(prefix + record.getMessage())
+
+
+class _Rate:
+    """Steps per second over this process, and whether a line about it is due."""
+
+    def __init__(self):
+        self.began = self.last_line = time.monotonic()
+        self.first: int | None = None
+        self.step = 0
+
+    def tick(self, step: int) -> None:
+        """Take note of a step."""
+        self.first = step - 1 if self.first is None else self.first
+        self.step = step
+
+    def line_is_due(self, last: bool) -> bool:
+        """Whether :data:`LINE_SECONDS` went by since the last line, or this is the last step."""
+        now = time.monotonic()
+        if not last and now - self.last_line < LINE_SECONDS:
+            return False
+        self.last_line = now
+        return True
+
+    def text(self, left: int) -> str:
+        """ "3.2 it/s, 01:20 left"."""
+        rate = (self.step - self.first) / max(time.monotonic() - self.began, 1e-9)
+        return f"{rate:.2f} it/s, {tqdm.format_interval(left / max(rate, 1e-9))} left"
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of ``metrics.jsonl``; infinite for a line that was cut off."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf
+
+
+def _finite(value: Any) -> Any:
+    """A value that JSON can hold: NaN and infinities become null, paths text; looks into lists and dicts."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inside) for key, inside in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inside) for inside in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
