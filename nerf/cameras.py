@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nerf.structs import Rays, Views
 
-UNDISTORT_ITERATIONS = 8
+UNDISTORT_ITERATIONS = 5
 PARALLEL = 1e-5  # sine of the angle under which two directions count as parallel
 SMALLEST_DETERMINANT = 1e-3  # of the distortion's Jacobian: where a lens folds over, Newton's step has no meaning
 
