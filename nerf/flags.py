@@ -3,13 +3,16 @@
 A default differs from the peer's only where docs/flags.md says why. Angles are degrees, lengths scene units.
 """
 
+import re
 from dataclasses import dataclass
 from math import inf
 
-from nerf.options import Group, above, at_least, between, option, ordered, power_of_two
+from nerf.options import Check, Group, above, at_least, between, option, ordered, power_of_two
 
 SIZE = between(1, 8192)
 FRACTION = between(0, 1)
+DEVICE = Check(lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v) is not None, "auto, cpu, cuda or cuda:N")
+KNOWN = "training from image prompts"
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,15 @@ class PromptConfig(Group):
 
     text: str | None = option(None, "the prompt, in quotes", fixed=True)
     negative: str = option("", "what the picture should not be", fixed=True)
-    image: str | None = option(None, "a picture to start from, RGBA", unbuilt="training from an image prompt")
-    image_config: str | None = option(None, "a CSV of several pictures", unbuilt="training from image prompts")
-    known_view_interval: int = option(4, "every N-th step trains the pictures of --image", check=at_least(1))
-    known_view_scale: float = option(1.5, "render size of the known view, times --w and --h", check=above(0))
-    known_view_noise_scale: float = option(2e-3, "camera noise of the known view", check=at_least(0))
+    image: str | None = option(None, "a picture to start from, RGBA", unbuilt=KNOWN)
+    image_config: str | None = option(None, "a CSV of several pictures", unbuilt=KNOWN)
+    known_view_interval: int = option(
+        4, "every N-th step trains the pictures of --image", check=at_least(1), unbuilt=KNOWN
+    )
+    known_view_scale: float = option(
+        1.5, "render size of the known view, times --w and --h", check=above(0), unbuilt=KNOWN
+    )
+    known_view_noise_scale: float = option(2e-3, "camera noise of the known view", check=at_least(0), unbuilt=KNOWN)
 
 
 @dataclass(frozen=True)
@@ -218,12 +225,14 @@ class LossConfig(Group):
     lambda_wd: float = option(0.0, "weight decay of the grid", check=at_least(0))
     lambda_2d_normal_smooth: float = option(0.0, "smooth picture of the normals", check=at_least(0))
     lambda_3d_normal_smooth: float = option(0.0, "smooth normals in space", check=at_least(0))
-    lambda_rgb: float = option(1000.0, "known view: colour", check=at_least(0))
-    lambda_mask: float = option(500.0, "known view: mask", check=at_least(0))
-    lambda_normal: float = option(0.0, "known view: normals", check=at_least(0))
-    lambda_depth: float = option(10.0, "known view: depth", check=at_least(0))
-    lambda_mesh_normal: float = option(0.5, "mesh stage: normal consistency", check=at_least(0))
-    lambda_mesh_laplacian: float = option(0.5, "mesh stage: Laplacian", check=at_least(0))
+    lambda_rgb: float = option(1000.0, "known view: colour", check=at_least(0), unbuilt=KNOWN)
+    lambda_mask: float = option(500.0, "known view: mask", check=at_least(0), unbuilt=KNOWN)
+    lambda_normal: float = option(0.0, "known view: normals", check=at_least(0), unbuilt=KNOWN)
+    lambda_depth: float = option(10.0, "known view: depth", check=at_least(0), unbuilt=KNOWN)
+    lambda_mesh_normal: float = option(
+        0.5, "mesh stage: normal consistency", check=at_least(0), unbuilt="the mesh stage"
+    )
+    lambda_mesh_laplacian: float = option(0.5, "mesh stage: Laplacian", check=at_least(0), unbuilt="the mesh stage")
 
 
 @dataclass(frozen=True)
@@ -261,7 +270,7 @@ class RuntimeConfig(Group):
     """Running"""
 
     O: bool = option(False, "preset: --fp16 --cuda_ray --save_mesh")  # noqa: E741
-    O2: bool = option(False, "preset: --fp16 --backbone vanilla --progressive_level --save_mesh")
+    O2: bool = option(False, "preset: --fp16 --backbone vanilla --progressive_level --lr_decay 0.1 --save_mesh")
     seed: int | None = option(
         None,
         "seed of everything random; without one it is drawn and written down",
@@ -272,7 +281,7 @@ class RuntimeConfig(Group):
         "latest",
         "where to go on: latest, best, latest_model (weights only), scratch (start over), or a checkpoint file",
     )
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one", check=DEVICE)
     threads: int = option(0, "CPU threads (0: as many as there are cores)", check=between(0, 1024))
     minutes: float = option(
         0.0, "stop training after this long, save, and write the results (0: no limit)", check=at_least(0)

@@ -1,0 +1,40 @@
+# make demo       a textured model from a sentence, in minutes, into demo/ (PROMPT="..." for your own)
+# make test       the whole test suite
+# make gpu-check  build, tests and benchmarks on a machine with a GPU, with the interpreter's own torch
+# make lint       style
+# Everything sets up .venv by itself the first time. Nothing needs root.
+
+PYTHON ?= python3
+PROMPT ?= a blue house with a red roof
+ARGS ?=
+export PROMPT
+
+VENV_PYTHON := .venv/bin/python
+STAMP := .venv/.complete
+
+.PHONY: demo test venv gpu-check lint help-text clean
+
+demo: $(STAMP)
+	@folder="demo/$$(printf '%s' "$$PROMPT" | tr -cs 'a-zA-Z0-9' '_' | cut -c1-60)"; \
+	 $(VENV_PYTHON) main.py --text "$$PROMPT" --workspace "$$folder" -O $(ARGS) && \
+	 printf '\nYour model is in %s: the videos and the contact sheet in results/, the mesh in mesh/.\n' "$$folder"
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q $(ARGS)
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt scripts/setup_venv.py
+	@$(PYTHON) scripts/setup_venv.py
+
+gpu-check:
+	$(PYTHON) scripts/gpu_check.py $(ARGS)
+
+lint: $(STAMP)
+	$(VENV_PYTHON) -m ruff check .
+
+help-text: $(STAMP)
+	$(VENV_PYTHON) main.py --help > docs/help.txt
+
+clean:
+	rm -rf .venv build dist *.egg-info
