@@ -86,7 +86,7 @@ def rays(pose: Tensor, fovy: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return pose[:, :3, 3], torch.einsum("bij,bhwj->bhwi", pose[:, :3, :3], local)
 
 
-def ray_map(pose: Tensor, fovy: Tensor, size: int = 16) -> Tensor:
+def ray_map(pose: Tensor, fovy: Tensor, size: int = 8) -> Tensor:
     """What each patch of the image looks at, as extra input channels; all zeros would mean "camera unknown".
 
     Channels: the world point where the patch's central ray passes nearest to the origin (3, times 2), the six products

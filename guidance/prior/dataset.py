@@ -77,7 +77,7 @@ def data_hash(folder: Path = DATA) -> str:
 
 @dataclass
 class Batch:
-    """A batch ready for the model: image [B, 3, 64, 64] in [-1, 1], camera [B, 8], ray [B, 13, 16, 16], captions."""
+    """A batch ready for the model: image [B, 3, 64, 64] in [-1, 1], camera [B, 8], ray [B, 13, 8, 8], captions."""
 
     image: Tensor
     camera: Tensor

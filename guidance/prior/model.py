@@ -14,7 +14,7 @@ from guidance.prior.captions import vocabulary
 
 MAX_TOKENS = 16
 TRAIN_STEPS = 1000
-CHANNELS = (48, 96, 128)
+CHANNELS, HEADS = (96, 128), (3, 4)
 SOMNIA = {"space": "pixels", "size": IMAGE_SIZE, "unshuffle": UNSHUFFLE, "camera": "vector8+rays",
           "camera_dim": CONDITION_DIM, "ray_channels": RAY_CHANNELS, "guidance_scale": 7.5}
 
@@ -42,14 +42,14 @@ class Prior:
         """Estimate of the clean image, packed.
 
         Args:
-            noisy: [B, 48, 16, 16] packed noisy images.
+            noisy: [B, 192, 8, 8] packed noisy images.
             t: [B] int64 in [0, 1000).
             text: [B, 16, 64] from :meth:`encode_text`.
             camera: [B, 8], zeros where unknown.
-            ray: [B, 13, 16, 16], zeros where unknown.
+            ray: [B, 13, 8, 8], zeros where unknown.
 
         Returns:
-            [B, 48, 16, 16]. Differentiable in everything but ``t``.
+            [B, 192, 8, 8]. Differentiable in everything but ``t``.
         """
         return self.unet(torch.cat([noisy, ray], 1), t, encoder_hidden_states=text, class_labels=camera).sample
 
@@ -115,7 +115,7 @@ def _build_tokenizer():
 
 
 def build(tiny: bool = False, seed: int = 0) -> Prior:
-    """A prior with random weights: three levels (16, 8 and 4 a side), text attention at 8x8 and 4x4.
+    """A prior with random weights: levels of 8x8 and 4x4 patches, text attention in both.
 
     Args:
         tiny: a few thousand parameters and the same interface, for tests.
@@ -134,10 +134,10 @@ def build(tiny: bool = False, seed: int = 0) -> Prior:
         pad_token_id=tokenizer.pad_token_id))
     unet = UNet2DConditionModel(
         sample_size=GRID_SIZE, in_channels=IMAGE_CHANNELS + RAY_CHANNELS, out_channels=IMAGE_CHANNELS,
-        block_out_channels=(16, 16, 16) if tiny else CHANNELS, layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=width, attention_head_dim=2 if tiny else 4, resnet_time_scale_shift="scale_shift",
+        block_out_channels=(16, 16) if tiny else CHANNELS, layers_per_block=1, norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=width, attention_head_dim=2 if tiny else HEADS, resnet_time_scale_shift="scale_shift",
         class_embed_type="projection", projection_class_embeddings_input_dim=CONDITION_DIM)
     scheduler = DDPMScheduler(num_train_timesteps=TRAIN_STEPS, trained_betas=shifted_cosine_betas(),
                               prediction_type="sample", clip_sample=True, clip_sample_range=1.0)
