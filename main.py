@@ -1,20 +1,165 @@
-"""Flags in, a trained model out. No arithmetic here: the options make the parts, the Trainer does the work."""
+#!/usr/bin/env python3
+"""Flags -> options -> data, model, guidance -> Trainer. What takes time to import is imported after the flags are read."""
 
+import os
 import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from nerf.config import parse
-from nerf.errors import UserError
+from nerf import config as options
+from nerf.config import Config
+from nerf.errors import DivergenceError, Stopped, UserError
+
+if TYPE_CHECKING:
+    from guidance.weights import Resolved
+    from nerf.report import Report
+    from nerf.utils import Trainer
+
+EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
-def main(argv: list[str]) -> int:
-    """Run one command line; returns the exit code (0 done, 2 bad input)."""
-    try:
-        parse(argv)
-    except UserError as error:
-        print(f"main.py: {error}", file=sys.stderr)
-        return 2
+@dataclass
+class Inputs:
+    """What supervises a run."""
+
+    sources: dict = field(default_factory=dict)  # name -> source of views
+    held_out: dict = field(default_factory=dict)  # split -> photographs that training does not see
+    guidance: list = field(default_factory=list)  # prepared models
+    transform: object = None  # [4, 4] from the trained box to the data's own world, or None
+
+
+def prepare_machine(config: Config) -> str:
+    """Set threads and the rung of the kernels; returns the name of the device.
+
+    Raises:
+        UserError: the device asked for is not there.
+    """
+    import torch
+
+    import extension
+
+    torch.set_num_threads(config.runtime.threads or os.cpu_count() or 1)
+    name = config.runtime.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch sees no CUDA device here; leave the flag out to run on the CPU")
+    if name != "cpu" and not name.startswith("cuda"):
+        raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    extension.use(config.render.backend)
+    return name
+
+
+def settle(config: Config) -> tuple[Config, "Resolved | None"]:
+    """Options in their final form: kept ones from the workspace, the preset of the weights that will be used."""
+    from nerf import workspace
+
+    config = workspace.adopt(config)
+    resolved = None
+    if config.prompt.text is not None and config.trains:
+        from guidance import weights
+
+        resolved = weights.resolve(config.guidance.sd_version, config.guidance.hf_key, config.prompt.text)
+        if resolved.kind == "embedded":
+            config = options.with_preset(config, "embedded")
+    return workspace.open_workspace(config), resolved
+
+
+def make_inputs(config: Config, resolved: "Resolved | None", device: str) -> Inputs:
+    """Sources of views and prepared guidance."""
+    inputs = Inputs()
+    if resolved is not None:
+        import guidance
+        from nerf.provider import RandomCameras
+
+        inputs.sources["guided"] = RandomCameras(config, device)
+        inputs.guidance = [guidance.build(config, device, resolved)]
+    if config.data.data is not None:
+        from nerf.provider_photos import Photographs
+
+        photos = Photographs.splits_of(config.data.data, config.data, device, config.field.bound)
+        inputs.sources["photos"] = photos.pop("train")
+        inputs.transform = inputs.sources["photos"].transform
+        inputs.held_out = photos
+    return inputs
+
+
+def make_trainer(config: Config, inputs: Inputs, device: str, report: "Report") -> "Trainer":
+    """Model, evaluator and trainer of the NeRF stage, as the workspace's checkpoint left them."""
+    import torch
+
+    from nerf.evaluation import Evaluator
+    from nerf.renderer import build_model
+    from nerf.utils import Trainer
+
+    torch.manual_seed(config.runtime.seed)
+    model = build_model(config).to(device)
+    evaluator = Evaluator(config, model, report, inputs.held_out, inputs.transform)
+    trainer = Trainer(config, model, inputs.sources, inputs.guidance, evaluator, report)
+    trainer.restore()
+    return trainer
+
+
+def train(trainer: "Trainer") -> None:
+    """Drive the loop until it ends, or until a signal asks it to stop.
+
+    Raises:
+        Stopped: a signal came; the checkpoint is written.
+    """
+    from nerf.signals import StopRequest
+
+    with StopRequest() as request:
+        for _ in trainer.run():
+            if request.number is not None:
+                path = trainer.save()
+                trainer.report.log(f"stopped after step {trainer.step}, saved {path}; the same command goes on from there")
+                raise Stopped(request.number)
+
+
+def finish(trainer: "Trainer", began: float) -> None:
+    """Write videos or views, the mesh if it is asked for, and ``result.json``."""
+    report = trainer.report
+    report.result(prompt=trainer.config.prompt.text, seed=trainer.config.runtime.seed, steps=trainer.step)
+    report.result(train_seconds=round(trainer.seconds, 2), **trainer.test())
+    if trainer.config.output.save_mesh:
+        report.result(mesh=trainer.save_mesh().as_dict())
+    path = report.result(seconds=round(time.monotonic() - began, 2))
+    report.log(f"done in {time.monotonic() - began:.0f} s; {path} says what was written")
+
+
+def run(config: Config) -> int:
+    """One whole run; returns the exit code."""
+    from nerf.report import Report
+
+    began = time.monotonic()
+    device = prepare_machine(config)
+    config, resolved = settle(config)
+    with Report(config.output.workspace, config) as report:
+        trainer = make_trainer(config, make_inputs(config, resolved, device), device, report)
+        if config.trains:
+            train(trainer)
+        finish(trainer, began)
     return 0
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Read the flags, run, and turn what went wrong into one sentence and an exit code."""
+    # Idle OpenMP threads sleep rather than spin: with as many threads as cores, spinning slows everything else down.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        return run(options.parse(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except DivergenceError as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        return EXIT_FAILURE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except Stopped as stopped:
+        return stopped.exit_code
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

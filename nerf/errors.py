@@ -1,4 +1,4 @@
-"""The two errors that end a run with a sentence: bad input (exit code 2) and a run that diverged (exit code 1)."""
+"""What ends a run with a sentence and an exit code: bad input (2), a run that diverged (1), a signal (130, 143)."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,15 @@ class UserError(ValueError):
 
 class DivergenceError(RuntimeError):
     """Training went somewhere from which it does not come back; the message says what was seen and what to try."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop by a signal, and everything is saved.
+
+    Attributes:
+        exit_code: 130 after Ctrl-C, 143 after SIGTERM, as shells expect.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by signal {number}")
+        self.exit_code = 128 + number

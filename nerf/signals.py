@@ -4,18 +4,6 @@ import signal
 from types import FrameType
 
 
-class Stopped(Exception):
-    """The run was asked to stop, and everything is saved.
-
-    Attributes:
-        exit_code: 130 after Ctrl-C, 143 after SIGTERM, as shells expect.
-    """
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
-
 class StopRequest:
     """Context in which SIGINT and SIGTERM only leave a note in ``number``; the handlers of before come back after it."""
 

@@ -1,10 +1,11 @@
 """The folder of a run: made, guarded against another run's options, and described in ``config.json``."""
 
 import os
+import secrets
 from pathlib import Path
 
 from nerf import checkpoint
-from nerf.config import OPTIONS, SOURCES, Config, from_json, to_json, with_values
+from nerf.config import OPTIONS, SOURCES, Config, from_json, to_json, with_preset, with_values
 from nerf.errors import UserError
 from nerf.files import read_json, write_json
 from nerf.options import dashed
@@ -12,6 +13,27 @@ from nerf.options import dashed
 CONFIG_FILE = "config.json"
 # The options that a run keeps for life: other values would need other tensors, or make another object.
 KEPT = tuple(flag for flag, (_, field) in OPTIONS.items() if field.metadata["fixed"])
+
+
+def adopt(config: Config) -> Config:
+    """The config with the seed, the presets and the kept options of the run that is already in its workspace.
+
+    A workspace without a run, and ``--ckpt scratch``, change nothing but a missing seed, which is drawn.
+
+    Raises:
+        UserError: its ``config.json`` is broken, or what the user typed is not what the workspace holds.
+    """
+    folder = Path(config.output.workspace)
+    if _has_run(folder) and not (config.runtime.ckpt == "scratch" and config.trains):
+        stored = stored_config(folder)
+        config = take_over(config, stored)
+        for name in stored.presets:
+            config = config if name in config.presets else with_preset(config, name)
+        if config.runtime.seed is None:
+            config = with_values(config, {"seed": stored.runtime.seed}, "workspace")
+    if config.runtime.seed is None:
+        config = with_values(config, {"seed": secrets.randbelow(2**31)}, "default")
+    return config
 
 
 def open_workspace(config: Config, stages: tuple[str, ...] = ("nerf",)) -> Config:
@@ -28,14 +50,17 @@ def open_workspace(config: Config, stages: tuple[str, ...] = ("nerf",)) -> Confi
     """
     folder = Path(config.output.workspace)
     _require_writable(folder)
-    fresh = config.runtime.ckpt == "scratch" and config.trains
-    if fresh:
+    if config.runtime.ckpt == "scratch" and config.trains:
         checkpoint.prune(folder / "checkpoints", 0)
-    elif (folder / CONFIG_FILE).is_file() and checkpoint.latest(folder / "checkpoints") is not None:
+    elif _has_run(folder):
         config = take_over(config, stored_config(folder))
     if config.trains:
         write_json(folder / CONFIG_FILE, to_json(config) | {"stages": list(stages)})
     return config
+
+
+def _has_run(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file() and checkpoint.latest(folder / "checkpoints") is not None
 
 
 def stored_config(folder: str | Path) -> Config:

@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from nerf.signals import Stopped, StopRequest
+from nerf.errors import Stopped
+from nerf.signals import StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,0 +1,164 @@
+"""What is shown and written for people: previews, validation, turntables, six views, measured photographs, the mesh.
+
+Everything here runs without gradients on a model that already carries the averaged weights (``Trainer`` sees to that).
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf import cameras, export, metrics, provider, video
+from nerf.renderer import NeRFRenderer
+from nerf.report import Report
+from nerf.structs import Part, RenderOutput, Views
+
+PREVIEW_SIZE = 128
+PREVIEW_VIEWS = 4
+
+
+class Evaluator:
+    """Shows a model.
+
+    Args:
+        config: the frozen options.
+        model: renders.
+        report: where log lines, scalars and ``result.json`` go.
+        held_out: photographs that training does not see, by split ("val", "test"); empty for text.
+        transform: [4, 4] from the box that is trained in to the data's own world, or None.
+    """
+
+    def __init__(self, config, model: NeRFRenderer, report: Report, held_out: dict | None = None, transform=None):
+        self.config, self.model, self.report = config, model, report
+        self.held_out = held_out or {}
+        self.transform = transform
+        self.workspace = Path(config.output.workspace)
+
+    def part(self) -> Part:
+        """How evaluation renders: plain albedo over white or the background network, or the photographs' own colours."""
+        white = torch.ones(3, device=self.model.device) if self.config.field.bg_radius <= 0 else None
+        photos = self.config.data.data is not None
+        return Part("eval", background=white, training=False, view_dependent=photos)
+
+    @torch.no_grad()
+    def render(self, views: Views, part: Part | None = None) -> RenderOutput:
+        """Render whole views [B], one after the other; nothing of training's randomness is touched."""
+        part = part or self.part()
+        outputs = [self.model.render(cameras.view_rays(views[i].to(self.model.device)), part) for i in range(len(views))]
+        if len(outputs) == 1:
+            return outputs[0]
+        joined = {
+            name: torch.cat([getattr(o, name) for o in outputs]) for name in ("image", "opacity", "depth", "background")
+        }
+        return RenderOutput(**joined, normal=None, shape=(len(views), views.height, views.width))
+
+    def preview(self, step: int) -> Path:
+        """Four small views side by side, ``validation/df_step_########_preview.png``."""
+        size = min(PREVIEW_SIZE, self.config.output.H)
+        out = self.render(self._show_views(PREVIEW_VIEWS, size, size))
+        frames = to_uint8(out.as_images(out.image))
+        path = self.workspace / "validation" / f"df_step_{step:08d}_preview.png"
+        video.write_png(path, np.concatenate(list(frames), axis=1))
+        return path
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Write validation pictures; returns PSNR and SSIM where photographs were held out."""
+        if self.held_out:
+            return self._measure("val" if "val" in self.held_out else "test", step)
+        output = self.config.output
+        views = self._show_views(output.dataset_size_valid, output.H, output.W)
+        for i in range(len(views)):
+            self._write_frame("validation", f"df_step_{step:08d}_{i + 1:04d}", self.render(views[i]))
+        return {}
+
+    def test(self, step: int) -> dict[str, float]:
+        """Write the turntable (or the six views) to ``results/``; returns the metrics of held-out photographs."""
+        output = self.config.output
+        name = f"df_step_{step:08d}"
+        if output.six_views:
+            views = provider.six_views(self.config, output.H, output.W)
+            for i in range(len(views)):
+                self._write_frame("results", f"{name}_{i:04d}", self.render(views[i]))
+        else:
+            self._write_turntable(name)
+        return self._measure("test", step) if "test" in self.held_out else {}
+
+    def save_mesh(self) -> "export.ExportReport":
+        """Extract, clean, unwrap, bake and write the mesh to ``mesh/``."""
+        config, field = self.config, self.model.field
+        began = time.monotonic()
+        report = export.export_mesh(
+            density=self.model.density,
+            albedo=self.model.albedo,
+            bound=field.bound,
+            folder=self.workspace / "mesh",
+            resolution=config.output.mcubes_resolution,
+            threshold=self.model.surface_threshold(),
+            decimate_target=config.output.decimate_target,
+            texture_size=config.output.texture_size,
+            transform=self.transform,
+            export_frame=config.output.export_frame,
+            metadata={"prompt": config.prompt.text, "seed": config.runtime.seed},
+        )
+        self.report.log(f"mesh: {report} in {time.monotonic() - began:.1f} s")
+        return report
+
+    # ---- parts of the above ---------------------------------------------------------------------------------------
+
+    def _show_views(self, count: int, height: int, width: int) -> Views:
+        """The views a person wants to see: a turntable, or a path through the photographs' own cameras."""
+        photos = self.held_out.get("test") or self.held_out.get("val")
+        if photos is None:
+            return provider.turntable(self.config, count, height, width)
+        return photos.show_path(count, height, width)
+
+    def _write_turntable(self, name: str) -> None:
+        output = self.config.output
+        views = self._show_views(output.dataset_size_test, output.H, output.W)
+        rgb, depth = [], []
+        for i in range(len(views)):
+            out = self.render(views[i])
+            rgb.append(to_uint8(out.as_images(out.image))[0])
+            depth.append(video.depth_image(out.depth, out.opacity, (views.height, views.width)))
+        for kind, frames in (("rgb", rgb), ("depth", depth)):
+            path = video.write_video(self.workspace / "results" / f"{name}_{kind}.mp4", np.stack(frames), fps=25)
+            self.report.log(f"wrote {path}")
+        sheet = video.contact_sheet(rgb[:: max(len(rgb) // 8, 1)][:8], columns=4)
+        video.write_png(self.workspace / "results" / f"{name}_sheet.png", sheet)
+
+    def _write_frame(self, folder: str, name: str, out: RenderOutput) -> None:
+        base = self.workspace / folder
+        shape = out.shape[1:]
+        video.write_png(base / f"{name}_rgb.png", to_uint8(out.as_images(out.image))[0])
+        video.write_png(base / f"{name}_depth.png", video.depth_image(out.depth, out.opacity, shape))
+
+    def _measure(self, split: str, step: int) -> dict[str, float]:
+        """PSNR and SSIM over a held-out split; pictures of the first few beside their truth."""
+        photos = self.held_out[split]
+        rows = []
+        for i in range(len(photos)):
+            view, truth = photos.view(i), photos.image(i).to(self.model.device)
+            out = self.render(view)
+            image = out.image.reshape(truth.shape).clamp(0, 1)
+            rows.append((metrics.psnr(image, truth), metrics.ssim(image, truth)))
+            if i < PREVIEW_VIEWS:
+                pair = np.concatenate([_hwc_uint8(image), _hwc_uint8(truth)], axis=1)
+                video.write_png(self.workspace / "validation" / f"df_step_{step:08d}_{split}_{i:04d}.png", pair)
+        found = {
+            f"{split}_psnr": float(np.mean([float(r[0]) for r in rows])),
+            f"{split}_ssim": float(np.mean([float(r[1]) for r in rows])),
+        }
+        self.report.metrics(step, found)
+        return found
+
+
+def _hwc_uint8(image: Tensor) -> np.ndarray:
+    """[H, W, 3] in [0, 1] to uint8 of the same shape."""
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Images [B, 3, H, W] in [0, 1] to uint8 [B, H, W, 3]."""
+    return _hwc_uint8(images.permute(0, 2, 3, 1))

@@ -1,0 +1,289 @@
+"""Trainer: train, train_step, evaluate, test, save_mesh.
+
+It adds up what the objectives say about what the model renders of what the sources show, and steps. It does not know which
+field, render path, source or guidance it has. ``run`` yields after every step, so the command line, a window and a notebook
+drive one and the same loop.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from guidance.base import Guidance
+from nerf import checkpoint, objectives, schedule
+from nerf.ema import Ema
+from nerf.errors import DivergenceError, UserError
+from nerf.evaluation import Evaluator
+from nerf.renderer import NeRFRenderer
+from nerf.report import Report
+from nerf.structs import Part, StepPlan
+from nerf.watch import Watch, check_finite
+from optimizer import Adan
+
+# On CUDA, reading a loss back stalls the queue: look at them once in so many steps there, and every step on a CPU.
+CUDA_CHECK_INTERVAL = 16
+PREVIEW_STEPS = (10, 30, 100)
+STREAM_OCCUPANCY = 201
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step reports to whoever drives the loop."""
+
+    step: int  # 0-based number of the step just taken
+    total: int
+    terms: dict[str, Tensor]  # unweighted
+    weights: dict[str, float]
+
+
+class Trainer:
+    """One stage of a run: a model, the sources that show it views, the guidance that judges them, and a workspace.
+
+    Args:
+        config: the frozen options.
+        model: renders.
+        sources: name -> source of views, in the order of the step's parts; each has ``batch(part) -> Batch``.
+        guidance: prepared guidance models, empty when photographs alone supervise.
+        evaluator: shows the model to people.
+        report: where logs go.
+        stage: name that its checkpoints carry.
+    """
+
+    def __init__(
+        self,
+        config,
+        model: NeRFRenderer,
+        sources: dict,
+        guidance: list[Guidance],
+        evaluator: Evaluator,
+        report: Report,
+        stage: str = "nerf",
+    ):
+        self.config, self.model, self.sources, self.guidance = config, model, sources, guidance
+        self.evaluator, self.report, self.stage = evaluator, report, stage
+        self.device = next(model.parameters()).device
+        self.workspace = Path(config.output.workspace)
+        self.objectives = objectives.build(config, model.field, guidance)
+        self.optimizer = self._make_optimizer()
+        self.amp_dtype = self._amp_dtype()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
+        self.ema = Ema(model, config.optim.ema_decay)
+        self.watch = Watch()
+        self.step = 0
+        self.seconds = 0.0  # of training, over all the processes that worked on this run
+        self.spaces = tuple(set.intersection(*(set(g.spaces) for g in guidance))) if guidance else ("rgb",)
+        objectives.check(self.objectives, self.plan(0))
+
+    # ---- one step -------------------------------------------------------------------------------------------------
+
+    def plan(self, step: int) -> StepPlan:
+        """The plan of a step."""
+        return schedule.plan(step, self.config, tuple(self.sources), self.spaces)
+
+    def train_step(self) -> dict[str, Tensor]:
+        """Take one optimiser step; returns the unweighted loss terms.
+
+        Raises:
+            DivergenceError: a term is not finite; no weight has been touched by this step.
+        """
+        plan = self.plan(self.step)
+        if self.step % self.config.render.update_extra_interval == 0:
+            self.model.update_occupancy(plan.parts[0].generator(STREAM_OCCUPANCY, self.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        terms: dict[str, Tensor] = {}
+        for part in plan.parts:
+            part_terms = self._part_terms(part, plan)
+            if self._reads_back():
+                check_finite(part_terms, self.step)
+            total = sum(plan.weights[name] * value for name, value in part_terms.items())
+            if total.requires_grad:
+                self.scaler.scale(total).backward()
+            terms |= {name: terms.get(name, 0.0) + value.detach() for name, value in part_terms.items()}
+        self._apply_gradients(plan)
+        self.ema.update()
+        for guidance in self.guidance:
+            guidance.after_step()
+        self.step += 1
+        return terms
+
+    def _part_terms(self, part: Part, plan: StepPlan) -> dict[str, Tensor]:
+        batch = self.sources[part.source].batch(part)
+        part = batch.resolve(part)
+        with self._autocast():
+            out = self.model.render(batch.rays, part)
+            terms = {}
+            for objective in (o for o in self.objectives if o.applies(part, plan)):
+                terms |= objective(out, batch, part, plan)
+        if part.source == "guided" and self._reads_back():
+            self.watch.see(out.opacity.detach())
+        return terms
+
+    def _apply_gradients(self, plan: StepPlan) -> None:
+        self.scaler.unscale_(self.optimizer)
+        if self.config.optim.grad_clip > 0:
+            torch.nn.utils.clip_grad_value_(self.model.parameters(), self.config.optim.grad_clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self.lr_scale(plan.fraction)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def lr_scale(self, fraction: float) -> float:
+        """Factor on every learning rate at this point of training: ``lr_decay ** fraction``."""
+        return self.config.optim.lr_decay**fraction
+
+    # ---- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self) -> Iterator[StepRecord]:
+        """Train to the last step (or the time budget), yielding after each.
+
+        Checkpoints, previews and validations happen in between. Whoever stops iterating loses nothing: call
+        :meth:`save` and go.
+        """
+        budget = 60.0 * self.config.runtime.minutes if self.config.runtime.minutes else None
+        total = self.config.optim.iters
+        last_saved = time.monotonic()
+        while self.step < total and (budget is None or self.seconds < budget):
+            began = time.monotonic()
+            terms = self.train_step()
+            done = self.step
+            self.seconds += time.monotonic() - began
+            self.report.scalars(done, terms, total=total)
+            if done in PREVIEW_STEPS or (done % self.config.output.preview_interval == 0):
+                self.preview()
+            verdict = self.watch.verdict(self.plan(done).fraction)
+            if verdict is not None:
+                self.save()
+                raise DivergenceError(f"step {done}: {verdict}")
+            epoch = self.config.output.dataset_size_train
+            if done % (epoch * self.config.output.eval_interval) == 0 and done < total:
+                self.evaluate()
+            if done % (epoch * self.config.output.test_interval) == 0 and done < total:
+                self.test()
+            if time.monotonic() - last_saved > self.config.output.checkpoint_seconds:
+                self.save()
+                last_saved = time.monotonic()
+            yield StepRecord(done - 1, total, terms, self.plan(done - 1).weights)
+        self.save()
+
+    def train(self) -> None:
+        """Run to the end."""
+        for _ in self.run():
+            pass
+
+    # ---- looking --------------------------------------------------------------------------------------------------
+
+    def preview(self) -> None:
+        """Write one small picture of the scene as it is, early and often."""
+        with self.ema.applied():
+            self.evaluator.preview(self.step)
+
+    def evaluate(self) -> dict[str, float]:
+        """Render the validation views and, where photographs were held out, measure them."""
+        with self.ema.applied():
+            return self.evaluator.validate(self.step)
+
+    def test(self) -> dict[str, float]:
+        """Render the turntable video or the six views, and measure held-out photographs."""
+        with self.ema.applied():
+            return self.evaluator.test(self.step)
+
+    def save_mesh(self):
+        """Export the textured mesh; returns the export's report."""
+        with self.ema.applied():
+            return self.evaluator.save_mesh()
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def save(self) -> Path:
+        """Write a checkpoint of everything that the next step depends on."""
+        optimizer = self.optimizer.state_dict()
+        tensors = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": {str(k): v for k, v in optimizer["state"].items()},
+            "guidance": {str(i): g.state_dict() for i, g in enumerate(self.guidance)},
+            "random": {"torch": torch.get_rng_state()},
+        }
+        meta = {
+            "stage": self.stage,
+            "step": self.step,
+            "seconds": self.seconds,
+            "scaler": self.scaler.state_dict(),
+            "watch": self.watch.__dict__,
+        }
+        folder = self.workspace / "checkpoints"
+        path = checkpoint.save(folder / checkpoint.file_name(self.step), tensors, meta)
+        checkpoint.prune(folder, self.config.output.keep_checkpoints)
+        return path
+
+    def restore(self) -> None:
+        """Go on from the checkpoint that ``--ckpt`` means, if there is one.
+
+        Raises:
+            UserError: this run does not train and there is nothing to show, or the checkpoint does not fit.
+        """
+        ckpt = self.config.runtime.ckpt
+        path = checkpoint.resolve(self.workspace / "checkpoints", ckpt)
+        if path is not None:
+            self.load(path, weights_only=ckpt == "latest_model")
+            self.report.log(f"going on from {path} (step {self.step} of {self.config.optim.iters})")
+        elif not self.config.trains:
+            raise UserError(
+                f"workspace {self.workspace} has no checkpoint to show; train first: the same command without --test"
+            )
+
+    def load(self, path: Path, weights_only: bool = False) -> None:
+        """Continue from a checkpoint; with ``weights_only`` take the model alone and start counting at 0.
+
+        Raises:
+            UserError: the file is unreadable, of another stage, or of a model with other shapes.
+        """
+        tensors, meta = checkpoint.load(path)
+        checkpoint.require_stage(meta, self.stage, path)
+        checkpoint.load_module(self.model, tensors["model"], path)
+        self.ema.load_state_dict(tensors["ema"])
+        if weights_only:
+            return
+        state = {int(k): v for k, v in tensors.get("optimizer", {}).items()}
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for i, guidance in enumerate(self.guidance):
+            guidance.load_state_dict(tensors.get("guidance", {}).get(str(i), {}))
+        torch.set_rng_state(tensors["random"]["torch"].cpu())
+        self.scaler.load_state_dict(meta["scaler"])
+        self.watch = Watch(**meta["watch"])
+        self.step, self.seconds = meta["step"], meta["seconds"]
+
+    # ---- making ---------------------------------------------------------------------------------------------------
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        optim = self.config.optim
+        if optim.optim == "adan":
+            groups = self.model.param_groups(5 * optim.lr)
+            made = Adan(groups, lr=5 * optim.lr, eps=1e-8, weight_decay=2e-5, max_grad_norm=5.0)
+        else:
+            groups = self.model.param_groups(optim.lr)
+            made = torch.optim.Adam(groups, lr=optim.lr, betas=(0.9, 0.99), eps=1e-15, fused=True)
+        for guidance in self.guidance:
+            for group in guidance.param_groups(optim.lr):
+                made.add_param_group(group)
+        for group in made.param_groups:
+            group["initial_lr"] = group["lr"]
+        return made
+
+    def _amp_dtype(self) -> torch.dtype | None:
+        """Autocast is for CUDA; on a CPU everything stays float32, which is faster here and exact on resuming."""
+        if self.device.type != "cuda" or not (self.config.optim.fp16 or self.config.optim.bf16):
+            return None
+        return torch.bfloat16 if self.config.optim.bf16 else torch.float16
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext()
+
+    def _reads_back(self) -> bool:
+        return self.device.type == "cpu" or self.step % CUDA_CHECK_INTERVAL == 0
