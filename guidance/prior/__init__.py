@@ -8,13 +8,15 @@ Contract for whoever runs the weights folder (diffusers layout: ``model_index.js
 
 * **Space.** Images are RGB at 64x64, values in [-1, 1] (``2 * srgb - 1``), packed by
   ``torch.nn.functional.pixel_unshuffle(image, unshuffle)`` to [B, 192, 8, 8] and unpacked by ``pixel_shuffle``. There
-  is no VAE. (8x8 patches cost half of what 4x4 patches cost and learnt as much from a sample.) Render at 64x64, or resize to it (area or bilinear, antialiased) before packing.
+  is no VAE. (8x8 patches cost half of what 4x4 patches cost and learnt as much from a sample.) Render at 64x64, or
+  resize to it (area or bilinear, antialiased) before packing.
 * **Noise.** ``scheduler/`` holds the cumulative products; ``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise`` in the packed
   space (packing only moves values, so noising before or after it is the same).
 * **Camera.** ``guidance.prior.camera.condition(polar, azimuth, radius, fovy) -> [B, 8]`` (degrees, scene units) goes
   into the UNet as ``class_labels``; ``guidance.prior.camera.ray_map(pose [B, 3, 4] or [B, 4, 4], fovy [B], size=8) ->
-  [B, 13, 8, 8]`` (size = size / unshuffle of ``somnia.json``) is concatenated to the packed noisy image as extra input channels. Zeros in both mean "camera
-  unknown". In classifier-free guidance both branches keep the camera; only the text is dropped (prompt ``""``).
+  [B, 13, 8, 8]`` (size = size / unshuffle of ``somnia.json``) is concatenated to the packed noisy image as extra input
+  channels. Zeros in both mean "camera unknown". In classifier-free guidance both branches keep the camera; only the
+  text is dropped (prompt ``""``).
 * **Call.** ``unet(cat([x_t packed, ray_map], 1), t, encoder_hidden_states=text, class_labels=condition).sample`` is the
   estimate of **x_0**, packed (``prediction_type`` is ``"sample"``). From it: ``eps = (x_t - sqrt(a_t) x_0) /
   sqrt(1 - a_t)``. Guidance mixes the two branches in x_0, then clamp to [-1, 1].

@@ -1,4 +1,6 @@
-"""The camera as a condition of the embedded prior: a vector and a map of rays. B views; degrees outside, radians inside.
+"""The camera as a condition of the embedded prior: a vector and a map of rays.
+
+B views; degrees outside, radians inside.
 
 World: right-handed, +Y up, front = +Z = azimuth 0, azimuth grows towards +X; polar 0 is straight above. Poses are
 camera-to-world with OpenGL axes (x right, y up, looks along -z).
@@ -39,11 +41,23 @@ def condition(polar: Tensor | float, azimuth: Tensor | float, radius: Tensor | f
         [B, 8] float32 on the device of the arguments. Not meant to be differentiated.
     """
     polar, azimuth, radius, fovy = torch.broadcast_tensors(
-        _views(polar, "polar"), _views(azimuth, "azimuth"), _views(radius, "radius"), _views(fovy, "fovy"))
+        _views(polar, "polar"), _views(azimuth, "azimuth"), _views(radius, "radius"), _views(fovy, "fovy")
+    )
     a = torch.deg2rad(azimuth)
     extent = radius * torch.tan(torch.deg2rad(fovy) / 2)
-    return torch.stack([2 * a.sin(), 2 * a.cos(), (2 * a).sin(), (2 * a).cos(), 0.5 * (4 * a).cos(),
-                        (polar - 75) / 20, (extent - 0.6) * 5, torch.ones_like(a)], -1)
+    return torch.stack(
+        [
+            2 * a.sin(),
+            2 * a.cos(),
+            (2 * a).sin(),
+            (2 * a).cos(),
+            0.5 * (4 * a).cos(),
+            (polar - 75) / 20,
+            (extent - 0.6) * 5,
+            torch.ones_like(a),
+        ],
+        -1,
+    )
 
 
 def look_at(polar: Tensor, azimuth: Tensor, radius: Tensor) -> Tensor:
@@ -115,11 +129,16 @@ def random_cameras(count: int, generator: torch.Generator) -> dict[str, Tensor]:
 
     Radius and field of view are uniform; azimuth is uniform on the circle; polar is uniform in angle.
     """
+
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
 
-    return {"polar": uniform(*POLAR_RANGE), "azimuth": uniform(0.0, 360.0),
-            "radius": uniform(*RADIUS_RANGE), "fovy": uniform(*FOVY_RANGE)}
+    return {
+        "polar": uniform(*POLAR_RANGE),
+        "azimuth": uniform(0.0, 360.0),
+        "radius": uniform(*RADIUS_RANGE),
+        "fovy": uniform(*FOVY_RANGE),
+    }
 
 
 def visible_half_height(radius: float, fovy: float) -> float:

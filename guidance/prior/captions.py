@@ -7,9 +7,17 @@ import zlib
 from dataclasses import dataclass, field
 
 COLORS: dict[str, tuple[float, float, float]] = {
-    "red": (0.83, 0.10, 0.10), "orange": (0.95, 0.50, 0.08), "yellow": (0.96, 0.83, 0.12), "green": (0.13, 0.58, 0.19),
-    "blue": (0.12, 0.28, 0.82), "purple": (0.52, 0.15, 0.66), "pink": (0.96, 0.53, 0.70), "brown": (0.45, 0.27, 0.13),
-    "white": (0.94, 0.94, 0.92), "black": (0.10, 0.10, 0.11)}
+    "red": (0.83, 0.10, 0.10),
+    "orange": (0.95, 0.50, 0.08),
+    "yellow": (0.96, 0.83, 0.12),
+    "green": (0.13, 0.58, 0.19),
+    "blue": (0.12, 0.28, 0.82),
+    "purple": (0.52, 0.15, 0.66),
+    "pink": (0.96, 0.53, 0.70),
+    "brown": (0.45, 0.27, 0.13),
+    "white": (0.94, 0.94, 0.92),
+    "black": (0.10, 0.10, 0.11),
+}
 
 
 @dataclass(frozen=True)
@@ -30,40 +38,82 @@ class Wording:
 
 
 WORDINGS: dict[str, Wording] = {
-    "mushroom": Wording(("white", "red"), 1, "a {} cap"), "tree": Wording(("green", "brown"), 0, "a {} trunk"),
-    "snowman": Wording(("white", "black"), 0, "a {} hat"), "rocket": Wording(("white", "red"), 0, "a {} nose"),
-    "lamp": Wording(("brown", "yellow"), 1, "a {} shade"), "hamburger": Wording(("brown", "brown"), plain=True),
-    "chair": Wording(("brown", "brown"), None), "table": Wording(("brown", "brown"), None),
-    "mug": Wording(("white", "white"), None), "car": Wording(("red", "red"), None, "a {} roof"),
-    "house": Wording(("white", "red"), 0, "a {} roof"), "airplane": Wording(("white", "white"), None, "{} wings"),
-    "dog": Wording(("brown", "brown"), None, "{} ears"), "boat": Wording(("red", "white"), 0, "a {} cabin"),
-    "cube": Wording(("red", "red"), None), "ball": Wording(("red", "red"), None),
+    "mushroom": Wording(("white", "red"), 1, "a {} cap"),
+    "tree": Wording(("green", "brown"), 0, "a {} trunk"),
+    "snowman": Wording(("white", "black"), 0, "a {} hat"),
+    "rocket": Wording(("white", "red"), 0, "a {} nose"),
+    "lamp": Wording(("brown", "yellow"), 1, "a {} shade"),
+    "hamburger": Wording(("brown", "brown"), plain=True),
+    "chair": Wording(("brown", "brown"), None),
+    "table": Wording(("brown", "brown"), None),
+    "mug": Wording(("white", "white"), None),
+    "car": Wording(("red", "red"), None, "a {} roof"),
+    "house": Wording(("white", "red"), 0, "a {} roof"),
+    "airplane": Wording(("white", "white"), None, "{} wings"),
+    "dog": Wording(("brown", "brown"), None, "{} ears"),
+    "boat": Wording(("red", "white"), 0, "a {} cabin"),
+    "cube": Wording(("red", "red"), None),
+    "ball": Wording(("red", "red"), None),
     "cone": Wording(("orange", "orange"), None),
-    "cylinder": Wording(("blue", "blue"), None), "pyramid": Wording(("yellow", "yellow"), None),
-    "donut": Wording(("pink", "brown"), 0), "bottle": Wording(("green", "white"), 0, "a {} cap"),
-    "bed": Wording(("blue", "white"), 0, "a {} pillow"), "sofa": Wording(("red", "red"), None),
-    "cactus": Wording(("green", "brown"), 0, "a {} pot"), "ice cream": Wording(("pink", "brown"), 0),
-    "teddy bear": Wording(("brown", "brown"), None), "duck": Wording(("yellow", "orange"), 0, "a {} beak"),
-    "umbrella": Wording(("red", "brown"), 0, "a {} handle")}
+    "cylinder": Wording(("blue", "blue"), None),
+    "pyramid": Wording(("yellow", "yellow"), None),
+    "donut": Wording(("pink", "brown"), 0),
+    "bottle": Wording(("green", "white"), 0, "a {} cap"),
+    "bed": Wording(("blue", "white"), 0, "a {} pillow"),
+    "sofa": Wording(("red", "red"), None),
+    "cactus": Wording(("green", "brown"), 0, "a {} pot"),
+    "ice cream": Wording(("pink", "brown"), 0),
+    "teddy bear": Wording(("brown", "brown"), None),
+    "duck": Wording(("yellow", "orange"), 0, "a {} beak"),
+    "umbrella": Wording(("red", "brown"), 0, "a {} handle"),
+}
 TOPS = ("ball", "cone", "cube", "pyramid")
 BASES = ("cylinder", "cube")
 STACKED = {f"{top} on {base}": (top, base) for top in TOPS for base in BASES}
 KIND_NAMES: tuple[str, ...] = (*WORDINGS, *STACKED)
 
-SYNONYMS = {"cup": "mug", "plane": "airplane", "aeroplane": "airplane", "burger": "hamburger",
-            "cheeseburger": "hamburger", "sphere": "ball", "box": "cube", "couch": "sofa", "ship": "boat", "puppy": "dog", "automobile": "car",
-            "teddy": "teddy bear", "bear": "teddy bear", "icecream": "ice cream", "doughnut": "donut",
-            "violet": "purple", "fir": "tree", "spaceship": "rocket", "toadstool": "mushroom"}
+SYNONYMS = {
+    "cup": "mug",
+    "plane": "airplane",
+    "aeroplane": "airplane",
+    "burger": "hamburger",
+    "cheeseburger": "hamburger",
+    "sphere": "ball",
+    "box": "cube",
+    "couch": "sofa",
+    "ship": "boat",
+    "puppy": "dog",
+    "automobile": "car",
+    "teddy": "teddy bear",
+    "bear": "teddy bear",
+    "icecream": "ice cream",
+    "doughnut": "donut",
+    "violet": "purple",
+    "fir": "tree",
+    "spaceship": "rocket",
+    "toadstool": "mushroom",
+}
 FILLERS = {"a", "an", "the", "with", "on", "and", "of", "photo", "picture", "render", "3d", "model", "toy", "its"}
 
 # What the benchmark asks for; none of these combinations is ever trained (the hamburger, which has no colour, is).
 BENCHMARK_PROMPTS: tuple[tuple[str, str], ...] = (
-    ("a purple mushroom", "symmetric"), ("a pink tree", "symmetric"), ("a blue snowman", "symmetric"),
-    ("a green rocket", "symmetric"), ("a red ball on a blue cylinder", "symmetric"),
-    ("a green cone on a yellow cylinder", "symmetric"), ("an orange lamp", "symmetric"), ("a hamburger", "symmetric"),
-    ("an orange chair", "view"), ("a purple table", "view"), ("a yellow mug", "view"), ("a pink car", "view"),
-    ("a green house with a yellow roof", "view"), ("a red airplane", "view"), ("a blue dog", "view"),
-    ("a purple boat", "view"))
+    ("a purple mushroom", "symmetric"),
+    ("a pink tree", "symmetric"),
+    ("a blue snowman", "symmetric"),
+    ("a green rocket", "symmetric"),
+    ("a red ball on a blue cylinder", "symmetric"),
+    ("a green cone on a yellow cylinder", "symmetric"),
+    ("an orange lamp", "symmetric"),
+    ("a hamburger", "symmetric"),
+    ("an orange chair", "view"),
+    ("a purple table", "view"),
+    ("a yellow mug", "view"),
+    ("a pink car", "view"),
+    ("a green house with a yellow roof", "view"),
+    ("a red airplane", "view"),
+    ("a blue dog", "view"),
+    ("a purple boat", "view"),
+)
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,12 @@ def write_shard(number: int, folder: Path = DATA) -> Path:
             ids, facing = render(kind, proportions, {k: v[part] for k, v in cameras.items()}, IMAGE_SIZE)
             material[part] = ids
             normal[part] = (facing * 127).round().to(torch.int8)
-    tensors = {"material": material, "normal": normal, **cameras,
-               "kind": torch.tensor([KIND_NAMES.index(kind) for kind in kinds], dtype=torch.uint8)}
+    tensors = {
+        "material": material,
+        "normal": normal,
+        **cameras,
+        "kind": torch.tensor([KIND_NAMES.index(kind) for kind in kinds], dtype=torch.uint8),
+    }
     temporary = target.with_suffix(f".tmp{number}")
     save_file(tensors, temporary)
     temporary.rename(target)
@@ -85,8 +89,9 @@ class Batch:
     captions: list[str]
 
 
-def colorize(material: Tensor, normal: Tensor, palettes: Tensor, light: Tensor, ambient: Tensor,
-             background: Tensor) -> Tensor:
+def colorize(
+    material: Tensor, normal: Tensor, palettes: Tensor, light: Tensor, ambient: Tensor, background: Tensor
+) -> Tensor:
     """Colour, light and background for stored renders.
 
     Args:
@@ -103,7 +108,7 @@ def colorize(material: Tensor, normal: Tensor, palettes: Tensor, light: Tensor, 
     count, height, width = normal.shape[:3]
     table = torch.cat([palettes, torch.ones(count, palettes.shape[1], 1)], -1)
     table[:, EMPTY] = 0
-    index = (material.to(torch.int32) + torch.arange(count, dtype=torch.int32)[:, None, None] * palettes.shape[1])
+    index = material.to(torch.int32) + torch.arange(count, dtype=torch.int32)[:, None, None] * palettes.shape[1]
     fine = table.reshape(-1, 4).index_select(0, index.reshape(-1)).reshape(count, height, 2, width, 2, 4)
     pixel = (fine[:, :, 0, :, 0] + fine[:, :, 0, :, 1] + fine[:, :, 1, :, 0] + fine[:, :, 1, :, 1]) / 4
     facing = torch.einsum("bhwc,bc->bhw", normal, light).clamp(min=0)
@@ -136,8 +141,10 @@ class Loader:
             if path not in self.shards:
                 self.shards[path] = load_file(path)
         if not self.shards:
-            raise FileNotFoundError(f"embedded prior: expected shards in {self.folder}, found none; write some with "
-                                    "python -m guidance.prior.dataset --shards 0:60")
+            raise FileNotFoundError(
+                f"embedded prior: expected shards in {self.folder}, found none; write some with "
+                "python -m guidance.prior.dataset --shards 0:60"
+            )
 
     def _pick(self, size: int) -> tuple[dict[str, Tensor], list[str]]:
         """``size`` random rows, few from each of several shards, and the names of their kinds."""
@@ -163,7 +170,8 @@ class Loader:
         palettes = torch.stack([palette(caption) for caption in captions])
         palettes = (palettes + 0.06 * (self._uniform(*palettes.shape) - 0.5)).clamp(0, 1)
         light = torch.nn.functional.normalize(
-            torch.tensor([0.0, 0.25, 1.0]) + 0.8 * (self._uniform(size, 3) - 0.5), dim=-1)
+            torch.tensor([0.0, 0.25, 1.0]) + 0.8 * (self._uniform(size, 3) - 0.5), dim=-1
+        )
         ambient = torch.where(self._uniform(size) < 0.3, 1.0, 0.35 + 0.25 * self._uniform(size))
         background = torch.where(self._uniform(size, 1) < 0.4, 1.0, self._uniform(size, 3))
         image = colorize(rows["material"], rows["normal"].float() / 127, palettes, light, ambient, background)

@@ -1,9 +1,9 @@
 """Does the prior obey the camera? ``python -m guidance.prior.diagnose`` answers with figures and a sheet of samples.
 
-The figure is the error of the denoised image when the camera it is told is wrong by 90 or 180 degrees, over the error with
-the right one, at t = 850, where the noise hides which way the object faces. One means that the camera is ignored. Beside
-it stands the ceiling: the same ratio for the best denoiser there could be, the posterior mean over renders of the family
-seen by the right or the wrong camera. B images, R reference renders.
+The figure is the error of the denoised image when the camera it is told is wrong by 90 or 180 degrees, over the error
+with the right one, at t = 850, where the noise hides which way the object faces. One means that the camera is ignored.
+Beside it stands the ceiling: the same ratio for the best denoiser there could be, the posterior mean over renders of
+the family seen by the right or the wrong camera. B images.
 """
 
 import argparse
@@ -33,8 +33,9 @@ def pictures(caption: Caption, cameras: dict[str, Tensor], seed: int = 0) -> Ten
     proportions = random_proportions(caption.kind, count, torch.Generator().manual_seed(seed))
     material, normal = render(caption.kind, proportions, cameras, IMAGE_SIZE)
     light = torch.nn.functional.normalize(torch.tensor([0.0, 0.25, 1.0]), dim=0).expand(count, 3)
-    image = colorize(material, normal, palette(caption).expand(count, -1, -1), light, torch.full((count,), 0.5),
-                     torch.ones(count, 3))
+    image = colorize(
+        material, normal, palette(caption).expand(count, -1, -1), light, torch.full((count,), 0.5), torch.ones(count, 3)
+    )
     return image.permute(0, 3, 1, 2) * 2 - 1
 
 
@@ -72,8 +73,9 @@ def camera_error(prior: Prior, caption: Caption, t: int = 850, count: int = 40, 
 
 
 @torch.no_grad()
-def ceiling_error(prior: Prior, caption: Caption, t: int = 850, count: int = 8, references: int = 48,
-                  seed: int = 1) -> dict[int, float]:
+def ceiling_error(
+    prior: Prior, caption: Caption, t: int = 850, count: int = 8, references: int = 48, seed: int = 1
+) -> dict[int, float]:
     """As :func:`camera_error`, for the posterior mean over ``references`` renders of the family by the told camera."""
     cameras = random_cameras(count, torch.Generator().manual_seed(seed))
     image = pictures(caption, cameras, seed)
@@ -82,7 +84,7 @@ def ceiling_error(prior: Prior, caption: Caption, t: int = 850, count: int = 8, 
     errors = dict.fromkeys(TURNS, 0.0)
     for i in range(count):
         for turn in TURNS:
-            told = {k: v[i:i + 1].expand(references) for k, v in turned(cameras, turn).items()}
+            told = {k: v[i : i + 1].expand(references) for k, v in turned(cameras, turn).items()}
             choices = pictures(caption, told, seed + 1000 + i)
             likelihood = -(noisy[i] - level.sqrt() * choices).square().sum((1, 2, 3)) / (2 * (1 - level))
             estimate = (torch.softmax(likelihood, 0)[:, None, None, None] * choices).sum(0)
@@ -91,9 +93,10 @@ def ceiling_error(prior: Prior, caption: Caption, t: int = 850, count: int = 8, 
 
 
 @torch.no_grad()
-def sample(prior: Prior, prompts: list[str], cameras: dict[str, Tensor], steps: int = 25, scale: float = 3.0,
-           seed: int = 0) -> Tensor:
-    """Pictures [B, 3, 64, 64] in [0, 1] by DDIM (Song et al. 2021, eq. 12, eta = 0), the same noise for each of them."""
+def sample(
+    prior: Prior, prompts: list[str], cameras: dict[str, Tensor], steps: int = 25, scale: float = 3.0, seed: int = 0
+) -> Tensor:
+    """Pictures [B, 3, 64, 64] in [0, 1] by DDIM (Song et al. 2021, eq. 12, eta = 0), the same noise for each."""
     count = len(prompts)
     camera, ray = (torch.cat([c, c]) for c in conditions(cameras))
     text = prior.encode_text([*prompts, *[""] * count])
@@ -113,8 +116,12 @@ def sample(prior: Prior, prompts: list[str], cameras: dict[str, Tensor], steps: 
 def sheet(prior: Prior, prompts: list[str], scale: float = 3.0, steps: int = 25) -> Tensor:
     """Samples in a grid [H, W, 3] uint8: a row for each prompt, a column for each of six views."""
     polar, azimuth = torch.tensor(VIEWS).T
-    cameras = {"polar": polar, "azimuth": azimuth, "radius": torch.full_like(polar, 3.2),
-               "fovy": torch.full_like(polar, 20.0)}
+    cameras = {
+        "polar": polar,
+        "azimuth": azimuth,
+        "radius": torch.full_like(polar, 3.2),
+        "fovy": torch.full_like(polar, 20.0),
+    }
     rows = [torch.cat(list(sample(prior, [prompt] * len(VIEWS), cameras, steps, scale)), 2) for prompt in prompts]
     return (torch.cat(rows, 1).permute(1, 2, 0) * 255).round().to(torch.uint8)
 

@@ -8,13 +8,35 @@ import torch
 
 from guidance.prior.captions import BASES, TOPS
 from guidance.prior.primitives import (
-    box, capsule, cylinder, ellipsoid, frustum, gable, intersect, length, pyramid, sector, sphere, torus, union)
+    box,
+    capsule,
+    cylinder,
+    ellipsoid,
+    frustum,
+    gable,
+    intersect,
+    length,
+    pyramid,
+    sector,
+    sphere,
+    torus,
+    union,
+)
 
 FIRST, SECOND, DARK, GLASS, LIGHT, WOOD, CARROT, PATTY, CHEESE, LETTUCE, BUN, METAL, CREAM = range(13)
-FIXED_COLORS = {"dark": (0.09, 0.09, 0.10), "glass": (0.45, 0.68, 0.86), "light": (0.99, 0.95, 0.70),
-                "wood": (0.42, 0.25, 0.12), "carrot": (0.95, 0.50, 0.08), "patty": (0.33, 0.17, 0.09),
-                "cheese": (0.98, 0.76, 0.15), "lettuce": (0.36, 0.68, 0.20), "bun": (0.85, 0.58, 0.28),
-                "metal": (0.62, 0.64, 0.67), "cream": (0.93, 0.88, 0.76)}
+FIXED_COLORS = {
+    "dark": (0.09, 0.09, 0.10),
+    "glass": (0.45, 0.68, 0.86),
+    "light": (0.99, 0.95, 0.70),
+    "wood": (0.42, 0.25, 0.12),
+    "carrot": (0.95, 0.50, 0.08),
+    "patty": (0.33, 0.17, 0.09),
+    "cheese": (0.98, 0.76, 0.15),
+    "lettuce": (0.36, 0.68, 0.20),
+    "bun": (0.85, 0.58, 0.28),
+    "metal": (0.62, 0.64, 0.67),
+    "cream": (0.93, 0.88, 0.76),
+}
 
 
 def _mushroom(p, x, y, z):
@@ -28,9 +50,11 @@ def _tree(p, x, y, z):
     trunk = cylinder(x, y + 0.48 - p.trunk / 2, z, p.thick, p.trunk / 2 + 0.02)
     low = p.trunk - 0.48
     rest = 0.50 - low
-    crown = union(frustum(x, y - low - 0.22 * rest, z, p.radius, 0.28 * p.radius, 0.22 * rest),
-                  frustum(x, y - low - 0.47 * rest, z, 0.80 * p.radius, 0.18 * p.radius, 0.20 * rest),
-                  frustum(x, y - low - 0.78 * rest, z, 0.60 * p.radius, 0.0, 0.22 * rest))
+    crown = union(
+        frustum(x, y - low - 0.22 * rest, z, p.radius, 0.28 * p.radius, 0.22 * rest),
+        frustum(x, y - low - 0.47 * rest, z, 0.80 * p.radius, 0.18 * p.radius, 0.20 * rest),
+        frustum(x, y - low - 0.78 * rest, z, 0.60 * p.radius, 0.0, 0.22 * rest),
+    )
     return [(FIRST, crown), (SECOND, trunk)]
 
 
@@ -45,7 +69,9 @@ def _snowman(p, x, y, z):
     nose_z = z - top - 0.05
     nose = frustum(x, -nose_z, y - y2, 0.0, 0.036, 0.085)
     eyes = sphere(x.abs() - 0.38 * top, y - y2 - 0.30 * top, z - 0.86 * top, 0.030)
-    buttons = union(sphere(x, y - y1 - 0.35 * mid, z - 0.93 * mid, 0.030), sphere(x, y - y1 + 0.20 * mid, z - 0.99 * mid, 0.030))
+    buttons = union(
+        sphere(x, y - y1 - 0.35 * mid, z - 0.93 * mid, 0.030), sphere(x, y - y1 + 0.20 * mid, z - 0.99 * mid, 0.030)
+    )
     return [(FIRST, body), (SECOND, hat), (CARROT, nose), (DARK, union(eyes, buttons))]
 
 
@@ -74,13 +100,18 @@ def _hamburger(p, x, y, z):
     patty = cylinder(x, y + 0.09, z, r * 1.03, p.patty / 2 + 0.02, 0.03)
     cheese = intersect(box(x, y + 0.015, z, r * 0.86, 0.016, r * 0.86), length(x, z) - r * 1.13)
     angle = torch.atan2(z, x)
-    lettuce = cylinder(x, y - 0.025 - 0.014 * torch.sin(9 * angle), z, r * 1.10 + 0.02 * torch.sin(7 * angle), 0.02) * 0.8
+    lettuce = (
+        cylinder(x, y - 0.025 - 0.014 * torch.sin(9 * angle), z, r * 1.10 + 0.02 * torch.sin(7 * angle), 0.02) * 0.8
+    )
     top = intersect(ellipsoid(x, y - 0.05, z, r, p.dome, r), 0.05 - y)
     tilt = length(x, z)
     u, v = sector(x, z, 8)
     ring = 0.55 * r
     seed_y = 0.05 + p.dome * (1 - 0.55**2) ** 0.5
-    seeds = union(ellipsoid(u - ring, y - seed_y, v, 0.026, 0.02, 0.017), ellipsoid(tilt, y - 0.05 - p.dome, z * 0, 0.026, 0.018, 0.026))
+    seeds = union(
+        ellipsoid(u - ring, y - seed_y, v, 0.026, 0.02, 0.017),
+        ellipsoid(tilt, y - 0.05 - p.dome, z * 0, 0.026, 0.018, 0.026),
+    )
     return [(BUN, low), (PATTY, patty), (CHEESE, cheese), (LETTUCE, lettuce), (BUN, top), (CREAM, seeds)]
 
 
@@ -88,8 +119,13 @@ def _chair(p, x, y, z):
     seat_y = p.seat - 0.46
     seat = box(x, y - seat_y, z, p.width, 0.035, p.depth, 0.01)
     back = box(x, y - (seat_y + 0.47) / 2, z + p.depth - 0.03, p.width, (0.47 - seat_y) / 2 * p.back, 0.032, 0.01)
-    back = union(back, box(x.abs() - p.width + 0.03, y - (seat_y + 0.47) / 2, z + p.depth - 0.03, 0.03, (0.47 - seat_y) / 2, 0.03))
-    legs = box(x.abs() - p.width + p.leg, y - (seat_y - 0.46) / 2, z.abs() - p.depth + p.leg, p.leg, (seat_y + 0.46) / 2, p.leg)
+    back = union(
+        back,
+        box(x.abs() - p.width + 0.03, y - (seat_y + 0.47) / 2, z + p.depth - 0.03, 0.03, (0.47 - seat_y) / 2, 0.03),
+    )
+    legs = box(
+        x.abs() - p.width + p.leg, y - (seat_y - 0.46) / 2, z.abs() - p.depth + p.leg, p.leg, (seat_y + 0.46) / 2, p.leg
+    )
     return [(FIRST, union(seat, back, legs))]
 
 
@@ -170,8 +206,10 @@ def _boat(p, x, y, z):
     width = p.beam * taper.clamp(min=0) * (1 - 0.45 * (depth / p.hull).clamp(0, 1).square())
     hull = intersect((x.abs() - width) * 0.55, -depth, (depth - p.hull) * 0.8, -z - 0.42 + 0.25 * depth)
     cabin = box(x, y - deck - p.cabin / 2, z + 0.12, p.beam * 0.62, p.cabin / 2, 0.17, 0.01)
-    windows = union(box(x, y - deck - 0.60 * p.cabin, z + 0.12, p.beam * 0.62 + 0.006, 0.032, 0.12),
-                    box(x, y - deck - 0.60 * p.cabin, z + 0.10, p.beam * 0.45, 0.035, 0.158))
+    windows = union(
+        box(x, y - deck - 0.60 * p.cabin, z + 0.12, p.beam * 0.62 + 0.006, 0.032, 0.12),
+        box(x, y - deck - 0.60 * p.cabin, z + 0.10, p.beam * 0.45, 0.035, 0.158),
+    )
     funnel = cylinder(x, y - deck - p.cabin - 0.07, z + 0.16, 0.062, 0.10)
     return [(FIRST, hull), (SECOND, cabin), (GLASS, windows), (DARK, funnel)]
 
@@ -212,8 +250,11 @@ def _bottle(p, x, y, z):
 
 
 def _bed(p, x, y, z):
-    frame = union(box(x, y + 0.20, z, p.width, 0.05, 0.45), box(x, y + 0.20 - p.head / 2, z + 0.43, p.width, p.head / 2 + 0.06, 0.03),
-                  box(x.abs() - p.width + 0.04, y + 0.27, z.abs() - 0.41, 0.035, 0.07, 0.035))
+    frame = union(
+        box(x, y + 0.20, z, p.width, 0.05, 0.45),
+        box(x, y + 0.20 - p.head / 2, z + 0.43, p.width, p.head / 2 + 0.06, 0.03),
+        box(x.abs() - p.width + 0.04, y + 0.27, z.abs() - 0.41, 0.035, 0.07, 0.035),
+    )
     blanket = box(x, y + 0.10, z - 0.10, p.width - 0.005, 0.085, 0.345, 0.03)
     sheet = box(x, y + 0.11, z, p.width - 0.02, 0.075, 0.42, 0.03)
     pillow = ellipsoid(x, y + 0.02, z + 0.31, p.width * 0.72, 0.055, 0.09)
@@ -231,8 +272,10 @@ def _sofa(p, x, y, z):
 def _cactus(p, x, y, z):
     pot = frustum(x, y + 0.37, z, 0.15, 0.21, 0.11)
     stem = capsule(x, y, z, (0.0, -0.28, 0.0), (0.0, 0.36, 0.0), p.stem)
-    arms = union(capsule(x.abs(), y, z, (0.0, p.arm, 0.0), (p.reach, p.arm, 0.0), 0.058),
-                 capsule(x.abs(), y, z, (p.reach, p.arm, 0.0), (p.reach, p.arm + 0.18, 0.0), 0.058))
+    arms = union(
+        capsule(x.abs(), y, z, (0.0, p.arm, 0.0), (p.reach, p.arm, 0.0), 0.058),
+        capsule(x.abs(), y, z, (p.reach, p.arm, 0.0), (p.reach, p.arm + 0.18, 0.0), 0.058),
+    )
     return [(SECOND, pot), (FIRST, union(stem, arms))]
 
 
@@ -249,8 +292,10 @@ def _teddy_bear(p, x, y, z):
     arms = capsule(x.abs(), y, z, (p.girth * 0.8, -0.08, 0.02), (p.girth + 0.12, -0.20, 0.08), 0.068)
     legs = capsule(x.abs(), y, z, (0.11, -0.36, 0.05), (0.16, -0.40, 0.20), 0.082)
     snout = ellipsoid(x, y - 0.14, z - 0.02 - p.head * 0.9, 0.085, 0.065, 0.065)
-    face = union(sphere(x, y - 0.165, z - 0.07 - p.head * 0.95, 0.028),
-                 sphere(x.abs() - 0.075, y - 0.25, z - 0.02 - p.head * 0.88, 0.027))
+    face = union(
+        sphere(x, y - 0.165, z - 0.07 - p.head * 0.95, 0.028),
+        sphere(x.abs() - 0.075, y - 0.25, z - 0.02 - p.head * 0.88, 0.027),
+    )
     return [(FIRST, union(body, head, ears, arms, legs)), (CREAM, snout), (DARK, face)]
 
 
@@ -278,12 +323,17 @@ def _stacked(top: str, base: str):
     def parts(p, x, y, z):
         floor = -0.46
         level = floor + 2 * p.base
-        low = (cylinder(x, y - floor - p.base, z, p.width, p.base, 0.01) if base == "cylinder"
-               else box(x, y - floor - p.base, z, p.width, p.base, p.width, 0.01))
-        high = {"ball": lambda: sphere(x, y - level - p.top * 0.96, z, p.top),
-                "cone": lambda: frustum(x, y - level - p.top, z, p.top * 0.95, 0.0, p.top),
-                "cube": lambda: box(x, y - level - p.top * 0.85, z, p.top * 0.85, p.top * 0.85, p.top * 0.85, 0.01),
-                "pyramid": lambda: pyramid(x, y - level - p.top, z, p.top * 0.9, p.top)}[top]()
+        low = (
+            cylinder(x, y - floor - p.base, z, p.width, p.base, 0.01)
+            if base == "cylinder"
+            else box(x, y - floor - p.base, z, p.width, p.base, p.width, 0.01)
+        )
+        high = {
+            "ball": lambda: sphere(x, y - level - p.top * 0.96, z, p.top),
+            "cone": lambda: frustum(x, y - level - p.top, z, p.top * 0.95, 0.0, p.top),
+            "cube": lambda: box(x, y - level - p.top * 0.85, z, p.top * 0.85, p.top * 0.85, p.top * 0.85, 0.01),
+            "pyramid": lambda: pyramid(x, y - level - p.top, z, p.top * 0.9, p.top),
+        }[top]()
         return [(FIRST, high), (SECOND, low)]
 
     symmetry = "round" if top in ("ball", "cone") and base == "cylinder" else "mirror"
@@ -291,23 +341,60 @@ def _stacked(top: str, base: str):
 
 
 BUILDERS = {
-    "mushroom": ({"stem": (0.40, 0.50), "radius": (0.34, 0.42), "cap": (0.28, 0.38), "thick": (0.09, 0.13)}, _mushroom, "round"),
+    "mushroom": (
+        {"stem": (0.40, 0.50), "radius": (0.34, 0.42), "cap": (0.28, 0.38), "thick": (0.09, 0.13)},
+        _mushroom,
+        "round",
+    ),
     "tree": ({"trunk": (0.16, 0.24), "radius": (0.30, 0.38), "thick": (0.055, 0.085)}, _tree, "round"),
     "snowman": ({"low": (0.20, 0.23), "mid": (0.70, 0.78)}, _snowman, "mirror"),
     "rocket": ({"radius": (0.13, 0.17), "nose": (0.24, 0.31), "fin": (0.12, 0.18)}, _rocket, "mirror"),
-    "lamp": ({"foot": (0.16, 0.22), "pole": (0.035, 0.05), "radius": (0.28, 0.35), "taper": (0.50, 0.70),
-              "height": (0.32, 0.42)}, _lamp, "round"),
+    "lamp": (
+        {
+            "foot": (0.16, 0.22),
+            "pole": (0.035, 0.05),
+            "radius": (0.28, 0.35),
+            "taper": (0.50, 0.70),
+            "height": (0.32, 0.42),
+        },
+        _lamp,
+        "round",
+    ),
     "hamburger": ({"radius": (0.37, 0.42), "dome": (0.20, 0.26), "patty": (0.10, 0.14)}, _hamburger, "mirror"),
-    "chair": ({"seat": (0.38, 0.46), "width": (0.20, 0.25), "depth": (0.20, 0.25), "back": (0.80, 1.0), "leg": (0.03, 0.045)},
-              _chair, "mirror"),
-    "table": ({"height": (0.46, 0.58), "width": (0.38, 0.44), "depth": (0.24, 0.32), "leg": (0.035, 0.05)}, _table, "mirror"),
-    "mug": ({"radius": (0.25, 0.30), "half": (0.27, 0.34), "handle": (0.16, 0.20), "tube": (0.042, 0.055)}, _mug, "none"),
-    "car": ({"body": (0.15, 0.19), "cabin": (0.14, 0.18), "width": (0.20, 0.24), "wheel": (0.095, 0.115)}, _car, "mirror"),
-    "house": ({"walls": (0.34, 0.42), "width": (0.28, 0.34), "depth": (0.26, 0.32), "roof": (0.26, 0.34)}, _house, "mirror"),
-    "airplane": ({"radius": (0.10, 0.13), "span": (0.42, 0.48), "chord": (0.085, 0.11), "sweep": (0.15, 0.35)}, _airplane, "mirror"),
+    "chair": (
+        {"seat": (0.38, 0.46), "width": (0.20, 0.25), "depth": (0.20, 0.25), "back": (0.80, 1.0), "leg": (0.03, 0.045)},
+        _chair,
+        "mirror",
+    ),
+    "table": (
+        {"height": (0.46, 0.58), "width": (0.38, 0.44), "depth": (0.24, 0.32), "leg": (0.035, 0.05)},
+        _table,
+        "mirror",
+    ),
+    "mug": (
+        {"radius": (0.25, 0.30), "half": (0.27, 0.34), "handle": (0.16, 0.20), "tube": (0.042, 0.055)},
+        _mug,
+        "none",
+    ),
+    "car": (
+        {"body": (0.15, 0.19), "cabin": (0.14, 0.18), "width": (0.20, 0.24), "wheel": (0.095, 0.115)},
+        _car,
+        "mirror",
+    ),
+    "house": (
+        {"walls": (0.34, 0.42), "width": (0.28, 0.34), "depth": (0.26, 0.32), "roof": (0.26, 0.34)},
+        _house,
+        "mirror",
+    ),
+    "airplane": (
+        {"radius": (0.10, 0.13), "span": (0.42, 0.48), "chord": (0.085, 0.11), "sweep": (0.15, 0.35)},
+        _airplane,
+        "mirror",
+    ),
     "dog": ({"girth": (0.13, 0.16), "head": (0.125, 0.145), "neck": (0.20, 0.25)}, _dog, "mirror"),
     "boat": ({"beam": (0.20, 0.25), "hull": (0.19, 0.25), "cabin": (0.15, 0.20)}, _boat, "mirror"),
-    "cube": ({"half": (0.27, 0.33)}, _cube, "mirror"), "ball": ({"radius": (0.36, 0.45)}, _ball, "round"),
+    "cube": ({"half": (0.27, 0.33)}, _cube, "mirror"),
+    "ball": ({"radius": (0.36, 0.45)}, _ball, "round"),
     "cone": ({"radius": (0.28, 0.36), "half": (0.36, 0.44)}, _cone, "round"),
     "cylinder": ({"radius": (0.22, 0.30), "half": (0.32, 0.40)}, _cylinder, "round"),
     "pyramid": ({"side": (0.32, 0.38), "half": (0.26, 0.34)}, _pyramid, "mirror"),

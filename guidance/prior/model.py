@@ -15,8 +15,15 @@ from guidance.prior.captions import vocabulary
 MAX_TOKENS = 16
 TRAIN_STEPS = 1000
 CHANNELS, HEADS = (96, 128), (3, 4)
-SOMNIA = {"space": "pixels", "size": IMAGE_SIZE, "unshuffle": UNSHUFFLE, "camera": "vector8+rays",
-          "camera_dim": CONDITION_DIM, "ray_channels": RAY_CHANNELS, "guidance_scale": 7.5}
+SOMNIA = {
+    "space": "pixels",
+    "size": IMAGE_SIZE,
+    "unshuffle": UNSHUFFLE,
+    "camera": "vector8+rays",
+    "camera_dim": CONDITION_DIM,
+    "ray_channels": RAY_CHANNELS,
+    "guidance_scale": 7.5,
+}
 
 
 @dataclass
@@ -34,8 +41,9 @@ class Prior:
 
     def encode_text(self, prompts: list[str]) -> Tensor:
         """Hidden states [B, 16, 64] of the prompts; "" is the prompt that says nothing. Differentiable."""
-        tokens = self.tokenizer(prompts, padding="max_length", max_length=MAX_TOKENS, truncation=True,
-                                return_tensors="pt")
+        tokens = self.tokenizer(
+            prompts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+        )
         return self.text_encoder(tokens["input_ids"]).last_hidden_state
 
     def predict(self, noisy: Tensor, t: Tensor, text: Tensor, camera: Tensor, ray: Tensor) -> Tensor:
@@ -95,7 +103,7 @@ def _byte_pair_files(folder: Path) -> tuple[Path, Path]:
 def _merge(pieces: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
     merged, i = [], 0
     while i < len(pieces):
-        if pieces[i:i + 2] == pair:
+        if pieces[i : i + 2] == pair:
             merged.append(pieces[i] + pieces[i + 1])
             i += 2
         else:
@@ -127,20 +135,43 @@ def build(tiny: bool = False, seed: int = 0) -> Prior:
     torch.manual_seed(seed)
     tokenizer = _build_tokenizer()
     width = 32 if tiny else 64
-    text_encoder = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=1 if tiny else 2,
-        num_attention_heads=4, max_position_embeddings=MAX_TOKENS, projection_dim=width, hidden_act="quick_gelu",
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id))
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=1 if tiny else 2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            projection_dim=width,
+            hidden_act="quick_gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
     unet = UNet2DConditionModel(
-        sample_size=GRID_SIZE, in_channels=IMAGE_CHANNELS + RAY_CHANNELS, out_channels=IMAGE_CHANNELS,
-        block_out_channels=(16, 16) if tiny else CHANNELS, layers_per_block=1, norm_num_groups=8,
+        sample_size=GRID_SIZE,
+        in_channels=IMAGE_CHANNELS + RAY_CHANNELS,
+        out_channels=IMAGE_CHANNELS,
+        block_out_channels=(16, 16) if tiny else CHANNELS,
+        layers_per_block=1,
+        norm_num_groups=8,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=width, attention_head_dim=2 if tiny else HEADS, resnet_time_scale_shift="scale_shift",
-        class_embed_type="projection", projection_class_embeddings_input_dim=CONDITION_DIM)
-    scheduler = DDPMScheduler(num_train_timesteps=TRAIN_STEPS, trained_betas=shifted_cosine_betas(),
-                              prediction_type="sample", clip_sample=True, clip_sample_range=1.0)
+        cross_attention_dim=width,
+        attention_head_dim=2 if tiny else HEADS,
+        resnet_time_scale_shift="scale_shift",
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=CONDITION_DIM,
+    )
+    scheduler = DDPMScheduler(
+        num_train_timesteps=TRAIN_STEPS,
+        trained_betas=shifted_cosine_betas(),
+        prediction_type="sample",
+        clip_sample=True,
+        clip_sample_range=1.0,
+    )
     return Prior(unet.eval(), text_encoder.eval(), tokenizer, scheduler)
 
 
@@ -158,11 +189,18 @@ def save(prior: Prior, folder: Path | str, recipe: dict | None = None, half: boo
     prior.tokenizer.save_pretrained(folder / "tokenizer")
     _byte_pair_files(folder / "tokenizer")
     prior.scheduler.save_pretrained(folder / "scheduler")
-    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__,
-             "feature_extractor": [None, None], "safety_checker": [None, None], "requires_safety_checker": False,
-             "scheduler": ["diffusers", "DDPMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
-             "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
-             "vae": [None, None]}
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "feature_extractor": [None, None],
+        "safety_checker": [None, None],
+        "requires_safety_checker": False,
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": [None, None],
+    }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     (folder / "somnia.json").write_text(json.dumps(SOMNIA, indent=2) + "\n")
     if recipe is not None:
@@ -178,12 +216,21 @@ def load(folder: Path | str) -> Prior:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     folder = Path(folder)
-    for part in ("unet/config.json", "text_encoder/config.json", "tokenizer/vocab.json",
-                 "scheduler/scheduler_config.json", "somnia.json"):
+    for part in (
+        "unet/config.json",
+        "text_encoder/config.json",
+        "tokenizer/vocab.json",
+        "scheduler/scheduler_config.json",
+        "somnia.json",
+    ):
         if not (folder / part).is_file():
-            raise FileNotFoundError(f"embedded prior: expected {folder / part}, which is missing; restore the folder "
-                                    "from version control or run python -m guidance.prior.train")
-    return Prior(UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).eval(),
-                 CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval(),
-                 CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-                 DDPMScheduler.from_pretrained(folder / "scheduler"))
+            raise FileNotFoundError(
+                f"embedded prior: expected {folder / part}, which is missing; restore the folder "
+                "from version control or run python -m guidance.prior.train"
+            )
+    return Prior(
+        UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).eval(),
+        CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval(),
+        CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        DDPMScheduler.from_pretrained(folder / "scheduler"),
+    )

@@ -20,8 +20,9 @@ def _entry(origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return along - half, along + half, closest < BOUND**2
 
 
-def trace(kind: str, proportions: dict[str, Tensor], origins: Tensor, directions: Tensor,
-          shape_index: Tensor) -> tuple[Tensor, Tensor]:
+def trace(
+    kind: str, proportions: dict[str, Tensor], origins: Tensor, directions: Tensor, shape_index: Tensor
+) -> tuple[Tensor, Tensor]:
     """First hits of rays with shapes of one kind.
 
     Args:
@@ -66,8 +67,9 @@ def normals(kind: str, proportions: dict[str, Tensor], points: Tensor) -> Tensor
 
 
 @torch.no_grad()
-def render(kind: str, proportions: dict[str, Tensor], cameras: dict[str, Tensor], size: int,
-           supersample: int = 2) -> tuple[Tensor, Tensor]:
+def render(
+    kind: str, proportions: dict[str, Tensor], cameras: dict[str, Tensor], size: int, supersample: int = 2
+) -> tuple[Tensor, Tensor]:
     """Pictures without colour: what is where, and which way it faces.
 
     Args:

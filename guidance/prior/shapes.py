@@ -75,8 +75,10 @@ def family(caption: Caption | str, count: int, seed: int = 0) -> list[Shape]:
 
 def random_proportions(kind: str, count: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Uniform draws from the ranges of a kind, each [count]."""
-    return {name: low + (high - low) * torch.rand(count, generator=generator)
-            for name, (low, high) in KINDS[kind].ranges.items()}
+    return {
+        name: low + (high - low) * torch.rand(count, generator=generator)
+        for name, (low, high) in KINDS[kind].ranges.items()
+    }
 
 
 def _caption(caption: Caption | str) -> Caption:
@@ -89,7 +91,7 @@ def _caption(caption: Caption | str) -> Caption:
 
 
 def distances(kind: str, proportions: dict[str, Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
-    """Signed distance [M] and material [M] uint8 of points [M, 3]; proportions are numbers or [M] (one shape a point)."""
+    """Signed distance [M] and material [M] uint8 of points [M, 3]; proportions are numbers, or [M] (a shape a point)."""
     p = SimpleNamespace(**proportions)
     parts = KINDS[kind].parts(p, *points.unbind(-1))
     best = parts[0][1]

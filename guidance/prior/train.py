@@ -1,9 +1,9 @@
 """Training of the embedded prior: ``python -m guidance.prior.train --minutes 120`` starts it or goes on with it.
 
-x_0 prediction with a plain squared error in x_0: every noise level counts by how much it hides, so the loss lives at high
-noise, where the camera decides (and a narrow network can say what the clean image is, but not what full-rank noise is:
-Li and He 2025, "Back to basics: let denoising generative models denoise"). The learning rate is constant and falls only
-in the last minutes, from a state that is kept, so a later run goes on as if it had never fallen.
+x_0 prediction with a plain squared error in x_0: every noise level counts by how much it hides, so the loss lives at
+high noise, where the camera decides (and a narrow network can say what the clean image is, but not what full-rank noise
+is: Li and He 2025, "Back to basics: let denoising generative models denoise"). The learning rate is constant and falls
+only in the last minutes, from a state that is kept, so a later run goes on as if it had never fallen.
 
 B images a process; processes average their gradients (gloo), one thread each.
 """
@@ -31,18 +31,18 @@ class Recipe:
     """What a run depends on; written beside the weights."""
 
     seed: int = 0
-    batch: int = 24             # images a process and step
+    batch: int = 24  # images a process and step
     processes: int = 2
-    lr: float = 1e-3            # AdamW, constant phase
-    warmup: int = 300           # steps
-    decay_minutes: float = 15   # linear fall to 2 % at the end of a run
+    lr: float = 1e-3  # AdamW, constant phase
+    warmup: int = 300  # steps
+    decay_minutes: float = 15  # linear fall to 2 % at the end of a run
     weight_decay: float = 0.01
     ema: float = 0.999
-    clip: float = 1.0           # gradient norm
-    drop_text: float = 0.09     # text alone, camera alone, both
+    clip: float = 1.0  # gradient norm
+    drop_text: float = 0.09  # text alone, camera alone, both
     drop_camera: float = 0.04
     drop_both: float = 0.03
-    t_bias: float = 1.4         # t = 1000 (1 - u^bias), u uniform
+    t_bias: float = 1.4  # t = 1000 (1 - u^bias), u uniform
 
 
 @dataclass
@@ -75,8 +75,9 @@ class Trainer:
         self.prior.text_encoder.train()
         self.parameters = self.prior.parameters()
         self.average = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay,
-                                           betas=(0.9, 0.99), fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99), fused=True
+        )
         self.progress = Progress()
         if (run / "state.pt").exists():
             self.load(run / "state.pt")
@@ -91,8 +92,8 @@ class Trainer:
         """Text states [B, 16, 64]; token ids are kept, because captions repeat."""
         for caption in set(captions) - self.tokens.keys():
             self.tokens[caption] = self.prior.tokenizer(
-                caption, padding="max_length", max_length=prior_model.MAX_TOKENS, truncation=True,
-                return_tensors="pt")["input_ids"][0]
+                caption, padding="max_length", max_length=prior_model.MAX_TOKENS, truncation=True, return_tensors="pt"
+            )["input_ids"][0]
         ids = torch.stack([self.tokens[caption] for caption in captions])
         return self.prior.text_encoder(ids).last_hidden_state
 
@@ -112,8 +113,9 @@ class Trainer:
         noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
         with torch.autocast("cpu", torch.bfloat16):
             text = self.encode_text(captions)
-            estimate = self.prior.predict(noisy, t, text, batch.camera * keep_camera[:, None],
-                                          batch.ray * keep_camera[:, None, None, None])
+            estimate = self.prior.predict(
+                noisy, t, text, batch.camera * keep_camera[:, None], batch.ray * keep_camera[:, None, None, None]
+            )
         return (estimate.float() - clean).square().mean()
 
     def step(self, share: float) -> float:
@@ -152,8 +154,15 @@ class Trainer:
         """Write everything a resumed run needs, whole or not at all."""
         self.run_folder.mkdir(parents=True, exist_ok=True)
         temporary = self.run_folder / (name + ".tmp")
-        torch.save({"parameters": [p.detach() for p in self.parameters], "average": self.average,
-                    "optimizer": self.optimizer.state_dict(), "progress": asdict(self.progress)}, temporary)
+        torch.save(
+            {
+                "parameters": [p.detach() for p in self.parameters],
+                "average": self.average,
+                "optimizer": self.optimizer.state_dict(),
+                "progress": asdict(self.progress),
+            },
+            temporary,
+        )
         temporary.rename(self.run_folder / name)
 
     def load(self, path: Path) -> None:
@@ -168,18 +177,37 @@ class Trainer:
 
     def export(self, folder: Path) -> None:
         """Write the averaged weights as a diffusers folder in fp16, with ``recipe.json``."""
-        smooth = prior_model.Prior(copy.deepcopy(self.prior.unet), copy.deepcopy(self.prior.text_encoder),
-                                   self.prior.tokenizer, self.prior.scheduler)
+        smooth = prior_model.Prior(
+            copy.deepcopy(self.prior.unet),
+            copy.deepcopy(self.prior.text_encoder),
+            self.prior.tokenizer,
+            self.prior.scheduler,
+        )
         with torch.no_grad():
             for target, value in zip(smooth.parameters(), self.average, strict=True):
                 target.copy_(value)
-        prior_model.save(smooth, folder, {"recipe": asdict(self.recipe), **asdict(self.progress),
-                                          "renders": sum(len(s["kind"]) for s in self.loader.shards.values()),
-                                          "data_sha256": data_hash(self.data), "torch": torch.__version__})
+        prior_model.save(
+            smooth,
+            folder,
+            {
+                "recipe": asdict(self.recipe),
+                **asdict(self.progress),
+                "renders": sum(len(s["kind"]) for s in self.loader.shards.values()),
+                "data_sha256": data_hash(self.data),
+                "torch": torch.__version__,
+            },
+        )
 
 
-def train(recipe: Recipe, data: Path, run: Path, minutes: float, rank: int = 0, save_every: float = 3.0,
-          export_every: float = 20.0) -> Trainer:
+def train(
+    recipe: Recipe,
+    data: Path,
+    run: Path,
+    minutes: float,
+    rank: int = 0,
+    save_every: float = 3.0,
+    export_every: float = 20.0,
+) -> Trainer:
     """Train for some minutes of wall clock; the state is saved every ``save_every`` minutes, weights every
     ``export_every`` minutes to ``run/../snapshot``."""
     trainer = Trainer(recipe, data, run, rank)
@@ -203,8 +231,12 @@ def train(recipe: Recipe, data: Path, run: Path, minutes: float, rank: int = 0, 
             trainer.save("stable.pt")
             kept = True
         if len(losses) == 100:
-            report = {"step": trainer.progress.step, "samples": trainer.progress.samples,
-                      "loss": round(sum(losses) / len(losses), 5), "minutes": round(trainer.progress.seconds / 60, 1)}
+            report = {
+                "step": trainer.progress.step,
+                "samples": trainer.progress.samples,
+                "loss": round(sum(losses) / len(losses), 5),
+                "minutes": round(trainer.progress.seconds / 60, 1),
+            }
             print(json.dumps(report), flush=True)
             losses.clear()
         if now - saved > 60 * save_every:
@@ -242,8 +274,9 @@ def main() -> None:
     recipe = Recipe(seed=args.seed, batch=args.batch, processes=args.processes, lr=args.lr)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as meeting:
-        torch.multiprocessing.spawn(_worker, (recipe, args.data, args.run, args.minutes, f"{meeting}/meet"),
-                                    nprocs=recipe.processes)
+        torch.multiprocessing.spawn(
+            _worker, (recipe, args.data, args.run, args.minutes, f"{meeting}/meet"), nprocs=recipe.processes
+        )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,16 @@ import random
 import pytest
 
 from guidance.prior.captions import (
-    BENCHMARK_PROMPTS, COLORS, KIND_NAMES, Caption, is_held_out, knows, parse, random_caption, vocabulary)
+    BENCHMARK_PROMPTS,
+    COLORS,
+    KIND_NAMES,
+    Caption,
+    is_held_out,
+    knows,
+    parse,
+    random_caption,
+    vocabulary,
+)
 
 
 def test_there_are_enough_kinds_and_colours():

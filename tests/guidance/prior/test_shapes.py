@@ -3,10 +3,19 @@
 import pytest
 import torch
 
-from guidance.prior.captions import KIND_NAMES, parse
 from guidance.prior.camera import random_cameras
+from guidance.prior.captions import KIND_NAMES, parse
 from guidance.prior.render import render
-from guidance.prior.shapes import EMPTY, KINDS, albedo, canonical, family, occupancy, random_proportions, signed_distance
+from guidance.prior.shapes import (
+    EMPTY,
+    KINDS,
+    albedo,
+    canonical,
+    family,
+    occupancy,
+    random_proportions,
+    signed_distance,
+)
 
 
 def grid(resolution=28, half=0.62):
@@ -43,7 +52,9 @@ def test_mirror_kinds_are_the_same_left_and_right():
     for kind, spec in KINDS.items():
         if spec.symmetry != "none":
             shape = canonical(parse(f"a {kind.replace(' on ', ' on a ')}").caption)
-            torch.testing.assert_close(signed_distance(shape, points), signed_distance(shape, points * torch.tensor([-1.0, 1, 1])))
+            torch.testing.assert_close(
+                signed_distance(shape, points), signed_distance(shape, points * torch.tensor([-1.0, 1, 1]))
+            )
 
 
 def test_round_kinds_look_the_same_from_everywhere():
@@ -52,7 +63,9 @@ def test_round_kinds_look_the_same_from_everywhere():
     for kind, spec in KINDS.items():
         if spec.symmetry == "round":
             shape = canonical(parse(f"a {kind.replace(' on ', ' on a ')}").caption)
-            torch.testing.assert_close(signed_distance(shape, points), signed_distance(shape, turned), atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                signed_distance(shape, points), signed_distance(shape, turned), atol=1e-5, rtol=0
+            )
 
 
 def test_the_mug_has_its_one_handle_at_plus_x_and_is_hollow():
@@ -82,8 +95,12 @@ def test_shape_of_an_unknown_kind_is_refused_with_the_known_ones():
 
 
 def test_render_of_a_ball_covers_the_disc_that_perspective_gives():
-    cameras = {"polar": torch.tensor([90.0]), "azimuth": torch.tensor([0.0]), "radius": torch.tensor([3.2]),
-               "fovy": torch.tensor([20.0])}
+    cameras = {
+        "polar": torch.tensor([90.0]),
+        "azimuth": torch.tensor([0.0]),
+        "radius": torch.tensor([3.2]),
+        "fovy": torch.tensor([20.0]),
+    }
     material, normal = render("ball", {"radius": torch.tensor([0.4])}, cameras, 32)
     tangent = 0.4 / (3.2**2 - 0.4**2) ** 0.5 / torch.tan(torch.deg2rad(torch.tensor(10.0)))
     share = (material != EMPTY).float().mean()
@@ -92,8 +109,12 @@ def test_render_of_a_ball_covers_the_disc_that_perspective_gives():
 
 
 def test_render_shows_the_handle_on_the_right_from_the_front_and_on_the_left_from_behind():
-    cameras = {"polar": torch.tensor([85.0, 85.0]), "azimuth": torch.tensor([0.0, 180.0]),
-               "radius": torch.tensor([3.2, 3.2]), "fovy": torch.tensor([20.0, 20.0])}
+    cameras = {
+        "polar": torch.tensor([85.0, 85.0]),
+        "azimuth": torch.tensor([0.0, 180.0]),
+        "radius": torch.tensor([3.2, 3.2]),
+        "fovy": torch.tensor([20.0, 20.0]),
+    }
     mug = {name: torch.full((2,), value) for name, value in canonical("a mug").proportions.items()}
     covered = (render("mug", mug, cameras, 32)[0] != EMPTY).float()
     columns = covered[:, 32:40].sum(1) > 0
@@ -106,5 +127,8 @@ def test_render_shows_the_handle_on_the_right_from_the_front_and_on_the_left_fro
 
 def test_render_is_the_same_for_the_same_generator():
     cameras = random_cameras(2, torch.Generator().manual_seed(0))
-    pictures = [render("chair", random_proportions("chair", 2, torch.Generator().manual_seed(1)), cameras, 16)[0] for _ in range(2)]
+    pictures = [
+        render("chair", random_proportions("chair", 2, torch.Generator().manual_seed(1)), cameras, 16)[0]
+        for _ in range(2)
+    ]
     assert torch.equal(*pictures)
