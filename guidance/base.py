@@ -4,8 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nerf.structs import Part, Views
 
@@ -97,8 +96,3 @@ class Guidance(ABC):
         if state:
             raise ValueError(f"{self.name}: expected an empty state, got {sorted(state)}; the checkpoint is of a run "
                              "with another --guidance")
-
-
-def freeze(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The module in evaluation mode on ``device`` as ``dtype``, none of its parameters learning."""
-    return module.requires_grad_(False).eval().to(device=device, dtype=dtype)

@@ -1,9 +1,9 @@
 """Score distillation without a model: from any denoiser to a gradient on images. B images, K branches, T times.
 
 A picture x is noised to ``x_t = alpha x + sigma noise`` with ``alpha^2 = abar_t`` and ``sigma^2 = 1 - abar_t``. A
-denoiser looks at x_t under K conditions (nothing, the prompt, ...). Its answers are turned into estimates of x_0 and mixed
-there; the residual ``noise_hat - noise = alpha / sigma * (x - x0_hat)`` is, up to the weight w(t), the gradient of
-DreamFusion (Poole et al. 2022, arXiv 2209.14988, eq. 3).
+denoiser looks at x_t under K conditions (nothing, the prompt, ...). Its answers are turned into estimates of x_0 and
+mixed there; the residual ``noise_hat - noise = alpha / sigma * (x - x0_hat)`` is, up to the weight w(t), the gradient
+of DreamFusion (Poole et al. 2022, arXiv 2209.14988, eq. 3).
 """
 
 from collections.abc import Callable
@@ -209,12 +209,17 @@ class _Inject(torch.autograd.Function):
         return (upstream * gradient / len(gradient)).to(ctx.dtype), None
 
 
-def inject(x: Tensor, gradient: Tensor) -> Tensor:
+def inject(x: Tensor, gradient: Tensor, pictures: Tensor | None = None) -> Tensor:
     """A loss whose gradient with respect to x is ``gradient / B``.
 
     Its value is ``1/2 |gradient|^2`` of a picture, averaged over the B pictures: zero exactly where the denoiser is
     content. Unlike a squared distance to a shifted copy of x, nothing is lost when the gradient is far smaller than x.
-    Differentiable once, in x.
+    Differentiable once, in x. Reads one number back from the device.
+
+    Args:
+        x: [B, ...] what the denoiser judged.
+        gradient: like x, in its dtype or a wider one.
+        pictures: [B, ...] the rendering that x was made from, if it was not x itself; named in the error message.
 
     Raises:
         ValueError: the shapes differ.
@@ -224,16 +229,16 @@ def inject(x: Tensor, gradient: Tensor) -> Tensor:
         raise ValueError(f"inject: expected a gradient {list(x.shape)}, got {list(gradient.shape)}")
     loss = _Inject.apply(x, gradient.detach())
     if not torch.isfinite(loss):
-        raise DivergenceError(_diagnosis(x, gradient))
+        raise DivergenceError(_diagnosis(x if pictures is None else pictures, gradient))
     return loss
 
 
-def _diagnosis(x: Tensor, gradient: Tensor) -> str:
+def _diagnosis(pictures: Tensor, gradient: Tensor) -> str:
     """Which pictures went wrong, and on which side of the denoiser."""
-    bad = [i for i in range(len(x)) if not torch.isfinite(gradient[i]).all()]
-    broken_input = [i for i in bad if not torch.isfinite(x[i]).all()]
+    bad = [i for i in range(len(pictures)) if not torch.isfinite(gradient[i]).all()]
+    broken_input = [i for i in bad if not torch.isfinite(pictures[i]).all()]
     if broken_input:
-        return (f"score distillation: the rendered pictures {broken_input} of {len(x)} hold NaN or infinity before the "
-                "diffusion model sees them; lower --lr, set --grad_clip, or resume from an earlier checkpoint")
-    return (f"score distillation: the gradient of pictures {bad or 'all'} of {len(x)} is not finite though the "
+        return (f"score distillation: the rendered pictures {broken_input} of {len(pictures)} hold NaN or infinity "
+                "before the diffusion model sees them; lower --lr, set --grad_clip, or resume an earlier checkpoint")
+    return (f"score distillation: the gradient of pictures {bad or 'all'} of {len(pictures)} is not finite though the "
             "pictures are; the diffusion model overflowed: leave out --fp16 or use --bf16, or lower --guidance_scale")

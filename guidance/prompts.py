@@ -9,14 +9,10 @@ import torch
 from torch import Tensor
 
 VIEW_WORDS = ("front", "side", "back", "overhead", "bottom")
+VIEW_ENDINGS = tuple(f", {word} view" for word in VIEW_WORDS)  # what is added to the prompt
 OVERHEAD = 30.0  # polar angle at which a view is half from above (DreamFusion switches at 60 degrees of elevation)
 BOTTOM = 150.0  # polar angle at which a view is half from below
 RAMP = 20.0  # degrees over which the polar words fade in
-
-
-def view_prompts(text: str) -> dict[str, str]:
-    """The prompt with each of the V view words, in the order of :data:`VIEW_WORDS`."""
-    return {word: f"{text}, {word} view" for word in VIEW_WORDS}
 
 
 def wrapped(azimuth: Tensor) -> Tensor:

@@ -191,7 +191,8 @@ def _from_key(key: str) -> Resolved:
         return Resolved(str(folder), kind, f"guidance: {key} from the cache (--hf_key)")
     if offline():
         raise UserError(f"--hf_key {key} is neither a folder nor complete in the Hugging Face cache, and the "
-                        f"environment says offline ({', '.join(OFFLINE_VARIABLES)}); give a local folder, or unset the variable")
+                        f"environment says offline ({', '.join(OFFLINE_VARIABLES)}); give a local folder, or unset "
+                        "the variable")
     return Resolved(key, "sd", f"guidance: downloading {key} (--hf_key)", remote=True)
 
 

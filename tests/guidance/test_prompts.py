@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from guidance.prompts import VIEW_WORDS, blend, view_prompts, view_weights, wrapped
+from guidance.prompts import VIEW_WORDS, blend, view_weights, wrapped
 
 
 def angles(azimuth, polar=90.0):
@@ -49,11 +49,6 @@ def test_left_and_right_are_both_sides():
 
 def test_azimuths_are_wrapped_on_both_sides():
     assert wrapped(torch.tensor([270.0, -270.0, 180.0, 540.0])).tolist() == [-90.0, 90.0, -180.0, -180.0]
-
-
-def test_prompts_keep_the_text_and_name_the_view():
-    prompts = view_prompts("a hamburger")
-    assert tuple(prompts) == VIEW_WORDS and prompts["back"] == "a hamburger, back view"
 
 
 def test_blend_of_a_pure_view_is_its_embedding():

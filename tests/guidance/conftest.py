@@ -1,0 +1,113 @@
+"""Tiny random models in the real file layouts, built once: Stable Diffusion (new and legacy), the embedded prior."""
+
+import json
+import shutil
+import string
+from pathlib import Path
+
+import pytest
+import torch
+
+LAYOUT = json.loads((Path(__file__).parent / "stable_diffusion_layout.json").read_text())
+WIDTH = 16
+
+
+@pytest.fixture(scope="session")
+def layout():
+    """What is known of the published folders, see ``stable_diffusion_layout.json``."""
+    return LAYOUT
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Any attempt to reach the network fails the test."""
+    import socket
+
+    def refuse(*args):
+        raise AssertionError("a test reached for the network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def write_tokenizer(folder: Path) -> int:
+    """A byte-pair tokenizer that knows letters and no words, in the files of the published ones; returns its size."""
+    folder.mkdir(parents=True)
+    letters = string.ascii_lowercase + string.digits + ",.!'-"
+    tokens = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(LAYOUT["tokenizer_config"]))
+    return len(tokens)
+
+
+def write_stable_diffusion(folder: Path) -> None:
+    """Stable Diffusion 2.1's layout and tensor names, every width cut down."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    words = write_tokenizer(folder / "tokenizer")
+    narrow = {"block_out_channels": (8, 16, 32, 32), "norm_num_groups": 4}  # widths in the real proportions
+    UNet2DConditionModel(**LAYOUT["unet"]["both"], **narrow, use_linear_projection=True, attention_head_dim=2,
+                         sample_size=8, cross_attention_dim=WIDTH).save_pretrained(folder / "unet")
+    AutoencoderKL(**LAYOUT["vae"]["config"], **narrow, sample_size=64).save_pretrained(folder / "vae")
+    config = CLIPTextConfig(vocab_size=words, hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=2,
+                            num_attention_heads=2, max_position_embeddings=77, bos_token_id=words - 2,
+                            eos_token_id=words - 1, pad_token_id=words - 1)
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(LAYOUT["scheduler"]))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+
+
+def as_legacy(folder: Path) -> None:
+    """Turn a folder's weights into the pickled files and tensor names of 2022."""
+    from safetensors.torch import load_file
+
+    for part in ("unet", "vae", "text_encoder"):
+        (path,) = (folder / part).glob("*.safetensors")
+        tensors = load_file(path)
+        path.unlink()
+        if part == "vae":
+            for new, old in LAYOUT["vae"]["legacy_names"].items():
+                new, old = f"attentions.0.{new}.", f"attentions.0.{old}."
+                tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+        if part == "text_encoder":
+            prefix = LAYOUT["text_encoder"]["legacy_prefix"]
+            tensors = {prefix + name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+            tensors[LAYOUT["text_encoder"]["legacy_extra"]] = torch.arange(77)[None]
+        stem = "pytorch_model" if part == "text_encoder" else "diffusion_pytorch_model"
+        torch.save(tensors, folder / part / f"{stem}.bin")
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory):
+    """A tiny Stable Diffusion; do not change its files."""
+    folder = tmp_path_factory.mktemp("weights") / "sd"
+    write_stable_diffusion(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prior_folder(tmp_path_factory):
+    """A tiny embedded prior; do not change its files."""
+    from guidance.prior import model
+
+    folder = tmp_path_factory.mktemp("weights") / "prior"
+    model.save(model.build(tiny=True), folder)
+    return folder
+
+
+@pytest.fixture
+def broken_folder(sd_folder, tmp_path):
+    """A copy of the tiny Stable Diffusion to break."""
+    return shutil.copytree(sd_folder, tmp_path / "broken")
+
+
+@pytest.fixture
+def legacy_folder(sd_folder, tmp_path):
+    """The tiny Stable Diffusion in the files of 2022."""
+    folder = shutil.copytree(sd_folder, tmp_path / "legacy")
+    as_legacy(folder)
+    return folder
