@@ -65,7 +65,7 @@ def install_torch(python: str) -> None:
     print("setup: installing torch ...", flush=True)
     if shutil.which("nvidia-smi") is None:
         try:
-            pip(python, "--extra-index-url", CPU_WHEELS, "--retries", "1", "--timeout", "20", "torch")
+            pip(python, "--extra-index-url", CPU_WHEELS, "--retries", "1", "--timeout", "20", "--no-deps", "torch")
             return
         except subprocess.CalledProcessError:
             print("setup: the index of CPU builds cannot be reached; taking torch from the usual one", flush=True)
