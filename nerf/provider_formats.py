@@ -1,6 +1,6 @@
 """Posed photographs on disk: which files there are, what cameras took them, and which are held out. Opens no picture.
 
-Two layouts are read: Blender's ``transforms_{train,val,test}.json``, instant-ngp's and nerfstudio's ``transforms.json``.
+Two layouts: Blender's ``transforms_{train,val,test}.json``, and instant-ngp's and nerfstudio's ``transforms.json``.
 Poses are camera-to-world with OpenGL axes (x right, y up, looks along -z) in the world of the file.
 """
 

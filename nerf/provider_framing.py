@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nerf.errors import UserError
+
 UNDECIDED = 0.3  # length of the mean up direction below which cameras are all around and say nothing; +Z is up then
 SNAP_DEGREES = 25.0  # the cameras' mean up this close to an axis of the file means that axis
 FACING = 0.3  # length of the mean direction to the cameras above which they count as standing on one side
+SMALLEST_BOX = 1e-6
 SCENE_MARGIN = 1.1  # of the farthest camera's distance: half the side of a captured scene's box
 
 
@@ -33,7 +36,7 @@ def focus_point(pose: Tensor) -> Tensor:
     """The point [3] nearest to all optical axes, in the least-squares sense, and in front of most cameras.
 
     Axes that are parallel, or one alone, have no such point; then it lies ahead of the cameras' middle, as far as they
-    spread (1 if they do not).
+    spread (1 if they do not). For cameras that look outwards from a room's middle it is that middle.
 
     Args:
         pose: [I, 4, 4].
@@ -47,8 +50,7 @@ def focus_point(pose: Tensor) -> Tensor:
         point = torch.linalg.solve(normal, (across @ origin[:, :, None]).mean(0)[:, 0])
         if (((point - origin) * forward).sum(-1) > 0).double().mean() > 0.5:
             return point
-    ahead = torch.nn.functional.normalize(forward.mean(0), dim=0)
-    return middle + ahead * (spread if spread > 1e-6 else 1.0)
+    return middle + forward.mean(0) * (spread if spread > 1e-6 else 1.0)
 
 
 def up_direction(pose: Tensor) -> Tensor:
@@ -101,6 +103,9 @@ def frame(pose: Tensor, half_angle: Tensor, box: tuple[Tensor, float] | None, cl
         box: centre [3] and half side in the file's world, or None.
         clear: the photographs have alpha.
         bound: half the side of our box.
+
+    Raises:
+        UserError: the cameras all stand in one place and look apart.
     """
     focus = focus_point(pose)
     distance = (pose[:, :3, 3] - focus).norm(dim=-1)
@@ -110,6 +115,9 @@ def frame(pose: Tensor, half_angle: Tensor, box: tuple[Tensor, float] | None, cl
         kind, centre, half = "object", focus, (distance * torch.tan(half_angle)).median().item()
     else:
         kind, centre, half = "scene", focus, SCENE_MARGIN * distance.max().item()
+    if not half > SMALLEST_BOX:
+        raise UserError(f"the {len(pose)} photographs were all taken from one place and look apart, so nothing shows "
+                        "depth; give photographs from several places")
     rotation = upright(up_direction(pose))
     if kind != "object":
         rotation = _turned_to_front((pose[:, :3, 3] - focus) @ rotation.T) @ rotation

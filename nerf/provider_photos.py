@@ -335,9 +335,8 @@ class Photographs:
         half_y = (self._height / (2 * self._fy)).median().item()
         half_x = (self._width / (2 * self._fx)).median().item()
         fovy = 2 * math.degrees(math.atan(min(half_y, half_x * height / width)))
-        views = centred_views(look_at(position, target), torch.full((count,), fovy, dtype=torch.float64), height, width)
-        tensors = {k: v.float() for k, v in views.__dict__.items() if isinstance(v, Tensor)}
-        return replace(views, **tensors).to(self.device)
+        views = centred_views(look_at(position, target).float(), torch.full((count,), fovy), height, width)
+        return views.to(self.device)
 
 
 def _over(rgba: Tensor, background: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nerf.cameras import look_at
+from nerf.errors import UserError
 from nerf.provider_framing import focus_point, frame, up_direction, upright
 
 Z_UP = (0.0, 0.0, 1.0)
@@ -35,12 +36,17 @@ def test_focus_of_parallel_axes_lies_ahead_of_the_cameras(count):
     assert point.isfinite().all() and point[1] > 0.5
 
 
-def test_focus_of_cameras_that_look_apart_lies_not_behind_them():
-    pose = circle()
+def test_focus_of_cameras_that_look_outwards_is_their_middle():
+    pose = circle(height=0.0)
     pose[:, :3, [0, 2]] *= -1  # about face: the axes meet behind all cameras
-    forward = -pose[:, :3, 2]
-    focus = focus_point(pose)
-    assert (((focus - pose[:, :3, 3]) * forward).sum(-1) > 0).any()
+    torch.testing.assert_close(focus_point(pose), torch.zeros(3, dtype=torch.float64))
+
+
+def test_frame_refuses_photographs_that_were_all_taken_from_one_place():
+    pose = circle(height=0.0)
+    pose[:, :3, 3] = 0
+    with pytest.raises(UserError, match="12 photographs were all taken from one place"):
+        frame(pose, half_angles(), None, False, 1.0)
 
 
 @pytest.mark.parametrize("up", AXES)
