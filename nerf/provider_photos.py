@@ -132,6 +132,23 @@ class Photographs:
         log.info(photos.summary(split, files))
         return photos
 
+    @classmethod
+    def splits_of(
+        cls, folder: str | Path, config, device: torch.device | str = "cpu", bound: float = 1.0
+    ) -> dict[str, "Photographs"]:
+        """All splits of a folder that have photographs, in one world; "train" is always there.
+
+        A "val" that would only repeat "test" is left out. Arguments and errors as for :meth:`from_folder`.
+        """
+        files = read_folder(folder, config.holdout)
+        made = {}
+        for split in SPLITS:
+            repeats = split == "val" and files.splits["val"] == files.splits["test"]
+            if files.splits[split] and not repeats:
+                made[split] = cls(files, split, config, device, bound)
+                log.info(made[split].summary(split, files))
+        return made
+
     def summary(self, split: str, files: PhotoFiles) -> str:
         """One line on what was read, what was missing and how it was framed."""
         sizes = sorted({(int(w), int(h)) for w, h in zip(self._width, self._height, strict=True)})

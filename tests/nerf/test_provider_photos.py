@@ -204,6 +204,12 @@ def test_splits_of_one_folder_share_one_world(mixed):
     torch.testing.assert_close(back, other, atol=1e-5, rtol=0)
 
 
+def test_splits_are_loaded_together_and_validation_does_not_repeat_the_test(mixed):
+    splits = Photographs.splits_of(mixed, options(holdout=2))
+    assert {name: len(photos) for name, photos in splits.items()} == {"train": 1, "test": 2}
+    assert list(Photographs.splits_of(mixed, options(holdout=0))) == ["train"]
+
+
 def test_photograph_numbers_are_unique_over_the_splits(mixed):
     numbers = torch.cat([load(mixed, split, holdout=2).index for split in ("train", "test")])
     assert torch.equal(numbers, torch.arange(3))
