@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,8 @@ class StableDiffusion(Guidance):
         self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype
         self.settings = settings or Settings()
         weights.check_folder(self.folder)
+        if find_spec("diffusers") is None or find_spec("transformers") is None:
+            raise UserError("guidance SD needs diffusers and transformers; pip install diffusers transformers")
         self.somnia = weights.somnia_of(self.folder)
         self.unet = load_part(self.folder, "unet", self.device, dtype)
         if self.somnia:

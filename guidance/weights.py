@@ -262,11 +262,16 @@ def fetch(resolved: Resolved) -> Path:
     """
     if not resolved.remote:
         return Path(resolved.source)
+    try:
+        from huggingface_hub.errors import HTTPError  # a connection that fails is not an OSError there
+    except ImportError:
+        raise UserError("downloading weights needs huggingface_hub; pip install diffusers transformers, or give "
+                        "--hf_key FOLDER") from None
     failures = []
     for hub_id in (resolved.source, *resolved.alternatives):
         try:
             folder = _download(hub_id)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPError) as error:
             lines = str(error).strip().splitlines()
             failures.append(f"{hub_id}: {lines[0] if lines else type(error).__name__}")
             continue

