@@ -1,8 +1,8 @@
 """How well photographs are learned in a given time: train on a folder, measure PSNR and SSIM on what was held out.
 
-    python -m benchmarks.photographs DIR --minutes 10 [--workspace DIR] [-- any flags of main.py]
+    python -m benchmarks.photographs DIR --minutes 10 [--workspace DIR] [any flags of main.py]
 
-It runs the command line that a user would and reads the ``result.json`` that it leaves, so the figure is the program's own.
+It runs the command line that a user would, and reads the figures from the ``result.json`` that it leaves.
 """
 
 import argparse
@@ -37,15 +37,15 @@ def report(result: dict) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run, print the command and its figures; returns the exit code of the run, or 2 if it measured nothing."""
-    parser = argparse.ArgumentParser(prog="benchmarks.photographs", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="benchmarks.photographs", description=__doc__.split("\n", 1)[0],
+                                     epilog="Other flags go to main.py as they are.", allow_abbrev=False)
     parser.add_argument("folder", help="posed photographs, as --data takes them")
     parser.add_argument("--minutes", type=float, default=10.0, help="of training (default 10)")
     parser.add_argument("--workspace", help="where the run writes; a temporary folder by default")
-    parser.add_argument("extra", nargs="*", help="flags for main.py, after --")
-    args = parser.parse_args(argv)
+    args, extra = parser.parse_known_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         workspace = args.workspace or temporary
-        words = command(args.folder, args.minutes, workspace, args.extra)
+        words = command(args.folder, args.minutes, workspace, extra)
         print(" ".join(words), flush=True)
         code = subprocess.run(words, check=False).returncode
         if code != 0:
