@@ -1,0 +1,80 @@
+"""The C side of the kernels: parameter structs as the headers in src/ define them, and the two-pass march."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+import extension
+
+
+def _struct(name: str, pointers: str, integers: str, reals: str) -> type[ctypes.Structure]:
+    """A parameter struct: pointers, then int64, then doubles, each in the order of the header."""
+    fields = [(n, ctypes.c_void_p) for n in pointers.split()]
+    fields += [(n, ctypes.c_int64) for n in integers.split()] + [(n, ctypes.c_double) for n in reals.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+MarchParams = _struct(
+    "MarchParams",
+    "origins directions near far noise alive cursor cells blocks first count positions t dt ray_index",
+    "num_rays cascades grid_size limit",
+    "bound dt_gamma dt_min dt_max",
+)
+CompositeParams = _struct(
+    "CompositeParams",
+    "alpha values t first count weights opacity depth image alive transmittance "
+    "grad_weights grad_opacity grad_depth grad_image grad_alpha grad_values",
+    "num_rays channels",
+    "min_transmittance",
+)
+NearFarParams = _struct("NearFarParams", "origins directions aabb near far", "num_rays", "min_near")
+SphereParams = _struct("SphereParams", "origins directions coords", "num_rays", "radius")
+
+NO_LIMIT = 1 << 40
+
+
+def run(name: str, params: ctypes.Structure, like: Tensor) -> None:
+    """Run a kernel that takes a parameter struct, on the device and in the dtype of ``like``."""
+    dtype = 0 if like.dtype == torch.float32 else 1
+    extension.kernel("raymarching", name, like.device)(ctypes.byref(params), dtype)
+
+
+def fill(kind: type[ctypes.Structure], **values: Tensor | int | float | None) -> ctypes.Structure:
+    """A parameter struct; tensors become pointers. The caller keeps the tensors alive."""
+    return kind(**{k: extension.pointer(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+def coarse_bits(bitfield: Tensor, cascades: int, grid_size: int) -> Tensor:
+    """The coarse bitfield: one bit for each 4^3 cells of the fine one, int64 [C * max(1, H^3 / 4096)]."""
+    words = cascades * max(1, grid_size**3 // 4096)
+    blocks = torch.empty(words, dtype=torch.int64, device=bitfield.device)
+    params = fill(MarchParams, cells=bitfield, blocks=blocks, num_rays=words, cascades=cascades, grid_size=grid_size)
+    extension.kernel("raymarching", "march_coarsen", bitfield.device)(ctypes.byref(params), 0)
+    return blocks
+
+
+def count_samples(params: ctypes.Structure, num_rays: int, like: Tensor) -> Tensor:
+    """First pass of the march: how many samples each ray has, int64 [A]; -1 for a ray that is not finite."""
+    count = torch.empty(num_rays, dtype=torch.int64, device=like.device)
+    params.count = extension.pointer(count)
+    run("march_count", params, like)
+    return count
+
+
+def write_samples(
+    params: ctypes.Structure, first: Tensor, count: Tensor, size: int, like: Tensor
+) -> tuple[Tensor, ...]:
+    """Second pass of the march: positions [M, 3], t [M], dt [M], ray_index [M] with M = ``size``.
+
+    Where ``count`` does not fill the buffers, the rest is 0: a step of no length at the origin of ray 0.
+    """
+    make = torch.empty if like.device.type == "cpu" and size == int(count.sum()) else torch.zeros
+    positions = make(size, 3, dtype=like.dtype, device=like.device)
+    t, dt = make(2, size, dtype=like.dtype, device=like.device)
+    ray_index = make(size, dtype=torch.int64, device=like.device)
+    outputs = {"first": first, "count": count, "positions": positions, "t": t, "dt": dt, "ray_index": ray_index}
+    for name, tensor in outputs.items():
+        setattr(params, name, extension.pointer(tensor))
+    run("march_write", params, like)
+    return positions, t, dt, ray_index
