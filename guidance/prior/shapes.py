@@ -91,7 +91,7 @@ def _caption(caption: Caption | str) -> Caption:
 
 
 def distances(kind: str, proportions: dict[str, Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
-    """Signed distance [M] and material [M] uint8 of points [M, 3]; proportions are numbers, or [M] (a shape a point)."""
+    """Signed distance [M] and material [M] uint8 of points [M, 3]; proportions are numbers or [M]."""
     p = SimpleNamespace(**proportions)
     parts = KINDS[kind].parts(p, *points.unbind(-1))
     best = parts[0][1]

@@ -1,0 +1,275 @@
+"""Measuring a written mesh against a known solid: voxels, silhouettes, colours, and which way it faces.
+
+G voxels a side of the box [-HALF, HALF]^3, V vertices, T triangles, K views of S x S pixels. World: +Y up, front +Z.
+numpy does the work; the truth comes from ``guidance.prior.shapes``.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from guidance.prior.camera import look_at
+from guidance.prior.captions import Caption
+from guidance.prior.render import render
+from guidance.prior.shapes import EMPTY, Shape, family, occupancy
+
+HALF = 0.7
+GRID = 64
+
+
+@dataclass(frozen=True)
+class ColoredMesh:
+    """vertices [V, 3], faces [T, 3], and colour in [0, 1]: uv [V, 2] into texture [H, W, 3], or color [V, 3]."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    uv: np.ndarray | None = None
+    texture: np.ndarray | None = None
+    color: np.ndarray | None = None
+
+
+def read_mesh(path: Path) -> ColoredMesh:
+    """Read a GLB or OBJ with a texture, vertex colours, or neither (then it is mid-grey)."""
+    import trimesh
+
+    mesh = trimesh.load(path, force="mesh", process=False)
+    vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
+    material = getattr(mesh.visual, "material", None)
+    picture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
+    if getattr(mesh.visual, "uv", None) is not None and picture is not None:
+        texture = np.asarray(picture.convert("RGB"), np.float64) / 255
+        return ColoredMesh(vertices, faces, np.asarray(mesh.visual.uv, np.float64), texture)
+    if mesh.visual.kind == "vertex":
+        return ColoredMesh(vertices, faces, color=np.asarray(mesh.visual.vertex_colors)[:, :3] / 255.0)
+    return ColoredMesh(vertices, faces, color=np.full((len(vertices), 3), 0.5))
+
+
+def _covered(corner: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which integer points lie in which 2-D triangles.
+
+    Args:
+        corner: [T, 3, 2] in units of the integer lattice.
+        low, high: [2] first and last lattice point.
+
+    Returns:
+        triangle index [C], lattice point [C, 2] and barycentric weights [C, 3] of all C coverings.
+    """
+    first = np.maximum(np.ceil(corner.min(1)), low).astype(np.int64)
+    last = np.minimum(np.floor(corner.max(1)), high).astype(np.int64)
+    extent = np.maximum(last - first + 1, 0)
+    count = extent[:, 0] * extent[:, 1]
+    triangle = np.repeat(np.arange(len(corner)), count)
+    running = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    width = extent[triangle, 0]
+    point = first[triangle] + np.stack([running % np.maximum(width, 1), running // np.maximum(width, 1)], -1)
+    a, b, c = corner[triangle, 0], corner[triangle, 1], corner[triangle, 2]
+
+    def area(p: np.ndarray, q: np.ndarray, r: np.ndarray) -> np.ndarray:
+        return (q[:, 0] - p[:, 0]) * (r[:, 1] - p[:, 1]) - (q[:, 1] - p[:, 1]) * (r[:, 0] - p[:, 0])
+
+    total = area(a, b, c)
+    parts = np.stack([area(b, c, point), area(c, a, point), area(a, b, point)], -1)
+    total = np.where(np.abs(total) < 1e-15, np.nan, total)
+    weights = parts / total[:, None]
+    with np.errstate(invalid="ignore"):
+        inside = (weights >= 0).all(-1)
+    return triangle[inside], point[inside], weights[inside]
+
+
+def voxelize(mesh: ColoredMesh, grid: int = GRID, half: float = HALF) -> np.ndarray:
+    """Voxel centres inside the mesh, bool [G, G, G] indexed x, y, z.
+
+    Along each axis the signed crossings of a line of voxels are added up: a non-zero winding number is inside. Two of
+    three axes decide, so that a small hole does not let a whole line leak. Closed cavities are filled.
+    """
+    from scipy.ndimage import binary_fill_holes
+
+    votes = np.zeros((grid, grid, grid), np.int8)
+    scaled = (mesh.vertices + half) / (2 * half) * grid - 0.5
+    # Off the lattice by a hair: a line of voxels must not run exactly along an edge that two triangles share.
+    corners = (scaled + np.array([1.37e-4, 2.11e-4, 2.93e-4]))[mesh.faces]
+    for axis in range(3):
+        flat = [(axis + 1) % 3, (axis + 2) % 3]
+        triangle, point, weights = _covered(corners[:, :, flat], np.zeros(2), np.full(2, grid - 1))
+        depth = (weights * corners[triangle, :, axis]).sum(-1)
+        edges = corners[triangle][:, :, flat]
+        turn = np.sign(
+            (edges[:, 1, 0] - edges[:, 0, 0]) * (edges[:, 2, 1] - edges[:, 0, 1])
+            - (edges[:, 1, 1] - edges[:, 0, 1]) * (edges[:, 2, 0] - edges[:, 0, 0])
+        )
+        crossings = np.zeros((grid, grid, grid + 1))
+        start = np.clip(np.ceil(depth).astype(np.int64), 0, grid)
+        np.add.at(crossings, (point[:, 0], point[:, 1], start), turn)
+        inside = np.abs(np.cumsum(crossings, -1)[..., :grid]) > 0.5
+        votes += np.moveaxis(inside, (0, 1, 2), (*flat, axis)).astype(np.int8)
+    return binary_fill_holes(votes >= 2)
+
+
+def true_voxels(shape: Shape, grid: int = GRID, half: float = HALF) -> np.ndarray:
+    """Voxel centres inside a captioned shape, closed cavities filled, bool [G, G, G]."""
+    from scipy.ndimage import binary_fill_holes
+
+    return binary_fill_holes(occupancy(shape, lattice(grid, half)).numpy())
+
+
+def lattice(grid: int = GRID, half: float = HALF) -> torch.Tensor:
+    """Voxel centres [G, G, G, 3]."""
+    axis = ((torch.arange(grid) + 0.5) / grid * 2 - 1) * half
+    return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1)
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two bool arrays; 0 if both are empty."""
+    union = np.logical_or(a, b).sum()
+    return float(np.logical_and(a, b).sum() / union) if union else 0.0
+
+
+def nearest_member(voxels: np.ndarray, members: list[Shape], truths: list[np.ndarray]) -> tuple[float, Shape]:
+    """The member of a family with the highest IoU, and that IoU."""
+    scores = [iou(voxels, truth) for truth in truths]
+    best = int(np.argmax(scores))
+    return scores[best], members[best]
+
+
+def family_voxels(caption: Caption, count: int = 64, seed: int = 7) -> tuple[list[Shape], list[np.ndarray]]:
+    """Members of a family and their voxels."""
+    members = family(caption, count, seed)
+    return members, [true_voxels(member) for member in members]
+
+
+def best_ball(truths: list[np.ndarray], half: float = HALF) -> float:
+    """Highest IoU that any single ball reaches with any member: the baseline that a blob gets for nothing.
+
+    Centres lie on a coarse lattice about each member's centroid; every radius is tried (sorting by distance).
+    """
+    grid = truths[0].shape[0]
+    points = lattice(grid, half).reshape(-1, 3).numpy()
+    best = 0.0
+    for truth in truths:
+        flat = truth.reshape(-1)
+        solid = points[flat]
+        step = 0.06 * (solid.max(0) - solid.min(0))
+        for offset in np.ndindex(3, 5, 3):
+            centre = solid.mean(0) + (np.array(offset) - np.array([1, 2, 1])) * step
+            order = np.argsort(((points - centre) ** 2).sum(-1), kind="stable")
+            shared = np.cumsum(flat[order])
+            union = flat.sum() + np.arange(1, len(order) + 1) - shared
+            best = max(best, float((shared / union).max()))
+    return best
+
+
+def project(vertices: np.ndarray, pose: np.ndarray, fovy: float, size: int) -> np.ndarray:
+    """Pixel x, pixel y (centres at integers) and depth along the view axis of vertices, [V, 3]."""
+    local = (vertices - pose[:, 3]) @ pose[:, :3]
+    depth = -local[:, 2]
+    focal = size / 2 / np.tan(np.radians(fovy) / 2)
+    return np.stack(
+        [size / 2 - 0.5 + focal * local[:, 0] / depth, size / 2 - 0.5 - focal * local[:, 1] / depth, depth], -1
+    )
+
+
+def rasterize(mesh: ColoredMesh, pose: np.ndarray, fovy: float, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Unlit picture of a mesh: colour [S, S, 3] (white where nothing is) and mask bool [S, S].
+
+    Barycentric weights are taken on the screen: exact for the small triangles and long lenses used here.
+    """
+    screen = project(mesh.vertices, pose, fovy, size)
+    corners = screen[mesh.faces]
+    triangle, point, weights = _covered(corners[:, :, :2], np.zeros(2), np.full(2, size - 1))
+    depth = (weights * corners[triangle, :, 2]).sum(-1)
+    order = np.lexsort((depth, point[:, 1] * size + point[:, 0]))
+    triangle, point, weights = triangle[order], point[order], weights[order]
+    _, nearest = np.unique(point[:, 1] * size + point[:, 0], return_index=True)
+    triangle, point, weights = triangle[nearest], point[nearest], weights[nearest]
+    picture, mask = np.ones((size, size, 3)), np.zeros((size, size), bool)
+    mask[point[:, 1], point[:, 0]] = True
+    picture[point[:, 1], point[:, 0]] = _color(mesh, triangle, weights)
+    return picture, mask
+
+
+def _color(mesh: ColoredMesh, triangle: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    corners = mesh.faces[triangle]
+    if mesh.texture is None:
+        return (mesh.color[corners] * weights[..., None]).sum(1)
+    uv = (mesh.uv[corners] * weights[..., None]).sum(1)
+    height, width = mesh.texture.shape[:2]
+    column = np.clip((uv[:, 0] * width).astype(np.int64), 0, width - 1)
+    row = np.clip(((1 - uv[:, 1]) * height).astype(np.int64), 0, height - 1)
+    return mesh.texture[row, column]
+
+
+def view_angles(count: int = 8, polar: float = 70.0) -> dict[str, torch.Tensor]:
+    """Cameras round the object, the first in front: ``polar``, ``azimuth``, ``radius``, ``fovy``, each [K]."""
+    azimuth = torch.arange(count) * 360.0 / count
+    return {
+        "polar": torch.full((count,), polar),
+        "azimuth": azimuth,
+        "radius": torch.full((count,), 3.2),
+        "fovy": torch.full((count,), 24.0),
+    }
+
+
+def mesh_views(mesh: ColoredMesh, cameras: dict[str, torch.Tensor], size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Unlit pictures [K, S, S, 3] and masks [K, S, S] of a mesh."""
+    poses = look_at(cameras["polar"], cameras["azimuth"], cameras["radius"]).double().numpy()
+    views = [rasterize(mesh, pose, float(fovy), size) for pose, fovy in zip(poses, cameras["fovy"], strict=True)]
+    return np.stack([picture for picture, _ in views]), np.stack([mask for _, mask in views])
+
+
+def true_views(shape: Shape, cameras: dict[str, torch.Tensor], size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Unlit pictures [K, S, S, 3] and masks [K, S, S] of a captioned shape."""
+    count = len(cameras["polar"])
+    proportions = {name: torch.full((count,), value) for name, value in shape.proportions.items()}
+    material, _ = render(shape.kind, proportions, cameras, size, supersample=1)
+    palette = shape.palette.clone()
+    palette[EMPTY] = 1.0
+    return palette[material.long()].double().numpy(), (material != EMPTY).numpy()
+
+
+def facing(seen: np.ndarray, truth: np.ndarray) -> tuple[float, bool | None]:
+    """Does each view show the side it should? Guards against the Janus problem (a front on every side).
+
+    Args:
+        seen, truth: [K, S, S, 3] pictures of the result and of the true shape, the same K cameras on a circle.
+
+    Returns:
+        The share of views that resemble the right true view, or a neighbour of it, as much as any other (within 5 %: a
+        house is the same on the left and on the right), and whether front and back are each more like themselves than
+        like the other (None where the true front and back look the same).
+    """
+    count = len(truth)
+    error = np.abs(seen[:, None] - truth[None]).mean((2, 3, 4))
+    here = np.arange(count)
+    near = np.minimum(error[here, here], np.minimum(error[here, here - 1], error[here, (here + 1) % count]))
+    share = float((near <= 1.05 * error.min(1) + 1e-6).mean())
+    back = count // 2
+    if np.abs(truth[0] - truth[back]).mean() < 2e-3:
+        return share, None
+    right = error[0, 0] < error[0, back] and error[back, back] < error[back, 0]
+    return share, bool(right)
+
+
+def measure(mesh: ColoredMesh, caption: Caption, members: int = 64, views: int = 8) -> dict[str, object]:
+    """All figures of one mesh: IoU with the nearest family member, silhouette IoU, albedo error, facing.
+
+    Returns:
+        ``iou``, ``silhouette`` (mean over views), ``albedo`` (mean absolute error where both are visible), ``facing``
+        (share of views), ``front_back`` (bool or None) and ``proportions`` of the nearest member.
+    """
+    shapes, truths = family_voxels(caption, members)
+    score, shape = nearest_member(voxelize(mesh), shapes, truths)
+    cameras = view_angles(views)
+    seen, mask = mesh_views(mesh, cameras)
+    truth, true_mask = true_views(shape, cameras)
+    both = mask & true_mask
+    share, right = facing(seen, truth)
+    return {
+        "iou": score,
+        "silhouette": float(np.mean([iou(a, b) for a, b in zip(mask, true_mask, strict=True)])),
+        "albedo": float(np.abs(seen - truth)[both].mean()) if both.any() else 1.0,
+        "facing": share,
+        "front_back": right,
+        "proportions": {name: round(value, 4) for name, value in shape.proportions.items()},
+    }

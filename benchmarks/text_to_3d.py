@@ -1,0 +1,153 @@
+"""From the command line to the written GLB, measured: 16 prompts whose colours were never trained.
+
+``python benchmarks/text_to_3d.py --minutes 60`` runs ``main.py`` for one prompt after the other until the minutes are
+spent, measures every ``mesh.glb`` against the true family, and writes ``text_to_3d.json``, ``text_to_3d.md`` and
+``text_to_3d.png``. What is measured already is not run again.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+from benchmarks import mesh_measure  # noqa: E402
+from guidance.prior.captions import BENCHMARK_PROMPTS, parse  # noqa: E402
+
+BALL_FAMILY = 8
+BARS = {"symmetric": "IoU >= 0.72 and >= ball + 0.15, silhouette >= 0.85, albedo error <= 0.10",
+        "view": "IoU >= 0.60, every prompt above its ball"}
+
+
+def slug(prompt: str, seed: int) -> str:
+    """Name of the workspace of a run."""
+    return f"{prompt.replace(' ', '_')}_seed{seed}"
+
+
+def run_prompt(prompt: str, seed: int, workspace: Path, extra: list[str]) -> dict[str, object]:
+    """Run the command line once, as a user would.
+
+    Returns:
+        ``seconds`` from start to end, ``returncode``, ``command``; the output goes to ``<workspace>.log``.
+    """
+    command = [sys.executable, "main.py", "--text", prompt, "--workspace", str(workspace), "-O", "--sd_version",
+               "embedded", "--seed", str(seed), *extra]
+    start = time.monotonic()
+    with open(workspace.with_suffix(".log"), "w") as log:
+        code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    return {"seconds": round(time.monotonic() - start, 1), "returncode": code, "command": shlex.join(command[1:])}
+
+
+def measure_prompt(prompt: str, path: Path) -> dict[str, object]:
+    """Figures of one GLB: those of :func:`benchmarks.mesh_measure.measure`, and the best ball's IoU."""
+    caption = parse(prompt).caption
+    found = mesh_measure.measure(mesh_measure.read_mesh(path), caption)
+    _, truths = mesh_measure.family_voxels(caption, BALL_FAMILY)
+    return {**found, "ball": mesh_measure.best_ball(truths)}
+
+
+def picture_row(prompt: str, path: Path | None, views: int = 6, size: int = 96) -> np.ndarray:
+    """The true canonical shape above the result, [2S, K*S, 3] uint8; the lower row is grey if there is no mesh."""
+    from guidance.prior.shapes import canonical
+
+    cameras = mesh_measure.view_angles(views)
+    truth, _ = mesh_measure.true_views(canonical(prompt), cameras, size)
+    seen = np.full_like(truth, 0.5)
+    if path is not None:
+        seen, _ = mesh_measure.mesh_views(mesh_measure.read_mesh(path), cameras, size)
+    rows = [np.concatenate(list(row), 1) for row in (truth, seen)]
+    return (np.concatenate(rows, 0).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def table(results: dict[str, dict]) -> str:
+    """Results as Markdown: a line for each run, and the means of each group beside its bar."""
+    head = ("| prompt | seed | IoU | best ball | silhouette | albedo error | facing | front/back | seconds |\n"
+            "|---|---|---|---|---|---|---|---|---|\n")
+    lines = []
+    for group in ("symmetric", "view"):
+        rows = [r for r in results.values() if r["group"] == group]
+        done = [r for r in rows if "iou" in r]
+        for r in rows:
+            if "iou" not in r:
+                lines.append(f"| {r['prompt']} | {r['seed']} | failed: {r['failure']} | | | | | | {r['seconds']} |")
+                continue
+            verdict = {True: "right", False: "WRONG", None: "same"}[r["front_back"]]
+            lines.append(f"| {r['prompt']} | {r['seed']} | {r['iou']:.3f} | {r['ball']:.3f} | {r['silhouette']:.3f} "
+                         f"| {r['albedo']:.3f} | {r['facing']:.2f} | {verdict} | {r['seconds']:.0f} |")
+        first = [r for r in done if r["seed"] == min(q["seed"] for q in done)]
+        if first:
+            names = ("iou", "ball", "silhouette", "albedo", "seconds")
+            mean = {name: float(np.mean([r[name] for r in first])) for name in names}
+            lines.append(f"| **mean, {group}** ({len(first)}; bar: {BARS[group]}) | | **{mean['iou']:.3f}** "
+                         f"| {mean['ball']:.3f} | {mean['silhouette']:.3f} | {mean['albedo']:.3f} | | "
+                         f"| {mean['seconds']:.0f} |")
+    return head + "\n".join(lines) + "\n"
+
+
+def write(results: dict[str, dict], out: Path, work: Path) -> None:
+    """Write the JSON, the Markdown table and the sheet of pictures."""
+    import imageio.v3 as imageio
+
+    (out / "text_to_3d.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "text_to_3d.md").write_text(table(results))
+    rows = []
+    for name, r in results.items():
+        path = work / name / "mesh" / "mesh.glb"
+        rows.append(picture_row(r["prompt"], path if path.is_file() and "iou" in r else None))
+    if rows:
+        half = (len(rows) + 1) // 2
+        rows += [np.full_like(rows[0], 255)] * (2 * half - len(rows))
+        columns = [np.concatenate(rows[:half], 0), np.concatenate(rows[half:], 0)]
+        imageio.imwrite(out / "text_to_3d.png", np.concatenate(columns, 1))
+
+
+def one_run(prompt: str, group: str, seed: int, work: Path, extra: list[str]) -> dict[str, object]:
+    """Run and measure one prompt; a failure is a result too."""
+    workspace = work / slug(prompt, seed)
+    result = {"prompt": prompt, "group": group, "seed": seed, **run_prompt(prompt, seed, workspace, extra)}
+    mesh = workspace / "mesh" / "mesh.glb"
+    if result["returncode"] != 0 or not mesh.is_file():
+        reason = f"exit code {result['returncode']}" if result["returncode"] else f"{mesh.name} was not written"
+        return {**result, "failure": reason}
+    return {**result, **measure_prompt(prompt, mesh)}
+
+
+def main() -> None:
+    """Run prompts from the command line to the GLB and measure them; resumable, within a budget of minutes."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--minutes", type=float, default=75, help="start no new prompt after so many minutes")
+    parser.add_argument("--prompts", nargs="*", default=[p for p, _ in BENCHMARK_PROMPTS], help="which prompts")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--work", type=Path, default=ROOT / "local" / "text_to_3d", help="where the workspaces go")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the report goes")
+    parser.add_argument("--again", action="store_true", help="run prompts again that have been measured already")
+    parser.add_argument("--extra", default="", help="more flags for main.py, in one string")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    record = args.out / "text_to_3d.json"
+    results = json.loads(record.read_text()) if record.is_file() and not args.again else {}
+    groups, start = dict(BENCHMARK_PROMPTS), time.monotonic()
+    for seed in args.seeds:
+        for prompt in args.prompts:
+            name = slug(prompt, seed)
+            if "iou" in results.get(name, {}):
+                continue
+            if time.monotonic() - start > 60 * args.minutes:
+                print(f"{args.minutes:g} minutes are spent; run the same command again to go on")
+                return
+            results[name] = one_run(prompt, groups.get(prompt, "view"), seed, args.work, shlex.split(args.extra))
+            print(json.dumps(results[name]), flush=True)
+            write(results, args.out, args.work)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
