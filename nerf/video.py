@@ -212,6 +212,11 @@ def depth_to_color(depth: Tensor, opacity: Tensor | None = None,
     return torch.from_numpy(color).float() * cover[..., None]
 
 
+def depth_image(depth: Tensor, opacity: Tensor, shape: tuple[int, int]) -> np.ndarray:
+    """The picture uint8 [H, W, 3] of one rendered view: depth [H * W] and opacity [H * W] as the renderer sums them."""
+    return to_uint8(depth_to_color(depth.reshape(shape), opacity.reshape(shape)))
+
+
 def normal_to_color(normal: Tensor, opacity: Tensor | None = None) -> Tensor:
     """Normals as colours, (n + 1) / 2: +X red, +Y green, +Z blue; black where there is nothing.
 

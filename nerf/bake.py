@@ -1,0 +1,184 @@
+"""Textures: which texel sees which point of the surface, its colour, and no seams. All triangles at once, on the CPU.
+
+Letters: V vertices, T triangles, P covered texels, S texture size, K samples below the surface.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf.lattice import Density, ExportError, query_density
+from nerf.mesh import Mesh
+
+Color = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Texels:
+    """P texels that a triangle covers, each once."""
+
+    index: np.ndarray  # [P] int64, row * S + column, row 0 at the top (v = 1)
+    face: np.ndarray  # [P] int64
+    weights: np.ndarray  # [P, 3] barycentric coordinates, sum 1
+    size: int  # S
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def interpolate(self, mesh: Mesh, values: np.ndarray) -> np.ndarray:
+        """Values at vertices [V, C] as values at texels [P, C]."""
+        return sum(self.weights[:, k, None] * values[mesh.faces[self.face, k]] for k in range(3))
+
+
+def rasterize_uv(uv: np.ndarray, faces: np.ndarray, size: int) -> Texels:
+    """Find the texels whose centre lies in a triangle's uv; a triangle without one gets the texel of its centroid.
+
+    Each triangle is cut into rows of texel centres, each row into the span between its two crossed edges, so the work
+    is the number of covered texels and not of bounding boxes. Where triangles overlap or share an edge, one wins.
+
+    Args:
+        uv: [V, 2] in [0, 1], origin at the lower left.
+        faces: [T, 3].
+        size: S, texels along an edge.
+    """
+    points = np.stack([uv[:, 0], 1.0 - uv[:, 1]], axis=1)[faces] * size  # [T, 3, 2] in texels, row 0 at the top
+    face, row, low, high = _rows(points, size)
+    left = np.clip(np.ceil(low - 0.5), 0, size).astype(np.int64)
+    count = np.maximum(np.clip(np.floor(high - 0.5), -1, size - 1).astype(np.int64) - left + 1, 0)
+    span = np.repeat(np.arange(len(face)), count)
+    column = left[span] + np.arange(len(span)) - np.repeat(np.cumsum(count) - count, count)
+    index, first = np.unique(row[span] * size + column, return_index=True)
+    owner = face[span[first]]
+    bare = np.setdiff1d(np.arange(len(faces)), owner)
+    texel = np.clip(points[bare].mean(axis=1).astype(np.int64), 0, size - 1)
+    extra, which = np.unique(texel[:, 1] * size + texel[:, 0], return_index=True)
+    free = ~np.isin(extra, index, assume_unique=True)
+    owner = np.concatenate([owner, bare[which[free]]])
+    centre = np.stack([index % size, index // size], axis=1) + 0.5
+    centre = np.concatenate([centre, points[bare[which[free]]].mean(axis=1)])
+    return Texels(np.concatenate([index, extra[free]]), owner, _barycentric(points[owner], centre), size)
+
+
+def _rows(points: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of texel centres that triangles [T, 3, 2] cross: triangle, row, and the lowest and highest x on it."""
+    top = np.clip(np.ceil(points[..., 1].min(axis=1) - 0.5), 0, size).astype(np.int64)
+    bottom = np.clip(np.floor(points[..., 1].max(axis=1) - 0.5), -1, size - 1).astype(np.int64)
+    count = np.maximum(bottom - top + 1, 0)
+    face = np.repeat(np.arange(len(points)), count)
+    row = top[face] + np.arange(len(face)) - np.repeat(np.cumsum(count) - count, count)
+    y = row + 0.5
+    low, high = np.full(len(face), np.inf), np.full(len(face), -np.inf)
+    for k in range(3):
+        a, b = points[face, k], points[face, (k + 1) % 3]
+        rise = b[:, 1] - a[:, 1]
+        crosses = (np.minimum(a[:, 1], b[:, 1]) <= y) & (y <= np.maximum(a[:, 1], b[:, 1])) & (rise != 0)
+        x = a[:, 0] + (y - a[:, 1]) / np.where(crosses, rise, 1.0) * (b[:, 0] - a[:, 0])
+        low, high = np.where(crosses, np.minimum(low, x), low), np.where(crosses, np.maximum(high, x), high)
+    some = low <= high
+    return face[some], row[some], low[some], high[some]
+
+
+def _barycentric(triangle: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """Barycentric coordinates [P, 3] of points [P, 2] in triangles [P, 3, 2]; a triangle without area gives thirds."""
+    a, b, c = triangle[:, 0], triangle[:, 1], triangle[:, 2]
+
+    def cross(u, v):
+        return u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]
+
+    area = cross(b - a, c - a)
+    flat = np.abs(area) < 1e-12
+    safe = np.where(flat, 1.0, area)
+    second, third = cross(point - a, c - a) / safe, cross(b - a, point - a) / safe
+    weights = np.stack([1.0 - second - third, second, third], axis=1)
+    weights = np.clip(np.where(flat[:, None], 1.0 / 3.0, weights), 0.0, 1.0)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def pad_texture(texture: np.ndarray, covered: np.ndarray) -> np.ndarray:
+    """Give every texel [S, S, 3] without a colour that of the nearest one with a colour, so that no filter sees a seam.
+
+    Args:
+        texture: [S, S, 3].
+        covered: [S, S] bool; True somewhere.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    row, column = distance_transform_edt(~covered, return_distances=False, return_indices=True)
+    return texture[row, column]
+
+
+def surface_color(albedo: Color, density: Density | None, points: np.ndarray, normals: np.ndarray, spacing: float,
+                  samples: int = 4, device: torch.device | str = "cpu", chunk: int = 2**17) -> np.ndarray:
+    """The colour that somebody who looks straight at the surface sees, [P, 3] in [0, 1].
+
+    A density field has no colour at its surface but a little below it: light that comes in along the normal is
+    composited over K samples from half a spacing above to K - 1/2 spacings below (emission and absorption, Max 1995,
+    eq. 3), and divided by what it met. With one sample it is the colour at the surface itself.
+
+    Args:
+        albedo: maps [M, 3] to [M, 3] in [0, 1].
+        density: maps [M, 3] to [M]; not asked if ``samples`` is 1, and may then be None.
+        points: [P, 3] on the surface; normals: [P, 3] unit, outward.
+        spacing: distance of two samples: that of the lattice the surface came from.
+        samples: K.
+        device: where the field lives.
+        chunk: most points asked at once.
+
+    Raises:
+        ExportError: the albedo is NaN somewhere.
+        ValueError: it is not [M, 3].
+    """
+    color = np.empty((len(points), 3), dtype=np.float32)
+    offset = torch.arange(samples) * spacing if samples > 1 else torch.zeros(1)
+    step = max(1, chunk // samples)
+    for start in range(0, len(points), step):
+        where = torch.from_numpy(points[start:start + step].astype(np.float32))
+        inward = -torch.from_numpy(normals[start:start + step].astype(np.float32))
+        below = (where[:, None] + offset[:, None] * inward[:, None]).reshape(-1, 3)
+        with torch.no_grad():
+            seen = albedo(below.to(device)).float().cpu()
+        if seen.shape != below.shape:
+            raise ValueError(f"surface_color: expected albedo {list(below.shape)}, got {list(seen.shape)}")
+        if not bool(torch.isfinite(seen).all()):
+            raise ExportError("the albedo is NaN at the surface; training has diverged: resume an earlier checkpoint "
+                              "with a lower --lr")
+        seen = seen.reshape(-1, samples, 3)
+        if samples > 1:
+            seen = _composite(seen, query_density(density, below, device, chunk).reshape(-1, samples), spacing)
+        color[start:start + step] = seen.reshape(-1, 3).clamp(0, 1).numpy()
+    return color
+
+
+def _composite(color: Tensor, density: Tensor, spacing: float) -> Tensor:
+    """Blend colours [P, K, 3] of samples with densities [P, K] front to back, normalised by their weights: [P, 3]."""
+    depth = density.clamp(min=0) * spacing
+    light = torch.exp(-(depth.cumsum(1) - depth))
+    weight = light * -torch.expm1(-depth)
+    weight[:, 0] += 1e-6  # nothing met: the colour at the surface
+    return (weight[..., None] * color).sum(1) / weight.sum(1, keepdim=True)
+
+
+def bake(mesh: Mesh, color: Callable[[np.ndarray, np.ndarray], np.ndarray], size: int) -> tuple[np.ndarray, float]:
+    """Bake a texture: positions and normals of every covered texel, their colour, and padding.
+
+    Args:
+        mesh: unwrapped, with normals.
+        color: maps points [P, 3] and unit normals [P, 3] to colours [P, 3] in [0, 1].
+        size: S, texels along an edge.
+
+    Returns:
+        The texture, uint8 sRGB [S, S, 3] with row 0 at v = 1, and the fraction of it that triangles cover.
+    """
+    texels = rasterize_uv(mesh.uv, mesh.faces, size)
+    normals = texels.interpolate(mesh, mesh.normals)
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    value = color(texels.interpolate(mesh, mesh.vertices), normals)
+    texture = np.zeros((size * size, 3), dtype=np.uint8)
+    texture[texels.index] = np.round(np.clip(value, 0.0, 1.0) * 255.0).astype(np.uint8)
+    covered = np.zeros(size * size, dtype=bool)
+    covered[texels.index] = True
+    shape = (size, size)
+    return pad_texture(texture.reshape(*shape, 3), covered.reshape(shape)), float(covered.mean())
