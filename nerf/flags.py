@@ -41,7 +41,6 @@ class DataConfig(Group):
     holdout: int = option(
         8, "every N-th photograph is kept for the test if the data has no split (0 none)", check=at_least(0), fixed=True
     )
-    lambda_photo_mask: float = option(0.0, "weight of the photographs' alpha as a mask", check=at_least(0))
     downscale: int = option(1, "shrink the photographs by this factor on loading", check=between(1, 64), fixed=True)
     data_background: str = option(
         "random",
@@ -225,10 +224,10 @@ class LossConfig(Group):
     lambda_wd: float = option(0.0, "weight decay of the grid", check=at_least(0))
     lambda_2d_normal_smooth: float = option(0.0, "smooth picture of the normals", check=at_least(0))
     lambda_3d_normal_smooth: float = option(0.0, "smooth normals in space", check=at_least(0))
-    lambda_rgb: float = option(1000.0, "known view: colour", check=at_least(0), unbuilt=KNOWN)
-    lambda_mask: float = option(500.0, "known view: mask", check=at_least(0), unbuilt=KNOWN)
-    lambda_normal: float = option(0.0, "known view: normals", check=at_least(0), unbuilt=KNOWN)
-    lambda_depth: float = option(10.0, "known view: depth", check=at_least(0), unbuilt=KNOWN)
+    lambda_rgb: float = option(1000.0, "photographs and known views: colour", check=at_least(0))
+    lambda_mask: float = option(500.0, "photographs and known views: alpha as a mask", check=at_least(0))
+    lambda_normal: float = option(0.0, "known views: normals", check=at_least(0), unbuilt=KNOWN)
+    lambda_depth: float = option(10.0, "known views: depth", check=at_least(0), unbuilt=KNOWN)
     lambda_mesh_normal: float = option(
         0.5, "mesh stage: normal consistency", check=at_least(0), unbuilt="the mesh stage"
     )

@@ -18,6 +18,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optim": "adam",
         "bg_radius": -1.0,
         "blob_density": 0.0,
+        "lambda_rgb": 1.0,
+        "lambda_mask": 0.0,
         "lambda_entropy": 0.0,
         "lambda_orient": 0.0,
         "latent_iter_ratio": 0.0,

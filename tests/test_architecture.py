@@ -1,0 +1,243 @@
+"""The referee of the house: who imports whom, how long things are, and that the texts agree with the code."""
+
+import ast
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nerf.flags import GROUPS
+from nerf.options import iterate
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("nerf", "guidance", "extension", "raymarching", "gridencoder", "freqencoder", "shencoder")
+KERNELS = ("raymarching", "gridencoder", "freqencoder", "shencoder")
+LEAVES = {"structs", "cameras", "shading", "activation", "errors"}
+LONGEST_FILE, LONGEST_FUNCTION = 500, 60
+
+
+def files_of(*folders):
+    """The Python files of some folders of the project, and those at the top."""
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return sorted(path for path in found if "__pycache__" not in path.parts)
+
+
+def name(path):
+    """Path inside the project, as the tests are called."""
+    return path.relative_to(ROOT).as_posix()
+
+
+PRODUCT = files_of(*ROOMS) + [ROOT / "main.py", ROOT / "optimizer.py", ROOT / "setup.py"]
+TESTS = files_of("tests")
+SIDE = files_of("scripts", "benchmarks")
+each_product_file = pytest.mark.parametrize("path", PRODUCT, ids=name)
+each_file = pytest.mark.parametrize("path", PRODUCT + SIDE + TESTS, ids=name)
+
+
+def parsed(path):
+    """The syntax tree of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path):
+    """Dotted names of everything a file imports, at the top or inside a function; annotations-only imports left out."""
+    found = set()
+    tree = parsed(path)
+    hidden = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(path)}:{node.lineno}: imports are absolute here"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def nerf_modules(path):
+    """Which modules of nerf a file imports, as ``cameras`` or ``render/plain``."""
+    known = {name(p)[len("nerf/") : -len(".py")] for p in files_of("nerf")}
+    found = set()
+    for dotted in imports(path):
+        parts = dotted.split(".")
+        if parts[0] == "nerf":
+            candidates = ["/".join(parts[1:end]) for end in range(len(parts), 1, -1)]
+            found |= {next(c for c in candidates if c in known)}
+    return found
+
+
+def lines_of_code(function):
+    """Length of a function without its docstring."""
+    text = function.body[0] if ast.get_docstring(function) else None
+    return function.end_lineno - function.lineno + 1 - (text.end_lineno - text.lineno + 1 if text else 0)
+
+
+def ours(path):
+    """Which rooms of the house a file imports."""
+    return {dotted.split(".")[0] for dotted in imports(path)} & {*ROOMS, "optimizer", "main"}
+
+
+# ---- who imports whom ----
+
+
+def reading_order():
+    """The files of nerf in the order of docs/reading.md."""
+    return re.findall(r"^\d+\. `([\w/]+)`", (ROOT / "docs" / "reading.md").read_text(), re.MULTILINE)
+
+
+def test_the_reading_order_lists_every_file_of_nerf_once():
+    there = sorted(name(p)[len("nerf/") : -len(".py")] for p in files_of("nerf") if p.name != "__init__.py")
+    assert sorted(reading_order()) == there
+
+
+@pytest.mark.parametrize("path", [p for p in files_of("nerf") if p.name != "__init__.py"], ids=name)
+def test_a_file_of_nerf_imports_only_files_before_it(path):
+    order = reading_order()
+    before = order[: order.index(name(path)[len("nerf/") : -len(".py")])]
+    assert nerf_modules(path) - set(before) == set()
+
+
+@pytest.mark.parametrize("path", files_of(*KERNELS), ids=name)
+def test_a_kernel_folder_imports_the_loader_and_nothing_else_of_the_house(path):
+    assert ours(path) <= {"extension", path.relative_to(ROOT).parts[0]}
+
+
+@pytest.mark.parametrize("path", files_of("extension"), ids=name)
+def test_the_loader_imports_nothing_of_the_house(path):
+    assert ours(path) <= {"extension"}
+
+
+@pytest.mark.parametrize("path", files_of("guidance"), ids=name)
+def test_guidance_imports_the_leaves_of_nerf_and_nothing_else_of_it(path):
+    assert nerf_modules(path) <= LEAVES
+    assert ours(path) <= {"guidance", "nerf"}
+
+
+@pytest.mark.parametrize("path", [ROOT / "nerf" / f"{leaf}.py" for leaf in sorted(LEAVES)], ids=name)
+def test_a_leaf_imports_only_leaves(path):
+    assert nerf_modules(path) <= LEAVES
+    assert ours(path) <= {"nerf"}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*/src/*")), ids=name)
+def test_native_sources_include_no_torch_header(path):
+    included = re.findall(r'#\s*include\s*[<"]([^>"]+)', path.read_text())
+    assert [header for header in included if re.match(r"(torch|ATen|c10|pybind11)/", header)] == []
+
+
+@each_product_file
+def test_packages_that_are_never_needed_are_not_imported(path):
+    never = {"torchvision", "nerfacc", "pymeshlab", "lpips", "kornia", "rembg", "xformers"}
+    assert {dotted.split(".")[0] for dotted in imports(path)} & never == set()
+
+
+# ---- what a reader trips over ----
+
+
+@each_file
+def test_nothing_is_imported_with_a_star_and_no_exception_is_caught_without_a_type(path):
+    for node in ast.walk(parsed(path)):
+        assert not (isinstance(node, ast.ImportFrom) and any(a.name == "*" for a in node.names)), node.lineno
+        assert not (isinstance(node, ast.ExceptHandler) and node.type is None), node.lineno
+
+
+@each_file
+def test_no_file_and_no_function_is_too_long(path):
+    assert path.read_text(encoding="utf-8").count("\n") <= LONGEST_FILE
+    functions = [n for n in ast.walk(parsed(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    long = {f"{f.name}:{f.lineno}": n for f in functions if (n := lines_of_code(f)) > LONGEST_FUNCTION}
+    assert long == {}
+
+
+@pytest.mark.parametrize("path", PRODUCT + SIDE, ids=name)
+def test_every_file_and_every_public_name_says_what_it_is(path):
+    tree = parsed(path)
+    assert ast.get_docstring(tree), "the file opens with a sentence"
+    scopes = [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_"))]
+    public = [
+        node
+        for scope in scopes
+        for node in scope.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert [f"{node.name}:{node.lineno}" for node in public if not ast.get_docstring(node)] == []
+
+
+@each_file
+def test_no_marks_of_unfinished_work(path):
+    marks = "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3, "HA" + "CK"))
+    assert re.findall(rf"\b({marks})\b", path.read_text(encoding="utf-8")) == []
+
+
+def test_no_text_names_a_folder_of_one_machine():
+    kinds = (".py", ".md", ".txt", ".toml", ".h", ".cpp", ".cu", ".json", ".cfg")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split(
+        "\n"
+    )
+    paths = [ROOT / line for line in listed if line.endswith(kinds)] or PRODUCT + TESTS
+    pattern = re.compile(r"(?<![\w.~/])/(home|root|work|Users|mnt|opt)/\w+")
+    found = {
+        name(p): match[0] for p in paths if p.is_file() and (match := pattern.search(p.read_text(encoding="utf-8")))
+    }
+    assert found == {}
+
+
+# ---- options ----
+
+
+def attributes(path):
+    """(group, name) of every ``config.group.name`` in a file."""
+    for node in ast.walk(parsed(path)):
+        inner = node.value if isinstance(node, ast.Attribute) else None
+        if isinstance(inner, ast.Attribute) and inner.attr in GROUPS and ast.unparse(inner.value).endswith("config"):
+            yield inner.attr, node.attr
+
+
+@each_product_file
+def test_every_option_that_is_read_exists(path):
+    options = {(group, field.name) for group, field in iterate(GROUPS)}
+    modules = {("optim", "Adam"), ("optim", "Optimizer")}
+    assert set(attributes(path)) - options - modules == set()
+
+
+def test_every_option_that_is_built_is_read_somewhere():
+    readers = [p for p in PRODUCT if p.name not in ("flags.py", "presets.py")]
+    read = {node.attr for path in readers for node in ast.walk(parsed(path)) if isinstance(node, ast.Attribute)}
+    dead = [
+        f.name
+        for _, f in iterate(GROUPS)
+        if not (f.metadata["unbuilt"] or f.metadata["refused"]) and f.name not in read
+    ]
+    assert set(dead) <= {"save_guidance", "save_guidance_interval"}
+
+
+# ---- the command line ----
+
+
+def test_help_is_the_committed_text():
+    """``make help-text`` writes it again."""
+    said = subprocess.run([sys.executable, "main.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert said.stdout == (ROOT / "docs" / "help.txt").read_text()
+
+
+def test_help_is_answered_in_less_than_a_second_of_processor_time():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "main.py", "--help"], cwd=ROOT, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+def test_reading_the_flags_imports_nothing_heavy():
+    script = "import sys, main; main.options.parse(['--text', 'a']); print(*{m.split('.')[0] for m in sys.modules})"
+    said = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    heavy = {"torch", "numpy", "diffusers", "transformers", "trimesh", "PIL", "imageio", "tensorboard", "scipy"}
+    assert set(said.stdout.split()) & heavy == set()
