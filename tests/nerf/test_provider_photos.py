@@ -180,7 +180,7 @@ def test_lens_distortion_is_undone_in_the_rays(tmp_path):
     photos = load(folder)
     batch = photos.batch(part(100))
     i = batch.rays.image_index
-    local = (photos.pose[i, :3, :3].mT @ batch.rays.directions[..., None])[..., 0]
+    local = (photos.cameras.pose[i, :3, :3].mT @ batch.rays.directions[..., None])[..., 0]
     ideal = torch.stack([local[:, 0], -local[:, 1]], -1) / -local[:, 2:]
     seen = distort(ideal, torch.tensor([0.06, -0.08, 0.0, 0.0, -0.001, 0.0002]))
     torch.testing.assert_close(seen * 15 + torch.tensor([10.0, 7.0]), batch.rays.uv * torch.tensor([20.0, 14.0]))
@@ -199,8 +199,8 @@ def test_splits_of_one_folder_share_one_world(mixed):
     assert torch.equal(train.transform, test.transform)
     assert (len(train), len(test), train.total, train.num_training) == (1, 2, 3, 1)
     ours = [torch.linalg.inv(p.transform) for p in (train, whole)]
-    back = torch.linalg.inv(ours[0]) @ torch.cat([train.pose[0, :3, 3], torch.ones(1)]).double()
-    other = torch.linalg.inv(ours[1]) @ torch.cat([whole.pose[1, :3, 3], torch.ones(1)]).double()
+    back = torch.linalg.inv(ours[0]) @ torch.cat([train.cameras.pose[0, :3, 3], torch.ones(1)]).double()
+    other = torch.linalg.inv(ours[1]) @ torch.cat([whole.cameras.pose[1, :3, 3], torch.ones(1)]).double()
     torch.testing.assert_close(back, other, atol=1e-5, rtol=0)
 
 
@@ -217,7 +217,7 @@ def test_photograph_numbers_are_unique_over_the_splits(mixed):
 
 def test_transform_leads_from_our_world_to_the_datas(mixed):
     photos = load(mixed, bound=2.0)
-    ours = torch.cat([photos.pose[:, :3, 3], torch.ones(3, 1)], -1).double()
+    ours = torch.cat([photos.cameras.pose[:, :3, 3], torch.ones(3, 1)], -1).double()
     torch.testing.assert_close((ours @ photos.transform.T)[:, :3], poses(3)[:, :3, 3], atol=1e-5, rtol=0)
 
 
@@ -234,7 +234,7 @@ def test_path_around_an_object_turns_once_at_the_cameras_distance(clear):
     path = photos.show_path(8, 10, 30)
     steps = wrap_degrees(path.azimuth.diff())
     torch.testing.assert_close(steps, torch.full((7,), 45.0), atol=0.1, rtol=0)
-    torch.testing.assert_close(path.radius, photos.pose[:8, :3, 3].norm(dim=-1), rtol=0.02, atol=0)
+    torch.testing.assert_close(path.radius, photos.cameras.pose[:8, :3, 3].norm(dim=-1), rtol=0.02, atol=0)
     assert torch.linalg.det(path.pose[:, :3, :3]).min() > 0.99
 
 
@@ -324,10 +324,10 @@ def test_fox_skips_the_photographs_that_do_not_exist_and_stands_in_front(test_da
         photos = load(test_data / "fox", "test", holdout=8)
     assert len(photos) == 7 and photos.total == 50 and "17 more are named and do not exist" in caplog.text
     assert photos.framing == "box" and photos.view(0).azimuth.abs() < 60
-    assert (photos.pose[:, 1, 1] > 0.8).all()  # upright
+    assert (photos.cameras.pose[:, 1, 1] > 0.8).all()  # upright
 
 
 def test_reichstag_keeps_an_intrinsic_per_photograph_and_turns_upright(test_data):
     photos = load(test_data / "reichstag", "train")
     assert len(photos) == 10 and len({float(photos.view(i).fx) for i in range(10)}) == 10
-    assert (photos.pose[:, 1, 1] > 0.95).all() and photos.pose[:, :3, 3].abs().max() <= 1
+    assert (photos.cameras.pose[:, 1, 1] > 0.95).all() and photos.cameras.pose[:, :3, 3].abs().max() <= 1
