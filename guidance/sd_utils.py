@@ -91,6 +91,19 @@ def load_part(folder: Path, part: str, device: torch.device, dtype: torch.dtype)
     return network.requires_grad_(False).eval().to(device)
 
 
+def offload(network: nn.Module, device: torch.device) -> None:
+    """Keep the weights in main memory; each layer's visit ``device`` while it runs. Gradients of the input are kept.
+
+    Raises:
+        UserError: accelerate is not installed.
+    """
+    try:
+        from accelerate import cpu_offload
+    except ImportError:
+        raise UserError("--vram_O needs accelerate; pip install accelerate, or leave the flag out") from None
+    cpu_offload(network.to("cpu"), device)
+
+
 def load_scheduler(folder: Path) -> tuple[Tensor, str]:
     """Noise levels abar [T] float32 and what the UNet predicts (epsilon, v_prediction or sample).
 
@@ -240,7 +253,7 @@ class StableDiffusion(Guidance):
         self.image_size = self.codec.size
         self._check_fit()
         levels, parameterisation = load_scheduler(self.folder)
-        self.distillation = Distillation(levels, parameterisation, self.settings.weighting,
+        self.distillation = Distillation(levels.to(self.device), parameterisation, self.settings.weighting,
                                          clamp=1.0 if self.somnia else None, max_norm=self.settings.max_norm)
         self.positive: Tensor | None = None  # [V, L, D], one row if the model is told the camera instead of words
         self.negative: Tensor | None = None  # [1, L, D]
@@ -269,12 +282,8 @@ class StableDiffusion(Guidance):
         if self.device.type != "cuda":
             log.info("guidance: --vram_O has no weights to move on %s; the VAE works picture by picture", self.device)
             return
-        try:
-            from accelerate import cpu_offload
-        except ImportError:
-            raise UserError("--vram_O needs accelerate; pip install accelerate, or leave the flag out") from None
         for network in networks:
-            cpu_offload(network.to("cpu"), self.device)
+            offload(network, self.device)
         torch.cuda.empty_cache()
 
     def prepare(self, conditions: Conditions) -> None:

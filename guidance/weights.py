@@ -112,6 +112,9 @@ def somnia_of(folder: Path) -> dict | None:
     if lacking or content["space"] != "pixels":
         raise UserError(f'{path}: expected "space": "pixels" and the keys {", ".join(needed)}'
                         + (f"; {lacking[0]} is missing" if lacking else f", got space {content['space']!r}"))
+    for key in needed[1:5]:
+        if not isinstance(content[key], int) or content[key] <= 0:
+            raise UserError(f"{path}: expected {key} as a positive whole number, got {content[key]!r}")
     return content
 
 

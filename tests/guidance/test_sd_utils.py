@@ -330,6 +330,14 @@ def test_saving_memory_changes_no_number_on_a_cpu(sd_folder, sd):
     torch.testing.assert_close(gradient(model, picture(2), views_at(0, 90)), gradient(sd, picture(2), views_at(0, 90)))
 
 
+def test_offloaded_weights_give_the_same_gradient(sd_folder, sd):
+    model = make(sd_folder)
+    for network in (model.unet, model.codec.vae):
+        sd_utils.offload(network, torch.device("cpu"))
+    assert model.unet.conv_in.weight.device.type == "meta"
+    torch.testing.assert_close(gradient(model, picture(1), views_at(0)), gradient(sd, picture(1), views_at(0)))
+
+
 def test_embedded_prior_wishes_for_the_cameras_it_was_trained_on(embedded, sd):
     wish = embedded.cameras(Part("guided"))
     assert wish.square and wish.radius_range == (3.0, 3.5) and sd.cameras(Part("guided")) is None

@@ -149,6 +149,8 @@ def test_a_single_checkpoint_file_is_refused_with_what_to_do(tmp_path):
 
 @pytest.mark.parametrize(("text", "match"), [
     ("{", "not valid JSON"), ("[]", "is missing"), ('{"space": "pixels"}', "size is missing"),
+    ('{"space": "pixels", "size": 64, "unshuffle": 0, "camera_dim": 8, "ray_channels": 13, "guidance_scale": 7.5}',
+     "unshuffle as a positive whole number, got 0"),
 ])
 def test_a_damaged_description_of_the_embedded_prior_is_refused(prior_folder, tmp_path, text, match):
     folder = shutil.copytree(prior_folder, tmp_path / "damaged")
