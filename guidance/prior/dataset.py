@@ -38,8 +38,8 @@ def kind_weight(kind: str) -> float:
     return 0.5 if kind in STACKED else 0.8
 
 
-def write_shard(number: int, folder: Path = DATA) -> Path:
-    """Render shard ``number`` and write ``shard_<number>.safetensors``; does nothing if it is there already."""
+def write_shard(number: int, folder: Path = DATA, size: int = SHARD) -> Path:
+    """Render shard ``number`` of ``size`` renders and write ``shard_<number>.safetensors``, unless it is there."""
     from safetensors.torch import save_file
 
     target = folder / f"shard_{number:05d}.safetensors"
@@ -48,10 +48,10 @@ def write_shard(number: int, folder: Path = DATA) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(number)
     generator = torch.Generator().manual_seed(number)
-    kinds = rng.choices(KIND_NAMES, [kind_weight(kind) for kind in KIND_NAMES], k=SHARD)
-    cameras = random_cameras(SHARD, generator)
-    material = torch.zeros(SHARD, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE, dtype=torch.uint8)
-    normal = torch.zeros(SHARD, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.int8)
+    kinds = rng.choices(KIND_NAMES, [kind_weight(kind) for kind in KIND_NAMES], k=size)
+    cameras = random_cameras(size, generator)
+    material = torch.zeros(size, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE, dtype=torch.uint8)
+    normal = torch.zeros(size, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.int8)
     for kind in dict.fromkeys(kinds):
         rows = torch.tensor([i for i, name in enumerate(kinds) if name == kind])
         for part in rows.split(16):

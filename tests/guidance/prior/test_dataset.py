@@ -1,0 +1,71 @@
+"""The training set: colour, light and background in closed form, shards that repeat, batches that are whole."""
+
+import pytest
+import torch
+
+from guidance.prior.captions import is_held_out, parse
+from guidance.prior.dataset import Loader, colorize, data_hash, write_shard
+from guidance.prior.shapes import EMPTY, MATERIALS
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    write_shard(0, folder, 24)
+    return folder
+
+
+def paint(material, normal, ambient=1.0, background=(1.0, 1.0, 1.0)):
+    palettes = torch.zeros(1, MATERIALS, 3)
+    palettes[0, 0] = torch.tensor([0.8, 0.4, 0.2])
+    light = torch.tensor([[0.0, 0.0, 1.0]])
+    return colorize(material, normal, palettes, light, torch.tensor([ambient]), torch.tensor([background]))
+
+
+def test_flat_light_shows_the_colour_itself():
+    image = paint(torch.zeros(1, 4, 4, dtype=torch.uint8), torch.zeros(1, 2, 2, 3))
+    torch.testing.assert_close(image[0, 0, 0], torch.tensor([0.8, 0.4, 0.2]))
+
+
+def test_a_surface_that_faces_away_gets_the_ambient_share():
+    image = paint(torch.zeros(1, 2, 2, dtype=torch.uint8), torch.tensor([[[[0.0, 0.0, -1.0]]]]), ambient=0.5)
+    torch.testing.assert_close(image[0, 0, 0], torch.tensor([0.4, 0.2, 0.1]))
+
+
+def test_a_pixel_half_covered_is_half_background():
+    material = torch.tensor([[[0, 0], [EMPTY, EMPTY]]], dtype=torch.uint8)
+    image = paint(material, torch.zeros(1, 1, 1, 3), background=(0.0, 0.0, 1.0))
+    torch.testing.assert_close(image[0, 0, 0], torch.tensor([0.4, 0.2, 0.6]))
+
+
+def test_a_shard_depends_on_its_number_alone(shards, tmp_path):
+    write_shard(0, tmp_path, 24)
+    assert data_hash(tmp_path) == data_hash(shards)
+
+
+def test_a_batch_is_whole_and_in_range(shards):
+    batch = Loader(shards).batch(10)
+    assert batch.image.shape == (10, 3, 64, 64) and batch.ray.shape == (10, 13, 8, 8) and len(batch.captions) == 10
+    assert batch.image.min() >= -1 and batch.image.max() <= 1.0001
+    assert torch.isfinite(batch.camera).all()
+
+
+def test_no_batch_holds_a_held_out_combination(shards):
+    loader = Loader(shards)
+    captions = [parse(text).caption for _ in range(10) for text in loader.batch(16).captions]
+    assert len({c.kind for c in captions}) > 5 and not any(is_held_out(c) for c in captions)
+
+
+def test_new_shards_are_found_while_training(shards, tmp_path):
+    write_shard(0, tmp_path, 8)
+    loader = Loader(tmp_path, rescan=2)
+    write_shard(1, tmp_path, 8)
+    loader.batch(8)
+    assert len(loader.shards) == 1
+    loader.batch(8)
+    assert len(loader.shards) == 2
+
+
+def test_an_empty_folder_is_refused_with_the_command_that_fills_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="python -m guidance.prior.dataset"):
+        Loader(tmp_path)

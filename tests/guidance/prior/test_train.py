@@ -1,0 +1,56 @@
+"""Training of the prior: it learns, it goes on where it stopped, and conditions are dropped as often as said."""
+
+import pytest
+import torch
+
+from guidance.prior import model, train
+from guidance.prior.dataset import write_shard
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    write_shard(0, folder, 8)
+    return folder
+
+
+@pytest.fixture
+def trainer(shards, tmp_path, monkeypatch):
+    build = model.build
+    monkeypatch.setattr(train.prior_model, "build", lambda seed: build(tiny=True, seed=seed))
+    recipe = train.Recipe(batch=8, processes=1, warmup=5, lr=5e-3)
+    return train.Trainer(recipe, shards, tmp_path / "run")
+
+
+def test_the_loss_falls_within_a_few_steps(trainer):
+    losses = [trainer.step(1.0) for _ in range(25)]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_a_run_goes_on_with_the_weights_averages_and_counts_it_stopped_with(trainer, shards):
+    trainer.step(1.0)
+    trainer.save()
+    again = train.Trainer(trainer.recipe, shards, trainer.run_folder)
+    assert again.progress == trainer.progress
+    for a, b in zip([*trainer.parameters, *trainer.average], [*again.parameters, *again.average], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_share_of_zero_changes_no_weight(trainer):
+    before = [p.detach().clone() for p in trainer.parameters]
+    trainer.step(0.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True))
+
+
+def test_the_export_holds_the_averaged_weights_and_the_recipe(trainer, tmp_path):
+    trainer.step(1.0)
+    trainer.export(tmp_path / "out")
+    loaded = model.load(tmp_path / "out")
+    largest = max((a - b).abs().max() for a, b in zip(loaded.parameters(), trainer.average, strict=True))
+    assert largest < 2e-3 and '"data_sha256"' in (tmp_path / "out" / "recipe.json").read_text()
+
+
+def test_a_short_run_ends_on_time_and_keeps_its_state(trainer, shards, tmp_path):
+    done = train.train(trainer.recipe, shards, tmp_path / "run", minutes=0.01)
+    assert done.progress.samples == 8 * done.progress.step
+    assert (tmp_path / "run" / "state.pt").is_file() and (tmp_path / "snapshot" / "somnia.json").is_file()
