@@ -63,19 +63,18 @@ class RandomCameras:
         self.device = torch.device(device)
         self.stratified = stratified
 
-    def views(self, part: Part, plan_fraction: float = 1.0) -> Views:
+    def views(self, part: Part) -> Views:
         """``part.num_views`` random views of ``part.height`` x ``part.width`` pixels.
 
         Args:
-            part: the part of a step; the same part gives the same views.
-            plan_fraction: training progress in [0, 1].
+            part: the part of a step; the same part gives the same views. Its ``fraction`` moves the progressive view.
 
         Returns:
             B views. Their angles are those of the camera as it stands, after any jitter.
         """
         camera, count = self.config.camera, part.num_views
         generator = part.generator(STREAM_CAMERAS)
-        ratio = view_ratio(plan_fraction, self.config)
+        ratio = view_ratio(part.fraction, self.config)
 
         def uniform(low_high: tuple[float, float], middle: float) -> Tensor:
             low, high = narrowed(low_high, middle, ratio)
@@ -93,7 +92,7 @@ class RandomCameras:
 
     def batch(self, part: Part) -> Batch:
         """The rays of random views as whole images, with a light for each view."""
-        views = self.views(part, part.fraction)
+        views = self.views(part)
         return Batch(view_rays(views), views, light=random_lights(views, part.generator(STREAM_LIGHT)))
 
     def _azimuth(self, low_high: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:

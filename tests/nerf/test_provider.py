@@ -21,8 +21,8 @@ def options(**camera):
     return SimpleNamespace(camera=SimpleNamespace(**(defaults | camera)))
 
 
-def part(count=1, seed=3, height=6, width=9):
-    return Part("guided", num_views=count, height=height, width=width, seed=seed)
+def part(count=1, seed=3, height=6, width=9, fraction=1.0):
+    return Part("guided", num_views=count, height=height, width=width, seed=seed, fraction=fraction)
 
 
 def between(values, low, high):
@@ -105,7 +105,7 @@ def test_jitter_moves_the_target_off_the_middle_by_its_size():
 
 def test_progressive_view_starts_at_its_share_of_the_ranges_and_is_whole_by_half_time():
     source = RandomCameras(options(progressive_view=True))
-    start, half = source.views(part(500), 0.0), source.views(part(500), 0.5)
+    start, half = source.views(part(500, fraction=0.0)), source.views(part(500, fraction=0.5))
     assert between(start.azimuth, -36, 36) and between(start.polar, 81, 93) and between(start.radius, 3.16, 3.26)
     assert torch.equal(half.pose, RandomCameras(options()).views(part(500)).pose)
 
