@@ -112,11 +112,20 @@ def test_another_seed_gives_another_loss(sd):
     assert first != second
 
 
+@pytest.mark.parametrize("vram_O", [False, True])
+def test_gradient_is_the_same_on_every_device(sd_folder, sd, device, vram_O):
+    model = StableDiffusion(sd_folder, device, settings=Settings(vram_O=vram_O))
+    model.prepare(Conditions(PROMPT))
+    there = gradient(model, picture(1).to(device), views_at(0).to(device)).cpu()
+    here = gradient(sd, picture(1), views_at(0))
+    assert torch.cosine_similarity(there.flatten(), here.flatten(), dim=0) > 0.99  # TF32 and a scale of 100 on CUDA
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["sd", "embedded"])
-def test_bfloat16_weights_give_a_gradient_near_that_of_float32(request, name, sd_folder, prior_folder):
+def test_half_precision_weights_give_a_gradient_near_that_of_float32(request, name, dtype):
     wide = request.getfixturevalue(name)
-    scale = wide.settings.guidance_scale
-    half = make(wide.folder, dtype=torch.bfloat16, guidance_scale=scale)
+    half = make(wide.folder, dtype=dtype, guidance_scale=wide.settings.guidance_scale)
     a, b = (gradient(m, picture(1), views_at(0)).flatten() for m in (wide, half))
     assert b.dtype == torch.float32
     assert torch.cosine_similarity(a, b, dim=0) > 0.9  # 8 bits of mantissa, and a guidance scale up to 100
@@ -323,11 +332,6 @@ def test_embedded_prior_refuses_pictures_that_are_not_square(embedded):
 def test_an_empty_prompt_is_refused(sd):
     with pytest.raises(UserError, match="--text"):
         sd.prepare(Conditions("  "))
-
-
-def test_saving_memory_changes_no_number_on_a_cpu(sd_folder, sd):
-    model = make(sd_folder, vram_O=True)
-    torch.testing.assert_close(gradient(model, picture(2), views_at(0, 90)), gradient(sd, picture(2), views_at(0, 90)))
 
 
 def test_offloaded_weights_give_the_same_gradient(sd_folder, sd):
