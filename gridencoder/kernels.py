@@ -1,0 +1,110 @@
+"""Calls of the grid kernels: the parameter record of src/grid_math.h, its outputs, and nothing about gradients.
+
+Letters: M points, D dimensions, L levels, F features a level, E rows of the table.
+"""
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from extension import kernel
+from gridencoder.layout import MAX_LEVELS, GridLayout
+
+_TENSORS = "positions table grad_values grad_jacobian values jacobian grad_table grad_positions sums".split()
+_INTEGERS = "num_points dims features levels active hashed smooth align_corners".split()
+
+
+class _Params(ctypes.Structure):
+    """GridParams of src/grid_math.h."""
+
+    _fields_ = [
+        *[(name, ctypes.c_void_p) for name in _TENSORS],
+        ("bound", ctypes.c_double),
+        *[(name, ctypes.c_int64) for name in _INTEGERS],
+        ("first", ctypes.c_int64 * (MAX_LEVELS + 1)),
+        ("resolution", ctypes.c_int64 * MAX_LEVELS),
+    ]
+
+
+@dataclass(frozen=True)
+class GridKernels:
+    """The kernels for one layout, box and number of active levels. Tensors must be contiguous and on one device."""
+
+    layout: GridLayout
+    bound: float
+    active: int
+
+    def encode(self, positions: Tensor, table: Tensor, jacobian: bool) -> tuple[Tensor, Tensor | None]:
+        """values [M, L*F], and the jacobian [M, D, L*F] if asked for."""
+        count, width = len(positions), self.layout.output_dim
+        values = table.new_empty(count, width)
+        derivatives = table.new_empty(count, self.layout.input_dim, width) if jacobian else None
+        self._run("grid_encode", table.dtype, positions=positions, table=table, values=values, jacobian=derivatives)
+        return values, derivatives
+
+    def encode_backward(
+        self, positions: Tensor, grad_values: Tensor | None, grad_jacobian: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """grad_table [E, F]; sums of half precision gradients are kept in float32 and rounded once."""
+        grad_table = self._new_table(positions, dtype)
+        self._run(
+            "grid_encode_backward",
+            dtype,
+            positions=positions,
+            grad_values=grad_values,
+            grad_jacobian=grad_jacobian,
+            grad_table=grad_table,
+        )
+        return grad_table.to(dtype)
+
+    def second_derivatives(self, positions: Tensor, table: Tensor, grad_jacobian: Tensor) -> Tensor:
+        """Gradient of the positions [M, D] from that of the jacobian."""
+        grad = torch.empty_like(positions)
+        self._run(
+            "grid_second_derivatives",
+            table.dtype,
+            positions=positions,
+            table=table,
+            grad_jacobian=grad_jacobian,
+            grad_positions=grad,
+        )
+        return grad
+
+    def total_variation(self, points: Tensor, table: Tensor) -> Tensor:
+        """Variation summed over points and active levels, a float64 scalar."""
+        sums = torch.empty(self.layout.num_levels, dtype=torch.float64, device=table.device)
+        self._run("grid_total_variation", table.dtype, positions=points, table=table, sums=sums)
+        return sums.sum()
+
+    def total_variation_backward(self, points: Tensor, table: Tensor) -> Tensor:
+        """Gradient [E, F] of :meth:`total_variation`."""
+        grad_table = self._new_table(points, table.dtype)
+        self._run("grid_total_variation_backward", table.dtype, positions=points, table=table, grad_table=grad_table)
+        return grad_table.to(table.dtype)
+
+    def _new_table(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
+        """An uninitialised gradient of the table."""
+        wide = torch.float32 if dtype == torch.float16 else dtype
+        return torch.empty(self.layout.rows, self.layout.level_dim, dtype=wide, device=positions.device)
+
+    def _run(self, name: str, table_dtype: torch.dtype, **tensors: Tensor | None) -> None:
+        """Fill in the record and call the kernel."""
+        layout, positions = self.layout, tensors["positions"]
+        addresses = {n: ctypes.c_void_p(t.data_ptr()) for n, t in tensors.items() if t is not None}
+        params = _Params(
+            **addresses,
+            bound=self.bound,
+            num_points=len(positions),
+            dims=layout.input_dim,
+            features=layout.level_dim,
+            levels=layout.num_levels,
+            active=self.active,
+            hashed=layout.gridtype == "hash",
+            smooth=layout.interpolation == "smoothstep",
+            align_corners=layout.align_corners,
+            first=(ctypes.c_int64 * (MAX_LEVELS + 1))(*layout.first),
+            resolution=(ctypes.c_int64 * MAX_LEVELS)(*layout.resolutions),
+        )
+        kernel("gridencoder", name, positions.device)(ctypes.byref(params), table_dtype.itemsize)

@@ -1,0 +1,260 @@
+// Multiresolution grid encoding (Mueller et al. 2022, "Instant neural graphics primitives", section 3): the only place its
+// formulas are written. One point at one level; the .cpp and .cu files are loops over these functions.
+// Letters: M points, D dimensions, L levels, F features a level, E rows of the whole table. S is the scalar computed in.
+#pragma once
+#include <stdint.h>
+
+#include "portable.h"
+
+constexpr int kMaxLevels = 32;
+
+struct GridParams {
+    const void* positions;           // [M, D]      points; outside [-bound, bound] the encoding is zero
+    const void* table;               // [E, F]      features of all levels, end to end
+    const void* grad_values;         // [M, L*F]    or null
+    const void* grad_jacobian;       // [M, D, L*F] or null
+    void* values;                    // [M, L*F]    out
+    void* jacobian;                  // [M, D, L*F] out, d values / d positions, or null
+    void* grad_table;                // [E, F]      out, overwritten
+    void* grad_positions;            // [M, D]      out
+    double* sums;                    // [L]         out, sum over the points or rows of each level
+    double bound;                    // half the edge of the box
+    int64_t num_points;              // M
+    int64_t dims;                    // D: 2, 3 or 4
+    int64_t features;                // F: 1, 2, 4 or 8
+    int64_t levels;                  // L
+    int64_t active;                  // levels below this count, the others are zero
+    int64_t hashed;                  // 1: levels too fine for their rows are hashed; 0: they are tiled
+    int64_t smooth;                  // 1: smoothstep between the corners; 0: linear
+    int64_t align_corners;           // 1: the outer corners lie on the faces of the box; 0: half a cell inside
+    int64_t first[kMaxLevels + 1];   // level l owns rows first[l] .. first[l + 1]
+    int64_t resolution[kMaxLevels];  // corners along one edge of level l, at least 2
+};
+
+// Where a coordinate lies in its cell: interpolation weight of the upper corner, and its derivatives.
+template <typename S>
+struct Axis {
+    int32_t cell;  // lower corner, 0 .. resolution - 2
+    S weight;      // of the upper corner, in [0, 1]
+    S slope;       // d weight / d u
+    S curve;       // d2 weight / d u2
+};
+
+// Place u in [0, 1] on an axis with `resolution` corners. Branch-free, so that a compiler can vectorise it.
+template <typename S>
+HD Axis<S> place(S u, int32_t resolution, bool align_corners, bool smooth) {
+    const S scale = S(align_corners ? resolution - 1 : resolution);
+    const S last = S(resolution - 1);
+    const S raw = u * scale - (align_corners ? S(0) : S(0.5));
+    const S gain = (raw < S(0) || raw > last) ? S(0) : scale;  // within half a cell of the box's face nothing changes
+    const S position = raw < S(0) ? S(0) : (raw > last ? last : raw);
+    const int32_t below = int32_t(position);
+    Axis<S> axis;
+    axis.cell = below < resolution - 2 ? below : resolution - 2;
+    const S w = position - S(axis.cell);
+    axis.weight = smooth ? w * w * (S(3) - S(2) * w) : w;
+    axis.slope = gain * (smooth ? S(6) * w * (S(1) - w) : S(1));
+    axis.curve = gain * gain * (smooth ? S(6) - S(12) * w : S(0));
+    return axis;
+}
+
+// How a level turns the integer coordinates of a corner into a row.
+struct Indexing {
+    uint32_t step[4];  // what one step along an axis adds: a stride, or a prime of the hash
+    uint32_t mask;     // all ones where every corner has its own row
+    bool hash;         // combine the axes by xor instead of by sum
+};
+
+// The primes are those of Teschner et al. 2003 as extended by instant-ngp; rows of a hashed or tiled level are a power of two.
+HD Indexing indexing_of(const GridParams& p, int level) {
+    const uint32_t primes[4] = {1u, 2654435761u, 805459861u, 3674653429u};
+    const uint64_t rows = uint64_t(p.first[level + 1] - p.first[level]);
+    const uint64_t resolution = uint64_t(p.resolution[level]);
+    Indexing by;
+    uint64_t corners = 1;
+    for (int d = 0; d < p.dims; ++d) {
+        by.step[d] = uint32_t(corners);  // may wrap round 2^32 where the level is tiled; the mask makes that harmless
+        corners = corners > rows ? corners : corners * resolution;
+    }
+    const bool fits = corners <= rows;
+    if (!fits && !p.hashed) {
+        uint32_t stride = 1;
+        for (int d = 0; d < p.dims; ++d, stride *= uint32_t(resolution)) by.step[d] = stride;
+    }
+    by.hash = !fits && p.hashed;
+    for (int d = 0; d < p.dims && by.hash; ++d) by.step[d] = primes[d];
+    by.mask = fits ? 0xffffffffu : uint32_t(rows - 1);
+    return by;
+}
+
+// Row of a corner (bit d of `corner` = upper end of axis d) within its level; lower[d] and upper[d] are cell * step.
+template <int D>
+HD uint32_t row_of(const uint32_t* lower, const uint32_t* upper, int corner, const Indexing& by) {
+    uint32_t row = corner & 1 ? upper[0] : lower[0];
+    for (int d = 1; d < D; ++d) {
+        const uint32_t part = (corner >> d) & 1 ? upper[d] : lower[d];
+        row = by.hash ? row ^ part : row + part;
+    }
+    return row & by.mask;
+}
+
+// W features of one row, or of one gradient, as a small vector (W is 1 or 2: wider rows are handled two features at a time).
+template <typename S, int W>
+struct Row {
+    S v[W];
+    HD Row operator+(const Row& o) const { return zip(o, [](S a, S b) { return a + b; }); }
+    HD Row operator-(const Row& o) const { return zip(o, [](S a, S b) { return a - b; }); }
+    HD Row operator*(S s) const { return zip(*this, [s](S a, S) { return a * s; }); }
+    HD S dot(const Row& o) const { return W == 1 ? v[0] * o.v[0] : v[0] * o.v[0] + v[W - 1] * o.v[W - 1]; }
+
+    template <typename Operation>
+    HD Row zip(const Row& o, Operation operation) const {
+        Row r;
+        for (int w = 0; w < W; ++w) r.v[w] = operation(v[w], o.v[w]);
+        return r;
+    }
+};
+
+// Multilinear interpolation of the 2^D corners, one axis at a time. Overwrites `corner`; the value ends in corner[0].
+template <int D, typename V, typename S>
+HD void blend(V* corner, const S* weight) {
+    for (int k = 0; k < D; ++k)
+        for (int j = 0; j < 1 << (D - 1 - k); ++j)
+            corner[j] = corner[2 * j] + (corner[2 * j + 1] - corner[2 * j]) * weight[k];
+}
+
+// The same with the derivative along each axis: derivative[d] = d value / d u_d.
+template <int D, typename V, typename S>
+HD void blend_with_derivatives(V* corner, const S* weight, const S* slope, V* derivative) {
+    V along[D][1 << (D - 1)];
+    for (int k = 0; k < D; ++k)
+        for (int j = 0; j < 1 << (D - 1 - k); ++j) {
+            for (int e = 0; e < k; ++e)
+                along[e][j] = along[e][2 * j] + (along[e][2 * j + 1] - along[e][2 * j]) * weight[k];
+            const V difference = corner[2 * j + 1] - corner[2 * j];
+            along[k][j] = difference * slope[k];
+            corner[j] = corner[2 * j] + difference * weight[k];
+        }
+    for (int d = 0; d < D; ++d) derivative[d] = along[d][0];
+}
+
+// Transpose of blend: the gradient of the value, in corner[0], becomes the gradients of the 2^D corners.
+template <int D, typename V, typename S>
+HD void spread(V* corner, const S* weight) {
+    for (int k = D - 1; k >= 0; --k)
+        for (int j = (1 << (D - 1 - k)) - 1; j >= 0; --j) {
+            const V whole = corner[j], part = whole * weight[k];
+            corner[2 * j + 1] = part;
+            corner[2 * j] = whole - part;
+        }
+}
+
+// Transpose of blend_with_derivatives: also takes the gradients of the derivatives.
+template <int D, typename V, typename S>
+HD void spread_with_derivatives(V* corner, const S* weight, const S* slope, const V* grad_derivative) {
+    V along[D][1 << (D - 1)];
+    for (int d = 0; d < D; ++d) along[d][0] = grad_derivative[d];
+    for (int k = D - 1; k >= 0; --k)
+        for (int j = (1 << (D - 1 - k)) - 1; j >= 0; --j) {
+            const V whole = corner[j], part = whole * weight[k] + along[k][j] * slope[k];
+            corner[2 * j + 1] = part;
+            corner[2 * j] = whole - part;
+            for (int e = 0; e < k; ++e) {
+                const V total = along[e][j], upper = total * weight[k];
+                along[e][2 * j + 1] = upper;
+                along[e][2 * j] = total - upper;
+            }
+        }
+}
+
+// Factor of one corner in the derivative of the value along axes `first` and `second`.
+template <int D, typename S>
+HD S second_derivative_factor(const Axis<S>* axis, int corner, int first, int second) {
+    S factor = S(1);
+    for (int d = 0; d < D; ++d) {
+        const bool upper = (corner >> d) & 1;
+        const int order = (d == first) + (d == second);
+        const S weight = upper ? axis[d].weight : S(1) - axis[d].weight;
+        const S change = order == 2 ? axis[d].curve : axis[d].slope;
+        factor *= order == 0 ? weight : (upper ? change : -change);
+    }
+    return factor;
+}
+
+// A point located in one level: its axes and the rows of the corners of its cell.
+template <typename S, int D>
+struct Cell {
+    Axis<S> axis[D];
+    uint32_t row[1 << D];
+
+    // u: [D] in the unit box.
+    HD Cell(const GridParams& p, int level, const Indexing& by, const S* u) {
+        uint32_t lower[D], upper[D];
+        for (int d = 0; d < D; ++d) {
+            axis[d] = place(u[d], int32_t(p.resolution[level]), p.align_corners != 0, p.smooth != 0);
+            lower[d] = uint32_t(axis[d].cell) * by.step[d];
+            upper[d] = lower[d] + by.step[d];
+        }
+        for (int c = 0; c < 1 << D; ++c) row[c] = row_of<D>(lower, upper, c, by);
+    }
+};
+
+// What a point is to the grid; one that is not a number gives values that are not numbers, and no gradient.
+enum Place : uint8_t { kOutside, kInside, kNotANumber };
+
+// Map a point to the unit box. u: [D] out, within [0, 1] whatever the point.
+template <typename S, int D>
+HD Place enter_box(const S* x, S bound, S* u) {
+    bool within = true, number = true;
+    for (int d = 0; d < D; ++d) {
+        const S fraction = (x[d] + bound) / (S(2) * bound);
+        const bool here = fraction >= S(0) && fraction <= S(1);
+        u[d] = here ? fraction : S(0);
+        within = within && here;
+        number = number && fraction == fraction;
+    }
+    return within ? kInside : (number ? kOutside : kNotANumber);
+}
+
+// Gradient of the positions from that of the Jacobian at one level: grad[e] += sum_df G[d, f] d2 y[f] / dx_e dx_d.
+// T is what the table holds; G: [D, stride] at this level's features.
+template <typename S, int D, typename T>
+HD void add_second_derivatives(const Cell<S, D>& cell, const T* table, const T* grad_jacobian, int64_t stride, int features,
+                               S per_unit, S* grad) {
+    for (int c = 0; c < 1 << D; ++c)
+        for (int d = 0; d < D; ++d) {
+            S along = S(0);
+            for (int f = 0; f < features; ++f)
+                along += S(table[int64_t(cell.row[c]) * features + f]) * S(grad_jacobian[d * stride + f]);
+            for (int e = 0; e < D; ++e)
+                grad[e] += along * per_unit * per_unit * second_derivative_factor<D>(cell.axis, c, d, e);
+        }
+}
+
+// Total variation at the lower corner of a cell: sqrt(sum over the axes of |neighbour - corner|^2 + eps) - sqrt(eps).
+// The neighbours are the upper corners of the same cell, so none lies beyond the level's resolution.
+constexpr double kVariationEpsilon = 1e-9;
+
+template <typename S, int D, typename T>
+HD S variation(const Cell<S, D>& cell, const T* table, int features) {
+    S sum = S(0);
+    for (int d = 0; d < D; ++d)
+        for (int f = 0; f < features; ++f) {
+            const S step = S(table[int64_t(cell.row[1 << d]) * features + f]) - S(table[int64_t(cell.row[0]) * features + f]);
+            sum += step * step;
+        }
+    return sqrt(sum + S(kVariationEpsilon)) - sqrt(S(kVariationEpsilon));
+}
+
+// Add the gradient of variation() to the rows of the cell; G is the scalar that gradients are summed in.
+template <typename S, int D, typename T, typename G>
+HD void add_variation_gradient(const Cell<S, D>& cell, const T* table, int features, G* grad) {
+    const S root = variation(cell, table, features) + sqrt(S(kVariationEpsilon));
+    for (int d = 0; d < D; ++d)
+        for (int f = 0; f < features; ++f) {
+            const int64_t corner = int64_t(cell.row[0]) * features + f, neighbour = int64_t(cell.row[1 << d]) * features + f;
+            const S step = (S(table[neighbour]) - S(table[corner])) / root;
+            somnia::atomic_add(grad + neighbour, G(step));
+            somnia::atomic_add(grad + corner, G(-step));
+        }
+}
