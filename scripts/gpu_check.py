@@ -1,0 +1,85 @@
+"""Prove the project on a machine with a GPU, with the interpreter's own torch: build, test, measure.
+
+Every kernel is compiled for the GPU that is there, the whole test suite runs with CUDA among its devices, and every kernel
+benchmark runs on CUDA; what they say goes to docs/benchmarks/gpu_*.txt. Installs nothing. Run by ``make gpu-check``.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = (
+    "import extension, torch; print(torch.__version__, torch.cuda.get_device_name()); "
+    "[print(extension.shared_object(f, d)) for f in extension.KERNEL_FOLDERS for d in ('cpu', 'cuda') "
+    "if (extension.toolchain.ROOT / f / 'src').is_dir()]"
+)
+
+
+def main() -> int:
+    """Run every step, whatever the ones before it gave; returns 0 if all of them passed."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--minutes", type=float, default=25, help="for all steps together")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the reports go")
+    arguments = parser.parse_args()
+    try:
+        import torch
+    except ImportError:
+        torch = None
+    if torch is None or not torch.cuda.is_available():
+        print(f"gpu-check: {sys.executable} has no torch that sees a GPU; say which with make PYTHON=... gpu-check")
+        return 2
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + 60 * arguments.minutes
+    passed = {name: run(name, command, arguments.out, deadline) for name, command in steps()}
+    for name, good in passed.items():
+        print(f"gpu-check: {name}: {'passed' if good else 'FAILED'}")
+    return 0 if all(passed.values()) else 1
+
+
+def steps() -> list[tuple[str, list[str]]]:
+    """(name, arguments of the interpreter) of every step, in order."""
+    tests = [("build", ["-c", BUILD]), ("tests", ["-m", "pytest", "-q"])]
+    return tests + [(f"bench_{name}", ["-m", f"benchmarks.{name}", "--device", "cuda"]) for name in kernel_benchmarks()]
+
+
+def kernel_benchmarks() -> list[str]:
+    """The benchmarks that take --device: those that have the flags of benchmarks/timing.py."""
+    found = []
+    for path in sorted((ROOT / "benchmarks").glob("*.py")):
+        if re.search(r"^\s+(timing\.)?add_arguments\(", path.read_text(encoding="utf-8"), re.MULTILINE):
+            found.append(path.stem)
+    return found
+
+
+def run(name: str, command: list[str], out: Path, deadline: float) -> bool:
+    """Run one step, write what it said to ``out/gpu_<name>.txt``; returns whether it passed."""
+    began = time.monotonic()
+    left = deadline - began
+    if left <= 0:
+        print(f"gpu-check: no time left for {name}")
+        return False
+    print(f"gpu-check: {name} ...", flush=True)
+    try:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=left,
+            check=False,
+        )
+        said, good = done.stdout, done.returncode == 0
+    except subprocess.TimeoutExpired as error:
+        said, good = (error.stdout or b"") + b"\nran out of time\n", False
+    text = said.decode(errors="replace").replace(f"{ROOT}/", "").replace(str(Path.home()), "~")
+    (out / f"gpu_{name}.txt").write_text(f"{text}\n{time.monotonic() - began:.1f} s\n", encoding="utf-8")
+    print("\n".join(text.splitlines()[-15:]), flush=True)
+    return good
+
+
+if __name__ == "__main__":
+    sys.exit(main())
