@@ -99,7 +99,13 @@ def read_folder(folder: str | Path, holdout: int = 8) -> PhotoFiles:
     Raises:
         UserError: anything missing, broken or not understood, with the file and the place in it.
     """
-    folder = Path(folder)
+    try:
+        return _read_folder(Path(folder), holdout)
+    except PermissionError as error:
+        raise UserError(f"--data {folder}: you may not read {error.filename}") from error
+
+
+def _read_folder(folder: Path, holdout: int) -> PhotoFiles:
     if not folder.is_dir():
         what = "a file; give the folder it is in" if folder.exists() else "not there"
         raise UserError(f"--data must name a folder with transforms.json or transforms_train.json; {folder} is {what}")
@@ -111,6 +117,8 @@ def read_folder(folder: str | Path, holdout: int = 8) -> PhotoFiles:
         raise UserError(f"--data {folder}: there is neither transforms.json nor transforms_train.json in it"
                         f"{_other_layout(folder)}")
     documents = {split: _read_json(path) for split, path in named.items()}
+    for split in SPLITS:
+        _check_list_of_names(documents["train"].get(f"{split}_filenames", []), named["train"], f"{split}_filenames")
     found, missing = {}, []
     for split, document in documents.items():
         found[split], gone = _read_frames(folder, named[split], document)
@@ -149,6 +157,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a text file (byte {error.start}: {error.reason})") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is not a description of photographs: it is nested too deeply") from error
     if not isinstance(document, dict) or not isinstance(document.get("frames"), list):
         raise UserError(f"{path}: expected an object with a list \"frames\", got {_kind(document)}")
     return document
@@ -158,6 +168,11 @@ def _kind(document: Any) -> str:
     if isinstance(document, dict):
         return "an object with " + (", ".join(list(document)[:5]) or "nothing in it")
     return {list: "a list"}.get(type(document), f"{document!r:.40}")
+
+
+def _check_list_of_names(value: Any, path: Path, key: str) -> None:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise UserError(f"{path}: \"{key}\" must be a list of file names, got {value!r:.60}")
 
 
 def _read_frames(folder: Path, path: Path, document: dict) -> tuple[list[Frame], list[str]]:
@@ -184,14 +199,25 @@ def _read_frames(folder: Path, path: Path, document: dict) -> tuple[list[Frame],
 def _find(folder: Path, name: str) -> Path | None:
     """The file of that name, with or without the suffix of a picture."""
     base = folder / name.replace("\\", "/")
-    return next((p for p in (base.with_name(base.name + s) for s in SUFFIXES) if p.is_file()), None)
+    return next((path for path in (Path(f"{base}{suffix}") for suffix in SUFFIXES) if path.is_file()), None)
+
+
+def _number(value: Any, where: str, key: str, positive: bool = False) -> float:
+    """A finite number out of JSON, which may hold anything."""
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number) or (positive and number <= 0):
+        raise UserError(f"{where}: \"{key}\" must be a {'positive ' * positive}number, got {value!r:.40}")
+    return number
 
 
 def _matrix(value: Any, rows: tuple[int, ...], where: str, key: str) -> Tensor:
     """A 3x4 or 4x4 matrix of numbers as [4, 4] float64."""
     try:
         matrix = torch.tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: \"{key}\" must be 4x4 numbers, got {value!r:.60}") from error
     if matrix.ndim != 2 or matrix.shape[0] not in rows or matrix.shape[1] != 4:
         raise UserError(f"{where}: \"{key}\" must be 4x4 numbers, got {'x'.join(map(str, matrix.shape)) or value}")
@@ -222,13 +248,7 @@ def _read_lens(entry: dict, document: dict, where: str) -> Lens:
     """Intrinsics of a frame; its own entries go over those of the whole file."""
     def number(key: str, positive: bool = False) -> float | None:
         value = entry.get(key, document.get(key))
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UserError(f"{where}: \"{key}\" must be a number, got {value!r:.40}")
-        if positive and value <= 0:
-            raise UserError(f"{where}: \"{key}\" must be positive, got {value:g}")
-        return float(value)
+        return None if value is None else _number(value, where, key, positive)
 
     model = entry.get("camera_model", document.get("camera_model"))
     fisheye = entry.get("is_fisheye", document.get("is_fisheye", False))
@@ -253,7 +273,7 @@ def _split(found: dict[str, list[Frame]], document: dict, holdout: int) -> tuple
     """All frames, and for each split the numbers of its own."""
     groups = dict(found)
     if set(found) == {"train"}:
-        listed = {s: set(document[f"{s}_filenames"]) for s in SPLITS if document.get(f"{s}_filenames")}
+        listed = {s: set(document[f"{s}_filenames"]) for s in SPLITS if f"{s}_filenames" in document}
         ordered = sorted(found["train"], key=lambda frame: frame.name)
         if set(listed) & {"val", "test"}:
             kept_out = set().union(*(names for s, names in listed.items() if s != "train"))
@@ -276,18 +296,13 @@ def _prescribed_box(document: dict, path: Path) -> tuple[Tensor, float] | None:
     side = document.get("aabb_scale")
     if side is None:
         return None
-    scale = document.get("scale", 0.33)
+    side = _number(side, str(path), "aabb_scale", positive=True)
+    scale = _number(document.get("scale", 0.33), str(path), "scale", positive=True)
     offset = document.get("offset", [0.5, 0.5, 0.5])
-    for key, value in (("aabb_scale", side), ("scale", scale)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0 or not math.isfinite(value):
-            raise UserError(f"{path}: \"{key}\" must be a positive number, got {value!r:.40}")
-    try:
-        centre = (0.5 - torch.tensor(offset, dtype=torch.float64)) / scale
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: \"offset\" must be three numbers, got {offset!r:.40}") from error
-    if centre.shape != (3,):
+    if not isinstance(offset, list) or len(offset) != 3:
         raise UserError(f"{path}: \"offset\" must be three numbers, got {offset!r:.40}")
-    return centre, 0.5 * side / scale
+    offset = torch.tensor([_number(value, str(path), "offset") for value in offset], dtype=torch.float64)
+    return (0.5 - offset) / scale, 0.5 * side / scale
 
 
 def _recorded_world(document: dict, path: Path) -> Tensor:
@@ -295,10 +310,7 @@ def _recorded_world(document: dict, path: Path) -> Tensor:
     applied = torch.eye(4, dtype=torch.float64)
     if "applied_transform" in document:
         applied = _matrix(document["applied_transform"], (3, 4), str(path), "applied_transform")
-    scale = document.get("applied_scale", 1.0)
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not scale > 0:
-        raise UserError(f"{path}: \"applied_scale\" must be a positive number, got {scale!r:.40}")
-    applied[:3] *= scale
+    applied[:3] *= _number(document.get("applied_scale", 1.0), str(path), "applied_scale", positive=True)
     if torch.linalg.det(applied).abs() < 1e-12:
         raise UserError(f"{path}: \"applied_transform\" cannot be inverted")
     return torch.linalg.inv(applied)

@@ -180,6 +180,27 @@ def test_a_description_that_cannot_be_opened_is_refused(tmp_path):
     refuse(tmp_path, "transforms.json cannot be read: Is a directory")
 
 
+def test_json_nested_too_deeply_is_refused(tmp_path):
+    (tmp_path / "transforms.json").write_text("[" * 100_000)
+    refuse(tmp_path, "nested too deeply")
+
+
+def test_a_folder_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
+    def forbidden(*_, **__):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "transforms.json"))
+
+    monkeypatch.setattr(Path, "is_dir", forbidden)
+    refuse(tmp_path, "you may not read .*transforms.json")
+
+
+def test_an_empty_file_path_counts_as_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, [{"file_path": "a.png", "transform_matrix": IDENTITY}])
+    frames = [{"file_path": name, "transform_matrix": IDENTITY} for name in ("", ".", "a.png")]
+    (tmp_path / "transforms.json").write_text(json.dumps({"fl_x": 50.0, "frames": frames}))
+    assert read_folder(".", 0).missing == ("", ".")
+
+
 @pytest.mark.parametrize("text, got", [("[]", "a list"), ("3", "3"), ("{}", "nothing in it"),
                                        ('{"frames": 3}', "an object with frames")])
 def test_json_without_frames_is_refused(tmp_path, text, got):
@@ -217,6 +238,7 @@ def test_a_missing_mask_is_refused(tmp_path):
     ([[1, 2], [3]], 'must be 4x4 numbers'),
     ([[1.0, 0.0], [0.0, 1.0]], 'must be 4x4 numbers, got 2x2'),
     ([[math.nan] * 4] * 4, "not finite"),
+    ([[10**400] * 4] * 4, "must be 4x4 numbers"),
     ((2 * torch.eye(4)).tolist(), r"must be a rotation, but its columns are not orthonormal \(off by 3\)"),
     (torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0])).tolist(), "is a mirror image"),
 ])
@@ -233,11 +255,14 @@ def test_missing_intrinsics_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("top, words", [
-    ({"fl_x": "50"}, '"fl_x" must be a number, got \'50\''),
-    ({"fl_x": True}, '"fl_x" must be a number, got True'),
-    ({"fl_x": -3}, '"fl_x" must be positive, got -3'),
+    ({"fl_x": "50"}, '"fl_x" must be a positive number, got \'50\''),
+    ({"fl_x": True}, '"fl_x" must be a positive number, got True'),
+    ({"fl_x": -3}, '"fl_x" must be a positive number, got -3'),
+    ({"fl_x": 10**400}, '"fl_x" must be a positive number, got 1000'),
+    ({"train_filenames": 3}, '"train_filenames" must be a list of file names, got 3'),
+    ({"test_filenames": ["a.png", 4]}, '"test_filenames" must be a list of file names'),
     ({"k1": math.inf}, '"k1" must be a number, got inf'),
-    ({"w": 0}, '"w" must be positive, got 0'),
+    ({"w": 0}, '"w" must be a positive number, got 0'),
     ({"fl_x": None, "camera_angle_x": 40.0}, '"camera_angle_x" must lie below pi'),
     ({"camera_model": "OPENCV_FISHEYE"}, "camera model OPENCV_FISHEYE is not read"),
     ({"is_fisheye": True}, "camera model fisheye is not read"),
@@ -246,6 +271,7 @@ def test_missing_intrinsics_are_refused(tmp_path):
     ({"aabb_scale": 1, "scale": -1}, '"scale" must be a positive number'),
     ({"aabb_scale": 1, "offset": [1, 2]}, '"offset" must be three numbers'),
     ({"aabb_scale": 1, "offset": "x"}, '"offset" must be three numbers'),
+    ({"aabb_scale": 1, "offset": [1, 2, "x"]}, '"offset" must be a number, got \'x\''),
     ({"applied_transform": [[0, 0, 0, 0]] * 3}, '"applied_transform" cannot be inverted'),
     ({"applied_transform": 4}, '"applied_transform" must be 4x4 numbers'),
     ({"applied_scale": 0}, '"applied_scale" must be a positive number'),
