@@ -1,7 +1,7 @@
 """Prove the project on a machine with a GPU, with the interpreter's own torch: build, test, measure.
 
-Every kernel is compiled for the GPU that is there, the whole test suite runs with CUDA among its devices, and every kernel
-benchmark runs on CUDA; what they say goes to docs/benchmarks/gpu_*.txt. Installs nothing. Run by ``make gpu-check``.
+Every kernel is compiled for the GPU that is there, the whole test suite runs with CUDA among its devices, and every
+kernel benchmark runs on CUDA; what they say goes to docs/benchmarks/gpu_*.txt. It installs nothing.
 """
 
 import argparse
