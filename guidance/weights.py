@@ -154,7 +154,8 @@ def cached(hub_id: str) -> Path | None:
 
 
 def _vocabulary() -> str:
-    return f"kinds: {', '.join(captions.KIND_NAMES)}; colours: {', '.join(captions.COLORS)}"
+    stacks = f"a {' or '.join(captions.TOPS)} on a {' or '.join(captions.BASES)}"
+    return f"kinds: {', '.join(captions.WORDINGS)}, {stacks}; colours: {', '.join(captions.COLORS)}"
 
 
 def unknown_words(text: str) -> str:
@@ -248,9 +249,12 @@ def resolve(sd_version: str = "auto", hf_key: str | None = None, text: str | Non
         found = _from_cache(version)
         if found is not None:
             return found
-    if text is not None and captions.knows(text) and prior.WEIGHTS.is_dir():
-        return _embedded(text, "no Stable Diffusion weights on this machine, and it knows the words of the prompt")
-    why = unknown_words(text or "") or f"the embedded prior knows no thing called {text!r}"
+    if text is not None and captions.knows(text):
+        if prior.WEIGHTS.is_dir():
+            return _embedded(text, "no Stable Diffusion weights on this machine, and it knows the words of the prompt")
+        why = f"the embedded prior's are not at {prior.WEIGHTS}"
+    else:
+        why = unknown_words(text or "") or f"the embedded prior knows no thing called {text!r}"
     raise UserError(f"--sd_version auto: no Stable Diffusion weights are on this machine, and {why}. Ways out: "
                     f"{ways_out()}; or a prompt that the embedded prior knows ({_vocabulary()})")
 

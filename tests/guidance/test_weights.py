@@ -86,6 +86,12 @@ def test_embedded_without_its_weights_says_how_to_get_them(monkeypatch, tmp_path
         resolve("embedded", text="a red car")
 
 
+def test_auto_without_any_weights_names_the_ways_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(prior, "WEIGHTS", tmp_path / "gone")
+    with pytest.raises(UserError, match="the embedded prior's are not at .*gone.*Ways out: --sd_version 2.1 downloads"):
+        resolve("auto", text="a red car")
+
+
 def test_a_version_that_is_not_cached_will_be_downloaded_from_its_first_mirror():
     found = resolve("2.1")
     assert found.remote and (found.source, *found.alternatives) == MODELS["2.1"].mirrors
