@@ -1,4 +1,7 @@
-"""The shape of a multiresolution grid: resolutions and rows of its levels. Letters: D dimensions, L levels, F features."""
+"""The shape of a multiresolution grid: resolutions and rows of its levels.
+
+Letters: D dimensions, L levels, F features a level.
+"""
 
 import math
 from dataclasses import dataclass
@@ -12,8 +15,9 @@ MAX_LOG2_ROWS = 26
 class GridLayout:
     """What a table of features means: how many levels of which resolution, and how they are indexed and blended.
 
-    Level ``l`` has ``ceil(base * s**l)`` corners along an edge, with ``s`` such that the last has ``desired_resolution``
-    (Mueller et al. 2022, equations 2 and 3), and ``min(2**log2_hashmap_size, resolution**D)`` rows, rounded up to 8.
+    Level ``l`` has ``ceil(base * s**l)`` corners along an edge, ``s`` such that the last has
+    ``desired_resolution`` (Mueller et al. 2022, equations 2 and 3), and ``min(2**log2_hashmap_size, resolution**D)``
+    rows, rounded up to 8.
     A level whose corners all have a row of their own is dense; a finer one is hashed, or tiled: its row-major index
     wraps round the rows.
 

@@ -1,7 +1,7 @@
 """Plain torch twins of the grid kernels: any float dtype, any device, differentiable as often as torch can.
 
-They are what the kernels are tested against, and the torch rung of the ladder. Letters: M points, D dimensions, L levels,
-F features a level, E rows of the table.
+They are what the kernels are tested against, and the torch rung of the ladder. Letters: M points, D dimensions,
+L levels, F features a level, E rows of the table.
 """
 
 import torch
@@ -24,13 +24,7 @@ def encode(positions: Tensor, table: Tensor, layout: GridLayout, bound: float, a
     Returns:
         [M, L*F]
     """
-    unit, inside = _enter_box(positions, bound)
-    levels = [_encode_level(unit, table, layout, level) for level in range(active)]
-    off = unit.new_zeros(len(positions), (layout.num_levels - active) * layout.level_dim)
-    values = torch.cat([torch.cat(levels, dim=1), off.to(table.dtype)], dim=1)
-    values = torch.where(inside[:, None], values, torch.zeros_like(values))
-    nan = torch.zeros_like(values).masked_fill(torch.arange(values.shape[1]) < active * layout.level_dim, torch.nan)
-    return torch.where(positions.isnan().any(dim=1, keepdim=True), nan, values)
+    return _levels(positions, table, layout, bound, active, parts=1)[:, 0]
 
 
 def encode_with_jacobian(
@@ -41,23 +35,12 @@ def encode_with_jacobian(
     Returns:
         values [M, L*F], and jacobian [M, D, L*F] with ``jacobian[m, d] = d values[m] / d positions[m, d]``.
     """
-    with torch.enable_grad():
-        x = positions if positions.requires_grad else positions.detach().requires_grad_()
-        values = encode(x, table, layout, bound, active)
-        columns = [
-            torch.autograd.grad(values[:, k].sum(), x, create_graph=True, allow_unused=True)[0]
-            for k in range(values.shape[1])
-        ]
-        jacobian = torch.stack([torch.zeros_like(x) if c is None else c for c in columns], dim=2).to(table.dtype)
-        missing = positions.isnan().any(dim=1)[:, None, None] & (
-            torch.arange(values.shape[1]) < active * layout.level_dim
-        )
-        jacobian = jacobian.masked_fill(missing, torch.nan)
-    return (values, jacobian) if torch.is_grad_enabled() else (values.detach(), jacobian.detach())
+    both = _levels(positions, table, layout, bound, active, parts=1 + layout.input_dim)
+    return both[:, 0], both[:, 1:] / (2 * bound)
 
 
 def total_variation(points: Tensor, table: Tensor, layout: GridLayout, bound: float, active: int) -> Tensor:
-    """Mean over the points of the variation at their cells, summed over levels; twin of ``gridencoder.total_variation``.
+    """Mean over the points of the variation at their cells, summed over levels; twin of the kernel of that name.
 
     The variation of a cell is ``sqrt(sum_d |T[c + e_d] - T[c]|^2 + eps) - sqrt(eps)`` with ``c`` its lower corner.
 
@@ -92,14 +75,26 @@ def _enter_box(positions: Tensor, bound: float) -> tuple[Tensor, Tensor]:
     return torch.where(inside[:, None], unit, torch.zeros_like(unit)), inside
 
 
-def _place(unit: Tensor, layout: GridLayout, level: int) -> tuple[Tensor, Tensor]:
-    """[M, D] int64 lower corners and [M, D] interpolation weights of the upper ones."""
+def _levels(positions: Tensor, table: Tensor, layout: GridLayout, bound: float, active: int, parts: int) -> Tensor:
+    """[M, parts, L*F] features of all levels and, if parts is 1 + D, their derivatives in the unit box."""
+    unit, inside = _enter_box(positions, bound)
+    levels = [_encode_level(unit, table, layout, level, parts) for level in range(active)]
+    levels = torch.where(inside[:, None, None], torch.cat(levels, dim=2), 0.0)
+    levels = torch.where(positions.isnan().any(dim=1)[:, None, None], torch.nan, levels)
+    return torch.nn.functional.pad(levels, (0, (layout.num_levels - active) * layout.level_dim))
+
+
+def _place(unit: Tensor, layout: GridLayout, level: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[M, D] int64 lower corners, [M, D] interpolation weights of the upper ones, and the weights' derivatives."""
     resolution = layout.resolutions[level]
+    scale = resolution - 1 if layout.align_corners else resolution
     raw = unit * (resolution - 1) if layout.align_corners else unit * resolution - 0.5
     position = raw.clamp(0, resolution - 1)
     cell = position.detach().long().clamp(max=resolution - 2)
-    weight = position - cell
-    return cell, weight * weight * (3 - 2 * weight) if layout.interpolation == "smoothstep" else weight
+    weight, slope = position - cell, torch.where((raw < 0) | (raw > resolution - 1), 0.0, float(scale)).to(unit.dtype)
+    if layout.interpolation == "smoothstep":
+        weight, slope = weight * weight * (3 - 2 * weight), slope * 6 * weight * (1 - weight)
+    return cell, weight, slope
 
 
 def _corner_rows(cell: Tensor, layout: GridLayout, level: int) -> list[Tensor]:
@@ -124,12 +119,16 @@ def _level(table: Tensor, layout: GridLayout, level: int) -> Tensor:
     return table[layout.first[level] : layout.first[level + 1]]
 
 
-def _encode_level(unit: Tensor, table: Tensor, layout: GridLayout, level: int) -> Tensor:
-    """[M, F] features at one level."""
-    cell, weight = _place(unit, layout, level)
-    features = _level(table, layout, level)
+def _encode_level(unit: Tensor, table: Tensor, layout: GridLayout, level: int, parts: int) -> Tensor:
+    """[M, parts, F] features at one level, then their derivatives along the first ``parts - 1`` axes."""
+    cell, weight, slope = _place(unit, layout, level)
+    features, axes = _level(table, layout, level), range(layout.input_dim)
     result = 0
     for corner, rows in enumerate(_corner_rows(cell, layout, level)):
-        sides = [weight[:, d] if corner >> d & 1 else 1 - weight[:, d] for d in range(layout.input_dim)]
-        result = result + torch.stack(sides).prod(dim=0).to(table.dtype)[:, None] * features[rows]
+        sides = [weight[:, d] if corner >> d & 1 else 1 - weight[:, d] for d in axes]
+        changes = [slope[:, d] if corner >> d & 1 else -slope[:, d] for d in axes]
+        factors = [
+            torch.stack([changes[d] if d == part - 1 else sides[d] for d in axes]).prod(dim=0) for part in range(parts)
+        ]
+        result = result + torch.stack(factors, dim=1).to(table.dtype)[:, :, None] * features[rows][:, None]
     return result

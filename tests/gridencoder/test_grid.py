@@ -1,4 +1,4 @@
-"""The grid encoder against its reference, against finite differences and against what must hold of any interpolation."""
+"""The grid encoder against its reference, against finite differences and what must hold of any interpolation."""
 
 import itertools
 
@@ -53,6 +53,15 @@ def test_every_number_of_features_equals_reference(features, device):
     twin_values, twin_jacobian = reference.encode_with_jacobian(positions, table, layout, BOUND, 3)
     torch.testing.assert_close(values, twin_values)
     torch.testing.assert_close(jacobian, twin_jacobian)
+
+
+@pytest.mark.parametrize("align", [False, True])
+def test_the_jacobian_is_the_derivative_of_the_values(align, device):
+    positions, table, layout = make(align=align, device=device, points=30)
+    values, jacobian = reference.encode_with_jacobian(positions, table, layout, BOUND, 3)
+    for column in range(layout.output_dim):
+        wanted = torch.autograd.grad(values[:, column].sum(), positions, retain_graph=True)[0]
+        torch.testing.assert_close(jacobian[:, :, column], wanted)
 
 
 @pytest.mark.parametrize("interpolation", ["linear", "smoothstep"])

@@ -1,0 +1,5 @@
+"""Real spherical harmonics of directions."""
+
+from shencoder.sh import SHEncoder, encode
+
+__all__ = ["SHEncoder", "encode"]
