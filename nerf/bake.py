@@ -155,7 +155,8 @@ def surface_color(albedo: Color, density: Density | None, points: np.ndarray, no
 def _composite(color: Tensor, density: Tensor, spacing: float) -> Tensor:
     """Blend colours [P, K, 3] of samples with densities [P, K] front to back, normalised by their weights: [P, 3]."""
     depth = density.clamp(min=0) * spacing
-    light = torch.exp(-(depth.cumsum(1) - depth))
+    before = torch.cat([torch.zeros_like(depth[:, :1]), depth[:, :-1]], dim=1).cumsum(1)
+    light = torch.exp(-before)
     weight = light * -torch.expm1(-depth)
     weight[:, 0] += 1e-6  # nothing met: the colour at the surface
     return (weight[..., None] * color).sum(1) / weight.sum(1, keepdim=True)

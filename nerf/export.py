@@ -223,9 +223,9 @@ def _summary(mesh: Mesh, flat: Mesh, lattice: Lattice, dropped: int, coverage: f
         notes.append("decimation pinched the surface at a few edges; a higher --decimate_target avoids it")
     if coverage < _LOW_COVERAGE:
         notes.append(f"triangles cover only {100 * coverage:.0f} % of the texture; raise --texture_size to keep detail")
-    if highest < 2.0 * lattice.threshold:
-        notes.append(f"the densest point ({highest:.3g}) is less than twice the threshold ({lattice.threshold:.3g}): "
-                     "the object is still foggy, and longer training makes it firmer")
+    if highest < 2.0 * DEFAULT_THRESHOLD:
+        notes.append(f"the highest density is {highest:.3g}, below {2 * DEFAULT_THRESHOLD:g}: the object is still "
+                     "foggy, and longer training makes it firmer")
     if float(np.abs(mesh.vertices).max()) >= lattice.bound * (1 - 1e-6):
         notes.append("the surface touches the wall of the box and was closed there; --bound may be too small")
     return ExportReport(

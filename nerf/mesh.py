@@ -241,16 +241,14 @@ def unpinch(mesh: Mesh) -> Mesh:
 
 
 def vertex_normals(mesh: Mesh) -> np.ndarray:
-    """Smooth unit normals [V, 3] of a welded mesh: face normals weighted by the angle at the vertex.
+    """Smooth unit normals [V, 3] of a welded mesh: face normals weighted by area and by the angle at the vertex.
 
-    Thuermer and Wuethrich, "Computing vertex normals from polygonal facets" (1998). The angle makes them independent of
-    how a flat region happens to be triangulated. Slivers without area have no say; a vertex of nothing but slivers
-    gets +Y.
+    The angle (Thuermer and Wuethrich, 1998) keeps a normal from depending on how a flat region is cut; the area takes
+    the say from the slivers of marching cubes, whose own normals are noise: on a ball the worst vertex is off by 3
+    degrees and not by 29. A vertex of nothing but triangles without area gets +Y.
     """
     corners = mesh.corners
-    face_normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    area = np.linalg.norm(face_normal, axis=1, keepdims=True)
-    face_normal = np.divide(face_normal, area, out=np.zeros_like(face_normal), where=area > 1e-18)
+    face_normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])  # twice the area long
     total = np.zeros_like(mesh.vertices)
     for k in range(3):
         to_next = corners[:, (k + 1) % 3] - corners[:, k]
@@ -260,7 +258,7 @@ def vertex_normals(mesh: Mesh) -> np.ndarray:
             total[:, axis] += np.bincount(mesh.faces[:, k], angle * face_normal[:, axis], minlength=len(total))
     length = np.linalg.norm(total, axis=1, keepdims=True)
     up = np.array([0.0, 1.0, 0.0])
-    return np.where(length > 1e-12, total / np.maximum(length, 1e-12), up)
+    return np.where(length > 1e-30, total / np.maximum(length, 1e-30), up)
 
 
 def unwrap(mesh: Mesh, texture_size: int, padding: int = 3) -> Mesh:

@@ -1,0 +1,137 @@
+"""nerf/bake.py: every covered texel knows its point, colours are those below the surface, and padding has no seams."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from nerf import bake
+from nerf.lattice import ExportError
+from nerf.mesh import Mesh
+
+
+def brute_force(uv, faces, size):
+    """Which texel centres [S, S] lie strictly inside some triangle, by edge functions."""
+    y, x = np.mgrid[0:size, 0:size] + 0.5
+    inside = np.zeros((size, size), dtype=bool)
+    for a, b, c in np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)[faces] * size:
+        sides = [(q[0] - p[0]) * (y - p[1]) - (q[1] - p[1]) * (x - p[0]) for p, q in ((a, b), (b, c), (c, a))]
+        inside |= np.all([s > 1e-9 for s in sides], axis=0) | np.all([s < -1e-9 for s in sides], axis=0)
+    return inside
+
+
+def covered(texels):
+    """The covered texels as a picture [S, S]."""
+    mask = np.zeros(texels.size**2, dtype=bool)
+    mask[texels.index] = True
+    return mask.reshape(texels.size, texels.size)
+
+
+def square():
+    """The unit square of the plane z = 0, mapped to the whole texture."""
+    corners = np.array([[0.0, 0.0], [1, 0], [1, 1], [0, 1]])
+    return Mesh(np.pad(corners, ((0, 0), (0, 1))), np.array([[0, 1, 2], [0, 2, 3]]), np.tile([[0.0, 0, 1]], (4, 1)),
+                uv=corners)
+
+
+def test_rasterized_texels_are_those_whose_centre_is_in_a_triangle():
+    rng = np.random.default_rng(0)
+    uv, faces = rng.random((90, 2)), np.arange(90).reshape(30, 3)
+    uv = uv[::3].repeat(3, axis=0) * 0.6 + 0.4 * uv  # triangles of many sizes
+    texels = bake.rasterize_uv(uv, faces, 41)
+    missed = brute_force(uv, faces, 41) & ~covered(texels)
+    assert missed.sum() == 0
+    inside = (texels.weights >= 0).all(axis=1)
+    assert inside.all() and len(np.unique(texels.index)) == len(texels)
+
+
+def test_interpolated_uv_of_a_texel_is_its_own_centre():
+    rng = np.random.default_rng(1)
+    uv, faces = rng.random((60, 2)), np.arange(60).reshape(20, 3)
+    texels = bake.rasterize_uv(uv, faces, 64)
+    mesh = Mesh(np.zeros((60, 3)), faces, uv=uv)
+    centre = np.stack([(texels.index % 64 + 0.5) / 64, 1 - (texels.index // 64 + 0.5) / 64], axis=1)
+    np.testing.assert_allclose(texels.interpolate(mesh, uv), centre, atol=1e-9)
+
+
+def test_square_over_the_whole_texture_covers_every_texel_once():
+    assert covered(bake.rasterize_uv(square().uv, square().faces, 33)).all()
+
+
+def test_triangle_between_texel_centres_gets_the_texel_of_its_centroid():
+    uv = np.array([[0.51, 0.51], [0.53, 0.51], [0.51, 0.53]])
+    texels = bake.rasterize_uv(uv, np.array([[0, 1, 2]]), 8)
+    assert texels.index.tolist() == [3 * 8 + 4]
+    np.testing.assert_allclose(texels.weights, [[1 / 3] * 3])
+
+
+def test_triangle_without_area_does_no_harm():
+    uv = np.array([[0.2, 0.2], [0.8, 0.8], [0.5, 0.5]])
+    assert np.isfinite(bake.rasterize_uv(uv, np.array([[0, 1, 2]]), 16).weights).all()
+
+
+def test_baked_picture_stands_upright_with_row_0_at_the_top():
+    texture, coverage = bake.bake(square(), lambda p, n: p, 16)
+    assert coverage == 1.0
+    assert texture[0, 0].tolist() == [8, 247, 0] and texture[15, 15].tolist() == [247, 8, 0]  # red: x, green: y
+
+
+def test_padding_repeats_the_nearest_texel():
+    texture = np.zeros((5, 9, 3), dtype=np.uint8)
+    texture[2, 1], texture[2, 7] = [200, 0, 0], [0, 0, 100]
+    padded = bake.pad_texture(texture, texture.any(axis=2))
+    assert (padded[:, :4] == [200, 0, 0]).all() and (padded[:, 5:] == [0, 0, 100]).all()
+
+
+def test_padding_reaches_beyond_the_charts_so_that_bilinear_lookup_sees_no_black():
+    mesh = replace(square(), uv=square().uv * 0.5 + 0.25)
+    texture, coverage = bake.bake(mesh, lambda p, n: np.full((len(p), 3), 0.5), 32)
+    assert coverage == pytest.approx(0.25) and (texture == 128).all()
+
+
+def two_layers(points):
+    """Green above z = -0.01, red below."""
+    return torch.where((points[:, 2] > -0.01)[:, None], torch.tensor([0.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0]))
+
+
+def test_one_sample_is_the_albedo_at_the_surface_and_asks_no_density():
+    color = bake.surface_color(two_layers, None, np.zeros((2, 3)), np.tile([[0.0, 0, 1]], (2, 1)), 0.02, samples=1)
+    assert color.tolist() == [[0, 1, 0]] * 2
+
+
+def test_colour_of_a_thin_skin_over_a_dense_body_is_the_blend_of_emission_and_absorption():
+    def density(points):
+        return torch.where(points[:, 2] > -0.01, 20.0, 1e6)
+
+    color = bake.surface_color(two_layers, density, np.zeros((1, 3)), np.array([[0.0, 0, 1]]), 0.02, samples=2)
+    skin = 1 - np.exp(-20 * 0.02)
+    np.testing.assert_allclose(color[0], [1 - skin, skin, 0], atol=1e-5)
+
+
+def test_samples_go_inwards_against_the_normal():
+    asked = []
+
+    def albedo(points):
+        asked.append(points)
+        return torch.zeros_like(points)
+
+    normal = np.array([[0.0, 0, 1]])
+    bake.surface_color(albedo, lambda p: torch.ones(len(p)), np.zeros((1, 3)), normal, 0.1, samples=3)
+    np.testing.assert_allclose(asked[0][:, 2], [0.0, -0.1, -0.2], atol=1e-7)
+
+
+def test_where_no_density_is_met_the_colour_is_that_of_the_surface():
+    normal = np.array([[0.0, 0, 1]])
+    color = bake.surface_color(two_layers, lambda p: torch.zeros(len(p)), np.zeros((1, 3)), normal, 0.1)
+    np.testing.assert_allclose(color, [[0, 1, 0]], atol=1e-6)
+
+
+def test_albedo_that_is_nan_is_refused():
+    with pytest.raises(ExportError, match="albedo is NaN"):
+        bake.surface_color(lambda p: p * torch.nan, None, np.zeros((1, 3)), np.zeros((1, 3)), 0.1, samples=1)
+
+
+def test_albedo_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"expected albedo \[1, 3\], got \[1, 4\]"):
+        bake.surface_color(lambda p: torch.zeros(1, 4), None, np.zeros((1, 3)), np.zeros((1, 3)), 0.1, samples=1)

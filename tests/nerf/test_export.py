@@ -1,0 +1,275 @@
+"""nerf/export.py and nerf/meshfile.py: from a field to files, which another program's reader renders like the field."""
+
+import json
+import struct
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nerf import meshfile
+from nerf.cameras import orbit
+from nerf.export import ExportError, export_mesh
+from tests.helpers import solids
+from tests.helpers.glb_render import color_error, load_single, render_glb, silhouette_iou
+
+SIX = (torch.tensor([90.0, 90.0, 90.0, 70.0, 20.0, 160.0]), torch.tensor([0.0, 80.0, 180.0, -35.0, 10.0, 45.0]))
+
+
+def painted(points):
+    """A colour that is different everywhere, smooth, in [0.1, 0.9]."""
+    return 0.5 + 0.4 * points.clamp(-1, 1)
+
+
+BALL = solids.Solid(partial(solids.ball, centre=(0.1, 0.0, 0.0), radius=0.5), painted)
+quick = partial(export_mesh, bound=1.0, resolution=32, decimate_target=1500, texture_size=128)
+
+
+@pytest.fixture(scope="module")
+def lettered(tmp_path_factory):
+    """The lettered block, exported, and the lines that were said."""
+    solid, folder, lines = solids.lettered(), tmp_path_factory.mktemp("mesh"), []
+    report = export_mesh(solid.density, solid.albedo, 1.0, folder, resolution=96, decimate_target=12_000,
+                         texture_size=512, metadata={"prompt": "a block", "seed": 3}, report=lines.append, ply=True)
+    return solid, report, lines
+
+
+@pytest.fixture(scope="module")
+def lettered_views(lettered):
+    """The block seen from six sides: views, the field's own ray cast (colour and mask), and the GLB's picture."""
+    views = orbit(*SIX, 2.2, 40.0, 96, 80)
+    return views, *solids.ray_cast(lettered[0], views), render_glb(lettered[1].files["glb"], views)
+
+
+def glb_json(path):
+    """The JSON chunk of a GLB, and its binary chunk."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<I", data[12:16])
+    return json.loads(data[20:20 + length]), data[28 + length:]
+
+
+def accessor(tree, binary, index):
+    """The float32 accessor of a glTF as an array."""
+    a = tree["accessors"][index]
+    view = tree["bufferViews"][a["bufferView"]]
+    start = view.get("byteOffset", 0) + a.get("byteOffset", 0)
+    width = {"VEC2": 2, "VEC3": 3}[a["type"]]
+    return np.frombuffer(binary, "<f4", a["count"] * width, start).reshape(-1, width)
+
+
+@pytest.mark.parametrize("view", range(6))
+def test_glb_has_the_silhouette_of_the_field_from_every_side(lettered_views, view):
+    _, _, mask, picture = lettered_views
+    assert silhouette_iou(mask[view], picture.mask[view]) >= 0.98
+
+
+@pytest.mark.parametrize("view", range(6))
+def test_glb_has_the_colours_of_the_field_from_every_side(lettered_views, view):
+    _, color, mask, picture = lettered_views
+    both = mask[view] & picture.mask[view]
+    assert color_error(color[view], picture.color[view], both) <= 0.03
+
+
+def test_letter_reads_the_same_in_field_and_glb_and_a_mirror_image_would_be_noticed(lettered_views):
+    _, color, _, picture = lettered_views
+    front = np.ones(color.shape[1:3], dtype=bool)
+    straight = color_error(color[0], picture.color[0], front)
+    mirrored = color_error(color[0][:, ::-1], picture.color[0], front)
+    assert straight < 0.03 and mirrored > 5 * straight and mirrored > 0.08
+
+
+def test_front_of_the_glb_is_plus_z_and_its_right_is_plus_x(lettered):
+    mesh = load_single(lettered[1].files["glb"])
+    letter = mesh.vertices[mesh.vertices[:, 2] > 0.3]
+    assert letter[:, 1].max() > 0.3 and mesh.vertices[:, 0].max() == pytest.approx(0.66, abs=0.01)  # the knob
+    assert mesh.vertices[:, 2].max() == pytest.approx(0.33, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["obj", "ply"])
+def test_other_files_show_the_same_object(lettered, lettered_views, name):
+    views, color, mask, _ = lettered_views
+    picture = render_glb(lettered[1].files[name], views)
+    assert silhouette_iou(mask, picture.mask) >= 0.98
+    assert color_error(color, picture.color, mask & picture.mask) <= (0.03 if name == "obj" else 0.06)
+
+
+def test_normals_in_the_glb_point_towards_the_camera(lettered_views):
+    views, _, _, picture = lettered_views
+    away = -np.asarray(views.pose[:, :3, 2])
+    towards = (picture.normal * away[:, None, None]).sum(-1)[picture.mask]
+    assert (towards < 0.3).mean() > 0.99 and (towards < 0).mean() > 0.95
+
+
+def test_glb_follows_the_specification(lettered):
+    tree, binary = glb_json(lettered[1].files["glb"])
+    (primitive,) = tree["meshes"][0]["primitives"]
+    assert set(primitive["attributes"]) == {"POSITION", "NORMAL", "TEXCOORD_0"}
+    material = tree["materials"][0]["pbrMetallicRoughness"]
+    assert material["metallicFactor"] == 0 and material["roughnessFactor"] == 1
+    assert tree["asset"] == {"version": "2.0", "generator": "Somnia", "extras": {"prompt": "a block", "seed": 3}}
+    normals = accessor(tree, binary, primitive["attributes"]["NORMAL"])
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1.0, atol=1e-3)
+
+
+def test_texture_coordinates_of_the_glb_start_at_the_upper_left(lettered):
+    report = lettered[1]
+    tree, binary = glb_json(report.files["glb"])
+    attributes = tree["meshes"][0]["primitives"][0]["attributes"]
+    position, uv = (accessor(tree, binary, attributes[name]) for name in ("POSITION", "TEXCOORD_0"))
+    image = np.asarray(Image.open(report.files["albedo"])) / 255.0
+    column, row = (np.clip((uv * image.shape[0]).astype(int), 0, image.shape[0] - 1)).T
+    expected = lettered[0].albedo(torch.from_numpy(position.copy())).numpy()
+    assert np.abs(image[row, column] - expected).mean() < 0.05
+    assert np.abs(image[image.shape[0] - 1 - row, column] - expected).mean() > 0.15
+
+
+def test_mesh_is_closed_and_has_the_volume_of_the_solid(tmp_path):
+    report = quick(BALL.density, BALL.albedo, folder=tmp_path)
+    assert report.watertight and report.volume == pytest.approx(4 / 3 * np.pi * 0.125, rel=0.02)
+    assert load_single(report.files["ply"] if "ply" in report.files else report.files["obj"]).volume > 0
+    np.testing.assert_allclose(report.bounds, [[-0.4, -0.5, -0.5], [0.6, 0.5, 0.5]], atol=0.01)
+
+
+def test_obj_is_closed_for_a_reader_of_positions_alone(lettered):
+    lines = lettered[1].files["obj"].read_text().splitlines()
+    faces = np.array([[int(c.split("/")[0]) for c in line.split()[1:]] for line in lines if line.startswith("f ")])
+    edges = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
+    assert (np.unique(edges, axis=0, return_counts=True)[1] == 2).all()
+    assert "Tr" not in lettered[1].files["mtl"].read_text()
+
+
+def test_folder_holds_the_named_files_and_nothing_temporary(lettered):
+    folder = lettered[1].files["obj"].parent
+    assert sorted(p.name for p in folder.iterdir()) == ["albedo.png", "mesh.glb", "mesh.mtl", "mesh.obj", "mesh.ply"]
+
+
+def test_report_says_what_was_done_and_is_json(lettered):
+    _, report, lines = lettered
+    assert [line.split(":")[0] for line in lines] == ["export"] * 4 and "lattice" in lines[0]
+    values = json.loads(json.dumps(report.as_dict()))
+    assert values["faces"] == report.faces and values["threshold"] == 10.0 and set(values["seconds"]) == {
+        "surface", "unwrap", "bake", "write"}
+    assert "closed" in str(report) and "mesh.glb" in str(report) and report.notes == ()
+
+
+def similarity(scale=3.0):
+    """A turn about x by 90 degrees (+Y up becomes +Z up), a scale and an offset."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = scale * np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+    matrix[:3, 3] = [10.0, 20.0, 30.0]
+    return matrix
+
+
+def test_object_frame_undoes_scale_and_offset_and_keeps_up(tmp_path):
+    block = solids.Solid(lambda p: solids.box(p, (0.1, 0.2, 0.0), (0.2, 0.5, 0.3)), painted)
+    report = quick(block.density, block.albedo, folder=tmp_path, transform=similarity())
+    assert np.ptp(report.bounds, axis=0) == pytest.approx([1.2, 3.0, 1.8], rel=0.01)  # tall along +Y
+    content = json.loads((tmp_path / "transform.json").read_text())
+    middle = np.append(np.mean(report.bounds, axis=0), 1.0)
+    source = np.array(content["file_to_source"]) @ middle
+    np.testing.assert_allclose(source, similarity() @ [0.1, 0.2, 0.0, 1.0], atol=0.02)
+    assert np.linalg.det(np.array(content["file_to_source"])[:3, :3]) == pytest.approx(1.0)
+
+
+def test_source_frame_writes_the_source_s_own_axes(tmp_path):
+    block = solids.Solid(lambda p: solids.box(p, (0.1, 0.2, 0.0), (0.2, 0.5, 0.3)), painted)
+    report = quick(block.density, block.albedo, folder=tmp_path, transform=similarity(), export_frame="source")
+    np.testing.assert_allclose(np.mean(report.bounds, axis=0), (similarity() @ [0.1, 0.2, 0.0, 1.0])[:3], atol=0.02)
+    assert np.ptp(report.bounds, axis=0) == pytest.approx([1.2, 1.8, 3.0], rel=0.01)  # tall along +Z
+
+
+def test_transform_that_mirrors_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match="mirrors or flattens"):
+        quick(None, None, folder=tmp_path, transform=np.diag([1.0, 1, -1, 1]))
+
+
+@pytest.mark.parametrize("wrong", [{"export_frame": "blender"}, {"texture_size": 4}, {"bake_samples": 0}])
+def test_wrong_arguments_are_refused_with_a_sentence(tmp_path, wrong):
+    with pytest.raises(ValueError, match="export_mesh: expected export_frame in"):
+        export_mesh(None, None, 1.0, tmp_path, **wrong)
+
+
+def test_empty_field_is_an_error_that_gives_the_figures_and_writes_nothing(tmp_path):
+    with pytest.raises(ExportError, match=r"highest density is 4, and the surface is where it is 10"):
+        quick(lambda p: torch.full((len(p),), 4.0), painted, folder=tmp_path / "mesh")
+    assert not (tmp_path / "mesh").exists()
+
+
+def test_floater_is_dropped_and_counted(tmp_path):
+    two = solids.Solid(lambda p: torch.minimum(BALL.distance(p), solids.ball(p, (-0.8, 0.8, 0.0), 0.08)), painted)
+    report = quick(two.density, two.albedo, folder=tmp_path)
+    assert report.parts_dropped == 1 and report.bounds[0][0] > -0.5
+
+
+def test_young_field_is_exported_with_a_lower_threshold_on_request_and_a_note(tmp_path):
+    def young(points):
+        return 8.0 * torch.sigmoid(-60 * BALL.distance(points))
+
+    report = quick(young, painted, folder=tmp_path, threshold=None)
+    assert report.threshold == pytest.approx(4.0, rel=0.01)
+    assert report.volume == pytest.approx(4 / 3 * np.pi * 0.125, rel=0.03) and "foggy" in report.notes[0]
+
+
+def test_object_at_the_wall_is_closed_and_noted(tmp_path):
+    slab = solids.Solid(lambda p: solids.box(p, (0.8, 0.0, 0.0), (0.5, 0.4, 0.4)), painted)
+    report = quick(slab.density, slab.albedo, folder=tmp_path)
+    assert report.watertight and "touches the wall" in report.notes[0]
+
+
+def test_export_twice_gives_the_same_bytes(tmp_path):
+    first, second = (quick(BALL.density, BALL.albedo, folder=tmp_path / name) for name in "ab")
+    for name in ("obj", "mtl", "albedo", "glb"):
+        assert first.files[name].read_bytes() == second.files[name].read_bytes()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A small export and the mesh that was read back from its GLB."""
+    report = quick(BALL.density, BALL.albedo, folder=tmp_path_factory.mktemp("written"))
+    return report, meshfile.read_mesh(report.files["glb"])
+
+
+def test_check_notices_a_moved_vertex(written):
+    report, mesh = written
+    moved = mesh.vertices.copy()
+    moved[5] += 1e-3
+    with pytest.raises(ExportError, match="moved a vertex by 0.001"):
+        meshfile.check_file(report.files["glb"], replace(mesh, vertices=moved))
+
+
+def test_check_notices_another_texture_and_a_missing_triangle(written):
+    report, mesh = written
+    with pytest.raises(ExportError, match="another texture"):
+        meshfile.check_file(report.files["glb"], replace(mesh, texture=255 - mesh.texture))
+    with pytest.raises(ExportError, match="read back with"):
+        meshfile.check_file(report.files["glb"], replace(mesh, faces=mesh.faces[1:]))
+
+
+def test_check_notices_a_mesh_that_is_inside_out(tmp_path, written):
+    mesh = replace(written[1], faces=written[1].faces[:, ::-1].copy())
+    path = meshfile.write_glb(tmp_path / "x.glb", mesh, {})
+    with pytest.raises(ExportError, match="inside out: its volume is -"):
+        meshfile.check_file(path, mesh)
+
+
+def test_obj_without_its_texture_is_noticed(tmp_path, written):
+    mesh = replace(written[1], weld=np.arange(len(written[1].vertices)))
+    obj = meshfile.write_obj(tmp_path, mesh)[0]
+    (tmp_path / "albedo.png").unlink()
+    with pytest.raises(ExportError, match="read back without its"):
+        meshfile.check_file(obj, mesh)
+
+
+@pytest.mark.parametrize("content", [b"", b"glTF\x02\x00\x00\x00rubbish", b"\x00" * 200])
+def test_broken_glb_is_refused_with_a_sentence(tmp_path, content):
+    (tmp_path / "x.glb").write_bytes(content)
+    with pytest.raises(ExportError, match=r"x.glb (cannot be read|holds no triangles)"):
+        meshfile.read_mesh(tmp_path / "x.glb")
+
+
+def test_missing_file_is_said_to_be_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        meshfile.read_mesh(tmp_path / "none.glb")
