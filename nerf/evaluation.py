@@ -3,12 +3,10 @@
 Everything here runs without gradients on a model that already carries the averaged weights (``Trainer`` sees to that).
 """
 
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nerf import cameras, export, metrics, provider, video
 from nerf.renderer import NeRFRenderer
@@ -34,11 +32,12 @@ class Evaluator:
         self.config, self.model, self.report = config, model, report
         self.held_out = held_out or {}
         self.transform = transform
+        self.device = next(model.parameters()).device
         self.workspace = Path(config.output.workspace)
 
     def part(self) -> Part:
         """How evaluation renders: plain albedo over white or the background network, or the photographs' own colours."""
-        white = torch.ones(3, device=self.model.device) if self.config.field.bg_radius <= 0 else None
+        white = torch.ones(3, device=self.device) if self.config.field.bg_radius <= 0 else None
         photos = self.config.data.data is not None
         return Part("eval", background=white, training=False, view_dependent=photos)
 
@@ -46,7 +45,7 @@ class Evaluator:
     def render(self, views: Views, part: Part | None = None) -> RenderOutput:
         """Render whole views [B], one after the other; nothing of training's randomness is touched."""
         part = part or self.part()
-        outputs = [self.model.render(cameras.view_rays(views[i].to(self.model.device)), part) for i in range(len(views))]
+        outputs = [self.model.render(cameras.view_rays(views[i].to(self.device)), part) for i in range(len(views))]
         if len(outputs) == 1:
             return outputs[0]
         joined = {
@@ -58,9 +57,8 @@ class Evaluator:
         """Four small views side by side, ``validation/df_step_########_preview.png``."""
         size = min(PREVIEW_SIZE, self.config.output.H)
         out = self.render(self._show_views(PREVIEW_VIEWS, size, size))
-        frames = to_uint8(out.as_images(out.image))
         path = self.workspace / "validation" / f"df_step_{step:08d}_preview.png"
-        video.write_png(path, np.concatenate(list(frames), axis=1))
+        video.write_png(path, np.concatenate(list(_pictures(out)), axis=1))
         return path
 
     def validate(self, step: int) -> dict[str, float]:
@@ -88,21 +86,22 @@ class Evaluator:
     def save_mesh(self) -> "export.ExportReport":
         """Extract, clean, unwrap, bake and write the mesh to ``mesh/``."""
         config, field = self.config, self.model.field
-        began = time.monotonic()
         report = export.export_mesh(
             density=self.model.density,
             albedo=self.model.albedo,
             bound=field.bound,
             folder=self.workspace / "mesh",
             resolution=config.output.mcubes_resolution,
-            threshold=self.model.surface_threshold(),
+            threshold=config.field.density_thresh,
             decimate_target=config.output.decimate_target,
             texture_size=config.output.texture_size,
             transform=self.transform,
             export_frame=config.output.export_frame,
             metadata={"prompt": config.prompt.text, "seed": config.runtime.seed},
+            report=self.report.log,
+            device=self.device,
         )
-        self.report.log(f"mesh: {report} in {time.monotonic() - began:.1f} s")
+        self.report.log(f"mesh: {report}")
         return report
 
     # ---- parts of the above ---------------------------------------------------------------------------------------
@@ -120,7 +119,7 @@ class Evaluator:
         rgb, depth = [], []
         for i in range(len(views)):
             out = self.render(views[i])
-            rgb.append(to_uint8(out.as_images(out.image))[0])
+            rgb.append(_pictures(out)[0])
             depth.append(video.depth_image(out.depth, out.opacity, (views.height, views.width)))
         for kind, frames in (("rgb", rgb), ("depth", depth)):
             path = video.write_video(self.workspace / "results" / f"{name}_{kind}.mp4", np.stack(frames), fps=25)
@@ -131,7 +130,7 @@ class Evaluator:
     def _write_frame(self, folder: str, name: str, out: RenderOutput) -> None:
         base = self.workspace / folder
         shape = out.shape[1:]
-        video.write_png(base / f"{name}_rgb.png", to_uint8(out.as_images(out.image))[0])
+        video.write_png(base / f"{name}_rgb.png", _pictures(out)[0])
         video.write_png(base / f"{name}_depth.png", video.depth_image(out.depth, out.opacity, shape))
 
     def _measure(self, split: str, step: int) -> dict[str, float]:
@@ -139,12 +138,12 @@ class Evaluator:
         photos = self.held_out[split]
         rows = []
         for i in range(len(photos)):
-            view, truth = photos.view(i), photos.image(i).to(self.model.device)
+            view, truth = photos.view(i), photos.image(i).to(self.device)
             out = self.render(view)
             image = out.image.reshape(truth.shape).clamp(0, 1)
             rows.append((metrics.psnr(image, truth), metrics.ssim(image, truth)))
             if i < PREVIEW_VIEWS:
-                pair = np.concatenate([_hwc_uint8(image), _hwc_uint8(truth)], axis=1)
+                pair = np.concatenate([video.to_uint8(image), video.to_uint8(truth)], axis=1)
                 video.write_png(self.workspace / "validation" / f"df_step_{step:08d}_{split}_{i:04d}.png", pair)
         found = {
             f"{split}_psnr": float(np.mean([float(r[0]) for r in rows])),
@@ -154,11 +153,6 @@ class Evaluator:
         return found
 
 
-def _hwc_uint8(image: Tensor) -> np.ndarray:
-    """[H, W, 3] in [0, 1] to uint8 of the same shape."""
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-
-
-def to_uint8(images: Tensor) -> np.ndarray:
-    """Images [B, 3, H, W] in [0, 1] to uint8 [B, H, W, 3]."""
-    return _hwc_uint8(images.permute(0, 2, 3, 1))
+def _pictures(out: RenderOutput) -> np.ndarray:
+    """The rendered views as uint8 [B, H, W, 3]."""
+    return video.to_uint8(out.image.reshape(*out.shape, 3))

@@ -66,7 +66,7 @@ def check_finite(terms: dict[str, Tensor], step: int) -> None:
     Raises:
         DivergenceError: names the terms and the step.
     """
-    bad = [name for name, value in terms.items() if not math.isfinite(float(value))]
+    bad = [name for name, value in terms.items() if not math.isfinite(float(value.detach()))]
     if bad:
         raise DivergenceError(
             f"step {step}: the loss term {', '.join(bad)} is not finite; the last checkpoint is untouched. "

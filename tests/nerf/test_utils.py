@@ -1,0 +1,234 @@
+"""The trainer: every configuration takes steps, a resumed run is the run it resumes, and trouble is told."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from guidance.base import Guidance, GuidanceOutput
+from nerf import checkpoint, config, workspace
+from nerf.errors import DivergenceError, UserError
+from nerf.evaluation import Evaluator
+from nerf.provider import RandomCameras
+from nerf.renderer import build_model
+from nerf.report import Report
+from nerf.utils import Trainer
+
+TINY = (
+    "--text something --seed 3 --iters 6 --w 8 --h 8 --batch_size 2 --W 8 --H 8 --optim adam --max_steps 32 --grid_size 16 "
+    "--grid_levels 4 --grid_log2 8 --grid_finest 32 --num_steps 8 --upsample_steps 4 --dataset_size_valid 2 "
+    "--dataset_size_test 2 --preview_interval 1000 --latent_iter_ratio 0 --update_extra_interval 2 --hidden 16"
+).split()
+
+
+class Colour(Guidance):
+    """Wants every pixel to be one colour; draws noise as a diffusion model would."""
+
+    name = "colour"
+    spaces = ("rgb", "latent")
+
+    def prepare(self, conditions):
+        """Nothing to prepare."""
+
+    def loss(self, image, views, part, t_range, *, debug=False):
+        """Mean squared distance to a noisy grey."""
+        noise = torch.rand(image.shape, generator=part.generator(9))
+        return GuidanceOutput((image - 0.5 - 0.1 * noise).square().mean())
+
+
+class Broken(Colour):
+    """Answers with NaN from the third call on."""
+
+    calls = 0
+
+    def loss(self, image, views, part, t_range, *, debug=False):
+        """NaN, sooner or later."""
+        self.calls += 1
+        answer = super().loss(image, views, part, t_range)
+        return answer if self.calls < 3 else GuidanceOutput(answer.loss * float("nan"))
+
+
+def make(folder, *flags, guidance=None):
+    options = config.parse([*TINY, "--workspace", str(folder), *flags])
+    options = workspace.open_workspace(workspace.adopt(options))
+    report = Report(folder, terminal=False)
+    torch.manual_seed(options.runtime.seed)
+    model = build_model(options)
+    guidance = [guidance or Colour()]
+    trainer = Trainer(
+        options, model, {"guided": RandomCameras(options)}, guidance, Evaluator(options, model, report), report
+    )
+    trainer.restore()
+    return trainer
+
+
+def weights(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+CONFIGURATIONS = {
+    "accelerated grid": "--cuda_ray",
+    "plain grid": "--no_cuda_ray",
+    "vanilla": "--backbone vanilla --no_cuda_ray --progressive_level",
+    "vanilla accelerated": "--backbone vanilla --cuda_ray",
+    "background network": "--cuda_ray --bg_radius 1.4",
+    "plain background": "--cuda_ray --bg_radius -1",
+    "softplus": "--cuda_ray --density_activation softplus",
+    "finite normals": "--cuda_ray --normals finite --lambda_orient 0.1",
+    "every regulariser": "--cuda_ray --lambda_entropy 0.1 --lambda_opacity 0.1 --lambda_orient 0.1 --lambda_tv 0.1 "
+    "--lambda_wd 0.1 --lambda_2d_normal_smooth 0.1 --lambda_3d_normal_smooth 0.1",
+    "adan": "--cuda_ray --optim adan",
+    "latent": "--cuda_ray --latent_iter_ratio 1",
+    "textureless": "--cuda_ray --textureless_ratio 1",
+    "clipped": "--cuda_ray --grad_clip 1e-3 --grad_clip_rgb 1e-4",
+    "jittered progressive": "--cuda_ray --jitter_pose --progressive_view --uniform_sphere_rate 0.5",
+    "half size": "--cuda_ray --half_size_ratio 0.5",
+    "wide": "--cuda_ray --bound 2 --dt_gamma 0.01",
+}
+
+
+@pytest.mark.parametrize("flags", CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys())
+def test_every_configuration_takes_steps_and_moves_its_weights(tmp_path, flags):
+    trainer = make(tmp_path, *flags.split())
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    for _ in range(2):
+        terms = trainer.train_step()
+    assert all(torch.isfinite(value) for value in terms.values())
+    assert any(not torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+
+
+def test_every_regulariser_is_logged_by_name(tmp_path):
+    trainer = make(tmp_path, *CONFIGURATIONS["every regulariser"].split())
+    trainer.train_step()
+    terms = trainer.train_step()
+    expected = {"sds", "opacity", "entropy", "orient", "normal_smooth_2d", "normal_smooth_3d", "tv", "weight_decay"}
+    assert set(terms) == expected
+
+
+@pytest.mark.parametrize("flags", ["--cuda_ray", "--no_cuda_ray --optim adan", "--cuda_ray --lambda_orient 1"])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, flags):
+    straight = make(tmp_path / "a", *flags.split())
+    straight.train()
+    first = make(tmp_path / "b", *flags.split())
+    for _, record in zip(range(3), first.run(), strict=False):
+        assert record.step < 3
+    first.save()
+    second = make(tmp_path / "b", *flags.split())
+    assert second.step == 3
+    second.train()
+    assert equal(weights(straight), weights(second))
+    assert equal(straight.ema.state_dict(), second.ema.state_dict())
+
+
+def test_the_loop_can_be_left_and_entered_again_without_a_trace(tmp_path):
+    straight = make(tmp_path / "a", "--cuda_ray")
+    straight.train()
+    broken = make(tmp_path / "b", "--cuda_ray")
+    for _ in zip(range(2), broken.run(), strict=False):
+        pass
+    for _ in broken.run():
+        pass
+    assert equal(weights(straight), weights(broken))
+
+
+def test_looking_does_not_change_training(tmp_path):
+    straight = make(tmp_path / "a", "--cuda_ray")
+    straight.train()
+    looked = make(tmp_path / "b", "--cuda_ray")
+    for _ in looked.run():
+        looked.preview()
+        looked.evaluate()
+    assert equal(weights(straight), weights(looked))
+
+
+def test_weights_alone_start_counting_anew(tmp_path):
+    trainer = make(tmp_path, "--cuda_ray")
+    trainer.train()
+    again = make(tmp_path, "--cuda_ray", "--ckpt", "latest_model")
+    assert again.step == 0 and equal(weights(trainer), weights(again))
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    trainer = make(tmp_path, "--cuda_ray", "--keep_checkpoints", "2")
+    for _ in trainer.run():
+        trainer.save()
+    assert [step for step, _ in checkpoint.steps(tmp_path / "checkpoints")] == [5, 6]
+
+
+def test_a_loss_that_is_not_finite_stops_before_any_weight_is_touched(tmp_path):
+    trainer = make(tmp_path, "--cuda_ray", guidance=Broken())
+    trainer.train_step()
+    trainer.train_step()
+    before = weights(trainer)
+    with pytest.raises(DivergenceError, match="step 2.*sds"):
+        trainer.train_step()
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+
+
+def test_showing_a_workspace_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        make(tmp_path, "--test")
+
+
+def test_another_prompt_in_a_used_workspace_is_refused_and_scratch_starts_over(tmp_path):
+    make(tmp_path, "--cuda_ray").train()
+    with pytest.raises(UserError, match="--text"):
+        make(tmp_path, "--cuda_ray", "--text", "another thing")
+    fresh = make(tmp_path, "--cuda_ray", "--text", "another thing", "--ckpt", "scratch")
+    assert fresh.step == 0
+
+
+def test_videos_views_and_metrics_are_written_where_users_look(tmp_path):
+    trainer = make(tmp_path, "--cuda_ray", "--iters", "10")
+    trainer.train()
+    trainer.evaluate()
+    trainer.test()
+    assert list((tmp_path / "results").glob("df_step_*_rgb.*"))
+    assert list((tmp_path / "validation").glob("*_rgb.png"))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows and "train/sds" in rows[-1]
+
+
+def test_six_views_are_written_as_stills(tmp_path):
+    make(tmp_path, "--cuda_ray").train()
+    trainer = make(tmp_path, "--cuda_ray", "--six_views")
+    trainer.test()
+    assert len(list((tmp_path / "results").glob("*_rgb.png"))) == 6
+
+
+def test_a_time_budget_ends_training_early_and_saves(tmp_path):
+    trainer = make(tmp_path, "--cuda_ray", "--iters", "100000", "--minutes", "0.01")
+    trainer.train()
+    assert 0 < trainer.step < 100000
+    assert checkpoint.latest(tmp_path / "checkpoints") is not None
+
+
+def test_a_second_guidance_space_is_only_used_if_all_guidance_accepts_it(tmp_path):
+    class RgbOnly(Colour):
+        """Takes no latents."""
+
+        spaces = ("rgb",)
+
+    trainer = make(tmp_path, "--cuda_ray", "--latent_iter_ratio", "1", guidance=RgbOnly())
+    assert trainer.plan(0).parts[0].space == "rgb"
+
+
+def test_a_stage_of_another_kind_is_refused(tmp_path):
+    trainer = make(tmp_path, "--cuda_ray")
+    path = trainer.save()
+    trainer.stage = "dmtet"
+    with pytest.raises(UserError, match="stage"):
+        trainer.load(path)
+
+
+def test_learning_rates_fall_by_the_factor_asked_for(tmp_path):
+    trainer = make(tmp_path, "--cuda_ray", "--lr_decay", "0.01", "--iters", "10")
+    trainer.train()
+    group = trainer.optimizer.param_groups[0]
+    assert group["lr"] == pytest.approx(group["initial_lr"] * 0.01 ** 0.9)
+    assert SimpleNamespace(**group).name
