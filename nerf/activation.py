@@ -12,6 +12,11 @@ MAX_EXPONENT = 40.0
 MAX_SLOPE_EXPONENT = 15.0
 
 
+def at_least_single(x: Tensor) -> Tensor:
+    """Half precision becomes float32, everything else stays as it is. Any shape; differentiable."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 class _TruncatedExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -30,12 +35,12 @@ def truncated_exp(x: Tensor) -> Tensor:
     Computed in float32 at least, so that half precision cannot overflow. Any shape; differentiable twice (the second
     derivative is that of the truncated slope).
     """
-    return _TruncatedExp.apply(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+    return _TruncatedExp.apply(at_least_single(x))
 
 
 def softplus(x: Tensor) -> Tensor:
     """``log(1 + exp(x))`` in float32 at least. Any shape; differentiable twice."""
-    return functional.softplus(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+    return functional.softplus(at_least_single(x))
 
 
 DENSITY_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"exp": truncated_exp, "softplus": softplus}
@@ -74,5 +79,5 @@ def density_blob(positions: Tensor, activation: str, density: float, radius: flo
 
 
 def unit(vector: Tensor, eps: float = 1e-12) -> Tensor:
-    """The vector [..., 3] scaled to length one, and zero where it is (nearly) zero, with finite gradients everywhere."""
+    """The vector [..., 3] scaled to length one, and zero where it is (nearly) zero; gradients stay finite."""
     return vector * vector.square().sum(-1, keepdim=True).clamp(min=eps).rsqrt()

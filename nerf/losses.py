@@ -1,7 +1,7 @@
 """Losses: pure functions from rendered pixels and samples to unweighted scalars.
 
-Each is a sum along a ray and a mean over rays (or pixels), so its value does not change with the image size, the number of
-samples or the render path; weights live in the plan. Letters: B images, N rays, M samples.
+Each is a sum along a ray and a mean over rays (or pixels), so its value does not change with the image size, the number
+of samples or the render path; weights live in the plan. Letters: B images, N rays, M samples.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 def image_mse(image: Tensor, target: Tensor) -> Tensor:
     """Mean squared difference of two images of any one shape, say [N, 3]. Differentiable."""
     if image.shape != target.shape:
-        raise ValueError(f"image_mse: expected two images of one shape, got {list(image.shape)} and {list(target.shape)}")
+        raise ValueError(f"mse: expected two images of one shape, got {list(image.shape)} and {list(target.shape)}")
     return (image - target).square().mean()
 
 
@@ -30,8 +30,8 @@ def opacity(opacity: Tensor) -> Tensor:
 def entropy(opacity: Tensor) -> Tensor:
     """Binary entropy of each ray's opacity, in bits, a mean over rays: 0 where every ray is clear or opaque, at most 1.
 
-    The entropy of a *ray* and not of its samples: a surface that spreads over many samples is not penalised for the number
-    of steps that happened to be taken through it, and rays that met nothing count as the certainty they are.
+    The entropy of a *ray* and not of its samples: a surface that spreads over many samples is not penalised for the
+    number of steps that happened to be taken through it, and rays that met nothing count as the certainty they are.
 
     Args:
         opacity: [N] in [0, 1].
@@ -45,7 +45,7 @@ def entropy(opacity: Tensor) -> Tensor:
 
 
 def orientation(weights: Tensor, normal: Tensor, direction: Tensor, num_rays: int) -> Tensor:
-    """Penalise visible surface that faces away from the camera (Ref-NeRF, eq. 11): ``1/N sum_i w_i max(0, n_i . d_i)^2``.
+    """Penalise visible surface that faces away (Ref-NeRF, eq. 11): ``1/N sum_i w_i max(0, n_i . d_i)^2``.
 
     Args:
         weights: [M] compositing weights; detached, so that the loss turns normals and moves no density.
@@ -96,7 +96,7 @@ def depth_pearson(depth: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         mask: [N] opacity of the target; pixels above 0.5 count.
 
     Returns:
-        Scalar in [0, 2]; 0 if fewer than two pixels count or one of the maps is flat there. Differentiable in ``depth``.
+        Scalar in [0, 2]; 0 if fewer than two pixels count or a map is flat there. Differentiable in ``depth``.
     """
     inside = mask > 0.5
     if int(inside.sum()) < 2:

@@ -25,8 +25,8 @@ def shade(
     """The colour that a point sends to the camera (DreamFusion, eq. 6 and the textureless variant after it).
 
     Args:
-        shading: "albedo" (the colour itself), "lambertian" (lit colour), "textureless" (lit grey) or "normal" (the normal
-            mapped from [-1, 1] to [0, 1]).
+        shading: "albedo" (the colour itself), "lambertian" (lit colour), "textureless" (lit grey) or "normal" (mapped
+            from [-1, 1] to [0, 1]).
         albedo: [M, 3] in [0, 1].
         normal: [M, 3] unit outward normals; every shading but "albedo" needs them.
         light: [M, 3] or [3] unit directions to the light; "lambertian" and "textureless" need it.
@@ -43,7 +43,7 @@ def shade(
     if shading == "albedo":
         return albedo
     if normal is None:
-        raise ValueError(f"shade: shading {shading!r} needs normals and got none; ask the field for them (need_normals)")
+        raise ValueError(f"shade: shading {shading!r} needs normals and got none; render a part with need_normals")
     if shading == "normal":
         return 0.5 * (normal + 1.0)
     if light is None:

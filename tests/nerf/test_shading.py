@@ -34,7 +34,8 @@ def test_textureless_does_not_depend_on_the_albedo():
 
 
 def test_normal_shading_maps_minus_one_to_black_and_one_to_white():
-    torch.testing.assert_close(shade("normal", ALBEDO, torch.tensor([[-1.0, 0.0, 1.0]])), torch.tensor([[0.0, 0.5, 1.0]]))
+    colour = shade("normal", ALBEDO, torch.tensor([[-1.0, 0.0, 1.0]]))
+    torch.testing.assert_close(colour, torch.tensor([[0.0, 0.5, 1.0]]))
 
 
 @pytest.mark.parametrize("shading", [s for s in SHADINGS if s != "albedo"])

@@ -1,0 +1,42 @@
+"""The backbone without a grid: frequencies and residual blocks (NeRF, sec. 5.1; DreamFusion, app. A.2). M points."""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nerf.encoding import make_encoder
+from nerf.field import NetworkField
+
+FREQUENCIES = 12
+BLOCKS = 3
+
+
+class ResidualBlock(nn.Module):
+    """``silu(x + norm(W x))`` over features [M, width]."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[M, width] -> [M, width]; differentiable twice."""
+        return functional.silu(x + self.norm(self.linear(x)))
+
+
+class VanillaField(NetworkField):
+    """Frequency encoding, one linear layer, residual blocks, head.
+
+    Args:
+        config: the field options: hidden, and those of :class:`NetworkField`.
+    """
+
+    def __init__(self, config):
+        super().__init__(config, config.hidden)
+        self.encoder = make_encoder("frequency", input_dim=3, degree=FREQUENCIES)
+        self.entry = nn.Linear(self.encoder.output_dim, config.hidden)
+        self.blocks = nn.Sequential(*(ResidualBlock(config.hidden) for _ in range(BLOCKS)))
+
+    def trunk(self, positions: Tensor, max_level: float) -> Tensor:
+        """Features [M, hidden] of positions [M, 3]; frequencies above ``max_level`` read zero. Differentiable twice."""
+        encoded = self.encoder(positions / self.bound, max_level=max_level)
+        return self.blocks(functional.silu(self.entry(encoded)))

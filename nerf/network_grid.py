@@ -1,0 +1,79 @@
+"""The default backbone: a multiresolution hash grid and a small network (Instant-NGP, sec. 3). M points."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nerf.encoding import make_encoder
+from nerf.field import NetworkField
+
+# The table learns this much faster than the networks: each entry sees few samples a step.
+TABLE_RATE = 10.0
+
+
+class GridField(NetworkField):
+    """Hash grid, then a ReLU network whose last layer is the head of :class:`NetworkField`.
+
+    Args:
+        config: the field options: levels, level_dim, base_resolution, finest_resolution (cells along a side of the box),
+            log2_hashmap_size, hidden, layers (linear ones, head included), and those of :class:`NetworkField`.
+    """
+
+    def __init__(self, config):
+        super().__init__(config, config.hidden if config.layers > 1 else config.levels * config.level_dim)
+        self.encoder = make_encoder(
+            "grid",
+            input_dim=3,
+            num_levels=config.levels,
+            level_dim=config.level_dim,
+            base_resolution=config.base_resolution,
+            desired_resolution=config.finest_resolution,
+            log2_hashmap_size=config.log2_hashmap_size,
+            interpolation="smoothstep",
+        )
+        widths = [self.encoder.output_dim] + [config.hidden] * (config.layers - 1)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+    def trunk(self, positions: Tensor, max_level: float) -> Tensor:
+        """Features [M, hidden] of positions [M, 3]; the levels above ``max_level`` read zero. Differentiable twice."""
+        return self._mlp(self.encoder(positions, bound=self.bound, max_level=max_level))
+
+    def _mlp(self, encoded: Tensor) -> Tensor:
+        for layer in self.layers:
+            encoded = functional.relu(layer(encoded))
+        return encoded
+
+    def _with_gradient(self, positions: Tensor, max_level: float) -> tuple[Tensor, Tensor, Tensor]:
+        """As in :class:`NetworkField`, by the chain rule over the encoding, whose Jacobian costs little beside it.
+
+        The positions get no gradient through the normal, so no second derivative along them is ever computed.
+        """
+        training = torch.is_grad_enabled()
+        encoded, jacobian = self.encoder.value_and_jacobian(positions, bound=self.bound, max_level=max_level)
+        with torch.enable_grad():
+            encoded = encoded if encoded.requires_grad else encoded.detach().requires_grad_(True)
+            features = self._mlp(encoded)
+            raw = self._raw(features)
+            (slope,) = torch.autograd.grad(raw, encoded, torch.ones_like(raw), create_graph=training)
+        gradient = torch.einsum("mdf,mf->md", jacobian, slope)
+        if not training:
+            features, raw = features.detach(), raw.detach()
+        return features, raw + self._blob(positions), gradient + self._blob_gradient(positions)
+
+    def param_groups(self, lr: float) -> list[dict]:
+        """The table at ten times the rate of the networks."""
+        table = list(self.encoder.parameters())
+        kept = {id(p) for p in table}
+        networks = [p for p in self.parameters() if id(p) not in kept]
+        return [
+            {"params": table, "lr": TABLE_RATE * lr, "name": "encoder"},
+            {"params": networks, "lr": lr, "name": "network"},
+        ]
+
+    def total_variation(self, generator: torch.Generator) -> Tensor:
+        """Total variation of the table around random points of the box; see :meth:`GridEncoder.total_variation`."""
+        return self.encoder.total_variation(bound=self.bound, generator=generator)
+
+    def weight_decay(self) -> Tensor:
+        """Mean square of the table; see :meth:`GridEncoder.weight_decay`."""
+        return self.encoder.weight_decay()

@@ -1,0 +1,127 @@
+"""What all render paths share: the interface, rays against the box, colours of samples. N rays, M samples, B views."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nerf.errors import UserError
+from nerf.field import Field
+from nerf.shading import shade
+from nerf.structs import FieldOutput, Part, Points, Rays, Samples
+
+# Streams of a part's random numbers that rendering draws from.
+STREAM_COARSE, STREAM_FINE, STREAM_MARCH, STREAM_DIFFUSE = 1, 2, 3, 4
+# Share of the rays of a view-dependent training part that are shaded by their albedo alone, so that the diffuse colour,
+# which export bakes and guidance looks at, is the best one that does not depend on the view.
+DIFFUSE_SHARE = 1.0 / 16.0
+
+
+@dataclass(frozen=True)
+class Trace:
+    """N rays through a field, before the background is put behind them."""
+
+    color: Tensor  # [N, 3] sum of weight * colour
+    opacity: Tensor  # [N]
+    depth: Tensor  # [N] sum of weight * t
+    normal: Tensor | None  # [N, 3] sum of weight * unit normal
+    samples: Samples | None = None  # the three below: training only
+    weights: Tensor | None = None  # [M]
+    field: FieldOutput | None = None  # at the samples
+
+
+class RenderPath(nn.Module, ABC):
+    """A way to choose samples along rays and to add them up."""
+
+    @abstractmethod
+    def trace(self, field: Field, rays: Rays, part: Part) -> Trace:
+        """Render N rays, perturbed if ``part.training``. Differentiable in the field's parameters."""
+
+    def update(self, field: Field, generator: torch.Generator) -> None:
+        """Look at the field again, for paths that remember where it is empty. Nothing to do for the others."""
+
+
+def check_rays(rays: Rays) -> None:
+    """Refuse rays that no path can render.
+
+    Raises:
+        ValueError: wrong shapes, or directions that are not of unit length (looked at on the CPU only).
+    """
+    n = rays.origins.shape[0]
+    if rays.origins.shape != (n, 3) or rays.directions.shape != (n, 3):
+        got = f"{list(rays.origins.shape)} and {list(rays.directions.shape)}"
+        raise ValueError(f"render: expected origins [N, 3] and directions [N, 3], got {got}")
+    if rays.view_index.shape != (n,):
+        raise ValueError(f"render: expected view_index [{n}], got {list(rays.view_index.shape)}")
+    if n and rays.directions.device.type == "cpu":
+        off = float((rays.directions.detach().square().sum(-1) - 1.0).abs().max())
+        if not off < 1e-3:
+            raise ValueError(
+                f"render: directions must have unit length, got one whose squared length is off by {off:.3g}; "
+                "normalise them (depth is measured along unit rays)"
+            )
+
+
+def box(bound: float, like: Tensor) -> Tensor:
+    """The box [-bound, bound]^3 as the six numbers that :func:`raymarching.near_far_from_aabb` takes."""
+    return torch.tensor([-bound] * 3 + [bound] * 3, device=like.device, dtype=like.dtype)
+
+
+def points_at(samples: Samples, rays: Rays, part: Part) -> Points:
+    """The samples as points a field can be asked about, with what it may need to know of their rays."""
+    return Points(
+        samples.positions,
+        rays.directions[samples.ray_index] if part.view_dependent else None,
+        None if rays.image_index is None else rays.image_index[samples.ray_index],
+        None if rays.uv is None else rays.uv[samples.ray_index],
+    )
+
+
+def lights(rays: Rays, part: Part) -> Tensor:
+    """Unit direction to the light for every ray [N, 3]: the part's light of its view, else towards the camera.
+
+    Raises:
+        ValueError: the part has lights for fewer views than the rays belong to.
+    """
+    if part.light is None:
+        return -rays.directions
+    light = part.light.to(rays.directions)
+    if light.ndim == 1:
+        light = light[None].expand(part.num_views, 3)
+    if light.shape[0] < part.num_views:
+        raise ValueError(f"render: expected a light for each of {part.num_views} views, got {light.shape[0]}")
+    return light[rays.view_index]
+
+
+def diffuse_rays(rays: Rays, part: Part) -> Tensor | None:
+    """Which rays [N] (bool) show the diffuse colour although the part is view-dependent; None if none does."""
+    if not (part.training and part.view_dependent):
+        return None
+    generator = part.generator(STREAM_DIFFUSE, rays.origins.device)
+    return torch.rand(len(rays), generator=generator, device=rays.origins.device) < DIFFUSE_SHARE
+
+
+def sample_colours(output: FieldOutput, rays: Rays, part: Part, ray_index: Tensor) -> Tensor:
+    """Colour [M, 3] that each sample sends to its camera, under the part's shading.
+
+    Raises:
+        UserError: a view-dependent part with a shading other than albedo: its light is in the photographs already.
+    """
+    if part.shading == "albedo" and not part.view_dependent:
+        return output.albedo
+    if part.view_dependent:
+        if part.shading != "albedo":
+            raise UserError(f"view-dependent colour: expected shading 'albedo', got {part.shading!r}")
+        diffuse = diffuse_rays(rays, part)
+        if diffuse is None:
+            return output.rgb
+        return torch.where(diffuse[ray_index, None], output.albedo, output.rgb)
+    light = None if part.shading == "normal" else lights(rays, part)[ray_index]
+    return shade(part.shading, output.albedo, output.normal, light, part.ambient)
+
+
+def sample_values(output: FieldOutput, rays: Rays, part: Part, ray_index: Tensor) -> Tensor:
+    """What is blended along the rays: colour [M, 3], and behind it the normal [M, 3] where the part computes one."""
+    colours = sample_colours(output, rays, part, ray_index)
+    return colours if output.normal is None else torch.cat([colours, output.normal], dim=-1)

@@ -1,0 +1,99 @@
+"""The occupancy grid: which cells of the box a ray may skip. C cascades of H^3 cells in Morton order."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from nerf.errors import UserError
+from nerf.field import Field
+from raymarching import morton3D_invert, packbits
+
+# A cell's density is remembered as the largest seen, and fades so much a look: given up slowly, found at once.
+DECAY = 0.95
+# The first updates look at every cell, later ones at one cell in STRIDE, in turn, and at all that are occupied.
+FULL_UPDATES, STRIDE = 8, 4
+# A field that is the same everywhere is just above this share of its own mean, and so kept whole.
+EVEN = 0.99
+# Points asked of the field at once, to keep its temporaries in the cache.
+CHUNK = 1 << 17
+
+
+class OccupancyGrid(nn.Module):
+    """Remembers a density for every cell and packs the cells above a threshold into a bit field.
+
+    The threshold is just under the mean over all cells, at most ``density_thresh``: a young field of low density keeps
+    the cells that are denser than the rest, an even one all of them. Before the first update every cell is occupied.
+
+    Args:
+        bound: half the edge of the box, scene units; cascade c covers [-min(2^c, bound), min(2^c, bound)]^3.
+        grid_size: H, a power of two.
+        density_thresh: density above which a cell always counts as occupied.
+
+    Buffers (all in the state dict): density [C, H^3], bitfield [C * H^3 / 8] uint8, mean [], updates [].
+
+    Raises:
+        UserError: grid_size is not a power of two between 8 and 512.
+    """
+
+    def __init__(self, bound: float, grid_size: int, density_thresh: float):
+        super().__init__()
+        if grid_size < 8 or grid_size > 512 or grid_size & (grid_size - 1):
+            raise UserError(f"--grid_size must be a power of two from 8 to 512, got {grid_size}")
+        self.bound, self.grid_size, self.density_thresh = float(bound), grid_size, float(density_thresh)
+        self.cascades = max(1, 1 + math.ceil(math.log2(bound)))
+        cells = grid_size**3
+        self.register_buffer("density", torch.zeros(self.cascades, cells))
+        self.register_buffer("bitfield", torch.full((self.cascades * cells // 8,), 255, dtype=torch.uint8))
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def threshold(self) -> float:
+        """Density above which a cell counts as occupied."""
+        return min(EVEN * float(self.mean), self.density_thresh)
+
+    @torch.no_grad()
+    def update(self, field: Field, generator: torch.Generator) -> None:
+        """Ask the field again at a random point of some cells, let what they held fade, and pack the bits.
+
+        Args:
+            field: asked through ``field.occupancy``.
+            generator: of the grid's device; places the points within their cells.
+        """
+        chosen = self._cells(int(self.updates))
+        flat = self.density.view(-1)
+        for cells in chosen.split(CHUNK):
+            seen = field.occupancy(self.positions(cells, generator)).to(flat)
+            flat[cells] = torch.maximum(DECAY * flat[cells], seen)
+        self.mean.copy_(self.density.mean())
+        self.updates.add_(1)
+        self.bitfield.copy_(packbits(self.density, self.threshold))
+
+    def _cells(self, update: int) -> Tensor:
+        """Flat indices of the cells that this update looks at."""
+        total, device = self.density.numel(), self.density.device
+        if update < FULL_UPDATES:
+            return torch.arange(total, device=device)
+        turn = update % STRIDE
+        in_turn = torch.arange(turn, total, STRIDE, device=device)
+        occupied = torch.nonzero(self.density.view(-1) > self.threshold)[:, 0]
+        occupied = occupied[occupied % STRIDE != turn]
+        thinned = occupied[:: max(1, math.ceil(len(occupied) / len(in_turn)))]
+        return torch.cat([in_turn, thinned])
+
+    def positions(self, cells: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A point [K, 3] in each of the cells [K] (flat indices): random in it, or its middle without a generator."""
+        per_cascade = self.grid_size**3
+        cascade = torch.div(cells, per_cascade, rounding_mode="floor")
+        corner = morton3D_invert((cells - cascade * per_cascade).int()).to(self.density.dtype)
+        inside = 0.5
+        if generator is not None:
+            inside = torch.rand(corner.shape, generator=generator, device=corner.device, dtype=corner.dtype)
+        reach = torch.exp2(cascade.to(corner.dtype)).clamp(max=self.bound)
+        return ((corner + inside) * (2.0 / self.grid_size) - 1.0) * reach[:, None]
+
+    def occupied_share(self) -> float:
+        """Share of all cells that count as occupied, in [0, 1]."""
+        bits = torch.arange(8, device=self.bitfield.device, dtype=torch.uint8)
+        return float(((self.bitfield[:, None] >> bits) & 1).float().mean())

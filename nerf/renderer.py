@@ -1,0 +1,138 @@
+"""NeRFRenderer: field + render path + background, and the factory that builds all three. N rays, M points."""
+
+from dataclasses import fields
+
+import torch
+from torch import Tensor, nn
+
+from nerf.background import Background, ConstantBackground, NetworkBackground, chosen_color
+from nerf.errors import UserError
+from nerf.field import Field
+from nerf.network import VanillaField
+from nerf.network_grid import GridField
+from nerf.render.accelerated import AcceleratedPath
+from nerf.render.base import RenderPath, Trace, check_rays
+from nerf.render.memory import keep_freed_memory
+from nerf.render.plain import PlainPath
+from nerf.structs import Part, Rays, RenderOutput
+
+BACKBONES: dict[str, type[Field]] = {"grid": GridField, "vanilla": VanillaField}
+
+
+class NeRFRenderer(nn.Module):
+    """Turns rays into pixels; everything it knows is in its state dict, the occupancy grid included.
+
+    Args:
+        config: the frozen options; ``config.render.max_ray_batch`` bounds the rays rendered at once in evaluation.
+        field: what is at a point.
+        background: what is behind everything, for parts that do not say it themselves.
+        path: how samples are chosen; by default the one that ``config.render`` asks for.
+    """
+
+    def __init__(self, config, field: Field, background: Background, path: RenderPath | None = None):
+        super().__init__()
+        self.field, self.background = field, background
+        self.path = path if path is not None else make_path(config, field)
+        self.max_ray_batch = config.render.max_ray_batch
+
+    @property
+    def bound(self) -> float:
+        """Half the edge of the box the field lives in, scene units."""
+        return self.field.bound
+
+    def render(self, rays: Rays, part: Part) -> RenderOutput:
+        """Render N rays.
+
+        Args:
+            rays: unit directions; whole images or not.
+            part: shading, light, background, level, and whether this is training (perturbed samples, kept for the
+                regularisers) or evaluation (middle of the steps, in chunks of rays).
+
+        Returns:
+            See :class:`RenderOutput`. Training is differentiable in the parameters of field and background, evaluation
+            is not.
+        """
+        check_rays(rays)
+        with torch.set_grad_enabled(part.training and torch.is_grad_enabled()):
+            return self._render(rays, part)
+
+    def _render(self, rays: Rays, part: Part) -> RenderOutput:
+        if part.background is not None:
+            behind = chosen_color(part.background, rays)
+        else:
+            behind = self.background.color(rays, part)
+        if part.training or len(rays) <= self.max_ray_batch:
+            trace = self.path.trace(self.field, rays, part)
+        else:
+            trace = self._in_chunks(rays, part)
+        image = trace.color + (1.0 - trace.opacity)[:, None] * behind
+        return RenderOutput(
+            image,
+            trace.opacity,
+            trace.depth,
+            trace.normal,
+            behind,
+            trace.samples,
+            trace.weights,
+            trace.field,
+            rays.shape,
+        )
+
+    def _in_chunks(self, rays: Rays, part: Part) -> Trace:
+        """The rays of an evaluation, so many at a time."""
+        starts = range(0, len(rays), self.max_ray_batch)
+        traces = [self.path.trace(self.field, rays[i : i + self.max_ray_batch], part) for i in starts]
+
+        def joined(name: str) -> Tensor | None:
+            pieces = [getattr(trace, name) for trace in traces]
+            return None if pieces[0] is None else torch.cat(pieces)
+
+        names = [f.name for f in fields(Trace) if f.name not in ("samples", "weights", "field")]
+        return Trace(**{name: joined(name) for name in names})
+
+    def update_occupancy(self, generator: torch.Generator) -> None:
+        """Let the path look at the field again (every ``--update_extra_interval`` steps, from step 0 on)."""
+        self.path.update(self.field, generator)
+
+    def density(self, positions: Tensor) -> Tensor:
+        """Density [M] at positions [M, 3], all levels on, without gradients: what export extracts the surface from."""
+        with torch.no_grad():
+            return self.field.density(positions)
+
+    def albedo(self, positions: Tensor) -> Tensor:
+        """Diffuse colour [M, 3] in [0, 1] at positions [M, 3], without gradients: what export bakes."""
+        with torch.no_grad():
+            return self.field.albedo(positions)
+
+    def param_groups(self, lr: float) -> list[dict]:
+        """Parameters of field and background with their learning rates, as an optimiser wants them."""
+        return self.field.param_groups(lr) + self.background.param_groups(lr)
+
+
+def make_path(config, field: Field) -> RenderPath:
+    """The render path that the options ask for: accelerated with ``--cuda_ray``, else plain."""
+    render = config.render
+    if render.cuda_ray:
+        return AcceleratedPath(
+            field.bound,
+            render.grid_size,
+            config.field.density_thresh,
+            render.max_steps,
+            render.dt_gamma,
+            render.min_near,
+        )
+    return PlainPath(render.num_steps, render.upsample_steps, render.min_near)
+
+
+def build_model(config) -> NeRFRenderer:
+    """Field, path and background from the options.
+
+    Raises:
+        UserError: a backbone that does not exist.
+    """
+    keep_freed_memory()
+    backbone = config.field.backbone
+    if backbone not in BACKBONES:
+        raise UserError(f"--backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}")
+    background = NetworkBackground() if config.field.bg_radius > 0 else ConstantBackground()
+    return NeRFRenderer(config, BACKBONES[backbone](config.field), background)
