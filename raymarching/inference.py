@@ -107,9 +107,9 @@ def march_rays(
         alive=queue.alive, cursor=queue.cursor, cells=bitfield, blocks=blocks, num_rays=len(queue), cascades=cascades,
         grid_size=grid_size, limit=num_steps, bound=bound, dt_gamma=dt_gamma, dt_min=dt_min, dt_max=dt_max,
     )  # fmt: skip
-    count = native.count_samples(params, len(queue), queue.origins)
+    count, runs = native.count_samples(params, len(queue), queue.origins)
     first = count.cumsum(0) - count
-    return (*native.write_samples(params, first, count, int(count.sum()), queue.origins), first, count)
+    return (*native.write_samples(params, first, count, runs, int(count.sum()), queue.origins), first, count)
 
 
 def _march_reference(

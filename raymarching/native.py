@@ -17,7 +17,7 @@ def _struct(name: str, pointers: str, integers: str, reals: str) -> type[ctypes.
 
 MarchParams = _struct(
     "MarchParams",
-    "origins directions near far noise alive cursor cells blocks first count positions t dt ray_index",
+    "origins directions near far noise alive cursor cells blocks first count runs positions t dt ray_index",
     "num_rays cascades grid_size limit",
     "bound dt_gamma dt_min dt_max",
 )
@@ -32,6 +32,7 @@ NearFarParams = _struct("NearFarParams", "origins directions aabb near far", "nu
 SphereParams = _struct("SphereParams", "origins directions coords", "num_rays", "radius")
 
 NO_LIMIT = 1 << 40
+_RUNS = 8  # kRuns of march_math.h
 
 
 def run(name: str, params: ctypes.Structure, like: Tensor) -> None:
@@ -54,16 +55,20 @@ def coarse_bits(bitfield: Tensor, cascades: int, grid_size: int) -> Tensor:
     return blocks
 
 
-def count_samples(params: ctypes.Structure, num_rays: int, like: Tensor) -> Tensor:
-    """First pass of the march: how many samples each ray has, int64 [A]; -1 for a ray that is not finite."""
+def count_samples(params: ctypes.Structure, num_rays: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """First pass of the march: how many samples each ray has, int64 [A]; -1 for a ray that is not finite.
+
+    Also returns the runs of samples that the second pass needs, int32 [A, 8, 2].
+    """
     count = torch.empty(num_rays, dtype=torch.int64, device=like.device)
-    params.count = extension.pointer(count)
+    runs = torch.empty(num_rays, _RUNS, 2, dtype=torch.int32, device=like.device)
+    params.count, params.runs = extension.pointer(count), extension.pointer(runs)
     run("march_count", params, like)
-    return count
+    return count, runs
 
 
 def write_samples(
-    params: ctypes.Structure, first: Tensor, count: Tensor, size: int, like: Tensor
+    params: ctypes.Structure, first: Tensor, count: Tensor, runs: Tensor, size: int, like: Tensor
 ) -> tuple[Tensor, ...]:
     """Second pass of the march: positions [M, 3], t [M], dt [M], ray_index [M] with M = ``size``.
 
@@ -73,8 +78,8 @@ def write_samples(
     positions = make(size, 3, dtype=like.dtype, device=like.device)
     t, dt = make(2, size, dtype=like.dtype, device=like.device)
     ray_index = make(size, dtype=torch.int64, device=like.device)
-    outputs = {"first": first, "count": count, "positions": positions, "t": t, "dt": dt, "ray_index": ray_index}
-    for name, tensor in outputs.items():
+    names = "first count runs positions t dt ray_index".split()
+    for name, tensor in zip(names, (first, count, runs, positions, t, dt, ray_index), strict=True):
         setattr(params, name, extension.pointer(tensor))
     run("march_write", params, like)
     return positions, t, dt, ray_index

@@ -235,11 +235,11 @@ def march_rays_train(
         blocks=blocks, num_rays=len(near), cascades=cascades, grid_size=grid_size, limit=native.NO_LIMIT, bound=bound,
         dt_gamma=dt_gamma, dt_min=dt_min, dt_max=dt_max,
     )  # fmt: skip
-    count = native.count_samples(params, len(near), origins)
+    count, runs = native.count_samples(params, len(near), origins)
     if count.device.type == "cpu" and bool((count < 0).any()):
         _refuse_broken(args, rays, noise)
     first, count, size = _fit(count, capacity)
-    return (*native.write_samples(params, first, count, size, origins), first, count)
+    return (*native.write_samples(params, first, count, runs, size, origins), first, count)
 
 
 def overflow(device: torch.device | str) -> Tensor:

@@ -10,6 +10,8 @@
 
 namespace somnia {
 
+constexpr int kRuns = 8;
+
 template <typename T>
 struct MarchParams {
     const T* origins;        // [N, 3]
@@ -23,6 +25,8 @@ struct MarchParams {
     uint64_t* blocks;        // [C, max(1, H^3 / 4096)] one bit for each word of cells: is anything in it
     const int64_t* first;    // [A]    where a ray's samples begin in the outputs
     int64_t* count;          // [A]    out of the counting pass (-1: the ray is not finite), in to the writing pass
+    int32_t* runs;           // [A, kRuns, 2] from the counting to the writing pass: first step and number of steps of
+                             //        each run of samples, ended by a run of 0 steps; first -1: there were too many
     T* positions;            // [M, 3] out: origin + t * direction
     T* t;                    // [M]    out: middle of the step
     T* dt;                   // [M]    out: length of the step
@@ -60,15 +64,29 @@ HD uint32_t morton_encode(uint32_t x, uint32_t y, uint32_t z) {
 // ---- The lattice of steps ----
 
 template <typename T>
+HD int64_t floor_of(T x) {
+    const int64_t i = int64_t(x);
+    return i - int64_t(T(i) > x);
+}
+
+template <typename T>
+HD int64_t ceil_of(T x) {
+    const int64_t i = int64_t(x);
+    return i + int64_t(T(i) < x);
+}
+
+template <typename T>
 struct Lattice {
-    T start;                 // t of step 0 (dt_gamma = 0), or its place in stepping space
+    T start;                // t of step 0 (dt_gamma = 0), or its place in stepping space
     T gamma, dt_min, dt_max;
-    T t_grow, t_cap;         // steps grow between these two distances
-    T log_growth, s_cap;     // stepping space is 0 at t_grow and s_cap at t_cap
+    T per_dt_min;
+    T t_grow, t_cap;        // steps grow between these two distances
+    T log_growth, s_cap;    // stepping space is 0 at t_grow and s_cap at t_cap
 
     HD Lattice(const MarchParams<T>& p, T near, T noise)
-        : gamma(T(p.dt_gamma)), dt_min(T(p.dt_min)), dt_max(T(p.dt_max)), t_grow(0), t_cap(0), log_growth(0), s_cap(0) {
+        : gamma(T(p.dt_gamma)), dt_min(T(p.dt_min)), dt_max(T(p.dt_max)), per_dt_min(T(1 / p.dt_min)) {
         const T shift = noise - T(0.5);
+        t_grow = t_cap = log_growth = s_cap = T(0);
         if (gamma == T(0)) {
             start = near + shift * dt_min;
             return;
@@ -81,7 +99,7 @@ struct Lattice {
     }
 
     HD T to_steps(T t) const {
-        if (t < t_grow) return (t - t_grow) / dt_min;
+        if (t < t_grow) return (t - t_grow) * per_dt_min;
         if (t < t_cap) return log(t / t_grow) / log_growth;
         return s_cap + (t - t_cap) / dt_max;
     }
@@ -112,8 +130,8 @@ struct Lattice {
 
     // The first step, not before k, whose middle is not before t.
     HD int64_t first_from(int64_t k, T t) const {
-        if (gamma == T(0)) return max_of(k, int64_t(ceil((t - start) / dt_min - T(0.5))));
-        k = max_of(k, int64_t(floor(to_steps(t) - start)) - 1);
+        if (gamma == T(0)) return max_of(k, ceil_of((t - start) * per_dt_min - T(0.5)));
+        k = max_of(k, floor_of(to_steps(t) - start) - 1);
         while (middle(k) < t) ++k;
         return k;
     }
@@ -138,178 +156,254 @@ struct MarchRay {
         end = p.far[ray];
         noise = p.noise ? p.noise[ray] : T(0.5);
         finite = is_finite(dot(origin, origin) + dot(direction, direction) + noise) && begin > T(-INFINITY) && !is_nan(end);
-        const T bound = T(p.bound);
-        inverse = {T(1) / direction.x, T(1) / direction.y, T(1) / direction.z};
-        for (int axis = 0; axis < 3; ++axis) {
-            if (direction[axis] == T(0)) {
-                if (!(fabs(origin[axis]) <= bound)) end = T(-INFINITY);
-                continue;
-            }
-            const T a = (-bound - origin[axis]) * inverse[axis], b = (bound - origin[axis]) * inverse[axis];
-            begin = max_of(begin, min_of(a, b));
-            end = min_of(end, max_of(a, b));
+        clip(origin.x, direction.x, T(p.bound), &inverse.x);
+        clip(origin.y, direction.y, T(p.bound), &inverse.y);
+        clip(origin.z, direction.z, T(p.bound), &inverse.z);
+    }
+
+    // Shortens [begin, end] to one slab. The inverse of 0 is a huge number: faces parallel to the ray are far away.
+    HD void clip(T o, T d, T bound, T* inverse_out) {
+        if (d == T(0)) {
+            *inverse_out = T(1e30);
+            if (!(fabs(o) <= bound)) end = T(-INFINITY);
+            return;
         }
+        const T inv = T(1) / d, a = (-bound - o) * inv, b = (bound - o) * inv;
+        *inverse_out = inv;
+        begin = max_of(begin, min_of(a, b));
+        end = min_of(end, max_of(a, b));
     }
 };
 
 // An aligned cube of 2^log2_size cells a side of one cascade, all empty or all occupied.
 struct Block {
-    int32_t x, y, z;  // lowest cell
     int32_t log2_size;
     bool occupied;
 };
 
+// The measures of one cascade.
 template <typename T>
-HD Block uniform_block(const MarchParams<T>& p, int64_t level, const int32_t cell[3]) {
-    const int64_t words = p.grid_size * p.grid_size * p.grid_size / 64;
-    const uint32_t code = morton_encode(uint32_t(cell[0]), uint32_t(cell[1]), uint32_t(cell[2]));
-    const uint64_t word = p.cells[level * words + (code >> 6)];
-    Block block = {0, 0, 0, 2, word != 0};
-    if (word == 0) {
-        const bool empty = p.blocks[level * max_of(words / 64, int64_t(1)) + (code >> 12)] == 0;
-        if (empty) block.log2_size = p.grid_size >= 16 ? 4 : p.grid_size >= 8 ? 3 : 2;
-    } else if (~word != 0) {
+struct Cascade {
+    const uint64_t* cells;
+    const uint64_t* blocks;
+    T half, cell_size, per_unit;
+    T coarser;        // where along a ray steps become too long for this cascade
+    int32_t level;
+    int32_t highest;  // H - 1
+    int32_t widest;   // log2 of the cells along a block of the coarse bitfield
+
+    HD Cascade(const MarchParams<T>& p, T gamma, int32_t new_level) : level(new_level) {
+        const int64_t words = p.grid_size * p.grid_size * p.grid_size / 64;
+        const T size = T(p.grid_size);
+        cells = p.cells + level * words;
+        blocks = p.blocks + level * max_of(words / 64, int64_t(1));
+        half = min_of(T(int64_t(1) << level), T(p.bound));
+        cell_size = T(2) * half / size;
+        per_unit = size / (T(2) * half);
+        const bool grows = gamma > T(0) && level < p.cascades - 1;
+        coarser = grows ? T(int64_t(2) << level) / (size * gamma) : T(INFINITY);
+        highest = int32_t(p.grid_size) - 1;
+        widest = p.grid_size >= 16 ? 4 : p.grid_size >= 8 ? 3 : 2;
+    }
+
+    HD int32_t cell_of(T x) const { return clamp_to(int32_t((x + half) * per_unit), 0, highest); }
+
+    // The largest block of the hierarchy that is uniform round a cell; without branches, which could not be predicted.
+    HD Block block_of(const int32_t cell[3]) const {
+        const uint32_t code = morton_encode(uint32_t(cell[0]), uint32_t(cell[1]), uint32_t(cell[2]));
+        const uint64_t word = cells[code >> 6];
         const uint32_t byte = uint32_t(word >> (code & 56)) & 255u;
-        const bool uniform = byte == 0 || byte == 255u;
-        block.log2_size = uniform ? 1 : 0;
-        block.occupied = (byte >> (code & 7)) & 1u;
+        const int32_t by_byte = int32_t(byte == 0) | int32_t(byte == 255u), by_word = int32_t(word == 0) | int32_t(~word == 0);
+        const int32_t by_block = int32_t(blocks[code >> 12] == 0) * (widest - 2);
+        return {by_byte + by_word + by_block, ((byte >> (code & 7)) & 1u) != 0};
     }
-    const int32_t mask = ~((1 << block.log2_size) - 1);
-    block.x = cell[0] & mask;
-    block.y = cell[1] & mask;
-    block.z = cell[2] & mask;
-    return block;
-}
 
-// Whether the block reaches into the region that the next finer cascade describes.
-template <typename T>
-HD bool reaches_finer(const Block& block, T inner, T half, T cell_size) {
-    const T size = T(1 << block.log2_size) * cell_size;
-    const T x = T(block.x) * cell_size - half, y = T(block.y) * cell_size - half, z = T(block.z) * cell_size - half;
-    return x < inner && x + size > -inner && y < inner && y + size > -inner && z < inner && z + size > -inner;
-}
-
-template <typename T>
-HD T exit_distance(const MarchRay<T>& ray, const Block& block, T half, T cell_size) {
-    const int32_t low[3] = {block.x, block.y, block.z};
-    T leave = ray.end;
-    for (int axis = 0; axis < 3; ++axis) {
-        const T d = ray.direction[axis];
-        if (d == T(0)) continue;
-        const T face = T(low[axis] + (d > T(0) ? 1 << block.log2_size : 0)) * cell_size - half;
-        leave = min_of(leave, (face - ray.origin[axis]) * ray.inverse[axis]);
-    }
-    return leave;
-}
-
-// Whether the run of steps that starts at step k (middle t) is occupied, and the step at which the run ends.
-template <typename T>
-HD int64_t run_end(const MarchParams<T>& p, const MarchRay<T>& ray, const Lattice<T>& lattice, int64_t k, T t, bool* occupied) {
-    const Vec3<T> x = ray.origin + t * ray.direction;
-    const T reach = max_of(fabs(x.x), max_of(fabs(x.y), fabs(x.z)));
-    const T step_cells = lattice.length_at(t) * T(p.grid_size) * T(0.5);
-    const int64_t top = p.cascades - 1;
-    int64_t level = 0;
-    T half = T(1);
-    bool by_step = true;  // the step length, not the position, asks for this cascade
-    for (; level < top && (reach >= half || step_cells >= half); ++level, half *= T(2)) by_step = step_cells >= half;
-    const T finer = half * T(0.5), doubled = half * T(2);
-    half = min_of(half, T(p.bound));
-    const T cell_size = T(2) * half / T(p.grid_size), per_unit = T(p.grid_size) / (T(2) * half);
-    const int32_t highest = int32_t(p.grid_size) - 1;
-    const int32_t cell[3] = {clamp_to(int32_t((x.x + half) * per_unit), 0, highest),
-                             clamp_to(int32_t((x.y + half) * per_unit), 0, highest),
-                             clamp_to(int32_t((x.z + half) * per_unit), 0, highest)};
-    Block block = uniform_block(p, level, cell);
-    *occupied = block.occupied;
-    if (level > 0 && !by_step) {
-        while (reaches_finer(block, finer, half, cell_size)) {
-            if (block.log2_size == 0) return k + 1;
-            const int32_t mask = ~((1 << --block.log2_size) - 1);
-            block = {cell[0] & mask, cell[1] & mask, cell[2] & mask, block.log2_size, block.occupied};
+    // Whether a block reaches into the region that the next finer cascade describes.
+    HD bool reaches_finer(const int32_t cell[3], int32_t log2_size) const {
+        const T inner = T(int64_t(1) << level) * T(0.5), width = T(1 << log2_size) * cell_size;
+        bool reaches = true;
+        for (int axis = 0; axis < 3; ++axis) {
+            const T low = T((cell[axis] >> log2_size) << log2_size) * cell_size - half;
+            reaches = reaches && low < inner && low + width > -inner;
         }
+        return reaches;
     }
-    T leave = exit_distance(ray, block, half, cell_size);
-    if (lattice.gamma > T(0) && level < top) {
-        const T coarser = doubled / (T(p.grid_size) * lattice.gamma);  // where steps become too long for this cascade
-        if (coarser > t) leave = min_of(leave, coarser);
-    }
-    return lattice.first_from(k + 1, leave);
-}
 
-// Calls emit(lattice, k, steps) for every run of occupied steps, in order, of at most `limit` steps in all.
-// Returns the number of steps, -1 if the ray is not finite. *cursor is the step to go on at, -1 if the ray has ended.
-template <typename T, typename Emit>
-HD int64_t march_ray(const MarchParams<T>& p, int64_t ray_index, int64_t limit, int64_t* cursor, const Emit& emit) {
-    const MarchRay<T> ray(p, ray_index);
-    if (!ray.finite) return -1;
-    int64_t k = *cursor, emitted = 0;
-    *cursor = -1;
-    if (k < 0 || !(ray.begin < ray.end)) return 0;
-    const Lattice<T> lattice(p, p.near[ray_index], ray.noise);
-    k = lattice.first_from(k, ray.begin);
-    for (T t = lattice.middle(k); t < ray.end; t = lattice.middle(k)) {
-        bool occupied;
-        int64_t next = run_end(p, ray, lattice, k, t, &occupied);
-        if (occupied) {
-            next = min_of(next, k + limit - emitted);
-            emit(ray, lattice, k, next - k);
-            emitted += next - k;
-            if (emitted == limit) {
-                *cursor = next;
-                return emitted;
-            }
-        }
-        k = next;
+    // Where a ray leaves a block through the faces across one axis.
+    HD T leave(int32_t cell, int32_t log2_size, T d, T o, T inverse) const {
+        const int32_t up = int32_t(d >= T(0)) << log2_size;
+        return (T(((cell >> log2_size) << log2_size) + up) * cell_size - half - o) * inverse;
     }
-    return emitted;
-}
-
-template <typename T>
-struct EmitNothing {
-    HD void operator()(const MarchRay<T>&, const Lattice<T>&, int64_t, int64_t) const {}
 };
 
+// A ray under way. Its lattice is cut into runs of steps, each inside one block: advance() deals with the next run.
+template <typename T>
+struct March {
+    MarchRay<T> ray;
+    Lattice<T> lattice;
+    Cascade<T> cascade;
+    int64_t k;      // step at which the next run begins
+    T t;            // its middle
+
+    HD March(const MarchParams<T>& p, int64_t index, int64_t cursor)
+        : ray(p, index), lattice(p, p.near[index], ray.noise), cascade(p, T(p.dt_gamma), 0), k(-1), t(T(INFINITY)) {
+        if (!ray.finite || cursor < 0 || !(ray.begin < ray.end)) return;
+        k = lattice.first_from(cursor, ray.begin);
+        t = lattice.middle(k);
+    }
+
+    HD bool ended() const { return !(t < ray.end); }
+
+    // Calls emit(k, steps) if the next run is occupied, and goes past it; steps is at most `limit`.
+    template <typename Emit>
+    HD void advance(const MarchParams<T>& p, int64_t limit, const Emit& emit) {
+        const Vec3<T> x = ray.origin + t * ray.direction;
+        const bool by_step = p.cascades == 1 || choose_cascade(p, x);
+        const int32_t cell[3] = {cascade.cell_of(x.x), cascade.cell_of(x.y), cascade.cell_of(x.z)};
+        const Block block = cascade.block_of(cell);
+        int64_t next = run_end(cell, block.log2_size, by_step);
+        if (block.occupied) {
+            next = min_of(next, k + limit);
+            emit(k, next - k);
+        }
+        k = next;
+        t = lattice.middle(k);
+    }
+
+   private:
+    // Makes `cascade` the one for position x; whether the step's length, and not the position, asks for it.
+    HD bool choose_cascade(const MarchParams<T>& p, const Vec3<T>& x) {
+        const T reach = max_of(fabs(x.x), max_of(fabs(x.y), fabs(x.z)));
+        const T step = lattice.length_at(t) * T(p.grid_size) * T(0.5);
+        const int32_t top = int32_t(p.cascades) - 1;
+        int32_t wanted = 0;
+        bool by_step = true;
+        for (T edge = T(1); wanted < top && (reach >= edge || step >= edge); ++wanted, edge *= T(2)) by_step = step >= edge;
+        if (wanted != cascade.level) cascade = Cascade<T>(p, lattice.gamma, wanted);
+        return by_step;
+    }
+
+    // The step at which the run ends that begins in a cell of a uniform block.
+    HD int64_t run_end(const int32_t cell[3], int32_t log2_size, bool by_step) const {
+        if (!by_step) {
+            while (cascade.reaches_finer(cell, log2_size)) {
+                if (log2_size-- == 0) return k + 1;
+            }
+        }
+        T leave = cascade.leave(cell[0], log2_size, ray.direction.x, ray.origin.x, ray.inverse.x);
+        leave = min_of(leave, cascade.leave(cell[1], log2_size, ray.direction.y, ray.origin.y, ray.inverse.y));
+        leave = min_of(leave, cascade.leave(cell[2], log2_size, ray.direction.z, ray.origin.z, ray.inverse.z));
+        leave = min_of(leave, ray.end);
+        if (cascade.coarser > t) leave = min_of(leave, cascade.coarser);
+        return lattice.first_from(k + 1, leave);
+    }
+};
+
+// Notes the runs of a ray, joining those that touch, for the writing pass.
+struct NoteRuns {
+    int32_t* runs;  // [kRuns, 2]
+    int64_t count = 0;
+    int32_t used = 0, end = -1;
+
+    HD void operator()(int64_t k, int64_t steps) {
+        count += steps;
+        used += int32_t(end != int32_t(k));
+        if (used <= kRuns) {
+            int32_t* run = runs + 2 * (used - 1);
+            run[0] = end != int32_t(k) ? int32_t(k) : run[0];
+            run[1] = int32_t(k + steps) - run[0];
+        }
+        end = int32_t(k + steps);
+    }
+
+    HD void close() {
+        if (used < kRuns) runs[2 * used + 1] = 0;
+        if (used > kRuns) runs[0] = -1;
+    }
+};
+
+// Writes the samples of a run.
 template <typename T>
 struct EmitSamples {
     const MarchParams<T>& p;
+    const MarchRay<T>& ray;
+    const Lattice<T>& lattice;
     int64_t ray_index;
-    int64_t* next;  // where the next sample goes
+    int64_t* next;  // in, out: where the next sample goes
 
-    HD void operator()(const MarchRay<T>& ray, const Lattice<T>& lattice, int64_t k, int64_t steps) const {
+    HD void operator()(int64_t k, int64_t steps) const {
         const int64_t base = *next;
-        for (int32_t i = 0; i < int32_t(steps); ++i) {
+        T *out_t = p.t + base, *out_dt = p.dt + base, *out_x = p.positions + 3 * base;
+        int64_t* out_ray = p.ray_index + base;
+        const Vec3<T> origin = ray.origin, direction = ray.direction;
+        const Lattice<T> steps_of = lattice;
+        const int32_t n = int32_t(steps);
+        for (int32_t i = 0; i < n; ++i) {
             T t, dt;
-            lattice.step(T(k) + T(i), &t, &dt);
-            p.t[base + i] = t;
-            p.dt[base + i] = dt;
-            p.ray_index[base + i] = ray_index;
-            store3(p.positions + 3 * (base + i), ray.origin + t * ray.direction);
+            steps_of.step(T(k) + T(i), &t, &dt);
+            out_t[i] = t;
+            out_dt[i] = dt;
+            out_ray[i] = ray_index;
+            store3(out_x + 3 * i, origin + t * direction);
         }
         *next = base + steps;
     }
 };
 
+// The counting pass of one ray, in pieces that may be interleaved with other rays'.
+template <typename T>
+struct CountRay {
+    int64_t n;
+    March<T> march;
+    NoteRuns notes;
+
+    HD CountRay(const MarchParams<T>& p, int64_t item, int64_t index)
+        : n(item), march(p, index, p.cursor ? p.cursor[index] : 0), notes{p.runs + item * 2 * kRuns} {}
+
+    HD bool done(const MarchParams<T>& p) const { return march.ended() || notes.count == p.limit; }
+
+    HD void advance(const MarchParams<T>& p) {
+        march.advance(p, p.limit - notes.count, [&](int64_t k, int64_t steps) { notes(k, steps); });
+    }
+
+    HD void finish(const MarchParams<T>& p) {
+        notes.close();
+        p.count[n] = march.ray.finite ? notes.count : -1;
+    }
+};
+
 template <typename T>
 HD void march_count(const MarchParams<T>& p, int64_t n) {
-    const int64_t ray = p.alive ? p.alive[n] : n;
-    int64_t cursor = p.cursor ? p.cursor[ray] : 0;
-    p.count[n] = march_ray(p, ray, p.limit, &cursor, EmitNothing<T>());
+    CountRay<T> ray(p, n, p.alive ? p.alive[n] : n);
+    while (!ray.done(p)) ray.advance(p);
+    ray.finish(p);
 }
 
 template <typename T>
 HD void march_write(const MarchParams<T>& p, int64_t n) {
-    const int64_t ray = p.alive ? p.alive[n] : n;
-    int64_t cursor = p.cursor ? p.cursor[ray] : 0, next = p.first[n];
-    const int64_t end = next + p.count[n];
-    // At most what was counted, however the two passes were compiled: nothing is ever written past a ray's own samples.
-    if (p.count[n] > 0) march_ray(p, ray, p.count[n], &cursor, EmitSamples<T>{p, ray, &next});
-    for (; next < end; ++next) {
-        p.t[next] = p.dt[next] = T(0);
-        p.ray_index[next] = ray;
-        store3(p.positions + 3 * next, load3(p.origins + 3 * ray));
+    const int64_t index = p.alive ? p.alive[n] : n, count = p.count[n], end = p.first[n] + count;
+    int64_t cursor = p.cursor ? p.cursor[index] : 0, next = p.first[n];
+    if (count > 0) {
+        March<T> march(p, index, cursor);
+        const EmitSamples<T> write{p, march.ray, march.lattice, index, &next};
+        const auto emit = [&](int64_t k, int64_t steps) {
+            steps = min_of(steps, end - next);  // not one more than was counted, however the two passes were compiled
+            write(k, steps);
+            cursor = k + steps;
+        };
+        const int32_t* runs = p.runs + n * 2 * kRuns;
+        if (runs[0] < 0) {
+            while (next < end && !march.ended()) march.advance(p, end - next, emit);
+        } else {
+            for (int r = 0; r < kRuns && runs[2 * r + 1] > 0 && next < end; ++r) emit(runs[2 * r], runs[2 * r + 1]);
+        }
+        for (; next < end; ++next) {
+            p.t[next] = p.dt[next] = T(0);
+            p.ray_index[next] = index;
+            store3(p.positions + 3 * next, march.ray.origin);
+        }
     }
-    if (p.cursor) p.cursor[ray] = p.count[n] < p.limit ? -1 : cursor;
+    if (p.cursor) p.cursor[index] = count < p.limit ? -1 : cursor;
 }
 
 // Sets word w of the coarse bitfield from the 64 words of cells under it.
