@@ -1,6 +1,6 @@
 """Textures: which texel sees which point of the surface, its colour, and no seams. All triangles at once, on the CPU.
 
-Letters: V vertices, T triangles, P covered texels, S texture size, K samples below the surface.
+Letters: V vertices, T triangles, P covered texels, S texture size.
 """
 
 from collections.abc import Callable
@@ -110,73 +110,70 @@ def pad_texture(texture: np.ndarray, covered: np.ndarray) -> np.ndarray:
     return texture[row, column]
 
 
-def surface_color(albedo: Color, density: Density | None, points: np.ndarray, normals: np.ndarray, spacing: float,
-                  samples: int = 4, device: torch.device | str = "cpu", chunk: int = 2**17) -> np.ndarray:
-    """The colour that somebody who looks straight at the surface sees, [P, 3] in [0, 1].
+def light_depth(density: Density, points: np.ndarray, normals: np.ndarray, spacing: float, samples: int = 8,
+                device: torch.device | str = "cpu") -> np.ndarray:
+    """How deep below the surface the light comes from that somebody sees who looks straight at it, [V] scene units.
 
-    A density field has no colour at its surface but a little below it: light that comes in along the normal is
-    composited over K samples from half a spacing above to K - 1/2 spacings below (emission and absorption, Max 1995,
-    eq. 3), and divided by what it met. With one sample it is the colour at the surface itself.
+    A density field has no colour at its surface but a little below it. This is the mean depth of emission and
+    absorption (Max 1995, eq. 3) along the inward normal, down to samples / 2 spacings: sum_i w_i t_i / sum_i w_i.
+    Where nothing is met it is 0.
 
     Args:
-        albedo: maps [M, 3] to [M, 3] in [0, 1].
-        density: maps [M, 3] to [M]; not asked if ``samples`` is 1, and may then be None.
-        points: [P, 3] on the surface; normals: [P, 3] unit, outward.
-        spacing: distance of two samples: that of the lattice the surface came from.
-        samples: K.
+        density: maps [M, 3] to [M].
+        points: [V, 3] on the surface.
+        normals: [V, 3] unit, outward.
+        spacing: that of the lattice the surface came from; samples are half of it apart.
+        samples: samples a point.
         device: where the field lives.
-        chunk: most points asked at once.
+    """
+    step = 0.5 * spacing
+    depth = (np.arange(samples) + 0.5) * step
+    below = points[:, None] - depth[:, None] * normals[:, None]
+    asked = torch.from_numpy(below.reshape(-1, 3).astype(np.float32))
+    optical = query_density(density, asked, device).numpy().reshape(-1, samples).astype(np.float64).clip(min=0) * step
+    before = np.cumsum(optical, axis=1) - optical
+    weight = np.exp(-before) * -np.expm1(-optical)
+    return (weight * depth).sum(axis=1) / (weight.sum(axis=1) + 1e-6)
+
+
+def query_color(albedo: Color, points: np.ndarray, device: torch.device | str = "cpu",
+                chunk: int = 2**18) -> np.ndarray:
+    """Ask a field for the colours of points [P, 3], a chunk at a time: [P, 3] in [0, 1].
 
     Raises:
-        ExportError: the albedo is NaN somewhere.
-        ValueError: it is not [M, 3].
+        ExportError: a colour is NaN.
+        ValueError: the field answers with another shape.
     """
     color = np.empty((len(points), 3), dtype=np.float32)
-    offset = torch.arange(samples) * spacing if samples > 1 else torch.zeros(1)
-    step = max(1, chunk // samples)
-    for start in range(0, len(points), step):
-        where = torch.from_numpy(points[start:start + step].astype(np.float32))
-        inward = -torch.from_numpy(normals[start:start + step].astype(np.float32))
-        below = (where[:, None] + offset[:, None] * inward[:, None]).reshape(-1, 3)
+    for start in range(0, len(points), chunk):
+        part = torch.from_numpy(points[start:start + chunk].astype(np.float32))
         with torch.no_grad():
-            seen = albedo(below.to(device)).float().cpu()
-        if seen.shape != below.shape:
-            raise ValueError(f"surface_color: expected albedo {list(below.shape)}, got {list(seen.shape)}")
+            seen = albedo(part.to(device)).float().cpu()
+        if seen.shape != part.shape:
+            raise ValueError(f"query_color: expected albedo {list(part.shape)}, got {list(seen.shape)}")
         if not bool(torch.isfinite(seen).all()):
             raise ExportError("the albedo is NaN at the surface; training has diverged: resume an earlier checkpoint "
                               "with a lower --lr")
-        seen = seen.reshape(-1, samples, 3)
-        if samples > 1:
-            seen = _composite(seen, query_density(density, below, device, chunk).reshape(-1, samples), spacing)
-        color[start:start + step] = seen.reshape(-1, 3).clamp(0, 1).numpy()
+        color[start:start + chunk] = seen.clamp(0, 1).numpy()
     return color
 
 
-def _composite(color: Tensor, density: Tensor, spacing: float) -> Tensor:
-    """Blend colours [P, K, 3] of samples with densities [P, K] front to back, normalised by their weights: [P, 3]."""
-    depth = density.clamp(min=0) * spacing
-    before = torch.cat([torch.zeros_like(depth[:, :1]), depth[:, :-1]], dim=1).cumsum(1)
-    light = torch.exp(-before)
-    weight = light * -torch.expm1(-depth)
-    weight[:, 0] += 1e-6  # nothing met: the colour at the surface
-    return (weight[..., None] * color).sum(1) / weight.sum(1, keepdim=True)
-
-
-def bake(mesh: Mesh, color: Callable[[np.ndarray, np.ndarray], np.ndarray], size: int) -> tuple[np.ndarray, float]:
-    """Bake a texture: positions and normals of every covered texel, their colour, and padding.
+def bake(mesh: Mesh, color: Callable[[np.ndarray], np.ndarray], size: int,
+         inset: np.ndarray | None = None) -> tuple[np.ndarray, float]:
+    """Bake a texture: the position of every covered texel, its colour, and padding.
 
     Args:
         mesh: unwrapped, with normals.
-        color: maps points [P, 3] and unit normals [P, 3] to colours [P, 3] in [0, 1].
+        color: maps points [P, 3] to colours [P, 3] in [0, 1].
         size: S, texels along an edge.
+        inset: [V] how far below the surface to ask for the colour, against the normal.
 
     Returns:
         The texture, uint8 sRGB [S, S, 3] with row 0 at v = 1, and the fraction of it that triangles cover.
     """
     texels = rasterize_uv(mesh.uv, mesh.faces, size)
-    normals = texels.interpolate(mesh, mesh.normals)
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-    value = color(texels.interpolate(mesh, mesh.vertices), normals)
+    where = mesh.vertices if inset is None else mesh.vertices - inset[:, None] * mesh.normals
+    value = color(texels.interpolate(mesh, where))
     texture = np.zeros((size * size, 3), dtype=np.uint8)
     texture[texels.index] = np.round(np.clip(value, 0.0, 1.0) * 255.0).astype(np.uint8)
     covered = np.zeros(size * size, dtype=bool)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nerf.bake import Color, bake, surface_color
+from nerf.bake import Color, bake, light_depth, query_color
 from nerf.lattice import DEFAULT_THRESHOLD, Density, ExportError, Lattice, sample_lattice
 from nerf.mesh import (
     Mesh,
@@ -108,7 +108,7 @@ def export_mesh(density: Density, albedo: Color, bound: float, folder: str | Pat
                 threshold: float | None = DEFAULT_THRESHOLD, decimate_target: int = 50_000, texture_size: int = 1024,
                 transform=None, export_frame: str = "object", metadata: dict | None = None,
                 report: Callable[[str], None] | None = None, occupied=None, min_part: float = 0.01,
-                bake_samples: int = 4, ply: bool = False, device: torch.device | str = "cpu") -> ExportReport:
+                ply: bool = False, device: torch.device | str = "cpu") -> ExportReport:
     """Turn a density field with an albedo into ``mesh.obj``, ``mesh.mtl``, ``albedo.png`` and ``mesh.glb``.
 
     Args:
@@ -126,7 +126,6 @@ def export_mesh(density: Density, albedo: Color, bound: float, folder: str | Pat
         report: takes a line at the end of each stage.
         occupied: maps points [M, 3] to bool [M], False where the field is known to be empty; saves queries.
         min_part: parts with a smaller fraction of the biggest part's volume are dropped as floaters.
-        bake_samples: samples along the inward normal that are composited to a texel's colour; 1: the surface alone.
         ply: write ``mesh.ply`` with vertex colours as well.
         device: where the field lives.
 
@@ -138,9 +137,9 @@ def export_mesh(density: Density, albedo: Color, bound: float, folder: str | Pat
         ValueError: an argument out of range.
         OSError: a file cannot be written.
     """
-    if export_frame not in FRAMES or texture_size < 16 or bake_samples < 1:
-        raise ValueError(f"export_mesh: expected export_frame in {FRAMES}, texture_size >= 16 and bake_samples >= 1, "
-                         f"got {export_frame!r}, {texture_size} and {bake_samples}")
+    if export_frame not in FRAMES or texture_size < 16:
+        raise ValueError(f"export_mesh: expected export_frame in {FRAMES} and texture_size >= 16, got {export_frame!r} "
+                         f"and {texture_size}")
     placing = _placing(transform, export_frame)
     folder, metadata, progress = Path(folder), metadata or {}, _Progress(report)
     mesh, lattice, dropped = extract_surface(density, bound, resolution, threshold, decimate_target, min_part, occupied,
@@ -148,18 +147,16 @@ def export_mesh(density: Density, albedo: Color, bound: float, folder: str | Pat
     progress.done("surface", f"{len(mesh.faces):,} triangles from a {lattice.cells}^3 lattice, {lattice.queries:,} of "
                              f"its {lattice.density.size:,} points asked")
 
-    def color(points: np.ndarray, normals: np.ndarray) -> np.ndarray:
-        return surface_color(albedo, density, points, normals, lattice.spacing, bake_samples, device)
-
     flat = unwrap(mesh, texture_size)
     progress.done("unwrap", f"unwrapped into {len(flat.vertices):,} vertices")
-    texture, coverage = bake(flat, color, texture_size)
+    inset = light_depth(density, mesh.vertices, mesh.normals, lattice.spacing, device=device)
+    texture, coverage = bake(flat, lambda points: query_color(albedo, points, device), texture_size, inset[flat.weld])
     progress.done("bake", f"baked {texture_size}^2 texels, {100 * coverage:.0f} % covered")
     flat = transformed(replace(flat, texture=texture), placing)
     files = _write(folder, flat, metadata)
     if ply:
-        colors = np.round(color(mesh.vertices, mesh.normals) * 255.0).astype(np.uint8)
-        painted = transformed(replace(mesh, colors=colors), placing)
+        colors = query_color(albedo, mesh.vertices - inset[:, None] * mesh.normals, device)
+        painted = transformed(replace(mesh, colors=np.round(colors * 255.0).astype(np.uint8)), placing)
         files["ply"] = write_ply(folder / "mesh.ply", painted)
         check_file(files["ply"], painted)
     if transform is not None:

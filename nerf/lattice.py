@@ -16,8 +16,7 @@ from nerf.errors import UserError
 Density = Callable[[Tensor], Tensor]
 
 DEFAULT_THRESHOLD = 10.0  # extinction per scene unit that counts as surface, for every run alike
-_WARM = 0.1  # a block beside a probe above this fraction of the threshold is looked at closely
-_PROBE_CELLS = 64  # cells along an edge of the first, coarse look
+_WARM = 0.3  # a block beside a probe above this fraction of the threshold is looked at closely
 
 
 class ExportError(UserError):
@@ -99,24 +98,25 @@ def auto_threshold(density: Tensor) -> float:
 
 def sample_lattice(density: Density, bound: float, resolution: int = 128, threshold: float | None = DEFAULT_THRESHOLD,
                    occupied: Callable[[Tensor], Tensor] | None = None, device: torch.device | str = "cpu",
-                   chunk: int = 2**18) -> Lattice:
+                   chunk: int = 2**18, probe_cells: int = 64) -> Lattice:
     """Sample a density field over [-bound, bound]^3, spending the queries where its surface is.
 
-    A coarse lattice of at least 64 cells an edge is asked first. Blocks (one coarse cell each) with a corner near the
-    threshold or above it in their neighbourhood, unless all is solid there, are asked at every lattice point. Then
-    every block into which the surface is seen to run on is asked too, until none is left: a part of the surface of
-    which one coarse point or occupied cell was hot is found whole; a part that is thinner than a coarse cell *and*
-    disjoint from all others *and* hit by no coarse point can be missed.
+    A coarse lattice of at least ``probe_cells`` cells an edge is asked first. Blocks (one coarse cell each) with a
+    corner in their neighbourhood that is near the threshold or above it, unless all is solid there, are asked at every
+    lattice point. Then every block into which the surface is seen to run on is asked too, until none is left: a part of
+    the surface of which one coarse point or occupied cell was hot is found whole; a part that is thinner than a coarse
+    cell *and* disjoint from all others *and* hit by no coarse point can be missed.
 
     Args:
         density: maps points [M, 3] to densities [M].
         bound: half the edge of the box.
-        resolution: cells along an edge, 8 to 1024; above 64 it is rounded up to a multiple of the coarse stride.
+        resolution: cells along an edge, 8 to 1024; rounded up to a multiple of resolution // probe_cells.
         threshold: the density that counts as surface; None chooses it by ``auto_threshold``.
         occupied: optional, maps points [M, 3] to bool [M], False where the density is known to be below the threshold.
             Coarse points with no occupied neighbour are not asked, and occupied ones are always looked at closely.
         device: where the field lives.
         chunk: most points asked at once.
+        probe_cells: cells along an edge of the coarse lattice.
 
     Raises:
         ExportError: NaN in the density.
@@ -127,7 +127,7 @@ def sample_lattice(density: Density, bound: float, resolution: int = 128, thresh
                          f"{resolution}")
     if threshold is not None and not (threshold > 0 and math.isfinite(threshold)):
         raise ValueError(f"sample_lattice: expected a threshold > 0, got {threshold}; None chooses one")
-    stride = max(1, resolution // _PROBE_CELLS)
+    stride = max(1, resolution // probe_cells)
     blocks = -(-resolution // stride)
     cells = blocks * stride
 

@@ -72,7 +72,7 @@ def test_triangle_without_area_does_no_harm():
 
 
 def test_baked_picture_stands_upright_with_row_0_at_the_top():
-    texture, coverage = bake.bake(square(), lambda p, n: p, 16)
+    texture, coverage = bake.bake(square(), lambda p: p, 16)
     assert coverage == 1.0
     assert texture[0, 0].tolist() == [8, 247, 0] and texture[15, 15].tolist() == [247, 8, 0]  # red: x, green: y
 
@@ -86,52 +86,55 @@ def test_padding_repeats_the_nearest_texel():
 
 def test_padding_reaches_beyond_the_charts_so_that_bilinear_lookup_sees_no_black():
     mesh = replace(square(), uv=square().uv * 0.5 + 0.25)
-    texture, coverage = bake.bake(mesh, lambda p, n: np.full((len(p), 3), 0.5), 32)
+    texture, coverage = bake.bake(mesh, lambda p: np.full((len(p), 3), 0.5), 32)
     assert coverage == pytest.approx(0.25) and (texture == 128).all()
 
 
-def two_layers(points):
-    """Green above z = -0.01, red below."""
-    return torch.where((points[:, 2] > -0.01)[:, None], torch.tensor([0.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0]))
+UP = np.array([[0.0, 0.0, 1.0]])
 
 
-def test_one_sample_is_the_albedo_at_the_surface_and_asks_no_density():
-    color = bake.surface_color(two_layers, None, np.zeros((2, 3)), np.tile([[0.0, 0, 1]], (2, 1)), 0.02, samples=1)
-    assert color.tolist() == [[0, 1, 0]] * 2
+@pytest.mark.parametrize("extinction", [5.0, 40.0, 1000.0])
+def test_light_of_an_even_body_comes_from_its_mean_free_path(extinction):
+    depth = bake.light_depth(lambda p: torch.full((len(p),), extinction), np.zeros((1, 3)), UP, 0.01, samples=400)
+    step = 0.005  # samples sit in the middle of their step, so a dense body is seen half a step deep
+    assert depth[0] == pytest.approx(max(1 / extinction, step / 2), rel=0.15)
 
 
-def test_colour_of_a_thin_skin_over_a_dense_body_is_the_blend_of_emission_and_absorption():
-    def density(points):
-        return torch.where(points[:, 2] > -0.01, 20.0, 1e6)
-
-    color = bake.surface_color(two_layers, density, np.zeros((1, 3)), np.array([[0.0, 0, 1]]), 0.02, samples=2)
-    skin = 1 - np.exp(-20 * 0.02)
-    np.testing.assert_allclose(color[0], [1 - skin, skin, 0], atol=1e-5)
+def test_light_passes_through_empty_space_to_the_body_below():
+    depth = bake.light_depth(lambda p: torch.where(p[:, 2] < -0.02, 1e5, 0.0), np.zeros((1, 3)), UP, 0.01)
+    assert depth[0] == pytest.approx(0.0225)  # the first sample below
 
 
-def test_samples_go_inwards_against_the_normal():
+def test_light_of_a_thin_sheet_comes_from_the_sheet():
+    depth = bake.light_depth(lambda p: torch.where(p[:, 2] > -0.01, 3.0, 0.0), np.zeros((1, 3)), UP, 0.01)
+    assert depth[0] == pytest.approx(0.005, rel=0.05)
+
+
+def test_light_depth_is_zero_where_nothing_is_met():
+    assert bake.light_depth(lambda p: torch.zeros(len(p)), np.zeros((1, 3)), UP, 0.1)[0] == 0.0
+
+
+def test_colour_is_asked_for_below_the_surface_by_the_inset():
     asked = []
 
-    def albedo(points):
+    def color(points):
         asked.append(points)
-        return torch.zeros_like(points)
+        return points
 
-    normal = np.array([[0.0, 0, 1]])
-    bake.surface_color(albedo, lambda p: torch.ones(len(p)), np.zeros((1, 3)), normal, 0.1, samples=3)
-    np.testing.assert_allclose(asked[0][:, 2], [0.0, -0.1, -0.2], atol=1e-7)
+    bake.bake(square(), color, 16, inset=np.array([0.1, 0.1, 0.3, 0.3]))
+    np.testing.assert_allclose(asked[0][:, 2], -0.1 - 0.2 * asked[0][:, 1], atol=1e-9)
 
 
-def test_where_no_density_is_met_the_colour_is_that_of_the_surface():
-    normal = np.array([[0.0, 0, 1]])
-    color = bake.surface_color(two_layers, lambda p: torch.zeros(len(p)), np.zeros((1, 3)), normal, 0.1)
-    np.testing.assert_allclose(color, [[0, 1, 0]], atol=1e-6)
+def test_colours_in_chunks_equal_colours_at_once():
+    points = np.random.default_rng(0).random((50, 3))
+    np.testing.assert_allclose(bake.query_color(lambda p: p, points, chunk=7), points, atol=1e-7)
 
 
 def test_albedo_that_is_nan_is_refused():
     with pytest.raises(ExportError, match="albedo is NaN"):
-        bake.surface_color(lambda p: p * torch.nan, None, np.zeros((1, 3)), np.zeros((1, 3)), 0.1, samples=1)
+        bake.query_color(lambda p: p * torch.nan, np.zeros((1, 3)))
 
 
 def test_albedo_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"expected albedo \[1, 3\], got \[1, 4\]"):
-        bake.surface_color(lambda p: torch.zeros(1, 4), None, np.zeros((1, 3)), np.zeros((1, 3)), 0.1, samples=1)
+        bake.query_color(lambda p: torch.zeros(1, 4), np.zeros((1, 3)))

@@ -186,7 +186,7 @@ def test_transform_that_mirrors_is_refused_before_any_work(tmp_path):
         quick(None, None, folder=tmp_path, transform=np.diag([1.0, 1, -1, 1]))
 
 
-@pytest.mark.parametrize("wrong", [{"export_frame": "blender"}, {"texture_size": 4}, {"bake_samples": 0}])
+@pytest.mark.parametrize("wrong", [{"export_frame": "blender"}, {"texture_size": 4}])
 def test_wrong_arguments_are_refused_with_a_sentence(tmp_path, wrong):
     with pytest.raises(ValueError, match="export_mesh: expected export_frame in"):
         export_mesh(None, None, 1.0, tmp_path, **wrong)
