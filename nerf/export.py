@@ -4,6 +4,7 @@ The world of the files is that of the program, +Y up and the front towards +Z. A
 has its scale and offset undone, or with ``export_frame="source"`` all of its transform; ``transform.json`` has both.
 """
 
+import importlib.util
 import json
 import time
 from collections.abc import Callable
@@ -29,9 +30,11 @@ from nerf.mesh import (
 from nerf.meshfile import check_file, write_glb, write_obj, write_ply
 from nerf.video import write_atomically
 
-__all__ = ["ExportError", "ExportReport", "export_mesh", "extract_surface"]
+__all__ = ["ExportError", "ExportReport", "export_mesh", "extract_surface", "require_packages"]
 
 FRAMES = ("object", "source")
+_PACKAGES = {"skimage": "scikit-image", "trimesh": "trimesh", "xatlas": "xatlas",
+             "fast_simplification": "fast-simplification"}  # module -> what pip calls it
 _LOW_COVERAGE = 0.25  # of the texture; below, somebody should know
 
 
@@ -82,6 +85,17 @@ class _Progress:
         self.seconds[stage] = now - self.last
         self.last = now
         self.report(f"export: {line} ({self.seconds[stage]:.1f} s)")
+
+
+def require_packages() -> None:
+    """Check, without importing them, that the packages of the export are installed; worth calling before training.
+
+    Raises:
+        ExportError: some are missing; the sentence holds the pip command.
+    """
+    missing = [package for module, package in _PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ExportError(f"writing a mesh needs {', '.join(missing)}; run: pip install {' '.join(missing)}")
 
 
 def extract_surface(density: Density, bound: float, resolution: int = 128, threshold: float | None = DEFAULT_THRESHOLD,
@@ -140,6 +154,7 @@ def export_mesh(density: Density, albedo: Color, bound: float, folder: str | Pat
     if export_frame not in FRAMES or texture_size < 16:
         raise ValueError(f"export_mesh: expected export_frame in {FRAMES} and texture_size >= 16, got {export_frame!r} "
                          f"and {texture_size}")
+    require_packages()
     placing = _placing(transform, export_frame)
     folder, metadata, progress = Path(folder), metadata or {}, _Progress(report)
     mesh, lattice, dropped = extract_surface(density, bound, resolution, threshold, decimate_target, min_part, occupied,

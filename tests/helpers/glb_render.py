@@ -4,6 +4,7 @@ B views of H x W pixels. Ray casting is Embree's through embreex, or trimesh's o
 must be installed.
 """
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,11 @@ class Picture:
     mask: np.ndarray  # [B, H, W] bool
     depth: np.ndarray  # [B, H, W] distance along the unit ray
     normal: np.ndarray  # [B, H, W, 3] unit, from the file's vertex normals
+
+
+def can_cast_rays() -> bool:
+    """Whether one of the two packages that trimesh casts rays with is installed."""
+    return any(importlib.util.find_spec(name) is not None for name in ("embreex", "rtree"))
 
 
 def camera_rays(views: Views) -> tuple[np.ndarray, np.ndarray]:
