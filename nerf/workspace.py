@@ -82,7 +82,7 @@ def take_over(config: Config, stored: Config) -> Config:
     adopted = {}
     for flag in KEPT:
         mine, theirs = config.value(flag), stored.value(flag)
-        if mine == theirs:
+        if mine == theirs or (flag == "data" and _same_folder(mine, theirs)):
             continue
         if SOURCES.index(config.source(flag)) > SOURCES.index("workspace"):
             raise UserError(
@@ -91,6 +91,11 @@ def take_over(config: Config, stored: Config) -> Config:
             )
         adopted[flag] = theirs
     return with_values(config, adopted, "workspace")
+
+
+def _same_folder(one: str | None, other: str | None) -> bool:
+    """Whether two paths, such as a relative and an absolute one, mean the same folder."""
+    return None not in (one, other) and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _require_writable(folder: Path) -> None:

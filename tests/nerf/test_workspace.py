@@ -57,6 +57,16 @@ def test_a_workspace_wins_over_a_preset(used):
     assert with_preset(open_workspace(config), "embedded").field.levels == 8
 
 
+def test_the_same_photographs_by_another_path_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = str(tmp_path / "trial")
+    open_workspace(parse(["--data", "photos", "--workspace", folder]))
+    save_checkpoint(folder, 100)
+    open_workspace(parse(["--data", str(tmp_path / "photos"), "--workspace", folder]))
+    with pytest.raises(UserError, match="--data .*photos', this run asks for 'others'"):
+        open_workspace(parse(["--data", "others", "--workspace", folder]))
+
+
 def test_options_that_may_change_do_change(used):
     config = open_workspace(parse(["--text", "a hamburger", "--iters", "77", "--lr", "0.1", "--workspace", used]))
     assert (config.optim.iters, stored_config(used).optim.iters) == (77, 77)

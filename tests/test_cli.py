@@ -1,0 +1,166 @@
+"""Bad input on the command line: one sentence on stderr, nothing else, and exit code 2."""
+
+import json
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def run(capfd, monkeypatch):
+    """Run main.py in this process, which has torch already: words -> (exit code, last line on stderr)."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = torch.get_num_threads()
+
+    def run(*words):
+        code = main.main(["--threads", "1", *map(str, words)])
+        return code, capfd.readouterr().err.strip().splitlines()[-1]
+
+    yield run
+    torch.set_num_threads(before)
+
+
+TINY = (
+    "--iters 2 --num_rays 16 --grid_levels 2 --grid_log2 6 --grid_finest 16 --grid_size 8 --max_steps 16 --W 8 --H 8 "
+    "--dataset_size_test 2 --seed 1"
+).split()
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder with four grey photographs of 16x16 pixels from four sides."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    frames = []
+    for i, (c, s) in enumerate([(1, 0), (0, 1), (-1, 0), (0, -1)]):
+        Image.new("RGB", (16, 16), (100, 100, 100)).save(folder / f"{i}.png")
+        pose = [[c, 0, s, 3 * s], [0, 1, 0, 0], [-s, 0, c, 3 * c], [0, 0, 0, 1]]
+        frames.append({"file_path": f"{i}.png", "transform_matrix": pose})
+    (folder / "transforms.json").write_text(json.dumps({"camera_angle_x": 0.7, "frames": frames}))
+    return folder
+
+
+def assert_refused(outcome, sentence):
+    """Exit code 2 and one line that names the trouble."""
+    code, last = outcome
+    assert code == 2
+    assert last.startswith("main.py: ") and re.search(sentence, last)
+
+
+def spawn(*words):
+    """Run main.py as a user does; returns the finished process."""
+    command = [sys.executable, str(ROOT / "main.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=100)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "nothing to do"),
+        (("--text", ""), "--text is empty"),
+        (("--text", "a", "--theta_range", "105", "45"), "low <= high"),
+        (("--text", "a", "--w", "0"), "--w must be between"),
+        (("--text", "a", "--W", "100000"), "--W must be between"),
+        (("--text", "a", "--guidance_scal", "3"), "did you mean --guidance_scale"),
+        (("--text", "a", "--dmtet"), "not built yet"),
+    ],
+)
+def test_a_bad_flag_is_one_sentence_and_nothing_else(words, sentence):
+    done = spawn(*words)
+    assert_refused((done.returncode, done.stderr.strip()), sentence)
+    assert len(done.stderr.strip().splitlines()) == 1 and done.stdout == ""
+
+
+def test_help_goes_to_standard_output_and_succeeds():
+    done = spawn("--help")
+    assert done.returncode == 0 and "--text" in done.stdout and done.stderr == ""
+
+
+def test_flags_after_a_double_dash_are_read():
+    done = spawn("--", "--text", "")
+    assert_refused((done.returncode, done.stderr), "--text is empty")
+
+
+def test_a_workspace_below_a_file_is_one_sentence(run, tmp_path):
+    (tmp_path / "file").touch()
+    assert_refused(run("--data", tmp_path, "--workspace", tmp_path / "file" / "x"), "cannot be written to")
+
+
+def test_a_data_folder_that_does_not_exist_is_one_sentence(run, tmp_path):
+    assert_refused(run("--data", tmp_path / "none", "--workspace", tmp_path / "w"), "none")
+
+
+def test_a_data_folder_without_photographs_is_one_sentence(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert_refused(run("--data", tmp_path / "empty", "--workspace", tmp_path / "w"), "transforms")
+
+
+def test_a_broken_transforms_file_is_one_sentence(run, tmp_path):
+    (tmp_path / "transforms.json").write_text('{"frames": [')
+    assert_refused(run("--data", tmp_path, "--workspace", tmp_path / "w"), "transforms.json")
+
+
+def test_a_broken_photograph_is_one_sentence(run, tmp_path):
+    pose = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 3], [0, 0, 0, 1]]
+    frames = [{"file_path": f"{i}.png", "transform_matrix": pose} for i in range(3)]
+    (tmp_path / "transforms.json").write_text(json.dumps({"camera_angle_x": 0.7, "frames": frames}))
+    for frame in frames:
+        (tmp_path / frame["file_path"]).write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    assert_refused(run("--data", tmp_path, "--workspace", tmp_path / "w"), r"\.png")
+
+
+def test_a_broken_config_in_the_workspace_is_one_sentence(run, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "df_step_00000010.safetensors").write_bytes(b"x")
+    (tmp_path / "config.json").write_text("{")
+    assert_refused(run("--test", "--workspace", tmp_path), "config.json is not valid JSON")
+
+
+def test_testing_an_empty_workspace_is_one_sentence(run, tmp_path):
+    assert_refused(run("--test", "--workspace", tmp_path / "w"), "checkpoint")
+
+
+def test_a_corrupt_checkpoint_is_one_sentence(run, tmp_path, photographs):
+    words = ("--data", photographs, "--workspace", tmp_path / "w", *TINY)
+    assert run(*words)[0] == 0
+    (saved,) = (tmp_path / "w" / "checkpoints").iterdir()
+    saved.write_bytes(saved.read_bytes()[:-9])
+    assert_refused(run(*words), f"checkpoint {saved} is damaged.*--ckpt scratch")
+
+
+def test_a_disk_that_is_full_at_the_checkpoint_is_one_sentence(run, tmp_path, photographs):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, hard))  # larger than the log and the options, not the checkpoint
+    try:
+        outcome = run("--data", photographs, "--workspace", tmp_path / "w", *TINY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert_refused(outcome, "could not be written.*start again")
+    assert list((tmp_path / "w" / "checkpoints").iterdir()) == []
+
+
+def test_other_photographs_in_a_used_workspace_are_one_sentence(run, tmp_path, photographs):
+    assert run("--data", photographs, "--workspace", tmp_path / "w", *TINY)[0] == 0
+    photographs.rename(tmp_path / "moved")
+    assert_refused(run("--data", tmp_path / "moved", "--workspace", tmp_path / "w", *TINY), "--ckpt scratch")
+
+
+def test_a_weights_folder_that_does_not_exist_is_one_sentence(run, tmp_path):
+    assert_refused(run("--text", "a chair", "--hf_key", tmp_path / "none", "--workspace", tmp_path / "w"), "none")
+
+
+def test_a_weights_folder_with_a_missing_part_is_one_sentence(run, tmp_path):
+    (tmp_path / "weights" / "unet").mkdir(parents=True)
+    (tmp_path / "weights" / "model_index.json").write_text("{}")
+    outcome = run("--text", "a chair", "--hf_key", tmp_path / "weights", "--workspace", tmp_path / "w")
+    assert_refused(outcome, "weights")
