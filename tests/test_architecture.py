@@ -1,6 +1,7 @@
 """The referee of the house: who imports whom, how long things are, and that the texts agree with the code."""
 
 import ast
+import functools
 import re
 import resource
 import subprocess
@@ -31,17 +32,20 @@ def name(path):
 
 
 PRODUCT = files_of(*ROOMS) + [ROOT / "main.py", ROOT / "optimizer.py", ROOT / "setup.py"]
+NERF_MODULES = {name(p)[len("nerf/") : -len(".py")] for p in files_of("nerf")}
 TESTS = files_of("tests")
 SIDE = files_of("scripts", "benchmarks")
 each_product_file = pytest.mark.parametrize("path", PRODUCT, ids=name)
 each_file = pytest.mark.parametrize("path", PRODUCT + SIDE + TESTS, ids=name)
 
 
+@functools.cache
 def parsed(path):
     """The syntax tree of a file."""
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@functools.cache
 def imports(path):
     """Dotted names of everything a file imports, at the top or inside a function; annotations-only imports left out."""
     found = set()
@@ -65,13 +69,12 @@ def imports(path):
 
 def nerf_modules(path):
     """Which modules of nerf a file imports, as ``cameras`` or ``render/plain``."""
-    known = {name(p)[len("nerf/") : -len(".py")] for p in files_of("nerf")}
     found = set()
     for dotted in imports(path):
         parts = dotted.split(".")
         if parts[0] == "nerf":
             candidates = ["/".join(parts[1:end]) for end in range(len(parts), 1, -1)]
-            found |= {next(c for c in candidates if c in known)}
+            found |= {next(c for c in candidates if c in NERF_MODULES)}
     return found
 
 
@@ -89,6 +92,7 @@ def ours(path):
 # ---- who imports whom ----
 
 
+@functools.cache
 def reading_order():
     """The files of nerf in the order of docs/reading.md."""
     return re.findall(r"^\d+\. `([\w/]+)`", (ROOT / "docs" / "reading.md").read_text(), re.MULTILINE)
