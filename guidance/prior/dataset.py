@@ -29,13 +29,26 @@ SYMMETRIC_KINDS = ("mushroom", "tree", "snowman", "rocket", "lamp", "hamburger",
 VIEW_KINDS = ("chair", "table", "mug", "car", "house", "airplane", "dog", "boat")
 
 
-def kind_weight(kind: str) -> float:
-    """How often a kind is shown: those whose views differ most, then the near-symmetric ones of the benchmark."""
-    if kind in VIEW_KINDS:
-        return 3.0
-    if kind in SYMMETRIC_KINDS:
-        return 2.0
-    return 0.5 if kind in STACKED else 0.8
+@dataclass(frozen=True)
+class Shares:
+    """How often a kind of each group occurs, relative to the others."""
+
+    view: float
+    symmetric: float
+    stacked: float
+    other: float
+
+    def of(self, kind: str) -> float:
+        """The share of one kind."""
+        if kind in VIEW_KINDS:
+            return self.view
+        if kind in SYMMETRIC_KINDS:
+            return self.symmetric
+        return self.stacked if kind in STACKED else self.other
+
+
+RENDERED = Shares(3.0, 2.0, 0.5, 0.8)
+SHOWN = Shares(3.6, 1.5, 0.4, 0.6)  # kinds whose views differ need the most samples
 
 
 def write_shard(number: int, folder: Path = DATA, size: int = SHARD) -> Path:
@@ -48,7 +61,7 @@ def write_shard(number: int, folder: Path = DATA, size: int = SHARD) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(number)
     generator = torch.Generator().manual_seed(number)
-    kinds = rng.choices(KIND_NAMES, [kind_weight(kind) for kind in KIND_NAMES], k=size)
+    kinds = rng.choices(KIND_NAMES, [RENDERED.of(kind) for kind in KIND_NAMES], k=size)
     cameras = random_cameras(size, generator)
     material = torch.zeros(size, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE, dtype=torch.uint8)
     normal = torch.zeros(size, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.int8)
@@ -145,17 +158,18 @@ class Loader:
                 f"embedded prior: expected shards in {self.folder}, found none; write some with "
                 "python -m guidance.prior.dataset --shards 0:60"
             )
+        self.rows = {kind: [] for kind in KIND_NAMES}
+        for path, shard in self.shards.items():
+            for row, kind in enumerate(shard["kind"].tolist()):
+                self.rows[KIND_NAMES[kind]].append((path, row))
 
     def _pick(self, size: int) -> tuple[dict[str, Tensor], list[str]]:
-        """``size`` random rows, few from each of several shards, and the names of their kinds."""
-        shards = self.rng.choices(list(self.shards.values()), k=8)
-        pieces = []
-        for i, shard in enumerate(shards):
-            take = size // 8 + (i < size % 8)
-            rows = torch.randint(len(shard["kind"]), (take,), generator=self.generator)
-            pieces.append({name: value[rows] for name, value in shard.items()})
-        rows = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-        return rows, [KIND_NAMES[i] for i in rows["kind"].tolist()]
+        """``size`` random renders, and the names of their kinds."""
+        weights = [SHOWN.of(kind) if self.rows[kind] else 0.0 for kind in KIND_NAMES]
+        kinds = self.rng.choices(KIND_NAMES, weights, k=size)
+        places = [self.rng.choice(self.rows[kind]) for kind in kinds]
+        names = [name for name in self.shards[places[0][0]] if name != "kind"]
+        return {name: torch.stack([self.shards[path][name][row] for path, row in places]) for name in names}, kinds
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=self.generator)

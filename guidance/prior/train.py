@@ -42,7 +42,7 @@ class Recipe:
     drop_text: float = 0.09  # text alone, camera alone, both
     drop_camera: float = 0.04
     drop_both: float = 0.03
-    t_bias: float = 1.4  # t = 1000 (1 - u^bias), u uniform
+    t_bias: float = 1.7  # t = 1000 (1 - u^bias), u uniform
 
 
 @dataclass
