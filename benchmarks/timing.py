@@ -1,7 +1,7 @@
 """Fair timing of contenders: one process, interleaved rounds, medians, and the machine's state printed beside them.
 
-On one CPU thread the clock is the process's own CPU time, which preemption does not touch (a shared cache still does); on
-several threads or on a GPU it is wall time. Every contender gets the same allocator.
+On one CPU thread the clock is the process's own CPU time, which preemption does not touch (a shared cache still does);
+on several threads or on a GPU it is wall time. Every contender gets the same allocator.
 """
 
 import argparse

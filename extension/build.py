@@ -173,18 +173,36 @@ def _build(target: Target, compiler: str, output: Path, remove_leftovers: bool) 
 
 
 def _compile(target: Target, compiler: str, flags: tuple[str, ...], work: Path) -> str | None:
-    """Compile to ``work/out.so`` through ninja (directly where there is none); None, or what the compiler said."""
-    command = [compiler, *flags, f"-I{include_dir}", *map(str, target.sources), "-o", str(work / "out.so")]
+    """Compile to ``work/out.so``, sources side by side through ninja; None, or what the compiler said.
+
+    Where there is no ninja, the same commands run one after the other.
+    """
+    include = f"-I{include_dir}"
+    objects = {f"{source.stem}.o": str(source) for source in target.sources}
+    commands = {o: [compiler, *flags, include, "-c", source, "-o", o] for o, source in objects.items()}
+    commands["out.so"] = [compiler, *flags, "-shared", *objects, "-o", "out.so"]
+    to_run = list(commands.values())
     if toolchain.ninja():
-        rule = shlex.join(command).replace("$", "$$")
-        (work / "build.ninja").write_text(f"rule compile\n  command = {rule}\nbuild out.so: compile\n")
-        command = [toolchain.ninja(), "-C", str(work)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return None
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower()] or lines
-    return " | ".join(errors[:3])[:600]
+        (work / "build.ninja").write_text(_ninja_file(commands))
+        to_run = [[toolchain.ninja()]]
+    for command in to_run:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=work, check=False)
+        if done.returncode != 0:
+            lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+            errors = [line for line in lines if "error" in line.lower()] or lines
+            return " | ".join(errors[:3])[:600]
+    return None
+
+
+def _ninja_file(commands: dict[str, list[str]]) -> str:
+    """A build file: each output with its command; the last one is made from all the others."""
+    text, before = [], []
+    for number, (output, command) in enumerate(commands.items()):
+        needs = " ".join(before) if number == len(commands) - 1 else ""
+        text.append(f"rule step{number}\n  command = {shlex.join(command).replace('$', '$$')}\n")
+        text.append(f"build {output}: step{number} {needs}\n")
+        before.append(output)
+    return "".join(text)
 
 
 def _load(path: Path) -> ctypes.CDLL:

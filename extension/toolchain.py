@@ -19,8 +19,8 @@ DEFAULT_CUDA_ARCHS = ("80", "90")
 
 # No -march=native: a cached or shipped library then survives a change of processor (and gathers gain nothing from it).
 # No contraction: the counting and the writing pass of a two-pass kernel must round alike.
-CPU_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-fopenmp")
-CUDA_FLAGS = ("-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC", "--expt-relaxed-constexpr", "-lineinfo")
+CPU_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fopenmp")
+CUDA_FLAGS = ("-O3", "-std=c++17", "-Xcompiler", "-fPIC", "--expt-relaxed-constexpr", "-lineinfo")
 
 
 class BuildError(RuntimeError):

@@ -89,6 +89,6 @@ def grid(arguments: Arguments, bitfield: Tensor, bound: float, cascades: int, gr
 
 
 def steps(arguments: Arguments, dt_gamma: float, max_steps: int) -> None:
-    """Check the parameters of the stepping: dt_gamma >= 0 and finite, max_steps >= 1."""
+    """Check the parameters of the stepping: dt_gamma >= 0 and finite, max_steps from 1 to 2^20."""
     arguments.require(0 <= dt_gamma < math.inf, f"dt_gamma must be finite and not negative, got {dt_gamma}")
-    arguments.require(max_steps >= 1, f"max_steps must be at least 1, got {max_steps}")
+    arguments.require(1 <= max_steps <= 1 << 20, f"max_steps must lie in [1, 1048576], got {max_steps}")

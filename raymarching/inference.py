@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from raymarching import checks, native, reference
-from raymarching.raymarching import check_composite, on_torch, step_sizes
+from raymarching.raymarching import check_composite, on_torch
 
 
 @dataclass
@@ -100,12 +100,10 @@ def march_rays(
     args.require(num_steps >= 1, f"num_steps must be at least 1, got {num_steps}")
     if on_torch(queue.origins):
         return _march_reference(queue, bitfield, bound, cascades, grid_size, num_steps, dt_gamma, max_steps)
-    blocks = native.coarse_bits(bitfield, cascades, grid_size)
-    dt_min, dt_max = step_sizes(bound, max_steps, grid_size)
+    scene = native.scene(bitfield, bound, cascades, grid_size, dt_gamma, max_steps)
     params = native.fill(
         native.MarchParams, origins=queue.origins, directions=queue.directions, near=queue.near, far=queue.far,
-        alive=queue.alive, cursor=queue.cursor, cells=bitfield, blocks=blocks, num_rays=len(queue), cascades=cascades,
-        grid_size=grid_size, limit=num_steps, bound=bound, dt_gamma=dt_gamma, dt_min=dt_min, dt_max=dt_max,
+        alive=queue.alive, cursor=queue.cursor, num_rays=len(queue), limit=num_steps, **scene,
     )  # fmt: skip
     count, runs = native.count_samples(params, len(queue), queue.origins)
     first = count.cumsum(0) - count

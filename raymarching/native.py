@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import extension
+from raymarching.reference import step_sizes
 
 
 def _struct(name: str, pointers: str, integers: str, reals: str) -> type[ctypes.Structure]:
@@ -17,7 +18,7 @@ def _struct(name: str, pointers: str, integers: str, reals: str) -> type[ctypes.
 
 MarchParams = _struct(
     "MarchParams",
-    "origins directions near far noise alive cursor cells blocks first count runs positions t dt ray_index",
+    "origins directions near far noise alive cursor cells blocks extent first count runs positions t dt ray_index",
     "num_rays cascades grid_size limit",
     "bound dt_gamma dt_min dt_max",
 )
@@ -46,13 +47,38 @@ def fill(kind: type[ctypes.Structure], **values: Tensor | int | float | None) ->
     return kind(**{k: extension.pointer(v) if isinstance(v, Tensor) else v for k, v in values.items()})
 
 
-def coarse_bits(bitfield: Tensor, cascades: int, grid_size: int) -> Tensor:
-    """The coarse bitfield: one bit for each 4^3 cells of the fine one, int64 [C * max(1, H^3 / 4096)]."""
+def coarse_bits(bitfield: Tensor, cascades: int, grid_size: int) -> tuple[Tensor, Tensor]:
+    """What lets a march skip empty space, from the bitfield.
+
+    Returns:
+        The coarse bitfield, one bit for each 4^3 cells of the fine one, int64 [C * max(1, H^3 / 4096)]; and the extent
+        of what is occupied in each cascade, int32 [C, 6] (lowest, then highest x, y, z, in units of 4 cells).
+    """
     words = cascades * max(1, grid_size**3 // 4096)
     blocks = torch.empty(words, dtype=torch.int64, device=bitfield.device)
-    params = fill(MarchParams, cells=bitfield, blocks=blocks, num_rays=words, cascades=cascades, grid_size=grid_size)
+    extent = torch.full((cascades, 6), 1 << 20, dtype=torch.int32, device=bitfield.device)  # of nothing
+    extent[:, 3:] = -(1 << 20)
+    params = fill(
+        MarchParams,
+        cells=bitfield,
+        blocks=blocks,
+        extent=extent,
+        num_rays=words,
+        cascades=cascades,
+        grid_size=grid_size,
+    )
     extension.kernel("raymarching", "march_coarsen", bitfield.device)(ctypes.byref(params), 0)
-    return blocks
+    return blocks, extent
+
+
+def scene(
+    bitfield: Tensor, bound: float, cascades: int, grid_size: int, dt_gamma: float, max_steps: int
+) -> dict[str, Tensor | int | float]:
+    """The fields of MarchParams that rays share. Keep it as long as the parameters: it owns the tensors."""
+    blocks, extent = coarse_bits(bitfield, cascades, grid_size)
+    dt_min, dt_max = step_sizes(bound, max_steps, grid_size)
+    grid = {"cells": bitfield, "blocks": blocks, "extent": extent, "cascades": cascades, "grid_size": grid_size}
+    return grid | {"bound": bound, "dt_gamma": dt_gamma, "dt_min": dt_min, "dt_max": dt_max}
 
 
 def count_samples(params: ctypes.Structure, num_rays: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -228,12 +228,10 @@ def march_rays_train(
     if on_torch(origins):
         _refuse_broken(args, rays, noise)
         return _march_reference(rays, bitfield, bound, cascades, grid_size, noise, dt_gamma, max_steps, capacity)
-    blocks = native.coarse_bits(bitfield, cascades, grid_size)
-    dt_min, dt_max = step_sizes(bound, max_steps, grid_size)
+    scene = native.scene(bitfield, bound, cascades, grid_size, dt_gamma, max_steps)
     params = native.fill(
-        native.MarchParams, origins=origins, directions=directions, near=near, far=far, noise=noise, cells=bitfield,
-        blocks=blocks, num_rays=len(near), cascades=cascades, grid_size=grid_size, limit=native.NO_LIMIT, bound=bound,
-        dt_gamma=dt_gamma, dt_min=dt_min, dt_max=dt_max,
+        native.MarchParams, origins=origins, directions=directions, near=near, far=far, noise=noise,
+        num_rays=len(near), limit=native.NO_LIMIT, **scene,
     )  # fmt: skip
     count, runs = native.count_samples(params, len(near), origins)
     if count.device.type == "cpu" and bool((count < 0).any()):
@@ -348,13 +346,20 @@ def check_composite(
         args.require(bool(inside), f"first and count reach outside the M = {len(t)} samples")
 
 
+def _maker(alpha: Tensor, count: Tensor):
+    """How to make tensors that kernels fill for the samples that rays own: of zeros, unless all are owned."""
+    all_owned = alpha.device.type == "cpu" and int(count.sum()) == len(alpha)
+    return torch.empty_like if all_owned else torch.zeros_like
+
+
 class _Composite(torch.autograd.Function):
     """The compositing kernel and its true derivative."""
 
     @staticmethod
     def forward(ctx, alpha, values, t, first, count, min_transmittance):
         num_rays, channels = len(count), values.shape[1]
-        weights = torch.zeros_like(alpha)
+        make = _maker(alpha, count)
+        weights = make(alpha)
         opacity, depth = alpha.new_empty(2, num_rays)
         image = alpha.new_empty(num_rays, channels)
         params = native.fill(
@@ -372,7 +377,8 @@ class _Composite(torch.autograd.Function):
     def backward(ctx, grad_weights, grad_opacity, grad_depth, grad_image):
         alpha, values, t, first, count = ctx.saved_tensors
         grads = [g.contiguous() for g in (grad_weights, grad_opacity, grad_depth, grad_image)]
-        grad_alpha, grad_values = torch.zeros_like(alpha), torch.zeros_like(values)
+        make = _maker(alpha, count)
+        grad_alpha, grad_values = make(alpha), make(values)
         params = native.fill(
             native.CompositeParams, alpha=alpha, values=values, t=t, first=first, count=count, grad_weights=grads[0],
             grad_opacity=grads[1], grad_depth=grads[2], grad_image=grads[3], grad_alpha=grad_alpha,

@@ -68,6 +68,22 @@ HD void atomic_add(T* address, T value) {
 #endif
 }
 
+HD void atomic_lower(int32_t* address, int32_t value) {
+#if defined(__CUDA_ARCH__)
+    atomicMin(address, value);
+#else
+    *address = min_of(*address, value);
+#endif
+}
+
+HD void atomic_raise(int32_t* address, int32_t value) {
+#if defined(__CUDA_ARCH__)
+    atomicMax(address, value);
+#else
+    *address = max_of(*address, value);
+#endif
+}
+
 #if !defined(__CUDACC__)
 // Calls body(begin, end) on consecutive pieces of [0, count) of `grain` items each (the last may be shorter). The pieces do not
 // depend on the number of threads, so results that are owned by item or by piece have the same bits for any number.

@@ -125,9 +125,9 @@ EXPORT int SOMNIA_KERNEL(sph_from_ray)(const void* params, int64_t dtype, int64_
     return somnia::for_rays<somnia::SphFromRay, somnia::SphereParams>(params, dtype, 4096, where, stream);
 }
 
-// num_rays is the number of coarse words here; the bitfield does not depend on the dtype.
+// num_rays is the number of coarse words here; the bitfield does not depend on the dtype. One task: the words share extents.
 EXPORT int SOMNIA_KERNEL(march_coarsen)(const void* params, int64_t dtype, int64_t where, void* stream) {
-    return somnia::for_rays<somnia::MarchCoarsen, somnia::MarchParams>(params, dtype, 512, where, stream);
+    return somnia::for_rays<somnia::MarchCoarsen, somnia::MarchParams>(params, dtype, int64_t(1) << 40, where, stream);
 }
 
 EXPORT int SOMNIA_KERNEL(march_count)(const void* params, int64_t dtype, int64_t where, void* stream) {

@@ -23,6 +23,7 @@ struct MarchParams {
     int64_t* cursor;         // [N]    in, out: step to go on at, -1 once the ray has ended; null: start at 0
     const uint64_t* cells;   // [C, H^3 / 64] occupancy bits in Morton order: a word is a block of 4^3 cells
     uint64_t* blocks;        // [C, max(1, H^3 / 4096)] one bit for each word of cells: is anything in it
+    int32_t* extent;         // [C, 6] lowest and highest x, y, z of the occupied blocks of 4^3 cells, in blocks
     const int64_t* first;    // [A]    where a ray's samples begin in the outputs
     int64_t* count;          // [A]    out of the counting pass (-1: the ray is not finite), in to the writing pass
     int32_t* runs;           // [A, kRuns, 2] from the counting to the writing pass: first step and number of steps of
@@ -145,7 +146,7 @@ struct Lattice {
 template <typename T>
 struct MarchRay {
     Vec3<T> origin, direction, inverse;
-    T begin, end;  // the part between near and far and inside the box
+    T begin, end;  // the part between near and far, inside the box and where anything is occupied
     T noise;
     bool finite;
 
@@ -156,19 +157,39 @@ struct MarchRay {
         end = p.far[ray];
         noise = p.noise ? p.noise[ray] : T(0.5);
         finite = is_finite(dot(origin, origin) + dot(direction, direction) + noise) && begin > T(-INFINITY) && !is_nan(end);
-        clip(origin.x, direction.x, T(p.bound), &inverse.x);
-        clip(origin.y, direction.y, T(p.bound), &inverse.y);
-        clip(origin.z, direction.z, T(p.bound), &inverse.z);
+        for (int axis = 0; axis < 3; ++axis) {
+            T low, high;
+            occupied_slab(p, axis, &low, &high);
+            clip(origin[axis], direction[axis], low, high, &inverse_of(axis));
+        }
+    }
+
+    HD T& inverse_of(int axis) { return axis == 0 ? inverse.x : axis == 1 ? inverse.y : inverse.z; }
+
+    // The part of the box in which any cascade has an occupied cell, a little enlarged; low > high if there is none.
+    HD void occupied_slab(const MarchParams<T>& p, int axis, T* low, T* high) const {
+        const T bound = T(p.bound);
+        *low = bound;
+        *high = -bound;
+        for (int32_t level = 0; level < p.cascades; ++level) {
+            const int32_t* extent = p.extent + 6 * level;
+            const T half = min_of(T(int64_t(1) << level), bound), cell_size = T(2) * half / T(p.grid_size);
+            *low = min_of(*low, T(4 * extent[axis] - T(0.01)) * cell_size - half);
+            *high = max_of(*high, T(4 * extent[3 + axis] + T(4.01)) * cell_size - half);
+        }
+        *low = max_of(*low, -bound);
+        *high = min_of(*high, bound);
     }
 
     // Shortens [begin, end] to one slab. The inverse of 0 is a huge number: faces parallel to the ray are far away.
-    HD void clip(T o, T d, T bound, T* inverse_out) {
+    HD void clip(T o, T d, T low, T high, T* inverse_out) {
+        if (!(low < high)) end = T(-INFINITY);
         if (d == T(0)) {
             *inverse_out = T(1e30);
-            if (!(fabs(o) <= bound)) end = T(-INFINITY);
+            if (!(o >= low && o <= high)) end = T(-INFINITY);
             return;
         }
-        const T inv = T(1) / d, a = (-bound - o) * inv, b = (bound - o) * inv;
+        const T inv = T(1) / d, a = (low - o) * inv, b = (high - o) * inv;
         *inverse_out = inv;
         begin = max_of(begin, min_of(a, b));
         end = min_of(end, max_of(a, b));
@@ -406,13 +427,28 @@ HD void march_write(const MarchParams<T>& p, int64_t n) {
     if (p.cursor) p.cursor[index] = count < p.limit ? -1 : cursor;
 }
 
-// Sets word w of the coarse bitfield from the 64 words of cells under it.
+// Sets word w of the coarse bitfield from the 64 words of cells under it, and widens the extent of its cascade.
 template <typename T>
 HD void march_coarsen(const MarchParams<T>& p, int64_t w) {
     const int64_t words = p.grid_size * p.grid_size * p.grid_size / 64, under = min_of(words, int64_t(64));
     uint64_t bits = 0;
     for (int64_t i = 0; i < under; ++i) bits |= uint64_t(p.cells[w * under + i] != 0) << i;
     p.blocks[w] = bits;
+    if (bits == 0) return;
+    const int64_t of_cascade = max_of(words / 64, int64_t(1));
+    int32_t* extent = p.extent + 6 * (w / of_cascade);
+    const uint32_t corner = uint32_t(w % of_cascade) * 64;  // Morton code of the word's first block
+    // Which of a word's blocks have x = 0; shifted by 1, 8 and 9 they have x = 1, 2, 3; likewise by 2 and 4 for y and z.
+    const uint64_t lowest[3] = {0x0055005500550055u, 0x0000333300003333u, 0x000000000F0F0F0Fu};
+    for (int axis = 0; axis < 3; ++axis) {
+        const int32_t base = int32_t(gather_bits(corner >> axis));
+        for (int32_t i = 0; i < 4; ++i) {
+            const int shift = ((i & 1) << axis) + ((i >> 1) << (3 + axis));
+            if ((bits & (lowest[axis] << shift)) == 0) continue;
+            atomic_lower(extent + axis, base + i);
+            atomic_raise(extent + 3 + axis, base + i);
+        }
+    }
 }
 
 }  // namespace somnia

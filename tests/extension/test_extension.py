@@ -1,5 +1,6 @@
 """The loader builds what it should, once, safely; the ladder says which rung and why."""
 
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -126,6 +127,22 @@ def test_a_compiler_without_openmp_still_builds(cache, tmp_path, monkeypatch):
         assert extension.library("extension", "cpu").extension_has_openmp_cpu() == 0
     finally:
         toolchain.compiler.cache_clear()
+
+
+@needs_compiler
+@pytest.mark.parametrize("ninja", [True, False])
+def test_several_sources_and_a_path_with_a_space_become_one_library(tmp_path, monkeypatch, ninja):
+    if not ninja:
+        monkeypatch.setattr(toolchain, "ninja", lambda: None)
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    sources = tuple(folder / f"{name}_cpu.cpp" for name in "ab")
+    for number, source in enumerate(sources):
+        source.write_text(f'extern "C" int {source.stem}() {{ return {number + 1}; }}\n')
+    target = toolchain.Target("a", "cpu", sources, (), toolchain.CPU_FLAGS)
+    build._build(target, toolchain.compiler("cpu")[0], folder / "a.so", remove_leftovers=True)
+    library = ctypes.CDLL(str(folder / "a.so"))
+    assert (library.a_cpu(), library.b_cpu()) == (1, 2)
 
 
 @needs_compiler

@@ -1,0 +1,54 @@
+"""How long a cold build of the native code takes: python -m benchmarks.build
+
+Compiles every kernel folder into an empty cache, one after the other as first use does, for the CPU and (where nvcc
+is) for CUDA sm_80 and sm_90. The bars are 15 s and 60 s. CPU seconds stand beside the wall time, which a busy machine
+stretches.
+"""
+
+import os
+import resource
+import sys
+import tempfile
+import time
+
+import extension
+from benchmarks import timing
+from extension import toolchain
+
+
+def build_all(device_type: str) -> tuple[float, float]:
+    """Wall and CPU seconds of building every folder that has sources for a device, each printed."""
+    total_wall = total_cpu = 0.0
+    for folder in extension.KERNEL_FOLDERS:
+        try:
+            toolchain.target(folder, device_type)
+        except extension.BuildError:
+            continue
+        start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        extension.shared_object(folder, device_type, extension.DEFAULT_CUDA_ARCHS)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        wall = time.monotonic() - start
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        print(f"  {folder:12} {device_type:4}  wall {wall:6.2f} s   CPU {cpu:6.2f} s", flush=True)
+        total_wall, total_cpu = total_wall + wall, total_cpu + cpu
+    return total_wall, total_cpu
+
+
+def main() -> int:
+    """Build for both devices; returns 1 if a compiler that is there fails."""
+    print(timing.machine())
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["SOMNIA_KERNEL_CACHE"] = cache
+        for device_type, bar in (("cpu", 15), ("cuda", 60)):
+            try:
+                toolchain.compiler(device_type)
+            except extension.BuildError as error:
+                print(f"{device_type}: {error}")
+                continue
+            wall, cpu = build_all(device_type)
+            print(f"{device_type}: all kernels cold in {wall:.1f} s wall, {cpu:.1f} s CPU (bar {bar} s)", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
