@@ -9,14 +9,16 @@ from nerf.field import NetworkField
 
 # The table learns this much faster than the networks: each entry sees few samples a step.
 TABLE_RATE = 10.0
+# Points whose hidden layers fit into a core's cache.
+PIECE = 8192
 
 
 class GridField(NetworkField):
     """Hash grid, then a ReLU network whose last layer is the head of :class:`NetworkField`.
 
     Args:
-        config: the field options: levels, level_dim, base_resolution, finest_resolution (cells along a side of the box),
-            log2_hashmap_size, hidden, layers (linear ones, head included), and those of :class:`NetworkField`.
+        config: the field options: levels, level_dim, base_resolution and finest_resolution (cells along a side of the
+            box), log2_hashmap_size, hidden, layers (linear ones, head included), and those of :class:`NetworkField`.
     """
 
     def __init__(self, config):
@@ -40,8 +42,16 @@ class GridField(NetworkField):
 
     def _mlp(self, encoded: Tensor) -> Tensor:
         for layer in self.layers:
-            encoded = functional.relu(layer(encoded))
+            encoded = functional.relu(layer(encoded), inplace=not torch.is_grad_enabled())
         return encoded
+
+    def raw_density(self, positions: Tensor, max_level: float = 1.0) -> Tensor:
+        """Density before the activation [M] at positions [M, 3], blob included."""
+        if torch.is_grad_enabled():
+            return super().raw_density(positions, max_level)
+        encoded = self.encoder(positions, bound=self.bound, max_level=max_level)
+        # Few points at a time, so that what passes from layer to layer stays in the cache.
+        return torch.cat([self._raw(self._mlp(piece)) for piece in encoded.split(PIECE)]) + self._blob(positions)
 
     def _with_gradient(self, positions: Tensor, max_level: float) -> tuple[Tensor, Tensor, Tensor]:
         """As in :class:`NetworkField`, by the chain rule over the encoding, whose Jacobian costs little beside it.

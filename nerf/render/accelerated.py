@@ -3,25 +3,30 @@
 N rays, M samples packed end to end.
 """
 
+import sys
+
 import torch
 from torch import Tensor
 
 from nerf.field import Field
 from nerf.render.base import STREAM_MARCH, RenderPath, Trace, box, points_at, sample_values
 from nerf.render.occupancy import OccupancyGrid
+from nerf.render.survey import survey
 from nerf.structs import Part, Rays, Samples
 from raymarching import (
     RayQueue,
     composite_rays,
     composite_rays_train,
     march_rays,
-    march_rays_train,
     near_far_from_aabb,
+    step_sizes,
 )
 
-# A training sample is asked for colour and gradients if so much light reaches it and it stops such a share of it.
-# What is left out changes a pixel by about a thousandth.
-SEEN_LIGHT, SEEN_ALPHA = 1e-3, 1e-4
+# A training part may have so many samples a ray on average; above, its steps are made twice as long until they suffice.
+# Fog is smooth, so it bears long steps; a surface needs few samples, and gets short ones.
+SAMPLES_PER_RAY = {"cpu": 5, "cuda": 128}
+SHORTEST_MARCH = 16  # steps across the diagonal, at least
+SHORTEN_BELOW = 0.35  # share of the allowed samples below which the next part's steps are half as long
 # A ray ends once less light than this is left.
 MIN_TRANSMITTANCE = 1e-4
 # Samples of a ray in one round of evaluation; more once few rays are left.
@@ -31,7 +36,7 @@ ROUND, LONGEST_ROUND = 8, 64
 class AcceleratedPath(RenderPath):
     """Occupancy-guided marching (Instant-NGP, app. E).
 
-    Training looks at the densities of all samples first, without gradients, and goes on with those that can be seen.
+    Training looks at densities first, without gradients, and goes on with the samples that can be seen.
     Evaluation goes along the rays in rounds, and rays that have met enough leave.
 
     Args:
@@ -39,6 +44,8 @@ class AcceleratedPath(RenderPath):
         max_steps: steps across the diagonal of the unit box; the shortest step is 2 sqrt(3) min(bound, 1) / max_steps.
         dt_gamma: growth of the step with the distance; 0 for equal steps.
         min_near: no sample is nearer to the camera than this, scene units.
+
+    Buffers: the grid's, and ``doublings`` []: how often the step of the last training part was doubled.
     """
 
     def __init__(
@@ -47,6 +54,7 @@ class AcceleratedPath(RenderPath):
         super().__init__()
         self.grid = OccupancyGrid(bound, grid_size, density_thresh)
         self.max_steps, self.dt_gamma, self.min_near = max_steps, dt_gamma, min_near
+        self.register_buffer("doublings", torch.zeros((), dtype=torch.int64))
 
     def update(self, field: Field, generator: torch.Generator) -> None:
         """Refresh the occupancy grid; see :meth:`OccupancyGrid.update`."""
@@ -64,12 +72,8 @@ class AcceleratedPath(RenderPath):
         return self.grid.bitfield, self.grid.bound, self.grid.cascades, self.grid.grid_size
 
     def _train(self, field: Field, rays: Rays, part: Part, near: Tensor, far: Tensor) -> Trace:
-        """All samples in the middle of steps through the occupied cells, shifted by a random part of a step."""
-        generator = part.generator(STREAM_MARCH, near.device)
-        noise = torch.rand(len(rays), generator=generator, device=near.device, dtype=near.dtype)
-        stepping = (noise, self.dt_gamma, self.max_steps)
-        marched = Samples(*march_rays_train(rays.origins, rays.directions, near, far, *self._scene(), *stepping))
-        samples = self._visible(field, marched, rays, part)
+        """Samples in the middle of steps that a random part of a step shifts, of those that can be seen."""
+        samples = self._surveyed(field, rays, part, near, far)
         output = field.query(points_at(samples, rays, part), part)
         weights, opacity, depth, image = composite_rays_train(
             field.to_alpha(output, samples.dt),
@@ -82,18 +86,27 @@ class AcceleratedPath(RenderPath):
         normal = image[:, 3:6] if output.normal is not None else None
         return Trace(image[:, :3], opacity, depth, normal, samples, weights, output)
 
-    @torch.no_grad()
-    def _visible(self, field: Field, samples: Samples, rays: Rays, part: Part) -> Samples:
-        """The samples that light reaches and that stop some of it, by a first look at their alpha alone."""
-        alpha = field.alpha(points_at(samples, rays, part), samples.dt, part)
-        weights = composite_rays_train(
-            alpha, alpha[:, None], samples.t, samples.first, samples.count, MIN_TRANSMITTANCE
-        )[0]
-        keep = torch.nonzero((alpha > SEEN_ALPHA) & (weights > SEEN_LIGHT * alpha))[:, 0]
-        ray_index = samples.ray_index[keep]
-        count = torch.bincount(ray_index, minlength=len(rays))
-        first = count.cumsum(0) - count
-        return Samples(samples.positions[keep], samples.t[keep], samples.dt[keep], ray_index, first, count)
+    def _surveyed(self, field: Field, rays: Rays, part: Part, near: Tensor, far: Tensor) -> Samples:
+        """Survey with the step of the last part, longer if that gives too many samples; remember it for the next.
+
+        The memory is a buffer, so that a resumed run steps as one that was never stopped.
+        """
+        generator = part.generator(STREAM_MARCH, near.device)
+        noise = torch.rand(len(rays), generator=generator, device=near.device, dtype=near.dtype)
+        limit = SAMPLES_PER_RAY.get(near.device.type, SAMPLES_PER_RAY["cpu"]) * max(len(rays), 256)
+        doublings, samples = int(self.doublings), None
+        while samples is None:
+            steps = max(self.max_steps >> doublings, min(self.max_steps, SHORTEST_MARCH))
+            dt = step_sizes(self.grid.bound, steps, self.grid.grid_size)[0]
+            # The march samples the middle of each step; the shifted start puts samples at near + (k + noise) dt.
+            span = (near + (noise - 0.5) * dt, far)
+            last = steps <= SHORTEST_MARCH
+            samples, used = survey(
+                field, rays, part, span, self.grid, (self.dt_gamma, steps), sys.maxsize if last else limit
+            )
+            doublings += samples is None
+        self.doublings.fill_(max(doublings - (used < SHORTEN_BELOW), 0))
+        return samples
 
     @torch.no_grad()
     def _evaluate(self, field: Field, rays: Rays, part: Part, near: Tensor, far: Tensor) -> Trace:

@@ -14,17 +14,17 @@ from nerf.render.memory import keep_freed_memory
 assert keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(16 * 2**20)
+    blocks = [torch.ones((36 + 4 * i) * 2**18) for i in range(3)]
+    del blocks
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(faults())
+print(min([faults() for _ in range(12)][6:]))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
 def test_large_blocks_are_not_faulted_in_again():
     answer = subprocess.run([sys.executable, "-c", COUNT_FAULTS], capture_output=True, text=True, check=True)
-    assert int(answer.stdout) < 4000  # of the 16384 pages of 64 MiB
+    assert int(answer.stdout) < 3000  # of the 30720 pages of 120 MiB
 
 
 def test_elsewhere_nothing_happens(monkeypatch):
