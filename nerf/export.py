@@ -232,7 +232,7 @@ def _summary(mesh: Mesh, flat: Mesh, lattice: Lattice, dropped: int, coverage: f
     highest = float(lattice.density.max())
     notes = []
     if not closed:
-        notes.append("decimation pinched the surface at a few edges; a higher --decimate_target avoids it")
+        notes.append("the surface is not closed everywhere; another --decimate_target may mend it")
     if coverage < _LOW_COVERAGE:
         notes.append(f"triangles cover only {100 * coverage:.0f} % of the texture; raise --texture_size to keep detail")
     if highest < 2.0 * DEFAULT_THRESHOLD:

@@ -185,7 +185,7 @@ def decimate(mesh: Mesh, target: int) -> Mesh:
         target: about how many triangles to keep; 0 or a number not below T keeps all.
 
     Returns:
-        A welded mesh. A closed one stays closed, or if four targets in a row pinch it beyond repair, is free of holes.
+        A welded mesh; a closed one stays closed.
 
     Raises:
         ExportError: nothing with a volume is left, so the target is too low.
@@ -194,13 +194,9 @@ def decimate(mesh: Mesh, target: int) -> Mesh:
 
     if target <= 0 or len(mesh.faces) <= target:
         return mesh
-    closed = is_watertight(mesh)
-    for share in (1.0, 0.97, 0.94, 0.91):  # another target collapses other edges, where one pinch could not be undone
-        points, faces = fast_simplification.simplify(mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32),
-                                                     target_count=int(share * target), agg=5)[:2]
-        smaller = unpinch(Mesh(np.asarray(points, dtype=np.float64), np.asarray(faces, dtype=np.int64)))
-        if not closed or is_watertight(smaller):
-            break
+    points, faces = fast_simplification.simplify(mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32),
+                                                 target_count=target, agg=5)[:2]
+    smaller = unpinch(Mesh(np.asarray(points, dtype=np.float64), np.asarray(faces, dtype=np.int64)))
     if len(smaller.faces) < 4 or signed_volume(smaller) <= 0:
         raise ExportError(f"decimating {len(mesh.faces)} triangles to {target} left nothing with a volume; raise "
                           "--decimate_target, or set it to 0 to keep all")
@@ -211,13 +207,14 @@ def unpinch(mesh: Mesh) -> Mesh:
     """Take a surface apart where more than two triangles meet at an edge, or two sheets at a vertex.
 
     Pairs of triangles that lie on each other back to back are dropped. Then the half-edges of each edge are paired off,
-    and triangle corners are one vertex only if paired edges join them, so each sheet gets a vertex of its own.
+    and triangle corners are one vertex only if paired edges join them, so each sheet gets a vertex of its own. Two
+    sheets that are joined at both ends of an edge still share it after that; one of them is then cut in its middle.
 
     Args:
-        mesh: welded, without uv.
+        mesh: welded, without uv or per-vertex attributes.
 
     Returns:
-        A welded mesh with the same positions and without unused vertices.
+        A welded mesh without unused vertices; closed if no edge of the given mesh was open.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -236,8 +233,30 @@ def unpinch(mesh: Mesh) -> Mesh:
     vertices, label = connected_components(graph, directed=False)
     source = np.empty(vertices, dtype=np.int64)
     source[label] = start
-    carried = {k: None if (v := getattr(mesh, k)) is None else v[source] for k in ("normals", "colors")}
-    return replace(mesh, vertices=mesh.vertices[source], faces=label.reshape(-1, 3).astype(np.int64), **carried)
+    return _cut_shared_edges(Mesh(mesh.vertices[source], label.reshape(-1, 3).astype(np.int64)))
+
+
+def _cut_shared_edges(mesh: Mesh) -> Mesh:
+    """Where several pairs of half-edges have the same two ends, give all but one pair a vertex in its middle."""
+    vertices, faces = list(mesh.vertices), mesh.faces.copy()
+    while True:
+        start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+        key, opposite = start * len(vertices) + end, end * len(vertices) + start
+        forward, backward = np.argsort(key, kind="stable"), np.argsort(opposite, kind="stable")
+        repeated = np.flatnonzero((np.diff(key[forward]) == 0) & (start < end)[forward[1:]]) + 1
+        if len(repeated) == 0:
+            return Mesh(np.asarray(vertices), faces)
+        touched, extra = set(), []
+        for pair in zip(forward[repeated], backward[repeated], strict=True):
+            if touched & {half // 3 for half in pair}:
+                continue  # one cut a triangle and round
+            touched |= {half // 3 for half in pair}
+            vertices.append(0.5 * (vertices[start[pair[0]]] + vertices[end[pair[0]]]))
+            for half in pair:
+                a, b, c = np.roll(faces[half // 3], -(half % 3))
+                faces[half // 3] = a, len(vertices) - 1, c
+                extra.append((len(vertices) - 1, b, c))
+        faces = np.concatenate([faces, np.array(extra, dtype=np.int64)])
 
 
 def vertex_normals(mesh: Mesh) -> np.ndarray:

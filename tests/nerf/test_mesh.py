@@ -175,6 +175,18 @@ def test_unpinch_gives_each_of_two_solids_that_share_an_edge_its_own():
     np.testing.assert_array_equal(apart.corners, mesh.corners)
 
 
+def test_decimating_a_rough_surface_hard_leaves_it_closed():
+    noise = torch.randn(1, 1, 12, 12, 12)
+
+    def density(points):
+        where = points[None, None, None].flip(-1)
+        return 10 * torch.exp(3 * torch.nn.functional.grid_sample(noise, where, align_corners=True)[0, 0, 0, 0])
+
+    rough = meshes.marching_cubes(sample_lattice(density, 1.0, 32), density)
+    small = meshes.decimate(rough, len(rough.faces) // 8)
+    assert meshes.is_watertight(small) and len(small.faces) < len(rough.faces) // 7
+
+
 def test_unpinch_drops_triangles_that_lie_back_to_back():
     mesh = tetrahedron()
     flap = np.array([[0, 1, 4], [0, 4, 1]])
