@@ -296,7 +296,7 @@ def unwrap(mesh: Mesh, texture_size: int, padding: int = 3) -> Mesh:
         The mesh with uv and weld, its vertices repeated along the seams; normals are carried over.
 
     Raises:
-        ExportError: the atlas lost triangles.
+        ExportError: the atlas lost triangles or needs several textures.
     """
     import xatlas
 
@@ -310,6 +310,9 @@ def unwrap(mesh: Mesh, texture_size: int, padding: int = 3) -> Mesh:
     pack.padding = padding
     pack.resolution = texture_size
     atlas.generate(xatlas.ChartOptions(), pack)
+    if atlas.atlas_count != 1:
+        raise ExportError(f"the charts fill {atlas.atlas_count} textures of {texture_size}, and one is written; raise "
+                          "--texture_size or lower --decimate_target")
     faces, weld, uv, count = np.empty_like(mesh.faces), [], [], 0
     for k, block in enumerate(blocks):
         source, local, coordinates = atlas[k]
