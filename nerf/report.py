@@ -43,6 +43,7 @@ class Report:
         self._metrics_file = None
         self._bar: tqdm | None = None
         self._board = None
+        self._next_step = 0  # the first step that this process takes, or would take
         self._rate: _Rate | None = None
         self._handler = _Handler(self)
         for name in LOGGERS:
@@ -94,12 +95,13 @@ class Report:
         if not values:
             return
         self.log(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
-        self._open_metrics(step)
+        self._open_metrics(step + 1)
         self._write(step, {f"eval/{name}": float(value) for name, value in values.items()})
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Hand a picture [H, W, 3] uint8 to TensorBoard, if it is installed; the caller writes files itself."""
-        board = self._tensorboard(step)
+        self._open_metrics(step + 1)
+        board = self._tensorboard()
         if board is not None:
             board.add_image(name, image, step, dataformats="HWC")
 
@@ -130,13 +132,14 @@ class Report:
         if self.terminal:
             self._bar = tqdm(total=total, initial=step - 1, unit="it", dynamic_ncols=True, file=sys.stderr)
 
-    def _open_metrics(self, step: int) -> None:
-        """Open ``metrics.jsonl``; what an interrupted process wrote about steps that are now taken again goes."""
+    def _open_metrics(self, next_step: int) -> None:
+        """Open ``metrics.jsonl``; what an interrupted process wrote about ``next_step`` and later goes."""
         if self._metrics_file is not None:
             return
+        self._next_step = next_step
         path = self.workspace / "metrics.jsonl"
         if path.is_file():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) < step]
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) < next_step]
             text = "".join(f"{line}\n" for line in kept)
             write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         self._metrics_file = open(path, "a", encoding="utf-8")  # noqa: SIM115
@@ -145,11 +148,11 @@ class Report:
         row = {"step": step, "time": round(time.time(), 3)} | {name: _finite(value) for name, value in values.items()}
         self._metrics_file.write(json.dumps(row) + "\n")
         self._metrics_file.flush()
-        board = self._tensorboard(step)
+        board = self._tensorboard()
         for name, value in values.items() if board is not None else ():
             board.add_scalar(name, value, step)
 
-    def _tensorboard(self, step: int):
+    def _tensorboard(self):
         """The TensorBoard writer, made when first needed; None where it is not installed."""
         if self._board is None:
             try:
@@ -157,7 +160,7 @@ class Report:
             except ImportError:
                 self._board = _Nothing()
             else:
-                self._board = SummaryWriter(str(self.workspace / "run" / "df"), purge_step=step)
+                self._board = SummaryWriter(str(self.workspace / "run" / "df"), purge_step=self._next_step)
         return None if isinstance(self._board, _Nothing) else self._board
 
 

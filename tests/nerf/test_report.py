@@ -16,7 +16,7 @@ from nerf.report import Report
 @pytest.fixture(autouse=True)
 def without_tensorboard(monkeypatch):
     """TensorBoard takes a second to import; the one test that is about it turns it on again."""
-    monkeypatch.setattr(Report, "_tensorboard", lambda self, step: None)
+    monkeypatch.setattr(Report, "_tensorboard", lambda self: None)
 
 
 @pytest.fixture
@@ -75,6 +75,14 @@ def test_a_resumed_run_replaces_the_steps_it_takes_again(tmp_path):
         (50, 2),
         (60, 2),
     ]
+
+
+def test_measuring_a_finished_run_keeps_all_that_was_written_of_it(tmp_path):
+    with Report(tmp_path, terminal=False) as training:
+        training.scalars(10, {"sds": 1.0}, total=10)
+    with Report(tmp_path, terminal=False) as testing:
+        testing.metrics(10, {"test_psnr": 30.0})
+    assert [set(row) - {"step", "time"} for row in rows(tmp_path)] == [{"train/sds"}, {"eval/test_psnr"}]
 
 
 def test_without_a_terminal_the_last_step_says_rate_and_losses(report, capsys):
