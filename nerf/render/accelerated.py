@@ -3,8 +3,6 @@
 N rays, M samples packed end to end.
 """
 
-import sys
-
 import torch
 from torch import Tensor
 
@@ -22,10 +20,10 @@ from raymarching import (
     step_sizes,
 )
 
-# A training part may have so many samples a ray on average; above, its steps are made twice as long until they suffice.
-# Fog is smooth, so it bears long steps; a surface needs few samples, and gets short ones.
-SAMPLES_PER_RAY = {"cpu": 5, "cuda": 128}
-SHORTEST_MARCH = 16  # steps across the diagonal, at least
+# A training part may have so many samples in all, or so many a ray on average if that is more; above, its steps are
+# made twice as long until they suffice. Fog is smooth and bears long steps; a surface gets short ones, and needs few.
+SAMPLES = {"cpu": (1 << 16, 4), "cuda": (1 << 22, 64)}
+SHORTEST_MARCH = 32  # steps across the diagonal, at least
 SHORTEN_BELOW = 0.35  # share of the allowed samples below which the next part's steps are half as long
 # A ray ends once less light than this is left.
 MIN_TRANSMITTANCE = 1e-4
@@ -37,7 +35,8 @@ class AcceleratedPath(RenderPath):
     """Occupancy-guided marching (Instant-NGP, app. E).
 
     Training looks at densities first, without gradients, and goes on with the samples that can be seen.
-    Evaluation goes along the rays in rounds, and rays that have met enough leave.
+    Evaluation goes along the rays in rounds, and rays that have met enough leave. Its steps are half as long as those
+    of the last training part, so that a preview of fog does not take minutes.
 
     Args:
         bound, grid_size, density_thresh: see :class:`OccupancyGrid`.
@@ -93,29 +92,29 @@ class AcceleratedPath(RenderPath):
         """
         generator = part.generator(STREAM_MARCH, near.device)
         noise = torch.rand(len(rays), generator=generator, device=near.device, dtype=near.dtype)
-        limit = SAMPLES_PER_RAY.get(near.device.type, SAMPLES_PER_RAY["cpu"]) * max(len(rays), 256)
+        in_all, per_ray = SAMPLES.get(near.device.type, SAMPLES["cpu"])
+        limit = max(in_all, per_ray * len(rays))
         doublings, samples = int(self.doublings), None
         while samples is None:
             steps = max(self.max_steps >> doublings, min(self.max_steps, SHORTEST_MARCH))
             dt = step_sizes(self.grid.bound, steps, self.grid.grid_size)[0]
             # The march samples the middle of each step; the shifted start puts samples at near + (k + noise) dt.
             span = (near + (noise - 0.5) * dt, far)
-            last = steps <= SHORTEST_MARCH
-            samples, used = survey(
-                field, rays, part, span, self.grid, (self.dt_gamma, steps), sys.maxsize if last else limit
-            )
+            last = steps == min(self.max_steps, SHORTEST_MARCH)
+            samples, used = survey(field, rays, part, span, self.grid, (self.dt_gamma, steps), limit, not last)
             doublings += samples is None
         self.doublings.fill_(max(doublings - (used < SHORTEN_BELOW), 0))
         return samples
 
     @torch.no_grad()
     def _evaluate(self, field: Field, rays: Rays, part: Part, near: Tensor, far: Tensor) -> Trace:
-        """Rounds of a few samples on every ray that has still something to meet."""
+        """Rounds of a few samples on every ray that has still something to meet, with half the step of training."""
         channels = 6 if part.computes_normals else 3
+        max_steps = max(self.max_steps >> max(int(self.doublings) - 1, 0), min(self.max_steps, SHORTEST_MARCH))
         queue = RayQueue.start(rays.origins, rays.directions, near, far, channels)
         while len(queue):
             steps = min(ROUND * len(rays) // len(queue), LONGEST_ROUND)
-            samples = Samples(*march_rays(queue, *self._scene(), steps, self.dt_gamma, self.max_steps))
+            samples = Samples(*march_rays(queue, *self._scene(), steps, self.dt_gamma, max_steps))
             output = field.query(points_at(samples, rays, part), part)
             alpha = field.to_alpha(output, samples.dt)
             values = sample_values(output, rays, part, samples.ray_index)

@@ -11,8 +11,8 @@ from raymarching import morton3D_invert, packbits
 
 # A cell's density is remembered as the largest seen, and fades so much a look: given up slowly, found at once.
 DECAY = 0.95
-# The first updates look at every cell, later ones at one cell in STRIDE, in turn, and at all that are occupied.
-FULL_UPDATES, STRIDE = 8, 4
+# The first updates look at every cell, later ones at one cell in STRIDE, in turn, and at as many that are occupied.
+FULL_UPDATES, STRIDE = 8, 8
 # A field that is the same everywhere is just above this share of its own mean, and so kept whole.
 EVEN = 0.99
 # Points asked of the field at once, to keep its temporaries in the cache.
@@ -79,8 +79,8 @@ class OccupancyGrid(nn.Module):
         in_turn = torch.arange(turn, total, STRIDE, device=device)
         occupied = torch.nonzero(self.density.view(-1) > self.threshold)[:, 0]
         occupied = occupied[occupied % STRIDE != turn]
-        thinned = occupied[:: max(1, math.ceil(len(occupied) / len(in_turn)))]
-        return torch.cat([in_turn, thinned])
+        every = max(1, math.ceil(len(occupied) / len(in_turn)))
+        return torch.cat([in_turn, occupied[update % every :: every]])
 
     def positions(self, cells: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A point [K, 3] in each of the cells [K] (flat indices): random in it, or its middle without a generator."""

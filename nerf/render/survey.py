@@ -27,6 +27,7 @@ def survey(
     grid: OccupancyGrid,
     stepping: tuple[float, int],
     limit: int,
+    strict: bool = True,
 ) -> tuple[Samples | None, float]:
     """March the rays in rounds, as far as light reaches, and keep the samples that can be seen.
 
@@ -36,10 +37,11 @@ def survey(
         span: near and far, [N] each; near may be shifted by a part of a step to perturb the samples.
         grid: which cells to march through.
         stepping: dt_gamma and max_steps.
-        limit: give up once more samples than this are seen, or twice as many were looked at.
+        limit: how many samples may be seen; twice as many may be looked at.
+        strict: give up above the limit.
 
     Returns:
-        The samples that can be seen, in ray order, or None above the limit; and how much of the limit was used, above 1
+        The samples that can be seen, in ray order, or None where it gave up; and the used share of the limit, above 1
         where it did not suffice.
     """
     queue = RayQueue.start(rays.origins, rays.directions, *span, channels=1)
@@ -48,7 +50,7 @@ def survey(
         scene = (grid.bitfield, grid.bound, grid.cascades, grid.grid_size)
         found = Samples(*march_rays(queue, *scene, length, *stepping))
         looked += len(found)
-        if looked > 2 * limit:
+        if strict and looked > 2 * limit:
             return None, looked / (2 * limit)
         alpha = field.alpha(points_at(found, rays, part), found.dt, part)
         composite_rays(queue, alpha, alpha[:, None], found.t, found.first, found.count, SEEN_LIGHT)
@@ -57,7 +59,7 @@ def survey(
         length = min(2 * length, LONGEST_ROUND)
     seen = _seen(rounds, alphas, len(rays), rays)
     used = max(len(seen) / limit, looked / (2 * limit))
-    return (None if len(seen) > limit else seen), used
+    return (None if strict and len(seen) > limit else seen), used
 
 
 def _seen(rounds: list[Samples], alphas: list[Tensor], n: int, rays: Rays) -> Samples:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nerf.render import accelerated, survey
-from nerf.render.accelerated import SAMPLES_PER_RAY, AcceleratedPath
+from nerf.render.accelerated import AcceleratedPath
 from nerf.structs import Part
 from raymarching import march_rays_train, near_far_from_aabb
 from tests.nerf.analytic import Ball, image_rays
@@ -18,8 +18,9 @@ def path_of(field, max_steps=256, grid_size=32):
     return path
 
 
-def unlimited(monkeypatch):
-    monkeypatch.setattr(accelerated, "SAMPLES_PER_RAY", {"cpu": 10**6})
+def allow(monkeypatch, samples):
+    """Let a training part have so many samples a ray."""
+    monkeypatch.setattr(accelerated, "SAMPLES", {"cpu": (0, samples)})
 
 
 def test_a_survey_keeps_exactly_the_visible_samples_of_a_plain_march(monkeypatch):
@@ -42,7 +43,7 @@ def test_a_survey_keeps_exactly_the_visible_samples_of_a_plain_march(monkeypatch
 
 
 def test_what_is_left_out_is_a_thousandth_of_a_pixel(monkeypatch):
-    unlimited(monkeypatch)
+    allow(monkeypatch, 10**6)
     field, rays, part = Ball(0.5, density=40.0), image_rays(8, 8), Part(source="guided", seed=4)
     path = path_of(field)
     short = path.trace(field, rays, part)
@@ -53,18 +54,20 @@ def test_what_is_left_out_is_a_thousandth_of_a_pixel(monkeypatch):
     torch.testing.assert_close(short.color, full.color, atol=2e-3, rtol=0)
 
 
-def test_fog_is_marched_with_long_steps_and_a_surface_with_short_ones():
+def test_fog_is_marched_with_long_steps_and_a_surface_with_short_ones(monkeypatch):
+    allow(monkeypatch, 5)
     rays, part = image_rays(16, 16, fovy=60.0), Part(source="guided")
     fog, ball = Ball(0.9, density=0.5), Ball(0.3, density=300.0, margin=0.03)
     path = path_of(fog, max_steps=1024)
     samples = path.trace(fog, rays, part).samples
-    assert len(samples) <= SAMPLES_PER_RAY["cpu"] * len(rays) and path.doublings > 0
+    assert len(samples) <= 5 * len(rays) and path.doublings > 0
     path = path_of(ball, max_steps=1024)
     path.trace(ball, rays, part)
     assert path.doublings == 0
 
 
-def test_the_step_shortens_again_once_the_fog_has_cleared():
+def test_the_step_shortens_again_once_the_fog_has_cleared(monkeypatch):
+    allow(monkeypatch, 5)
     rays = image_rays(16, 16, fovy=60.0)
     fog, ball = Ball(0.9, density=0.5), Ball(0.3, density=300.0, margin=0.03)
     path = path_of(fog, max_steps=1024)
@@ -80,8 +83,9 @@ def test_the_step_shortens_again_once_the_fog_has_cleared():
 def test_long_steps_change_the_opacity_of_fog_little(monkeypatch):
     rays, fog = image_rays(16, 16, fovy=30.0), Ball(0.9, density=0.5)
     path = path_of(fog, max_steps=1024)
+    allow(monkeypatch, 8)
     long = path.trace(fog, rays, Part(source="guided")).opacity
-    unlimited(monkeypatch)
+    allow(monkeypatch, 10**6)
     path.doublings.zero_()
     short = path.trace(fog, rays, Part(source="guided")).opacity
     # The ends of a ray through the fog fall into a step or not: at most two steps of 0.2, and on average none.
@@ -90,7 +94,7 @@ def test_long_steps_change_the_opacity_of_fog_little(monkeypatch):
 
 
 def test_perturbed_samples_are_spread_over_the_step(monkeypatch):
-    unlimited(monkeypatch)
+    allow(monkeypatch, 10**6)
     field, rays = Ball(0.5, density=5.0), image_rays(20, 20, fovy=8.0)
     path = path_of(field)
     samples = path.trace(field, rays, Part(source="guided", seed=1)).samples
