@@ -152,7 +152,13 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return EXIT_USAGE
+    except OSError as error:
+        print(f"main.py: {error.filename or 'a file'} could not be read or written: {error.strerror or error}", file=sys.stderr)
+        return EXIT_USAGE
     except DivergenceError as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        return EXIT_FAILURE
+    except MemoryError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return EXIT_FAILURE
     except KeyboardInterrupt:

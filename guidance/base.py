@@ -29,6 +29,23 @@ class CameraWish:
     fovy_range: tuple[float, float] | None = None  # degrees
     polar_range: tuple[float, float] | None = None  # degrees
 
+    def unmet(self, camera: Any) -> list[str]:
+        """Which of the wishes the camera group of the options goes against, a sentence each."""
+        said = []
+        for flag, wanted in (
+            ("radius_range", self.radius_range),
+            ("fovy_range", self.fovy_range),
+            ("theta_range", self.polar_range),
+        ):
+            low, high = getattr(camera, flag)
+            if wanted is not None and (low < wanted[0] or high > wanted[1]):
+                said.append(
+                    f"--{flag} {low:g} {high:g} goes beyond {wanted[0]:g} to {wanted[1]:g}, which the guidance was made for"
+                )
+        if self.square and camera.h != camera.w:
+            said.append(f"--w {camera.w} --h {camera.h}: the guidance was made for square pictures and will stretch these")
+        return said
+
 
 @dataclass(frozen=True)
 class GuidanceOutput:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nerf import cameras, export, metrics, provider, video
 from nerf.renderer import NeRFRenderer
@@ -36,10 +37,10 @@ class Evaluator:
         self.workspace = Path(config.output.workspace)
 
     def part(self) -> Part:
-        """How evaluation renders: plain albedo over white or the background network, or the photographs' own colours."""
-        white = torch.ones(3, device=self.device) if self.config.field.bg_radius <= 0 else None
-        photos = self.config.data.data is not None
-        return Part("eval", background=white, training=False, view_dependent=photos)
+        """How evaluation renders: plain albedo, or the photographs' own colours over what is behind their alpha."""
+        photos = next(iter(self.held_out.values()), None)
+        background = None if photos is None else photos.background
+        return Part("eval", background=background, training=False, view_dependent=self.config.data.data is not None)
 
     @torch.no_grad()
     def render(self, views: Views, part: Part | None = None) -> RenderOutput:
@@ -52,6 +53,13 @@ class Evaluator:
             name: torch.cat([getattr(o, name) for o in outputs]) for name in ("image", "opacity", "depth", "background")
         }
         return RenderOutput(**joined, normal=None, shape=(len(views), views.height, views.width))
+
+    def show_guidance(self, debug: dict[str, Tensor], step: int) -> Path:
+        """Write ``guidance/step_#######.png``: a row of views for each name -> [B, 3, H, W] of ``debug``."""
+        rows = [picture.permute(1, 2, 0) for pictures in debug.values() for picture in pictures.float().cpu().clamp(0, 1)]
+        captions = [name for name, pictures in debug.items() for _ in pictures]
+        sheet = video.contact_sheet(rows, columns=len(next(iter(debug.values()))), captions=captions)
+        return video.write_png(self.workspace / "guidance" / f"step_{step:07d}.png", sheet)
 
     def preview(self, step: int) -> Path:
         """Four small views side by side, ``validation/df_step_########_preview.png``."""
@@ -102,6 +110,8 @@ class Evaluator:
             device=self.device,
         )
         self.report.log(f"mesh: {report}")
+        for note in report.notes:
+            self.report.log(f"mesh: {note}")
         return report
 
     # ---- parts of the above ---------------------------------------------------------------------------------------

@@ -85,24 +85,26 @@ class Guided(Objective):
     sources = ("guided",)
     needs_image = True
 
-    def __init__(self, guidance: list[Guidance], grad_clip_rgb: float = -1.0):
+    def __init__(self, guidance: list[Guidance], grad_clip_rgb: float = -1.0, debug_interval: int = 0):
+        """``debug_interval``: every so many steps ``debug`` holds what the guidance saw and wants; 0 never."""
         self.guidance = guidance
         self.grad_clip_rgb = grad_clip_rgb
+        self.debug_interval = debug_interval
         self.loss_scale = 1.0  # the AMP scale of the present step, for a clip that means the same under AMP
-        self.debug: dict[str, Tensor] = {}
+        self.debug: dict[str, Tensor] = {}  # name -> [B, 3, H, W]
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> dict[str, Tensor]:
-        image = self._clipped(out.image)
+        image = out.image
         if part.space == "latent":
-            # Normals and opacity stand in for the four latent channels while the shape forms (Fantasia3D, sec. 3.2).
-            normal = 0.5 * (out.normal + out.opacity[:, None]) + 0.5 * (1.0 - out.opacity[:, None]) * out.background
-            image = torch.cat([normal, out.opacity[:, None]], dim=-1)
-        pictures = out.as_images(image)
-        total = 0.0
+            # Shaded normals and opacity stand in for the four latent channels while the shape forms (Fantasia3D, sec. 3.2).
+            image = torch.cat([image, out.opacity[:, None]], dim=-1)
+        pictures = out.as_images(self._clipped(image))
+        looks = self.debug_interval > 0 and plan.step % self.debug_interval == 0
+        self.debug, total = {}, 0.0
         for guidance in self.guidance:
-            answer = guidance.loss(pictures, batch.views, part, plan.t_range)
+            answer = guidance.loss(pictures, batch.views, part, plan.t_range, debug=looks)
             total = total + answer.loss
-            self.debug = answer.debug or {}
+            self.debug |= {f"{guidance.name} {name}": value for name, value in (answer.debug or {}).items()}
         return {"sds": total}
 
     def _clipped(self, image: Tensor) -> Tensor:
@@ -179,5 +181,6 @@ def build(config, field, guidance: list[Guidance]) -> list[Objective]:
     """The objectives of a run, in the order in which they are evaluated."""
     objectives: list[Objective] = [KnownView(), RayRegularisers(), Smoothness(field), GridRegularisers(field)]
     if guidance:
-        objectives.insert(0, Guided(guidance, config.optim.grad_clip_rgb))
+        interval = config.guidance.save_guidance_interval if config.guidance.save_guidance else 0
+        objectives.insert(0, Guided(guidance, config.optim.grad_clip_rgb, interval))
     return objectives

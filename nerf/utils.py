@@ -78,6 +78,9 @@ class Trainer:
         self.seconds = 0.0  # of training, over all the processes that worked on this run
         self.spaces = tuple(set.intersection(*(set(g.spaces) for g in guidance))) if guidance else ("rgb",)
         objectives.check(self.objectives, self.plan(0))
+        for wish in (g.cameras(self.plan(0).parts[0]) for g in guidance):
+            for line in wish.unmet(config.camera) if wish is not None else ():
+                report.log(f"warning: {line}")
 
     # ---- one step -------------------------------------------------------------------------------------------------
 
@@ -108,12 +111,16 @@ class Trainer:
         self.ema.update()
         for guidance in self.guidance:
             guidance.after_step()
+        self._show_guidance()
         self.step += 1
         return terms
 
     def _part_terms(self, part: Part, plan: StepPlan) -> dict[str, Tensor]:
         batch = self.sources[part.source].batch(part)
         part = batch.resolve(part)
+        for objective in self.objectives:
+            if isinstance(objective, objectives.Guided) and objective.grad_clip_rgb > 0:
+                objective.loss_scale = self.scaler.get_scale()
         with self._autocast():
             out = self.model.render(batch.rays, part)
             terms = {}
@@ -122,6 +129,12 @@ class Trainer:
         if part.source == "guided" and self._reads_back():
             self.watch.see(out.opacity.detach())
         return terms
+
+    def _show_guidance(self) -> None:
+        """Write what the guidance saw and wants, on the steps that ``--save_guidance`` asks for."""
+        for objective in self.objectives:
+            if isinstance(objective, objectives.Guided) and objective.debug:
+                self.evaluator.show_guidance(objective.debug, self.step)
 
     def _apply_gradients(self, plan: StepPlan) -> None:
         self.scaler.unscale_(self.optimizer)
@@ -149,7 +162,10 @@ class Trainer:
         last_saved = time.monotonic()
         while self.step < total and (budget is None or self.seconds < budget):
             began = time.monotonic()
-            terms = self.train_step()
+            try:
+                terms = self.train_step()
+            except RuntimeError as error:
+                raise _explained(error) from error
             done = self.step
             self.seconds += time.monotonic() - began
             self.report.scalars(done, terms, total=total)
@@ -287,3 +303,13 @@ class Trainer:
 
     def _reads_back(self) -> bool:
         return self.device.type == "cpu" or self.step % CUDA_CHECK_INTERVAL == 0
+
+
+def _explained(error: RuntimeError) -> Exception:
+    """The error, or for one that says memory ran out a MemoryError that says what to lower."""
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        return error
+    return MemoryError(
+        "memory ran out in a training step; lower --batch_size, --w and --h, --num_rays or --max_steps, or add --vram_O; "
+        "the last checkpoint is whole, and the same command goes on from it"
+    )

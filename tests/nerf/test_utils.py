@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from guidance.base import Guidance, GuidanceOutput
+from guidance.base import CameraWish, Guidance, GuidanceOutput
 from nerf import checkpoint, config, workspace
 from nerf.errors import DivergenceError, UserError
 from nerf.evaluation import Evaluator
@@ -34,7 +34,20 @@ class Colour(Guidance):
     def loss(self, image, views, part, t_range, *, debug=False):
         """Mean squared distance to a noisy grey."""
         noise = torch.rand(image.shape, generator=part.generator(9))
-        return GuidanceOutput((image - 0.5 - 0.1 * noise).square().mean())
+        pictures = {"image": image.detach()[:, :3]} if debug else None
+        return GuidanceOutput((image - 0.5 - 0.1 * noise).square().mean(), debug=pictures)
+
+    def cameras(self, part):
+        """Made for views near the horizon."""
+        return CameraWish(polar_range=(80.0, 100.0))
+
+
+class Greedy(Colour):
+    """Asks for more memory than there is."""
+
+    def loss(self, image, views, part, t_range, *, debug=False):
+        """Raise what torch raises on CUDA."""
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 class Broken(Colour):
@@ -232,3 +245,30 @@ def test_learning_rates_fall_by_the_factor_asked_for(tmp_path):
     group = trainer.optimizer.param_groups[0]
     assert group["lr"] == pytest.approx(group["initial_lr"] * 0.01 ** 0.9)
     assert SimpleNamespace(**group).name
+
+
+def test_what_guidance_sees_is_written_on_the_steps_asked_for(tmp_path):
+    trainer = make(tmp_path, "--cuda_ray", "--save_guidance", "--save_guidance_interval", "3")
+    trainer.train()
+    assert sorted(p.name for p in (tmp_path / "guidance").iterdir()) == ["step_0000000.png", "step_0000003.png"]
+
+
+def test_running_out_of_memory_says_what_to_lower(tmp_path):
+    with pytest.raises(MemoryError, match="--batch_size"):
+        make(tmp_path, "--cuda_ray", guidance=Greedy()).train()
+
+
+def test_cameras_beyond_what_the_guidance_was_made_for_are_told(tmp_path):
+    make(tmp_path / "a", "--cuda_ray")
+    assert "--theta_range" in (tmp_path / "a" / "log_df.txt").read_text()
+    make(tmp_path / "b", "--cuda_ray", "--theta_range", "85", "95")
+    assert "--theta_range" not in (tmp_path / "b" / "log_df.txt").read_text()
+
+
+def test_clipping_at_the_image_means_the_same_under_a_scaled_loss(tmp_path):
+    trainer = make(tmp_path, "--cuda_ray", "--grad_clip_rgb", "1e-4")
+    guided = trainer.objectives[0]
+    guided.loss_scale = 8.0
+    image = torch.zeros(4, 3, requires_grad=True)
+    (8.0 * guided._clipped(image)).sum().backward()
+    torch.testing.assert_close(image.grad, torch.full((4, 3), 8e-4))
