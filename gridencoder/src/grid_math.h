@@ -40,21 +40,35 @@ struct Axis {
     S curve;       // d2 weight / d u2
 };
 
-// Place u in [0, 1] on an axis with `resolution` corners. Branch-free, so that a compiler can vectorise it.
+// How the coordinates of one level are laid out along an axis, and the polynomial a w + b w^2 + c w^3 of the weights: the
+// identity for linear interpolation, 3 w^2 - 2 w^3 for smoothstep.
 template <typename S>
-HD Axis<S> place(S u, int32_t resolution, bool align_corners, bool smooth) {
-    const S scale = S(align_corners ? resolution - 1 : resolution);
-    const S last = S(resolution - 1);
-    const S raw = u * scale - (align_corners ? S(0) : S(0.5));
-    const S gain = (raw < S(0) || raw > last) ? S(0) : scale;  // within half a cell of the box's face nothing changes
-    const S position = raw < S(0) ? S(0) : (raw > last ? last : raw);
-    const int32_t below = int32_t(position);
+struct Scale {
+    S cells, shift, last;  // position = u * cells - shift, within [0, last]
+    S a, b, c;
+
+    HD Scale(const GridParams& p, int level)
+        : cells(S(p.align_corners ? p.resolution[level] - 1 : p.resolution[level])),
+          shift(p.align_corners ? S(0) : S(0.5)),
+          last(S(p.resolution[level] - 1)),
+          a(p.smooth ? S(0) : S(1)),
+          b(p.smooth ? S(3) : S(0)),
+          c(p.smooth ? S(-2) : S(0)) {}
+};
+
+// Place u in [0, 1] on an axis. Branch-free, so that a compiler can vectorise it.
+template <typename S>
+HD Axis<S> place(S u, const Scale<S>& by) {
+    const S raw = u * by.cells - by.shift;
+    const S gain = (raw < S(0) || raw > by.last) ? S(0) : by.cells;  // within half a cell of the box's face nothing changes
+    const S position = raw < S(0) ? S(0) : (raw > by.last ? by.last : raw);
+    const int32_t below = int32_t(position), highest = int32_t(by.last) - 1;
     Axis<S> axis;
-    axis.cell = below < resolution - 2 ? below : resolution - 2;
+    axis.cell = below < highest ? below : highest;
     const S w = position - S(axis.cell);
-    axis.weight = smooth ? w * w * (S(3) - S(2) * w) : w;
-    axis.slope = gain * (smooth ? S(6) * w * (S(1) - w) : S(1));
-    axis.curve = gain * gain * (smooth ? S(6) - S(12) * w : S(0));
+    axis.weight = w * (by.a + w * (by.b + w * by.c));
+    axis.slope = gain * (by.a + w * (S(2) * by.b + w * S(3) * by.c));
+    axis.curve = gain * gain * (S(2) * by.b + w * S(6) * by.c);
     return axis;
 }
 
@@ -62,7 +76,7 @@ HD Axis<S> place(S u, int32_t resolution, bool align_corners, bool smooth) {
 struct Indexing {
     uint32_t step[4];  // what one step along an axis adds: a stride, or a prime of the hash
     uint32_t mask;     // all ones where every corner has its own row
-    bool hash;         // combine the axes by xor instead of by sum
+    uint32_t carry;    // all ones: the axes are added; 0: added without carries, which is the exclusive or of the hash
 };
 
 // The primes are those of Teschner et al. 2003 as extended by instant-ngp; rows of a hashed or tiled level are a power of two.
@@ -81,8 +95,8 @@ HD Indexing indexing_of(const GridParams& p, int level) {
         uint32_t stride = 1;
         for (int d = 0; d < p.dims; ++d, stride *= uint32_t(resolution)) by.step[d] = stride;
     }
-    by.hash = !fits && p.hashed;
-    for (int d = 0; d < p.dims && by.hash; ++d) by.step[d] = primes[d];
+    by.carry = fits || !p.hashed ? 0xffffffffu : 0u;
+    for (int d = 0; d < p.dims && !by.carry; ++d) by.step[d] = primes[d];
     by.mask = fits ? 0xffffffffu : uint32_t(rows - 1);
     return by;
 }
@@ -93,78 +107,103 @@ HD uint32_t row_of(const uint32_t* lower, const uint32_t* upper, int corner, con
     uint32_t row = corner & 1 ? upper[0] : lower[0];
     for (int d = 1; d < D; ++d) {
         const uint32_t part = (corner >> d) & 1 ? upper[d] : lower[d];
-        row = by.hash ? row ^ part : row + part;
+        row = (row ^ part) + ((row & part & by.carry) << 1);
     }
     return row & by.mask;
 }
 
-// W features of one row, or of one gradient, as a small vector (W is 1 or 2: wider rows are handled two features at a time).
+// W features of one row, or of one gradient, as a small vector (W is 1 or 2: wider rows are handled piece by piece).
 template <typename S, int W>
-struct Row {
-    S v[W];
-    HD Row operator+(const Row& o) const { return zip(o, [](S a, S b) { return a + b; }); }
-    HD Row operator-(const Row& o) const { return zip(o, [](S a, S b) { return a - b; }); }
-    HD Row operator*(S s) const { return zip(*this, [s](S a, S) { return a * s; }); }
-    HD S dot(const Row& o) const { return W == 1 ? v[0] * o.v[0] : v[0] * o.v[0] + v[W - 1] * o.v[W - 1]; }
+struct Row;
 
-    template <typename Operation>
-    HD Row zip(const Row& o, Operation operation) const {
-        Row r;
-        for (int w = 0; w < W; ++w) r.v[w] = operation(v[w], o.v[w]);
-        return r;
-    }
+template <typename S>
+struct Row<S, 1> {
+    S v[1];
+    HD Row operator+(const Row& o) const { return {{v[0] + o.v[0]}}; }
+    HD Row operator-(const Row& o) const { return {{v[0] - o.v[0]}}; }
+    HD Row operator*(S s) const { return {{v[0] * s}}; }
 };
 
-// Multilinear interpolation of the 2^D corners, one axis at a time. Overwrites `corner`; the value ends in corner[0].
-template <int D, typename V, typename S>
-HD void blend(V* corner, const S* weight) {
-    for (int k = 0; k < D; ++k)
-        for (int j = 0; j < 1 << (D - 1 - k); ++j)
-            corner[j] = corner[2 * j] + (corner[2 * j + 1] - corner[2 * j]) * weight[k];
+template <typename S>
+struct Row<S, 2> {
+#if defined(__GNUC__) && !defined(__CUDACC__)
+    S v __attribute__((vector_size(2 * sizeof(S))));  // one register; compilers take the pair apart otherwise
+    HD Row operator+(const Row& o) const { return {v + o.v}; }
+    HD Row operator-(const Row& o) const { return {v - o.v}; }
+    HD Row operator*(S s) const { return {v * s}; }
+#else
+    S v[2];
+    HD Row operator+(const Row& o) const { return {{v[0] + o.v[0], v[1] + o.v[1]}}; }
+    HD Row operator-(const Row& o) const { return {{v[0] - o.v[0], v[1] - o.v[1]}}; }
+    HD Row operator*(S s) const { return {{v[0] * s, v[1] * s}}; }
+#endif
+};
+
+// A value and its derivatives along the first K axes; for a gradient, those of the value and of the derivatives.
+template <typename V, int K>
+struct Jet {
+    V value;
+    V along[K > 0 ? K : 1];
+};
+
+// Multilinear interpolation over the first K axes of the corners `corner`, `corner` + 1, ...; load(c) gives corner c.
+// Recursive, axis by axis, so that everything stays in registers.
+template <int K, typename V, typename S, typename Load>
+HD V blend(const Load& load, const S* weight, int corner = 0) {
+    if constexpr (K == 0) {
+        return load(corner);
+    } else {
+        const V lower = blend<K - 1, V>(load, weight, corner);
+        const V upper = blend<K - 1, V>(load, weight, corner + (1 << (K - 1)));
+        return lower + (upper - lower) * weight[K - 1];
+    }
 }
 
-// The same with the derivative along each axis: derivative[d] = d value / d u_d.
-template <int D, typename V, typename S>
-HD void blend_with_derivatives(V* corner, const S* weight, const S* slope, V* derivative) {
-    V along[D][1 << (D - 1)];
-    for (int k = 0; k < D; ++k)
-        for (int j = 0; j < 1 << (D - 1 - k); ++j) {
-            for (int e = 0; e < k; ++e)
-                along[e][j] = along[e][2 * j] + (along[e][2 * j + 1] - along[e][2 * j]) * weight[k];
-            const V difference = corner[2 * j + 1] - corner[2 * j];
-            along[k][j] = difference * slope[k];
-            corner[j] = corner[2 * j] + difference * weight[k];
-        }
-    for (int d = 0; d < D; ++d) derivative[d] = along[d][0];
+// The same with the derivative along each axis; slope: d weight / d position.
+template <int K, typename V, typename S, typename Load>
+HD Jet<V, K> blend_jet(const Load& load, const S* weight, const S* slope, int corner = 0) {
+    Jet<V, K> jet;
+    if constexpr (K == 0) {
+        jet.value = load(corner);
+    } else {
+        const Jet<V, K - 1> lower = blend_jet<K - 1, V>(load, weight, slope, corner);
+        const Jet<V, K - 1> upper = blend_jet<K - 1, V>(load, weight, slope, corner + (1 << (K - 1)));
+        const V difference = upper.value - lower.value;
+        jet.value = lower.value + difference * weight[K - 1];
+        for (int e = 0; e < K - 1; ++e) jet.along[e] = lower.along[e] + (upper.along[e] - lower.along[e]) * weight[K - 1];
+        jet.along[K - 1] = difference * slope[K - 1];
+    }
+    return jet;
 }
 
-// Transpose of blend: the gradient of the value, in corner[0], becomes the gradients of the 2^D corners.
-template <int D, typename V, typename S>
-HD void spread(V* corner, const S* weight) {
-    for (int k = D - 1; k >= 0; --k)
-        for (int j = (1 << (D - 1 - k)) - 1; j >= 0; --j) {
-            const V whole = corner[j], part = whole * weight[k];
-            corner[2 * j + 1] = part;
-            corner[2 * j] = whole - part;
-        }
+// Transpose of blend: hands each corner its share of the value's gradient, add(c, share).
+template <int K, typename V, typename S, typename Add>
+HD void spread(const V& gradient, const S* weight, const Add& add, int corner = 0) {
+    if constexpr (K == 0) {
+        add(corner, gradient);
+    } else {
+        const V upper = gradient * weight[K - 1];
+        spread<K - 1>(gradient - upper, weight, add, corner);
+        spread<K - 1>(upper, weight, add, corner + (1 << (K - 1)));
+    }
 }
 
-// Transpose of blend_with_derivatives: also takes the gradients of the derivatives.
-template <int D, typename V, typename S>
-HD void spread_with_derivatives(V* corner, const S* weight, const S* slope, const V* grad_derivative) {
-    V along[D][1 << (D - 1)];
-    for (int d = 0; d < D; ++d) along[d][0] = grad_derivative[d];
-    for (int k = D - 1; k >= 0; --k)
-        for (int j = (1 << (D - 1 - k)) - 1; j >= 0; --j) {
-            const V whole = corner[j], part = whole * weight[k] + along[k][j] * slope[k];
-            corner[2 * j + 1] = part;
-            corner[2 * j] = whole - part;
-            for (int e = 0; e < k; ++e) {
-                const V total = along[e][j], upper = total * weight[k];
-                along[e][2 * j + 1] = upper;
-                along[e][2 * j] = total - upper;
-            }
+// Transpose of blend_jet.
+template <int K, typename V, typename S, typename Add>
+HD void spread_jet(const Jet<V, K>& gradient, const S* weight, const S* slope, const Add& add, int corner = 0) {
+    if constexpr (K == 0) {
+        add(corner, gradient.value);
+    } else {
+        Jet<V, K - 1> lower, upper;
+        upper.value = gradient.value * weight[K - 1] + gradient.along[K - 1] * slope[K - 1];
+        lower.value = gradient.value - upper.value;
+        for (int e = 0; e < K - 1; ++e) {
+            upper.along[e] = gradient.along[e] * weight[K - 1];
+            lower.along[e] = gradient.along[e] - upper.along[e];
         }
+        spread_jet<K - 1>(lower, weight, slope, add, corner);
+        spread_jet<K - 1>(upper, weight, slope, add, corner + (1 << (K - 1)));
+    }
 }
 
 // Factor of one corner in the derivative of the value along axes `first` and `second`.
@@ -190,8 +229,9 @@ struct Cell {
     // u: [D] in the unit box.
     HD Cell(const GridParams& p, int level, const Indexing& by, const S* u) {
         uint32_t lower[D], upper[D];
+        const Scale<S> scale(p, level);
         for (int d = 0; d < D; ++d) {
-            axis[d] = place(u[d], int32_t(p.resolution[level]), p.align_corners != 0, p.smooth != 0);
+            axis[d] = place(u[d], scale);
             lower[d] = uint32_t(axis[d].cell) * by.step[d];
             upper[d] = lower[d] + by.step[d];
         }
