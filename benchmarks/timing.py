@@ -5,7 +5,6 @@ on several threads or on a GPU it is wall time. Every contender gets the same al
 """
 
 import argparse
-import ctypes
 import json
 import os
 import platform
@@ -16,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+
+from extension import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,6 @@ def prepare(arguments: argparse.Namespace) -> None:
     if arguments.allocator == "kept" and not keep_freed_memory():
         arguments.allocator = "default"
     print(machine(arguments.device), f"allocator {arguments.allocator}", sep="\n", flush=True)
-
-
-def keep_freed_memory() -> bool:
-    """Make glibc's allocator keep what is freed (no mmap, no trim); False where there is no glibc."""
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    trim_threshold, mmap_max = -1, -4
-    return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 
 def machine(device: str = "cpu") -> str:

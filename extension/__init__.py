@@ -17,6 +17,7 @@ Nothing is compiled at import; the first call of a folder's kernel builds it, ab
 from extension.build import BuildError, build_ahead, library, shared_object
 from extension.calls import call, kernel, num_threads, pointer, stream
 from extension.ladder import RUNGS, BackendError, backend, requested, scope, use
+from extension.memory import keep_freed_memory
 from extension.toolchain import DEFAULT_CUDA_ARCHS, KERNEL_FOLDERS, include_dir
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "build_ahead",
     "call",
     "include_dir",
+    "keep_freed_memory",
     "kernel",
     "library",
     "num_threads",

@@ -248,7 +248,8 @@ def overflow(device: torch.device | str) -> Tensor:
     """
     device = torch.empty(0, device=device).device
     if device not in _overflow:
-        _overflow[device] = torch.zeros(2, dtype=torch.int64, device=device)
+        with torch.inference_mode(False):  # it outlives the caller's mode
+            _overflow[device] = torch.zeros(2, dtype=torch.int64, device=device)
     return _overflow[device]
 
 

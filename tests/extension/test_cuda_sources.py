@@ -10,6 +10,8 @@ import extension
 from extension import toolchain
 
 FOLDERS = [f for f in extension.KERNEL_FOLDERS if list((toolchain.ROOT / f / "src").glob("*_cuda.cu"))]
+pytestmark = pytest.mark.timeout(600)  # the first test compiles everything
+
 CPU_ONLY = {"extension_has_openmp"}
 
 
@@ -29,7 +31,6 @@ def compiled():
     return {f: extension.shared_object(f, "cuda", extension.DEFAULT_CUDA_ARCHS) for f in FOLDERS}
 
 
-@pytest.mark.timeout(600)
 def test_cuda_sources_compile_for_both_default_architectures(compiled):
     assert "raymarching" in compiled
     assert all(path.stat().st_size > 0 for path in compiled.values())

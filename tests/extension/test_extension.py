@@ -4,10 +4,12 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import platform
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -36,8 +38,9 @@ def increment(x):
 
 
 @needs_compiler
-def test_a_kernel_is_built_on_first_use_and_computes(cache):
-    x = torch.arange(1000, dtype=torch.float64)
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_a_kernel_is_built_on_first_use_and_computes(cache, device):
+    x = torch.arange(1000, dtype=torch.float64, device=device)
     assert torch.equal(increment(x), x + 1)
     assert [p.suffix for p in cache.iterdir() if p.is_file()].count(".so") == 1
 
@@ -163,6 +166,26 @@ def test_without_a_compiler_the_rung_is_torch_and_one_line_says_so(cache, monkey
         assert [extension.backend("cpu") for _ in range(3)] == ["torch"] * 3
     assert len(caplog.records) == 1
     assert "no C++ compiler was found" in caplog.text
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be told to")
+def test_memory_that_was_freed_is_used_again():
+    code = """
+        import resource, torch, extension
+        assert extension.keep_freed_memory()
+        faults = []
+        for _ in range(40):  # 64 MiB each: 16384 pages, all of them new without this
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.ones(1 << 24)
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        assert sum(faults[20:]) < 10 * 16384, faults
+    """
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)], cwd=toolchain.ROOT, timeout=60, check=False
+        ).returncode
+        == 0
+    )
 
 
 def test_a_scope_returns_to_the_request_before_it():
