@@ -65,7 +65,7 @@ class GridField(NetworkField):
             features = self._mlp(encoded)
             raw = self._raw(features)
             (slope,) = torch.autograd.grad(raw, encoded, torch.ones_like(raw), create_graph=training)
-        gradient = torch.einsum("mdf,mf->md", jacobian, slope)
+        gradient = (jacobian * slope[:, None]).sum(-1)  # twice as fast as a batched product of such small matrices
         if not training:
             features, raw = features.detach(), raw.detach()
         return features, raw + self._blob(positions), gradient + self._blob_gradient(positions)

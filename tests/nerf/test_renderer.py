@@ -21,7 +21,7 @@ def options(field=None, **render):
     """Small sizes, white background, no blob."""
     small = dict(levels=6, finest_resolution=64, log2_hashmap_size=13, hidden=32, bg_radius=-1.0, blob_density=0.0)
     config = Config()
-    steps = dict(max_steps=96, num_steps=24, upsample_steps=12, grid_size=32)
+    steps = dict(max_steps=96, num_steps=16, upsample_steps=8, grid_size=32)
     return dataclasses.replace(
         config,
         field=dataclasses.replace(config.field, **(small | (field or {}))),
@@ -165,9 +165,9 @@ def test_a_tiny_scene_is_learned(backbone, cuda_ray):
     torch.manual_seed(0)
     model = build_model(options(field={"backbone": backbone}, cuda_ray=cuda_ray))
     optimiser = torch.optim.Adam(model.param_groups(5e-3), betas=(0.9, 0.99), eps=1e-15)
-    rays = image_rays(24, 24)
+    rays = image_rays(20, 20)
     target = two_balls(rays)
-    for step in range(60):
+    for step in range(40):
         if step % 8 == 0:
             model.update_occupancy(torch.Generator().manual_seed(step))
         part = Part(source="photos", background=torch.ones(3), seed=step)
@@ -178,4 +178,4 @@ def test_a_tiny_scene_is_learned(backbone, cuda_ray):
     with torch.no_grad():
         image = model.render(rays, Part(source="eval", training=False, background=torch.ones(3))).image
     psnr = -10 * torch.log10((image - target).square().mean()).item()
-    assert psnr > {"grid": 20.0, "vanilla": 16.0}[backbone], psnr
+    assert psnr > 20.0  # 26 to 29 as a rule; a white image has 9
