@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -28,7 +29,9 @@ def compiled():
         toolchain.compiler("cuda")
     except extension.BuildError as error:
         pytest.skip(str(error))
-    return {f: extension.shared_object(f, "cuda", extension.DEFAULT_CUDA_ARCHS) for f in FOLDERS}
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        paths = pool.map(lambda f: extension.shared_object(f, "cuda", extension.DEFAULT_CUDA_ARCHS), FOLDERS)
+        return dict(zip(FOLDERS, paths, strict=True))
 
 
 def test_cuda_sources_compile_for_both_default_architectures(compiled):
