@@ -31,9 +31,9 @@ class Recipe:
     """What a run depends on; written beside the weights."""
 
     seed: int = 0
-    batch: int = 24  # images a process and step
+    batch: int = 16  # images a process and step
     processes: int = 2
-    lr: float = 1e-3  # AdamW, constant phase
+    lr: float = 1.2e-3  # AdamW, constant phase
     warmup: int = 300  # steps
     decay_minutes: float = 15  # linear fall to 2 % at the end of a run
     weight_decay: float = 0.01
@@ -73,10 +73,9 @@ class Trainer:
         self.prior.text_encoder.set_attn_implementation("eager")
         self.prior.unet.train()
         self.prior.text_encoder.train()
-        self.parameters = self.prior.parameters()
-        self.average = [p.detach().clone() for p in self.parameters]
+        self._flatten()
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99), fused=True
+            [self.weights], lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99), fused=True
         )
         self.progress = Progress()
         if (run / "state.pt").exists():
@@ -85,8 +84,20 @@ class Trainer:
         self.loader = Loader(data, seed)
         self.generator = torch.Generator().manual_seed(seed + 1)
         self.levels = self.prior.scheduler.alphas_cumprod
-        self.flat = torch.zeros(sum(p.numel() for p in self.parameters) + 1)
         self.tokens: dict[str, Tensor] = {}
+
+    def _flatten(self) -> None:
+        """Let all parameters, and all gradients, be views of one tensor: one message, one update, no copies."""
+        parameters = self.prior.parameters()
+        self.weights = torch.nn.Parameter(torch.cat([p.detach().reshape(-1) for p in parameters]))
+        self.average = self.weights.detach().clone()
+        self.gradient = torch.zeros(self.weights.numel() + 1)  # its last number carries rank 0's pace
+        self.weights.grad = self.gradient[:-1]
+        sizes = [p.numel() for p in parameters]
+        for p, value, grad in zip(
+            parameters, self.weights.detach().split(sizes), self.weights.grad.split(sizes), strict=True
+        ):
+            p.data, p.grad = value.view_as(p), grad.view_as(p)
 
     def encode_text(self, captions: list[str]) -> Tensor:
         """Text states [B, 16, 64]; token ids are kept, because captions repeat."""
@@ -123,55 +134,42 @@ class Trainer:
         loss = self.loss(self.loader.batch(self.recipe.batch))
         loss.backward()
         if dist.is_initialized():
-            share = self._average_gradients(share)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip, foreach=True)
+            self.gradient[-1] = share if self.rank == 0 else 0.0
+            dist.all_reduce(self.gradient)
+            share = float(self.gradient[-1])
+            self.gradient /= dist.get_world_size()
+        norm = self.weights.grad.norm()
+        self.weights.grad.mul_((self.recipe.clip / (norm + 1e-6)).clamp(max=1))
         warm = min(1, (self.progress.step + 1) / self.recipe.warmup)
         self.optimizer.param_groups[0]["lr"] = self.recipe.lr * share * warm
         if share > 0 and torch.isfinite(norm):
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.gradient.zero_()
         decay = min(self.recipe.ema, (1 + self.progress.step) / (10 + self.progress.step))
-        torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        self.average.lerp_(self.weights.detach(), 1 - decay)
         self.progress.step += 1
         self.progress.samples += self.recipe.batch * (dist.get_world_size() if dist.is_initialized() else 1)
         self.share = share
         return float(loss.detach())
 
-    def _average_gradients(self, share: float) -> float:
-        """All-reduce gradients in one message, whose last number is rank 0's share of the learning rate."""
-        grads = [p.grad for p in self.parameters]
-        flat = self.flat
-        torch.cat([g.reshape(-1) for g in grads], out=flat[:-1])
-        flat[-1] = share if self.rank == 0 else 0.0
-        dist.all_reduce(flat)
-        share = float(flat[-1])
-        flat /= dist.get_world_size()
-        pieces = flat[:-1].split([g.numel() for g in grads])
-        torch._foreach_copy_(grads, [piece.view_as(g) for piece, g in zip(pieces, grads, strict=True)])
-        return share
-
     def save(self, name: str = "state.pt") -> None:
         """Write everything a resumed run needs, whole or not at all."""
         self.run_folder.mkdir(parents=True, exist_ok=True)
         temporary = self.run_folder / (name + ".tmp")
-        torch.save(
-            {
-                "parameters": [p.detach() for p in self.parameters],
-                "average": self.average,
-                "optimizer": self.optimizer.state_dict(),
-                "progress": asdict(self.progress),
-            },
-            temporary,
-        )
+        state = {
+            "weights": self.weights.detach(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+        }
+        torch.save(state, temporary)
         temporary.rename(self.run_folder / name)
 
     def load(self, path: Path) -> None:
         """Go on from a state that :meth:`save` wrote."""
         state = torch.load(path, weights_only=True)
-        with torch.no_grad():
-            ours, theirs = [*self.parameters, *self.average], state["parameters"] + state["average"]
-            for mine, saved in zip(ours, theirs, strict=True):
-                mine.copy_(saved)
+        self.weights.data.copy_(state["weights"])
+        self.average.copy_(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
 
@@ -183,9 +181,7 @@ class Trainer:
             self.prior.tokenizer,
             self.prior.scheduler,
         )
-        with torch.no_grad():
-            for target, value in zip(smooth.parameters(), self.average, strict=True):
-                target.copy_(value)
+        torch.nn.utils.vector_to_parameters(self.average.clone(), smooth.parameters())
         prior_model.save(
             smooth,
             folder,
