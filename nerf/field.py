@@ -105,7 +105,7 @@ class NetworkField(Field):
     density does.
 
     Args:
-        config: the field options: bound, density_activation, blob_density, blob_radius, normals.
+        config: the field options: bound, density_activation, density_bias, blob_density, blob_radius, normals.
         width: output width of the trunk.
     """
 
@@ -119,6 +119,8 @@ class NetworkField(Field):
             raise UserError(f"--normals must be analytic or finite, got {config.normals!r}")
         self.normals = config.normals
         self.head = nn.Linear(width, 4)
+        with torch.no_grad():
+            self.head.bias[0] = config.density_bias
         self.view_colour = ViewColour(width)
 
     @abstractmethod

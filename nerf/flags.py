@@ -139,6 +139,7 @@ class FieldConfig(Group):
     bg_radius: float = option(1.4, "above 0: a learned background; 0 or less: a plain one", fixed=True)
     density_activation: str = option("exp", "activation of the density", choices=("exp", "softplus"), fixed=True)
     density_thresh: float = option(10.0, "density above which a cell counts as occupied, at most", check=above(0))
+    density_bias: float = option(0.0, "raw density of a young field away from the blob", fixed=True)
     blob_density: float = option(5.0, "height of the starting blob", fixed=True)
     blob_radius: float = option(0.2, "radius of the starting blob", check=above(0), fixed=True)
     normals: str = option(

@@ -12,7 +12,7 @@ EMPTY_OPACITY = 0.004
 FULL_OPACITY = 0.985
 FOG_SHARE = 0.60  # share of pixels that are neither clear nor opaque
 SMOOTHING = 0.05
-START_FRACTION = 0.15
+START_FRACTION, START_STEPS = 0.3, 100
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Watch:
 
     def verdict(self, fraction: float) -> str | None:
         """What is wrong, as a sentence with a way out, or None while all is well."""
-        if fraction < START_FRACTION or self.updates < 20:
+        if fraction < START_FRACTION or self.updates < START_STEPS:
             return None
         if self.opacity < EMPTY_OPACITY:
             return (

@@ -7,7 +7,7 @@ from nerf.errors import DivergenceError
 from nerf.watch import Watch, check_finite
 
 
-def after(opacity, steps=40):
+def after(opacity, steps=120):
     watch = Watch()
     for _ in range(steps):
         watch.see(opacity)
