@@ -181,3 +181,15 @@ def test_the_grid_has_total_variation_and_weight_decay_and_vanilla_says_it_has_n
     for call in (lambda: built("vanilla").total_variation(generator), built("vanilla").weight_decay):
         with pytest.raises(UserError, match="grid"):
             call()
+
+
+def test_under_autocast_all_answers_are_single_precision_and_learn(backbone):
+    field = built(backbone)
+    directions = torch.nn.functional.normalize(torch.randn(64, 3), dim=-1)
+    part = Part(source="photos", view_dependent=True, need_normals=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = field.query(Points(cloud(), directions), part)
+    for tensor in (out.density, out.albedo, out.normal, out.rgb):
+        assert tensor.dtype == torch.float32
+    (out.normal.sum() + out.rgb.sum() + out.density.clamp(max=1.0).sum()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in field.parameters())
