@@ -1,0 +1,106 @@
+"""Killed at any moment and started again is never killed: the command line, real signals, the same bits."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nerf import checkpoint
+from nerf.cameras import orbit
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = (
+    "--seed 5 --iters 60 --num_rays 64 --max_steps 48 --grid_size 16 --grid_levels 4 --grid_log2 10 --grid_finest 32 "
+    "--hidden 16 --holdout 4 --W 8 --H 8 --dataset_size_test 2 --threads 1 --checkpoint_seconds 0.05 --preview_interval 1000 "
+    "--ema_decay 0.9 --eval_interval 1000"
+).split()
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Eight tiny pictures of a red square from all sides."""
+    folder = tmp_path_factory.mktemp("photographs")
+    views = orbit(torch.full((8,), 70.0), torch.arange(8) * 45.0, 3.0, 40.0, 12, 12)
+    frames = []
+    for i in range(8):
+        picture = np.zeros((12, 12, 4), np.uint8)
+        picture[4:8, 4:8] = (200, 30 * i, 20, 255)
+        Image.fromarray(picture).save(folder / f"{i}.png")
+        frames.append({"file_path": f"{i}.png", "transform_matrix": views.pose[i].tolist()})
+    lens = {"fl_x": float(views.fx[0]), "fl_y": float(views.fy[0]), "cx": 6, "cy": 6, "w": 12, "h": 12}
+    (folder / "transforms.json").write_text(json.dumps(lens | {"frames": frames}))
+    return folder
+
+
+def start(photographs, folder):
+    command = [sys.executable, "main.py", "--data", str(photographs), "--workspace", str(folder), *FLAGS]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def wait_for_step(folder, step, process):
+    """Return once a checkpoint of ``step`` or later exists."""
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit:
+        found = checkpoint.steps(folder / "checkpoints")
+        if found and found[-1][0] >= step:
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    raise AssertionError("no checkpoint came")
+
+
+def final(folder):
+    """Step and tensors of the newest checkpoint, flat."""
+    step, path = checkpoint.steps(folder / "checkpoints")[-1]
+    flat = {}
+
+    def walk(prefix, node):
+        for key, value in node.items():
+            if isinstance(value, dict):
+                walk(f"{prefix}/{key}", value)
+            else:
+                flat[f"{prefix}/{key}"] = value
+
+    walk("", checkpoint.load(path)[0])
+    return step, flat
+
+
+@pytest.fixture(scope="module")
+def straight(photographs, tmp_path_factory):
+    """A run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("straight")
+    process = start(photographs, folder)
+    assert process.wait(timeout=100) == 0, process.stderr.read()
+    return final(folder)
+
+
+def test_a_run_killed_by_force_ends_with_the_same_bits(photographs, straight, tmp_path):
+    process = start(photographs, tmp_path)
+    wait_for_step(tmp_path, 3, process)
+    process.kill()
+    process.wait()
+    assert checkpoint.steps(tmp_path / "checkpoints")[-1][0] < 60
+    again = start(photographs, tmp_path)
+    assert again.wait(timeout=100) == 0, again.stderr.read()
+    step, tensors = final(tmp_path)
+    assert step == straight[0] == 60 and tensors.keys() == straight[1].keys()
+    for name, tensor in straight[1].items():
+        assert torch.equal(torch.as_tensor(tensors[name]), torch.as_tensor(tensor)), name
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_leaves_with_the_code_shells_expect(photographs, tmp_path, number, code):
+    process = start(photographs, tmp_path)
+    wait_for_step(tmp_path, 1, process)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
+    said = process.stderr.read()
+    assert "saved" in said and "Traceback" not in said
+    assert checkpoint.latest(tmp_path / "checkpoints") is not None
