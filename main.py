@@ -39,6 +39,7 @@ def prepare_machine(config: Config) -> str:
 
     import extension
 
+    extension.keep_freed_memory()
     torch.set_num_threads(config.runtime.threads or os.cpu_count() or 1)
     name = config.runtime.device
     if name == "auto":
@@ -47,7 +48,11 @@ def prepare_machine(config: Config) -> str:
         raise UserError(f"--device {name}: torch sees no CUDA device here; leave the flag out to run on the CPU")
     if name != "cpu" and not name.startswith("cuda"):
         raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
-    extension.use(config.render.backend)
+    try:
+        extension.use(config.render.backend)
+        extension.backend(name)
+    except (extension.BackendError, extension.BuildError) as error:
+        raise UserError(str(error)) from error
     return name
 
 
@@ -155,10 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"main.py: {error.filename or 'a file'} could not be read or written: {error.strerror or error}", file=sys.stderr)
         return EXIT_USAGE
-    except DivergenceError as error:
-        print(f"main.py: {error}", file=sys.stderr)
-        return EXIT_FAILURE
-    except MemoryError as error:
+    except (DivergenceError, MemoryError) as error:
         print(f"main.py: {error}", file=sys.stderr)
         return EXIT_FAILURE
     except KeyboardInterrupt:
