@@ -70,6 +70,10 @@ class AcceleratedPath(RenderPath):
         """What the marching kernels want to know of the grid."""
         return self.grid.bitfield, self.grid.bound, self.grid.cascades, self.grid.grid_size
 
+    def _steps(self, doublings: int) -> int:
+        """Steps across the diagonal after so many doublings of the step."""
+        return max(self.max_steps >> doublings, min(self.max_steps, SHORTEST_MARCH))
+
     def _train(self, field: Field, rays: Rays, part: Part, near: Tensor, far: Tensor) -> Trace:
         """Samples in the middle of steps that a random part of a step shifts, of those that can be seen."""
         samples = self._surveyed(field, rays, part, near, far)
@@ -96,12 +100,12 @@ class AcceleratedPath(RenderPath):
         limit = max(in_all, per_ray * len(rays))
         doublings, samples = int(self.doublings), None
         while samples is None:
-            steps = max(self.max_steps >> doublings, min(self.max_steps, SHORTEST_MARCH))
+            steps = self._steps(doublings)
             dt = step_sizes(self.grid.bound, steps, self.grid.grid_size)[0]
             # The march samples the middle of each step; the shifted start puts samples at near + (k + noise) dt.
             span = (near + (noise - 0.5) * dt, far)
-            last = steps == min(self.max_steps, SHORTEST_MARCH)
-            samples, used = survey(field, rays, part, span, self.grid, (self.dt_gamma, steps), limit, not last)
+            strict = steps > SHORTEST_MARCH
+            samples, used = survey(field, rays, part, span, self.grid, (self.dt_gamma, steps), limit, strict)
             doublings += samples is None
         self.doublings.fill_(max(doublings - (used < SHORTEN_BELOW), 0))
         return samples
@@ -110,7 +114,7 @@ class AcceleratedPath(RenderPath):
     def _evaluate(self, field: Field, rays: Rays, part: Part, near: Tensor, far: Tensor) -> Trace:
         """Rounds of a few samples on every ray that has still something to meet, with half the step of training."""
         channels = 6 if part.computes_normals else 3
-        max_steps = max(self.max_steps >> max(int(self.doublings) - 1, 0), min(self.max_steps, SHORTEST_MARCH))
+        max_steps = self._steps(max(int(self.doublings) - 1, 0))
         queue = RayQueue.start(rays.origins, rays.directions, near, far, channels)
         while len(queue):
             steps = min(ROUND * len(rays) // len(queue), LONGEST_ROUND)
