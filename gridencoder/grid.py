@@ -3,11 +3,14 @@
 How the derivatives are laid out. The kernel gives the values and, where positions need a gradient, their Jacobian. Both
 are outputs of one node that leads to the table; the links to the positions are separate nodes, so that asking for
 ``d output / d positions`` (a normal) does not also scatter a table gradient, and the later backward of a loss on that
-normal scatters the gradients of values and Jacobian together, once. The positions' gradient is then plain torch on the
-Jacobian, which makes it differentiable again without a further kernel.
+normal scatters the gradients of values and Jacobian together, once. The positions' gradient is the contraction of the
+Jacobian with the values' gradient, an operation that is differentiable in both. The Jacobian lies level by level, as it
+is made and consumed, and is never transposed.
 
 Letters: M points, D dimensions, L levels, F features a level, E rows of the table.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +78,12 @@ class GridEncoder(nn.Module):
         """Encode positions [M, D] in [-bound, bound] to [M, L*F]; see :func:`encode`."""
         return encode(positions, self.embeddings, self.layout, bound, max_level)
 
+    def value_and_pullback(
+        self, positions: Tensor, bound: float = 1.0, max_level: float = 1.0
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Encoding [M, L*F] and what turns a gradient in it into one in space; see :func:`encode_with_pullback`."""
+        return encode_with_pullback(positions, self.embeddings, self.layout, bound, max_level)
+
     def value_and_jacobian(
         self, positions: Tensor, bound: float = 1.0, max_level: float = 1.0
     ) -> tuple[Tensor, Tensor]:
@@ -137,19 +146,42 @@ def encode(positions: Tensor, table: Tensor, layout: GridLayout, bound: float = 
     if backend(positions.device) == "torch":
         return reference.encode(positions, table, layout, bound, active)
     if positions.requires_grad and torch.is_grad_enabled():
-        return encode_with_jacobian(positions, table, layout, bound, max_level)[0]
+        return _encode_both(positions, table, GridKernels(layout, bound, active))[0]
+    return _Encode.apply(
+        table.contiguous(), _Hidden(positions.contiguous()), GridKernels(layout, bound, active), False
+    )[0]
+
+
+def encode_with_pullback(
+    positions: Tensor, table: Tensor, layout: GridLayout, bound: float = 1.0, max_level: float = 1.0
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The features of :func:`encode`, and the map from a gradient in them to one in space.
+
+    With ``h = f(values)``, ``pullback(grad(h.sum(), values, create_graph=True))`` is d h / d positions. This is the
+    cheapest road to a normal that is trained: positions need not require a gradient, and then no second derivative
+    along them is ever computed.
+
+    Returns:
+        values [M, L*F], and ``pullback``: [M, L*F] -> [M, D].
+
+    Differentiable: values twice; what pullback returns once, in its argument, in table and in positions.
+    Arguments and errors are those of :func:`encode`.
+    """
+    active = _check("encode_with_pullback", positions, table, layout, bound, max_level)
+    if backend(positions.device) == "torch":
+        values, dense = reference.encode_with_jacobian(positions, table, layout, bound, active)
+        return values, lambda grad_values: (dense * grad_values[:, None]).sum(dim=2)
     kernels = GridKernels(layout, bound, active)
-    return _Encode.apply(table.contiguous(), _Hidden(positions.contiguous()), kernels, False)[0]
+    values, jacobian = _encode_both(positions, table, kernels)
+    return values, lambda grad_values: _Contract.apply(jacobian, grad_values, kernels, positions.dtype)
 
 
 def encode_with_jacobian(
     positions: Tensor, table: Tensor, layout: GridLayout, bound: float = 1.0, max_level: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """The features of :func:`encode` and their derivatives along each axis, for little more than the features alone.
+    """The features of :func:`encode` and their derivatives along each axis.
 
-    With ``h = f(values)``, ``(jacobian * grad(h.sum(), values)[:, None]).sum(-1)`` is d h / d positions. Where only the
-    table and ``f`` are trained through that gradient, positions need not require one, and no second derivative along
-    the positions is computed.
+    For a gradient in space, :func:`encode_with_pullback` does the same with less copying.
 
     Returns:
         values [M, L*F], and jacobian [M, D, L*F] with ``jacobian[m, d] = d values[m] / d positions[m, d]``.
@@ -160,13 +192,8 @@ def encode_with_jacobian(
     active = _check("encode_with_jacobian", positions, table, layout, bound, max_level)
     if backend(positions.device) == "torch":
         return reference.encode_with_jacobian(positions, table, layout, bound, active)
-    positions, table = positions.contiguous(), table.contiguous()
-    kernels = GridKernels(layout, bound, active)
-    values, jacobian = _Encode.apply(table, _Hidden(positions), kernels, True)
-    if positions.requires_grad and torch.is_grad_enabled():
-        jacobian = _LinkJacobian.apply(jacobian, positions, _Hidden(table), kernels)
-        values = _LinkValues.apply(values, positions, _Hidden(jacobian))
-    return values, jacobian
+    values, jacobian = _encode_both(positions, table, GridKernels(layout, bound, active))
+    return values, jacobian.permute(1, 2, 0, 3).flatten(start_dim=2)
 
 
 def total_variation(
@@ -196,6 +223,16 @@ def weight_decay(table: Tensor, layout: GridLayout, max_level: float = 1.0) -> T
         Scalar >= 0. Differentiable in the table; memory-bound, so plain torch is its kernel.
     """
     return reference.weight_decay(table, layout, layout.active_levels(max_level))
+
+
+def _encode_both(positions: Tensor, table: Tensor, kernels: GridKernels) -> tuple[Tensor, Tensor]:
+    """values [M, L*F] and jacobian [L, M, D, F], linked to the positions where they require a gradient."""
+    positions, table = positions.contiguous(), table.contiguous()
+    values, jacobian = _Encode.apply(table, _Hidden(positions), kernels, True)
+    if positions.requires_grad and torch.is_grad_enabled():
+        jacobian = _LinkJacobian.apply(jacobian, positions, _Hidden(table), kernels)
+        values = _LinkValues.apply(values, positions, _Hidden(jacobian), kernels)
+    return values, jacobian
 
 
 class _Hidden:
@@ -242,7 +279,7 @@ class _Scatter(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             grad_positions = torch.zeros_like(positions)
             if grad_values is not None:
-                grad_positions += _contract(jacobian, grad_values)
+                grad_positions += ctx.kernels.contract(jacobian, grad_values.contiguous(), positions.dtype)
             if grad_jacobian is not None:
                 grad_positions += ctx.kernels.second_derivatives(positions, table, grad_jacobian.contiguous())
         return (
@@ -258,13 +295,29 @@ class _LinkValues(torch.autograd.Function):
     """The values unchanged, with a link to the positions through the (hidden) Jacobian."""
 
     @staticmethod
-    def forward(ctx, values, positions, jacobian):
-        ctx.jacobian, ctx.dtype = jacobian.tensor, positions.dtype
+    def forward(ctx, values, positions, jacobian, kernels):
+        ctx.jacobian, ctx.kernels, ctx.dtype = jacobian.tensor, kernels, positions.dtype
         return values.view_as(values)
 
     @staticmethod
     def backward(ctx, grad_values):
-        return grad_values, _contract(ctx.jacobian, grad_values).to(ctx.dtype), None
+        return grad_values, _Contract.apply(ctx.jacobian, grad_values, ctx.kernels, ctx.dtype), None, None
+
+
+class _Contract(torch.autograd.Function):
+    """Jacobian [L, M, D, F] times a gradient of the values [M, L*F]: a gradient of the positions [M, D]."""
+
+    @staticmethod
+    def forward(ctx, jacobian, grad_values, kernels, dtype):
+        jacobian, grad_values = jacobian.contiguous(), grad_values.contiguous()
+        ctx.save_for_backward(jacobian, grad_values)
+        ctx.kernels = kernels
+        return kernels.contract(jacobian, grad_values, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return *ctx.kernels.contract_backward(*ctx.saved_tensors, grad.contiguous()), None, None
 
 
 class _LinkJacobian(torch.autograd.Function):
@@ -303,11 +356,6 @@ class _TotalVariation(torch.autograd.Function):
         table, points = ctx.saved_tensors
         grad_table = ctx.kernels.total_variation_backward(points, table)
         return grad_table.mul_((grad / max(len(points), 1)).to(table.dtype)), None, None
-
-
-def _contract(jacobian: Tensor, grad_values: Tensor) -> Tensor:
-    """[M, D] gradient of the positions: jacobian [M, D, K] times the gradient of the values [M, K]."""
-    return (jacobian * grad_values[:, None]).sum(dim=2)
 
 
 def _check(op: str, positions: Tensor, table: Tensor, layout: GridLayout, bound: float, max_level: float) -> int:

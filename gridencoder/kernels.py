@@ -9,10 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from extension import kernel
+from extension import kernel, pointer
 from gridencoder.layout import MAX_LEVELS, GridLayout
 
-_TENSORS = "positions table grad_values grad_jacobian values jacobian grad_table grad_positions sums".split()
+_TENSORS = (
+    "positions table grad_values grad_jacobian known_jacobian grad_contraction "
+    "values jacobian grad_table grad_positions sums"
+).split()
 _INTEGERS = "num_points dims features levels active hashed smooth align_corners".split()
 
 
@@ -37,10 +40,11 @@ class GridKernels:
     active: int
 
     def encode(self, positions: Tensor, table: Tensor, jacobian: bool) -> tuple[Tensor, Tensor | None]:
-        """values [M, L*F], and the jacobian [M, D, L*F] if asked for."""
-        count, width = len(positions), self.layout.output_dim
-        values = table.new_empty(count, width)
-        derivatives = table.new_empty(count, self.layout.input_dim, width) if jacobian else None
+        """values [M, L*F], and the jacobian [L, M, D, F] if asked for."""
+        layout, count = self.layout, len(positions)
+        values = table.new_empty(count, layout.output_dim)
+        shape = (layout.num_levels, count, layout.input_dim, layout.level_dim)
+        derivatives = table.new_empty(shape) if jacobian else None
         self._run("grid_encode", table.dtype, positions=positions, table=table, values=values, jacobian=derivatives)
         return values, derivatives
 
@@ -72,6 +76,32 @@ class GridKernels:
         )
         return grad
 
+    def contract(self, jacobian: Tensor, grad_values: Tensor, dtype: torch.dtype) -> Tensor:
+        """[M, D] sum over levels and features of the jacobian [L, M, D, F] times grad_values [M, L*F]."""
+        result = torch.empty(len(grad_values), self.layout.input_dim, dtype=dtype, device=jacobian.device)
+        self._run(
+            "grid_contract",
+            jacobian.dtype,
+            grad_values=grad_values,
+            known_jacobian=jacobian,
+            grad_positions=result,
+        )
+        return result
+
+    def contract_backward(self, jacobian: Tensor, grad_values: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of both arguments of :meth:`contract` from that of its result [M, D]."""
+        grad_of_jacobian, grad_of_values = torch.empty_like(jacobian), torch.empty_like(grad_values)
+        self._run(
+            "grid_contract_backward",
+            jacobian.dtype,
+            grad_values=grad_values,
+            known_jacobian=jacobian,
+            grad_contraction=grad,
+            jacobian=grad_of_jacobian,
+            values=grad_of_values,
+        )
+        return grad_of_jacobian, grad_of_values
+
     def total_variation(self, points: Tensor, table: Tensor) -> Tensor:
         """Variation summed over points and active levels, a float64 scalar."""
         sums = torch.empty(self.layout.num_levels, dtype=torch.float64, device=table.device)
@@ -91,12 +121,13 @@ class GridKernels:
 
     def _run(self, name: str, table_dtype: torch.dtype, **tensors: Tensor | None) -> None:
         """Fill in the record and call the kernel."""
-        layout, positions = self.layout, tensors["positions"]
-        addresses = {n: ctypes.c_void_p(t.data_ptr()) for n, t in tensors.items() if t is not None}
+        layout = self.layout
+        points = tensors["grad_values"] if "positions" not in tensors else tensors["positions"]
+        addresses = {n: ctypes.c_void_p(pointer(t)) for n, t in tensors.items() if t is not None}
         params = _Params(
             **addresses,
             bound=self.bound,
-            num_points=len(positions),
+            num_points=len(points),
             dims=layout.input_dim,
             features=layout.level_dim,
             levels=layout.num_levels,
@@ -107,4 +138,4 @@ class GridKernels:
             first=(ctypes.c_int64 * (MAX_LEVELS + 1))(*layout.first),
             resolution=(ctypes.c_int64 * MAX_LEVELS)(*layout.resolutions),
         )
-        kernel("gridencoder", name, positions.device)(ctypes.byref(params), table_dtype.itemsize)
+        kernel("gridencoder", name, points.device)(ctypes.byref(params), table_dtype.itemsize)

@@ -1,6 +1,6 @@
-// Grid encoding on the CPU. Levels are the outer loop, so that one level's rows stay in the cache while all points visit
-// it; the gradient rows of a level belong to one task (or a fixed range of them to each), so nothing is atomic and any
-// number of threads gives the same bits. Scratch is level-major, [L][M][1 + D][F], and transposed in tiles.
+// Grid encoding on the CPU. Levels are the outer loop, so that one level's rows stay in the cache while all points
+// visit it; the gradient rows of a level belong to one task (or a fixed range of them to each), so nothing is atomic
+// and any number of threads gives the same bits. Values are packed level by level, [L][M][F], and transposed in tiles.
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -8,8 +8,8 @@
 
 #include "grid_math.h"
 
-// The hot loops exist twice, and the loader takes the copy for processors with AVX2 where there is one (measured: 1.2 times
-// as fast; AVX-512 adds nothing). Contraction is off, so both give the same bits.
+// The hot loops exist twice, and the loader takes the copy for processors with AVX2 where there is one (measured: 1.2
+// times as fast; AVX-512 adds nothing). Contraction is off, so both give the same bits.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define TWO_COPIES __attribute__((target_clones("default", "avx2")))
 #else
@@ -29,6 +29,7 @@ constexpr int64_t kChunk = 1 << 17;  // points encoded together; bounds the scra
 constexpr int64_t kTask = 1 << 14;   // points of one forward task
 constexpr int64_t kTile = 64;        // points transposed together
 constexpr int64_t kLine = 64;        // bytes of a cache line
+constexpr int kAhead = 16;           // points between asking for rows and using them
 
 // Memory that a thread keeps between calls: the system's fresh pages cost more than the arithmetic done on them.
 class Workspace {
@@ -80,7 +81,8 @@ struct Cells {
     S weight[D][kBlock], slope[D][kBlock];
     uint32_t row[1 << D][kBlock];
 
-    HD void locate(const GridParams& p, int level, const Indexing& by, const Points<S, D>& points, int64_t from, int count) {
+    HD void locate(const GridParams& p, int level, const Indexing& by, const Points<S, D>& points, int64_t from,
+                   int count) {
         uint32_t lower[D][kBlock], upper[D][kBlock];
         const Scale<S> scale(p, level);
         for (int d = 0; d < D; ++d)
@@ -100,13 +102,14 @@ struct Cells {
     }
 
     // The same as a function of its own, for loops that need not be fast: it is long, and building it often takes long.
-    APART void locate_apart(const GridParams& p, int level, const Indexing& by, const Points<S, D>& points, int64_t from, int count) {
+    APART void locate_apart(const GridParams& p, int level, const Indexing& by, const Points<S, D>& points,
+                            int64_t from, int count) {
         locate(p, level, by, points, from, count);
     }
 };
 
-// The loops of a training step for scalar S, D dimensions and rows of F features (kFeatures, or any number if that is 0),
-// W of them at a time.
+// The loops of a training step for scalar S, D dimensions and rows of F features (kFeatures, or any number if that is
+// 0), W of them at a time.
 template <typename S, int D, int W, int kFeatures>
 struct Kernels {
     using V = Row<S, W>;
@@ -118,10 +121,20 @@ struct Kernels {
     const V* table(int64_t level) const { return static_cast<const V*>(p.table) + p.first[level] * groups(); }
     V* grad_table(int64_t level) const { return static_cast<V*>(p.grad_table) + p.first[level] * groups(); }
 
-    // Values (and derivatives) of the points [from, to) at one level, into scratch [M][kParts][F].
+    // Ask for the rows of a point that comes up soon; corners 2c and 2c + 1 are neighbours in x, mostly in one cache
+    // line.
+    template <bool kWrite>
+    HD void ask(const Cells<S, D>& cells, const V* rows, int i, int count) const {
+#if defined(__GNUC__)
+        for (int c = 0; c < 1 << D && i + kAhead < count; c += 2)
+            __builtin_prefetch(rows + cells.row[c][i + kAhead] * groups(), kWrite);
+#endif
+    }
+
+    // Values of the points [from, to) at one level, to packed [M][F], and derivatives, to jacobian [M][D][F].
     template <bool kJacobian>
-    HD void encode_level(int level, const Points<S, D>& points, int64_t from, int64_t to, V* out) const {
-        constexpr int kParts = kJacobian ? 1 + D : 1;
+    HD void encode_level(int level, const Points<S, D>& points, int64_t from, int64_t to, V* packed,
+                         V* jacobian) const {
         const V* rows = table(level);
         const Indexing by = indexing_of(p, level);
         Cells<S, D> cells;
@@ -130,10 +143,13 @@ struct Kernels {
             if constexpr (kFeatures > 0) cells.locate(p, level, by, points, start, count);
             else cells.locate_apart(p, level, by, points, start, count);
             for (int i = 0; i < count; ++i) {
-                V* result = out + (start + i) * kParts * groups();
+                V* value = packed + (start + i) * groups();
+                V* along = kJacobian ? jacobian + (start + i) * D * groups() : nullptr;
+                ask<false>(cells, rows, i, count);
                 if (points.place[start + i] != kInside) {
                     const S empty = points.place[start + i] == kOutside ? S(0) : std::numeric_limits<S>::quiet_NaN();
-                    std::fill_n(reinterpret_cast<S*>(result), kParts * W * groups(), empty);
+                    std::fill_n(reinterpret_cast<S*>(value), W * groups(), empty);
+                    if (kJacobian) std::fill_n(reinterpret_cast<S*>(along), D * W * groups(), empty);
                     continue;
                 }
                 S weight[D], slope[D];
@@ -142,10 +158,10 @@ struct Kernels {
                     const auto load = [&](int corner) { return rows[cells.row[corner][i] * groups() + g]; };
                     if constexpr (kJacobian) {
                         const Jet<V, D> jet = blend_jet<D, V>(load, weight, slope);
-                        result[g] = jet.value;
-                        for (int d = 0; d < D; ++d) result[(1 + d) * groups() + g] = jet.along[d];
+                        value[g] = jet.value;
+                        for (int d = 0; d < D; ++d) along[d * groups() + g] = jet.along[d];
                     } else {
-                        result[g] = blend<D, V>(load, weight);
+                        value[g] = blend<D, V>(load, weight);
                     }
                 }
             }
@@ -154,8 +170,8 @@ struct Kernels {
 
     // Add the gradients of all points to the rows [low, high) of one level.
     template <bool kJacobian>
-    HD void scatter_level(int level, const Points<S, D>& points, const V* grad, uint32_t low, uint32_t high) const {
-        constexpr int kParts = kJacobian ? 1 + D : 1;
+    HD void scatter_level(int level, const Points<S, D>& points, const V* packed, const V* jacobian, uint32_t low,
+                          uint32_t high) const {
         V* rows = grad_table(level);
         const Indexing by = indexing_of(p, level);
         Cells<S, D> cells;
@@ -164,8 +180,10 @@ struct Kernels {
             if constexpr (kFeatures > 0) cells.locate(p, level, by, points, start, count);
             else cells.locate_apart(p, level, by, points, start, count);
             for (int i = 0; i < count; ++i) {
+                ask<true>(cells, rows, i, count);
                 if (points.place[start + i] != kInside) continue;
-                const V* source = grad + (start + i) * kParts * groups();
+                const V* value = packed + (start + i) * groups();
+                const V* along = kJacobian ? jacobian + (start + i) * D * groups() : nullptr;
                 S weight[D], slope[D];
                 for (int d = 0; d < D; ++d) weight[d] = cells.weight[d][i], slope[d] = cells.slope[d][i] * per_unit;
                 for (uint32_t g = 0; g < groups(); ++g) {
@@ -175,11 +193,11 @@ struct Kernels {
                     };
                     if constexpr (kJacobian) {
                         Jet<V, D> jet;
-                        jet.value = source[g];
-                        for (int d = 0; d < D; ++d) jet.along[d] = source[(1 + d) * groups() + g];
+                        jet.value = value[g];
+                        for (int d = 0; d < D; ++d) jet.along[d] = along[d * groups() + g];
                         spread_jet(jet, weight, slope, add);
                     } else {
-                        spread<D>(source[g], weight, add);
+                        spread<D>(value[g], weight, add);
                     }
                 }
             }
@@ -187,56 +205,43 @@ struct Kernels {
     }
 
     template <bool kJacobian>
-    TWO_COPIES void encode_level_copied(int level, const Points<S, D>& points, int64_t from, int64_t to, V* out) const {
-        encode_level<kJacobian>(level, points, from, to, out);
+    TWO_COPIES void encode_copied(int level, const Points<S, D>& points, int64_t from, int64_t to, V* packed,
+                                  V* jacobian) const {
+        encode_level<kJacobian>(level, points, from, to, packed, jacobian);
     }
 
     template <bool kJacobian>
-    TWO_COPIES void scatter_level_copied(int level, const Points<S, D>& points, const V* grad, uint32_t low, uint32_t high) const {
-        scatter_level<kJacobian>(level, points, grad, low, high);
+    TWO_COPIES void scatter_copied(int level, const Points<S, D>& points, const V* packed, const V* jacobian,
+                                   uint32_t low, uint32_t high) const {
+        scatter_level<kJacobian>(level, points, packed, jacobian, low, high);
     }
 
-    // Calls copy(flat, packed) for each vector of the points [from, to): flat is its place in an array [M, parts, L*F],
-    // packed its place in scratch [L][M][all_parts][F], of which the parts from `part` on are meant.
+    // Calls copy(flat, packed) for each vector of the points [from, to) in active levels: flat is its place in an array
+    // [M, L*F], packed its place in an array [L][count][F] of the chunk.
     template <typename Copy>
-    void for_each_tile(int64_t levels, int64_t first, int64_t count, int parts, int part, int all_parts, int64_t from,
-                       int64_t to, const Copy& copy) const {
+    void transpose(const Points<S, D>& points, int64_t from, int64_t to, const Copy& copy) const {
         const int64_t width = p.levels * groups();
         for (int64_t tile = from; tile < to; tile += kTile)
-            for (int64_t level = 0; level < levels; ++level)
+            for (int64_t level = 0; level < p.active; ++level)
                 for (int64_t n = tile; n < std::min(tile + kTile, to); ++n)
-                    for (int i = 0; i < parts; ++i) {
-                        const int64_t flat = ((first + n) * parts + i) * width + level * groups();
-                        const int64_t packed = ((level * count + n) * all_parts + part + i) * groups();
-                        for (uint32_t g = 0; g < groups(); ++g) copy(flat + g, packed + g);
-                    }
+                    for (uint32_t g = 0; g < groups(); ++g)
+                        copy((points.first + n) * width + level * groups() + g,
+                             (level * points.count + n) * groups() + g);
     }
 
-    // Scratch to values and jacobian; the levels that are not active are zero.
-    void gather_outputs(const Points<S, D>& points, const V* scratch, int64_t from, int64_t to) const {
-        const int parts = p.jacobian ? 1 + D : 1;
-        const auto copy_to = [&](void* target, int own_parts, int part) {
-            V* out = static_cast<V*>(target);
-            const int64_t width = p.levels * groups(), used = p.active * groups();
-            for (int64_t row = (points.first + from) * own_parts; row < (points.first + to) * own_parts && used < width; ++row)
-                std::fill(out + row * width + used, out + (row + 1) * width, V{});
-            for_each_tile(p.active, points.first, points.count, own_parts, part, parts, from, to,
-                          [=](int64_t flat, int64_t packed) { out[flat] = scratch[packed]; });
-        };
-        copy_to(p.values, 1, 0);
-        if (p.jacobian) copy_to(p.jacobian, D, 1);
+    // Packed values to [M, L*F], and zeros for the levels that are not active.
+    void unpack(const Points<S, D>& points, const V* packed, int64_t from, int64_t to) const {
+        V* values = static_cast<V*>(p.values);
+        const int64_t width = p.levels * groups(), used = p.active * groups();
+        transpose(points, from, to, [=](int64_t flat, int64_t place) { values[flat] = packed[place]; });
+        for (int64_t n = points.first + from; n < points.first + to && used < width; ++n)
+            std::fill(values + n * width + used, values + (n + 1) * width, V{});
     }
 
-    // Gradients of values and jacobian to scratch.
-    void gather_inputs(const Points<S, D>& points, V* scratch, int64_t from, int64_t to) const {
-        const int parts = p.grad_jacobian ? 1 + D : 1;
-        const auto copy_from = [&](const void* source, int own_parts, int part) {
-            const V* in = static_cast<const V*>(source);
-            for_each_tile(p.active, points.first, points.count, own_parts, part, parts, from, to,
-                          [=](int64_t flat, int64_t packed) { scratch[packed] = in ? in[flat] : V{}; });
-        };
-        copy_from(p.grad_values, 1, 0);
-        if (p.grad_jacobian) copy_from(p.grad_jacobian, D, 1);
+    // Gradients of the values, or zeros where there are none, to packed.
+    void pack(const Points<S, D>& points, V* packed, int64_t from, int64_t to) const {
+        const V* values = static_cast<const V*>(p.grad_values);
+        transpose(points, from, to, [=](int64_t flat, int64_t place) { packed[place] = values ? values[flat] : V{}; });
     }
 
     // Read a level from end to end before it is read at random: memory streams far faster than it jumps.
@@ -251,55 +256,64 @@ struct Kernels {
     }
 
     int encode() const {
-        const int64_t size = (p.jacobian ? 1 + D : 1) * groups();
+        V* jacobian = static_cast<V*>(p.jacobian);
+        if (jacobian) {
+            const int64_t size = p.num_points * D * groups();
+            std::fill(jacobian + p.active * size, jacobian + p.levels * size, V{});
+        }
         for (int64_t first = 0; first < p.num_points; first += kChunk) {
             const Points<S, D> points(first, std::min(kChunk, p.num_points - first));
-            V* scratch = level_space.get<V>(p.active * points.count * size);
+            V* scratch = level_space.get<V>(p.active * points.count * groups());
             const int64_t tasks = (points.count + kTask - 1) / kTask;
-            somnia::parallel_for(points.count, kTask, threads, [&](int64_t from, int64_t to) { points.load(p, from, to); });
+            somnia::parallel_for(points.count, kTask, threads,
+                                 [&](int64_t from, int64_t to) { points.load(p, from, to); });
             somnia::parallel_for(tasks * p.active, 1, threads, [&](int64_t task, int64_t) {
                 const int level = int(task / tasks);
                 const int64_t from = task % tasks * kTask, to = std::min(from + kTask, points.count);
-                V* out = scratch + level * points.count * size;
+                V* packed = scratch + level * points.count * groups();
+                V* along = jacobian ? jacobian + (level * p.num_points + first) * D * groups() : nullptr;
                 if (from == 0) warm(level, points.count);
                 if constexpr (kFeatures > 0) {
-                    if (p.jacobian) encode_level_copied<true>(level, points, from, to, out);
-                    else encode_level_copied<false>(level, points, from, to, out);
+                    if (jacobian) encode_copied<true>(level, points, from, to, packed, along);
+                    else encode_copied<false>(level, points, from, to, packed, along);
                 } else {
-                    if (p.jacobian) encode_level<true>(level, points, from, to, out);
-                    else encode_level<false>(level, points, from, to, out);
+                    if (jacobian) encode_level<true>(level, points, from, to, packed, along);
+                    else encode_level<false>(level, points, from, to, packed, along);
                 }
             });
-            somnia::parallel_for(points.count, kTask, threads, [&](int64_t from, int64_t to) {
-                gather_outputs(points, scratch, from, to);
-            });
+            somnia::parallel_for(points.count, kTask, threads,
+                                 [&](int64_t from, int64_t to) { unpack(points, scratch, from, to); });
         }
         return 0;
     }
 
     int encode_backward() const {
-        const int64_t size = (p.grad_jacobian ? 1 + D : 1) * groups();
-        const int64_t ranges = (threads + p.active - 1) / p.active;  // of rows in a level: more than one if levels are few
+        const V* jacobian = static_cast<const V*>(p.grad_jacobian);
+        const int64_t ranges =
+            (threads + p.active - 1) / p.active;  // of a level's rows: more than one if levels are few
         for (int64_t first = 0; first == 0 || first < p.num_points; first += kChunk) {
             const Points<S, D> points(first, std::min(kChunk, p.num_points - first));
-            V* scratch = level_space.get<V>(p.active * points.count * size);
+            V* scratch = level_space.get<V>(p.active * points.count * groups());
             somnia::parallel_for(points.count, kTask, threads, [&](int64_t from, int64_t to) {
                 points.load(p, from, to);
-                gather_inputs(points, scratch, from, to);
+                pack(points, scratch, from, to);
             });
             somnia::parallel_for(p.levels * ranges, 1, threads, [&](int64_t task, int64_t) {
                 const int level = int(p.levels - 1 - task / ranges);  // the largest levels first
                 const int64_t rows = p.first[level + 1] - p.first[level], range = task % ranges;
-                const int64_t low = rows * range / ranges, high = rows * (range + 1) / ranges;
-                if (first == 0) std::fill(grad_table(level) + low * groups(), grad_table(level) + high * groups(), V{});
+                const int64_t begin = rows * range / ranges, end = rows * (range + 1) / ranges;
+                if (first == 0)
+                    std::fill(grad_table(level) + begin * groups(), grad_table(level) + end * groups(), V{});
                 if (level >= p.active) return;
-                const V* grad = scratch + level * points.count * size;
+                const V* packed = scratch + level * points.count * groups();
+                const V* along = jacobian ? jacobian + (level * p.num_points + first) * D * groups() : nullptr;
+                const uint32_t low = uint32_t(begin), high = uint32_t(end);
                 if constexpr (kFeatures > 0) {
-                    if (p.grad_jacobian) scatter_level_copied<true>(level, points, grad, uint32_t(low), uint32_t(high));
-                    else scatter_level_copied<false>(level, points, grad, uint32_t(low), uint32_t(high));
+                    if (jacobian) scatter_copied<true>(level, points, packed, along, low, high);
+                    else scatter_copied<false>(level, points, packed, along, low, high);
                 } else {
-                    if (p.grad_jacobian) scatter_level<true>(level, points, grad, uint32_t(low), uint32_t(high));
-                    else scatter_level<false>(level, points, grad, uint32_t(low), uint32_t(high));
+                    if (jacobian) scatter_level<true>(level, points, packed, along, low, high);
+                    else scatter_level<false>(level, points, packed, along, low, high);
                 }
             });
         }
@@ -316,7 +330,6 @@ struct RareKernels {
     const S* table(int64_t level) const { return static_cast<const S*>(p.table) + p.first[level] * p.features; }
 
     int second_derivatives() const {
-        const int64_t stride = p.levels * p.features;
         somnia::parallel_for(p.num_points, kTask, threads, [&](int64_t from, int64_t to) {
             S* grad = static_cast<S*>(p.grad_positions);
             std::fill(grad + from * D, grad + to * D, S(0));
@@ -325,13 +338,40 @@ struct RareKernels {
                 for (int64_t n = from; n < to; ++n) {
                     S u[D];
                     if (enter_box<S, D>(static_cast<const S*>(p.positions) + n * D, S(p.bound), u) != kInside) continue;
-                    const S* grad_jacobian = static_cast<const S*>(p.grad_jacobian) + n * D * stride + level * p.features;
-                    add_second_derivatives(Cell<S, D>(p, level, by, u), table(level), grad_jacobian, stride,
-                                           int(p.features), S(0.5 / p.bound), grad + n * D);
+                    const int64_t at = (level * p.num_points + n) * D * p.features;
+                    add_second_derivatives(Cell<S, D>(p, level, by, u), table(level),
+                                           static_cast<const S*>(p.grad_jacobian) + at, int(p.features),
+                                           S(0.5 / p.bound), grad + n * D);
                 }
             }
         });
         return 0;
+    }
+
+    // Level by level within tiles of points, so that the memory is read in order and each tile's rows stay in the
+    // cache.
+    template <typename Body>
+    int contraction(const Body& body) const {
+        somnia::parallel_for(p.num_points, kTile, threads, [&](int64_t from, int64_t to) {
+            for (int level = 0; level < p.levels; ++level)
+                for (int64_t n = from; n < to; ++n) body(level, n);
+        });
+        return 0;
+    }
+
+    int contract() const {
+        S* result = static_cast<S*>(p.grad_positions);
+        std::fill(result, result + p.num_points * D, S(0));
+        if (p.features == 2)
+            return contraction([=](int level, int64_t n) { contract_one<S, D, S>(p, level, n, 2, result + n * D); });
+        return contraction(
+            [=](int level, int64_t n) { contract_one<S, D, S>(p, level, n, int(p.features), result + n * D); });
+    }
+
+    int contract_backward() const {
+        if (p.features == 2)
+            return contraction([=](int level, int64_t n) { contract_one_backward<S, D, S>(p, level, n, 2); });
+        return contraction([=](int level, int64_t n) { contract_one_backward<S, D, S>(p, level, n, int(p.features)); });
     }
 
     // Calls visit(level, cell) for every point in every active level; a level is one task.
@@ -365,7 +405,15 @@ struct RareKernels {
     }
 };
 
-enum Operation { kEncode, kEncodeBackward, kSecondDerivatives, kTotalVariation, kTotalVariationBackward };
+enum Operation {
+    kEncode,
+    kEncodeBackward,
+    kSecondDerivatives,
+    kTotalVariation,
+    kTotalVariationBackward,
+    kContract,
+    kContractBackward
+};
 
 template <typename Steps>
 int run_step(const Steps& steps, Operation operation) {
@@ -379,6 +427,8 @@ int run(const GridParams& p, Operation operation, int64_t threads) {
         case kSecondDerivatives: return rare.second_derivatives();
         case kTotalVariation: return rare.total_variation();
         case kTotalVariationBackward: return rare.total_variation_backward();
+        case kContract: return rare.contract();
+        case kContractBackward: return rare.contract_backward();
         case kEncode:
         case kEncodeBackward:
             if constexpr (D == 3 && sizeof(S) == 4)  // what nearly every training step runs gets code of its own
@@ -407,12 +457,14 @@ int dispatch(const GridParams* p, int64_t scalar_bytes, Operation operation, int
 
 }  // namespace
 
-#define GRID_KERNEL(name, operation)                                                                        \
-    EXPORT int name##_cpu(const GridParams* p, int64_t scalar_bytes, int64_t threads, void*) {      \
-        return dispatch(p, scalar_bytes, operation, threads);                                                \
+#define GRID_KERNEL(name, operation)                                                           \
+    EXPORT int name##_cpu(const GridParams* p, int64_t scalar_bytes, int64_t threads, void*) { \
+        return dispatch(p, scalar_bytes, operation, threads);                                  \
     }
 GRID_KERNEL(grid_encode, kEncode)
 GRID_KERNEL(grid_encode_backward, kEncodeBackward)
 GRID_KERNEL(grid_second_derivatives, kSecondDerivatives)
 GRID_KERNEL(grid_total_variation, kTotalVariation)
 GRID_KERNEL(grid_total_variation_backward, kTotalVariationBackward)
+GRID_KERNEL(grid_contract, kContract)
+GRID_KERNEL(grid_contract_backward, kContractBackward)

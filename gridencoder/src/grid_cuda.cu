@@ -1,5 +1,5 @@
-// Grid encoding on CUDA: one thread a point and level. Points are the fast index, so that the threads in flight share one
-// level's rows in the cache. Tables are float, double or half; gradients of half tables are summed in float.
+// Grid encoding on CUDA: one thread a point and level. Points are the fast index, so that the threads in flight share
+// one level's rows in the cache. Tables are float, double or half; gradients of half tables are summed in float.
 #include <cuda_fp16.h>
 
 #include "grid_math.h"
@@ -7,8 +7,14 @@
 
 namespace {
 
-template <typename T> struct ScalarOf { using type = T; };
-template <> struct ScalarOf<__half> { using type = float; };
+template <typename T>
+struct ScalarOf {
+    using type = T;
+};
+template <>
+struct ScalarOf<__half> {
+    using type = float;
+};
 
 // W features that are read or written in one access.
 template <typename T, int W>
@@ -75,12 +81,12 @@ struct Encode {
         const Visit<T, D> at(p, index);
         const int64_t width = p.levels * p.features;
         T* values = static_cast<T*>(p.values) + at.point * width + at.column;
-        T* jacobian = p.jacobian ? static_cast<T*>(p.jacobian) + at.point * D * width + at.column : nullptr;
+        T* jacobian = p.jacobian ? static_cast<T*>(p.jacobian) + index * D * p.features : nullptr;
         if (at.level >= p.active || at.place != kInside) {
             const S empty = at.level >= p.active || at.place == kOutside ? S(0) : S(NAN);
             for (int64_t f = 0; f < p.features; ++f) {
                 values[f] = T(empty);
-                for (int d = 0; d < D && jacobian; ++d) jacobian[d * width + f] = T(empty);
+                for (int d = 0; d < D && jacobian; ++d) jacobian[d * p.features + f] = T(empty);
             }
             return;
         }
@@ -89,11 +95,13 @@ struct Encode {
         S weight[D], slope[D];
         for (int d = 0; d < D; ++d) weight[d] = cell.axis[d].weight, slope[d] = cell.axis[d].slope * S(0.5 / p.bound);
         for (int64_t f = 0; f < p.features; f += W) {
-            const auto load = [&](int corner) { return load_row<S, W>(table + int64_t(cell.row[corner]) * p.features + f); };
+            const auto load = [&](int corner) {
+                return load_row<S, W>(table + int64_t(cell.row[corner]) * p.features + f);
+            };
             if (jacobian) {
                 const Jet<Row<S, W>, D> jet = blend_jet<D, Row<S, W>>(load, weight, slope);
                 store_row(values + f, jet.value);
-                for (int d = 0; d < D; ++d) store_row(jacobian + d * width + f, jet.along[d]);
+                for (int d = 0; d < D; ++d) store_row(jacobian + d * p.features + f, jet.along[d]);
             } else {
                 store_row(values + f, blend<D, Row<S, W>>(load, weight));
             }
@@ -111,7 +119,7 @@ struct EncodeBackward {
         if (at.place != kInside) return;
         const int64_t width = p.levels * p.features;
         const T* values = p.grad_values ? static_cast<const T*>(p.grad_values) + at.point * width + at.column : nullptr;
-        const T* jacobian = p.grad_jacobian ? static_cast<const T*>(p.grad_jacobian) + at.point * D * width + at.column : nullptr;
+        const T* jacobian = p.grad_jacobian ? static_cast<const T*>(p.grad_jacobian) + index * D * p.features : nullptr;
         const Cell<S, D> cell(p, at.level, indexing_of(p, at.level), at.u);
         S* table = static_cast<S*>(p.grad_table) + p.first[at.level] * p.features;
         S weight[D], slope[D];
@@ -123,7 +131,7 @@ struct EncodeBackward {
             Jet<Row<S, W>, D> jet;
             jet.value = values ? load_row<S, W>(values + f) : Row<S, W>{};
             if (jacobian) {
-                for (int d = 0; d < D; ++d) jet.along[d] = load_row<S, W>(jacobian + d * width + f);
+                for (int d = 0; d < D; ++d) jet.along[d] = load_row<S, W>(jacobian + d * p.features + f);
                 spread_jet(jet, weight, slope, add);
             } else {
                 spread<D>(jet.value, weight, add);
@@ -143,13 +151,37 @@ struct SecondDerivatives {
         S sum[D] = {}, u[D];
         if (enter_box<S, D>(static_cast<const S*>(p.positions) + point * D, S(p.bound), u) == kInside)
             for (int level = 0; level < p.active; ++level) {
-                const int64_t width = p.levels * p.features;
                 const T* table = static_cast<const T*>(p.table) + p.first[level] * p.features;
-                const T* grad_jacobian = static_cast<const T*>(p.grad_jacobian) + point * D * width + level * p.features;
-                add_second_derivatives(Cell<S, D>(p, level, indexing_of(p, level), u), table, grad_jacobian, width,
-                                       int(p.features), S(0.5 / p.bound), sum);
+                const int64_t at = (level * p.num_points + point) * D * p.features;
+                add_second_derivatives(Cell<S, D>(p, level, indexing_of(p, level), u), table,
+                                       static_cast<const T*>(p.grad_jacobian) + at, int(p.features), S(0.5 / p.bound),
+                                       sum);
             }
         for (int d = 0; d < D; ++d) grad[d] = sum[d];
+    }
+};
+
+// One point, all levels.
+template <typename T, int D>
+struct Contract {
+    using S = typename ScalarOf<T>::type;
+    GridParams p;
+
+    __device__ void operator()(int64_t point) const {
+        S sum[D] = {};
+        for (int level = 0; level < p.levels; ++level) contract_one<S, D, T>(p, level, point, int(p.features), sum);
+        for (int d = 0; d < D; ++d) static_cast<S*>(p.grad_positions)[point * D + d] = sum[d];
+    }
+};
+
+template <typename T, int D>
+struct ContractBackward {
+    using S = typename ScalarOf<T>::type;
+    GridParams p;
+
+    __device__ void operator()(int64_t index) const {
+        const int64_t level = index / p.num_points;
+        contract_one_backward<S, D, T>(p, int(level), index - level * p.num_points, int(p.features));
     }
 };
 
@@ -177,11 +209,20 @@ struct TotalVariationBackward {
         if (at.place != kInside) return;
         const Cell<S, D> cell(p, at.level, indexing_of(p, at.level), at.u);
         const int64_t first = p.first[at.level] * p.features;
-        add_variation_gradient(cell, static_cast<const T*>(p.table) + first, int(p.features), static_cast<S*>(p.grad_table) + first);
+        add_variation_gradient(cell, static_cast<const T*>(p.table) + first, int(p.features),
+                               static_cast<S*>(p.grad_table) + first);
     }
 };
 
-enum Operation { kEncode, kEncodeBackward, kSecondDerivatives, kTotalVariation, kTotalVariationBackward };
+enum Operation {
+    kEncode,
+    kEncodeBackward,
+    kSecondDerivatives,
+    kTotalVariation,
+    kTotalVariationBackward,
+    kContract,
+    kContractBackward
+};
 
 // Zero what a kernel adds to.
 template <typename T>
@@ -205,8 +246,10 @@ int run(const GridParams& p, Operation operation, int64_t device, void* stream) 
             if (status) return status;
             return p.features == 1 ? somnia::for_each(visits, device, stream, EncodeBackward<T, D, 1>{p})
                                    : somnia::for_each(visits, device, stream, EncodeBackward<T, D, 2>{p});
-        case kSecondDerivatives:
-            return somnia::for_each(p.num_points, device, stream, SecondDerivatives<T, D>{p});
+        case kSecondDerivatives: return somnia::for_each(p.num_points, device, stream, SecondDerivatives<T, D>{p});
+        case kContract: return somnia::for_each(p.num_points, device, stream, Contract<T, D>{p});
+        case kContractBackward:
+            return somnia::for_each(p.levels * p.num_points, device, stream, ContractBackward<T, D>{p});
         case kTotalVariation:
             status = clear(p.sums, p.levels, device, stream);
             return status ? status : somnia::for_each(visits, device, stream, TotalVariation<T, D>{p});
@@ -239,12 +282,14 @@ int dispatch(const GridParams* p, int64_t scalar_bytes, Operation operation, int
 
 }  // namespace
 
-#define GRID_KERNEL(name, operation)                                                                       \
-    EXPORT int name##_cuda(const GridParams* p, int64_t scalar_bytes, int64_t device, void* stream) {      \
-        return dispatch(p, scalar_bytes, operation, device, stream);                                       \
+#define GRID_KERNEL(name, operation)                                                                  \
+    EXPORT int name##_cuda(const GridParams* p, int64_t scalar_bytes, int64_t device, void* stream) { \
+        return dispatch(p, scalar_bytes, operation, device, stream);                                  \
     }
 GRID_KERNEL(grid_encode, kEncode)
 GRID_KERNEL(grid_encode_backward, kEncodeBackward)
 GRID_KERNEL(grid_second_derivatives, kSecondDerivatives)
 GRID_KERNEL(grid_total_variation, kTotalVariation)
 GRID_KERNEL(grid_total_variation_backward, kTotalVariationBackward)
+GRID_KERNEL(grid_contract, kContract)
+GRID_KERNEL(grid_contract_backward, kContractBackward)

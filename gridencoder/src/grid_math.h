@@ -1,6 +1,6 @@
-// Multiresolution grid encoding (Mueller et al. 2022, "Instant neural graphics primitives", section 3): the only place its
-// formulas are written. One point at one level; the .cpp and .cu files are loops over these functions.
-// Letters: M points, D dimensions, L levels, F features a level, E rows of the whole table. S is the scalar computed in.
+// Multiresolution grid encoding (Mueller et al. 2022, "Instant neural graphics primitives", section 3): the only place
+// its formulas are written. One point at one level; the .cpp and .cu files are loops over these functions. Letters: M
+// points, D dimensions, L levels, F features a level, E rows of the whole table. S is the scalar computed in.
 #pragma once
 #include <stdint.h>
 
@@ -9,24 +9,26 @@
 constexpr int kMaxLevels = 32;
 
 struct GridParams {
-    const void* positions;           // [M, D]      points; outside [-bound, bound] the encoding is zero
-    const void* table;               // [E, F]      features of all levels, end to end
-    const void* grad_values;         // [M, L*F]    or null
-    const void* grad_jacobian;       // [M, D, L*F] or null
-    void* values;                    // [M, L*F]    out
-    void* jacobian;                  // [M, D, L*F] out, d values / d positions, or null
-    void* grad_table;                // [E, F]      out, overwritten
-    void* grad_positions;            // [M, D]      out
-    double* sums;                    // [L]         out, sum over the points or rows of each level
-    double bound;                    // half the edge of the box
-    int64_t num_points;              // M
-    int64_t dims;                    // D: 2, 3 or 4
-    int64_t features;                // F: 1, 2, 4 or 8
-    int64_t levels;                  // L
-    int64_t active;                  // levels below this count, the others are zero
-    int64_t hashed;                  // 1: levels too fine for their rows are hashed; 0: they are tiled
-    int64_t smooth;                  // 1: smoothstep between the corners; 0: linear
-    int64_t align_corners;           // 1: the outer corners lie on the faces of the box; 0: half a cell inside
+    const void* positions;         // [M, D]       points; outside [-bound, bound] the encoding is zero
+    const void* table;             // [E, F]       features of all levels, end to end
+    const void* grad_values;       // [M, L*F]     or null
+    const void* grad_jacobian;     // [L, M, D, F] or null
+    const void* known_jacobian;    // [L, M, D, F] in of contract and its backward
+    const void* grad_contraction;  // [M, D]       in of contract_backward
+    void* values;                  // [M, L*F]     out
+    void* jacobian;         // [L, M, D, F] out, d values / d positions, or null; of contract_backward its gradient
+    void* grad_table;       // [E, F]       out, overwritten
+    void* grad_positions;   // [M, D]       out
+    double* sums;           // [L]          out, sum over the points or rows of each level
+    double bound;           // half the edge of the box
+    int64_t num_points;     // M
+    int64_t dims;           // D: 2, 3 or 4
+    int64_t features;       // F: 1, 2, 4 or 8
+    int64_t levels;         // L
+    int64_t active;         // levels below this count, the others are zero
+    int64_t hashed;         // 1: levels too fine for their rows are hashed; 0: they are tiled
+    int64_t smooth;         // 1: smoothstep between the corners; 0: linear
+    int64_t align_corners;  // 1: the outer corners lie on the faces of the box; 0: half a cell inside
     int64_t first[kMaxLevels + 1];   // level l owns rows first[l] .. first[l + 1]
     int64_t resolution[kMaxLevels];  // corners along one edge of level l, at least 2
 };
@@ -40,8 +42,8 @@ struct Axis {
     S curve;       // d2 weight / d u2
 };
 
-// How the coordinates of one level are laid out along an axis, and the polynomial a w + b w^2 + c w^3 of the weights: the
-// identity for linear interpolation, 3 w^2 - 2 w^3 for smoothstep.
+// How the coordinates of one level are laid out along an axis, and the polynomial a w + b w^2 + c w^3 of the weights:
+// the identity for linear interpolation, 3 w^2 - 2 w^3 for smoothstep.
 template <typename S>
 struct Scale {
     S cells, shift, last;  // position = u * cells - shift, within [0, last]
@@ -60,7 +62,8 @@ struct Scale {
 template <typename S>
 HD Axis<S> place(S u, const Scale<S>& by) {
     const S raw = u * by.cells - by.shift;
-    const S gain = (raw < S(0) || raw > by.last) ? S(0) : by.cells;  // within half a cell of the box's face nothing changes
+    const S gain =
+        (raw < S(0) || raw > by.last) ? S(0) : by.cells;  // within half a cell of the box's face nothing changes
     const S position = raw < S(0) ? S(0) : (raw > by.last ? by.last : raw);
     const int32_t below = int32_t(position), highest = int32_t(by.last) - 1;
     Axis<S> axis;
@@ -79,7 +82,8 @@ struct Indexing {
     uint32_t carry;    // all ones: the axes are added; 0: added without carries, which is the exclusive or of the hash
 };
 
-// The primes are those of Teschner et al. 2003 as extended by instant-ngp; rows of a hashed or tiled level are a power of two.
+// The primes are those of Teschner et al. 2003 as extended by instant-ngp; rows of a hashed or tiled level are a power
+// of two.
 HD Indexing indexing_of(const GridParams& p, int level) {
     const uint32_t primes[4] = {1u, 2654435761u, 805459861u, 3674653429u};
     const uint64_t rows = uint64_t(p.first[level + 1] - p.first[level]);
@@ -170,7 +174,8 @@ HD Jet<V, K> blend_jet(const Load& load, const S* weight, const S* slope, int co
         const Jet<V, K - 1> upper = blend_jet<K - 1, V>(load, weight, slope, corner + (1 << (K - 1)));
         const V difference = upper.value - lower.value;
         jet.value = lower.value + difference * weight[K - 1];
-        for (int e = 0; e < K - 1; ++e) jet.along[e] = lower.along[e] + (upper.along[e] - lower.along[e]) * weight[K - 1];
+        for (int e = 0; e < K - 1; ++e)
+            jet.along[e] = lower.along[e] + (upper.along[e] - lower.along[e]) * weight[K - 1];
         jet.along[K - 1] = difference * slope[K - 1];
     }
     return jet;
@@ -257,18 +262,46 @@ HD Place enter_box(const S* x, S bound, S* u) {
 }
 
 // Gradient of the positions from that of the Jacobian at one level: grad[e] += sum_df G[d, f] d2 y[f] / dx_e dx_d.
-// T is what the table holds; G: [D, stride] at this level's features.
+// T is what the table holds; G: [D, F].
 template <typename S, int D, typename T>
-HD void add_second_derivatives(const Cell<S, D>& cell, const T* table, const T* grad_jacobian, int64_t stride, int features,
-                               S per_unit, S* grad) {
+HD void add_second_derivatives(const Cell<S, D>& cell, const T* table, const T* grad_jacobian, int features, S per_unit,
+                               S* grad) {
     for (int c = 0; c < 1 << D; ++c)
         for (int d = 0; d < D; ++d) {
             S along = S(0);
             for (int f = 0; f < features; ++f)
-                along += S(table[int64_t(cell.row[c]) * features + f]) * S(grad_jacobian[d * stride + f]);
+                along += S(table[int64_t(cell.row[c]) * features + f]) * S(grad_jacobian[d * features + f]);
             for (int e = 0; e < D; ++e)
                 grad[e] += along * per_unit * per_unit * second_derivative_factor<D>(cell.axis, c, d, e);
         }
+}
+
+// The part of one level in the contraction of a point's Jacobian with a gradient g of its values:
+// result[d] += sum_f J[d, f] g[f].
+template <typename S, int D, typename T>
+HD void contract_one(const GridParams& p, int level, int64_t n, int features, S* result) {
+    const T* jacobian = static_cast<const T*>(p.known_jacobian) + (level * p.num_points + n) * D * features;
+    const T* g = static_cast<const T*>(p.grad_values) + (n * p.levels + level) * features;
+    for (int d = 0; d < D; ++d)
+        for (int f = 0; f < features; ++f) result[d] += S(jacobian[d * features + f]) * S(g[f]);
+}
+
+// Its gradients from v, that of the result: dJ[d, f] = v[d] g[f], to p.jacobian, and dg[f] = sum_d v[d] J[d, f], to
+// p.values.
+template <typename S, int D, typename T>
+HD void contract_one_backward(const GridParams& p, int level, int64_t n, int features) {
+    const int64_t first = (level * p.num_points + n) * D * features, column = (n * p.levels + level) * features;
+    const T* jacobian = static_cast<const T*>(p.known_jacobian) + first;
+    const T* g = static_cast<const T*>(p.grad_values) + column;
+    const S* v = static_cast<const S*>(p.grad_contraction) + n * D;
+    for (int f = 0; f < features; ++f) {
+        S sum = S(0);
+        for (int d = 0; d < D; ++d) {
+            sum += v[d] * S(jacobian[d * features + f]);
+            static_cast<T*>(p.jacobian)[first + d * features + f] = T(v[d] * S(g[f]));
+        }
+        static_cast<T*>(p.values)[column + f] = T(sum);
+    }
 }
 
 // Total variation at the lower corner of a cell: sqrt(sum over the axes of |neighbour - corner|^2 + eps) - sqrt(eps).
@@ -280,7 +313,8 @@ HD S variation(const Cell<S, D>& cell, const T* table, int features) {
     S sum = S(0);
     for (int d = 0; d < D; ++d)
         for (int f = 0; f < features; ++f) {
-            const S step = S(table[int64_t(cell.row[1 << d]) * features + f]) - S(table[int64_t(cell.row[0]) * features + f]);
+            const S step =
+                S(table[int64_t(cell.row[1 << d]) * features + f]) - S(table[int64_t(cell.row[0]) * features + f]);
             sum += step * step;
         }
     return sqrt(sum + S(kVariationEpsilon)) - sqrt(S(kVariationEpsilon));
@@ -292,7 +326,8 @@ HD void add_variation_gradient(const Cell<S, D>& cell, const T* table, int featu
     const S root = variation(cell, table, features) + sqrt(S(kVariationEpsilon));
     for (int d = 0; d < D; ++d)
         for (int f = 0; f < features; ++f) {
-            const int64_t corner = int64_t(cell.row[0]) * features + f, neighbour = int64_t(cell.row[1 << d]) * features + f;
+            const int64_t corner = int64_t(cell.row[0]) * features + f,
+                          neighbour = int64_t(cell.row[1 << d]) * features + f;
             const S step = (S(table[neighbour]) - S(table[corner])) / root;
             somnia::atomic_add(grad + neighbour, G(step));
             somnia::atomic_add(grad + corner, G(-step));

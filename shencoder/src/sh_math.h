@@ -1,19 +1,20 @@
-// Real spherical harmonics of one direction and their gradient, by recurrences: the only place their formulas are written.
-// Y_l^m = N_l^m * Q_l^|m|(z) * (Re or Im)(x + i y)^|m|, where Q_l^m(z) = P_l^m(z) / (1 - z^2)^(m/2) is a polynomial that obeys
-// the recurrence of the associated Legendre functions, (l - m) Q_l = (2l - 1) z Q_(l-1) - (l + m - 1) Q_(l-2), with the
-// Condon-Shortley sign. Off the unit sphere this continues the harmonics as polynomials; gradients are theirs.
+// Real spherical harmonics of one direction and their gradient, by recurrences: the only place their formulas are
+// written. Y_l^m = N_l^m * Q_l^|m|(z) * (Re or Im)(x + i y)^|m|, where Q_l^m(z) = P_l^m(z) / (1 - z^2)^(m/2) is a
+// polynomial that obeys the recurrence of the associated Legendre functions, (l - m) Q_l = (2l - 1) z Q_(l-1) - (l + m
+// - 1) Q_(l-2), with the Condon-Shortley sign. Off the unit sphere this continues the harmonics as polynomials;
+// gradients are theirs.
 #pragma once
 #include "portable.h"
 
 constexpr int kMaxDegree = 8;
 
 struct ShParams {
-    const void* directions;    // [M, 3]   unit vectors
-    const void* grad_values;   // [M, n*n] backward only
-    void* values;              // [M, n*n] out of the forward
-    void* grad_directions;     // [M, 3]   out of the backward
-    int64_t num_directions;    // M
-    int64_t degree;            // n bands, l = 0 .. n - 1
+    const void* directions;                // [M, 3]   unit vectors
+    const void* grad_values;               // [M, n*n] backward only
+    void* values;                          // [M, n*n] out of the forward
+    void* grad_directions;                 // [M, 3]   out of the backward
+    int64_t num_directions;                // M
+    int64_t degree;                        // n bands, l = 0 .. n - 1
     double norm[kMaxDegree * kMaxDegree];  // [l][m] N_l^m, with sqrt(2) for m > 0
 };
 
@@ -27,9 +28,11 @@ HD void for_each_harmonic(const ShParams& p, S x, S y, S z, const Visit& visit) 
         for (int l = m; l < int(p.degree); ++l) {
             const S norm = S(p.norm[l * kMaxDegree + m]), scaled = norm * q, scaled_slope = norm * slope, order = S(m);
             const int middle = l * l + l;
-            visit(middle + m, scaled * cosine, scaled * order * lower_cosine, -scaled * order * lower_sine, scaled_slope * cosine);
+            visit(middle + m, scaled * cosine, scaled * order * lower_cosine, -scaled * order * lower_sine,
+                  scaled_slope * cosine);
             if (m > 0)
-                visit(middle - m, scaled * sine, scaled * order * lower_sine, scaled * order * lower_cosine, scaled_slope * sine);
+                visit(middle - m, scaled * sine, scaled * order * lower_sine, scaled * order * lower_cosine,
+                      scaled_slope * sine);
             const S a = S(2 * l + 1) / S(l + 1 - m), b = S(l + m) / S(l + 1 - m);
             const S next = a * z * q - b * before, next_slope = a * (q + z * slope) - b * slope_before;
             before = q, slope_before = slope, q = next, slope = next_slope;

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 import extension
-from gridencoder import GridEncoder, GridLayout, encode, encode_with_jacobian, reference, total_variation
+from gridencoder import (
+    GridEncoder,
+    GridLayout,
+    encode,
+    encode_with_jacobian,
+    encode_with_pullback,
+    reference,
+    total_variation,
+)
 
 CASES = list(itertools.product((2, 3, 4), ("hash", "tiled"), ("linear", "smoothstep"), (False, True)))
 FEATURES = {2: 1, 3: 2, 4: 4}
@@ -79,11 +87,24 @@ def test_a_loss_on_the_normal_gives_the_table_the_same_gradient_by_both_roads(de
         torch.ones(20, dtype=torch.float64, device=device),
         create_graph=True,
     )[0]
-    values, jacobian = encode_with_jacobian(positions.detach(), table, layout, BOUND)
-    by_jacobian = (jacobian * (values.cos() * head)[:, None]).sum(-1)
-    torch.testing.assert_close(by_autograd, by_jacobian)
-    both = [torch.autograd.grad(n.square().sum(), table)[0] for n in (by_autograd, by_jacobian)]
+    values, pullback = encode_with_pullback(positions.detach(), table, layout, BOUND)
+    by_pullback = pullback(values.cos() * head)
+    torch.testing.assert_close(by_autograd, by_pullback)
+    both = [torch.autograd.grad(n.square().sum(), table)[0] for n in (by_autograd, by_pullback)]
     torch.testing.assert_close(*both)
+
+
+@pytest.mark.parametrize("features", [1, 2, 4])
+def test_the_pullback_of_a_gradient_is_the_jacobian_times_it_with_its_gradients(features, device):
+    positions, table, layout = make(features=features, device=device, points=5)
+    gradient = torch.randn(5, layout.output_dim, dtype=torch.float64, device=device, requires_grad=True)
+    jacobian = encode_with_jacobian(positions, table, layout, BOUND, 0.5)[1]
+
+    def function(x, t, g):
+        return encode_with_pullback(x, t, layout, BOUND, 0.5)[1](g)
+
+    torch.testing.assert_close(function(positions, table, gradient), (jacobian * gradient[:, None]).sum(dim=2))
+    assert torch.autograd.gradcheck(function, (positions, table, gradient))
 
 
 def test_a_constant_table_encodes_every_point_of_the_box_to_that_constant(device):
