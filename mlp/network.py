@@ -1,0 +1,171 @@
+"""A ReLU network of a few narrow layers, and the slope of one linear read-out of it, in one pass through the cache.
+
+Layer by layer, the tensors between narrow layers do not fit a cache and their traffic costs as much as the arithmetic;
+here a block of rows goes from the first layer to the last before the next block starts.
+
+Letters: N rows, I inputs, H hidden width.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from extension import backend, kernel, pointer
+from mlp import reference
+
+MAX_LAYERS = 4
+WIDTH_STEP, MAX_WIDTH = 16, 128
+
+
+def features(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """Output of the last of a chain of layers ``a_k = relu(a_(k-1) W_k^T + b_k)``.
+
+    Args:
+        x: [N, I]
+        weights: [H, I], then [H, H] for each further layer.
+        biases: [H] for each layer.
+
+    Returns:
+        [N, H]
+
+    On the CPU in float32, with I and H multiples of 16 up to 128 and up to four layers, a kernel computes it, once
+    differentiable in everything; elsewhere it is :func:`mlp.reference.features`, differentiable any number of times.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    _check("features", x, weights, biases)
+    if not _fits(x, weights):
+        return reference.features(x, weights, biases)
+    return _Network.apply(x.contiguous(), None, len(weights), *weights, *biases)[0]
+
+
+def features_and_slope(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], readout: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The features, and the derivative of their product with ``readout`` along the inputs.
+
+    Args:
+        x, weights, biases: as in :func:`features`.
+        readout: [H]
+
+    Returns:
+        features [N, H], and slope [N, I] = d (features . readout) / d x.
+
+    Differentiability as in :func:`features`: the slope is once differentiable in weights and readout, and constant in x
+    and the biases (a ReLU network is linear in pieces). Reference: :func:`mlp.reference.features_and_slope`.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    _check("features_and_slope", x, weights, biases)
+    if readout.shape != biases[-1].shape:
+        raise ValueError(f"features_and_slope: expected readout {list(biases[-1].shape)}, got {list(readout.shape)}")
+    if not _fits(x, weights):
+        return reference.features_and_slope(x, weights, biases, readout)
+    return _Network.apply(x.contiguous(), readout.contiguous(), len(weights), *weights, *biases)
+
+
+class _Params(ctypes.Structure):
+    """MlpParams of src/mlp_math.h."""
+
+    _fields_ = [
+        ("x", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p * MAX_LAYERS),
+        ("bias", ctypes.c_void_p * MAX_LAYERS),
+        ("readout", ctypes.c_void_p),
+        ("hidden", ctypes.c_void_p * MAX_LAYERS),
+        *[(name, ctypes.c_void_p) for name in "slope grad_features grad_slope grad_x grad_parameters".split()],
+        *[(name, ctypes.c_int64) for name in "rows inputs width layers".split()],
+    ]
+
+
+class _Network(torch.autograd.Function):
+    """Features, and with a read-out the slope, as functions of all tensors."""
+
+    @staticmethod
+    def forward(ctx, x, readout, layers, *parameters):
+        ctx.set_materialize_grads(False)
+        parameters = tuple(p.contiguous() for p in parameters)
+        hidden = [x.new_empty(len(x), parameters[0].shape[0]) for _ in range(layers)]
+        slope = None if readout is None else torch.empty_like(x)
+        _run("mlp", x, readout, parameters, hidden, slope=slope)
+        ctx.save_for_backward(x, readout, *parameters, *hidden)
+        ctx.layers = layers
+        return hidden[-1], slope
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_features, grad_slope):
+        x, readout, *rest = ctx.saved_tensors
+        parameters, hidden = rest[: 2 * ctx.layers], rest[2 * ctx.layers :]
+        shapes = [s for pair in zip(parameters[: ctx.layers], parameters[ctx.layers :], strict=True) for s in pair]
+        sizes = [p.numel() for p in shapes] + [hidden[0].shape[1]]
+        grads = x.new_empty(sum(sizes))
+        _run(
+            "mlp_backward",
+            x,
+            readout,
+            parameters,
+            hidden,
+            grad_features=None if grad_features is None else grad_features.contiguous(),
+            grad_slope=None if grad_slope is None else grad_slope.contiguous(),
+            grad_x=(grad_x := torch.empty_like(x) if ctx.needs_input_grad[0] else None),
+            grad_parameters=grads,
+        )
+        *pairs, grad_readout = grads.split(sizes)
+        pairs = [g.view(p.shape) for g, p in zip(pairs, shapes, strict=True)]
+        return grad_x, None if readout is None else grad_readout, None, *pairs[0::2], *pairs[1::2]
+
+
+def _run(
+    name: str,
+    x: Tensor,
+    readout: Tensor | None,
+    parameters: Sequence[Tensor],
+    hidden: Sequence[Tensor],
+    **tensors: Tensor | None,
+) -> None:
+    """Fill in the record and call the kernel."""
+    layers = len(hidden)
+    addresses = ctypes.c_void_p * MAX_LAYERS
+    params = _Params(
+        x=pointer(x),
+        weight=addresses(*map(pointer, parameters[:layers])),
+        bias=addresses(*map(pointer, parameters[layers:])),
+        readout=pointer(readout),
+        hidden=addresses(*map(pointer, hidden)),
+        rows=len(x),
+        inputs=x.shape[1],
+        width=hidden[0].shape[1],
+        layers=layers,
+        **{n: pointer(t) for n, t in tensors.items()},
+    )
+    kernel("mlp", name, x.device)(ctypes.byref(params))
+
+
+def _fits(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether the kernel can do it."""
+    widths = (x.shape[1], weights[0].shape[0])
+    shapes = len(weights) <= MAX_LAYERS and all(w % WIDTH_STEP == 0 and w <= MAX_WIDTH for w in widths)
+    floats = all(t.dtype == torch.float32 for t in (x, *weights))
+    return shapes and floats and x.device.type == "cpu" and backend(x.device) == "cpu"
+
+
+def _check(op: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+    """Refuse shapes that do not chain."""
+    if x.ndim != 2 or not weights or len(weights) != len(biases):
+        raise ValueError(
+            f"{op}: expected x [N, I] and as many weights as biases, got {list(x.shape)}, {len(weights)}, {len(biases)}"
+        )
+    inputs, width = x.shape[1], weights[0].shape[0]
+    for weight, bias in zip(weights, biases, strict=True):
+        if weight.shape != (width, inputs) or bias.shape != (width,):
+            raise ValueError(
+                f"{op}: expected a weight [{width}, {inputs}] and a bias [{width}], "
+                f"got {list(weight.shape)} and {list(bias.shape)}"
+            )
+        inputs = width
