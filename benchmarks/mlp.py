@@ -1,8 +1,8 @@
 """The field's network, 32-64-64-4 with ReLU, forward and backward: python -m benchmarks.mlp
 
-Ours is the blocked kernel for the two hidden layers and torch's linear layer for the head. The contenders are what torch
-offers: nn.Sequential; the same on pieces of 8192 rows, which stay in the cache; oneDNN's fused linear and ReLU (a
-private operation) with the backward written out; and torch.compile. All get an allocator that keeps its memory; run
+Ours is the blocked kernel for the two hidden layers and torch's linear layer for the head. The contenders are what
+torch offers: nn.Sequential; the same on pieces of 8192 rows, which stay in the cache; oneDNN's fused linear and ReLU
+(a private operation) with the backward written out; and torch.compile. All get an allocator that keeps its memory; run
 with --allocator default to see what page faults cost. The bar is 1 times the best torch, the aim 1.5 times.
 """
 
