@@ -14,7 +14,7 @@ from nerf.structs import Part, StepPlan
 ENTROPY_RAMP = 2.0
 TV_RAMP = 2.0
 LEVEL_START, LEVEL_RAMP = 0.25, 2.0
-WHITE_BACKGROUND_RATE = 0.4
+WHITE_BACKGROUND_RATE = 0.3
 
 
 def derived_seed(seed: int, *path: int | str) -> int:
