@@ -2,8 +2,8 @@
 
 The step is what training does at its samples: density, albedo and unit normal from the default grid field, a loss on
 all three, and the backward to every parameter. The finite differences are the field's own (``normals="finite"``: six
-more densities, batched in pairs), on the same kernels. The bar is 2.5 times, the aim 4 times. The step without normals and
-the fused Adam step are printed beside them.
+more densities, batched in pairs), on the same kernels. The bar is 2.5 times, the aim 4 times. The step without normals
+and the fused Adam step are printed beside them.
 """
 
 import argparse

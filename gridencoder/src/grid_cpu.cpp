@@ -321,9 +321,9 @@ struct Kernels {
     }
 };
 
-// Loops that are not in a training step's hot path: one point after the other.
+// The other loops: contractions, which only stream memory, and what is not in a training step's hot path.
 template <typename S, int D>
-struct RareKernels {
+struct OtherKernels {
     const GridParams& p;
     const int64_t threads;
 
@@ -348,30 +348,44 @@ struct RareKernels {
         return 0;
     }
 
-    // Level by level within tiles of points, so that the memory is read in order and each tile's rows stay in the
-    // cache.
-    template <typename Body>
-    int contraction(const Body& body) const {
-        somnia::parallel_for(p.num_points, kTile, threads, [&](int64_t from, int64_t to) {
-            for (int level = 0; level < p.levels; ++level)
-                for (int64_t n = from; n < to; ++n) body(level, n);
+    // Level by level within tiles of points, so that memory is read in order while a tile's sums stay in the cache.
+    // F is the number of features, or 0 for any.
+    template <int F>
+    int contract() const {
+        const S *jacobian = static_cast<const S*>(p.known_jacobian), *g = static_cast<const S*>(p.grad_values);
+        const int64_t points = p.num_points, levels = p.levels;
+        const int features = F > 0 ? F : int(p.features);
+        somnia::parallel_for(points, kTile, threads, [=](int64_t from, int64_t to) {
+            S sums[kTile * D] = {};
+            for (int64_t level = 0; level < levels; ++level)
+                for (int64_t n = from; n < to; ++n)
+                    contract_one<S, D>(jacobian + (level * points + n) * D * features,
+                                       g + (n * levels + level) * features, features, sums + (n - from) * D);
+            std::copy(sums, sums + (to - from) * D, static_cast<S*>(p.grad_positions) + from * D);
         });
         return 0;
     }
 
-    int contract() const {
-        S* result = static_cast<S*>(p.grad_positions);
-        std::fill(result, result + p.num_points * D, S(0));
-        if (p.features == 2)
-            return contraction([=](int level, int64_t n) { contract_one<S, D, S>(p, level, n, 2, result + n * D); });
-        return contraction(
-            [=](int level, int64_t n) { contract_one<S, D, S>(p, level, n, int(p.features), result + n * D); });
-    }
-
+    template <int F>
     int contract_backward() const {
-        if (p.features == 2)
-            return contraction([=](int level, int64_t n) { contract_one_backward<S, D, S>(p, level, n, 2); });
-        return contraction([=](int level, int64_t n) { contract_one_backward<S, D, S>(p, level, n, int(p.features)); });
+        const S *jacobian = static_cast<const S*>(p.known_jacobian), *g = static_cast<const S*>(p.grad_values);
+        const S* v = static_cast<const S*>(p.grad_contraction);
+        S *grad_jacobian = static_cast<S*>(p.jacobian), *grad_g = static_cast<S*>(p.values);
+        const int64_t points = p.num_points, levels = p.levels;
+        const int features = F > 0 ? F : int(p.features);
+        somnia::parallel_for(points, kTile, threads, [=](int64_t from, int64_t to) {
+            for (int64_t level = 0; level < levels; ++level)
+                for (int64_t n = from; n < to; ++n) {
+                    const int64_t first = (level * points + n) * D * features, column = (n * levels + level) * features;
+                    S along[D], local[(F > 0 ? F : 8) * D],
+                        sums[F > 0 ? F : 8];  // nothing written aliases what is read
+                    for (int d = 0; d < D; ++d) along[d] = v[n * D + d];
+                    contract_one_backward<S, D>(jacobian + first, g + column, along, features, local, sums);
+                    std::copy(local, local + features * D, grad_jacobian + first);
+                    std::copy(sums, sums + features, grad_g + column);
+                }
+        });
+        return 0;
     }
 
     // Calls visit(level, cell) for every point in every active level; a level is one task.
@@ -422,13 +436,14 @@ int run_step(const Steps& steps, Operation operation) {
 
 template <typename S, int D>
 int run(const GridParams& p, Operation operation, int64_t threads) {
-    const RareKernels<S, D> rare{p, threads};
+    const OtherKernels<S, D> other{p, threads};
     switch (operation) {
-        case kSecondDerivatives: return rare.second_derivatives();
-        case kTotalVariation: return rare.total_variation();
-        case kTotalVariationBackward: return rare.total_variation_backward();
-        case kContract: return rare.contract();
-        case kContractBackward: return rare.contract_backward();
+        case kSecondDerivatives: return other.second_derivatives();
+        case kTotalVariation: return other.total_variation();
+        case kTotalVariationBackward: return other.total_variation_backward();
+        case kContract: return p.features == 2 ? other.template contract<2>() : other.template contract<0>();
+        case kContractBackward:
+            return p.features == 2 ? other.template contract_backward<2>() : other.template contract_backward<0>();
         case kEncode:
         case kEncodeBackward:
             if constexpr (D == 3 && sizeof(S) == 4)  // what nearly every training step runs gets code of its own

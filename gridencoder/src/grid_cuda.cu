@@ -169,7 +169,11 @@ struct Contract {
 
     __device__ void operator()(int64_t point) const {
         S sum[D] = {};
-        for (int level = 0; level < p.levels; ++level) contract_one<S, D, T>(p, level, point, int(p.features), sum);
+        const T* jacobian = static_cast<const T*>(p.known_jacobian) + point * D * p.features;
+        const T* g = static_cast<const T*>(p.grad_values) + point * p.levels * p.features;
+        for (int64_t level = 0; level < p.levels; ++level)
+            contract_one<S, D>(jacobian + level * p.num_points * D * p.features, g + level * p.features,
+                               int(p.features), sum);
         for (int d = 0; d < D; ++d) static_cast<S*>(p.grad_positions)[point * D + d] = sum[d];
     }
 };
@@ -180,8 +184,12 @@ struct ContractBackward {
     GridParams p;
 
     __device__ void operator()(int64_t index) const {
-        const int64_t level = index / p.num_points;
-        contract_one_backward<S, D, T>(p, int(level), index - level * p.num_points, int(p.features));
+        const int64_t level = index / p.num_points, point = index - level * p.num_points;
+        const int64_t first = index * D * p.features, column = (point * p.levels + level) * p.features;
+        contract_one_backward<S, D>(static_cast<const T*>(p.known_jacobian) + first,
+                                    static_cast<const T*>(p.grad_values) + column,
+                                    static_cast<const S*>(p.grad_contraction) + point * D, int(p.features),
+                                    static_cast<T*>(p.jacobian) + first, static_cast<T*>(p.values) + column);
     }
 };
 

@@ -276,31 +276,24 @@ HD void add_second_derivatives(const Cell<S, D>& cell, const T* table, const T* 
         }
 }
 
-// The part of one level in the contraction of a point's Jacobian with a gradient g of its values:
+// The part of one level in the contraction of a point's Jacobian J [D, F] with a gradient g [F] of its values:
 // result[d] += sum_f J[d, f] g[f].
 template <typename S, int D, typename T>
-HD void contract_one(const GridParams& p, int level, int64_t n, int features, S* result) {
-    const T* jacobian = static_cast<const T*>(p.known_jacobian) + (level * p.num_points + n) * D * features;
-    const T* g = static_cast<const T*>(p.grad_values) + (n * p.levels + level) * features;
+HD void contract_one(const T* jacobian, const T* g, int features, S* result) {
     for (int d = 0; d < D; ++d)
         for (int f = 0; f < features; ++f) result[d] += S(jacobian[d * features + f]) * S(g[f]);
 }
 
-// Its gradients from v, that of the result: dJ[d, f] = v[d] g[f], to p.jacobian, and dg[f] = sum_d v[d] J[d, f], to
-// p.values.
+// Its gradients from v [D], that of the result: dJ[d, f] = v[d] g[f] and dg[f] = sum_d v[d] J[d, f].
 template <typename S, int D, typename T>
-HD void contract_one_backward(const GridParams& p, int level, int64_t n, int features) {
-    const int64_t first = (level * p.num_points + n) * D * features, column = (n * p.levels + level) * features;
-    const T* jacobian = static_cast<const T*>(p.known_jacobian) + first;
-    const T* g = static_cast<const T*>(p.grad_values) + column;
-    const S* v = static_cast<const S*>(p.grad_contraction) + n * D;
+HD void contract_one_backward(const T* jacobian, const T* g, const S* v, int features, T* grad_jacobian, T* grad_g) {
     for (int f = 0; f < features; ++f) {
         S sum = S(0);
         for (int d = 0; d < D; ++d) {
             sum += v[d] * S(jacobian[d * features + f]);
-            static_cast<T*>(p.jacobian)[first + d * features + f] = T(v[d] * S(g[f]));
+            grad_jacobian[d * features + f] = T(v[d] * S(g[f]));
         }
-        static_cast<T*>(p.values)[column + f] = T(sum);
+        grad_g[f] = T(sum);
     }
 }
 
