@@ -93,18 +93,29 @@ struct Cells {
                 lower[d][i] = uint32_t(axis.cell) * by.step[d];
                 upper[d][i] = lower[d][i] + by.step[d];
             }
+        by.sum ? find_all<true>(lower, upper, by.mask, count) : find_all<false>(lower, upper, by.mask, count);
+    }
+
+    template <bool kSum>
+    HD void find_all(const uint32_t (&lower)[D][kBlock], const uint32_t (&upper)[D][kBlock], uint32_t mask, int count) {
         for (int c = 0; c < 1 << D; ++c)
             for (int i = 0; i < count; ++i) {
                 uint32_t low[D], high[D];
                 for (int d = 0; d < D; ++d) low[d] = lower[d][i], high[d] = upper[d][i];
-                row[c][i] = row_of<D>(low, high, c, by);
+                row[c][i] = row_of<D, kSum>(low, high, c, mask);
             }
     }
 
-    // The same as a function of its own, for loops that need not be fast: it is long, and building it often takes long.
-    APART void locate_apart(const GridParams& p, int level, const Indexing& by, const Points<S, D>& points,
-                            int64_t from, int count) {
-        locate(p, level, by, points, from, count);
+    // The same point by point, for loops that need not be fast: what is vectorised takes long to build.
+    APART void locate_slowly(const GridParams& p, int level, const Indexing& by, const Points<S, D>& points,
+                             int64_t from, int count) {
+        for (int i = 0; i < count; ++i) {
+            S u[D];
+            for (int d = 0; d < D; ++d) u[d] = points.unit[d][from + i];
+            const Cell<S, D> cell(p, level, by, u);
+            for (int d = 0; d < D; ++d) weight[d][i] = cell.axis[d].weight, slope[d][i] = cell.axis[d].slope;
+            for (int c = 0; c < 1 << D; ++c) row[c][i] = cell.row[c];
+        }
     }
 };
 
@@ -141,7 +152,7 @@ struct Kernels {
         for (int64_t start = from; start < to; start += kBlock) {
             const int count = int(std::min(kBlock, to - start));
             if constexpr (kFeatures > 0) cells.locate(p, level, by, points, start, count);
-            else cells.locate_apart(p, level, by, points, start, count);
+            else cells.locate_slowly(p, level, by, points, start, count);
             for (int i = 0; i < count; ++i) {
                 V* value = packed + (start + i) * groups();
                 V* along = kJacobian ? jacobian + (start + i) * D * groups() : nullptr;
@@ -178,7 +189,7 @@ struct Kernels {
         for (int64_t start = 0; start < points.count; start += kBlock) {
             const int count = int(std::min(kBlock, points.count - start));
             if constexpr (kFeatures > 0) cells.locate(p, level, by, points, start, count);
-            else cells.locate_apart(p, level, by, points, start, count);
+            else cells.locate_slowly(p, level, by, points, start, count);
             for (int i = 0; i < count; ++i) {
                 ask<true>(cells, rows, i, count);
                 if (points.place[start + i] != kInside) continue;

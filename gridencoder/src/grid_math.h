@@ -79,7 +79,7 @@ HD Axis<S> place(S u, const Scale<S>& by) {
 struct Indexing {
     uint32_t step[4];  // what one step along an axis adds: a stride, or a prime of the hash
     uint32_t mask;     // all ones where every corner has its own row
-    uint32_t carry;    // all ones: the axes are added; 0: added without carries, which is the exclusive or of the hash
+    bool sum;          // the axes are added, or else combined by exclusive or (the hash)
 };
 
 // The primes are those of Teschner et al. 2003 as extended by instant-ngp; rows of a hashed or tiled level are a power
@@ -99,21 +99,22 @@ HD Indexing indexing_of(const GridParams& p, int level) {
         uint32_t stride = 1;
         for (int d = 0; d < p.dims; ++d, stride *= uint32_t(resolution)) by.step[d] = stride;
     }
-    by.carry = fits || !p.hashed ? 0xffffffffu : 0u;
-    for (int d = 0; d < p.dims && !by.carry; ++d) by.step[d] = primes[d];
+    by.sum = fits || !p.hashed;
+    for (int d = 0; d < p.dims && !by.sum; ++d) by.step[d] = primes[d];
     by.mask = fits ? 0xffffffffu : uint32_t(rows - 1);
     return by;
 }
 
-// Row of a corner (bit d of `corner` = upper end of axis d) within its level; lower[d] and upper[d] are cell * step.
-template <int D>
-HD uint32_t row_of(const uint32_t* lower, const uint32_t* upper, int corner, const Indexing& by) {
+// Row of a corner within its level (bit d of its number = upper end of axis d); lower[d] and upper[d] are cell * step.
+// kSum says that the axes are added, else they are combined by exclusive or.
+template <int D, bool kSum>
+HD uint32_t row_of(const uint32_t* lower, const uint32_t* upper, int corner, uint32_t mask) {
     uint32_t row = corner & 1 ? upper[0] : lower[0];
     for (int d = 1; d < D; ++d) {
         const uint32_t part = (corner >> d) & 1 ? upper[d] : lower[d];
-        row = (row ^ part) + ((row & part & by.carry) << 1);
+        row = kSum ? row + part : row ^ part;
     }
-    return row & by.mask;
+    return row & mask;
 }
 
 // W features of one row, or of one gradient, as a small vector (W is 1 or 2: wider rows are handled piece by piece).
@@ -240,7 +241,8 @@ struct Cell {
             lower[d] = uint32_t(axis[d].cell) * by.step[d];
             upper[d] = lower[d] + by.step[d];
         }
-        for (int c = 0; c < 1 << D; ++c) row[c] = row_of<D>(lower, upper, c, by);
+        for (int c = 0; c < 1 << D; ++c)
+            row[c] = by.sum ? row_of<D, true>(lower, upper, c, by.mask) : row_of<D, false>(lower, upper, c, by.mask);
     }
 };
 
