@@ -187,7 +187,7 @@ class Loader:
             torch.tensor([0.0, 0.25, 1.0]) + 0.8 * (self._uniform(size, 3) - 0.5), dim=-1
         )
         ambient = torch.where(self._uniform(size) < 0.3, 1.0, 0.35 + 0.25 * self._uniform(size))
-        background = torch.where(self._uniform(size, 1) < 0.7, 1.0, self._uniform(size, 3))
+        background = torch.where(self._uniform(size, 1) < 0.5, 1.0, self._uniform(size, 3))
         image = colorize(rows["material"], rows["normal"].float() / 127, palettes, light, ambient, background)
         azimuth = self._augment(rows["azimuth"], kinds, image)
         camera = condition(rows["polar"], azimuth, rows["radius"], rows["fovy"])
