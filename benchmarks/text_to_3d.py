@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,9 +109,10 @@ def write(results: dict[str, dict], out: Path, work: Path) -> None:
         imageio.imwrite(out / "text_to_3d.png", np.concatenate(columns, 1))
 
 
-def one_run(prompt: str, group: str, seed: int, work: Path, extra: list[str]) -> dict[str, object]:
+def one_run(prompt: str, seed: int, work: Path, extra: list[str]) -> dict[str, object]:
     """Run and measure one prompt; a failure is a result too."""
     workspace = work / slug(prompt, seed)
+    group = dict(BENCHMARK_PROMPTS).get(prompt, "view")
     result = {"prompt": prompt, "group": group, "seed": seed, **run_prompt(prompt, seed, workspace, extra)}
     mesh = workspace / "mesh" / "mesh.glb"
     if result["returncode"] != 0 or not mesh.is_file():
@@ -128,25 +130,35 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "local" / "text_to_3d", help="where the workspaces go")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the report goes")
     parser.add_argument("--again", action="store_true", help="run prompts again that have been measured already")
+    parser.add_argument("--jobs", type=int, default=1, help="prompts at once; the seconds of each are then longer")
     parser.add_argument("--extra", default="", help="more flags for main.py, in one string")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
     record = args.out / "text_to_3d.json"
     results = json.loads(record.read_text()) if record.is_file() and not args.again else {}
-    groups, start = dict(BENCHMARK_PROMPTS), time.monotonic()
-    for seed in args.seeds:
-        for prompt in args.prompts:
-            name = slug(prompt, seed)
-            if "iou" in results.get(name, {}):
+    start = time.monotonic()
+    todo = [(prompt, seed) for seed in args.seeds for prompt in args.prompts]
+    todo = [run for run in todo if "iou" not in results.get(slug(*run), {})]
+
+    def one(run: tuple[str, int]) -> tuple[str, dict | None]:
+        if time.monotonic() - start > 60 * args.minutes:
+            return slug(*run), None
+        return slug(*run), one_run(*run, args.work, shlex.split(args.extra)) | {"jobs": args.jobs}
+
+    skipped = 0
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for future in as_completed([pool.submit(one, run) for run in todo]):
+            name, result = future.result()
+            if result is None:
+                skipped += 1
                 continue
-            if time.monotonic() - start > 60 * args.minutes:
-                print(f"{args.minutes:g} minutes are spent; run the same command again to go on")
-                return
-            results[name] = one_run(prompt, groups.get(prompt, "view"), seed, args.work, shlex.split(args.extra))
-            print(json.dumps(results[name]), flush=True)
+            results[name] = result
+            print(json.dumps(result), flush=True)
             write(results, args.out, args.work)
     print(table(results))
+    if skipped:
+        print(f"{args.minutes:g} minutes are spent; run the same command again for the {skipped} that are left")
 
 
 if __name__ == "__main__":
