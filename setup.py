@@ -10,7 +10,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
-PACKAGES = ("nerf*", "guidance*", "extension*", "raymarching*", "gridencoder*", "freqencoder*", "shencoder*")
+PACKAGES = ("nerf*", "guidance*", "extension*", "raymarching*", "gridencoder*", "freqencoder*", "shencoder*", "mlp*")
 DATA = ("*.h", "*.cpp", "*.cu", "*.json", "*.txt", "*.safetensors", "*.md", "*.so")
 
 

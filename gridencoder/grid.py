@@ -173,7 +173,16 @@ def encode_with_pullback(
         return values, lambda grad_values: (dense * grad_values[:, None]).sum(dim=2)
     kernels = GridKernels(layout, bound, active)
     values, jacobian = _encode_both(positions, table, kernels)
-    return values, lambda grad_values: _Contract.apply(jacobian, grad_values, kernels, positions.dtype)
+
+    def pullback(grad_values: Tensor) -> Tensor:
+        if grad_values.shape != values.shape or grad_values.dtype != values.dtype:
+            raise ValueError(
+                f"pullback: expected a gradient {list(values.shape)} of {values.dtype} like the values, got "
+                f"{list(grad_values.shape)} of {grad_values.dtype}; cast it first"
+            )
+        return _Contract.apply(jacobian, grad_values, kernels, positions.dtype)
+
+    return values, pullback
 
 
 def encode_with_jacobian(

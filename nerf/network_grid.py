@@ -2,8 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+import mlp
+from nerf.activation import at_least_single
 from nerf.encoding import make_encoder
 from nerf.field import NetworkField
 
@@ -37,13 +38,15 @@ class GridField(NetworkField):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
 
     def trunk(self, positions: Tensor, max_level: float) -> Tensor:
-        """Features [M, hidden] of positions [M, 3]; the levels above ``max_level`` read zero. Differentiable twice."""
+        """Features [M, hidden] of positions [M, 3]; the levels above ``max_level`` read zero. Differentiable once."""
         return self._mlp(self.encoder(positions, bound=self.bound, max_level=max_level))
 
+    def _weights(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Matrices and biases of the hidden layers, as the kernel takes them."""
+        return [layer.weight for layer in self.layers], [layer.bias for layer in self.layers]
+
     def _mlp(self, encoded: Tensor) -> Tensor:
-        for layer in self.layers:
-            encoded = functional.relu(layer(encoded), inplace=not torch.is_grad_enabled())
-        return encoded
+        return mlp.features(encoded, *self._weights()) if self.layers else encoded
 
     def raw_density(self, positions: Tensor, max_level: float = 1.0) -> Tensor:
         """Density before the activation [M] at positions [M, 3], blob included."""
@@ -58,17 +61,14 @@ class GridField(NetworkField):
 
         The positions get no gradient through the normal, so no second derivative along them is ever computed.
         """
-        training = torch.is_grad_enabled()
         encoded, pullback = self.encoder.value_and_pullback(positions, bound=self.bound, max_level=max_level)
-        with torch.enable_grad():
-            encoded = encoded if encoded.requires_grad else encoded.detach().requires_grad_(True)
-            features = self._mlp(encoded)
-            raw = self._raw(features)
-            (slope,) = torch.autograd.grad(raw, encoded, torch.ones_like(raw), create_graph=training)
-        gradient = pullback(slope)
-        if not training:
-            features, raw = features.detach(), raw.detach()
-        return features, raw + self._blob(positions), gradient + self._blob_gradient(positions)
+        readout = self.head.weight[0]
+        if self.layers:
+            features, slope = mlp.features_and_slope(encoded, *self._weights(), readout)
+        else:
+            features, slope = encoded, readout.expand_as(encoded)
+        raw = self._raw(features)
+        return features, raw + self._blob(positions), pullback(at_least_single(slope)) + self._blob_gradient(positions)
 
     def param_groups(self, lr: float) -> list[dict]:
         """The table at ten times the rate of the networks."""

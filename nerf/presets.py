@@ -12,9 +12,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Random rays against photographs: no diffusion model, so no latent warm-up, no blob to start from and real detail.
     "photographs": {
         "cuda_ray": True,
-        "iters": 6000,
+        "iters": 3000,
         "num_rays": 4096,
-        "lr": 1e-3,
+        "lr": 1e-2,
+        "lr_decay": 0.1,
         "optim": "adam",
         "bg_radius": -1.0,
         "blob_density": 0.0,
@@ -24,8 +25,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lambda_orient": 0.0,
         "latent_iter_ratio": 0.0,
         "ema_decay": 0.99,
-        "W": 400,
-        "H": 400,
+        "W": 256,
+        "H": 256,
+        "dataset_size_test": 60,
     },
     # Distillation from the embedded prior on a CPU: weak start, mild guidance, small grid; minutes, not hours.
     "embedded": {

@@ -285,3 +285,12 @@ def test_arguments_that_do_not_fit_are_refused_with_a_sentence():
         encode(positions, table, layout, 0.0)
     with pytest.raises(ValueError, match="positions are on meta"):
         encode(positions.to("meta"), table, layout)
+
+
+def test_a_pullback_of_another_precision_or_shape_is_refused(device):
+    positions = torch.rand(5, 3, device=device)
+    encoder = GridEncoder(num_levels=2, log2_hashmap_size=6, desired_resolution=32).to(device)
+    values, pullback = encoder.value_and_pullback(positions)
+    for wrong in (torch.ones_like(values).bfloat16(), torch.ones_like(values)[:3]):
+        with pytest.raises(ValueError, match="pullback: expected"):
+            pullback(wrong)
