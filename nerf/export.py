@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from nerf.bake import Color, bake, light_depth, query_color
+from nerf.files import write_atomically
 from nerf.lattice import DEFAULT_THRESHOLD, Density, ExportError, Lattice, sample_lattice
 from nerf.mesh import (
     Mesh,
@@ -28,7 +29,6 @@ from nerf.mesh import (
     vertex_normals,
 )
 from nerf.meshfile import check_file, write_glb, write_obj, write_ply
-from nerf.video import write_atomically
 
 __all__ = ["ExportError", "ExportReport", "export_mesh", "extract_surface", "require_packages"]
 

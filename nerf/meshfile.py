@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from nerf.files import write_atomically
 from nerf.lattice import ExportError
 from nerf.mesh import Mesh, signed_volume
-from nerf.video import write_atomically, write_png
+from nerf.video import write_png
 
 _POSITION_TOLERANCE = 2e-6  # of the longest edge of the bounding box: six decimals in OBJ, float32 in GLB and PLY
 _UV_TOLERANCE = 2e-6

@@ -12,7 +12,6 @@ from nerf.network import VanillaField
 from nerf.network_grid import GridField
 from nerf.render.accelerated import AcceleratedPath
 from nerf.render.base import RenderPath, Trace, check_rays
-from nerf.render.memory import keep_freed_memory
 from nerf.render.plain import PlainPath
 from nerf.structs import Part, Rays, RenderOutput
 
@@ -130,7 +129,6 @@ def build_model(config) -> NeRFRenderer:
     Raises:
         UserError: a backbone that does not exist.
     """
-    keep_freed_memory()
     backbone = config.field.backbone
     if backbone not in BACKBONES:
         raise UserError(f"--backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}")

@@ -6,7 +6,6 @@ sees half of one.
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+from nerf.files import write_atomically
 
 Picture = np.ndarray | Tensor
 
@@ -41,28 +42,6 @@ def to_uint8(image: Picture) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError(f"to_uint8: the image of shape {list(array.shape)} holds NaN or infinity; it is not a picture")
     return np.round(np.clip(array, 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
-def temporary_beside(path: Path) -> Path:
-    """A hidden name in the folder of ``path`` with its suffix, private to this process, for writing before a rename."""
-    return path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it; a failed write leaves nothing behind.
-
-    Raises:
-        OSError: the folder cannot be made or written to.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(path)
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def write_png(path: str | Path, image: Picture) -> Path:

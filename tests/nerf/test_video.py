@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from nerf import video
+from nerf.files import write_atomically
 
 
 def gradient(height=24, width=32):
@@ -46,7 +47,7 @@ def test_failed_write_leaves_no_temporary_file(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        video.write_atomically(tmp_path / "x.txt", write)
+        write_atomically(tmp_path / "x.txt", write)
     assert list(tmp_path.iterdir()) == []
 
 
