@@ -1,10 +1,10 @@
 """Encoders of positions and directions by name; every one is a module with ``output_dim``."""
 
-from freqencoder import FreqEncoder
-from shencoder import SHEncoder
 from torch import nn
 
+from freqencoder import FreqEncoder
 from gridencoder import GridEncoder
+from shencoder import SHEncoder
 
 ENCODERS: dict[str, type[nn.Module]] = {"grid": GridEncoder, "frequency": FreqEncoder, "sh": SHEncoder}
 
