@@ -35,7 +35,7 @@ class Recipe:
     processes: int = 2
     lr: float = 1.2e-3  # AdamW, constant phase
     warmup: int = 300  # steps
-    decay_minutes: float = 15  # linear fall to 2 % at the end of a run
+    decay_minutes: float = 8  # linear fall to 2 % at the end of a run
     weight_decay: float = 0.01
     ema: float = 0.999
     clip: float = 1.0  # gradient norm
@@ -210,7 +210,7 @@ def train(
     start = last = time.monotonic()
     end, saved, exported = start + 60 * minutes, start, start
     losses: list[float] = []
-    decay = min(recipe.decay_minutes, minutes / 4) * 60
+    decay = min(recipe.decay_minutes, minutes / 2) * 60
     kept = False
     while True:
         now = time.monotonic()
