@@ -16,7 +16,7 @@ import torch
 
 from nerf.bake import Color, bake, light_depth, query_color
 from nerf.files import write_atomically
-from nerf.lattice import DEFAULT_THRESHOLD, Density, ExportError, Lattice, sample_lattice
+from nerf.lattice import DEFAULT_THRESHOLD, Density, ExportError, Lattice, sample_lattice, smoothed
 from nerf.mesh import (
     Mesh,
     decimate,
@@ -100,7 +100,7 @@ def require_packages() -> None:
 
 def extract_surface(density: Density, bound: float, resolution: int = 128, threshold: float | None = DEFAULT_THRESHOLD,
                     decimate_target: int = 0, min_part: float = 0.01, occupied=None,
-                    device: torch.device | str = "cpu") -> tuple[Mesh, Lattice, int]:
+                    device: torch.device | str = "cpu", smooth: float = 0.0) -> tuple[Mesh, Lattice, int]:
     """The surface of a density field, without a texture.
 
     Args: as ``export_mesh``.
@@ -112,8 +112,8 @@ def extract_surface(density: Density, bound: float, resolution: int = 128, thres
     Raises:
         ExportError: an empty, solid, NaN or inside-out field.
     """
-    lattice = sample_lattice(density, bound, resolution, threshold, occupied, device)
-    mesh, dropped = largest_parts(marching_cubes(lattice, density, device), min_part)
+    lattice = smoothed(sample_lattice(density, bound, resolution, threshold, occupied, device), smooth)
+    mesh, dropped = largest_parts(marching_cubes(lattice, density if smooth == 0 else None, device), min_part)
     mesh = decimate(mesh, decimate_target)
     return replace(mesh, normals=vertex_normals(mesh)), lattice, dropped
 
@@ -122,7 +122,7 @@ def export_mesh(density: Density, albedo: Color, bound: float, folder: str | Pat
                 threshold: float | None = DEFAULT_THRESHOLD, decimate_target: int = 50_000, texture_size: int = 1024,
                 transform=None, export_frame: str = "object", metadata: dict | None = None,
                 report: Callable[[str], None] | None = None, occupied=None, min_part: float = 0.01,
-                ply: bool = False, device: torch.device | str = "cpu") -> ExportReport:
+                ply: bool = False, device: torch.device | str = "cpu", smooth: float = 0.0) -> ExportReport:
     """Turn a density field with an albedo into ``mesh.obj``, ``mesh.mtl``, ``albedo.png`` and ``mesh.glb``.
 
     Args:
@@ -142,6 +142,7 @@ def export_mesh(density: Density, albedo: Color, bound: float, folder: str | Pat
         min_part: parts with a smaller fraction of the biggest part's volume are dropped as floaters.
         ply: write ``mesh.ply`` with vertex colours as well.
         device: where the field lives.
+        smooth: standard deviation, in cells, of the Gaussian that smooths the log density; 0 for none.
 
     Returns:
         The report. All files have been read again and compared by then.
@@ -158,7 +159,7 @@ def export_mesh(density: Density, albedo: Color, bound: float, folder: str | Pat
     placing = _placing(transform, export_frame)
     folder, metadata, progress = Path(folder), metadata or {}, _Progress(report)
     mesh, lattice, dropped = extract_surface(density, bound, resolution, threshold, decimate_target, min_part, occupied,
-                                             device)
+                                             device, smooth)
     progress.done("surface", f"{len(mesh.faces):,} triangles from a {lattice.cells}^3 lattice, {lattice.queries:,} of "
                              f"its {lattice.density.size:,} points asked")
 

@@ -244,6 +244,10 @@ class OutputConfig(Group):
     six_views: bool = option(False, "train nothing: write six still views")
     save_mesh: bool = option(False, "write the textured mesh at the end")
     mcubes_resolution: int = option(256, "marching-cubes cells along a side", check=between(8, 1024))
+    mesh_threshold: float = option(10.0, "density that counts as surface in the mesh", check=above(0))
+    mesh_smooth: float = option(
+        0.0, "smoothing of the density before the mesh is cut, in marching-cubes cells (0 none)", check=between(0, 16)
+    )
     decimate_target: int = option(50_000, "triangles of the mesh, at most (0 or less: all)")
     texture_size: int = option(1024, "side of the texture in pixels", check=between(16, 8192))
     export_frame: str = option(

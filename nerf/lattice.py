@@ -5,7 +5,7 @@ Letters: n lattice points along an edge, M query points. Lengths are scene units
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from nerf.errors import UserError
 Density = Callable[[Tensor], Tensor]
 
 DEFAULT_THRESHOLD = 10.0  # extinction per scene unit that counts as surface, for every run alike
+SMOOTH_CLIP = 30.0  # densities further from the threshold than this factor count as this far when they are smoothed
 _WARM = 0.3  # a block beside a probe above this fraction of the threshold is looked at closely
 
 
@@ -41,6 +42,30 @@ class Lattice:
     def spacing(self) -> float:
         """Distance of neighbouring points."""
         return 2.0 * self.bound / self.cells
+
+
+def smoothed(lattice: Lattice, sigma: float) -> Lattice:
+    """The lattice with its log density low-passed by a Gaussian, for fields that are noise below the size of a pixel.
+
+    The logarithm is clipped to the same distance on both sides of the threshold first, so that a flat surface stays where
+    it is however steep the field is around it.
+
+    Args:
+        lattice: densities and threshold.
+        sigma: standard deviation in cells, >= 0; 0 returns the lattice itself.
+
+    Raises:
+        ValueError: sigma is negative.
+    """
+    if sigma < 0:
+        raise ValueError(f"smoothed: expected sigma >= 0 cells, got {sigma}")
+    if sigma == 0:
+        return lattice
+    from scipy.ndimage import gaussian_filter
+
+    ratio = np.clip(lattice.density / lattice.threshold, 1.0 / SMOOTH_CLIP, SMOOTH_CLIP)
+    level = gaussian_filter(np.log(ratio), sigma, mode="nearest")
+    return replace(lattice, density=(lattice.threshold * np.exp(level)).astype(np.float32))
 
 
 def query_density(density: Density, points: Tensor, device: torch.device | str = "cpu", chunk: int = 2**18) -> Tensor:

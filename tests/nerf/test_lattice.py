@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nerf.lattice import ExportError, auto_threshold, query_density, sample_lattice
+from nerf.lattice import ExportError, Lattice, auto_threshold, query_density, sample_lattice, smoothed
 from tests.helpers import solids
 
 
@@ -98,3 +98,29 @@ def test_auto_threshold_is_ten_for_every_opaque_field_and_half_the_top_of_a_youn
     assert auto_threshold(torch.linspace(0, 100, 1000)) == 10.0
     assert auto_threshold(torch.cat([torch.zeros(500), torch.full((500,), 8.0)])) == pytest.approx(4.0)
     assert auto_threshold(torch.zeros(10)) == 10.0
+
+
+def test_smoothing_leaves_a_flat_surface_where_it_is_however_steep_the_field():
+    axis = np.linspace(-1, 1, 33, dtype=np.float32)
+    for steepness in (3.0, 30.0, 80.0):
+        density = np.broadcast_to(10.0 * np.exp(steepness * axis)[:, None, None], (33, 33, 33)).astype(np.float32)
+        smooth = smoothed(Lattice(density, 1.0, 10.0, 0), 2.0).density[:, 16, 16]
+        assert abs(np.interp(0.0, np.log(smooth / 10.0), axis)) < 1e-3
+
+
+def test_smoothing_takes_noise_off_and_keeps_the_volume():
+    axis = np.linspace(-1, 1, 49, dtype=np.float32)
+    radius = np.sqrt((np.stack(np.meshgrid(axis, axis, axis)) ** 2).sum(0))
+    noise = np.random.default_rng(0).normal(size=radius.shape)
+    rough = Lattice((10 * np.exp(20 * (0.6 - radius) + 3 * noise)).astype(np.float32), 1.0, 10.0, 0)
+    inside = radius < 0.6
+    before, after = rough.density > 10, smoothed(rough, 1.5).density > 10
+    assert (after != inside).sum() < 0.25 * (before != inside).sum()
+    assert abs(after.sum() / inside.sum() - 1) < 0.05
+
+
+def test_no_smoothing_is_the_lattice_itself_and_a_negative_one_is_refused():
+    lattice = Lattice(np.ones((9, 9, 9), np.float32), 1.0, 10.0, 0)
+    assert smoothed(lattice, 0.0) is lattice
+    with pytest.raises(ValueError, match="sigma >= 0"):
+        smoothed(lattice, -1.0)
