@@ -7,6 +7,7 @@ spent, measures every ``mesh.glb`` against the true family, and writes ``text_to
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -38,7 +39,8 @@ def run_prompt(prompt: str, seed: int, workspace: Path, extra: list[str]) -> dic
     Returns:
         ``seconds`` from start to end, ``returncode``, ``command``; the output goes to ``<workspace>.log``.
     """
-    command = [sys.executable, "main.py", "--text", prompt, "--workspace", str(workspace), "-O", "--sd_version",
+    shown = os.path.relpath(workspace, ROOT)
+    command = [sys.executable, "main.py", "--text", prompt, "--workspace", shown, "-O", "--sd_version",
                "embedded", "--seed", str(seed), *extra]
     start = time.monotonic()
     with open(workspace.with_suffix(".log"), "w") as log:
@@ -130,6 +132,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "local" / "text_to_3d", help="where the workspaces go")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the report goes")
     parser.add_argument("--again", action="store_true", help="run prompts again that have been measured already")
+    parser.add_argument("--measure", action="store_true", help="run nothing; measure the meshes of measured runs again")
     parser.add_argument("--jobs", type=int, default=1, help="prompts at once; the seconds of each are then longer")
     parser.add_argument("--extra", default="", help="more flags for main.py, in one string")
     args = parser.parse_args()
@@ -137,6 +140,13 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     record = args.out / "text_to_3d.json"
     results = json.loads(record.read_text()) if record.is_file() and not args.again else {}
+    if args.measure:
+        measured = {name: row for name, row in results.items() if "iou" in row}
+        for name, row in measured.items():
+            results[name] = row | measure_prompt(row["prompt"], args.work / name / "mesh" / "mesh.glb")
+        write(results, args.out, args.work)
+        print(table(results))
+        return
     start = time.monotonic()
     todo = [(prompt, seed) for seed in args.seeds for prompt in args.prompts]
     todo = [run for run in todo if "iou" not in results.get(slug(*run), {})]
