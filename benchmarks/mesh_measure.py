@@ -17,7 +17,6 @@ from guidance.prior.shapes import EMPTY, Shape, family, occupancy
 
 HALF = 0.7
 GRID = 64
-LEAK = 2
 # Mean difference of two pictures below which they count as one: a hamburger's lettuce is 0.007, a house's door 0.009.
 SAME_SIDES = 8e-3
 
@@ -81,32 +80,14 @@ def _covered(corner: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.
     return triangle[inside], point[inside], weights[inside]
 
 
-def fill_interior(voxels: np.ndarray, leak: int = LEAK) -> np.ndarray:
-    """Fill cavities that nobody sees: enclosed ones, and ones whose openings are at most 2 ``leak`` voxels wide.
-
-    The openings are found by closing; nothing else of the closing is kept, so gaps between parts stay gaps and a mug
-    stays open. The same rule holds for results and for the truth.
-    """
-    from scipy.ndimage import binary_closing, binary_dilation, binary_fill_holes
-
-    enclosed = binary_fill_holes(voxels)
-    if leak == 0:
-        return enclosed
-    cube = np.ones((3, 3, 3), bool)
-    closed = binary_closing(np.pad(enclosed, leak + 1), cube, iterations=leak)
-    full = binary_fill_holes(closed)
-    cavity = binary_dilation(full & ~closed, cube, iterations=leak) & full
-    inner = slice(leak + 1, -leak - 1)
-    return enclosed | cavity[inner, inner, inner]
-
-
-def voxelize(mesh: ColoredMesh, grid: int = GRID, half: float = HALF, leak: int = LEAK) -> np.ndarray:
+def voxelize(mesh: ColoredMesh, grid: int = GRID, half: float = HALF) -> np.ndarray:
     """Voxel centres inside the mesh, bool [G, G, G] indexed x, y, z.
 
     Along each axis the signed crossings of a line of voxels are added up: a non-zero winding number is inside. Two of
-    three axes decide, so that a small hole does not let a whole line leak. The interior is filled, see
-    :func:`fill_interior`; with ``leak`` 0 only where it is enclosed.
+    three axes decide, so that a small hole does not let a whole line leak. Closed cavities are filled.
     """
+    from scipy.ndimage import binary_fill_holes
+
     votes = np.zeros((grid, grid, grid), np.int8)
     scaled = (mesh.vertices + half) / (2 * half) * grid - 0.5
     # Off the lattice by a hair: a line of voxels must not run exactly along an edge that two triangles share.
@@ -125,12 +106,14 @@ def voxelize(mesh: ColoredMesh, grid: int = GRID, half: float = HALF, leak: int 
         np.add.at(crossings, (point[:, 0], point[:, 1], start), turn)
         inside = np.abs(np.cumsum(crossings, -1)[..., :grid]) > 0.5
         votes += np.moveaxis(inside, (0, 1, 2), (*flat, axis)).astype(np.int8)
-    return fill_interior(votes >= 2, leak)
+    return binary_fill_holes(votes >= 2)
 
 
 def true_voxels(shape: Shape, grid: int = GRID, half: float = HALF) -> np.ndarray:
-    """Voxel centres inside a captioned shape, its interior filled by the same rule, bool [G, G, G]."""
-    return fill_interior(occupancy(shape, lattice(grid, half)).numpy())
+    """Voxel centres inside a captioned shape, closed cavities filled, bool [G, G, G]."""
+    from scipy.ndimage import binary_fill_holes
+
+    return binary_fill_holes(occupancy(shape, lattice(grid, half)).numpy())
 
 
 def lattice(grid: int = GRID, half: float = HALF) -> torch.Tensor:
@@ -274,13 +257,11 @@ def measure(mesh: ColoredMesh, caption: Caption, members: int = 64, views: int =
     """All figures of one mesh: IoU with the nearest family member, silhouette IoU, albedo error, facing.
 
     Returns:
-        ``iou``, ``iou_strict`` (enclosed cavities filled, leaking ones not), ``silhouette`` (mean over views),
-        ``albedo`` (mean absolute error where both are visible), ``facing``
+        ``iou``, ``silhouette`` (mean over views), ``albedo`` (mean absolute error where both are visible), ``facing``
         (share of views), ``front_back`` (bool or None) and ``proportions`` of the nearest member.
     """
     shapes, truths = family_voxels(caption, members)
     score, shape = nearest_member(voxelize(mesh), shapes, truths)
-    strict, _ = nearest_member(voxelize(mesh, leak=0), shapes, truths)
     cameras = view_angles(views)
     seen, mask = mesh_views(mesh, cameras)
     truth, true_mask = true_views(shape, cameras)
@@ -288,7 +269,6 @@ def measure(mesh: ColoredMesh, caption: Caption, members: int = 64, views: int =
     share, right = facing(seen, truth)
     return {
         "iou": score,
-        "iou_strict": strict,
         "silhouette": float(np.mean([iou(a, b) for a, b in zip(mask, true_mask, strict=True)])),
         "albedo": float(np.abs(seen - truth)[both].mean()) if both.any() else 1.0,
         "facing": share,

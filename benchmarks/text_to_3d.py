@@ -2,8 +2,7 @@
 
 ``python benchmarks/text_to_3d.py --minutes 60`` runs ``main.py`` for one prompt after the other until the minutes are
 spent, measures every ``mesh.glb`` against the true family, and writes ``text_to_3d.json``, ``text_to_3d.md`` and
-``text_to_3d.png``. What is measured already is not run again. "IoU" fills the interior of result and truth alike, also
-where it leaks through openings of up to four voxels; "strict" fills the result only where it is enclosed.
+``text_to_3d.png``. What is measured already is not run again.
 """
 
 import argparse
@@ -72,27 +71,25 @@ def picture_row(prompt: str, path: Path | None, views: int = 6, size: int = 96) 
 
 def table(results: dict[str, dict]) -> str:
     """Results as Markdown: a line for each run, and the means of each group beside its bar."""
-    head = ("| prompt | seed | IoU | strict | best ball | silhouette | albedo error | facing | front/back | seconds |\n"
-            "|---|---|---|---|---|---|---|---|---|---|\n")
+    head = ("| prompt | seed | IoU | best ball | silhouette | albedo error | facing | front/back | seconds |\n"
+            "|---|---|---|---|---|---|---|---|---|\n")
     lines = []
     for group in ("symmetric", "view"):
         rows = [r for r in results.values() if r["group"] == group]
         done = [r for r in rows if "iou" in r]
         for r in rows:
             if "iou" not in r:
-                lines.append(f"| {r['prompt']} | {r['seed']} | failed: {r['failure']} | | | | | | | {r['seconds']} |")
+                lines.append(f"| {r['prompt']} | {r['seed']} | failed: {r['failure']} | | | | | | {r['seconds']} |")
                 continue
             verdict = {True: "right", False: "WRONG", None: "same"}[r["front_back"]]
-            lines.append(f"| {r['prompt']} | {r['seed']} | {r['iou']:.3f} | {r['iou_strict']:.3f} | {r['ball']:.3f} "
-                         f"| {r['silhouette']:.3f} "
+            lines.append(f"| {r['prompt']} | {r['seed']} | {r['iou']:.3f} | {r['ball']:.3f} | {r['silhouette']:.3f} "
                          f"| {r['albedo']:.3f} | {r['facing']:.2f} | {verdict} | {r['seconds']:.0f} |")
         first = [r for r in done if r["seed"] == min(q["seed"] for q in done)]
         if first:
-            names = ("iou", "iou_strict", "ball", "silhouette", "albedo", "seconds")
+            names = ("iou", "ball", "silhouette", "albedo", "seconds")
             mean = {name: float(np.mean([r[name] for r in first])) for name in names}
             lines.append(f"| **mean, {group}** ({len(first)}; bar: {BARS[group]}) | | **{mean['iou']:.3f}** "
-                         f"| {mean['iou_strict']:.3f} | {mean['ball']:.3f} "
-                         f"| {mean['silhouette']:.3f} | {mean['albedo']:.3f} | | "
+                         f"| {mean['ball']:.3f} | {mean['silhouette']:.3f} | {mean['albedo']:.3f} | | "
                          f"| {mean['seconds']:.0f} |")
     return head + "\n".join(lines) + "\n"
 

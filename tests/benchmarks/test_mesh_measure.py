@@ -10,7 +10,6 @@ from benchmarks.mesh_measure import (
     best_ball,
     facing,
     family_voxels,
-    fill_interior,
     iou,
     lattice,
     measure,
@@ -67,28 +66,6 @@ def test_a_hollow_ball_counts_as_filled():
     faces = np.concatenate([outer.faces, inner.faces[:, ::-1] + len(outer.vertices)])
     hollow = ColoredMesh(both, faces, color=np.ones_like(both))
     assert np.array_equal(voxelize(hollow), voxelize(outer))
-
-
-def shell(opening):
-    """A hollow cube of voxels with a square opening in one side."""
-    voxels = np.zeros((32, 32, 32), bool)
-    voxels[6:26, 6:26, 6:26] = True
-    voxels[9:23, 9:23, 9:23] = False
-    low = 16 - opening // 2
-    voxels[6:9, low:low + opening, low:low + opening] = False
-    return voxels
-
-
-def test_a_cavity_behind_a_leak_is_filled_and_an_open_vessel_is_not():
-    assert fill_interior(shell(3)).sum() > 0.98 * 20**3
-    assert np.array_equal(fill_interior(shell(10)), shell(10))
-    assert np.array_equal(fill_interior(shell(3), leak=0), shell(3))
-
-
-def test_filling_leaves_a_gap_between_two_parts_alone():
-    voxels = np.zeros((24, 24, 24), bool)
-    voxels[4:10, 4:20, 4:20] = voxels[12:18, 4:20, 4:20] = True
-    assert np.array_equal(fill_interior(voxels), voxels)
 
 
 @pytest.mark.parametrize("prompt", ["an orange chair", "a yellow mug", "a green house with a yellow roof"])
