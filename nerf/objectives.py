@@ -47,7 +47,7 @@ def check(objectives: list[Objective], plan: StepPlan) -> None:
     """Hold what the objectives need against what the parts of a plan deliver.
 
     Raises:
-        UserError: an objective needs whole images and the part draws random rays, or needs normals that nothing computes.
+        UserError: an objective needs whole images and the part draws random rays.
     """
     for part in plan.parts:
         for objective in (o for o in objectives if o.applies(part, plan)):

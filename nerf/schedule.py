@@ -5,6 +5,7 @@ resumed run makes the plans that an uninterrupted one would have made.
 """
 
 import hashlib
+from dataclasses import replace
 
 import torch
 
@@ -57,7 +58,7 @@ def plan(step: int, config, sources: tuple[str, ...], spaces: tuple[str, ...] = 
 
 def with_normals(part: Part) -> Part:
     """The part with normals asked for, unless it is one whose colours are photographs (no objective there reads them)."""
-    return part if part.source == "photos" else Part(**(part.__dict__ | {"need_normals": True}))
+    return part if part.source == "photos" else replace(part, need_normals=True)
 
 
 def term_weights(fraction: float, config) -> dict[str, float]:

@@ -29,6 +29,10 @@ from optimizer import Adan
 CUDA_CHECK_INTERVAL = 16
 PREVIEW_STEPS = (10, 30, 100)
 STREAM_OCCUPANCY = 201
+OUT_OF_MEMORY = (
+    "memory ran out in a training step; lower --batch_size, --w and --h, --num_rays or --max_steps, or add --vram_O; "
+    "the last checkpoint is whole, and the same command goes on from it"
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,6 @@ class StepRecord:
     step: int  # 0-based number of the step just taken
     total: int
     terms: dict[str, Tensor]  # unweighted
-    weights: dict[str, float]
 
 
 class Trainer:
@@ -69,6 +72,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.workspace = Path(config.output.workspace)
         self.objectives = objectives.build(config, model.field, guidance)
+        self.guided = next((o for o in self.objectives if isinstance(o, objectives.Guided)), None)
         self.optimizer = self._make_optimizer()
         self.amp_dtype = self._amp_dtype()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
@@ -111,16 +115,16 @@ class Trainer:
         self.ema.update()
         for guidance in self.guidance:
             guidance.after_step()
-        self._show_guidance()
+        if self.guided is not None and self.guided.debug:
+            self.evaluator.show_guidance(self.guided.debug, self.step)
         self.step += 1
         return terms
 
     def _part_terms(self, part: Part, plan: StepPlan) -> dict[str, Tensor]:
         batch = self.sources[part.source].batch(part)
         part = batch.resolve(part)
-        for objective in self.objectives:
-            if isinstance(objective, objectives.Guided) and objective.grad_clip_rgb > 0:
-                objective.loss_scale = self.scaler.get_scale()
+        if self.guided is not None and self.guided.grad_clip_rgb > 0:
+            self.guided.loss_scale = self.scaler.get_scale()
         with self._autocast():
             out = self.model.render(batch.rays, part)
             terms = {}
@@ -129,12 +133,6 @@ class Trainer:
         if part.source == "guided" and self._reads_back():
             self.watch.see(out.opacity.detach())
         return terms
-
-    def _show_guidance(self) -> None:
-        """Write what the guidance saw and wants, on the steps that ``--save_guidance`` asks for."""
-        for objective in self.objectives:
-            if isinstance(objective, objectives.Guided) and objective.debug:
-                self.evaluator.show_guidance(objective.debug, self.step)
 
     def _apply_gradients(self, plan: StepPlan) -> None:
         self.scaler.unscale_(self.optimizer)
@@ -165,13 +163,15 @@ class Trainer:
             try:
                 terms = self.train_step()
             except RuntimeError as error:
-                raise _explained(error) from error
+                if not _is_out_of_memory(error):
+                    raise
+                raise MemoryError(OUT_OF_MEMORY) from error
             done = self.step
             self.seconds += time.monotonic() - began
             self.report.scalars(done, terms, total=total)
             if done in PREVIEW_STEPS or (done % self.config.output.preview_interval == 0):
                 self.preview()
-            verdict = self.watch.verdict(self.plan(done).fraction)
+            verdict = self.watch.verdict(schedule.progress(done, self.config))
             if verdict is not None:
                 self.save()
                 raise DivergenceError(f"step {done}: {verdict}")
@@ -183,7 +183,7 @@ class Trainer:
             if time.monotonic() - last_saved > self.config.output.checkpoint_seconds:
                 self.save()
                 last_saved = time.monotonic()
-            yield StepRecord(done - 1, total, terms, self.plan(done - 1).weights)
+            yield StepRecord(done - 1, total, terms)
         self.save()
 
     def train(self) -> None:
@@ -305,11 +305,6 @@ class Trainer:
         return self.device.type == "cpu" or self.step % CUDA_CHECK_INTERVAL == 0
 
 
-def _explained(error: RuntimeError) -> Exception:
-    """The error, or for one that says memory ran out a MemoryError that says what to lower."""
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-        return error
-    return MemoryError(
-        "memory ran out in a training step; lower --batch_size, --w and --h, --num_rays or --max_steps, or add --vram_O; "
-        "the last checkpoint is whole, and the same command goes on from it"
-    )
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory, on either kind of device."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
