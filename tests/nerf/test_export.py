@@ -14,8 +14,9 @@ from nerf import export, meshfile
 from nerf.background import ConstantBackground
 from nerf.cameras import orbit, view_rays
 from nerf.config import Config
-from nerf.export import ExportError, export_mesh
+from nerf.export import ExportError, ExportOptions, export_mesh, export_surface
 from nerf.field import Field
+from nerf.mesh import Mesh
 from nerf.renderer import NeRFRenderer
 from nerf.structs import FieldOutput, Part
 from tests.helpers import solids
@@ -33,15 +34,17 @@ def painted(points):
 
 
 BALL = solids.Solid(partial(solids.ball, centre=(0.1, 0.0, 0.0), radius=0.5), painted)
-quick = partial(export_mesh, bound=1.0, resolution=32, decimate_target=1500, texture_size=128)
+SMALL = ExportOptions(decimate_target=1500, texture_size=128)
+quick = partial(export_mesh, bound=1.0, resolution=32, options=SMALL)
 
 
 @pytest.fixture(scope="module")
 def lettered(tmp_path_factory):
     """The lettered block, exported, and the lines that were said."""
     solid, folder, lines = solids.lettered(), tmp_path_factory.mktemp("mesh"), []
-    report = export_mesh(solid.density, solid.albedo, 1.0, folder, resolution=96, decimate_target=12_000,
-                         texture_size=512, metadata={"prompt": "a block", "seed": 3}, report=lines.append, ply=True)
+    options = ExportOptions(decimate_target=12_000, texture_size=512, ply=True)
+    report = export_mesh(solid.density, solid.albedo, 1.0, folder, options, resolution=96, report=lines.append,
+                         metadata={"prompt": "a block", "seed": 3})
     return solid, report, lines
 
 
@@ -196,10 +199,10 @@ def test_folder_holds_the_named_files_and_nothing_temporary(lettered):
 
 def test_report_says_what_was_done_and_is_json(lettered):
     _, report, lines = lettered
-    assert [line.split(":")[0] for line in lines] == ["export"] * 4 and "lattice" in lines[0]
+    assert [line.split(":")[0] for line in lines] == ["export"] * 5 and "lattice" in lines[0]
     values = json.loads(json.dumps(report.as_dict()))
     assert values["faces"] == report.faces and values["threshold"] == 10.0 and set(values["seconds"]) == {
-        "surface", "unwrap", "bake", "write"}
+        "surface", "clean", "unwrap", "bake", "write"}
     assert "closed" in str(report) and "mesh.glb" in str(report) and report.notes == ()
 
 
@@ -224,7 +227,8 @@ def test_object_frame_undoes_scale_and_offset_and_keeps_up(tmp_path):
 
 def test_source_frame_writes_the_source_s_own_axes(tmp_path):
     block = solids.Solid(lambda p: solids.box(p, (0.1, 0.2, 0.0), (0.2, 0.5, 0.3)), painted)
-    report = quick(block.density, block.albedo, folder=tmp_path, transform=similarity(), export_frame="source")
+    report = quick(block.density, block.albedo, folder=tmp_path, transform=similarity(),
+                   options=replace(SMALL, export_frame="source"))
     np.testing.assert_allclose(np.mean(report.bounds, axis=0), (similarity() @ [0.1, 0.2, 0.0, 1.0])[:3], atol=0.02)
     assert np.ptp(report.bounds, axis=0) == pytest.approx([1.2, 1.8, 3.0], rel=0.01)  # tall along +Z
 
@@ -241,9 +245,30 @@ def test_transform_that_mirrors_is_refused_before_any_work(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"export_frame": "blender"}, {"texture_size": 4}])
-def test_wrong_arguments_are_refused_with_a_sentence(tmp_path, wrong):
-    with pytest.raises(ValueError, match="export_mesh: expected export_frame in"):
-        export_mesh(None, None, 1.0, tmp_path, **wrong)
+def test_options_out_of_range_are_refused_with_a_sentence(wrong):
+    with pytest.raises(ValueError, match="ExportOptions: expected export_frame in"):
+        ExportOptions(**wrong)
+
+
+def block(half=(0.3, 0.4, 0.2)):
+    """A box of twelve triangles, faces outwards."""
+    corners = np.array([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)]) * half
+    quads = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
+    return Mesh(corners, np.array([triangle for a, b, c, d in quads for triangle in ([a, b, c], [a, c, d])]))
+
+
+def test_surface_from_elsewhere_takes_the_same_road(tmp_path):
+    report = export_surface(block(), painted, tmp_path, SMALL, bound=1.0, metadata={"prompt": "a box"})
+    assert report.watertight and report.volume == pytest.approx(8 * 0.3 * 0.4 * 0.2) and report.queries is None
+    assert set(report.files) == {"obj", "mtl", "albedo", "glb"}
+    np.testing.assert_allclose(report.bounds, [[-0.3, -0.4, -0.2], [0.3, 0.4, 0.2]], atol=1e-6)
+
+
+def test_empty_surface_and_one_that_is_nan_are_refused(tmp_path):
+    with pytest.raises(ExportError, match="the surface is empty"):
+        export_surface(Mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int64)), painted, tmp_path, bound=1.0)
+    with pytest.raises(ExportError, match="8 of 8 vertices are NaN"):
+        export_surface(replace(block(), vertices=block().vertices * np.nan), painted, tmp_path, bound=1.0)
 
 
 def test_empty_field_is_an_error_that_gives_the_figures_and_writes_nothing(tmp_path):
