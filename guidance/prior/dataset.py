@@ -9,6 +9,7 @@ render serves every colour, light and background. Shard n depends on n alone. B 
 import argparse
 import hashlib
 import json
+import math
 import random
 import time
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ class Shares:
 
 RENDERED = Shares(3.0, 2.0, 0.5, 0.8)
 SHOWN = Shares(3.6, 1.5, 0.4, 0.6)  # kinds whose views differ need the most samples
+HARD = {"house": 2.0, "airplane": 1.6, "mug": 1.4, "rocket": 1.5, "snowman": 1.5}  # more of what was learnt last
+ENDS = {"house": 0.5}  # share of the renders that are taken from within 50 degrees of the front or the back
 
 
 def write_shard(number: int, folder: Path = DATA, size: int = SHARD) -> Path:
@@ -162,14 +165,27 @@ class Loader:
         for path, shard in self.shards.items():
             for row, kind in enumerate(shard["kind"].tolist()):
                 self.rows[KIND_NAMES[kind]].append((path, row))
+        self.ends = {
+            kind: [
+                (path, row)
+                for path, row in self.rows[kind]
+                if abs(math.cos(math.radians(float(self.shards[path]["azimuth"][row])))) > math.cos(math.radians(50))
+            ]
+            for kind in ENDS
+        }
 
     def _pick(self, size: int) -> tuple[dict[str, Tensor], list[str]]:
         """``size`` random renders, and the names of their kinds."""
-        weights = [SHOWN.of(kind) if self.rows[kind] else 0.0 for kind in KIND_NAMES]
+        weights = [SHOWN.of(kind) * HARD.get(kind, 1.0) if self.rows[kind] else 0.0 for kind in KIND_NAMES]
         kinds = self.rng.choices(KIND_NAMES, weights, k=size)
-        places = [self.rng.choice(self.rows[kind]) for kind in kinds]
+        places = [self._place(kind) for kind in kinds]
         names = [name for name in self.shards[places[0][0]] if name != "kind"]
         return {name: torch.stack([self.shards[path][name][row] for path, row in places]) for name in names}, kinds
+
+    def _place(self, kind: str) -> tuple[Path, int]:
+        """One random render of ``kind``, as often from the ends as :data:`ENDS` says."""
+        ends = self.ends.get(kind, [])
+        return self.rng.choice(ends if ends and self.rng.random() < ENDS[kind] else self.rows[kind])
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=self.generator)

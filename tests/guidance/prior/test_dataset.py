@@ -50,6 +50,14 @@ def test_a_batch_is_whole_and_in_range(shards):
     assert torch.isfinite(batch.camera).all()
 
 
+def test_half_of_the_houses_are_seen_from_their_ends(shards, monkeypatch):
+    monkeypatch.setattr("guidance.prior.dataset.ENDS", {"house": 1.0})
+    loader = Loader(shards)
+    places = [loader._place("house") for _ in range(40)]
+    azimuths = torch.stack([loader.shards[path]["azimuth"][row] for path, row in places])
+    assert (torch.deg2rad(azimuths).cos().abs() > 0.64).all()
+
+
 def test_no_batch_holds_a_held_out_combination(shards):
     loader = Loader(shards)
     captions = [parse(text).caption for _ in range(10) for text in loader.batch(16).captions]
