@@ -69,6 +69,7 @@ class Frame:
     name: str  # as written in the file
     image: Path
     mask: Path | None  # black where the photograph shall be ignored
+    normal: Path | None  # normals in the axes of the file's world, (n + 1) / 2 as colours
     pose: Tensor  # [4, 4] float64, camera to the file's world
     lens: Lens
 
@@ -187,13 +188,20 @@ def _read_frames(folder: Path, path: Path, document: dict) -> tuple[list[Frame],
         if image is None:
             missing.append(name)
             continue
-        mask = None
-        if entry.get("mask_path"):
-            mask = _find(folder, str(entry["mask_path"]))
-            if mask is None:
-                raise UserError(f"{where}: its mask {entry['mask_path']} does not exist in {folder}")
-        frames.append(Frame(name, image, mask, _read_pose(entry, where), _read_lens(entry, document, where)))
+        mask, normal = (_find_beside(folder, entry, key, where) for key in ("mask_path", "normal_path"))
+        lens = _read_lens(entry, document, where)
+        frames.append(Frame(name, image, mask, normal, _read_pose(entry, where), lens))
     return frames, missing
+
+
+def _find_beside(folder: Path, entry: dict, key: str, where: str) -> Path | None:
+    """The file that a frame names under ``key``, or None if it names none."""
+    if not entry.get(key):
+        return None
+    path = _find(folder, str(entry[key]))
+    if path is None:
+        raise UserError(f"{where}: its \"{key}\" {entry[key]} does not exist in {folder}")
+    return path
 
 
 def _find(folder: Path, name: str) -> Path | None:

@@ -1,26 +1,27 @@
-"""Posed photographs as a source of views: random rays over all of them, whole ones for measuring, a path for a video.
+"""Posed photographs as a source of views: random rays over all of them, whole ones, a path for a video.
 
-I photographs, N rays. Pictures may differ in size and lens.
+I photographs, B of them at once, N rays. Pictures may differ in size and lens.
 """
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nerf.cameras import angles_of, centred_views, distort, look_at, pixel_rays, undistort
+from nerf.cameras import angles_of, centred_views, distort, look_at, pixel_rays, undistort, view_rays
 from nerf.errors import UserError
 from nerf.provider_formats import SPLITS, Frame, PhotoFiles, read_folder
 from nerf.provider_framing import Framing, focus_point, frame
-from nerf.provider_pictures import Pictures, header, shows_clear_ground
+from nerf.provider_pictures import Pictures, header, resample, shows_clear_ground
 from nerf.structs import Batch, Part, Views
 
 log = logging.getLogger("somnia.photographs")
 
-STREAM_PIXELS, STREAM_BACKGROUND = 11, 12
+STREAM_PIXELS, STREAM_BACKGROUND, STREAM_PHOTOS = 11, 12, 13
 FOLD_TOLERANCE = 0.5  # pixels that a corner may be off after undistortion before a lens counts as folded over
 WHOLE_TURN = 0.7  # share of the circle in reach of the cameras above which the path goes all the way around
 REACH = 30.0  # degrees of azimuth that a camera covers to either side
@@ -71,13 +72,13 @@ class Photographs:
         self.index = torch.tensor(files.splits[split], device=self.device)
         self.total, self.num_training = len(files.frames), len(files.splits["train"])
         self.framing, self.transform = framing.kind, files.recorded @ framing.to_source
+        self._turn = (framing.to_source[:3, :3] * framing.scale).float().to(self.device)  # from our axes to the data's
         paths, masks = [photo.image for photo in frames], [photo.mask for photo in frames]
-        self.pictures = Pictures(paths, masks, config.downscale, self.device)
+        self.pictures = Pictures(paths, masks, config.downscale, self.device, [photo.normal for photo in frames])
         self.cameras = self._make_cameras(frames, framing, config.downscale)
         self._random_background = config.data_background == "random"
-        self.background = None
-        if self.pictures.has_alpha:
-            self.background = torch.full((3,), 0.0 if config.data_background == "black" else 1.0, device=self.device)
+        self._plain = torch.full((3,), 0.0 if config.data_background == "black" else 1.0, device=self.device)
+        self.background = self._plain if self.pictures.has_alpha else None
         self._warn_of_folds()
         log.info(self._summary(split, files, framing))
 
@@ -178,23 +179,26 @@ class Photographs:
         return self.pictures.usable(i)
 
     def batch(self, part: Part) -> Batch:
-        """Random pixels, evenly over all usable ones of all photographs, with replacement.
+        """Whole photographs, or random pixels, evenly over all usable ones of all photographs, with replacement.
 
-        Photographs with alpha are put over ``part.background`` if it is one colour, else over ``--data_background``: by
-        default a random colour for each ray, which only the right opacity can explain.
+        Photographs with alpha are put over ``part.background`` if there is one, else over ``--data_background``: by
+        default a random colour for each ray, or for each whole photograph, which only the right opacity can explain.
+
+        Whole photographs are different ones as long as there are enough, brought to ``part.height`` x ``part.width``
+        pixels without aliasing and without their lens's distortion, so that a rasteriser can follow. What a mask leaves
+        out of them is clear ground, as they cannot leave out pixels.
 
         Args:
-            part: ``num_rays`` says how many; the same part gives the same batch.
+            part: ``num_rays`` says how many rays; None asks for ``num_views`` whole photographs. The same part gives the
+                same batch.
 
         Returns:
             N rays with ``image_index`` and ``uv``, their colours, and for photographs with alpha the opacity and the
-            background they were put over.
-
-        Raises:
-            ValueError: the part does not say how many rays.
+            background they were put over. Whole photographs also have their ``views``, the rays their ``shape``, and
+            there are normals in our axes [N, 3] where the data has some, 0 where it does not say.
         """
         if part.num_rays is None:
-            raise ValueError("Photographs.batch: expected a part with num_rays, got None; view(i) has a whole one")
+            return self._whole(part)
         pixel = self.pictures.draw(part.num_rays, part.generator(STREAM_PIXELS))
         photo, column, row = self.pictures.locate(pixel)
         xy = torch.stack([column, row], -1) + 0.5
@@ -204,16 +208,62 @@ class Photographs:
         colour = self.pictures.bytes[pixel].float() / 255
         if self.background is None:
             return Batch(rays, rgb=colour)
-        background = self._training_background(part)
+        background = self._training_background(part, part.num_rays)
         return Batch(rays, rgb=_over(colour, background), mask=colour[:, 3], background=background)
 
-    def _training_background(self, part: Part) -> Tensor:
-        """[N, 3] what training puts behind photographs with alpha."""
-        if part.background is not None and part.background.ndim == 1:
-            return part.background.to(self.device).expand(part.num_rays, 3)
+    def _whole(self, part: Part) -> Batch:
+        """See :meth:`batch`."""
+        count, generator = part.num_views, part.generator(STREAM_PHOTOS)
+        rounds = [torch.randperm(len(self), generator=generator) for _ in range(-(-count // len(self)))]
+        chosen = torch.cat(rounds)[:count].to(self.device)
+        views = self._ideal_views(chosen, part.height, part.width)
+        rays = view_rays(views)
+        rays = replace(rays, image_index=self.index[chosen][rays.view_index])
+        planes = torch.stack([self._resampled(i, part.height, part.width) for i in chosen.tolist()])
+        planes = planes.permute(0, 2, 3, 1).reshape(len(rays), -1)  # [N, 4] or [N, 7]
+        normal = None
+        if planes.shape[1] > 4:
+            normal = torch.nn.functional.normalize(planes[:, 4:] @ self._turn, dim=-1)
+        if self.background is None and not self.pictures.has_masks:
+            return Batch(rays, views, planes[:, :3], normal=normal)
+        mask, background = planes[:, 3], self._training_background(part, count)
+        rgb = planes[:, :3] + (1 - mask)[:, None] * background[rays.view_index]
+        return Batch(rays, views, rgb, mask, normal=normal, background=background)
+
+    def _ideal_views(self, chosen: Tensor, height: int, width: int) -> Views:
+        """The cameras of photographs ``chosen`` [B] for pictures of one size, without their lens's distortion."""
+        c = self.cameras[chosen]
+        x, y = width / self.pictures.width[chosen], height / self.pictures.height[chosen]
+        return replace(c, fx=c.fx * x, cx=c.cx * x, fy=c.fy * y, cy=c.cy * y, height=height, width=width, distortion=None)
+
+    def _resampled(self, i: int, height: int, width: int) -> Tensor:
+        """Photograph ``i`` [4, height, width] as its ideal view sees it, colours times opacity; and normals if any."""
+        stored = self.pictures.image(i)
+        opacity = stored[..., 3:] if self.pictures.has_alpha else torch.ones_like(stored[..., :1])
+        if self.pictures.has_masks:
+            opacity = opacity * self.pictures.usable(i)[..., None]
+        planes = [stored[..., :3] * opacity, opacity]
+        if (normal := self.pictures.normal(i)) is not None:
+            planes.append(normal * opacity)
+        return resample(torch.cat(planes, -1).permute(2, 0, 1), height, width, self._bend(i))
+
+    def _bend(self, i: int) -> Callable[[Tensor], Tensor] | None:
+        """Where the points of an ideal photograph ``i`` really are, as shares of its size; None if they stay."""
+        c = self.cameras[i]
+        if c.distortion is None or not bool(c.distortion.any()):
+            return None
+        size = torch.stack([self.pictures.width[i], self.pictures.height[i]])
+        focal, middle = torch.cat([c.fx, c.fy]) / size, torch.cat([c.cx, c.cy]) / size
+        return lambda share: distort((share - middle) / focal, c.distortion) * focal + middle
+
+    def _training_background(self, part: Part, count: int) -> Tensor:
+        """[count, 3] what training puts behind photographs with alpha: behind each ray, or each whole photograph."""
+        given = part.background
+        if given is not None and (given.ndim == 1 or len(given) == count):
+            return given.to(self.device).expand(count, 3)
         if self._random_background:
-            return torch.rand(part.num_rays, 3, generator=part.generator(STREAM_BACKGROUND)).to(self.device)
-        return self.background.expand(part.num_rays, 3)
+            return torch.rand(count, 3, generator=part.generator(STREAM_BACKGROUND)).to(self.device)
+        return self._plain.expand(count, 3)
 
     def show_path(self, count: int, height: int, width: int) -> Views:
         """A smooth path past these photographs' cameras, for a video: it returns to where it began.

@@ -1,6 +1,7 @@
 """Pictures in memory: decoded once, kept as bytes end to end. I pictures, P pixels of all of them, C channels."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from nerf.errors import UserError
 
 DECODERS = 4  # threads that decode pictures
+UNKNOWN_NORMAL = 128  # a byte of a normal of no length
+NORMAL_TOLERANCE = 0.25  # of a normal's length: 8 bits and smoothing leave it nearer to 1, ground of any colour does not
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
@@ -69,13 +72,15 @@ def shows_clear_ground(path: Path) -> bool:
 class Pictures:
     """Pictures of any sizes as one block of bytes; photograph ``i`` owns the pixels up to ``ends[i]``, row by row.
 
-    A mask says which pixels count: those where it is white. 3 bytes a pixel, 4 with alpha, and 8 more with masks.
+    A mask says which pixels count: those where it is white. 3 bytes a pixel, 4 with alpha, 8 more with masks and 3 more
+    with normals.
 
     Args:
         paths: I picture files.
         masks: I mask files, None where a photograph has none.
         factor: shrink by this.
         device: where the bytes live.
+        normals: I files of encoded normals, None where a photograph has none; None if no photograph has.
 
     Attributes:
         bytes: [P, C] uint8; C is 4 only if some pixel is not opaque.
@@ -87,7 +92,14 @@ class Pictures:
         UserError: unreadable pictures, a factor that leaves nothing, masks of another size or black everywhere.
     """
 
-    def __init__(self, paths: Sequence[Path], masks: Sequence[Path | None], factor: int, device: torch.device):
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        masks: Sequence[Path | None],
+        factor: int,
+        device: torch.device,
+        normals: Sequence[Path | None] | None = None,
+    ):
         headers = [header(path) for path in paths]
         for path, (width, height, _) in zip(paths, headers, strict=True):
             if factor > min(width, height):
@@ -99,15 +111,17 @@ class Pictures:
         mode = "RGBA" if any(alpha for *_, alpha in headers) else "RGB"
         block = torch.empty(int(ends[-1]), len(mode), dtype=torch.uint8)
         usable = torch.ones(len(block), dtype=torch.bool) if any(masks) else None
+        normal = torch.full((len(block), 3), UNKNOWN_NORMAL, dtype=torch.uint8) if any(normals or ()) else None
 
         def load(i: int) -> None:
-            inside = slice(int(ends[i] - width[i] * height[i]), int(ends[i]))
+            size, inside = (int(height[i]), int(width[i])), slice(int(ends[i] - width[i] * height[i]), int(ends[i]))
             block[inside] = decode(paths[i], mode, factor).reshape(-1, len(mode))
             if masks[i] is not None:
-                usable[inside] = _mask(masks[i], factor, int(height[i]), int(width[i])).reshape(-1)
+                usable[inside] = (_beside("mask", masks[i], "L", factor, size) >= 128).reshape(-1)
+            if normal is not None and normals[i] is not None:
+                normal[inside] = _beside("normals", normals[i], "RGB", factor, size).reshape(-1, 3)
 
-        with ThreadPoolExecutor(DECODERS) as pool:
-            list(pool.map(load, range(len(paths))))
+        _in_threads(load, len(paths))
         if mode == "RGBA" and bool((block[:, 3] == 255).all()):
             block = block[:, :3].contiguous()
         if usable is not None and not usable.any():
@@ -115,6 +129,7 @@ class Pictures:
         self.bytes = block.to(device)
         self.width, self.height, self.ends = width.to(device), height.to(device), ends.to(device)
         self._usable = None if usable is None else usable.to(device)
+        self._normal = None if normal is None else normal.to(device)
         self._choices = None if usable is None else usable.nonzero()[:, 0].to(device)
 
     def __len__(self) -> int:
@@ -141,6 +156,23 @@ class Pictures:
         """Which pixels [H, W] of picture ``i`` are not masked out, or None if there are no masks at all."""
         return None if self._usable is None else self._usable[self._inside(i)].reshape(self.size(i))
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether some picture has a mask."""
+        return self._usable is not None
+
+    def normal(self, i: int) -> Tensor | None:
+        """Unit normals [H, W, 3] of picture ``i`` in the axes of their file, 0 where unknown; None if there are none.
+
+        A byte b means ``b / 127.5 - 1``; what is far from unit length is no normal but empty ground.
+        """
+        if self._normal is None:
+            return None
+        decoded = self._normal[self._inside(i)].reshape(*self.size(i), 3).float() / 127.5 - 1
+        length = decoded.norm(dim=-1, keepdim=True)
+        known = (length - 1).abs() < NORMAL_TOLERANCE
+        return torch.where(known, decoded / length.clamp(min=1e-6), 0.0)
+
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Numbers [count] of random pixels, evenly over all usable ones, with replacement."""
         total = len(self.bytes) if self._choices is None else len(self._choices)
@@ -155,10 +187,40 @@ class Pictures:
         return picture, place % width, place // width
 
 
-def _mask(path: Path, factor: int, height: int, width: int) -> Tensor:
-    """Which pixels [H, W] count: those whose mask is white."""
-    mask = decode(path, "L", factor)
-    if tuple(mask.shape) != (height, width):
-        raise UserError(f"mask {path} must have its photograph's size, {width}x{height} pixels after --downscale, got "
-                        f"{mask.shape[1]}x{mask.shape[0]}")
-    return mask >= 128
+def _in_threads(load: Callable[[int], None], count: int) -> None:
+    """Call ``load`` with the numbers below ``count``, a few at a time; the first error is raised."""
+    with ThreadPoolExecutor(DECODERS) as pool:
+        list(pool.map(load, range(count)))
+
+
+def _beside(what: str, path: Path, mode: str, factor: int, size: tuple[int, int]) -> Tensor:
+    """A picture that goes with a photograph of ``size`` (height, width) pixels, decoded as :func:`decode` does."""
+    picture = decode(path, mode, factor)
+    if tuple(picture.shape[:2]) != size:
+        raise UserError(f"{what} {path} must have its photograph's size, {size[1]}x{size[0]} pixels after --downscale, "
+                        f"got {picture.shape[1]}x{picture.shape[0]}")
+    return picture
+
+
+def resample(planes: Tensor, height: int, width: int, source: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """A picture at another size without aliasing: a triangle filter as wide as the larger pixel of the two.
+
+    Args:
+        planes: [C, h, w].
+        height, width: of the result, pixels.
+        source: where a point of the result lies in the picture, for a lens that is to be undone: [..., 2] to [..., 2],
+            column and row as shares of the size in [0, 1]. It is followed on a raster twice as fine as the result.
+
+    Returns:
+        [C, height, width]; where the source lies outside the picture, its nearest border.
+    """
+    resize = functools.partial(torch.nn.functional.interpolate, mode="bilinear", antialias=True)
+    if source is None:
+        return resize(planes[None], (height, width))[0]
+    fine = (2 * height, 2 * width)
+    row, column = ((torch.arange(n, dtype=planes.dtype, device=planes.device) + 0.5) / n for n in fine)
+    share = torch.stack([column.expand(len(row), -1), row[:, None].expand(-1, len(column))], -1)
+    bent = torch.nn.functional.grid_sample(
+        resize(planes[None], fine), 2 * source(share)[None] - 1, padding_mode="border", align_corners=False
+    )
+    return torch.nn.functional.avg_pool2d(bent, 2)[0]

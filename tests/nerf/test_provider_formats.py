@@ -228,7 +228,8 @@ def test_frames_without_a_file_path_are_refused(tmp_path, entry):
 
 
 def test_a_missing_mask_is_refused(tmp_path):
-    refuse(one(tmp_path, mask_path="masks/a.png"), r"frame 0 \(a.png\): its mask masks/a.png does not exist")
+    refuse(one(tmp_path, mask_path="masks/a.png"), r'frame 0 \(a.png\): its "mask_path" masks/a.png does not exist')
+    refuse(one(tmp_path, normal_path="normals/a.png"), r'its "normal_path" normals/a.png does not exist')
 
 
 @pytest.mark.parametrize("pose, words", [
