@@ -7,56 +7,74 @@ WINDOW, SIGMA = 11, 1.5  # of the Gaussian in Wang et al. 2004, sec. III.B
 K1, K2 = 0.01, 0.03
 
 
-def _check(name: str, a: Tensor, b: Tensor) -> None:
+def _check(name: str, a: Tensor, b: Tensor, usable: Tensor | None) -> None:
     if a.shape != b.shape:
         raise ValueError(f"{name}: expected two images of one shape, got {list(a.shape)} and {list(b.shape)}")
+    if usable is not None and usable.shape != a.shape[:-1]:
+        raise ValueError(f"{name}: expected usable {list(a.shape[:-1])} for images {list(a.shape)}, "
+                         f"got {list(usable.shape)}")
 
 
-def psnr(a: Tensor, b: Tensor) -> Tensor:
+def psnr(a: Tensor, b: Tensor, usable: Tensor | None = None) -> Tensor:
     """Peak signal-to-noise ratio ``-10 log10(mean((a - b)^2))`` of values whose peak is 1.
 
     Args:
-        a: any shape.
+        a: [..., C].
         b: the same shape.
+        usable: [...] bool, the pixels that count; None: all.
 
     Returns:
-        Scalar, dB; infinite where both are equal. Differentiable where they are not.
+        Scalar, dB; infinite where both are equal, NaN where no pixel counts. Differentiable where they are not equal.
     """
-    _check("psnr", a, b)
-    return -10 * torch.log10((a - b).square().mean())
+    _check("psnr", a, b, usable)
+    squared = (a - b).square()
+    return -10 * torch.log10((squared if usable is None else squared[usable]).mean())
 
 
-def _blur(images: Tensor) -> Tensor:
-    """Gaussian-weighted means [P, 1, H - 10, W - 10] of the windows that lie wholly inside images [P, 1, H, W]."""
-    place = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
+def _blur(images: Tensor, window: int) -> Tensor:
+    """Gaussian-weighted means of the windows that lie wholly inside images [P, 1, H, W]; window - 1 fewer a side."""
+    place = torch.arange(window, dtype=images.dtype, device=images.device) - window // 2
     weight = torch.exp(-0.5 * (place / SIGMA).square())
     weight = weight / weight.sum()
     rows = torch.nn.functional.conv2d(images, weight.reshape(1, 1, -1, 1))
     return torch.nn.functional.conv2d(rows, weight.reshape(1, 1, 1, -1))
 
 
-def ssim(a: Tensor, b: Tensor) -> Tensor:
+def ssim(a: Tensor, b: Tensor, usable: Tensor | None = None) -> Tensor:
     """Structural similarity (Wang et al. 2004, eq. 13), mean over channels and over the windows inside the image.
 
     The window is Gaussian, 11 x 11, sigma 1.5; variances are not corrected for the sample; the peak is 1. Equal to
-    scikit-image's with ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1``.
+    scikit-image's with ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1``. In an image
+    less than 11 pixels high or wide the window is the largest odd one that fits.
 
     Args:
-        a: [H, W, C] or [B, H, W, C], at least 11 pixels a side, channels last as photographs are.
+        a: [H, W, C] or [B, H, W, C], channels last as photographs are.
         b: the same shape.
+        usable: [H, W] or [B, H, W] bool, the pixels that count: windows around the others are left out, and within a
+            window the others count as equal. None: all.
 
     Returns:
-        Scalar in [-1, 1]; 1 only where both are equal. Differentiable.
+        Scalar in [-1, 1]; 1 only where both are equal; NaN where no window counts. Differentiable.
+
+    Raises:
+        ValueError: other shapes, or images without a pixel.
     """
-    _check("ssim", a, b)
-    if a.ndim not in (3, 4) or min(a.shape[-3:-1]) < WINDOW:
-        raise ValueError(f"ssim: expected images [H, W, C] or [B, H, W, C] of at least {WINDOW} pixels a side, "
-                         f"got {list(a.shape)}")
+    _check("ssim", a, b, usable)
+    if a.ndim not in (3, 4) or 0 in a.shape:
+        raise ValueError(f"ssim: expected images [H, W, C] or [B, H, W, C] with pixels in them, got {list(a.shape)}")
+    if usable is not None:
+        a = torch.where(usable[..., None], a, b)
+    window = min(WINDOW, (min(a.shape[-3:-1]) - 1) // 2 * 2 + 1)
     x, y = (t.movedim(-1, -3).reshape(-1, 1, *t.shape[-3:-1]) for t in (a, b))
-    mean_x, mean_y = _blur(x), _blur(y)
-    variance_x = _blur(x * x) - mean_x * mean_x
-    variance_y = _blur(y * y) - mean_y * mean_y
-    covariance = _blur(x * y) - mean_x * mean_y
+    mean_x, mean_y = _blur(x, window), _blur(y, window)
+    variance_x = _blur(x * x, window) - mean_x * mean_x
+    variance_y = _blur(y * y, window) - mean_y * mean_y
+    covariance = _blur(x * y, window) - mean_x * mean_y
     c1, c2 = K1**2, K2**2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
-    return (luminance * (2 * covariance + c2) / (variance_x + variance_y + c2)).mean()
+    similar = luminance * (2 * covariance + c2) / (variance_x + variance_y + c2)
+    if usable is None:
+        return similar.mean()
+    inside = slice(window // 2, -(window // 2) or None)
+    centre = usable[..., inside, inside].reshape(-1, 1, *similar.shape[-2:])
+    return similar.reshape(len(centre), -1, *similar.shape[-2:])[centre.expand(-1, a.shape[-1], -1, -1)].mean()
