@@ -1,13 +1,19 @@
 """Losses: pure functions from rendered pixels and samples to unweighted scalars.
 
 Each is a sum along a ray and a mean over rays (or pixels), so its value does not change with the image size, the number
-of samples or the render path; weights live in the plan. Letters: B images, N rays, M samples.
+of samples or the render path; weights live in the plan. Those of surfaces do not change with the size of the object or
+of its triangles. Letters: B images, N rays, M samples, V vertices, T triangles, E edges.
 """
 
 import math
 
 import torch
 from torch import Tensor
+
+# A triangle whose doubled area is below this share of its longest edge squared has no normal worth the name.
+_SLIVER = 1e-3
+# Cotangents stop at the one of 5.7 degrees, and a vertex owns at least this share of the mean vertex area.
+_STEEPEST_COTANGENT, _LEAST_AREA = 10.0, 0.1
 
 
 def image_mse(image: Tensor, target: Tensor) -> Tensor:
@@ -125,3 +131,158 @@ def normal_cosine(normal: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     if not bool(inside.any()):
         return normal.sum() * 0.0
     return 1.0 - torch.sum(normal[inside] * target[inside].to(normal.dtype), -1).mean()
+
+def normal_consistency(vertices: Tensor, faces: Tensor) -> Tensor:
+    """How much a surface bends at its edges: the mean of ``1 - n_0 . n_1`` over edges that exactly two triangles share.
+
+    Open edges and edges of three or more triangles do not count, nor do those of a sliver (lower than a thousandth of
+    its longest edge), whose normal is noise and whose gradient is out of all proportion.
+
+    Args:
+        vertices: [V, 3].
+        faces: [T, 3] integers, oriented alike.
+
+    Returns:
+        Scalar in [0, 2]; 0 for a plane and where no edge counts. Differentiable in ``vertices``.
+    """
+    if len(faces) == 0:
+        return vertices.sum() * 0.0
+    corners = vertices[faces.long()]
+    normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    longest = (corners - corners.roll(-1, 1)).detach().square().sum(-1).amax(-1)
+    sound = normal.detach().norm(dim=-1) > _SLIVER * longest
+    _, count, first, order = _edges(faces, len(vertices))
+    first = first[count == 2]
+    pair = torch.stack([order[first], order[first + 1]]) // 3  # the two triangles at each such edge
+    pair = pair[:, sound[pair].all(dim=0)]
+    if pair.shape[1] == 0:
+        return vertices.sum() * 0.0
+    a, b = normal[pair]
+    a, b = a / a.norm(dim=-1, keepdim=True), b / b.norm(dim=-1, keepdim=True)
+    return 0.5 * (a - b).square().sum(-1).mean()  # 1 - a . b of unit vectors, without its cancellation
+
+
+def laplacian_uniform(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Mean squared umbrella vector, in units of the mean squared edge.
+
+    The umbrella vector of a vertex leads to the mean of its neighbours (Taubin, 1995, with equal weights). Squared, so
+    that the pull fades with the roughness and a smooth surface is at rest, where a mean norm pulls with constant force
+    at any size; in units of an edge (detached: long edges win nothing), so that it means the same on every resolution.
+
+    Args:
+        vertices: [V, 3]; those that no triangle uses, and those on open edges, whose ring is not whole, do not count.
+        faces: [T, 3] integers.
+
+    Returns:
+        Scalar >= 0; 0 if no vertex counts. Differentiable in ``vertices``.
+    """
+    if len(faces) == 0:
+        return vertices.sum() * 0.0
+    ends, count, _, _ = _edges(faces, len(vertices))
+    weight = vertices.new_ones(len(ends))
+    inner = _inner_vertices(ends, count, len(vertices))
+    degree = _spread(weight, ends, weight.new_zeros(len(vertices)))[inner]
+    umbrella = _differences(vertices, ends, weight)[inner] / degree[:, None]
+    if len(umbrella) == 0:
+        return vertices.sum() * 0.0
+    edge = (vertices[ends[:, 0]] - vertices[ends[:, 1]]).detach().square().sum(-1).mean()
+    return umbrella.square().sum(-1).mean() / edge.clamp(min=torch.finfo(edge.dtype).tiny)
+
+
+def laplacian_cotangent(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Squared mean curvature integrated over the surface, in units of a sphere's: 1 for every sphere, 0 for a plane.
+
+    ``1 / (4 pi) sum_i A_i H_i^2`` with the mean-curvature vector ``2 H_i n_i = 1 / (2 A_i) sum_j (cot a_ij + cot b_ij)
+    (x_i - x_j)`` (Meyer et al. 2003, eq. 8) and ``A_i`` a third of the triangles around. Unlike the uniform one it does
+    not pull vertices along the surface. Cotangents and areas are detached and clamped (to angles of 5.7 degrees and a
+    tenth of the mean area), so slivers cannot blow it up; a step against the gradient is one of bi-Laplacian smoothing,
+    which also shrinks a little.
+
+    Args:
+        vertices: [V, 3]; those that no triangle uses, and those on open edges, do not count.
+        faces: [T, 3] integers.
+
+    Returns:
+        Scalar >= 0; 0 if no vertex counts. Differentiable in ``vertices``.
+    """
+    if len(faces) == 0:
+        return vertices.sum() * 0.0
+    faces = faces.long()
+    cotangent, area = _cotangents(vertices.detach()[faces])
+    ends, count, first, order = _edges(faces, len(vertices))
+    edge_of = torch.empty_like(order)  # which edge each half-edge belongs to
+    edge_of[order] = torch.repeat_interleave(torch.arange(len(first), device=order.device), count)
+    weight = vertices.new_zeros(len(ends)).index_add(0, edge_of, cotangent.reshape(-1))
+    inner = _inner_vertices(ends, count, len(vertices))
+    own = vertices.new_zeros(len(vertices)).index_add(0, faces.reshape(-1), area.repeat_interleave(3) / 3)[inner]
+    if len(own) == 0:
+        return vertices.sum() * 0.0
+    own = torch.maximum(own, _LEAST_AREA * own.mean()).clamp(min=torch.finfo(own.dtype).tiny)
+    bend = _differences(vertices, ends, weight)[inner]
+    return (bend.square().sum(-1) / own).sum() / (64.0 * math.pi)
+
+
+def sdf_sign_entropy(sdf: Tensor, edges: Tensor) -> Tensor:
+    """Discourages surface that no image asks for: each end of an edge is to agree with the other end's sign.
+
+    Mean over the edges whose ends differ in sign of ``H(sigmoid(s_i), sign(s_j)) + H(sigmoid(s_j), sign(s_i))``, H the
+    binary cross-entropy (Munkberg et al. 2022, eq. 2). Zero counts as positive.
+
+    Args:
+        sdf: [V] signed distances at the grid's vertices, in units in which a sigmoid tells near from far: divide scene
+            units by the grid's spacing.
+        edges: [E, 2] integers; edges whose ends agree in sign do not count.
+
+    Returns:
+        Scalar; 2 ln 2 for distances near zero, more for larger ones, 0 if no edge counts. Differentiable in ``sdf``.
+    """
+    pair = sdf[edges.long()]
+    outside = pair.detach() >= 0
+    differ = outside[:, 0] != outside[:, 1]
+    pair, outside = pair[differ], outside[differ]
+    if len(pair) == 0:
+        return sdf.sum() * 0.0
+    other = outside.flip(1).to(pair.dtype)
+    return 2.0 * torch.nn.functional.binary_cross_entropy_with_logits(pair, other)
+
+
+def _edges(faces: Tensor, num_vertices: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The edges of triangles [T, 3] and who has them.
+
+    Half-edge 3 t + k leads from corner k of triangle t to the next.
+
+    Returns:
+        ends [E, 2]; count [E], of half-edges each; order [3 T], the half-edges edge by edge; first [E] into ``order``.
+    """
+    start, end = faces.long().reshape(-1), faces.long().roll(-1, 1).reshape(-1)
+    key, order = torch.sort(torch.minimum(start, end) * num_vertices + torch.maximum(start, end), stable=True)
+    key, count = torch.unique_consecutive(key, return_counts=True)
+    return torch.stack([key // num_vertices, key % num_vertices], dim=1), count, count.cumsum(0) - count, order
+
+
+def _inner_vertices(ends: Tensor, count: Tensor, num_vertices: int) -> Tensor:
+    """The vertices [V'] that some edge uses and no open edge does."""
+    kind = torch.zeros(num_vertices, dtype=torch.bool, device=ends.device)
+    kind[ends.reshape(-1)] = True
+    kind[ends[count == 1].reshape(-1)] = False
+    return kind.nonzero()[:, 0]
+
+
+def _spread(values: Tensor, ends: Tensor, onto: Tensor) -> Tensor:
+    """Add each edge's value [E] to both of its ends in ``onto`` [V]."""
+    return onto.index_add(0, ends[:, 0], values).index_add(0, ends[:, 1], values)
+
+
+def _differences(vertices: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
+    """``sum_j w_ij (x_i - x_j)`` over the edges at each vertex, [V, 3]."""
+    pull = weight[:, None] * (torch.index_select(vertices, 0, ends[:, 0]) - torch.index_select(vertices, 0, ends[:, 1]))
+    return torch.zeros_like(vertices).index_add(0, ends[:, 0], pull).index_add(0, ends[:, 1], -pull)
+
+
+def _cotangents(corners: Tensor) -> tuple[Tensor, Tensor]:
+    """Clamped cotangents [T, 3] of the angle opposite half-edge k, and areas [T], of triangles [T, 3, 3]."""
+    to_next, to_last = corners.roll(-1, 1) - corners, corners.roll(1, 1) - corners
+    doubled = torch.linalg.cross(to_next[:, 0], to_last[:, 0]).norm(dim=-1)
+    at_corner = (to_next * to_last).sum(-1) / doubled.clamp(min=torch.finfo(doubled.dtype).tiny)[:, None]
+    opposite = at_corner.roll(1, 1)  # half-edge k lies opposite corner k + 2
+    return opposite.clamp(-_STEEPEST_COTANGENT, _STEEPEST_COTANGENT), 0.5 * doubled
