@@ -309,7 +309,38 @@ def view_rays(views: Views) -> Rays:
     origins = pose[:, None, :3, 3].expand(b, h * w, 3).reshape(-1, 3)
     view_index = torch.arange(b, device=pose.device).repeat_interleave(h * w)
     uv = (xy / torch.tensor([w, h], dtype=xy.dtype, device=xy.device)).expand(b, -1, -1).reshape(-1, 2)
-    return Rays(origins, directions, view_index, (b, h, w), uv=uv)
+    return Rays(origins, directions, view_index, (b, h, w), uv=uv, views=views)
+
+
+def clip_space(views: Views, points: Tensor, min_near: float, reach: float) -> Tensor:
+    """World points in the clip space of a rasteriser: OpenGL's, x right, y up, -1 <= z / w <= 1 between near and far.
+
+    Near and far hold the box [-reach, reach]^3, near not below ``min_near``. A pixel's centre is where its ray passes.
+
+    Args:
+        views: B views without distortion.
+        points: [V, 3] world points.
+        min_near: scene units.
+        reach: half the edge of the box, scene units.
+
+    Returns:
+        [B, V, 4]. Differentiable in the points.
+
+    Raises:
+        ValueError: the views have lens distortion, which no triangle survives; undistort the pictures first.
+    """
+    if views.distortion is not None and bool((views.distortion != 0).any()):
+        raise ValueError("clip_space: expected views without lens distortion; undistort the pictures on loading")
+    pose = views.pose
+    local = (points[None].to(pose.dtype) - pose[:, None, :3, 3]) @ pose[:, :3, :3]
+    ahead = -local[..., 2]
+    distance, margin = pose[:, :3, 3].norm(dim=-1)[:, None], 3**0.5 * reach * 1.01
+    near, far = (distance - margin).clamp(min=min_near), distance + margin
+    fx, fy, cx, cy = (k[:, None] for k in (views.fx, views.fy, views.cx, views.cy))
+    x = 2.0 / views.width * (fx * local[..., 0] + cx * ahead) - ahead
+    y = ahead - 2.0 / views.height * (cy * ahead - fy * local[..., 1])
+    z = ((far + near) * ahead - 2.0 * far * near) / (far - near)
+    return torch.stack([x, y, z, ahead], dim=-1)
 
 
 def project(views: Views, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,13 +25,19 @@ from nerf.files import write_atomically
 FORMAT = 1
 HEADER_KEY = "somnia"
 SEPARATOR = "/"
-_NAME = re.compile(r"df_step_(\d{8,})\.safetensors")
+_NAME = re.compile(r"df_(?:([a-z]+)_)?step_(\d{8,})\.safetensors")
+FIRST_STAGE = "nerf"
 PEER_SUFFIXES = (".pth", ".pt", ".ckpt")
 
 
-def file_name(step: int) -> str:
-    """``df_step_00001000.safetensors`` for step 1000."""
-    return f"df_step_{step:08d}.safetensors"
+def run_name(step: int, stage: str = FIRST_STAGE) -> str:
+    """``df_step_00001000`` for step 1000, ``df_dmtet_step_00001000`` in a stage after the first."""
+    return f"df_{'' if stage == FIRST_STAGE else stage + '_'}step_{step:08d}"
+
+
+def file_name(step: int, stage: str = FIRST_STAGE) -> str:
+    """The checkpoint's name, :func:`run_name` and ``.safetensors``."""
+    return f"{run_name(step, stage)}.safetensors"
 
 
 def save(path: str | Path, tensors: dict[str, Any], meta: dict[str, Any]) -> Path:
@@ -90,21 +96,21 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return _unflatten(stored["plain"], flat), stored["meta"]
 
 
-def steps(folder: str | Path) -> list[tuple[int, Path]]:
-    """(step, path) of every checkpoint in a folder, oldest first, ordered by step and not by name."""
+def steps(folder: str | Path, stage: str = FIRST_STAGE) -> list[tuple[int, Path]]:
+    """(step, path) of every checkpoint of a stage in a folder, oldest first, ordered by step and not by name."""
     folder = Path(folder)
     names = [(p, _NAME.fullmatch(p.name)) for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted((int(match[1]), path) for path, match in names if match)
+    return sorted((int(match[2]), path) for path, match in names if match and (match[1] or FIRST_STAGE) == stage)
 
 
-def latest(folder: str | Path) -> Path | None:
-    """The checkpoint with the highest step, or None if the folder has none or does not exist."""
-    found = steps(folder)
+def latest(folder: str | Path, stage: str = FIRST_STAGE) -> Path | None:
+    """A stage's checkpoint with the highest step, or None if the folder has none or does not exist."""
+    found = steps(folder, stage)
     return found[-1][1] if found else None
 
 
-def resolve(folder: str | Path, ckpt: str) -> Path | None:
-    """The file that ``--ckpt`` means in a checkpoints folder; None: start from nothing.
+def resolve(folder: str | Path, ckpt: str, stage: str = FIRST_STAGE) -> Path | None:
+    """The file that ``--ckpt`` means for a stage in a checkpoints folder; None: start from nothing.
 
     ``best`` is the newest one too: the peer's best was always its last, and distillation has no score to rank by.
 
@@ -114,17 +120,17 @@ def resolve(folder: str | Path, ckpt: str) -> Path | None:
     if ckpt == "scratch":
         return None
     if ckpt in ("latest", "latest_model", "best"):
-        return latest(folder)
+        return latest(folder, stage)
     if not Path(ckpt).is_file():
         raise UserError(f"--ckpt {ckpt}: no such file; give latest, latest_model, scratch or the path of a checkpoint")
     return Path(ckpt)
 
 
-def prune(folder: str | Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints, and what an interrupted write left behind."""
-    for _, path in steps(folder)[: -keep or None]:
+def prune(folder: str | Path, keep: int, stage: str = FIRST_STAGE) -> None:
+    """Remove all but the newest ``keep`` checkpoints of a stage, and what an interrupted write left behind."""
+    for _, path in steps(folder, stage)[: -keep or None]:
         path.unlink(missing_ok=True)
-    for path in Path(folder).glob(".df_step_*"):
+    for path in Path(folder).glob(".df_*step_*"):
         path.unlink(missing_ok=True)
 
 
@@ -228,5 +234,7 @@ def _unflatten(tree: dict[str, Any], flat: dict[str, Tensor]) -> dict[str, Any]:
 
 def _way_out(path: Path) -> str:
     """What to do about a damaged file: the checkpoint before it, if there is one."""
-    others = [p for _, p in steps(path.parent) if p != path]
+    match = _NAME.fullmatch(path.name)
+    stage = (match and match[1]) or FIRST_STAGE
+    others = [p for _, p in steps(path.parent, stage) if p != path]
     return f"the one before it is --ckpt {others[-1]}" if others else "start over with --ckpt scratch"

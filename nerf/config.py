@@ -38,7 +38,7 @@ from nerf.options import (
     refuse_unbuilt,
     split_file,
 )
-from nerf.presets import PRESETS, REASONS
+from nerf.presets import PRESETS, REASONS, STAGE_PRESETS
 
 JSON_FORMAT = 1
 SOURCES = ("default", "preset", "workspace", "file", "typed")
@@ -111,6 +111,12 @@ class Config:
         return self.schedule.exp_start_iter or 0, self.optim.iters if end is None else end
 
     @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of the run, in their order."""
+        said = self.source("stages") != "default"
+        return self.dmtet.stages if said or not self.dmtet.dmtet else ("dmtet",)
+
+    @property
     def trains(self) -> bool:
         """Whether this run trains, rather than only writing pictures or a mesh of a finished one."""
         return not (self.output.test or self.output.six_views)
@@ -134,6 +140,20 @@ def with_preset(config: Config, name: str) -> Config:
     """A copy with the values of ``presets.PRESETS[name]`` where the user neither typed one nor gave one in a file."""
     open_to_it = {k: v for k, v in PRESETS[name].items() if config.source(k) in ("default", "preset")}
     return dataclasses.replace(with_values(config, open_to_it, "preset"), presets=(*config.presets, name))
+
+
+def for_stage(config: Config, stage: str) -> Config:
+    """The options as one stage sees them: the mesh stage renders larger, and has presets of its own."""
+    if stage == "nerf":
+        return with_values(config, {"dmtet": False}, config.source("dmtet"))
+    for name in STAGE_PRESETS[stage]:
+        if name == stage or name.removeprefix(f"{stage} ") in config.presets:
+            config = with_preset(config, name)
+    scale, camera, mesh = config.dmtet.dmtet_reso_scale, config.camera, config.dmtet
+    size = {"w": max(int(camera.w * scale), 1), "h": max(int(camera.h * scale), 1)}
+    textureless = {"textureless_ratio": 0.0} if mesh.lock_geo else {}  # a locked shape has nothing to learn from it
+    iters = {"iters": mesh.dmtet_iters or config.optim.iters}
+    return with_values(config, {"dmtet": True} | size | textureless | iters, "preset")
 
 
 def parse(argv: Sequence[str]) -> Config:
@@ -186,6 +206,10 @@ def check(config: Config) -> None:
         raise UserError(
             f"--grid_finest must be at least --grid_coarsest, got {grid.finest_resolution} and {grid.base_resolution}"
         )
+    if config.dmtet.dmtet and config.stages == ("nerf",):
+        raise UserError("--dmtet and --stages nerf contradict each other; leave one of them out")
+    if config.stages == ("nerf",) and config.dmtet.init_with:
+        raise UserError("--init_with is for the mesh stage; add --dmtet, or give a NeRF's checkpoint with --ckpt")
     if config.optim.fp16 and config.optim.bf16 and config.source("fp16") != "preset":
         raise UserError("--fp16 and --bf16 exclude each other; give one of them")
     if config.output.export_frame == "source" and config.trains and config.data.data is None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nerf import cameras, export, metrics, provider, video
+from nerf.checkpoint import run_name
 from nerf.renderer import NeRFRenderer
 from nerf.report import Report
 from nerf.structs import Part, RenderOutput, Views
@@ -27,10 +28,13 @@ class Evaluator:
         report: where log lines, scalars and ``result.json`` go.
         held_out: photographs that training does not see, by split ("val", "test"); empty for text.
         transform: [4, 4] from the box that is trained in to the data's own world, or None.
+        stage: of the run; names of files after the first stage's carry it.
     """
 
-    def __init__(self, config, model: NeRFRenderer, report: Report, held_out: dict | None = None, transform=None):
-        self.config, self.model, self.report = config, model, report
+    def __init__(
+        self, config, model: NeRFRenderer, report: Report, held_out: dict | None = None, transform=None, stage: str = "nerf"
+    ):
+        self.config, self.model, self.report, self.stage = config, model, report, stage
         self.held_out = held_out or {}
         self.transform = transform
         self.device = next(model.parameters()).device
@@ -65,7 +69,7 @@ class Evaluator:
         """Four small views side by side, ``validation/df_step_########_preview.png``."""
         size = min(PREVIEW_SIZE, self.config.output.H)
         out = self.render(self._show_views(PREVIEW_VIEWS, size, size))
-        path = self.workspace / "validation" / f"df_step_{step:08d}_preview.png"
+        path = self.workspace / "validation" / f"{run_name(step, self.stage)}_preview.png"
         video.write_png(path, np.concatenate(list(_pictures(out)), axis=1))
         return path
 
@@ -76,13 +80,13 @@ class Evaluator:
         output = self.config.output
         views = self._show_views(output.dataset_size_valid, output.H, output.W)
         for i in range(len(views)):
-            self._write_frame("validation", f"df_step_{step:08d}_{i + 1:04d}", self.render(views[i]))
+            self._write_frame("validation", f"{run_name(step, self.stage)}_{i + 1:04d}", self.render(views[i]))
         return {}
 
     def test(self, step: int) -> dict[str, float]:
         """Write the turntable (or the six views) to ``results/``; returns the metrics of held-out photographs."""
         output = self.config.output
-        name = f"df_step_{step:08d}"
+        name = run_name(step, self.stage)
         if output.six_views:
             views = provider.six_views(self.config, output.H, output.W)
             for i in range(len(views)):
@@ -157,7 +161,7 @@ class Evaluator:
             rows.append((metrics.psnr(image, truth), metrics.ssim(image, truth)))
             if i < PREVIEW_VIEWS:
                 pair = np.concatenate([video.to_uint8(image), video.to_uint8(truth)], axis=1)
-                video.write_png(self.workspace / "validation" / f"df_step_{step:08d}_{split}_{i:04d}.png", pair)
+                video.write_png(self.workspace / "validation" / f"{run_name(step, self.stage)}_{split}_{i:04d}.png", pair)
         found = {
             f"{split}_psnr": float(np.mean([float(r[0]) for r in rows])),
             f"{split}_ssim": float(np.mean([float(r[1]) for r in rows])),

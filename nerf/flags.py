@@ -23,12 +23,8 @@ class PromptConfig(Group):
     negative: str = option("", "what the picture should not be", fixed=True)
     image: str | None = option(None, "a picture to start from, RGBA", unbuilt=KNOWN)
     image_config: str | None = option(None, "a CSV of several pictures", unbuilt=KNOWN)
-    known_view_interval: int = option(
-        4, "every N-th step trains the pictures of --image", check=at_least(1), unbuilt=KNOWN
-    )
-    known_view_scale: float = option(
-        1.5, "render size of the known view, times --w and --h", check=above(0), unbuilt=KNOWN
-    )
+    known_view_interval: int = option(4, "every N-th step trains the pictures of --image", check=at_least(1), unbuilt=KNOWN)
+    known_view_scale: float = option(1.5, "render size of the known view, times --w and --h", check=above(0), unbuilt=KNOWN)
     known_view_noise_scale: float = option(2e-3, "camera noise of the known view", check=at_least(0), unbuilt=KNOWN)
 
 
@@ -69,13 +65,10 @@ class GuidanceConfig(Group):
     hf_key: str | None = option(None, "a diffusers folder or hub id, in place of --sd_version", fixed=True)
     IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion", unbuilt="DeepFloyd IF guidance")
     guidance_scale: float = option(100.0, "classifier-free guidance scale", check=at_least(0))
-    t_range: tuple[float, float] = option(
-        (0.02, 0.98), "diffusion times, as fractions", check=ordered(0, 1, "fractions")
-    )
+    t_range: tuple[float, float] = option((0.02, 0.98), "diffusion times, as fractions", check=ordered(0, 1, "fractions"))
     t_anneal: float = option(
         0.0,
-        "how far the upper end of --t_range has come down towards the lower at the last step "
-        "(0 not at all, 1 all the way)",
+        "how far the upper end of --t_range has come down towards the lower at the last step (0 not at all, 1 all the way)",
         check=FRACTION,
     )
     lambda_guidance: float = option(1.0, "weight of the guidance", check=at_least(0))
@@ -90,9 +83,7 @@ class GuidanceConfig(Group):
         "./pretrained/zero123/sd-objaverse-finetune-c_concat-256.yaml", "zero123 model file", unbuilt="zero123 guidance"
     )
     zero123_ckpt: str = option("pretrained/zero123/zero123-xl.ckpt", "zero123 weights", unbuilt="zero123 guidance")
-    zero123_grad_scale: str = option(
-        "angle", "zero123 gradient scale", choices=("angle", "None"), unbuilt="zero123 guidance"
-    )
+    zero123_grad_scale: str = option("angle", "zero123 gradient scale", choices=("angle", "None"), unbuilt="zero123 guidance")
 
 
 @dataclass(frozen=True)
@@ -102,9 +93,7 @@ class CameraConfig(Group):
     batch_size: int = option(1, "views per step", check=between(1, 256))
     w: int = option(64, "render width while training", check=SIZE)
     h: int = option(64, "render height while training", check=SIZE)
-    radius_range: tuple[float, float] = option(
-        (3.0, 3.5), "distance of the camera", check=ordered(1e-3, inf, "distances")
-    )
+    radius_range: tuple[float, float] = option((3.0, 3.5), "distance of the camera", check=ordered(1e-3, inf, "distances"))
     theta_range: tuple[float, float] = option((45.0, 105.0), "polar angle", check=ordered(0, 180, "angles in degrees"))
     phi_range: tuple[float, float] = option((-180.0, 180.0), "azimuth", check=ordered(-360, 360, "angles in degrees"))
     fovy_range: tuple[float, float] = option(
@@ -147,9 +136,7 @@ class FieldConfig(Group):
     )
     progressive_level: bool = option(False, "start with the coarse levels of the encoder and add the fine ones")
     levels: int = option(16, "levels of the grid", flag="grid_levels", check=between(1, 32), fixed=True)
-    level_dim: int = option(
-        2, "features per level: 1, 2, 4 or 8", flag="grid_features", check=power_of_two(1, 8), fixed=True
-    )
+    level_dim: int = option(2, "features per level: 1, 2, 4 or 8", flag="grid_features", check=power_of_two(1, 8), fixed=True)
     base_resolution: int = option(
         16, "cells along a side, coarsest level", flag="grid_coarsest", check=between(1, 4096), fixed=True
     )
@@ -227,12 +214,12 @@ class LossConfig(Group):
     lambda_3d_normal_smooth: float = option(0.0, "smooth normals in space", check=at_least(0))
     lambda_rgb: float = option(1000.0, "photographs and known views: colour", check=at_least(0))
     lambda_mask: float = option(500.0, "photographs and known views: alpha as a mask", check=at_least(0))
-    lambda_normal: float = option(0.0, "known views: normals", check=at_least(0), unbuilt=KNOWN)
+    lambda_normal: float = option(0.0, "photographs with normals, in the mesh stage: normals", check=at_least(0))
     lambda_depth: float = option(10.0, "known views: depth", check=at_least(0), unbuilt=KNOWN)
-    lambda_mesh_normal: float = option(
-        0.5, "mesh stage: normal consistency", check=at_least(0), unbuilt="the mesh stage"
-    )
-    lambda_mesh_laplacian: float = option(0.5, "mesh stage: Laplacian", check=at_least(0), unbuilt="the mesh stage")
+    lambda_mesh_normal: float = option(0.5, "mesh stage: neighbouring triangles face alike", check=at_least(0))
+    lambda_mesh_laplacian: float = option(0.5, "mesh stage: vertices lie amid their neighbours", check=at_least(0))
+    mesh_laplacian: str = option("uniform", "mesh stage: weights of the Laplacian", choices=("uniform", "cotangent"))
+    lambda_mesh_sign: float = option(0.01, "mesh stage: few changes of the sign of the distance", check=at_least(0))
 
 
 @dataclass(frozen=True)
@@ -256,16 +243,12 @@ class OutputConfig(Group):
     W: int = option(800, "width of validation and test pictures", check=SIZE)
     H: int = option(800, "height of validation and test pictures", check=SIZE)
     eval_interval: int = option(10, "epochs between two validations", check=at_least(1))
-    test_interval: int = option(
-        100, "epochs between two test videos; the last epoch always writes one", check=at_least(1)
-    )
+    test_interval: int = option(100, "epochs between two test videos; the last epoch always writes one", check=at_least(1))
     dataset_size_train: int = option(100, "steps of an epoch", check=between(1, 10**6))
     dataset_size_valid: int = option(8, "pictures of a validation", check=between(1, 10_000))
     dataset_size_test: int = option(100, "pictures of the turntable", check=between(1, 10_000))
     preview_interval: int = option(100, "steps between two small previews", check=at_least(1))
-    checkpoint_seconds: float = option(
-        120.0, "seconds between two checkpoints; the end always writes one", check=above(0)
-    )
+    checkpoint_seconds: float = option(120.0, "seconds between two checkpoints; the end always writes one", check=above(0))
     keep_checkpoints: int = option(2, "newest checkpoints kept", check=between(1, 10_000))
 
 
@@ -287,20 +270,36 @@ class RuntimeConfig(Group):
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one", check=DEVICE)
     threads: int = option(0, "CPU threads (0: as many as there are cores)", check=between(0, 1024))
-    minutes: float = option(
-        0.0, "stop training after this long, save, and write the results (0: no limit)", check=at_least(0)
-    )
+    minutes: float = option(0.0, "stop training after this long, save, and write the results (0: no limit)", check=at_least(0))
 
 
 @dataclass(frozen=True)
 class DmtetConfig(Group):
     """Mesh stage"""
 
-    dmtet: bool = option(False, "fine-tune a mesh", unbuilt="the mesh stage")
-    tet_grid_size: int = option(128, "tetrahedra along a side", unbuilt="the mesh stage")
-    init_with: str = option("", "checkpoint or mesh to start from", unbuilt="the mesh stage")
-    lock_geo: bool = option(False, "keep the shape, train the texture", unbuilt="the mesh stage")
-    dmtet_reso_scale: float = option(8.0, "render size, times --w and --h", unbuilt="the mesh stage")
+    dmtet: bool = option(False, "the mesh stage alone: the same as --stages dmtet")
+    stages: tuple[str, ...] = option(
+        ("nerf",),
+        "what the run goes through in one workspace: nerf, dmtet, or nerf,dmtet",
+        choices=("nerf", "dmtet"),
+        check=Check(lambda v: v in (("nerf",), ("dmtet",), ("nerf", "dmtet")), "nerf, dmtet or nerf,dmtet"),
+    )
+    tet_grid_size: int = option(
+        128,
+        "layers of the tetrahedral grid along a side",
+        check=Check(lambda v: 4 <= v <= 512 and v % 2 == 0, "an even number between 4 and 512"),
+        fixed=True,
+    )
+    init_with: str = option(
+        "",
+        "where the mesh starts: a workspace, a checkpoint, a stable-dreamfusion df.pth, or a mesh (OBJ, GLB, PLY); "
+        "without it the NeRF of the workspace, else a ball",
+    )
+    lock_geo: bool = option(False, "keep the shape, train the texture")
+    dmtet_reso_scale: float = option(8.0, "render size of the mesh stage, times --w and --h", check=between(0.125, 64))
+    dmtet_iters: int = option(0, "training steps of the mesh stage (0: as --iters)", check=between(0, 10**9))
+    lr_distance: float = option(0.02, "learning rate of the distances, in grid cells", check=between(0, 10))
+    lr_offset: float = option(0.02, "learning rate of the vertex offsets, in half cells", check=between(0, 10))
 
 
 @dataclass(frozen=True)

@@ -177,9 +177,33 @@ class GridRegularisers(Objective):
         return terms
 
 
+class MeshRegularisers(Objective):
+    """A smooth surface: neighbouring triangles that face alike, vertices amid their neighbours, few changes of sign."""
+
+    terms = ("mesh_normal", "mesh_laplacian", "mesh_sign")
+
+    def __init__(self, laplacian: str):
+        """``laplacian``: "uniform" or "cotangent" weights."""
+        self.laplacian = {"uniform": losses.laplacian_uniform, "cotangent": losses.laplacian_cotangent}[laplacian]
+
+    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> dict[str, Tensor]:
+        terms, surface = {}, out.surface
+        if surface is None:
+            return terms
+        if plan.weights.get("mesh_normal", 0.0) != 0.0:
+            terms["mesh_normal"] = losses.normal_consistency(surface.vertices, surface.faces)
+        if plan.weights.get("mesh_laplacian", 0.0) != 0.0:
+            terms["mesh_laplacian"] = self.laplacian(surface.vertices, surface.faces)
+        if plan.weights.get("mesh_sign", 0.0) != 0.0:
+            terms["mesh_sign"] = losses.sdf_sign_entropy(surface.distance, surface.crossing)
+        return terms
+
+
 def build(config, field, guidance: list[Guidance]) -> list[Objective]:
     """The objectives of a run, in the order in which they are evaluated."""
     objectives: list[Objective] = [KnownView(), RayRegularisers(), Smoothness(field), GridRegularisers(field)]
+    if config.dmtet.dmtet:
+        objectives.append(MeshRegularisers(config.loss.mesh_laplacian))
     if guidance:
         interval = config.guidance.save_guidance_interval if config.guidance.save_guidance else 0
         objectives.insert(0, Guided(guidance, config.optim.grad_clip_rgb, interval))

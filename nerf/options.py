@@ -261,7 +261,12 @@ def read_words(parser: argparse.ArgumentParser, words: list[str], known: list[st
             name = word.split("=")[0]
             raise UserError(f"unknown flag {name}{did_you_mean(name, known) or '; see --help'}")
         raise UserError(f'unexpected word {word!r}; put quotes around a value with spaces, as in --text "a hamburger"')
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(namespace).items()}
+    return {k: _unpacked(v) if isinstance(v, list) else v for k, v in vars(namespace).items()}
+
+
+def _unpacked(words: list) -> tuple:
+    """The words of a list, which may be separated by commas too."""
+    return tuple(part for word in words for part in (word.split(",") if isinstance(word, str) else (word,)))
 
 
 def split_file(path: str) -> list[str]:

@@ -68,9 +68,48 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decimate_target": 20_000,
         "texture_size": 1024,
     },
+    # A surface from the first step on (Magic3D, sec. 4.2): little noise, no fog to fight, no latent warm-up.
+    "dmtet": {
+        "t_range": (0.02, 0.50),
+        "latent_iter_ratio": 0.0,
+        "albedo_iter_ratio": 0.0,
+        "half_size_ratio": 0.0,
+        "progressive_view": False,
+        "progressive_level": False,
+        "lambda_entropy": 0.0,
+        "lambda_orient": 0.0,
+        "lambda_opacity": 0.0,
+    },
+    "dmtet photographs": {
+        "iters": 800,
+        "batch_size": 4,
+        "w": 256,
+        "h": 256,
+        "dmtet_reso_scale": 1.0,
+        "tet_grid_size": 64,
+        "lambda_mask": 1.0,
+        "lambda_normal": 0.2,
+        "lr_decay": 0.1,
+    },
+    # The prior sees 64x64 pixels, averaged from a render of twice that.
+    "dmtet embedded": {
+        "iters": 300,
+        "batch_size": 4,
+        "tet_grid_size": 64,
+        "dmtet_reso_scale": 2.0,
+        "t_range": (0.02, 0.60),
+        "lr": 2e-3,
+        "lr_decay": 0.1,
+    },
 }
 
+# What a stage changes, most general first: its own preset, then "stage preset" where the run has that preset.
+STAGE_PRESETS: dict[str, tuple[str, ...]] = {"dmtet": ("dmtet", "dmtet photographs", "dmtet embedded")}
+
 REASONS: dict[str, str] = {
+    "dmtet": "the mesh stage",
+    "dmtet photographs": "the mesh stage of --data",
+    "dmtet embedded": "the mesh stage under the embedded prior",
     "O": "-O",
     "O2": "-O2",
     "photographs": "--data",

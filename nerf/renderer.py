@@ -14,6 +14,7 @@ from nerf.render.accelerated import AcceleratedPath
 from nerf.render.base import RenderPath, Trace, check_rays
 from nerf.render.plain import PlainPath
 from nerf.structs import Part, Rays, RenderOutput
+from nerf.tets import Surface
 
 BACKBONES: dict[str, type[Field]] = {"grid": GridField, "vanilla": VanillaField}
 
@@ -60,7 +61,7 @@ class NeRFRenderer(nn.Module):
             behind = chosen_color(part.background, rays)
         else:
             behind = self.background.color(rays, part)
-        if part.training or len(rays) <= self.max_ray_batch:
+        if part.training or self.path.whole_images or len(rays) <= self.max_ray_batch:
             trace = self.path.trace(self.field, rays, part)
         else:
             trace = self._in_chunks(rays, part)
@@ -75,6 +76,7 @@ class NeRFRenderer(nn.Module):
             trace.weights,
             trace.field,
             rays.shape,
+            trace.surface,
         )
 
     def _in_chunks(self, rays: Rays, part: Part) -> Trace:
@@ -86,7 +88,7 @@ class NeRFRenderer(nn.Module):
             pieces = [getattr(trace, name) for trace in traces]
             return None if pieces[0] is None else torch.cat(pieces)
 
-        names = [f.name for f in fields(Trace) if f.name not in ("samples", "weights", "field")]
+        names = [f.name for f in fields(Trace) if f.name not in ("samples", "weights", "field", "surface")]
         return Trace(**{name: joined(name) for name in names})
 
     def update_occupancy(self, generator: torch.Generator) -> None:
@@ -103,14 +105,25 @@ class NeRFRenderer(nn.Module):
         with torch.no_grad():
             return self.field.albedo(positions)
 
+    def surface(self) -> Surface | None:
+        """The triangles of a mesh stage as they are now, without gradients; None where the object is a density."""
+        with torch.no_grad():
+            return self.path.surface()
+
     def param_groups(self, lr: float) -> list[dict]:
-        """Parameters of field and background with their learning rates, as an optimiser wants them."""
-        return self.field.param_groups(lr) + self.background.param_groups(lr)
+        """Parameters of field, background and path with their learning rates, as an optimiser wants them."""
+        return self.field.param_groups(lr) + self.background.param_groups(lr) + self.path.param_groups()
 
 
 def make_path(config, field: Field) -> RenderPath:
-    """The render path that the options ask for: accelerated with ``--cuda_ray``, else plain."""
-    render = config.render
+    """The render path that the options ask for: triangles in the mesh stage, accelerated with ``--cuda_ray``, else plain."""
+    render, mesh = config.render, config.dmtet
+    if mesh.dmtet:
+        from nerf.render.dmtet import DMTetPath
+
+        return DMTetPath(
+            field.bound, mesh.tet_grid_size, render.min_near, mesh.lr_distance, mesh.lr_offset, locked=mesh.lock_geo
+        )
     if render.cuda_ray:
         return AcceleratedPath(
             field.bound,

@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from nerf.checkpoint import FIRST_STAGE
 from nerf.config import Config, describe
 from nerf.files import write_atomically, write_json
 
@@ -43,6 +44,7 @@ class Report:
         self._metrics_file = None
         self._bar: tqdm | None = None
         self._board = None
+        self.stage = FIRST_STAGE
         self._next_step = 0  # the first step that this process takes, or would take
         self._rate: _Rate | None = None
         self._handler = _Handler(self)
@@ -57,6 +59,20 @@ class Report:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    def begin_stage(self, stage: str) -> None:
+        """From here on steps count in another stage of the run; the bar, the metrics and TensorBoard follow."""
+        if stage == self.stage:
+            return
+        self.log(f"stage {stage}")
+        self._close_stage()
+        self.stage = stage
+
+    def _close_stage(self) -> None:
+        for open_thing in (self._bar, self._metrics_file, self._board):
+            if open_thing is not None:
+                open_thing.close()
+        self._bar = self._metrics_file = self._board = self._rate = None
 
     def log(self, line: str) -> None:
         """Say one line, on the screen and in ``log_df.txt`` with the time."""
@@ -118,10 +134,8 @@ class Report:
         """End the bar and close every file; may be called twice."""
         for name in LOGGERS:
             logging.getLogger(name).removeHandler(self._handler)
-        for open_thing in (self._bar, self._metrics_file, self._board, self._log_file):
-            if open_thing is not None:
-                open_thing.close()
-        self._bar = self._board = None
+        self._close_stage()
+        self._log_file.close()
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 
@@ -139,13 +153,15 @@ class Report:
         self._next_step = next_step
         path = self.workspace / "metrics.jsonl"
         if path.is_file():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) < next_step]
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _stands(line, self.stage, next_step)]
             text = "".join(f"{line}\n" for line in kept)
             write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         self._metrics_file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         row = {"step": step, "time": round(time.time(), 3)} | {name: _finite(value) for name, value in values.items()}
+        row |= {} if self.stage == FIRST_STAGE else {"stage": self.stage}
         self._metrics_file.write(json.dumps(row) + "\n")
         self._metrics_file.flush()
         board = self._tensorboard()
@@ -160,7 +176,8 @@ class Report:
             except ImportError:
                 self._board = _Nothing()
             else:
-                self._board = SummaryWriter(str(self.workspace / "run" / "df"), purge_step=self._next_step)
+                name = "df" if self.stage == FIRST_STAGE else f"df_{self.stage}"
+                self._board = SummaryWriter(str(self.workspace / "run" / name), purge_step=self._next_step)
         return None if isinstance(self._board, _Nothing) else self._board
 
 
@@ -211,12 +228,13 @@ class _Rate:
         return f"{rate:.2f} it/s, {tqdm.format_interval(left / max(rate, 1e-9))} left"
 
 
-def _step_of(line: str) -> float:
-    """The step of a line of ``metrics.jsonl``; infinite for a line that was cut off."""
+def _stands(line: str, stage: str, next_step: int) -> bool:
+    """Whether a line of ``metrics.jsonl`` is of another stage or of a step before ``next_step``; a cut one is neither."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf
+        row = json.loads(line)
+        return row.get("stage", FIRST_STAGE) != stage or row["step"] < next_step
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _finite(value: Any) -> Any:

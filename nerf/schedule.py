@@ -50,14 +50,14 @@ def plan(step: int, config, sources: tuple[str, ...], spaces: tuple[str, ...] = 
         else:
             raise ValueError(f"plan: unknown source of views {source!r}; known are 'guided' and 'photos'")
     weights = term_weights(fraction, config)
-    needs_normals = any(weights.get(name, 0) > 0 for name in ("orient", "normal_smooth_2d", "normal"))
-    if needs_normals:
-        parts = [with_normals(part) for part in parts]
+    if any(weights.get(name, 0) > 0 for name in ("orient", "normal_smooth_2d", "normal")):
+        known = config.dmtet.dmtet and weights["normal"] > 0
+        parts = [replace(part, need_normals=True) if known else with_normals(part) for part in parts]
     return StepPlan(step, fraction, tuple(parts), weights, _t_range(fraction, config))
 
 
 def with_normals(part: Part) -> Part:
-    """The part with normals asked for, unless it is one whose colours are photographs (no objective there reads them)."""
+    """The part with normals asked for, unless its colours are photographs, where a field's normals serve no objective."""
     return part if part.source == "photos" else replace(part, need_normals=True)
 
 
@@ -69,7 +69,7 @@ def term_weights(fraction: float, config) -> dict[str, float]:
         "rgb": loss.lambda_rgb,
         "mask": loss.lambda_mask,
         "depth": loss.lambda_depth * fraction,
-        "normal": loss.lambda_normal * fraction,
+        "normal": loss.lambda_normal,
         "opacity": loss.lambda_opacity,
         "entropy": loss.lambda_entropy * min(1.0, ENTROPY_RAMP * fraction),
         "orient": loss.lambda_orient,
@@ -77,6 +77,9 @@ def term_weights(fraction: float, config) -> dict[str, float]:
         "normal_smooth_3d": loss.lambda_3d_normal_smooth,
         "tv": loss.lambda_tv * min(1.0, TV_RAMP * fraction),
         "weight_decay": loss.lambda_wd,
+        "mesh_normal": loss.lambda_mesh_normal,
+        "mesh_laplacian": loss.lambda_mesh_laplacian,
+        "mesh_sign": loss.lambda_mesh_sign,
     }
 
 
@@ -120,12 +123,9 @@ def _guided_part(fraction: float, config, spaces: tuple[str, ...], seed: int) ->
 
 
 def _photo_part(fraction: float, config, seed: int) -> Part:
-    """Random rays over all photographs, coloured by the view-dependent head."""
-    return Part(
-        source="photos",
-        fraction=fraction,
-        num_rays=config.data.num_rays,
-        seed=seed,
-        view_dependent=True,
-        max_level=_max_level(fraction, config),
-    )
+    """Random rays over all photographs, or whole ones in the mesh stage, coloured by the view-dependent head."""
+    part = Part(source="photos", fraction=fraction, seed=seed, view_dependent=True, max_level=_max_level(fraction, config))
+    if not config.dmtet.dmtet:
+        return replace(part, num_rays=config.data.num_rays)
+    camera = config.camera
+    return replace(part, num_views=camera.batch_size, height=camera.h, width=camera.w)

@@ -61,6 +61,7 @@ class Rays:
     shape: tuple[int, int, int] | None = None  # (B, H, W) with B * H * W == N, row-major, if the rays are whole images
     image_index: Tensor | None = None  # [N] int64: which photograph of the data set, for in-the-wild fields
     uv: Tensor | None = None  # [N, 2] pixel position in [0, 1]
+    views: Views | None = None  # the B cameras whose whole images the rays are; what rasterises needs them
 
     def __len__(self) -> int:
         return self.origins.shape[0]
@@ -159,6 +160,16 @@ class FieldOutput:
 
 
 @dataclass(frozen=True)
+class SurfaceState:
+    """The triangles that a render showed, and the signed distances that they were cut from. V vertices, T triangles."""
+
+    vertices: Tensor  # [V, 3] scene units, differentiable
+    faces: Tensor  # [T, 3] int64, counter-clockwise seen from outside
+    distance: Tensor  # [K] at the points of the tetrahedral grid, in its cells, negative inside; differentiable
+    crossing: Tensor  # [E, 2] int64 pairs of these points between which the distance changes its sign
+
+
+@dataclass(frozen=True)
 class RenderOutput:
     """N rendered rays. ``image`` has the background in it; depth and normal are sums over samples, not divided by opacity."""
 
@@ -171,6 +182,7 @@ class RenderOutput:
     weights: Tensor | None = None  # [M] compositing weight of each sample; training only
     field: FieldOutput | None = None  # the field's answer at the samples; training only
     shape: tuple[int, int, int] | None = None  # (B, H, W) if the rays were whole images
+    surface: SurfaceState | None = None  # what was rasterised; training only, and only where a path has triangles
 
     def as_images(self, tensor: Tensor) -> Tensor:
         """A per-ray tensor [N, C] or [N] as images [B, C, H, W].

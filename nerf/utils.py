@@ -233,18 +233,18 @@ class Trainer:
             "watch": self.watch.__dict__,
         }
         folder = self.workspace / "checkpoints"
-        path = checkpoint.save(folder / checkpoint.file_name(self.step), tensors, meta)
-        checkpoint.prune(folder, self.config.output.keep_checkpoints)
+        path = checkpoint.save(folder / checkpoint.file_name(self.step, self.stage), tensors, meta)
+        checkpoint.prune(folder, self.config.output.keep_checkpoints, self.stage)
         return path
 
-    def restore(self) -> None:
-        """Go on from the checkpoint that ``--ckpt`` means, if there is one.
+    def restore(self) -> bool:
+        """Go on from the checkpoint that ``--ckpt`` means, if there is one; returns whether there was.
 
         Raises:
             UserError: this run does not train and there is nothing to show, or the checkpoint does not fit.
         """
         ckpt = self.config.runtime.ckpt
-        path = checkpoint.resolve(self.workspace / "checkpoints", ckpt)
+        path = checkpoint.resolve(self.workspace / "checkpoints", ckpt, self.stage)
         if path is not None:
             self.load(path, weights_only=ckpt == "latest_model")
             self.report.log(f"going on from {path} (step {self.step} of {self.config.optim.iters})")
@@ -252,6 +252,7 @@ class Trainer:
             raise UserError(
                 f"workspace {self.workspace} has no checkpoint to show; train first: the same command without --test"
             )
+        return path is not None
 
     def load(self, path: Path, weights_only: bool = False) -> None:
         """Continue from a checkpoint; with ``weights_only`` take the model alone and start counting at 0.

@@ -72,7 +72,7 @@ def spawn(*words):
         (("--text", "a", "--w", "0"), "--w must be between"),
         (("--text", "a", "--W", "100000"), "--W must be between"),
         (("--text", "a", "--guidance_scal", "3"), "did you mean --guidance_scale"),
-        (("--text", "a", "--dmtet"), "not built yet"),
+        (("--text", "a", "--gui"), "not built yet"),
     ],
 )
 def test_a_bad_flag_is_one_sentence_and_nothing_else(words, sentence):

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from nerf.errors import UserError
 from nerf.field import Field
 from nerf.shading import shade
-from nerf.structs import FieldOutput, Part, Points, Rays, Samples
+from nerf.structs import FieldOutput, Part, Points, Rays, Samples, SurfaceState
+from nerf.tets import Surface
 
 # Streams of a part's random numbers that rendering draws from.
 STREAM_COARSE, STREAM_FINE, STREAM_MARCH, STREAM_DIFFUSE = 1, 2, 3, 4
@@ -29,10 +30,17 @@ class Trace:
     samples: Samples | None = None  # the three below: training only
     weights: Tensor | None = None  # [M]
     field: FieldOutput | None = None  # at the samples
+    surface: SurfaceState | None = None  # of a path that has triangles; training only
 
 
 class RenderPath(nn.Module, ABC):
-    """A way to choose samples along rays and to add them up."""
+    """A way to choose samples along rays and to add them up.
+
+    Attributes:
+        whole_images: it can only render rays that are whole images, all of them at once.
+    """
+
+    whole_images = False
 
     @abstractmethod
     def trace(self, field: Field, rays: Rays, part: Part) -> Trace:
@@ -40,6 +48,14 @@ class RenderPath(nn.Module, ABC):
 
     def update(self, field: Field, generator: torch.Generator) -> None:
         """Look at the field again, for paths that remember where it is empty. Nothing to do for the others."""
+
+    def param_groups(self) -> list[dict]:
+        """Parameters of the path's own, with their learning rates; most have none."""
+        return []
+
+    def surface(self) -> Surface | None:
+        """The triangles that the path shows, None for one that shows a density."""
+        return None
 
 
 def check_rays(rays: Rays) -> None:

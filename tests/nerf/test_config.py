@@ -232,9 +232,9 @@ def test_bad_input_is_refused_with_a_sentence(words, sentence):
 
 @pytest.mark.parametrize(
     "words",
-    ["--dmtet", "--IF", "--image x.png", "--image_config x.csv", "--gui", "--taichi_ray", "--backbone grid_tcnn",
+    ["--IF", "--image x.png", "--image_config x.csv", "--gui", "--taichi_ray", "--backbone grid_tcnn",
      "--backbone grid_taichi", "--backend taichi", "--guidance zero123", "--guidance clip", "--guidance SD IF",
-     "--init_with x.pth", "--lock_geo", "--zero123_ckpt x", "--known_view_interval 2", "--lambda_depth 3"],
+     "--zero123_ckpt x", "--known_view_interval 2", "--lambda_depth 3"],
 )  # fmt: skip
 def test_what_is_not_built_yet_is_refused_by_name(words):
     sentence = refusal(*TEXT, *words.split())
@@ -247,8 +247,8 @@ def test_a_dead_flag_of_the_peer_is_refused_with_the_reason(words):
 
 
 def test_what_is_not_built_is_refused_in_a_file_too(tmp_path):
-    (tmp_path / "run.args").write_text("--dmtet")
-    assert "--dmtet" in refusal(*TEXT, "--file", str(tmp_path / "run.args"))
+    (tmp_path / "run.args").write_text("--gui")
+    assert "--gui" in refusal(*TEXT, "--file", str(tmp_path / "run.args"))
 
 
 @pytest.mark.parametrize(
