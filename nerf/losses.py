@@ -12,8 +12,9 @@ from torch import Tensor
 
 # A triangle whose doubled area is below this share of its longest edge squared has no normal worth the name.
 _SLIVER = 1e-3
-# Cotangents stop at the one of 5.7 degrees, and a vertex owns at least this share of the mean vertex area.
-_STEEPEST_COTANGENT, _LEAST_AREA = 10.0, 0.1
+# A triangle with an angle below 2.9 degrees says nothing about curvature, and a vertex owns at least this share of the
+# mean vertex area. (Clamped cotangents are worse: they no longer cancel, and a marching sphere costs 500 and not 1.)
+_STEEPEST_COTANGENT, _LEAST_AREA = 20.0, 0.1
 
 
 def image_mse(image: Tensor, target: Tensor) -> Tensor:
@@ -190,16 +191,16 @@ def laplacian_uniform(vertices: Tensor, faces: Tensor) -> Tensor:
 
 
 def laplacian_cotangent(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Squared mean curvature integrated over the surface, in units of a sphere's: 1 for every sphere, 0 for a plane.
+    """Mean squared mean curvature, in units of a sphere's of the same area: 1 for every sphere, 0 for a plane.
 
-    ``1 / (4 pi) sum_i A_i H_i^2`` with the mean-curvature vector ``2 H_i n_i = 1 / (2 A_i) sum_j (cot a_ij + cot b_ij)
-    (x_i - x_j)`` (Meyer et al. 2003, eq. 8) and ``A_i`` a third of the triangles around. Unlike the uniform one it does
-    not pull vertices along the surface. Cotangents and areas are detached and clamped (to angles of 5.7 degrees and a
-    tenth of the mean area), so slivers cannot blow it up; a step against the gradient is one of bi-Laplacian smoothing,
-    which also shrinks a little.
+    ``A / (4 pi) mean_i H_i^2`` with the mean-curvature vector ``2 H_i n_i = 1 / (2 A_i) sum_j (cot a_ij + cot b_ij)
+    (x_i - x_j)`` (Meyer et al. 2003, eq. 8), ``A_i`` a third of the triangles around and the mean weighted by it. Unlike
+    the uniform one it does not pull vertices along the surface. Cotangents and areas are detached; a step against the
+    gradient is one of bi-Laplacian smoothing, which also shrinks a little.
 
     Args:
-        vertices: [V, 3]; those that no triangle uses, and those on open edges, do not count.
+        vertices: [V, 3]; those that no triangle uses, those on open edges, and those at a sliver (an angle below 2.9
+            degrees), whose curvature is noise, do not count.
         faces: [T, 3] integers.
 
     Returns:
@@ -209,17 +210,22 @@ def laplacian_cotangent(vertices: Tensor, faces: Tensor) -> Tensor:
         return vertices.sum() * 0.0
     faces = faces.long()
     cotangent, area = _cotangents(vertices.detach()[faces])
+    sliver = (cotangent.abs() > _STEEPEST_COTANGENT).any(dim=1)
+    cotangent[sliver] = 0.0  # it may be infinite, and its corners do not count anyway
     ends, count, first, order = _edges(faces, len(vertices))
     edge_of = torch.empty_like(order)  # which edge each half-edge belongs to
     edge_of[order] = torch.repeat_interleave(torch.arange(len(first), device=order.device), count)
     weight = vertices.new_zeros(len(ends)).index_add(0, edge_of, cotangent.reshape(-1))
+    counts = torch.ones(len(vertices), dtype=torch.bool, device=vertices.device)
+    counts[faces[sliver].reshape(-1)] = False
     inner = _inner_vertices(ends, count, len(vertices))
-    own = vertices.new_zeros(len(vertices)).index_add(0, faces.reshape(-1), area.repeat_interleave(3) / 3)[inner]
-    if len(own) == 0:
+    inner = inner[counts[inner]]
+    if len(inner) == 0:
         return vertices.sum() * 0.0
-    own = torch.maximum(own, _LEAST_AREA * own.mean()).clamp(min=torch.finfo(own.dtype).tiny)
+    own = vertices.new_zeros(len(vertices)).index_add(0, faces.reshape(-1), area.repeat_interleave(3) / 3)[inner]
+    own = torch.maximum(own, _LEAST_AREA * own.mean())
     bend = _differences(vertices, ends, weight)[inner]
-    return (bend.square().sum(-1) / own).sum() / (64.0 * math.pi)
+    return (bend.square().sum(-1) / own).sum() * (area.sum() / own.sum()) / (64.0 * math.pi)
 
 
 def sdf_sign_entropy(sdf: Tensor, edges: Tensor) -> Tensor:
@@ -280,9 +286,8 @@ def _differences(vertices: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
 
 
 def _cotangents(corners: Tensor) -> tuple[Tensor, Tensor]:
-    """Clamped cotangents [T, 3] of the angle opposite half-edge k, and areas [T], of triangles [T, 3, 3]."""
+    """Cotangents [T, 3] of the angle opposite half-edge k, and areas [T], of triangles [T, 3, 3]."""
     to_next, to_last = corners.roll(-1, 1) - corners, corners.roll(1, 1) - corners
     doubled = torch.linalg.cross(to_next[:, 0], to_last[:, 0]).norm(dim=-1)
     at_corner = (to_next * to_last).sum(-1) / doubled.clamp(min=torch.finfo(doubled.dtype).tiny)[:, None]
-    opposite = at_corner.roll(1, 1)  # half-edge k lies opposite corner k + 2
-    return opposite.clamp(-_STEEPEST_COTANGENT, _STEEPEST_COTANGENT), 0.5 * doubled
+    return at_corner.roll(1, 1), 0.5 * doubled  # half-edge k lies opposite corner k + 2
