@@ -81,7 +81,8 @@ def check_rays(rays: Rays) -> None:
 
 def box(bound: float, like: Tensor) -> Tensor:
     """The box [-bound, bound]^3 as the six numbers that :func:`raymarching.near_far_from_aabb` takes."""
-    return torch.tensor([-bound] * 3 + [bound] * 3, device=like.device, dtype=like.dtype)
+    corner = torch.full((3,), bound, device=like.device, dtype=like.dtype)  # made there: no copy to wait for
+    return torch.cat([-corner, corner])
 
 
 def points_at(samples: Samples, rays: Rays, part: Part) -> Points:

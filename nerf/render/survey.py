@@ -1,7 +1,10 @@
 """The survey: which samples of a training part can be seen, found by their alpha alone, without gradients.
 
-N rays, M samples packed end to end, A rays that are still alive.
+Two ways to the same samples: in rounds, whose lengths are read back, for a CPU; and in buffers whose size is decided
+before, so that nobody waits for a GPU. N rays, M samples packed end to end, A rays that are still alive.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -10,12 +13,22 @@ from nerf.field import Field
 from nerf.render.base import points_at
 from nerf.render.occupancy import OccupancyGrid
 from nerf.structs import Part, Rays, Samples
-from raymarching import RayQueue, composite_rays, composite_rays_train, march_rays
+from raymarching import (
+    RayQueue,
+    clear_overflow,
+    composite_rays,
+    composite_rays_train,
+    march_rays,
+    march_rays_train,
+    overflow,
+)
 
 # A sample is seen if so much light reaches it and it stops such a share of it; the rest is a thousandth of a pixel.
 SEEN_LIGHT, SEEN_ALPHA = 1e-3, 1e-4
 # Samples of a ray in the first round; later rounds are longer, as fewer rays go on.
 FIRST_ROUND, LONGEST_ROUND = 8, 64
+# Buffers have room for this much more than was needed, in whole blocks; a large need is forgotten slowly.
+ROOM, BLOCK, FADE = 1.25, 4096, 0.98
 
 
 @torch.no_grad()
@@ -75,9 +88,97 @@ def _seen(rounds: list[Samples], alphas: list[Tensor], n: int, rays: Rays) -> Sa
         packed[:, free[found.ray_index] + rank] = torch.stack([alpha, found.t, found.dt])
         free += of_round
     alpha, t, dt = packed
-    weights = composite_rays_train(alpha, alpha[:, None], t, first, count, SEEN_LIGHT)[0]
-    keep = torch.nonzero((alpha > SEEN_ALPHA) & (weights > SEEN_LIGHT * alpha))[:, 0]
+    keep = torch.nonzero(_visible(alpha, t, first, count))[:, 0]
     ray_index = torch.repeat_interleave(torch.arange(n, device=device), count)[keep]
     t, kept = t[keep], torch.bincount(ray_index, minlength=n)
     positions = rays.origins[ray_index] + t[:, None] * rays.directions[ray_index]
     return Samples(positions, t, dt[keep], ray_index, kept.cumsum(0) - kept, kept)
+
+
+def _visible(alpha: Tensor, t: Tensor, first: Tensor, count: Tensor) -> Tensor:
+    """Which samples [M] can be seen. One that is not a number counts, so that a broken field shows in the loss."""
+    weights = composite_rays_train(alpha, alpha[:, None], t, first, count, SEEN_LIGHT)[0]
+    return ~(alpha <= SEEN_ALPHA) & ~(weights <= SEEN_LIGHT * alpha)
+
+
+class Capacity:
+    """How large the buffers of a source's next part should be, from what its earlier ones needed.
+
+    Needs are remembered for each ray and each step across the diagonal, as parts differ in both.
+    """
+
+    def __init__(self):
+        self._need: tuple[float, float] | None = None  # looked at, seen
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was learned yet."""
+        return self._need is not None
+
+    def sizes(self, rays: int, steps: int, limit: float = math.inf) -> tuple[int, int]:
+        """Room for samples to be looked at and to be seen, for so many rays and steps; ``limit`` bounds the second."""
+        looked, seen = (max(math.ceil(ROOM * need * rays * steps / BLOCK), 1) * BLOCK for need in self._need)
+        return min(looked, 2 * limit), min(seen, looked, limit)
+
+    def learn(self, looked: int, seen: int, rays: int, steps: int) -> None:
+        """Remember what a part needed."""
+        need = looked / (rays * steps), seen / (rays * steps)
+        if self._need is not None:
+            need = tuple(max(new, FADE * old) for new, old in zip(need, self._need, strict=True))
+        self._need = need
+
+
+@torch.no_grad()
+def count_samples(rays: Rays, span: tuple[Tensor, Tensor], grid: OccupancyGrid, stepping: tuple[float, int]) -> int:
+    """How many samples the rays have in occupied cells. Reads it back; see :func:`survey` for the arguments."""
+    _march(rays, span, grid, stepping, 0)
+    needed = int(overflow(rays.origins.device)[0])
+    clear_overflow(rays.origins.device)
+    return needed
+
+
+def _march(rays: Rays, span: tuple[Tensor, Tensor], grid: OccupancyGrid, stepping: tuple, capacity: int) -> Samples:
+    scene = (grid.bitfield, grid.bound, grid.cascades, grid.grid_size)
+    return Samples(*march_rays_train(rays.origins, rays.directions, *span, *scene, None, *stepping, capacity))
+
+
+@torch.no_grad()
+def survey_within(
+    field: Field,
+    rays: Rays,
+    part: Part,
+    span: tuple[Tensor, Tensor],
+    grid: OccupancyGrid,
+    stepping: tuple[float, int],
+    capacity: tuple[int, int],
+) -> tuple[Samples, Tensor]:
+    """What :func:`survey` finds, in buffers of a given size and without waiting for a GPU.
+
+    Args:
+        field, rays, part, span, grid, stepping: as for :func:`survey`; at least one ray.
+        capacity: how many samples are looked at, and how many can be kept.
+
+    Returns:
+        As many samples as can be kept. Behind those that are seen follow steps of no length that belong to no ray. And
+        what was needed, int64 [3]: samples to look at, samples that are seen (among those that were looked at), rays
+        that are not finite. Where it is more than the capacity, the last rays lack samples.
+    """
+    found = _march(rays, span, grid, stepping, capacity[0])
+    told = overflow(rays.origins.device)
+    total = found.count.sum()
+    alpha = field.alpha(points_at(found, rays, part), found.dt, part)
+    keep = _visible(alpha, found.t, found.first, found.count)
+    keep &= torch.arange(len(keep), device=keep.device) < total
+    place = keep.cumsum(0)
+    need = torch.stack([torch.maximum(told[0], total), place[-1], told[1]])
+    clear_overflow(rays.origins.device)
+    fits = keep & (place <= capacity[1])
+    slot = torch.where(fits, place - 1, capacity[1])  # the last one is for what is left out
+
+    def packed(values: Tensor) -> Tensor:
+        room = values.new_zeros(capacity[1] + 1, *values.shape[1:])
+        return room.index_copy_(0, slot, torch.where(fits.view(-1, *[1] * (values.ndim - 1)), values, 0))[:-1]
+
+    kept = torch.zeros_like(found.count).index_add_(0, found.ray_index, fits.long())
+    buffers = [packed(x) for x in (found.positions, found.t, found.dt, found.ray_index)]
+    return Samples(*buffers, kept.cumsum(0) - kept, kept), need

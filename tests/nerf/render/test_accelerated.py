@@ -1,7 +1,11 @@
 """What the accelerated path spares, and that sparing changes no picture."""
 
+import logging
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
 from nerf.render import accelerated, survey
 from nerf.render.accelerated import AcceleratedPath
@@ -12,8 +16,8 @@ from tests.nerf.analytic import Ball, image_rays
 BOX = torch.tensor([-1.0, -1, -1, 1, 1, 1])
 
 
-def path_of(field, max_steps=256, grid_size=32):
-    path = AcceleratedPath(1.0, grid_size, 10.0, max_steps, dt_gamma=0.0, min_near=0.01)
+def path_of(field, max_steps=256, grid_size=32, buffered=None):
+    path = AcceleratedPath(1.0, grid_size, 10.0, max_steps, dt_gamma=0.0, min_near=0.01, buffered=buffered)
     path.update(field, torch.Generator().manual_seed(0))
     return path
 
@@ -107,3 +111,156 @@ def test_evaluation_stops_behind_a_surface():
     field, rays = Ball(0.6, density=2000.0), image_rays(16, 16, fovy=8.0)
     path_of(field, max_steps=1024).trace(field, rays, Part(source="eval", training=False))
     assert field.asked < 0.35 * 256 * 1.2 / (2 * 3**0.5 / 1024)
+
+
+# ---- training in buffers, as on a GPU ----
+
+
+class Tinted(Ball):
+    """A ball whose density and colour have a factor that is learned."""
+
+    def __init__(self, **shape):
+        super().__init__(**shape)
+        self.gain = nn.Parameter(torch.ones(2))
+
+    def query(self, points, part):
+        output = super().query(points, part)
+        return replace(output, density=self.gain[0] * output.density, albedo=self.gain[1] * output.albedo)
+
+
+def learned(path, field, rays, part):
+    """What the path renders, and the gradient that a picture's loss has."""
+    field.gain.grad = None
+    trace = path.trace(field, rays, part)
+    (trace.color.square().sum() + trace.depth.sum() + (trace.weights * trace.samples.t).sum()).backward()
+    return trace, field.gain.grad
+
+
+def test_training_in_buffers_shows_and_teaches_what_counted_training_does(monkeypatch):
+    allow(monkeypatch, 10**6)
+    field, rays = Tinted(density=30.0), image_rays(7, 9)
+    exact, buffered = path_of(field), path_of(field, buffered=True)
+    for seed in range(3):  # the first part is counted before, the others rely on it
+        part = Part(source="guided", seed=seed, shading="normal")
+        (a, grad_a), (b, grad_b) = (learned(path, field, rays, part) for path in (exact, buffered))
+        for name in ("color", "opacity", "depth", "normal"):
+            torch.testing.assert_close(getattr(a, name), getattr(b, name))
+        torch.testing.assert_close(grad_a, grad_b)
+        m = len(a.samples)
+        assert int(b.samples.count.sum()) == m and torch.equal(a.samples.first, b.samples.first)
+        torch.testing.assert_close(b.samples.positions[:m], a.samples.positions)
+
+
+def test_samples_that_fill_a_buffer_up_have_no_length_and_no_weight(monkeypatch):
+    allow(monkeypatch, 10**6)
+    field, rays = Tinted(density=30.0), image_rays(7, 9)
+    trace, _ = learned(path_of(field, buffered=True), field, rays, Part(source="guided"))
+    filled = slice(int(trace.samples.count.sum()), None)
+    assert len(trace.samples.t[filled]) > 0
+    assert (trace.samples.dt[filled] == 0).all() and (trace.weights[filled] == 0).all()
+
+
+def test_what_does_not_fit_teaches_nothing_is_told_and_fits_the_next_time(monkeypatch, caplog):
+    monkeypatch.setattr(survey, "BLOCK", 64)
+    allow(monkeypatch, 10**6)
+    field, part = Tinted(density=30.0), Part(source="guided")
+    path, exact = path_of(field, buffered=True), path_of(field)
+    far, near = image_rays(8, 8, fovy=120.0), image_rays(8, 8, fovy=20.0)
+    learned(path, field, far, part)
+    with caplog.at_level(logging.INFO, "somnia.render"):
+        trace, grad = learned(path, field, near, part)
+        assert int(trace.samples.count.sum()) < len(exact.trace(field, near, part).samples)
+        assert (grad == 0).all() and caplog.text == ""  # not known on the host before the next part begins
+        trace, grad = learned(path, field, near, part)
+    assert "a part of guided needed room for" in caplog.text and "left out of training" in caplog.text
+    expected, expected_grad = learned(exact, field, near, part)
+    torch.testing.assert_close(trace.color, expected.color)
+    torch.testing.assert_close(grad, expected_grad)
+    assert (grad != 0).all()
+
+
+def test_capacity_follows_rays_and_steps_and_forgets_a_large_need_slowly():
+    capacity = survey.Capacity()
+    assert not capacity.known
+    capacity.learn(100_000, 10_000, rays=1000, steps=512)
+    looked, seen = capacity.sizes(1000, 512)
+    assert 125_000 <= looked < 125_000 + survey.BLOCK and 12_500 <= seen < 12_500 + survey.BLOCK
+    assert capacity.sizes(4000, 256)[0] == pytest.approx(2 * looked, abs=2 * survey.BLOCK)
+    assert capacity.sizes(1000, 512, limit=5000) == (10_000, 5000)
+    capacity.learn(0, 0, 1000, 512)
+    assert capacity.sizes(1000, 512)[0] == pytest.approx(0.98 * looked, abs=survey.BLOCK)
+    capacity.learn(10**6, 10**6, 1000, 512)
+    assert min(capacity.sizes(1000, 512)) >= 1_250_000
+
+
+def test_buffers_of_each_source_have_their_own_size(monkeypatch):
+    monkeypatch.setattr(survey, "BLOCK", 64)
+    allow(monkeypatch, 10**6)
+    field = Tinted(density=30.0)
+    path = path_of(field, buffered=True)
+    wide, narrow = image_rays(8, 8, fovy=60.0), image_rays(8, 8, fovy=20.0)
+    for seed in range(3):
+        for source, rays in (("guided", wide), ("photos", narrow)):
+            part = Part(source=source, seed=seed)
+            trace, grad = learned(path, field, rays, part)
+            torch.testing.assert_close(trace.opacity, path_of(field).trace(field, rays, part).opacity)
+            assert (grad != 0).all()
+
+
+def test_fog_in_buffers_gets_longer_steps_and_a_surface_shorter_ones(monkeypatch):
+    allow(monkeypatch, 5)
+    rays, fog, ball = image_rays(16, 16, fovy=60.0), Ball(0.9, density=0.5), Ball(0.3, density=300.0, margin=0.03)
+    path = path_of(fog, max_steps=1024, buffered=True)
+    for seed in range(6):
+        samples = path.trace(fog, rays, Part(source="guided", seed=seed)).samples
+    assert 0 < samples.count.sum() <= 5 * len(rays)
+    doubled = int(path.doublings)
+    path.trace(fog, rays, Part(source="guided", seed=7))
+    assert doubled > 0 and path.doublings == doubled  # it has settled
+    for seed in range(40):
+        path.update(ball, torch.Generator().manual_seed(seed))
+    for seed in range(doubled + 2):
+        path.trace(ball, rays, Part(source="guided", seed=seed))
+    assert path.doublings < doubled - 1
+
+
+def test_doublings_of_a_checkpoint_are_those_that_training_in_buffers_goes_on_with(monkeypatch):
+    allow(monkeypatch, 10**6)
+    field, rays = Tinted(density=30.0), image_rays(4, 4)
+    path, other = path_of(field, buffered=True), path_of(field)
+    path.trace(field, rays, Part(source="guided"))
+    other.doublings.fill_(2)
+    path.load_state_dict(other.state_dict())
+    samples = path.trace(field, rays, Part(source="guided")).samples
+    assert samples.dt.max().item() == pytest.approx(2 * 3**0.5 / 64)
+
+
+def test_rays_that_are_not_finite_are_told_when_the_next_part_begins(monkeypatch):
+    path, field, rays = path_of(Ball(), buffered=True), Ball(), image_rays(4, 4)
+    path.trace(field, rays, Part(source="guided"))
+    path._pending[0].need[2] = 3  # on a CPU broken rays are refused at the door; a GPU counts them
+    with pytest.raises(ValueError, match="3 of 16 rays of the last part .guided. were not finite"):
+        path.trace(field, rays, Part(source="guided"))
+
+
+@pytest.mark.parametrize("buffered", [False, True])
+def test_a_density_that_is_not_a_number_shows_in_the_picture(buffered):
+    field, rays = Ball(density=30.0), image_rays(5, 5)
+    path = path_of(field, buffered=buffered)
+    path.trace(field, rays, Part(source="guided"))
+    field.inside = float("nan")
+    assert path.trace(field, rays, Part(source="guided")).opacity.isnan().any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU can be waited for, and there is none here")
+def test_training_in_buffers_waits_for_no_gpu():
+    field = Tinted(density=30.0).cuda()
+    near, far = image_rays(8, 8), image_rays(8, 8)
+    path = path_of(Ball(density=30.0)).cuda()
+    rays = [replace(r, **{k: getattr(r, k).cuda() for k in ("origins", "directions", "view_index")}) for r in (near, far)]
+    learned(path, field, rays[0], Part(source="guided"))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        learned(path, field, rays[1], Part(source="guided"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
