@@ -21,9 +21,9 @@ EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 @dataclass
 class Inputs:
-    """What supervises a run."""
+    """What supervises a run, in all of its stages."""
 
-    sources: dict = field(default_factory=dict)  # name -> source of views
+    photos: object = None  # the photographs trained on
     held_out: dict = field(default_factory=dict)  # split -> photographs that training does not see
     guidance: list = field(default_factory=list)  # prepared models
     transform: object = None  # [4, 4] from the trained box to the data's own world, or None
@@ -61,6 +61,10 @@ def settle(config: Config) -> tuple[Config, "Resolved | None"]:
     from nerf import workspace
 
     config = workspace.adopt(config)
+    if "dmtet" in config.stages and "nerf" not in config.stages:
+        from nerf import initial
+
+        config = initial.adopt(config)
     resolved = None
     if config.prompt.text is not None and config.trains:
         from guidance import weights
@@ -72,37 +76,43 @@ def settle(config: Config) -> tuple[Config, "Resolved | None"]:
 
 
 def make_inputs(config: Config, resolved: "Resolved | None", device: str) -> Inputs:
-    """Sources of views and prepared guidance."""
+    """Photographs and prepared guidance."""
     inputs = Inputs()
     if resolved is not None:
         import guidance
-        from nerf.provider import RandomCameras
 
-        inputs.sources["guided"] = RandomCameras(config, device)
         inputs.guidance = [guidance.build(config, device, resolved)]
     if config.data.data is not None:
         from nerf.provider_photos import Photographs
 
         photos = Photographs.splits_of(config.data.data, config.data, device, config.field.bound)
-        inputs.sources["photos"] = photos.pop("train")
-        inputs.transform = inputs.sources["photos"].transform
+        inputs.photos = photos.pop("train")
+        inputs.transform = inputs.photos.transform
         inputs.held_out = photos
     return inputs
 
 
-def make_trainer(config: Config, inputs: Inputs, device: str, report: "Report") -> "Trainer":
-    """Model, evaluator and trainer of the NeRF stage, as the workspace's checkpoint left them."""
+def make_trainer(config: Config, stage: str, inputs: Inputs, device: str, report: "Report") -> "Trainer":
+    """Model, evaluator and trainer of a stage, as its checkpoint left them, or as what it starts from is."""
     import torch
 
     from nerf.evaluation import Evaluator
+    from nerf.provider import RandomCameras
     from nerf.renderer import build_model
     from nerf.utils import Trainer
 
+    config = options.for_stage(config, stage)
+    report.begin_stage(stage)
     torch.manual_seed(config.runtime.seed)
     model = build_model(config).to(device)
-    evaluator = Evaluator(config, model, report, inputs.held_out, inputs.transform)
-    trainer = Trainer(config, model, inputs.sources, inputs.guidance, evaluator, report)
-    trainer.restore()
+    sources = {"guided": RandomCameras(config, device)} if inputs.guidance else {}
+    sources |= {"photos": inputs.photos} if inputs.photos is not None else {}
+    evaluator = Evaluator(config, model, report, inputs.held_out, inputs.transform, stage)
+    trainer = Trainer(config, model, sources, inputs.guidance, evaluator, report, stage)
+    if not trainer.restore() and stage == "dmtet":
+        from nerf import initial
+
+        trainer.begin(lambda: initial.begin(model, config))
     return trainer
 
 
@@ -135,15 +145,18 @@ def finish(trainer: "Trainer", began: float) -> None:
 
 def run(config: Config) -> int:
     """One whole run; returns the exit code."""
+    from nerf import workspace
     from nerf.report import Report
 
     began = time.monotonic()
     device = prepare_machine(config)
     config, resolved = settle(config)
     with Report(config.output.workspace, config) as report:
-        trainer = make_trainer(config, make_inputs(config, resolved, device), device, report)
-        if config.trains:
-            train(trainer)
+        inputs = make_inputs(config, resolved, device)
+        for stage in workspace.pending_stages(config):
+            trainer = make_trainer(config, stage, inputs, device, report)
+            if config.trains:
+                train(trainer)
         finish(trainer, began)
     return 0
 

@@ -96,6 +96,12 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return _unflatten(stored["plain"], flat), stored["meta"]
 
 
+def stage_of(path: str | Path) -> str | None:
+    """The stage that a checkpoint's name tells, None if it is no checkpoint's name."""
+    match = _NAME.fullmatch(Path(path).name)
+    return (match[1] or FIRST_STAGE) if match else None
+
+
 def steps(folder: str | Path, stage: str = FIRST_STAGE) -> list[tuple[int, Path]]:
     """(step, path) of every checkpoint of a stage in a folder, oldest first, ordered by step and not by name."""
     folder = Path(folder)
@@ -234,7 +240,5 @@ def _unflatten(tree: dict[str, Any], flat: dict[str, Tensor]) -> dict[str, Any]:
 
 def _way_out(path: Path) -> str:
     """What to do about a damaged file: the checkpoint before it, if there is one."""
-    match = _NAME.fullmatch(path.name)
-    stage = (match and match[1]) or FIRST_STAGE
-    others = [p for _, p in steps(path.parent, stage) if p != path]
+    others = [p for _, p in steps(path.parent, stage_of(path) or FIRST_STAGE) if p != path]
     return f"the one before it is --ckpt {others[-1]}" if others else "start over with --ckpt scratch"

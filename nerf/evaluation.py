@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nerf import cameras, export, metrics, provider, video
 from nerf.checkpoint import run_name
+from nerf.mesh import Mesh
 from nerf.renderer import NeRFRenderer
 from nerf.report import Report
 from nerf.structs import Part, RenderOutput, Views
@@ -96,26 +97,29 @@ class Evaluator:
         return self._measure("test", step) if "test" in self.held_out else {}
 
     def save_mesh(self) -> "export.ExportReport":
-        """Extract, clean, unwrap, bake and write the mesh to ``mesh/``."""
-        config, field = self.config, self.model.field
-        report = export.export_mesh(
-            density=self.model.density,
+        """Extract (or, in a mesh stage, take), clean, unwrap, bake and write the mesh to ``mesh/``."""
+        output, surface = self.config.output, self.model.surface()
+        common = dict(
             albedo=self.model.albedo,
-            bound=field.bound,
+            bound=self.model.bound,
             folder=self.workspace / "mesh",
             options=export.ExportOptions(
-                decimate_target=config.output.decimate_target,
-                texture_size=config.output.texture_size,
-                export_frame=config.output.export_frame,
+                decimate_target=output.decimate_target,
+                texture_size=output.texture_size,
+                export_frame=output.export_frame,
             ),
-            resolution=config.output.mcubes_resolution,
-            threshold=config.output.mesh_threshold,
-            smooth=config.output.mesh_smooth,
             transform=self.transform,
-            metadata={"prompt": config.prompt.text, "seed": config.runtime.seed},
+            metadata={"prompt": self.config.prompt.text, "seed": self.config.runtime.seed, "stage": self.stage},
             report=self.report.log,
             device=self.device,
         )
+        if surface is None:
+            density, cells = self.model.density, output.mcubes_resolution
+            cut = dict(resolution=cells, threshold=output.mesh_threshold, smooth=output.mesh_smooth)
+            report = export.export_mesh(density, **cut, **common)
+        else:
+            mesh = Mesh(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())
+            report = export.export_surface(mesh, **common)
         self.report.log(f"mesh: {report}")
         for note in report.notes:
             self.report.log(f"mesh: {note}")

@@ -6,11 +6,12 @@ drive one and the same loop.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -231,6 +232,7 @@ class Trainer:
             "seconds": self.seconds,
             "scaler": self.scaler.state_dict(),
             "watch": self.watch.__dict__,
+            "transform": None if self.evaluator.transform is None else np.asarray(self.evaluator.transform).tolist(),
         }
         folder = self.workspace / "checkpoints"
         path = checkpoint.save(folder / checkpoint.file_name(self.step, self.stage), tensors, meta)
@@ -254,6 +256,18 @@ class Trainer:
             )
         return path is not None
 
+    def begin(self, fill: Callable[[], tuple[str, object]]) -> None:
+        """Let ``fill`` put something into the model before the first step, and begin the average of the weights there.
+
+        Args:
+            fill: returns a line for the log and the transform [4, 4] of the export, or None to keep that.
+        """
+        line, transform = fill()
+        self.report.log(line)
+        if transform is not None:
+            self.evaluator.transform = transform
+        self.ema = Ema(self.model, self.config.optim.ema_decay)
+
     def load(self, path: Path, weights_only: bool = False) -> None:
         """Continue from a checkpoint; with ``weights_only`` take the model alone and start counting at 0.
 
@@ -274,6 +288,8 @@ class Trainer:
         torch.set_rng_state(tensors["random"]["torch"].cpu())
         self.scaler.load_state_dict(meta["scaler"])
         self.watch = Watch(**meta["watch"])
+        if self.evaluator.transform is None and meta.get("transform") is not None:
+            self.evaluator.transform = np.asarray(meta["transform"])
         self.step, self.seconds = meta["step"], meta["seconds"]
 
     # ---- making ---------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from nerf.files import read_json, write_json
 from nerf.options import dashed
 
 CONFIG_FILE = "config.json"
+STAGES = ("nerf", "dmtet")
 # The options that a run keeps for life: other values would need other tensors, or make another object.
 KEPT = tuple(flag for flag, (_, field) in OPTIONS.items() if field.metadata["fixed"])
 
@@ -27,6 +28,8 @@ def adopt(config: Config) -> Config:
     if _has_run(folder) and not (config.runtime.ckpt == "scratch" and config.trains):
         stored = stored_config(folder)
         config = take_over(config, stored)
+        if config.source("stages") == "default" and not config.dmtet.dmtet:
+            config = with_values(config, {"stages": stored.stages}, "workspace")
         for name in stored.presets:
             config = config if name in config.presets else with_preset(config, name)
         if config.runtime.seed is None:
@@ -36,10 +39,10 @@ def adopt(config: Config) -> Config:
     return config
 
 
-def open_workspace(config: Config, stages: tuple[str, ...] = ("nerf",)) -> Config:
+def open_workspace(config: Config) -> Config:
     """Make the folder, take over what an earlier run in it was made with, and write ``config.json`` if this run trains.
 
-    ``--ckpt scratch`` forgets the earlier run: its checkpoints are removed when the new one begins.
+    ``--ckpt scratch`` forgets the earlier run: the checkpoints of this run's stages are removed when it begins.
 
     Returns:
         The config with the kept options of the earlier run where the user said nothing else (source "workspace").
@@ -51,16 +54,29 @@ def open_workspace(config: Config, stages: tuple[str, ...] = ("nerf",)) -> Confi
     folder = Path(config.output.workspace)
     _require_writable(folder)
     if config.runtime.ckpt == "scratch" and config.trains:
-        checkpoint.prune(folder / "checkpoints", 0)
+        for stage in config.stages:
+            checkpoint.prune(folder / "checkpoints", 0, stage)
     elif _has_run(folder):
         config = take_over(config, stored_config(folder))
     if config.trains:
-        write_json(folder / CONFIG_FILE, to_json(config) | {"stages": list(stages)})
+        write_json(folder / CONFIG_FILE, to_json(config) | {"stages": list(config.stages)})
     return config
 
 
 def _has_run(folder: Path) -> bool:
-    return (folder / CONFIG_FILE).is_file() and checkpoint.latest(folder / "checkpoints") is not None
+    return (folder / CONFIG_FILE).is_file() and any(checkpoint.latest(folder / "checkpoints", stage) for stage in STAGES)
+
+
+def pending_stages(config: Config) -> tuple[str, ...]:
+    """The stages that this run still has to go through: from the last one that has a checkpoint on.
+
+    A run that only shows has one: the last that has a checkpoint, or the one whose checkpoint ``--ckpt`` names.
+    """
+    folder, stages = Path(config.output.workspace) / "checkpoints", config.stages
+    begun = [i for i, stage in enumerate(stages) if checkpoint.latest(folder, stage) is not None]
+    named = checkpoint.stage_of(config.runtime.ckpt)
+    first = stages.index(named) if named in stages else (begun[-1] if begun else 0)
+    return stages[first:] if config.trains else stages[first : first + 1]
 
 
 def stored_config(folder: str | Path) -> Config:
