@@ -296,7 +296,7 @@ class StableDiffusion(Guidance):
         if text is None or not text.strip():
             raise UserError('guidance SD needs words; give --text "a hamburger"')
         if self.somnia:
-            told = weights.unknown_words(text)
+            told = weights.unknown_words(text, vocabulary=True)
             if told:
                 log.warning("guidance: %s; these words are ignored", told)
             text, negative, endings = captions.parse(text).text, captions.parse(conditions.negative).text, [""]

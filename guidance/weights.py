@@ -158,11 +158,19 @@ def _vocabulary() -> str:
     return f"kinds: {', '.join(captions.WORDINGS)}, {stacks}; colours: {', '.join(captions.COLORS)}"
 
 
-def unknown_words(text: str) -> str:
-    """A sentence that names each word of a prompt that the embedded prior does not know; may be empty."""
-    parsed = captions.parse(text)
-    said = [f"{word!r} (nearest: {', '.join(near)})" for word, near in parsed.unknown.items()]
-    return f"the embedded prior does not know {', '.join(said)}" if said else ""
+def unknown_words(text: str, vocabulary: bool = False) -> str:
+    """A sentence that names each word of a prompt that the embedded prior does not know; may be empty.
+
+    Args:
+        text: the prompt.
+        vocabulary: say what is known if nothing is near to one of the words.
+    """
+    unknown = captions.parse(text).unknown
+    if not unknown:
+        return ""
+    said = [f"{word!r} (nearest: {', '.join(near)})" if near else repr(word) for word, near in unknown.items()]
+    known = f", but {_vocabulary()}" if vocabulary and not all(unknown.values()) else ""
+    return f"the embedded prior does not know {', '.join(said)}{known}"
 
 
 def _embedded(text: str | None, why: str) -> Resolved:

@@ -22,7 +22,7 @@ Contract for whoever runs the weights folder (diffusers layout: ``model_index.js
   sqrt(1 - a_t)``. Guidance mixes the two branches in x_0, then clamp to [-1, 1].
 * **Text.** ``text_encoder(**tokenizer(prompt, padding="max_length", max_length=16, truncation=True,
   return_tensors="pt")).last_hidden_state`` -> [B, 16, 64]. Prompts carry **no view words**. Pass what the user typed
-  through ``guidance.prior.captions.parse`` first: it maps synonyms, and names unknown words with their neighbours.
+  through ``guidance.prior.captions.parse`` first: it unifies spellings, and names unknown words with their neighbours.
 * **Range.** Trained for cameras that look at the origin: radius 3.0 to 3.5, fovy 18 to 24 degrees, polar 30 to 105,
   any azimuth; the object fills a ball of radius 0.5. Backgrounds: plain colours, often white. Shading: flat albedo or
   lambertian with the light near the camera.

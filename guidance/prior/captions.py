@@ -72,27 +72,48 @@ BASES = ("cylinder", "cube")
 STACKED = {f"{top} on {base}": (top, base) for top in TOPS for base in BASES}
 KIND_NAMES: tuple[str, ...] = (*WORDINGS, *STACKED)
 
-SYNONYMS = {
-    "cup": "mug",
-    "plane": "airplane",
-    "aeroplane": "airplane",
-    "burger": "hamburger",
-    "cheeseburger": "hamburger",
-    "sphere": "ball",
-    "box": "cube",
-    "couch": "sofa",
-    "ship": "boat",
-    "puppy": "dog",
-    "automobile": "car",
-    "teddy": "teddy bear",
-    "bear": "teddy bear",
-    "icecream": "ice cream",
-    "doughnut": "donut",
-    "violet": "purple",
-    "fir": "tree",
-    "spaceship": "rocket",
-    "toadstool": "mushroom",
+# The same words written otherwise; these are replaced.
+SPELLINGS = {"aeroplane": "airplane", "doughnut": "donut", "icecream": "ice cream", "teddybear": "teddy bear"}
+# Words that mean something near; these are only suggested, as a jet is not the airplane that would come.
+MEANINGS: dict[str, str] = {
+    "airplane": "plane jet aircraft airliner biplane glider helicopter drone zeppelin airship bird",
+    "ball": "sphere globe orb football planet moon",
+    "bed": "cot bunk mattress crib",
+    "boat": "ship yacht sailboat ferry canoe vessel raft submarine steamer",
+    "bottle": "flask vase jar jug carafe",
+    "cactus": "succulent plant",
+    "car": "auto automobile truck van bus taxi jeep vehicle tractor pickup wagon limousine",
+    "chair": "seat stool armchair throne bench",
+    "cube": "box block dice crate brick",
+    "cylinder": "tube can barrel drum pillar column",
+    "dog": "puppy hound cat kitten wolf fox horse pony cow sheep pig lion tiger animal",
+    "donut": "bagel ring torus",
+    "duck": "duckling bird goose swan chicken hen penguin",
+    "hamburger": "burger cheeseburger sandwich bun",
+    "house": "cottage hut home building barn castle villa shed church",
+    "ice cream": "gelato sundae cornet",
+    "lamp": "light lantern torch chandelier",
+    "mug": "cup teacup tankard beaker goblet",
+    "mushroom": "toadstool fungus",
+    "pyramid": "tetrahedron",
+    "rocket": "spaceship spacecraft missile shuttle",
+    "sofa": "couch settee armchair bench",
+    "table": "desk counter bench",
+    "teddy bear": "bear teddy panda koala plush",
+    "tree": "pine fir oak palm spruce birch bush plant",
+    "umbrella": "parasol sunshade",
+    "red": "crimson scarlet ruby",
+    "orange": "amber",
+    "yellow": "gold golden",
+    "green": "lime olive emerald teal turquoise",
+    "blue": "navy azure cyan teal turquoise",
+    "purple": "violet lilac magenta",
+    "pink": "rose magenta",
+    "brown": "beige tan wooden",
+    "white": "ivory silver grey gray beige",
+    "black": "dark grey gray",
 }
+LIKENESS = 0.7  # of two words, as difflib measures it: a slip of the keys or a plural, not a rhyme
 FILLERS = {"a", "an", "the", "with", "on", "and", "of", "photo", "picture", "render", "3d", "model", "toy", "its"}
 
 # What the benchmark asks for; none of these combinations is ever trained (the hamburger, which has no colour, is).
@@ -157,9 +178,10 @@ class Parsed:
     """What a prompt was understood as.
 
     Attributes:
-        text: what the text encoder should read (synonyms replaced, unknown words left out).
+        text: what the text encoder should read (spellings unified, unknown words left out).
         caption: kind and colours, or None if no kind was recognised.
-        unknown: each word that is not in the vocabulary, with its nearest known words.
+        unknown: each word that is not in the vocabulary, with the known words nearest to it in meaning and spelling; none
+            where nothing is near.
     """
 
     text: str
@@ -222,9 +244,31 @@ def random_caption(kind: str, rng: random.Random) -> Caption:
             return caption
 
 
+def _known_words() -> set[str]:
+    """Words that mean something on their own, and the kinds of two words as one."""
+    pieces = {word for kind in WORDINGS if " " in kind for word in kind.split()}
+    return set(vocabulary()) - pieces | set(WORDINGS)
+
+
+def nearest(word: str, count: int = 3) -> list[str]:
+    """Known words near to an unknown one, the nearest first: those of near meaning, then those spelled alike.
+
+    A word that is spelled like one of near meaning counts too, so that "zepelin" leads where "zeppelin" does.
+    """
+    meaning: dict[str, list[str]] = {}
+    for known, words in MEANINGS.items():
+        for near in words.split():
+            meaning.setdefault(near, []).append(known)
+    meaning |= {spelling: [known] for spelling, known in SPELLINGS.items()}
+    names = _known_words() - {"a", "an", "on", "with"}
+    alike = difflib.get_close_matches(word, sorted(names | set(meaning)), n=count, cutoff=LIKENESS)
+    found = [known for near in (word, *alike) for known in ([near] if near in names else meaning.get(near, []))]
+    return list(dict.fromkeys(found))[:count]
+
+
 def _split(prompt: str) -> tuple[list[str], dict[str, list[str]]]:
-    """Words of the prompt that are known, after synonyms; and the unknown ones with their neighbours."""
-    known = set(vocabulary()) | set(WORDINGS)
+    """Words of the prompt that are known, spellings unified; and the unknown ones with their neighbours."""
+    known = _known_words()
     text = re.sub(r"[^a-z0-9]+", " ", prompt.lower())
     for kind in WORDINGS:
         if " " in kind:
@@ -232,12 +276,11 @@ def _split(prompt: str) -> tuple[list[str], dict[str, list[str]]]:
     words: list[str] = []
     unknown: dict[str, list[str]] = {}
     for word in text.split():
-        word = SYNONYMS.get(word, word).replace("_", " ")
+        word = SPELLINGS.get(word, word).replace("_", " ")
         if word in known:
             words.append(word)
         elif word not in FILLERS:
-            candidates = sorted(known | set(SYNONYMS))
-            unknown[word] = difflib.get_close_matches(word, candidates, n=3, cutoff=0.6) or sorted(WORDINGS)[:3]
+            unknown[word] = nearest(word)
     return words, unknown
 
 

@@ -80,6 +80,13 @@ def test_embedded_on_request_refuses_a_prompt_without_any_known_thing():
         resolve("embedded", text="a red chaair")
 
 
+def test_what_the_prior_knows_is_listed_on_request_if_nothing_is_near():
+    assert weights.unknown_words("a quantum car").endswith("does not know 'quantum'")
+    assert "'quantum', but kinds: mushroom, tree" in weights.unknown_words("a quantum car", vocabulary=True)
+    assert "kinds" not in weights.unknown_words("a red zeppelin", vocabulary=True)
+    assert weights.unknown_words("a red car", vocabulary=True) == ""
+
+
 def test_embedded_without_its_weights_says_how_to_get_them(monkeypatch, tmp_path):
     monkeypatch.setattr(prior, "WEIGHTS", tmp_path / "gone")
     with pytest.raises(UserError, match="python -m guidance.prior.train"):

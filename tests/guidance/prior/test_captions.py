@@ -8,9 +8,12 @@ from guidance.prior.captions import (
     BENCHMARK_PROMPTS,
     COLORS,
     KIND_NAMES,
+    MEANINGS,
+    WORDINGS,
     Caption,
     is_held_out,
     knows,
+    nearest,
     parse,
     random_caption,
     vocabulary,
@@ -60,9 +63,35 @@ def test_two_part_phrases_put_each_colour_in_its_place():
     assert parse("a green cone on a yellow cylinder").caption == Caption("cone on cylinder", ("green", "yellow"))
 
 
-def test_synonyms_and_fillers_are_replaced_by_known_words():
-    assert parse("A photo of a yellow cup!").text == "a yellow mug"
-    assert parse("a bear").text == "a teddy bear"
+def test_other_spellings_are_replaced_and_fillers_left_out():
+    assert parse("A photo of a yellow aeroplane!").text == "a yellow airplane"
+    assert parse("an icecream").text == "an ice cream" and knows("a pink doughnut")
+
+
+@pytest.mark.parametrize("word, known", [
+    ("zeppelin", "airplane"), ("jet", "airplane"), ("cup", "mug"), ("truck", "car"), ("auto", "car"),
+    ("cottage", "house"), ("puppy", "dog"), ("ship", "boat"), ("burger", "hamburger"), ("pine", "tree"),
+    ("bear", "teddy bear"), ("couch", "sofa"), ("crimson", "red"), ("zepelin", "airplane"), ("hauses", "house"),
+    ("ballon", "ball"), ("bred", "red"),
+])  # fmt: skip
+def test_a_word_of_near_meaning_or_spelling_is_suggested_and_not_replaced(word, known):
+    parsed = parse(f"a {word}")
+    assert known in parsed.unknown[word] and parsed.caption is None and not knows(f"a {word}")
+
+
+def test_what_means_much_the_same_is_suggested_before_what_looks_alike():
+    assert nearest("cat")[0] == "dog" and nearest("grey")[:2] == ["white", "black"]
+
+
+def test_nothing_is_suggested_for_a_word_that_is_near_to_nothing():
+    assert nearest("quantum") == [] and parse("a quantum chair").unknown == {"quantum": []}
+
+
+def test_every_word_of_near_meaning_is_unknown_and_leads_to_a_known_one():
+    for known, words in MEANINGS.items():
+        assert known in COLORS or known in WORDINGS
+        for word in words.split():
+            assert known in nearest(word) and word in parse(word).unknown
 
 
 def test_an_unknown_word_is_named_with_its_neighbours():
