@@ -10,7 +10,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
-PACKAGES = ("nerf*", "guidance*", "extension*", "raymarching*", "gridencoder*", "freqencoder*", "shencoder*", "mlp*")
+KERNELS = ("raymarching*", "gridencoder*", "freqencoder*", "shencoder*", "mlp*", "rasterizer*")
+PACKAGES = ("nerf*", "guidance*", "extension*", *KERNELS)
 DATA = ("*.h", "*.cpp", "*.cu", "*.json", "*.txt", "*.safetensors", "*.md", "*.so")
 
 

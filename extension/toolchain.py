@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 include_dir = ROOT / "extension" / "include"
-KERNEL_FOLDERS = ("extension", "raymarching", "gridencoder", "freqencoder", "shencoder", "mlp")
+KERNEL_FOLDERS = ("extension", "raymarching", "gridencoder", "freqencoder", "shencoder", "mlp", "rasterizer")
 DEFAULT_CUDA_ARCHS = ("80", "90")
 
 # No -march=native: a cached or shipped library then survives a change of processor (and gathers gain nothing from it).

@@ -14,8 +14,8 @@ from nerf.flags import GROUPS
 from nerf.options import iterate
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("nerf", "guidance", "extension", "raymarching", "gridencoder", "freqencoder", "shencoder", "mlp")
-KERNELS = ("raymarching", "gridencoder", "freqencoder", "shencoder", "mlp")
+ROOMS = ("nerf", "guidance", "extension", "raymarching", "gridencoder", "freqencoder", "shencoder", "mlp", "rasterizer")
+KERNELS = ("raymarching", "gridencoder", "freqencoder", "shencoder", "mlp", "rasterizer")
 LEAVES = {"structs", "cameras", "shading", "activation", "errors"}
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 

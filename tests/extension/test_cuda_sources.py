@@ -13,7 +13,7 @@ from extension import toolchain
 FOLDERS = [f for f in extension.KERNEL_FOLDERS if list((toolchain.ROOT / f / "src").glob("*_cuda.cu"))]
 pytestmark = pytest.mark.timeout(600)  # the first test compiles everything
 
-CPU_ONLY = {"extension_has_openmp"}
+CPU_ONLY = {"extension_has_openmp", "edge_adjacency"}
 
 
 def exported(path, device_type):

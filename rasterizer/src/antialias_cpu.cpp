@@ -1,0 +1,99 @@
+// The CPU rung of antialiasing, and which half edges belong together.
+#include <algorithm>
+#include <vector>
+
+#include "antialias_math.h"
+#include "sums.h"
+
+namespace {
+
+using namespace somnia;
+
+template <typename Item>
+void for_rows(int64_t rows, int64_t width, int64_t threads, const Item& item) {
+    parallel_for(rows, 16, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin * width; n < end * width; ++n) item(n);
+    });
+}
+
+template <typename T>
+int antialias(const AntialiasParams<T>& p, int64_t threads) {
+    parallel_for(p.views * p.triangles, 2048, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n) find_facing(p, n);
+    });
+    const int64_t rows = p.views * p.height;
+    for_rows(rows, p.width, threads, [&](int64_t n) { find_crossings(p, n); });
+    for_rows(rows, p.width, threads, [&](int64_t n) { blend_pixel(p, 0, p.image, p.middle, n); });
+    for_rows(rows, p.width, threads, [&](int64_t n) { blend_pixel(p, 1, p.middle, p.out, n); });
+    return 0;
+}
+
+template <typename T>
+int antialias_backward(const AntialiasParams<T>& p, int64_t threads) {
+    const int64_t rows = p.views * p.height;
+    for_rows(rows, p.width, threads, [&](int64_t n) { blend_pixel_backward(p, 1, p.grad_out, p.grad_middle, n); });
+    for_rows(rows, p.width, threads, [&](int64_t n) { blend_pixel_backward(p, 0, p.grad_middle, p.grad_image, n); });
+    if (!p.grad_clip) return 0;
+    sum_over_bands(p.views, p.height, p.vertices, 4, false, p.grad_clip, threads,
+                   [&](int64_t view, int64_t top, int64_t end, VertexSums& sums) {
+        const auto add = [&](int32_t vertex, const double grad[4]) {
+            double* to = sums.of(vertex);
+            for (int c = 0; c < 4; ++c) to[c] += grad[c];
+        };
+        for (int64_t n = (view * p.height + top) * p.width; n < (view * p.height + end) * p.width; ++n) {
+            crossing_backward(p, 0, p.image, p.grad_middle, n, add);
+            crossing_backward(p, 1, p.middle, p.grad_out, n, add);
+        }
+    });
+    return 0;
+}
+
+struct HalfEdge {
+    int32_t high, index;  // the higher of its two vertices; 3 t + k
+};
+
+}  // namespace
+
+EXPORT int antialias_cpu(const void* params, int64_t dtype, int64_t threads, void*) {
+    if (dtype == 0) return antialias(*static_cast<const AntialiasParams<float>*>(params), threads);
+    return antialias(*static_cast<const AntialiasParams<double>*>(params), threads);
+}
+
+EXPORT int antialias_backward_cpu(const void* params, int64_t dtype, int64_t threads, void*) {
+    if (dtype == 0) return antialias_backward(*static_cast<const AntialiasParams<float>*>(params), threads);
+    return antialias_backward(*static_cast<const AntialiasParams<double>*>(params), threads);
+}
+
+// edges [T, 3]: the other half of each half edge of faces [T, 3], whose indices are below V; -1 where there is none and -2 where
+// there are several. Half edges are listed by their lower vertex and those lists sorted by the higher.
+EXPORT int edge_adjacency_cpu(const int32_t* faces, int32_t* edges, int64_t triangles, int64_t vertices, int64_t, void*) {
+    const int64_t count = 3 * triangles;
+    std::vector<int64_t> first(size_t(vertices) + 2, 0);
+    std::vector<HalfEdge> list(static_cast<size_t>(count));
+    const auto ends = [&](int64_t h) {
+        const int32_t *face = faces + h / 3 * 3, a = face[(h + 1) % 3], b = face[(h + 2) % 3];
+        return std::pair<int32_t, int32_t>(std::min(a, b), std::max(a, b));
+    };
+    for (int64_t h = 0; h < count; ++h) ++first[size_t(ends(h).first) + 2];
+    for (int64_t v = 0; v < vertices; ++v) first[size_t(v) + 2] += first[size_t(v) + 1];
+    for (int64_t h = 0; h < count; ++h) {
+        const auto [low, high] = ends(h);
+        list[size_t(first[size_t(low) + 1]++)] = {high, int32_t(h)};
+    }
+    for (int64_t v = 0; v < vertices; ++v) {
+        HalfEdge *at = list.data() + first[size_t(v)], *end = list.data() + first[size_t(v) + 1];
+        std::sort(at, end, [](const HalfEdge& a, const HalfEdge& b) {
+            return a.high < b.high || (a.high == b.high && a.index < b.index);
+        });
+        while (at < end) {
+            HalfEdge* last = at;
+            while (last < end && last->high == at->high) ++last;
+            const int64_t alike = last - at;
+            for (; at < last; ++at) edges[at->index] = alike == 1 ? -1 : -2;
+            if (alike != 2) continue;
+            edges[last[-1].index] = last[-2].index;
+            edges[last[-2].index] = last[-1].index;
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,225 @@
+// Silhouettes that pass between two neighbouring pixels, and the blending that makes coverage differentiable: the only place
+// these formulas are written. After Laine et al. 2020, "Modular primitives for high-performance differentiable rendering",
+// section 3.6: where two neighbours show different triangles and a silhouette edge crosses the line between their centres, the
+// pixel in which it crosses is blended with the other in proportion to what the edge cuts off. Ours differs in three ways. The
+// edge is searched by walking over the mesh from triangle to triangle along the line between the centres, so that slivers that
+// cover no centre do not hide it. Horizontal pairs are blended first and vertical pairs after them, so that an image never leaves
+// its range and a corner gets the product of two cuts. And a pair is blended by what an edge cuts off along it only if the edge
+// is closer to perpendicular than to parallel, so that no edge counts twice.
+//
+// Half edge 3 t + k is the edge of triangle t opposite its corner k. Letters as in raster_math.h.
+#pragma once
+
+#include "raster_math.h"
+
+namespace somnia {
+
+template <typename T>
+struct AntialiasParams {
+    const T* image;           // [B, H, W, C]
+    const T* clip;            // [B, V, 4]
+    const T* depth;           // [B, H, W]
+    const int32_t* triangle;  // [B, H, W]
+    const int32_t* faces;     // [T, 3]
+    const int32_t* edges;     // [T, 3] the other half of each half edge; -1: it has none, -2: more than one
+    int8_t* facing;           // [B, T] scratch: sign of each triangle's volume
+    int32_t* crossing;        // [2, B, H, W] between a pixel and its right, or lower, neighbour: 0 or +-(half edge + 1)
+    T* middle;                // [B, H, W, C] after the horizontal pairs
+    T* out;                   // [B, H, W, C]
+    const T* grad_out;        // [B, H, W, C]
+    T* grad_middle;           // [B, H, W, C] scratch of the backward
+    T* grad_image;            // [B, H, W, C] out
+    T* grad_clip;             // [B, V, 4] out, zero on entry; or null
+    int64_t views, vertices, triangles, height, width, channels;
+};
+
+constexpr int kLongestWalk = 24;             // triangles between two pixel centres; beyond, the edge is given up
+constexpr int kNoEdge = -1, kCovered = -2;   // what a walk may find instead of a half edge
+
+template <typename T>
+HD const T* clip_of(const AntialiasParams<T>& p, int64_t view) { return p.clip + 4 * p.vertices * view; }
+
+template <typename T>
+HD Corner corner_of(const AntialiasParams<T>& p, int64_t view, int64_t triangle, int k) {
+    return load_corner(clip_of(p, view), p.faces[3 * triangle + (k >= 3 ? k - 3 : k)]);
+}
+
+template <typename T>
+HD Line half_edge_line(const AntialiasParams<T>& p, int64_t view, int32_t half_edge) {
+    const int64_t t = half_edge / 3;
+    const int k = half_edge % 3;
+    return line_through(corner_of(p, view, t, k + 1), corner_of(p, view, t, k + 2));
+}
+
+template <typename T>
+HD void find_facing(const AntialiasParams<T>& p, int64_t n) {
+    const int64_t view = n / p.triangles, t = n % p.triangles;
+    const double d = volume(corner_of(p, view, t, 0), line_through(corner_of(p, view, t, 1), corner_of(p, view, t, 2)));
+    p.facing[n] = int8_t(d > 0 ? 1 : d < 0 ? -1 : 0);
+}
+
+// Whether the two triangles at an edge lie on the same side of it, as seen from the eye, or there is no second triangle.
+template <typename T>
+HD bool is_silhouette(const AntialiasParams<T>& p, int64_t view, int32_t half_edge) {
+    const int32_t other = p.edges[half_edge];
+    if (other < 0) return true;
+    const int32_t t = half_edge / 3, s = other / 3;
+    const bool opposed = p.faces[3 * t + (half_edge + 1 - 3 * t) % 3] == p.faces[3 * s + (other + 2 - 3 * s) % 3];
+    const int8_t* facing = p.facing + view * p.triangles;
+    const int same = facing[t] * facing[s];
+    return opposed ? same <= 0 : same >= 0;
+}
+
+struct Point {
+    double x, y;
+};
+
+template <typename T>
+HD Point centre(const AntialiasParams<T>& p, int64_t in_view) {
+    return {column_centre(in_view % p.width, p.width), row_centre(in_view / p.width, p.height)};
+}
+
+// Walks over the mesh below the line between two pixel centres, from the triangle that is seen at the first until a silhouette
+// edge is crossed. kNoEdge: it comes to the triangle that is seen at the second. kCovered: it comes to the second centre in
+// another triangle, so what is seen there lies in front.
+template <typename T>
+HD int32_t walk(const AntialiasParams<T>& p, int64_t view, int32_t t, int32_t goal, const Point& from, const Point& to) {
+    const int8_t* facing = p.facing + view * p.triangles;
+    int entry = -1;
+    for (int step = 0; step < kLongestWalk; ++step) {
+        const double sign = facing[t];
+        int exit = -1;
+        double nearest = INFINITY;
+        for (int k = 0; k < 3; ++k) {
+            if (k == entry) continue;
+            const Line l = line_through(corner_of(p, view, t, k + 1), corner_of(p, view, t, k + 2));
+            const double first = sign * at(l, from.x, from.y), second = sign * at(l, to.x, to.y);
+            if (!(second < 0 && first > second)) continue;
+            const double where = first / (first - second);
+            if (where < nearest) nearest = where, exit = k;
+        }
+        if (exit < 0) return kCovered;
+        const int32_t half_edge = 3 * t + exit;
+        if (is_silhouette(p, view, half_edge)) return half_edge;
+        const int32_t other = p.edges[half_edge];
+        t = other / 3;
+        entry = other % 3;
+        if (t == goal) return kNoEdge;
+    }
+    return kNoEdge;
+}
+
+// Most pairs lie on two triangles that share an edge in the middle of a surface; this tells them quickly.
+template <typename T>
+HD bool joined(const AntialiasParams<T>& p, int64_t view, int32_t t, int32_t s) {
+    for (int32_t h = 3 * t; h < 3 * t + 3; ++h)
+        if (p.edges[h] >= 0 && p.edges[h] / 3 == s) return !is_silhouette(p, view, h);
+    return false;
+}
+
+// The silhouette between a pixel and its right (axis 0) or lower (axis 1) neighbour, as it is kept in `crossing`.
+template <typename T>
+HD int32_t find_crossing(const AntialiasParams<T>& p, int64_t view, int64_t in_view, int axis) {
+    const int64_t first = view * p.height * p.width + in_view, step = axis == 0 ? 1 : p.width, second = first + step;
+    const int32_t t0 = p.triangle[first], t1 = p.triangle[second];
+    if (t0 == t1 || (t0 >= 0 && t1 >= 0 && joined(p, view, t0, t1))) return 0;
+    bool from_first = t0 >= 0 && (t1 < 0 || p.depth[first] <= p.depth[second]);
+    const Point a = centre(p, in_view), b = centre(p, in_view + step);
+    int32_t found = from_first ? walk(p, view, t0, t1, a, b) : walk(p, view, t1, t0, b, a);
+    if (found == kCovered && t0 >= 0 && t1 >= 0) {
+        from_first = !from_first;
+        found = from_first ? walk(p, view, t0, t1, a, b) : walk(p, view, t1, t0, b, a);
+    }
+    if (found < 0) return 0;
+    const Line l = half_edge_line(p, view, found);
+    const double along_row = fabs(l.a) * double(p.height), along_column = fabs(l.b) * double(p.width);
+    if (axis == 0 ? along_row < along_column : along_row >= along_column) return 0;
+    return from_first ? found + 1 : -(found + 1);
+}
+
+template <typename T>
+HD void find_crossings(const AntialiasParams<T>& p, int64_t n) {
+    const int64_t size = p.height * p.width, view = n / size, in_view = n % size, total = p.views * size;
+    p.crossing[n] = in_view % p.width + 1 < p.width ? find_crossing(p, view, in_view, 0) : 0;
+    p.crossing[total + n] = in_view + p.width < size ? find_crossing(p, view, in_view, 1) : 0;
+}
+
+// A pair of pixels with a silhouette between them: target += shift * (owner - other).
+struct Pair {
+    int64_t owner, other, target;  // pixels; the silhouette's surface is seen at the owner
+    double shift;                  // where it crosses, from the owner's centre in pixels, less a half
+    double at_owner, at_other;     // the values of its line there
+};
+
+template <typename T>
+HD Pair make_pair_of(const AntialiasParams<T>& p, int64_t first, int64_t step, int32_t code) {
+    const int64_t size = p.height * p.width, view = first / size;
+    const bool from_first = code > 0;
+    Pair r;
+    r.owner = from_first ? first : first + step;
+    r.other = from_first ? first + step : first;
+    const Line l = half_edge_line(p, view, (from_first ? code : -code) - 1);
+    const Point a = centre(p, r.owner - view * size), b = centre(p, r.other - view * size);
+    r.at_owner = at(l, a.x, a.y);
+    r.at_other = at(l, b.x, b.y);
+    r.shift = clamp_to(r.at_owner / (r.at_owner - r.at_other), 0.0, 1.0) - 0.5;
+    r.target = r.shift > 0 ? r.other : r.owner;
+    return r;
+}
+
+// The pairs of one axis that a pixel belongs to: with the pixel before it and with the one after it; calls body(pair) for each
+// that has a silhouette.
+template <typename T, typename Body>
+HD void for_pairs(const AntialiasParams<T>& p, int axis, int64_t n, const Body& body) {
+    const int64_t step = axis == 0 ? 1 : p.width;
+    const int32_t* crossing = p.crossing + axis * p.views * p.height * p.width;
+    if (n >= step && crossing[n - step]) body(make_pair_of(p, n - step, step, crossing[n - step]));
+    if (crossing[n]) body(make_pair_of(p, n, step, crossing[n]));
+}
+
+template <typename T>
+HD void blend_pixel(const AntialiasParams<T>& p, int axis, const T* in, T* out, int64_t n) {
+    const int64_t channels = p.channels;
+    for (int64_t c = 0; c < channels; ++c) out[n * channels + c] = in[n * channels + c];
+    for_pairs(p, axis, n, [&](const Pair& r) {
+        if (r.target != n) return;
+        for (int64_t c = 0; c < channels; ++c)
+            out[n * channels + c] += T(r.shift) * (in[r.owner * channels + c] - in[r.other * channels + c]);
+    });
+}
+
+template <typename T>
+HD void blend_pixel_backward(const AntialiasParams<T>& p, int axis, const T* grad_out, T* grad_in, int64_t n) {
+    const int64_t channels = p.channels;
+    for (int64_t c = 0; c < channels; ++c) grad_in[n * channels + c] = grad_out[n * channels + c];
+    for_pairs(p, axis, n, [&](const Pair& r) {
+        const T share = T(r.owner == n ? r.shift : -r.shift);
+        for (int64_t c = 0; c < channels; ++c) grad_in[n * channels + c] += share * grad_out[r.target * channels + c];
+    });
+}
+
+// What the silhouette after pixel n gives to the two ends of its edge: add(vertex, gradient of x, y, z, w).
+template <typename T, typename Add>
+HD void crossing_backward(const AntialiasParams<T>& p, int axis, const T* in, const T* grad_out, int64_t n, const Add& add) {
+    const int64_t size = p.height * p.width, view = n / size, channels = p.channels;
+    const int32_t code = p.crossing[axis * p.views * size + n];
+    if (!code) return;
+    const Pair r = make_pair_of(p, n, axis == 0 ? 1 : p.width, code);
+    double grad = 0;
+    for (int64_t c = 0; c < channels; ++c)
+        grad += double(grad_out[r.target * channels + c]) * (double(in[r.owner * channels + c]) - double(in[r.other * channels + c]));
+    const double inverse = 1.0 / (r.at_owner - r.at_other);
+    if (!is_finite(inverse)) return;
+    const double to_owner = -grad * r.at_other * inverse * inverse, to_other = grad * r.at_owner * inverse * inverse;
+    const Point a = centre(p, r.owner - view * size), b = centre(p, r.other - view * size);
+    const Line to_line{to_owner * a.x + to_other * b.x, to_owner * a.y + to_other * b.y, to_owner + to_other};
+    const int32_t half_edge = (code > 0 ? code : -code) - 1, t = half_edge / 3, k = half_edge % 3;
+    const int32_t from = p.faces[3 * t + (k + 1) % 3], to = p.faces[3 * t + (k + 2) % 3];
+    double grad_from[4] = {0, 0, 0, 0}, grad_to[4] = {0, 0, 0, 0};
+    const T* clip = clip_of(p, view);
+    add_through_line(load_corner(clip, from), load_corner(clip, to), to_line, grad_from, grad_to);
+    add(from, grad_from);
+    add(to, grad_to);
+}
+
+}  // namespace somnia

@@ -1,0 +1,239 @@
+// The CUDA rung. A pixel's nearest triangle is found in two passes over the triangles, a warp for each: the lowest depth, as bits
+// that sort like the number, and then the lowest index at that depth; so the image does not depend on the order of the threads.
+// Gradients of vertices are added up atomically: their last bits differ from run to run.
+#include "antialias_math.h"
+#include "launch.h"
+#include "raster_math.h"
+
+namespace somnia {
+
+constexpr int kWarp = 32;
+
+HD uint64_t sortable(double z) {
+    union {
+        double number;
+        uint64_t bits;
+    } both;
+    both.number = z;
+    return both.bits >> 63 ? ~both.bits : both.bits | (uint64_t(1) << 63);
+}
+
+template <typename T>
+__device__ Shape shape_of(const RasterParams<T>& p, int64_t view, int64_t triangle) {
+    const T* clip = p.clip + 4 * p.vertices * view;
+    const int32_t* f = p.faces + 3 * triangle;
+    return make_shape(load_corner(clip, f[0]), load_corner(clip, f[1]), load_corner(clip, f[2]));
+}
+
+// One lane's share of a triangle; kIndex: the second pass.
+template <typename T, bool kIndex>
+struct Draw {
+    RasterParams<T> p;
+    __device__ void operator()(int64_t n) const {
+        const int64_t item = n / kWarp, view = item / p.triangles, t = item % p.triangles, size = p.height * p.width;
+        const Shape s = shape_of(p, view, t);
+        if (s.sign == 0) return;
+        const Box box = box_of(project(s.corner[0], p.height, p.width), project(s.corner[1], p.height, p.width),
+                               project(s.corner[2], p.height, p.width), p.height, p.width);
+        const int64_t columns = box.last_column - box.first_column + 1, rows = box.last_row - box.first_row + 1;
+        if (columns <= 0 || rows <= 0) return;
+        for (int64_t i = n % kWarp; i < columns * rows; i += kWarp) {
+            const int64_t column = box.first_column + i % columns, row = box.first_row + i / columns;
+            const double x = column_centre(column, p.width), y = row_centre(row, p.height), z = at(s.depth, x, y);
+            const double value[3] = {at(s.line[0], x, y), at(s.line[1], x, y), at(s.line[2], x, y)};
+            if (!inside(s, value, x, y) || !in_depth_range(z)) continue;
+            const int64_t pixel = view * size + row * p.width + column;
+            auto* nearest = reinterpret_cast<unsigned long long*>(p.nearest + pixel);
+            if (!kIndex)
+                atomicMin(nearest, static_cast<unsigned long long>(sortable(z)));
+            else if (*nearest == sortable(z))
+                atomicMin(p.triangle + pixel, int32_t(t));
+        }
+    }
+};
+
+template <typename T>
+struct Clear {
+    RasterParams<T> p;
+    __device__ void operator()(int64_t n) const {
+        p.nearest[n] = ~uint64_t(0);
+        p.triangle[n] = 2147483647;
+    }
+};
+
+template <typename T>
+struct Resolve {
+    RasterParams<T> p;
+    __device__ void operator()(int64_t n) const {
+        const int64_t size = p.height * p.width, view = n / size, in_view = n % size;
+        if (p.triangle[n] == 2147483647) return write_empty(p, n);
+        write_pixel(p, n, shape_of(p, view, p.triangle[n]), column_centre(in_view % p.width, p.width),
+                    row_centre(in_view / p.width, p.height));
+    }
+};
+
+template <typename T>
+struct RasterizeBackward {
+    RasterParams<T> p;
+    __device__ void operator()(int64_t n) const {
+        if (p.triangle[n] < 0) return;
+        const int64_t size = p.height * p.width, view = n / size, in_view = n % size;
+        const T* clip = p.clip + 4 * p.vertices * view;
+        const int32_t* f = p.faces + 3 * int64_t(p.triangle[n]);
+        const Slopes slopes = make_slopes(load_corner(clip, f[0]), load_corner(clip, f[1]), load_corner(clip, f[2]));
+        ShapeGradient gradient{};
+        add_pixel(slopes, column_centre(in_view % p.width, p.width), row_centre(in_view / p.width, p.height),
+                  double(p.grad_bary[2 * n]), double(p.grad_bary[2 * n + 1]), p.grad_depth ? double(p.grad_depth[n]) : 0.0,
+                  gradient);
+        double corners[3][4];
+        corner_gradients(slopes, gradient, corners);
+        for (int k = 0; k < 3; ++k)
+            for (int c = 0; c < 4; ++c) atomic_add(p.grad_clip + 4 * (p.vertices * view + f[k]) + c, T(corners[k][c]));
+    }
+};
+
+template <typename T>
+struct Interpolate {
+    InterpolateParams<T> p;
+    __device__ void operator()(int64_t n) const {
+        interpolate_pixel<T, 0>(p, attributes_of(p, n / (p.height * p.width)), n);
+    }
+};
+
+template <typename T>
+struct InterpolateBackward {
+    InterpolateParams<T> p;
+    __device__ void operator()(int64_t n) const {
+        const int64_t view = n / (p.height * p.width);
+        if (p.grad_bary) interpolate_weights_backward<T, 0>(p, attributes_of(p, view), n);
+        if (!p.grad_attributes || p.triangle[n] < 0) return;
+        const T u = p.bary[2 * n], v = p.bary[2 * n + 1], weight[3] = {u, v, T(1) - u - v};
+        T* to = p.grad_attributes + (p.shared ? 0 : view) * p.vertices * p.channels;
+        for (int k = 0; k < 3; ++k)
+            for (int64_t c = 0; c < p.channels; ++c)
+                atomic_add(to + p.faces[3 * int64_t(p.triangle[n]) + k] * p.channels + c,
+                           weight[k] * p.grad_out[n * p.channels + c]);
+    }
+};
+
+template <typename T>
+struct Facing {
+    AntialiasParams<T> p;
+    __device__ void operator()(int64_t n) const { find_facing(p, n); }
+};
+
+template <typename T>
+struct Crossings {
+    AntialiasParams<T> p;
+    __device__ void operator()(int64_t n) const { find_crossings(p, n); }
+};
+
+template <typename T>
+struct Blend {
+    AntialiasParams<T> p;
+    int axis;
+    const T* in;
+    T* out;
+    __device__ void operator()(int64_t n) const { blend_pixel(p, axis, in, out, n); }
+};
+
+template <typename T>
+struct BlendBackward {
+    AntialiasParams<T> p;
+    int axis;
+    const T* grad_out;
+    T* grad_in;
+    __device__ void operator()(int64_t n) const { blend_pixel_backward(p, axis, grad_out, grad_in, n); }
+};
+
+template <typename T>
+struct CrossingsBackward {
+    AntialiasParams<T> p;
+    __device__ void operator()(int64_t n) const {
+        T* to = p.grad_clip + 4 * p.vertices * (n / (p.height * p.width));
+        const auto add = [&](int32_t vertex, const double grad[4]) {
+            for (int c = 0; c < 4; ++c) atomic_add(to + 4 * int64_t(vertex) + c, T(grad[c]));
+        };
+        crossing_backward(p, 0, p.image, p.grad_middle, n, add);
+        crossing_backward(p, 1, p.middle, p.grad_out, n, add);
+    }
+};
+
+// Runs kernels one after the other until one fails.
+struct Sequence {
+    int64_t device;
+    void* stream;
+    int status = 0;
+    template <typename Item>
+    Sequence& then(int64_t count, const Item& item) {
+        if (status == 0) status = for_each(count, device, stream, item);
+        return *this;
+    }
+};
+
+template <typename T>
+int rasterize(const void* params, Sequence run) {
+    const auto& p = *static_cast<const RasterParams<T>*>(params);
+    const int64_t pixels = p.views * p.height * p.width, lanes = p.views * p.triangles * kWarp;
+    run.then(pixels, Clear<T>{p}).then(lanes, Draw<T, false>{p}).then(lanes, Draw<T, true>{p}).then(pixels, Resolve<T>{p});
+    return run.status;
+}
+
+template <typename T>
+int antialias(const void* params, Sequence run) {
+    const auto& p = *static_cast<const AntialiasParams<T>*>(params);
+    const int64_t pixels = p.views * p.height * p.width;
+    run.then(p.views * p.triangles, Facing<T>{p}).then(pixels, Crossings<T>{p});
+    run.then(pixels, Blend<T>{p, 0, p.image, p.middle}).then(pixels, Blend<T>{p, 1, p.middle, p.out});
+    return run.status;
+}
+
+template <typename T>
+int antialias_backward(const void* params, Sequence run) {
+    const auto& p = *static_cast<const AntialiasParams<T>*>(params);
+    const int64_t pixels = p.views * p.height * p.width;
+    run.then(pixels, BlendBackward<T>{p, 1, p.grad_out, p.grad_middle});
+    run.then(pixels, BlendBackward<T>{p, 0, p.grad_middle, p.grad_image});
+    if (p.grad_clip) run.then(pixels, CrossingsBackward<T>{p});
+    return run.status;
+}
+
+template <template <typename> class Item, template <typename> class Params>
+int for_pixels(const void* params, int64_t dtype, Sequence run) {
+    if (dtype == 0) {
+        const auto& p = *static_cast<const Params<float>*>(params);
+        return run.then(p.views * p.height * p.width, Item<float>{p}).status;
+    }
+    const auto& p = *static_cast<const Params<double>*>(params);
+    return run.then(p.views * p.height * p.width, Item<double>{p}).status;
+}
+
+}  // namespace somnia
+
+// dtype: 0 is float32, 1 is float64.
+EXPORT int rasterize_cuda(const void* params, int64_t dtype, int64_t device, void* stream) {
+    const somnia::Sequence run{device, stream};
+    return dtype == 0 ? somnia::rasterize<float>(params, run) : somnia::rasterize<double>(params, run);
+}
+
+EXPORT int rasterize_backward_cuda(const void* params, int64_t dtype, int64_t device, void* stream) {
+    return somnia::for_pixels<somnia::RasterizeBackward, somnia::RasterParams>(params, dtype, {device, stream});
+}
+
+EXPORT int interpolate_cuda(const void* params, int64_t dtype, int64_t device, void* stream) {
+    return somnia::for_pixels<somnia::Interpolate, somnia::InterpolateParams>(params, dtype, {device, stream});
+}
+
+EXPORT int interpolate_backward_cuda(const void* params, int64_t dtype, int64_t device, void* stream) {
+    return somnia::for_pixels<somnia::InterpolateBackward, somnia::InterpolateParams>(params, dtype, {device, stream});
+}
+
+EXPORT int antialias_cuda(const void* params, int64_t dtype, int64_t device, void* stream) {
+    const somnia::Sequence run{device, stream};
+    return dtype == 0 ? somnia::antialias<float>(params, run) : somnia::antialias<double>(params, run);
+}
+
+EXPORT int antialias_backward_cuda(const void* params, int64_t dtype, int64_t device, void* stream) {
+    const somnia::Sequence run{device, stream};
+    return dtype == 0 ? somnia::antialias_backward<float>(params, run) : somnia::antialias_backward<double>(params, run);
+}
