@@ -11,18 +11,18 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from nerf.bake import Color, bake, light_depth, query_color
+from nerf.bake import Color, bake, light_depth, query_color, to_bytes
+from nerf.clean import Cleaning, Decimation, clean_surface, decimate_within
 from nerf.files import write_atomically
 from nerf.lattice import DEFAULT_THRESHOLD, Density, ExportError, Lattice, sample_lattice, smoothed
 from nerf.mesh import (
     Mesh,
-    decimate,
     is_watertight,
     largest_parts,
     marching_cubes,
@@ -31,14 +31,18 @@ from nerf.mesh import (
     unwrap,
     vertex_normals,
 )
-from nerf.meshfile import check_file, write_glb, write_obj, write_ply
+from nerf.meshfile import Material, check_file, write_glb, write_obj, write_ply
+from nerf.tangents import bake_normals, nearest_normals, vertex_tangents
 
 __all__ = ["ExportError", "ExportOptions", "ExportReport", "export_mesh", "export_surface", "extract_surface",
            "require_packages"]
 
 FRAMES = ("object", "source")
+LARGEST_TEXTURE = 4096
+MOST_SAMPLES = 4
 _PACKAGES = {"skimage": "scikit-image", "trimesh": "trimesh", "xatlas": "xatlas",
              "fast_simplification": "fast-simplification"}  # module -> what pip calls it
+_SAY_SECONDS = 5.0  # a stage that takes longer says how far it is this often
 _LOW_COVERAGE = 0.25  # of the texture; below, somebody should know
 
 
@@ -51,15 +55,28 @@ class ExportOptions:
     """
 
     decimate_target: int = 50_000  # about how many triangles to keep; 0 or less keeps all
+    max_error: float = 0.0  # scene units that decimation may move the surface; more triangles are kept for it; 0: any
     texture_size: int = 1024  # texels along an edge of the texture
+    supersample: int = 1  # a texel is the mean of n x n colours
+    normal_map: bool = False  # write the normals of the surface before its decimation as a tangent-space picture
+    roughness: float = 1.0  # of the material, 0 mirror to 1 chalk
+    metallic: float = 0.0  # of the material, 0 to 1
     min_part: float = 0.01  # parts with a smaller fraction of the biggest part's volume are dropped as floaters
     ply: bool = False  # write mesh.ply with vertex colours as well
     export_frame: str = "object"  # undo the data's scale and offset and keep +Y up; "source": undo all of its transform
 
     def __post_init__(self):
-        if self.export_frame not in FRAMES or self.texture_size < 16:
-            raise ValueError(f"ExportOptions: expected export_frame in {FRAMES} and texture_size >= 16, got "
-                             f"{self.export_frame!r} and {self.texture_size}")
+        if self.export_frame not in FRAMES:
+            raise ValueError(f"ExportOptions: expected export_frame in {FRAMES}, got {self.export_frame!r}")
+        if not 16 <= self.texture_size <= LARGEST_TEXTURE:
+            raise ValueError(f"ExportOptions: expected texture_size in [16, {LARGEST_TEXTURE}], got {self.texture_size}; "
+                             "larger ones need gigabytes of memory, and many viewers refuse them")
+        if not 1 <= self.supersample <= MOST_SAMPLES:
+            raise ValueError(f"ExportOptions: expected supersample in [1, {MOST_SAMPLES}], got {self.supersample}; it "
+                             "is the square root of the colours a texel is the mean of")
+        if not 0.0 <= self.max_error < np.inf:
+            raise ValueError(f"ExportOptions: expected max_error >= 0 scene units, got {self.max_error}; 0 is no bound")
+        Material(self.roughness, self.metallic)
 
 
 DEFAULTS = ExportOptions()
@@ -74,6 +91,8 @@ class ExportReport:
     faces: int
     parts_dropped: int  # floaters and cavities
     watertight: bool
+    cleaning: Cleaning  # what was welded, capped and left open
+    decimation: Decimation  # how far the surface was moved, in scene units
     volume: float  # in the units of the file, > 0
     bounds: tuple[tuple[float, ...], tuple[float, ...]]  # lowest and highest corner in the file
     texture_coverage: float  # fraction of the texture under a triangle
@@ -95,6 +114,7 @@ class ExportReport:
         values = dict(self.__dict__)
         values["files"] = {name: str(path) for name, path in self.files.items()}
         values["seconds"] = {name: round(value, 3) for name, value in self.seconds.items()}
+        values |= {"cleaning": asdict(self.cleaning), "decimation": asdict(self.decimation)}
         return values | {"bounds": [list(corner) for corner in self.bounds], "notes": list(self.notes)}
 
 
@@ -104,14 +124,26 @@ class _Progress:
     def __init__(self, report: Callable[[str], None] | None):
         self.report = report or (lambda line: None)
         self.seconds: dict[str, float] = {}
-        self.last = time.monotonic()
+        self.last = self.said = time.monotonic()
 
     def done(self, stage: str, line: str) -> None:
         """End a stage and say what came of it."""
         now = time.monotonic()
         self.seconds[stage] = now - self.last
-        self.last = now
+        self.last = self.said = now
         self.report(f"export: {line} ({self.seconds[stage]:.1f} s)")
+
+    def within(self, doing: str) -> Callable[[int, int], None]:
+        """A function that takes how much of a stage is done, and says so every few seconds."""
+
+        def tell(done: int, total: int) -> None:
+            now = time.monotonic()
+            if now - self.said >= _SAY_SECONDS and done < total:
+                self.said = now
+                left = (now - self.last) * (total - done) / max(done, 1)
+                self.report(f"export: {doing}, {100 * done / total:.0f} % (about {left:.0f} s left)")
+
+        return tell
 
 
 def require_packages() -> None:
@@ -185,14 +217,15 @@ def export_mesh(density: Density, albedo: Color, bound: float, folder: str | Pat
 
 
 def export_surface(mesh: Mesh, albedo: Color, folder: str | Path, options: ExportOptions = DEFAULTS, *, bound: float,
-                   transform=None, metadata: dict | None = None, report: Callable[[str], None] | None = None,
-                   device: torch.device | str = "cpu") -> ExportReport:
-    """Turn a surface that is there already, say of a tetrahedral grid, into the same files; the colour is that at it.
+                   wall: float | None = None, transform=None, metadata: dict | None = None,
+                   report: Callable[[str], None] | None = None, device: torch.device | str = "cpu") -> ExportReport:
+    """Turn a surface that is there already, say of a tetrahedral grid, into the same files; its colour is that at it.
 
     Args:
         mesh: vertices [V, 3] and faces [T, 3], counter-clockwise seen from outside; nothing else of it is used.
         albedo: maps points [M, 3] to sRGB colours [M, 3] in [0, 1].
         bound: half the edge of the box that the surface was made in.
+        wall: openings whose rims lie within this distance of its walls are closed; None: a thousandth of bound.
         folder, options, transform, metadata, report, device: as ``export_mesh``.
 
     Returns:
@@ -203,7 +236,8 @@ def export_surface(mesh: Mesh, albedo: Color, folder: str | Path, options: Expor
         ValueError: an argument out of range.
         OSError: a file cannot be written.
     """
-    job = _Job(albedo, Path(folder), options, bound, _transform(transform), metadata or {}, device, _Progress(report))
+    job = _Job(albedo, Path(folder), options, bound, _transform(transform), metadata or {}, device, _Progress(report),
+               wall)
     if len(mesh.faces) == 0:
         raise ExportError("the surface is empty: no cell has a corner inside and one outside; train longer, or start "
                           "from a NeRF that holds an object")
@@ -226,6 +260,7 @@ class _Job:
     metadata: dict
     device: torch.device | str
     progress: _Progress
+    wall: float | None = None
 
     def __post_init__(self):
         require_packages()
@@ -238,27 +273,47 @@ class _Job:
 def _finish(raw: Mesh, job: _Job, inset: Callable[[Mesh], np.ndarray] | None = None) -> ExportReport:
     """Everything after the surface; ``inset`` says how far below the vertices of the clean mesh its colour lies, [V]."""
     options, progress = job.options, job.progress
-    mesh, dropped = largest_parts(raw, options.min_part)
-    mesh = decimate(mesh, options.decimate_target)
+    fine, cleaning = clean_surface(raw, job.bound, job.wall)
+    fine, dropped = largest_parts(fine, options.min_part)
+    mesh, decimation = decimate_within(fine, options.decimate_target, options.max_error)
     mesh = replace(mesh, normals=vertex_normals(mesh))
-    progress.done("clean", f"{len(mesh.faces):,} triangles kept")
-    flat = unwrap(mesh, options.texture_size)
+    moved = f", moved by {decimation.farthest:.2g} at most and {decimation.mean:.2g} on average"
+    progress.done("clean", f"{len(mesh.faces):,} triangles kept{moved if decimation.tries else ''}")
+    flat = unwrap(mesh, options.texture_size, progress=progress.within("unwrapping"))
     progress.done("unwrap", f"unwrapped into {len(flat.vertices):,} vertices")
     depth = np.zeros(len(mesh.vertices)) if inset is None else inset(mesh)
-    texture, coverage = bake(flat, job.paint, options.texture_size, depth[flat.weld])
+    flat, coverage = _bake(fine, flat, depth, job)
     progress.done("bake", f"baked {options.texture_size}^2 texels, {100 * coverage:.0f} % covered")
     placing = _placing(job.transform, options.export_frame)
-    flat = transformed(replace(flat, texture=texture), placing)
-    files = _write(job.folder, flat, job.metadata)
+    flat = transformed(flat, placing)
+    files = _write(job, flat)
     if options.ply:
         colors = job.paint(mesh.vertices - depth[:, None] * mesh.normals)
-        painted = transformed(replace(mesh, colors=np.round(colors * 255.0).astype(np.uint8)), placing)
+        painted = transformed(replace(mesh, colors=to_bytes(colors)), placing)
         files["ply"] = write_ply(job.folder / "mesh.ply", painted)
         check_file(files["ply"], painted)
     if job.transform is not None:
         files["transform"] = _write_transform(job.folder, job.transform, placing, options.export_frame)
     progress.done("write", "wrote and read again " + ", ".join(path.name for path in files.values()))
-    return _summary(mesh, flat, job, dropped, coverage, files)
+    return ExportReport(
+        files=files, vertices=len(mesh.vertices), faces=len(mesh.faces), parts_dropped=dropped, watertight=is_watertight(flat),
+        cleaning=cleaning, decimation=decimation, volume=signed_volume(flat),
+        bounds=tuple(tuple(map(float, corner)) for corner in flat.bounds), texture_coverage=coverage,
+        seconds=progress.seconds, notes=_notes(mesh, job, cleaning, decimation, coverage))
+
+
+def _bake(fine: Mesh, flat: Mesh, depth: np.ndarray, job: _Job) -> tuple[Mesh, float]:
+    """The unwrapped mesh with its textures, and how much of them triangles cover."""
+    options, progress = job.options, job.progress
+    texture, coverage = bake(flat, job.paint, options.texture_size, depth[flat.weld], options.supersample,
+                             progress.within("baking colours"))
+    flat = replace(flat, texture=texture)
+    if not options.normal_map:
+        return flat, coverage
+    flat = replace(flat, tangents=vertex_tangents(flat))
+    normals = nearest_normals(replace(fine, normals=vertex_normals(fine)))
+    picture = bake_normals(flat, normals, options.texture_size, options.supersample, progress.within("baking normals"))
+    return replace(flat, normal_texture=picture), coverage
 
 
 def _transform(matrix) -> np.ndarray | None:
@@ -289,14 +344,15 @@ def _placing(transform: np.ndarray | None, export_frame: str) -> np.ndarray:
     return placing
 
 
-def _write(folder: Path, mesh: Mesh, metadata: dict) -> dict[str, Path]:
-    """Write OBJ (with MTL and texture) and GLB, and compare what is read back."""
-    comment = "\n".join(f"{key}: {value}" for key, value in metadata.items())
-    obj, mtl, albedo = write_obj(folder, mesh, comment)
-    glb = write_glb(folder / "mesh.glb", mesh, metadata)
-    check_file(obj, mesh)
-    check_file(glb, mesh)
-    return {"obj": obj, "mtl": mtl, "albedo": albedo, "glb": glb}
+def _write(job: _Job, mesh: Mesh) -> dict[str, Path]:
+    """Write OBJ (with MTL and pictures) and GLB, and compare what is read back."""
+    comment = "\n".join(f"{key}: {value}" for key, value in job.metadata.items())
+    material = Material(job.options.roughness, job.options.metallic)
+    files = write_obj(job.folder, mesh, comment, material)
+    files["glb"] = write_glb(job.folder / "mesh.glb", mesh, job.metadata, material)
+    check_file(files["obj"], mesh)
+    check_file(files["glb"], mesh)
+    return files
 
 
 def _write_transform(folder: Path, transform: np.ndarray, placing: np.ndarray, export_frame: str) -> Path:
@@ -313,17 +369,19 @@ def _write_transform(folder: Path, transform: np.ndarray, placing: np.ndarray, e
     return write_atomically(folder / "transform.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _summary(mesh: Mesh, flat: Mesh, job: _Job, dropped: int, coverage: float, files: dict[str, Path]) -> ExportReport:
-    """Collect the figures, and notes on what looks wrong."""
-    closed = is_watertight(flat)
-    notes = []
-    if not closed:
+def _notes(mesh: Mesh, job: _Job, cleaning: Cleaning, decimation: Decimation, coverage: float) -> tuple[str, ...]:
+    """What looks wrong, and what to do about it."""
+    notes, wanted = [], job.options.decimate_target
+    if cleaning.open_rims:
+        notes.append(f"the surface has {len(cleaning.open_rims)} openings away from the walls of the box, which were left "
+                     f"open; the longest rim is {cleaning.open_rims[0]:.3g} scene units")
+    elif not is_watertight(mesh):
         notes.append("the surface is not closed everywhere; another --decimate_target may mend it")
+    if job.options.max_error and len(mesh.faces) > 1.01 * wanted > 0:
+        notes.append(f"{len(mesh.faces):,} triangles were kept and not {wanted:,}, so that no part moved by more than "
+                     f"{job.options.max_error:g} scene units")
     if coverage < _LOW_COVERAGE:
         notes.append(f"triangles cover only {100 * coverage:.0f} % of the texture; raise --texture_size to keep detail")
     if float(np.abs(mesh.vertices).max()) >= job.bound * (1 - 1e-6):
         notes.append("the surface touches the wall of the box and was closed there; --bound may be too small")
-    return ExportReport(
-        files=files, vertices=len(mesh.vertices), faces=len(mesh.faces), parts_dropped=dropped, watertight=closed,
-        volume=signed_volume(flat), bounds=tuple(tuple(map(float, corner)) for corner in flat.bounds),
-        texture_coverage=coverage, seconds=job.progress.seconds, notes=tuple(notes))
+    return tuple(notes)

@@ -1,10 +1,11 @@
 """Mesh files: OBJ with MTL and PNG, GLB, PLY; each is written to a temporary name, renamed, and read again.
 
 All three are right-handed with +Y up and the front towards +Z, as the program is, so nothing is turned. OBJ and GLB
-hold uv, normals and the texture; PLY holds vertex colours. Colours are sRGB, as glTF's base colour texture and MTL's
-map_Kd are by definition.
+hold uv, normals, the texture and the normal map; PLY holds vertex colours. Colours are sRGB, as glTF's base colour
+texture and MTL's map_Kd are by definition; the normal map is not a colour.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,25 +21,64 @@ _UV_TOLERANCE = 2e-6
 _NORMAL_TOLERANCE = 1e-4
 
 
+@dataclass(frozen=True)
+class Material:
+    """How a surface reflects: constants over all of it, as in glTF.
+
+    Raises:
+        ValueError: one is outside [0, 1].
+    """
+
+    roughness: float = 1.0  # 0 mirror, 1 chalk
+    metallic: float = 0.0
+
+    def __post_init__(self):
+        for name in ("roughness", "metallic"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"Material: expected {name} in [0, 1], got {getattr(self, name)}")
+
+    def mtl(self, normal_map: bool) -> str:
+        """The MTL's text: Pr, Pm and norm are its physically based extension, Ns the exponent of older readers.
+
+        ``Ns = 1000 (1 - roughness)^2``, which Blender's importer inverts. ``Tr`` is left out: readers understand it in
+        two opposite ways, while ``d 1`` is opaque to all.
+        """
+        shine = 1000.0 * (1.0 - self.roughness) ** 2
+        gloss = 0.04 * (1.0 - self.metallic) + self.metallic if shine > 0 or self.metallic > 0 else 0.0
+        return "".join([
+            "newmtl albedo\nKa 1 1 1\nKd 1 1 1\n", f"Ks {gloss:g} {gloss:g} {gloss:g}\n", f"Ns {shine:.6g}\n",
+            f"d 1\nillum {2 if gloss > 0 else 1}\n", f"Pr {self.roughness:g}\nPm {self.metallic:g}\n",
+            "map_Kd albedo.png\n", "norm normal.png\n" if normal_map else "",
+        ])
+
+
+CHALK = Material()
+
+
 def _rows(pattern: str, values: np.ndarray) -> str:
     """One formatted line for each row of ``values``."""
     return (pattern * len(values)) % tuple(values.reshape(-1).tolist())
 
 
-def write_obj(folder: Path, mesh: Mesh, comment: str = "") -> list[Path]:
-    """Write ``albedo.png``, ``mesh.mtl`` and ``mesh.obj``, in this order; what refers to a file comes after it.
+def write_obj(folder: Path, mesh: Mesh, comment: str = "", material: Material = CHALK) -> dict[str, Path]:
+    """Write the pictures, ``mesh.mtl`` and ``mesh.obj``, in this order; what refers to a file comes after it.
 
-    Positions and normals are those of the welded surface, so a reader finds it closed; uv has its own indices. The MTL
-    leaves out ``Tr``, which readers understand in two opposite ways.
+    Positions and normals are those of the welded surface, so a reader finds it closed; uv has its own indices.
 
     Args:
         folder: made if missing.
-        mesh: with normals, uv, weld and texture.
+        mesh: with normals, uv, weld and texture; perhaps with a normal texture.
         comment: lines for the head of the OBJ.
+        material: constants for the MTL.
+
+    Returns:
+        The files: "obj", "mtl", "albedo", and "normal" where there is a normal texture.
     """
-    texture = write_png(folder / "albedo.png", mesh.texture)
-    material = "newmtl albedo\nKa 1 1 1\nKd 1 1 1\nKs 0 0 0\nd 1\nillum 1\nmap_Kd albedo.png\n"
-    mtl = write_atomically(folder / "mesh.mtl", lambda path: path.write_text(material, encoding="utf-8"))
+    files = {"albedo": write_png(folder / "albedo.png", mesh.texture)}
+    if mesh.normal_texture is not None:
+        files["normal"] = write_png(folder / "normal.png", mesh.normal_texture)
+    look = material.mtl("normal" in files)
+    files["mtl"] = write_atomically(folder / "mesh.mtl", lambda path: path.write_text(look, encoding="utf-8"))
     count = int(mesh.weld.max()) + 1
     first = np.zeros(count, dtype=np.int64)
     first[mesh.weld] = np.arange(len(mesh.weld))
@@ -53,30 +93,38 @@ def write_obj(folder: Path, mesh: Mesh, comment: str = "") -> list[Path]:
         _rows("vn %.5f %.5f %.5f\n", mesh.normals[first]),
         _rows("f %d/%d/%d %d/%d/%d %d/%d/%d\n", np.stack([welded, corner, welded], axis=2)),
     ])
-    obj = write_atomically(folder / "mesh.obj", lambda path: path.write_text(text, encoding="utf-8"))
-    return [obj, mtl, texture]
+    files["obj"] = write_atomically(folder / "mesh.obj", lambda path: path.write_text(text, encoding="utf-8"))
+    return files
 
 
-def write_glb(path: Path, mesh: Mesh, extras: dict) -> Path:
-    """Write a binary glTF 2.0 with NORMAL, TEXCOORD_0 and one rough, non-metallic material.
+def write_glb(path: Path, mesh: Mesh, extras: dict, material: Material = CHALK) -> Path:
+    """Write a binary glTF 2.0 with NORMAL, TEXCOORD_0, one material, and TANGENT where there is a normal texture.
 
     Args:
         path: the .glb.
-        mesh: with normals, uv and texture.
+        mesh: with normals, uv and texture; perhaps with a normal texture and the tangents it was baked with.
         extras: JSON values for ``asset.extras``: prompt, seed, licence notes.
+        material: its constants.
     """
     import trimesh
 
-    material = trimesh.visual.material.PBRMaterial(
+    bumps = None if mesh.normal_texture is None else Image.fromarray(mesh.normal_texture)
+    look = trimesh.visual.material.PBRMaterial(
         name="albedo", baseColorTexture=Image.fromarray(mesh.texture), baseColorFactor=[255, 255, 255, 255],
-        metallicFactor=0.0, roughnessFactor=1.0, alphaMode="OPAQUE", doubleSided=False)
+        metallicFactor=material.metallic, roughnessFactor=material.roughness, normalTexture=bumps, alphaMode="OPAQUE",
+        doubleSided=False)
     solid = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_normals=mesh.normals, process=False, validate=False,
-                            visual=trimesh.visual.TextureVisuals(uv=mesh.uv, material=material))
+                            visual=trimesh.visual.TextureVisuals(uv=mesh.uv, material=look))
+    if bumps is not None and mesh.tangents is not None:
+        solid.vertex_attributes["_TANGENT"] = mesh.tangents.astype(np.float32)
     scene = trimesh.Scene()
     scene.add_geometry(solid, node_name="mesh", geom_name="mesh")
 
     def stamp(tree: dict) -> None:
         tree["asset"] = {"version": "2.0", "generator": "Somnia", "extras": extras}
+        attributes = tree["meshes"][0]["primitives"][0]["attributes"]
+        if "_TANGENT" in attributes:  # trimesh writes names of its own with an underscore only
+            attributes["TANGENT"] = attributes.pop("_TANGENT")
 
     data = trimesh.exchange.gltf.export_glb(scene, include_normals=True, tree_postprocessor=stamp)
     return write_atomically(path, lambda temporary: temporary.write_bytes(data))
@@ -123,14 +171,16 @@ def read_mesh(path: Path) -> Mesh:
     if len(faces) == 0:
         raise ExportError(f"{path.name} holds no triangles; write it again")
     visual = loaded.visual
-    uv, texture = getattr(visual, "uv", None), None
+    uv, texture, bumps = getattr(visual, "uv", None), None, None
     if uv is not None:
         material = visual.material
         image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
         texture = None if image is None else np.asarray(image.convert("RGB"))
+        image = getattr(material, "normalTexture", None)
+        bumps = None if image is None else np.asarray(image.convert("RGB"))
         uv = np.asarray(uv, dtype=np.float64)
     colors = np.asarray(visual.vertex_colors)[:, :3] if visual.kind == "vertex" else None
-    return Mesh(vertices, faces, normals, uv, None, texture, colors)
+    return Mesh(vertices, faces, normals, uv, texture=texture, normal_texture=bumps, colors=colors)
 
 
 def check_file(path: Path, mesh: Mesh) -> None:
@@ -169,3 +219,6 @@ def _check_texture(path: Path, read: Mesh, mesh: Mesh) -> None:
         raise ExportError(f"{path.name} moved a uv by {worst:.3g}; check the disk and write it again")
     if read.texture.shape != mesh.texture.shape or not np.array_equal(read.texture, mesh.texture):
         raise ExportError(f"{path.name} was read back with another texture; check the disk and write it again")
+    if path.suffix == ".glb" and mesh.normal_texture is not None:  # trimesh does not read an MTL's norm
+        if read.normal_texture is None or not np.array_equal(read.normal_texture, mesh.normal_texture):
+            raise ExportError(f"{path.name} was read back with another normal map; check the disk and write it again")

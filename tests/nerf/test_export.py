@@ -244,9 +244,10 @@ def test_transform_that_mirrors_is_refused_before_any_work(tmp_path):
         quick(None, None, folder=tmp_path, transform=np.diag([1.0, 1, -1, 1]))
 
 
-@pytest.mark.parametrize("wrong", [{"export_frame": "blender"}, {"texture_size": 4}])
+@pytest.mark.parametrize("wrong", [{"export_frame": "blender"}, {"texture_size": 4}, {"texture_size": 8192},
+                                   {"supersample": 0}, {"max_error": -1.0}, {"roughness": 1.5}, {"metallic": -0.1}])
 def test_options_out_of_range_are_refused_with_a_sentence(wrong):
-    with pytest.raises(ValueError, match="ExportOptions: expected export_frame in"):
+    with pytest.raises(ValueError, match="ExportOptions: expected|Material: expected"):
         ExportOptions(**wrong)
 
 
@@ -336,7 +337,7 @@ def test_check_notices_a_mesh_that_is_inside_out(tmp_path, written):
 
 def test_obj_without_its_texture_is_noticed(tmp_path, written):
     mesh = replace(written[1], weld=np.arange(len(written[1].vertices)))
-    obj = meshfile.write_obj(tmp_path, mesh)[0]
+    obj = meshfile.write_obj(tmp_path, mesh)["obj"]
     (tmp_path / "albedo.png").unlink()
     with pytest.raises(ExportError, match="read back without its"):
         meshfile.check_file(obj, mesh)

@@ -1,0 +1,338 @@
+"""Cleaning that keeps detail: weld by a hair, close what the wall of the box cut open, decimate within a bound.
+
+Letters: V vertices, T triangles, P sampled points. Lengths are scene units. Nothing is remeshed or smoothed.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nerf.lattice import ExportError
+from nerf.mesh import Mesh, decimate, drop_unused, is_watertight, unpinch
+
+WELD = 1e-6  # vertices nearer to each other than this fraction of the box's edge are one
+_WALL = 1e-3  # an opening whose rim is nearer to the walls than this fraction of the bound was cut by them
+_CANDIDATES = 4  # triangles that bound a point's distance before the search
+_CHUNK = 2000  # points searched for at once
+_TRIES = 7  # decimations, until one is within its bound
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What cleaning did to a surface."""
+
+    welded: int = 0  # vertices that became another one
+    capped: int = 0  # openings at the wall of the box that were closed
+    open_rims: tuple[float, ...] = ()  # lengths of the rims of the openings that were left, longest first
+
+
+@dataclass(frozen=True)
+class Decimation:
+    """How far a decimated surface is from what it was."""
+
+    target: int  # triangles that were asked for in the end
+    farthest: float  # sampled Hausdorff distance, both ways
+    mean: float  # mean distance, the larger of both ways
+    tries: int  # decimations until the bound was kept
+
+
+def clean_surface(mesh: Mesh, bound: float, wall: float | None = None) -> tuple[Mesh, Cleaning]:
+    """Weld a surface and close it where the box cut it open; a closed surface is returned as it is.
+
+    Args:
+        mesh: vertices and faces, counter-clockwise seen from outside.
+        bound: half the edge of the box; the weld's tolerance is 1e-6 of the edge.
+        wall: openings whose whole rim lies within this distance of the walls are closed; None: a thousandth of bound.
+
+    Returns:
+        A mesh without unused vertices, and what was done. Openings elsewhere are left, and told.
+    """
+    mesh = drop_unused(Mesh(mesh.vertices, mesh.faces))
+    if is_watertight(mesh):
+        return mesh, Cleaning()
+    welded = weld_close(mesh, WELD * 2.0 * bound)
+    merged = len(mesh.vertices) - len(welded.vertices)
+    capped, count = cap_walls(welded, bound, _WALL * bound if wall is None else wall)
+    if not is_watertight(capped):
+        capped = unpinch(capped)
+    rims = [float(_rim(capped.vertices[loop])) for loop in boundary_loops(capped.faces)]
+    return capped, Cleaning(merged, count, tuple(sorted(rims, reverse=True)))
+
+
+def weld_close(mesh: Mesh, tolerance: float) -> Mesh:
+    """Make vertices one that are no further apart than ``tolerance``; triangles that lose a corner by it are dropped.
+
+    Args:
+        mesh: vertices and faces; nothing else of it is kept.
+        tolerance: scene units; far below an edge of the mesh, or triangles collapse.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
+    exact, group = np.unique(mesh.vertices, axis=0, return_inverse=True)
+    pairs = cKDTree(exact).query_pairs(tolerance, output_type="ndarray")
+    graph = coo_matrix((np.ones(len(pairs), dtype=np.int8), pairs.T), shape=(len(exact),) * 2)
+    label = connected_components(graph, directed=False)[1]
+    first = np.unique(label, return_index=True)[1]
+    faces = label[group.reshape(-1)][mesh.faces].astype(np.int64)
+    whole = (faces != np.roll(faces, 1, axis=1)).all(axis=1)
+    return drop_unused(Mesh(exact[first], faces[whole]))
+
+
+def boundary_loops(faces: np.ndarray) -> list[np.ndarray]:
+    """The rims of a surface's openings: vertex indices in the order in which a cap's triangles would run along them.
+
+    Args:
+        faces: [T, 3] welded. A vertex that several openings share splits their rims there.
+    """
+    start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+    count = int(faces.max(initial=-1)) + 1
+    single = ~np.isin(start * count + end, end * count + start)
+    following: dict[int, list[int]] = {}
+    for a, b in zip(end[single].tolist(), start[single].tolist(), strict=True):
+        following.setdefault(a, []).append(b)
+    loops = []
+    while following:
+        path, place = [next(iter(following))], {}
+        place[path[0]] = 0
+        while path[-1] in following:
+            choice = following[path[-1]]
+            step = choice.pop()
+            if not choice:
+                del following[path[-1]]
+            if step in place:  # a loop is closed; what led to it goes on
+                loop = path[place[step]:]
+                loops.append(np.array(loop))
+                for vertex in loop[1:]:
+                    del place[vertex]
+                path = path[:place[step] + 1]
+            else:
+                place[step] = len(path)
+                path.append(step)
+    return loops
+
+
+def cap_walls(mesh: Mesh, bound: float, wall: float) -> tuple[Mesh, int]:
+    """Close the openings that the walls of the box [-bound, bound]^3 cut, with triangles between the rim's vertices.
+
+    The cap of an opening in one wall lies in the wall, holes in it left out (a cut shell gets a ring). An opening over
+    several walls is closed straight across, so the box's edge is cut off there.
+
+    Returns:
+        The mesh with its caps, and how many openings they closed.
+    """
+    by_wall: dict[tuple, list[np.ndarray]] = {}
+    for number, loop in enumerate(boundary_loops(mesh.faces)):
+        points = mesh.vertices[loop]
+        near = np.concatenate([points + bound <= wall, bound - points <= wall], axis=1)  # [P, 6]
+        if near.any(axis=1).all():
+            common = np.flatnonzero(near.all(axis=0))
+            key = ("wall", int(common[0])) if len(common) else ("across", number)
+            by_wall.setdefault(key, []).append(loop)
+    caps = [mesh.faces]
+    for (kind, number), loops in by_wall.items():
+        if kind == "wall":
+            normal = np.zeros(3)
+            normal[number % 3] = 1.0 if number >= 3 else -1.0
+        else:
+            rim = mesh.vertices[loops[0]]
+            normal = np.cross(rim, np.roll(rim, -1, axis=0)).sum(axis=0)
+        caps += _fill(mesh.vertices, loops, normal)
+    return replace(mesh, faces=np.concatenate(caps)), sum(map(len, by_wall.values()))
+
+
+def _fill(vertices: np.ndarray, loops: list[np.ndarray], normal: np.ndarray) -> list[np.ndarray]:
+    """Triangles [n, 3] that fill loops of one plane, those that run clockwise about ``normal`` being holes in others."""
+    first = np.cross(normal, np.eye(3)[np.abs(normal).argmin()])
+    frame = np.stack([first, np.cross(normal, first)], axis=1) / max(np.linalg.norm(first), 1e-30)
+    flat = vertices @ frame
+    flat /= max(np.ptp(flat, axis=0).max(), 1e-30)
+    area = np.array([_area(flat[loop]) for loop in loops])
+    order = np.argsort(area)  # holes first, then outlines from the smallest on
+    polygons = {int(k): [loops[k]] for k in order if area[k] >= 0}
+    for k in order:
+        if area[k] < 0:
+            around = [j for j in polygons if _inside(flat[loops[k][0]], flat[loops[j]])]
+            polygons.setdefault(around[0] if around else int(k), []).append(loops[k])
+    return [ear_clip(flat, _bridged(flat, parts)) for parts in polygons.values()]
+
+
+def _rim(points: np.ndarray) -> float:
+    """Length of a closed polygon [n, 3]."""
+    return np.linalg.norm(points - np.roll(points, -1, axis=0), axis=1).sum()
+
+
+def _area(points: np.ndarray) -> float:
+    """Signed area of a polygon [n, 2], positive counter-clockwise."""
+    following = np.roll(points, -1, axis=0)
+    return 0.5 * float((points[:, 0] * following[:, 1] - points[:, 1] * following[:, 0]).sum())
+
+
+def _inside(point: np.ndarray, polygon: np.ndarray) -> bool:
+    """Whether a point [2] lies in a polygon [n, 2], by the parity of crossings."""
+    a, b = polygon, np.roll(polygon, -1, axis=0)
+    spans = (a[:, 1] > point[1]) != (b[:, 1] > point[1])
+    rise = np.where(spans, b[:, 1] - a[:, 1], 1.0)
+    return bool((spans & (point[0] < a[:, 0] + (point[1] - a[:, 1]) / rise * (b[:, 0] - a[:, 0]))).sum() % 2)
+
+
+def _bridged(flat: np.ndarray, loops: list[np.ndarray]) -> np.ndarray:
+    """One polygon from an outline and its holes: each hole is joined by the shortest bridge, walked there and back."""
+    outline = loops[0]
+    for hole in sorted(loops[1:], key=lambda loop: -flat[loop, 0].max()):
+        apart = np.linalg.norm(flat[outline][:, None] - flat[hole][None], axis=-1)
+        i, j = np.unravel_index(apart.argmin(), apart.shape)
+        ring = np.roll(hole, -j)
+        outline = np.concatenate([outline[:i + 1], ring, ring[:1], outline[i:]])
+    return outline
+
+
+def ear_clip(flat: np.ndarray, polygon: np.ndarray) -> np.ndarray:
+    """Triangulate a polygon by cutting off ears (Meisters, 1975), O(n^2).
+
+    Args:
+        flat: [V, 2] positions.
+        polygon: [n] indices, counter-clockwise; may touch itself along bridges.
+
+    Returns:
+        [n - 2, 3] triangles of the same orientation. Where no ear is left because the polygon crosses itself, the
+        flattest corner is cut, so that the result always closes the rim.
+    """
+    ring, triangles = [int(k) for k in polygon], []
+
+    def turn(a, b, c):
+        return (b[..., 0] - a[..., 0]) * (c[..., 1] - a[..., 1]) - (b[..., 1] - a[..., 1]) * (c[..., 0] - a[..., 0])
+
+    at = 0
+    while len(ring) > 3:
+        points = flat[ring]
+        bend = turn(np.roll(points, 1, axis=0), points, np.roll(points, -1, axis=0))
+        reflex, count = points[bend <= 0], len(ring)
+        for step in range(count):  # from where the last ear was, so that caps do not become fans
+            k = (at + step) % count
+            a, b, c = points[k - 1], points[k], points[(k + 1) % count]
+            if bend[k] > 1e-12 and not ((turn(a, b, reflex) > 1e-12) & (turn(b, c, reflex) > 1e-12)
+                                        & (turn(c, a, reflex) > -1e-12)).any():
+                break
+        else:
+            k = int(np.abs(bend).argmin())
+        triangles.append((ring[k - 1], ring[k], ring[(k + 1) % count]))
+        del ring[k]
+        at = k + 1
+    return np.array([*triangles, ring], dtype=np.int64)
+
+
+def decimate_within(mesh: Mesh, target: int, max_error: float = 0.0, seed: int = 0) -> tuple[Mesh, Decimation]:
+    """Decimate to ``target`` triangles, or to as many more as it takes to stay within ``max_error`` of the surface.
+
+    Args:
+        mesh: welded.
+        target: about how many triangles to keep; 0 or a number not below T keeps all.
+        max_error: scene units, on the sampled Hausdorff distance both ways; 0: measured, but not bounded.
+        seed: of the samples.
+
+    Returns:
+        The mesh, and its distance from the given one. The target is found by bisection of its logarithm; if nothing is
+        within the bound, the mesh itself is returned.
+
+    Raises:
+        ExportError: nothing with a volume is left of an unbounded decimation.
+        ValueError: max_error is negative.
+    """
+    if not max_error >= 0:
+        raise ValueError(f"decimate_within: expected max_error >= 0 scene units (0: no bound), got {max_error}")
+    count = len(mesh.faces)
+    if target <= 0 or count <= target:
+        return mesh, Decimation(count, 0.0, 0.0, 0)
+
+    def attempt(triangles: int) -> tuple[Mesh, Decimation]:
+        try:
+            small = decimate(mesh, triangles)
+        except ExportError:
+            if max_error == 0:
+                raise
+            return mesh, Decimation(triangles, np.inf, np.inf, 1)
+        return small, Decimation(triangles, *surface_distance(mesh, small, seed=seed), 1)
+
+    found = attempt(target)
+    if max_error == 0 or found[1].farthest <= max_error:
+        return found
+    low, high, best, tries = target, count, (mesh, Decimation(count, 0.0, 0.0, 1)), 1
+    while tries < _TRIES and high > 1.05 * low:
+        middle = int(np.sqrt(low * high))
+        found, tries = attempt(middle), tries + 1
+        if found[1].farthest <= max_error:
+            high, best = middle, found
+        else:
+            low = middle
+    return best[0], replace(best[1], tries=tries)
+
+
+def surface_distance(a: Mesh, b: Mesh, samples: int = 3_000, seed: int = 0) -> tuple[float, float]:
+    """The distance of two surfaces, measured both ways at ``samples`` points and vertices: the farthest, and the mean.
+
+    Each point's distance is exact; the farthest of them can understate the true Hausdorff distance.
+    """
+    rng = np.random.default_rng(seed)
+    ways = []
+    for one, other in ((a, b), (b, a)):
+        some = one.vertices[rng.permutation(len(one.vertices))[:samples]]
+        ways.append(distance_to(np.concatenate([_scatter(one, samples, rng), some]), other))
+    return float(max(way.max() for way in ways)), float(max(way.mean() for way in ways))
+
+
+def _scatter(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Points [count, 3] spread evenly over a surface."""
+    corners = mesh.corners
+    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+    face = rng.choice(len(area), size=count, p=area / area.sum())
+    u, v = rng.random((2, count, 1))
+    root = np.sqrt(u)
+    picked = corners[face]
+    return (1 - root) * picked[:, 0] + root * (1 - v) * picked[:, 1] + root * v * picked[:, 2]
+
+
+def distance_to(points: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """Distance [P] of points [P, 3] from a surface, exact.
+
+    The nearest vertex bounds it; a triangle that is nearer has its centroid within that bound and its own radius, so
+    triangles are searched in groups of about one size.
+    """
+    from scipy.spatial import cKDTree
+
+    corners = mesh.corners
+    centre = corners.mean(axis=1)
+    radius = np.linalg.norm(corners - centre[:, None], axis=2).max(axis=1)
+    best = cKDTree(mesh.vertices).query(points)[0]
+    nearest = cKDTree(centre).query(points, k=min(_CANDIDATES, len(centre)))[1].reshape(len(points), -1)
+    for face in nearest.T:
+        best = np.minimum(best, _to_triangle(points, corners[face]))
+    size = np.floor(np.log2(np.maximum(radius, 1e-12))).astype(np.int64)
+    for group in np.unique(size):
+        members = np.flatnonzero(size == group)
+        tree, reach = cKDTree(centre[members]), radius[members].max()
+        for start in range(0, len(points), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            found = tree.query_ball_point(points[part], best[part] + reach)
+            count = np.array([len(some) for some in found])
+            which = np.repeat(np.arange(len(count)), count) + start
+            face = members[np.concatenate([np.asarray(some, dtype=np.int64) for some in found])]
+            np.minimum.at(best, which, _to_triangle(points[which], corners[face]))
+    return best
+
+
+def _to_triangle(point: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Distance [P] of points [P, 3] from triangles [P, 3, 3]: to the plane where the foot is inside, else to an edge."""
+    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
+    normal = np.cross(b - a, c - a)
+    size = (normal**2).sum(axis=1)
+    inside = size > 0
+    nearest = np.full(len(point), np.inf)
+    for p, q in ((a, b), (b, c), (c, a)):
+        along, to = q - p, point - p
+        inside &= (np.cross(along, to) * normal).sum(axis=1) >= 0
+        t = np.clip((along * to).sum(axis=1) / np.maximum((along**2).sum(axis=1), 1e-300), 0.0, 1.0)
+        nearest = np.minimum(nearest, np.linalg.norm(to - t[:, None] * along, axis=1))
+    plane = np.abs(((point - a) * normal).sum(axis=1)) / np.sqrt(np.maximum(size, 1e-300))
+    return np.where(inside, plane, nearest)

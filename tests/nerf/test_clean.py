@@ -1,0 +1,147 @@
+"""nerf/clean.py: welding by a hair, caps at the wall of the box, and decimation that keeps its bound."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from nerf import clean
+from nerf import mesh as meshes
+from nerf.lattice import sample_lattice
+from nerf.mesh import Mesh
+from tests.helpers import solids
+
+
+def surface(distance, resolution=32):
+    """Marching cubes of a solid's density."""
+    density = solids.Solid(distance, None).density
+    return meshes.marching_cubes(sample_lattice(density, 1.0, resolution), density)
+
+
+def opened(mesh, bound=1.0):
+    """A surface that the box cut, without the triangles that lie in its walls."""
+    flat = (np.abs(mesh.corners) >= bound * (1 - 1e-9)).all(axis=1).any(axis=1)
+    return meshes.drop_unused(replace(mesh, faces=mesh.faces[~flat]))
+
+
+def soup(mesh, noise=0.0):
+    """The mesh with corners of its own for every triangle, each moved by up to ``noise``."""
+    corners = mesh.corners.reshape(-1, 3)
+    moved = corners + np.random.default_rng(0).uniform(-noise, noise, corners.shape)
+    return Mesh(moved, np.arange(len(corners)).reshape(-1, 3))
+
+
+CENTRE = (0.0531, 0.0117, -0.0973)  # off the lattice, or marching cubes makes vertices a hair apart
+BALL = surface(lambda p: solids.ball(p, CENTRE, 0.5))
+
+
+def test_triangle_soup_is_welded_to_the_surface_it_came_from():
+    welded, done = clean.clean_surface(soup(BALL, 2e-7), 1.0)
+    assert meshes.is_watertight(welded) and len(welded.vertices) == len(BALL.vertices)
+    assert len(welded.faces) == len(BALL.faces)
+    assert done.welded == 3 * len(BALL.faces) - len(BALL.vertices)
+
+
+def test_weld_collapses_nothing_that_is_further_apart_than_its_tolerance():
+    mesh = Mesh(np.array([[0.0, 0, 0], [3e-6, 0, 0], [0, 3e-6, 0]]), np.array([[0, 1, 2]]))
+    assert len(clean.weld_close(mesh, 2e-6).faces) == 1
+    assert len(clean.weld_close(mesh, 4e-6).faces) == 0
+
+
+def test_closed_surface_is_left_as_it_is():
+    mesh, done = clean.clean_surface(BALL, 1.0)
+    np.testing.assert_array_equal(mesh.corners, BALL.corners)
+    assert done == clean.Cleaning()
+
+
+@pytest.mark.parametrize(
+    "distance",
+    [
+        lambda p: solids.ball(p, (0.8, 0.0, 0.0), 0.5),
+        lambda p: solids.ball(p, (0.0, 0.0, -0.9), 0.6),
+        lambda p: solids.box(p, (0.0, 0.0, 0.0), (2.0, 0.3, 0.2)),
+        lambda p: (solids.ball(p, (0.0, -1.0, 0.0), 0.6)).abs() - 0.15,
+    ],
+    ids=["ball", "ball at the back", "beam through two walls", "half a shell"],
+)
+def test_opening_at_the_wall_is_capped_in_the_wall(distance):
+    whole = surface(distance)
+    mesh, done = clean.clean_surface(opened(whole), 1.0)
+    assert done.capped > 0 and done.open_rims == () and meshes.is_watertight(mesh)
+    assert meshes.signed_volume(mesh) == pytest.approx(meshes.signed_volume(whole), rel=1e-3)
+    area = [np.linalg.norm(np.cross(c[:, 1] - c[:, 0], c[:, 2] - c[:, 0]), axis=1).sum() for c in (mesh.corners, whole.corners)]
+    assert area[0] == pytest.approx(area[1], rel=1e-3)  # overlapping caps would have more
+
+
+def test_opening_over_three_walls_is_closed():
+    mesh, done = clean.clean_surface(opened(surface(lambda p: solids.ball(p, (0.9, 0.9, 0.9), 0.6))), 1.0)
+    assert done.capped == 1 and meshes.is_watertight(mesh)
+
+
+def test_hole_elsewhere_is_told_and_not_closed():
+    torn = replace(BALL, faces=BALL.faces[5:])
+    mesh, done = clean.clean_surface(torn, 1.0)
+    assert done.capped == 0 and len(done.open_rims) >= 1 and not meshes.is_watertight(mesh)
+    assert len(mesh.faces) == len(torn.faces) and 0 < done.open_rims[0] < 1.0
+
+
+def test_ear_clipping_keeps_the_area_of_a_polygon_that_is_not_convex():
+    angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    star = np.stack([np.cos(angle), np.sin(angle)], axis=1) * np.where(np.arange(40) % 2, 0.4, 1.0)[:, None]
+    triangles = clean.ear_clip(star, np.arange(40))
+    parts = [clean._area(star[t]) for t in triangles]
+    assert len(triangles) == 38 and min(parts) > 0 and sum(parts) == pytest.approx(clean._area(star))
+
+
+def test_distance_of_two_balls_is_the_difference_of_their_radii():
+    larger = replace(BALL, vertices=(BALL.vertices - CENTRE) * 1.1 + CENTRE)
+    farthest, mean = clean.surface_distance(BALL, larger)
+    assert farthest == pytest.approx(0.05, rel=0.05) and mean == pytest.approx(0.05, rel=0.02)
+
+
+def test_distance_of_a_point_from_a_triangle_is_to_its_inside_its_edge_or_its_corner():
+    corners = np.array([[[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]] * 3)
+    points = np.array([[0.2, 0.2, 0.7], [0.5, -2.0, 0.0], [4.0, -4.0, 0.0]])
+    np.testing.assert_allclose(clean._to_triangle(points, corners), [0.7, 2.0, 5.0])
+
+
+def test_surface_has_no_distance_from_itself():
+    assert clean.surface_distance(BALL, BALL)[0] < 1e-12
+
+
+def test_decimation_reports_how_far_it_moved_the_surface():
+    small, done = clean.decimate_within(BALL, 200)
+    assert len(small.faces) <= 200 and done.tries == 1
+    assert done.farthest == pytest.approx(clean.surface_distance(BALL, small, 40_000, seed=1)[0], rel=0.25)
+    assert 0 < done.mean < done.farthest
+
+
+def test_decimation_takes_more_triangles_until_it_keeps_its_bound():
+    free = clean.decimate_within(BALL, 100)[1]
+    small, done = clean.decimate_within(BALL, 100, max_error=free.farthest / 4)
+    assert done.farthest <= free.farthest / 4 and done.tries > 1
+    assert 100 < len(small.faces) < len(BALL.faces) and meshes.is_watertight(small)
+
+
+def test_decimation_that_cannot_keep_its_bound_keeps_the_surface():
+    rough = replace(BALL, vertices=BALL.vertices + np.random.default_rng(0).normal(size=BALL.vertices.shape) * 0.01)
+    same, done = clean.decimate_within(rough, 100, max_error=1e-9)
+    assert same is rough and done.farthest == 0.0 and done.tries > 1
+
+
+def test_negative_bound_is_refused():
+    with pytest.raises(ValueError, match="max_error >= 0"):
+        clean.decimate_within(BALL, 100, max_error=-1.0)
+
+
+def test_noise_of_a_field_is_welded_and_capped_without_loss():
+    noise = torch.randn(1, 1, 6, 6, 6, generator=torch.Generator().manual_seed(3))
+
+    def density(points):
+        where = points[None, None, None].flip(-1)
+        return 10 * torch.exp(2 * torch.nn.functional.grid_sample(noise, where, align_corners=True)[0, 0, 0, 0])
+
+    whole = meshes.marching_cubes(sample_lattice(density, 1.0, 24), density)
+    mesh, done = clean.clean_surface(soup(opened(whole)), 1.0)
+    assert meshes.is_watertight(mesh) and done.capped >= 5
