@@ -52,7 +52,7 @@ class GuidanceOutput:
     """One answer of a guidance model."""
 
     loss: Tensor  # scalar, unweighted
-    stats: dict[str, float] = field(default_factory=dict)  # for the log
+    stats: dict[str, Tensor] = field(default_factory=dict)  # for the log: scalars on any device, read when they are written
     debug: dict[str, Tensor] | None = None  # name -> [B, 3, H, W] in [0, 1], only when asked for
 
 

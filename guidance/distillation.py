@@ -66,15 +66,13 @@ def estimate(prediction: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor, pa
     raise ValueError(f"estimate: expected a parameterisation among {PARAMETERISATIONS}, got {parameterisation!r}")
 
 
-def classifier_free(scale: float, rescale: float = 0.0) -> Mixer:
+def classifier_free(scale: float) -> Mixer:
     """Classifier-free guidance: ``u + scale (c - u)`` (Ho and Salimans 2022, arXiv 2207.12598, eq. 6).
 
     It is an affine mixture, so mixing in x_0, in the noise or in v is the same.
 
     Args:
         scale: 1 follows the prompt plainly, 0 ignores it.
-        rescale: share in [0, 1] by which the spread of the mixture is pulled back to that of the conditional estimate
-            (Lin et al. 2023, arXiv 2305.08891, eq. 15-16), against washed-out colours at a high scale.
 
     Returns:
         A function of the two branches [2, B, ...] (unconditional, conditional).
@@ -82,10 +80,21 @@ def classifier_free(scale: float, rescale: float = 0.0) -> Mixer:
 
     def mix(branches: Tensor) -> Tensor:
         unconditional, conditional = branches
-        guided = unconditional + scale * (conditional - unconditional)
-        return guided if rescale == 0 else rescaled(guided, conditional, rescale)
+        return unconditional + scale * (conditional - unconditional)
 
     return mix
+
+
+def keeping_spread(mix: Mixer, share: float) -> Mixer:
+    """``mix``, whose result's spread is pulled back to that of the conditional branch, against washed-out colours.
+
+    Lin et al. 2023, arXiv 2305.08891, eq. 15-16, applied to the estimates of x_0.
+
+    Args:
+        mix: of two or more branches, of which the second is the plainly conditional one.
+        share: how far it is pulled, in [0, 1]; they advise 0.7.
+    """
+    return mix if share == 0 else lambda branches: rescaled(mix(branches), branches[1], share)
 
 
 def rescaled(guided: Tensor, conditional: Tensor, share: float) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from guidance import weights
 from guidance.base import CameraWish, Conditions, Guidance, GuidanceOutput
-from guidance.distillation import Denoiser, Distillation, Mixer, classifier_free, draw_times, inject
+from guidance.distillation import Denoiser, Distillation, Mixer, classifier_free, draw_times, inject, keeping_spread
 from guidance.perpneg_utils import NEGATIVE_WORDS, PerpNeg, negative_weights, perpneg_mixer
 from guidance.prior import camera, captions
 from guidance.prompts import VIEW_ENDINGS, VIEW_WORDS, blend, view_weights
@@ -40,7 +40,7 @@ class Settings:
     """How the model is used; the rest is in its folder."""
 
     guidance_scale: float = 100.0
-    rescale: float = 0.0  # see ``distillation.classifier_free``
+    rescale: float = 0.0  # share in [0, 1], see ``distillation.keeping_spread``
     weighting: str = "sds"
     max_norm: float | None = None  # longest gradient of one view
     perpneg: PerpNeg | None = None
@@ -332,8 +332,8 @@ class StableDiffusion(Guidance):
         scale = self.settings.guidance_scale if scale is None else scale
         if self.settings.perpneg is not None and views is not None:
             push = negative_weights(views.azimuth, views.polar, self.settings.perpneg).to(self.device)
-            return perpneg_mixer(scale, push)
-        return classifier_free(scale, self.settings.rescale)
+            return keeping_spread(perpneg_mixer(scale, push), self.settings.rescale)
+        return keeping_spread(classifier_free(scale), self.settings.rescale)
 
     def denoiser(self, views: Views | None, count: int) -> Denoiser:
         """The UNet under K conditions at once; see :data:`guidance.distillation.Denoiser`. Carries no gradient."""
@@ -387,8 +387,8 @@ class StableDiffusion(Guidance):
             if debug:
                 pictures = {"image": x.detach(), "noisy": out.noisy, "x0": out.x0}
                 pictures = {name: self.codec.decode(value) for name, value in pictures.items()}
-        mean_t, norm = torch.stack([t.float().mean(), out.norm.mean()]).tolist()
-        return GuidanceOutput(loss, {"t": mean_t, "gradient_norm": norm}, pictures)
+        share = t.float().mean() / self.distillation.num_times
+        return GuidanceOutput(loss, {"t": share, "gradient_norm": out.norm.mean()}, pictures)
 
     def _check(self, image: Tensor, views: Views, part: Part) -> None:
         """Refuse images that do not fit the views, the space or the model."""

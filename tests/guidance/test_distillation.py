@@ -14,6 +14,7 @@ from guidance.distillation import (
     draw_times,
     estimate,
     inject,
+    keeping_spread,
     rescaled,
     weight,
 )
@@ -153,10 +154,25 @@ def test_guidance_of_scale_one_is_the_conditional_branch():
     torch.testing.assert_close(classifier_free(1.0)(branches), branches[1])
 
 
-def test_full_rescale_restores_the_spread_of_the_conditional_estimate():
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_spread_is_pulled_back_by_the_share_that_was_asked_for(share):
     branches = noise_like((2, 3, 4, 4))
-    guided = classifier_free(20.0, rescale=1.0)(branches)
-    torch.testing.assert_close(guided.std((1, 2)), branches[1].std((1, 2)))
+    plain = classifier_free(20.0)(branches)
+    spread = share * branches[1].std((1, 2)) + (1 - share) * plain.std((1, 2))
+    torch.testing.assert_close(keeping_spread(classifier_free(20.0), share)(branches).std((1, 2)), spread)
+
+
+def test_keeping_the_spread_changes_the_size_of_a_picture_and_not_its_direction():
+    branches = noise_like((2, 3, 4, 4))
+    plain, pulled = classifier_free(20.0)(branches), keeping_spread(classifier_free(20.0), 0.7)(branches)
+    ratio = (pulled / plain).flatten(1)
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+
+
+def test_weights_of_the_noise_residual_equal_their_closed_forms():
+    alpha, sigma = torch.tensor([0.8], dtype=torch.float64), torch.tensor([0.6], dtype=torch.float64)
+    found = {name: weight(name, alpha, sigma).item() for name in WEIGHTINGS}
+    assert found == pytest.approx({"sds": 1 - 0.8**2, "uniform": 1.0, "fantasia": 0.8 * (1 - 0.8**2)})
 
 
 def test_rescale_of_an_image_does_not_depend_on_its_neighbours():

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from guidance import sd_utils
 from guidance.base import Conditions
+from guidance.distillation import weight
 from guidance.perpneg_utils import PerpNeg
 from guidance.sd_utils import NOISE_STREAM, TIME_STREAM, Settings, StableDiffusion
 from nerf.cameras import orbit
@@ -105,6 +106,30 @@ def test_gradient_of_the_embedded_prior_reaches_pixels_of_any_size(embedded, siz
 def test_same_part_gives_the_same_loss(sd):
     first, second = (sd.loss(picture(2), views_at(0, 90), Part("guided", seed=3), T_RANGE) for _ in range(2))
     assert torch.equal(first.loss, second.loss) and first.stats == second.stats
+
+
+def test_log_says_how_late_the_time_was_and_how_long_the_gradient(sd):
+    stats = sd.loss(picture(2), views_at(0, 90), Part("guided"), (0.5, 0.5)).stats
+    assert stats["t"].item() == pytest.approx(0.5) and stats["gradient_norm"] > 0
+    assert not any(value.requires_grad or value.ndim for value in stats.values())
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "fantasia"])
+def test_weighting_of_the_settings_scales_the_gradient(sd_folder, sd, weighting):
+    other = make(sd_folder, weighting=weighting)
+    alpha, sigma = sd.distillation.levels(torch.tensor([500]), torch.zeros(1, 1))
+    factor = (weight(weighting, alpha, sigma) / weight("sds", alpha, sigma)).item()
+    pair = [gradient(model, picture(1), views_at(0), t_range=(0.5, 0.5)) for model in (sd, other)]
+    assert abs(factor - 1) > 0.1
+    torch.testing.assert_close(pair[1], factor * pair[0], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("perpneg", [None, PerpNeg()])
+def test_rescale_of_the_settings_keeps_the_spread_of_the_prompts_own_branch(sd_folder, perpneg):
+    model = make(sd_folder, rescale=1.0, guidance_scale=50.0, perpneg=perpneg)
+    branches = torch.randn(2 if perpneg is None else 4, 1, 4, 8, 8)
+    mixed = model.mixer(views_at(45))(branches)
+    torch.testing.assert_close(mixed.std(), branches[1].std())
 
 
 def test_another_seed_gives_another_loss(sd):
