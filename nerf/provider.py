@@ -140,9 +140,3 @@ def six_views(config, height: int, width: int) -> Views:
     """Front, right side (+X), back, left side, above, below: at the default distance and field of view."""
     polar, azimuth = torch.tensor(SIX_VIEWS).unbind(-1)
     return orbit(polar, azimuth, config.camera.default_radius, config.camera.default_fovy, height, width)
-
-
-def default_view(config, height: int, width: int) -> Views:
-    """The one view that the ``--default_*`` flags describe."""
-    c = config.camera
-    return orbit(c.default_polar, c.default_azimuth, c.default_radius, c.default_fovy, height, width)

@@ -194,19 +194,3 @@ def depth_to_color(depth: Tensor, opacity: Tensor | None = None,
 def depth_image(depth: Tensor, opacity: Tensor, shape: tuple[int, int]) -> np.ndarray:
     """The picture uint8 [H, W, 3] of one rendered view: depth [H * W] and opacity [H * W] as the renderer sums them."""
     return to_uint8(depth_to_color(depth.reshape(shape), opacity.reshape(shape)))
-
-
-def normal_to_color(normal: Tensor, opacity: Tensor | None = None) -> Tensor:
-    """Normals as colours, (n + 1) / 2: +X red, +Y green, +Z blue; black where there is nothing.
-
-    Args:
-        normal: [..., H, W, 3], of length up to the opacity (a sum of weight * unit normal).
-        opacity: [..., H, W]; without it the length of ``normal`` stands in for it.
-
-    Returns:
-        Colours [..., H, W, 3] in [0, 1]. Not differentiable.
-    """
-    normal = normal.detach().float().cpu()
-    length = normal.norm(dim=-1, keepdim=True)
-    cover = length.clamp(max=1.0) if opacity is None else opacity.detach().float().cpu().clamp(0, 1)[..., None]
-    return (normal / length.clamp(min=1e-6) * 0.5 + 0.5) * cover

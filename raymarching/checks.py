@@ -72,6 +72,15 @@ class Arguments:
         return value.contiguous()
 
 
+def rays(
+    arguments: Arguments, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Check N rays and the part [near, far] of each that is looked at. Returns the four contiguous."""
+    origins = arguments.floats("origins", origins, "N", 3)
+    directions = arguments.floats("directions", directions, "N", 3)
+    return origins, directions, arguments.floats("near", near, "N"), arguments.floats("far", far, "N")
+
+
 def grid(arguments: Arguments, bitfield: Tensor, bound: float, cascades: int, grid_size: int) -> Tensor:
     """Check an occupancy bitfield [C * H^3 / 8] against its sizes. Returns it aligned to 8 bytes.
 

@@ -50,9 +50,7 @@ class RayQueue:
             ValueError: also for a ray that is not finite.
         """
         args = checks.Arguments("RayQueue.start")
-        origins = args.floats("origins", origins, "N", 3)
-        directions = args.floats("directions", directions, "N", 3)
-        near, far = args.floats("near", near, "N"), args.floats("far", far, "N")
+        origins, directions, near, far = checks.rays(args, origins, directions, near, far)
         finite = (origins.isfinite() & directions.isfinite()).all() & ~(near.isnan() | far.isnan()).any()
         args.require(bool(finite), "rays must be finite, and at least one is not")
         gathered = torch.zeros(2, len(near), dtype=near.dtype, device=near.device)

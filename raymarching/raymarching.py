@@ -173,19 +173,10 @@ def flatten_rays(count: Tensor, num_samples: int) -> Tensor:
 
 @torch.no_grad()
 def march_rays_train(
-    origins: Tensor,
-    directions: Tensor,
-    near: Tensor,
-    far: Tensor,
-    bitfield: Tensor,
-    bound: float,
-    cascades: int,
-    grid_size: int,
-    noise: Tensor | None = None,
-    dt_gamma: float = 0.0,
-    max_steps: int = 1024,
+    origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, bitfield: Tensor, bound: float, cascades: int,
+    grid_size: int, noise: Tensor | None = None, dt_gamma: float = 0.0, max_steps: int = 1024,
     capacity: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Sample each ray where the bitfield says that something may be.
 
     Each ray has a lattice of steps from ``near`` on that does not depend on the scene: ``dt = clamp(t * dt_gamma,
@@ -217,14 +208,11 @@ def march_rays_train(
     Not differentiable. Reference: :func:`raymarching.reference.march_dense`.
     """
     args = checks.Arguments("march_rays_train")
-    origins = args.floats("origins", origins, "N", 3)
-    directions = args.floats("directions", directions, "N", 3)
-    near, far = args.floats("near", near, "N"), args.floats("far", far, "N")
+    rays = origins, directions, near, far = checks.rays(args, origins, directions, near, far)
     noise = None if noise is None else args.floats("noise", noise, "N")
     bitfield = checks.grid(args, bitfield, bound, cascades, grid_size)
     checks.steps(args, dt_gamma, max_steps)
     args.require(capacity is None or capacity >= 0, f"capacity must not be negative, got {capacity}")
-    rays = (origins, directions, near, far)
     if on_torch(origins):
         _refuse_broken(args, rays, noise)
         return _march_reference(rays, bitfield, bound, cascades, grid_size, noise, dt_gamma, max_steps, capacity)

@@ -12,7 +12,7 @@ from torch import Tensor
 from nerf.field import Field
 from nerf.render.base import STREAM_MARCH, RenderPath, Trace, box, points_at, sample_values
 from nerf.render.occupancy import OccupancyGrid
-from nerf.render.survey import Capacity, count_samples, survey, survey_within
+from nerf.render.survey import Capacity, March, count_samples, survey, survey_within
 from nerf.structs import FieldOutput, Part, Rays, Samples
 from raymarching import (
     RayQueue,
@@ -101,10 +101,6 @@ class AcceleratedPath(RenderPath):
             return self._train(field, rays, part, near, far)
         return self._evaluate(field, rays, part, near, far)
 
-    def _scene(self) -> tuple[Tensor, float, int, int]:
-        """What the marching kernels want to know of the grid."""
-        return self.grid.bitfield, self.grid.bound, self.grid.cascades, self.grid.grid_size
-
     def _steps(self, doublings: int) -> int:
         """Steps across the diagonal after so many doublings of the step."""
         return max(self.max_steps >> doublings, min(self.max_steps, SHORTEST_MARCH))
@@ -138,21 +134,20 @@ class AcceleratedPath(RenderPath):
         limit = _limit(rays)
         doublings, samples = int(self.doublings), None
         while samples is None:
-            steps = self._steps(doublings)
-            span = self._span(part, near, far, steps)
-            strict = steps > SHORTEST_MARCH
-            samples, used = survey(field, rays, part, span, self.grid, (self.dt_gamma, steps), limit, strict)
+            march = self._march(rays, part, near, far, doublings)
+            samples, used = survey(field, march, part, limit, strict=march.max_steps > SHORTEST_MARCH)
             doublings += samples is None
         self.doublings.fill_(max(doublings - (used < SHORTEN_BELOW), 0))
         return samples
 
-    def _span(self, part: Part, near: Tensor, far: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """Where the part's march begins and ends on each ray, [N] each."""
+    def _march(self, rays: Rays, part: Part, near: Tensor, far: Tensor, doublings: int) -> March:
+        """The march of a training part with steps that are so often doubled, shifted by a random part of a step."""
+        steps = self._steps(doublings)
         generator = part.generator(STREAM_MARCH, near.device)
         noise = torch.rand(len(near), generator=generator, device=near.device, dtype=near.dtype)
         dt = step_sizes(self.grid.bound, steps, self.grid.grid_size)[0]
         # The march samples the middle of each step; the shifted start puts samples at near + (k + noise) dt.
-        return near + (noise - 0.5) * dt, far
+        return March(rays, (near + (noise - 0.5) * dt, far), self.grid, self.dt_gamma, steps)
 
     def _surveyed_in_buffers(
         self, field: Field, rays: Rays, part: Part, near: Tensor, far: Tensor
@@ -167,18 +162,18 @@ class AcceleratedPath(RenderPath):
         capacity = self._capacities.setdefault(part.source, Capacity())
         limit = _limit(rays)
         while True:
-            steps = self._steps(self._known_doublings)
-            span, stepping = self._span(part, near, far, steps), (self.dt_gamma, steps)
+            march = self._march(rays, part, near, far, self._known_doublings)
+            steps = march.max_steps
             if capacity.known:
                 break
-            needed = count_samples(rays, span, self.grid, stepping)
+            needed = count_samples(march)
             if needed > 2 * limit and steps > SHORTEST_MARCH:
                 self._set_doublings(self._known_doublings + 1)
             else:
                 capacity.learn(needed, needed, len(rays), steps)
         bounds = (limit,) if steps > SHORTEST_MARCH else ()
         sizes = capacity.sizes(len(rays), steps, *bounds)
-        samples, need = survey_within(field, rays, part, span, self.grid, stepping, sizes)
+        samples, need = survey_within(field, march, part, sizes)
         self._send(need, part.source, len(rays), steps, limit, sizes)
         return samples, (need[0] <= sizes[0]) & (need[1] <= sizes[1])
 
@@ -227,10 +222,11 @@ class AcceleratedPath(RenderPath):
         """Rounds of a few samples on every ray that has still something to meet, with half the step of training."""
         channels = 6 if part.computes_normals else 3
         max_steps = self._steps(max(int(self.doublings) - 1, 0))
+        march = March(rays, (near, far), self.grid, self.dt_gamma, max_steps)
         queue = RayQueue.start(rays.origins, rays.directions, near, far, channels)
         while len(queue):
             steps = min(ROUND * len(rays) // len(queue), LONGEST_ROUND)
-            samples = Samples(*march_rays(queue, *self._scene(), steps, self.dt_gamma, max_steps))
+            samples = Samples(*march_rays(queue, *march.scene, steps, self.dt_gamma, max_steps))
             output = field.query(points_at(samples, rays, part), part)
             alpha = field.to_alpha(output, samples.dt)
             values = sample_values(output, rays, part, samples.ray_index)

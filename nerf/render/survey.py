@@ -5,6 +5,7 @@ before, so that nobody waits for a GPU. N rays, M samples packed end to end, A r
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,25 +32,35 @@ FIRST_ROUND, LONGEST_ROUND = 8, 64
 ROOM, BLOCK, FADE = 1.25, 4096, 0.98
 
 
+@dataclass(frozen=True)
+class March:
+    """Rays on their way through the occupied cells."""
+
+    rays: Rays  # N
+    span: tuple[Tensor, Tensor]  # near and far, [N] each; near may be shifted by a part of a step to perturb the samples
+    grid: OccupancyGrid  # which cells to march through
+    dt_gamma: float  # growth of the step with the distance
+    max_steps: int  # steps across the diagonal of the unit box
+
+    @property
+    def scene(self) -> tuple[Tensor, float, int, int]:
+        """What the marching kernels want to know of the grid."""
+        return self.grid.bitfield, self.grid.bound, self.grid.cascades, self.grid.grid_size
+
+    def at_once(self, capacity: int) -> Samples:
+        """All samples of all rays, in a buffer of that size; see :func:`raymarching.march_rays_train`."""
+        rays, stepping = (self.rays.origins, self.rays.directions, *self.span), (self.dt_gamma, self.max_steps)
+        return Samples(*march_rays_train(*rays, *self.scene, None, *stepping, capacity))
+
+
 @torch.no_grad()
-def survey(
-    field: Field,
-    rays: Rays,
-    part: Part,
-    span: tuple[Tensor, Tensor],
-    grid: OccupancyGrid,
-    stepping: tuple[float, int],
-    limit: int,
-    strict: bool = True,
-) -> tuple[Samples | None, float]:
+def survey(field: Field, march: March, part: Part, limit: int, strict: bool = True) -> tuple[Samples | None, float]:
     """March the rays in rounds, as far as light reaches, and keep the samples that can be seen.
 
     Args:
         field: asked for alphas.
-        rays, part: N rays of the part.
-        span: near and far, [N] each; near may be shifted by a part of a step to perturb the samples.
-        grid: which cells to march through.
-        stepping: dt_gamma and max_steps.
+        march: N rays and their steps.
+        part: the part that the rays are of.
         limit: how many samples may be seen; twice as many may be looked at.
         strict: give up above the limit.
 
@@ -57,11 +68,11 @@ def survey(
         The samples that can be seen, in ray order, or None where it gave up; and the used share of the limit, above 1
         where it did not suffice.
     """
-    queue = RayQueue.start(rays.origins, rays.directions, *span, channels=1)
+    rays = march.rays
+    queue = RayQueue.start(rays.origins, rays.directions, *march.span, channels=1)
     rounds, alphas, looked, length = [], [], 0, FIRST_ROUND
     while len(queue):
-        scene = (grid.bitfield, grid.bound, grid.cascades, grid.grid_size)
-        found = Samples(*march_rays(queue, *scene, length, *stepping))
+        found = Samples(*march_rays(queue, *march.scene, length, march.dt_gamma, march.max_steps))
         looked += len(found)
         if strict and looked > 2 * limit:
             return None, looked / (2 * limit)
@@ -129,33 +140,21 @@ class Capacity:
 
 
 @torch.no_grad()
-def count_samples(rays: Rays, span: tuple[Tensor, Tensor], grid: OccupancyGrid, stepping: tuple[float, int]) -> int:
-    """How many samples the rays have in occupied cells. Reads it back; see :func:`survey` for the arguments."""
-    _march(rays, span, grid, stepping, 0)
-    needed = int(overflow(rays.origins.device)[0])
-    clear_overflow(rays.origins.device)
+def count_samples(march: March) -> int:
+    """How many samples the rays have in occupied cells. Waits for a GPU."""
+    device = march.rays.origins.device
+    march.at_once(0)
+    needed = int(overflow(device)[0])
+    clear_overflow(device)
     return needed
 
 
-def _march(rays: Rays, span: tuple[Tensor, Tensor], grid: OccupancyGrid, stepping: tuple, capacity: int) -> Samples:
-    scene = (grid.bitfield, grid.bound, grid.cascades, grid.grid_size)
-    return Samples(*march_rays_train(rays.origins, rays.directions, *span, *scene, None, *stepping, capacity))
-
-
 @torch.no_grad()
-def survey_within(
-    field: Field,
-    rays: Rays,
-    part: Part,
-    span: tuple[Tensor, Tensor],
-    grid: OccupancyGrid,
-    stepping: tuple[float, int],
-    capacity: tuple[int, int],
-) -> tuple[Samples, Tensor]:
+def survey_within(field: Field, march: March, part: Part, capacity: tuple[int, int]) -> tuple[Samples, Tensor]:
     """What :func:`survey` finds, in buffers of a given size and without waiting for a GPU.
 
     Args:
-        field, rays, part, span, grid, stepping: as for :func:`survey`; at least one ray.
+        field, march, part: as for :func:`survey`; at least one ray.
         capacity: how many samples are looked at, and how many can be kept.
 
     Returns:
@@ -163,15 +162,15 @@ def survey_within(
         what was needed, int64 [3]: samples to look at, samples that are seen (among those that were looked at), rays
         that are not finite. Where it is more than the capacity, the last rays lack samples.
     """
-    found = _march(rays, span, grid, stepping, capacity[0])
-    told = overflow(rays.origins.device)
+    found = march.at_once(capacity[0])
+    told = overflow(found.t.device)
     total = found.count.sum()
-    alpha = field.alpha(points_at(found, rays, part), found.dt, part)
+    alpha = field.alpha(points_at(found, march.rays, part), found.dt, part)
     keep = _visible(alpha, found.t, found.first, found.count)
     keep &= torch.arange(len(keep), device=keep.device) < total
     place = keep.cumsum(0)
     need = torch.stack([torch.maximum(told[0], total), place[-1], told[1]])
-    clear_overflow(rays.origins.device)
+    clear_overflow(found.t.device)
     fits = keep & (place <= capacity[1])
     slot = torch.where(fits, place - 1, capacity[1])  # the last one is for what is left out
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nerf.cameras import angles_of, project, wrap_degrees
-from nerf.provider import RandomCameras, default_view, random_lights, six_views, turntable
+from nerf.cameras import angles_of, project
+from nerf.provider import RandomCameras, random_lights, six_views, turntable
 from nerf.structs import Part
 
 
@@ -140,9 +140,3 @@ def test_six_views_stand_on_the_six_axes():
     position = six_views(options(), 6, 6).pose[:, :3, 3] / 3.2
     axes = torch.tensor([[0, 0, 1], [1, 0, 0], [0, 0, -1], [-1, 0, 0], [0, 1, 0], [0, -1, 0]]).float()
     torch.testing.assert_close(position, axes)
-
-
-def test_default_view_is_what_the_flags_describe():
-    view = default_view(options(default_polar=60.0, default_azimuth=200.0, default_radius=2.0, default_fovy=50.0), 5, 7)
-    assert (view.polar.item(), wrap_degrees(view.azimuth).item(), view.radius.item()) == (60.0, -160.0, 2.0)
-    assert (view.height, view.width, round(view.fovy.item())) == (5, 7, 50)

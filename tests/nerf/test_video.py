@@ -122,11 +122,6 @@ def test_depth_is_divided_by_the_opacity():
     torch.testing.assert_close(color[1], 0.8 * color[0])
 
 
-def test_normal_towards_the_front_is_blue_and_nothing_is_black():
-    color = video.normal_to_color(torch.tensor([[[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]]))[0]
-    torch.testing.assert_close(color, torch.tensor([[0.5, 0.5, 1.0], [0.0, 0.0, 0.0]]))
-
-
 def test_depth_image_takes_flat_rays_of_an_image():
     image = video.depth_image(torch.linspace(1, 2, 12), torch.ones(12), (3, 4))
     assert image.shape == (3, 4, 3) and image.dtype == np.uint8 and image[0, 0].sum() > image[2, 3].sum()

@@ -32,7 +32,7 @@ def test_a_survey_keeps_exactly_the_visible_samples_of_a_plain_march(monkeypatch
     field, rays, part = Ball(0.5, density=25.0), image_rays(7, 9), Part(source="guided")
     grid = path_of(field).grid
     near, far = near_far_from_aabb(rays.origins, rays.directions, BOX, 0.01)
-    seen, used = survey.survey(field, rays, part, (near, far), grid, (0.0, 256), 10**9)
+    seen, used = survey.survey(field, survey.March(rays, (near, far), grid, 0.0, 256), part, 10**9)
     assert 0 < used < 1
     positions, t, dt, ray_index, first, count = march_rays_train(
         rays.origins, rays.directions, near, far, grid.bitfield, 1.0, 1, 32, None, 0.0, 256
