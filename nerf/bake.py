@@ -52,13 +52,9 @@ def rasterize_uv(uv: np.ndarray, faces: np.ndarray, size: int, rows: tuple[int, 
     """
     top, bottom = rows or (0, size)
     points = _in_texels(uv, faces, size)
-    face, row, low, high = _rows(points, top, bottom)
-    left = np.clip(np.ceil(low - 0.5), 0, size).astype(np.int64)
-    count = np.maximum(np.clip(np.floor(high - 0.5), -1, size - 1).astype(np.int64) - left + 1, 0)
-    span = np.repeat(np.arange(len(face)), count)
-    column = left[span] + np.arange(len(span)) - np.repeat(np.cumsum(count) - count, count)
-    index, first = np.unique(row[span] * size + column, return_index=True)
-    owner = face[span[first]]
+    face, row, column = _spans(points, top, bottom, size)
+    index, first = np.unique(row * size + column, return_index=True)
+    owner = face[first]
     centroid = np.clip(points.mean(axis=1).astype(np.int64), 0, size - 1)
     bare = np.setdiff1d(np.flatnonzero((centroid[:, 1] >= top) & (centroid[:, 1] < bottom)), owner)
     texel = centroid[bare]
@@ -70,6 +66,26 @@ def rasterize_uv(uv: np.ndarray, faces: np.ndarray, size: int, rows: tuple[int, 
     weights = np.clip(_barycentric(points[owner], centre), 0.0, 1.0)
     weights /= weights.sum(axis=1, keepdims=True)
     return Texels(np.concatenate([index, extra[free]]), owner, weights, size)
+
+
+def uv_layers(uv: np.ndarray, faces: np.ndarray, size: int) -> np.ndarray:
+    """How many triangles lie over each texel, int64 [S, S]; more than one is an overlap.
+
+    Points a little off the texel centres are counted, in an odd direction: a centre may lie on the edge of two triangles.
+    """
+    points = _in_texels(uv, faces, size) + [0.0137, 0.0211]
+    _, row, column = _spans(points, 0, size, size)
+    return np.bincount(row * size + column, minlength=size * size).reshape(size, size)
+
+
+def _spans(points: np.ndarray, top: int, bottom: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Triangle, row and column of every texel centre in [top, bottom) rows that lies in a triangle [T, 3, 2]."""
+    face, row, low, high = _rows(points, top, bottom)
+    left = np.clip(np.ceil(low - 0.5), 0, size).astype(np.int64)
+    count = np.maximum(np.clip(np.floor(high - 0.5), -1, size - 1).astype(np.int64) - left + 1, 0)
+    span = np.repeat(np.arange(len(face)), count)
+    column = left[span] + np.arange(len(span)) - np.repeat(np.cumsum(count) - count, count)
+    return face[span], row[span], column
 
 
 def _in_texels(uv: np.ndarray, faces: np.ndarray, size: int) -> np.ndarray:

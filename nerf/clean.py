@@ -3,6 +3,7 @@
 Letters: V vertices, T triangles, P sampled points. Lengths are scene units. Nothing is remeshed or smoothed.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from nerf.lattice import ExportError
 from nerf.mesh import Mesh, decimate, drop_unused, is_watertight, unpinch
 
 WELD = 1e-6  # vertices nearer to each other than this fraction of the box's edge are one
+APART = 1e-5  # of the box's edge: how far sheets that touch at a vertex are moved apart
 _WALL = 1e-3  # an opening whose rim is nearer to the walls than this fraction of the bound was cut by them
 _CANDIDATES = 4  # triangles that bound a point's distance before the search
 _CHUNK = 2000  # points searched for at once
@@ -37,7 +39,7 @@ class Decimation:
 
 
 def clean_surface(mesh: Mesh, bound: float, wall: float | None = None) -> tuple[Mesh, Cleaning]:
-    """Weld a surface and close it where the box cut it open; a closed surface is returned as it is.
+    """Weld a surface, and close it where the box cut it open; nothing else of it changes.
 
     Args:
         mesh: vertices and faces, counter-clockwise seen from outside.
@@ -49,7 +51,8 @@ def clean_surface(mesh: Mesh, bound: float, wall: float | None = None) -> tuple[
     """
     mesh = drop_unused(Mesh(mesh.vertices, mesh.faces))
     if is_watertight(mesh):
-        return mesh, Cleaning()
+        smooth = without_slivers(mesh, bound)
+        return smooth, Cleaning(len(mesh.vertices) - len(smooth.vertices))
     welded = weld_close(mesh, WELD * 2.0 * bound)
     merged = len(mesh.vertices) - len(welded.vertices)
     capped, count = cap_walls(welded, bound, _WALL * bound if wall is None else wall)
@@ -78,6 +81,32 @@ def weld_close(mesh: Mesh, tolerance: float) -> Mesh:
     faces = label[group.reshape(-1)][mesh.faces].astype(np.int64)
     whole = (faces != np.roll(faces, 1, axis=1)).all(axis=1)
     return drop_unused(Mesh(exact[first], faces[whole]))
+
+
+def without_slivers(mesh: Mesh, bound: float) -> Mesh:
+    """The surface without edges that a file's decimals would close, by the same weld; a closed one stays closed."""
+    welded = unpinch(weld_close(mesh, WELD * 2.0 * bound))
+    return mesh if is_watertight(mesh) and not is_watertight(welded) else welded
+
+
+def separate(mesh: Mesh, distance: float) -> Mesh:
+    """Move vertices that share a place into their own solids, so that a reader who welds by place finds no pinch.
+
+    Args:
+        mesh: welded, with normals; sheets that touch have vertices of their own there, as after ``unpinch``.
+        distance: scene units, by which the first vertex of a place is moved against its normal, the second twice as
+            far, and so on; above what the files resolve.
+    """
+    place = mesh.vertices.astype(np.float32)
+    group, count = np.unique(place, axis=0, return_inverse=True, return_counts=True)[1:]
+    group = group.reshape(-1)
+    shared = np.flatnonzero(count[group] > 1)
+    shared = shared[np.argsort(group[shared], kind="stable")]
+    first = np.flatnonzero(np.diff(group[shared], prepend=-1))
+    rank = np.arange(len(shared)) - np.repeat(first, count[group[shared[first]]])
+    moved = mesh.vertices.copy()
+    moved[shared] -= distance * (1 + rank)[:, None] * mesh.normals[shared]
+    return replace(mesh, vertices=moved)
 
 
 def boundary_loops(faces: np.ndarray) -> list[np.ndarray]:
@@ -296,30 +325,41 @@ def _scatter(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarray:
 def distance_to(points: np.ndarray, mesh: Mesh) -> np.ndarray:
     """Distance [P] of points [P, 3] from a surface, exact.
 
-    The nearest vertex bounds it; a triangle that is nearer has its centroid within that bound and its own radius, so
-    triangles are searched in groups of about one size.
+    The nearest vertex and the triangles of the nearest centroids bound it, and all that lie within the bound are tried.
     """
     from scipy.spatial import cKDTree
 
     corners = mesh.corners
     centre = corners.mean(axis=1)
-    radius = np.linalg.norm(corners - centre[:, None], axis=2).max(axis=1)
     best = cKDTree(mesh.vertices).query(points)[0]
     nearest = cKDTree(centre).query(points, k=min(_CANDIDATES, len(centre)))[1].reshape(len(points), -1)
     for face in nearest.T:
         best = np.minimum(best, _to_triangle(points, corners[face]))
-    size = np.floor(np.log2(np.maximum(radius, 1e-12))).astype(np.int64)
+    for which, face in triangles_near(mesh, points, best):
+        np.minimum.at(best, which, _to_triangle(points[which], corners[face]))
+    return best
+
+
+def triangles_near(mesh: Mesh, points: np.ndarray, radius: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All triangles that may come within ``radius`` [P] of points [P, 3], and some that do not: (point [n], face [n]).
+
+    Triangles are searched in groups of about one size, points in groups of a few thousand; ``radius`` is read anew for
+    each of them, so whoever uses the pairs may lower it in place meanwhile.
+    """
+    from scipy.spatial import cKDTree
+
+    centre = mesh.corners.mean(axis=1)
+    own = np.linalg.norm(mesh.corners - centre[:, None], axis=2).max(axis=1)
+    size = np.floor(np.log2(np.maximum(own, 1e-12))).astype(np.int64)
     for group in np.unique(size):
         members = np.flatnonzero(size == group)
-        tree, reach = cKDTree(centre[members]), radius[members].max()
+        tree, reach = cKDTree(centre[members]), own[members].max()
         for start in range(0, len(points), _CHUNK):
             part = slice(start, start + _CHUNK)
-            found = tree.query_ball_point(points[part], best[part] + reach)
+            found = tree.query_ball_point(points[part], radius[part] + reach)
             count = np.array([len(some) for some in found])
-            which = np.repeat(np.arange(len(count)), count) + start
             face = members[np.concatenate([np.asarray(some, dtype=np.int64) for some in found])]
-            np.minimum.at(best, which, _to_triangle(points[which], corners[face]))
-    return best
+            yield np.repeat(np.arange(len(count)), count) + start, face
 
 
 def _to_triangle(point: np.ndarray, corners: np.ndarray) -> np.ndarray:

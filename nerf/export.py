@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from nerf.bake import Color, bake, light_depth, query_color, to_bytes
-from nerf.clean import Cleaning, Decimation, clean_surface, decimate_within
+from nerf.clean import APART, Cleaning, Decimation, clean_surface, decimate_within, separate, without_slivers
 from nerf.files import write_atomically
 from nerf.lattice import DEFAULT_THRESHOLD, Density, ExportError, Lattice, sample_lattice, smoothed
 from nerf.mesh import (
@@ -276,7 +276,8 @@ def _finish(raw: Mesh, job: _Job, inset: Callable[[Mesh], np.ndarray] | None = N
     fine, cleaning = clean_surface(raw, job.bound, job.wall)
     fine, dropped = largest_parts(fine, options.min_part)
     mesh, decimation = decimate_within(fine, options.decimate_target, options.max_error)
-    mesh = replace(mesh, normals=vertex_normals(mesh))
+    mesh = without_slivers(mesh, job.bound)
+    mesh = separate(replace(mesh, normals=vertex_normals(mesh)), APART * 2.0 * job.bound)
     moved = f", moved by {decimation.farthest:.2g} at most and {decimation.mean:.2g} on average"
     progress.done("clean", f"{len(mesh.faces):,} triangles kept{moved if decimation.tries else ''}")
     flat = unwrap(mesh, options.texture_size, progress=progress.within("unwrapping"))

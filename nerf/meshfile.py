@@ -5,6 +5,7 @@ hold uv, normals, the texture and the normal map; PLY holds vertex colours. Colo
 texture and MTL's map_Kd are by definition; the normal map is not a colour.
 """
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from nerf.video import write_png
 _POSITION_TOLERANCE = 2e-6  # of the longest edge of the bounding box: six decimals in OBJ, float32 in GLB and PLY
 _UV_TOLERANCE = 2e-6
 _NORMAL_TOLERANCE = 1e-4
+UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, NotImplementedError, EOFError,
+              struct.error)  # what trimesh's readers raise on files that are not whole
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def read_mesh(path: Path) -> Mesh:
             loaded = next(iter(loaded.geometry.values())) if len(loaded.geometry) == 1 else loaded.to_mesh()
         normals = np.asarray(loaded.vertex_normals, dtype=np.float64)
         vertices, faces = np.asarray(loaded.vertices, dtype=np.float64), np.asarray(loaded.faces, dtype=np.int64)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise ExportError(f"{path.name} cannot be read as a mesh ({error}); write it again") from error
     if len(faces) == 0:
         raise ExportError(f"{path.name} holds no triangles; write it again")

@@ -89,7 +89,7 @@ def nearest_normals(fine: Mesh) -> Callable[[np.ndarray, np.ndarray], np.ndarray
         found = np.empty_like(rough)
         for start in range(0, len(points), _CHUNK):
             part = slice(start, start + _CHUNK)
-            distance, index = tree.query(points[part], k=count)
+            distance, index = tree.query(points[part], k=count, workers=-1)
             there = fine.normals[index.reshape(-1, count)]
             toward = np.maximum(np.einsum("pkc,pc->pk", there, rough[part]), 0.0)
             weight = toward / (distance.reshape(-1, count) ** 2 + 1e-12)

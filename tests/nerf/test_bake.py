@@ -138,3 +138,10 @@ def test_albedo_that_is_nan_is_refused():
 def test_albedo_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"expected albedo \[1, 3\], got \[1, 4\]"):
         bake.query_color(lambda p: torch.zeros(1, 4), np.zeros((1, 3)))
+
+
+def test_layers_count_the_triangles_over_a_texel_and_shared_edges_once():
+    uv, faces = square().uv, square().faces
+    assert (bake.uv_layers(uv, faces, 32) == 1).all()
+    folded = np.concatenate([faces, [[0, 1, 3]]])
+    assert (bake.uv_layers(uv, folded, 64) == 2).mean() == pytest.approx(0.5, abs=0.02)

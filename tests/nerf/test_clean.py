@@ -49,10 +49,20 @@ def test_weld_collapses_nothing_that_is_further_apart_than_its_tolerance():
     assert len(clean.weld_close(mesh, 4e-6).faces) == 0
 
 
-def test_closed_surface_is_left_as_it_is():
+def test_closed_surface_without_slivers_is_left_as_it_is():
     mesh, done = clean.clean_surface(BALL, 1.0)
     np.testing.assert_array_equal(mesh.corners, BALL.corners)
     assert done == clean.Cleaning()
+
+
+def test_slivers_that_a_file_s_decimals_would_close_are_welded_and_the_surface_stays_closed():
+    density = solids.lettered().density
+    rough = meshes.marching_cubes(sample_lattice(density, 1.0, 48), density)
+    mesh, done = clean.clean_surface(rough, 1.0)
+    rounded = meshes.Mesh(np.round(mesh.vertices, 6), mesh.faces)
+    sides = np.linalg.norm(rounded.corners - np.roll(rounded.corners, 1, axis=1), axis=2)
+    assert done.welded > 0 and sides.min() > 0 and meshes.is_watertight(mesh)
+    assert meshes.signed_volume(mesh) == pytest.approx(meshes.signed_volume(rough), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -110,22 +120,25 @@ def test_surface_has_no_distance_from_itself():
     assert clean.surface_distance(BALL, BALL)[0] < 1e-12
 
 
+PEBBLE = surface(lambda p: solids.ball(p, CENTRE, 0.5), 16)
+
+
 def test_decimation_reports_how_far_it_moved_the_surface():
-    small, done = clean.decimate_within(BALL, 200)
-    assert len(small.faces) <= 200 and done.tries == 1
-    assert done.farthest == pytest.approx(clean.surface_distance(BALL, small, 40_000, seed=1)[0], rel=0.25)
+    small, done = clean.decimate_within(PEBBLE, 120)
+    assert len(small.faces) <= 120 and done.tries == 1
+    assert done.farthest == pytest.approx(clean.surface_distance(PEBBLE, small, 9_000, seed=1)[0], rel=0.25)
     assert 0 < done.mean < done.farthest
 
 
 def test_decimation_takes_more_triangles_until_it_keeps_its_bound():
-    free = clean.decimate_within(BALL, 100)[1]
-    small, done = clean.decimate_within(BALL, 100, max_error=free.farthest / 4)
+    free = clean.decimate_within(PEBBLE, 100)[1]
+    small, done = clean.decimate_within(PEBBLE, 100, max_error=free.farthest / 4)
     assert done.farthest <= free.farthest / 4 and done.tries > 1
-    assert 100 < len(small.faces) < len(BALL.faces) and meshes.is_watertight(small)
+    assert 100 < len(small.faces) < len(PEBBLE.faces) and meshes.is_watertight(small)
 
 
 def test_decimation_that_cannot_keep_its_bound_keeps_the_surface():
-    rough = replace(BALL, vertices=BALL.vertices + np.random.default_rng(0).normal(size=BALL.vertices.shape) * 0.01)
+    rough = replace(PEBBLE, vertices=PEBBLE.vertices + np.random.default_rng(0).normal(size=PEBBLE.vertices.shape) * 0.01)
     same, done = clean.decimate_within(rough, 100, max_error=1e-9)
     assert same is rough and done.farthest == 0.0 and done.tries > 1
 
@@ -145,3 +158,15 @@ def test_noise_of_a_field_is_welded_and_capped_without_loss():
     whole = meshes.marching_cubes(sample_lattice(density, 1.0, 24), density)
     mesh, done = clean.clean_surface(soup(opened(whole)), 1.0)
     assert meshes.is_watertight(mesh) and done.capped >= 5
+
+
+def test_sheets_that_touch_at_a_vertex_move_apart_and_nothing_else_does():
+    first = replace(BALL, normals=meshes.vertex_normals(BALL))
+    turned = replace(first, vertices=2 * BALL.vertices[0] - BALL.vertices, normals=-first.normals)
+    count = len(BALL.vertices)
+    both = Mesh(np.concatenate([first.vertices, turned.vertices]), np.concatenate([BALL.faces, BALL.faces[:, ::-1] + count]),
+                np.concatenate([first.normals, turned.normals]))
+    apart = clean.separate(both, 1e-4)
+    moved = np.linalg.norm(apart.vertices - both.vertices, axis=1)
+    assert set(np.flatnonzero(moved)) == {0, count}
+    assert np.linalg.norm(apart.vertices[0] - apart.vertices[count]) == pytest.approx(3e-4)

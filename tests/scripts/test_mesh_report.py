@@ -1,0 +1,52 @@
+"""scripts/mesh_report.py: a report to read, a report to parse, and a sentence for what is no mesh."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nerf import mesh as meshes
+from nerf import meshfile
+from nerf.mesh import Mesh
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def main():
+    """The script's main; scripts/ is no package."""
+    spec = importlib.util.spec_from_file_location("mesh_report_script", ROOT / "scripts" / "mesh_report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture
+def ply(tmp_path):
+    """A tetrahedron."""
+    corners = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    mesh = Mesh(corners, np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]), colors=np.zeros((4, 3), dtype=np.uint8))
+    mesh = Mesh(mesh.vertices, mesh.faces, meshes.vertex_normals(mesh), colors=mesh.colors)
+    return meshfile.write_ply(tmp_path / "mesh.ply", mesh)
+
+
+def test_report_is_readable(main, ply, capsys):
+    assert main([str(ply)]) == 0
+    said = capsys.readouterr().out
+    assert "watertight                 yes" in said and "0 of 4 triangles tested" in said and "1 x 1 x 1" in said
+
+
+def test_json_is_a_list_with_an_object_for_each_file(main, ply, capsys):
+    assert main([str(ply), str(ply), "--json"]) == 0
+    reports = json.loads(capsys.readouterr().out)
+    assert [report["volume"] for report in reports] == pytest.approx([1 / 6] * 2) and reports[0]["outward"]
+
+
+@pytest.mark.parametrize("name", ["none.glb", "rubbish.glb"])
+def test_bad_file_is_a_sentence_and_exit_code_2(main, tmp_path, capsys, name):
+    (tmp_path / "rubbish.glb").write_bytes(b"rubbish")
+    assert main([str(tmp_path / name)]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("mesh_report: ") and name in said.err and said.err.count("\n") == 1 and said.out == ""
