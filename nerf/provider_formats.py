@@ -1,12 +1,11 @@
-"""Posed photographs on disk: which files there are, what cameras took them, and which are held out. Opens no picture.
+"""Posed photographs on disk: which layout a folder has, and what ``transforms.json`` says. Opens no picture.
 
-Two layouts: Blender's ``transforms_{train,val,test}.json``, and instant-ngp's and nerfstudio's ``transforms.json``.
-Poses are camera-to-world with OpenGL axes (x right, y up, looks along -z) in the world of the file.
+Four layouts: Blender's ``transforms_{train,val,test}.json``, instant-ngp's and nerfstudio's ``transforms.json``, COLMAP's
+sparse models (``provider_colmap``), and NeuS's camera matrices (``provider_neus``).
 """
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,76 +13,22 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError
+from nerf.provider_colmap import models_of, read_colmap
+from nerf.provider_frames import (
+    SPLITS,
+    Frame,
+    Lens,
+    PhotoFiles,
+    find_picture,
+    gather,
+    held_out,
+    refuse_without_photographs,
+)
+from nerf.provider_neus import cameras_of, read_neus
 
-SPLITS = ("train", "val", "test")
-SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")
 PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL")
 LENS_TERMS = ("k1", "k2", "k3", "k4", "p1", "p2")
 ROTATION_TOLERANCE = 1e-2  # of R^T R - 1: files round to a few digits, a scaled or sheared pose is off by far more
-ASPECT_TOLERANCE = 0.02  # a shrunk photograph's aspect is off by less, a turned one's by far more
-
-
-@dataclass(frozen=True)
-class Lens:
-    """Intrinsics as a file gives them; what it leaves out is None."""
-
-    fx: float | None  # pixels of an image of ``width`` x ``height``
-    fy: float | None
-    cx: float | None
-    cy: float | None
-    angle_x: float | None  # horizontal field of view, radians
-    angle_y: float | None
-    width: float | None  # the image size that the pixels refer to; None: that of the picture itself
-    height: float | None
-    distortion: tuple[float, ...]  # k1 k2 k3 k4 p1 p2
-
-    def pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """fx, fy, cx, cy for a picture that really is ``width`` x ``height`` pixels.
-
-        Raises:
-            UserError: the picture's aspect is not the file's.
-        """
-        own_width, own_height = self.width or width, self.height or height
-        scale_x, scale_y = width / own_width, height / own_height
-        if abs(scale_x / scale_y - 1) > ASPECT_TOLERANCE:
-            raise UserError(f"it is {width}x{height} pixels, but its camera is for {own_width:g}x{own_height:g}; "
-                            "was it turned or cropped?")
-        fx = _focal(self.fx, self.angle_x, own_width)
-        fy = _focal(self.fy, self.angle_y, own_height)
-        fx, fy = fx or fy, fy or fx
-        cx = own_width / 2 if self.cx is None else self.cx
-        cy = own_height / 2 if self.cy is None else self.cy
-        return fx * scale_x, fy * scale_y, cx * scale_x, cy * scale_y
-
-
-def _focal(pixels: float | None, angle: float | None, size: float) -> float | None:
-    if pixels is not None or angle is None:
-        return pixels
-    return size / (2 * math.tan(angle / 2))
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One photograph as its file describes it."""
-
-    name: str  # as written in the file
-    image: Path
-    mask: Path | None  # black where the photograph shall be ignored
-    normal: Path | None  # normals in the axes of the file's world, (n + 1) / 2 as colours
-    pose: Tensor  # [4, 4] float64, camera to the file's world
-    lens: Lens
-
-
-@dataclass(frozen=True)
-class PhotoFiles:
-    """A folder of photographs, split; ``frames`` lists each photograph once, the training ones first."""
-
-    folder: Path
-    frames: tuple[Frame, ...]
-    splits: dict[str, tuple[int, ...]]  # name -> numbers into ``frames``
-    missing: tuple[str, ...]  # photographs that the files name and that are not there
-    box: tuple[Tensor, float] | None  # centre [3] and half side that the file prescribes (instant-ngp's aabb_scale)
-    recorded: Tensor  # [4, 4] from the file's world to that of the reconstruction it was made from
 
 
 def read_folder(folder: str | Path, holdout: int = 8) -> PhotoFiles:
@@ -94,7 +39,7 @@ def read_folder(folder: str | Path, holdout: int = 8) -> PhotoFiles:
     order of the names is the test and the rest trains. Without a validation split, the test is that too, or vice versa.
 
     Args:
-        folder: holds ``transforms.json`` or ``transforms_train.json``.
+        folder: holds ``transforms.json`` or ``transforms_train.json``, a COLMAP model, or NeuS's camera matrices.
         holdout: 0 holds none out.
 
     Raises:
@@ -109,14 +54,19 @@ def read_folder(folder: str | Path, holdout: int = 8) -> PhotoFiles:
 def _read_folder(folder: Path, holdout: int) -> PhotoFiles:
     if not folder.is_dir():
         what = "a file; give the folder it is in" if folder.exists() else "not there"
-        raise UserError(f"--data must name a folder with transforms.json or transforms_train.json; {folder} is {what}")
+        raise UserError("--data must name a folder of photographs with transforms.json, a COLMAP model or NeuS cameras; "
+                        f"{folder} is {what}")
     if (folder / "transforms_train.json").exists():
         named = {s: folder / f"transforms_{s}.json" for s in SPLITS if (folder / f"transforms_{s}.json").exists()}
     elif (folder / "transforms.json").exists():
         named = {"train": folder / "transforms.json"}
+    elif models_of(folder):
+        return read_colmap(folder, holdout)
+    elif cameras_of(folder):
+        return read_neus(folder, holdout)
     else:
-        raise UserError(f"--data {folder}: there is neither transforms.json nor transforms_train.json in it"
-                        f"{_other_layout(folder)}")
+        raise UserError(f"--data {folder}: there is neither transforms.json nor transforms_train.json in it, no COLMAP model "
+                        "(sparse/0 with cameras and images, .bin or .txt) and no cameras_sphere.npz")
     documents = {split: _read_json(path) for split, path in named.items()}
     for split in SPLITS:
         _check_list_of_names(documents["train"].get(f"{split}_filenames", []), named["train"], f"{split}_filenames")
@@ -125,28 +75,11 @@ def _read_folder(folder: Path, holdout: int) -> PhotoFiles:
         found[split], gone = _read_frames(folder, named[split], document)
         missing += gone
     if not found["train"]:
-        raise _no_photographs(named["train"], missing)
-    frames, splits = _split(found, documents["train"], holdout)
-    if not splits["train"]:
-        raise UserError(f"{named['train']}: no photograph is left to train from; raise --holdout, which is {holdout}")
-    box = _prescribed_box(documents["train"], named["train"])
-    return PhotoFiles(folder, frames, splits, tuple(missing), box, _recorded_world(documents["train"], named["train"]))
-
-
-def _other_layout(folder: Path) -> str:
-    """What to say about data of a kind that is not read."""
-    if (folder / "sparse").exists():
-        return "; COLMAP models are not read yet, convert it with nerfstudio or instant-ngp's colmap2nerf.py"
-    if (folder / "cameras_sphere.npz").exists():
-        return "; NeuS/DTU folders are not read yet, convert it to transforms.json"
-    return ""
-
-
-def _no_photographs(path: Path, missing: list[str]) -> UserError:
-    if missing:
-        return UserError(f"{path}: none of its {len(missing)} photographs exists; the first would be "
-                         f"{path.parent / missing[0]}")
-    return UserError(f"{path}: \"frames\" is empty, so there is nothing to learn from")
+        refuse_without_photographs(named["train"], folder / missing[0] if missing else None, missing)
+    train = documents["train"]
+    groups = _split(found, train, holdout)
+    box, recorded = _prescribed_box(train, named["train"]), _recorded_world(train, named["train"])
+    return gather(folder, named["train"], groups, missing, holdout, box=box, recorded=recorded)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -184,13 +117,13 @@ def _read_frames(folder: Path, path: Path, document: dict) -> tuple[list[Frame],
             raise UserError(f"{path}, frame {number}: expected an object with a text \"file_path\", got {entry!r:.60}")
         name = entry["file_path"]
         where = f"{path}, frame {number} ({name})"
-        image = _find(folder, name)
+        image = find_picture(folder, name)
         if image is None:
             missing.append(name)
             continue
         mask, normal = (_find_beside(folder, entry, key, where) for key in ("mask_path", "normal_path"))
         lens = _read_lens(entry, document, where)
-        frames.append(Frame(name, image, mask, normal, _read_pose(entry, where), lens))
+        frames.append(Frame(name, image, _read_pose(entry, where), lens, mask, normal))
     return frames, missing
 
 
@@ -198,16 +131,10 @@ def _find_beside(folder: Path, entry: dict, key: str, where: str) -> Path | None
     """The file that a frame names under ``key``, or None if it names none."""
     if not entry.get(key):
         return None
-    path = _find(folder, str(entry[key]))
+    path = find_picture(folder, str(entry[key]))
     if path is None:
         raise UserError(f"{where}: its \"{key}\" {entry[key]} does not exist in {folder}")
     return path
-
-
-def _find(folder: Path, name: str) -> Path | None:
-    """The file of that name, with or without the suffix of a picture."""
-    base = folder / name.replace("\\", "/")
-    return next((path for path in (Path(f"{base}{suffix}") for suffix in SUFFIXES) if path.is_file()), None)
 
 
 def _number(value: Any, where: str, key: str, positive: bool = False) -> float:
@@ -277,26 +204,18 @@ def _read_lens(entry: dict, document: dict, where: str) -> Lens:
                 number("h", positive=True), distortion)
 
 
-def _split(found: dict[str, list[Frame]], document: dict, holdout: int) -> tuple[tuple[Frame, ...], dict]:
-    """All frames, and for each split the numbers of its own."""
-    groups = dict(found)
-    if set(found) == {"train"}:
-        listed = {s: set(document[f"{s}_filenames"]) for s in SPLITS if f"{s}_filenames" in document}
-        ordered = sorted(found["train"], key=lambda frame: frame.name)
-        if set(listed) & {"val", "test"}:
-            kept_out = set().union(*(names for s, names in listed.items() if s != "train"))
-            listed.setdefault("train", {frame.name for frame in ordered} - kept_out)
-            groups = {s: [frame for frame in ordered if frame.name in names] for s, names in listed.items()}
-        elif holdout:
-            groups = {"train": [f for i, f in enumerate(ordered) if i % holdout], "test": ordered[::holdout]}
-    groups = {s: groups[s] for s in SPLITS if groups.get(s)}
-    frames, splits = [], {"train": ()}
-    for split, members in groups.items():
-        splits[split] = tuple(range(len(frames), len(frames) + len(members)))
-        frames += members
-    splits.setdefault("val", splits.get("test", ()))
-    splits.setdefault("test", splits["val"])
-    return tuple(frames), splits
+def _split(found: dict[str, list[Frame]], document: dict, holdout: int) -> dict[str, list[Frame]]:
+    """The frames of each split: those of a file each, those that the file lists, or every so manyth."""
+    if set(found) != {"train"}:
+        return found
+    frames = found["train"]
+    listed = {s: set(document[f"{s}_filenames"]) for s in SPLITS if f"{s}_filenames" in document}
+    if not set(listed) & {"val", "test"}:
+        return held_out(frames, holdout)
+    kept_out = set().union(*(names for s, names in listed.items() if s != "train"))
+    listed.setdefault("train", {frame.name for frame in frames} - kept_out)
+    ordered = sorted(frames, key=lambda frame: frame.name)
+    return {s: [frame for frame in ordered if frame.name in names] for s, names in listed.items()}
 
 
 def _prescribed_box(document: dict, path: Path) -> tuple[Tensor, float] | None:

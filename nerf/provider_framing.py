@@ -14,14 +14,15 @@ UNDECIDED = 0.3  # length of the mean up direction below which cameras are all a
 SNAP_DEGREES = 25.0  # the cameras' mean up this close to an axis of the file means that axis
 FACING = 0.3  # length of the mean direction to the cameras above which they count as standing on one side
 SMALLEST_BOX = 1e-6
-SCENE_MARGIN = 1.1  # of the farthest camera's distance: half the side of a captured scene's box
+SCENE_MARGIN = 1.1  # of what decides half the side of a captured scene's box
+MOST_POINTS = 0.98  # of a reconstruction; the rest is taken for errors
 
 
 @dataclass(frozen=True)
 class Framing:
     """A similarity between a file's world and ours, and what it was made for."""
 
-    kind: str  # "box" as the file prescribes, "object" on clear ground, "scene" around the cameras
+    kind: str  # "box" as the data prescribes, "object" on clear ground, "points" that were found, "scene" around the cameras
     to_source: Tensor  # [4, 4] from our world to the file's
     scale: float  # our units per unit of the file
 
@@ -87,15 +88,30 @@ def _turned_to_front(offset: Tensor) -> Tensor:
     return torch.stack([torch.stack([c, zero, -s]), torch.stack([zero, one, zero]), torch.stack([s, zero, c])])
 
 
-def frame(pose: Tensor, half_angle: Tensor, box: tuple[Tensor, float] | None, clear: bool, bound: float) -> Framing:
+def ball_of(points: Tensor) -> tuple[Tensor, float]:
+    """The middle [3] of points [P, 3], and the radius about it that holds all but a few."""
+    middle = points.median(0).values
+    distance = (points - middle).norm(dim=-1)
+    return middle, distance.kthvalue(max(1, round(MOST_POINTS * len(points)))).values.item()
+
+
+def frame(
+    pose: Tensor,
+    half_angle: Tensor,
+    box: tuple[Tensor, float] | None,
+    clear: bool,
+    bound: float,
+    points: Tensor | None = None,
+) -> Framing:
     """Choose the box of the scene and bring it to [-bound, bound]^3 with +Y up.
 
-    * A file that prescribes its box (instant-ngp's ``aabb_scale``) gets it.
+    * Data that prescribes its box (instant-ngp's ``aabb_scale``, NeuS's ``scale_mat``) gets it.
     * An object on clear ground (photographs with alpha): the cameras look at it and see it whole, so the box is centred
       where their axes meet and as large as what they see there. Blender's front, -y, becomes our +Z.
-    * Any other scene: centred where the axes meet and a little larger than the cameras' distance, cameras within.
+    * Any other scene: centred where the axes meet and a little larger than the cameras' distance, cameras within; or
+      around the points that its reconstruction found, where that box is smaller.
 
-    In the first and last case, cameras that all stand on one side are turned to stand in front (+Z).
+    Except for an object, cameras that all stand on one side are turned to stand in front (+Z).
 
     Args:
         pose: [I, 4, 4] float64 of the training photographs.
@@ -103,6 +119,7 @@ def frame(pose: Tensor, half_angle: Tensor, box: tuple[Tensor, float] | None, cl
         box: centre [3] and half side in the file's world, or None.
         clear: the photographs have alpha.
         bound: half the side of our box.
+        points: [P, 3] float64 in the file's world, on the surfaces of the scene, or None.
 
     Raises:
         UserError: the cameras all stand in one place and look apart.
@@ -115,6 +132,10 @@ def frame(pose: Tensor, half_angle: Tensor, box: tuple[Tensor, float] | None, cl
         kind, centre, half = "object", focus, (distance * torch.tan(half_angle)).median().item()
     else:
         kind, centre, half = "scene", focus, SCENE_MARGIN * distance.max().item()
+        if points is not None:
+            middle, radius = ball_of(points)
+            if SCENE_MARGIN * radius < half:
+                kind, centre, half = "points", middle, SCENE_MARGIN * radius
     if not half > SMALLEST_BOX:
         raise UserError(f"the {len(pose)} photographs were all taken from one place and look apart, so nothing shows "
                         "depth; give photographs from several places")

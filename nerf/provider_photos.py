@@ -14,7 +14,8 @@ from torch import Tensor
 
 from nerf.cameras import angles_of, centred_views, distort, look_at, pixel_rays, undistort, view_rays
 from nerf.errors import UserError
-from nerf.provider_formats import SPLITS, Frame, PhotoFiles, read_folder
+from nerf.provider_formats import read_folder
+from nerf.provider_frames import SPLITS, Frame, PhotoFiles
 from nerf.provider_framing import Framing, focus_point, frame
 from nerf.provider_pictures import Pictures, header, resample, shows_clear_ground
 from nerf.structs import Batch, Part, Views
@@ -44,8 +45,8 @@ def choose_framing(files: PhotoFiles, bound: float) -> Framing:
         fx, fy, _, _ = _intrinsics(photo, width, height)
         half_angles.append(math.atan(max(width / 2 / fx, height / 2 / fy)))
     poses = torch.stack([photo.pose for photo in training])
-    clear = shows_clear_ground(training[0].image)
-    return frame(poses, torch.tensor(half_angles, dtype=torch.float64), files.box, clear, bound)
+    clear = training[0].alpha is not None or shows_clear_ground(training[0].image)
+    return frame(poses, torch.tensor(half_angles, dtype=torch.float64), files.box, clear, bound, files.points)
 
 
 class Photographs:
@@ -61,7 +62,7 @@ class Photographs:
         total: how many photographs the data set has, all splits together.
         num_training: how many of them train.
         transform: [4, 4] float64 from our world to the data's own (the reconstruction's, where nerfstudio recorded it).
-        framing: "box" as the file prescribed, "object" on clear ground, or "scene" around the cameras.
+        framing: "box" as the data prescribed, "object" on clear ground, or "points" or "scene"; see ``provider_framing``.
         background: [3] what stands behind photographs with alpha when they are measured; None if none has alpha.
     """
 
@@ -71,10 +72,12 @@ class Photographs:
         self.names = [photo.name for photo in frames]
         self.index = torch.tensor(files.splits[split], device=self.device)
         self.total, self.num_training = len(files.frames), len(files.splits["train"])
-        self.framing, self.transform = framing.kind, files.recorded @ framing.to_source
+        self.framing, self.transform = framing.kind, framing.to_source
+        if files.recorded is not None:
+            self.transform = files.recorded @ framing.to_source
         self._turn = (framing.to_source[:3, :3] * framing.scale).float().to(self.device)  # from our axes to the data's
-        paths, masks = [photo.image for photo in frames], [photo.mask for photo in frames]
-        self.pictures = Pictures(paths, masks, config.downscale, self.device, [photo.normal for photo in frames])
+        columns = ([getattr(photo, which) for photo in frames] for which in ("image", "mask", "normal", "alpha"))
+        self.pictures = Pictures(*columns, factor=config.downscale, device=self.device)
         self.cameras = self._make_cameras(frames, framing, config.downscale)
         self._random_background = config.data_background == "random"
         self._plain = torch.full((3,), 0.0 if config.data_background == "black" else 1.0, device=self.device)

@@ -78,9 +78,10 @@ class Pictures:
     Args:
         paths: I picture files.
         masks: I mask files, None where a photograph has none.
+        normals: I files of encoded normals, None where a photograph has none.
+        alphas: I files of opacities that go over those of the pictures, None where a photograph has none.
         factor: shrink by this.
         device: where the bytes live.
-        normals: I files of encoded normals, None where a photograph has none; None if no photograph has.
 
     Attributes:
         bytes: [P, C] uint8; C is 4 only if some pixel is not opaque.
@@ -96,9 +97,10 @@ class Pictures:
         self,
         paths: Sequence[Path],
         masks: Sequence[Path | None],
+        normals: Sequence[Path | None],
+        alphas: Sequence[Path | None],
         factor: int,
         device: torch.device,
-        normals: Sequence[Path | None] | None = None,
     ):
         headers = [header(path) for path in paths]
         for path, (width, height, _) in zip(paths, headers, strict=True):
@@ -108,17 +110,19 @@ class Pictures:
         width = torch.tensor([-(-w // factor) for w, _, _ in headers])
         height = torch.tensor([-(-h // factor) for _, h, _ in headers])
         ends = torch.cumsum(width * height, 0)
-        mode = "RGBA" if any(alpha for *_, alpha in headers) else "RGB"
+        mode = "RGBA" if any(alpha for *_, alpha in headers) or any(alphas) else "RGB"
         block = torch.empty(int(ends[-1]), len(mode), dtype=torch.uint8)
         usable = torch.ones(len(block), dtype=torch.bool) if any(masks) else None
-        normal = torch.full((len(block), 3), UNKNOWN_NORMAL, dtype=torch.uint8) if any(normals or ()) else None
+        normal = torch.full((len(block), 3), UNKNOWN_NORMAL, dtype=torch.uint8) if any(normals) else None
 
         def load(i: int) -> None:
             size, inside = (int(height[i]), int(width[i])), slice(int(ends[i] - width[i] * height[i]), int(ends[i]))
             block[inside] = decode(paths[i], mode, factor).reshape(-1, len(mode))
+            if alphas[i] is not None:
+                block[inside, 3] = _beside("mask", alphas[i], "L", factor, size).reshape(-1)
             if masks[i] is not None:
                 usable[inside] = (_beside("mask", masks[i], "L", factor, size) >= 128).reshape(-1)
-            if normal is not None and normals[i] is not None:
+            if normals[i] is not None:
                 normal[inside] = _beside("normals", normals[i], "RGB", factor, size).reshape(-1, 3)
 
         _in_threads(load, len(paths))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nerf.errors import UserError
-from nerf.provider_formats import Lens, read_folder
+from nerf.provider_formats import read_folder
 
 IDENTITY = torch.eye(4).tolist()
 
@@ -122,25 +122,6 @@ def test_applied_transform_is_undone(tmp_path):
     torch.testing.assert_close(recorded @ torch.cat([in_file, original[3:]]), original)
 
 
-LENS = {"fx": None, "fy": None, "cx": None, "cy": None, "angle_x": None, "angle_y": None, "width": None, "height": None,
-        "distortion": (0.0,) * 6}
-
-
-def test_field_of_view_gives_the_focal_length_of_the_pictures_own_width():
-    lens = Lens(**(LENS | {"angle_x": math.pi / 2}))
-    assert lens.pixels(200, 100) == pytest.approx((100.0, 100.0, 100.0, 50.0))
-
-
-def test_intrinsics_follow_the_pictures_size():
-    lens = Lens(**(LENS | {"fx": 50.0, "fy": 40.0, "cx": 33.0, "cy": 20.0, "width": 60.0, "height": 40.0}))
-    assert lens.pixels(120, 80) == (100.0, 80.0, 66.0, 40.0)
-
-
-def test_a_turned_picture_is_refused():
-    with pytest.raises(UserError, match="270x480 pixels, but its camera is for 480x270; was it turned"):
-        Lens(**(LENS | {"fx": 50.0, "width": 480.0, "height": 270.0})).pixels(270, 480)
-
-
 def refuse(folder, words, holdout=8):
     with pytest.raises(UserError, match=words):
         read_folder(folder, holdout)
@@ -158,11 +139,10 @@ def test_a_folder_without_description_is_refused(tmp_path):
     refuse(tmp_path, "there is neither transforms.json nor transforms_train.json in it")
 
 
-@pytest.mark.parametrize("thing, words", [("sparse", "COLMAP models are not read yet"),
-                                          ("cameras_sphere.npz", "NeuS/DTU folders are not read yet")])
-def test_layouts_that_are_not_read_are_named(tmp_path, thing, words):
-    (tmp_path / thing).mkdir()
-    refuse(tmp_path, words)
+def test_what_is_only_called_like_a_layout_is_refused(tmp_path):
+    for name in ("sparse", "cameras_sphere.npz"):
+        (tmp_path / name).mkdir()
+    refuse(tmp_path, r"no COLMAP model \(sparse/0 with cameras and images, .bin or .txt\) and no cameras_sphere.npz")
 
 
 def test_broken_json_is_refused_with_its_line(tmp_path):
@@ -209,7 +189,7 @@ def test_json_without_frames_is_refused(tmp_path, text, got):
 
 
 def test_no_frames_at_all_is_refused(tmp_path):
-    refuse(write(tmp_path, []), '"frames" is empty')
+    refuse(write(tmp_path, []), "transforms.json describes no photograph, so there is nothing to learn from")
 
 
 def test_photographs_that_are_all_missing_are_refused_with_the_first_path(tmp_path):

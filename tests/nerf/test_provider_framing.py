@@ -5,7 +5,7 @@ import torch
 
 from nerf.cameras import look_at
 from nerf.errors import UserError
-from nerf.provider_framing import focus_point, frame, up_direction, upright
+from nerf.provider_framing import ball_of, focus_point, frame, up_direction, upright
 
 Z_UP = (0.0, 0.0, 1.0)
 AXES = [(0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (1, 0, 0), (0.6, 0.0, 0.8)]
@@ -117,3 +117,28 @@ def test_cameras_of_a_scene_that_stand_on_one_side_are_turned_to_the_front():
 def test_cameras_of_an_object_keep_their_azimuth():
     ours = frame(circle(), half_angles(), None, True, 1.0).poses(circle())[:, :3, 3]
     assert abs(ours[0, 0]) < 1e-9 and ours[0, 2] > 0  # Blender's front camera, at -y, is our front camera
+
+
+def cloud(radius, count=500):
+    """Points in a ball at (1, 0, 0), and a few that are far off."""
+    points = torch.nn.functional.normalize(torch.randn(count, 3, dtype=torch.float64), dim=-1)
+    points *= radius * torch.rand(count, 1, dtype=torch.float64) ** (1 / 3)
+    points[:5] *= 1000
+    return points + torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+
+
+def test_ball_of_points_is_not_led_astray_by_a_few_far_ones():
+    middle, radius = ball_of(cloud(2.0))
+    assert (middle - torch.tensor([1.0, 0.0, 0.0])).norm() < 0.3 and 1.7 < radius < 2.2
+
+
+def test_a_scene_whose_points_lie_close_together_is_framed_around_them():
+    framing = frame(circle(), half_angles(), None, False, 1.0, cloud(1.0))
+    assert framing.kind == "points" and 0.7 < framing.scale < 1.2
+    assert (framing.to_source[:3, 3] - torch.tensor([1.0, 0.0, 0.0])).norm() < 0.3
+
+
+def test_a_scene_whose_points_lie_beyond_the_cameras_is_framed_around_the_cameras():
+    framing = frame(circle(), half_angles(), None, False, 1.0, cloud(50.0))
+    assert framing.kind == "scene"
+    torch.testing.assert_close(framing.to_source, frame(circle(), half_angles(), None, False, 1.0).to_source)

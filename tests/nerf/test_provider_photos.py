@@ -383,6 +383,26 @@ def test_normals_of_another_size_are_refused(tmp_path):
         load(folder)
 
 
+# ---- other layouts ----
+
+
+def test_lund_door_stands_upright_in_the_box_and_is_seen_from_the_front(test_data):
+    photos = load(test_data / "lund_door", holdout=4)
+    assert (len(photos), photos.total, photos.framing) == (9, 12, "points")
+    assert (photos.cameras.pose[:, 1, 1] > 0.95).all() and photos.cameras.azimuth.abs().max() < 30
+    assert photos.cameras.distortion is not None and photos.view(0).fx.item() == pytest.approx(2435.38 / 4)
+
+
+def test_masks_of_neus_are_the_opacity_of_its_photographs(test_data):
+    photos = load(test_data / "dtu_scan24", holdout=12, downscale=4)
+    assert (len(photos), photos.total, photos.framing) == (44, 49, "box")
+    share = photos.mask(0).mean()
+    assert 0.5 < share < 0.7 and photos.usable(0) is None
+    clear = photos.mask(0) == 0
+    assert (photos.image(0)[clear] == 1).all() and not (photos.image(0)[~clear] == 1).all()
+    assert (photos.cameras.pose[:, 1, 1] > 0.4).all() and photos.cameras.radius.sub(2.9).abs().max() < 0.2
+
+
 # ---- refusals ----
 
 
