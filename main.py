@@ -112,7 +112,7 @@ def make_trainer(config: Config, stage: str, inputs: Inputs, device: str, report
     if not trainer.restore() and stage == "dmtet":
         from nerf import initial
 
-        trainer.begin(lambda: initial.begin(model, config))
+        trainer.begin(lambda: initial.begin(model, config, inputs.photos))
     return trainer
 
 

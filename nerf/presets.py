@@ -89,9 +89,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "h": 256,
         "dmtet_reso_scale": 1.0,
         "tet_grid_size": 64,
-        "lambda_mask": 1.0,
-        "lambda_normal": 0.2,
+        "lambda_mask": 2.0,
+        "lambda_normal": 1.0,
+        "lambda_mesh_normal": 0.05,
+        "lambda_mesh_laplacian": 0.05,
         "lr_decay": 0.1,
+        "lr_distance": 0.05,
     },
     # The prior sees 64x64 pixels, averaged from a render of twice that.
     "dmtet embedded": {

@@ -12,6 +12,7 @@ from nerf.network import VanillaField
 from nerf.network_grid import GridField
 from nerf.render.accelerated import AcceleratedPath
 from nerf.render.base import RenderPath, Trace, check_rays
+from nerf.render.dmtet import DMTetPath
 from nerf.render.plain import PlainPath
 from nerf.structs import Part, Rays, RenderOutput
 from nerf.tets import Surface
@@ -119,8 +120,6 @@ def make_path(config, field: Field) -> RenderPath:
     """The render path that the options ask for: triangles in the mesh stage, accelerated with ``--cuda_ray``, else plain."""
     render, mesh = config.render, config.dmtet
     if mesh.dmtet:
-        from nerf.render.dmtet import DMTetPath
-
         return DMTetPath(
             field.bound, mesh.tet_grid_size, render.min_near, mesh.lr_distance, mesh.lr_offset, locked=mesh.lock_geo
         )

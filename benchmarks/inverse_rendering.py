@@ -1,0 +1,130 @@
+"""How well the mesh stage finds a known surface again from pictures of it.
+
+    python -m benchmarks.inverse_rendering MESH [--pictures normals|photographs] [--workspace DIR] [any flags of main.py]
+
+An independent renderer (ray casting by trimesh and Embree) makes posed pictures of the mesh: silhouettes with normals, or
+shaded photographs with masks and nothing else. ``main.py --data`` learns from them as from anybody's, and the mesh that it
+writes is compared with the original: the Chamfer distance is the mean distance from points on one surface to the other,
+averaged over both directions, as a share of the diagonal of the original's box. P points.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+MAIN = Path(__file__).resolve().parent.parent / "main.py"
+FOV = 40.0  # degrees, both ways
+DISTANCE = 1.45  # of the cameras from the middle, in diagonals of the box
+LIGHT, AMBIENT, GREY = np.array([0.4, 0.8, 0.45]), 0.3, 0.9
+SUPERSAMPLE = 3  # rays a pixel, each way
+QUERIES, POINTS = 100_000, 2_000_000  # sampled: asked about, and compared with
+
+
+def camera_poses(count: int, centre: np.ndarray, distance: float) -> np.ndarray:
+    """Camera-to-world matrices [B, 4, 4], OpenGL axes, on a Fibonacci lattice of the whole sphere around ``centre``."""
+    index = np.arange(count) + 0.5
+    height, turn = 1 - 2 * index / count, np.pi * (1 + 5**0.5) * index
+    flat = np.sqrt(1 - height**2)
+    back = np.stack([flat * np.sin(turn), height, flat * np.cos(turn)], -1)
+    right = np.cross([0.0, 1.0, 0.0], back)
+    right /= np.linalg.norm(right, axis=1, keepdims=True)
+    poses = np.tile(np.eye(4), (count, 1, 1))
+    poses[:, :3, 0], poses[:, :3, 1], poses[:, :3, 2] = right, np.cross(back, right), back
+    poses[:, :3, 3] = centre + distance * back
+    return poses
+
+
+def render(mesh, pose: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coverage [S, S] in [0, 1] and mean unit normal [S, S, 3] (world axes, 0 where empty) by ray casting."""
+    fine = size * SUPERSAMPLE
+    step = (np.arange(fine) + 0.5) / fine * 2 - 1
+    x, y = np.meshgrid(step, -step)
+    local = np.stack([x, y, -np.full_like(x, 1 / np.tan(np.radians(FOV) / 2))], -1).reshape(-1, 3)
+    directions = local @ pose[:3, :3].T
+    hit = mesh.ray.intersects_first(np.broadcast_to(pose[:3, 3], directions.shape), directions)
+    normals = np.where(hit[:, None] >= 0, mesh.face_normals[hit], 0.0)
+    facing = -np.sign((normals * directions).sum(-1, keepdims=True))  # an open mesh may show its inside
+    blocks = (size, SUPERSAMPLE, size, SUPERSAMPLE)
+    coverage = (hit >= 0).reshape(blocks).mean((1, 3))
+    mean = (normals * facing).reshape(*blocks, 3).mean((1, 3))
+    return coverage, mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-9)
+
+
+def write_views(mesh, folder: Path, pictures: str, count: int, size: int) -> None:
+    """A data set of ``count`` pictures as ``--data`` reads it; with "normals" all colours are one grey."""
+    from PIL import Image
+
+    centre, diagonal = mesh.bounds.mean(0), float(np.linalg.norm(np.ptp(mesh.bounds, axis=0)))
+    light, frames = LIGHT / np.linalg.norm(LIGHT), []
+    for i, pose in enumerate(camera_poses(count, centre, DISTANCE * diagonal)):
+        coverage, normal = render(mesh, pose, size)
+        shade = AMBIENT + (1 - AMBIENT) * (1 + normal @ light) / 2 if pictures == "photographs" else np.ones((size, size))
+        rgba = np.concatenate([np.repeat(GREY * shade[..., None], 3, -1), coverage[..., None]], -1)
+        Image.fromarray(np.round(rgba * 255).astype(np.uint8)).save(folder / f"{i:03d}.png")
+        frame = {"file_path": f"{i:03d}.png", "transform_matrix": pose.tolist()}
+        if pictures == "normals":
+            Image.fromarray(np.round((normal + 1) * 127.5).astype(np.uint8)).save(folder / f"{i:03d}_normal.png")
+            frame["normal_path"] = f"{i:03d}_normal.png"
+        frames.append(frame)
+    lens = {"camera_angle_x": float(np.radians(FOV)), "w": size, "h": size}
+    (folder / "transforms.json").write_text(json.dumps(lens | {"frames": frames}), encoding="utf-8")
+
+
+def chamfer(one, other, queries: int = QUERIES, points: int = POINTS, seed: int = 0) -> tuple[float, float]:
+    """Mean distance of random points on each of two meshes to the other, one -> other and back.
+
+    The other is ``points`` random points; their spacing adds what two samples of the same surface are apart.
+    """
+    import trimesh
+    from scipy.spatial import cKDTree
+
+    def mean_distance(source, target, seed: int) -> float:
+        cloud = trimesh.sample.sample_surface(target, points, seed=seed)[0]
+        return float(cKDTree(cloud).query(trimesh.sample.sample_surface(source, queries, seed=seed + 1)[0])[0].mean())
+
+    return mean_distance(one, other, seed), mean_distance(other, one, seed + 2)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the pictures, run the command line, and print the figures; returns the exit code of the run."""
+    import trimesh
+
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.inverse_rendering", description=__doc__.split("\n", 1)[0],
+        epilog="Other flags go to main.py as they are.", allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("mesh", type=Path, help="the known surface, OBJ, GLB or PLY")
+    parser.add_argument("--pictures", choices=("normals", "photographs"), default="normals", help="what is seen of it")
+    parser.add_argument("--count", type=int, default=32, help="pictures (default 32)")
+    parser.add_argument("--size", type=int, default=256, help="pixels a side (default 256)")
+    parser.add_argument("--workspace", help="where the run writes; a temporary folder by default")
+    args, extra = parser.parse_known_args(argv)
+    truth = trimesh.load(args.mesh, force="mesh", process=False)
+    with tempfile.TemporaryDirectory() as temporary:
+        views = Path(temporary) / "views"
+        views.mkdir()
+        write_views(truth, views, args.pictures, args.count, args.size)
+        workspace = Path(args.workspace or Path(temporary) / "run")
+        words = [sys.executable, str(MAIN), "--data", str(views), "--workspace", str(workspace), "--dmtet", "--save_mesh",
+                 "--holdout", "0", "--export_frame", "source", "--ckpt", "scratch", *extra]  # fmt: skip
+        print(" ".join(words), flush=True)
+        code = subprocess.run(words, check=False).returncode
+        if code != 0:
+            return code
+        result = json.loads((workspace / "result.json").read_text(encoding="utf-8"))
+        found = trimesh.load(workspace / "mesh" / "mesh.glb", force="mesh", process=False)
+    diagonal = float(np.linalg.norm(np.ptp(truth.bounds, axis=0)))
+    there, back = (100 * d / diagonal for d in chamfer(found, truth))
+    print(f"Chamfer distance {(there + back) / 2:.3f} % of the diagonal (found to true {there:.3f}, true to found {back:.3f}), "
+          f"{result['mesh']['faces']:,} triangles, watertight {result['mesh']['watertight']}, "
+          f"training {result['train_seconds']:.0f} s, altogether {result['seconds']:.0f} s")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

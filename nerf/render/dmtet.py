@@ -1,0 +1,168 @@
+"""The mesh path: a surface cut out of tetrahedra, rasterised, and coloured by the field where it is seen.
+
+Deep marching tetrahedra (Shen et al. 2021): a signed distance and an offset at every point of a tetrahedral grid are the
+parameters, marching tetrahedra make triangles of them, and the field is asked for the colour at the one point that each
+pixel sees. V vertices, T triangles, B views, N = B * H * W rays, M of them covered.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nerf.cameras import clip_space
+from nerf.errors import DivergenceError
+from nerf.field import Field
+from nerf.render.base import RenderPath, Trace, sample_colours
+from nerf.structs import FieldOutput, Part, Points, Rays, SurfaceState
+from nerf.tets import Surface, TetGrid, close_at_walls, marching_tetrahedra, tet_grid
+from rasterizer import antialias, interpolate, rasterize
+
+# Signed distances are kept within so many cells, so that a surface that moves meets no cliff.
+DISTANCE_CLIP = 1.0
+# How far a point may leave its place along each axis, as a share of the shortest edge. A tetrahedron of the lattice is
+# sqrt(2/3) of that edge high, so two points that move sqrt(3) times this each can never turn one inside out; those at the
+# walls, where tetrahedra are lower, stay where they are.
+OFFSET_LIMIT = 0.235
+# Distance from which a closed wall keeps the surface, in cells.
+WALL_MARGIN = 0.01
+START_RADIUS = 0.5  # of the starting ball, as a share of half the box
+QUERY_CHUNK = 1 << 18  # points the field is asked about at once outside training
+VANISHED = (
+    "the surface of the mesh stage vanished: no cell has a corner inside and one outside; go on from the last checkpoint "
+    "with a smaller --lr_distance, or start from another shape with --init_with"
+)
+
+
+class DMTetPath(RenderPath):
+    """Triangles that learn.
+
+    Args:
+        bound: half the edge of the box that the field lives in, scene units.
+        resolution: layers of the tetrahedral grid along a side, see :func:`nerf.tets.tet_grid`.
+        min_near: nothing nearer to the camera than this is seen, scene units.
+        lr_distance, lr_offset: learning rates of the two parameters, whatever the field's is.
+        locked: the shape does not learn; only the colours do.
+
+    Parameters: ``distance`` [V] in grid cells, negative inside, and ``offset`` [V, 3] before a tanh. Buffers: ``centre``
+    [3] and ``extent`` [3] (half the sides), the box of scene units that the grid fills.
+    """
+
+    whole_images = True
+
+    def __init__(
+        self, bound: float, resolution: int, min_near: float, lr_distance: float, lr_offset: float, locked: bool = False
+    ):
+        super().__init__()
+        self.bound, self.min_near = bound, min_near
+        self.rates = {"distance": lr_distance, "offset": lr_offset}
+        self._grid = tet_grid(resolution)
+        self.register_buffer("centre", torch.zeros(3))
+        self.register_buffer("extent", torch.full((3,), float(bound)))
+        radius = self.points().norm(dim=-1)
+        ball = (radius - START_RADIUS * bound) / (self.grid.spacing * bound)
+        self.distance = nn.Parameter(ball.clamp(-DISTANCE_CLIP, DISTANCE_CLIP), requires_grad=not locked)
+        self.offset = nn.Parameter(torch.zeros(len(ball), 3), requires_grad=not locked)
+
+    @property
+    def grid(self) -> TetGrid:
+        """The tetrahedra, on the device of the parameters."""
+        if self._grid.vertices.device != self.extent.device:
+            self._grid = self._grid.to(self.extent.device)
+        return self._grid
+
+    def points(self) -> Tensor:
+        """The grid's points [V, 3] at rest, scene units."""
+        return self.grid.vertices * self.extent + self.centre
+
+    @torch.no_grad()
+    def start(self, centre: Tensor, extent: Tensor) -> Tensor:
+        """Let the grid fill the box ``centre`` +- ``extent`` (both [3]) without offsets; returns its points [V, 3]."""
+        self.centre.copy_(centre)
+        self.extent.copy_(extent)
+        self.offset.zero_()
+        return self.points()
+
+    @torch.no_grad()
+    def set_distance(self, distance: Tensor) -> None:
+        """Begin from a signed distance [V] in scene units (or anything with its zero and sign), negative inside."""
+        cell = self.grid.spacing * float(self.extent.mean())
+        self.distance.copy_((distance / cell).clamp(-DISTANCE_CLIP, DISTANCE_CLIP))
+
+    def positions(self) -> Tensor:
+        """The grid's points [V, 3] where their offsets have moved them; no tetrahedron is ever inside out."""
+        reach = OFFSET_LIMIT * self.grid.spacing * self.extent
+        free = ~self.grid.boundary[:, None]
+        return self.points() + free * reach * torch.tanh(self.offset)
+
+    def surface(self) -> Surface:
+        """The triangles as they are now: closed, counter-clockwise from outside, differentiable in both parameters."""
+        return marching_tetrahedra(self.positions(), self._walled(), self.grid)
+
+    def _walled(self) -> Tensor:
+        return close_at_walls(self.distance, self.grid, WALL_MARGIN)
+
+    def param_groups(self) -> list[dict]:
+        """Both parameters with rates of their own; none of them if the shape is locked."""
+        named = (("distance", self.distance), ("offset", self.offset))
+        return [{"params": [p], "lr": self.rates[name], "name": name} for name, p in named if p.requires_grad]
+
+    def trace(self, field: Field, rays: Rays, part: Part) -> Trace:
+        """Rasterise whole images; see :meth:`RenderPath.trace`. Opacity is antialiased coverage, depth that of the surface.
+
+        Raises:
+            ValueError: the rays are not whole images of known cameras.
+            DivergenceError: in training, there is no surface left.
+        """
+        if rays.views is None or rays.shape is None:
+            raise ValueError("DMTetPath: expected Rays of whole images with their views; make them with cameras.view_rays")
+        with torch.autocast(rays.origins.device.type, enabled=False):
+            surface = self.surface()
+            if part.training and len(surface.faces) == 0:
+                raise DivergenceError(VANISHED)
+            return self._rasterised(surface, field, rays, part)
+
+    def _rasterised(self, surface: Surface, field: Field, rays: Rays, part: Part) -> Trace:
+        b, h, w = rays.shape
+        clip = clip_space(rays.views, surface.vertices, self.min_near, self.bound)
+        raster = rasterize(clip, surface.faces, h, w)
+        seen = (raster.triangle >= 0).reshape(-1).nonzero()[:, 0]
+        attributes = torch.cat([surface.vertices, vertex_normals(surface)], dim=-1)[None]
+        at = interpolate(attributes, raster, surface.faces).reshape(-1, 6)[seen]
+        points, normal = at[:, :3], functional.normalize(at[:, 3:], dim=-1)
+        colour = sample_colours(_ask(field, points, normal, rays, seen, part), rays, part, seen)
+        depth = (points - rays.origins[seen]).norm(dim=-1, keepdim=True)
+        values = torch.cat([colour, torch.ones_like(depth), depth, normal], dim=-1)
+        flat = values.new_zeros(len(rays), 8).index_copy(0, seen, values)
+        smooth = antialias(flat.reshape(b, h, w, 8), raster, clip, surface.faces).reshape(-1, 8)
+        state = SurfaceState(surface.vertices, surface.faces, self._walled(), surface.edges) if part.training else None
+        shown = smooth[:, 5:] if part.computes_normals else None
+        return Trace(smooth[:, :3], smooth[:, 3].clamp(0.0, 1.0), smooth[:, 4], shown, surface=state)
+
+
+def _ask(field: Field, points: Tensor, normal: Tensor, rays: Rays, seen: Tensor, part: Part) -> FieldOutput:
+    """What the field says of the seen points [M, 3], with the surface's own normals [M, 3] in it."""
+    plain = replace(part, shading="albedo", need_normals=False)
+    size = max(len(points), 1) if part.training else QUERY_CHUNK
+    pieces = []
+    for place, ray in zip(points.split(size), seen.split(size), strict=True):
+        asked = Points(
+            place,
+            rays.directions[ray] if part.view_dependent else None,
+            None if rays.image_index is None else rays.image_index[ray],
+            None if rays.uv is None else rays.uv[ray],
+        )
+        pieces.append(field.query(asked, plain))
+    rgb = torch.cat([p.rgb for p in pieces]) if part.view_dependent else None
+    return FieldOutput(torch.cat([p.density for p in pieces]), torch.cat([p.albedo for p in pieces]), normal, rgb)
+
+
+def vertex_normals(surface: Surface) -> Tensor:
+    """Normals [V, 3] of the vertices, the sum of the normals of their triangles weighted by area; not of unit length."""
+    corners = surface.vertices[surface.faces]
+    normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    total = torch.zeros_like(surface.vertices)
+    for corner in range(3):
+        total = total.index_add(0, surface.faces[:, corner], normal)
+    return total

@@ -1,0 +1,161 @@
+"""The mesh path: a ball in closed form, gradients that move it, and offsets that never turn a tetrahedron inside out."""
+
+from dataclasses import replace
+from types import SimpleNamespace as Space
+
+import pytest
+import torch
+
+from nerf.background import ConstantBackground
+from nerf.cameras import clip_space, orbit, project, view_rays
+from nerf.errors import DivergenceError
+from nerf.field import Field
+from nerf.mesh import Mesh, is_watertight
+from nerf.render.dmtet import DMTetPath
+from nerf.renderer import NeRFRenderer
+from nerf.structs import FieldOutput, Part
+
+RADIUS = 0.5
+
+
+class Painted(Field):
+    """Red for x > 0, else blue; no density."""
+
+    bound = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.ones(()))
+
+    def density(self, positions, max_level=1.0):
+        """None."""
+        return positions.new_zeros(len(positions))
+
+    def query(self, points, part):
+        """Colours by the sign of x."""
+        red = (points.positions[:, :1] > 0).float()
+        colour = torch.cat([red, torch.zeros_like(red), 1 - red], -1) * self.gain
+        return FieldOutput(self.density(points.positions), colour)
+
+
+def make(resolution=24, locked=False):
+    path = DMTetPath(1.0, resolution, 0.01, 0.02, 0.02, locked)
+    return NeRFRenderer(Space(render=Space(max_ray_batch=64)), Painted(), ConstantBackground(), path)
+
+
+def views(height=48, width=64, azimuth=(0.0, 90.0)):
+    return orbit(torch.full((len(azimuth),), 90.0), torch.tensor(azimuth), 3.0, 30.0, height, width)
+
+
+def part(**changes):
+    return Part(**{"source": "guided", "training": False, "num_views": 2, **changes})
+
+
+def test_the_ball_covers_its_disc_on_pictures_that_are_not_square():
+    out = make(40).render(view_rays(views()), part())
+    focal = float(views().fy[0])
+    disc = torch.pi * (focal * RADIUS / (9 - RADIUS**2) ** 0.5) ** 2
+    for covered in out.as_images(out.opacity).sum((1, 2, 3)):
+        torch.testing.assert_close(float(covered), disc, rtol=0.01, atol=0.0)
+
+
+def test_depth_is_the_distance_along_the_ray():
+    out = make(40).render(view_rays(views(49, 65)), part())
+    middle = out.as_images(out.depth)[:, 0, 24, 32]
+    torch.testing.assert_close(middle, torch.full((2,), 3.0 - RADIUS), atol=4e-3, rtol=0)
+
+
+def test_normals_point_outwards():
+    rays = view_rays(views())
+    out = make(40).render(rays, part(need_normals=True))
+    solid = out.opacity > 0.999
+    hit = rays.origins + out.depth[:, None] * rays.directions
+    cosine = (torch.nn.functional.normalize(hit, dim=-1) * out.normal).sum(-1)[solid]
+    assert solid.sum() > 300 and cosine.min() > 0.9 and cosine.mean() > 0.995
+
+
+def test_the_field_colours_the_side_that_is_seen():
+    out = make().render(view_rays(views(azimuth=(0.0, 90.0))), part())
+    picture = out.as_images(out.image)
+    torch.testing.assert_close(picture[0, :, 24, 24], torch.tensor([0.0, 0.0, 1.0]))  # -x is left of the front view
+    torch.testing.assert_close(picture[0, :, 24, 40], torch.tensor([1.0, 0.0, 0.0]))
+    torch.testing.assert_close(picture[1, :, 24, 32], torch.tensor([1.0, 0.0, 0.0]))
+
+
+def test_each_view_has_its_own_light():
+    light = torch.tensor([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0]])
+    out = make().render(view_rays(views()), part(shading="textureless", ambient=0.0, light=light))
+    middle = out.as_images(out.image)[:, 0, 24, 32]
+    assert middle[0] > 0.95 and middle[1] < 0.05
+
+
+def test_clip_space_and_projection_put_points_on_the_same_pixel():
+    points, cameras = 0.8 * torch.rand(20, 3) - 0.4, views(48, 64, (10.0, 200.0))
+    clip = clip_space(cameras, points, 0.01, 1.0)
+    pixel = torch.stack([(clip[..., 0] / clip[..., 3] + 1) * 32, (1 - clip[..., 1] / clip[..., 3]) * 24], -1)
+    torch.testing.assert_close(pixel, project(cameras, points)[0], atol=1e-3, rtol=1e-4)
+    assert (clip[..., 2].abs() <= clip[..., 3]).all()
+
+
+def test_coverage_grows_with_its_gradient():
+    model = make(40)
+    rays, seen = view_rays(views()), part(training=True)
+    model.render(rays, seen).opacity.sum().backward()
+    slope = model.path.distance.grad.clone()
+    with torch.no_grad():
+        before = float(model.render(rays, seen).opacity.sum())
+        model.path.distance.sub_(0.1)
+        after = float(model.render(rays, seen).opacity.sum())
+    torch.testing.assert_close(after - before, float(-0.1 * slope.sum()), rtol=0.05, atol=0.0)
+
+
+def test_no_offset_turns_a_tetrahedron_inside_out():
+    path = DMTetPath(1.0, 8, 0.01, 0.02, 0.02)
+    path.start(torch.zeros(3), torch.tensor([1.0, 0.5, 0.8]))
+    for seed in range(20):
+        with torch.no_grad():
+            path.offset.copy_(1e3 * torch.randn(path.offset.shape, generator=torch.Generator().manual_seed(seed)).sign())
+        corner = path.positions()[path.grid.tets.long()]
+        volume = torch.linalg.det(corner[:, 1:] - corner[:, :1])
+        assert volume.min() > 0
+
+
+def test_the_surface_is_closed_even_at_the_walls():
+    path = DMTetPath(1.0, 8, 0.01, 0.02, 0.02)
+    with torch.no_grad():
+        path.distance.copy_(path.points()[:, 0])  # half the box is inside
+    surface = path.surface()
+    assert is_watertight(Mesh(surface.vertices.detach().double().numpy(), surface.faces.numpy()))
+
+
+def test_a_surface_that_vanished_ends_training_with_a_sentence_and_shows_the_background():
+    model = make(8)
+    with torch.no_grad():
+        model.path.distance.fill_(1.0)
+    out = model.render(view_rays(views()), part())
+    assert out.opacity.max() == 0 and out.image.min() == 1
+    with pytest.raises(DivergenceError, match="vanished"):
+        model.render(view_rays(views()), part(training=True))
+
+
+def test_random_rays_are_refused():
+    with pytest.raises(ValueError, match="whole images"):
+        make(8).render(view_rays(views())[:10], part())
+
+
+def test_a_lens_with_distortion_is_refused():
+    bent = replace(views(), distortion=torch.full((2, 6), 0.1))
+    with pytest.raises(ValueError, match="distortion"):
+        clip_space(bent, torch.zeros(1, 3), 0.01, 1.0)
+
+
+def test_a_locked_shape_has_nothing_to_learn():
+    assert make(8, locked=True).path.param_groups() == []
+    assert [g["name"] for g in make(8).path.param_groups()] == ["distance", "offset"]
+
+
+def test_training_carries_the_surface_for_its_regularisers():
+    out = make(8).render(view_rays(views()), part(training=True))
+    assert out.surface.faces.max() < len(out.surface.vertices) and out.samples is None
+    inside = out.surface.distance[out.surface.crossing] < 0
+    assert (inside[:, 0] != inside[:, 1]).all()

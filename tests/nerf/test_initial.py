@@ -1,0 +1,198 @@
+"""What the mesh stage starts from: densities, silhouettes, meshes and checkpoints; and sentences for what cannot be used."""
+
+import json
+from types import SimpleNamespace as Space
+
+import numpy as np
+import pytest
+import torch
+
+from nerf import checkpoint, config, initial, workspace
+from nerf.cameras import orbit
+from nerf.errors import UserError
+from nerf.mesh import Mesh, signed_volume
+from nerf.renderer import build_model
+
+TINY = "--text something --seed 3 --grid_levels 4 --grid_log2 8 --grid_finest 32 --hidden 16 --tet_grid_size 24".split()
+BALL = 4 / 3 * np.pi
+
+
+def options(folder, *flags):
+    parsed = config.parse([*TINY, "--workspace", str(folder), "--dmtet", *flags])
+    return config.for_stage(parsed, "dmtet")
+
+
+def volume(path):
+    surface = path.surface()
+    return signed_volume(Mesh(surface.vertices.detach().double().numpy(), surface.faces.numpy()))
+
+
+def filled(tmp_path, density, *flags):
+    """A model whose mesh starts from a density."""
+    made = options(tmp_path, "--mcubes_resolution", "64", *flags)
+    model = build_model(made)
+    model.density = density
+    initial._begin_with_density(model, made, 10.0)
+    return model
+
+
+def test_a_mesh_starts_where_the_density_crosses_the_threshold(tmp_path):
+    model = filled(tmp_path, lambda x: 10 * torch.exp(20 * (0.4 - x.norm(dim=-1))))
+    assert volume(model.path) == pytest.approx(BALL * 0.4**3, rel=0.03)
+    assert model.path.extent.max() < 0.5  # the grid closes in on the object
+
+
+def test_floaters_and_cavities_are_left_behind(tmp_path):
+    def density(x):
+        shell = (x.norm(dim=-1) - 0.4).abs() < 0.12
+        floater = (x - 0.85).norm(dim=-1) < 0.06
+        return 100.0 * (shell | floater)
+
+    model = filled(tmp_path, density)
+    assert volume(model.path) == pytest.approx(BALL * 0.52**3, rel=0.06)
+
+
+def test_an_empty_nerf_is_told(tmp_path):
+    with pytest.raises(UserError, match="empty: its highest density is 1"):
+        filled(tmp_path, lambda x: torch.ones(len(x)))
+
+
+class Discs:
+    """Silhouettes of a ball of radius 0.5 at the origin."""
+
+    def __init__(self, shown=True):
+        self.views = orbit(torch.tensor([20.0, 60.0, 60.0, 60.0, 90.0, 90.0, 90.0, 120.0, 120.0, 120.0]),
+                           torch.tensor([0.0, 0.0, 120.0, 240.0, 60.0, 180.0, 300.0, 30.0, 150.0, 270.0]), 3.0, 30.0, 96, 96)  # fmt: skip
+        self.shown = shown
+
+    def __len__(self):
+        return len(self.views)
+
+    def view(self, i):
+        """One camera."""
+        return self.views[i]
+
+    def mask(self, i):
+        """A disc of the size that a ball of radius 0.5 shows."""
+        y, x = torch.meshgrid(torch.arange(96) + 0.5, torch.arange(96) + 0.5, indexing="ij")
+        radius = float(self.views.fy[0]) * 0.5 / (9 - 0.25) ** 0.5
+        return (((x - 48) ** 2 + (y - 48) ** 2).sqrt() < radius).float() * self.shown
+
+    def usable(self, i):
+        """All of it."""
+
+
+def test_silhouettes_carve_the_grid(tmp_path):
+    model = build_model(options(tmp_path))
+    line, transform = initial.begin(model, options(tmp_path), Discs())
+    assert "10 silhouettes" in line and transform is None
+    assert BALL * 0.5**3 < volume(model.path) < 1.25 * BALL * 0.5**3
+
+
+def test_silhouettes_with_nothing_in_common_leave_a_ball(tmp_path):
+    model = build_model(options(tmp_path))
+    assert "starts as a ball" in initial.begin(model, options(tmp_path), Discs(shown=False))[0]
+    assert volume(model.path) == pytest.approx(BALL * 0.5**3, rel=0.05)
+
+
+def nerf_workspace(folder, *flags):
+    """A workspace with a checkpoint of a NeRF, as the trainer writes it."""
+    made = workspace.open_workspace(config.parse([*TINY, "--workspace", str(folder), "--blob_density", "40", *flags]))
+    model = build_model(made)
+    ema = {name: p.detach().clone() for name, p in model.named_parameters()} | {"updates": torch.tensor(3)}
+    path = folder / "checkpoints" / checkpoint.file_name(7)
+    checkpoint.save(path, {"model": model.state_dict(), "ema": ema}, {"stage": "nerf", "step": 7})
+    return path, model
+
+
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_a_workspace_gives_its_weights_and_its_options(tmp_path, named):
+    path, nerf = nerf_workspace(tmp_path / "a", "--hidden", "24", "--mesh_threshold", "5")
+    said = config.parse(["--text", "something", "--workspace", str(tmp_path / "b"), "--dmtet", "--tet_grid_size", "16",
+                         "--init_with", str(path if named == "file" else tmp_path / "a")])  # fmt: skip
+    made = config.for_stage(initial.adopt(workspace.adopt(said)), "dmtet")
+    assert made.field.hidden == 24 and made.output.mesh_threshold == 5
+    model = build_model(made)
+    line, _ = initial.begin(model, made)
+    assert "density is 5" in line
+    assert all(torch.equal(a, b) for a, b in zip(model.field.parameters(), nerf.field.parameters(), strict=True))
+    assert volume(model.path) > 0.01
+
+
+def test_another_field_than_the_weights_were_made_for_is_refused(tmp_path):
+    nerf_workspace(tmp_path / "a")
+    said = config.parse([*TINY, "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(tmp_path / "a"),
+                         "--bound", "2"])  # fmt: skip
+    with pytest.raises(UserError, match="--bound 1.0, this run asks for 2.0"):
+        initial.adopt(workspace.adopt(said))
+
+
+def test_the_nerf_of_the_same_workspace_is_taken_without_asking(tmp_path):
+    path, _ = nerf_workspace(tmp_path)
+    assert initial.find(options(tmp_path)) == initial.Start("checkpoint", path)
+
+
+def write_box(path, half=(0.3, 0.2, 0.4), centre=(0.0, 0.0, 0.0)):
+    import trimesh
+
+    box = trimesh.creation.box(2 * np.array(half))
+    box.apply_translation(centre)
+    box.export(path)
+    return path
+
+
+def test_a_mesh_in_the_box_keeps_its_place(tmp_path):
+    made = options(tmp_path, "--init_with", str(write_box(tmp_path / "box.obj")))
+    model = build_model(made)
+    _, transform = initial.begin(model, made)
+    assert transform is None and volume(model.path) == pytest.approx(8 * 0.3 * 0.2 * 0.4, rel=0.05)
+
+
+def test_a_mesh_elsewhere_is_fitted_and_its_way_back_is_kept(tmp_path):
+    made = options(tmp_path, "--init_with", str(write_box(tmp_path / "box.ply", (3, 2, 4), (10, 0, 0))))
+    model = build_model(made)
+    line, transform = initial.begin(model, made)
+    surface = model.path.surface().vertices.detach().double().numpy()
+    back = surface @ transform[:3, :3].T + transform[:3, 3]
+    assert "fitted" in line and np.allclose(back.max(0), [13, 2, 4], atol=0.2) and np.allclose(back.min(0), [7, -2, -4], atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("nothing.obj", "no such file"), ("notes.txt", "expected a workspace or a file that ends in"), ("empty", "has no checkpoints")],
+)
+def test_what_cannot_be_a_start_is_one_sentence(tmp_path, name, sentence):
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=sentence):
+        initial.find(options(tmp_path / "w", "--init_with", str(tmp_path / name)))
+
+
+def test_a_checkpoint_of_another_stage_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    checkpoint.save(path, {"model": {}, "ema": {}}, {"stage": "known", "step": 1})
+    made = options(tmp_path, "--init_with", str(path))
+    with pytest.raises(UserError, match="is of stage 'known'"):
+        initial.begin(build_model(made), made)
+
+
+def test_a_missing_weight_is_named(tmp_path):
+    path, model = nerf_workspace(tmp_path / "a")
+    tensors, meta = checkpoint.load(path)
+    tensors["model"].pop("field.head.bias")
+    tensors["ema"].pop("field.head.bias")
+    checkpoint.save(path, tensors, meta)
+    made = options(tmp_path / "b", "--init_with", str(path), "--blob_density", "40")
+    with pytest.raises(UserError, match="lacks head.bias"):
+        initial.begin(build_model(made), made)
+
+
+def test_the_stages_are_in_config_json(tmp_path):
+    workspace.open_workspace(config.parse([*TINY, "--workspace", str(tmp_path), "--stages", "nerf,dmtet"]))
+    assert json.loads((tmp_path / "config.json").read_text())["stages"] == ["nerf", "dmtet"]
+
+
+def test_a_slope_is_measured_per_unit():
+    lattice = Space(spacing=0.1)
+    level = np.broadcast_to(3.0 * (np.arange(10) * 0.1 - 0.45), (10, 10, 10))
+    assert initial._slope(level, lattice) == pytest.approx(3.0)
