@@ -8,9 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
 from nerf.errors import UserError
 from nerf.mesh import Mesh, drop_unused, is_watertight, signed_volume
@@ -75,6 +72,10 @@ def weld(mesh: Mesh, tolerance: float | None = None) -> Mesh:
         mesh: vertices and faces; other parts are dropped.
         tolerance: in scene units; default a millionth of the diagonal.
     """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
     if tolerance is None:
         tolerance = _WELD * float(np.linalg.norm(np.ptp(mesh.bounds, axis=0)))
     unique, index = np.unique(mesh.vertices, axis=0, return_inverse=True)
@@ -163,6 +164,8 @@ def unsigned_distance(mesh: Mesh, points: np.ndarray) -> np.ndarray:
     Triangles are cut into pieces of one size, whose centroids lie in a k-d tree. The nearest k are tried exactly; the
     nearest triangle is among them if the k-th centroid is further away than the best distance and a radius together.
     """
+    from scipy.spatial import cKDTree
+
     triangles = mesh.corners
     pieces = _cut(triangles)
     tree = cKDTree(pieces.centroid)
