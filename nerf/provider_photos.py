@@ -201,7 +201,7 @@ class Photographs:
             there are normals in our axes [N, 3] where the data has some, 0 where it does not say.
         """
         if part.num_rays is None:
-            return self._whole(part)
+            return self._whole(self._choose(part.num_views, part.generator(STREAM_PHOTOS)), part)
         pixel = self.pictures.draw(part.num_rays, part.generator(STREAM_PIXELS))
         photo, column, row = self.pictures.locate(pixel)
         xy = torch.stack([column, row], -1) + 0.5
@@ -214,11 +214,36 @@ class Photographs:
         background = self._training_background(part, part.num_rays)
         return Batch(rays, rgb=_over(colour, background), mask=colour[:, 3], background=background)
 
-    def _whole(self, part: Part) -> Batch:
-        """See :meth:`batch`."""
-        count, generator = part.num_views, part.generator(STREAM_PHOTOS)
+    def measured(self, i: int, ideal: bool = False) -> tuple[Batch, Tensor | None]:
+        """What a rendering is measured against: photograph ``i`` at its own size, over the plain background.
+
+        Args:
+            i: number of the photograph.
+            ideal: as training has whole photographs: without the lens's distortion, and with clear ground where a mask
+                leaves something out. Otherwise as it was taken.
+
+        Returns:
+            A batch of one view (resolve the part with it, render ``views``, compare with ``rgb`` [N, 3]), and which of
+            its pixels [N] count; None: all.
+        """
+        height, width = self.pictures.size(i)
+        if ideal:
+            part = Part("photos", background=self._plain, height=height, width=width)
+            return self._whole(torch.tensor([i], device=self.device), part), None
+        view, usable, mask = self.view(i), self.usable(i), self.mask(i)
+        rays = view_rays(view)
+        rays = replace(rays, image_index=self.index[i].expand(len(rays)))
+        background = None if self.background is None else self.background[None]
+        mask, usable = (None if plane is None else plane.reshape(-1) for plane in (mask, usable))
+        return Batch(rays, view, self.image(i).reshape(-1, 3), mask, background=background), usable
+
+    def _choose(self, count: int, generator: torch.Generator) -> Tensor:
+        """Numbers [count] of photographs in a random order, each as often as any other, give or take one."""
         rounds = [torch.randperm(len(self), generator=generator) for _ in range(-(-count // len(self)))]
-        chosen = torch.cat(rounds)[:count].to(self.device)
+        return torch.cat(rounds)[:count].to(self.device)
+
+    def _whole(self, chosen: Tensor, part: Part) -> Batch:
+        """Photographs ``chosen`` [B] as :meth:`batch` describes them."""
         views = self._ideal_views(chosen, part.height, part.width)
         rays = view_rays(views)
         rays = replace(rays, image_index=self.index[chosen][rays.view_index])
@@ -229,7 +254,7 @@ class Photographs:
             normal = torch.nn.functional.normalize(planes[:, 4:] @ self._turn, dim=-1)
         if self.background is None and not self.pictures.has_masks:
             return Batch(rays, views, planes[:, :3], normal=normal)
-        mask, background = planes[:, 3], self._training_background(part, count)
+        mask, background = planes[:, 3], self._training_background(part, len(chosen))
         rgb = planes[:, :3] + (1 - mask)[:, None] * background[rays.view_index]
         return Batch(rays, views, rgb, mask, normal=normal, background=background)
 

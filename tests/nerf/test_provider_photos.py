@@ -1,56 +1,17 @@
 """Photographs in memory: colours, rays and cameras belong together, and broken pictures are told."""
 
-import json
 import logging
-from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from nerf.cameras import distort, look_at, project, wrap_degrees
+from nerf.cameras import distort, project, wrap_degrees
 from nerf.errors import UserError
 from nerf.provider_photos import Photographs
 from nerf.structs import Part
-
-Z_UP = (0.0, 0.0, 1.0)
-SIZES = ((20, 14), (9, 16), (13, 13))  # width, height: no two alike
-
-
-def options(**changes):
-    return SimpleNamespace(**({"holdout": 0, "downscale": 1, "data_background": "random"} | changes))
-
-
-def poses(count, radius=4.0, span=360.0):
-    """Cameras of a z-up world on a part of a circle around the origin, the first of a whole one in front (-y)."""
-    angle = torch.deg2rad(torch.arange(count) * span / count).double()
-    offset = torch.stack([radius * angle.sin(), -radius * angle.cos(), torch.full_like(angle, 1.5)], -1)
-    return look_at(offset, (0.0, 0.0, 0.0), Z_UP)
-
-
-def pattern(i, width, height, channels=3):
-    """A picture whose colours say which photograph, column and row they are: (10 i, x, y[, 16 x])."""
-    y, x = np.mgrid[:height, :width]
-    planes = [np.full_like(x, 10 * i), x, y, (16 * x) % 256][:channels]
-    return np.stack(planes, -1).astype(np.uint8)
-
-
-def write(folder, pictures, top=None, span=360.0, masks=None, normals=None):
-    """A folder in instant-ngp's layout with these pictures (arrays [H, W, C])."""
-    frames = []
-    for i, (picture, pose) in enumerate(zip(pictures, poses(len(pictures), span=span), strict=True)):
-        Image.fromarray(picture).save(folder / f"{i:02d}.png")
-        frames.append({"file_path": f"{i:02d}.png", "transform_matrix": pose.tolist()})
-        if masks is not None:
-            Image.fromarray(masks[i]).save(folder / f"mask_{i:02d}.png")
-            frames[-1]["mask_path"] = f"mask_{i:02d}.png"
-        if normals is not None:
-            Image.fromarray(normals[i]).save(folder / f"normal_{i:02d}.png")
-            frames[-1]["normal_path"] = f"normal_{i:02d}.png"
-    (folder / "transforms.json").write_text(json.dumps({"fl_x": 15.0} | (top or {}) | {"frames": frames}))
-    return folder
+from tests.nerf.photo_folders import SIZES, load, options, pattern, poses, write
 
 
 @pytest.fixture
@@ -63,10 +24,6 @@ def mixed(tmp_path):
 def clear(tmp_path):
     """Three photographs with alpha."""
     return write(tmp_path, [pattern(i, *size, channels=4) for i, size in enumerate(SIZES)])
-
-
-def load(folder, split="train", device="cpu", bound=1.0, **changes):
-    return Photographs.from_folder(folder, split, options(**changes), device, bound)
 
 
 def part(count=500, **changes):
@@ -254,133 +211,6 @@ def test_path_shows_no_more_than_the_photographs_do(mixed, height, width):
     photos = load(write(mixed, [pattern(i, 20, 14) for i in range(3)]))
     path = photos.show_path(2, height, width)
     assert width / path.fx[0] <= 20 / 15 + 1e-4 and height / path.fy[0] <= 14 / 15 + 1e-4
-
-
-# ---- whole photographs ----
-
-
-def whole(num_views=2, height=16, width=24, **changes):
-    return Part("photos", num_views=num_views, height=height, width=width, seed=5, **changes)
-
-
-def told_position(batch, photos, i, number, size, border=1.0):
-    """What image ``number`` of a batch, photograph ``i``, shows away from its borders: the position that its colours
-    tell, and the one that its rays have in the photograph as it was taken. Pixels, [K, 2] each."""
-    inside = batch.rays.view_index == number
-    rays, code = batch.rays[inside], batch.rgb[inside] * 255
-    taken = project(photos.view(i), rays.origins + 2 * rays.directions)[0][0]
-    seen = ((taken > border) & (taken < torch.tensor(size, device=taken.device) - border)).all(-1)
-    return code[seen][:, 1:3] + 0.5, taken[seen]
-
-
-def test_whole_photographs_at_their_own_size_are_their_files(mixed, device):
-    photos = load(mixed, device=device)
-    width, height = SIZES[0]
-    batch = photos.batch(whole(3, height, width))
-    image = batch.rgb[batch.rays.image_index == 0].reshape(height, width, 3)
-    torch.testing.assert_close(image, photos.image(0))
-    assert batch.rays.shape == (3, height, width) and batch.mask is None and batch.background is None
-
-
-@pytest.mark.parametrize("height, width", [(7, 10), (21, 9), (30, 50)])
-def test_resized_photographs_show_at_every_ray_what_stood_there(tmp_path, height, width):
-    photos = load(write(tmp_path, [pattern(i, 20, 14) for i in range(3)], {"cx": 9.0}))
-    batch = photos.batch(whole(2, height, width))
-    for number, i in enumerate(batch.rays.image_index[:: height * width].tolist()):
-        told, taken = told_position(batch, photos, i, number, (20, 14), border=3.0)
-        assert len(told) > 10
-        torch.testing.assert_close(told, taken, atol=0.05, rtol=0)  # where a triangle of few pixels has its middle
-
-
-def test_views_of_whole_photographs_are_the_cameras_of_their_rays(mixed):
-    batch = load(mixed).batch(whole(3))
-    point = batch.rays.origins + 3 * batch.rays.directions
-    for b in range(3):
-        inside = batch.rays.view_index == b
-        xy = project(batch.views[b], point[inside])[0][0]
-        torch.testing.assert_close(xy / torch.tensor([24.0, 16.0]), batch.rays.uv[inside], atol=1e-4, rtol=0)
-
-
-def test_whole_photographs_are_freed_of_their_lens(tmp_path):
-    lens = {"k1": 0.06, "k2": -0.02, "p1": -0.01, "p2": 0.02}
-    photos = load(write(tmp_path, [pattern(i, 40, 28) for i in range(2)], lens | {"fl_x": 30.0}))
-    batch = photos.batch(whole(2, 28, 40))
-    assert batch.views.distortion is None
-    for number, i in enumerate(batch.rays.image_index[:: 28 * 40].tolist()):
-        told, taken = told_position(batch, photos, i, number, (40, 28), border=2.0)
-        torch.testing.assert_close(told, taken, atol=0.05, rtol=0)  # straight pieces between pixels of a curve
-        assert len(told) > 600
-    as_taken = (batch.rays.uv * torch.tensor([40.0, 28.0]))[batch.rays.view_index == 0]
-    told_at_ideal = (batch.rgb[batch.rays.view_index == 0] * 255)[:, 1:3] + 0.5
-    assert (told_at_ideal - as_taken).norm(dim=-1).max() > 0.5  # the lens was worth undoing
-
-
-def test_whole_photographs_of_a_step_are_different_ones_until_all_were_there(mixed):
-    photos = load(mixed)
-    assert sorted(photos.batch(whole(3)).rays.image_index.unique().tolist()) == [0, 1, 2]
-    seven = photos.batch(whole(7)).rays.image_index[:: 16 * 24]
-    assert sorted(torch.bincount(seven).tolist()) == [2, 2, 3]
-    drawn = {int(photos.batch(replace(whole(1), seed=s)).rays.image_index[0]) for s in range(20)}
-    assert drawn == {0, 1, 2}
-
-
-def test_whole_photographs_are_composited_over_one_colour_each(clear, device):
-    batch = load(clear, device=device).batch(whole(2))
-    assert batch.background.shape == (2, 3) and not torch.equal(batch.background[0], batch.background[1])
-    behind = batch.background[batch.rays.view_index]
-    clear_pixels = batch.mask == 0
-    assert clear_pixels.any() and torch.equal(batch.rgb[clear_pixels], behind[clear_pixels])
-    black = load(clear, device=device).batch(whole(2, background=torch.zeros(3)))
-    torch.testing.assert_close(batch.rgb, black.rgb + (1 - batch.mask)[:, None] * behind)
-
-
-def test_clear_pixels_do_not_bleed_their_colour_into_resized_photographs(tmp_path):
-    picture = np.zeros((16, 16, 4), np.uint8)
-    picture[..., 0] = 255  # red where it cannot be seen, green where it can
-    picture[:, 8:] = (0, 255, 0, 255)
-    batch = load(write(tmp_path, [picture] * 3)).batch(whole(1, 7, 7, background=torch.zeros(3)))
-    assert batch.rgb[:, 0].max() == 0 and 0 < batch.mask[batch.mask < 1].max()
-
-
-def test_what_a_mask_leaves_out_is_clear_ground_in_whole_photographs(tmp_path):
-    mask = np.zeros((12, 20), np.uint8)
-    mask[:, 10:] = 255
-    photos = load(write(tmp_path, [pattern(i, 20, 12) for i in range(2)], masks=[mask] * 2))
-    batch = photos.batch(whole(1, 12, 20, background=torch.tensor([0.0, 0.0, 1.0])))
-    assert torch.equal(batch.mask.reshape(12, 20), torch.from_numpy(mask).float() / 255)
-    assert (batch.rgb.reshape(12, 20, 3)[:, :10] == torch.tensor([0.0, 0.0, 1.0])).all()
-
-
-def test_normals_turn_with_the_world_of_their_photographs(tmp_path, device):
-    towards_camera = [pose[:3, 2] for pose in poses(3)]  # in the axes of the file, whose up is z
-    encoded = [np.tile(((n + 1) * 127.5).round().byte().numpy(), (12, 20, 1)) for n in towards_camera]
-    for normal in encoded:
-        normal[:, :5] = 0  # black ground is no direction
-    photos = load(write(tmp_path, [pattern(i, 20, 12) for i in range(3)], normals=encoded), device=device, bound=2.0)
-    batch = photos.batch(whole(3, 12, 20))
-    normal = batch.normal.reshape(3, 12, 20, 3)
-    back = batch.views.pose[:, None, None, :3, 2].expand(3, 12, 15, 3)
-    torch.testing.assert_close(normal[:, :, 5:], back, atol=0.01, rtol=0)  # 8 bits
-    assert (normal[:, :, :5] == 0).all()
-
-
-def test_photographs_without_normals_among_others_have_none_of_any_direction(tmp_path):
-    up = np.tile(np.array([128, 128, 255], np.uint8), (12, 20, 1))
-    folder = write(tmp_path, [pattern(i, 20, 12) for i in range(3)], normals=[up] * 3)
-    document = json.loads((folder / "transforms.json").read_text())
-    del document["frames"][1]["normal_path"]
-    (folder / "transforms.json").write_text(json.dumps(document))
-    batch = load(folder).batch(whole(3, 12, 20))
-    length = batch.normal.norm(dim=-1)
-    second = batch.rays.image_index == 1
-    assert (length[second] == 0).all()
-    torch.testing.assert_close(length[~second], torch.ones(480))
-
-
-def test_normals_of_another_size_are_refused(tmp_path):
-    folder = write(tmp_path, [pattern(i, 20, 12) for i in range(2)], normals=[np.zeros((3, 3, 3), np.uint8)] * 2)
-    with pytest.raises(UserError, match="normals .*normal_00.png must have its photograph's size, 20x12 .* got 3x3"):
-        load(folder)
 
 
 # ---- other layouts ----

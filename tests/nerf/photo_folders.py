@@ -1,0 +1,52 @@
+"""Folders of small photographs whose colours say where they are from, for the tests of what reads them."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from nerf.cameras import look_at
+from nerf.provider_photos import Photographs
+
+Z_UP = (0.0, 0.0, 1.0)
+SIZES = ((20, 14), (9, 16), (13, 13))  # width, height: no two alike
+
+
+def options(**changes):
+    return SimpleNamespace(**({"holdout": 0, "downscale": 1, "data_background": "random"} | changes))
+
+
+def poses(count, radius=4.0, span=360.0):
+    """Cameras of a z-up world on a part of a circle around the origin, the first of a whole one in front (-y)."""
+    angle = torch.deg2rad(torch.arange(count) * span / count).double()
+    offset = torch.stack([radius * angle.sin(), -radius * angle.cos(), torch.full_like(angle, 1.5)], -1)
+    return look_at(offset, (0.0, 0.0, 0.0), Z_UP)
+
+
+def pattern(i, width, height, channels=3):
+    """A picture whose colours say which photograph, column and row they are: (10 i, x, y[, 16 x])."""
+    y, x = np.mgrid[:height, :width]
+    planes = [np.full_like(x, 10 * i), x, y, (16 * x) % 256][:channels]
+    return np.stack(planes, -1).astype(np.uint8)
+
+
+def write(folder, pictures, top=None, span=360.0, masks=None, normals=None):
+    """A folder in instant-ngp's layout with these pictures (arrays [H, W, C])."""
+    frames = []
+    for i, (picture, pose) in enumerate(zip(pictures, poses(len(pictures), span=span), strict=True)):
+        Image.fromarray(picture).save(folder / f"{i:02d}.png")
+        frames.append({"file_path": f"{i:02d}.png", "transform_matrix": pose.tolist()})
+        if masks is not None:
+            Image.fromarray(masks[i]).save(folder / f"mask_{i:02d}.png")
+            frames[-1]["mask_path"] = f"mask_{i:02d}.png"
+        if normals is not None:
+            Image.fromarray(normals[i]).save(folder / f"normal_{i:02d}.png")
+            frames[-1]["normal_path"] = f"normal_{i:02d}.png"
+    (folder / "transforms.json").write_text(json.dumps({"fl_x": 15.0} | (top or {}) | {"frames": frames}))
+    return folder
+
+
+def load(folder, split="train", device="cpu", bound=1.0, **changes):
+    return Photographs.from_folder(folder, split, options(**changes), device, bound)
