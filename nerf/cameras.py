@@ -268,6 +268,11 @@ def _camera_directions(views: Views, index: Tensor | slice, xy: Tensor) -> Tenso
     return _normalize(torch.stack([plane[..., 0], -plane[..., 1], -torch.ones_like(plane[..., 0])], -1))
 
 
+def _shares(views: Views, xy: Tensor) -> Tensor:
+    """Pixel positions [..., 2] as shares of the views' width and height; nothing is copied to a GPU and waited for."""
+    return torch.stack([xy[..., 0] / views.width, xy[..., 1] / views.height], -1)
+
+
 def pixel_rays(views: Views, view_index: Tensor, xy: Tensor) -> Rays:
     """Rays through chosen pixel positions of chosen views.
 
@@ -289,8 +294,7 @@ def pixel_rays(views: Views, view_index: Tensor, xy: Tensor) -> Rays:
     local = _camera_directions(views, view_index, xy)
     pose = views.pose[view_index]
     directions = (pose[:, :3, :3] * local[:, None, :]).sum(-1)
-    size = torch.tensor([views.width, views.height], dtype=xy.dtype, device=xy.device)
-    return Rays(pose[:, :3, 3], directions, view_index, uv=xy / size)
+    return Rays(pose[:, :3, 3], directions, view_index, uv=_shares(views, xy))
 
 
 def view_rays(views: Views) -> Rays:
@@ -308,7 +312,7 @@ def view_rays(views: Views) -> Rays:
     directions = (local @ pose[:, :3, :3].mT).reshape(-1, 3)
     origins = pose[:, None, :3, 3].expand(b, h * w, 3).reshape(-1, 3)
     view_index = torch.arange(b, device=pose.device).repeat_interleave(h * w)
-    uv = (xy / torch.tensor([w, h], dtype=xy.dtype, device=xy.device)).expand(b, -1, -1).reshape(-1, 2)
+    uv = _shares(views, xy).expand(b, -1, -1).reshape(-1, 2)
     return Rays(origins, directions, view_index, (b, h, w), uv=uv, views=views)
 
 

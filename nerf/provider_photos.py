@@ -131,10 +131,11 @@ class Photographs:
         lens = torch.tensor([_intrinsics(photo, *size) for photo, size in full])
         fx, fy, cx, cy = (lens / factor).to(self.device).unbind(-1)
         distortion = torch.tensor([photo.lens.distortion for photo in frames], device=self.device)
+        self._bent = [any(photo.lens.distortion) for photo in frames]
         height, width = self.pictures.height, self.pictures.width
         fovy = torch.rad2deg(2 * torch.atan(height / (2 * fy)))
         return Views(pose, fx, fy, cx, cy, int(height.max()), int(width.max()), *angles_of(pose), fovy,
-                     distortion if bool(distortion.any()) else None)
+                     distortion if any(self._bent) else None)
 
     def _warn_of_folds(self) -> None:
         """Say so if a lens model cannot be undone in the corners of its picture."""
@@ -202,7 +203,7 @@ class Photographs:
         """
         if part.num_rays is None:
             return self._whole(self._choose(part.num_views, part.generator(STREAM_PHOTOS)), part)
-        pixel = self.pictures.draw(part.num_rays, part.generator(STREAM_PIXELS))
+        pixel = self.pictures.draw(part.num_rays, part.generator(STREAM_PIXELS, self.device))
         photo, column, row = self.pictures.locate(pixel)
         xy = torch.stack([column, row], -1) + 0.5
         uv = xy / torch.stack([self.pictures.width[photo], self.pictures.height[photo]], -1)
@@ -229,7 +230,7 @@ class Photographs:
         height, width = self.pictures.size(i)
         if ideal:
             part = Part("photos", background=self._plain, height=height, width=width)
-            return self._whole(torch.tensor([i], device=self.device), part), None
+            return self._whole([i], part), None
         view, usable, mask = self.view(i), self.usable(i), self.mask(i)
         rays = view_rays(view)
         rays = replace(rays, image_index=self.index[i].expand(len(rays)))
@@ -237,17 +238,20 @@ class Photographs:
         mask, usable = (None if plane is None else plane.reshape(-1) for plane in (mask, usable))
         return Batch(rays, view, self.image(i).reshape(-1, 3), mask, background=background), usable
 
-    def _choose(self, count: int, generator: torch.Generator) -> Tensor:
-        """Numbers [count] of photographs in a random order, each as often as any other, give or take one."""
+    def _choose(self, count: int, generator: torch.Generator) -> list[int]:
+        """Numbers of ``count`` photographs in a random order, each as often as any other, give or take one."""
         rounds = [torch.randperm(len(self), generator=generator) for _ in range(-(-count // len(self)))]
-        return torch.cat(rounds)[:count].to(self.device)
+        return torch.cat(rounds)[:count].tolist()
 
-    def _whole(self, chosen: Tensor, part: Part) -> Batch:
-        """Photographs ``chosen`` [B] as :meth:`batch` describes them."""
-        views = self._ideal_views(chosen, part.height, part.width)
+    def _whole(self, chosen: list[int], part: Part) -> Batch:
+        """Photographs ``chosen`` (B numbers) as :meth:`batch` describes them."""
+        index = torch.tensor(chosen)
+        if self.device.type == "cuda":
+            index = index.pin_memory().to(self.device, non_blocking=True)
+        views = self._ideal_views(index, part.height, part.width)
         rays = view_rays(views)
-        rays = replace(rays, image_index=self.index[chosen][rays.view_index])
-        planes = torch.stack([self._resampled(i, part.height, part.width) for i in chosen.tolist()])
+        rays = replace(rays, image_index=self.index[index][rays.view_index])
+        planes = torch.stack([self._resampled(i, part.height, part.width) for i in chosen])
         planes = planes.permute(0, 2, 3, 1).reshape(len(rays), -1)  # [N, 4] or [N, 7]
         normal = None
         if planes.shape[1] > 4:
@@ -259,7 +263,7 @@ class Photographs:
         return Batch(rays, views, rgb, mask, normal=normal, background=background)
 
     def _ideal_views(self, chosen: Tensor, height: int, width: int) -> Views:
-        """The cameras of photographs ``chosen`` [B] for pictures of one size, without their lens's distortion."""
+        """The cameras of photographs ``chosen`` [B] int64 for pictures of one size, without their lens's distortion."""
         c = self.cameras[chosen]
         x, y = width / self.pictures.width[chosen], height / self.pictures.height[chosen]
         return replace(c, fx=c.fx * x, cx=c.cx * x, fy=c.fy * y, cy=c.cy * y, height=height, width=width, distortion=None)
@@ -277,9 +281,9 @@ class Photographs:
 
     def _bend(self, i: int) -> Callable[[Tensor], Tensor] | None:
         """Where the points of an ideal photograph ``i`` really are, as shares of its size; None if they stay."""
-        c = self.cameras[i]
-        if c.distortion is None or not bool(c.distortion.any()):
+        if not self._bent[i]:
             return None
+        c = self.cameras[i]
         size = torch.stack([self.pictures.width[i], self.pictures.height[i]])
         focal, middle = torch.cat([c.fx, c.fy]) / size, torch.cat([c.cx, c.cy]) / size
         return lambda share: distort((share - middle) / focal, c.distortion) * focal + middle
@@ -290,7 +294,7 @@ class Photographs:
         if given is not None and (given.ndim == 1 or len(given) == count):
             return given.to(self.device).expand(count, 3)
         if self._random_background:
-            return torch.rand(count, 3, generator=part.generator(STREAM_BACKGROUND)).to(self.device)
+            return torch.rand(count, 3, generator=part.generator(STREAM_BACKGROUND, self.device), device=self.device)
         return self._plain.expand(count, 3)
 
     def show_path(self, count: int, height: int, width: int) -> Views:

@@ -132,6 +132,8 @@ class Pictures:
             raise UserError(f"{next(filter(None, masks))}: the masks are black everywhere, no pixel is left to learn")
         self.bytes = block.to(device)
         self.width, self.height, self.ends = width.to(device), height.to(device), ends.to(device)
+        # The same on the host, so that nobody waits for a GPU to learn them.
+        self._sizes, self._ends = list(zip(height.tolist(), width.tolist(), strict=True)), ends.tolist()
         self._usable = None if usable is None else usable.to(device)
         self._normal = None if normal is None else normal.to(device)
         self._choices = None if usable is None else usable.nonzero()[:, 0].to(device)
@@ -146,11 +148,11 @@ class Pictures:
 
     def size(self, i: int) -> tuple[int, int]:
         """Height and width of picture ``i``."""
-        return int(self.height[i]), int(self.width[i])
+        return self._sizes[i]
 
     def _inside(self, i: int) -> slice:
-        height, width = self.size(i)
-        return slice(int(self.ends[i]) - height * width, int(self.ends[i]))
+        height, width = self._sizes[i]
+        return slice(self._ends[i] - height * width, self._ends[i])
 
     def image(self, i: int) -> Tensor:
         """Picture ``i`` as [H, W, C] float in [0, 1]."""
@@ -178,9 +180,12 @@ class Pictures:
         return torch.where(known, decoded / length.clamp(min=1e-6), 0.0)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Numbers [count] of random pixels, evenly over all usable ones, with replacement."""
+        """Numbers [count] of random pixels, evenly over all usable ones, with replacement.
+
+        The generator belongs to the pictures' device, so that nothing is copied there and waited for.
+        """
         total = len(self.bytes) if self._choices is None else len(self._choices)
-        pixel = torch.randint(total, (count,), generator=generator).to(self.bytes.device)
+        pixel = torch.randint(total, (count,), generator=generator, device=self.bytes.device)
         return pixel if self._choices is None else self._choices[pixel]
 
     def locate(self, pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:

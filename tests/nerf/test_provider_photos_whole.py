@@ -183,3 +183,14 @@ def test_ideal_photographs_are_what_training_shows_of_them(tmp_path):
     assert batch.views.distortion is None and photos.measured(1)[0].views.distortion is not None
     trained = photos.batch(whole(2, 28, 40, background=torch.ones(3)))
     assert torch.equal(trained.rgb[trained.rays.image_index == 1], batch.rgb)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU can be waited for, and there is none here")
+def test_batches_wait_for_no_gpu(clear):
+    photos = load(clear, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for wanted in (whole(2), replace(whole(), num_rays=100)):
+            photos.batch(wanted)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
