@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nerf import checkpoint, signed_distance
+from nerf import checkpoint, peer, signed_distance
 from nerf.cameras import project
 from nerf.config import OPTIONS, SOURCES, Config, with_values
 from nerf.errors import UserError

@@ -21,6 +21,12 @@ FLAGS = (
     "--hidden 16 --holdout 4 --W 8 --H 8 --dataset_size_test 2 --threads 1 --checkpoint_seconds 0.05 --preview_interval 1000 "
     "--ema_decay 0.9 --eval_interval 1000"
 ).split()
+# Both stages in one workspace; the pictures are few, so the surface is where the fog is a little denser.
+STAGES = (
+    "--stages nerf,dmtet --dmtet_iters 40 --tet_grid_size 8 --w 12 --h 12 --batch_size 2 --mesh_threshold 0.1 "
+    "--mcubes_resolution 24 --lambda_mask 1"
+).split()
+STEPS = {"nerf": 60, "dmtet": 40}
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +45,16 @@ def photographs(tmp_path_factory):
     return folder
 
 
-def start(photographs, folder):
-    command = [sys.executable, "main.py", "--data", str(photographs), "--workspace", str(folder), *FLAGS]
+def start(photographs, folder, flags=()):
+    command = [sys.executable, "main.py", "--data", str(photographs), "--workspace", str(folder), *FLAGS, *flags]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 
-def wait_for_step(folder, step, process):
-    """Return once a checkpoint of ``step`` or later exists."""
+def wait_for_step(folder, step, process, stage="nerf"):
+    """Return once a checkpoint of ``step`` or later of a stage exists."""
     limit = time.monotonic() + 60
     while time.monotonic() < limit:
-        found = checkpoint.steps(folder / "checkpoints")
+        found = checkpoint.steps(folder / "checkpoints", stage)
         if found and found[-1][0] >= step:
             return
         assert process.poll() is None, process.stderr.read()
@@ -56,9 +62,9 @@ def wait_for_step(folder, step, process):
     raise AssertionError("no checkpoint came")
 
 
-def final(folder):
-    """Step and tensors of the newest checkpoint, flat."""
-    step, path = checkpoint.steps(folder / "checkpoints")[-1]
+def final(folder, stage="nerf"):
+    """Step and tensors of the newest checkpoint of a stage, flat."""
+    step, path = checkpoint.steps(folder / "checkpoints", stage)[-1]
     flat = {}
 
     def walk(prefix, node):
@@ -92,6 +98,30 @@ def test_a_run_killed_by_force_ends_with_the_same_bits(photographs, straight, tm
     step, tensors = final(tmp_path)
     assert step == straight[0] == 60 and tensors.keys() == straight[1].keys()
     for name, tensor in straight[1].items():
+        assert torch.equal(torch.as_tensor(tensors[name]), torch.as_tensor(tensor)), name
+
+
+@pytest.fixture(scope="module")
+def straight_stages(photographs, tmp_path_factory):
+    """Both stages, one after the other, undisturbed."""
+    folder = tmp_path_factory.mktemp("stages")
+    process = start(photographs, folder, STAGES)
+    assert process.wait(timeout=100) == 0, process.stderr.read()
+    return final(folder, "dmtet")
+
+
+@pytest.mark.parametrize("stage", STEPS)
+def test_a_run_of_two_stages_killed_in_either_ends_with_the_same_bits(photographs, straight_stages, tmp_path, stage):
+    process = start(photographs, tmp_path, STAGES)
+    wait_for_step(tmp_path, 3, process, stage)
+    process.kill()
+    process.wait()
+    assert checkpoint.steps(tmp_path / "checkpoints", stage)[-1][0] < STEPS[stage]
+    again = start(photographs, tmp_path, STAGES)
+    assert again.wait(timeout=100) == 0, again.stderr.read()
+    step, tensors = final(tmp_path, "dmtet")
+    assert step == straight_stages[0] == 40 and tensors.keys() == straight_stages[1].keys()
+    for name, tensor in straight_stages[1].items():
         assert torch.equal(torch.as_tensor(tensors[name]), torch.as_tensor(tensor)), name
 
 

@@ -1,0 +1,167 @@
+"""What the mesh stage adds to a NeRF from words: 16 prompts, marching cubes of the NeRF against DMTet at as many triangles.
+
+``python benchmarks/text_to_mesh.py`` takes the workspaces of ``benchmarks/text_to_3d.py`` (and makes those that are
+missing), runs ``main.py --dmtet --init_with`` on each, decimates the NeRF's own mesh to the triangles of the new one, and
+measures both against the true family: volumetric IoU, and the boundary F-score of silhouettes at 256 pixels (the harmonic
+mean of the shares of outline pixels that lie within two pixels of the other's outline). What is measured already is not
+run again.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+from benchmarks import mesh_measure, text_to_3d  # noqa: E402
+from guidance.prior.captions import BENCHMARK_PROMPTS, parse  # noqa: E402
+
+SIZE, TOLERANCE, VIEWS = 256, 2.0, 8
+BAR = "IoU not lower by more than 0.01 in the mean, F higher on at least 12 of 16, all watertight, at most 600 s"
+
+
+def boundary_f(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Boundary F-score of two silhouettes, bool [S, S]; 0 if one is empty."""
+    from scipy.ndimage import binary_erosion, distance_transform_edt
+
+    outlines = [m & ~binary_erosion(m) for m in (mask, truth)]
+    if not all(outline.any() for outline in outlines):
+        return 0.0
+    near = [distance_transform_edt(~outline) <= TOLERANCE for outline in outlines]
+    precision, recall = near[1][outlines[0]].mean(), near[0][outlines[1]].mean()
+    return float(2 * precision * recall / max(precision + recall, 1e-9))
+
+
+def decimated(mesh: mesh_measure.ColoredMesh, target: int) -> mesh_measure.ColoredMesh:
+    """The mesh without its colours, welded, with about ``target`` triangles."""
+    from nerf.mesh import Mesh, decimate
+
+    _, first, welded = np.unique(np.round(mesh.vertices, 7), axis=0, return_index=True, return_inverse=True)
+    smaller = decimate(Mesh(mesh.vertices[first], welded.reshape(-1)[mesh.faces]), target)
+    return mesh_measure.ColoredMesh(smaller.vertices, smaller.faces, color=np.full((len(smaller.vertices), 3), 0.5))
+
+
+def measure(mesh: mesh_measure.ColoredMesh, prompt: str) -> dict[str, float]:
+    """IoU with the nearest member of the family, and F-score and IoU of the silhouettes against that member."""
+    shapes, truths = mesh_measure.family_voxels(parse(prompt).caption, 64)
+    score, shape = mesh_measure.nearest_member(mesh_measure.voxelize(mesh), shapes, truths)
+    cameras = mesh_measure.view_angles(VIEWS)
+    masks = mesh_measure.mesh_views(mesh, cameras, SIZE)[1]
+    true = mesh_measure.true_views(shape, cameras, SIZE)[1]
+    pairs = list(zip(masks, true, strict=True))
+    return {
+        "iou": score,
+        "boundary_f": float(np.mean([boundary_f(a, b) for a, b in pairs])),
+        "silhouette": float(np.mean([mesh_measure.iou(a, b) for a, b in pairs])),
+        "triangles": len(mesh.faces),
+    }
+
+
+def one_run(prompt: str, seed: int, work: Path, extra: list[str]) -> dict[str, object]:
+    """Both stages of one prompt, measured; a failure is a result too."""
+    nerf = work / text_to_3d.slug(prompt, seed)
+    result: dict[str, object] = {"prompt": prompt, "seed": seed, "group": dict(BENCHMARK_PROMPTS).get(prompt, "view")}
+    if not (nerf / "mesh" / "mesh.glb").is_file():
+        made = text_to_3d.run_prompt(prompt, seed, nerf, extra)
+        if made["returncode"] != 0:
+            return {**result, "failure": f"NeRF: exit code {made['returncode']}"}
+    workspace = work / f"{nerf.name}_dmtet"
+    words = ["main.py", "--text", prompt, "--workspace", os.path.relpath(workspace, ROOT), "--dmtet", "--init_with",
+             os.path.relpath(nerf, ROOT), "-O", "--sd_version", "embedded", "--seed", str(seed), *extra]  # fmt: skip
+    start = time.monotonic()
+    with open(workspace.with_suffix(".log"), "w") as log:
+        code = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    seconds = time.monotonic() - start
+    if code != 0:
+        return {**result, "failure": f"mesh stage: exit code {code}"}
+    first, second = (json.loads((folder / "result.json").read_text()) for folder in (nerf, workspace))
+    found = mesh_measure.read_mesh(workspace / "mesh" / "mesh.glb")
+    cubes = decimated(mesh_measure.read_mesh(nerf / "mesh" / "mesh.glb"), len(found.faces))
+    return {**result, "command": shlex.join(words), "nerf": measure(cubes, prompt), "dmtet": measure(found, prompt),
+            "watertight": second["mesh"]["watertight"], "seconds": round(first["seconds"] + seconds, 1)}  # fmt: skip
+
+
+def table(results: dict[str, dict]) -> str:
+    """Results as Markdown, with the verdicts on the bar below."""
+    lines = ["| prompt | triangles | IoU, NeRF | IoU, DMTet | F, NeRF | F, DMTet | closed | seconds, both |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    done = [r for r in results.values() if "dmtet" in r]
+    for r in results.values():
+        if "dmtet" not in r:
+            lines.append(f"| {r['prompt']} | failed: {r['failure']} | | | | | | |")
+            continue
+        a, b = r["nerf"], r["dmtet"]
+        lines.append(f"| {r['prompt']} | {b['triangles']:,} | {a['iou']:.3f} | {b['iou']:.3f} | {a['boundary_f']:.3f} | "
+                     f"{b['boundary_f']:.3f} | {'yes' if r['watertight'] else 'NO'} | {r['seconds']:.0f} |")  # fmt: skip
+    if done:
+        mean = {(s, k): float(np.mean([r[s][k] for r in done])) for s in ("nerf", "dmtet") for k in ("iou", "boundary_f")}
+        better = sum(r["dmtet"]["boundary_f"] > r["nerf"]["boundary_f"] for r in done)
+        lines.append(f"| **mean of {len(done)}** | | {mean['nerf', 'iou']:.3f} | **{mean['dmtet', 'iou']:.3f}** | "
+                     f"{mean['nerf', 'boundary_f']:.3f} | **{mean['dmtet', 'boundary_f']:.3f}** (higher on {better}) | "
+                     f"{sum(r['watertight'] for r in done)} | {max(r['seconds'] for r in done):.0f} at most |")  # fmt: skip
+    return "\n".join(lines) + f"\n\nBar: {BAR}.\n"
+
+
+def write(results: dict[str, dict], out: Path, work: Path) -> None:
+    """Write the JSON, the table, and a sheet: truth, NeRF and mesh of each prompt from six sides."""
+    import imageio.v3 as imageio
+
+    (out / "text_to_mesh.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "text_to_mesh.md").write_text(table(results))
+    rows = []
+    for name, r in results.items():
+        if "dmtet" in r:
+            pair = text_to_3d.picture_row(r["prompt"], work / name / "mesh" / "mesh.glb")
+            last = text_to_3d.picture_row(r["prompt"], work / f"{name}_dmtet" / "mesh" / "mesh.glb")
+            rows.append(np.concatenate([pair, last[len(last) // 2 :]], 0))
+    if rows:
+        rows += [np.full_like(rows[0], 255)] * (len(rows) % 2)
+        half = len(rows) // 2
+        imageio.imwrite(out / "text_to_mesh.png", np.concatenate([np.concatenate(rows[i : i + half], 0) for i in (0, half)], 1))
+
+
+def main() -> None:
+    """Run the mesh stage on what the NeRFs of the prompts came to, and measure both; resumable."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--minutes", type=float, default=120, help="start no new prompt after so many minutes")
+    parser.add_argument("--prompts", nargs="*", default=[p for p, _ in BENCHMARK_PROMPTS], help="which prompts")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=ROOT / "local" / "text_to_3d", help="where the workspaces are")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the report goes")
+    parser.add_argument("--again", action="store_true", help="run prompts again that have been measured already")
+    parser.add_argument("--jobs", type=int, default=1, help="prompts at once; the seconds of each are then longer")
+    parser.add_argument("--extra", default="", help="more flags for main.py, in one string")
+    args = parser.parse_args()
+    for folder in (args.work, args.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    record = args.out / "text_to_mesh.json"
+    results = json.loads(record.read_text()) if record.is_file() and not args.again else {}
+    todo = [prompt for prompt in args.prompts if "dmtet" not in results.get(text_to_3d.slug(prompt, args.seed), {})]
+    start = time.monotonic()
+
+    def one(prompt: str) -> tuple[str, dict | None]:
+        name = text_to_3d.slug(prompt, args.seed)
+        late = time.monotonic() - start > 60 * args.minutes
+        return name, None if late else one_run(prompt, args.seed, args.work, shlex.split(args.extra))
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for future in as_completed([pool.submit(one, prompt) for prompt in todo]):
+            name, result = future.result()
+            if result is not None:
+                results[name] = result
+                print(json.dumps(result), flush=True)
+                write(results, args.out, args.work)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
