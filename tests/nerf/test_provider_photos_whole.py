@@ -13,18 +13,6 @@ from nerf.structs import Part
 from tests.nerf.photo_folders import SIZES, load, pattern, poses, write
 
 
-@pytest.fixture
-def mixed(tmp_path):
-    """Three opaque photographs of three sizes."""
-    return write(tmp_path, [pattern(i, *size) for i, size in enumerate(SIZES)])
-
-
-@pytest.fixture
-def clear(tmp_path):
-    """Three photographs with alpha."""
-    return write(tmp_path, [pattern(i, *size, channels=4) for i, size in enumerate(SIZES)])
-
-
 def whole(num_views=2, height=16, width=24, **changes):
     return Part("photos", num_views=num_views, height=height, width=width, seed=5, **changes)
 

@@ -1,0 +1,17 @@
+"""Folders of photographs that several tests read."""
+
+import pytest
+
+from tests.nerf.photo_folders import SIZES, pattern, write
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Three opaque photographs of three sizes."""
+    return write(tmp_path, [pattern(i, *size) for i, size in enumerate(SIZES)])
+
+
+@pytest.fixture
+def clear(tmp_path):
+    """Three photographs with alpha."""
+    return write(tmp_path, [pattern(i, *size, channels=4) for i, size in enumerate(SIZES)])
