@@ -64,7 +64,8 @@ HD Axis<S> place(S u, const Scale<S>& by) {
     const S raw = u * by.cells - by.shift;
     const S gain =
         (raw < S(0) || raw > by.last) ? S(0) : by.cells;  // within half a cell of the box's face nothing changes
-    const S position = raw < S(0) ? S(0) : (raw > by.last ? by.last : raw);
+    const S floored = raw > S(0) ? raw : S(0);  // in this form each comparison is one instruction, even of vectors
+    const S position = floored < by.last ? floored : by.last;
     const int32_t below = int32_t(position), highest = int32_t(by.last) - 1;
     Axis<S> axis;
     axis.cell = below < highest ? below : highest;
