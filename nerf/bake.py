@@ -189,7 +189,7 @@ def query_color(albedo: Color, points: np.ndarray, device: torch.device | str = 
 
 def bake_texels(mesh: Mesh, value: Callable[[Texels], np.ndarray], channels: int, size: int, supersample: int = 1,
                 progress: Progress | None = None) -> tuple[np.ndarray, float]:
-    """Fill a texture: every covered texel with the mean of its samples, its rim by drawing charts on, the rest padded.
+    """Fill a texture: covered texels with the mean of their samples, the rim by drawing charts on, the rest padded.
 
     A texel just beyond a chart's border gets the value where the chart's plane would be there, and not a copy of its
     neighbour, so that a bilinear lookup at the border sees the same from both of its sides. Everything further out
@@ -200,7 +200,7 @@ def bake_texels(mesh: Mesh, value: Callable[[Texels], np.ndarray], channels: int
         value: maps texels to values [P, C]; it is asked about two million at most at once.
         channels: C.
         size: S, texels along an edge. Working memory is about 45 S^2 bytes, 0.75 GB at 4096, and 400 MB for the samples.
-        supersample: n; a texel is the mean of the n x n samples of it that a triangle covers.
+        supersample: n; a texel that is covered all over is the mean of n x n samples.
         progress: told after every band of rows.
 
     Returns:
@@ -208,7 +208,7 @@ def bake_texels(mesh: Mesh, value: Callable[[Texels], np.ndarray], channels: int
     """
     n, width = supersample, size * supersample
     total = np.zeros((size * size, channels), dtype=np.float32)
-    owner = np.full(size * size, -1, dtype=np.int32)
+    owner, partly = np.full(size * size, -1, dtype=np.int32), np.zeros(size * size, dtype=bool)
     step = max(1, _BAND // (width * n))  # rows of texels
     for top in range(0, size, step):
         end = min(size, top + step)
@@ -218,6 +218,7 @@ def bake_texels(mesh: Mesh, value: Callable[[Texels], np.ndarray], channels: int
             seen, count = value(texels), np.bincount(place, minlength=(end - top) * size)
             band = slice(top * size, end * size)
             owner[band][place] = texels.face
+            partly[band] = (count > 0) & (count < n * n)
             for channel in range(channels):
                 mean = np.bincount(place, seen[:, channel], len(count)) / np.maximum(count, 1)
                 total[band, channel] = mean
@@ -226,16 +227,19 @@ def bake_texels(mesh: Mesh, value: Callable[[Texels], np.ndarray], channels: int
     covered = owner >= 0
     if not covered.any():
         return total.reshape(size, size, channels), 0.0
-    return _draw_on(mesh, value, total, owner, size), float(covered.mean())
+    return _draw_on(mesh, value, total, owner, partly, size), float(covered.mean())
 
 
 def _draw_on(mesh: Mesh, value: Callable[[Texels], np.ndarray], total: np.ndarray, owner: np.ndarray,
-             size: int) -> np.ndarray:
-    """Bake the texels of the rim from the triangle that owns the nearest covered one, and pad the rest [S, S, C]."""
+             partly: np.ndarray, size: int) -> np.ndarray:
+    """Bake the texels of the rim from the triangle that owns the nearest covered one, and pad the rest [S, S, C].
+
+    Those that are covered in part are of the rim too: the mean of their covered side is not the colour of their middle.
+    """
     from scipy.ndimage import distance_transform_edt
 
     away, (row, column) = distance_transform_edt((owner < 0).reshape(size, size), return_indices=True)
-    rim = np.flatnonzero((away > 0) & (away <= _RIM))
+    rim = np.flatnonzero(((away > 0) & (away <= _RIM)).reshape(-1) | partly)
     face = owner[row.reshape(-1)[rim] * size + column.reshape(-1)[rim]].astype(np.int64)
     del away, row, column
     for start in range(0, len(rim), _BAND):

@@ -147,11 +147,7 @@ def sample_lattice(density: Density, bound: float, resolution: int = 128, thresh
         ExportError: NaN in the density.
         ValueError: bound, resolution or threshold out of range.
     """
-    if not bound > 0 or not 8 <= resolution <= 1024:
-        raise ValueError(f"sample_lattice: expected bound > 0 and resolution in [8, 1024], got {bound} and "
-                         f"{resolution}")
-    if threshold is not None and not (threshold > 0 and math.isfinite(threshold)):
-        raise ValueError(f"sample_lattice: expected a threshold > 0, got {threshold}; None chooses one")
+    _check_arguments(bound, resolution, threshold)
     stride = max(1, resolution // probe_cells)
     blocks = -(-resolution // stride)
     cells = blocks * stride
@@ -164,12 +160,25 @@ def sample_lattice(density: Density, bound: float, resolution: int = 128, thresh
     hot, asked = _occupied_probes(occupied, coarse_index, bound, cells, blocks, device)
     coarse = np.zeros((blocks + 1) ** 3, dtype=np.float32)
     coarse[asked] = ask(coarse_index[asked])
-    queries = int(asked.sum())
     level = auto_threshold(torch.from_numpy(coarse)) if threshold is None else float(threshold)
-    coarse = coarse.reshape((blocks + 1,) * 3)
+    fine, queries = _refined(coarse.reshape((blocks + 1,) * 3), hot, stride, level, ask)
+    return Lattice(fine, bound, level, int(asked.sum()) + queries)
+
+
+def _check_arguments(bound: float, resolution: int, threshold: float | None) -> None:
+    """Refuse what no lattice can be made of."""
+    if not bound > 0 or not 8 <= resolution <= 1024:
+        raise ValueError(f"sample_lattice: expected bound > 0 and resolution in [8, 1024], got {bound} and "
+                         f"{resolution}")
+    if threshold is not None and not (threshold > 0 and math.isfinite(threshold)):
+        raise ValueError(f"sample_lattice: expected a threshold > 0, got {threshold}; None chooses one")
+
+
+def _refined(coarse: np.ndarray, hot: np.ndarray, stride: int, level: float, ask) -> tuple[np.ndarray, int]:
+    """The fine lattice: asked near the surface, interpolated elsewhere; and how many points were asked for it."""
     if stride == 1:
-        return Lattice(coarse, bound, level, queries)
-    fine = _upsample(coarse, stride)
+        return coarse, 0
+    fine, queries = _upsample(coarse, stride), 0
     known = np.zeros(fine.shape, dtype=bool)
     known[::stride, ::stride, ::stride] = True
     todo = _blocks_near_surface(coarse, hot, level)
@@ -181,7 +190,7 @@ def sample_lattice(density: Density, bound: float, resolution: int = 128, thresh
         known |= new
         done |= todo
         todo = _crossed_blocks(fine > level, stride) & ~done
-    return Lattice(fine, bound, level, queries)
+    return fine, queries
 
 
 def _occupied_probes(occupied, index: np.ndarray, bound: float, cells: int, blocks: int, device) -> tuple:

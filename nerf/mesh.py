@@ -345,7 +345,9 @@ def _chart(mesh: Mesh, block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     atlas, pack = xatlas.Atlas(), xatlas.PackOptions()
     atlas.add_mesh(mesh.vertices[used].astype(np.float32), local.reshape(-1, 3).astype(np.uint32))
     pack.padding = 2  # charts of a block never touch, or they would count as one
-    atlas.generate(xatlas.ChartOptions(), pack)
+    options = xatlas.ChartOptions()
+    options.max_cost = 1.0  # half of xatlas' own: compact charts, whose border does not come near itself
+    atlas.generate(options, pack)
     source, local, uv = atlas[0]
     if local.shape != (len(block), 3):
         raise ExportError(f"unwrapping turned {len(block)} triangles into {len(local)}; export with another "

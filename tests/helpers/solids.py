@@ -1,5 +1,6 @@
 """Coloured solids in closed form: signed distances, densities of 10 exactly at the surface, and their ray cast."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,10 +38,11 @@ class Solid:
     distance: Callable[[Tensor], Tensor]  # [M, 3] -> [M]
     albedo: Callable[[Tensor], Tensor]  # [M, 3] -> [M, 3]
     steepness: float = 60.0  # how fast the density grows inwards
+    densest: float = 300.0
 
     def density(self, points: Tensor) -> Tensor:
-        """Density [M]: 10 at the surface, growing by a factor e each 1 / steepness inwards, at most 300."""
-        return SURFACE * torch.exp((-self.steepness * self.distance(points)).clamp(max=3.4))
+        """Density [M]: 10 at the surface, growing by a factor e each 1 / steepness inwards, up to ``densest``."""
+        return SURFACE * torch.exp((-self.steepness * self.distance(points)).clamp(max=math.log(self.densest / SURFACE)))
 
 
 _BODY = ((0.0, -0.05, 0.0), (0.42, 0.5, 0.25))
@@ -63,6 +65,26 @@ def lettered() -> Solid:
         return torch.where(roof[:, None], torch.tensor([0.9, 0.8, 0.1]), paint[nearest])
 
     return Solid(lambda points: parts(points).min(0).values, albedo, steepness=300.0)
+
+
+def spindly() -> Solid:
+    """A table of thin parts: a chequered top on four thin legs of four colours, and a thin ring that stands on it."""
+    spots = [(x, z) for x in (-0.4, 0.4) for z in (-0.3, 0.3)]
+
+    def parts(points: Tensor) -> Tensor:
+        legs = [box(points, (x, -0.25, z), (0.028, 0.27, 0.028)) for x, z in spots]
+        ring = torus(torch.stack([points[:, 0], points[:, 2], points[:, 1] - 0.3], dim=-1), 0.25, 0.03)
+        return torch.stack([box(points, (0.0, 0.03, 0.0), (0.5, 0.03, 0.4)), ring, *legs])
+
+    def albedo(points: Tensor) -> Tensor:
+        legs = [[0.9, 0.1, 0.1], [0.1, 0.7, 0.2], [0.1, 0.2, 0.8], [0.6, 0.1, 0.7]]
+        paint = torch.tensor([[0.0, 0.0, 0.0], [0.9, 0.6, 0.1], *legs])
+        square = (torch.floor(points[:, 0] / 0.13) + torch.floor(points[:, 2] / 0.13)) % 2
+        chequers = torch.where(square[:, None] > 0, torch.tensor([0.95, 0.95, 0.9]), torch.tensor([0.15, 0.1, 0.1]))
+        nearest = parts(points).argmin(0)
+        return torch.where((nearest == 0)[:, None], chequers, paint[nearest])
+
+    return Solid(lambda points: parts(points).min(0).values, albedo, steepness=3000.0, densest=5000.0)
 
 
 def ray_cast(solid: Solid, views: Views, steps: int = 96) -> tuple[np.ndarray, np.ndarray]:

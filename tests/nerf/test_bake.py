@@ -1,14 +1,18 @@
 """nerf/bake.py: every covered texel knows its point, colours are those below the surface, and padding has no seams."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
-from nerf import bake
-from nerf.lattice import ExportError
+from benchmarks.glb_render import bilinear
+from nerf import bake, clean
+from nerf import mesh as meshes
+from nerf.lattice import ExportError, sample_lattice
 from nerf.mesh import Mesh
+from tests.helpers import solids
 
 
 def brute_force(uv, faces, size):
@@ -145,3 +149,81 @@ def test_layers_count_the_triangles_over_a_texel_and_shared_edges_once():
     assert (bake.uv_layers(uv, faces, 32) == 1).all()
     folded = np.concatenate([faces, [[0, 1, 3]]])
     assert (bake.uv_layers(uv, folded, 64) == 2).mean() == pytest.approx(0.5, abs=0.02)
+
+
+@cache
+def torus(size=256):
+    """A torus, unwrapped for a texture of ``size``."""
+    density = solids.Solid(solids.torus, None).density
+    mesh = clean.without_slivers(meshes.marching_cubes(sample_lattice(density, 1.0, 48), density), 1.0)
+    mesh = clean.without_slivers(meshes.decimate(mesh, 3000), 1.0)  # xatlas lays down triangles without area anywhere
+    return meshes.unwrap(replace(mesh, normals=meshes.vertex_normals(mesh)), size)
+
+
+def waves(points):
+    """A colour that goes up and down every quarter of a unit, about ten texels."""
+    return 0.5 + 0.5 * np.sin(25.0 * points)
+
+
+def across_seams(mesh, texture):
+    """What a bilinear lookup sees [n, 2, 3] on both sides of points along all seams."""
+    corner, following = mesh.faces.reshape(-1), np.roll(mesh.faces, -1, axis=1).reshape(-1)
+    start, end = mesh.weld[corner], mesh.weld[following]
+    count = len(mesh.vertices)
+    there, back = np.argsort(start * count + end), np.argsort(end * count + start)
+    sides = [mesh.uv[corner[there]], mesh.uv[following[there]]], [mesh.uv[following[back]], mesh.uv[corner[back]]]
+    cut = (np.abs(sides[0][0] - sides[1][0]) + np.abs(sides[0][1] - sides[1][1])).sum(axis=1) > 1e-9
+    seen = [[bilinear(texture, (1 - t) * a[cut] + t * b[cut]) for t in (0.1, 0.3, 0.5, 0.7, 0.9)] for a, b in sides]
+    return np.stack([np.concatenate(side) for side in seen], axis=1) / 255.0
+
+
+@pytest.mark.parametrize("supersample", [1, 2])
+def test_lookup_on_both_sides_of_every_seam_sees_the_same(supersample):
+    seen = across_seams(torus(), bake.bake(torus(), waves, 256, supersample=supersample)[0])
+    apart = np.abs(seen[:, 0] - seen[:, 1]).max(axis=1)
+    assert len(apart) > 1000 and apart.max() < 0.12 and np.percentile(apart, 99) < 0.03 and apart.mean() < 0.005
+
+
+def test_charts_drawn_on_beyond_their_border_halve_what_is_seen_of_seams():
+    mesh = torus()
+    texels = bake.rasterize_uv(mesh.uv, mesh.faces, 256)
+    copied = np.zeros((256 * 256, 3), dtype=np.uint8)
+    copied[texels.index] = bake.to_bytes(waves(texels.interpolate(mesh, mesh.vertices)))
+    copied = bake.pad_texture(copied.reshape(256, 256, 3), covered(texels))
+    plain, drawn = (across_seams(mesh, picture) for picture in (copied, bake.bake(mesh, waves, 256)[0]))
+    assert np.abs(drawn[:, 0] - drawn[:, 1]).mean() < 0.5 * np.abs(plain[:, 0] - plain[:, 1]).mean()
+
+
+def test_mipmaps_see_no_seams_either():
+    def slow(points):
+        return 0.5 + 0.5 * np.sin(4.0 * points)
+
+    mesh = torus(1024)
+    picture = bake.bake(mesh, slow, 1024)[0].astype(np.float64)
+    for level in (1, 2):
+        picture = picture.reshape(len(picture) // 2, 2, -1, 2, 3).mean(axis=(1, 3))
+        seen = across_seams(mesh, picture)
+        apart = np.abs(seen[:, 0] - seen[:, 1]).max(axis=1)
+        assert apart.max() < 0.06 * level and apart.mean() < 0.002 * level, level
+
+
+def test_padding_leaves_no_texel_without_a_colour():
+    texture, coverage = bake.bake(torus(), lambda points: np.full((len(points), 3), 0.7), 256)
+    assert coverage < 0.9 and (texture == 178).all()
+
+
+def test_supersampling_takes_the_mean_of_what_a_texel_covers():
+    def stripes(points):
+        return np.repeat((np.floor(points[:, :1] * 64) % 2 == 0).astype(float), 3, axis=1)
+
+    texture, _ = bake.bake(square(), stripes, 16, supersample=4)
+    assert set(np.unique(bake.bake(square(), stripes, 16)[0])) <= {0, 255} and (texture == 128).all()
+
+
+def test_baking_in_bands_equals_baking_at_once(monkeypatch):
+    whole = bake.bake(torus(), waves, 256, supersample=2)[0]
+    monkeypatch.setattr(bake, "_BAND", 2**13)
+    told = []
+    bands = bake.bake(torus(), waves, 256, supersample=2, progress=lambda done, total: told.append((done, total)))[0]
+    np.testing.assert_array_equal(bands, whole)
+    assert len(told) > 8 and told[-1] == (256, 256)

@@ -1,7 +1,8 @@
 """An independent look at a written mesh: trimesh reads it and casts rays at it, and nothing of ours helps.
 
 B views of H x W pixels. Ray casting is Embree's through embreex, or trimesh's own (slow) through rtree; one of them
-must be installed.
+must be installed. Tests hold the export to ``SAME_SILHOUETTE`` and ``SAME_COLOR``, benchmarks measure with the same
+functions.
 """
 
 import importlib.util
@@ -12,6 +13,9 @@ import numpy as np
 import trimesh
 
 from nerf.structs import Views
+
+SAME_SILHOUETTE = 0.98  # least IoU of two silhouettes of one object
+SAME_COLOR = 0.03  # largest mean colour error where both are
 
 
 @dataclass(frozen=True)
@@ -114,3 +118,13 @@ def silhouette_iou(a: np.ndarray, b: np.ndarray) -> float:
 def color_error(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
     """Mean absolute difference of two pictures [..., 3] where the mask [...] is set."""
     return float(np.abs(a - b)[mask].mean())
+
+
+def agreement(color: np.ndarray, mask: np.ndarray, picture: Picture) -> list[tuple[float, float]]:
+    """How well our own render of B views, colour [B, H, W, 3] and mask [B, H, W], agrees with a file's picture.
+
+    Returns:
+        Silhouette IoU and mean colour error of every view.
+    """
+    return [(silhouette_iou(mask[b], picture.mask[b]), color_error(color[b], picture.color[b], mask[b] & picture.mask[b]))
+            for b in range(len(mask))]
