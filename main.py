@@ -26,6 +26,7 @@ class Inputs:
     photos: object = None  # the photographs trained on
     held_out: dict = field(default_factory=dict)  # split -> photographs that training does not see
     guidance: list = field(default_factory=list)  # prepared models
+    notes: dict = field(default_factory=dict)  # on what made an exported file
     transform: object = None  # [4, 4] from the trained box to the data's own world, or None
 
 
@@ -82,6 +83,8 @@ def make_inputs(config: Config, resolved: "Resolved | None", device: str) -> Inp
         import guidance
 
         inputs.guidance = [guidance.build(config, device, resolved)]
+        name = "the embedded prior" if resolved.kind == "embedded" else "Stable Diffusion"
+        inputs.notes = {"guidance": name, "licence of the weights": resolved.licence}
     if config.data.data is not None:
         from nerf.provider_photos import Photographs
 
@@ -107,7 +110,7 @@ def make_trainer(config: Config, stage: str, inputs: Inputs, device: str, report
     model = build_model(config).to(device)
     sources = {"guided": RandomCameras(config, device)} if inputs.guidance else {}
     sources |= {"photos": inputs.photos} if inputs.photos is not None else {}
-    evaluator = Evaluator(config, model, report, inputs.held_out, inputs.transform, stage)
+    evaluator = Evaluator(config, model, report, inputs.held_out, inputs.transform, stage, inputs.notes)
     trainer = Trainer(config, model, sources, inputs.guidance, evaluator, report, stage)
     if not trainer.restore() and stage == "dmtet":
         from nerf import initial

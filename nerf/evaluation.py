@@ -30,13 +30,21 @@ class Evaluator:
         held_out: photographs that training does not see, by split ("val", "test"); empty for text.
         transform: [4, 4] from the box that is trained in to the data's own world, or None.
         stage: of the run; names of files after the first stage's carry it.
+        notes: what exported files say beside prompt and seed, such as the licence of the weights.
     """
 
     def __init__(
-        self, config, model: NeRFRenderer, report: Report, held_out: dict | None = None, transform=None, stage: str = "nerf"
+        self,
+        config,
+        model: NeRFRenderer,
+        report: Report,
+        held_out: dict | None = None,
+        transform=None,
+        stage: str = "nerf",
+        notes: dict[str, str] | None = None,
     ):
         self.config, self.model, self.report, self.stage = config, model, report, stage
-        self.held_out = held_out or {}
+        self.held_out, self.notes = held_out or {}, notes or {}
         self.transform = transform
         self.device = next(model.parameters()).device
         self.workspace = Path(config.output.workspace)
@@ -109,7 +117,7 @@ class Evaluator:
                 export_frame=output.export_frame,
             ),
             transform=self.transform,
-            metadata={"prompt": self.config.prompt.text, "seed": self.config.runtime.seed, "stage": self.stage},
+            metadata={"prompt": self.config.prompt.text, "seed": self.config.runtime.seed, "stage": self.stage} | self.notes,
             report=self.report.log,
             device=self.device,
         )
