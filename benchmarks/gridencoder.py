@@ -1,10 +1,11 @@
 """Grid encoding, forward and table gradient, against plain torch and Taichi: python -m benchmarks.gridencoder
 
-Setting: 2^17 random points, 16 levels of 2 features from 16 to 2048, 2^19 rows, smoothstep, float32. The torch
-contender gathers level by level, dense levels without a hash, all eight corners in one index_select, and cuts the table
-with one split, so that its gradient is put together once; it is timed as it is and under torch.compile. The floors are
-random reads and additions alone (a hash's neighbours in x mostly share a cache line, so even these can be beaten). The
-bar is 8 times the better torch and 8 times Taichi, the aim 15 times.
+Setting: 2^17 random points, 16 levels of 2 features from 16 to 2048, 2^19 rows, smoothstep, float32; other numbers of
+points with --sizes, and with --orders rays points as a trainer has them, 64 in a row along each ray. The torch contender
+gathers level by level, dense levels without a hash, all eight corners in one index_select, and cuts the table with one
+split, so that its gradient is put together once; it is timed as it is and under torch.compile. The floors are random
+reads and additions one by one (a hash's neighbours in x mostly share a cache line, and rows that are asked for early cost
+less, so even these can be beaten). The bar is 8 times the better torch and 8 times Taichi, the aim 15 times.
 """
 
 import argparse
@@ -126,12 +127,25 @@ def floors(layout: GridLayout, table: Tensor, points: int) -> dict[str, Callable
     }
 
 
-def contenders(arguments: argparse.Namespace, layout: GridLayout) -> tuple[dict[str, Callable[[], object]], Tensor]:
+def points_of(order: str, count: int, device: str) -> Tensor:
+    """[count, 3] in [-1, 1]: uniformly random, or 64 in a row along rays with the step of 1024 through the diagonal."""
+    if order == "random":
+        return 2 * torch.rand(count, 3, device=device) - 1
+    rays = -(-count // 64)
+    middle, direction = 2 * torch.rand(rays, 1, 3, device=device) - 1, torch.randn(rays, 1, 3, device=device)
+    along = torch.arange(-32, 32, device=device)[None, :, None] * (2 * 3**0.5 / 1024)
+    points = middle + along * torch.nn.functional.normalize(direction, dim=2)
+    return points.clamp(-1, 1).reshape(-1, 3)[:count].contiguous()
+
+
+def contenders(
+    arguments: argparse.Namespace, layout: GridLayout, order: str, count: int
+) -> tuple[dict[str, Callable[[], object]], Tensor]:
     """Every contender's forward and table gradient on the same points, checked against ours; and the table."""
     device = arguments.device
-    x = 2 * torch.rand(arguments.points, 3, device=device) - 1
+    x = points_of(order, count, device)
     table = (1e-1 * torch.randn(layout.rows, layout.level_dim, device=device)).requires_grad_()
-    grad = torch.randn(arguments.points, layout.output_dim, device=device)
+    grad = torch.randn(count, layout.output_dim, device=device)
 
     def step(function: Callable[[], Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
         def run() -> tuple[Tensor, Tensor]:
@@ -140,50 +154,69 @@ def contenders(arguments: argparse.Namespace, layout: GridLayout) -> tuple[dict[
 
         return run
 
-    chosen = {"ours": step(lambda: encode(x, table, layout)), "torch": step(lambda: per_level(x, table, layout))}
-    if not arguments.no_compile:
+    chosen = {"ours": step(lambda: encode(x, table, layout))}
+    if not arguments.ours_only:
+        chosen["torch"] = step(lambda: per_level(x, table, layout))
+    if not arguments.no_compile and not arguments.ours_only:
         compiled = torch.compile(per_level)
         chosen["torch.compile"] = step(lambda: compiled(x, table, layout))
     wanted = chosen["ours"]()
     for name, work in chosen.items():
         for got, ours in zip(work(), wanted, strict=True):
             torch.testing.assert_close(got, ours, atol=1e-3, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
-    if importlib.util.find_spec("taichi"):
+    if not arguments.ours_only and not importlib.util.find_spec("taichi"):
+        print("taichi is not installed: pip install taichi==1.7.4 adds it to the table")
+    elif not arguments.ours_only:
         run = taichi_encoding(layout, arguments.threads, device)
         torch.testing.assert_close(run(x, table, grad), wanted[0], atol=1e-3, rtol=1e-3)
         chosen["taichi"] = lambda: run(x, table, grad)
-    else:
-        print("taichi is not installed: pip install taichi==1.7.4 adds it to the table")
     chosen["ours, forward"] = lambda: encode(x, table.detach(), layout)
     xg = x.clone().requires_grad_()
     chosen["ours, with position gradient"] = lambda: torch.autograd.grad(encode(xg, table, layout), (table, xg), grad)
     return chosen, table
 
 
+def compare(arguments: argparse.Namespace, layout: GridLayout, order: str, count: int) -> dict[str, timing.Timing]:
+    """Time one set of points and print what came of it."""
+    torch.manual_seed(0)
+    chosen, table = contenders(arguments, layout, order, count)
+    if torch.device(arguments.device).type == "cpu":
+        chosen |= floors(layout, table, count)
+    timings = timing.compare(chosen, arguments.rounds, arguments.device)
+    print(timing.table(title(order, count), timings, "ours"))
+    plain = [timings[name].median for name in ("torch", "torch.compile") if name in timings]
+    if plain:
+        print(f"  ours against the best plain torch: {min(plain) / timings['ours'].median:.1f}x (bar 8, aim 15)")
+    if "taichi" in timings:
+        print(f"  ours against Taichi: {timings['taichi'].median / timings['ours'].median:.1f}x (bar 8, aim 15)")
+    if "floor: random reads" in timings:
+        floor = timings["floor: random reads"].median + timings["floor: random additions"].median
+        print(f"  ours reaches {floor / timings['ours'].median:.2f} of the random access floor", flush=True)
+    return timings
+
+
+def title(order: str, count: int) -> str:
+    """What was measured, in a few words."""
+    return f"grid encoding, forward and table gradient, {count} points, {order}"
+
+
 def main() -> None:
-    """Run the comparison and print it."""
+    """Run the comparison for every size and order and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=2**17)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2**17], help="numbers of points")
+    parser.add_argument("--orders", nargs="+", choices=["random", "rays"], default=["random"])
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out; it builds for a minute")
+    parser.add_argument("--ours_only", action="store_true", help="leave torch and Taichi out")
     timing.add_arguments(parser)
     arguments = parser.parse_args()
     timing.prepare(arguments)
-    torch.manual_seed(0)
     layout = GridLayout()
-    chosen, table = contenders(arguments, layout)
-    if torch.device(arguments.device).type == "cpu":
-        chosen |= floors(layout, table, arguments.points)
-    timings = timing.compare(chosen, arguments.rounds, arguments.device)
-    title = f"grid encoding, forward and table gradient, {arguments.points} points"
-    print(timing.table(title, timings, "ours"))
-    best = min(timings[n].median for n in ("torch", "torch.compile") if n in timings) / timings["ours"].median
-    print(f"  ours against the best plain torch: {best:.1f}x (bar 8, aim 15)")
-    if "taichi" in timings:
-        print(f"  ours against Taichi: {timings['taichi'].median / timings['ours'].median:.1f}x (bar 8, aim 16)")
-    if "floor: random reads" in timings:
-        floor = timings["floor: random reads"].median + timings["floor: random additions"].median
-        print(f"  ours reaches {floor / timings['ours'].median:.2f} of the random access floor")
-    timing.save(arguments.json, arguments.device, {title: timings})
+    timings = {
+        title(order, count): compare(arguments, layout, order, count)
+        for order in arguments.orders
+        for count in arguments.sizes
+    }
+    timing.save(arguments.json, arguments.device, timings)
 
 
 if __name__ == "__main__":
