@@ -22,11 +22,11 @@ RasterParams = _struct(
 InterpolateParams = _struct(
     "InterpolateParams",
     "attributes faces bary triangle out grad_out grad_attributes grad_bary",
-    "views vertices channels height width shared",
+    "views vertices triangles channels height width shared",
 )
 AntialiasParams = _struct(
     "AntialiasParams",
-    "image clip depth triangle faces edges facing crossing middle out grad_out grad_middle grad_image grad_clip",
+    "image clip depth triangle faces edges facing smooth crossing middle out grad_out grad_middle grad_image grad_clip",
     "views vertices triangles height width channels",
 )
 
@@ -64,11 +64,11 @@ def rasterize_backward(
     return grad_clip
 
 
-def _interpolation(attributes: Tensor, triangle: Tensor) -> dict[str, int]:
+def _interpolation(attributes: Tensor, triangle: Tensor, faces: Tensor) -> dict[str, int]:
     """The sizes of InterpolateParams."""
     views, height, width = triangle.shape
     sizes = {"views": views, "height": height, "width": width, "vertices": attributes.shape[1]}
-    return sizes | {"channels": attributes.shape[2], "shared": int(len(attributes) == 1)}
+    return sizes | {"triangles": len(faces), "channels": attributes.shape[2], "shared": int(len(attributes) == 1)}
 
 
 def interpolate(attributes: Tensor, bary: Tensor, triangle: Tensor, faces: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def interpolate(attributes: Tensor, bary: Tensor, triangle: Tensor, faces: Tenso
     out = attributes.new_empty(*triangle.shape, attributes.shape[2])
     run(
         "interpolate", InterpolateParams, attributes, attributes=attributes, faces=faces, bary=bary, triangle=triangle,
-        out=out, **_interpolation(attributes, triangle),
+        out=out, **_interpolation(attributes, triangle, faces),
     )  # fmt: skip
     return out
 
@@ -90,7 +90,7 @@ def interpolate_backward(
     run(
         "interpolate_backward", InterpolateParams, attributes, attributes=attributes, faces=faces, bary=bary,
         triangle=triangle, grad_out=grad_out, grad_attributes=grad_attributes, grad_bary=grad_bary,
-        **_interpolation(attributes, triangle),
+        **_interpolation(attributes, triangle, faces),
     )  # fmt: skip
     return grad_attributes, grad_bary
 
@@ -109,9 +109,11 @@ def antialias(
     middle, out = torch.empty_like(image), torch.empty_like(image)
     crossing = torch.empty(2, *triangle.shape, dtype=torch.int32, device=image.device)
     facing = torch.empty(len(clip), len(faces), dtype=torch.int8, device=image.device)
+    smooth = torch.empty(len(clip), len(faces), 3, dtype=torch.int32, device=image.device)
     run(
         "antialias", AntialiasParams, image, image=image, clip=clip, depth=depth, triangle=triangle, faces=faces,
-        edges=edges, facing=facing, crossing=crossing, middle=middle, out=out, **_antialiasing(image, clip, faces),
+        edges=edges, facing=facing, smooth=smooth, crossing=crossing, middle=middle, out=out,
+        **_antialiasing(image, clip, faces),
     )  # fmt: skip
     return out, middle, crossing
 

@@ -184,6 +184,8 @@ def _crossings(
     forward = (t >= 0) & ((s < 0) | (depth[first] <= depth[second]))
     owner, other = torch.where(forward, first, second), torch.where(forward, second, first)
     silhouettes, line = _silhouettes(clip, faces, edges)
+    joined = _joined(owner // (height * width), triangle[owner], triangle[other], silhouettes, edges)
+    owner, other, t, s = (v[~joined] for v in (owner, other, t, s))
     found = _walk(owner, other, triangle, line, silhouettes, edges, (height, width))
     again = (found == -2) & (t >= 0) & (s >= 0)
     turned = _walk(other[again], owner[again], triangle, line, silhouettes, edges, (height, width))
@@ -209,6 +211,13 @@ def _silhouettes(clip: Tensor, faces: Tensor, edges: Tensor) -> tuple[Tensor, Te
     return alike | (edges < 0), line
 
 
+def _joined(view: Tensor, t: Tensor, s: Tensor, silhouettes: Tensor, edges: Tensor) -> Tensor:
+    """Whether triangles t [P] and s [P] share an edge that is no silhouette, [P] bool; -1 shares none."""
+    half_edge = 3 * t.clamp(min=0)[:, None] + torch.arange(3, device=t.device)
+    shared = (edges[half_edge] >= 0) & (edges[half_edge] // 3 == s[:, None]) & ~silhouettes[view[:, None], half_edge]
+    return shared.any(1) & (t >= 0)
+
+
 def _walk(
     start: Tensor, end: Tensor, triangle: Tensor, line: Tensor, silhouettes: Tensor, edges: Tensor, size: tuple[int, int]
 ) -> Tensor:
@@ -222,7 +231,7 @@ def _walk(
         here = line[view, current]
         first = _values(here, *_centres(start[at] % (size[0] * size[1]), *size))
         second = _values(here, *_centres(end[at] % (size[0] * size[1]), *size))
-        leaves = (second < 0) & (first > second) & (torch.arange(3, device=at.device) != entry[:, None])
+        leaves = (second <= 0) & (first > second) & (torch.arange(3, device=at.device) != entry[:, None])
         where, out = torch.where(leaves, first / (first - second), torch.inf).min(1)
         half_edge = 3 * current + out
         covered, silhouette = where.isinf(), silhouettes[view, half_edge]

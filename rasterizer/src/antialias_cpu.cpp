@@ -9,10 +9,50 @@ namespace {
 
 using namespace somnia;
 
-template <typename Item>
-void for_rows(int64_t rows, int64_t width, int64_t threads, const Item& item) {
-    parallel_for(rows, 16, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t n = begin * width; n < end * width; ++n) item(n);
+// Calls body(view, first pixel, first pixel within the view) for every row.
+template <typename T, typename Body>
+void for_rows(const AntialiasParams<T>& p, int64_t threads, const Body& body) {
+    parallel_for(p.views * p.height, 16, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) body(row / p.height, row * p.width, row % p.height * p.width);
+    });
+}
+
+// Lists the pairs of a row that may have a silhouette, without branches that depend on the image, and looks at those.
+template <typename T>
+void find_row(const AntialiasParams<T>& p, int64_t view, int64_t first, int64_t in_view) {
+    static thread_local std::vector<int32_t> list;
+    list.resize(size_t(2 * p.width) + 1);
+    const bool last = in_view / p.width + 1 == p.height;
+    const int32_t *here = p.triangle + first, *below = last ? here : here + p.width;
+    int64_t differ = 0, count = 0;
+    for (int64_t column = 0; column < p.width; ++column) {
+        list[size_t(differ)] = int32_t(2 * column);
+        differ += column + 1 < p.width && here[column] != here[column + 1];
+        list[size_t(differ)] = int32_t(2 * column + 1);
+        differ += here[column] != below[column];
+    }
+    for (int64_t i = 0; i < differ; ++i) {
+        const int32_t pair = list[size_t(i)], column = pair / 2;
+        list[size_t(count)] = pair;
+        count += may_cross(p, view, here[column], pair % 2 ? below[column] : here[column + 1]);
+    }
+    int32_t* crossing[2] = {p.crossing + first, p.crossing + p.views * p.height * p.width + first};
+    for (int32_t* row : crossing) std::fill(row, row + p.width, 0);
+    for (int64_t i = 0; i < count; ++i) {
+        const int32_t pair = list[size_t(i)];
+        crossing[pair % 2][pair / 2] = find_crossing(p, view, in_view + pair / 2, pair % 2);
+    }
+}
+
+// Rows are copied, and pixels that belong to a pair with a silhouette get body(pixel) after it.
+template <typename T, typename Body>
+void for_blended(const AntialiasParams<T>& p, int axis, const T* in, T* out, int64_t threads, const Body& body) {
+    const int64_t step = axis == 0 ? 1 : p.width;
+    const int32_t* crossing = p.crossing + axis * p.views * p.height * p.width;
+    for_rows(p, threads, [&](int64_t, int64_t first, int64_t) {
+        std::copy(in + first * p.channels, in + (first + p.width) * p.channels, out + first * p.channels);
+        for (int64_t n = first; n < first + p.width; ++n)
+            if (crossing[n] | (n >= step ? crossing[n - step] : 0)) body(n);
     });
 }
 
@@ -21,28 +61,29 @@ int antialias(const AntialiasParams<T>& p, int64_t threads) {
     parallel_for(p.views * p.triangles, 2048, threads, [&](int64_t begin, int64_t end) {
         for (int64_t n = begin; n < end; ++n) find_facing(p, n);
     });
-    const int64_t rows = p.views * p.height;
-    for_rows(rows, p.width, threads, [&](int64_t n) { find_crossings(p, n); });
-    for_rows(rows, p.width, threads, [&](int64_t n) { blend_pixel(p, 0, p.image, p.middle, n); });
-    for_rows(rows, p.width, threads, [&](int64_t n) { blend_pixel(p, 1, p.middle, p.out, n); });
+    parallel_for(3 * p.views * p.triangles, 8192, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n) find_smooth(p, n);
+    });
+    for_rows(p, threads, [&](int64_t view, int64_t first, int64_t in_view) { find_row(p, view, first, in_view); });
+    for_blended(p, 0, p.image, p.middle, threads, [&](int64_t n) { blend_pixel(p, 0, p.image, p.middle, n); });
+    for_blended(p, 1, p.middle, p.out, threads, [&](int64_t n) { blend_pixel(p, 1, p.middle, p.out, n); });
     return 0;
 }
 
 template <typename T>
 int antialias_backward(const AntialiasParams<T>& p, int64_t threads) {
-    const int64_t rows = p.views * p.height;
-    for_rows(rows, p.width, threads, [&](int64_t n) { blend_pixel_backward(p, 1, p.grad_out, p.grad_middle, n); });
-    for_rows(rows, p.width, threads, [&](int64_t n) { blend_pixel_backward(p, 0, p.grad_middle, p.grad_image, n); });
+    for_blended(p, 1, p.grad_out, p.grad_middle, threads,
+                [&](int64_t n) { blend_pixel_backward(p, 1, p.grad_out, p.grad_middle, n); });
+    for_blended(p, 0, p.grad_middle, p.grad_image, threads,
+                [&](int64_t n) { blend_pixel_backward(p, 0, p.grad_middle, p.grad_image, n); });
     if (!p.grad_clip) return 0;
+    const int64_t total = p.views * p.height * p.width;
     sum_over_bands(p.views, p.height, p.vertices, 4, false, p.grad_clip, threads,
                    [&](int64_t view, int64_t top, int64_t end, VertexSums& sums) {
-        const auto add = [&](int32_t vertex, const double grad[4]) {
-            double* to = sums.of(vertex);
-            for (int c = 0; c < 4; ++c) to[c] += grad[c];
-        };
+        const auto add = [&](int32_t vertex, const double grad[4]) { sums.add(vertex, grad); };
         for (int64_t n = (view * p.height + top) * p.width; n < (view * p.height + end) * p.width; ++n) {
-            crossing_backward(p, 0, p.image, p.grad_middle, n, add);
-            crossing_backward(p, 1, p.middle, p.grad_out, n, add);
+            if (p.crossing[n]) crossing_backward(p, 0, p.image, p.grad_middle, n, add);
+            if (p.crossing[total + n]) crossing_backward(p, 1, p.middle, p.grad_out, n, add);
         }
     });
     return 0;

@@ -23,6 +23,7 @@ struct AntialiasParams {
     const int32_t* faces;     // [T, 3]
     const int32_t* edges;     // [T, 3] the other half of each half edge; -1: it has none, -2: more than one
     int8_t* facing;           // [B, T] scratch: sign of each triangle's volume
+    int32_t* smooth;          // [B, T, 3] scratch: edges, with -1 at silhouettes
     int32_t* crossing;        // [2, B, H, W] between a pixel and its right, or lower, neighbour: 0 or +-(half edge + 1)
     T* middle;                // [B, H, W, C] after the horizontal pairs
     T* out;                   // [B, H, W, C]
@@ -70,6 +71,12 @@ HD bool is_silhouette(const AntialiasParams<T>& p, int64_t view, int32_t half_ed
     return opposed ? same <= 0 : same >= 0;
 }
 
+template <typename T>
+HD void find_smooth(const AntialiasParams<T>& p, int64_t n) {
+    const int64_t view = n / (3 * p.triangles), half_edge = n % (3 * p.triangles);
+    p.smooth[n] = is_silhouette(p, view, int32_t(half_edge)) ? -1 : p.edges[half_edge];
+}
+
 struct Point {
     double x, y;
 };
@@ -85,6 +92,7 @@ HD Point centre(const AntialiasParams<T>& p, int64_t in_view) {
 template <typename T>
 HD int32_t walk(const AntialiasParams<T>& p, int64_t view, int32_t t, int32_t goal, const Point& from, const Point& to) {
     const int8_t* facing = p.facing + view * p.triangles;
+    const int32_t* smooth = p.smooth + 3 * view * p.triangles;
     int entry = -1;
     for (int step = 0; step < kLongestWalk; ++step) {
         const double sign = facing[t];
@@ -94,14 +102,14 @@ HD int32_t walk(const AntialiasParams<T>& p, int64_t view, int32_t t, int32_t go
             if (k == entry) continue;
             const Line l = line_through(corner_of(p, view, t, k + 1), corner_of(p, view, t, k + 2));
             const double first = sign * at(l, from.x, from.y), second = sign * at(l, to.x, to.y);
-            if (!(second < 0 && first > second)) continue;
+            if (!(second <= 0 && first > second)) continue;
             const double where = first / (first - second);
             if (where < nearest) nearest = where, exit = k;
         }
         if (exit < 0) return kCovered;
         const int32_t half_edge = 3 * t + exit;
-        if (is_silhouette(p, view, half_edge)) return half_edge;
-        const int32_t other = p.edges[half_edge];
+        const int32_t other = smooth[half_edge];
+        if (other < 0) return half_edge;
         t = other / 3;
         entry = other % 3;
         if (t == goal) return kNoEdge;
@@ -109,20 +117,22 @@ HD int32_t walk(const AntialiasParams<T>& p, int64_t view, int32_t t, int32_t go
     return kNoEdge;
 }
 
-// Most pairs lie on two triangles that share an edge in the middle of a surface; this tells them quickly.
+// Whether there may be a silhouette between two triangles. Most neighbours lie on two that share an edge in the middle of a
+// surface; this tells them quickly.
 template <typename T>
-HD bool joined(const AntialiasParams<T>& p, int64_t view, int32_t t, int32_t s) {
-    for (int32_t h = 3 * t; h < 3 * t + 3; ++h)
-        if (p.edges[h] >= 0 && p.edges[h] / 3 == s) return !is_silhouette(p, view, h);
-    return false;
+HD bool may_cross(const AntialiasParams<T>& p, int64_t view, int32_t t, int32_t s) {
+    if ((t | s) < 0) return t != s;
+    const int32_t* smooth = p.smooth + 3 * (view * p.triangles + t);
+    const bool joined = (uint32_t(smooth[0] - 3 * s) < 3) | (uint32_t(smooth[1] - 3 * s) < 3) | (uint32_t(smooth[2] - 3 * s) < 3);
+    return (t != s) & !joined;
 }
 
-// The silhouette between a pixel and its right (axis 0) or lower (axis 1) neighbour, as it is kept in `crossing`.
+// The silhouette between a pixel and its right (axis 0) or lower (axis 1) neighbour, where one may be, as it is kept in
+// `crossing`.
 template <typename T>
 HD int32_t find_crossing(const AntialiasParams<T>& p, int64_t view, int64_t in_view, int axis) {
     const int64_t first = view * p.height * p.width + in_view, step = axis == 0 ? 1 : p.width, second = first + step;
     const int32_t t0 = p.triangle[first], t1 = p.triangle[second];
-    if (t0 == t1 || (t0 >= 0 && t1 >= 0 && joined(p, view, t0, t1))) return 0;
     bool from_first = t0 >= 0 && (t1 < 0 || p.depth[first] <= p.depth[second]);
     const Point a = centre(p, in_view), b = centre(p, in_view + step);
     int32_t found = from_first ? walk(p, view, t0, t1, a, b) : walk(p, view, t1, t0, b, a);
@@ -135,13 +145,6 @@ HD int32_t find_crossing(const AntialiasParams<T>& p, int64_t view, int64_t in_v
     const double along_row = fabs(l.a) * double(p.height), along_column = fabs(l.b) * double(p.width);
     if (axis == 0 ? along_row < along_column : along_row >= along_column) return 0;
     return from_first ? found + 1 : -(found + 1);
-}
-
-template <typename T>
-HD void find_crossings(const AntialiasParams<T>& p, int64_t n) {
-    const int64_t size = p.height * p.width, view = n / size, in_view = n % size, total = p.views * size;
-    p.crossing[n] = in_view % p.width + 1 < p.width ? find_crossing(p, view, in_view, 0) : 0;
-    p.crossing[total + n] = in_view + p.width < size ? find_crossing(p, view, in_view, 1) : 0;
 }
 
 // A pair of pixels with a silhouette between them: target += shift * (owner - other).

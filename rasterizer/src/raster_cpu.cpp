@@ -7,11 +7,18 @@
 #include "raster_math.h"
 #include "sums.h"
 
+// The drawing exists twice, and the loader takes the copy for processors with wide registers where there is one.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define TWO_COPIES __attribute__((target_clones("default", "avx2")))
+#else
+#define TWO_COPIES
+#endif
+
 namespace {
 
 using namespace somnia;
 
-constexpr int64_t kBandRows = 16, kPiece = 2048;
+constexpr int64_t kBandRows = 16, kPiece = 2048, kLanes = 4;
 
 // One view's triangles, listed for each band of rows that they may cover, in ascending order.
 struct Bins {
@@ -50,34 +57,102 @@ void fill_bins(const RasterParams<T>& p, int64_t view, int64_t bands, int64_t th
     for_bands([&](int64_t band, int32_t t) { bins.list[size_t(bins.first[size_t(band) + 1]++)] = t; });
 }
 
-// What a thread draws a band into.
-struct Canvas {
-    std::vector<double> depth;
-    std::vector<int32_t> shape;  // which of `shapes` is seen; -1: none
-    std::vector<Shape> shapes;
-    std::vector<int32_t> triangle;  // of each shape
-};
-
+// The NDC of columns and rows; columns go on beyond the image as far as a vector does.
 struct Grid {
     std::vector<double> x, y;
     int64_t width;
+
+    Grid(int64_t height, int64_t width_) : x(size_t(width_ + kLanes)), y(static_cast<size_t>(height)), width(width_) {
+        for (int64_t i = 0; i < width + kLanes; ++i) x[size_t(i)] = column_centre(i, width);
+        for (int64_t i = 0; i < height; ++i) y[size_t(i)] = row_centre(i, height);
+    }
 };
 
-void draw(const Shape& s, int32_t index, const Box& box, int64_t top, int64_t end, const Grid& grid, Canvas& canvas) {
+// What a thread draws a band into; rows are longer than the image's by a vector.
+struct Canvas {
+    std::vector<double> depth;
+    std::vector<int64_t> shape;  // which of `shapes` is seen; -1: none
+    std::vector<Shape> shapes;
+    std::vector<int32_t> triangle;  // of each shape
+    int64_t stride;
+};
+
+// One row of a triangle: where to, and the values of its lines and depth at X = 0.
+struct Row {
+    double* depth;
+    int64_t* shape;
+    int64_t index;
+    double at_zero[3], depth_at_zero, y;
+};
+
+// Pixel by pixel, with the rule for edges.
+void draw_closely(const Shape& s, const Corners& corners, const Row& row, const double* x, int64_t first, int64_t last) {
+    for (int64_t column = first; column <= last; ++column) {
+        const double z = s.depth.a * x[column] + row.depth_at_zero;
+        if (!(z < row.depth[column]) || !in_depth_range(z) || !inside(s, corners, x[column], row.y)) continue;
+        row.depth[column] = z;
+        row.shape[column] = row.index;
+    }
+}
+
+#if defined(__GNUC__)
+typedef double Reals __attribute__((vector_size(32), aligned(8), may_alias));
+typedef int64_t Flags __attribute__((vector_size(32), aligned(8), may_alias));
+
+// Several pixels at a time, where the signs are certain; whether they are everywhere.
+HD bool draw_row(const Shape& s, const double slack[3], const Row& row, const double* x, int64_t first, int64_t last) {
+    Flags doubt{};
+    for (int64_t column = first; column <= last; column += kLanes) {
+        const Reals at = *reinterpret_cast<const Reals*>(x + column);
+        const Reals v0 = s.line[0].a * at + row.at_zero[0], v1 = s.line[1].a * at + row.at_zero[1],
+                    v2 = s.line[2].a * at + row.at_zero[2], z = s.depth.a * at + row.depth_at_zero;
+        Reals& depth = *reinterpret_cast<Reals*>(row.depth + column);
+        Flags& shape = *reinterpret_cast<Flags*>(row.shape + column);
+        const Flags inside = (v0 > slack[0]) & (v1 > slack[1]) & (v2 > slack[2]);
+        const Flags possible = (v0 >= -slack[0]) & (v1 >= -slack[1]) & (v2 >= -slack[2]);
+        const Flags seen = inside & (z < depth) & (z <= 1.0 + kDepthSlack) & (z >= -1.0 - kDepthSlack);
+        doubt |= possible & ~inside;
+        depth = seen ? z : depth;
+        shape = seen ? row.index + Flags{} : shape;
+    }
+    return (doubt[0] | doubt[1] | doubt[2] | doubt[3]) == 0;
+}
+#else
+inline bool draw_row(const Shape&, const double*, const Row&, const double*, int64_t, int64_t) { return false; }
+#endif
+
+TWO_COPIES void draw(const Shape& s, const Corners& corners, int64_t index, const Box& box, int64_t top, int64_t end,
+                     const Grid& grid, Canvas& canvas) {
     const int64_t first = std::max<int64_t>(box.first_row, top), last = std::min<int64_t>(box.last_row, end - 1);
-    for (int64_t row = first; row <= last; ++row) {
-        const double y = grid.y[size_t(row)];
-        const double r0 = s.line[0].b * y + s.line[0].c, r1 = s.line[1].b * y + s.line[1].c, r2 = s.line[2].b * y + s.line[2].c;
-        const double rz = s.depth.b * y + s.depth.c;
-        double* depth = canvas.depth.data() + (row - top) * grid.width;
-        int32_t* shape = canvas.shape.data() + (row - top) * grid.width;
-        for (int64_t column = box.first_column; column <= box.last_column; ++column) {
+    const double slack[3] = {slack_of(s.line[0]), slack_of(s.line[1]), slack_of(s.line[2])};
+    Row row{canvas.depth.data() + (first - top) * canvas.stride, canvas.shape.data() + (first - top) * canvas.stride, index,
+            {0, 0, 0}, 0, 0};
+    for (int64_t r = first; r <= last; ++r, row.depth += canvas.stride, row.shape += canvas.stride) {
+        row.y = grid.y[size_t(r)];
+        for (int k = 0; k < 3; ++k) row.at_zero[k] = s.line[k].b * row.y + s.line[k].c;
+        row.depth_at_zero = s.depth.b * row.y + s.depth.c;
+        if (!draw_row(s, slack, row, grid.x.data(), box.first_column, box.last_column))
+            draw_closely(s, corners, row, grid.x.data(), box.first_column, box.last_column);
+    }
+}
+
+// From what a row of the canvas shows to the outputs.
+template <typename T>
+void write_row(const RasterParams<T>& p, int64_t first, double y, const Grid& grid, const Canvas& canvas, int64_t in_band) {
+    const double* depth = canvas.depth.data() + in_band * canvas.stride;
+    const int64_t* shape = canvas.shape.data() + in_band * canvas.stride;
+    for (int64_t column = 0; column < p.width;) {
+        const int64_t index = shape[column];
+        if (index < 0) {
+            write_empty(p, first + column++);
+            continue;
+        }
+        const Line* l = canvas.shapes[size_t(index)].line;
+        const double r0 = l[0].b * y + l[0].c, r1 = l[1].b * y + l[1].c, r2 = l[2].b * y + l[2].c;
+        for (; column < p.width && shape[column] == index; ++column) {
             const double x = grid.x[size_t(column)];
-            const double value[3] = {s.line[0].a * x + r0, s.line[1].a * x + r1, s.line[2].a * x + r2};
-            const double z = s.depth.a * x + rz;
-            if (!inside(s, value, x, y) || !in_depth_range(z) || !(z < depth[column])) continue;
-            depth[column] = z;
-            shape[column] = index;
+            write_pixel(p, first + column, l[0].a * x + r0, l[1].a * x + r1, l[2].a * x + r2, depth[column]);
+            p.triangle[first + column] = canvas.triangle[size_t(index)];
         }
     }
 }
@@ -85,44 +160,30 @@ void draw(const Shape& s, int32_t index, const Box& box, int64_t top, int64_t en
 template <typename T>
 void draw_band(const RasterParams<T>& p, int64_t view, int64_t band, const Bins& bins, const Grid& grid) {
     static thread_local Canvas canvas;
-    const int64_t top = band * kBandRows, end = std::min(p.height, top + kBandRows), pixels = (end - top) * p.width;
-    canvas.depth.assign(size_t(pixels), std::numeric_limits<double>::infinity());
-    canvas.shape.assign(size_t(pixels), -1);
+    const int64_t top = band * kBandRows, end = std::min(p.height, top + kBandRows);
+    canvas.stride = p.width + kLanes;
+    canvas.depth.assign(size_t((end - top) * canvas.stride), std::numeric_limits<double>::infinity());
+    canvas.shape.assign(size_t((end - top) * canvas.stride), -1);
     canvas.shapes.clear();
     canvas.triangle.clear();
     const T* clip = p.clip + 4 * p.vertices * view;
     for (int64_t i = bins.first[size_t(band)]; i < bins.first[size_t(band) + 1]; ++i) {
         const int32_t t = bins.list[size_t(i)];
-        const int32_t* f = p.faces + 3 * int64_t(t);
-        const Shape s = make_shape(load_corner(clip, f[0]), load_corner(clip, f[1]), load_corner(clip, f[2]));
+        const Corners corners = load_corners(clip, p.faces + 3 * int64_t(t));
+        const Shape s = make_shape(corners);
         if (s.sign == 0) continue;
+        draw(s, corners, int64_t(canvas.shapes.size()), bins.box[size_t(t)], top, end, grid, canvas);
         canvas.shapes.push_back(s);
         canvas.triangle.push_back(t);
-        draw(s, int32_t(canvas.shapes.size()) - 1, bins.box[size_t(t)], top, end, grid, canvas);
     }
-    const int64_t first = (view * p.height + top) * p.width;
-    for (int64_t i = 0; i < pixels; ++i) {
-        const int32_t index = canvas.shape[size_t(i)];
-        if (index < 0) {
-            write_empty(p, first + i);
-            continue;
-        }
-        p.triangle[first + i] = canvas.triangle[size_t(index)];
-        write_pixel(p, first + i, canvas.shapes[size_t(index)], grid.x[size_t(i % p.width)], grid.y[size_t(top + i / p.width)]);
-    }
-}
-
-Grid make_grid(int64_t height, int64_t width) {
-    Grid grid{std::vector<double>(static_cast<size_t>(width)), std::vector<double>(static_cast<size_t>(height)), width};
-    for (int64_t i = 0; i < width; ++i) grid.x[size_t(i)] = column_centre(i, width);
-    for (int64_t i = 0; i < height; ++i) grid.y[size_t(i)] = row_centre(i, height);
-    return grid;
+    for (int64_t row = top; row < end; ++row)
+        write_row(p, (view * p.height + row) * p.width, grid.y[size_t(row)], grid, canvas, row - top);
 }
 
 template <typename T>
 int rasterize(const RasterParams<T>& p, int64_t threads) {
     const int64_t bands = (p.height + kBandRows - 1) / kBandRows;
-    const Grid grid = make_grid(p.height, p.width);
+    const Grid grid(p.height, p.width);
     Bins bins;
     for (int64_t view = 0; view < p.views; ++view) {
         fill_bins(p, view, bands, threads, bins);
@@ -131,106 +192,88 @@ int rasterize(const RasterParams<T>& p, int64_t threads) {
     return 0;
 }
 
-// The gradients of one run of pixels that show the same triangle, handed on when it ends.
-template <typename T>
-struct Run {
-    const RasterParams<T>& p;
-    const T* clip;
-    VertexSums& sums;
-    int32_t triangle = -1;
-    Slopes slopes{};
-    ShapeGradient gradient{};
-
-    void turn_to(int32_t next) {
-        if (triangle >= 0) {
-            double corners[3][4];
-            corner_gradients(slopes, gradient, corners);
-            for (int k = 0; k < 3; ++k) {
-                double* to = sums.of(p.faces[3 * int64_t(triangle) + k]);
-                for (int c = 0; c < 4; ++c) to[c] += corners[k][c];
-            }
-        }
-        triangle = next;
-        if (next < 0) return;
-        const int32_t* f = p.faces + 3 * int64_t(next);
-        slopes = make_slopes(load_corner(clip, f[0]), load_corner(clip, f[1]), load_corner(clip, f[2]));
-        gradient = ShapeGradient{};
-    }
+struct Share {
+    Slopes slopes;
+    ShapeGradient gradient;
 };
 
 template <typename T>
+void rasterize_band_backward(const RasterParams<T>& p, int64_t view, int64_t top, int64_t end, const Grid& grid,
+                             VertexSums& sums) {
+    const T* clip = p.clip + 4 * p.vertices * view;
+    Slots<1> slots(p.triangles);
+    std::vector<Share> shares;
+    for (int64_t row = top; row < end; ++row)
+        for (int64_t column = 0, n = (view * p.height + row) * p.width; column < p.width; ++column, ++n) {
+            const int32_t triangle = p.triangle[n];
+            if (triangle < 0) continue;
+            const int32_t slot = slots.of(triangle, [&] {
+                shares.push_back({make_slopes(load_corners(clip, p.faces + 3 * int64_t(triangle))), ShapeGradient{}});
+            });
+            Share& share = shares[size_t(slot)];
+            const double grad_z = p.grad_depth ? double(p.grad_depth[n]) : 0.0;
+            add_pixel(share.slopes, grid.x[size_t(column)], grid.y[size_t(row)], double(p.grad_bary[2 * n]),
+                      double(p.grad_bary[2 * n + 1]), grad_z, share.gradient);
+        }
+    for (size_t slot = 0; slot < shares.size(); ++slot) {
+        double corners[3][4];
+        corner_gradients(shares[slot].slopes, shares[slot].gradient, corners);
+        for (int k = 0; k < 3; ++k) sums.add(p.faces[3 * int64_t(slots.keys()[slot]) + k], corners[k]);
+    }
+}
+
+template <typename T>
 int rasterize_backward(const RasterParams<T>& p, int64_t threads) {
-    const Grid grid = make_grid(p.height, p.width);
+    const Grid grid(p.height, p.width);
     sum_over_bands(p.views, p.height, p.vertices, 4, false, p.grad_clip, threads,
                    [&](int64_t view, int64_t top, int64_t end, VertexSums& sums) {
-        Run<T> run{p, p.clip + 4 * p.vertices * view, sums};
-        for (int64_t row = top; row < end; ++row)
-            for (int64_t column = 0; column < p.width; ++column) {
-                const int64_t n = (view * p.height + row) * p.width + column;
-                if (p.triangle[n] != run.triangle) run.turn_to(p.triangle[n]);
-                if (run.triangle < 0) continue;
-                const double grad_z = p.grad_depth ? double(p.grad_depth[n]) : 0.0;
-                add_pixel(run.slopes, grid.x[size_t(column)], grid.y[size_t(row)], double(p.grad_bary[2 * n]),
-                          double(p.grad_bary[2 * n + 1]), grad_z, run.gradient);
-            }
-        run.turn_to(-1);
+        rasterize_band_backward(p, view, top, end, grid, sums);
     });
     return 0;
 }
 
 template <typename T, int kChannels>
 int interpolate(const InterpolateParams<T>& p, int64_t threads) {
-    const int64_t size = p.height * p.width;
     parallel_for(p.views * p.height, 16, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t n = begin * p.width; n < end * p.width; ++n)
-            interpolate_pixel<T, kChannels>(p, attributes_of(p, n / size), n);
+        for (int64_t row = begin; row < end; ++row) {
+            const T* attributes = attributes_of(p, row / p.height);
+            for (int64_t n = row * p.width; n < (row + 1) * p.width; ++n) interpolate_pixel<T, kChannels>(p, attributes, n);
+        }
     });
     return 0;
 }
 
-// Adds one pixel's channels, weighted, to the sums of its triangle's corners, [3, C].
 template <typename T, int kChannels>
-inline void add_weighted(const InterpolateParams<T>& p, int64_t n, double* sums) {
+void interpolate_band_backward(const InterpolateParams<T>& p, int64_t view, int64_t first, int64_t last, VertexSums& sums) {
     const int64_t channels = kChannels ? kChannels : p.channels;
-    const T* grad = p.grad_out + n * channels;
-    const double u = double(p.bary[2 * n]), v = double(p.bary[2 * n + 1]), rest = 1.0 - u - v;
-    for (int64_t c = 0; c < channels; ++c) {
-        sums[c] += u * double(grad[c]);
-        sums[channels + c] += v * double(grad[c]);
-        sums[2 * channels + c] += rest * double(grad[c]);
-    }
-}
-
-template <typename T, int kChannels>
-void interpolate_band_backward(const InterpolateParams<T>& p, int64_t first, int64_t last, VertexSums& sums) {
-    const int64_t channels = kChannels ? kChannels : p.channels;
-    std::vector<double> run(size_t(3 * channels), 0.0);
+    const T* attributes = attributes_of(p, view);
+    Slots<1> slots(p.triangles);
+    std::vector<double> shares;  // [3, C] of each triangle
     for (int64_t n = first; n < last; ++n) {
         const int32_t triangle = p.triangle[n];
-        if (triangle < 0) continue;
-        add_weighted<T, kChannels>(p, n, run.data());
-        if (n + 1 < last && p.triangle[n + 1] == triangle) continue;
-        for (int64_t k = 0; k < 3; ++k) {
-            double* to = sums.of(p.faces[3 * int64_t(triangle) + k]);
-            for (int64_t c = 0; c < channels; ++c) to[c] += run[size_t(k * channels + c)];
+        if (triangle < 0) {
+            if (p.grad_bary) p.grad_bary[2 * n] = p.grad_bary[2 * n + 1] = T(0);
+            continue;
         }
-        std::fill(run.begin(), run.end(), 0.0);
+        double* share = nullptr;
+        if (p.grad_attributes) {
+            const int32_t slot = slots.of(triangle, [&] { shares.resize(shares.size() + size_t(3 * channels), 0.0); });
+            share = shares.data() + int64_t(slot) * 3 * channels;
+        }
+        interpolate_pixel_backward<T, kChannels>(p, attributes, p.faces + 3 * int64_t(triangle), n, share);
     }
+    for (size_t slot = 0; slot < slots.keys().size(); ++slot)
+        for (int k = 0; k < 3; ++k)
+            sums.add(p.faces[3 * int64_t(slots.keys()[slot]) + k], shares.data() + (3 * int64_t(slot) + k) * channels);
 }
 
 template <typename T, int kChannels>
 int interpolate_backward(const InterpolateParams<T>& p, int64_t threads) {
-    if (p.grad_bary)
-        parallel_for(p.views * p.height, 16, threads, [&](int64_t begin, int64_t end) {
-            for (int64_t n = begin * p.width; n < end * p.width; ++n)
-                interpolate_weights_backward<T, kChannels>(p, attributes_of(p, n / (p.height * p.width)), n);
-        });
-    if (p.grad_attributes)
-        sum_over_bands(p.views, p.height, p.vertices, p.channels, p.shared != 0, p.grad_attributes, threads,
-                       [&](int64_t view, int64_t top, int64_t end, VertexSums& sums) {
-            const int64_t first = (view * p.height + top) * p.width;
-            interpolate_band_backward<T, kChannels>(p, first, first + (end - top) * p.width, sums);
-        });
+    sum_over_bands(p.views, p.height, p.vertices, p.channels, p.shared != 0, p.grad_attributes, threads,
+                   [&](int64_t view, int64_t top, int64_t end, VertexSums& sums) {
+        const int64_t first = (view * p.height + top) * p.width;
+        interpolate_band_backward<T, kChannels>(p, view, first, first + (end - top) * p.width, sums);
+    });
     return 0;
 }
 

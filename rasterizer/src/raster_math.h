@@ -81,47 +81,58 @@ HD bool owns_edge(double a, double b) { return a > 0 || (a == 0 && b < 0); }
 constexpr double kRounding = 1e-14;    // of a line's value, relative to |a| + |b| + |c|, with much room
 constexpr double kDepthSlack = 1e-10;  // so that a surface that lies in the near or far plane is there as a whole
 
-// A triangle ready to be tested against pixels; its lines are positive inside.
-struct Shape {
-    Corner corner[3];
-    Line line[3];
-    double slack[3];  // closer to zero than this, the sign of a line's value is not certain
-    Line depth;       // z/w
-    double sign;      // of D; 0: covers nothing (no extent as seen from the eye, or not finite)
+struct Corners {
+    Corner at[3];
 };
 
-HD Shape make_shape(const Corner& p0, const Corner& p1, const Corner& p2) {
-    Shape s{{p0, p1, p2}, {line_through(p1, p2), line_through(p2, p0), line_through(p0, p1)}, {}, {0, 0, 0}, 0};
-    const double d = volume(p0, s.line[0]);
+template <typename T>
+HD Corners load_corners(const T* clip, const int32_t* face) {
+    return {{load_corner(clip, face[0]), load_corner(clip, face[1]), load_corner(clip, face[2])}};
+}
+
+// A triangle ready to be tested against pixels; its lines are positive inside.
+struct Shape {
+    Line line[3];
+    Line depth;   // z/w
+    double sign;  // of D; 0: covers nothing (no extent as seen from the eye, or not finite)
+};
+
+HD Shape make_shape(const Corners& c) {
+    const Corner *p = c.at;
+    Shape s{{line_through(p[1], p[2]), line_through(p[2], p[0]), line_through(p[0], p[1])}, {0, 0, 0}, 0};
+    const double d = volume(p[0], s.line[0]);
     if (d == 0 || !is_finite(d)) return s;
     s.sign = d > 0 ? 1.0 : -1.0;
     const double inverse = 1.0 / d;
     for (int k = 0; k < 3; ++k) {
         Line& l = s.line[k];
-        const double share = product(s.corner[k].z, inverse);
+        const double share = product(p[k].z, inverse);
         s.depth.a = sum(s.depth.a, product(l.a, share));
         s.depth.b = sum(s.depth.b, product(l.b, share));
         s.depth.c = sum(s.depth.c, product(l.c, share));
         l = {s.sign * l.a, s.sign * l.b, s.sign * l.c};
-        s.slack[k] = kRounding * (fabs(l.a) + fabs(l.b) + fabs(l.c));
     }
     return s;
 }
 
+// Closer to zero than this, the sign of a line's value is not certain.
+HD double slack_of(const Line& l) { return kRounding * (fabs(l.a) + fabs(l.b) + fabs(l.c)); }
+
 // The side of edge k on which a pixel centre lies, where its line is too close to zero: with the corners taken relative to the
 // pixel, which gives exactly zero at a corner; then the rule for edges.
-HD bool inside_closely(const Shape& s, int k, double x, double y) {
-    const Corner &p = s.corner[(k + 1) % 3], &q = s.corner[(k + 2) % 3];
+HD bool inside_closely(const Shape& s, const Corners& c, int k, double x, double y) {
+    const Corner &p = c.at[(k + 1) % 3], &q = c.at[(k + 2) % 3];
     const double px = sum(p.x, -product(x, p.w)), py = sum(p.y, -product(y, p.w));
     const double qx = sum(q.x, -product(x, q.w)), qy = sum(q.y, -product(y, q.w));
     const double value = s.sign * sum(product(px, qy), -product(py, qx));
     return value > 0 || (value == 0 && owns_edge(s.line[k].a, s.line[k].b));
 }
 
-HD bool inside(const Shape& s, const double value[3], double x, double y) {
+HD bool inside(const Shape& s, const Corners& c, double x, double y) {
     for (int k = 0; k < 3; ++k) {
-        if (value[k] > s.slack[k]) continue;
-        if (!(value[k] >= -s.slack[k]) || !inside_closely(s, k, x, y)) return false;
+        const double value = at(s.line[k], x, y), slack = slack_of(s.line[k]);
+        if (value > slack) continue;
+        if (!(value >= -slack) || !inside_closely(s, c, k, x, y)) return false;
     }
     return true;
 }
@@ -160,14 +171,13 @@ HD Box box_of(const Projected& p, const Projected& q, const Projected& r, int64_
             min_of(whole(low, height), all.last_row)};
 }
 
-// Weights of corners 0 and 1 and z/w of a covered pixel.
+// Weights of corners 0 and 1 of a covered pixel, from the values of its lines, and z/w.
 template <typename T>
-HD void write_pixel(const RasterParams<T>& p, int64_t pixel, const Shape& s, double x, double y) {
-    const double e0 = at(s.line[0], x, y), e1 = at(s.line[1], x, y), e2 = at(s.line[2], x, y), total = e0 + e1 + e2;
-    const double inverse = total > 0 ? 1.0 / total : 0.0;
+HD void write_pixel(const RasterParams<T>& p, int64_t pixel, double e0, double e1, double e2, double z) {
+    const double total = e0 + e1 + e2, inverse = total > 0 ? 1.0 / total : 0.0;
     p.bary[2 * pixel] = T(e0 * inverse);
     p.bary[2 * pixel + 1] = T(e1 * inverse);
-    p.depth[pixel] = T(clamp_to(at(s.depth, x, y), -1.0, 1.0));
+    p.depth[pixel] = T(clamp_to(z, -1.0, 1.0));
 }
 
 template <typename T>
@@ -187,22 +197,22 @@ struct ShapeGradient {
 
 // A triangle's lines without a sign, for the backward.
 struct Slopes {
-    Corner corner[3];
+    Corners corners;
     Line line[3];
     double inverse_volume;
 };
 
-HD Slopes make_slopes(const Corner& p0, const Corner& p1, const Corner& p2) {
-    Slopes s{{p0, p1, p2}, {line_through(p1, p2), line_through(p2, p0), line_through(p0, p1)}, 0};
-    s.inverse_volume = 1.0 / volume(p0, s.line[0]);
+HD Slopes make_slopes(const Corners& c) {
+    const Corner* p = c.at;
+    Slopes s{c, {line_through(p[1], p[2]), line_through(p[2], p[0]), line_through(p[0], p[1])}, 0};
+    s.inverse_volume = 1.0 / volume(p[0], s.line[0]);
     return s;
 }
 
 // With D = sum(e_k w_k): d weight_i / d e_k = ([i = k] - weight_i) / sum(e), d (z/w) / d e_k = (z_k - (z/w) w_k) / D. The lines
 // get d e_k times the pixel; z_k and w_k get e_k / D and -(z/w) e_k / D times the gradient.
 HD void add_pixel(const Slopes& s, double x, double y, double grad_u, double grad_v, double grad_z, ShapeGradient& g) {
-    const double e[3] = {s.line[0].a * x + (s.line[0].b * y + s.line[0].c), s.line[1].a * x + (s.line[1].b * y + s.line[1].c),
-                         s.line[2].a * x + (s.line[2].b * y + s.line[2].c)};
+    const double e[3] = {at(s.line[0], x, y), at(s.line[1], x, y), at(s.line[2], x, y)};
     const double total = e[0] + e[1] + e[2];
     if (total == 0) return;
     const double inverse = 1.0 / total;
@@ -210,9 +220,10 @@ HD void add_pixel(const Slopes& s, double x, double y, double grad_u, double gra
     double grad_e[3] = {(grad_u - mean) * inverse, (grad_v - mean) * inverse, -mean * inverse};
     if (grad_z != 0) {
         const double share = grad_z * s.inverse_volume;
-        const double z = (e[0] * s.corner[0].z + e[1] * s.corner[1].z + e[2] * s.corner[2].z) * s.inverse_volume;
+        const Corner* c = s.corners.at;
+        const double z = (e[0] * c[0].z + e[1] * c[1].z + e[2] * c[2].z) * s.inverse_volume;
         for (int k = 0; k < 3; ++k) {
-            grad_e[k] += share * (s.corner[k].z - z * s.corner[k].w);
+            grad_e[k] += share * (c[k].z - z * c[k].w);
             g.z[k] += share * e[k];
             g.w[k] -= share * z * e[k];
         }
@@ -241,8 +252,10 @@ HD void corner_gradients(const Slopes& s, const ShapeGradient& g, double out[3][
         out[k][2] = g.z[k];
         out[k][3] = g.w[k];
     }
-    for (int k = 0; k < 3; ++k)
-        add_through_line(s.corner[(k + 1) % 3], s.corner[(k + 2) % 3], g.line[k], out[(k + 1) % 3], out[(k + 2) % 3]);
+    for (int k = 0; k < 3; ++k) {
+        const int i = (k + 1) % 3, j = (k + 2) % 3;
+        add_through_line(s.corners.at[i], s.corners.at[j], g.line[k], out[i], out[j]);
+    }
 }
 
 // ---- Interpolation ----
@@ -257,7 +270,7 @@ struct InterpolateParams {
     const T* grad_out;        // [B, H, W, C]
     T* grad_attributes;       // [A, V, C] out, zero on entry; or null
     T* grad_bary;             // [B, H, W, 2] out
-    int64_t views, vertices, channels, height, width;
+    int64_t views, vertices, triangles, channels, height, width;
     int64_t shared;           // 1: one set of attributes for all views
 };
 
@@ -282,23 +295,30 @@ HD void interpolate_pixel(const InterpolateParams<T>& p, const T* attributes, in
     for (int64_t c = 0; c < channels; ++c) out[c] = u * a0[c] + v * a1[c] + rest * a2[c];
 }
 
-// The gradient of one pixel's weights.
-template <typename T, int kChannels>
-HD void interpolate_weights_backward(const InterpolateParams<T>& p, const T* attributes, int64_t pixel) {
+// One pixel's share in the gradients: returns those of its weights and adds those of its triangle's corners to sums [3, C],
+// each if asked for.
+template <typename T, int kChannels, typename Sum>
+HD void interpolate_pixel_backward(const InterpolateParams<T>& p, const T* attributes, const int32_t* face, int64_t pixel,
+                                   Sum* sums) {
     const int64_t channels = kChannels ? kChannels : p.channels;
-    const int32_t triangle = p.triangle[pixel];
-    T grad_u = T(0), grad_v = T(0);
-    if (triangle >= 0) {
-        const int32_t* face = p.faces + 3 * int64_t(triangle);
-        const T *grad = p.grad_out + pixel * channels, *last = attributes + face[2] * channels;
-        const T *a0 = attributes + face[0] * channels, *a1 = attributes + face[1] * channels;
+    const T *grad = p.grad_out + pixel * channels, *a2 = attributes + face[2] * channels;
+    const T *a0 = attributes + face[0] * channels, *a1 = attributes + face[1] * channels;
+    if (p.grad_bary) {
+        T grad_u = T(0), grad_v = T(0);
         for (int64_t c = 0; c < channels; ++c) {
-            grad_u += grad[c] * (a0[c] - last[c]);
-            grad_v += grad[c] * (a1[c] - last[c]);
+            grad_u += grad[c] * (a0[c] - a2[c]);
+            grad_v += grad[c] * (a1[c] - a2[c]);
         }
+        p.grad_bary[2 * pixel] = grad_u;
+        p.grad_bary[2 * pixel + 1] = grad_v;
     }
-    p.grad_bary[2 * pixel] = grad_u;
-    p.grad_bary[2 * pixel + 1] = grad_v;
+    if (!sums) return;
+    const Sum u = Sum(p.bary[2 * pixel]), v = Sum(p.bary[2 * pixel + 1]), rest = Sum(1) - u - v;
+    for (int64_t c = 0; c < channels; ++c) {
+        sums[c] += u * Sum(grad[c]);
+        sums[channels + c] += v * Sum(grad[c]);
+        sums[2 * channels + c] += rest * Sum(grad[c]);
+    }
 }
 
 }  // namespace somnia

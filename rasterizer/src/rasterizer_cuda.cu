@@ -19,10 +19,8 @@ HD uint64_t sortable(double z) {
 }
 
 template <typename T>
-__device__ Shape shape_of(const RasterParams<T>& p, int64_t view, int64_t triangle) {
-    const T* clip = p.clip + 4 * p.vertices * view;
-    const int32_t* f = p.faces + 3 * triangle;
-    return make_shape(load_corner(clip, f[0]), load_corner(clip, f[1]), load_corner(clip, f[2]));
+__device__ Corners corners_of(const RasterParams<T>& p, int64_t view, int64_t triangle) {
+    return load_corners(p.clip + 4 * p.vertices * view, p.faces + 3 * triangle);
 }
 
 // One lane's share of a triangle; kIndex: the second pass.
@@ -31,17 +29,17 @@ struct Draw {
     RasterParams<T> p;
     __device__ void operator()(int64_t n) const {
         const int64_t item = n / kWarp, view = item / p.triangles, t = item % p.triangles, size = p.height * p.width;
-        const Shape s = shape_of(p, view, t);
+        const Corners c = corners_of(p, view, t);
+        const Shape s = make_shape(c);
         if (s.sign == 0) return;
-        const Box box = box_of(project(s.corner[0], p.height, p.width), project(s.corner[1], p.height, p.width),
-                               project(s.corner[2], p.height, p.width), p.height, p.width);
+        const Box box = box_of(project(c.at[0], p.height, p.width), project(c.at[1], p.height, p.width),
+                               project(c.at[2], p.height, p.width), p.height, p.width);
         const int64_t columns = box.last_column - box.first_column + 1, rows = box.last_row - box.first_row + 1;
         if (columns <= 0 || rows <= 0) return;
         for (int64_t i = n % kWarp; i < columns * rows; i += kWarp) {
             const int64_t column = box.first_column + i % columns, row = box.first_row + i / columns;
             const double x = column_centre(column, p.width), y = row_centre(row, p.height), z = at(s.depth, x, y);
-            const double value[3] = {at(s.line[0], x, y), at(s.line[1], x, y), at(s.line[2], x, y)};
-            if (!inside(s, value, x, y) || !in_depth_range(z)) continue;
+            if (!inside(s, c, x, y) || !in_depth_range(z)) continue;
             const int64_t pixel = view * size + row * p.width + column;
             auto* nearest = reinterpret_cast<unsigned long long*>(p.nearest + pixel);
             if (!kIndex)
@@ -67,8 +65,9 @@ struct Resolve {
     __device__ void operator()(int64_t n) const {
         const int64_t size = p.height * p.width, view = n / size, in_view = n % size;
         if (p.triangle[n] == 2147483647) return write_empty(p, n);
-        write_pixel(p, n, shape_of(p, view, p.triangle[n]), column_centre(in_view % p.width, p.width),
-                    row_centre(in_view / p.width, p.height));
+        const Shape s = make_shape(corners_of(p, view, p.triangle[n]));
+        const double x = column_centre(in_view % p.width, p.width), y = row_centre(in_view / p.width, p.height);
+        write_pixel(p, n, at(s.line[0], x, y), at(s.line[1], x, y), at(s.line[2], x, y), at(s.depth, x, y));
     }
 };
 
@@ -78,9 +77,8 @@ struct RasterizeBackward {
     __device__ void operator()(int64_t n) const {
         if (p.triangle[n] < 0) return;
         const int64_t size = p.height * p.width, view = n / size, in_view = n % size;
-        const T* clip = p.clip + 4 * p.vertices * view;
         const int32_t* f = p.faces + 3 * int64_t(p.triangle[n]);
-        const Slopes slopes = make_slopes(load_corner(clip, f[0]), load_corner(clip, f[1]), load_corner(clip, f[2]));
+        const Slopes slopes = make_slopes(corners_of(p, view, p.triangle[n]));
         ShapeGradient gradient{};
         add_pixel(slopes, column_centre(in_view % p.width, p.width), row_centre(in_view / p.width, p.height),
                   double(p.grad_bary[2 * n]), double(p.grad_bary[2 * n + 1]), p.grad_depth ? double(p.grad_depth[n]) : 0.0,
@@ -104,15 +102,19 @@ template <typename T>
 struct InterpolateBackward {
     InterpolateParams<T> p;
     __device__ void operator()(int64_t n) const {
-        const int64_t view = n / (p.height * p.width);
-        if (p.grad_bary) interpolate_weights_backward<T, 0>(p, attributes_of(p, view), n);
-        if (!p.grad_attributes || p.triangle[n] < 0) return;
+        const int64_t view = n / (p.height * p.width), channels = p.channels;
+        if (p.triangle[n] < 0) {
+            if (p.grad_bary) p.grad_bary[2 * n] = p.grad_bary[2 * n + 1] = T(0);
+            return;
+        }
+        const int32_t* face = p.faces + 3 * int64_t(p.triangle[n]);
+        interpolate_pixel_backward<T, 0, T>(p, attributes_of(p, view), face, n, nullptr);
+        if (!p.grad_attributes) return;
         const T u = p.bary[2 * n], v = p.bary[2 * n + 1], weight[3] = {u, v, T(1) - u - v};
-        T* to = p.grad_attributes + (p.shared ? 0 : view) * p.vertices * p.channels;
+        T* to = p.grad_attributes + (p.shared ? 0 : view) * p.vertices * channels;
         for (int k = 0; k < 3; ++k)
-            for (int64_t c = 0; c < p.channels; ++c)
-                atomic_add(to + p.faces[3 * int64_t(p.triangle[n]) + k] * p.channels + c,
-                           weight[k] * p.grad_out[n * p.channels + c]);
+            for (int64_t c = 0; c < channels; ++c)
+                atomic_add(to + face[k] * channels + c, weight[k] * p.grad_out[n * channels + c]);
     }
 };
 
@@ -123,9 +125,23 @@ struct Facing {
 };
 
 template <typename T>
+struct Smooth {
+    AntialiasParams<T> p;
+    __device__ void operator()(int64_t n) const { find_smooth(p, n); }
+};
+
+template <typename T>
 struct Crossings {
     AntialiasParams<T> p;
-    __device__ void operator()(int64_t n) const { find_crossings(p, n); }
+    __device__ void operator()(int64_t n) const {
+        const int64_t size = p.height * p.width, view = n / size, in_view = n % size;
+        const bool inside[2] = {in_view % p.width + 1 < p.width, in_view + p.width < size};
+        for (int axis = 0; axis < 2; ++axis) {
+            const int64_t next = axis == 0 ? n + 1 : n + p.width;
+            const bool possible = inside[axis] && may_cross(p, view, p.triangle[n], p.triangle[next]);
+            p.crossing[axis * p.views * size + n] = possible ? find_crossing(p, view, in_view, axis) : 0;
+        }
+    }
 };
 
 template <typename T>
@@ -183,7 +199,8 @@ template <typename T>
 int antialias(const void* params, Sequence run) {
     const auto& p = *static_cast<const AntialiasParams<T>*>(params);
     const int64_t pixels = p.views * p.height * p.width;
-    run.then(p.views * p.triangles, Facing<T>{p}).then(pixels, Crossings<T>{p});
+    run.then(p.views * p.triangles, Facing<T>{p}).then(3 * p.views * p.triangles, Smooth<T>{p});
+    run.then(pixels, Crossings<T>{p});
     run.then(pixels, Blend<T>{p, 0, p.image, p.middle}).then(pixels, Blend<T>{p, 1, p.middle, p.out});
     return run.status;
 }

@@ -1,5 +1,5 @@
-// Sums over vertices that several pieces of work contribute to on the CPU: each piece adds to its own list, and the lists are
-// added up in the order of the pieces, so the result has the same bits for any number of threads.
+// Sums that several pieces of work contribute to on the CPU: each piece adds to a list of its own, and the lists are added up in
+// the order of the pieces, so the result has the same bits for any number of threads.
 #pragma once
 
 #include <vector>
@@ -8,42 +8,77 @@
 
 namespace somnia {
 
-class VertexSums {
+// Numbers the keys that come up, from 0 in the order in which they do. The table is the thread's, one for each kTag, so one
+// object of a tag is open on a thread at a time.
+template <int kTag>
+class Slots {
    public:
-    // Sums of `width` numbers for each vertex below `vertices` that is touched. One is open on a thread at a time.
-    void open(int64_t vertices, int64_t width) {
-        width_ = width;
-        if (int64_t(slots().size()) < vertices) slots().resize(size_t(vertices), -1);
+    explicit Slots(int64_t keys) : table_(table()) {
+        if (int64_t(table_.size()) < keys) table_.resize(size_t(keys), -1);
     }
-    // The sums of a vertex, zero at first; valid until the next call.
-    double* of(int32_t vertex) {
-        int32_t& slot = slots()[size_t(vertex)];
-        if (slot < 0) {
-            slot = int32_t(touched_.size());
-            touched_.push_back(vertex);
-            sums_.resize(sums_.size() + size_t(width_), 0.0);
-        }
-        return sums_.data() + int64_t(slot) * width_;
+    ~Slots() {
+        for (const int32_t key : keys_) table_[size_t(key)] = -1;
     }
-    // Ends the piece; `of` must not be called after it.
-    void close() {
-        for (const int32_t vertex : touched_) slots()[size_t(vertex)] = -1;
+    Slots(const Slots&) = delete;
+    Slots& operator=(const Slots&) = delete;
+
+    // The number of a key; calls begin() first where it is new.
+    template <typename Begin>
+    int32_t of(int32_t key, const Begin& begin) {
+        int32_t& slot = table_[size_t(key)];
+        if (slot >= 0) return slot;
+        slot = int32_t(keys_.size());
+        keys_.push_back(key);
+        begin();
+        return slot;
     }
-    template <typename T>
-    void add_to(T* out) const {
-        const double* from = sums_.data();
-        for (const int32_t vertex : touched_)
-            for (int64_t c = 0; c < width_; ++c) out[vertex * width_ + c] += T(*from++);
-    }
+    const std::vector<int32_t>& keys() const { return keys_; }
 
    private:
-    static std::vector<int32_t>& slots() {
+    static std::vector<int32_t>& table() {
         static thread_local std::vector<int32_t> of_thread;
         return of_thread;
     }
-    int64_t width_ = 0;
-    std::vector<int32_t> touched_;
+    std::vector<int32_t>& table_;
+    std::vector<int32_t> keys_;
+};
+
+// What one piece adds to vertices, `width` numbers each.
+class VertexSums {
+   public:
+    VertexSums(int64_t vertices, int64_t width) : slots_(vertices), width_(width) {}
+
+    // The sums of a vertex, zero at first; valid until the next call.
+    double* of(int32_t vertex) {
+        const int32_t slot = slots_.of(vertex, [&] { sums_.resize(sums_.size() + size_t(width_), 0.0); });
+        return sums_.data() + int64_t(slot) * width_;
+    }
+    void add(int32_t vertex, const double* values) {
+        double* to = of(vertex);
+        for (int64_t c = 0; c < width_; ++c) to[c] += values[c];
+    }
+
+   private:
+    friend struct Piece;
+    Slots<0> slots_;
+    int64_t width_;
     std::vector<double> sums_;
+};
+
+// The sums of a piece that is done.
+struct Piece {
+    std::vector<int32_t> vertices;
+    std::vector<double> sums;
+
+    Piece() = default;
+    explicit Piece(VertexSums&& from) : vertices(from.slots_.keys()), sums(std::move(from.sums_)) {}
+
+    template <typename T>
+    void add_to(T* out, int64_t width) const {
+        const double* from = sums.data();
+        for (const int32_t vertex : vertices)
+            for (int64_t c = 0; c < width; ++c) out[vertex * width + c] += T(*from++);
+    }
 };
 
 // Calls body(view, first row, last row + 1, sums) for bands of rows, and adds each band's sums to out + view * vertices * width
@@ -53,15 +88,15 @@ void sum_over_bands(int64_t views, int64_t height, int64_t vertices, int64_t wid
                     const Body& body) {
     constexpr int64_t kRows = 32;
     const int64_t bands = (height + kRows - 1) / kRows;
-    std::vector<VertexSums> sums(static_cast<size_t>(views * bands));
+    std::vector<Piece> pieces(static_cast<size_t>(views * bands));
     parallel_for(views * bands, 1, threads, [&](int64_t begin, int64_t) {
         const int64_t view = begin / bands, row = begin % bands * kRows;
-        VertexSums& own = sums[size_t(begin)];
-        own.open(vertices, width);
-        body(view, row, min_of(height, row + kRows), own);
-        own.close();
+        VertexSums sums(vertices, width);
+        body(view, row, min_of(height, row + kRows), sums);
+        pieces[size_t(begin)] = Piece(std::move(sums));
     });
-    for (int64_t i = 0; i < views * bands; ++i) sums[size_t(i)].add_to(out + (shared ? 0 : i / bands) * vertices * width);
+    for (int64_t i = 0; i < views * bands; ++i)
+        pieces[size_t(i)].add_to(out + (shared ? 0 : i / bands) * vertices * width, width);
 }
 
 }  // namespace somnia
