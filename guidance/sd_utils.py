@@ -372,6 +372,7 @@ class StableDiffusion(Guidance):
         """Score distillation of B views; see :meth:`Guidance.loss` and :func:`guidance.distillation.inject`.
 
         The gradient is that of the picture at the model's own size, summed over its elements and averaged over views.
+        ``part.guidance_scale``, where it is given, takes the place of the settings'.
         """
         self._check(image, views, part)
         with torch.autocast(self.device.type, enabled=False):
@@ -381,7 +382,8 @@ class StableDiffusion(Guidance):
                 x = self.codec.encode(image, part.generator(POSTERIOR_STREAM))
             t = draw_times(len(x), t_range, self.distillation.num_times, part.generator(TIME_STREAM)).to(x.device)
             noise = torch.randn(x.shape, generator=part.generator(NOISE_STREAM)).to(x.device)
-            out = self.distillation.gradient(x, self.denoiser(views, len(x)), self.mixer(views), t, noise)
+            mix = self.mixer(views, part.guidance_scale)
+            out = self.distillation.gradient(x, self.denoiser(views, len(x)), mix, t, noise)
             loss = inject(x, out.gradient, image)
             pictures = None
             if debug:

@@ -65,6 +65,11 @@ class GuidanceConfig(Group):
     hf_key: str | None = option(None, "a diffusers folder or hub id, in place of --sd_version", fixed=True)
     IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion", unbuilt="DeepFloyd IF guidance")
     guidance_scale: float = option(100.0, "classifier-free guidance scale", check=at_least(0))
+    guidance_anneal: float = option(
+        0.0,
+        "how far the guidance scale has come to 1, the plain prompt, at the last step (0 not at all, 1 all the way)",
+        check=FRACTION,
+    )
     t_range: tuple[float, float] = option((0.02, 0.98), "diffusion times, as fractions", check=ordered(0, 1, "fractions"))
     t_anneal: float = option(
         0.0,

@@ -89,6 +89,12 @@ def _t_range(fraction: float, config) -> tuple[float, float]:
     return low, high - config.guidance.t_anneal * fraction * (high - low)
 
 
+def _guidance_scale(fraction: float, config) -> float:
+    """Classifier-free guidance scale; it comes down to 1 by the share ``--guidance_anneal`` of the way over the run."""
+    scale = config.guidance.guidance_scale
+    return scale - config.guidance.guidance_anneal * fraction * (scale - 1.0)
+
+
 def _max_level(fraction: float, config) -> float:
     return min(1.0, LEVEL_START + LEVEL_RAMP * fraction) if config.field.progressive_level else 1.0
 
@@ -107,7 +113,7 @@ def _guided_part(fraction: float, config, spaces: tuple[str, ...], seed: int) ->
     draw = torch.rand(4, generator=rng).tolist()
     height, width = _size(fraction, config)
     common = dict(source="guided", fraction=fraction, num_views=views, height=height, width=width, seed=seed)
-    common["max_level"] = _max_level(fraction, config)
+    common |= {"max_level": _max_level(fraction, config), "guidance_scale": _guidance_scale(fraction, config)}
     if fraction < schedule.latent_iter_ratio and "latent" in spaces:
         return Part(**common, shading="normal", space="latent")
     if fraction < schedule.albedo_iter_ratio or draw[3] < schedule.albedo_rate:

@@ -96,6 +96,7 @@ class Part:
     view_dependent: bool = False  # use the view-dependent colour head (photographs); guided parts use the diffuse part
     need_normals: bool = False  # asked for by an objective; shading that needs normals computes them anyway
     max_level: float = 1.0  # fraction of the encoder's levels that is on
+    guidance_scale: float | None = None  # classifier-free guidance; None: the guidance model's own
     num_views: int = 1  # B
     height: int = 64
     width: int = 64

@@ -125,6 +125,15 @@ def test_weighting_of_the_settings_scales_the_gradient(sd_folder, sd, weighting)
 
 
 @pytest.mark.parametrize("perpneg", [None, PerpNeg()])
+def test_scale_of_a_part_takes_the_place_of_the_settings_own(sd_folder, perpneg):
+    image, views = picture(2), views_at(0, 100)
+    mild, strong = (make(sd_folder, guidance_scale=scale, perpneg=perpneg) for scale in (2.0, 50.0))
+    expected = gradient(mild, image, views, Part("guided", seed=3))
+    torch.testing.assert_close(gradient(strong, image, views, Part("guided", seed=3, guidance_scale=2.0)), expected)
+    assert not torch.allclose(gradient(strong, image, views, Part("guided", seed=3)), expected)
+
+
+@pytest.mark.parametrize("perpneg", [None, PerpNeg()])
 def test_rescale_of_the_settings_keeps_the_spread_of_the_prompts_own_branch(sd_folder, perpneg):
     model = make(sd_folder, rescale=1.0, guidance_scale=50.0, perpneg=perpneg)
     branches = torch.randn(2 if perpneg is None else 4, 1, 4, 8, 8)

@@ -21,7 +21,9 @@ def options(**changes):
         ),
         camera=Space(batch_size=4, h=64, w=48, half_size_ratio=0.0),
         field=Space(bg_radius=-1.0, progressive_level=False),
-        guidance=Space(t_range=[0.02, 0.98], t_anneal=0.0, lambda_guidance=1.0),
+        guidance=Space(
+            guidance_scale=100.0, guidance_anneal=0.0, t_range=[0.02, 0.98], t_anneal=0.0, lambda_guidance=1.0
+        ),
         data=Space(data=None, num_rays=512),
         dmtet=Space(dmtet=False),
         loss=Space(
@@ -109,6 +111,17 @@ def test_the_upper_end_of_the_time_range_is_annealed_linearly():
     config = options(guidance__t_anneal=0.5)
     assert schedule.plan(0, config, ("guided",)).t_range == (0.02, 0.98)
     assert schedule.plan(50, config, ("guided",)).t_range == pytest.approx((0.02, 0.98 - 0.25 * 0.96))
+
+
+def test_the_guidance_scale_stays_as_it_is_unless_it_is_annealed():
+    assert [guided(step, options()).guidance_scale for step in (0, 50, 99)] == [100.0, 100.0, 100.0]
+
+
+def test_the_guidance_scale_is_annealed_linearly_towards_one():
+    config = options(guidance__guidance_scale=9.0, guidance__guidance_anneal=0.5)
+    assert guided(0, config).guidance_scale == 9.0
+    assert guided(50, config).guidance_scale == pytest.approx(7.0)
+    assert guided(100, config).guidance_scale == pytest.approx(5.0)
 
 
 def test_half_size_renders_come_first():
