@@ -14,6 +14,7 @@ from nerf.mesh import Mesh, decimate, drop_unused, is_watertight, unpinch
 WELD = 1e-6  # vertices nearer to each other than this fraction of the box's edge are one
 APART = 1e-5  # of the box's edge: how far sheets that touch at a vertex are moved apart
 _WALL = 1e-3  # an opening whose rim is nearer to the walls than this fraction of the bound was cut by them
+_EPSILON = 1e-9  # relative: a corner nearer than this to the other triangle's plane touches and does not cross
 _CANDIDATES = 4  # triangles that bound a point's distance before the search
 _CHUNK = 2000  # points searched for at once
 _TRIES = 7  # decimations, until one is within its bound
@@ -95,7 +96,7 @@ def separate(mesh: Mesh, distance: float) -> Mesh:
     Args:
         mesh: welded, with normals; sheets that touch have vertices of their own there, as after ``unpinch``.
         distance: scene units, by which the first vertex of a place is moved against its normal, the second twice as
-            far, and so on; above what the files resolve.
+            far, and so on; above what the files resolve. Where something is so thin that sheets would cross, nothing moves.
     """
     place = mesh.vertices.astype(np.float32)
     group, count = np.unique(place, axis=0, return_inverse=True, return_counts=True)[1:]
@@ -104,9 +105,16 @@ def separate(mesh: Mesh, distance: float) -> Mesh:
     shared = shared[np.argsort(group[shared], kind="stable")]
     first = np.flatnonzero(np.diff(group[shared], prepend=-1))
     rank = np.arange(len(shared)) - np.repeat(first, count[group[shared[first]]])
-    moved = mesh.vertices.copy()
-    moved[shared] -= distance * (1 + rank)[:, None] * mesh.normals[shared]
-    return replace(mesh, vertices=moved)
+    shift = np.zeros_like(mesh.vertices)
+    shift[shared] = distance * (1 + rank)[:, None] * mesh.normals[shared]
+    while shift.any():
+        moved = replace(mesh, vertices=mesh.vertices - shift)
+        touched = np.flatnonzero(shift.any(axis=1)[mesh.faces].any(axis=1))
+        bad = touched[crossing_faces(moved, touched)]
+        if len(bad) == 0:
+            return moved
+        shift[mesh.faces[bad]] = 0.0
+    return mesh
 
 
 def boundary_loops(faces: np.ndarray) -> list[np.ndarray]:
@@ -376,3 +384,43 @@ def _to_triangle(point: np.ndarray, corners: np.ndarray) -> np.ndarray:
         nearest = np.minimum(nearest, np.linalg.norm(to - t[:, None] * along, axis=1))
     plane = np.abs(((point - a) * normal).sum(axis=1)) / np.sqrt(np.maximum(size, 1e-300))
     return np.where(inside, plane, nearest)
+
+
+def crossing_faces(mesh: Mesh, chosen: np.ndarray) -> np.ndarray:
+    """Which of the chosen triangles [n] cross a triangle that they share no vertex with, bool [n].
+
+    Two triangles cross where an edge of one passes through the inside of the other (Moeller 1997, by signed volumes).
+    Triangles that only touch, and those that lie on each other in one plane, do not count.
+    """
+    corners = mesh.corners
+    centre = corners[chosen].mean(axis=1)
+    radius = np.linalg.norm(corners[chosen] - centre[:, None], axis=2).max(axis=1, initial=0.0)
+    low, high = corners.min(axis=1), corners.max(axis=1)
+    crosses = np.zeros(len(chosen), dtype=bool)
+    for which, other in triangles_near(mesh, centre, radius):
+        own = chosen[which]
+        apart = (low[own] > high[other]).any(axis=1) | (high[own] < low[other]).any(axis=1)
+        which, own, other = which[~apart], own[~apart], other[~apart]
+        shared = (mesh.faces[own][:, :, None] == mesh.faces[other][:, None]).any(axis=(1, 2))
+        which, a, b = which[~shared], corners[own[~shared]], corners[other[~shared]]
+        crosses[which[_pierces(a, b) | _pierces(b, a)]] = True
+    return crosses
+
+
+def _pierces(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Whether an edge of triangles a [n, 3, 3] passes through the inside of triangles b [n, 3, 3]."""
+    first, second = b[:, 1] - b[:, 0], b[:, 2] - b[:, 0]
+    normal = np.cross(first, second)
+    height = np.einsum("nkc,nc->nk", a - b[:, :1], normal)
+    reach = _EPSILON * np.linalg.norm(normal, axis=1) * np.abs(a - b[:, :1]).max(axis=(1, 2), initial=0.0)
+    found = np.zeros(len(a), dtype=bool)
+    for k in range(3):
+        p, q = a[:, k], a[:, (k + 1) % 3]
+        hp, hq = height[:, k], height[:, (k + 1) % 3]
+        through = (np.minimum(hp, hq) < -reach) & (np.maximum(hp, hq) > reach)
+        t = hp / np.where(through, hp - hq, 1.0)
+        at = p + t[:, None] * (q - p)
+        sides = [(np.cross(b[:, (j + 1) % 3] - b[:, j], at - b[:, j]) * normal).sum(axis=1) for j in range(3)]
+        inside = np.min(sides, axis=0) > _EPSILON * (normal**2).sum(axis=1)
+        found |= through & inside
+    return found

@@ -210,8 +210,9 @@ def unpinch(mesh: Mesh) -> Mesh:
     """Take a surface apart where more than two triangles meet at an edge, or two sheets at a vertex.
 
     Pairs of triangles that lie on each other back to back are dropped. Then the half-edges of each edge are paired off,
-    and triangle corners are one vertex only if paired edges join them, so each sheet gets a vertex of its own. Two
-    sheets that are joined at both ends of an edge still share it after that; one of them is then cut in its middle.
+    those that have the solid between them with each other, and triangle corners are one vertex only if paired edges join
+    them, so each sheet gets a vertex of its own. Two sheets that are joined at both ends of an edge still share it after
+    that; one of them is then cut in its middle.
 
     Args:
         mesh: welded, without uv or per-vertex attributes.
@@ -227,9 +228,9 @@ def unpinch(mesh: Mesh) -> Mesh:
     count = len(mesh.vertices)
     start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
     corner, following = np.arange(faces.size), np.roll(np.arange(faces.size).reshape(-1, 3), -1, axis=1).reshape(-1)
-    forward, backward = np.argsort(start * count + end, kind="stable"), np.argsort(end * count + start, kind="stable")
-    if not np.array_equal((start * count + end)[forward], (end * count + start)[backward]):
+    if not np.array_equal(np.sort(start * count + end), np.sort(end * count + start)):
         return drop_unused(replace(mesh, faces=faces))
+    forward, backward = _paired(mesh.vertices, faces)
     joined = np.concatenate([np.stack([corner[forward], following[backward]]),
                              np.stack([following[forward], corner[backward]])], axis=1)
     graph = coo_matrix((np.ones(joined.shape[1], dtype=np.int8), joined), shape=(faces.size,) * 2)
@@ -239,14 +240,50 @@ def unpinch(mesh: Mesh) -> Mesh:
     return _cut_shared_edges(Mesh(mesh.vertices[source], label.reshape(-1, 3).astype(np.int64)))
 
 
+def _paired(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The half-edges of a closed surface in the order of their edges, and the opposite of each of them.
+
+    Where an edge has several of both, going round it a triangle whose solid side comes next is paired with the one at
+    which the solid ends, so that bodies that touch along an edge come apart and do not pass through each other.
+    """
+    count = len(vertices)
+    start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+    key = start * count + end
+    forward, backward = np.argsort(key, kind="stable"), np.argsort(end * count + start, kind="stable")
+    run = np.flatnonzero(np.diff(key[forward], prepend=-1))
+    length = np.diff(run, append=len(key))
+    for first, last in zip(run[length > 1], (run + length)[length > 1], strict=True):
+        if start[forward[first]] > end[forward[first]]:
+            continue  # the twin of a run that is done
+        halves = np.concatenate([forward[first:last], backward[first:last]])
+        axis = vertices[end[forward[first]]] - vertices[start[forward[first]]]
+        towards = vertices[faces[halves // 3, (halves + 2) % 3]] - vertices[start[forward[first]]]
+        across = towards[0] - (towards[0] @ axis) / max(axis @ axis, 1e-300) * axis
+        angle = np.arctan2(towards @ np.cross(axis, across), (towards @ across) * np.linalg.norm(axis))
+        opening, pairs = [], []
+        order = halves[np.argsort(angle, kind="stable")].tolist()
+        ahead = set(forward[first:last].tolist())
+        for half in 2 * order:  # twice round: a wedge of solid may reach over the angle where counting starts
+            if half in ahead and opening:
+                pairs.append((half, opening.pop()))
+                ahead.discard(half)
+            elif half not in ahead and half not in opening and all(half not in pair for pair in pairs):
+                opening.append(half)
+        forward[first:last], backward[first:last] = np.array(pairs).T
+    opposite = np.empty(len(key), dtype=np.int64)
+    low = start[forward] < end[forward]
+    opposite[forward[low]], opposite[backward[low]] = backward[low], forward[low]
+    return forward, opposite[forward]
+
+
 def _cut_shared_edges(mesh: Mesh) -> Mesh:
     """Where several pairs of half-edges have the same two ends, give all but one pair a vertex in its middle."""
     vertices, faces = list(mesh.vertices), mesh.faces.copy()
     while True:
         start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
-        key, opposite = start * len(vertices) + end, end * len(vertices) + start
-        forward, backward = np.argsort(key, kind="stable"), np.argsort(opposite, kind="stable")
-        repeated = np.flatnonzero((np.diff(key[forward]) == 0) & (start < end)[forward[1:]]) + 1
+        forward, backward = _paired(np.asarray(vertices), faces)
+        key = (start * len(vertices) + end)[forward]
+        repeated = np.flatnonzero((np.diff(key) == 0) & (start < end)[forward[1:]]) + 1
         if len(repeated) == 0:
             return Mesh(np.asarray(vertices), faces)
         touched, extra = set(), []

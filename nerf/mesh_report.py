@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from nerf.bake import uv_layers
-from nerf.clean import boundary_loops, triangles_near
+from nerf.clean import boundary_loops, crossing_faces
 from nerf.errors import UserError
 from nerf.mesh import Mesh, is_watertight, signed_volume
 from nerf.meshfile import UNREADABLE
 
 FORMATS = (".glb", ".gltf", ".obj", ".ply", ".stl")
 _LARGEST_GRID = 4096  # texels along an edge that uv are counted on
-_EPSILON = 1e-9  # relative: a corner nearer than this to the other triangle's plane touches and does not cross
 
 
 @dataclass(frozen=True)
@@ -192,43 +191,10 @@ def _fans(faces: np.ndarray) -> int:
 def self_crossings(mesh: Mesh, samples: int = 5_000, seed: int = 0) -> tuple[int, int]:
     """How many of some random triangles cross another triangle that they share no vertex with, and how many were tested.
 
-    Two triangles cross where an edge of one passes through the inside of the other (Moeller 1997 by signed volumes).
-    Triangles that only touch, and those that lie on each other in one plane, do not count.
+    What counts is said in ``clean.crossing_faces``.
     """
-    count = len(mesh.faces)
-    chosen = np.random.default_rng(seed).permutation(count)[:samples]
-    corners = mesh.corners
-    centre = corners[chosen].mean(axis=1)
-    radius = np.linalg.norm(corners[chosen] - centre[:, None], axis=2).max(axis=1, initial=0.0)
-    low, high = corners.min(axis=1), corners.max(axis=1)
-    crosses = np.zeros(len(chosen), dtype=bool)
-    for which, other in triangles_near(mesh, centre, radius):
-        own = chosen[which]
-        apart = (low[own] > high[other]).any(axis=1) | (high[own] < low[other]).any(axis=1)
-        which, own, other = which[~apart], own[~apart], other[~apart]
-        shared = (mesh.faces[own][:, :, None] == mesh.faces[other][:, None]).any(axis=(1, 2))
-        which, a, b = which[~shared], corners[own[~shared]], corners[other[~shared]]
-        crosses[which[_pierces(a, b) | _pierces(b, a)]] = True
-    return int(crosses.sum()), len(chosen)
-
-
-def _pierces(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Whether an edge of triangles a [n, 3, 3] passes through the inside of triangles b [n, 3, 3]."""
-    first, second = b[:, 1] - b[:, 0], b[:, 2] - b[:, 0]
-    normal = np.cross(first, second)
-    height = np.einsum("nkc,nc->nk", a - b[:, :1], normal)
-    reach = _EPSILON * np.linalg.norm(normal, axis=1) * np.abs(a - b[:, :1]).max(axis=(1, 2), initial=0.0)
-    found = np.zeros(len(a), dtype=bool)
-    for k in range(3):
-        p, q = a[:, k], a[:, (k + 1) % 3]
-        hp, hq = height[:, k], height[:, (k + 1) % 3]
-        through = (np.minimum(hp, hq) < -reach) & (np.maximum(hp, hq) > reach)
-        t = hp / np.where(through, hp - hq, 1.0)
-        at = p + t[:, None] * (q - p)
-        sides = [(np.cross(b[:, (j + 1) % 3] - b[:, j], at - b[:, j]) * normal).sum(axis=1) for j in range(3)]
-        inside = np.min(sides, axis=0) > _EPSILON * (normal**2).sum(axis=1)
-        found |= through & inside
-    return found
+    chosen = np.random.default_rng(seed).permutation(len(mesh.faces))[:samples]
+    return int(crossing_faces(mesh, chosen).sum()), len(chosen)
 
 
 def _unwrapping(mesh: Mesh, parts: list) -> dict:

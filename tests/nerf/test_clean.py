@@ -170,3 +170,13 @@ def test_sheets_that_touch_at_a_vertex_move_apart_and_nothing_else_does():
     moved = np.linalg.norm(apart.vertices - both.vertices, axis=1)
     assert set(np.flatnonzero(moved)) == {0, count}
     assert np.linalg.norm(apart.vertices[0] - apart.vertices[count]) == pytest.approx(3e-4)
+
+
+def test_sheets_that_would_cross_something_stay_where_they_are():
+    sheet = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    below = np.array([[-1.0, -1, -1e-5], [3, -1, -1e-5], [-1, 3, -1e-5]])  # the first sheet would dip into this one
+    normals = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0], *[[0, 0, -1]] * 3, *[[0, 0, 1]] * 3])
+    mesh = Mesh(np.concatenate([sheet, sheet, below]), np.array([[0, 1, 2], [3, 5, 4], [6, 7, 8]]), normals)
+    moved = clean.separate(mesh, 2e-5)
+    assert not clean.crossing_faces(moved, np.arange(3)).any()
+    np.testing.assert_array_equal(np.linalg.norm(moved.vertices - mesh.vertices, axis=1) > 0, np.arange(9) // 3 == 1)

@@ -175,6 +175,25 @@ def test_unpinch_gives_each_of_two_solids_that_share_an_edge_its_own():
     np.testing.assert_array_equal(apart.corners, mesh.corners)
 
 
+@pytest.mark.parametrize("turn", range(6))
+def test_unpinch_gives_bodies_that_share_an_edge_back_their_own_triangles_however_they_lie(turn):
+    rng = np.random.default_rng(turn)
+    wedges, edge = [], np.array([[0.0, 0, 0], [0, 0, 1]])
+    for k, low in enumerate(np.arange(3) * 2.0 + rng.random()):  # three wedges about the z axis
+        rim = np.array([[np.cos(low), np.sin(low), 0.5], [np.cos(low + 1.2), np.sin(low + 1.2), 0.5]])
+        wedges.append((np.concatenate([edge, rim]), np.array([[0, 3, 2], [1, 2, 3], [0, 2, 1], [0, 1, 3]]), k))
+    vertices = np.concatenate([edge, *(corners[2:] for corners, _, _ in wedges)])
+    faces = np.concatenate([np.where(tris < 2, tris, tris + 2 * k) for _, tris, k in wedges])
+    order = rng.permutation(len(faces))
+    apart = meshes.unpinch(Mesh(vertices, faces[order]))
+    owner = order // 4  # which wedge a triangle is of; triangles that were cut come last
+    assert meshes.is_watertight(apart) and all(meshes.signed_volume(Mesh(c, t)) > 0 for c, t, _ in wedges)
+    label = np.array([set_of.min() for set_of in apart.faces[:12]])
+    for k in range(3):
+        mine, others = apart.faces[:12][owner == k], apart.faces[:12][owner != k]
+        assert not set(mine.reshape(-1)) & set(others.reshape(-1)), label
+
+
 def test_decimating_a_rough_surface_hard_leaves_it_closed():
     noise = torch.randn(1, 1, 12, 12, 12)
 
