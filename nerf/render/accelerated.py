@@ -208,7 +208,7 @@ class AcceleratedPath(RenderPath):
             unseen = max(looked / told.capacity[0], 1.0)  # what was not looked at may be seen too
             if looked > told.capacity[0] or seen > told.capacity[1]:
                 log.info("a part of %s needed room for %d samples, %d of them seen, and had %d and %d; it was left out of "
-                         "training, and the next has more room", told.source, looked, int(seen * unseen), *told.capacity)
+                         "training; the next gets more room or longer steps", told.source, looked, int(seen * unseen), *told.capacity)
             seen = int(seen * unseen)
             self._capacities[told.source].learn(looked, seen, told.rays, told.steps)
             used = max(seen / told.limit, looked / (2 * told.limit))
