@@ -98,13 +98,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The prior sees 64x64 pixels, averaged from a render of twice that.
     "dmtet embedded": {
-        "iters": 300,
+        "iters": 200,
         "batch_size": 4,
         "tet_grid_size": 64,
         "dmtet_reso_scale": 2.0,
-        "t_range": (0.02, 0.60),
+        "t_range": (0.02, 0.30),
         "lr": 2e-3,
         "lr_decay": 0.1,
+        "lr_distance": 0.06,
+        "lr_offset": 0.06,
+        # Distillation pulls with thousands of pixels; on a car these and the low noise raised the silhouettes most.
+        "lambda_mesh_normal": 3000.0,
+        "lambda_mesh_laplacian": 3000.0,
     },
 }
 
