@@ -205,11 +205,11 @@ class AcceleratedPath(RenderPath):
             looked, seen, broken = told.need.tolist()
             if broken:
                 raise ValueError(f"render: {broken} of {told.rays} rays of the last part ({told.source}) were not finite")
-            unseen = max(looked / told.capacity[0], 1.0)  # what was not looked at may be seen too
-            if looked > told.capacity[0] or seen > told.capacity[1]:
+            fits = looked <= told.capacity[0] and seen <= told.capacity[1]
+            seen = int(seen * max(looked / told.capacity[0], 1.0))  # what was not looked at may be seen too
+            if not fits:
                 log.info("a part of %s needed room for %d samples, %d of them seen, and had %d and %d; it was left out of "
-                         "training; the next gets more room or longer steps", told.source, looked, int(seen * unseen), *told.capacity)
-            seen = int(seen * unseen)
+                         "training; the next gets more room or longer steps", told.source, looked, seen, *told.capacity)
             self._capacities[told.source].learn(looked, seen, told.rays, told.steps)
             used = max(seen / told.limit, looked / (2 * told.limit))
             if used > 1 and told.steps > SHORTEST_MARCH:
