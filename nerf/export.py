@@ -50,6 +50,9 @@ _LOW_COVERAGE = 0.25  # of the texture; below, somebody should know
 class ExportOptions:
     """How a surface becomes files, wherever it came from.
 
+    A texture of 1024 takes 1 s and little memory for a field that costs nothing, one of 4096 12 s of one core and 1 GB,
+    with ``supersample=2`` 35 s and no more memory; a real field is asked once for each sample, which takes longer.
+
     Raises:
         ValueError: a value is out of range.
     """

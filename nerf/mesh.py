@@ -325,8 +325,8 @@ def unwrap(mesh: Mesh, texture_size: int, padding: int | None = None,
     """Cut the surface into charts and lay them into the unit square (xatlas).
 
     xatlas' time grows faster than the number of triangles, so it charts blocks of at most a thousand triangles that lie
-    near each other, one after the other, and packs the charts of all of them in the end: 20,000 take 1 s and not 3.6 s
-    of one core, with hardly more charts, and there is progress to tell.
+    near each other, one after the other, and packs the charts of all of them in the end: 20,000 take 1.6 s and not
+    3.6 s of one core, with hardly more charts, and there is progress to tell. Packing for a texture of 4096 takes 3 s more.
 
     Args:
         mesh: welded.
