@@ -219,8 +219,8 @@ class _Antialias(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, image, clip, depth, triangle, faces, edges):
-        out, middle, crossing = native.antialias(image, depth, triangle, clip, faces, edges)
-        ctx.save_for_backward(image, middle, clip, faces, crossing)
+        out, crossing = native.antialias(image, depth, triangle, clip, faces, edges)
+        ctx.save_for_backward(image, clip, faces, crossing)
         return out
 
     @staticmethod

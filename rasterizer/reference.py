@@ -212,10 +212,13 @@ def _silhouettes(clip: Tensor, faces: Tensor, edges: Tensor) -> tuple[Tensor, Te
 
 
 def _joined(view: Tensor, t: Tensor, s: Tensor, silhouettes: Tensor, edges: Tensor) -> Tensor:
-    """Whether triangles t [P] and s [P] share an edge that is no silhouette, [P] bool; -1 shares none."""
-    half_edge = 3 * t.clamp(min=0)[:, None] + torch.arange(3, device=t.device)
-    shared = (edges[half_edge] >= 0) & (edges[half_edge] // 3 == s[:, None]) & ~silhouettes[view[:, None], half_edge]
-    return shared.any(1) & (t >= 0)
+    """Whether triangles t [P] and s [P] share an edge that is no silhouette, or each shares one with a third, [P] bool."""
+    smooth = torch.where(silhouettes, -1, edges).view(len(silhouettes), -1, 3)  # [B, T, 3] half edges
+    first = smooth[view, t.clamp(min=0)]  # [P, 3]
+    second = smooth[view[:, None], first.clamp(min=0) // 3]  # [P, 3, 3]
+    second = torch.where(first[..., None] >= 0, second, -1)
+    reached = torch.cat([first, second.flatten(1)], 1)
+    return ((reached >= 0) & (reached // 3 == s[:, None])).any(1) & (t >= 0)
 
 
 def _walk(

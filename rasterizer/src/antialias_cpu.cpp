@@ -44,16 +44,24 @@ void find_row(const AntialiasParams<T>& p, int64_t view, int64_t first, int64_t 
     }
 }
 
-// Rows are copied, and pixels that belong to a pair with a silhouette get body(pixel) after it.
-template <typename T, typename Body>
-void for_blended(const AntialiasParams<T>& p, int axis, const T* in, T* out, int64_t threads, const Body& body) {
-    const int64_t step = axis == 0 ? 1 : p.width;
-    const int32_t* crossing = p.crossing + axis * p.views * p.height * p.width;
-    for_rows(p, threads, [&](int64_t, int64_t first, int64_t) {
-        std::copy(in + first * p.channels, in + (first + p.width) * p.channels, out + first * p.channels);
-        for (int64_t n = first; n < first + p.width; ++n)
-            if (crossing[n] | (n >= step ? crossing[n - step] : 0)) body(n);
-    });
+// Rows are copied, and pixels that belong to a pair with a silhouette are blended.
+template <typename T>
+void blend_row(const AntialiasParams<T>& p, bool transposed, const T* in, T* out, int64_t first) {
+    constexpr int64_t kBlock = 16;
+    const int64_t end = first + p.width, total = p.views * p.height * p.width;
+    const int32_t *right = p.crossing, *down = p.crossing + total;
+    std::copy(in + first * p.channels, in + end * p.channels, out + first * p.channels);
+    const auto touched = [&](int64_t n) {
+        return right[n] | down[n] | (n >= 1 ? right[n - 1] : 0) | (n >= p.width ? down[n - p.width] : 0);
+    };
+    for (int64_t block = first; block < end; block += kBlock) {
+        const int64_t block_end = std::min(end, block + kBlock);
+        int32_t any = 0;
+        for (int64_t n = block; n < block_end; ++n) any |= touched(n);
+        if (!any) continue;
+        for (int64_t n = block; n < block_end; ++n)
+            if (touched(n)) blend_pixel(p, transposed, in, out, n);
+    }
 }
 
 template <typename T>
@@ -61,29 +69,25 @@ int antialias(const AntialiasParams<T>& p, int64_t threads) {
     parallel_for(p.views * p.triangles, 2048, threads, [&](int64_t begin, int64_t end) {
         for (int64_t n = begin; n < end; ++n) find_facing(p, n);
     });
-    parallel_for(3 * p.views * p.triangles, 8192, threads, [&](int64_t begin, int64_t end) {
+    parallel_for(p.views * p.triangles, 2048, threads, [&](int64_t begin, int64_t end) {
         for (int64_t n = begin; n < end; ++n) find_smooth(p, n);
     });
     for_rows(p, threads, [&](int64_t view, int64_t first, int64_t in_view) { find_row(p, view, first, in_view); });
-    for_blended(p, 0, p.image, p.middle, threads, [&](int64_t n) { blend_pixel(p, 0, p.image, p.middle, n); });
-    for_blended(p, 1, p.middle, p.out, threads, [&](int64_t n) { blend_pixel(p, 1, p.middle, p.out, n); });
+    for_rows(p, threads, [&](int64_t, int64_t first, int64_t) { blend_row(p, false, p.image, p.out, first); });
     return 0;
 }
 
 template <typename T>
 int antialias_backward(const AntialiasParams<T>& p, int64_t threads) {
-    for_blended(p, 1, p.grad_out, p.grad_middle, threads,
-                [&](int64_t n) { blend_pixel_backward(p, 1, p.grad_out, p.grad_middle, n); });
-    for_blended(p, 0, p.grad_middle, p.grad_image, threads,
-                [&](int64_t n) { blend_pixel_backward(p, 0, p.grad_middle, p.grad_image, n); });
+    for_rows(p, threads, [&](int64_t, int64_t first, int64_t) { blend_row(p, true, p.grad_out, p.grad_image, first); });
     if (!p.grad_clip) return 0;
     const int64_t total = p.views * p.height * p.width;
     sum_over_bands(p.views, p.height, p.vertices, 4, false, p.grad_clip, threads,
                    [&](int64_t view, int64_t top, int64_t end, VertexSums& sums) {
         const auto add = [&](int32_t vertex, const double grad[4]) { sums.add(vertex, grad); };
         for (int64_t n = (view * p.height + top) * p.width; n < (view * p.height + end) * p.width; ++n) {
-            if (p.crossing[n]) crossing_backward(p, 0, p.image, p.grad_middle, n, add);
-            if (p.crossing[total + n]) crossing_backward(p, 1, p.middle, p.grad_out, n, add);
+            if (p.crossing[n]) crossing_backward(p, 0, n, add);
+            if (p.crossing[total + n]) crossing_backward(p, 1, n, add);
         }
     });
     return 0;

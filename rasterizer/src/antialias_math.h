@@ -25,10 +25,8 @@ struct AntialiasParams {
     int8_t* facing;           // [B, T] scratch: sign of each triangle's volume
     int32_t* smooth;          // [B, T, 3] scratch: edges, with -1 at silhouettes
     int32_t* crossing;        // [2, B, H, W] between a pixel and its right, or lower, neighbour: 0 or +-(half edge + 1)
-    T* middle;                // [B, H, W, C] after the horizontal pairs
     T* out;                   // [B, H, W, C]
     const T* grad_out;        // [B, H, W, C]
-    T* grad_middle;           // [B, H, W, C] scratch of the backward
     T* grad_image;            // [B, H, W, C] out
     T* grad_clip;             // [B, V, 4] out, zero on entry; or null
     int64_t views, vertices, triangles, height, width, channels;
@@ -73,8 +71,8 @@ HD bool is_silhouette(const AntialiasParams<T>& p, int64_t view, int32_t half_ed
 
 template <typename T>
 HD void find_smooth(const AntialiasParams<T>& p, int64_t n) {
-    const int64_t view = n / (3 * p.triangles), half_edge = n % (3 * p.triangles);
-    p.smooth[n] = is_silhouette(p, view, int32_t(half_edge)) ? -1 : p.edges[half_edge];
+    const int64_t view = n / p.triangles, t = n % p.triangles;
+    for (int k = 0; k < 3; ++k) p.smooth[3 * n + k] = is_silhouette(p, view, int32_t(3 * t + k)) ? -1 : p.edges[3 * t + k];
 }
 
 struct Point {
@@ -117,14 +115,21 @@ HD int32_t walk(const AntialiasParams<T>& p, int64_t view, int32_t t, int32_t go
     return kNoEdge;
 }
 
+// Whether an edge that is no silhouette leads from one triangle, whose half edges these are, to triangle s.
+HD bool leads_to(const int32_t* smooth, int32_t s) {
+    return (uint32_t(smooth[0] - 3 * s) < 3) | (uint32_t(smooth[1] - 3 * s) < 3) | (uint32_t(smooth[2] - 3 * s) < 3);
+}
+
 // Whether there may be a silhouette between two triangles. Most neighbours lie on two that share an edge in the middle of a
-// surface; this tells them quickly.
+// surface, and most others on two that share one with a third; this tells them quickly.
 template <typename T>
 HD bool may_cross(const AntialiasParams<T>& p, int64_t view, int32_t t, int32_t s) {
     if ((t | s) < 0) return t != s;
-    const int32_t* smooth = p.smooth + 3 * (view * p.triangles + t);
-    const bool joined = (uint32_t(smooth[0] - 3 * s) < 3) | (uint32_t(smooth[1] - 3 * s) < 3) | (uint32_t(smooth[2] - 3 * s) < 3);
-    return (t != s) & !joined;
+    const int32_t *all = p.smooth + 3 * view * p.triangles, *smooth = all + 3 * int64_t(t);
+    if (t == s || leads_to(smooth, s)) return false;
+    bool joined = false;
+    for (int k = 0; k < 3; ++k) joined |= smooth[k] >= 0 && leads_to(all + smooth[k] / 3 * 3, s);
+    return !joined;
 }
 
 // The silhouette between a pixel and its right (axis 0) or lower (axis 1) neighbour, where one may be, as it is kept in
@@ -170,50 +175,92 @@ HD Pair make_pair_of(const AntialiasParams<T>& p, int64_t first, int64_t step, i
     return r;
 }
 
-// The pairs of one axis that a pixel belongs to: with the pixel before it and with the one after it; calls body(pair) for each
-// that has a silhouette.
-template <typename T, typename Body>
-HD void for_pairs(const AntialiasParams<T>& p, int axis, int64_t n, const Body& body) {
+// A pixel as a mixture of the one before it along an axis, itself, and the one after it.
+struct Mixture {
+    int64_t first, step;  // pixels first, first + step and first + 2 step
+    double weight[3];
+};
+
+// One axis of blending at a pixel: what it becomes; or, transposed, what it gets of the gradients of what became of it and of its
+// neighbours.
+template <typename T>
+HD Mixture mixture(const AntialiasParams<T>& p, int axis, bool transposed, int64_t n) {
     const int64_t step = axis == 0 ? 1 : p.width;
     const int32_t* crossing = p.crossing + axis * p.views * p.height * p.width;
-    if (n >= step && crossing[n - step]) body(make_pair_of(p, n - step, step, crossing[n - step]));
-    if (crossing[n]) body(make_pair_of(p, n, step, crossing[n]));
+    Mixture m{n - step, step, {0, 1, 0}};
+    for (int64_t first = n < step ? n : n - step; first <= n; first += step) {
+        if (!crossing[first]) continue;
+        const Pair r = make_pair_of(p, first, step, crossing[first]);
+        if (transposed) {
+            m.weight[(r.target - m.first) / step] += r.owner == n ? r.shift : -r.shift;
+        } else if (r.target == n) {
+            m.weight[(r.owner - m.first) / step] += r.shift;
+            m.weight[(r.other - m.first) / step] -= r.shift;
+        }
+    }
+    return m;
+}
+
+// out[n] from both axes: horizontal pairs act first, so the vertical ones are looked at first, and their gradients last.
+template <typename T>
+HD void blend_pixel(const AntialiasParams<T>& p, bool transposed, const T* in, T* out, int64_t n) {
+    const int64_t channels = p.channels;
+    const int last = transposed ? 0 : 1;
+    const Mixture outer = mixture(p, last, transposed, n);
+    for (int64_t c = 0; c < channels; ++c) out[n * channels + c] = T(0);
+    for (int i = 0; i < 3; ++i) {
+        if (outer.weight[i] == 0) continue;
+        const Mixture inner = mixture(p, 1 - last, transposed, outer.first + i * outer.step);
+        for (int j = 0; j < 3; ++j) {
+            const double weight = outer.weight[i] * inner.weight[j];
+            if (weight == 0) continue;
+            const T* from = in + (inner.first + j * inner.step) * channels;
+            for (int64_t c = 0; c < channels; ++c) out[n * channels + c] += T(weight) * from[c];
+        }
+    }
 }
 
 template <typename T>
-HD void blend_pixel(const AntialiasParams<T>& p, int axis, const T* in, T* out, int64_t n) {
-    const int64_t channels = p.channels;
-    for (int64_t c = 0; c < channels; ++c) out[n * channels + c] = in[n * channels + c];
-    for_pairs(p, axis, n, [&](const Pair& r) {
-        if (r.target != n) return;
-        for (int64_t c = 0; c < channels; ++c)
-            out[n * channels + c] += T(r.shift) * (in[r.owner * channels + c] - in[r.other * channels + c]);
-    });
+HD double mixed(const Mixture& m, const T* in, int64_t channels, int64_t c) {
+    double value = 0;
+    for (int i = 0; i < 3; ++i)
+        if (m.weight[i] != 0) value += m.weight[i] * double(in[(m.first + i * m.step) * channels + c]);
+    return value;
 }
 
+// The gradient of the shift between pixel n and the next along an axis. Horizontal pairs act on the image and have the gradient
+// of what the vertical ones made of it; vertical pairs act on what the horizontal ones made of the image.
 template <typename T>
-HD void blend_pixel_backward(const AntialiasParams<T>& p, int axis, const T* grad_out, T* grad_in, int64_t n) {
+HD double shift_gradient(const AntialiasParams<T>& p, int axis, const Pair& r) {
+    const Mixture plain{0, 0, {0, 0, 0}};
+    const Mixture target = axis == 0 ? mixture(p, 1, true, r.target) : plain;
+    const Mixture owner = axis == 1 ? mixture(p, 0, false, r.owner) : plain;
+    const Mixture other = axis == 1 ? mixture(p, 0, false, r.other) : plain;
     const int64_t channels = p.channels;
-    for (int64_t c = 0; c < channels; ++c) grad_in[n * channels + c] = grad_out[n * channels + c];
-    for_pairs(p, axis, n, [&](const Pair& r) {
-        const T share = T(r.owner == n ? r.shift : -r.shift);
-        for (int64_t c = 0; c < channels; ++c) grad_in[n * channels + c] += share * grad_out[r.target * channels + c];
-    });
+    double gradient = 0;
+    for (int64_t c = 0; c < channels; ++c) {
+        if (axis == 0) {
+            const double difference = double(p.image[r.owner * channels + c]) - double(p.image[r.other * channels + c]);
+            gradient += mixed(target, p.grad_out, channels, c) * difference;
+        } else {
+            const double difference = mixed(owner, p.image, channels, c) - mixed(other, p.image, channels, c);
+            gradient += double(p.grad_out[r.target * channels + c]) * difference;
+        }
+    }
+    return gradient;
 }
 
 // What the silhouette after pixel n gives to the two ends of its edge: add(vertex, gradient of x, y, z, w).
 template <typename T, typename Add>
-HD void crossing_backward(const AntialiasParams<T>& p, int axis, const T* in, const T* grad_out, int64_t n, const Add& add) {
-    const int64_t size = p.height * p.width, view = n / size, channels = p.channels;
+HD void crossing_backward(const AntialiasParams<T>& p, int axis, int64_t n, const Add& add) {
+    const int64_t size = p.height * p.width, view = n / size;
     const int32_t code = p.crossing[axis * p.views * size + n];
     if (!code) return;
     const Pair r = make_pair_of(p, n, axis == 0 ? 1 : p.width, code);
-    double grad = 0;
-    for (int64_t c = 0; c < channels; ++c)
-        grad += double(grad_out[r.target * channels + c]) * (double(in[r.owner * channels + c]) - double(in[r.other * channels + c]));
     const double inverse = 1.0 / (r.at_owner - r.at_other);
     if (!is_finite(inverse)) return;
-    const double to_owner = -grad * r.at_other * inverse * inverse, to_other = grad * r.at_owner * inverse * inverse;
+    const double gradient = shift_gradient(p, axis, r) * inverse * inverse;
+    const double to_owner = -gradient * r.at_other, to_other = gradient * r.at_owner;
     const Point a = centre(p, r.owner - view * size), b = centre(p, r.other - view * size);
     const Line to_line{to_owner * a.x + to_other * b.x, to_owner * a.y + to_other * b.y, to_owner + to_other};
     const int32_t half_edge = (code > 0 ? code : -code) - 1, t = half_edge / 3, k = half_edge % 3;

@@ -18,7 +18,7 @@ namespace {
 
 using namespace somnia;
 
-constexpr int64_t kBandRows = 16, kPiece = 2048, kLanes = 4;
+constexpr int64_t kBandRows = 32, kPiece = 2048, kLanes = 4;
 
 // One view's triangles, listed for each band of rows that they may cover, in ascending order.
 struct Bins {
@@ -203,13 +203,16 @@ void rasterize_band_backward(const RasterParams<T>& p, int64_t view, int64_t top
     const T* clip = p.clip + 4 * p.vertices * view;
     Slots<1> slots(p.triangles);
     std::vector<Share> shares;
+    int32_t before = -1, slot = 0;
     for (int64_t row = top; row < end; ++row)
         for (int64_t column = 0, n = (view * p.height + row) * p.width; column < p.width; ++column, ++n) {
             const int32_t triangle = p.triangle[n];
             if (triangle < 0) continue;
-            const int32_t slot = slots.of(triangle, [&] {
-                shares.push_back({make_slopes(load_corners(clip, p.faces + 3 * int64_t(triangle))), ShapeGradient{}});
-            });
+            if (triangle != before)
+                slot = slots.of(triangle, [&] {
+                    shares.push_back({make_slopes(load_corners(clip, p.faces + 3 * int64_t(triangle))), ShapeGradient{}});
+                });
+            before = triangle;
             Share& share = shares[size_t(slot)];
             const double grad_z = p.grad_depth ? double(p.grad_depth[n]) : 0.0;
             add_pixel(share.slopes, grid.x[size_t(column)], grid.y[size_t(row)], double(p.grad_bary[2 * n]),
@@ -249,16 +252,18 @@ void interpolate_band_backward(const InterpolateParams<T>& p, int64_t view, int6
     const T* attributes = attributes_of(p, view);
     Slots<1> slots(p.triangles);
     std::vector<double> shares;  // [3, C] of each triangle
+    int32_t before = -1;
+    double* share = nullptr;
     for (int64_t n = first; n < last; ++n) {
         const int32_t triangle = p.triangle[n];
         if (triangle < 0) {
             if (p.grad_bary) p.grad_bary[2 * n] = p.grad_bary[2 * n + 1] = T(0);
             continue;
         }
-        double* share = nullptr;
-        if (p.grad_attributes) {
+        if (p.grad_attributes && triangle != before) {
             const int32_t slot = slots.of(triangle, [&] { shares.resize(shares.size() + size_t(3 * channels), 0.0); });
             share = shares.data() + int64_t(slot) * 3 * channels;
+            before = triangle;
         }
         interpolate_pixel_backward<T, kChannels>(p, attributes, p.faces + 3 * int64_t(triangle), n, share);
     }

@@ -147,19 +147,10 @@ struct Crossings {
 template <typename T>
 struct Blend {
     AntialiasParams<T> p;
-    int axis;
+    bool transposed;
     const T* in;
     T* out;
-    __device__ void operator()(int64_t n) const { blend_pixel(p, axis, in, out, n); }
-};
-
-template <typename T>
-struct BlendBackward {
-    AntialiasParams<T> p;
-    int axis;
-    const T* grad_out;
-    T* grad_in;
-    __device__ void operator()(int64_t n) const { blend_pixel_backward(p, axis, grad_out, grad_in, n); }
+    __device__ void operator()(int64_t n) const { blend_pixel(p, transposed, in, out, n); }
 };
 
 template <typename T>
@@ -170,8 +161,8 @@ struct CrossingsBackward {
         const auto add = [&](int32_t vertex, const double grad[4]) {
             for (int c = 0; c < 4; ++c) atomic_add(to + 4 * int64_t(vertex) + c, T(grad[c]));
         };
-        crossing_backward(p, 0, p.image, p.grad_middle, n, add);
-        crossing_backward(p, 1, p.middle, p.grad_out, n, add);
+        crossing_backward(p, 0, n, add);
+        crossing_backward(p, 1, n, add);
     }
 };
 
@@ -199,9 +190,8 @@ template <typename T>
 int antialias(const void* params, Sequence run) {
     const auto& p = *static_cast<const AntialiasParams<T>*>(params);
     const int64_t pixels = p.views * p.height * p.width;
-    run.then(p.views * p.triangles, Facing<T>{p}).then(3 * p.views * p.triangles, Smooth<T>{p});
-    run.then(pixels, Crossings<T>{p});
-    run.then(pixels, Blend<T>{p, 0, p.image, p.middle}).then(pixels, Blend<T>{p, 1, p.middle, p.out});
+    run.then(p.views * p.triangles, Facing<T>{p}).then(p.views * p.triangles, Smooth<T>{p});
+    run.then(pixels, Crossings<T>{p}).then(pixels, Blend<T>{p, false, p.image, p.out});
     return run.status;
 }
 
@@ -209,8 +199,7 @@ template <typename T>
 int antialias_backward(const void* params, Sequence run) {
     const auto& p = *static_cast<const AntialiasParams<T>*>(params);
     const int64_t pixels = p.views * p.height * p.width;
-    run.then(pixels, BlendBackward<T>{p, 1, p.grad_out, p.grad_middle});
-    run.then(pixels, BlendBackward<T>{p, 0, p.grad_middle, p.grad_image});
+    run.then(pixels, Blend<T>{p, true, p.grad_out, p.grad_image});
     if (p.grad_clip) run.then(pixels, CrossingsBackward<T>{p});
     return run.status;
 }
