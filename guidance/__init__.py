@@ -41,7 +41,9 @@ def build(config, device, resolved=None):
     perpneg = None
     if wanted.perpneg:
         perpneg = PerpNeg(wanted.negative_w, wanted.front_decay_factor, wanted.side_decay_factor)
-    settings = Settings(wanted.guidance_scale, perpneg=perpneg, vram_O=wanted.vram_O)
+    settings = Settings(
+        wanted.guidance_scale, wanted.guidance_rescale, wanted.guidance_weighting, perpneg=perpneg, vram_O=wanted.vram_O
+    )
     model = StableDiffusion(weights.fetch(resolved), device, dtype, settings)
     model.prepare(Conditions(config.prompt.text, config.prompt.negative))
     return model

@@ -195,7 +195,7 @@ def check(config: Config) -> None:
     if config.trains and text is None and config.data.data is None:
         raise UserError('nothing to do: give --text "a hamburger", --data FOLDER, or --test for a finished workspace')
     if config.data.data is not None and not config.data.data.strip():
-        raise UserError("--data is empty; name a folder with transforms.json or transforms_train.json")
+        raise UserError("--data is empty; name a folder with transforms.json, a COLMAP model or NeuS cameras")
     if not config.output.workspace.strip():
         raise UserError("--workspace is empty; name a folder, as in --workspace trial")
     if not schedule[0] < schedule[1]:

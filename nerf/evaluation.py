@@ -163,20 +163,22 @@ class Evaluator:
         video.write_png(base / f"{name}_depth.png", video.depth_image(out.depth, out.opacity, shape))
 
     def _measure(self, split: str, step: int) -> dict[str, float]:
-        """PSNR and SSIM over a held-out split; pictures of the first few beside their truth."""
+        """PSNR and SSIM of a held-out split where no mask leaves something out; pictures of a few beside their truth."""
         photos = self.held_out[split]
         rows = []
         for i in range(len(photos)):
-            view, truth = photos.view(i), photos.image(i).to(self.device)
-            out = self.render(view)
-            image = out.image.reshape(truth.shape).clamp(0, 1)
-            rows.append((metrics.psnr(image, truth), metrics.ssim(image, truth)))
+            batch, usable = photos.measured(i, ideal=self.stage == "dmtet")
+            out = self.render(batch.views, batch.resolve(self.part()))
+            shape = out.shape[1:]
+            image, truth = (colour.reshape(*shape, 3) for colour in (out.image.clamp(0, 1), batch.rgb.to(self.device)))
+            usable = None if usable is None else usable.reshape(shape)
+            rows.append((metrics.psnr(image, truth, usable), metrics.ssim(image, truth, usable)))
             if i < PREVIEW_VIEWS:
                 pair = np.concatenate([video.to_uint8(image), video.to_uint8(truth)], axis=1)
                 video.write_png(self.workspace / "validation" / f"{run_name(step, self.stage)}_{split}_{i:04d}.png", pair)
         found = {
-            f"{split}_psnr": float(np.mean([float(r[0]) for r in rows])),
-            f"{split}_ssim": float(np.mean([float(r[1]) for r in rows])),
+            f"{split}_psnr": float(np.nanmean([float(r[0]) for r in rows])),
+            f"{split}_ssim": float(np.nanmean([float(r[1]) for r in rows])),
         }
         self.report.metrics(step, found)
         return found

@@ -32,7 +32,7 @@ class PromptConfig(Group):
 class DataConfig(Group):
     """Posed photographs"""
 
-    data: str | None = option(None, "folder with transforms.json or transforms_{train,val,test}.json", fixed=True)
+    data: str | None = option(None, "folder of posed photographs: transforms.json, a COLMAP model or NeuS cameras", fixed=True)
     num_rays: int = option(4096, "random rays per step", check=between(1, 2**22))
     holdout: int = option(
         8, "every N-th photograph is kept for the test if the data has no split (0 none)", check=at_least(0), fixed=True
@@ -65,6 +65,10 @@ class GuidanceConfig(Group):
     hf_key: str | None = option(None, "a diffusers folder or hub id, in place of --sd_version", fixed=True)
     IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion", unbuilt="DeepFloyd IF guidance")
     guidance_scale: float = option(100.0, "classifier-free guidance scale", check=at_least(0))
+    guidance_rescale: float = option(0.0, "share by which guided colours get back the spread of plain ones", check=FRACTION)
+    guidance_weighting: str = option(
+        "sds", "weight of a diffusion time: sigma^2, 1, or alpha sigma^2", choices=("sds", "uniform", "fantasia")
+    )
     guidance_anneal: float = option(
         0.0,
         "how far the guidance scale has come to 1, the plain prompt, at the last step (0 not at all, 1 all the way)",

@@ -92,6 +92,7 @@ class Guided(Objective):
         self.debug_interval = debug_interval
         self.loss_scale = 1.0  # the AMP scale of the present step, for a clip that means the same under AMP
         self.debug: dict[str, Tensor] = {}  # name -> [B, 3, H, W]
+        self.stats: dict[str, Tensor] = {}  # for the log: scalars that are read only when they are written
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> dict[str, Tensor]:
         image = out.image
@@ -100,10 +101,11 @@ class Guided(Objective):
             image = torch.cat([image, out.opacity[:, None]], dim=-1)
         pictures = out.as_images(self._clipped(image))
         looks = self.debug_interval > 0 and plan.step % self.debug_interval == 0
-        self.debug, total = {}, 0.0
+        self.debug, self.stats, total = {}, {}, 0.0
         for guidance in self.guidance:
             answer = guidance.loss(pictures, batch.views, part, plan.t_range, debug=looks)
             total = total + answer.loss
+            self.stats |= {f"{guidance.name}_{name}": value for name, value in answer.stats.items()}
             self.debug |= {f"{guidance.name} {name}": value for name, value in (answer.debug or {}).items()}
         return {"sds": total}
 

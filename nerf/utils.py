@@ -119,7 +119,7 @@ class Trainer:
         if self.guided is not None and self.guided.debug:
             self.evaluator.show_guidance(self.guided.debug, self.step)
         self.step += 1
-        return terms
+        return terms | (self.guided.stats if self.guided is not None else {})
 
     def _part_terms(self, part: Part, plan: StepPlan) -> dict[str, Tensor]:
         batch = self.sources[part.source].batch(part)
