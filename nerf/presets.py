@@ -40,7 +40,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 8e-3,
         "lr_decay": 0.02,
         "ema_decay": 0.995,
+        # Strong guidance makes the shape, mild guidance at the end keeps the colours from going to their extremes.
         "guidance_scale": 8.0,
+        "guidance_anneal": 0.8,
         "t_range": (0.02, 0.98),
         "t_anneal": 0.8,
         "radius_range": (3.0, 3.5),
@@ -50,7 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "albedo_iter_ratio": 0.0,
         # The prior never saw grey shading: it takes a textureless picture for fog of the wrong colour and clears it away.
         "textureless_ratio": 0.0,
-        "lambda_entropy": 20.0,
+        "lambda_entropy": 30.0,
         "bound": 0.6,
         "density_bias": -2.5,
         "blob_density": 4.5,
@@ -64,8 +66,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "H": 256,
         "dataset_size_test": 48,
         "mcubes_resolution": 128,
-        # Guided fields are thin in places: half of their inside is above 20, a tenth below 5.
-        "mesh_threshold": 7.0,
+        # A guided field is dense where cameras look, and stays thin in its core and on its underside: a higher threshold
+        # opens the shell there.
+        "mesh_threshold": 4.5,
         "mesh_smooth": 1.5,
         "decimate_target": 20_000,
         "texture_size": 1024,
