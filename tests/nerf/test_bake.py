@@ -13,6 +13,7 @@ from nerf import mesh as meshes
 from nerf.lattice import ExportError, sample_lattice
 from nerf.mesh import Mesh
 from tests.helpers import solids
+from tests.helpers.seams import along_seams
 
 
 def brute_force(uv, faces, size):
@@ -167,14 +168,8 @@ def waves(points):
 
 def across_seams(mesh, texture):
     """What a bilinear lookup sees [n, 2, 3] on both sides of points along all seams."""
-    corner, following = mesh.faces.reshape(-1), np.roll(mesh.faces, -1, axis=1).reshape(-1)
-    start, end = mesh.weld[corner], mesh.weld[following]
-    count = len(mesh.vertices)
-    there, back = np.argsort(start * count + end), np.argsort(end * count + start)
-    sides = [mesh.uv[corner[there]], mesh.uv[following[there]]], [mesh.uv[following[back]], mesh.uv[corner[back]]]
-    cut = (np.abs(sides[0][0] - sides[1][0]) + np.abs(sides[0][1] - sides[1][1])).sum(axis=1) > 1e-9
-    seen = [[bilinear(texture, (1 - t) * a[cut] + t * b[cut]) for t in (0.1, 0.3, 0.5, 0.7, 0.9)] for a, b in sides]
-    return np.stack([np.concatenate(side) for side in seen], axis=1) / 255.0
+    uv = along_seams(mesh, mesh.uv)
+    return np.stack([bilinear(texture, uv[:, side]) for side in (0, 1)], axis=1) / 255.0
 
 
 @pytest.mark.parametrize("supersample", [1, 2])

@@ -6,12 +6,14 @@ from functools import cache
 import numpy as np
 import pytest
 
+from benchmarks.glb_render import bilinear
 from nerf import mesh as meshes
 from nerf import tangents
 from nerf.bake import rasterize_uv
 from nerf.lattice import sample_lattice
 from nerf.mesh import Mesh
 from tests.helpers import solids
+from tests.helpers.seams import along_seams
 
 SIZE = 256
 
@@ -109,6 +111,21 @@ def test_normal_map_of_the_fine_surface_brings_its_normals_back_to_the_coarse_on
     coarse = degrees(tangents.frames(mesh, texels)[2], truth)
     mapped = degrees(decoded(mesh, picture, texels), truth)
     assert mapped.mean() < 0.5 * coarse.mean() and mapped.mean() < 2.0
+
+
+def test_viewer_sees_no_seam_in_the_normals():
+    fine, mesh = torus()
+    picture = tangents.bake_normals(mesh, tangents.nearest_normals(fine), SIZE)
+    uv, frame = along_seams(mesh, mesh.uv), along_seams(mesh, np.concatenate([mesh.normals, mesh.tangents], axis=1))
+    seen = []
+    for side in (0, 1):
+        normal, tangent = (part / np.linalg.norm(part, axis=1, keepdims=True)
+                           for part in (frame[:, side, :3], frame[:, side, 3:6]))
+        x, y, z = (bilinear(picture, uv[:, side]) / 255.0 * 2 - 1).T[..., None]
+        mixed = x * tangent + y * frame[:, side, 6:] * np.cross(normal, tangent) + z * normal
+        seen.append(mixed / np.linalg.norm(mixed, axis=1, keepdims=True))
+    apart = degrees(*seen)
+    assert len(apart) > 500 and apart.mean() < 1.0 and np.percentile(apart, 99) < 2.5
 
 
 def test_nearest_normals_do_not_leak_through_a_thin_sheet():
