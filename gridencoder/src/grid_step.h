@@ -5,6 +5,10 @@
 #pragma once
 #include <limits>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include "grid_points.h"
 
 // The hot loops exist twice, and the loader takes the copy for processors with AVX-512 where there is one. Contraction
@@ -159,29 +163,55 @@ struct Kernels {
 #if defined(__GNUC__)
     static constexpr bool kSquares = sizeof(V) == sizeof(double);
 
-    // target[j][i] = source[i][j] for i, j of 0 and 1, whose rows are `step` vectors apart.
+    typedef double Two __attribute__((vector_size(16), aligned(8), may_alias));
+
+    // target[j][i] = source[i][j] for i, j of 0 and 1, whose rows are `step` vectors apart; kPast: past the caches.
+    template <bool kPast>
     static void exchange(const V* source, int64_t source_step, V* target, int64_t target_step) {
-        typedef double Two __attribute__((vector_size(16), aligned(8), may_alias));
         const Two a = *reinterpret_cast<const Two*>(source), b = *reinterpret_cast<const Two*>(source + source_step);
-        *reinterpret_cast<Two*>(target) = Two{a[0], b[0]};
-        *reinterpret_cast<Two*>(target + target_step) = Two{a[1], b[1]};
+        put<kPast>(target, Two{a[0], b[0]});
+        put<kPast>(target + target_step, Two{a[1], b[1]});
+    }
+
+    template <bool kPast>
+    static void put(V* target, Two value) {
+#if defined(__SSE2__)
+        if constexpr (kPast) return _mm_stream_pd(reinterpret_cast<double*>(target), value);
+#endif
+        *reinterpret_cast<Two*>(target) = value;
     }
 #else
     static constexpr bool kSquares = false;
+    template <bool kPast>
     static void exchange(const V*, int64_t, V*, int64_t) {}
 #endif
 
-    // Packed values to [M, L*F], and zeros for the levels that are not active.
+    // Packed values to [M, L*F], and zeros for the levels that are not active. What would not fit the cache is written
+    // past it, or else each line would first be read for nothing.
     void unpack(const Points<S, D>& points, const V* packed, int64_t from, int64_t to) const {
         V* values = static_cast<V*>(p.values);
         const int64_t width = p.levels * groups(), used = p.active * groups();
+        const bool aligned = reinterpret_cast<uintptr_t>(values) % 16 == 0 && width % 2 == 0;
+        if (aligned && p.num_points * width * int64_t(sizeof(V)) > kCache) {
+            unpack_active<true>(points, packed, from, to);
+#if defined(__SSE2__)
+            _mm_sfence();
+#endif
+        } else {
+            unpack_active<false>(points, packed, from, to);
+        }
+        for (int64_t n = points.first + from; n < points.first + to && used < width; ++n)
+            std::fill(values + n * width + used, values + (n + 1) * width, V{});
+    }
+
+    template <bool kPast>
+    void unpack_active(const Points<S, D>& points, const V* packed, int64_t from, int64_t to) const {
+        V* values = static_cast<V*>(p.values);
         transpose(
             points, from, to, [=](int64_t flat, int64_t place) { values[flat] = packed[place]; },
             [=](int64_t flat, int64_t flat_step, int64_t place, int64_t step) {
-                exchange(packed + place, step, values + flat, flat_step);
+                exchange<kPast>(packed + place, step, values + flat, flat_step);
             });
-        for (int64_t n = points.first + from; n < points.first + to && used < width; ++n)
-            std::fill(values + n * width + used, values + (n + 1) * width, V{});
     }
 
     // Gradients of the values, or zeros where there are none, to packed.
@@ -195,7 +225,7 @@ struct Kernels {
             transpose(
                 points, from, to, [=](int64_t flat, int64_t place) { packed[place] = values[flat]; },
                 [=](int64_t flat, int64_t flat_step, int64_t place, int64_t step) {
-                    exchange(values + flat, flat_step, packed + place, step);
+                    exchange<false>(values + flat, flat_step, packed + place, step);
                 });
     }
 
