@@ -113,7 +113,13 @@ class Evaluator:
             folder=self.workspace / "mesh",
             options=export.ExportOptions(
                 decimate_target=output.decimate_target,
+                max_error=output.decimate_error,
                 texture_size=output.texture_size,
+                supersample=output.texture_supersample,
+                normal_map=output.normal_map,
+                roughness=output.roughness,
+                metallic=output.metallic,
+                ply=output.mesh_ply,
                 export_frame=output.export_frame,
             ),
             transform=self.transform,

@@ -245,7 +245,15 @@ class OutputConfig(Group):
         0.0, "smoothing of the density before the mesh is cut, in marching-cubes cells (0 none)", check=between(0, 16)
     )
     decimate_target: int = option(50_000, "triangles of the mesh, at most (0 or less: all)")
-    texture_size: int = option(1024, "side of the texture in pixels", check=between(16, 8192))
+    decimate_error: float = option(
+        0.0, "how far decimation may move the surface, scene units; it keeps more triangles for that (0: any)", check=at_least(0)
+    )
+    texture_size: int = option(1024, "side of the texture in pixels", check=between(16, 4096))
+    texture_supersample: int = option(1, "a texel is the mean of so many colours each way", check=between(1, 4))
+    normal_map: bool = option(False, "write the normals of the mesh before decimation as a tangent-space picture")
+    roughness: float = option(1.0, "roughness of the mesh's material", check=FRACTION)
+    metallic: float = option(0.0, "metalness of the mesh's material", check=FRACTION)
+    mesh_ply: bool = option(False, "write the mesh as PLY with vertex colours as well")
     export_frame: str = option(
         "object", "axes of the mesh: object is +Y up and +Z front, source those of --data", choices=("object", "source")
     )
