@@ -250,16 +250,17 @@ struct Cell {
 // What a point is to the grid; one that is not a number gives values that are not numbers, and no gradient.
 enum Place : uint8_t { kOutside, kInside, kNotANumber };
 
-// Map a point to the unit box. u: [D] out, within [0, 1] whatever the point.
+// Map a point to the unit box. u: [D] out, within [0, 1] whatever the point. Without branches, so that a compiler can
+// vectorise it.
 template <typename S, int D>
 HD Place enter_box(const S* x, S bound, S* u) {
-    bool within = true, number = true;
+    int32_t within = 1, number = 1;
     for (int d = 0; d < D; ++d) {
         const S fraction = (x[d] + bound) / (S(2) * bound);
-        const bool here = fraction >= S(0) && fraction <= S(1);
+        const int32_t here = int32_t(fraction >= S(0)) & int32_t(fraction <= S(1));
         u[d] = here ? fraction : S(0);
-        within = within && here;
-        number = number && fraction == fraction;
+        within &= here;
+        number &= int32_t(fraction == fraction);
     }
     return within ? kInside : (number ? kOutside : kNotANumber);
 }

@@ -60,12 +60,16 @@ struct Points {
         place = place_space.get<uint8_t>(points);
     }
 
-    void load(const GridParams& p, int64_t from, int64_t to) const {
+    HD void load(const GridParams& p, int64_t from, int64_t to) const {
         const S* x = static_cast<const S*>(p.positions) + first * D;
+        const S bound = S(p.bound);
+        S* const memory = unit[0];  // bytes may alias anything, so nothing is read through `this` in the loop
+        uint8_t* const places = place;
+        const int64_t axis = unit[1] - unit[0];
         for (int64_t n = from; n < to; ++n) {
             S u[D];
-            place[n] = enter_box<S, D>(x + n * D, S(p.bound), u);
-            for (int d = 0; d < D; ++d) unit[d][n] = u[d];
+            places[n] = enter_box<S, D>(x + n * D, bound, u);
+            for (int d = 0; d < D; ++d) memory[d * axis + n] = u[d];
         }
     }
 };

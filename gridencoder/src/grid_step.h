@@ -128,6 +128,13 @@ struct Kernels {
         }
     }
 
+    COPIES void load_copied(const Points<S, D>& points, int64_t from, int64_t to) const { points.load(p, from, to); }
+
+    void load(const Points<S, D>& points, int64_t from, int64_t to) const {
+        if constexpr (kFeatures > 0) load_copied(points, from, to);
+        else points.load(p, from, to);
+    }
+
     template <bool kJacobian>
     COPIES void encode_copied(int level, const Points<S, D>& points, int64_t from, int64_t to, V* packed,
                               V* jacobian) const {
@@ -251,7 +258,7 @@ struct Kernels {
             V* scratch = level_space.get<V>(p.active * points.stride * groups());
             const int64_t tasks = (points.count + kTask - 1) / kTask;
             somnia::parallel_for(points.count, kTask, threads,
-                                 [&](int64_t from, int64_t to) { points.load(p, from, to); });
+                                 [&](int64_t from, int64_t to) { load(points, from, to); });
             somnia::parallel_for(tasks * p.active, 1, threads, [&](int64_t task, int64_t) {
                 const int level = int(task / tasks);
                 const int64_t from = task % tasks * kTask, to = std::min(from + kTask, points.count);
@@ -280,7 +287,7 @@ struct Kernels {
             const Points<S, D> points(first, std::min(kChunk, p.num_points - first));
             V* scratch = level_space.get<V>(p.active * points.stride * groups());
             somnia::parallel_for(points.count, kTask, threads, [&](int64_t from, int64_t to) {
-                points.load(p, from, to);
+                load(points, from, to);
                 pack(points, scratch, from, to);
             });
             somnia::parallel_for(p.levels * ranges, 1, threads, [&](int64_t task, int64_t) {
