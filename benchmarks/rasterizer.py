@@ -144,7 +144,7 @@ def contenders(scene: Scene) -> dict[str, tuple[Work, Work]]:
             chosen["nvdiffrast"] = nvdiffrast(scene)
         return chosen
     if not importlib.util.find_spec("deodr"):
-        print("DEODR is not installed (pip install deodr)")
+        print("DEODR is not installed: pip install somnia[bench], or deodr")
         return chosen
     chosen |= {"DEODR": deodr(scene, False), "DEODR, edges given": deodr(scene, True)}
     image, theirs = chosen["ours"][0]().detach()[0].double(), chosen["DEODR"][0]()

@@ -26,7 +26,7 @@ InterpolateParams = _struct(
 )
 AntialiasParams = _struct(
     "AntialiasParams",
-    "image clip depth triangle faces edges facing smooth crossing out grad_out grad_image grad_clip",
+    "image clip depth triangle faces edges facing smooth crossing shift out grad_out grad_image grad_clip",
     "views vertices triangles height width channels",
 )
 
@@ -104,29 +104,29 @@ def _antialiasing(image: Tensor, clip: Tensor, faces: Tensor) -> dict[str, int]:
 
 def antialias(
     image: Tensor, depth: Tensor, triangle: Tensor, clip: Tensor, faces: Tensor, edges: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The blended image [B, H, W, C]; and for the backward crossing [2, B, H, W]."""
-    out = torch.empty_like(image)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The blended image [B, H, W, C]; and for the backward crossing and shift, [2, B, H, W] each."""
+    out, shift = torch.empty_like(image), image.new_empty(2, *triangle.shape)
     crossing = torch.empty(2, *triangle.shape, dtype=torch.int32, device=image.device)
     facing = torch.empty(len(clip), len(faces), dtype=torch.int8, device=image.device)
     smooth = torch.empty(len(clip), len(faces), 3, dtype=torch.int32, device=image.device)
     run(
         "antialias", AntialiasParams, image, image=image, clip=clip, depth=depth, triangle=triangle, faces=faces,
-        edges=edges, facing=facing, smooth=smooth, crossing=crossing, out=out,
+        edges=edges, facing=facing, smooth=smooth, crossing=crossing, shift=shift, out=out,
         **_antialiasing(image, clip, faces),
     )  # fmt: skip
-    return out, crossing
+    return out, crossing, shift
 
 
 def antialias_backward(
-    image: Tensor, clip: Tensor, faces: Tensor, crossing: Tensor, grad_out: Tensor, to_clip: bool
+    image: Tensor, clip: Tensor, faces: Tensor, crossing: Tensor, shift: Tensor, grad_out: Tensor, to_clip: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of image and, if needed, clip."""
     grad_image = torch.empty_like(image)
     grad_clip = torch.zeros_like(clip) if to_clip else None
     run(
         "antialias_backward", AntialiasParams, image, image=image, clip=clip, faces=faces,
-        crossing=crossing, grad_out=grad_out, grad_image=grad_image, grad_clip=grad_clip,
+        crossing=crossing, shift=shift, grad_out=grad_out, grad_image=grad_image, grad_clip=grad_clip,
         **_antialiasing(image, clip, faces),
     )  # fmt: skip
     return grad_image, grad_clip

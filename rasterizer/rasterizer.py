@@ -96,8 +96,8 @@ def antialias(image: Tensor, raster: Raster, clip: Tensor, faces: Tensor, edges:
     that passes between their centres (an edge with one face, or with two that lie on the same side of it as seen from
     the eye). The pixel in which it passes gets the other's value in proportion to how far from the middle between
     them it passes; so the image depends continuously on where silhouettes lie. Horizontal pairs first, then vertical
-    ones. Every value stays between the smallest and the largest of the image. Silhouettes between pixels that show the
-    same triangle or nothing (thinner than a pixel) are not seen.
+    ones. Every value stays between the smallest and the largest of the image. What is thinner than a pixel and covers no
+    centre is not seen, nor is a silhouette beyond the centres of the outermost pixels.
 
     Args:
         image: [B, H, W, C], shaded; in the dtype of clip (half precision is raised to it under autocast).
@@ -219,8 +219,8 @@ class _Antialias(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, image, clip, depth, triangle, faces, edges):
-        out, crossing = native.antialias(image, depth, triangle, clip, faces, edges)
-        ctx.save_for_backward(image, clip, faces, crossing)
+        out, crossing, shift = native.antialias(image, depth, triangle, clip, faces, edges)
+        ctx.save_for_backward(image, clip, faces, crossing, shift)
         return out
 
     @staticmethod

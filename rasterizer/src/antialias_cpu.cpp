@@ -36,11 +36,11 @@ void find_row(const AntialiasParams<T>& p, int64_t view, int64_t first, int64_t 
         list[size_t(count)] = pair;
         count += may_cross(p, view, here[column], pair % 2 ? below[column] : here[column + 1]);
     }
-    int32_t* crossing[2] = {p.crossing + first, p.crossing + p.views * p.height * p.width + first};
-    for (int32_t* row : crossing) std::fill(row, row + p.width, 0);
+    for (int32_t* row : {p.crossing + first, p.crossing + p.views * p.height * p.width + first})
+        std::fill(row, row + p.width, 0);
     for (int64_t i = 0; i < count; ++i) {
         const int32_t pair = list[size_t(i)];
-        crossing[pair % 2][pair / 2] = find_crossing(p, view, in_view + pair / 2, pair % 2);
+        find_crossing(p, view, in_view + pair / 2, pair % 2);
     }
 }
 

@@ -25,6 +25,7 @@ struct AntialiasParams {
     int8_t* facing;           // [B, T] scratch: sign of each triangle's volume
     int32_t* smooth;          // [B, T, 3] scratch: edges, with -1 at silhouettes
     int32_t* crossing;        // [2, B, H, W] between a pixel and its right, or lower, neighbour: 0 or +-(half edge + 1)
+    T* shift;                 // [2, B, H, W] where it crosses, from the owner's centre in pixels, less a half; if it does
     T* out;                   // [B, H, W, C]
     const T* grad_out;        // [B, H, W, C]
     T* grad_image;            // [B, H, W, C] out
@@ -132,11 +133,18 @@ HD bool may_cross(const AntialiasParams<T>& p, int64_t view, int32_t t, int32_t 
     return !joined;
 }
 
-// The silhouette between a pixel and its right (axis 0) or lower (axis 1) neighbour, where one may be, as it is kept in
-// `crossing`.
+// How the line of a silhouette passes between the centre of its owner, the pixel in which its surface is seen, and the other's.
+struct Passage {
+    double at_owner, at_other;  // values of the line
+    HD double shift() const { return clamp_to(at_owner / (at_owner - at_other), 0.0, 1.0) - 0.5; }
+};
+
+// Looks for the silhouette between a pixel and its right (axis 0) or lower (axis 1) neighbour, where one may be, and keeps it in
+// `crossing` and `shift`.
 template <typename T>
-HD int32_t find_crossing(const AntialiasParams<T>& p, int64_t view, int64_t in_view, int axis) {
-    const int64_t first = view * p.height * p.width + in_view, step = axis == 0 ? 1 : p.width, second = first + step;
+HD void find_crossing(const AntialiasParams<T>& p, int64_t view, int64_t in_view, int axis) {
+    const int64_t size = p.height * p.width, first = view * size + in_view, step = axis == 0 ? 1 : p.width;
+    const int64_t second = first + step, pair = axis * p.views * size + first;
     const int32_t t0 = p.triangle[first], t1 = p.triangle[second];
     bool from_first = t0 >= 0 && (t1 < 0 || p.depth[first] <= p.depth[second]);
     const Point a = centre(p, in_view), b = centre(p, in_view + step);
@@ -145,32 +153,27 @@ HD int32_t find_crossing(const AntialiasParams<T>& p, int64_t view, int64_t in_v
         from_first = !from_first;
         found = from_first ? walk(p, view, t0, t1, a, b) : walk(p, view, t1, t0, b, a);
     }
-    if (found < 0) return 0;
+    if (found < 0) return;
     const Line l = half_edge_line(p, view, found);
     const double along_row = fabs(l.a) * double(p.height), along_column = fabs(l.b) * double(p.width);
-    if (axis == 0 ? along_row < along_column : along_row >= along_column) return 0;
-    return from_first ? found + 1 : -(found + 1);
+    if (axis == 0 ? along_row < along_column : along_row >= along_column) return;
+    const double at_first = at(l, a.x, a.y), at_second = at(l, b.x, b.y);
+    p.crossing[pair] = from_first ? found + 1 : -(found + 1);
+    p.shift[pair] = T((from_first ? Passage{at_first, at_second} : Passage{at_second, at_first}).shift());
 }
 
 // A pair of pixels with a silhouette between them: target += shift * (owner - other).
 struct Pair {
-    int64_t owner, other, target;  // pixels; the silhouette's surface is seen at the owner
-    double shift;                  // where it crosses, from the owner's centre in pixels, less a half
-    double at_owner, at_other;     // the values of its line there
+    int64_t owner, other, target;
+    double shift;
 };
 
+// The pair of a pixel and the next along an axis, which has a silhouette.
 template <typename T>
-HD Pair make_pair_of(const AntialiasParams<T>& p, int64_t first, int64_t step, int32_t code) {
-    const int64_t size = p.height * p.width, view = first / size;
-    const bool from_first = code > 0;
-    Pair r;
-    r.owner = from_first ? first : first + step;
-    r.other = from_first ? first + step : first;
-    const Line l = half_edge_line(p, view, (from_first ? code : -code) - 1);
-    const Point a = centre(p, r.owner - view * size), b = centre(p, r.other - view * size);
-    r.at_owner = at(l, a.x, a.y);
-    r.at_other = at(l, b.x, b.y);
-    r.shift = clamp_to(r.at_owner / (r.at_owner - r.at_other), 0.0, 1.0) - 0.5;
+HD Pair pair_of(const AntialiasParams<T>& p, int axis, int64_t first) {
+    const int64_t step = axis == 0 ? 1 : p.width, pair = axis * p.views * p.height * p.width + first;
+    const bool from_first = p.crossing[pair] > 0;
+    Pair r{from_first ? first : first + step, from_first ? first + step : first, 0, double(p.shift[pair])};
     r.target = r.shift > 0 ? r.other : r.owner;
     return r;
 }
@@ -190,7 +193,7 @@ HD Mixture mixture(const AntialiasParams<T>& p, int axis, bool transposed, int64
     Mixture m{n - step, step, {0, 1, 0}};
     for (int64_t first = n < step ? n : n - step; first <= n; first += step) {
         if (!crossing[first]) continue;
-        const Pair r = make_pair_of(p, first, step, crossing[first]);
+        const Pair r = pair_of(p, axis, first);
         if (transposed) {
             m.weight[(r.target - m.first) / step] += r.owner == n ? r.shift : -r.shift;
         } else if (r.target == n) {
@@ -256,14 +259,16 @@ HD void crossing_backward(const AntialiasParams<T>& p, int axis, int64_t n, cons
     const int64_t size = p.height * p.width, view = n / size;
     const int32_t code = p.crossing[axis * p.views * size + n];
     if (!code) return;
-    const Pair r = make_pair_of(p, n, axis == 0 ? 1 : p.width, code);
-    const double inverse = 1.0 / (r.at_owner - r.at_other);
+    const Pair r = pair_of(p, axis, n);
+    const int32_t half_edge = (code > 0 ? code : -code) - 1, t = half_edge / 3, k = half_edge % 3;
+    const Line l = half_edge_line(p, view, half_edge);
+    const Point a = centre(p, r.owner - view * size), b = centre(p, r.other - view * size);
+    const Passage passage{at(l, a.x, a.y), at(l, b.x, b.y)};
+    const double inverse = 1.0 / (passage.at_owner - passage.at_other);
     if (!is_finite(inverse)) return;
     const double gradient = shift_gradient(p, axis, r) * inverse * inverse;
-    const double to_owner = -gradient * r.at_other, to_other = gradient * r.at_owner;
-    const Point a = centre(p, r.owner - view * size), b = centre(p, r.other - view * size);
+    const double to_owner = -gradient * passage.at_other, to_other = gradient * passage.at_owner;
     const Line to_line{to_owner * a.x + to_other * b.x, to_owner * a.y + to_other * b.y, to_owner + to_other};
-    const int32_t half_edge = (code > 0 ? code : -code) - 1, t = half_edge / 3, k = half_edge % 3;
     const int32_t from = p.faces[3 * t + (k + 1) % 3], to = p.faces[3 * t + (k + 2) % 3];
     double grad_from[4] = {0, 0, 0, 0}, grad_to[4] = {0, 0, 0, 0};
     const T* clip = clip_of(p, view);

@@ -139,7 +139,8 @@ struct Crossings {
         for (int axis = 0; axis < 2; ++axis) {
             const int64_t next = axis == 0 ? n + 1 : n + p.width;
             const bool possible = inside[axis] && may_cross(p, view, p.triangle[n], p.triangle[next]);
-            p.crossing[axis * p.views * size + n] = possible ? find_crossing(p, view, in_view, axis) : 0;
+            p.crossing[axis * p.views * size + n] = 0;
+            if (possible) find_crossing(p, view, in_view, axis);
         }
     }
 };
