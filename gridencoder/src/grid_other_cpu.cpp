@@ -1,22 +1,21 @@
-// The grid encoder's other operations on the CPU: second derivatives, contractions, which only stream memory, and the
-// total variation. None is in a training step's hot path twice, so each is one plain loop.
+// Second derivatives and total variation of the grid encoder on the CPU, point by point: neither is in the hot path of a
+// training step.
 #include "grid_points.h"
 
 namespace {
 
-using namespace grid;
+enum Operation { kSecondDerivatives, kTotalVariation, kTotalVariationBackward };
 
-constexpr int64_t kTile = 64;  // points contracted together; their sums stay in the cache
-
+// S is the scalar, D the dimensions.
 template <typename S, int D>
-struct Operations {
+struct Work {
     const GridParams& p;
     const int64_t threads;
 
     const S* table(int64_t level) const { return static_cast<const S*>(p.table) + p.first[level] * p.features; }
 
     int second_derivatives() const {
-        somnia::parallel_for(p.num_points, kTask, threads, [&](int64_t from, int64_t to) {
+        somnia::parallel_for(p.num_points, grid::kTask, threads, [&](int64_t from, int64_t to) {
             S* grad = static_cast<S*>(p.grad_positions);
             std::fill(grad + from * D, grad + to * D, S(0));
             for (int level = 0; level < p.active; ++level) {
@@ -30,46 +29,6 @@ struct Operations {
                                            S(0.5 / p.bound), grad + n * D);
                 }
             }
-        });
-        return 0;
-    }
-
-    // Level by level within tiles of points, so that memory is read in order while a tile's sums stay in the cache.
-    // F is the number of features, or 0 for any.
-    template <int F>
-    int contract() const {
-        const S *jacobian = static_cast<const S*>(p.known_jacobian), *g = static_cast<const S*>(p.grad_values);
-        const int64_t points = p.num_points, levels = p.levels;
-        const int features = F > 0 ? F : int(p.features);
-        somnia::parallel_for(points, kTile, threads, [=](int64_t from, int64_t to) {
-            S sums[kTile * D] = {};
-            for (int64_t level = 0; level < levels; ++level)
-                for (int64_t n = from; n < to; ++n)
-                    contract_one<S, D>(jacobian + (level * points + n) * D * features,
-                                       g + (n * levels + level) * features, features, sums + (n - from) * D);
-            std::copy(sums, sums + (to - from) * D, static_cast<S*>(p.grad_positions) + from * D);
-        });
-        return 0;
-    }
-
-    template <int F>
-    int contract_backward() const {
-        const S *jacobian = static_cast<const S*>(p.known_jacobian), *g = static_cast<const S*>(p.grad_values);
-        const S* v = static_cast<const S*>(p.grad_contraction);
-        S *grad_jacobian = static_cast<S*>(p.jacobian), *grad_g = static_cast<S*>(p.values);
-        const int64_t points = p.num_points, levels = p.levels;
-        const int features = F > 0 ? F : int(p.features);
-        somnia::parallel_for(points, kTile, threads, [=](int64_t from, int64_t to) {
-            for (int64_t level = 0; level < levels; ++level)
-                for (int64_t n = from; n < to; ++n) {
-                    const int64_t first = (level * points + n) * D * features, column = (n * levels + level) * features;
-                    S along[D], local[(F > 0 ? F : 8) * D],
-                        sums[F > 0 ? F : 8];  // nothing written aliases what is read
-                    for (int d = 0; d < D; ++d) along[d] = v[n * D + d];
-                    contract_one_backward<S, D>(jacobian + first, g + column, along, features, local, sums);
-                    std::copy(local, local + features * D, grad_jacobian + first);
-                    std::copy(sums, sums + features, grad_g + column);
-                }
         });
         return 0;
     }
@@ -103,49 +62,24 @@ struct Operations {
         });
         return 0;
     }
+
+    static int run(const GridParams& p, Operation operation, int64_t threads) {
+        const Work work{p, threads};
+        switch (operation) {
+            case kSecondDerivatives: return work.second_derivatives();
+            case kTotalVariation: return work.total_variation();
+            case kTotalVariationBackward: return work.total_variation_backward();
+        }
+        return 1;
+    }
 };
-
-enum Operation { kSecondDerivatives, kTotalVariation, kTotalVariationBackward, kContract, kContractBackward };
-
-template <typename S, int D>
-int run(const GridParams& p, Operation operation, int64_t threads) {
-    const Operations<S, D> all{p, threads};
-    switch (operation) {
-        case kSecondDerivatives: return all.second_derivatives();
-        case kTotalVariation: return all.total_variation();
-        case kTotalVariationBackward: return all.total_variation_backward();
-        case kContract: return p.features == 2 ? all.template contract<2>() : all.template contract<0>();
-        case kContractBackward:
-            return p.features == 2 ? all.template contract_backward<2>() : all.template contract_backward<0>();
-    }
-    return 1;
-}
-
-template <typename S>
-int by_dims(const GridParams& p, Operation operation, int64_t threads) {
-    switch (p.dims) {
-        case 2: return run<S, 2>(p, operation, threads);
-        case 3: return run<S, 3>(p, operation, threads);
-        case 4: return run<S, 4>(p, operation, threads);
-    }
-    return 1;
-}
-
-// scalar_bytes: 4 for float, 8 for double.
-int dispatch(const GridParams* p, int64_t scalar_bytes, Operation operation, int64_t threads) {
-    if (scalar_bytes == 4) return by_dims<float>(*p, operation, std::max<int64_t>(1, threads));
-    if (scalar_bytes == 8) return by_dims<double>(*p, operation, std::max<int64_t>(1, threads));
-    return 1;
-}
 
 }  // namespace
 
-#define GRID_KERNEL(name, operation)                                                           \
-    EXPORT int name##_cpu(const GridParams* p, int64_t scalar_bytes, int64_t threads, void*) { \
-        return dispatch(p, scalar_bytes, operation, threads);                                  \
+#define GRID_KERNEL(name, operation)                                                                          \
+    EXPORT int name##_cpu(const GridParams* p, int64_t scalar_bytes, int64_t threads, void*) {                \
+        return grid::by_shape<Work>(*p, scalar_bytes, operation, std::max<int64_t>(1, threads));              \
     }
 GRID_KERNEL(grid_second_derivatives, kSecondDerivatives)
 GRID_KERNEL(grid_total_variation, kTotalVariation)
 GRID_KERNEL(grid_total_variation_backward, kTotalVariationBackward)
-GRID_KERNEL(grid_contract, kContract)
-GRID_KERNEL(grid_contract_backward, kContractBackward)

@@ -118,4 +118,22 @@ struct Cells {
     }
 };
 
+template <template <typename, int> class Work, typename S, typename... More>
+int by_dims(const GridParams& p, More... more) {
+    switch (p.dims) {
+        case 2: return Work<S, 2>::run(p, more...);
+        case 3: return Work<S, 3>::run(p, more...);
+        case 4: return Work<S, 4>::run(p, more...);
+    }
+    return 1;
+}
+
+// Work<S, D>::run(p, more...) with the scalar (of 4 or 8 bytes) and the dimensions of a call.
+template <template <typename, int> class Work, typename... More>
+int by_shape(const GridParams& p, int64_t scalar_bytes, More... more) {
+    if (scalar_bytes == 4) return by_dims<Work, float>(p, more...);
+    if (scalar_bytes == 8) return by_dims<Work, double>(p, more...);
+    return 1;
+}
+
 }  // namespace grid

@@ -141,10 +141,9 @@ struct Kernels {
         encode_level<kJacobian>(level, points, from, to, packed, jacobian);
     }
 
-    template <bool kJacobian, bool kRange>
-    COPIES void scatter_copied(int level, const Points<S, D>& points, const V* packed, const V* jacobian, uint32_t low,
-                               uint32_t high) const {
-        scatter_level<kJacobian, kRange>(level, points, packed, jacobian, low, high);
+    template <bool kJacobian>
+    COPIES void scatter_copied(int level, const Points<S, D>& points, const V* packed, const V* jacobian) const {
+        scatter_level<kJacobian, false>(level, points, packed, jacobian, 0, 0);
     }
 
     // Calls copy(flat, packed) for each vector of the points [from, to) in active levels: flat is its place in an array
@@ -305,19 +304,17 @@ struct Kernels {
         return 0;
     }
 
-    // scatter_level() of the kind that the arguments ask for.
+    // scatter_level() of the kind that the arguments ask for. Ranges are rare (more threads than levels), and have no
+    // copies.
     void scatter(int level, const Points<S, D>& points, const V* packed, const V* jacobian, uint32_t low, uint32_t high,
                  bool range) const {
-        if constexpr (kFeatures == 0) {
-            if (jacobian) scatter_level<true, true>(level, points, packed, jacobian, low, high);
-            else scatter_level<false, true>(level, points, packed, jacobian, low, high);
-        } else if (range) {
-            if (jacobian) scatter_copied<true, true>(level, points, packed, jacobian, low, high);
-            else scatter_copied<false, true>(level, points, packed, jacobian, low, high);
-        } else {
-            if (jacobian) scatter_copied<true, false>(level, points, packed, jacobian, low, high);
-            else scatter_copied<false, false>(level, points, packed, jacobian, low, high);
-        }
+        if constexpr (kFeatures > 0)
+            if (!range) {
+                if (jacobian) return scatter_copied<true>(level, points, packed, jacobian);
+                return scatter_copied<false>(level, points, packed, jacobian);
+            }
+        if (jacobian) scatter_level<true, true>(level, points, packed, jacobian, low, high);
+        else scatter_level<false, true>(level, points, packed, jacobian, low, high);
     }
 };
 
