@@ -1,7 +1,7 @@
 // The CPU rung of rasterisation and interpolation: triangles are sorted into bands of rows, and each band is drawn by one
 // thread with its own depth buffer.
 #include <algorithm>
-#include <limits>
+#include <cmath>
 #include <vector>
 
 #include "raster_math.h"
@@ -89,7 +89,7 @@ struct Row {
 void draw_closely(const Shape& s, const Corners& corners, const Row& row, const double* x, int64_t first, int64_t last) {
     for (int64_t column = first; column <= last; ++column) {
         const double z = s.depth.a * x[column] + row.depth_at_zero;
-        if (!(z < row.depth[column]) || !in_depth_range(z) || !inside(s, corners, x[column], row.y)) continue;
+        if (!(z < row.depth[column]) || z < -1.0 - kDepthSlack || !inside(s, corners, x[column], row.y)) continue;
         row.depth[column] = z;
         row.shape[column] = row.index;
     }
@@ -100,7 +100,7 @@ typedef double Reals __attribute__((vector_size(32), aligned(8), may_alias));
 typedef int64_t Flags __attribute__((vector_size(32), aligned(8), may_alias));
 
 // Several pixels at a time, where the signs are certain; whether they are everywhere.
-HD bool draw_row(const Shape& s, const double slack[3], const Row& row, const double* x, int64_t first, int64_t last) {
+HD bool draw_row(const Shape& s, double slack, const Row& row, const double* x, int64_t first, int64_t last) {
     Flags doubt{};
     for (int64_t column = first; column <= last; column += kLanes) {
         const Reals at = *reinterpret_cast<const Reals*>(x + column);
@@ -108,23 +108,23 @@ HD bool draw_row(const Shape& s, const double slack[3], const Row& row, const do
                     v2 = s.line[2].a * at + row.at_zero[2], z = s.depth.a * at + row.depth_at_zero;
         Reals& depth = *reinterpret_cast<Reals*>(row.depth + column);
         Flags& shape = *reinterpret_cast<Flags*>(row.shape + column);
-        const Flags inside = (v0 > slack[0]) & (v1 > slack[1]) & (v2 > slack[2]);
-        const Flags possible = (v0 >= -slack[0]) & (v1 >= -slack[1]) & (v2 >= -slack[2]);
-        const Flags seen = inside & (z < depth) & (z <= 1.0 + kDepthSlack) & (z >= -1.0 - kDepthSlack);
-        doubt |= possible & ~inside;
+        const Reals smaller = v0 < v1 ? v0 : v1, least = smaller < v2 ? smaller : v2;
+        const Flags inside = least > slack;
+        const Flags seen = inside & (z < depth) & (z >= -1.0 - kDepthSlack);
+        doubt |= (least >= -slack) & ~inside;
         depth = seen ? z : depth;
         shape = seen ? row.index + Flags{} : shape;
     }
     return (doubt[0] | doubt[1] | doubt[2] | doubt[3]) == 0;
 }
 #else
-inline bool draw_row(const Shape&, const double*, const Row&, const double*, int64_t, int64_t) { return false; }
+inline bool draw_row(const Shape&, double, const Row&, const double*, int64_t, int64_t) { return false; }
 #endif
 
 TWO_COPIES void draw(const Shape& s, const Corners& corners, int64_t index, const Box& box, int64_t top, int64_t end,
                      const Grid& grid, Canvas& canvas) {
     const int64_t first = std::max<int64_t>(box.first_row, top), last = std::min<int64_t>(box.last_row, end - 1);
-    const double slack[3] = {slack_of(s.line[0]), slack_of(s.line[1]), slack_of(s.line[2])};
+    const double slack = std::max(slack_of(s.line[0]), std::max(slack_of(s.line[1]), slack_of(s.line[2])));
     Row row{canvas.depth.data() + (first - top) * canvas.stride, canvas.shape.data() + (first - top) * canvas.stride, index,
             {0, 0, 0}, 0, 0};
     for (int64_t r = first; r <= last; ++r, row.depth += canvas.stride, row.shape += canvas.stride) {
@@ -162,7 +162,7 @@ void draw_band(const RasterParams<T>& p, int64_t view, int64_t band, const Bins&
     static thread_local Canvas canvas;
     const int64_t top = band * kBandRows, end = std::min(p.height, top + kBandRows);
     canvas.stride = p.width + kLanes;
-    canvas.depth.assign(size_t((end - top) * canvas.stride), std::numeric_limits<double>::infinity());
+    canvas.depth.assign(size_t((end - top) * canvas.stride), std::nextafter(1.0 + kDepthSlack, 2.0));  // beyond: not drawn
     canvas.shape.assign(size_t((end - top) * canvas.stride), -1);
     canvas.shapes.clear();
     canvas.triangle.clear();
@@ -202,7 +202,8 @@ void rasterize_band_backward(const RasterParams<T>& p, int64_t view, int64_t top
                              VertexSums& sums) {
     const T* clip = p.clip + 4 * p.vertices * view;
     Slots<1> slots(p.triangles);
-    std::vector<Share> shares;
+    static thread_local std::vector<Share> shares;
+    shares.clear();
     int32_t before = -1, slot = 0;
     for (int64_t row = top; row < end; ++row)
         for (int64_t column = 0, n = (view * p.height + row) * p.width; column < p.width; ++column, ++n) {
@@ -251,7 +252,8 @@ void interpolate_band_backward(const InterpolateParams<T>& p, int64_t view, int6
     const int64_t channels = kChannels ? kChannels : p.channels;
     const T* attributes = attributes_of(p, view);
     Slots<1> slots(p.triangles);
-    std::vector<double> shares;  // [3, C] of each triangle
+    static thread_local std::vector<double> shares;  // [3, C] of each triangle
+    shares.clear();
     int32_t before = -1;
     double* share = nullptr;
     for (int64_t n = first; n < last; ++n) {
