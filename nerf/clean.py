@@ -10,12 +10,12 @@ import numpy as np
 
 from nerf.lattice import ExportError
 from nerf.mesh import Mesh, decimate, drop_unused, is_watertight, unpinch
+from nerf.signed_distance import unsigned_distance, weld
 
 WELD = 1e-6  # vertices nearer to each other than this fraction of the box's edge are one
 APART = 1e-5  # of the box's edge: how far sheets that touch at a vertex are moved apart
 _WALL = 1e-3  # an opening whose rim is nearer to the walls than this fraction of the bound was cut by them
 _EPSILON = 1e-9  # relative: a corner nearer than this to the other triangle's plane touches and does not cross
-_CANDIDATES = 4  # triangles that bound a point's distance before the search
 _CHUNK = 2000  # points searched for at once
 _TRIES = 7  # decimations, until one is within its bound
 
@@ -54,7 +54,7 @@ def clean_surface(mesh: Mesh, bound: float, wall: float | None = None) -> tuple[
     if is_watertight(mesh):
         smooth = without_slivers(mesh, bound)
         return smooth, Cleaning(len(mesh.vertices) - len(smooth.vertices))
-    welded = weld_close(mesh, WELD * 2.0 * bound)
+    welded = weld(mesh, WELD * 2.0 * bound)
     merged = len(mesh.vertices) - len(welded.vertices)
     capped, count = cap_walls(welded, bound, _WALL * bound if wall is None else wall)
     if not is_watertight(capped):
@@ -63,30 +63,9 @@ def clean_surface(mesh: Mesh, bound: float, wall: float | None = None) -> tuple[
     return capped, Cleaning(merged, count, tuple(sorted(rims, reverse=True)))
 
 
-def weld_close(mesh: Mesh, tolerance: float) -> Mesh:
-    """Make vertices one that are no further apart than ``tolerance``; triangles that lose a corner by it are dropped.
-
-    Args:
-        mesh: vertices and faces; nothing else of it is kept.
-        tolerance: scene units; far below an edge of the mesh, or triangles collapse.
-    """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-    from scipy.spatial import cKDTree
-
-    exact, group = np.unique(mesh.vertices, axis=0, return_inverse=True)
-    pairs = cKDTree(exact).query_pairs(tolerance, output_type="ndarray")
-    graph = coo_matrix((np.ones(len(pairs), dtype=np.int8), pairs.T), shape=(len(exact),) * 2)
-    label = connected_components(graph, directed=False)[1]
-    first = np.unique(label, return_index=True)[1]
-    faces = label[group.reshape(-1)][mesh.faces].astype(np.int64)
-    whole = (faces != np.roll(faces, 1, axis=1)).all(axis=1)
-    return drop_unused(Mesh(exact[first], faces[whole]))
-
-
 def without_slivers(mesh: Mesh, bound: float) -> Mesh:
     """The surface without edges that a file's decimals would close, by the same weld; a closed one stays closed."""
-    welded = unpinch(weld_close(mesh, WELD * 2.0 * bound))
+    welded = unpinch(weld(mesh, WELD * 2.0 * bound))
     return mesh if is_watertight(mesh) and not is_watertight(welded) else welded
 
 
@@ -309,13 +288,14 @@ def decimate_within(mesh: Mesh, target: int, max_error: float = 0.0, seed: int =
 def surface_distance(a: Mesh, b: Mesh, samples: int = 3_000, seed: int = 0) -> tuple[float, float]:
     """The distance of two surfaces, measured both ways at ``samples`` points and vertices: the farthest, and the mean.
 
-    Each point's distance is exact; the farthest of them can understate the true Hausdorff distance.
+    No point's distance is understated (see :func:`nerf.signed_distance.unsigned_distance`), but the farthest point may be
+    none of those that were tried.
     """
     rng = np.random.default_rng(seed)
     ways = []
     for one, other in ((a, b), (b, a)):
         some = one.vertices[rng.permutation(len(one.vertices))[:samples]]
-        ways.append(distance_to(np.concatenate([_scatter(one, samples, rng), some]), other))
+        ways.append(unsigned_distance(other, np.concatenate([_scatter(one, samples, rng), some])))
     return float(max(way.max() for way in ways)), float(max(way.mean() for way in ways))
 
 
@@ -328,24 +308,6 @@ def _scatter(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarray:
     root = np.sqrt(u)
     picked = corners[face]
     return (1 - root) * picked[:, 0] + root * (1 - v) * picked[:, 1] + root * v * picked[:, 2]
-
-
-def distance_to(points: np.ndarray, mesh: Mesh) -> np.ndarray:
-    """Distance [P] of points [P, 3] from a surface, exact.
-
-    The nearest vertex and the triangles of the nearest centroids bound it, and all that lie within the bound are tried.
-    """
-    from scipy.spatial import cKDTree
-
-    corners = mesh.corners
-    centre = corners.mean(axis=1)
-    best = cKDTree(mesh.vertices).query(points)[0]
-    nearest = cKDTree(centre).query(points, k=min(_CANDIDATES, len(centre)))[1].reshape(len(points), -1)
-    for face in nearest.T:
-        best = np.minimum(best, _to_triangle(points, corners[face]))
-    for which, face in triangles_near(mesh, points, best):
-        np.minimum.at(best, which, _to_triangle(points[which], corners[face]))
-    return best
 
 
 def triangles_near(mesh: Mesh, points: np.ndarray, radius: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -368,22 +330,6 @@ def triangles_near(mesh: Mesh, points: np.ndarray, radius: np.ndarray) -> Iterat
             count = np.array([len(some) for some in found])
             face = members[np.concatenate([np.asarray(some, dtype=np.int64) for some in found])]
             yield np.repeat(np.arange(len(count)), count) + start, face
-
-
-def _to_triangle(point: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Distance [P] of points [P, 3] from triangles [P, 3, 3]: to the plane where the foot is inside, else to an edge."""
-    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
-    normal = np.cross(b - a, c - a)
-    size = (normal**2).sum(axis=1)
-    inside = size > 0
-    nearest = np.full(len(point), np.inf)
-    for p, q in ((a, b), (b, c), (c, a)):
-        along, to = q - p, point - p
-        inside &= (np.cross(along, to) * normal).sum(axis=1) >= 0
-        t = np.clip((along * to).sum(axis=1) / np.maximum((along**2).sum(axis=1), 1e-300), 0.0, 1.0)
-        nearest = np.minimum(nearest, np.linalg.norm(to - t[:, None] * along, axis=1))
-    plane = np.abs(((point - a) * normal).sum(axis=1)) / np.sqrt(np.maximum(size, 1e-300))
-    return np.where(inside, plane, nearest)
 
 
 def crossing_faces(mesh: Mesh, chosen: np.ndarray) -> np.ndarray:

@@ -43,12 +43,6 @@ def test_triangle_soup_is_welded_to_the_surface_it_came_from():
     assert done.welded == 3 * len(BALL.faces) - len(BALL.vertices)
 
 
-def test_weld_collapses_nothing_that_is_further_apart_than_its_tolerance():
-    mesh = Mesh(np.array([[0.0, 0, 0], [3e-6, 0, 0], [0, 3e-6, 0]]), np.array([[0, 1, 2]]))
-    assert len(clean.weld_close(mesh, 2e-6).faces) == 1
-    assert len(clean.weld_close(mesh, 4e-6).faces) == 0
-
-
 def test_closed_surface_without_slivers_is_left_as_it_is():
     mesh, done = clean.clean_surface(BALL, 1.0)
     np.testing.assert_array_equal(mesh.corners, BALL.corners)
@@ -108,12 +102,6 @@ def test_distance_of_two_balls_is_the_difference_of_their_radii():
     larger = replace(BALL, vertices=(BALL.vertices - CENTRE) * 1.1 + CENTRE)
     farthest, mean = clean.surface_distance(BALL, larger)
     assert farthest == pytest.approx(0.05, rel=0.05) and mean == pytest.approx(0.05, rel=0.02)
-
-
-def test_distance_of_a_point_from_a_triangle_is_to_its_inside_its_edge_or_its_corner():
-    corners = np.array([[[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]] * 3)
-    points = np.array([[0.2, 0.2, 0.7], [0.5, -2.0, 0.0], [4.0, -4.0, 0.0]])
-    np.testing.assert_allclose(clean._to_triangle(points, corners), [0.7, 2.0, 5.0])
 
 
 def test_surface_has_no_distance_from_itself():

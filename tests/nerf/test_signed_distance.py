@@ -72,6 +72,12 @@ def test_distance_is_exact_for_triangles_of_very_different_sizes():
     np.testing.assert_allclose(found, brute, atol=5e-3)
 
 
+def test_distance_of_a_triangle_is_to_its_inside_its_edge_or_its_corner():
+    mesh = Mesh(np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), np.array([[0, 1, 2]]))
+    p = np.array([[0.2, 0.2, 0.7], [0.5, -2.0, 0.0], [4.0, -4.0, 0.0]])
+    np.testing.assert_allclose(unsigned_distance(mesh, p), [0.7, 2.0, 5.0])
+
+
 def test_distance_is_zero_on_the_surface():
     mesh = ours(BALL)
     assert unsigned_distance(mesh, mesh.corners[::7].mean(axis=1)).max() < 1e-12
@@ -163,6 +169,12 @@ def test_weld_joins_near_vertices_and_drops_what_collapses():
     faces = np.concatenate([np.arange(36).reshape(-1, 3), [[0, 0, 1]]])
     welded = weld(Mesh(soup, faces))
     assert len(welded.vertices) == 8 and len(welded.faces) == 12 and is_watertight(welded)
+
+
+def test_weld_collapses_nothing_that_is_further_apart_than_its_tolerance():
+    mesh = Mesh(np.array([[0.0, 0, 0], [3e-6, 0, 0], [0, 3e-6, 0]]), np.array([[0, 1, 2]]))
+    assert len(weld(mesh, 2e-6).faces) == 1
+    assert len(weld(mesh, 4e-6).faces) == 0
 
 
 @pytest.mark.parametrize("suffix", ["obj", "glb", "ply"])
