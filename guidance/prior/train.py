@@ -35,7 +35,7 @@ class Recipe:
     processes: int = 2
     lr: float = 1.2e-3  # AdamW, constant phase
     warmup: int = 300  # steps
-    decay_minutes: float = 8  # linear fall to 2 % at the end of a run
+    decay_minutes: float = 22  # linear fall to 2 % at the end of a run
     weight_decay: float = 0.01
     ema: float = 0.999
     clip: float = 1.0  # gradient norm
@@ -109,7 +109,7 @@ class Trainer:
         return self.prior.text_encoder(ids).last_hidden_state
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean squared error of the estimate of x_0, with conditions dropped at random."""
+        """Mean squared error of the estimate of x_0, weighted by kind, with conditions dropped at random."""
         r, g = self.recipe, self.generator
         count = len(batch.captions)
         chance = torch.rand(count, generator=g)
@@ -127,7 +127,7 @@ class Trainer:
             estimate = self.prior.predict(
                 noisy, t, text, batch.camera * keep_camera[:, None], batch.ray * keep_camera[:, None, None, None]
             )
-        return (estimate.float() - clean).square().mean()
+        return ((estimate.float() - clean).square().mean((1, 2, 3)) * batch.weight).mean()
 
     def step(self, share: float) -> float:
         """One optimiser step at ``share`` of the learning rate (rank 0's counts); returns the loss of this process."""
