@@ -1,9 +1,13 @@
-"""The C allocator's habit that costs a CPU trainer most, and how to change it."""
+"""The C allocator's habits that cost a CPU trainer most, and how to change them."""
 
 import ctypes
+import mmap
 import platform
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+_MADV_HUGEPAGE = 14  # Linux's mman.h
+_HUGE = 2**21
+_RESERVED = 3 * 2**29  # bytes of heap that may lie on huge pages; addresses only, until they are used
 
 
 def keep_freed_memory() -> bool:
@@ -11,12 +15,30 @@ def keep_freed_memory() -> bool:
 
     A tensor of 32 MiB or more is otherwise mapped, cleared page by page and unmapped each time it is made. Measured on
     one thread, three 64-wide layers on 2^17 points, forward and backward: 320 ms, and 155 ms with this; the process
-    then held 1.1 GB in place of 0.4. Call it before the first large allocation.
+    then held 1.1 GB in place of 0.4. The heap also asks for huge pages, which makes random access to tables of features
+    about a tenth faster. Call it before the first large allocation.
 
     Returns:
         Whether it took effect; False where there is no glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    libc = ctypes.CDLL(None)
+    kept = bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    if kept:
+        _ask_for_huge_pages(libc)
+    return kept
+
+
+def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
+    """Let the heap grow at once over addresses marked for huge pages; where the system says no, nothing changes."""
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    start = libc.malloc(_RESERVED)
+    if start is None:
+        return
+    first = -(-start // _HUGE) * _HUGE
+    end = (start + _RESERVED) // mmap.PAGESIZE * mmap.PAGESIZE
+    libc.madvise(first, end - first, _MADV_HUGEPAGE)
+    libc.free(start)
