@@ -58,6 +58,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "blob_density": 4.5,
         "bg_radius": -1.0,
         "grid_levels": 6,
+        # Coarse cells carry what is seen of a shell into the core and the underside, which nobody sees: solid, not hollow.
+        "grid_coarsest": 8,
         "grid_finest": 64,
         "grid_log2": 17,
         "max_steps": 256,
@@ -66,9 +68,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "H": 256,
         "dataset_size_test": 48,
         "mcubes_resolution": 128,
-        # A guided field is dense where cameras look, and stays thin in its core and on its underside: a higher threshold
-        # opens the shell there.
-        "mesh_threshold": 4.5,
+        # Higher thresholds open undersides, lower ones thicken legs.
+        "mesh_threshold": 7.0,
         "mesh_smooth": 1.5,
         "decimate_target": 20_000,
         "texture_size": 1024,
@@ -86,7 +87,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lambda_opacity": 0.0,
     },
     "dmtet photographs": {
-        "iters": 800,
+        "iters": 400,
         "batch_size": 4,
         "w": 256,
         "h": 256,
