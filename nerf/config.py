@@ -210,6 +210,9 @@ def check(config: Config) -> None:
         raise UserError("--dmtet and --stages nerf contradict each other; leave one of them out")
     if config.stages == ("nerf",) and config.dmtet.init_with:
         raise UserError("--init_with is for the mesh stage; add --dmtet, or give a NeRF's checkpoint with --ckpt")
+    if "nerf" in config.stages and config.dmtet.init_with:
+        raise UserError("--init_with and --stages nerf,dmtet contradict each other: the mesh of both stages starts from their "
+                        "own NeRF; leave --init_with out, or train the mesh alone with --dmtet")
     if config.optim.fp16 and config.optim.bf16 and config.source("fp16") != "preset":
         raise UserError("--fp16 and --bf16 exclude each other; give one of them")
     if config.output.export_frame == "source" and config.trains and config.data.data is None:

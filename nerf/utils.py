@@ -83,6 +83,8 @@ class Trainer:
         self.seconds = 0.0  # of training, over all the processes that worked on this run
         self.spaces = tuple(set.intersection(*(set(g.spaces) for g in guidance))) if guidance else ("rgb",)
         objectives.check(self.objectives, self.plan(0))
+        for line in objectives.unheard(self.plan(0), model.path.whole_images):
+            report.log(f"warning: {line}")
         for wish in (g.cameras(self.plan(0).parts[0]) for g in guidance):
             for line in wish.unmet(config.camera) if wish is not None else ():
                 report.log(f"warning: {line}")
@@ -259,6 +261,8 @@ class Trainer:
     def begin(self, fill: Callable[[], tuple[str, object]]) -> None:
         """Let ``fill`` put something into the model before the first step, and begin the average of the weights there.
 
+        Checkpoints that the stage has from an earlier run are removed.
+
         Args:
             fill: returns a line for the log and the transform [4, 4] of the export, or None to keep that.
         """
@@ -267,6 +271,7 @@ class Trainer:
         if transform is not None:
             self.evaluator.transform = transform
         self.ema = Ema(self.model, self.config.optim.ema_decay)
+        checkpoint.prune(self.workspace / "checkpoints", 0, self.stage)
 
     def load(self, path: Path, weights_only: bool = False) -> None:
         """Continue from a checkpoint; with ``weights_only`` take the model alone and start counting at 0.
@@ -278,6 +283,8 @@ class Trainer:
         checkpoint.require_stage(meta, self.stage, path)
         checkpoint.load_module(self.model, tensors["model"], path)
         self.ema.load_state_dict(tensors["ema"])
+        if self.evaluator.transform is None and meta.get("transform") is not None:
+            self.evaluator.transform = np.asarray(meta["transform"])
         if weights_only:
             return
         state = {int(k): v for k, v in tensors.get("optimizer", {}).items()}
@@ -288,8 +295,6 @@ class Trainer:
         torch.set_rng_state(tensors["random"]["torch"].cpu())
         self.scaler.load_state_dict(meta["scaler"])
         self.watch = Watch(**meta["watch"])
-        if self.evaluator.transform is None and meta.get("transform") is not None:
-            self.evaluator.transform = np.asarray(meta["transform"])
         self.step, self.seconds = meta["step"], meta["seconds"]
 
     # ---- making ---------------------------------------------------------------------------------------------------

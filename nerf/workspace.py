@@ -5,7 +5,7 @@ import secrets
 from pathlib import Path
 
 from nerf import checkpoint
-from nerf.config import OPTIONS, SOURCES, Config, from_json, to_json, with_preset, with_values
+from nerf.config import OPTIONS, SOURCES, Config, for_stage, from_json, to_json, with_preset, with_values
 from nerf.errors import UserError
 from nerf.files import read_json, write_json
 from nerf.options import dashed
@@ -14,6 +14,7 @@ CONFIG_FILE = "config.json"
 STAGES = ("nerf", "dmtet")
 # The options that a run keeps for life: other values would need other tensors, or make another object.
 KEPT = tuple(flag for flag, (_, field) in OPTIONS.items() if field.metadata["fixed"])
+MESH_KEPT = tuple(flag for flag in KEPT if OPTIONS[flag][0] == "dmtet")  # they bind once the mesh stage has a checkpoint
 
 
 def adopt(config: Config) -> Config:
@@ -27,11 +28,12 @@ def adopt(config: Config) -> Config:
     folder = Path(config.output.workspace)
     if _has_run(folder) and not (config.runtime.ckpt == "scratch" and config.trains):
         stored = stored_config(folder)
-        config = take_over(config, stored)
-        if config.source("stages") == "default" and not config.dmtet.dmtet:
-            config = with_values(config, {"stages": stored.stages}, "workspace")
         for name in stored.presets:
             config = config if name in config.presets else with_preset(config, name)
+        config = take_over(config, stored)
+        # Stages of which none has begun, as after a mesh stage that found nothing to start from, bind nobody.
+        if config.source("stages") == "default" and not config.dmtet.dmtet and _has_begun(folder, stored.stages):
+            config = with_values(config, {"stages": stored.stages}, "workspace")
         if config.runtime.seed is None:
             config = with_values(config, {"seed": stored.runtime.seed}, "workspace")
     if config.runtime.seed is None:
@@ -64,7 +66,12 @@ def open_workspace(config: Config) -> Config:
 
 
 def _has_run(folder: Path) -> bool:
-    return (folder / CONFIG_FILE).is_file() and any(checkpoint.latest(folder / "checkpoints", stage) for stage in STAGES)
+    return (folder / CONFIG_FILE).is_file() and _has_begun(folder, STAGES)
+
+
+def _has_begun(folder: Path, stages: tuple[str, ...]) -> bool:
+    """Whether one of the stages has a checkpoint."""
+    return any(checkpoint.latest(folder / "checkpoints", stage) for stage in stages)
 
 
 def pending_stages(config: Config) -> tuple[str, ...]:
@@ -92,15 +99,20 @@ def stored_config(folder: str | Path) -> Config:
 def take_over(config: Config, stored: Config) -> Config:
     """Fill kept options from an earlier run where the user neither typed one nor gave one in a file.
 
+    Those of the mesh stage are compared as that stage sees them, and may be chosen anew until it has a checkpoint.
+
     Raises:
         UserError: the user asked for another value than the earlier run's.
     """
     adopted = {}
+    free = () if _has_begun(Path(config.output.workspace), ("dmtet",)) else MESH_KEPT
     for flag in KEPT:
-        mine, theirs = config.value(flag), stored.value(flag)
+        mine, theirs = ((for_stage(c, "dmtet") if flag in MESH_KEPT else c).value(flag) for c in (config, stored))
         if mine == theirs or (flag == "data" and _same_folder(mine, theirs)):
             continue
         if SOURCES.index(config.source(flag)) > SOURCES.index("workspace"):
+            if flag in free:
+                continue
             raise UserError(
                 f"workspace {config.output.workspace} holds a run with {dashed(flag)} {theirs!r}, this run asks for "
                 f"{mine!r}: choose another --workspace, or start over in it with --ckpt scratch"

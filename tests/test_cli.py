@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace as Space
 
 import pytest
 import torch
@@ -164,3 +165,21 @@ def test_a_weights_folder_with_a_missing_part_is_one_sentence(run, tmp_path):
     (tmp_path / "weights" / "model_index.json").write_text("{}")
     outcome = run("--text", "a chair", "--hf_key", tmp_path / "weights", "--workspace", tmp_path / "w")
     assert_refused(outcome, "weights")
+
+
+def test_stages_after_the_one_whose_checkpoint_is_named_begin_anew(run, tmp_path, monkeypatch):
+    seen = []
+
+    def make_trainer(config, stage, *_):
+        seen.append((stage, config.runtime.ckpt))
+        return Space(step=len(seen), seconds=0.5)
+
+    monkeypatch.setattr(main, "make_trainer", make_trainer)
+    monkeypatch.setattr(main, "make_inputs", lambda *_: None)
+    for name in ("train", "finish"):
+        monkeypatch.setattr(main, name, lambda *_: None)
+    path = str(tmp_path / "df_step_00000007.safetensors")
+    code, _ = run("--text", "a ball", "--sd_version", "embedded", "--workspace", tmp_path, "--stages", "nerf,dmtet",
+                  "--ckpt", path)  # fmt: skip
+    assert code == 0 and seen == [("nerf", path), ("dmtet", "scratch")]
+    assert json.loads((tmp_path / "result.json").read_text())["stages"]["dmtet"] == {"steps": 2, "seconds": 0.5}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nerf.config import OPTIONS, Config, describe, from_json, parse, to_json, with_preset, with_values
+from nerf.config import OPTIONS, Config, describe, for_stage, from_json, parse, to_json, with_preset, with_values
 from nerf.errors import UserError
 from nerf.flags import GROUPS, CameraConfig
 from nerf.options import kind_of
@@ -276,3 +276,49 @@ def test_a_group_made_in_code_is_checked_as_one_that_was_typed():
         CameraConfig(w=64.0)
     with pytest.raises(UserError, match="--jitter_pose must be true or false, got 1"):
         CameraConfig(jitter_pose=1)
+
+
+# ---- stages ----
+
+
+@pytest.mark.parametrize(
+    ("words", "stages"),
+    [((), ("nerf",)), (("--dmtet",), ("dmtet",)), (("--stages", "nerf,dmtet"), ("nerf", "dmtet")),
+     (("--dmtet", "--stages", "nerf", "dmtet"), ("nerf", "dmtet"))],
+)  # fmt: skip
+def test_stages_are_those_that_were_asked_for(words, stages):
+    assert parse([*TEXT, *words]).stages == stages
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--stages", "nerf", "--dmtet"), "--dmtet and --stages nerf contradict each other"),
+        (("--init_with", "trial"), "--init_with is for the mesh stage; add --dmtet"),
+        (("--stages", "nerf,dmtet", "--init_with", "trial"), "--init_with and --stages nerf,dmtet contradict each other"),
+        (("--stages", "dmtet,nerf"), "--stages must be nerf, dmtet or nerf,dmtet"),
+    ],
+)
+def test_stages_that_contradict_themselves_are_refused(words, sentence):
+    assert sentence in refusal(*TEXT, *words)
+
+
+def test_the_mesh_stage_sees_larger_pictures_and_its_own_steps():
+    words = "--stages nerf,dmtet --w 10 --h 6 --dmtet_reso_scale 2.5 --dmtet_iters 7"
+    config = parse([*TEXT, *words.split()])
+    mesh, nerf = for_stage(config, "dmtet"), for_stage(config, "nerf")
+    assert (mesh.camera.w, mesh.camera.h, mesh.optim.iters, mesh.dmtet.dmtet) == (25, 15, 7, True)
+    assert (nerf.camera.w, nerf.camera.h, nerf.optim.iters, nerf.dmtet.dmtet) == (10, 6, 10_000, False)
+
+
+def test_a_preset_of_a_stage_needs_the_run_s_preset_and_leaves_what_was_typed():
+    config = parse([*TEXT, "--dmtet", "--lr_distance", "0.5"])
+    assert for_stage(config, "dmtet").dmtet.tet_grid_size == 128
+    mesh = for_stage(with_preset(config, "embedded"), "dmtet")
+    assert mesh.dmtet.tet_grid_size == PRESETS["dmtet embedded"]["tet_grid_size"] and mesh.dmtet.lr_distance == 0.5
+    assert mesh.loss.lambda_orient == mesh.loss.lambda_entropy == 0
+
+
+def test_a_locked_shape_is_never_shown_without_its_texture():
+    config = parse([*TEXT, "--dmtet", "--lock_geo", "--textureless_ratio", "1"])
+    assert for_stage(config, "dmtet").schedule.textureless_ratio == 0

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -164,6 +165,27 @@ def test_weights_alone_start_counting_anew(tmp_path):
     trainer.train()
     again = make(tmp_path, "--cuda_ray", "--ckpt", "latest_model")
     assert again.step == 0 and equal(weights(trainer), weights(again))
+
+
+def test_weights_alone_keep_the_way_to_the_data_s_world(tmp_path):
+    trainer = make(tmp_path, "--cuda_ray")
+    trainer.evaluator.transform = np.diag([2.0, 2.0, 2.0, 1.0])
+    trainer.save()
+    again = make(tmp_path, "--cuda_ray", "--ckpt", "latest_model")
+    assert np.array_equal(again.evaluator.transform, trainer.evaluator.transform)
+
+
+def test_a_stage_that_begins_anew_forgets_its_old_checkpoints_and_average(tmp_path):
+    trainer = make(tmp_path, "--cuda_ray")
+    trainer.save()
+
+    def fill():
+        torch.nn.init.ones_(next(trainer.model.parameters()))
+        return "filled", None
+
+    trainer.begin(fill)
+    assert not list((tmp_path / "checkpoints").glob("*.safetensors"))
+    assert torch.equal(trainer.ema.average[0], next(trainer.model.parameters()))
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):

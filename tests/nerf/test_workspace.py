@@ -8,7 +8,7 @@ import torch
 from nerf import checkpoint
 from nerf.config import Config, from_json, parse, with_preset
 from nerf.errors import UserError
-from nerf.workspace import open_workspace, stored_config
+from nerf.workspace import adopt, open_workspace, pending_stages, stored_config
 
 
 @pytest.fixture
@@ -20,10 +20,15 @@ def used(tmp_path):
     return folder
 
 
-def save_checkpoint(folder, step):
+def save_checkpoint(folder, step, stage="nerf"):
     """A checkpoint of nothing."""
-    path = f"{folder}/checkpoints/{checkpoint.file_name(step)}"
-    return checkpoint.save(path, {"x": torch.zeros(1)}, {"stage": "nerf", "step": step})
+    path = f"{folder}/checkpoints/{checkpoint.file_name(step, stage)}"
+    return checkpoint.save(path, {"x": torch.zeros(1)}, {"stage": stage, "step": step})
+
+
+def settled(folder, *words):
+    """The options of a command in a workspace."""
+    return open_workspace(adopt(parse(["--text", "a hamburger", "--workspace", folder, *words])))
 
 
 def test_a_new_workspace_gets_a_config_that_reads_back(tmp_path):
@@ -115,3 +120,44 @@ def test_a_workspace_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--workspace .* cannot be written to"):
         open_workspace(parse(["--text", "a hamburger", "--workspace", str(tmp_path / "file" / "inside")]))
+
+
+def test_a_mesh_stage_that_never_began_leaves_the_nerf_its_turn(used):
+    assert settled(used, "--dmtet").stages == ("dmtet",)
+    assert settled(used).stages == ("nerf",)
+
+
+def test_a_mesh_stage_that_began_goes_on(used):
+    settled(used, "--dmtet")
+    save_checkpoint(used, 5, "dmtet")
+    assert settled(used).stages == ("dmtet",)
+
+
+def test_both_stages_go_on_where_the_first_was_killed(used):
+    settled(used, "--stages", "nerf,dmtet")
+    assert pending_stages(settled(used)) == ("nerf", "dmtet")
+    save_checkpoint(used, 5, "dmtet")
+    assert pending_stages(settled(used)) == ("dmtet",)
+
+
+def test_a_named_checkpoint_of_the_first_stage_goes_back_to_it(used):
+    path = save_checkpoint(used, 100)
+    save_checkpoint(used, 5, "dmtet")
+    assert pending_stages(settled(used, "--stages", "nerf,dmtet", "--ckpt", str(path))) == ("nerf", "dmtet")
+
+
+def test_the_grid_of_the_mesh_may_be_chosen_until_the_mesh_stage_has_begun(used):
+    assert settled(used, "--dmtet", "--tet_grid_size", "64").dmtet.tet_grid_size == 64
+    save_checkpoint(used, 5, "dmtet")
+    assert settled(used, "--dmtet").dmtet.tet_grid_size == 64
+    with pytest.raises(UserError, match="--tet_grid_size 64, this run asks for 32"):
+        settled(used, "--dmtet", "--tet_grid_size", "32")
+
+
+def test_the_grid_that_a_stage_preset_chose_may_be_typed(tmp_path):
+    folder = str(tmp_path)
+    open_workspace(with_preset(parse(["--text", "a hamburger", "--dmtet", "--workspace", folder]), "embedded"))
+    save_checkpoint(folder, 5, "dmtet")
+    assert settled(folder, "--dmtet", "--tet_grid_size", "64").dmtet.tet_grid_size == 64
+    with pytest.raises(UserError, match="--tet_grid_size 64, this run asks for 128"):
+        settled(folder, "--dmtet", "--tet_grid_size", "128")
