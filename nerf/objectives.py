@@ -19,6 +19,7 @@ from nerf.structs import Batch, Part, Points, RenderOutput, StepPlan
 NEIGHBOUR_DISTANCE = 1e-2
 # Streams of a part's random numbers that objectives draw from.
 STREAM_NEIGHBOUR, STREAM_TOTAL_VARIATION = 101, 102
+SAMPLE_TERMS = ("orient", "normal_smooth_3d")  # those that look at the samples along the rays
 
 
 class Objective(ABC):
@@ -56,6 +57,18 @@ def check(objectives: list[Objective], plan: StepPlan) -> None:
                     f"{type(objective).__name__} needs whole images, but the source {part.source!r} draws {part.num_rays} "
                     f"random rays; set the weights of {', '.join(objective.terms)} to 0 or drop that source"
                 )
+
+
+def unheard(plan: StepPlan, triangles: bool) -> list[str]:
+    """Sentences about terms that have a weight in the plan and nothing to look at.
+
+    Args:
+        plan: of a step.
+        triangles: the render path shows triangles, so there are no samples along the rays.
+    """
+    names = [name for name in SAMPLE_TERMS if triangles and plan.weights.get(name, 0.0) != 0.0]
+    return [f"{name} has a weight, but looks at samples along rays, and triangles have none; it does nothing in the mesh "
+            "stage, where --lambda_mesh_normal and --lambda_mesh_laplacian keep the surface smooth" for name in names]
 
 
 class KnownView(Objective):
