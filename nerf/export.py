@@ -288,7 +288,7 @@ def _finish(raw: Mesh, job: _Job, inset: Callable[[Mesh], np.ndarray] | None = N
     depth = np.zeros(len(mesh.vertices)) if inset is None else inset(mesh)
     flat, coverage = _bake(fine, flat, depth, job)
     progress.done("bake", f"baked {options.texture_size}^2 texels, {100 * coverage:.0f} % covered")
-    placing = _placing(job.transform, options.export_frame)
+    placing = placement(job.transform, options.export_frame)
     flat = transformed(flat, placing)
     files = _write(job, flat)
     if options.ply:
@@ -334,18 +334,23 @@ def _transform(matrix) -> np.ndarray | None:
     return matrix
 
 
-def _placing(transform: np.ndarray | None, export_frame: str) -> np.ndarray:
-    """[4, 4] from the box to the file: the whole transform, or its scale and offset in the axes of the box."""
+def placement(transform: np.ndarray | None, export_frame: str) -> np.ndarray:
+    """The matrix [4, 4] from the box to the file.
+
+    Args:
+        transform: [4, 4] from the box to the data's own world, None if they are one.
+        export_frame: "source" takes all of it, "object" its scale and offset, in the axes of the box.
+    """
     if transform is None:
         return np.eye(4)
     if export_frame == "source":
         return transform
     scale = np.cbrt(np.linalg.det(transform[:3, :3]))
     rotation = transform[:3, :3] / scale
-    placing = np.eye(4)
-    placing[:3, :3] *= scale
-    placing[:3, 3] = rotation.T @ transform[:3, 3]
-    return placing
+    matrix = np.eye(4)
+    matrix[:3, :3] *= scale
+    matrix[:3, 3] = rotation.T @ transform[:3, 3]
+    return matrix
 
 
 def _write(job: _Job, mesh: Mesh) -> dict[str, Path]:

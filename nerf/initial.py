@@ -13,9 +13,11 @@ from torch.nn import functional
 
 from nerf import checkpoint, peer, signed_distance
 from nerf.cameras import project
-from nerf.config import OPTIONS, SOURCES, Config, with_values
+from nerf.config import OPTIONS, SOURCES, Config, for_stage, with_values
 from nerf.errors import UserError
+from nerf.export import placement
 from nerf.lattice import SMOOTH_CLIP, Lattice, sample_lattice, smoothed
+from nerf.mesh import transformed
 from nerf.options import dashed
 from nerf.provider_photos import Photographs
 from nerf.renderer import NeRFRenderer
@@ -69,30 +71,47 @@ def find(config: Config) -> Start:
 def adopt(config: Config) -> Config:
     """The config with the field of what the mesh stage starts from, where the user did not say otherwise.
 
+    A stage that has a checkpoint goes on from there, so what it once started from may be gone.
+
     Raises:
-        UserError: what was typed is not what the weights were made for.
+        UserError: what was typed, or what the NeRF in the workspace has, is not what the weights were made for.
     """
-    start = find(config)
-    if start.kind == "peer":
-        theirs = peer.read_peer_field(start.path).options
-    elif start.kind == "checkpoint" and (start.path.parent.parent / CONFIG_FILE).is_file():
-        stored = stored_config(start.path.parent.parent)
-        theirs = {flag: stored.value(flag) for flag in (*FIELD_FLAGS, *SURFACE_FLAGS)}
-    else:
+    own = Path(config.output.workspace) / "checkpoints"
+    if checkpoint.latest(own, "dmtet") is not None and not (config.runtime.ckpt == "scratch" and config.trains):
         return config
-    adopted = {}
+    start = find(config)
+    theirs = _options_of(start)
     for flag, value in theirs.items():
         mine, source = config.value(flag), config.source(flag)
-        if mine == value:
+        if flag in SURFACE_FLAGS or mine == value:
             continue
-        if SOURCES.index(source) <= SOURCES.index("workspace"):
-            adopted[flag] = value
-        elif flag in FIELD_FLAGS:
+        if SOURCES.index(source) > SOURCES.index("workspace"):
             raise UserError(
                 f"--init_with {config.dmtet.init_with}: its weights were made with {dashed(flag)} {value!r}, this run asks "
                 f"for {mine!r}; leave the flag out"
             )
-    return with_values(config, adopted, "workspace")
+        if flag in FIELD_FLAGS and checkpoint.latest(own) not in (None, start.path):
+            raise UserError(
+                f"--init_with {config.dmtet.init_with}: its weights were made with {dashed(flag)} {value!r}, and workspace "
+                f"{config.output.workspace} holds a NeRF with {mine!r}; choose another --workspace"
+            )
+    # Equal ones too: they must win over presets that come later.
+    open_to_it = {k: v for k, v in theirs.items() if SOURCES.index(config.source(k)) <= SOURCES.index("workspace")}
+    return with_values(config, open_to_it, "workspace")
+
+
+def _options_of(start: Start) -> dict[str, object]:
+    """The options by flag that a start was made with, as far as it says."""
+    if start.kind == "peer":
+        return peer.read_peer_field(start.path).options
+    folder = start.path.parent.parent if start.kind == "checkpoint" else None
+    if folder is None or not (folder / CONFIG_FILE).is_file():
+        return {}
+    stored = stored_config(folder)
+    found = {flag: stored.value(flag) for flag in (*FIELD_FLAGS, *SURFACE_FLAGS)}
+    if checkpoint.stage_of(start.path) == "dmtet":
+        found["tet_grid_size"] = for_stage(stored, "dmtet").value("tet_grid_size")
+    return found
 
 
 def begin(model: NeRFRenderer, config: Config, photos: Photographs | None = None) -> tuple[str, np.ndarray | None]:
@@ -115,7 +134,7 @@ def begin(model: NeRFRenderer, config: Config, photos: Photographs | None = None
     if start.kind == "ball":
         return "the mesh starts as a ball: neither --init_with nor a NeRF in the workspace", None
     if start.kind == "mesh":
-        return _begin_with_mesh(model, start.path)
+        return _begin_with_mesh(model, start.path, config, photos)
     if start.kind == "peer":
         found = peer.read_peer_field(start.path)
         checkpoint.load_module(model.field, found.tensors, start.path)
@@ -152,11 +171,23 @@ def _begin_with_density(model: NeRFRenderer, config: Config, threshold: float) -
     model.path.set_distance(-sampled(level, lattice, points) / _slope(level, lattice))
 
 
-def _begin_with_mesh(model: NeRFRenderer, path: Path) -> tuple[str, np.ndarray | None]:
-    """Take the surface of a mesh file; one that does not lie well in the box is fitted into it."""
-    mesh = signed_distance.load_mesh(path)
-    transform, extent = None, float(np.abs(mesh.bounds).max())
-    if not 0.25 * model.bound <= extent <= model.bound:
+def _begin_with_mesh(
+    model: NeRFRenderer, path: Path, config: Config, photos: Photographs | None
+) -> tuple[str, np.ndarray | None]:
+    """Take the surface of a mesh file; one that does not lie well in the box is fitted into it.
+
+    With photographs it has a place of its own: where the export would write it.
+    """
+    mesh, transform = signed_distance.load_mesh(path), None
+    if photos is not None:
+        mesh = transformed(mesh, np.linalg.inv(placement(np.asarray(photos.transform), config.output.export_frame)))
+    extent = float(np.abs(mesh.bounds).max())
+    if photos is not None and extent > model.bound:
+        raise UserError(
+            f"--init_with {path}: in the box of the photographs the mesh reaches {extent:.3g} from the middle, and the box "
+            f"ends at {model.bound:g}; it must lie where this run would export it, try --export_frame source"
+        )
+    if photos is None and not 0.25 * model.bound <= extent <= model.bound:
         mesh, transform = signed_distance.fit(mesh, HALF_OF_BOX * model.bound)
     low, high = mesh.bounds
     points = model.path.start(*_box_around(low, high, model.bound))

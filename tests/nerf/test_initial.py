@@ -61,8 +61,9 @@ class Discs:
     """Silhouettes of a ball of radius 0.5 at the origin."""
 
     def __init__(self, shown=True):
-        self.views = orbit(torch.tensor([20.0, 60.0, 60.0, 60.0, 90.0, 90.0, 90.0, 120.0, 120.0, 120.0]),
-                           torch.tensor([0.0, 0.0, 120.0, 240.0, 60.0, 180.0, 300.0, 30.0, 150.0, 270.0]), 3.0, 30.0, 96, 96)  # fmt: skip
+        polar = torch.tensor([20.0, 60.0, 60.0, 60.0, 90.0, 90.0, 90.0, 120.0, 120.0, 120.0])
+        azimuth = torch.tensor([0.0, 0.0, 120.0, 240.0, 60.0, 180.0, 300.0, 30.0, 150.0, 270.0])
+        self.views = orbit(polar, azimuth, 3.0, 30.0, 96, 96)
         self.shown = shown
 
     def __len__(self):
@@ -108,8 +109,9 @@ def nerf_workspace(folder, *flags):
 @pytest.mark.parametrize("named", ["folder", "file"])
 def test_a_workspace_gives_its_weights_and_its_options(tmp_path, named):
     path, nerf = nerf_workspace(tmp_path / "a", "--hidden", "24", "--mesh_threshold", "5")
+    start = str(path if named == "file" else tmp_path / "a")
     said = config.parse(["--text", "something", "--workspace", str(tmp_path / "b"), "--dmtet", "--tet_grid_size", "16",
-                         "--init_with", str(path if named == "file" else tmp_path / "a")])  # fmt: skip
+                         "--mcubes_resolution", "48", "--init_with", start])  # fmt: skip
     made = config.for_stage(initial.adopt(workspace.adopt(said)), "dmtet")
     assert made.field.hidden == 24 and made.output.mesh_threshold == 5
     model = build_model(made)
@@ -154,18 +156,79 @@ def test_a_mesh_elsewhere_is_fitted_and_its_way_back_is_kept(tmp_path):
     line, transform = initial.begin(model, made)
     surface = model.path.surface().vertices.detach().double().numpy()
     back = surface @ transform[:3, :3].T + transform[:3, 3]
-    assert "fitted" in line and np.allclose(back.max(0), [13, 2, 4], atol=0.2) and np.allclose(back.min(0), [7, -2, -4], atol=0.2)
+    assert "fitted" in line
+    assert np.allclose(back.max(0), [13, 2, 4], atol=0.2) and np.allclose(back.min(0), [7, -2, -4], atol=0.2)
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("nothing.obj", "no such file"), ("notes.txt", "expected a workspace or a file that ends in"), ("empty", "has no checkpoints")],
+    [
+        ("nothing.obj", "no such file"),
+        ("notes.txt", "expected a workspace or a file that ends in"),
+        ("empty", "has no checkpoints"),
+    ],
 )
 def test_what_cannot_be_a_start_is_one_sentence(tmp_path, name, sentence):
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=sentence):
         initial.find(options(tmp_path / "w", "--init_with", str(tmp_path / name)))
+
+
+class Elsewhere:
+    """Photographs of a world that is our box four times as large, round x = 10, and lying on its side."""
+
+    transform = np.array([[4.0, 0, 0, 10], [0, 0, -4, 0], [0, 4, 0, 0], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("frame", "half", "centre"), [("object", (1.2, 0.8, 1.6), (10, 0, 0)), ("source", (1.2, 1.6, 0.8), (10, 0, 0))]
+)
+def test_with_photographs_a_mesh_lies_where_the_export_would_write_it(tmp_path, frame, half, centre):
+    path = write_box(tmp_path / "box.ply", half, centre)
+    made = options(tmp_path, "--init_with", str(path), "--data", "photographs", "--export_frame", frame)
+    model = build_model(made)
+    _, transform = initial.begin(model, made, Elsewhere())
+    surface = model.path.surface().vertices.detach()
+    assert transform is None
+    assert torch.allclose(surface.abs().amax(0), torch.tensor([0.3, 0.2, 0.4]), atol=0.03)
+
+
+def test_with_photographs_a_mesh_outside_their_box_is_refused(tmp_path):
+    made = options(tmp_path, "--init_with", str(write_box(tmp_path / "box.ply")), "--data", "photographs")
+    with pytest.raises(UserError, match="reaches 2.58 from the middle, and the box ends at 1"):
+        initial.begin(build_model(made), made, Elsewhere())
+
+
+def test_a_stage_that_has_begun_needs_its_start_no_more(tmp_path):
+    checkpoint.save(tmp_path / "checkpoints" / checkpoint.file_name(4, "dmtet"), {}, {"stage": "dmtet", "step": 4})
+    words = [*TINY, "--workspace", str(tmp_path), "--dmtet", "--init_with", "gone"]
+    assert initial.adopt(config.parse(words)) == config.parse(words)
+    with pytest.raises(UserError, match="gone: no such file"):
+        initial.adopt(config.parse([*words, "--ckpt", "scratch"]))
+
+
+def test_options_of_the_start_win_over_presets_that_come_later(tmp_path):
+    nerf_workspace(tmp_path / "a")
+    said = config.parse([*TINY, "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(tmp_path / "a")])
+    made = config.with_preset(initial.adopt(workspace.adopt(said)), "embedded")
+    assert made.field.bound == config.Config().field.bound != config.PRESETS["embedded"]["bound"]
+
+
+def test_another_nerf_than_that_of_the_workspace_is_refused_where_their_fields_differ(tmp_path):
+    nerf_workspace(tmp_path / "a", "--bound", "2")
+    nerf_workspace(tmp_path / "b")
+    said = config.parse([*TINY, "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(tmp_path / "a")])
+    with pytest.raises(UserError, match="--bound 2.0, and workspace .* holds a NeRF with 1.0; choose another"):
+        initial.adopt(workspace.adopt(said))
+
+
+def test_a_mesh_of_another_workspace_brings_its_grid(tmp_path):
+    folder = tmp_path / "a"
+    workspace.open_workspace(config.parse([*TINY, "--workspace", str(folder), "--dmtet"]))
+    checkpoint.save(folder / "checkpoints" / checkpoint.file_name(4, "dmtet"), {}, {"stage": "dmtet", "step": 4})
+    said = config.parse(["--text", "something", "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(folder)])
+    assert initial.adopt(said).dmtet.tet_grid_size == 24
 
 
 def test_a_checkpoint_of_another_stage_is_refused(tmp_path):
