@@ -9,6 +9,7 @@ import collections
 import json
 import pickle
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ SEPARATOR = "/"
 _NAME = re.compile(r"df_(?:([a-z]+)_)?step_(\d{8,})\.safetensors")
 FIRST_STAGE = "nerf"
 PEER_SUFFIXES = (".pth", ".pt", ".ckpt")
+BROKEN_PICKLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
+                 OverflowError, struct.error)  # what reading raises on bytes that are no pickle, or half of one
 
 
 def run_name(step: int, stage: str = FIRST_STAGE) -> str:
@@ -189,7 +192,7 @@ def read_peer_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, An
         named = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
         reason = f"it would run {named[1]}" if named else "it is damaged or not a checkpoint"
         raise UserError(f"{path} was not read: {reason}; only tensors and numbers are taken from a pickle") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except BROKEN_PICKLE as error:
         raise UserError(f"{path} is damaged or not a checkpoint ({type(error).__name__}); nothing was loaded") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__} and not a checkpoint; nothing was loaded")

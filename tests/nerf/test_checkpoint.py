@@ -229,7 +229,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path):
     assert not trap.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a pickle", b"PK\x03\x04broken zip"])
+@pytest.mark.parametrize("content", [b"", b"not a pickle", b"junk", b"\x80\x02.", b"PK\x03\x04broken zip"])
 def test_a_broken_pickle_is_a_sentence(tmp_path, content):
     (tmp_path / "broken.ckpt").write_bytes(content)
     with pytest.raises(UserError, match="broken.ckpt"):
