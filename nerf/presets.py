@@ -107,6 +107,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tet_grid_size": 64,
         "dmtet_reso_scale": 2.0,
         "t_range": (0.02, 0.30),
+        "guidance_scale": 4.0,
+        "guidance_anneal": 0.0,
         "lr": 2e-3,
         "lr_decay": 0.1,
         "lr_distance": 0.06,
