@@ -150,8 +150,9 @@ def require_stage(meta: dict[str, Any], stage: str, path: str | Path) -> None:
         UserError: it belongs to another.
     """
     if meta.get("stage") != stage:
+        other = "; --init_with starts a mesh from a NeRF" if (meta.get("stage"), stage) == (FIRST_STAGE, "dmtet") else ""
         raise UserError(
-            f"checkpoint {path} is of stage {meta.get('stage')!r}; this is stage {stage!r}, give one of that"
+            f"checkpoint {path} is of stage {meta.get('stage')!r}; this is stage {stage!r}, give one of that{other}"
         )
 
 

@@ -80,6 +80,9 @@ def adopt(config: Config) -> Config:
     if checkpoint.latest(own, "dmtet") is not None and not (config.runtime.ckpt == "scratch" and config.trains):
         return config
     start = find(config)
+    if config.dmtet.init_with and start.path.parent.resolve() == own.resolve() and checkpoint.stage_of(start.path) == "dmtet":
+        raise UserError(f"--init_with {config.dmtet.init_with}: --ckpt scratch would remove that checkpoint before it is read; "
+                        "choose another --workspace, or leave both flags out to go on from it")
     theirs = _options_of(start)
     for flag, value in theirs.items():
         mine, source = config.value(flag), config.source(flag)

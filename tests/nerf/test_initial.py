@@ -208,6 +208,16 @@ def test_a_stage_that_has_begun_needs_its_start_no_more(tmp_path):
         initial.adopt(config.parse([*words, "--ckpt", "scratch"]))
 
 
+def test_a_start_that_starting_over_would_remove_is_refused(tmp_path):
+    path = tmp_path / "checkpoints" / checkpoint.file_name(4, "dmtet")
+    checkpoint.save(path, {}, {"stage": "dmtet", "step": 4})
+    words = [*TINY, "--workspace", str(tmp_path), "--dmtet", "--ckpt", "scratch"]
+    for start in (path, tmp_path):
+        with pytest.raises(UserError, match="scratch would remove that checkpoint"):
+            initial.adopt(config.parse([*words, "--init_with", str(start)]))
+    assert initial.adopt(config.parse(words)) == config.parse(words)
+
+
 def test_options_of_the_start_win_over_presets_that_come_later(tmp_path):
     nerf_workspace(tmp_path / "a")
     said = config.parse([*TINY, "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(tmp_path / "a")])
