@@ -160,7 +160,7 @@ def test_glb_of_thin_parts_and_colour_edges_looks_like_the_field_s_own_render_at
     report = export_mesh(solid.density, solid.albedo, 1.0, tmp_path, options, resolution=256)
     assert_sound(report.files)
     views = orbit(torch.tensor([65.0, 100.0]), torch.tensor([30.0, -75.0]), 2.2, 40.0, 256, 256)
-    own, mask, _ = own_render(solid, views, cuda_ray=True, max_steps=2048)
+    own, mask, _ = own_render(solid, views, cuda_ray=True, max_steps=1024)
     for iou, error in agreement(own, mask, render_glb(report.files["glb"], views)):
         assert iou >= SAME_SILHOUETTE and error <= SAME_COLOR
 
