@@ -1,5 +1,5 @@
-// Contractions of the grid encoder's Jacobian on the CPU. They only stream memory: level by level within tiles of points,
-// so that memory is read in order while a tile's sums stay in the cache.
+// Contractions of the grid encoder's Jacobian on the CPU. They only stream memory: level by level within tiles of
+// points, so that memory is read in order while a tile's sums stay in the cache.
 #include "grid_points.h"
 
 namespace {
@@ -66,9 +66,5 @@ struct Work {
 
 }  // namespace
 
-#define GRID_KERNEL(name, operation)                                                                          \
-    EXPORT int name##_cpu(const GridParams* p, int64_t scalar_bytes, int64_t threads, void*) {                \
-        return grid::by_shape<Work>(*p, scalar_bytes, operation, std::max<int64_t>(1, threads));              \
-    }
 GRID_KERNEL(grid_contract, kContract)
 GRID_KERNEL(grid_contract_backward, kContractBackward)

@@ -1,5 +1,5 @@
-// Second derivatives and total variation of the grid encoder on the CPU, point by point: neither is in the hot path of a
-// training step.
+// Second derivatives and total variation of the grid encoder on the CPU, point by point: neither is in the hot path of
+// a training step.
 #include "grid_points.h"
 
 namespace {
@@ -76,10 +76,6 @@ struct Work {
 
 }  // namespace
 
-#define GRID_KERNEL(name, operation)                                                                          \
-    EXPORT int name##_cpu(const GridParams* p, int64_t scalar_bytes, int64_t threads, void*) {                \
-        return grid::by_shape<Work>(*p, scalar_bytes, operation, std::max<int64_t>(1, threads));              \
-    }
 GRID_KERNEL(grid_second_derivatives, kSecondDerivatives)
 GRID_KERNEL(grid_total_variation, kTotalVariation)
 GRID_KERNEL(grid_total_variation_backward, kTotalVariationBackward)

@@ -74,8 +74,8 @@ struct Points {
     }
 };
 
-// The cells of kBlock points in one level, one array a quantity, so that the compiler vectorises over the points; always
-// a whole block, because the ends of a vectorised loop cost as much as a short loop.
+// The cells of kBlock points in one level, one array a quantity, so that the compiler vectorises over the points. It is
+// always a whole block, because the ends of a vectorised loop cost as much as a short loop.
 template <typename S, int D>
 struct Cells {
     S weight[D][kBlock], slope[D][kBlock];
@@ -137,3 +137,9 @@ int by_shape(const GridParams& p, int64_t scalar_bytes, More... more) {
 }
 
 }  // namespace grid
+
+// Exports a kernel whose file defines the template Work, of which it is one operation.
+#define GRID_KERNEL(name, operation)                                                             \
+    EXPORT int name##_cpu(const GridParams* p, int64_t scalar_bytes, int64_t threads, void*) {   \
+        return grid::by_shape<Work>(*p, scalar_bytes, operation, std::max<int64_t>(1, threads)); \
+    }

@@ -1,7 +1,7 @@
 // The loops of a training step on the CPU, forward and table gradient. Levels are the outer loop, so that one level's
-// rows stay in the cache while all points visit it; the gradient rows of a level belong to one task (or a fixed range of
-// them to each), so nothing is atomic and any number of threads gives the same bits. Values are packed level by level,
-// [L][M][F] with a gap; while a block of points is worked on, the next one is located and its rows are asked for.
+// rows stay in the cache while all points visit it; the gradient rows of a level belong to one task (or a fixed range
+// of them to each), so nothing is atomic and any number of threads gives the same bits. Values are packed level by
+// level, [L][M][F] with a gap; while a block of points is worked on, the rows of the next are asked for.
 #pragma once
 #include <limits>
 
@@ -59,11 +59,10 @@ struct Kernels {
         const V* rows = table(level);
         const Indexing by = indexing_of(p, level);
         Block blocks[2];
-        locate(blocks[0], level, by, points, from);
-        for (int64_t start = from, turn = 0; start < to; start += kBlock, turn ^= 1) {
+        for (int64_t start = from - kBlock, turn = 0; start < to; start += kBlock, turn ^= 1) {
             const Block &cells = blocks[turn], &next = blocks[turn ^ 1];
             locate(blocks[turn ^ 1], level, by, points, start + kBlock);
-            const int count = int(std::min(kBlock, to - start));
+            const int count = start < from ? 0 : int(std::min(kBlock, to - start));  // the first turn only locates
             for (int i = 0; i < count; ++i) {
                 V* value = packed + (start + i) * groups();
                 V* along = kJacobian ? jacobian + (start + i) * D * groups() : nullptr;
@@ -97,11 +96,10 @@ struct Kernels {
         V* rows = grad_table(level);
         const Indexing by = indexing_of(p, level);
         Block blocks[2];
-        locate(blocks[0], level, by, points, 0);
-        for (int64_t start = 0, turn = 0; start < points.count; start += kBlock, turn ^= 1) {
+        for (int64_t start = -kBlock, turn = 0; start < points.count; start += kBlock, turn ^= 1) {
             const Block &cells = blocks[turn], &next = blocks[turn ^ 1];
             locate(blocks[turn ^ 1], level, by, points, start + kBlock);
-            const int count = int(std::min(kBlock, points.count - start));
+            const int count = start < 0 ? 0 : int(std::min(kBlock, points.count - start));
             for (int i = 0; i < count; ++i) {
                 ask(next, rows, i);
                 if (points.place[start + i] != kInside) continue;
@@ -198,8 +196,8 @@ struct Kernels {
         V* values = static_cast<V*>(p.values);
         const int64_t width = p.levels * groups(), used = p.active * groups();
         const bool aligned = reinterpret_cast<uintptr_t>(values) % 16 == 0 && width % 2 == 0;
-        if (aligned && p.num_points * width * int64_t(sizeof(V)) > kCache) {
-            unpack_active<true>(points, packed, from, to);
+        if (kSquares && aligned && p.num_points * width * int64_t(sizeof(V)) > kCache) {
+            unpack_active<kSquares>(points, packed, from, to);
 #if defined(__SSE2__)
             _mm_sfence();
 #endif

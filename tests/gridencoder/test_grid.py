@@ -184,6 +184,49 @@ def test_more_points_than_one_chunk_equal_the_chunks_apart():
     torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), table)[0] for y in (whole, parts)))
 
 
+@pytest.mark.parametrize("levels", [1, 3, 4])
+@pytest.mark.parametrize("points", [1, 31, 32, 33, 101])
+def test_float32_with_two_features_equals_reference_for_any_number_of_levels_and_points(levels, points, device):
+    positions, table, layout = make(device=device, points=points, levels=levels)
+    x, small = positions.detach().float(), table.detach().float().requires_grad_()
+    x[0] = torch.nan
+    active = max(1, levels - 1)
+    expected = reference.encode(x.double(), small.double(), layout, BOUND, active)
+    actual = encode(x, small, layout, BOUND, active / levels)
+    torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=1e-5, equal_nan=True)
+    weight = torch.randn_like(expected)
+    grads = [torch.autograd.grad((y[1:] * weight[1:].to(y.dtype)).sum(), small)[0] for y in (actual, expected)]
+    torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_float32_with_two_features_has_the_same_bits_on_one_two_and_five_threads(levels, device):
+    if device.type != "cpu":
+        pytest.skip("CUDA sums table gradients with atomics, in no fixed order")
+    positions, table, layout = make(points=40_000, levels=levels)
+    x, small = positions.detach().float(), table.detach().float().requires_grad_()
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            values, jacobian = encode_with_jacobian(x, small, layout, BOUND)
+            plain = encode(x, small, layout, BOUND)
+            losses = (values.sin().sum() + jacobian.cos().sum(), plain.sin().sum())
+            grads = [torch.autograd.grad(loss, small)[0] for loss in losses]
+            results.append((values, jacobian, plain, *grads))
+    finally:
+        torch.set_num_threads(before)
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
+def test_values_too_many_for_the_cache_equal_those_of_smaller_calls():
+    positions, table, layout = make(points=300_001, levels=4)  # 9.6 MB, written past the cache; the parts are not
+    x, small = positions.detach().float(), table.detach().float()
+    whole = encode(x, small, layout, BOUND)
+    assert torch.equal(whole, torch.cat([encode(part, small, layout, BOUND) for part in x.split(70_001)]))
+
+
 def test_float32_is_close_to_float64_with_a_large_table():
     torch.manual_seed(0)
     layout = GridLayout()
