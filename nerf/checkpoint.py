@@ -244,5 +244,7 @@ def _unflatten(tree: dict[str, Any], flat: dict[str, Tensor]) -> dict[str, Any]:
 
 def _way_out(path: Path) -> str:
     """What to do about a damaged file: the checkpoint before it, if there is one."""
-    others = [p for _, p in steps(path.parent, stage_of(path) or FIRST_STAGE) if p != path]
-    return f"the one before it is --ckpt {others[-1]}" if others else "start over with --ckpt scratch"
+    stage = stage_of(path) or FIRST_STAGE
+    others = [p for _, p in steps(path.parent, stage) if p != path]
+    again = "start over with --ckpt scratch" if stage == FIRST_STAGE else f"start this stage over with --{stage} --ckpt scratch"
+    return f"the one before it is --ckpt {others[-1]}" if others else again

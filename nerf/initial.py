@@ -129,8 +129,17 @@ def begin(model: NeRFRenderer, config: Config, photos: Photographs | None = None
         A sentence for the log, and the transform [4, 4] from the box to a mesh that had to be fitted into it, else None.
 
     Raises:
-        UserError: the start does not fit the model, or there is no object in it.
+        UserError: the start does not fit the model, or there is no object in it, or one that the grid is too coarse for.
     """
+    line, transform = _fill(model, config, photos)
+    if len(model.surface().faces) == 0:
+        raise UserError(f"{line}; but it is too thin for a grid of {config.dmtet.tet_grid_size} layers, and nothing of it is "
+                        "left: give a larger --tet_grid_size, or a lower --mesh_threshold if it is a NeRF")
+    return line, transform
+
+
+def _fill(model: NeRFRenderer, config: Config, photos: Photographs | None) -> tuple[str, np.ndarray | None]:
+    """What :func:`begin` does, whether anything is left of it or not."""
     start = find(config)
     if start.kind == "ball" and photos is not None and silhouette(photos, 0) is not None:
         return _begin_with_silhouettes(model, photos), None

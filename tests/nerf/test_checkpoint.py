@@ -183,6 +183,13 @@ def test_another_stage_is_refused():
         checkpoint.require_stage(META, "dmtet", "x")
 
 
+def test_a_damaged_mesh_costs_the_nerf_nothing(tmp_path):
+    path = tmp_path / checkpoint.file_name(3, "dmtet")
+    path.write_bytes(b"half")
+    with pytest.raises(UserError, match="start this stage over with --dmtet --ckpt scratch"):
+        checkpoint.load(path)
+
+
 def test_load_module_loads_every_tensor():
     one, other = nn.Linear(3, 2), nn.Linear(3, 2)
     checkpoint.load_module(other, one.state_dict(), "x")

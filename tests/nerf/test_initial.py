@@ -57,6 +57,17 @@ def test_an_empty_nerf_is_told(tmp_path):
         filled(tmp_path, lambda x: torch.ones(len(x)))
 
 
+def test_a_start_that_falls_through_the_grid_is_told(tmp_path, monkeypatch):
+    def thin(model, *_):
+        model.path.set_distance(torch.full_like(model.path.distance, 0.1))
+        return "the mesh starts from a needle", None
+
+    monkeypatch.setattr(initial, "_begin_with_mesh", thin)
+    made = options(tmp_path, "--init_with", str(write_box(tmp_path / "needle.obj")))
+    with pytest.raises(UserError, match="from a needle; but it is too thin for a grid of 24 layers"):
+        initial.begin(build_model(made), made)
+
+
 class Discs:
     """Silhouettes of a ball of radius 0.5 at the origin."""
 
