@@ -13,7 +13,7 @@ def build(config, device, resolved=None):
         A prepared :class:`guidance.base.Guidance`.
 
     Raises:
-        UserError: guidance that is not built yet, no usable weights, or a prompt the model cannot take.
+        UserError: guidance that is not built yet, no usable weights, or a prompt or a picture size the model cannot take.
     """
     import torch
 
@@ -30,6 +30,9 @@ def build(config, device, resolved=None):
     device = torch.device(device)
     if resolved is None:
         resolved = weights.resolve(wanted.sd_version, wanted.hf_key, config.prompt.text)
+    if resolved.kind == "embedded" and config.camera.w != config.camera.h:
+        raise UserError(f"--w and --h must be one number under the embedded prior, which sees square pictures, got "
+                        f"{config.camera.w} and {config.camera.h}")
     log.info(resolved.sentence)
     if resolved.kind == "sd" and device.type == "cpu":
         log.warning("guidance: Stable Diffusion takes about a minute a step on a CPU; try --sd_version embedded")

@@ -183,3 +183,8 @@ def test_stages_after_the_one_whose_checkpoint_is_named_begin_anew(run, tmp_path
                   "--ckpt", path)  # fmt: skip
     assert code == 0 and seen == [("nerf", path), ("dmtet", "scratch")]
     assert json.loads((tmp_path / "result.json").read_text())["stages"]["dmtet"] == {"steps": 2, "seconds": 0.5}
+
+
+def test_pictures_that_the_embedded_prior_cannot_see_are_one_sentence(run, tmp_path):
+    words = ("--text", "a ball", "--sd_version", "embedded", "--workspace", tmp_path, "--w", 9, "--h", 5)
+    assert_refused(run(*words), "--w and --h must be one number.*got 9 and 5")
