@@ -246,7 +246,7 @@ class OutputConfig(Group):
     )
     decimate_target: int = option(50_000, "triangles of the mesh, at most (0 or less: all)")
     decimate_error: float = option(
-        0.0, "how far decimation may move the surface, scene units; it keeps more triangles for that (0: any)", check=at_least(0)
+        0.0, "how far decimation may move the surface, scene units; it keeps triangles for that (0: any)", check=at_least(0)
     )
     texture_size: int = option(1024, "side of the texture in pixels", check=between(16, 4096))
     texture_supersample: int = option(1, "a texel is the mean of so many colours each way", check=between(1, 4))
