@@ -7,7 +7,7 @@ import platform
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 _MADV_HUGEPAGE = 14  # Linux's mman.h
 _HUGE = 2**21
-_RESERVED = 3 * 2**29  # bytes of heap that may lie on huge pages; addresses only, until they are used
+_RESERVED = 2**29  # bytes of heap that may lie on huge pages: tables, their moments and gradients; addresses until used
 
 
 def keep_freed_memory() -> bool:
@@ -15,8 +15,9 @@ def keep_freed_memory() -> bool:
 
     A tensor of 32 MiB or more is otherwise mapped, cleared page by page and unmapped each time it is made. Measured on
     one thread, three 64-wide layers on 2^17 points, forward and backward: 320 ms, and 155 ms with this; the process
-    then held 1.1 GB in place of 0.4. The heap also asks for huge pages, which makes random access to tables of features
-    about a tenth faster. Call it before the first large allocation.
+    then held 1.1 GB in place of 0.4. The first part of the heap also asks for huge pages, which makes random access to
+    tables of features about a tenth faster; not all of it, because a huge page costs the system up to 5 ms where memory
+    is fragmented. Call it before the first large allocation.
 
     Returns:
         Whether it took effect; False where there is no glibc.
