@@ -7,7 +7,7 @@ import platform
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 _MADV_HUGEPAGE = 14  # Linux's mman.h
 _HUGE = 2**21
-_RESERVED = 2**29  # bytes of heap that may lie on huge pages: tables, their moments and gradients; addresses until used
+_RESERVED = 2**30  # bytes of heap that may lie on huge pages: tables, their moments and gradients; addresses until used
 
 
 def keep_freed_memory() -> bool:

@@ -18,7 +18,8 @@ constexpr int64_t kBlock = 32;       // points located together, while those bef
 constexpr int64_t kChunk = 1 << 17;  // points encoded together; bounds the scratch
 constexpr int64_t kTask = 1 << 14;   // points of one forward task; a multiple of kBlock
 constexpr int64_t kLine = 64;        // bytes of a cache line
-constexpr int64_t kCache = 1 << 23;  // bytes that a cache can be hoped to keep
+constexpr int64_t kNear = 1 << 20;   // bytes that the second cache can be hoped to keep
+constexpr int64_t kCache = 1 << 23;  // the same of the last cache
 constexpr int64_t kGap = 72;         // points; nine lines where a row is 8 bytes
 
 // Memory that a thread keeps between calls: the system's fresh pages cost more than the arithmetic done on them.

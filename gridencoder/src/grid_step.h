@@ -34,9 +34,60 @@ struct Kernels {
     const V* table(int64_t level) const { return static_cast<const V*>(p.table) + p.first[level] * groups(); }
     V* grad_table(int64_t level) const { return static_cast<V*>(p.grad_table) + p.first[level] * groups(); }
 
+#if defined(__GNUC__)
+    static constexpr bool kPairs = sizeof(V) == sizeof(double);  // two vectors fill a register of 16 bytes
+    typedef double Two __attribute__((vector_size(16), aligned(8), may_alias));
+    typedef double One __attribute__((may_alias));
+
+    // The rows of two corners that are neighbours in x; each is moved as if it were a double.
+    struct Pair {
+        S v __attribute__((vector_size(16)));
+        HD Pair operator+(const Pair& o) const { return {v + o.v}; }
+        HD Pair operator-(const Pair& o) const { return {v - o.v}; }
+        HD Pair operator*(S s) const { return {v * s}; }
+        HD Pair upper() const { return of(Two(v)[1], Two(v)[1]); }
+        HD static Pair of(double lower, double upper) { return {decltype(v)(Two{lower, upper})}; }
+    };
+
+    // Interpolate along x last, so that all that comes before is done for two corners at once.
+    HD static void blend_pairs(const Block& cells, int i, const V* rows, const S* weight, V* value) {
+        const One* doubles = reinterpret_cast<const One*>(rows);
+        const auto row = [&](int corner) { return doubles[cells.row[corner][i]]; };
+        const auto load = [&](int c) { return Pair::of(row(2 * c), row(2 * c + 1)); };
+        const Pair both = blend<D - 1, Pair>(load, weight + 1);
+        *reinterpret_cast<One*>(value) = Two((both + (both.upper() - both) * weight[0]).v)[0];
+    }
+
+    // target[j][i] = source[i][j] for i, j of 0 and 1, whose rows are `step` vectors apart; kPast: past the caches.
+    template <bool kPast>
+    static void exchange(const V* source, int64_t source_step, V* target, int64_t target_step) {
+        const Two a = *reinterpret_cast<const Two*>(source), b = *reinterpret_cast<const Two*>(source + source_step);
+        put<kPast>(target, Two{a[0], b[0]});
+        put<kPast>(target + target_step, Two{a[1], b[1]});
+    }
+
+    template <bool kPast>
+    static void put(V* target, Two value) {
+#if defined(__SSE2__)
+        if constexpr (kPast) return _mm_stream_pd(reinterpret_cast<double*>(target), value);
+#endif
+        *reinterpret_cast<Two*>(target) = value;
+    }
+#else
+    static constexpr bool kPairs = false;
+    HD static void blend_pairs(const Block&, int, const V*, const S*, V*) {}
+    template <bool kPast>
+    static void exchange(const V*, int64_t, V*, int64_t) {}
+#endif
+
     HD void locate(Block& cells, int level, const Indexing& by, const Points<S, D>& points, int64_t from) const {
         if constexpr (kFeatures > 0) cells.locate(p, level, by, points, from);
         else cells.locate_slowly(p, level, by, points, from);
+    }
+
+    // Whether a level is too large to be in the second cache anyway.
+    HD bool far(int level) const {
+        return (p.first[level + 1] - p.first[level]) * groups() * int64_t(sizeof(V)) > kNear;
     }
 
     // Ask for the rows of a point that comes up soon, into the second cache, as the first is too small to wait in.
@@ -58,6 +109,7 @@ struct Kernels {
                          V* jacobian) const {
         const V* rows = table(level);
         const Indexing by = indexing_of(p, level);
+        const bool ahead = far(level);
         Block blocks[2];
         for (int64_t start = from - kBlock, turn = 0; start < to; start += kBlock, turn ^= 1) {
             const Block &cells = blocks[turn], &next = blocks[turn ^ 1];
@@ -66,7 +118,7 @@ struct Kernels {
             for (int i = 0; i < count; ++i) {
                 V* value = packed + (start + i) * groups();
                 V* along = kJacobian ? jacobian + (start + i) * D * groups() : nullptr;
-                ask(next, rows, i);
+                if (ahead) ask(next, rows, i);
                 if (points.place[start + i] != kInside) {
                     const S empty = points.place[start + i] == kOutside ? S(0) : std::numeric_limits<S>::quiet_NaN();
                     std::fill_n(reinterpret_cast<S*>(value), W * groups(), empty);
@@ -81,6 +133,8 @@ struct Kernels {
                         const Jet<V, D> jet = blend_jet<D, V>(load, weight, slope);
                         value[g] = jet.value;
                         for (int d = 0; d < D; ++d) along[d * groups() + g] = jet.along[d];
+                    } else if constexpr (kPairs && kFeatures == W) {
+                        blend_pairs(cells, i, rows, weight, value);
                     } else {
                         value[g] = blend<D, V>(load, weight);
                     }
@@ -95,13 +149,14 @@ struct Kernels {
                           uint32_t high) const {
         V* rows = grad_table(level);
         const Indexing by = indexing_of(p, level);
+        const bool ahead = far(level);
         Block blocks[2];
         for (int64_t start = -kBlock, turn = 0; start < points.count; start += kBlock, turn ^= 1) {
             const Block &cells = blocks[turn], &next = blocks[turn ^ 1];
             locate(blocks[turn ^ 1], level, by, points, start + kBlock);
             const int count = start < 0 ? 0 : int(std::min(kBlock, points.count - start));
             for (int i = 0; i < count; ++i) {
-                ask(next, rows, i);
+                if (ahead) ask(next, rows, i);
                 if (points.place[start + i] != kInside) continue;
                 const V* value = packed + (start + i) * groups();
                 const V* along = kJacobian ? jacobian + (start + i) * D * groups() : nullptr;
@@ -151,7 +206,7 @@ struct Kernels {
     void transpose(const Points<S, D>& points, int64_t from, int64_t to, const Copy& copy,
                    const CopySquare& copy_square) const {
         const int64_t width = p.levels * groups(), stride = points.stride * groups();
-        const bool square = kSquares && groups() == 1;
+        const bool square = kPairs && groups() == 1;
         for (int64_t n = from, points_here = 2; n < to; n += points_here) {
             points_here = std::min<int64_t>(2, to - n);
             const int64_t level_end = square && points_here == 2 ? p.active / 2 * 2 : 0;
@@ -164,40 +219,14 @@ struct Kernels {
         }
     }
 
-#if defined(__GNUC__)
-    static constexpr bool kSquares = sizeof(V) == sizeof(double);
-
-    typedef double Two __attribute__((vector_size(16), aligned(8), may_alias));
-
-    // target[j][i] = source[i][j] for i, j of 0 and 1, whose rows are `step` vectors apart; kPast: past the caches.
-    template <bool kPast>
-    static void exchange(const V* source, int64_t source_step, V* target, int64_t target_step) {
-        const Two a = *reinterpret_cast<const Two*>(source), b = *reinterpret_cast<const Two*>(source + source_step);
-        put<kPast>(target, Two{a[0], b[0]});
-        put<kPast>(target + target_step, Two{a[1], b[1]});
-    }
-
-    template <bool kPast>
-    static void put(V* target, Two value) {
-#if defined(__SSE2__)
-        if constexpr (kPast) return _mm_stream_pd(reinterpret_cast<double*>(target), value);
-#endif
-        *reinterpret_cast<Two*>(target) = value;
-    }
-#else
-    static constexpr bool kSquares = false;
-    template <bool kPast>
-    static void exchange(const V*, int64_t, V*, int64_t) {}
-#endif
-
     // Packed values to [M, L*F], and zeros for the levels that are not active. What would not fit the cache is written
     // past it, or else each line would first be read for nothing.
     void unpack(const Points<S, D>& points, const V* packed, int64_t from, int64_t to) const {
         V* values = static_cast<V*>(p.values);
         const int64_t width = p.levels * groups(), used = p.active * groups();
         const bool aligned = reinterpret_cast<uintptr_t>(values) % 16 == 0 && width % 2 == 0;
-        if (kSquares && aligned && p.num_points * width * int64_t(sizeof(V)) > kCache) {
-            unpack_active<kSquares>(points, packed, from, to);
+        if (kPairs && aligned && p.num_points * width * int64_t(sizeof(V)) > kCache) {
+            unpack_active<kPairs>(points, packed, from, to);
 #if defined(__SSE2__)
             _mm_sfence();
 #endif
