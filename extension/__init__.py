@@ -1,6 +1,6 @@
 """The one loader of native code and the registry of rungs (cuda, cpu, torch) on which every operation runs.
 
-A kernel folder ``X`` holds ``X/src/X_math.h`` (functions for host and device), ``X/src/X_cpu.cpp`` and
+A kernel folder ``X`` holds ``X/src/X_math.h`` (functions for host and device), ``X/src/*_cpu.cpp`` and
 ``X/src/X_cuda.cu`` (loops over them), and exports ``extern "C" int name_cpu(..., int64_t threads, void*)`` and
 ``extern "C" int name_cuda(..., int64_t device, void* stream)``. In that C interface every integer is an ``int64_t``,
 every real number a ``double``, everything else a pointer, and the result is 0 or an error code. No source includes a
