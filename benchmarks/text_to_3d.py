@@ -95,13 +95,13 @@ def table(results: dict[str, dict]) -> str:
 
 
 def write(results: dict[str, dict], out: Path, work: Path) -> None:
-    """Write the JSON, the Markdown table and the sheet of pictures."""
+    """Write the JSON, the Markdown table, and the sheet of pictures of the first seed."""
     import imageio.v3 as imageio
 
     (out / "text_to_3d.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "text_to_3d.md").write_text(table(results))
-    rows = []
-    for name, r in results.items():
+    rows, first = [], min((r["seed"] for r in results.values()), default=0)
+    for name, r in ((n, r) for n, r in results.items() if r["seed"] == first):
         path = work / name / "mesh" / "mesh.glb"
         rows.append(picture_row(r["prompt"], path if path.is_file() and "iou" in r else None))
     if rows:
