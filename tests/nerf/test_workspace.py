@@ -8,6 +8,7 @@ import torch
 from nerf import checkpoint
 from nerf.config import Config, from_json, parse, with_preset
 from nerf.errors import UserError
+from nerf.presets import PRESETS
 from nerf.workspace import adopt, open_workspace, pending_stages, stored_config
 
 
@@ -154,7 +155,8 @@ def test_the_grid_of_the_mesh_may_be_chosen_until_the_mesh_stage_has_begun(used)
         settled(used, "--dmtet", "--tet_grid_size", "32")
 
 
-def test_the_grid_that_a_stage_preset_chose_may_be_typed(tmp_path):
+def test_the_grid_that_a_stage_preset_chose_may_be_typed(tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS["dmtet embedded"], "tet_grid_size", 64)
     folder = str(tmp_path)
     open_workspace(with_preset(parse(["--text", "a hamburger", "--dmtet", "--workspace", folder]), "embedded"))
     save_checkpoint(folder, 5, "dmtet")
