@@ -16,6 +16,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
+
+from nerf.cameras import look_at
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 FOV = 40.0  # degrees, both ways
@@ -31,12 +34,7 @@ def camera_poses(count: int, centre: np.ndarray, distance: float) -> np.ndarray:
     height, turn = 1 - 2 * index / count, np.pi * (1 + 5**0.5) * index
     flat = np.sqrt(1 - height**2)
     back = np.stack([flat * np.sin(turn), height, flat * np.cos(turn)], -1)
-    right = np.cross([0.0, 1.0, 0.0], back)
-    right /= np.linalg.norm(right, axis=1, keepdims=True)
-    poses = np.tile(np.eye(4), (count, 1, 1))
-    poses[:, :3, 0], poses[:, :3, 1], poses[:, :3, 2] = right, np.cross(back, right), back
-    poses[:, :3, 3] = centre + distance * back
-    return poses
+    return look_at(torch.from_numpy(centre + distance * back), torch.from_numpy(np.array(centre, np.float64))).numpy()
 
 
 def render(mesh, pose: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

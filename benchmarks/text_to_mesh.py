@@ -44,9 +44,9 @@ def boundary_f(mask: np.ndarray, truth: np.ndarray) -> float:
 def decimated(mesh: mesh_measure.ColoredMesh, target: int) -> mesh_measure.ColoredMesh:
     """The mesh without its colours, welded, with about ``target`` triangles."""
     from nerf.mesh import Mesh, decimate
+    from nerf.signed_distance import weld
 
-    _, first, welded = np.unique(np.round(mesh.vertices, 7), axis=0, return_index=True, return_inverse=True)
-    smaller = decimate(Mesh(mesh.vertices[first], welded.reshape(-1)[mesh.faces]), target)
+    smaller = decimate(weld(Mesh(mesh.vertices, mesh.faces)), target)
     return mesh_measure.ColoredMesh(smaller.vertices, smaller.faces, color=np.full((len(smaller.vertices), 3), 0.5))
 
 

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from nerf.errors import UserError
 from nerf.files import write_atomically
+from nerf.flags import STAGES
 
 FORMAT = 1
 HEADER_KEY = "somnia"
 SEPARATOR = "/"
 _NAME = re.compile(r"df_(?:([a-z]+)_)?step_(\d{8,})\.safetensors")
-FIRST_STAGE = "nerf"
+FIRST_STAGE = STAGES[0]
 PEER_SUFFIXES = (".pth", ".pt", ".ckpt")
 BROKEN_PICKLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
                  OverflowError, struct.error)  # what reading raises on bytes that are no pickle, or half of one

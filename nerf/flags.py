@@ -11,6 +11,7 @@ from nerf.options import Check, Group, above, at_least, between, option, ordered
 
 SIZE = between(1, 8192)
 FRACTION = between(0, 1)
+STAGES = ("nerf", "dmtet")  # of a run, in their order
 DEVICE = Check(lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v) is not None, "auto, cpu, cuda or cuda:N")
 KNOWN = "training from image prompts"
 
@@ -298,8 +299,8 @@ class DmtetConfig(Group):
     stages: tuple[str, ...] = option(
         ("nerf",),
         "what the run goes through in one workspace: nerf, dmtet, or nerf,dmtet",
-        choices=("nerf", "dmtet"),
-        check=Check(lambda v: v in (("nerf",), ("dmtet",), ("nerf", "dmtet")), "nerf, dmtet or nerf,dmtet"),
+        choices=STAGES,
+        check=Check(lambda v: v in (STAGES[:1], STAGES[1:], STAGES), "nerf, dmtet or nerf,dmtet"),
     )
     tet_grid_size: int = option(
         128,

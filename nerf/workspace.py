@@ -8,10 +8,10 @@ from nerf import checkpoint
 from nerf.config import OPTIONS, SOURCES, Config, for_stage, from_json, to_json, with_preset, with_values
 from nerf.errors import UserError
 from nerf.files import read_json, write_json
+from nerf.flags import STAGES
 from nerf.options import dashed
 
 CONFIG_FILE = "config.json"
-STAGES = ("nerf", "dmtet")
 # The options that a run keeps for life: other values would need other tensors, or make another object.
 KEPT = tuple(flag for flag, (_, field) in OPTIONS.items() if field.metadata["fixed"])
 MESH_KEPT = tuple(flag for flag in KEPT if OPTIONS[flag][0] == "dmtet")  # they bind once the mesh stage has a checkpoint

@@ -98,10 +98,12 @@ class DMTetPath(RenderPath):
 
     def surface(self) -> Surface:
         """The triangles as they are now: closed, counter-clockwise from outside, differentiable in both parameters."""
-        return marching_tetrahedra(self.positions(), self._walled(), self.grid)
+        return self._cut()[0]
 
-    def _walled(self) -> Tensor:
-        return close_at_walls(self.distance, self.grid, WALL_MARGIN)
+    def _cut(self) -> tuple[Surface, Tensor]:
+        """The surface, and the distances [V] that it was cut from."""
+        distance = close_at_walls(self.distance, self.grid, WALL_MARGIN)
+        return marching_tetrahedra(self.positions(), distance, self.grid), distance
 
     def param_groups(self) -> list[dict]:
         """Both parameters with rates of their own; none of them if the shape is locked."""
@@ -118,10 +120,13 @@ class DMTetPath(RenderPath):
         if rays.views is None or rays.shape is None:
             raise ValueError("DMTetPath: expected Rays of whole images with their views; make them with cameras.view_rays")
         with torch.autocast(rays.origins.device.type, enabled=False):
-            surface = self.surface()
+            surface, distance = self._cut()
             if part.training and len(surface.faces) == 0:
                 raise DivergenceError(VANISHED)
-            return self._rasterised(surface, field, rays, part)
+            trace = self._rasterised(surface, field, rays, part)
+        if not part.training:
+            return trace
+        return replace(trace, surface=SurfaceState(surface.vertices, surface.faces, distance, surface.edges))
 
     def _rasterised(self, surface: Surface, field: Field, rays: Rays, part: Part) -> Trace:
         b, h, w = rays.shape
@@ -136,9 +141,8 @@ class DMTetPath(RenderPath):
         values = torch.cat([colour, torch.ones_like(depth), depth, normal], dim=-1)
         flat = values.new_zeros(len(rays), 8).index_copy(0, seen, values)
         smooth = antialias(flat.reshape(b, h, w, 8), raster, clip, surface.faces).reshape(-1, 8)
-        state = SurfaceState(surface.vertices, surface.faces, self._walled(), surface.edges) if part.training else None
         shown = smooth[:, 5:] if part.computes_normals else None
-        return Trace(smooth[:, :3], smooth[:, 3].clamp(0.0, 1.0), smooth[:, 4], shown, surface=state)
+        return Trace(smooth[:, :3], smooth[:, 3].clamp(0.0, 1.0), smooth[:, 4], shown)
 
 
 def _ask(field: Field, points: Tensor, normal: Tensor, rays: Rays, seen: Tensor, part: Part) -> FieldOutput:
