@@ -91,7 +91,7 @@ def build_ahead(target_dir: str | os.PathLike, device_types: tuple[str, ...] = (
     Returns:
         The files written.
     """
-    wanted = [(f, d) for d in device_types for f in KERNEL_FOLDERS if (ROOT / f / "src").is_dir()]
+    wanted = [(f, d) for d in device_types for f in KERNEL_FOLDERS if toolchain.sources(f, d)]
 
     def one(item: tuple[str, str]) -> Path | None:
         try:

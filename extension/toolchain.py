@@ -56,14 +56,18 @@ def target(folder: str, device_type: str, archs: tuple[str, ...] | None = None) 
     Raises:
         BuildError: the folder has no source for that device.
     """
-    source_dir = ROOT / folder / "src"
-    pattern = {"cpu": "*_cpu.cpp", "cuda": "*_cuda.cu"}.get(device_type)
-    sources = tuple(sorted(source_dir.glob(pattern))) if pattern else ()
-    if not sources:
+    found = sources(folder, device_type)
+    if not found:
         raise BuildError(f"{folder}: there is no native source for device '{device_type}' in {folder}/src")
-    headers = tuple(sorted(source_dir.glob("*.h"))) + tuple(sorted(include_dir.glob("*.h")))
+    headers = tuple(sorted((ROOT / folder / "src").glob("*.h"))) + tuple(sorted(include_dir.glob("*.h")))
     flags = CPU_FLAGS if device_type == "cpu" else (*CUDA_FLAGS, *cuda_arch_flags(archs or present_cuda_archs()))
-    return Target(folder, device_type, sources, headers, flags)
+    return Target(folder, device_type, found, headers, flags)
+
+
+def sources(folder: str, device_type: str) -> tuple[Path, ...]:
+    """A kernel folder's sources for a device type; empty where torch does its work there."""
+    pattern = {"cpu": "*_cpu.cpp", "cuda": "*_cuda.cu"}.get(device_type)
+    return tuple(sorted((ROOT / folder / "src").glob(pattern))) if pattern else ()
 
 
 def cuda_arch_flags(archs: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,10 +1,12 @@
 """Prove the project on a machine with a GPU, with the interpreter's own torch: build, test, measure.
 
 Every kernel is compiled for the GPU that is there, the whole test suite runs with CUDA among its devices, and every
-kernel benchmark runs on CUDA; what they say goes to docs/benchmarks/gpu_*.txt. It installs nothing.
+kernel benchmark runs on CUDA; what they say goes to docs/benchmarks/gpu_*.txt. It installs nothing: packages that are
+missing are named, and a folder that has them can be given in PYTHONPATH.
 """
 
 import argparse
+import importlib.util
 import re
 import subprocess
 import sys
@@ -14,9 +16,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = (
     "import extension, torch; print(torch.__version__, torch.cuda.get_device_name()); "
-    "[print(extension.shared_object(f, d)) for f in extension.KERNEL_FOLDERS for d in ('cpu', 'cuda') "
-    "if (extension.toolchain.ROOT / f / 'src').is_dir()]"
+    "[print(extension.shared_object(f, d)) for d in ('cpu', 'cuda') for f in extension.KERNEL_FOLDERS "
+    "if extension.toolchain.sources(f, d)]"
 )
+# What the tests import beside torch, and what pip calls it.
+PACKAGES = {
+    "accelerate": "accelerate", "diffusers": "diffusers", "embreex": "embreex", "imageio": "imageio",
+    "imageio_ffmpeg": "imageio-ffmpeg", "fast_simplification": "fast-simplification", "ninja": "ninja", "numpy": "numpy",
+    "PIL": "pillow", "pytest": "pytest", "pytest_timeout": "pytest-timeout", "safetensors": "safetensors",
+    "scipy": "scipy", "skimage": "scikit-image", "tensorboard": "tensorboard", "tqdm": "tqdm",
+    "transformers": "transformers", "trimesh": "trimesh", "xatlas": "xatlas",
+}  # fmt: skip
 
 
 def main() -> int:
@@ -32,12 +42,21 @@ def main() -> int:
     if torch is None or not torch.cuda.is_available():
         print(f"gpu-check: {sys.executable} has no torch that sees a GPU; say which with make PYTHON=... gpu-check")
         return 2
+    lacking = missing()
+    if lacking:
+        print(f"gpu-check: {sys.executable} lacks {', '.join(lacking)}, and tests that need them will fail; "
+              "pip install --target FOLDER puts them where PYTHONPATH=FOLDER finds them", flush=True)  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * arguments.minutes
     passed = {name: run(name, command, arguments.out, deadline) for name, command in steps()}
     for name, good in passed.items():
         print(f"gpu-check: {name}: {'passed' if good else 'FAILED'}")
     return 0 if all(passed.values()) else 1
+
+
+def missing() -> list[str]:
+    """The packages that the tests import and this interpreter has not, as pip calls them."""
+    return [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
 
 
 def steps() -> list[tuple[str, list[str]]]:

@@ -1,0 +1,44 @@
+"""What a machine with a GPU runs: a build of every source there is, the tests, and the kernel benchmarks on CUDA."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+import extension
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def gpu_check():
+    """scripts/gpu_check.py as a module; scripts/ is no package."""
+    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "scripts" / "gpu_check.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_build_asks_for_every_source_there_is_and_for_no_other(gpu_check, monkeypatch):
+    asked = []
+    monkeypatch.setattr(extension, "shared_object", lambda folder, device: asked.append((folder, device)))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    exec(gpu_check.BUILD, {})
+    there = {(path.parents[1].name, kind) for kind, pattern in (("cpu", "*_cpu.cpp"), ("cuda", "*_cuda.cu"))
+             for path in ROOT.glob(f"*/src/{pattern}")}  # fmt: skip
+    assert set(asked) == there and len(asked) == len(there)
+    assert ("mlp", "cpu") in there and ("mlp", "cuda") not in there
+
+
+def test_every_benchmark_of_a_kernel_runs_on_cuda(gpu_check):
+    names = gpu_check.kernel_benchmarks()
+    assert {"gridencoder", "mlp", "normals", "rasterizer", "raymarching"} <= set(names)
+    for name in names:
+        text = (ROOT / "benchmarks" / f"{name}.py").read_text()
+        assert re.search(r"timing\.compare\(.*\bdevice\)", text), name
+
+
+def test_a_package_that_is_missing_is_named_as_pip_calls_it(gpu_check, monkeypatch):
+    monkeypatch.setitem(gpu_check.PACKAGES, "no_such_module", "no-such-package")
+    assert "no-such-package" in gpu_check.missing() and "pytest" not in gpu_check.missing()
