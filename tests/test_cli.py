@@ -143,7 +143,7 @@ def test_a_disk_that_is_full_at_the_checkpoint_is_one_sentence(tmp_path, photogr
     def small_files():  # larger than the log and the options, not the checkpoint; in a process whose stderr is a pipe
         resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, 16_000))
 
-    words = ["--data", photographs, "--workspace", tmp_path / "w", "--threads", "1", *TINY]
+    words = ["--data", photographs, "--workspace", tmp_path / "w", "--threads", "1", "--device", "cpu", *TINY]
     command = [sys.executable, "main.py", *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=small_files, timeout=100)
     assert_refused((done.returncode, done.stderr.strip().splitlines()[-1]), "could not be written.*start again")
