@@ -7,12 +7,11 @@ kernels are then compiled on first use, or plain torch does their work.
 import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
-KERNELS = ("raymarching*", "gridencoder*", "freqencoder*", "shencoder*", "mlp*", "rasterizer*")
-PACKAGES = ("nerf*", "guidance*", "extension*", *KERNELS)
-DATA = ("*.h", "*.cpp", "*.cu", "*.json", "*.txt", "*.safetensors", "*.md", "*.so")
+DATA = ("*.h", "*.cpp", "*.cu", "*.json", "*.txt", "*.safetensors")  # kernels, and the weights of the embedded prior
 
 
 class BuildWithKernels(build_py):
@@ -33,9 +32,26 @@ class BuildWithKernels(build_py):
         self.announce(f"kernels built ahead of time: {len(built)}", level=3)
 
 
+class PlatformDistribution(Distribution):
+    """Holds native libraries, though no extension modules of Python's."""
+
+    def has_ext_modules(self) -> bool:
+        """Files for one kind of machine are among it."""
+        return True
+
+
+class PlatformWheel(bdist_wheel):
+    """A wheel for one kind of machine and any Python: the libraries are called through ctypes."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Python, its binary interface, and the machine that the file name promises."""
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
-    packages=find_packages(include=PACKAGES),
+    packages=find_packages(),
     py_modules=["main", "optimizer"],
     package_data={"": [f"**/{pattern}" for pattern in DATA]},
-    cmdclass={"build_py": BuildWithKernels},
+    distclass=PlatformDistribution,
+    cmdclass={"build_py": BuildWithKernels, "bdist_wheel": PlatformWheel},
 )
