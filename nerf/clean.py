@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nerf.lattice import ExportError
-from nerf.mesh import Mesh, decimate, drop_unused, is_watertight, unpinch
-from nerf.signed_distance import unsigned_distance, weld
+from nerf.mesh import Mesh, decimate, drop_unused, half_edges, is_watertight, unpinch, weld
+from nerf.signed_distance import unsigned_distance
 
 WELD = 1e-6  # vertices nearer to each other than this fraction of the box's edge are one
 APART = 1e-5  # of the box's edge: how far sheets that touch at a vertex are moved apart
@@ -102,7 +102,7 @@ def boundary_loops(faces: np.ndarray) -> list[np.ndarray]:
     Args:
         faces: [T, 3] welded. A vertex that several openings share splits their rims there.
     """
-    start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+    start, end = half_edges(faces)
     count = int(faces.max(initial=-1)) + 1
     single = ~np.isin(start * count + end, end * count + start)
     following: dict[int, list[int]] = {}
@@ -301,12 +301,11 @@ def surface_distance(a: Mesh, b: Mesh, samples: int = 3_000, seed: int = 0) -> t
 
 def _scatter(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarray:
     """Points [count, 3] spread evenly over a surface."""
-    corners = mesh.corners
-    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+    area = np.linalg.norm(mesh.face_normals, axis=1)
     face = rng.choice(len(area), size=count, p=area / area.sum())
     u, v = rng.random((2, count, 1))
     root = np.sqrt(u)
-    picked = corners[face]
+    picked = mesh.corners[face]
     return (1 - root) * picked[:, 0] + root * (1 - v) * picked[:, 1] + root * v * picked[:, 2]
 
 

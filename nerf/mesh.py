@@ -15,6 +15,7 @@ from nerf.lattice import Density, ExportError, Lattice, query_density
 _LEVEL_CLIP = 1e3  # densities further than this factor from the threshold look alike to marching cubes
 _UNWRAP_BLOCK = 1000  # triangles that xatlas is given at once
 _SOLID = 0.99  # a field of which more than this fraction is inside is fog, not an object
+_WELD = 1e-6  # vertices closer than this share of the diagonal are one
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Mesh:
         return self.vertices[self.faces]
 
     @property
+    def face_normals(self) -> np.ndarray:
+        """The outward normal of every triangle, twice as long as its area, [T, 3]."""
+        a, b, c = np.moveaxis(self.corners, 1, 0)
+        return np.cross(b - a, c - a)
+
+    @property
     def welded_faces(self) -> np.ndarray:
         """The triangles [T, 3] as indices of welded vertices."""
         return self.faces if self.weld is None else self.weld[self.faces]
@@ -50,10 +57,29 @@ class Mesh:
         return np.stack([self.vertices.min(axis=0), self.vertices.max(axis=0)])
 
 
+def half_edges(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the half-edges of triangles [T, 3] start and end, [3 T] each; 3 t + k leads from corner k of t to the next."""
+    return faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+
+
+def components(pairs: np.ndarray, count: int) -> tuple[int, np.ndarray]:
+    """Which of ``count`` things hang together, if each of the pairs [n, 2] does: how many groups, and each one's [count]."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_matrix((np.ones(len(pairs), dtype=np.int8), pairs.T), shape=(count, count))
+    return connected_components(graph, directed=False)
+
+
 def signed_volume(mesh: Mesh) -> float:
     """Volume enclosed by a closed mesh; negative if it is inside out (divergence theorem)."""
+    return float(_pyramids(mesh).sum())
+
+
+def _pyramids(mesh: Mesh) -> np.ndarray:
+    """Signed volumes [T] between the triangles and the middle of the mesh's bounds."""
     a, b, c = np.moveaxis(mesh.corners - mesh.bounds.mean(axis=0), 1, 0)
-    return float((np.cross(a, b) * c).sum() / 6.0)
+    return (np.cross(a, b) * c).sum(axis=1) / 6.0
 
 
 def is_watertight(mesh: Mesh) -> bool:
@@ -62,7 +88,7 @@ def is_watertight(mesh: Mesh) -> bool:
     if len(faces) == 0:
         return False
     count = int(faces.max()) + 1
-    start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+    start, end = half_edges(faces)
     forward, backward = np.sort(start * count + end), np.sort(end * count + start)
     return bool((forward[1:] != forward[:-1]).all() and (forward == backward).all())
 
@@ -146,6 +172,26 @@ def drop_unused(mesh: Mesh) -> Mesh:
     return replace(mesh, vertices=mesh.vertices[used], faces=faces.reshape(-1, 3), **picked)
 
 
+def weld(mesh: Mesh, tolerance: float | None = None) -> Mesh:
+    """Join vertices that are closer than a tolerance, and drop the triangles that collapse.
+
+    Args:
+        mesh: vertices and faces; other parts are dropped.
+        tolerance: in scene units; default a millionth of the diagonal.
+    """
+    from scipy.spatial import cKDTree
+
+    if tolerance is None:
+        tolerance = _WELD * float(np.linalg.norm(np.ptp(mesh.bounds, axis=0)))
+    unique, index = np.unique(mesh.vertices, axis=0, return_inverse=True)
+    count, label = components(cKDTree(unique).query_pairs(tolerance, output_type="ndarray"), len(unique))
+    representative = np.empty(count, dtype=np.int64)
+    representative[label[::-1]] = np.arange(len(unique))[::-1]
+    faces = label[index.reshape(-1)[mesh.faces]].astype(np.int64)
+    whole = (faces != np.roll(faces, 1, axis=1)).all(axis=1)
+    return drop_unused(Mesh(unique[representative], faces[whole]))
+
+
 def largest_parts(mesh: Mesh, min_part: float = 0.01) -> tuple[Mesh, int]:
     """Keep the parts whose volume is at least ``min_part`` of the biggest part's; the rest are floaters.
 
@@ -162,14 +208,8 @@ def largest_parts(mesh: Mesh, min_part: float = 0.01) -> tuple[Mesh, int]:
     Raises:
         ExportError: no component has a positive volume: the mesh is inside out or flat.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    edges = mesh.faces[:, [0, 1, 1, 2]].reshape(-1, 2)
-    graph = coo_matrix((np.ones(len(edges), dtype=np.int8), edges.T), shape=(len(mesh.vertices),) * 2)
-    label = connected_components(graph, directed=False)[1][mesh.faces[:, 0]]
-    a, b, c = np.moveaxis(mesh.corners - mesh.bounds.mean(axis=0), 1, 0)
-    volume = np.bincount(label, weights=(np.cross(a, b) * c).sum(axis=1) / 6.0)
+    label = components(mesh.faces[:, [0, 1, 1, 2]].reshape(-1, 2), len(mesh.vertices))[1][mesh.faces[:, 0]]
+    volume = np.bincount(label, weights=_pyramids(mesh))
     present = np.bincount(label) > 0
     if volume.max(initial=0.0) <= 0:
         raise ExportError(f"the mesh is inside out or flat: the volume of its biggest part is "
@@ -220,21 +260,17 @@ def unpinch(mesh: Mesh) -> Mesh:
     Returns:
         A welded mesh without unused vertices; closed if no edge of the given mesh was open.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
     group, size = np.unique(np.sort(mesh.faces, axis=1), axis=0, return_inverse=True, return_counts=True)[1:]
     faces = mesh.faces[size[group.reshape(-1)] == 1]
     count = len(mesh.vertices)
-    start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+    start, end = half_edges(faces)
     corner, following = np.arange(faces.size), np.roll(np.arange(faces.size).reshape(-1, 3), -1, axis=1).reshape(-1)
     if not np.array_equal(np.sort(start * count + end), np.sort(end * count + start)):
         return drop_unused(replace(mesh, faces=faces))
     forward, backward = _paired(mesh.vertices, faces)
     joined = np.concatenate([np.stack([corner[forward], following[backward]]),
                              np.stack([following[forward], corner[backward]])], axis=1)
-    graph = coo_matrix((np.ones(joined.shape[1], dtype=np.int8), joined), shape=(faces.size,) * 2)
-    vertices, label = connected_components(graph, directed=False)
+    vertices, label = components(joined.T, faces.size)
     source = np.empty(vertices, dtype=np.int64)
     source[label] = start
     return _cut_shared_edges(Mesh(mesh.vertices[source], label.reshape(-1, 3).astype(np.int64)))
@@ -247,7 +283,7 @@ def _paired(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.nda
     which the solid ends, so that bodies that touch along an edge come apart and do not pass through each other.
     """
     count = len(vertices)
-    start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+    start, end = half_edges(faces)
     key = start * count + end
     forward, backward = np.argsort(key, kind="stable"), np.argsort(end * count + start, kind="stable")
     run = np.flatnonzero(np.diff(key[forward], prepend=-1))
@@ -280,7 +316,7 @@ def _cut_shared_edges(mesh: Mesh) -> Mesh:
     """Where several pairs of half-edges have the same two ends, give all but one pair a vertex in its middle."""
     vertices, faces = list(mesh.vertices), mesh.faces.copy()
     while True:
-        start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+        start, end = half_edges(faces)
         forward, backward = _paired(np.asarray(vertices), faces)
         key = (start * len(vertices) + end)[forward]
         repeated = np.flatnonzero((np.diff(key) == 0) & (start < end)[forward[1:]]) + 1
@@ -306,8 +342,7 @@ def vertex_normals(mesh: Mesh) -> np.ndarray:
     the say from the slivers of marching cubes, whose own normals are noise: on a ball the worst vertex is off by 3
     degrees and not by 29. A vertex of nothing but triangles without area gets +Y.
     """
-    corners = mesh.corners
-    face_normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])  # twice the area long
+    corners, face_normal = mesh.corners, mesh.face_normals
     total = np.zeros_like(mesh.vertices)
     for k in range(3):
         to_next = corners[:, (k + 1) % 3] - corners[:, k]
@@ -320,19 +355,17 @@ def vertex_normals(mesh: Mesh) -> np.ndarray:
     return np.where(length > 1e-30, total / np.maximum(length, 1e-30), up)
 
 
-def unwrap(mesh: Mesh, texture_size: int, padding: int | None = None,
-           progress: Callable[[int, int], None] | None = None) -> Mesh:
+def unwrap(mesh: Mesh, texture_size: int, progress: Callable[[int, int], None] | None = None) -> Mesh:
     """Cut the surface into charts and lay them into the unit square (xatlas).
 
     xatlas' time grows faster than the number of triangles, so it charts blocks of at most a thousand triangles that lie
     near each other, one after the other, and packs the charts of all of them in the end: 20,000 take 1.6 s and not
     3.6 s of one core, with hardly more charts, and there is progress to tell. Packing for a texture of 4096 takes 3 s more.
+    Charts are a 256th of the texture apart, 3 texels at least, so that mipmaps down to half that many texels keep them apart.
 
     Args:
         mesh: welded.
-        texture_size: edge of the texture in texels, which the padding refers to.
-        padding: texels between charts; None: a 256th of the texture, 3 at least, so that mipmaps down to half that
-            many texels keep charts apart.
+        texture_size: edge of the texture in texels.
         progress: told after every block how many triangles are charted, of how many.
 
     Returns:
@@ -353,7 +386,7 @@ def unwrap(mesh: Mesh, texture_size: int, padding: int | None = None,
         if progress is not None:
             progress(done, len(mesh.faces))
     pack = xatlas.PackOptions()
-    pack.padding = max(3, texture_size // 256) if padding is None else padding
+    pack.padding = max(3, texture_size // 256)
     pack.resolution = texture_size
     atlas.generate(xatlas.ChartOptions(), pack)
     if atlas.atlas_count != 1:

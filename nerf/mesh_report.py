@@ -14,7 +14,7 @@ import numpy as np
 from nerf.bake import uv_layers
 from nerf.clean import boundary_loops, crossing_faces
 from nerf.errors import UserError
-from nerf.mesh import Mesh, is_watertight, signed_volume
+from nerf.mesh import Mesh, components, half_edges, is_watertight, signed_volume
 from nerf.meshfile import UNREADABLE
 
 FORMATS = (".glb", ".gltf", ".obj", ".ply", ".stl")
@@ -143,17 +143,13 @@ def _joined(parts: list) -> Mesh:
 
 def _shape(mesh: Mesh, samples: int, seed: int) -> dict:
     """The figures of the surface."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
     welded = mesh.welded_faces
     whole = (welded != np.roll(welded, 1, axis=1)).all(axis=1)  # slivers that welding closed are no triangles
     welded, count = welded[whole], int(mesh.weld.max()) + 1
-    edges = np.sort(np.stack([welded, np.roll(welded, -1, axis=1)], axis=2).reshape(-1, 2), axis=1)
+    edges = np.sort(np.stack(half_edges(welded), axis=1), axis=1)
     uses = np.unique(edges, axis=0, return_counts=True)[1]
-    graph = coo_matrix((np.ones(len(edges), dtype=np.int8), edges.T), shape=(count, count))
-    parts = connected_components(graph, directed=False)[1][welded[:, 0]] if len(welded) else np.zeros(0)
-    front = np.cross(mesh.corners[:, 1] - mesh.corners[:, 0], mesh.corners[:, 2] - mesh.corners[:, 0])
+    parts = components(edges, count)[1][welded[:, 0]]
+    front = mesh.face_normals
     length = np.linalg.norm(front, axis=1)
     agreeing = (np.einsum("tkc,tc->tk", mesh.normals[mesh.faces], front) > 0).mean(axis=1)
     place = np.zeros((count, 3))
@@ -173,19 +169,15 @@ def _shape(mesh: Mesh, samples: int, seed: int) -> dict:
 
 def _fans(faces: np.ndarray) -> int:
     """How many fans of triangles all vertices have together; corners are of one fan where an edge of two joins them."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
     corner, following = np.arange(faces.size), np.roll(np.arange(faces.size).reshape(-1, 3), -1, axis=1).reshape(-1)
-    ends = np.stack([faces.reshape(-1), faces.reshape(-1)[following]], axis=1)
+    ends = np.stack(half_edges(faces), axis=1)
     swapped = ends[:, 0] > ends[:, 1]
     low, high = np.where(swapped, following, corner), np.where(swapped, corner, following)
     group, uses = np.unique(np.sort(ends, axis=1), axis=0, return_inverse=True, return_counts=True)[1:]
     half = np.flatnonzero(uses[group.reshape(-1)] == 2)
     pairs = half[np.argsort(group.reshape(-1)[half], kind="stable")].reshape(-1, 2)
     joined = np.concatenate([low[pairs], high[pairs]])
-    graph = coo_matrix((np.ones(len(joined), dtype=np.int8), joined.T), shape=(faces.size,) * 2)
-    return int(connected_components(graph, directed=False)[0])
+    return int(components(joined, faces.size)[0])
 
 
 def self_crossings(mesh: Mesh, samples: int = 5_000, seed: int = 0) -> tuple[int, int]:

@@ -20,8 +20,8 @@ from nerf.video import write_png
 _POSITION_TOLERANCE = 2e-6  # of the longest edge of the bounding box: six decimals in OBJ, float32 in GLB and PLY
 _UV_TOLERANCE = 2e-6
 _NORMAL_TOLERANCE = 1e-4
-UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, NotImplementedError, EOFError,
-              struct.error)  # what trimesh's readers raise on files that are not whole
+UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, NameError, AssertionError, NotImplementedError,
+              EOFError, struct.error)  # what trimesh's readers raise on files that are not whole
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from nerf.errors import UserError
-from nerf.mesh import Mesh, drop_unused, is_watertight, signed_volume
+from nerf.mesh import Mesh, drop_unused, is_watertight, signed_volume, weld
+from nerf.meshfile import UNREADABLE
 
 SUFFIXES = (".obj", ".glb", ".gltf", ".ply")
-_WELD = 1e-6  # vertices closer than this share of the diagonal are one
 _CHUNK = 1 << 12  # points whose temporaries fit into the cache
 _CLUSTER = 0.4  # of sqrt(T) triangles are seen as one dipole from afar, which balances near work and far
 _FAR = 2.5  # a cluster is far beyond this many of its radii
@@ -49,10 +49,13 @@ def load_mesh(path: str | Path) -> Mesh:
         loaded = trimesh.load(path, process=False, force="mesh")
         vertices = np.asarray(loaded.vertices, dtype=np.float64)
         faces = np.asarray(loaded.faces, dtype=np.int64).reshape(-1, 3)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError, OSError) as error:
+    except (*UNREADABLE, OSError) as error:
         raise UserError(f"mesh {path} cannot be read ({type(error).__name__}: {error}); export it again") from error
     if len(faces) == 0:
         raise UserError(f"mesh {path} holds no triangles ({len(vertices)} points); export it as a surface")
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise UserError(f"mesh {path} is damaged: its triangles name vertices up to {faces.max()}, and it has {len(vertices)}; "
+                        "export it again")
     mesh = drop_unused(Mesh(vertices, faces))
     if not np.isfinite(mesh.vertices).all():
         raise UserError(f"mesh {path} has {int((~np.isfinite(mesh.vertices)).any(axis=1).sum())} vertices that are not "
@@ -63,30 +66,6 @@ def load_mesh(path: str | Path) -> Mesh:
     if len(mesh.faces) == 0:
         raise UserError(f"mesh {path} holds no triangle with an area; export it as a surface")
     return mesh
-
-
-def weld(mesh: Mesh, tolerance: float | None = None) -> Mesh:
-    """Join vertices that are closer than a tolerance, and drop the triangles that collapse.
-
-    Args:
-        mesh: vertices and faces; other parts are dropped.
-        tolerance: in scene units; default a millionth of the diagonal.
-    """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-    from scipy.spatial import cKDTree
-
-    if tolerance is None:
-        tolerance = _WELD * float(np.linalg.norm(np.ptp(mesh.bounds, axis=0)))
-    unique, index = np.unique(mesh.vertices, axis=0, return_inverse=True)
-    pairs = cKDTree(unique).query_pairs(tolerance, output_type="ndarray")
-    graph = coo_matrix((np.ones(len(pairs), dtype=np.int8), pairs.T), shape=(len(unique),) * 2)
-    count, label = connected_components(graph, directed=False)
-    representative = np.empty(count, dtype=np.int64)
-    representative[label[::-1]] = np.arange(len(unique))[::-1]
-    faces = label[index.reshape(-1)[mesh.faces]].astype(np.int64)
-    whole = (faces != np.roll(faces, 1, axis=1)).all(axis=1)
-    return drop_unused(Mesh(unique[representative], faces[whole]))
 
 
 def fit(mesh: Mesh, half_extent: float = 0.8) -> tuple[Mesh, np.ndarray]:

@@ -60,6 +60,25 @@ def test_watertight_says_no_to_a_missing_and_to_a_flipped_triangle():
     assert not meshes.is_watertight(replace(mesh, faces=flipped))
 
 
+def test_weld_joins_near_vertices_and_drops_what_collapses():
+    mesh = tetrahedron()
+    soup = mesh.corners.reshape(-1, 3) + 1e-9 * np.random.default_rng(0).uniform(-1, 1, (12, 3))
+    faces = np.concatenate([np.arange(12).reshape(-1, 3), [[0, 0, 1]]])
+    welded = meshes.weld(Mesh(soup, faces))
+    assert len(welded.vertices) == 4 and len(welded.faces) == 4 and meshes.is_watertight(welded)
+
+
+def test_weld_collapses_nothing_that_is_further_apart_than_its_tolerance():
+    mesh = Mesh(np.array([[0.0, 0, 0], [3e-6, 0, 0], [0, 3e-6, 0]]), np.array([[0, 1, 2]]))
+    assert len(meshes.weld(mesh, 2e-6).faces) == 1
+    assert len(meshes.weld(mesh, 4e-6).faces) == 0
+
+
+def test_components_counts_what_no_pair_touches():
+    count, label = meshes.components(np.array([[0, 2], [2, 4]]), 5)
+    assert count == 3 and label[0] == label[2] == label[4] and len(set(label.tolist())) == 3
+
+
 @pytest.mark.parametrize("name", SOLIDS)
 def test_marching_cubes_is_closed_and_has_the_solid_s_volume(name):
     mesh = known(name)

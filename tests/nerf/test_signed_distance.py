@@ -1,4 +1,4 @@
-"""Mesh files are read and welded, and their signed distances agree with closed forms and with brute force."""
+"""Mesh files are read, and their signed distances agree with closed forms and with brute force."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,6 @@ from nerf.signed_distance import (
     load_mesh,
     signed_distance,
     unsigned_distance,
-    weld,
     winding_number,
 )
 
@@ -19,6 +18,8 @@ trimesh = pytest.importorskip("trimesh")
 
 CUBE = trimesh.creation.box((1.0, 1.2, 0.8))
 BALL = trimesh.creation.icosphere(4, 0.7)
+PLY = ("ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\nelement face 1\n"
+       "property list uchar int vertex_indices\nend_header\n0 0 0\n1 0 0\n0 1 0\n3 0 1 {}\n")
 
 
 def ours(loaded):
@@ -164,19 +165,6 @@ def test_fit_centres_the_mesh_and_its_matrix_leads_back():
     np.testing.assert_allclose(fitted.vertices @ back[:3, :3].T + back[:3, 3], mesh.vertices)
 
 
-def test_weld_joins_near_vertices_and_drops_what_collapses():
-    soup = ours(CUBE).corners.reshape(-1, 3) + 1e-9 * points(36)
-    faces = np.concatenate([np.arange(36).reshape(-1, 3), [[0, 0, 1]]])
-    welded = weld(Mesh(soup, faces))
-    assert len(welded.vertices) == 8 and len(welded.faces) == 12 and is_watertight(welded)
-
-
-def test_weld_collapses_nothing_that_is_further_apart_than_its_tolerance():
-    mesh = Mesh(np.array([[0.0, 0, 0], [3e-6, 0, 0], [0, 3e-6, 0]]), np.array([[0, 1, 2]]))
-    assert len(weld(mesh, 2e-6).faces) == 1
-    assert len(weld(mesh, 4e-6).faces) == 0
-
-
 @pytest.mark.parametrize("suffix", ["obj", "glb", "ply"])
 def test_load_reads_what_was_written(tmp_path, suffix):
     CUBE.export(tmp_path / f"cube.{suffix}")
@@ -204,6 +192,7 @@ def test_load_puts_the_parts_of_a_scene_where_they_belong(tmp_path):
     ("nan.obj", "v nan 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "not finite|cannot be read"),
     ("dot.obj", "v 1 2 3\nv 1 2 3\nv 1 2 3\nf 1 2 3\n", "has no size"),
     ("line.obj", "v 0 0 0\nv 1 0 0\nv 0 0 0\nf 1 2 3\n", "no triangle with an area"),
+    ("beyond.ply", PLY.format(3), "name vertices up to 3, and it has 3"),
     ("noise.glb", "this is no glTF", "cannot be read"),
     ("noise.ply", "this is no PLY", "cannot be read"),
 ])
@@ -211,6 +200,12 @@ def test_load_says_what_is_wrong_with_a_file(tmp_path, name, text, said):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=said):
         load_mesh(tmp_path / name)
+
+
+def test_load_says_that_a_glb_without_views_of_its_buffer_cannot_be_read(tmp_path):
+    (tmp_path / "cube.glb").write_bytes(CUBE.export(file_type="glb").replace(b"bufferViews", b"bufferVxxxs"))
+    with pytest.raises(UserError, match="cannot be read .*export it again"):
+        load_mesh(tmp_path / "cube.glb")
 
 
 def test_load_says_that_a_file_is_missing(tmp_path):
