@@ -53,7 +53,8 @@ def plan(step: int, config, sources: tuple[str, ...], spaces: tuple[str, ...] = 
     if any(weights.get(name, 0) > 0 for name in ("orient", "normal_smooth_2d", "normal")):
         known = config.dmtet.dmtet and weights["normal"] > 0
         parts = [replace(part, need_normals=True) if known else with_normals(part) for part in parts]
-    return StepPlan(step, fraction, tuple(parts), weights, _t_range(fraction, config))
+    lr_scale = config.optim.lr_decay**fraction
+    return StepPlan(step, fraction, tuple(parts), weights, _t_range(fraction, config), lr_scale)
 
 
 def with_normals(part: Part) -> Part:

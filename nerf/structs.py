@@ -122,7 +122,7 @@ class StepPlan:
     parts: tuple[Part, ...]
     weights: dict[str, float]  # term name -> weight; a term whose weight is 0 or missing is not computed
     t_range: tuple[float, float] = (0.02, 0.98)  # diffusion time range of this step
-    lr_scale: float = 1.0
+    lr_scale: float = 1.0  # factor on every learning rate of this step
 
 
 @dataclass(frozen=True)

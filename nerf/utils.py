@@ -142,13 +142,9 @@ class Trainer:
         if self.config.optim.grad_clip > 0:
             torch.nn.utils.clip_grad_value_(self.model.parameters(), self.config.optim.grad_clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self.lr_scale(plan.fraction)
+            group["lr"] = group["initial_lr"] * plan.lr_scale
         self.scaler.step(self.optimizer)
         self.scaler.update()
-
-    def lr_scale(self, fraction: float) -> float:
-        """Factor on every learning rate at this point of training: ``lr_decay ** fraction``."""
-        return self.config.optim.lr_decay**fraction
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
