@@ -84,12 +84,6 @@ class GridEncoder(nn.Module):
         """Encoding [M, L*F] and what turns a gradient in it into one in space; see :func:`encode_with_pullback`."""
         return encode_with_pullback(positions, self.embeddings, self.layout, bound, max_level)
 
-    def value_and_jacobian(
-        self, positions: Tensor, bound: float = 1.0, max_level: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """Encoding [M, L*F] and its derivatives [M, D, L*F]; see :func:`encode_with_jacobian`."""
-        return encode_with_jacobian(positions, self.embeddings, self.layout, bound, max_level)
-
     def total_variation(
         self,
         points: Tensor | None = None,

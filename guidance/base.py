@@ -20,10 +20,8 @@ class Conditions:
 
 @dataclass(frozen=True)
 class CameraWish:
-    """The views a guidance model was made for; the source of views keeps to it as far as the user's flags allow."""
+    """The views a guidance model was made for; the log warns of options that go beyond them."""
 
-    num_views: int | None = None  # B, None: any
-    linked: bool = False  # the B views of a step stand at equal steps of azimuth around the object
     square: bool = False  # height must equal width
     radius_range: tuple[float, float] | None = None  # scene units
     fovy_range: tuple[float, float] | None = None  # degrees
@@ -90,7 +88,7 @@ class Guidance(ABC):
         """
 
     def cameras(self, part: Part) -> CameraWish | None:
-        """The views this model wants in ``part``; None: whatever comes."""
+        """The views this model was made for; None: whatever comes."""
         return None
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:

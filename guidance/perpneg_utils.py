@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from guidance.distillation import Mixer
-from guidance.prompts import horizontal_share, wrapped
+from guidance.prompts import horizontal_share
+from nerf.cameras import wrap_degrees
 
 NEGATIVE_WORDS = ("front", "side")
 
@@ -54,7 +55,7 @@ def negative_weights(azimuth: Tensor, polar: Tensor, settings: PerpNeg) -> Tenso
     Returns:
         [B, 2] in the order of :data:`NEGATIVE_WORDS`, in [negative_w, 0], continuous in both angles.
     """
-    turn = wrapped(azimuth).abs() / 90
+    turn = wrap_degrees(azimuth).abs() / 90
     to_side, to_back = turn.clamp(max=1), (turn - 1).clamp(min=0)
     front = fade(1 - to_side, settings.front_decay)
     side = fade(to_side, settings.side_decay) + 0.5 * fade(1 - to_back, settings.side_decay)

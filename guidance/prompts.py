@@ -8,16 +8,13 @@ polar 0 = straight above.
 import torch
 from torch import Tensor
 
+from nerf.cameras import wrap_degrees
+
 VIEW_WORDS = ("front", "side", "back", "overhead", "bottom")
 VIEW_ENDINGS = tuple(f", {word} view" for word in VIEW_WORDS)  # what is added to the prompt
 OVERHEAD = 30.0  # polar angle at which a view is half from above (DreamFusion switches at 60 degrees of elevation)
 BOTTOM = 150.0  # polar angle at which a view is half from below
 RAMP = 20.0  # degrees over which the polar words fade in
-
-
-def wrapped(azimuth: Tensor) -> Tensor:
-    """The same azimuths [B] in [-180, 180) degrees."""
-    return torch.remainder(azimuth + 180, 360) - 180
 
 
 def _ramp(x: Tensor, middle: float) -> Tensor:
@@ -50,7 +47,7 @@ def view_weights(azimuth: Tensor, polar: Tensor) -> Tensor:
     if azimuth.shape != polar.shape or azimuth.ndim != 1:
         raise ValueError(f"view_weights: expected azimuth [B] and polar [B], got {list(azimuth.shape)} and "
                          f"{list(polar.shape)}")
-    turn = wrapped(azimuth).abs() / 90
+    turn = wrap_degrees(azimuth).abs() / 90
     front, back = (1 - turn).clamp(min=0), (turn - 1).clamp(min=0)
     around = torch.stack([front, 1 - front - back, back], -1) * horizontal_share(polar)[:, None]
     return torch.cat([around, 1 - _ramp(polar, OVERHEAD)[:, None], _ramp(polar, BOTTOM)[:, None]], -1)

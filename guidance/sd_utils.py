@@ -309,7 +309,7 @@ class StableDiffusion(Guidance):
         """What the embedded prior was trained on; Stable Diffusion takes any view."""
         if not self.somnia:
             return None
-        return CameraWish(4, True, True, camera.RADIUS_RANGE, camera.FOVY_RANGE, camera.POLAR_RANGE)
+        return CameraWish(True, camera.RADIUS_RANGE, camera.FOVY_RANGE, camera.POLAR_RANGE)
 
     def branches(self, views: Views | None, count: int) -> Tensor:
         """Text embeddings of the K branches, [K, B, L, D]: without the prompt, with it, and Perp-Neg's wrong views.

@@ -303,7 +303,7 @@ def _finish(raw: Mesh, job: _Job, inset: Callable[[Mesh], np.ndarray] | None = N
         files=files, vertices=len(mesh.vertices), faces=len(mesh.faces), parts_dropped=dropped, watertight=is_watertight(flat),
         cleaning=cleaning, decimation=decimation, volume=signed_volume(flat),
         bounds=tuple(tuple(map(float, corner)) for corner in flat.bounds), texture_coverage=coverage,
-        seconds=progress.seconds, notes=_notes(mesh, job, cleaning, decimation, coverage))
+        seconds=progress.seconds, notes=_notes(mesh, job, cleaning, coverage))
 
 
 def _bake(fine: Mesh, flat: Mesh, depth: np.ndarray, job: _Job) -> tuple[Mesh, float]:
@@ -378,7 +378,7 @@ def _write_transform(folder: Path, transform: np.ndarray, placing: np.ndarray, e
     return write_atomically(folder / "transform.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _notes(mesh: Mesh, job: _Job, cleaning: Cleaning, decimation: Decimation, coverage: float) -> tuple[str, ...]:
+def _notes(mesh: Mesh, job: _Job, cleaning: Cleaning, coverage: float) -> tuple[str, ...]:
     """What looks wrong, and what to do about it."""
     notes, wanted = [], job.options.decimate_target
     if cleaning.open_rims:

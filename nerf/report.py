@@ -1,4 +1,4 @@
-"""What a run tells people and programs: log lines, progress, scalars, pictures, and the result.
+"""What a run tells people and programs: log lines, progress, scalars, and the result.
 
 In the workspace: ``log_df.txt`` (every line said), ``metrics.jsonl`` (one JSON object a line), ``run/df`` (TensorBoard,
 if it is installed) and ``result.json``. On the screen, all on stderr: the lines, and a bar on a terminal or a line now
@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,7 +23,7 @@ from nerf.files import write_atomically, write_json
 
 SCALAR_STEPS = 10  # reading a loss stalls CUDA, so terms are read back once in so many steps
 LINE_SECONDS = 10.0  # without a terminal: a line of progress this often
-LOGGERS = ("somnia", "nerf", "guidance", "extension")
+LOGGER = "somnia"  # every room of the house logs below it
 
 
 class Report:
@@ -48,9 +47,8 @@ class Report:
         self._next_step = 0  # the first step that this process takes, or would take
         self._rate: _Rate | None = None
         self._handler = _Handler(self)
-        for name in LOGGERS:
-            logging.getLogger(name).addHandler(self._handler)
-            logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(LOGGER).addHandler(self._handler)
+        logging.getLogger(LOGGER).setLevel(logging.INFO)
         for line in describe(config) if config is not None else ():
             self.log(line)
 
@@ -114,13 +112,6 @@ class Report:
         self._open_metrics(step + 1)
         self._write(step, {f"eval/{name}": float(value) for name, value in values.items()})
 
-    def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Hand a picture [H, W, 3] uint8 to TensorBoard, if it is installed; the caller writes files itself."""
-        self._open_metrics(step + 1)
-        board = self._tensorboard()
-        if board is not None:
-            board.add_image(name, image, step, dataformats="HWC")
-
     def result(self, **values: Any) -> Path:
         """Add to ``result.json`` what the run came to; the file always holds everything said so far.
 
@@ -132,8 +123,7 @@ class Report:
 
     def close(self) -> None:
         """End the bar and close every file; may be called twice."""
-        for name in LOGGERS:
-            logging.getLogger(name).removeHandler(self._handler)
+        logging.getLogger(LOGGER).removeHandler(self._handler)
         self._close_stage()
         self._log_file.close()
 

@@ -18,7 +18,7 @@ from nerf.files import write_atomically
 
 Picture = np.ndarray | Tensor
 
-_LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger("somnia.video")
 _CAPTION_HEIGHT = 14  # pixels; PIL's built-in font is 11 high
 # Anchors of the depth ramp from far to near: dark blue over red to pale yellow, of rising lightness.
 _RAMP = np.array([[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]]) / 255.0

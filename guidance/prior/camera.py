@@ -6,8 +6,6 @@ World: right-handed, +Y up, front = +Z = azimuth 0, azimuth grows towards +X; po
 camera-to-world with OpenGL axes (x right, y up, looks along -z).
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -139,8 +137,3 @@ def random_cameras(count: int, generator: torch.Generator) -> dict[str, Tensor]:
         "radius": uniform(*RADIUS_RANGE),
         "fovy": uniform(*FOVY_RANGE),
     }
-
-
-def visible_half_height(radius: float, fovy: float) -> float:
-    """Half of the height visible at the distance of the origin, in scene units (``fovy`` in degrees)."""
-    return radius * math.tan(math.radians(fovy) / 2)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from guidance.prompts import VIEW_WORDS, blend, view_weights, wrapped
+from guidance.prompts import VIEW_WORDS, blend, view_weights
 
 
 def angles(azimuth, polar=90.0):
@@ -47,8 +47,10 @@ def test_left_and_right_are_both_sides():
     torch.testing.assert_close(view_weights(*angles(azimuth)), view_weights(*angles(-azimuth)))
 
 
-def test_azimuths_are_wrapped_on_both_sides():
-    assert wrapped(torch.tensor([270.0, -270.0, 180.0, 540.0])).tolist() == [-90.0, 90.0, -180.0, -180.0]
+def test_whole_turns_change_nothing():
+    azimuth = torch.linspace(-170, 170, 18)
+    for turns in (-720, -360, 360):
+        torch.testing.assert_close(view_weights(*angles(azimuth + turns)), view_weights(*angles(azimuth)))
 
 
 def test_blend_of_a_pure_view_is_its_embedding():
