@@ -7,7 +7,6 @@ import torch
 
 import extension
 from gridencoder import (
-from tests.helpers.rounding import ANY_ORDER
     GridEncoder,
     GridLayout,
     encode,
@@ -16,6 +15,7 @@ from tests.helpers.rounding import ANY_ORDER
     reference,
     total_variation,
 )
+from tests.helpers.rounding import ANY_ORDER
 
 CASES = list(itertools.product((2, 3, 4), ("hash", "tiled"), ("linear", "smoothstep"), (False, True)))
 FEATURES = {2: 1, 3: 2, 4: 4}
