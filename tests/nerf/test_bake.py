@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.glb_render import bilinear
 from nerf import bake, clean
 from nerf import mesh as meshes
 from nerf.lattice import ExportError, sample_lattice
 from nerf.mesh import Mesh
 from tests.helpers import solids
+from tests.helpers.glb_render import bilinear
 from tests.helpers.seams import along_seams
 
 

@@ -10,16 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.glb_render import (
-    SAME_COLOR,
-    SAME_SILHOUETTE,
-    agreement,
-    can_cast_rays,
-    color_error,
-    load_single,
-    render_glb,
-    silhouette_iou,
-)
 from nerf import export
 from nerf.background import ConstantBackground
 from nerf.cameras import orbit, view_rays
@@ -30,6 +20,16 @@ from nerf.mesh import Mesh
 from nerf.renderer import NeRFRenderer
 from nerf.structs import FieldOutput, Part
 from tests.helpers import solids
+from tests.helpers.glb_render import (
+    SAME_COLOR,
+    SAME_SILHOUETTE,
+    agreement,
+    can_cast_rays,
+    color_error,
+    load_single,
+    render_glb,
+    silhouette_iou,
+)
 from tests.helpers.sound import assert_sound
 
 SIX = (torch.tensor([90.0, 90.0, 90.0, 70.0, 20.0, 160.0]), torch.tensor([0.0, 80.0, 180.0, -35.0, 10.0, 45.0]))

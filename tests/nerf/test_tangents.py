@@ -6,13 +6,13 @@ from functools import cache
 import numpy as np
 import pytest
 
-from benchmarks.glb_render import bilinear
 from nerf import mesh as meshes
 from nerf import tangents
 from nerf.bake import rasterize_uv
 from nerf.lattice import sample_lattice
 from nerf.mesh import Mesh
 from tests.helpers import solids
+from tests.helpers.glb_render import bilinear
 from tests.helpers.seams import along_seams
 
 SIZE = 256

@@ -1,8 +1,7 @@
 """An independent look at a written mesh: trimesh reads it and casts rays at it, and nothing of ours helps.
 
 B views of H x W pixels. Ray casting is Embree's through embreex, or trimesh's own (slow) through rtree; one of them
-must be installed. Tests hold the export to ``SAME_SILHOUETTE`` and ``SAME_COLOR``, benchmarks measure with the same
-functions.
+must be installed. Tests hold the export to ``SAME_SILHOUETTE`` and ``SAME_COLOR``.
 """
 
 import importlib.util
