@@ -1,13 +1,12 @@
 """The camera as a condition of the embedded prior: a vector and a map of rays.
 
-B views; degrees outside, radians inside.
-
-World: right-handed, +Y up, front = +Z = azimuth 0, azimuth grows towards +X; polar 0 is straight above. Poses are
-camera-to-world with OpenGL axes (x right, y up, looks along -z).
+B views; degrees outside, radians inside. The world and the poses are those of ``nerf/cameras.py``.
 """
 
 import torch
 from torch import Tensor
+
+from nerf.cameras import direction_of, orbit_up, pose_from
 
 CONDITION_DIM = 8
 RAY_CHANNELS = 13
@@ -69,11 +68,9 @@ def look_at(polar: Tensor, azimuth: Tensor, radius: Tensor) -> Tensor:
     Returns:
         [B, 3, 4] camera-to-world, det(R) = +1.
     """
-    p, a = torch.deg2rad(polar), torch.deg2rad(azimuth)
-    back = torch.stack([p.sin() * a.sin(), p.cos(), p.sin() * a.cos()], -1)
-    right = torch.stack([a.cos(), torch.zeros_like(a), -a.sin()], -1)
-    up = torch.linalg.cross(back, right)
-    return torch.stack([right, up, back, back * radius[:, None]], -1)
+    back, up = direction_of(polar, azimuth), orbit_up(polar, azimuth)
+    rotation = torch.stack([torch.linalg.cross(up, back), up, back], -1)
+    return pose_from(rotation, back * radius[:, None])[:, :3]
 
 
 def rays(pose: Tensor, fovy: Tensor, size: int) -> tuple[Tensor, Tensor]:
