@@ -14,6 +14,7 @@ from guidance.prior.camera import look_at
 from guidance.prior.captions import Caption
 from guidance.prior.render import render
 from guidance.prior.shapes import EMPTY, Shape, family, occupancy
+from nerf import meshfile
 
 HALF = 0.7
 GRID = 64
@@ -34,18 +35,11 @@ class ColoredMesh:
 
 def read_mesh(path: Path) -> ColoredMesh:
     """Read a GLB or OBJ with a texture, vertex colours, or neither (then it is mid-grey)."""
-    import trimesh
-
-    mesh = trimesh.load(path, force="mesh", process=False)
-    vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
-    material = getattr(mesh.visual, "material", None)
-    picture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-    if getattr(mesh.visual, "uv", None) is not None and picture is not None:
-        texture = np.asarray(picture.convert("RGB"), np.float64) / 255
-        return ColoredMesh(vertices, faces, np.asarray(mesh.visual.uv, np.float64), texture)
-    if mesh.visual.kind == "vertex":
-        return ColoredMesh(vertices, faces, color=np.asarray(mesh.visual.vertex_colors)[:, :3] / 255.0)
-    return ColoredMesh(vertices, faces, color=np.full((len(vertices), 3), 0.5))
+    mesh = meshfile.read_mesh(path)
+    if mesh.texture is not None:
+        return ColoredMesh(mesh.vertices, mesh.faces, mesh.uv, mesh.texture / 255.0)
+    color = np.full((len(mesh.vertices), 3), 0.5) if mesh.colors is None else mesh.colors / 255.0
+    return ColoredMesh(mesh.vertices, mesh.faces, color=color)
 
 
 def _covered(corner: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -80,7 +74,7 @@ def _covered(corner: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.
     return triangle[inside], point[inside], weights[inside]
 
 
-def voxelize(mesh: ColoredMesh, grid: int = GRID, half: float = HALF) -> np.ndarray:
+def voxelize(mesh: ColoredMesh, grid: int = GRID) -> np.ndarray:
     """Voxel centres inside the mesh, bool [G, G, G] indexed x, y, z.
 
     Along each axis the signed crossings of a line of voxels are added up: a non-zero winding number is inside. Two of
@@ -89,7 +83,7 @@ def voxelize(mesh: ColoredMesh, grid: int = GRID, half: float = HALF) -> np.ndar
     from scipy.ndimage import binary_fill_holes
 
     votes = np.zeros((grid, grid, grid), np.int8)
-    scaled = (mesh.vertices + half) / (2 * half) * grid - 0.5
+    scaled = (mesh.vertices + HALF) / (2 * HALF) * grid - 0.5
     # Off the lattice by a hair: a line of voxels must not run exactly along an edge that two triangles share.
     corners = (scaled + np.array([1.37e-4, 2.11e-4, 2.93e-4]))[mesh.faces]
     for axis in range(3):
@@ -109,16 +103,16 @@ def voxelize(mesh: ColoredMesh, grid: int = GRID, half: float = HALF) -> np.ndar
     return binary_fill_holes(votes >= 2)
 
 
-def true_voxels(shape: Shape, grid: int = GRID, half: float = HALF) -> np.ndarray:
+def true_voxels(shape: Shape, grid: int = GRID) -> np.ndarray:
     """Voxel centres inside a captioned shape, closed cavities filled, bool [G, G, G]."""
     from scipy.ndimage import binary_fill_holes
 
-    return binary_fill_holes(occupancy(shape, lattice(grid, half)).numpy())
+    return binary_fill_holes(occupancy(shape, lattice(grid)).numpy())
 
 
-def lattice(grid: int = GRID, half: float = HALF) -> torch.Tensor:
+def lattice(grid: int = GRID) -> torch.Tensor:
     """Voxel centres [G, G, G, 3]."""
-    axis = ((torch.arange(grid) + 0.5) / grid * 2 - 1) * half
+    axis = ((torch.arange(grid) + 0.5) / grid * 2 - 1) * HALF
     return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1)
 
 
@@ -141,13 +135,13 @@ def family_voxels(caption: Caption, count: int = 64, seed: int = 7) -> tuple[lis
     return members, [true_voxels(member) for member in members]
 
 
-def best_ball(truths: list[np.ndarray], half: float = HALF) -> float:
+def best_ball(truths: list[np.ndarray]) -> float:
     """Highest IoU that any single ball reaches with any member: the baseline that a blob gets for nothing.
 
     Centres lie on a coarse lattice about each member's centroid; every radius is tried (sorting by distance).
     """
     grid = truths[0].shape[0]
-    points = lattice(grid, half).reshape(-1, 3).numpy()
+    points = lattice(grid).reshape(-1, 3).numpy()
     best = 0.0
     for truth in truths:
         flat = truth.reshape(-1)

@@ -8,24 +8,19 @@ and the fused Adam step are printed beside them.
 
 import argparse
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import torch
 
 from benchmarks import timing
+from nerf.flags import FieldConfig
 from nerf.network_grid import GridField
 from nerf.structs import Part, Points
 
 
 def field(normals: str, device: str) -> GridField:
     """The default grid field with a table that has been trained a little, so that normals are not noise of 1e-4."""
-    config = SimpleNamespace(
-        **{"bound": 1.0, "density_activation": "exp", "density_bias": 0.0, "blob_density": 5.0, "blob_radius": 0.2},
-        **{"normals": normals, "levels": 16, "level_dim": 2, "base_resolution": 16, "finest_resolution": 2048},
-        **{"log2_hashmap_size": 19, "hidden": 64, "layers": 3},
-    )
     torch.manual_seed(0)
-    made = GridField(config).to(device)
+    made = GridField(FieldConfig(normals=normals)).to(device)
     with torch.no_grad():
         made.encoder.embeddings.normal_(std=1e-2)
     return made
