@@ -77,7 +77,8 @@ class PlainPath(RenderPath):
         n, s = len(hit), samples.t.numel() // max(len(hit), 1)
         weights, opacity = transmitted(field.to_alpha(output, samples.dt).view(n, s))
         values = sample_values(output, rays, part, samples.ray_index)
-        summed = torch.einsum("ns,nsc->nc", weights, values.view(n, s, values.shape[-1]))
+        with torch.autocast(weights.device.type, enabled=False):  # colours are summed in float32 on every path
+            summed = torch.einsum("ns,nsc->nc", weights, values.view(n, s, values.shape[-1]))
         depth = (weights * samples.t.view(n, s)).sum(-1)
         sums = torch.cat([opacity[:, None], depth[:, None], summed], dim=-1)
         everywhere = sums.new_zeros(len(rays), sums.shape[-1]).index_copy(0, hit, sums)

@@ -37,7 +37,9 @@ class Ball(Field):
         return FieldOutput(self.density(at), 0.5 + 0.4 * at.clamp(-1, 1), normal, rgb)
 
 
-def image_rays(height: int, width: int, distance: float = 2.5, fovy: float = 40.0, views: int = 1) -> Rays:
+def image_rays(
+    height: int, width: int, distance: float = 2.5, fovy: float = 40.0, views: int = 1, device: str = "cpu"
+) -> Rays:
     """Whole images of cameras on +Z that look at the origin, pixel centres at one half."""
     focal = 0.5 * height / torch.tan(torch.deg2rad(torch.tensor(0.5 * fovy)))
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
@@ -45,7 +47,7 @@ def image_rays(height: int, width: int, distance: float = 2.5, fovy: float = 40.
     directions = torch.nn.functional.normalize(towards.reshape(-1, 3), dim=-1).repeat(views, 1)
     origins = torch.tensor([0.0, 0.0, distance]).expand_as(directions).contiguous()
     index = torch.arange(views).repeat_interleave(height * width)
-    return Rays(origins, directions, index, (views, height, width))
+    return Rays(origins.to(device), directions.to(device), index.to(device), (views, height, width))
 
 
 def ball_on_rays(rays: Rays, radius: float, density: float) -> tuple[Tensor, Tensor, Tensor]:
