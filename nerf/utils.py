@@ -289,7 +289,8 @@ class Trainer:
         for i, guidance in enumerate(self.guidance):
             guidance.load_state_dict(tensors.get("guidance", {}).get(str(i), {}))
         torch.set_rng_state(tensors["random"]["torch"].cpu())
-        self.scaler.load_state_dict(meta["scaler"])
+        if meta["scaler"]:  # empty in a run without float16, on a CPU for instance; a scale is then found anew
+            self.scaler.load_state_dict(meta["scaler"])
         self.watch = Watch(**meta["watch"])
         self.step, self.seconds = meta["step"], meta["seconds"]
 
@@ -317,7 +318,8 @@ class Trainer:
         return torch.bfloat16 if self.config.optim.bf16 else torch.float16
 
     def _autocast(self):
-        return torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext()
+        """No cache of cast weights: up to torch 2.10 those that a part without gradients casts never learn after it."""
+        return torch.autocast(self.device.type, self.amp_dtype, cache_enabled=False) if self.amp_dtype else nullcontext()
 
     def _reads_back(self) -> bool:
         return self.device.type == "cpu" or self.step % CUDA_CHECK_INTERVAL == 0

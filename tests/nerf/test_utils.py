@@ -34,7 +34,7 @@ class Colour(Guidance):
 
     def loss(self, image, views, part, t_range, *, debug=False):
         """Mean squared distance to a noisy grey."""
-        noise = torch.rand(image.shape, generator=part.generator(9))
+        noise = torch.rand(image.shape, generator=part.generator(9)).to(image.device)
         pictures = {"image": image.detach()[:, :3]} if debug else None
         return GuidanceOutput((image - 0.5 - 0.1 * noise).square().mean(), debug=pictures)
 
@@ -63,16 +63,14 @@ class Broken(Colour):
         return answer if self.calls < 3 else GuidanceOutput(answer.loss * float("nan"))
 
 
-def make(folder, *flags, guidance=None):
+def make(folder, *flags, guidance=None, device="cpu"):
     options = config.parse([*TINY, "--workspace", str(folder), *flags])
     options = workspace.open_workspace(workspace.adopt(options))
     report = Report(folder, terminal=False)
     torch.manual_seed(options.runtime.seed)
-    model = build_model(options)
-    guidance = [guidance or Colour()]
-    trainer = Trainer(
-        options, model, {"guided": RandomCameras(options)}, guidance, Evaluator(options, model, report), report
-    )
+    model = build_model(options).to(device)
+    sources, guidance = {"guided": RandomCameras(options, device)}, [guidance or Colour()]
+    trainer = Trainer(options, model, sources, guidance, Evaluator(options, model, report), report)
     trainer.restore()
     return trainer
 
@@ -107,13 +105,39 @@ CONFIGURATIONS = {
 
 
 @pytest.mark.parametrize("flags", CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys())
-def test_every_configuration_takes_steps_and_moves_its_weights(tmp_path, flags):
-    trainer = make(tmp_path, *flags.split())
+def test_every_configuration_takes_steps_and_moves_its_weights(tmp_path, flags, device):
+    trainer = make(tmp_path, *flags.split(), device=device)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     for _ in range(2):
         terms = trainer.train_step()
     assert all(torch.isfinite(value) for value in terms.values())
     assert any(not torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("flags", ["--cuda_ray", "--no_cuda_ray", "--no_cuda_ray --backbone vanilla"])
+def test_in_half_precision_every_weight_of_the_field_learns(tmp_path, flags, dtype, device):
+    trainer = make(tmp_path, *flags.split(), device=device)
+    trainer.amp_dtype = dtype  # the options keep it for CUDA
+    trainer.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    before = {name: p.detach().clone() for name, p in trainer.model.field.named_parameters()}
+    for _ in range(3):
+        terms = trainer.train_step()
+    assert all(torch.isfinite(value) for value in terms.values())
+    still = [name for name, p in trainer.model.field.named_parameters() if torch.equal(p, before[name])]
+    assert [name for name in still if not name.startswith("view_colour")] == []
+
+
+@pytest.mark.parametrize(("wrote", "reads"), [(False, True), (True, False), (True, True)])
+def test_a_run_goes_on_from_a_checkpoint_of_another_precision(tmp_path, wrote, reads):
+    first, second = make(tmp_path, "--cuda_ray"), make(tmp_path, "--cuda_ray")
+    first.scaler, second.scaler = (torch.amp.GradScaler("cpu", enabled=on, init_scale=8.0) for on in (wrote, reads))
+    first.train_step()
+    path = first.save()
+    second.scaler.scale(torch.ones(()))
+    second.load(path)
+    second.train_step()
+    assert second.step == 2 and second.scaler.get_scale() == (8.0 if reads else 1.0)
 
 
 def test_every_regulariser_is_logged_by_name(tmp_path):
