@@ -30,10 +30,11 @@ from optimizer import Adan
 CUDA_CHECK_INTERVAL = 16
 PREVIEW_STEPS = (10, 30, 100)
 STREAM_OCCUPANCY = 201
-OUT_OF_MEMORY = (
-    "memory ran out in a training step; lower --batch_size, --w and --h, --num_rays or --max_steps, or add --vram_O; "
-    "the last checkpoint is whole, and the same command goes on from it"
-)
+OUT_OF_MEMORY = "memory ran out in a training step; lower {}; the last checkpoint is whole; the same command goes on from it"
+WHAT_TO_LOWER = {
+    "nerf": "--batch_size, --w and --h, --num_rays or --max_steps, or add --vram_O",
+    "dmtet": "--batch_size, --w and --h or --dmtet_reso_scale, or add --vram_O",
+}
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Trainer:
         for part in plan.parts:
             part_terms = self._part_terms(part, plan)
             if self._reads_back():
-                check_finite(part_terms, self.step)
+                check_finite(part_terms, self.step, self.stage)
             total = sum(plan.weights[name] * value for name, value in part_terms.items())
             if total.requires_grad:
                 self.scaler.scale(total).backward()
@@ -164,13 +165,13 @@ class Trainer:
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
-                raise MemoryError(OUT_OF_MEMORY) from error
+                raise MemoryError(OUT_OF_MEMORY.format(WHAT_TO_LOWER[self.stage])) from error
             done = self.step
             self.seconds += time.monotonic() - began
             self.report.scalars(done, terms, total=total)
             if done in PREVIEW_STEPS or (done % self.config.output.preview_interval == 0):
                 self.preview()
-            verdict = self.watch.verdict(schedule.progress(done, self.config))
+            verdict = self.watch.verdict(schedule.progress(done, self.config), self.stage)
             if verdict is not None:
                 self.save()
                 raise DivergenceError(f"step {done}: {verdict}")

@@ -14,6 +14,23 @@ FOG_SHARE = 0.60  # share of pixels that are neither clear nor opaque
 SMOOTHING = 0.05
 START_FRACTION, START_STEPS = 0.3, 100
 
+# What may be tried, by stage: each has parameters and rates of its own.
+NOT_FINITE, EMPTY, FULL, FOG = "not finite", "empty", "full", "fog"
+WAYS_OUT = {
+    "nerf": {
+        NOT_FINITE: "a smaller --lr, --grad_clip 1, or --no_fp16",
+        EMPTY: "another --seed, a larger --blob_density, a smaller --lambda_opacity or a smaller --lr",
+        FULL: "a larger --lambda_opacity, a smaller --blob_radius, or a larger --radius_range",
+        FOG: "a smaller --guidance_scale, a larger --lambda_entropy or another --seed",
+    },
+    "dmtet": {
+        NOT_FINITE: "smaller --lr_distance and --lr_offset, a smaller --lr, --grad_clip 1, or --no_fp16",
+        EMPTY: "a smaller --lr_distance, a smaller --radius_range, or a larger shape to start from (--init_with)",
+        FULL: "a smaller --lr_distance, a larger --radius_range, or a smaller shape to start from (--init_with)",
+        FOG: "smaller --lr_distance and --lr_offset, or a larger --lambda_mesh_normal",
+    },
+}
+
 
 @dataclass
 class Watch:
@@ -38,37 +55,29 @@ class Watch:
         self.opacity = mean if self.updates == 1 else self.opacity + rate * (mean - self.opacity)
         self.fog = fog if self.updates == 1 else self.fog + rate * (fog - self.fog)
 
-    def verdict(self, fraction: float) -> str | None:
-        """What is wrong, as a sentence with a way out, or None while all is well."""
+    def verdict(self, fraction: float, stage: str = "nerf") -> str | None:
+        """What is wrong at this point of a stage, as a sentence with a way out that the stage has; None while all is well."""
         if fraction < START_FRACTION or self.updates < START_STEPS:
             return None
+        what = "mesh" if stage == "dmtet" else "scene"
         if self.opacity < EMPTY_OPACITY:
-            return (
-                f"the scene went empty (mean opacity {self.opacity:.4f}); try another --seed, a larger --blob_density, "
-                "a smaller --lambda_opacity or a smaller --lr"
-            )
+            return f"the {what} went empty (mean opacity {self.opacity:.4f}); try {WAYS_OUT[stage][EMPTY]}"
         if self.opacity > FULL_OPACITY:
-            return (
-                f"the scene filled the whole view (mean opacity {self.opacity:.3f}); try a larger --lambda_opacity, "
-                "a smaller --blob_radius, or a larger --radius_range"
-            )
+            return f"the {what} filled the whole view (mean opacity {self.opacity:.3f}); try {WAYS_OUT[stage][FULL]}"
         if self.fog > FOG_SHARE:
-            return (
-                f"the scene turned into fog ({100 * self.fog:.0f} % of the pixels are half transparent); try a smaller "
-                "--guidance_scale, a larger --lambda_entropy or another --seed"
-            )
+            became = "broke into splinters" if stage == "dmtet" else "turned into fog"  # only its edges are half transparent
+            return (f"the {what} {became} ({100 * self.fog:.0f} % of the pixels are half transparent); "
+                    f"try {WAYS_OUT[stage][FOG]}")  # fmt: skip
         return None
 
 
-def check_finite(terms: dict[str, Tensor], step: int) -> None:
+def check_finite(terms: dict[str, Tensor], step: int, stage: str = "nerf") -> None:
     """Refuse a loss that is not a number.
 
     Raises:
-        DivergenceError: names the terms and the step.
+        DivergenceError: names the terms and the step, and what the stage lets one try.
     """
     bad = [name for name, value in terms.items() if not math.isfinite(float(value.detach()))]
     if bad:
-        raise DivergenceError(
-            f"step {step}: the loss term {', '.join(bad)} is not finite; the last checkpoint is untouched. "
-            "Try a smaller --lr, --grad_clip 1, or run without --fp16"
-        )
+        raise DivergenceError(f"step {step}: the loss term {', '.join(bad)} is not finite; the last checkpoint is untouched. "
+                              f"Try {WAYS_OUT[stage][NOT_FINITE]}")  # fmt: skip

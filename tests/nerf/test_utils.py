@@ -300,8 +300,16 @@ def test_what_guidance_sees_is_written_on_the_steps_asked_for(tmp_path):
 
 
 def test_running_out_of_memory_says_what_to_lower(tmp_path):
-    with pytest.raises(MemoryError, match="--batch_size"):
+    with pytest.raises(MemoryError, match="--batch_size.*--max_steps"):
         make(tmp_path, "--cuda_ray", guidance=Greedy()).train()
+
+
+def test_running_out_of_memory_in_the_mesh_stage_names_what_that_stage_has(tmp_path):
+    trainer = make(tmp_path, "--cuda_ray", guidance=Greedy())
+    trainer.stage = "dmtet"
+    with pytest.raises(MemoryError, match="--dmtet_reso_scale") as caught:
+        trainer.train()
+    assert "--max_steps" not in str(caught.value)
 
 
 def test_cameras_beyond_what_the_guidance_was_made_for_are_told(tmp_path):

@@ -1,10 +1,13 @@
 """The watch tells what is wrong, and only when it is."""
 
+import re
+
 import pytest
 import torch
 
+from nerf.config import OPTIONS
 from nerf.errors import DivergenceError
-from nerf.watch import Watch, check_finite
+from nerf.watch import WAYS_OUT, Watch, check_finite
 
 
 def after(opacity, steps=120):
@@ -43,3 +46,20 @@ def test_a_term_that_is_not_finite_is_named_with_its_step():
     check_finite({"sds": torch.tensor(1.0)}, 3)
     with pytest.raises(DivergenceError, match="step 3.*entropy"):
         check_finite({"sds": torch.tensor(1.0), "entropy": torch.tensor(float("nan"))}, 3)
+
+
+@pytest.mark.parametrize("opacity", [torch.zeros(100), torch.ones(100), torch.full((100,), 0.5)])
+def test_a_mesh_that_failed_is_told_of_flags_of_its_own_stage(opacity):
+    sentence = after(opacity).verdict(0.5, "dmtet")
+    assert sentence.startswith("the mesh ") and "--lr_distance" in sentence
+    assert not re.search("--(blob|lambda_opacity|lambda_entropy|density)", sentence)
+
+
+def test_a_term_of_the_mesh_stage_that_is_not_finite_names_its_rates():
+    with pytest.raises(DivergenceError, match="--lr_distance and --lr_offset"):
+        check_finite({"mesh_normal": torch.tensor(float("inf"))}, 3, "dmtet")
+
+
+def test_every_flag_that_is_advised_exists():
+    advised = re.findall("--([a-z0-9_]+)", " ".join(way for stage in WAYS_OUT.values() for way in stage.values()))
+    assert {flag.removeprefix("no_") for flag in advised} <= OPTIONS.keys()
