@@ -120,9 +120,8 @@ def make_path(config, field: Field) -> RenderPath:
     """The render path that the options ask for: triangles in the mesh stage, accelerated with ``--cuda_ray``, else plain."""
     render, mesh = config.render, config.dmtet
     if mesh.dmtet:
-        return DMTetPath(
-            field.bound, mesh.tet_grid_size, render.min_near, mesh.lr_distance, mesh.lr_offset, locked=mesh.lock_geo
-        )
+        rates = {"distance": mesh.lr_distance, "offset": mesh.lr_offset, "lattices": mesh.lr_lattices}
+        return DMTetPath(field.bound, mesh.tet_grid_size, render.min_near, rates, mesh.lock_geo, mesh.lattices)
     if render.cuda_ray:
         return AcceleratedPath(
             field.bound,

@@ -6,6 +6,7 @@ tetrahedra round every face that two cubes share, each of two neighbouring centr
 their dihedral angles are 60 or 90 degrees (Sommerville, 1923), so no direction is served badly.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
@@ -14,6 +15,7 @@ from math import sqrt
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from nerf.errors import UserError
 
@@ -33,6 +35,7 @@ class TetGrid:
     tet_edges: Tensor  # [K, 6] int32, the edges of each tetrahedron in the order of TET_EDGES
     boundary: Tensor  # [V] bool, vertices on a wall of the box
     spacing: float  # length of the shortest edge
+    cubes: int  # n, cubes along a side: the vertices are their (n + 1)^3 corners, then their n^3 centres, last axis fastest
 
     def to(self, device: torch.device | str) -> "TetGrid":
         """The same grid on another device."""
@@ -89,7 +92,7 @@ def _build(n: int) -> TetGrid:
     tets, tet_edges = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     return TetGrid(torch.from_numpy(np.concatenate([corners, centres]).astype(np.float32)), torch.from_numpy(tets),
                    torch.from_numpy(lattice.edges()), torch.from_numpy(tet_edges), torch.from_numpy(boundary),
-                   spacing=0.5 * sqrt(3.0) * h)
+                   spacing=0.5 * sqrt(3.0) * h, cubes=n)
 
 
 def _grid_points(count: int) -> np.ndarray:
@@ -291,6 +294,29 @@ def close_at_walls(sdf: Tensor, grid: TetGrid, margin: float | None = None) -> T
     """
     low = 0.01 * grid.spacing if margin is None else margin
     return torch.where(grid.boundary, sdf.clamp(min=low), sdf)
+
+
+def summed_lattices(lattices: Sequence[Tensor], grid: TetGrid) -> Tensor:
+    """The sum, at the grid's vertices, of values on cubic lattices that span the same box, each trilinear in between, [V].
+
+    Args:
+        lattices: [m, m, m] indexed x, y, z, at least two points a side, coarsest first.
+        grid: on the same device.
+
+    Differentiable in the lattices. Each is taken to the size of the next, so the work is that of the finest; between
+    lattices that are not halves of each other the sum is only nearly trilinear, and exact for linear values always.
+    """
+    total = lattices[0][None, None]
+    for lattice in lattices[1:]:
+        total = _resized(total, len(lattice)) + lattice
+    corners = _resized(total, grid.cubes + 1)
+    centres = functional.avg_pool3d(corners, 2, stride=1)
+    return torch.cat([corners.reshape(-1), centres.reshape(-1)])
+
+
+def _resized(lattice: Tensor, side: int) -> Tensor:
+    """A lattice [1, 1, m, m, m] with ``side`` points a side."""
+    return functional.interpolate(lattice, size=(side,) * 3, mode="trilinear", align_corners=True)
 
 
 def sign_change_edges(sdf: Tensor, grid: TetGrid) -> Tensor:

@@ -3,6 +3,11 @@
 Deep marching tetrahedra (Shen et al. 2021): a signed distance and an offset at every point of a tetrahedral grid are the
 parameters, marching tetrahedra make triangles of them, and the field is asked for the colour at the one point that each
 pixel sees. V vertices, T triangles, B views, N = B * H * W rays, M of them covered.
+
+A view moves only the points under its own outline, and distillation moves each in a direction of its own. Coarser lattices
+are therefore added to the distance: one step of theirs moves a whole patch of the surface along, and what neighbouring
+pixels disagree about averages out before it is roughness. The remedy is that of Nicolet, Jacobson and Jakob, "Large Steps
+in Inverse Rendering of Geometry" (2021, sec. 3.2): precondition the step with a smooth one; ours does it by parameters.
 """
 
 from dataclasses import replace
@@ -16,11 +21,13 @@ from nerf.errors import DivergenceError
 from nerf.field import Field
 from nerf.render.base import RenderPath, Trace, sample_colours
 from nerf.structs import FieldOutput, Part, Points, Rays, SurfaceState
-from nerf.tets import Surface, TetGrid, close_at_walls, marching_tetrahedra, tet_grid
+from nerf.tets import Surface, TetGrid, close_at_walls, marching_tetrahedra, summed_lattices, tet_grid
 from rasterizer import antialias, interpolate, rasterize
 
-# Signed distances are kept within so many cells, so that a surface that moves meets no cliff.
-DISTANCE_CLIP = 1.0
+# Distances start within so many cells. One that only its own gradient moves must be ready to change its sign when the
+# surface comes near; under coarser lattices, which move near and far points alike, far ones must know that they are far.
+OWN_REACH, SHARED_REACH = 1.0, 8.0
+COARSEST = 2  # cubes along a side that a coarser lattice has at least
 # How far a point may leave its place along each axis, as a share of the shortest edge. A tetrahedron of the lattice is
 # sqrt(2/3) of that edge high, so two points that move sqrt(3) times this each can never turn one inside out; those at the
 # walls, where tetrahedra are lower, stay where they are.
@@ -31,7 +38,7 @@ START_RADIUS = 0.5  # of the starting ball, as a share of half the box
 QUERY_CHUNK = 1 << 18  # points the field is asked about at once outside training
 VANISHED = (
     "the surface of the mesh stage vanished: no cell has a corner inside and one outside; go on from the last checkpoint "
-    "with a smaller --lr_distance, or start from another shape with --init_with"
+    "with smaller --lr_distance and --lr_lattices, or start from another shape with --init_with"
 )
 
 
@@ -42,28 +49,39 @@ class DMTetPath(RenderPath):
         bound: half the edge of the box that the field lives in, scene units.
         resolution: layers of the tetrahedral grid along a side, see :func:`nerf.tets.tet_grid`.
         min_near: nothing nearer to the camera than this is seen, scene units.
-        lr_distance, lr_offset: learning rates of the two parameters, whatever the field's is.
+        rates: learning rates of ``distance``, ``offset`` and ``lattices``, whatever the field's is.
         locked: the shape does not learn; only the colours do.
+        lattices: how many coarser lattices help to move the surface; the first has half the grid's cubes along a side,
+            each other one half of the one before.
 
-    Parameters: ``distance`` [V] in grid cells, negative inside, and ``offset`` [V, 3] before a tanh. Buffers: ``centre``
-    [3] and ``extent`` [3] (half the sides), the box of scene units that the grid fills.
+    Parameters: ``distance`` [V] in grid cells, negative inside, to which ``lattices`` (each [m, m, m] in grid cells, the
+    coarsest first) are added, and ``offset`` [V, 3] before a tanh. Buffers: ``centre`` [3] and ``extent`` [3] (half the
+    sides), the box of scene units that the grid fills.
     """
 
     whole_images = True
 
     def __init__(
-        self, bound: float, resolution: int, min_near: float, lr_distance: float, lr_offset: float, locked: bool = False
+        self,
+        bound: float,
+        resolution: int,
+        min_near: float,
+        rates: dict[str, float],
+        locked: bool = False,
+        lattices: int = 0,
     ):
         super().__init__()
-        self.bound, self.min_near = bound, min_near
-        self.rates = {"distance": lr_distance, "offset": lr_offset}
+        self.bound, self.min_near, self.rates = bound, min_near, rates
         self._grid = tet_grid(resolution)
         self.register_buffer("centre", torch.zeros(3))
         self.register_buffer("extent", torch.full((3,), float(bound)))
         radius = self.points().norm(dim=-1)
         ball = (radius - START_RADIUS * bound) / (self.grid.spacing * bound)
-        self.distance = nn.Parameter(ball.clamp(-DISTANCE_CLIP, DISTANCE_CLIP), requires_grad=not locked)
+        reach = SHARED_REACH if lattices else OWN_REACH
+        self.distance = nn.Parameter(ball.clamp(-reach, reach), requires_grad=not locked)
         self.offset = nn.Parameter(torch.zeros(len(ball), 3), requires_grad=not locked)
+        sides = [max(self.grid.cubes >> k, COARSEST) + 1 for k in range(lattices, 0, -1)]
+        self.lattices = nn.ParameterList(nn.Parameter(torch.zeros(n, n, n), requires_grad=not locked) for n in sides)
 
     @property
     def grid(self) -> TetGrid:
@@ -88,7 +106,26 @@ class DMTetPath(RenderPath):
     def set_distance(self, distance: Tensor) -> None:
         """Begin from a signed distance [V] in scene units (or anything with its zero and sign), negative inside."""
         cell = self.grid.spacing * float(self.extent.mean())
-        self.distance.copy_((distance / cell).clamp(-DISTANCE_CLIP, DISTANCE_CLIP))
+        self.distance.copy_((distance / cell).clamp(-OWN_REACH, OWN_REACH))
+        for lattice in self.lattices:
+            lattice.zero_()
+        if len(self.lattices) > 0:
+            self._measure_far(cell)
+
+    def _measure_far(self, cell: float) -> None:
+        """Give the points that are not next to the surface their distance from it, in cells of that size."""
+        from scipy.spatial import cKDTree
+
+        surface = self.surface()
+        if len(surface.faces) == 0:
+            return
+        far = torch.ones_like(self.distance, dtype=torch.bool)
+        far[surface.edges.reshape(-1)] = False
+        tree = cKDTree(surface.vertices.cpu().numpy())
+        away, _ = tree.query(self.points()[far].cpu().numpy(), distance_upper_bound=SHARED_REACH * cell)
+        cells = torch.from_numpy(away).to(self.distance) / cell  # infinite beyond the bound
+        side = torch.where(self.distance[far] < 0, -1.0, 1.0)
+        self.distance[far] = side * cells.clamp(OWN_REACH, SHARED_REACH)
 
     def positions(self) -> Tensor:
         """The grid's points [V, 3] where their offsets have moved them; no tetrahedron is ever inside out."""
@@ -102,13 +139,15 @@ class DMTetPath(RenderPath):
 
     def _cut(self) -> tuple[Surface, Tensor]:
         """The surface, and the distances [V] that it was cut from."""
-        distance = close_at_walls(self.distance, self.grid, WALL_MARGIN)
+        moved = self.distance + summed_lattices(self.lattices, self.grid) if len(self.lattices) > 0 else self.distance
+        distance = close_at_walls(moved, self.grid, WALL_MARGIN)
         return marching_tetrahedra(self.positions(), distance, self.grid), distance
 
     def param_groups(self) -> list[dict]:
-        """Both parameters with rates of their own; none of them if the shape is locked."""
-        named = (("distance", self.distance), ("offset", self.offset))
-        return [{"params": [p], "lr": self.rates[name], "name": name} for name, p in named if p.requires_grad]
+        """The parameters with rates of their own; none of them if the shape is locked."""
+        named = {"distance": [self.distance], "offset": [self.offset], "lattices": list(self.lattices)}
+        learning = {name: [p for p in found if p.requires_grad] for name, found in named.items()}
+        return [{"params": found, "lr": self.rates[name], "name": name} for name, found in learning.items() if found]
 
     def trace(self, field: Field, rays: Rays, part: Part) -> Trace:
         """Rasterise whole images; see :meth:`RenderPath.trace`. Opacity is antialiased coverage, depth that of the surface.

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nerf.mesh import Mesh, is_watertight, signed_volume
-from nerf.tets import TET_EDGES, close_at_walls, marching_tetrahedra, sign_change_edges, tet_grid
+from nerf.tets import TET_EDGES, close_at_walls, marching_tetrahedra, sign_change_edges, summed_lattices, tet_grid
 
 RESOLUTIONS = (2, 4, 10)
 
@@ -235,3 +235,31 @@ def test_grid_moves_to_a_device_whole(device):
     grid = tet_grid(4).to(device)
     surface = marching_tetrahedra(grid.vertices, sphere(grid.vertices), grid)
     assert surface.faces.device.type == device.type and len(surface.faces) > 0
+
+
+def linear(side):
+    """Values of 1 + 2 x - 3 y + 0.5 z on a lattice of the box, [side, side, side]."""
+    axis = torch.linspace(-1, 1, side, dtype=torch.float64)
+    x, y, z = torch.meshgrid(axis, axis, axis, indexing="ij")
+    return 1 + 2 * x - 3 * y + 0.5 * z
+
+
+@pytest.mark.parametrize("sides", [(2,), (3, 5), (2, 4, 7)])
+def test_lattices_add_up_to_linear_values_exactly(sides):
+    grid = tet_grid(10)
+    x, y, z = grid.vertices.double().unbind(1)
+    found = summed_lattices([linear(side) for side in sides], grid)
+    torch.testing.assert_close(found, len(sides) * (1 + 2 * x - 3 * y + 0.5 * z), atol=1e-6, rtol=0)
+
+
+def test_a_lattice_point_reaches_as_far_as_its_own_cubes():
+    grid, lattice = tet_grid(16), torch.zeros(5, 5, 5)
+    lattice[2, 2, 2] = 1.0
+    away = grid.vertices.abs().amax(1)
+    found = summed_lattices([lattice], grid)
+    assert (found[away >= 0.5] == 0).all() and (found[away < 0.49] > 0).all() and float(found.max()) == 1.0
+
+
+def test_the_gradient_of_summed_lattices_is_right():
+    lattices = [torch.randn(side, side, side, dtype=torch.float64, requires_grad=True) for side in (2, 3)]
+    assert torch.autograd.gradcheck(lambda *given: summed_lattices(given, tet_grid(6)), lattices)

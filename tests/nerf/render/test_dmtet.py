@@ -38,8 +38,11 @@ class Painted(Field):
         return FieldOutput(self.density(points.positions), colour)
 
 
-def make(resolution=24, locked=False):
-    path = DMTetPath(1.0, resolution, 0.01, 0.02, 0.02, locked)
+RATES = {"distance": 0.02, "offset": 0.02, "lattices": 0.02}
+
+
+def make(resolution=24, locked=False, lattices=0):
+    path = DMTetPath(1.0, resolution, 0.01, RATES, locked, lattices)
     return NeRFRenderer(Space(render=Space(max_ray_batch=64)), Painted(), ConstantBackground(), path)
 
 
@@ -110,7 +113,7 @@ def test_coverage_grows_with_its_gradient():
 
 
 def test_no_offset_turns_a_tetrahedron_inside_out():
-    path = DMTetPath(1.0, 8, 0.01, 0.02, 0.02)
+    path = DMTetPath(1.0, 8, 0.01, RATES)
     path.start(torch.zeros(3), torch.tensor([1.0, 0.5, 0.8]))
     for seed in range(20):
         with torch.no_grad():
@@ -121,7 +124,7 @@ def test_no_offset_turns_a_tetrahedron_inside_out():
 
 
 def test_the_surface_is_closed_even_at_the_walls():
-    path = DMTetPath(1.0, 8, 0.01, 0.02, 0.02)
+    path = DMTetPath(1.0, 8, 0.01, RATES)
     with torch.no_grad():
         path.distance.copy_(path.points()[:, 0])  # half the box is inside
     surface = path.surface()
@@ -150,8 +153,47 @@ def test_a_lens_with_distortion_is_refused():
 
 
 def test_a_locked_shape_has_nothing_to_learn():
-    assert make(8, locked=True).path.param_groups() == []
+    assert make(8, locked=True, lattices=2).path.param_groups() == []
     assert [g["name"] for g in make(8).path.param_groups()] == ["distance", "offset"]
+    assert [g["name"] for g in make(8, lattices=2).path.param_groups()] == ["distance", "offset", "lattices"]
+
+
+def radii(path):
+    return path.surface().vertices.detach().norm(dim=-1)
+
+
+def test_every_lattice_moves_the_whole_surface_by_its_cells():
+    path = make(32, lattices=3).path
+    cell, before = path.grid.spacing * path.bound, radii(path)
+    assert [len(lattice) for lattice in path.lattices] == [3, 5, 9]
+    with torch.no_grad():
+        for lattice in path.lattices:
+            lattice.fill_(-0.5)
+    torch.testing.assert_close(float(radii(path).mean() - before.mean()), 1.5 * cell, rtol=0.02, atol=0.0)
+
+
+def test_a_view_moves_its_outline_alone_and_the_patches_around_it_with_lattices():
+    model = make(32, lattices=2)
+    path, rays = model.path, view_rays(views(azimuth=(0.0,)))
+    model.render(rays, part(training=True)).opacity.sum().backward()
+    moved = []
+    for parameter in (path.distance, *reversed(path.lattices)):
+        before = radii(path)
+        with torch.no_grad():
+            parameter.sub_(0.05 * parameter.grad.sign())
+            moved.append(float(((radii(path) - before).abs() > 1e-4).float().mean()))
+            parameter.add_(0.05 * parameter.grad.sign())
+    assert moved[0] < 0.25 and moved[1] > 2 * moved[0] and moved[2] > 0.9, moved
+
+
+def test_far_points_know_how_far_they_are_only_under_lattices():
+    for lattices, reach in ((0, 1.0), (2, 8.0)):
+        path = make(32, lattices=lattices).path
+        points = path.start(torch.zeros(3), torch.ones(3))
+        true = (points.norm(dim=-1) - RADIUS) / (path.grid.spacing * path.bound)
+        path.set_distance(torch.tanh(3 * (points.norm(dim=-1) - RADIUS)))  # right in zero, sign and slope at the surface only
+        limited = true.clamp(-reach, reach)
+        assert (path.distance.detach() - limited).abs().max() < 0.75
 
 
 def test_training_carries_the_surface_for_its_regularisers():
