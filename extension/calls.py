@@ -22,6 +22,23 @@ def pointer(tensor: Tensor | None) -> int | None:
     return tensor.data_ptr()
 
 
+def struct(name: str, pointers: str, integers: str, reals: str = "") -> type[ctypes.Structure]:
+    """A kernel's parameter struct from the names of its fields: pointers, then int64, then doubles, as its header has them."""
+    fields = [(n, ctypes.c_void_p) for n in pointers.split()]
+    fields += [(n, ctypes.c_int64) for n in integers.split()] + [(n, ctypes.c_double) for n in reals.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+def fill(kind: type[ctypes.Structure], **values: Tensor | int | float | None) -> ctypes.Structure:
+    """A parameter struct; tensors become pointers. The caller keeps the tensors alive."""
+    return kind(**{k: pointer(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+def dtype_code(tensor: Tensor) -> int:
+    """How a kernel that serves both is told the dtype: 0 for float32, 1 for float64."""
+    return 0 if tensor.dtype == torch.float32 else 1
+
+
 def stream(device: torch.device) -> int | None:
     """Handle of torch's current CUDA stream on ``device``; None on the CPU."""
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None

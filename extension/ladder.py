@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from extension.build import BuildError, library
 
@@ -64,6 +65,11 @@ def backend(device: torch.device | str) -> str:
     if key not in _answers:
         _answers[key] = _decide(*key)
     return _answers[key]
+
+
+def on_torch(tensor: Tensor) -> bool:
+    """Whether the plain-torch rung serves a tensor under the present request. Raises as :func:`backend` does."""
+    return backend(tensor.device) == "torch"
 
 
 def _decide(request: str, device_type: str) -> str:

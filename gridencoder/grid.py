@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from extension import backend
+from extension import on_torch
 from gridencoder import reference
 from gridencoder.kernels import GridKernels
 from gridencoder.layout import GridLayout
@@ -137,7 +137,7 @@ def encode(positions: Tensor, table: Tensor, layout: GridLayout, bound: float = 
         ValueError, TypeError: shapes, dtypes or devices do not fit; max_level or bound is out of range.
     """
     active = _check("encode", positions, table, layout, bound, max_level)
-    if backend(positions.device) == "torch":
+    if on_torch(positions):
         return reference.encode(positions, table, layout, bound, active)
     if positions.requires_grad and torch.is_grad_enabled():
         return _encode_both(positions, table, GridKernels(layout, bound, active))[0]
@@ -162,7 +162,7 @@ def encode_with_pullback(
     Arguments and errors are those of :func:`encode`.
     """
     active = _check("encode_with_pullback", positions, table, layout, bound, max_level)
-    if backend(positions.device) == "torch":
+    if on_torch(positions):
         values, dense = reference.encode_with_jacobian(positions, table, layout, bound, active)
         return values, lambda grad_values: (dense * grad_values[:, None]).sum(dim=2)
     kernels = GridKernels(layout, bound, active)
@@ -193,7 +193,7 @@ def encode_with_jacobian(
     Reference: :func:`gridencoder.reference.encode_with_jacobian`. Arguments and errors are those of :func:`encode`.
     """
     active = _check("encode_with_jacobian", positions, table, layout, bound, max_level)
-    if backend(positions.device) == "torch":
+    if on_torch(positions):
         return reference.encode_with_jacobian(positions, table, layout, bound, active)
     values, jacobian = _encode_both(positions, table, GridKernels(layout, bound, active))
     return values, jacobian.permute(1, 2, 0, 3).flatten(start_dim=2)
@@ -214,7 +214,7 @@ def total_variation(
     are those of :func:`encode`.
     """
     active = _check("total_variation", points, table, layout, bound, max_level)
-    if backend(points.device) == "torch":
+    if on_torch(points):
         return reference.total_variation(points, table, layout, bound, active)
     return _TotalVariation.apply(table.contiguous(), points.detach().contiguous(), GridKernels(layout, bound, active))
 

@@ -7,24 +7,17 @@ from torch import Tensor
 
 import extension
 
-
-def _struct(name: str, pointers: str, integers: str) -> type[ctypes.Structure]:
-    """A parameter struct: pointers, then int64, each in the order of the header."""
-    fields = [(n, ctypes.c_void_p) for n in pointers.split()] + [(n, ctypes.c_int64) for n in integers.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
-
-
-RasterParams = _struct(
+RasterParams = extension.struct(
     "RasterParams",
     "clip faces bary depth triangle nearest grad_bary grad_depth grad_clip",
     "views vertices triangles height width",
 )
-InterpolateParams = _struct(
+InterpolateParams = extension.struct(
     "InterpolateParams",
     "attributes faces bary triangle out grad_out grad_attributes grad_bary",
     "views vertices triangles channels height width shared",
 )
-AntialiasParams = _struct(
+AntialiasParams = extension.struct(
     "AntialiasParams",
     "image clip depth triangle faces edges facing smooth crossing shift out grad_out grad_image grad_clip",
     "views vertices triangles height width channels",
@@ -33,8 +26,8 @@ AntialiasParams = _struct(
 
 def run(name: str, kind: type[ctypes.Structure], like: Tensor, **values: Tensor | int | None) -> None:
     """Fill a parameter struct and run a kernel on the device and in the dtype of ``like``."""
-    params = kind(**{k: extension.pointer(v) if isinstance(v, Tensor) else v for k, v in values.items()})
-    extension.kernel("rasterizer", name, like.device)(ctypes.byref(params), 0 if like.dtype == torch.float32 else 1)
+    params = extension.fill(kind, **values)
+    extension.kernel("rasterizer", name, like.device)(ctypes.byref(params), extension.dtype_code(like))
 
 
 def rasterize(clip: Tensor, faces: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-import extension
+from extension import Arguments, on_torch
 from rasterizer import checks, native, reference
 
 
@@ -44,20 +44,19 @@ def rasterize(clip: Tensor, faces: Tensor, height: int, width: int) -> Raster:
     of threads. Source: Olano and Greer 1997 (homogeneous edge functions). Reference:
     :func:`rasterizer.reference.rasterize`.
     """
-    op = "rasterize"
-    clip = checks.floats(op, "clip", clip, "B V 4")
-    faces = checks.triangles(op, "faces", faces, clip.shape[1])
-    checks.agree(op, ("clip", clip), ("faces", faces), dtype=False)
+    args = Arguments("rasterize")
+    clip = args.floats("clip", clip, "B", "V", 4)
+    faces = checks.triangles(args, faces)
     for name, size in (("height", height), ("width", width)):
-        if not isinstance(size, int) or not 0 < size < 2**15:
-            raise ValueError(f"{op}: {name} must be a whole number from 1 to 32767, got {size}")
+        fits = isinstance(size, int) and 0 < size < 2**15
+        args.require(fits, f"{name} must be a whole number from 1 to 32767, got {size}")
     if len(clip) == 0 or len(faces) == 0:
         shape = (len(clip), height, width)
         nothing = clip.sum() * 0  # so that a loss of an empty image still has a graph
         depth = torch.ones(shape, dtype=clip.dtype, device=clip.device) + nothing
         triangle = torch.full(shape, -1, dtype=torch.int32, device=clip.device)
         return Raster(torch.zeros(*shape, 2, dtype=clip.dtype, device=clip.device) + nothing, depth, triangle)
-    if _on_torch(clip):
+    if on_torch(clip):
         return Raster(*reference.rasterize(clip, faces, height, width))
     return Raster(*_Rasterize.apply(clip, faces, height, width))
 
@@ -76,15 +75,13 @@ def interpolate(attributes: Tensor, raster: Raster, faces: Tensor) -> Tensor:
     Differentiable once, in attributes and in ``raster.bary``; sums over pixels as in :func:`rasterize`.
     Reference: :func:`rasterizer.reference.interpolate`.
     """
-    op = "interpolate"
-    bary, triangle = _raster(op, raster)
-    attributes = checks.floats(op, "attributes", _raised(attributes, bary), "B V C")
-    faces = checks.triangles(op, "faces", faces, attributes.shape[1])
-    checks.agree(op, ("raster", bary), ("attributes", attributes))
-    checks.agree(op, ("raster", bary), ("faces", faces), dtype=False)
-    if len(attributes) not in (1, len(bary)):
-        raise ValueError(f"{op}: expected attributes of 1 or B = {len(bary)} views, got {len(attributes)}")
-    if _on_torch(bary) or len(faces) == 0 or bary.numel() == 0 or attributes.numel() == 0:
+    args = Arguments("interpolate")
+    bary, _, triangle = checks.raster(args, raster)
+    attributes = args.floats("attributes", _raised(attributes, bary), "B or 1", "V", "C")
+    faces = checks.triangles(args, faces)
+    one_or_all = len(attributes) in (1, len(bary))
+    args.require(one_or_all, f"expected attributes of 1 or B = {len(bary)} views, got {len(attributes)}")
+    if on_torch(bary) or len(faces) == 0 or bary.numel() == 0 or attributes.numel() == 0:
         return reference.interpolate(attributes, bary, triangle, faces)
     return _Interpolate.apply(attributes, bary, triangle, faces)
 
@@ -111,23 +108,17 @@ def antialias(image: Tensor, raster: Raster, clip: Tensor, faces: Tensor, edges:
     Differentiable once, in image and in clip (x, y and w of the ends of silhouette edges). Source: Laine et al. 2020,
     section 3.6. Reference: :func:`rasterizer.reference.antialias`.
     """
-    op = "antialias"
-    bary, triangle = _raster(op, raster)
-    clip = checks.floats(op, "clip", clip, "B V 4")
-    image = checks.floats(op, "image", _raised(image, clip), "B H W C")
-    faces = checks.triangles(op, "faces", faces, clip.shape[1])
-    checks.agree(op, ("clip", clip), ("image", image), ("raster", bary))
-    checks.agree(op, ("clip", clip), ("faces", faces), dtype=False)
-    checks.same(op, "image", image.shape[:3], triangle.shape, "the raster")
-    checks.same(op, "clip", clip.shape[:1], triangle.shape[:1], "the raster")
-    if edges is None:
-        edges = edge_adjacency(faces)
-    edges = _edges(op, edges, faces)
+    args = Arguments("antialias")
+    clip = args.floats("clip", clip, "B", "V", 4)
+    _, depth, triangle = checks.raster(args, raster)
+    image = args.floats("image", _raised(image, clip), "B", "H", "W", "C")
+    faces = checks.triangles(args, faces)
+    edges = edge_adjacency(faces) if edges is None else args.integers("edges", edges, torch.int32, "T", 3)
     if len(faces) == 0 or image.numel() == 0:
         return image + clip.sum() * 0
-    if _on_torch(clip):
-        return reference.antialias(image, raster.depth.detach(), triangle, clip, faces, edges)
-    return _Antialias.apply(image, clip, raster.depth.detach().contiguous(), triangle, faces, edges)
+    if on_torch(clip):
+        return reference.antialias(image, depth.detach(), triangle, clip, faces, edges)
+    return _Antialias.apply(image, clip, depth.detach(), triangle, faces, edges)
 
 
 @torch.no_grad()
@@ -142,39 +133,16 @@ def edge_adjacency(faces: Tensor) -> Tensor:
 
     Reference: :func:`rasterizer.reference.edge_adjacency`.
     """
-    faces = checks.triangles("edge_adjacency", "faces", faces)
-    if faces.device.type != "cpu" or _on_torch(faces) or len(faces) == 0:
+    faces = checks.triangles(Arguments("edge_adjacency"), faces)
+    if faces.device.type != "cpu" or on_torch(faces) or len(faces) == 0:
         return reference.edge_adjacency(faces)
     return native.edge_adjacency(faces, int(faces.max()) + 1)
-
-
-def _on_torch(tensor: Tensor) -> bool:
-    """Whether the plain-torch rung serves this tensor under the present request."""
-    return extension.backend(tensor.device) == "torch"
 
 
 def _raised(value: Tensor, like: Tensor) -> Tensor:
     """Half precision raised to the dtype of ``like`` under autocast, as autocast does for float32 operations."""
     half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
     return value.to(like.dtype) if half and torch.is_autocast_enabled(value.device.type) else value
-
-
-def _raster(op: str, raster: Raster) -> tuple[Tensor, Tensor]:
-    """Check a raster; its bary and triangle, contiguous."""
-    bary = checks.floats(op, "raster.bary", raster.bary, "B H W 2")
-    checks.same(op, "raster.triangle", raster.triangle.shape, bary.shape[:3], "raster.bary")
-    checks.same(op, "raster.depth", raster.depth.shape, bary.shape[:3], "raster.bary")
-    if raster.triangle.dtype != torch.int32:
-        raise TypeError(f"{op}: expected raster.triangle in int32, got {raster.triangle.dtype}; pass it unchanged")
-    return bary, raster.triangle.contiguous()
-
-
-def _edges(op: str, edges: Tensor, faces: Tensor) -> Tensor:
-    """Check what edge_adjacency gave against the faces it is said to be of."""
-    if not isinstance(edges, Tensor) or edges.dtype != torch.int32 or edges.device != faces.device:
-        raise TypeError(f"{op}: expected edges as edge_adjacency(faces) gives them, int32 on {faces.device}")
-    checks.same(op, "edges", edges.shape, faces.shape, "faces")
-    return edges.contiguous()
 
 
 class _Rasterize(torch.autograd.Function):

@@ -1,75 +1,11 @@
-"""Checks at the door of every public function: shapes, dtypes and devices, each refused with a sentence."""
+"""Checks at the door that several functions of the folder share: rays, the occupancy bitfield, the stepping."""
 
 import math
 
 import torch
 from torch import Tensor
 
-FLOATS = (torch.float32, torch.float64)
-
-
-class Arguments:
-    """The tensor arguments of one call, which must agree in device, floating dtype and the sizes that share a letter.
-
-    Args:
-        op: name of the public function, for the messages.
-    """
-
-    def __init__(self, op: str) -> None:
-        self.op = op
-        self.sizes: dict[str, int] = {}
-        self.device: torch.device | None = None
-        self.dtype: torch.dtype | None = None
-        self._first = ""
-
-    def floats(self, name: str, value: Tensor, *shape: int | str) -> Tensor:
-        """Check a float32 or float64 tensor; the first one decides the dtype of all. Returns it contiguous."""
-        self._tensor(name, value)
-        if value.dtype not in FLOATS:
-            raise TypeError(
-                f"{self.op}: expected {name} in float32 or float64, got {value.dtype}; convert it with .float()"
-            )
-        if self.dtype is not None and value.dtype != self.dtype:
-            raise TypeError(
-                f"{self.op}: {self._first} is {self.dtype} but {name} is {value.dtype}; convert one, we never do it"
-            )
-        self.dtype = value.dtype
-        return self._shaped(name, value, shape)
-
-    def integers(self, name: str, value: Tensor, dtype: torch.dtype, *shape: int | str) -> Tensor:
-        """Check an integer tensor of exactly ``dtype``. Returns it contiguous."""
-        self._tensor(name, value)
-        if value.dtype != dtype:
-            raise TypeError(f"{self.op}: expected {name} in {dtype}, got {value.dtype}; convert it with .to({dtype})")
-        return self._shaped(name, value, shape)
-
-    def require(self, holds: bool, sentence: str) -> None:
-        """Refuse the call with a sentence unless ``holds``."""
-        if not holds:
-            raise ValueError(f"{self.op}: {sentence}")
-
-    def _tensor(self, name: str, value: Tensor) -> None:
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{self.op}: expected {name} to be a tensor, got {type(value).__name__}")
-
-    def _shaped(self, name: str, value: Tensor, shape: tuple[int | str, ...]) -> Tensor:
-        """Compare with the expected shape (letters are bound by the first tensor that has them) and the device."""
-        fits = value.ndim == len(shape)
-        for got, want in zip(value.shape, shape, strict=False):
-            fits = fits and got == (self.sizes.setdefault(want, got) if isinstance(want, str) else want)
-        if not fits:
-            letters = ", ".join(str(s) for s in shape)
-            bound = ", ".join(f"{s} = {self.sizes[s]}" for s in shape if isinstance(s, str) and s in self.sizes)
-            known = f" with {bound}" if bound and self._first else ""
-            raise ValueError(f"{self.op}: expected {name} [{letters}]{known}, got {list(value.shape)}")
-        if self.device is None:
-            self.device, self._first = value.device, name
-        elif value.device != self.device:
-            raise ValueError(
-                f"{self.op}: {self._first} is on {self.device} but {name} is on {value.device}; "
-                "move one of them, we never do it for you"
-            )
-        return value.contiguous()
+from extension import Arguments
 
 
 def rays(

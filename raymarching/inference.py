@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from extension import Arguments, fill, on_torch
 from raymarching import checks, native, reference
-from raymarching.raymarching import check_composite, on_torch
+from raymarching.raymarching import check_composite
 
 
 @dataclass
@@ -49,7 +50,7 @@ class RayQueue:
         Raises:
             ValueError: also for a ray that is not finite.
         """
-        args = checks.Arguments("RayQueue.start")
+        args = Arguments("RayQueue.start")
         origins, directions, near, far = checks.rays(args, origins, directions, near, far)
         finite = (origins.isfinite() & directions.isfinite()).all() & ~(near.isnan() | far.isnan()).any()
         args.require(bool(finite), "rays must be finite, and at least one is not")
@@ -91,7 +92,7 @@ def march_rays(
 
     Not differentiable. Waits for a GPU, to learn M. Reference: :func:`raymarching.reference.march_dense`.
     """
-    args = checks.Arguments("march_rays")
+    args = Arguments("march_rays")
     args.floats("origins", queue.origins, "N", 3)
     bitfield = checks.grid(args, bitfield, bound, cascades, grid_size)
     checks.steps(args, dt_gamma, max_steps)
@@ -99,7 +100,7 @@ def march_rays(
     if on_torch(queue.origins):
         return _march_reference(queue, bitfield, bound, cascades, grid_size, num_steps, dt_gamma, max_steps)
     scene = native.scene(bitfield, bound, cascades, grid_size, dt_gamma, max_steps)
-    params = native.fill(
+    params = fill(
         native.MarchParams, origins=queue.origins, directions=queue.directions, near=queue.near, far=queue.far,
         alive=queue.alive, cursor=queue.cursor, num_rays=len(queue), limit=num_steps, **scene,
     )  # fmt: skip
@@ -149,7 +150,7 @@ def composite_rays(
 
     Not differentiable.
     """
-    args = checks.Arguments("composite_rays")
+    args = Arguments("composite_rays")
     args.floats("the queue's image", queue.image, "N", "C")
     alpha, values = args.floats("alpha", alpha, "M"), args.floats("values", values, "M", "C")
     t = args.floats("t", t, "M")
@@ -159,7 +160,7 @@ def composite_rays(
     if on_torch(alpha):
         _composite_reference(queue, alpha, values, t, first, count, min_transmittance)
     else:
-        params = native.fill(
+        params = fill(
             native.CompositeParams, alpha=alpha, values=values, t=t, first=first, count=count, opacity=queue.opacity,
             depth=queue.depth, image=queue.image, alive=queue.alive, transmittance=queue.transmittance,
             num_rays=len(queue), channels=values.shape[1], min_transmittance=min_transmittance,

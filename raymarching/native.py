@@ -8,29 +8,21 @@ from torch import Tensor
 import extension
 from raymarching.reference import step_sizes
 
-
-def _struct(name: str, pointers: str, integers: str, reals: str) -> type[ctypes.Structure]:
-    """A parameter struct: pointers, then int64, then doubles, each in the order of the header."""
-    fields = [(n, ctypes.c_void_p) for n in pointers.split()]
-    fields += [(n, ctypes.c_int64) for n in integers.split()] + [(n, ctypes.c_double) for n in reals.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
-
-
-MarchParams = _struct(
+MarchParams = extension.struct(
     "MarchParams",
     "origins directions near far noise alive cursor cells blocks extent first count runs positions t dt ray_index",
     "num_rays cascades grid_size limit",
     "bound dt_gamma dt_min dt_max",
 )
-CompositeParams = _struct(
+CompositeParams = extension.struct(
     "CompositeParams",
     "alpha values t first count weights opacity depth image alive transmittance "
     "grad_weights grad_opacity grad_depth grad_image grad_alpha grad_values",
     "num_rays channels",
     "min_transmittance",
 )
-NearFarParams = _struct("NearFarParams", "origins directions aabb near far", "num_rays", "min_near")
-SphereParams = _struct("SphereParams", "origins directions coords", "num_rays", "radius")
+NearFarParams = extension.struct("NearFarParams", "origins directions aabb near far", "num_rays", "min_near")
+SphereParams = extension.struct("SphereParams", "origins directions coords", "num_rays", "radius")
 
 NO_LIMIT = 1 << 40
 _RUNS = 8  # kRuns of march_math.h
@@ -38,13 +30,7 @@ _RUNS = 8  # kRuns of march_math.h
 
 def run(name: str, params: ctypes.Structure, like: Tensor) -> None:
     """Run a kernel that takes a parameter struct, on the device and in the dtype of ``like``."""
-    dtype = 0 if like.dtype == torch.float32 else 1
-    extension.kernel("raymarching", name, like.device)(ctypes.byref(params), dtype)
-
-
-def fill(kind: type[ctypes.Structure], **values: Tensor | int | float | None) -> ctypes.Structure:
-    """A parameter struct; tensors become pointers. The caller keeps the tensors alive."""
-    return kind(**{k: extension.pointer(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+    extension.kernel("raymarching", name, like.device)(ctypes.byref(params), extension.dtype_code(like))
 
 
 def coarse_bits(bitfield: Tensor, cascades: int, grid_size: int) -> tuple[Tensor, Tensor]:
@@ -58,7 +44,7 @@ def coarse_bits(bitfield: Tensor, cascades: int, grid_size: int) -> tuple[Tensor
     blocks = torch.empty(words, dtype=torch.int64, device=bitfield.device)
     extent = torch.full((cascades, 6), 1 << 20, dtype=torch.int32, device=bitfield.device)  # of nothing
     extent[:, 3:] = -(1 << 20)
-    params = fill(
+    params = extension.fill(
         MarchParams,
         cells=bitfield,
         blocks=blocks,

@@ -10,17 +10,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 import extension
+from extension import Arguments, on_torch
 from raymarching import checks, native, reference
 from raymarching.reference import step_sizes
 
 __all__ = ["step_sizes"]  # the other public names are defined below
 
 _overflow: dict[torch.device, Tensor] = {}
-
-
-def on_torch(tensor: Tensor) -> bool:
-    """Whether the plain-torch rung serves this tensor under the present request."""
-    return extension.backend(tensor.device) == "torch"
 
 
 @torch.no_grad()
@@ -42,7 +38,7 @@ def near_far_from_aabb(
     Not differentiable. Source: slab test (Kay and Kajiya 1986).
     Reference: :func:`raymarching.reference.near_far_from_aabb`.
     """
-    args = checks.Arguments("near_far_from_aabb")
+    args = Arguments("near_far_from_aabb")
     origins = args.floats("origins", origins, "N", 3)
     directions = args.floats("directions", directions, "N", 3)
     aabb = args.floats("aabb", aabb, 6)
@@ -50,7 +46,7 @@ def near_far_from_aabb(
     if on_torch(origins):
         return reference.near_far_from_aabb(origins, directions, aabb, min_near)
     near, far = torch.empty_like(origins[:, 0]), torch.empty_like(origins[:, 0])
-    params = native.fill(
+    params = extension.fill(
         native.NearFarParams, origins=origins, directions=directions, aabb=aabb, near=near, far=far,
         num_rays=len(origins), min_near=min_near,
     )  # fmt: skip
@@ -72,14 +68,14 @@ def sph_from_ray(origins: Tensor, directions: Tensor, radius: float) -> Tensor:
 
     Not differentiable. Reference: :func:`raymarching.reference.sph_from_ray`.
     """
-    args = checks.Arguments("sph_from_ray")
+    args = Arguments("sph_from_ray")
     origins = args.floats("origins", origins, "N", 3)
     directions = args.floats("directions", directions, "N", 3)
     args.require(0 < radius < math.inf, f"radius must be positive, got {radius}")
     if on_torch(origins):
         return reference.sph_from_ray(origins, directions, radius)
     coords = torch.empty_like(origins[:, :2])
-    params = native.fill(
+    params = extension.fill(
         native.SphereParams, origins=origins, directions=directions, coords=coords, num_rays=len(origins), radius=radius
     )
     native.run("sph_from_ray", params, origins)
@@ -97,7 +93,7 @@ def morton3D(coords: Tensor) -> Tensor:
 
     Reference: :func:`raymarching.reference.morton3D`.
     """
-    args = checks.Arguments("morton3D")
+    args = Arguments("morton3D")
     coords = args.integers("coords", coords, torch.int32, "N", 3)
     if coords.device.type == "cpu" and coords.numel():
         low, high = coords.aminmax()
@@ -119,7 +115,7 @@ def morton3D_invert(codes: Tensor) -> Tensor:
     Returns:
         [N, 3] int32.
     """
-    codes = checks.Arguments("morton3D_invert").integers("codes", codes, torch.int32, "N")
+    codes = Arguments("morton3D_invert").integers("codes", codes, torch.int32, "N")
     if on_torch(codes):
         return reference.morton3D_invert(codes)
     coords = torch.empty(len(codes), 3, dtype=torch.int32, device=codes.device)
@@ -142,14 +138,14 @@ def packbits(grid: Tensor, threshold: float) -> Tensor:
 
     Reference: :func:`raymarching.reference.packbits`.
     """
-    args = checks.Arguments("packbits")
+    args = Arguments("packbits")
     grid = args.floats("grid", grid, "C", "H^3")
     args.require(grid.shape[1] % 8 == 0, f"grid needs a multiple of 8 cells in a cascade, got {grid.shape[1]}")
     if on_torch(grid):
         return reference.packbits(grid, threshold)
     bitfield = torch.empty(grid.numel() // 8, dtype=torch.uint8, device=grid.device)
-    dtype = 0 if grid.dtype == torch.float32 else 1
-    extension.kernel("raymarching", "packbits", grid.device)(grid, bitfield, float(threshold), bitfield.numel(), dtype)
+    packbits_kernel = extension.kernel("raymarching", "packbits", grid.device)
+    packbits_kernel(grid, bitfield, float(threshold), bitfield.numel(), extension.dtype_code(grid))
     return bitfield
 
 
@@ -163,7 +159,7 @@ def flatten_rays(count: Tensor, num_samples: int) -> Tensor:
     Returns:
         [M] int64, ascending.
     """
-    args = checks.Arguments("flatten_rays")
+    args = Arguments("flatten_rays")
     count = args.integers("count", count, torch.int64, "N")
     if count.device.type == "cpu":
         args.require(int(count.sum()) == num_samples, f"count sums to {int(count.sum())}, not to M = {num_samples}")
@@ -207,7 +203,7 @@ def march_rays_train(
 
     Not differentiable. Reference: :func:`raymarching.reference.march_dense`.
     """
-    args = checks.Arguments("march_rays_train")
+    args = Arguments("march_rays_train")
     rays = origins, directions, near, far = checks.rays(args, origins, directions, near, far)
     noise = None if noise is None else args.floats("noise", noise, "N")
     bitfield = checks.grid(args, bitfield, bound, cascades, grid_size)
@@ -217,7 +213,7 @@ def march_rays_train(
         _refuse_broken(args, rays, noise)
         return _march_reference(rays, bitfield, bound, cascades, grid_size, noise, dt_gamma, max_steps, capacity)
     scene = native.scene(bitfield, bound, cascades, grid_size, dt_gamma, max_steps)
-    params = native.fill(
+    params = extension.fill(
         native.MarchParams, origins=origins, directions=directions, near=near, far=far, noise=noise,
         num_rays=len(near), limit=native.NO_LIMIT, **scene,
     )  # fmt: skip
@@ -276,7 +272,7 @@ def _march_reference(rays: tuple[Tensor, ...], *arguments: object) -> tuple[Tens
     return torch.where(dt[:, None] > 0, positions, 0.0), t, dt, ray_index, first, count
 
 
-def _refuse_broken(args: checks.Arguments, rays: tuple[Tensor, ...], noise: Tensor | None) -> None:
+def _refuse_broken(args: Arguments, rays: tuple[Tensor, ...], noise: Tensor | None) -> None:
     """Raise for the first ray that is not finite; near and far may be infinite, but not NaN."""
     origins, directions, near, far = rays
     fine = (origins.isfinite() & directions.isfinite()).all(-1) & (near > -math.inf) & ~far.isnan()
@@ -313,7 +309,7 @@ def composite_rays_train(
     Differentiable once, in ``alpha`` and ``values``, from all four outputs. Source: NeRF (Mildenhall et al. 2020),
     eq. 3. Reference: :func:`raymarching.reference.composite_rays_train`.
     """
-    args = checks.Arguments("composite_rays_train")
+    args = Arguments("composite_rays_train")
     alpha, values = args.floats("alpha", alpha, "M"), args.floats("values", values, "M", "C")
     t = args.floats("t", t, "M")
     first, count = (args.integers(n, x, torch.int64, "N") for n, x in (("first", first), ("count", count)))
@@ -324,7 +320,7 @@ def composite_rays_train(
 
 
 def check_composite(
-    args: checks.Arguments, values: Tensor, t: Tensor, first: Tensor, count: Tensor, min_transmittance: float
+    args: Arguments, values: Tensor, t: Tensor, first: Tensor, count: Tensor, min_transmittance: float
 ) -> None:
     """What every compositing requires of its channels, its distances, its ranges and its stop."""
     args.require(1 <= values.shape[1] <= 16, f"values may have 1 to 16 channels, got {values.shape[1]}")
@@ -351,7 +347,7 @@ class _Composite(torch.autograd.Function):
         weights = make(alpha)
         opacity, depth = alpha.new_empty(2, num_rays)
         image = alpha.new_empty(num_rays, channels)
-        params = native.fill(
+        params = extension.fill(
             native.CompositeParams, alpha=alpha, values=values, t=t, first=first, count=count, weights=weights,
             opacity=opacity, depth=depth, image=image, num_rays=num_rays, channels=channels,
             min_transmittance=min_transmittance,
@@ -368,7 +364,7 @@ class _Composite(torch.autograd.Function):
         grads = [g.contiguous() for g in (grad_weights, grad_opacity, grad_depth, grad_image)]
         make = _maker(alpha, count)
         grad_alpha, grad_values = make(alpha), make(values)
-        params = native.fill(
+        params = extension.fill(
             native.CompositeParams, alpha=alpha, values=values, t=t, first=first, count=count, grad_weights=grads[0],
             grad_opacity=grads[1], grad_depth=grads[2], grad_image=grads[3], grad_alpha=grad_alpha,
             grad_values=grad_values, num_rays=len(count), channels=values.shape[1],

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from extension import backend, kernel
+from extension import kernel, on_torch
 from shencoder import reference
 
 MAX_DEGREE = 8
@@ -63,7 +63,7 @@ def encode(directions: Tensor, degree: int) -> Tensor:
         raise ValueError(f"shencoder.encode: expected directions [M, 3], got {list(directions.shape)}")
     if directions.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"shencoder.encode: directions must be float32 or float64, got {directions.dtype}")
-    if backend(directions.device) == "torch":
+    if on_torch(directions):
         return reference.encode(directions, degree)
     return _Encode.apply(directions.contiguous(), degree)
 

@@ -93,7 +93,7 @@ def good():
         (lambda c, f: (c[..., :3], f, 4, 4), ValueError, r"expected clip \[B, V, 4\]"),
         (lambda c, f: (c.half(), f, 4, 4), TypeError, "float32 or float64, got torch.float16"),
         (lambda c, f: (c.tolist(), f, 4, 4), TypeError, "expected clip to be a tensor, got list"),
-        (lambda c, f: (c, f.float(), 4, 4), TypeError, "expected faces in int32 or int64"),
+        (lambda c, f: (c, f.float(), 4, 4), TypeError, "expected faces in torch.int32 or torch.int64"),
         (lambda c, f: (c, f[0], 4, 4), ValueError, r"expected faces \[T, 3\], got \[3\]"),
         (lambda c, f: (c, f + 1, 4, 4), ValueError, r"lie in \[0, V\) with V = 3, got values from 1 to 3"),
         (lambda c, f: (c, f - 1, 4, 4), ValueError, "got values from -1 to 1"),
@@ -110,8 +110,8 @@ def test_rasterize_refuses_with_a_sentence(change, error, words):
 @pytest.mark.parametrize(
     "change, error, words",
     [
-        (lambda a: a[0], ValueError, r"expected attributes \[B, V, C\]"),
-        (lambda a: a.double(), TypeError, "raster is torch.float32 but attributes is torch.float64"),
+        (lambda a: a[0], ValueError, r"expected attributes \[B or 1, V, C\]"),
+        (lambda a: a.double(), TypeError, "raster.bary is torch.float32 but attributes is torch.float64"),
         (lambda a: a.half(), TypeError, "float32 or float64"),
         (lambda a: a[:, :2], ValueError, r"faces must lie in \[0, V\) with V = 2"),
         (lambda a: a.expand(2, -1, -1), ValueError, "1 or B = 1 views, got 2"),
@@ -128,10 +128,10 @@ def test_interpolate_refuses_with_a_sentence(change, error, words):
     "change, error, words",
     [
         (lambda i, e: (i[0], e), ValueError, r"expected image \[B, H, W, C\]"),
-        (lambda i, e: (i[:, 1:], e), ValueError, r"image has \[1, 3, 4\] where the raster has \[1, 4, 4\]"),
+        (lambda i, e: (i[:, 1:], e), ValueError, r"expected image \[B, H, W, C\] with B = 1, H = 4, W = 4"),
         (lambda i, e: (i.double(), e), TypeError, "clip is torch.float32 but image is torch.float64"),
-        (lambda i, e: (i, e.long()), TypeError, "edges as edge_adjacency"),
-        (lambda i, e: (i, e[:0]), ValueError, r"edges has \[0, 3\] where faces has \[1, 3\]"),
+        (lambda i, e: (i, e.long()), TypeError, "expected edges in torch.int32, got torch.int64"),
+        (lambda i, e: (i, e[:0]), ValueError, r"expected edges \[T, 3\] with T = 1, got \[0, 3\]"),
     ],
 )
 def test_antialias_refuses_with_a_sentence(change, error, words):
