@@ -163,7 +163,7 @@ def run(config: Config) -> int:
                 trained[stage] = {"steps": trainer.step, "seconds": round(trainer.seconds, 2)}
             # A checkpoint that --ckpt names is one of the first of these stages; those after it begin with what it made.
             config = options.with_values(config, {"ckpt": "scratch"}, "preset")
-        report.result(stages=trained)
+        report.result(stages=workspace.stages_had(config.output.workspace) | trained)
         finish(trainer, began)
     return 0
 

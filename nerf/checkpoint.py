@@ -100,6 +100,19 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return _unflatten(stored["plain"], flat), stored["meta"]
 
 
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """The ``meta`` of a checkpoint of ours, without its tensors.
+
+    Raises:
+        UserError: it is missing, damaged, or no checkpoint of this program.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return json.loads((file.metadata() or {})[HEADER_KEY])["meta"]
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"checkpoint {path} is damaged ({error}); {_way_out(Path(path))}") from None
+
+
 def stage_of(path: str | Path) -> str | None:
     """The stage that a checkpoint's name tells, None if it is no checkpoint's name."""
     match = _NAME.fullmatch(Path(path).name)
@@ -245,7 +258,9 @@ def _unflatten(tree: dict[str, Any], flat: dict[str, Tensor]) -> dict[str, Any]:
 
 def _way_out(path: Path) -> str:
     """What to do about a damaged file: the checkpoint before it, if there is one."""
-    stage = stage_of(path) or FIRST_STAGE
+    stage = stage_of(path)
+    if stage is None:
+        return "give another file"
     others = [p for _, p in steps(path.parent, stage) if p != path]
     again = "start over with --ckpt scratch" if stage == FIRST_STAGE else f"start this stage over with --{stage} --ckpt scratch"
     return f"the one before it is --ckpt {others[-1]}" if others else again

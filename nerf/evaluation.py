@@ -15,9 +15,11 @@ from nerf.mesh import Mesh
 from nerf.renderer import NeRFRenderer
 from nerf.report import Report
 from nerf.structs import Part, RenderOutput, Views
+from nerf.workspace import has_later_stage
 
 PREVIEW_SIZE = 128
 PREVIEW_VIEWS = 4
+SOMETIMES = ("mesh.ply", "normal.png", "transform.json")  # files of a mesh that not every export writes
 
 
 class Evaluator:
@@ -100,17 +102,23 @@ class Evaluator:
             views = provider.six_views(self.config, output.H, output.W)
             for i in range(len(views)):
                 self._write_frame("results", f"{name}_{i:04d}", self.render(views[i]))
+            self.report.log(f"wrote {len(views)} views, {self.workspace / 'results' / name}_0000_rgb.png and so on")
         else:
             self._write_turntable(name)
         return self._measure("test", step) if "test" in self.held_out else {}
 
     def save_mesh(self) -> "export.ExportReport":
-        """Extract (or, in a mesh stage, take), clean, unwrap, bake and write the mesh to ``mesh/``."""
+        """Extract (or, in a mesh stage, take), clean, unwrap, bake and write the mesh to ``mesh/``.
+
+        A stage that is shown again after a later one writes beside it, to ``mesh_<stage>/``. What an export with other
+        flags left in the folder goes, so that all files there are of one mesh.
+        """
         output, surface = self.config.output, self.model.surface()
+        shown_again = has_later_stage(self.workspace, self.stage)
         common = dict(
             albedo=self.model.albedo,
             bound=self.model.bound,
-            folder=self.workspace / "mesh",
+            folder=self.workspace / (f"mesh_{self.stage}" if shown_again else "mesh"),
             options=export.ExportOptions(
                 decimate_target=output.decimate_target,
                 max_error=output.decimate_error,
@@ -134,6 +142,8 @@ class Evaluator:
         else:
             mesh = Mesh(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())
             report = export.export_surface(mesh, **common)
+        for name in set(SOMETIMES) - {path.name for path in report.files.values()}:
+            (common["folder"] / name).unlink(missing_ok=True)
         self.report.log(f"mesh: {report}")
         for note in report.notes:
             self.report.log(f"mesh: {note}")

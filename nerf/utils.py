@@ -231,6 +231,7 @@ class Trainer:
             "seconds": self.seconds,
             "scaler": self.scaler.state_dict(),
             "watch": self.watch.__dict__,
+            "notes": self.evaluator.notes,
             "transform": None if self.evaluator.transform is None else np.asarray(self.evaluator.transform).tolist(),
         }
         folder = self.workspace / "checkpoints"
@@ -248,10 +249,12 @@ class Trainer:
         path = checkpoint.resolve(self.workspace / "checkpoints", ckpt, self.stage)
         if path is not None:
             self.load(path, weights_only=ckpt == "latest_model")
-            self.report.log(f"going on from {path} (step {self.step} of {self.config.optim.iters})")
+            of_total = f" of {self.config.optim.iters}" if self.config.trains else ""
+            self.report.log(f"{'going on from' if of_total else 'showing'} {path} (step {self.step}{of_total})")
         elif not self.config.trains:
             raise UserError(
-                f"workspace {self.workspace} has no checkpoint to show; train first: the same command without --test"
+                f"workspace {self.workspace} has no checkpoint of stage {self.stage!r} to show; train first: the same command "
+                "without --test or --six_views"
             )
         return path is not None
 
@@ -282,6 +285,7 @@ class Trainer:
         self.ema.load_state_dict(tensors["ema"])
         if self.evaluator.transform is None and meta.get("transform") is not None:
             self.evaluator.transform = np.asarray(meta["transform"])
+        self.evaluator.notes = meta.get("notes", {}) | self.evaluator.notes  # a run that only shows has no guidance to ask
         if weights_only:
             return
         state = {int(k): v for k, v in tensors.get("optimizer", {}).items()}

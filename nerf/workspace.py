@@ -50,10 +50,13 @@ def open_workspace(config: Config) -> Config:
         The config with the kept options of the earlier run where the user said nothing else (source "workspace").
 
     Raises:
-        UserError: the folder cannot be written to, its ``config.json`` is broken, or what the user typed is not what
-            the workspace holds.
+        UserError: there is nothing to show, the folder cannot be written to, its ``config.json`` is broken, or what the
+            user typed is not what the workspace holds.
     """
     folder = Path(config.output.workspace)
+    if not config.trains and not _has_begun(folder, STAGES) and checkpoint.resolve(folder, config.runtime.ckpt) is None:
+        raise UserError(f"workspace {folder} has no checkpoint to show; train first: the same command without --test or "
+                        "--six_views")  # fmt: skip
     _require_writable(folder)
     if config.runtime.ckpt == "scratch" and config.trains:
         for stage in config.stages:
@@ -84,6 +87,26 @@ def pending_stages(config: Config) -> tuple[str, ...]:
     named = checkpoint.stage_of(config.runtime.ckpt)
     first = stages.index(named) if named in stages else (begun[-1] if begun else 0)
     return stages[first:] if config.trains else stages[first : first + 1]
+
+
+def stages_had(folder: str | Path) -> dict[str, dict[str, float]]:
+    """Stage -> "steps" and "seconds" of training that it has had in a workspace, as its newest checkpoint says."""
+    found = {}
+    for stage in STAGES:
+        path = checkpoint.latest(Path(folder) / "checkpoints", stage)
+        if path is None:
+            continue
+        try:
+            meta = checkpoint.read_meta(path)
+        except UserError:  # the stage that needs it will say so
+            continue
+        found[stage] = {"steps": meta.get("step", 0), "seconds": round(meta.get("seconds", 0.0), 2)}
+    return found
+
+
+def has_later_stage(folder: str | Path, stage: str) -> bool:
+    """Whether a stage after this one has a checkpoint in a workspace."""
+    return _has_begun(Path(folder), STAGES[STAGES.index(stage) + 1 :])
 
 
 def stored_config(folder: str | Path) -> Config:

@@ -55,6 +55,19 @@ def test_load_gives_back_what_save_was_given(saved):
     assert meta == META
 
 
+def test_what_a_checkpoint_says_of_itself_is_read_without_its_tensors(saved):
+    assert checkpoint.read_meta(saved[0]) == META
+
+
+@pytest.mark.parametrize("content", [b"", b"half"])
+def test_a_damaged_file_that_is_no_checkpoint_of_a_run_asks_for_another(tmp_path, content):
+    path = tmp_path / "theirs.safetensors"
+    path.write_bytes(content)
+    for read in (checkpoint.load, checkpoint.read_meta):
+        with pytest.raises(UserError, match="damaged.*give another file"):
+            read(path)
+
+
 def test_the_file_is_safetensors_that_others_can_read(saved):
     assert torch.equal(load_file(saved[0])["model/flag"], torch.tensor([True, False]))
 

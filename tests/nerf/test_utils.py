@@ -199,6 +199,31 @@ def test_weights_alone_keep_the_way_to_the_data_s_world(tmp_path):
     assert np.array_equal(again.evaluator.transform, trainer.evaluator.transform)
 
 
+def test_what_an_exported_file_says_is_said_again_by_a_run_that_only_shows(tmp_path):
+    trainer = make(tmp_path, "--cuda_ray")
+    trainer.evaluator.notes = {"licence of the weights": "theirs"}
+    trainer.save()
+    assert make(tmp_path, "--cuda_ray", "--test").evaluator.notes == {"licence of the weights": "theirs"}
+
+
+BALL = "--cuda_ray --mcubes_resolution 16 --mesh_threshold 2 --texture_size 32 --blob_density 4 --blob_radius 0.6".split()
+
+
+def test_files_that_another_export_left_are_of_the_same_mesh_or_gone(tmp_path):
+    trainer = make(tmp_path, *BALL, "--mesh_ply", "--normal_map")
+    trainer.save_mesh()
+    assert {"mesh.ply", "normal.png"} < {path.name for path in (tmp_path / "mesh").iterdir()}
+    make(tmp_path, *BALL).save_mesh()
+    assert {path.name for path in (tmp_path / "mesh").iterdir()} == {"mesh.glb", "mesh.obj", "mesh.mtl", "albedo.png"}
+
+
+def test_a_stage_that_is_shown_again_does_not_write_over_the_mesh_of_a_later_one(tmp_path):
+    trainer = make(tmp_path, *BALL)
+    checkpoint.save(tmp_path / "checkpoints" / checkpoint.file_name(5, "dmtet"), {}, {"stage": "dmtet", "step": 5})
+    written = trainer.save_mesh().files["glb"]
+    assert written.parent == tmp_path / "mesh_nerf" and not (tmp_path / "mesh").exists()
+
+
 def test_a_stage_that_begins_anew_forgets_its_old_checkpoints_and_average(tmp_path):
     trainer = make(tmp_path, "--cuda_ray")
     trainer.save()

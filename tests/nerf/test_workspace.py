@@ -9,7 +9,7 @@ from nerf import checkpoint
 from nerf.config import Config, from_json, parse, with_preset
 from nerf.errors import UserError
 from nerf.presets import PRESETS
-from nerf.workspace import adopt, open_workspace, pending_stages, stored_config
+from nerf.workspace import adopt, has_later_stage, open_workspace, pending_stages, stages_had, stored_config
 
 
 @pytest.fixture
@@ -163,3 +163,23 @@ def test_the_grid_that_a_stage_preset_chose_may_be_typed(tmp_path, monkeypatch):
     assert settled(folder, "--dmtet", "--tet_grid_size", "64").dmtet.tet_grid_size == 64
     with pytest.raises(UserError, match="--tet_grid_size 64, this run asks for 128"):
         settled(folder, "--dmtet", "--tet_grid_size", "128")
+
+
+@pytest.mark.parametrize("flag", ["--test", "--six_views"])
+def test_showing_what_is_not_there_leaves_no_folder(tmp_path, flag):
+    with pytest.raises(UserError, match="no checkpoint to show"):
+        open_workspace(parse([flag, "--workspace", str(tmp_path / "typo")]))
+    assert not (tmp_path / "typo").exists()
+
+
+def test_every_stage_s_steps_are_known_and_a_damaged_one_is_left_out(used):
+    mesh = save_checkpoint(used, 7, "dmtet")
+    assert {stage: had["steps"] for stage, had in stages_had(used).items()} == {"nerf": 100, "dmtet": 7}
+    mesh.write_bytes(b"half")
+    assert list(stages_had(used)) == ["nerf"]
+
+
+def test_a_later_stage_is_one_that_has_a_checkpoint(used):
+    assert not has_later_stage(used, "nerf")
+    save_checkpoint(used, 7, "dmtet")
+    assert has_later_stage(used, "nerf") and not has_later_stage(used, "dmtet")
