@@ -29,8 +29,8 @@ def struct(name: str, pointers: str, integers: str, reals: str = "") -> type[cty
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-def fill(kind: type[ctypes.Structure], **values: Tensor | int | float | None) -> ctypes.Structure:
-    """A parameter struct; tensors become pointers. The caller keeps the tensors alive."""
+def fill(kind: type[ctypes.Structure], **values: object) -> ctypes.Structure:
+    """A parameter struct; tensors become pointers, the rest goes in as it is. The caller keeps the tensors alive."""
     return kind(**{k: pointer(v) if isinstance(v, Tensor) else v for k, v in values.items()})
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from extension import kernel, pointer
+from extension import fill, kernel
 from gridencoder.layout import MAX_LEVELS, GridLayout
 
 _TENSORS = (
@@ -123,9 +123,9 @@ class GridKernels:
         """Fill in the record and call the kernel."""
         layout = self.layout
         points = tensors["grad_values"] if "positions" not in tensors else tensors["positions"]
-        addresses = {n: ctypes.c_void_p(pointer(t)) for n, t in tensors.items() if t is not None}
-        params = _Params(
-            **addresses,
+        params = fill(
+            _Params,
+            **tensors,
             bound=self.bound,
             num_points=len(points),
             dims=layout.input_dim,

@@ -37,7 +37,7 @@ class Objective(ABC):
 
     def applies(self, part: Part, plan: StepPlan) -> bool:
         """Whether this objective has something to say about the part under the plan's weights."""
-        return part.source in self.sources and any(plan.weights.get(term, 0.0) != 0.0 for term in self.terms)
+        return part.source in self.sources and any(plan.wants(term) for term in self.terms)
 
     @abstractmethod
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> dict[str, Tensor]:
@@ -66,7 +66,7 @@ def unheard(plan: StepPlan, triangles: bool) -> list[str]:
         plan: of a step.
         triangles: the render path shows triangles, so there are no samples along the rays.
     """
-    names = [name for name in SAMPLE_TERMS if triangles and plan.weights.get(name, 0.0) != 0.0]
+    names = [name for name in SAMPLE_TERMS if triangles and plan.wants(name)]
     return [f"{name} has a weight, but looks at samples along rays, and triangles have none; it does nothing in the mesh "
             "stage, where --lambda_mesh_normal and --lambda_mesh_laplacian keep the surface smooth" for name in names]
 
@@ -78,15 +78,14 @@ class KnownView(Objective):
     sources = ("photos", "known")
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> dict[str, Tensor]:
-        wanted = {term for term in self.terms if plan.weights.get(term, 0.0) != 0.0}
         terms = {}
-        if "rgb" in wanted and batch.rgb is not None:
+        if plan.wants("rgb") and batch.rgb is not None:
             terms["rgb"] = losses.image_mse(out.image, batch.rgb)
-        if "mask" in wanted and batch.mask is not None:
+        if plan.wants("mask") and batch.mask is not None:
             terms["mask"] = losses.mask_mse(out.opacity, batch.mask)
-        if "depth" in wanted and batch.depth is not None and batch.mask is not None:
+        if plan.wants("depth") and batch.depth is not None and batch.mask is not None:
             terms["depth"] = losses.depth_pearson(out.depth, batch.depth, batch.mask)
-        if "normal" in wanted and batch.normal is not None and batch.mask is not None and out.normal is not None:
+        if plan.wants("normal") and batch.normal is not None and batch.mask is not None and out.normal is not None:
             terms["normal"] = losses.normal_cosine(out.normal, batch.normal, batch.mask)
         return terms
 
@@ -138,11 +137,11 @@ class RayRegularisers(Objective):
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> dict[str, Tensor]:
         terms = {}
-        if plan.weights.get("opacity", 0.0) != 0.0:
+        if plan.wants("opacity"):
             terms["opacity"] = losses.opacity(out.opacity)
-        if plan.weights.get("entropy", 0.0) != 0.0:
+        if plan.wants("entropy"):
             terms["entropy"] = losses.entropy(out.opacity)
-        if plan.weights.get("orient", 0.0) != 0.0 and out.field is not None and out.field.normal is not None:
+        if plan.wants("orient") and out.field is not None and out.field.normal is not None:
             directions = batch.rays.directions[out.samples.ray_index]
             terms["orient"] = losses.orientation(out.weights, out.field.normal, directions, len(batch.rays))
         return terms
@@ -162,9 +161,9 @@ class Smoothness(Objective):
         terms = {}
         if out.normal is None:
             return terms
-        if plan.weights.get("normal_smooth_2d", 0.0) != 0.0:
+        if plan.wants("normal_smooth_2d"):
             terms["normal_smooth_2d"] = losses.normal_smooth_2d(out.as_images(out.normal))
-        if plan.weights.get("normal_smooth_3d", 0.0) != 0.0 and out.field is not None and out.field.normal is not None:
+        if plan.wants("normal_smooth_3d") and out.field is not None and out.field.normal is not None:
             at = out.samples.positions
             rng = part.generator(STREAM_NEIGHBOUR, at.device)
             near = at + NEIGHBOUR_DISTANCE * torch.randn(at.shape, generator=rng, device=at.device, dtype=at.dtype)
@@ -185,9 +184,9 @@ class GridRegularisers(Objective):
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> dict[str, Tensor]:
         terms = {}
-        if plan.weights.get("tv", 0.0) != 0.0:
+        if plan.wants("tv"):
             terms["tv"] = self.field.total_variation(part.generator(STREAM_TOTAL_VARIATION, out.image.device))
-        if plan.weights.get("weight_decay", 0.0) != 0.0:
+        if plan.wants("weight_decay"):
             terms["weight_decay"] = self.field.weight_decay()
         return terms
 
@@ -205,11 +204,11 @@ class MeshRegularisers(Objective):
         terms, surface = {}, out.surface
         if surface is None:
             return terms
-        if plan.weights.get("mesh_normal", 0.0) != 0.0:
+        if plan.wants("mesh_normal"):
             terms["mesh_normal"] = losses.normal_consistency(surface.vertices, surface.faces)
-        if plan.weights.get("mesh_laplacian", 0.0) != 0.0:
+        if plan.wants("mesh_laplacian"):
             terms["mesh_laplacian"] = self.laplacian(surface.vertices, surface.faces)
-        if plan.weights.get("mesh_sign", 0.0) != 0.0:
+        if plan.wants("mesh_sign"):
             terms["mesh_sign"] = losses.sdf_sign_entropy(surface.distance, surface.crossing)
         return terms
 

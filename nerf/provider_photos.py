@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nerf.cameras import angles_of, centred_views, distort, look_at, pixel_rays, undistort, view_rays
+from nerf.cameras import angles_of, centred_views, distort, look_at, pixel_rays, undistort, view_rays, wrap_degrees
 from nerf.errors import UserError
 from nerf.provider_formats import read_folder
 from nerf.provider_frames import SPLITS, Frame, PhotoFiles
@@ -315,7 +315,7 @@ class Photographs:
         offset = pose[:, :3, 3] - focus
         azimuth = torch.rad2deg(torch.atan2(offset[:, 0], offset[:, 2]))
         place = _sweep(azimuth, count)
-        near = (place[:, None] - azimuth[None] + 180) % 360 - 180
+        near = wrap_degrees(place[:, None] - azimuth[None])
         share = torch.softmax(-0.5 * (near / (REACH / 2)).square(), -1)  # [count, I]
         level, rise = share @ offset[:, [0, 2]].norm(dim=-1), share @ offset[:, 1]
         turn = torch.deg2rad(place)
@@ -338,12 +338,12 @@ def _over(rgba: Tensor, background: Tensor) -> Tensor:
 def _sweep(azimuth: Tensor, count: int) -> Tensor:
     """Azimuths [count] in degrees that visit the cameras' [I]: once around, or to and fro over where they are."""
     circle = torch.arange(360.0, dtype=azimuth.dtype)
-    apart = ((circle[:, None] - azimuth[None] + 180) % 360 - 180).abs().amin(-1)
+    apart = wrap_degrees(circle[:, None] - azimuth[None]).abs().amin(-1)
     turn = torch.arange(count, dtype=azimuth.dtype) / count
     if (apart < REACH).double().mean() > WHOLE_TURN:
         return 360 * turn
     angle = torch.deg2rad(azimuth)
     middle = torch.rad2deg(torch.atan2(angle.sin().mean(), angle.cos().mean()))
-    inside = (azimuth - middle + 180) % 360 - 180
+    inside = wrap_degrees(azimuth - middle)
     low, high = torch.quantile(inside, torch.tensor([0.05, 0.95], dtype=azimuth.dtype))
     return middle + (low + high) / 2 + (high - low) / 2 * torch.sin(2 * math.pi * turn)

@@ -124,6 +124,10 @@ class StepPlan:
     t_range: tuple[float, float] = (0.02, 0.98)  # diffusion time range of this step
     lr_scale: float = 1.0  # factor on every learning rate of this step
 
+    def wants(self, term: str) -> bool:
+        """Whether a loss term has a weight."""
+        return self.weights.get(term, 0.0) != 0.0
+
 
 @dataclass(frozen=True)
 class Samples:
