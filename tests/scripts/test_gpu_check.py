@@ -1,23 +1,17 @@
 """What a machine with a GPU runs: a build of every source there is, the tests, and the kernel benchmarks on CUDA."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 
 import extension
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.scripts import ROOT, load_script
 
 
 @pytest.fixture
 def gpu_check():
-    """scripts/gpu_check.py as a module; scripts/ is no package."""
-    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "scripts" / "gpu_check.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """scripts/gpu_check.py as a module."""
+    return load_script("gpu_check")
 
 
 def test_the_build_asks_for_every_source_there_is_and_for_no_other(gpu_check, monkeypatch):

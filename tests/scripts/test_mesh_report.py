@@ -1,8 +1,6 @@
 """scripts/mesh_report.py: a report to read, a report to parse, and a sentence for what is no mesh."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,17 +8,13 @@ import pytest
 from nerf import mesh as meshes
 from nerf import meshfile
 from nerf.mesh import Mesh
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.scripts import load_script
 
 
 @pytest.fixture
 def main():
-    """The script's main; scripts/ is no package."""
-    spec = importlib.util.spec_from_file_location("mesh_report_script", ROOT / "scripts" / "mesh_report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    """The script's main."""
+    return load_script("mesh_report").main
 
 
 @pytest.fixture

@@ -1,21 +1,16 @@
 """The set-up of a fresh machine: what it installs is what pyproject.toml says, and an unsuitable Python is told so."""
 
-import importlib.util
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.scripts import ROOT, load_script
 
 
 @pytest.fixture
 def setup_venv():
-    """scripts/setup_venv.py as a module; scripts/ is no package."""
-    spec = importlib.util.spec_from_file_location("setup_venv", ROOT / "scripts" / "setup_venv.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """scripts/setup_venv.py as a module."""
+    return load_script("setup_venv")
 
 
 def names(lines):
