@@ -72,7 +72,7 @@ def shows_clear_ground(path: Path) -> bool:
 class Pictures:
     """Pictures of any sizes as one block of bytes; photograph ``i`` owns the pixels up to ``ends[i]``, row by row.
 
-    A mask says which pixels count: those where it is white. 3 bytes a pixel, 4 with alpha, 8 more with masks and 3 more
+    A mask says which pixels count: those where it is white. 3 bytes a pixel, 4 with alpha, 9 more with masks and 3 more
     with normals.
 
     Args:
