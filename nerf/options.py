@@ -75,7 +75,7 @@ def option(
         flag: name on the command line if it is not the field's.
         choices: the words a str (or each word of a tuple of str) may take.
         check: a test of the value; None values are not tested.
-        fixed: a workspace keeps this value: a resumed run with another is stopped (see ``checkpoint.guard``).
+        fixed: a workspace keeps this value: a resumed run with another is stopped (see ``workspace.take_over``).
         unbuilt: a str names the feature behind the flag that does not exist yet, a tuple the choices that do not.
         refused: why a flag of the peer is not served at all; any value but the default is an error with this reason.
     """
