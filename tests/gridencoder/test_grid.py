@@ -346,3 +346,21 @@ def test_a_pullback_of_another_precision_or_shape_is_refused(device):
     for wrong in (torch.ones_like(values).bfloat16(), torch.ones_like(values)[:3]):
         with pytest.raises(ValueError, match="pullback: expected"):
             pullback(wrong)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 tables are for CUDA")
+@pytest.mark.parametrize("features", [1, 2, 4])
+def test_a_float16_table_gives_what_its_float32_copy_gives(features):
+    positions, table, layout = make(features=features, device="cuda", points=200)
+    positions, half = positions.detach().float(), table.detach().half()
+    results = []
+    for table in (half.clone().requires_grad_(), half.float().requires_grad_()):
+        x = positions.clone().requires_grad_()
+        values = encode(x, table, layout, BOUND)
+        normal = torch.autograd.grad(values.sum(), x, create_graph=True)[0]
+        (values.float().square().mean() + 1e-2 * normal.square().mean()).backward()
+        variation = torch.autograd.grad(total_variation(positions, table, layout, BOUND), table)[0]
+        assert {values.dtype, table.grad.dtype, variation.dtype} == {table.dtype} and x.grad.dtype == torch.float32
+        results.append([t.detach().float() for t in (values, normal, table.grad, x.grad, variation)])
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=5e-3 * float(wanted.abs().max()))
