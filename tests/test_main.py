@@ -1,0 +1,64 @@
+"""Whole runs in little, on every device: photographs and words, both stages, in mixed precision, to the mesh."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main
+from nerf.cameras import orbit
+
+TINY = (
+    "--seed 5 --iters 12 --max_steps 48 --grid_size 16 --grid_levels 4 --grid_log2 10 --grid_finest 32 --hidden 16 --W 8 --H 8 "
+    "--dataset_size_test 2 --threads 1 --stages nerf,dmtet --dmtet_iters 6 --tet_grid_size 8 --batch_size 2 --fp16 --cuda_ray "
+    "--save_mesh --texture_size 64 --mcubes_resolution 24 --lambda_mesh_sign 0.1 --lambda_mesh_laplacian 0.1"
+).split()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run main.py in this process: words -> what result.json says."""
+    before = torch.get_num_threads()
+    yield lambda *words: (main.main([*map(str, words), *TINY, "--workspace", str(tmp_path / "run")]),
+                          json.loads((tmp_path / "run" / "result.json").read_text()))  # fmt: skip
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Eight pictures of a red square on clear ground, with normals, from all sides."""
+    views = orbit(torch.full((8,), 70.0), torch.arange(8) * 45.0, 3.0, 40.0, 12, 12)
+    folder, frames = tmp_path / "photographs", []
+    folder.mkdir()
+    for i in range(8):
+        picture = np.zeros((12, 12, 4), np.uint8)
+        picture[4:8, 4:8] = (200, 30 * i, 20, 255)
+        Image.fromarray(picture).save(folder / f"{i}.png")
+        Image.fromarray(np.full((12, 12, 3), 200, np.uint8)).save(folder / f"{i}_normal.png")
+        frames.append({"file_path": f"{i}.png", "normal_path": f"{i}_normal.png",
+                       "transform_matrix": views.pose[i].tolist()})  # fmt: skip
+    lens = {"fl_x": float(views.fx[0]), "fl_y": float(views.fy[0]), "cx": 6, "cy": 6, "w": 12, "h": 12}
+    (folder / "transforms.json").write_text(json.dumps(lens | {"frames": frames}))
+    return folder
+
+
+def assert_whole(outcome, steps):
+    """The run ended well, both stages took their steps, and there is a mesh."""
+    code, result = outcome
+    assert code == 0 and result["mesh"]["faces"] > 0
+    assert {name: stage["steps"] for name, stage in result["stages"].items()} == steps
+
+
+def test_photographs_become_a_mesh_on_every_device(run, photographs, device):
+    words = "--num_rays 64 --holdout 4 --w 12 --h 12 --mesh_threshold 2 --lambda_mask 1 --lambda_normal 0.1 --blob_density 4"
+    outcome = run("--data", photographs, "--device", device.type, "--blob_radius", "0.6", *words.split())
+    assert_whole(outcome, {"nerf": 12, "dmtet": 6})
+    assert 0 < outcome[1]["test_psnr"] < 100
+
+
+def test_words_become_a_mesh_on_every_device(run, device):
+    words = "--sd_version embedded --w 16 --h 16 --mesh_threshold 0.5 --save_guidance --save_guidance_interval 5"
+    outcome = run("--text", "a blue house with a red roof", "--device", device.type, *words.split())
+    assert_whole(outcome, {"nerf": 12, "dmtet": 6})
