@@ -115,7 +115,7 @@ def load_scheduler(folder: Path) -> tuple[Tensor, str]:
     try:
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     except (OSError, ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"weights: {folder / 'scheduler'} cannot be read: {error}") from error
+        raise UserError(f"weights: {folder / 'scheduler'} cannot be read ({error}); restore or download it again") from error
     return scheduler.alphas_cumprod.float(), scheduler.config.prediction_type
 
 

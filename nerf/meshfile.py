@@ -208,7 +208,8 @@ def check_file(path: Path, mesh: Mesh) -> None:
     if mesh.uv is not None:
         _check_texture(path, read, mesh)
     if signed_volume(read) <= 0:
-        raise ExportError(f"{path.name} is inside out: its volume is {signed_volume(read):.3g}")
+        raise ExportError(f"{path.name} is inside out: its volume is {signed_volume(read):.3g}; its triangles must be "
+                          "counter-clockwise seen from outside")
 
 
 def _check_texture(path: Path, read: Mesh, mesh: Mesh) -> None:

@@ -70,7 +70,8 @@ def read_colmap(folder: Path, holdout: int) -> PhotoFiles:
     frames, missing = [], []
     for photo in read[model]:
         if photo.camera not in cameras:
-            raise UserError(f"{model}: photograph {photo.name} is of camera {photo.camera}, which is not described there")
+            raise UserError(f"{model}: photograph {photo.name} is of camera {photo.camera}, which is not described there; "
+                            "export the whole model again")
         image = find_picture(pictures, photo.name)
         if image is None:
             missing.append(photo.name)
@@ -188,7 +189,7 @@ def _read_points(model: Path) -> Tensor | None:
     found = list(_text_points(path) if path.suffix == ".txt" else _binary_points(path))
     points = torch.tensor(found, dtype=torch.float64)
     if not points.isfinite().all():
-        raise UserError(f"{path} holds points that are not finite")
+        raise UserError(f"{path} holds points that are not finite; export the model again")
     return points if found else None
 
 
@@ -219,7 +220,8 @@ def _lines(path: Path, blank: bool = False) -> Iterator[tuple[str, str]]:
                 if not line.startswith("#") and (blank or line.strip()):
                     yield f"{path}, line {number}", line.rstrip("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file (byte {error.start}: {error.reason})") from error
+        raise UserError(f"{path} is not a text file (byte {error.start}: {error.reason}); "
+                        "export the model again") from error
 
 
 def _numbers(words: list[str], where: str) -> tuple[float, ...]:

@@ -48,7 +48,7 @@ def read_folder(folder: str | Path, holdout: int = 8) -> PhotoFiles:
     try:
         return _read_folder(Path(folder), holdout)
     except PermissionError as error:
-        raise UserError(f"--data {folder}: you may not read {error.filename}") from error
+        raise UserError(f"--data {folder}: you may not read {error.filename}; give yourself the right to, or a copy") from error
 
 
 def _read_folder(folder: Path, holdout: int) -> PhotoFiles:
@@ -66,7 +66,8 @@ def _read_folder(folder: Path, holdout: int) -> PhotoFiles:
         return read_neus(folder, holdout)
     else:
         raise UserError(f"--data {folder}: there is neither transforms.json nor transforms_train.json in it, no COLMAP model "
-                        "(sparse/0 with cameras and images, .bin or .txt) and no cameras_sphere.npz")
+                        "(sparse/0 with cameras and images, .bin or .txt) and no cameras_sphere.npz; docs/photographs.md "
+                        "describes each layout")
     documents = {split: _read_json(path) for split, path in named.items()}
     for split in SPLITS:
         _check_list_of_names(documents["train"].get(f"{split}_filenames", []), named["train"], f"{split}_filenames")
@@ -86,7 +87,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON, line {error.lineno} column {error.colno}: {error.msg}") from error
+        raise UserError(f"{path} is not valid JSON, line {error.lineno} column {error.colno}: {error.msg}; "
+                        "mend it there") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a text file (byte {error.start}: {error.reason})") from error
     except OSError as error:
@@ -133,7 +135,7 @@ def _find_beside(folder: Path, entry: dict, key: str, where: str) -> Path | None
         return None
     path = find_picture(folder, str(entry[key]))
     if path is None:
-        raise UserError(f"{where}: its \"{key}\" {entry[key]} does not exist in {folder}")
+        raise UserError(f"{where}: its \"{key}\" {entry[key]} does not exist in {folder}; mend the path, or leave the key out")
     return path
 
 
@@ -164,7 +166,7 @@ def _matrix(value: Any, rows: tuple[int, ...], where: str, key: str) -> Tensor:
 def _read_pose(entry: dict, where: str) -> Tensor:
     """Camera-to-world [4, 4] float64 with an exact rotation."""
     if "transform_matrix" not in entry:
-        raise UserError(f"{where}: it has no \"transform_matrix\"")
+        raise UserError(f"{where}: it has no \"transform_matrix\"; give it the 4x4 matrix from camera to world")
     pose = _matrix(entry["transform_matrix"], (3, 4), where, "transform_matrix")
     rotation = pose[:3, :3]
     off = (rotation.T @ rotation - torch.eye(3, dtype=torch.float64)).abs().max().item()

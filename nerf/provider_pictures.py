@@ -105,7 +105,8 @@ class Pictures:
         headers = [header(path) for path in paths]
         for path, (width, height, _) in zip(paths, headers, strict=True):
             if factor > min(width, height):
-                raise UserError(f"--downscale {factor} leaves nothing of {path}, which is {width}x{height} pixels")
+                raise UserError(f"--downscale {factor} leaves nothing of {path}, which is {width}x{height} pixels; "
+                                "give a smaller factor")
         self.full_size = [(width, height) for width, height, _ in headers]
         width = torch.tensor([-(-w // factor) for w, _, _ in headers])
         height = torch.tensor([-(-h // factor) for _, h, _ in headers])
@@ -129,7 +130,8 @@ class Pictures:
         if mode == "RGBA" and bool((block[:, 3] == 255).all()):
             block = block[:, :3].contiguous()
         if usable is not None and not usable.any():
-            raise UserError(f"{next(filter(None, masks))}: the masks are black everywhere, no pixel is left to learn")
+            raise UserError(f"{next(filter(None, masks))}: the masks are black everywhere, and only white pixels are learned; "
+                            "turn their colours round, or leave the masks out")
         self.bytes = block.to(device)
         self.width, self.height, self.ends = width.to(device), height.to(device), ends.to(device)
         # The same on the host, so that nobody waits for a GPU to learn them.

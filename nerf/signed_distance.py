@@ -61,7 +61,7 @@ def load_mesh(path: str | Path) -> Mesh:
         raise UserError(f"mesh {path} has {int((~np.isfinite(mesh.vertices)).any(axis=1).sum())} vertices that are not "
                         "finite numbers; export it again")
     if np.ptp(mesh.bounds, axis=0).max() <= 0:
-        raise UserError(f"mesh {path} has no size: all its vertices are at {mesh.vertices[0].tolist()}")
+        raise UserError(f"mesh {path} has no size: all its vertices are at {mesh.vertices[0].tolist()}; export it again")
     mesh = weld(mesh)
     if len(mesh.faces) == 0:
         raise UserError(f"mesh {path} holds no triangle with an area; export it as a surface")
