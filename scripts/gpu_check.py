@@ -7,6 +7,7 @@ missing are named, and a folder that has them can be given in PYTHONPATH.
 
 import argparse
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ BUILD = (
     "[print(extension.shared_object(f, d)) for d in ('cpu', 'cuda') for f in extension.KERNEL_FOLDERS "
     "if extension.toolchain.sources(f, d)]"
 )
+PROCESSES = 8  # that tests run in, each with a context of its own on the GPU
 # What the tests import beside torch, and what pip calls it.
 PACKAGES = {
     "accelerate": "accelerate", "diffusers": "diffusers", "embreex": "embreex", "imageio": "imageio",
@@ -33,6 +35,7 @@ def main() -> int:
     """Run every step, whatever the ones before it gave; returns 0 if all of them passed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--minutes", type=float, default=25, help="for all steps together")
+    parser.add_argument("--only", nargs="+", help="names of steps, such as build tests bench_mlp; default: all of them")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the reports go")
     arguments = parser.parse_args()
     try:
@@ -48,7 +51,8 @@ def main() -> int:
               "pip install --target FOLDER puts them where PYTHONPATH=FOLDER finds them", flush=True)  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * arguments.minutes
-    passed = {name: run(name, command, arguments.out, deadline) for name, command in steps()}
+    chosen = [(name, command) for name, command in steps() if not arguments.only or name in arguments.only]
+    passed = {name: run(name, command, arguments.out, deadline) for name, command in chosen}
     for name, good in passed.items():
         print(f"gpu-check: {name}: {'passed' if good else 'FAILED'}")
     return 0 if all(passed.values()) else 1
@@ -56,12 +60,18 @@ def main() -> int:
 
 def missing() -> list[str]:
     """The packages that the tests import and this interpreter has not, as pip calls them."""
-    return [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    return [name for module, name in PACKAGES.items() if not has(module)]
+
+
+def has(module: str) -> bool:
+    """Whether this interpreter has a module."""
+    return importlib.util.find_spec(module) is not None
 
 
 def steps() -> list[tuple[str, list[str]]]:
-    """(name, arguments of the interpreter) of every step, in order."""
-    tests = [("build", ["-c", BUILD]), ("tests", ["-m", "pytest", "-q"])]
+    """(name, arguments of the interpreter) of every step, in order; tests run side by side where pytest-xdist is."""
+    beside = ["-n", str(min(PROCESSES, os.cpu_count() or 1)), "--dist", "loadfile"] if has("xdist") else []
+    tests = [("build", ["-c", BUILD]), ("tests", ["-m", "pytest", "-q", *beside])]
     return tests + [(f"bench_{name}", ["-m", f"benchmarks.{name}", "--device", "cuda"]) for name in kernel_benchmarks()]
 
 

@@ -36,3 +36,13 @@ def test_every_benchmark_of_a_kernel_runs_on_cuda(gpu_check):
 def test_a_package_that_is_missing_is_named_as_pip_calls_it(gpu_check, monkeypatch):
     monkeypatch.setitem(gpu_check.PACKAGES, "no_such_module", "no-such-package")
     assert "no-such-package" in gpu_check.missing() and "pytest" not in gpu_check.missing()
+
+
+def test_only_the_steps_asked_for_run_and_one_that_fails_is_told(gpu_check, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(gpu_check, "steps", lambda: [("good", ["-c", "print(7)"]), ("bad", ["-c", "1/0"]), ("other", [])])
+    monkeypatch.setattr("sys.argv", ["gpu_check", "--only", "good", "bad", "--out", str(tmp_path / "reports")])
+    assert gpu_check.main() == 1
+    said = capsys.readouterr().out
+    assert "good: passed" in said and "bad: FAILED" in said and "other" not in said
+    assert (tmp_path / "reports" / "gpu_good.txt").read_text().startswith("7\n")
