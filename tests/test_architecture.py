@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from extension import KERNEL_FOLDERS
 from nerf.flags import GROUPS
 from nerf.options import iterate
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("nerf", "guidance", "extension", "raymarching", "gridencoder", "freqencoder", "shencoder", "mlp", "rasterizer")
-KERNELS = ("raymarching", "gridencoder", "freqencoder", "shencoder", "mlp", "rasterizer")
+ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))  # every package
+KERNELS = [room for room in ROOMS if room not in ("nerf", "guidance", "extension")]
 LEAVES = {"structs", "cameras", "shading", "activation", "errors"}
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 
@@ -113,6 +114,10 @@ def test_a_file_of_nerf_imports_only_files_before_it(path):
 @pytest.mark.parametrize("path", files_of(*KERNELS), ids=name)
 def test_a_kernel_folder_imports_the_loader_and_nothing_else_of_the_house(path):
     assert ours(path) <= {"extension", path.relative_to(ROOT).parts[0]}
+
+
+def test_the_loader_knows_every_kernel_folder():
+    assert sorted(KERNEL_FOLDERS) == sorted(["extension", *KERNELS])
 
 
 @pytest.mark.parametrize("path", files_of("extension"), ids=name)
