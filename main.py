@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Flags -> options -> data, model, guidance -> Trainer. What takes time to import is imported after the flags are read."""
 
+import errno
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from nerf.utils import Trainer
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
@@ -178,7 +180,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"main.py: {error}", file=sys.stderr)
         return EXIT_USAGE
     except OSError as error:
-        print(f"main.py: {error.filename or 'a file'} could not be read or written: {error.strerror or error}", file=sys.stderr)
+        way_out = "; make room, or choose another --workspace, and start again" if error.errno in NO_ROOM else ""
+        what = f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}"
+        print(f"main.py: {what}{way_out}", file=sys.stderr)
         return EXIT_USAGE
     except (DivergenceError, MemoryError) as error:
         print(f"main.py: {error}", file=sys.stderr)

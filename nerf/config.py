@@ -210,6 +210,8 @@ def check(config: Config) -> None:
         raise UserError("--dmtet and --stages nerf contradict each other; leave one of them out")
     if config.stages == ("nerf",) and config.dmtet.init_with:
         raise UserError("--init_with is for the mesh stage; add --dmtet, or give a NeRF's checkpoint with --ckpt")
+    if config.stages == ("nerf",) and config.dmtet.lock_geo:
+        raise UserError("--lock_geo keeps the shape of a mesh, and this run has no mesh stage; add --dmtet")
     if "nerf" in config.stages and config.dmtet.init_with:
         raise UserError("--init_with and --stages nerf,dmtet contradict each other: the mesh of both stages starts from their "
                         "own NeRF; leave --init_with out, or train the mesh alone with --dmtet")

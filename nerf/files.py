@@ -18,7 +18,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], None], durable: b
         durable: the bytes are on the disk before the name is, so that a power cut leaves the old file or the new one.
 
     Raises:
-        OSError: the folder cannot be made or written to, or the disk is full; the old file is as it was.
+        OSError: the folder cannot be made or written to, or the disk is full; the old file is as it was. It names ``path``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +30,9 @@ def write_atomically(path: str | Path, write: Callable[[Path], None], durable: b
         os.replace(temporary, path)
         if durable:
             _sync_folder(path.parent)
+    except OSError as error:  # a full disk names no file, others the temporary one
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     return path

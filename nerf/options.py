@@ -220,7 +220,10 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser that raises UserError where argparse would print a usage and exit."""
 
     def error(self, message: str) -> typing.NoReturn:
-        raise UserError(re.sub(r"^argument ([^:]+):", lambda m: m[1].split("/")[0] + ":", message))
+        message = re.sub(r"^argument ([^:]+):", lambda m: m[1].split("/")[0] + ":", message)
+        if message.endswith(": expected one argument"):
+            message += f", as in {message.split(':')[0]}=VALUE, which may begin with a dash too"
+        raise UserError(message)
 
 
 def iterate(groups: dict[str, type[Group]]) -> Iterator[tuple[str, dataclasses.Field]]:

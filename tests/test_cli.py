@@ -1,5 +1,6 @@
 """Bad input on the command line: one sentence on stderr, nothing else, and exit code 2."""
 
+import errno
 import json
 import re
 import resource
@@ -74,6 +75,8 @@ def spawn(*words):
         (("--text", "a", "--W", "100000"), "--W must be between"),
         (("--text", "a", "--guidance_scal", "3"), "did you mean --guidance_scale"),
         (("--text", "a", "--gui"), "not built yet"),
+        (("--text", "a", "--lock_geo"), "no mesh stage; add --dmtet"),
+        (("--text", "a", "--workspace", "-dash"), "--workspace=VALUE"),
     ],
 )
 def test_a_bad_flag_is_one_sentence_and_nothing_else(words, sentence):
@@ -148,6 +151,14 @@ def test_a_disk_that_is_full_at_the_checkpoint_is_one_sentence(tmp_path, photogr
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=small_files, timeout=100)
     assert_refused((done.returncode, done.stderr.strip().splitlines()[-1]), "could not be written.*start again")
     assert list((tmp_path / "w" / "checkpoints").iterdir()) == []
+
+
+def test_a_disk_that_is_full_elsewhere_names_the_file_and_says_to_make_room(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "mesh.glb")
+
+    monkeypatch.setattr(main, "run", full)
+    assert_refused(run("--text", "a ball", "--workspace", tmp_path), "mesh.glb could not be .* No space.*make room")
 
 
 def test_other_photographs_in_a_used_workspace_are_one_sentence(run, tmp_path, photographs):

@@ -1,5 +1,7 @@
 """A file is whole or absent, and JSON that cannot be read is a sentence."""
 
+import errno
+
 import pytest
 
 from nerf import files
@@ -51,3 +53,13 @@ def test_unreadable_json_is_a_sentence_with_the_way_out(tmp_path, content, sente
         (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(UserError, match=f"x.json.*{sentence}.*; bake another"):
         files.read_json(tmp_path / "x.json", "bake another")
+
+
+def test_a_write_that_fails_names_the_file_and_not_its_temporary_name(tmp_path):
+    def no_room(temporary):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for write in (no_room, lambda temporary: open(temporary / "below", "w")):
+        with pytest.raises(OSError) as caught:
+            files.write_atomically(tmp_path / "a.json", write)
+        assert caught.value.filename == str(tmp_path / "a.json") and list(tmp_path.iterdir()) == []
