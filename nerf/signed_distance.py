@@ -52,14 +52,15 @@ def load_mesh(path: str | Path) -> Mesh:
     except (*UNREADABLE, OSError) as error:
         raise UserError(f"mesh {path} cannot be read ({type(error).__name__}: {error}); export it again") from error
     if len(faces) == 0:
-        raise UserError(f"mesh {path} holds no triangles ({len(vertices)} points); export it as a surface")
+        raise UserError(f"mesh {path} holds no triangles, points at most; export it as a surface")
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise UserError(f"mesh {path} is damaged: its triangles name vertices up to {faces.max()}, and it has {len(vertices)}; "
                         "export it again")
     mesh = drop_unused(Mesh(vertices, faces))
     if not np.isfinite(mesh.vertices).all():
-        raise UserError(f"mesh {path} has {int((~np.isfinite(mesh.vertices)).any(axis=1).sum())} vertices that are not "
-                        "finite numbers; export it again")
+        count = int((~np.isfinite(mesh.vertices)).any(axis=1).sum())
+        raise UserError(f"mesh {path} has vertices that are not finite numbers ({count} of {len(mesh.vertices)}); "
+                        "export it again")
     if np.ptp(mesh.bounds, axis=0).max() <= 0:
         raise UserError(f"mesh {path} has no size: all its vertices are at {mesh.vertices[0].tolist()}; export it again")
     mesh = weld(mesh)

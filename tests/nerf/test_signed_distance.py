@@ -188,7 +188,7 @@ def test_load_puts_the_parts_of_a_scene_where_they_belong(tmp_path):
 @pytest.mark.parametrize("name, text, said", [
     ("no.stl", "", "expected one of .obj, .glb"),
     ("none", "", "no suffix"),
-    ("points.obj", "v 0 0 0\nv 1 0 0\n", "holds no triangles|cannot be read"),
+    ("points.obj", "v 0 0 0\nv 1 0 0\n", "holds no triangles"),
     ("nan.obj", "v nan 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "not finite|cannot be read"),
     ("dot.obj", "v 1 2 3\nv 1 2 3\nv 1 2 3\nf 1 2 3\n", "has no size"),
     ("line.obj", "v 0 0 0\nv 1 0 0\nv 0 0 0\nf 1 2 3\n", "no triangle with an area"),
