@@ -110,9 +110,9 @@ def _read(path: Path) -> list:
     import trimesh
 
     if path.suffix.lower() not in FORMATS:
-        raise UserError(f"mesh report: expected a file of the kinds {', '.join(FORMATS)}, got {path.name}")
+        raise UserError(f"expected a file of the kinds {', '.join(FORMATS)}, got {path.name}")
     if not path.is_file():
-        raise FileNotFoundError(f"mesh report: there is no file {path}")
+        raise FileNotFoundError(f"there is no file {path}")
     try:
         scene = trimesh.load_scene(path, process=False)
         found = []

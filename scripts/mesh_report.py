@@ -5,6 +5,7 @@ Example: python scripts/mesh_report.py trial/mesh/mesh.glb
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -12,25 +13,34 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the report of every file; returns 0, or 2 if one cannot be measured."""
+    """Print the report of every file that can be measured; returns 0, or 2 if one cannot."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a GLB, glTF, OBJ, PLY or STL")
     parser.add_argument("--json", action="store_true", help="print a JSON list, an object for each file")
     parser.add_argument("--samples", type=int, default=5_000, help="triangles tested for crossing others (5000)")
     given = parser.parse_args(arguments)
+    if given.samples < 0:
+        parser.error(f"--samples must be at least 0, got {given.samples}")
     from nerf.mesh_report import report_file
 
-    try:
-        reports = [report_file(path, given.samples) for path in given.files]
-    except (ValueError, OSError) as error:
-        print(f"mesh_report: {error}", file=sys.stderr)
-        return 2
+    reports = []
+    for path in given.files:
+        try:
+            reports.append(report_file(path, given.samples))
+        except (ValueError, OSError) as error:
+            print(f"mesh_report: {error}", file=sys.stderr)
     if given.json:
         print(json.dumps([report.as_dict() for report in reports], indent=1, ensure_ascii=False))
-    else:
+    elif reports:
         print("\n\n".join("\n".join([report.file, *report.lines()]) for report in reports))
-    return 0
+    return 0 if len(reports) == len(given.files) else 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)

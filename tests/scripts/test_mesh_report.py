@@ -1,6 +1,8 @@
 """scripts/mesh_report.py: a report to read, a report to parse, and a sentence for what is no mesh."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from nerf import mesh as meshes
 from nerf import meshfile
 from nerf.mesh import Mesh
-from tests.helpers.scripts import load_script
+from tests.helpers.scripts import ROOT, load_script
 
 
 @pytest.fixture
@@ -44,3 +46,22 @@ def test_bad_file_is_a_sentence_and_exit_code_2(main, tmp_path, capsys, name):
     assert main([str(tmp_path / name)]) == 2
     said = capsys.readouterr()
     assert said.err.startswith("mesh_report: ") and name in said.err and said.err.count("\n") == 1 and said.out == ""
+
+
+def test_files_that_can_be_measured_are_though_another_cannot(main, ply, tmp_path, capsys):
+    assert main([str(tmp_path / "none.glb"), str(ply), "--json"]) == 2
+    said = capsys.readouterr()
+    assert [report["file"] for report in json.loads(said.out)] == ["mesh.ply"] and "none.glb" in said.err
+
+
+def test_a_negative_number_of_samples_is_refused(main, ply, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(ply), "--samples", "-3"])
+    assert "--samples must be at least 0, got -3" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(ply):
+    words = [sys.executable, str(ROOT / "scripts" / "mesh_report.py"), str(ply)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(timeout=60) == 0
