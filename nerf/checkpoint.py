@@ -163,11 +163,11 @@ def require_stage(meta: dict[str, Any], stage: str, path: str | Path) -> None:
     Raises:
         UserError: it belongs to another.
     """
-    if meta.get("stage") != stage:
-        other = "; --init_with starts a mesh from a NeRF" if (meta.get("stage"), stage) == (FIRST_STAGE, "dmtet") else ""
-        raise UserError(
-            f"checkpoint {path} is of stage {meta.get('stage')!r}; this is stage {stage!r}, give one of that{other}"
-        )
+    theirs = meta.get("stage")
+    if theirs != stage:
+        other = f", or add --stages {theirs} for that one" if theirs in STAGES else ""
+        other += "; --init_with starts a mesh from a NeRF" if (theirs, stage) == (FIRST_STAGE, "dmtet") else ""
+        raise UserError(f"checkpoint {path} is of stage {theirs!r}; this is stage {stage!r}, give one of that{other}")
 
 
 def load_module(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:

@@ -115,6 +115,7 @@ class Evaluator:
         """
         output, surface = self.config.output, self.model.surface()
         shown_again = has_later_stage(self.workspace, self.stage)
+        said = {} if self.config.prompt.text is None else {"prompt": self.config.prompt.text}
         common = dict(
             albedo=self.model.albedo,
             bound=self.model.bound,
@@ -131,7 +132,7 @@ class Evaluator:
                 export_frame=output.export_frame,
             ),
             transform=self.transform,
-            metadata={"prompt": self.config.prompt.text, "seed": self.config.runtime.seed, "stage": self.stage} | self.notes,
+            metadata=said | {"seed": self.config.runtime.seed, "stage": self.stage} | self.notes,
             report=self.report.log,
             device=self.device,
         )

@@ -247,7 +247,7 @@ def export_surface(mesh: Mesh, albedo: Color, folder: str | Path, options: Expor
     if not np.isfinite(mesh.vertices).all():
         count = int((~np.isfinite(mesh.vertices).all(axis=1)).sum())
         raise ExportError(f"{count} of {len(mesh.vertices)} vertices are NaN or infinite; training has diverged: resume "
-                          "an earlier checkpoint with a lower --lr")
+                          "an earlier checkpoint with smaller --lr_distance and --lr_offset")
     return _finish(Mesh(mesh.vertices.astype(np.float64), mesh.faces.astype(np.int64)), job)
 
 

@@ -24,9 +24,9 @@ WAYS_OUT = {
         FOG: "a smaller --guidance_scale, a larger --lambda_entropy or another --seed",
     },
     "dmtet": {
-        NOT_FINITE: "smaller --lr_distance and --lr_offset, a smaller --lr, --grad_clip 1, or --no_fp16",
-        EMPTY: "a smaller --lr_distance, a smaller --radius_range, or a larger shape to start from (--init_with)",
-        FULL: "a smaller --lr_distance, a larger --radius_range, or a smaller shape to start from (--init_with)",
+        NOT_FINITE: "smaller --lr_distance, --lr_offset and --lr_lattices, a smaller --lr, --grad_clip 1, or --no_fp16",
+        EMPTY: "smaller --lr_distance and --lr_lattices, a smaller --radius_range, or a larger shape to start from (--init_with)",
+        FULL: "smaller --lr_distance and --lr_lattices, a larger --radius_range, or a smaller shape to start from (--init_with)",
         FOG: "smaller --lr_distance and --lr_offset, or a larger --lambda_mesh_normal",
     },
 }

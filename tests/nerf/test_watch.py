@@ -56,7 +56,7 @@ def test_a_mesh_that_failed_is_told_of_flags_of_its_own_stage(opacity):
 
 
 def test_a_term_of_the_mesh_stage_that_is_not_finite_names_its_rates():
-    with pytest.raises(DivergenceError, match="--lr_distance and --lr_offset"):
+    with pytest.raises(DivergenceError, match="--lr_distance, --lr_offset"):
         check_finite({"mesh_normal": torch.tensor(float("inf"))}, 3, "dmtet")
 
 
