@@ -310,7 +310,7 @@ class DmtetConfig(Group):
     )
     init_with: str = option(
         "",
-        "where the mesh starts: a workspace, a checkpoint, a stable-dreamfusion df.pth, or a mesh (OBJ, GLB, PLY); "
+        "where the mesh starts: a workspace, a checkpoint, a stable-dreamfusion df.pth, or a mesh (OBJ, GLB, glTF, PLY); "
         "without it the NeRF of the workspace, else a ball",
     )
     lock_geo: bool = option(False, "keep the shape, train the texture")

@@ -23,7 +23,6 @@ from nerf.provider_photos import Photographs
 from nerf.renderer import NeRFRenderer
 from nerf.workspace import CONFIG_FILE, stored_config
 
-MESH_SUFFIXES = (".obj", ".glb", ".ply")
 # Options that the weights of a NeRF were made for, and those that say where its surface is.
 FIELD_FLAGS = tuple(flag for flag, (group, field) in OPTIONS.items() if group == "field" and field.metadata["fixed"])
 SURFACE_FLAGS = ("mesh_threshold", "mesh_smooth", "mcubes_resolution")
@@ -61,7 +60,7 @@ def find(config: Config) -> Start:
     if not path.is_file():
         raise UserError(f"--init_with {said}: no such file or folder")
     kinds = dict.fromkeys((".safetensors",), "checkpoint") | dict.fromkeys(checkpoint.PEER_SUFFIXES, "peer")
-    kinds |= dict.fromkeys(MESH_SUFFIXES, "mesh")
+    kinds |= dict.fromkeys(signed_distance.SUFFIXES, "mesh")
     kind = kinds.get(path.suffix.lower())
     if kind is None:
         raise UserError(f"--init_with {said}: expected a workspace or a file that ends in {', '.join(kinds)}")

@@ -133,6 +133,7 @@ def normal_cosine(normal: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         return normal.sum() * 0.0
     return 1.0 - torch.sum(normal[inside] * target[inside].to(normal.dtype), -1).mean()
 
+
 def normal_consistency(vertices: Tensor, faces: Tensor) -> Tensor:
     """How much a surface bends at its edges: the mean of ``1 - n_0 . n_1`` over edges that exactly two triangles share.
 

@@ -87,11 +87,16 @@ def box(bound: float, like: Tensor) -> Tensor:
 
 def points_at(samples: Samples, rays: Rays, part: Part) -> Points:
     """The samples as points a field can be asked about, with what it may need to know of their rays."""
+    return points_on(samples.positions, samples.ray_index, rays, part)
+
+
+def points_on(positions: Tensor, ray_index: Tensor, rays: Rays, part: Part) -> Points:
+    """Positions [M, 3], each on the ray of its index [M], as points a field can be asked about."""
     return Points(
-        samples.positions,
-        rays.directions[samples.ray_index] if part.view_dependent else None,
-        None if rays.image_index is None else rays.image_index[samples.ray_index],
-        None if rays.uv is None else rays.uv[samples.ray_index],
+        positions,
+        rays.directions[ray_index] if part.view_dependent else None,
+        None if rays.image_index is None else rays.image_index[ray_index],
+        None if rays.uv is None else rays.uv[ray_index],
     )
 
 

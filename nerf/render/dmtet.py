@@ -19,8 +19,8 @@ from torch.nn import functional
 from nerf.cameras import clip_space
 from nerf.errors import DivergenceError
 from nerf.field import Field
-from nerf.render.base import RenderPath, Trace, sample_colours
-from nerf.structs import FieldOutput, Part, Points, Rays, SurfaceState
+from nerf.render.base import RenderPath, Trace, points_on, sample_colours
+from nerf.structs import FieldOutput, Part, Rays, SurfaceState
 from nerf.tets import Surface, TetGrid, close_at_walls, marching_tetrahedra, summed_lattices, tet_grid
 from rasterizer import antialias, interpolate, rasterize
 
@@ -190,13 +190,7 @@ def _ask(field: Field, points: Tensor, normal: Tensor, rays: Rays, seen: Tensor,
     size = max(len(points), 1) if part.training else QUERY_CHUNK
     pieces = []
     for place, ray in zip(points.split(size), seen.split(size), strict=True):
-        asked = Points(
-            place,
-            rays.directions[ray] if part.view_dependent else None,
-            None if rays.image_index is None else rays.image_index[ray],
-            None if rays.uv is None else rays.uv[ray],
-        )
-        pieces.append(field.query(asked, plain))
+        pieces.append(field.query(points_on(place, ray, rays, part), plain))
     rgb = torch.cat([p.rgb for p in pieces]) if part.view_dependent else None
     return FieldOutput(torch.cat([p.density for p in pieces]), torch.cat([p.albedo for p in pieces]), normal, rgb)
 
