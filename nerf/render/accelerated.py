@@ -189,7 +189,7 @@ class AcceleratedPath(RenderPath):
         event = torch.cuda.Event()
         host = torch.empty(need.shape, dtype=need.dtype, pin_memory=True)
         host.copy_(need, non_blocking=True)
-        event.record()
+        event.record(torch.cuda.current_stream(need.device))  # its own, which need not be the current device's
         self._pending.append(Pending(host, event, *about))
 
     def _learn(self) -> None:
