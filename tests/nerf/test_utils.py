@@ -119,7 +119,7 @@ def test_every_configuration_takes_steps_and_moves_its_weights(tmp_path, flags, 
 def test_in_half_precision_every_weight_of_the_field_learns(tmp_path, flags, dtype, device):
     trainer = make(tmp_path, *flags.split(), device=device)
     trainer.amp_dtype = dtype  # the options keep it for CUDA
-    trainer.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    trainer.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16, init_scale=256.0)
     before = {name: p.detach().clone() for name, p in trainer.model.field.named_parameters()}
     for _ in range(3):
         terms = trainer.train_step()
