@@ -25,8 +25,8 @@ WAYS_OUT = {
     },
     "dmtet": {
         NOT_FINITE: "smaller --lr_distance, --lr_offset and --lr_lattices, a smaller --lr, --grad_clip 1, or --no_fp16",
-        EMPTY: "smaller --lr_distance and --lr_lattices, a smaller --radius_range, or a larger shape to start from (--init_with)",
-        FULL: "smaller --lr_distance and --lr_lattices, a larger --radius_range, or a smaller shape to start from (--init_with)",
+        EMPTY: "smaller --lr_distance and --lr_lattices, a smaller --radius_range, or a larger start (--init_with)",
+        FULL: "smaller --lr_distance and --lr_lattices, a larger --radius_range, or a smaller start (--init_with)",
         FOG: "smaller --lr_distance and --lr_offset, or a larger --lambda_mesh_normal",
     },
 }
