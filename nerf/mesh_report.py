@@ -18,6 +18,7 @@ from nerf.mesh import Mesh, components, half_edges, is_watertight, signed_volume
 from nerf.meshfile import UNREADABLE
 
 FORMATS = (".glb", ".gltf", ".obj", ".ply", ".stl")
+_LARGEST = 1e30  # coordinate whose cube still is a number
 _LARGEST_GRID = 4096  # texels along an edge that uv are counted on
 
 
@@ -96,11 +97,13 @@ def report_file(path: str | Path, samples: int = 5_000, seed: int = 0) -> MeshRe
     """
     path = Path(path)
     parts = _read(path)
+    for part in parts:
+        if not (np.abs(part.vertices) <= _LARGEST).all() or not np.isin(part.faces, np.arange(len(part.vertices))).all():
+            raise UserError(f"{path.name} has vertices that are NaN, infinite or beyond {_LARGEST:g}, or triangles without a "
+                            "vertex; write it again")
     mesh = _joined(parts)
     if len(mesh.faces) == 0:
         raise UserError(f"{path.name} holds no triangles; there is nothing to measure")
-    if not np.isfinite(mesh.vertices).all() or mesh.faces.min() < 0 or mesh.faces.max() >= len(mesh.vertices):
-        raise UserError(f"{path.name} has vertices that are NaN or infinite, or triangles without a vertex; write it again")
     return MeshReport(file=path.name, textures=_textures(parts), material=_material(parts), extras=_extras(path),
                       **_shape(mesh, samples, seed), **_unwrapping(mesh, parts))
 

@@ -21,6 +21,8 @@ _PAIRS = 1 << 11  # pairs of a point and a near cluster at once
 _CANDIDATES = (6, 24, 96)  # how many pieces are tried, until the nearest is proven to be among them
 _NEAR = 8.0  # further than this many radii of a piece, the first answer is good enough
 _PROBES = 20  # points along each side of the lattice that judges an open mesh
+_LARGEST = 1e30  # coordinate whose cube still is a number
+_SMALLEST = 1e-5  # size as a share of the largest coordinate: below, single precision, which files are in, has no shape left
 _THINNEST = 1e-7  # volume of the thinnest solid, as a share of its longest side cubed
 
 
@@ -63,6 +65,10 @@ def load_mesh(path: str | Path) -> Mesh:
                         "export it again")
     if np.ptp(mesh.bounds, axis=0).max() <= 0:
         raise UserError(f"mesh {path} has no size: all its vertices are at {mesh.vertices[0].tolist()}; export it again")
+    farthest, size = float(np.abs(mesh.vertices).max()), float(np.ptp(mesh.bounds, axis=0).max())
+    if farthest > _LARGEST or size < _SMALLEST * farthest:
+        raise UserError(f"mesh {path} is {size:.3g} large and reaches {farthest:.3g} from the origin, which single "
+                        "precision cannot hold; scale it, or move it to the origin")
     mesh = weld(mesh)
     if len(mesh.faces) == 0:
         raise UserError(f"mesh {path} holds no triangle with an area; export it as a surface")

@@ -166,3 +166,11 @@ def test_file_that_is_no_mesh_is_refused_with_a_sentence(tmp_path, name, content
 def test_missing_file_is_said_to_be_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         report_file(tmp_path / "x.glb")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("number", ["nan", "inf", "1e300"])
+def test_vertices_that_cannot_be_measured_are_refused_without_a_warning(tmp_path, number):
+    (tmp_path / "a.obj").write_text(f"v {number} 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    with pytest.raises(UserError, match="a.obj has vertices that are NaN, infinite or beyond"):
+        report_file(tmp_path / "a.obj")

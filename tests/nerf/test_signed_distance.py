@@ -190,6 +190,8 @@ def test_load_puts_the_parts_of_a_scene_where_they_belong(tmp_path):
     ("none", "", "no suffix"),
     ("points.obj", "v 0 0 0\nv 1 0 0\n", "holds no triangles"),
     ("nan.obj", "v nan 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "not finite|cannot be read"),
+    ("huge.obj", "v 1e300 0 0\nv 0 1e300 0\nv 0 0 1e300\nf 1 2 3\n", "reaches 1e\\+300"),
+    ("far.obj", "v 1e6 0 0\nv 1e6 0.1 0\nv 1e6 0 0.1\nf 1 2 3\n", "0.1 large and reaches 1e\\+06.*move it to the origin"),
     ("dot.obj", "v 1 2 3\nv 1 2 3\nv 1 2 3\nf 1 2 3\n", "has no size"),
     ("line.obj", "v 0 0 0\nv 1 0 0\nv 0 0 0\nf 1 2 3\n", "no triangle with an area"),
     ("beyond.ply", PLY.format(3), "name vertices up to 3, and it has 3"),
