@@ -81,6 +81,7 @@ class Trainer:
         self.ema = Ema(model, config.optim.ema_decay)
         self.watch = Watch()
         self.step = 0
+        self.unread: dict[str, Tensor] = {}  # terms of the last step, where nobody has waited for them yet
         self.seconds = 0.0  # of training, over all the processes that worked on this run
         self.spaces = tuple(set.intersection(*(set(g.spaces) for g in guidance))) if guidance else ("rgb",)
         objectives.check(self.objectives, self.plan(0))
@@ -115,6 +116,7 @@ class Trainer:
             if total.requires_grad:
                 self.scaler.scale(total).backward()
             terms |= {name: terms.get(name, 0.0) + value.detach() for name, value in part_terms.items()}
+        self.unread = {} if self._reads_back() else terms
         self._apply_gradients(plan)
         self.ema.update()
         for guidance in self.guidance:
@@ -216,7 +218,12 @@ class Trainer:
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def save(self) -> Path:
-        """Write a checkpoint of everything that the next step depends on."""
+        """Write a checkpoint of everything that the next step depends on.
+
+        Raises:
+            DivergenceError: a term of the last step is not finite; the checkpoints before it are untouched.
+        """
+        check_finite(self.unread, self.step - 1)
         optimizer = self.optimizer.state_dict()
         tensors = {
             "model": self.model.state_dict(),

@@ -254,6 +254,18 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_is_touched(tmp_path):
     assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
 
 
+def test_where_losses_are_seldom_read_none_that_is_not_finite_gets_into_a_checkpoint(tmp_path, monkeypatch):
+    trainer = make(tmp_path, "--cuda_ray", guidance=Broken())
+    monkeypatch.setattr(trainer, "_reads_back", lambda: False)  # as on a GPU, in most steps
+    trainer.train_step()
+    trainer.train_step()
+    good = trainer.save()
+    trainer.train_step()
+    with pytest.raises(DivergenceError, match="step 2.*sds"):
+        trainer.save()
+    assert checkpoint.latest(tmp_path / "checkpoints") == good
+
+
 def test_showing_a_workspace_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
         make(tmp_path, "--test")
