@@ -114,10 +114,13 @@ def make_trainer(config: Config, stage: str, inputs: Inputs, device: str, report
     sources |= {"photos": inputs.photos} if inputs.photos is not None else {}
     evaluator = Evaluator(config, model, report, inputs.held_out, inputs.transform, stage, inputs.notes)
     trainer = Trainer(config, model, sources, inputs.guidance, evaluator, report, stage)
-    if not trainer.restore() and stage == "dmtet":
+    began = trainer.restore()
+    if stage == "dmtet" and not began:
         from nerf import initial
 
         trainer.begin(lambda: initial.begin(model, config, inputs.photos))
+    elif began and config.dmtet.init_with:
+        report.log(f"--init_with {config.dmtet.init_with} was for the first step; --dmtet --ckpt scratch begins anew with it")
     return trainer
 
 

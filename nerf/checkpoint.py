@@ -267,4 +267,4 @@ def _way_out(path: Path) -> str:
         return "give another file"
     others = [p for _, p in steps(path.parent, stage) if p != path]
     again = "start over with --ckpt scratch" if stage == FIRST_STAGE else f"start this stage over with --{stage} --ckpt scratch"
-    return f"the one before it is --ckpt {others[-1]}" if others else again
+    return f"give --ckpt or --init_with the one before it, {others[-1]}" if others else again

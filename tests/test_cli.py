@@ -196,6 +196,13 @@ def test_stages_after_the_one_whose_checkpoint_is_named_begin_anew(run, tmp_path
     assert json.loads((tmp_path / "result.json").read_text())["stages"]["dmtet"] == {"steps": 2, "seconds": 0.5}
 
 
+def test_a_start_that_is_read_no_more_is_told(run, tmp_path, photographs):
+    words = ("--data", photographs, "--workspace", tmp_path / "w", *TINY, "--dmtet", "--tet_grid_size", 4, "--w", 8, "--h", 8)
+    assert run(*words)[0] == 0
+    assert run(*words, "--init_with", "gone")[0] == 0
+    assert "--init_with gone was for the first step" in (tmp_path / "w" / "log_df.txt").read_text()
+
+
 def test_pictures_that_the_embedded_prior_cannot_see_are_one_sentence(run, tmp_path):
     words = ("--text", "a ball", "--sd_version", "embedded", "--workspace", tmp_path, "--w", 9, "--h", 5)
     assert_refused(run(*words), "--w and --h must be one number.*got 9 and 5")

@@ -97,7 +97,7 @@ def test_an_object_that_is_neither_tensor_nor_json_is_refused(tmp_path):
 def test_a_truncated_checkpoint_is_refused_and_the_one_before_it_named(saved, size):
     older = checkpoint.save(saved[0].with_name(checkpoint.file_name(900)), tree(), META)
     os.truncate(saved[0], saved[0].stat().st_size + size if size < 0 else size)
-    with pytest.raises(UserError, match=f"damaged.*--ckpt {older}"):
+    with pytest.raises(UserError, match=f"damaged.*--ckpt or --init_with the one before it, {older}"):
         checkpoint.load(saved[0])
 
 
