@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from extension.build import BuildError, library
+from extension.calls import kernel
 
 log = logging.getLogger("somnia.extension")
 
@@ -87,6 +88,8 @@ def _decide(request: str, device_type: str) -> str:
         return "torch"
     try:
         library("extension", device_type)
+        if device_type == "cuda":
+            _launch_once()
     except BuildError as error:
         if request != "auto":
             raise
@@ -94,3 +97,20 @@ def _decide(request: str, device_type: str) -> str:
         return "torch"
     log.info("tensors on %s: rung %s, native kernels", device_type, device_type)
     return device_type
+
+
+def _launch_once() -> None:
+    """Run the smallest CUDA kernel: one that compiles may be too new for the driver, or made for another GPU.
+
+    Raises:
+        BuildError: it does not run, or computes something else.
+    """
+    try:
+        value = torch.zeros(1, dtype=torch.float64, device="cuda")
+        kernel("extension", "extension_increment", value.device)(value, value, 1)
+        result = value.item()
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise BuildError(f"the CUDA kernels do not run on this GPU with this driver: {reason}") from error
+    if result != 1.0:
+        raise BuildError(f"the CUDA kernels compute nonsense on this GPU: 0 + 1 = {result}")

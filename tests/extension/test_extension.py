@@ -168,6 +168,31 @@ def test_without_a_compiler_the_rung_is_torch_and_one_line_says_so(cache, monkey
     assert "no C++ compiler was found" in caplog.text
 
 
+def test_a_kernel_that_compiles_but_does_not_run_leaves_the_work_to_torch(monkeypatch, caplog):
+    def launch(*_):
+        raise RuntimeError("extension_increment_cuda: failed with CUDA error 35: driver too old\nmore of it")
+
+    monkeypatch.setattr(ladder, "_answers", {})
+    monkeypatch.setattr(ladder, "library", lambda folder, device_type: None)
+    monkeypatch.setattr(ladder.torch, "zeros", lambda *_, **__: torch.empty(1))
+    monkeypatch.setattr(ladder, "kernel", lambda *_: launch)
+    with caplog.at_level(logging.INFO, "somnia.extension"), extension.scope("auto"):
+        assert [extension.backend("cuda") for _ in range(2)] == ["torch"] * 2
+    assert len(caplog.records) == 1 and "error 35: driver too old" in caplog.text and "more of it" not in caplog.text
+    with extension.scope("cuda"), pytest.raises(extension.BuildError, match="do not run on this GPU"):
+        extension.backend("cuda")
+
+
+@pytest.mark.parametrize(("value", "rung"), [(1.0, "cuda"), (0.0, "torch")])
+def test_a_kernel_must_give_the_right_number_before_it_is_used(monkeypatch, value, rung):
+    monkeypatch.setattr(ladder, "_answers", {})
+    monkeypatch.setattr(ladder, "library", lambda folder, device_type: None)
+    monkeypatch.setattr(ladder.torch, "zeros", lambda *_, **__: torch.empty(1, dtype=torch.float64))
+    monkeypatch.setattr(ladder, "kernel", lambda *_: lambda source, target, count: target.fill_(value))
+    with extension.scope("auto"):
+        assert extension.backend("cuda") == rung
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be told to")
 def test_memory_that_was_freed_is_used_again():
     code = """
