@@ -59,16 +59,20 @@ class Watch:
         """What is wrong at this point of a stage, as a sentence with a way out that the stage has; None while all is well."""
         if fraction < START_FRACTION or self.updates < START_STEPS:
             return None
-        what = "mesh" if stage == "dmtet" else "scene"
         if self.opacity < EMPTY_OPACITY:
-            return f"the {what} went empty (mean opacity {self.opacity:.4f}); try {WAYS_OUT[stage][EMPTY]}"
+            return _sentence(stage, EMPTY, f"went empty (mean opacity {self.opacity:.4f})")
         if self.opacity > FULL_OPACITY:
-            return f"the {what} filled the whole view (mean opacity {self.opacity:.3f}); try {WAYS_OUT[stage][FULL]}"
+            return _sentence(stage, FULL, f"filled the whole view (mean opacity {self.opacity:.3f})")
         if self.fog > FOG_SHARE:
             became = "broke into splinters" if stage == "dmtet" else "turned into fog"  # only its edges are half transparent
-            return (f"the {what} {became} ({100 * self.fog:.0f} % of the pixels are half transparent); "
-                    f"try {WAYS_OUT[stage][FOG]}")  # fmt: skip
+            return _sentence(stage, FOG, f"{became} ({100 * self.fog:.0f} % of the pixels are half transparent)")
         return None
+
+
+def _sentence(stage: str, trouble: str, seen: str) -> str:
+    """What was seen and what to try; from the start, as the newest checkpoint is of the run that went wrong."""
+    what, flag = ("mesh", "--dmtet ") if stage == "dmtet" else ("scene", "")
+    return f"the {what} {seen}; start over with {flag}--ckpt scratch and {WAYS_OUT[stage][trouble]}"
 
 
 def check_finite(terms: dict[str, Tensor], step: int, stage: str = "nerf") -> None:

@@ -28,7 +28,7 @@ def test_a_scene_with_an_object_and_clear_surroundings_is_well():
 )
 def test_a_scene_that_failed_is_named_with_a_way_out(opacity, word):
     sentence = after(opacity).verdict(0.5)
-    assert word in sentence and "--" in sentence
+    assert word in sentence and "over with --ckpt scratch and " in sentence
 
 
 def test_a_young_scene_is_given_time():
@@ -51,7 +51,7 @@ def test_a_term_that_is_not_finite_is_named_with_its_step():
 @pytest.mark.parametrize("opacity", [torch.zeros(100), torch.ones(100), torch.full((100,), 0.5)])
 def test_a_mesh_that_failed_is_told_of_flags_of_its_own_stage(opacity):
     sentence = after(opacity).verdict(0.5, "dmtet")
-    assert sentence.startswith("the mesh ") and "--lr_distance" in sentence
+    assert sentence.startswith("the mesh ") and "--lr_distance" in sentence and "--dmtet --ckpt scratch" in sentence
     assert not re.search("--(blob|lambda_opacity|lambda_entropy|density)", sentence)
 
 
