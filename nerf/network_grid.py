@@ -10,8 +10,8 @@ from nerf.field import NetworkField
 
 # The table learns this much faster than the networks: each entry sees few samples a step.
 TABLE_RATE = 10.0
-# Points whose hidden layers fit into a core's cache.
-PIECE = 8192
+# Points whose hidden layers fit into a core's cache, and enough of them to keep a GPU busy.
+PIECE, GPU_PIECE = 8192, 1 << 20
 
 
 class GridField(NetworkField):
@@ -54,7 +54,8 @@ class GridField(NetworkField):
             return super().raw_density(positions, max_level)
         encoded = self.encoder(positions, bound=self.bound, max_level=max_level)
         # Few points at a time, so that what passes from layer to layer stays in the cache.
-        return torch.cat([self._raw(self._mlp(piece)) for piece in encoded.split(PIECE)]) + self._blob(positions)
+        pieces = encoded.split(PIECE if encoded.device.type == "cpu" else GPU_PIECE)
+        return torch.cat([self._raw(self._mlp(piece)) for piece in pieces]) + self._blob(positions)
 
     def _with_gradient(self, positions: Tensor, max_level: float) -> tuple[Tensor, Tensor, Tensor]:
         """As in :class:`NetworkField`, by the chain rule over the encoding, whose slope costs little beside it.
