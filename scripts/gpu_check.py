@@ -22,6 +22,8 @@ print(torch.__version__, torch.cuda.get_device_name())
 wanted = [(f, d) for d in ("cpu", "cuda") for f in extension.KERNEL_FOLDERS if extension.toolchain.sources(f, d)]
 with ThreadPoolExecutor() as pool:
     print(*pool.map(lambda item: extension.shared_object(*item), wanted), sep="\\n")
+extension.use("cuda")
+print("rung", extension.backend("cuda"))
 """
 PROCESSES = 8  # that tests run in, each with a context of its own on the GPU
 # What the tests import beside torch, and what pip calls it.

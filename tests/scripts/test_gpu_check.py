@@ -18,7 +18,11 @@ def test_the_build_asks_for_every_source_there_is_and_for_no_other(gpu_check, mo
     asked = []
     monkeypatch.setattr(extension, "shared_object", lambda folder, device: asked.append((folder, device)))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(extension, "use", lambda rung: asked.append(rung))
+    monkeypatch.setattr(extension, "backend", lambda device: asked.append(device))
     exec(gpu_check.BUILD, {})
+    assert asked[-2:] == ["cuda", "cuda"]  # and that a kernel must run
+    del asked[-2:]
     there = {(path.parents[1].name, kind) for kind, pattern in (("cpu", "*_cpu.cpp"), ("cuda", "*_cuda.cu"))
              for path in ROOT.glob(f"*/src/{pattern}")}  # fmt: skip
     assert set(asked) == there and len(asked) == len(there)
