@@ -390,7 +390,7 @@ def _notes(mesh: Mesh, job: _Job, cleaning: Cleaning, coverage: float) -> tuple[
         notes.append(f"{len(mesh.faces):,} triangles were kept and not {wanted:,}, so that no part moved by more than "
                      f"{job.options.max_error:g} scene units")
     elif len(mesh.faces) > 1.1 * wanted > 0:
-        notes.append(f"{len(mesh.faces):,} triangles were kept and not {wanted:,}: with fewer the surface would fall apart")
+        notes.append(f"{len(mesh.faces):,} triangles were kept and not {wanted:,}, as far as decimation came")
     if coverage < _LOW_COVERAGE:
         notes.append(f"triangles cover only {100 * coverage:.0f} % of the texture; raise --texture_size to keep detail")
     if float(np.abs(mesh.vertices).max()) >= job.bound * (1 - 1e-6):
