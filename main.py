@@ -49,8 +49,11 @@ def prepare_machine(config: Config) -> str:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {name}: torch sees no CUDA device here; leave the flag out to run on the CPU")
-    if name != "cpu" and not name.startswith("cuda"):
-        raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if name.startswith("cuda:"):
+        index, count = torch.device(name).index, torch.cuda.device_count()
+        if index >= count:
+            raise UserError(f"--device {name}: torch sees {count} CUDA devices here; give cuda:0 to cuda:{count - 1}")
+        torch.cuda.set_device(index)  # streams and events are made on the current device
     try:
         extension.use(config.render.backend)
         extension.backend(name)

@@ -9,6 +9,8 @@ from PIL import Image
 
 import main
 from nerf.cameras import orbit
+from nerf.config import parse
+from nerf.errors import UserError
 
 TINY = (
     "--seed 5 --iters 12 --max_steps 48 --grid_size 16 --grid_levels 4 --grid_log2 10 --grid_finest 32 --hidden 16 --W 8 --H 8 "
@@ -62,3 +64,11 @@ def test_words_become_a_mesh_on_every_device(run, device):
     words = "--sd_version embedded --w 16 --h 16 --mesh_threshold 0.5 --save_guidance --save_guidance_interval 5"
     outcome = run("--text", "a blue house with a red roof", "--device", device.type, *words.split())
     assert_whole(outcome, {"nerf": 12, "dmtet": 6})
+
+
+@pytest.mark.parametrize(("devices", "name", "answer"), [(0, "cuda", "sees no CUDA device"), (2, "cuda:5", "give cuda:0 to cuda:1")])
+def test_a_device_that_is_not_there_is_refused(monkeypatch, devices, name, answer):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    with pytest.raises(UserError, match=answer):
+        main.prepare_machine(parse(["--text", "a cone", "--workspace", "run", "--device", name]))
