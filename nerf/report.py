@@ -8,9 +8,11 @@ and then without one.
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,11 @@ class Report:
     def __enter__(self) -> "Report":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, error: BaseException | None, trace) -> None:
+        """Close; what ended the run goes into ``log_df.txt`` alone, as whoever catches it says it on the screen."""
+        if error is not None:
+            with suppress(OSError):  # a full disk has a sentence of its own
+                self._keep(f"ended by {type(error).__name__}: {error}")
         self.close()
 
     def begin_stage(self, stage: str) -> None:
@@ -74,9 +80,12 @@ class Report:
 
     def log(self, line: str) -> None:
         """Say one line, on the screen and in ``log_df.txt`` with the time."""
-        self._log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-        self._log_file.flush()
+        self._keep(line)
         tqdm.write(line, file=sys.stderr)
+
+    def _keep(self, line: str) -> None:
+        """Write one line to ``log_df.txt`` with the time, past all buffers: what a full disk refuses is not tried again."""
+        os.write(self._log_file.fileno(), f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode())
 
     def scalars(self, step: int, terms: Mapping[str, Tensor | float], total: int) -> None:
         """Take the named scalars of a training step; every :data:`SCALAR_STEPS` they are read and written.

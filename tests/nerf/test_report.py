@@ -1,5 +1,6 @@
 """What a run writes is complete, parses, and survives being interrupted."""
 
+import errno
 import json
 import logging
 import math
@@ -9,6 +10,7 @@ import torch
 
 from nerf import report as report_module
 from nerf.config import parse
+from nerf.errors import UserError
 from nerf.report import Report
 
 
@@ -135,3 +137,19 @@ def test_tensorboard_gets_scalars_under_run_df(tmp_path, monkeypatch):
         report.scalars(1, {"sds": 0.5}, total=1)
     events = list((tmp_path / "run" / "df").glob("events.*"))
     assert events and b"train/sds" in events[0].read_bytes()
+
+
+def test_what_ended_a_run_is_in_the_log_and_not_said_twice(tmp_path, capsys):
+    with pytest.raises(UserError), Report(tmp_path, terminal=False):
+        raise UserError("the file is no mesh")
+    assert "ended by UserError: the file is no mesh" in (tmp_path / "log_df.txt").read_text()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_disk_too_full_for_the_log_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match="no mesh"), Report(tmp_path, terminal=False):
+        monkeypatch.setattr(report_module.os, "write", full)
+        raise UserError("the file is no mesh")
