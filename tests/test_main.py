@@ -66,7 +66,10 @@ def test_words_become_a_mesh_on_every_device(run, device):
     assert_whole(outcome, {"nerf": 12, "dmtet": 6})
 
 
-@pytest.mark.parametrize(("devices", "name", "answer"), [(0, "cuda", "sees no CUDA device"), (2, "cuda:5", "give cuda:0 to cuda:1")])
+NO_DEVICE = [(0, "cuda", "sees no CUDA device"), (2, "cuda:5", "give cuda:0 to cuda:1")]
+
+
+@pytest.mark.parametrize(("devices", "name", "answer"), NO_DEVICE)
 def test_a_device_that_is_not_there_is_refused(monkeypatch, devices, name, answer):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
