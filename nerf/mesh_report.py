@@ -125,7 +125,7 @@ def _read(path: Path) -> list:
             if isinstance(part, trimesh.Trimesh):
                 still = np.allclose(matrix, np.eye(4))  # a transform would drop the normals of the file
                 found.append(part if still else part.copy().apply_transform(matrix))
-    except UNREADABLE as error:
+    except (*UNREADABLE, OSError) as error:
         raise UserError(f"{path.name} cannot be read as a mesh ({type(error).__name__}: {error}); is it whole?") from error
     return found
 

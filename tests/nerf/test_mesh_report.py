@@ -174,3 +174,10 @@ def test_vertices_that_cannot_be_measured_are_refused_without_a_warning(tmp_path
     (tmp_path / "a.obj").write_text(f"v {number} 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
     with pytest.raises(UserError, match="a.obj has vertices that are NaN, infinite or beyond"):
         report_file(tmp_path / "a.obj")
+
+
+def test_gltf_whose_buffer_is_missing_is_named_with_it(tmp_path):
+    tree = {"asset": {"version": "2.0"}, "buffers": [{"uri": "gone.bin", "byteLength": 36}], "bufferViews": [], "meshes": []}
+    (tmp_path / "a.gltf").write_text(json.dumps(tree))
+    with pytest.raises(UserError, match="a.gltf cannot be read as a mesh.*gone.bin"):
+        report_file(tmp_path / "a.gltf")
