@@ -21,7 +21,7 @@ from nerf.mesh import transformed
 from nerf.options import dashed
 from nerf.provider_photos import Photographs
 from nerf.renderer import NeRFRenderer
-from nerf.workspace import CONFIG_FILE, stored_config
+from nerf.workspace import CONFIG_FILE, MESH_KEPT, stored_config
 
 # Options that the weights of a NeRF were made for, and those that say where its surface is.
 FIELD_FLAGS = tuple(flag for flag, (group, field) in OPTIONS.items() if group == "field" and field.metadata["fixed"])
@@ -112,7 +112,8 @@ def _options_of(start: Start) -> dict[str, object]:
     stored = stored_config(folder)
     found = {flag: stored.value(flag) for flag in (*FIELD_FLAGS, *SURFACE_FLAGS)}
     if checkpoint.stage_of(start.path) == "dmtet":
-        found["tet_grid_size"] = for_stage(stored, "dmtet").value("tet_grid_size")
+        mesh = for_stage(stored, "dmtet")
+        found |= {flag: mesh.value(flag) for flag in MESH_KEPT}
     return found
 
 
@@ -125,7 +126,8 @@ def begin(model: NeRFRenderer, config: Config, photos: Photographs | None = None
         photos: those that train it; silhouettes make a better start than a ball.
 
     Returns:
-        A sentence for the log, and the transform [4, 4] from the box to a mesh that had to be fitted into it, else None.
+        A sentence for the log, and the transform [4, 4] from the box to the world of what was taken, if that has another
+        (a mesh that had to be fitted into the box, now or when its checkpoint was made), else None.
 
     Raises:
         UserError: the start does not fit the model, or there is no object in it, or one that the grid is too coarse for.
@@ -139,7 +141,7 @@ def begin(model: NeRFRenderer, config: Config, photos: Photographs | None = None
 
 def _fill(model: NeRFRenderer, config: Config, photos: Photographs | None) -> tuple[str, np.ndarray | None]:
     """What :func:`begin` does, whether anything is left of it or not."""
-    start = find(config)
+    start, transform = find(config), None
     if start.kind == "ball" and photos is not None and silhouette(photos, 0) is not None:
         return _begin_with_silhouettes(model, photos), None
     if start.kind == "ball":
@@ -152,17 +154,19 @@ def _fill(model: NeRFRenderer, config: Config, photos: Photographs | None) -> tu
         threshold = found.threshold
     else:
         tensors, meta = checkpoint.load(start.path)
+        if photos is None and meta.get("transform") is not None:
+            transform = np.asarray(meta["transform"])
         state = tensors["model"] | {name: value for name, value in tensors["ema"].items() if name != "updates"}
         if meta.get("stage") == "dmtet":
             checkpoint.load_module(model, state, start.path)
-            return f"the mesh starts from the mesh of {start.path}", None
+            return f"the mesh starts from the mesh of {start.path}", transform
         checkpoint.require_stage(meta, "nerf", start.path)
         for name in ("field", "background"):
             inside = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
             checkpoint.load_module(getattr(model, name), inside, start.path)
         threshold = config.output.mesh_threshold
     _begin_with_density(model, config, threshold)
-    return f"the mesh starts from {start.path}, where its density is {threshold:g}", None
+    return f"the mesh starts from {start.path}, where its density is {threshold:g}", transform
 
 
 def _begin_with_density(model: NeRFRenderer, config: Config, threshold: float) -> None:
@@ -177,6 +181,9 @@ def _begin_with_density(model: NeRFRenderer, config: Config, threshold: float) -
             f"{threshold:g}; train it longer, or give a lower --mesh_threshold"
         )
     level = _solid_parts(level.astype(np.float32))
+    if (level > 0).all():
+        raise UserError(f"the NeRF fills its whole box: its density is nowhere below {threshold:g}, where the mesh would "
+                        "start; train it longer")
     inside = np.argwhere(level > 0) * lattice.spacing - lattice.bound
     points = model.path.start(*_box_around(inside.min(axis=0), inside.max(axis=0), model.bound))
     model.path.set_distance(-sampled(level, lattice, points) / _slope(level, lattice))
@@ -202,7 +209,10 @@ def _begin_with_mesh(
         mesh, transform = signed_distance.fit(mesh, HALF_OF_BOX * model.bound)
     low, high = mesh.bounds
     points = model.path.start(*_box_around(low, high, model.bound))
-    distance = signed_distance.signed_distance(mesh, points.cpu().numpy().astype(np.float64))
+    try:
+        distance = signed_distance.signed_distance(mesh, points.cpu().numpy().astype(np.float64))
+    except UserError as error:
+        raise UserError(f"--init_with {path}: {error}") from None
     model.path.set_distance(torch.from_numpy(distance).to(points))
     fitted = "" if transform is None else ", fitted into the box; the export undoes that"
     return f"the mesh starts from {path} ({len(mesh.faces):,} triangles{fitted})", transform

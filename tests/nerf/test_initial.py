@@ -57,6 +57,11 @@ def test_an_empty_nerf_is_told(tmp_path):
         filled(tmp_path, lambda x: torch.ones(len(x)))
 
 
+def test_a_nerf_that_fills_its_box_is_told(tmp_path):
+    with pytest.raises(UserError, match="nowhere below 10"):
+        filled(tmp_path, lambda x: torch.full((len(x),), 50.0))
+
+
 def test_a_start_that_falls_through_the_grid_is_told(tmp_path, monkeypatch):
     def thin(model, *_):
         model.path.set_distance(torch.full_like(model.path.distance, 0.1))
@@ -246,10 +251,27 @@ def test_another_nerf_than_that_of_the_workspace_is_refused_where_their_fields_d
 
 def test_a_mesh_of_another_workspace_brings_its_grid(tmp_path):
     folder = tmp_path / "a"
-    workspace.open_workspace(config.parse([*TINY, "--workspace", str(folder), "--dmtet"]))
+    workspace.open_workspace(config.parse([*TINY, "--workspace", str(folder), "--dmtet", "--lattices", "2"]))
     checkpoint.save(folder / "checkpoints" / checkpoint.file_name(4, "dmtet"), {}, {"stage": "dmtet", "step": 4})
     said = config.parse(["--text", "something", "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(folder)])
-    assert initial.adopt(said).dmtet.tet_grid_size == 24
+    mesh = initial.adopt(said).dmtet
+    assert mesh.tet_grid_size == 24 and mesh.lattices == 2
+
+
+def test_the_mesh_of_a_checkpoint_that_was_fitted_into_its_box_keeps_its_way_back(tmp_path):
+    model, path, back = build_model(options(tmp_path)), tmp_path / "x.safetensors", np.diag([2.0, 2.0, 2.0, 1.0])
+    weights = {"model": model.state_dict(), "ema": {}}
+    checkpoint.save(path, weights, {"stage": "dmtet", "step": 1, "transform": back.tolist()})
+    _, transform = initial.begin(model, options(tmp_path, "--init_with", str(path)))
+    assert np.array_equal(transform, back)
+
+
+def test_an_open_sheet_is_refused_by_its_name(tmp_path):
+    path = tmp_path / "sheet.obj"
+    path.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nv 1 1 0.2\nf 1 2 3\nf 2 4 3\n")
+    made = options(tmp_path, "--init_with", str(path))
+    with pytest.raises(UserError, match=r"sheet\.obj: the mesh is open"):
+        initial.begin(build_model(made), made)
 
 
 def test_a_checkpoint_of_another_stage_is_refused(tmp_path):
