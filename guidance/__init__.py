@@ -1,11 +1,20 @@
 """Guidance: what a diffusion model thinks of a rendered image."""
 
+from typing import TYPE_CHECKING
 
-def build(config, device, resolved=None):
+if TYPE_CHECKING:
+    import torch
+
+    from guidance.base import Guidance
+    from guidance.weights import Resolved
+    from nerf.config import Config
+
+
+def build(config: "Config", device: "torch.device | str", resolved: "Resolved | None" = None) -> "Guidance":
     """The guidance model of a run, its prompt embedded.
 
     Args:
-        config: ``nerf.config.Config``.
+        config: the frozen options.
         device: where the diffusion model runs.
         resolved: ``weights.Resolved``, if the caller asked already (presets depend on it); None asks now.
 

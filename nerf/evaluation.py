@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nerf import cameras, export, metrics, provider, video
 from nerf.checkpoint import run_name
+from nerf.config import Config
 from nerf.mesh import Mesh
 from nerf.renderer import NeRFRenderer
 from nerf.report import Report
@@ -37,7 +38,7 @@ class Evaluator:
 
     def __init__(
         self,
-        config,
+        config: Config,
         model: NeRFRenderer,
         report: Report,
         held_out: dict | None = None,
@@ -107,7 +108,7 @@ class Evaluator:
             self._write_turntable(name)
         return self._measure("test", step) if "test" in self.held_out else {}
 
-    def save_mesh(self) -> "export.ExportReport":
+    def save_mesh(self) -> export.ExportReport:
         """Extract (or, in a mesh stage, take), clean, unwrap, bake and write the mesh to ``mesh/``.
 
         A stage that is shown again after a later one writes beside it, to ``mesh_<stage>/``. What an export with other

@@ -9,6 +9,7 @@ from torch.nn import functional
 from nerf.activation import at_least_single, density_activation, density_blob, unit
 from nerf.encoding import make_encoder
 from nerf.errors import UserError
+from nerf.flags import FieldConfig
 from nerf.structs import FieldOutput, Part, Points
 
 # Reach of the central differences, in scene units; about the size of a finest grid cell that still matters.
@@ -109,7 +110,7 @@ class NetworkField(Field):
         width: output width of the trunk.
     """
 
-    def __init__(self, config, width: int):
+    def __init__(self, config: FieldConfig, width: int):
         super().__init__()
         self.bound = float(config.bound)
         self.activation_name = config.density_activation

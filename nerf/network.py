@@ -5,6 +5,7 @@ from torch.nn import functional
 
 from nerf.encoding import make_encoder
 from nerf.field import NetworkField
+from nerf.flags import FieldConfig
 
 FREQUENCIES = 12
 BLOCKS = 3
@@ -30,7 +31,7 @@ class VanillaField(NetworkField):
         config: the field options: hidden, and those of :class:`NetworkField`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: FieldConfig):
         super().__init__(config, config.hidden)
         self.encoder = make_encoder("frequency", input_dim=3, degree=FREQUENCIES)
         self.entry = nn.Linear(self.encoder.output_dim, config.hidden)

@@ -7,6 +7,7 @@ import mlp
 from nerf.activation import at_least_single
 from nerf.encoding import make_encoder
 from nerf.field import NetworkField
+from nerf.flags import FieldConfig
 
 # The table learns this much faster than the networks: each entry sees few samples a step.
 TABLE_RATE = 10.0
@@ -22,7 +23,7 @@ class GridField(NetworkField):
             box), log2_hashmap_size, hidden, layers (linear ones, head included), and those of :class:`NetworkField`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: FieldConfig):
         super().__init__(config, config.hidden if config.layers > 1 else config.levels * config.level_dim)
         self.encoder = make_encoder(
             "grid",

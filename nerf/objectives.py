@@ -12,7 +12,9 @@ from torch import Tensor
 
 from guidance.base import Guidance
 from nerf import losses
+from nerf.config import Config
 from nerf.errors import UserError
+from nerf.field import Field
 from nerf.structs import Batch, Part, Points, RenderOutput, StepPlan
 
 # How far the second point of the 3-D smoothness stands from the first, in scene units (standard deviation).
@@ -154,7 +156,7 @@ class Smoothness(Objective):
     sources = ("guided",)
     needs_image = True
 
-    def __init__(self, field):
+    def __init__(self, field: Field):
         self.field = field
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> dict[str, Tensor]:
@@ -179,7 +181,7 @@ class GridRegularisers(Objective):
 
     terms = ("tv", "weight_decay")
 
-    def __init__(self, field):
+    def __init__(self, field: Field):
         self.field = field
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> dict[str, Tensor]:
@@ -213,7 +215,7 @@ class MeshRegularisers(Objective):
         return terms
 
 
-def build(config, field, guidance: list[Guidance]) -> list[Objective]:
+def build(config: Config, field: Field, guidance: list[Guidance]) -> list[Objective]:
     """The objectives of a run, in the order in which they are evaluated."""
     objectives: list[Objective] = [KnownView(), RayRegularisers(), Smoothness(field), GridRegularisers(field)]
     if config.dmtet.dmtet:

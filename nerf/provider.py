@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nerf.cameras import angles_of, look_at, orbit, orbit_up, view_rays
+from nerf.config import Config
 from nerf.structs import Batch, Part, Views
 
 STREAM_CAMERAS, STREAM_LIGHT = 1, 2
@@ -17,7 +18,7 @@ PROGRESSIVE_RATE = 2.0  # of the training progress: the ranges are whole by half
 SIX_VIEWS = ((90.0, 0.0), (90.0, 90.0), (90.0, 180.0), (90.0, -90.0), (0.0, 0.0), (180.0, 0.0))  # polar, azimuth
 
 
-def view_ratio(fraction: float, config) -> float:
+def view_ratio(fraction: float, config: Config) -> float:
     """How much of the camera ranges is in use at this training progress in [0, 1]; 1 without ``--progressive_view``."""
     camera = config.camera
     if not camera.progressive_view:
@@ -58,7 +59,7 @@ class RandomCameras:
             sides. Each part's view is still uniform in it; False draws all of them independently.
     """
 
-    def __init__(self, config, device: torch.device | str = "cpu", stratified: bool = True):
+    def __init__(self, config: Config, device: torch.device | str = "cpu", stratified: bool = True):
         self.config = config
         self.device = torch.device(device)
         self.stratified = stratified
@@ -122,7 +123,7 @@ class RandomCameras:
         return replace(views, pose=pose, polar=polar, azimuth=azimuth, radius=radius)
 
 
-def turntable(config, count: int, height: int, width: int) -> Views:
+def turntable(config: Config, count: int, height: int, width: int) -> Views:
     """One turn around the object at the default polar angle, distance and field of view, from the default azimuth on.
 
     Args:
@@ -136,7 +137,7 @@ def turntable(config, count: int, height: int, width: int) -> Views:
     return orbit(camera.default_polar, azimuth, camera.default_radius, camera.default_fovy, height, width)
 
 
-def six_views(config, height: int, width: int) -> Views:
+def six_views(config: Config, height: int, width: int) -> Views:
     """Front, right side (+X), back, left side, above, below: at the default distance and field of view."""
     polar, azimuth = torch.tensor(SIX_VIEWS).unbind(-1)
     return orbit(polar, azimuth, config.camera.default_radius, config.camera.default_fovy, height, width)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nerf.cameras import angles_of, centred_views, distort, look_at, pixel_rays, undistort, view_rays, wrap_degrees
 from nerf.errors import UserError
+from nerf.flags import DataConfig
 from nerf.provider_formats import read_folder
 from nerf.provider_frames import SPLITS, Frame, PhotoFiles
 from nerf.provider_framing import Framing, focus_point, frame
@@ -66,7 +67,7 @@ class Photographs:
         background: [3] what stands behind photographs with alpha when they are measured; None if none has alpha.
     """
 
-    def __init__(self, files: PhotoFiles, framing: Framing, split: str, config, device: torch.device | str):
+    def __init__(self, files: PhotoFiles, framing: Framing, split: str, config: DataConfig, device: torch.device | str):
         frames = [files.frames[i] for i in files.splits[split]]
         self.device = torch.device(device)
         self.names = [photo.name for photo in frames]
@@ -87,7 +88,7 @@ class Photographs:
 
     @classmethod
     def from_folder(
-        cls, folder: str | Path, split: str, config, device: torch.device | str = "cpu", bound: float = 1.0
+        cls, folder: str | Path, split: str, config: DataConfig, device: torch.device | str = "cpu", bound: float = 1.0
     ) -> "Photographs":
         """Read one split of a folder of posed photographs.
 
@@ -113,7 +114,7 @@ class Photographs:
 
     @classmethod
     def splits_of(
-        cls, folder: str | Path, config, device: torch.device | str = "cpu", bound: float = 1.0
+        cls, folder: str | Path, config: DataConfig, device: torch.device | str = "cpu", bound: float = 1.0
     ) -> dict[str, "Photographs"]:
         """All splits of a folder that have photographs, in one world; "train" is always there.
 

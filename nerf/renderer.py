@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nerf.background import Background, ConstantBackground, NetworkBackground, chosen_color
+from nerf.config import Config
 from nerf.errors import UserError
 from nerf.field import Field
 from nerf.network import VanillaField
@@ -30,7 +31,7 @@ class NeRFRenderer(nn.Module):
         path: how samples are chosen; by default the one that ``config.render`` asks for.
     """
 
-    def __init__(self, config, field: Field, background: Background, path: RenderPath | None = None):
+    def __init__(self, config: Config, field: Field, background: Background, path: RenderPath | None = None):
         super().__init__()
         self.field, self.background = field, background
         self.path = path if path is not None else make_path(config, field)
@@ -116,7 +117,7 @@ class NeRFRenderer(nn.Module):
         return self.field.param_groups(lr) + self.background.param_groups(lr) + self.path.param_groups()
 
 
-def make_path(config, field: Field) -> RenderPath:
+def make_path(config: Config, field: Field) -> RenderPath:
     """The render path that the options ask for: triangles in the mesh stage, accelerated with ``--cuda_ray``, else plain."""
     render, mesh = config.render, config.dmtet
     if mesh.dmtet:
@@ -134,7 +135,7 @@ def make_path(config, field: Field) -> RenderPath:
     return PlainPath(render.num_steps, render.upsample_steps, render.min_near)
 
 
-def build_model(config) -> NeRFRenderer:
+def build_model(config: Config) -> NeRFRenderer:
     """Field, path and background from the options.
 
     Raises:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from nerf.config import Config
 from nerf.structs import Part, StepPlan
 
 # How quickly the regularisers and the encoder's levels come in, as multiples of the training progress.
@@ -24,13 +25,13 @@ def derived_seed(seed: int, *path: int | str) -> int:
     return int.from_bytes(digest, "little") >> 2
 
 
-def progress(step: int, config) -> float:
+def progress(step: int, config: Config) -> float:
     """Training progress of a step in [0, 1], between ``--exp_start_iter`` and ``--exp_end_iter`` where they are given."""
     start, end = config.span
     return min(max((step - start) / max(end - start, 1), 0.0), 1.0)
 
 
-def plan(step: int, config, sources: tuple[str, ...], spaces: tuple[str, ...] = ("rgb",)) -> StepPlan:
+def plan(step: int, config: Config, sources: tuple[str, ...], spaces: tuple[str, ...] = ("rgb",)) -> StepPlan:
     """The plan of one training step.
 
     Args:
@@ -62,7 +63,7 @@ def with_normals(part: Part) -> Part:
     return part if part.source == "photos" else replace(part, need_normals=True)
 
 
-def term_weights(fraction: float, config) -> dict[str, float]:
+def term_weights(fraction: float, config: Config) -> dict[str, float]:
     """Weight of every loss term at this point of training; the names are those in the logs."""
     loss = config.loss
     return {
@@ -84,30 +85,30 @@ def term_weights(fraction: float, config) -> dict[str, float]:
     }
 
 
-def _t_range(fraction: float, config) -> tuple[float, float]:
+def _t_range(fraction: float, config: Config) -> tuple[float, float]:
     """Diffusion time range; its upper end comes down by the share ``--t_anneal`` of its width over the run."""
     low, high = config.guidance.t_range
     return low, high - config.guidance.t_anneal * fraction * (high - low)
 
 
-def _guidance_scale(fraction: float, config) -> float:
+def _guidance_scale(fraction: float, config: Config) -> float:
     """Classifier-free guidance scale; it comes down to 1 by the share ``--guidance_anneal`` of the way over the run."""
     scale = config.guidance.guidance_scale
     return scale - config.guidance.guidance_anneal * fraction * (scale - 1.0)
 
 
-def _max_level(fraction: float, config) -> float:
+def _max_level(fraction: float, config: Config) -> float:
     return min(1.0, LEVEL_START + LEVEL_RAMP * fraction) if config.field.progressive_level else 1.0
 
 
-def _size(fraction: float, config) -> tuple[int, int]:
+def _size(fraction: float, config: Config) -> tuple[int, int]:
     """Render size (height, width): half of it during the first ``--half_size_ratio`` of training."""
     camera = config.camera
     halve = 2 if fraction < camera.half_size_ratio else 1
     return max(camera.h // halve, 1), max(camera.w // halve, 1)
 
 
-def _guided_part(fraction: float, config, spaces: tuple[str, ...], seed: int) -> Part:
+def _guided_part(fraction: float, config: Config, spaces: tuple[str, ...], seed: int) -> Part:
     """Shading, light and background of the views that guidance looks at (the mode ladder of the peer's train_step)."""
     schedule, views = config.schedule, config.camera.batch_size
     rng = torch.Generator().manual_seed(seed)
@@ -129,7 +130,7 @@ def _guided_part(fraction: float, config, spaces: tuple[str, ...], seed: int) ->
     return Part(**common, shading=shading, ambient=ambient, background=background)
 
 
-def _photo_part(fraction: float, config, seed: int) -> Part:
+def _photo_part(fraction: float, config: Config, seed: int) -> Part:
     """Random rays over all photographs, or whole ones in the mesh stage, coloured by the view-dependent head."""
     part = Part(source="photos", fraction=fraction, seed=seed, view_dependent=True, max_level=_max_level(fraction, config))
     if not config.dmtet.dmtet:

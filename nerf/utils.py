@@ -17,9 +17,11 @@ from torch import Tensor
 
 from guidance.base import Guidance
 from nerf import checkpoint, objectives, schedule
+from nerf.config import Config
 from nerf.ema import Ema
 from nerf.errors import DivergenceError, UserError
 from nerf.evaluation import Evaluator
+from nerf.export import ExportReport
 from nerf.renderer import NeRFRenderer
 from nerf.report import Report
 from nerf.structs import Part, StepPlan
@@ -61,7 +63,7 @@ class Trainer:
 
     def __init__(
         self,
-        config,
+        config: Config,
         model: NeRFRenderer,
         sources: dict,
         guidance: list[Guidance],
@@ -210,7 +212,7 @@ class Trainer:
         with self.ema.applied():
             return self.evaluator.test(self.step)
 
-    def save_mesh(self):
+    def save_mesh(self) -> ExportReport:
         """Export the textured mesh; returns the export's report."""
         with self.ema.applied():
             return self.evaluator.save_mesh()
