@@ -319,15 +319,6 @@ def _resized(lattice: Tensor, side: int) -> Tensor:
     return functional.interpolate(lattice, size=(side,) * 3, mode="trilinear", align_corners=True)
 
 
-def sign_change_edges(sdf: Tensor, grid: TetGrid) -> Tensor:
-    """The grid's edges whose ends differ in sign (zero is outside), [E', 2] int64; no gradient.
-
-    ``Surface.edges`` of marching_tetrahedra is the same list for nothing; this is for a distance without a surface.
-    """
-    inside = torch.index_select(sdf.detach() < 0, 0, grid.edges.reshape(-1)).reshape(-1, 2)
-    return torch.index_select(grid.edges, 0, (inside[:, 0] != inside[:, 1]).nonzero()[:, 0]).long()
-
-
 def _check(positions: Tensor, sdf: Tensor, grid: TetGrid) -> None:
     """Refuse tensors that do not belong to the grid."""
     count = len(grid.vertices)

@@ -92,8 +92,3 @@ class OccupancyGrid(nn.Module):
             inside = torch.rand(corner.shape, generator=generator, device=corner.device, dtype=corner.dtype)
         reach = torch.exp2(cascade.to(corner.dtype)).clamp(max=self.bound)
         return ((corner + inside) * (2.0 / self.grid_size) - 1.0) * reach[:, None]
-
-    def occupied_share(self) -> float:
-        """Share of all cells that count as occupied, in [0, 1]."""
-        bits = torch.arange(8, device=self.bitfield.device, dtype=torch.uint8)
-        return float(((self.bitfield[:, None] >> bits) & 1).float().mean())

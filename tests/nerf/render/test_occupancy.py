@@ -8,6 +8,8 @@ from nerf.render.occupancy import FULL_UPDATES, STRIDE, OccupancyGrid
 from raymarching import morton3D
 from tests.nerf.analytic import Ball
 
+ALL_EIGHT = 0b11111111  # a byte of the bitfield whose cells are all occupied
+
 
 def updated(grid, field, times=1, seed=0):
     for i in range(times):
@@ -23,7 +25,7 @@ def occupied(grid, points):
 
 
 def test_every_cell_counts_as_occupied_before_the_first_update():
-    assert OccupancyGrid(1.0, 16, 10.0).occupied_share() == 1.0
+    assert (OccupancyGrid(1.0, 16, 10.0).bitfield == ALL_EIGHT).all()
 
 
 def test_cells_inside_a_ball_are_occupied_and_cells_away_from_it_are_not():
@@ -72,7 +74,7 @@ def test_a_part_that_appears_late_is_found_within_one_round():
 
 def test_a_thin_even_field_keeps_all_its_cells():
     grid = updated(OccupancyGrid(1.0, 16, 10.0), Ball(3.0, density=1e-3, margin=0.0), FULL_UPDATES + 2 * STRIDE)
-    assert grid.occupied_share() == 1.0
+    assert (grid.bitfield == ALL_EIGHT).all()
 
 
 def test_what_has_gone_is_given_up_in_time():
