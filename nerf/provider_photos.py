@@ -53,7 +53,7 @@ def choose_framing(files: PhotoFiles, bound: float) -> Framing:
 class Photographs:
     """The photographs of one split, posed in our world and box; a source of views (``batch``) and of ground truth.
 
-    Made by :meth:`from_folder` or :meth:`splits_of`.
+    Made by :meth:`splits_of`.
 
     Attributes:
         names: file names, as the data has them.
@@ -87,38 +87,22 @@ class Photographs:
         log.info(self._summary(split, files, framing))
 
     @classmethod
-    def from_folder(
-        cls, folder: str | Path, split: str, config: DataConfig, device: torch.device | str = "cpu", bound: float = 1.0
-    ) -> "Photographs":
-        """Read one split of a folder of posed photographs.
+    def splits_of(
+        cls, folder: str | Path, config: DataConfig, device: torch.device | str = "cpu", bound: float = 1.0
+    ) -> dict[str, "Photographs"]:
+        """All splits of a folder that have photographs, in one world; "train" is always there.
 
-        The layouts are those of ``provider_formats``, the choice of the box that of ``provider_framing``.
+        The layouts are those of ``provider_formats``, the choice of the box that of ``provider_framing``. A "val" that
+        would only repeat "test" is left out.
 
         Args:
             folder: what ``--data`` names.
-            split: "train", "val" or "test".
             config: the data group of the options (holdout, downscale, data_background).
             device: where pictures and rays live.
             bound: half the side of our box.
 
         Raises:
             UserError: anything missing, broken or not understood.
-        """
-        if split not in SPLITS:
-            raise ValueError(f"Photographs: split must be one of {', '.join(SPLITS)}, got {split!r}")
-        files = read_folder(folder, config.holdout)
-        if not files.splits[split]:
-            raise UserError(f"--data {folder}: no photograph is held out for {split}; give --holdout 8, say, or more "
-                            f"photographs (it has {len(files.frames)})")
-        return cls(files, choose_framing(files, bound), split, config, device)
-
-    @classmethod
-    def splits_of(
-        cls, folder: str | Path, config: DataConfig, device: torch.device | str = "cpu", bound: float = 1.0
-    ) -> dict[str, "Photographs"]:
-        """All splits of a folder that have photographs, in one world; "train" is always there.
-
-        A "val" that would only repeat "test" is left out. Arguments and errors as for :meth:`from_folder`.
         """
         files = read_folder(folder, config.holdout)
         framing = choose_framing(files, bound)

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from nerf.cameras import look_at
-from nerf.provider_photos import Photographs
+from nerf.provider_formats import read_folder
+from nerf.provider_photos import Photographs, choose_framing
 
 Z_UP = (0.0, 0.0, 1.0)
 SIZES = ((20, 14), (9, 16), (13, 13))  # width, height: no two alike
@@ -49,4 +50,6 @@ def write(folder, pictures, top=None, span=360.0, masks=None, normals=None):
 
 
 def load(folder, split="train", device="cpu", bound=1.0, **changes):
-    return Photographs.from_folder(folder, split, options(**changes), device, bound)
+    config = options(**changes)
+    files = read_folder(folder, config.holdout)
+    return Photographs(files, choose_framing(files, bound), split, config, device)

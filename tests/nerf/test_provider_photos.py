@@ -224,16 +224,6 @@ def test_masks_of_neus_are_the_opacity_of_its_photographs(test_data):
 # ---- refusals ----
 
 
-def test_an_unknown_split_is_refused(mixed):
-    with pytest.raises(ValueError, match="split must be one of train, val, test, got 'trial'"):
-        load(mixed, "trial")
-
-
-def test_a_split_without_photographs_is_refused(mixed):
-    with pytest.raises(UserError, match="no photograph is held out for test; give --holdout 8"):
-        load(mixed, "test")
-
-
 def test_a_broken_picture_is_refused_by_name(mixed):
     (mixed / "01.png").write_bytes(b"not a picture")
     with pytest.raises(UserError, match="photograph .*01.png cannot be read"):
