@@ -74,10 +74,10 @@ def unheard(plan: StepPlan, triangles: bool) -> list[str]:
 
 
 class KnownView(Objective):
-    """Colour, mask, depth and normals that are known: photographs and reference pictures."""
+    """Colour, mask, depth and normals that are known from photographs."""
 
     terms = ("rgb", "mask", "depth", "normal")
-    sources = ("photos", "known")
+    sources = ("photos",)
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> dict[str, Tensor]:
         terms = {}

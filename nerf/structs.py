@@ -85,7 +85,7 @@ class Part:
     The renderer reads the rendering half; the sources and objectives read the rest. Made by ``schedule.plan``.
     """
 
-    source: str  # name of the source of views: "guided", "photos", "known", "eval", ...
+    source: str  # name of the source of views: "guided", "photos", or "eval"
     fraction: float = 1.0  # training progress in [0, 1]
     shading: Shading = "albedo"
     ambient: float = 1.0  # ambient ratio of lambertian and textureless shading, in [0, 1]
