@@ -23,6 +23,7 @@ from guidance.prior.primitives import (
     union,
 )
 
+# No kind is made of METAL; it stays, because the data that the prior is trained on holds the others by their numbers.
 FIRST, SECOND, DARK, GLASS, LIGHT, WOOD, CARROT, PATTY, CHEESE, LETTUCE, BUN, METAL, CREAM = range(13)
 FIXED_COLORS = {
     "dark": (0.09, 0.09, 0.10),
