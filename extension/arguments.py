@@ -19,16 +19,20 @@ class Arguments:
         self._device: tuple[str, torch.device] | None = None  # of the first tensor, and its name
         self._dtype: tuple[str, torch.dtype] | None = None  # of the first floating one
 
-    def floats(self, name: str, value: Tensor, *shape: int | str) -> Tensor:
-        """Check a float32 or float64 tensor; the first one decides the dtype of all. Returns it contiguous."""
+    def floats(self, name: str, value: Tensor, *shape: int | str, half: bool = False) -> Tensor:
+        """Check a float32 or float64 tensor; the first one decides the dtype of all. Returns it contiguous.
+
+        With ``half`` it may be float16 as well, which then stands for float32 beside the others.
+        """
         self._tensor(name, value)
-        if value.dtype not in FLOATS:
+        counted = torch.float32 if half and value.dtype == torch.float16 else value.dtype
+        if counted not in FLOATS:
             raise TypeError(
                 f"{self.op}: expected {name} in float32 or float64, got {value.dtype}; compute it outside autocast, "
                 "or convert it with .float()"
             )
-        first, dtype = self._dtype = self._dtype or (name, value.dtype)
-        if value.dtype != dtype:
+        first, dtype = self._dtype = self._dtype or (name, counted)
+        if counted != dtype:
             raise TypeError(f"{self.op}: {first} is {dtype} but {name} is {value.dtype}; convert one, we never do it")
         return self._shaped(name, value, shape)
 

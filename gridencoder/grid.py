@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from extension import on_torch
+from extension import Arguments, on_torch
 from gridencoder import reference
 from gridencoder.kernels import GridKernels
 from gridencoder.layout import GridLayout
@@ -363,23 +363,10 @@ class _TotalVariation(torch.autograd.Function):
 
 def _check(op: str, positions: Tensor, table: Tensor, layout: GridLayout, bound: float, max_level: float) -> int:
     """Refuse arguments that do not fit each other; returns the number of active levels."""
-    wanted = (layout.rows, layout.level_dim)
-    if positions.ndim != 2 or positions.shape[1] != layout.input_dim:
-        raise ValueError(f"{op}: expected positions [M, {layout.input_dim}], got {list(positions.shape)}")
-    if tuple(table.shape) != wanted:
-        raise ValueError(f"{op}: expected a table {list(wanted)} for this layout, got {list(table.shape)}")
-    if table.dtype not in (torch.float32, torch.float64, torch.float16):
-        raise TypeError(f"{op}: the table must be float32, float64 or float16, got {table.dtype}")
+    args = Arguments(op)
+    args.floats("positions", positions, "M", layout.input_dim)
+    args.floats("table", table, layout.rows, layout.level_dim, half=True)
     if table.dtype == torch.float16 and table.device.type != "cuda":
         raise TypeError(f"{op}: float16 tables are for CUDA, and this one is on {table.device}; use float32")
-    expected = torch.float32 if table.dtype == torch.float16 else table.dtype
-    if positions.dtype != expected:
-        raise TypeError(f"{op}: expected {expected} positions for a {table.dtype} table, got {positions.dtype}")
-    if positions.device != table.device:
-        raise ValueError(
-            f"{op}: positions are on {positions.device} but the table is on {table.device}; "
-            "move one of them, we never do it for you"
-        )
-    if not bound > 0:
-        raise ValueError(f"{op}: bound must be positive, got {bound}")
+    args.require(bound > 0, f"bound must be positive, got {bound}")
     return layout.active_levels(max_level)

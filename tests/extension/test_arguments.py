@@ -13,6 +13,14 @@ def test_what_fits_comes_back_contiguous_and_binds_its_letters():
     assert args.sizes == {"N": 4}
 
 
+def test_a_half_precision_tensor_stands_for_single_precision_where_it_is_allowed():
+    args = Arguments("op")
+    args.floats("table", torch.zeros(2).half(), "E", half=True)
+    assert args.floats("points", torch.zeros(4), "N").dtype == torch.float32
+    with pytest.raises(TypeError, match="b is torch.float64"):
+        args.floats("b", torch.zeros(2).double(), "E")
+
+
 @pytest.mark.parametrize("check, error, sentence", [
     (lambda a: a.floats("b", [1.0], "N"), TypeError, "op: expected b to be a tensor, got list"),
     (lambda a: a.floats("b", torch.zeros(5), "N"), ValueError, r"op: expected b \[N\] with N = 4, got \[5\]"),
@@ -20,6 +28,7 @@ def test_what_fits_comes_back_contiguous_and_binds_its_letters():
     (lambda a: a.floats("b", torch.zeros(4).half(), "N"), TypeError, "b in float32 or float64, got torch.float16"),
     (lambda a: a.floats("b", torch.zeros(4).double(), "N"), TypeError, "a is torch.float32 but b is torch.float64"),
     (lambda a: a.floats("b", torch.zeros(4, device="meta"), "N"), ValueError, "i is on cpu but b is on meta"),
+    (lambda a: a.floats("b", torch.zeros(4).bfloat16(), "N", half=True), TypeError, "got torch.bfloat16"),
     (lambda a: a.integers("b", torch.zeros(4), torch.int32, "N"), TypeError, "b in torch.int32, got torch.float32"),
     (lambda a: a.require(False, "b must be c"), ValueError, "op: b must be c"),
 ])

@@ -325,17 +325,17 @@ def test_arguments_that_do_not_fit_are_refused_with_a_sentence():
     positions, table, layout = make()
     with pytest.raises(ValueError, match=r"expected positions \[M, 3\], got \[7, 2\]"):
         encode(positions[:, :2], table, layout)
-    with pytest.raises(ValueError, match="expected a table"):
+    with pytest.raises(ValueError, match=rf"expected table \[{layout.rows}, 2\], got \[{layout.rows - 1}, 2\]"):
         encode(positions, table[:-1], layout)
-    with pytest.raises(TypeError, match="expected torch.float64 positions"):
+    with pytest.raises(TypeError, match="positions is torch.float32 but table is torch.float64"):
         encode(positions.float(), table, layout)
     with pytest.raises(TypeError, match="float16 tables are for CUDA"):
-        encode(positions.half(), table.half(), layout)
+        encode(positions.float(), table.half(), layout)
     with pytest.raises(ValueError, match="max_level must be a fraction"):
         encode(positions, table, layout, BOUND, 1.5)
     with pytest.raises(ValueError, match="bound must be positive"):
         encode(positions, table, layout, 0.0)
-    with pytest.raises(ValueError, match="positions are on meta"):
+    with pytest.raises(ValueError, match="positions is on meta but table is on cpu"):
         encode(positions.to("meta"), table, layout)
 
 
