@@ -15,7 +15,7 @@ from nerf.bake import uv_layers
 from nerf.clean import boundary_loops, crossing_faces
 from nerf.errors import UserError
 from nerf.mesh import Mesh, components, half_edges, is_watertight, signed_volume
-from nerf.meshfile import UNREADABLE
+from nerf.meshfile import UNREADABLE, read_parts
 
 FORMATS = (".glb", ".gltf", ".obj", ".ply", ".stl")
 _LARGEST = 1e30  # coordinate whose cube still is a number
@@ -110,24 +110,17 @@ def report_file(path: str | Path, samples: int = 5_000, seed: int = 0) -> MeshRe
 
 def _read(path: Path) -> list:
     """The trimesh meshes of a file, in one space."""
-    import trimesh
-
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"expected a file of the kinds {', '.join(FORMATS)}, got {path.name}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        scene = trimesh.load_scene(path, process=False)
-        found = []
-        for node in scene.graph.nodes_geometry:
-            matrix, name = scene.graph[node]
-            part = scene.geometry[name]
-            if isinstance(part, trimesh.Trimesh):
-                still = np.allclose(matrix, np.eye(4))  # a transform would drop the normals of the file
-                found.append(part if still else part.copy().apply_transform(matrix))
+        return [
+            part if np.allclose(matrix, np.eye(4)) else part.copy().apply_transform(matrix)  # which drops the file's normals
+            for part, matrix in read_parts(path)
+        ]
     except (*UNREADABLE, OSError) as error:
         raise UserError(f"{path.name} cannot be read as a mesh ({type(error).__name__}: {error}); is it whole?") from error
-    return found
 
 
 def _joined(parts: list) -> Mesh:

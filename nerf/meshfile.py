@@ -8,6 +8,7 @@ texture and MTL's map_Kd are by definition; the normal map is not a colour.
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,9 @@ from nerf.files import write_atomically
 from nerf.lattice import ExportError
 from nerf.mesh import Mesh, signed_volume
 from nerf.video import write_png
+
+if TYPE_CHECKING:
+    from trimesh import Trimesh
 
 _POSITION_TOLERANCE = 2e-6  # of the longest edge of the bounding box: six decimals in OBJ, float32 in GLB and PLY
 _UV_TOLERANCE = 2e-6
@@ -150,6 +154,29 @@ def write_ply(path: Path, mesh: Mesh) -> Path:
     return write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
+def read_parts(path: Path) -> list[tuple["Trimesh", np.ndarray]]:
+    """The triangle meshes of a file as trimesh has them, each with the matrix [4, 4] that places it in the file's space.
+
+    A mesh that several nodes of a scene show comes once for each. Points and lines are left out.
+
+    Raises:
+        One of UNREADABLE or an OSError in trimesh's words; the caller knows what to advise.
+    """
+    import trimesh
+
+    scene = trimesh.load_scene(path, process=False)
+    placements = [scene.graph[node] for node in scene.graph.nodes_geometry]
+    parts = [(scene.geometry[name], matrix) for matrix, name in placements]
+    return [(part, matrix) for part, matrix in parts if isinstance(part, trimesh.Trimesh)]
+
+
+def joined(parts: list[tuple["Trimesh", np.ndarray]]) -> "Trimesh":
+    """The parts of a file as one, where their matrices put them; without triangles if there are none."""
+    import trimesh
+
+    return trimesh.util.concatenate([part.copy().apply_transform(matrix) for part, matrix in parts])
+
+
 def read_mesh(path: Path) -> Mesh:
     """Read an OBJ, GLB or PLY as it stands, with uv and texture where it has them; normals are computed if missing.
 
@@ -159,14 +186,11 @@ def read_mesh(path: Path) -> Mesh:
         ExportError: it cannot be read or holds no triangles.
         OSError: it is missing.
     """
-    import trimesh
-
     if not path.is_file():
         raise FileNotFoundError(f"read_mesh: there is no file {path}")
     try:
-        loaded = trimesh.load(path, process=False)
-        if isinstance(loaded, trimesh.Scene):  # a GLB; its one mesh as it stands keeps the normals of the file
-            loaded = next(iter(loaded.geometry.values())) if len(loaded.geometry) == 1 else loaded.to_mesh()
+        parts = read_parts(path)
+        loaded = parts[0][0] if len(parts) == 1 else joined(parts)  # one as it stands keeps the normals of the file
         normals = np.asarray(loaded.vertex_normals, dtype=np.float64)
         vertices, faces = np.asarray(loaded.vertices, dtype=np.float64), np.asarray(loaded.faces, dtype=np.int64)
     except UNREADABLE as error:

@@ -11,7 +11,7 @@ import numpy as np
 
 from nerf.errors import UserError
 from nerf.mesh import Mesh, drop_unused, is_watertight, signed_volume, weld
-from nerf.meshfile import UNREADABLE
+from nerf.meshfile import UNREADABLE, joined, read_parts
 
 SUFFIXES = (".obj", ".glb", ".gltf", ".ply")
 _CHUNK = 1 << 12  # points whose temporaries fit into the cache
@@ -39,8 +39,6 @@ def load_mesh(path: str | Path) -> Mesh:
         UserError: there is no such file, it is of another kind or damaged, it has no triangles, coordinates that are
             no numbers, or no size.
     """
-    import trimesh
-
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"mesh {path}: expected one of {', '.join(SUFFIXES)}, got {path.suffix or 'no suffix'!r}; "
@@ -48,7 +46,7 @@ def load_mesh(path: str | Path) -> Mesh:
     if not path.is_file():
         raise UserError(f"mesh {path} does not exist; give the path of an OBJ, GLB or PLY")
     try:
-        loaded = trimesh.load(path, process=False, force="mesh")
+        loaded = joined(read_parts(path))
         vertices = np.asarray(loaded.vertices, dtype=np.float64)
         faces = np.asarray(loaded.faces, dtype=np.int64).reshape(-1, 3)
     except (*UNREADABLE, OSError) as error:
