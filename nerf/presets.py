@@ -100,24 +100,27 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_decay": 0.1,
         "lr_distance": 0.05,
     },
-    # The prior sees 64x64 pixels, averaged from a render of twice that. The NeRF is near where the prior wants it, so the
-    # mesh stage is mild, as the NeRF's last steps are; a grid below 128 layers would round off what the NeRF already has.
+    # The prior sees 64x64 pixels, averaged from a render of twice that. Lattices carry the surface to where the prior wants
+    # it (eaves, tiers, wings); its own points move by little more than what smooths them. A grid below 128 layers would
+    # round off what the NeRF already has.
     "dmtet embedded": {
-        "iters": 100,
+        "iters": 200,
         "batch_size": 4,
         "tet_grid_size": 128,
         "dmtet_reso_scale": 2.0,
-        "t_range": (0.02, 0.30),
-        "t_anneal": 0.0,
-        "guidance_scale": 2.4,
+        "t_range": (0.02, 0.50),
+        "t_anneal": 0.6,
+        "guidance_scale": 3.0,
         "guidance_anneal": 0.0,
         "lr": 2e-3,
         "lr_decay": 0.1,
-        "lr_distance": 0.03,
-        "lr_offset": 0.03,
+        "lattices": 3,
+        "lr_lattices": 0.03,
+        "lr_distance": 0.01,
+        "lr_offset": 0.01,
         # Distillation pulls with thousands of pixels, so these are large.
-        "lambda_mesh_normal": 100.0,
-        "lambda_mesh_laplacian": 30.0,
+        "lambda_mesh_normal": 60.0,
+        "lambda_mesh_laplacian": 20.0,
     },
 }
 
