@@ -262,54 +262,62 @@ def unpinch(mesh: Mesh) -> Mesh:
     """
     group, size = np.unique(np.sort(mesh.faces, axis=1), axis=0, return_inverse=True, return_counts=True)[1:]
     faces = mesh.faces[size[group.reshape(-1)] == 1]
-    count = len(mesh.vertices)
     start, end = half_edges(faces)
-    corner, following = np.arange(faces.size), np.roll(np.arange(faces.size).reshape(-1, 3), -1, axis=1).reshape(-1)
+    count = len(mesh.vertices)
     if not np.array_equal(np.sort(start * count + end), np.sort(end * count + start)):
-        return drop_unused(replace(mesh, faces=faces))
-    forward, backward = _paired(mesh.vertices, faces)
-    joined = np.concatenate([np.stack([corner[forward], following[backward]]),
-                             np.stack([following[forward], corner[backward]])], axis=1)
-    vertices, label = components(joined.T, faces.size)
-    source = np.empty(vertices, dtype=np.int64)
+        return drop_unused(replace(mesh, faces=faces))  # open: some half-edge has no partner
+    first, second = half_edges(np.arange(faces.size).reshape(-1, 3))  # the triangle corners that a half-edge joins
+    up, down = _paired(mesh.vertices, faces)
+    # Partners run against each other: where one starts, the other ends.
+    same = np.concatenate([np.stack([first[up], second[down]], axis=1), np.stack([second[up], first[down]], axis=1)])
+    vertices, label = components(same, faces.size)
+    source = np.empty(vertices, dtype=np.int64)  # the given vertex that each new one stands at
     source[label] = start
     return _cut_shared_edges(Mesh(mesh.vertices[source], label.reshape(-1, 3).astype(np.int64)))
 
 
 def _paired(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The half-edges of a closed surface in the order of their edges, and the opposite of each of them.
+    """The half-edges of a closed surface, each beside its partner, sorted by their edges; numbers as in ``half_edges``.
 
-    Where an edge has several of both, going round it a triangle whose solid side comes next is paired with the one at
-    which the solid ends, so that bodies that touch along an edge come apart and do not pass through each other.
+    The first [E] run up, from the vertex of lower number to the other, the second [E] down. An edge where several sheets
+    meet stands in several rows.
     """
-    count = len(vertices)
     start, end = half_edges(faces)
-    key = start * count + end
-    forward, backward = np.argsort(key, kind="stable"), np.argsort(end * count + start, kind="stable")
-    run = np.flatnonzero(np.diff(key[forward], prepend=-1))
-    length = np.diff(run, append=len(key))
-    for first, last in zip(run[length > 1], (run + length)[length > 1], strict=True):
-        if start[forward[first]] > end[forward[first]]:
-            continue  # the twin of a run that is done
-        halves = np.concatenate([forward[first:last], backward[first:last]])
-        axis = vertices[end[forward[first]]] - vertices[start[forward[first]]]
-        towards = vertices[faces[halves // 3, (halves + 2) % 3]] - vertices[start[forward[first]]]
-        across = towards[0] - (towards[0] @ axis) / max(axis @ axis, 1e-300) * axis
-        angle = np.arctan2(towards @ np.cross(axis, across), (towards @ across) * np.linalg.norm(axis))
-        opening, pairs = [], []
-        order = halves[np.argsort(angle, kind="stable")].tolist()
-        ahead = set(forward[first:last].tolist())
-        for half in 2 * order:  # twice round: a wedge of solid may reach over the angle where counting starts
-            if half in ahead and opening:
-                pairs.append((half, opening.pop()))
-                ahead.discard(half)
-            elif half not in ahead and half not in opening and all(half not in pair for pair in pairs):
-                opening.append(half)
-        forward[first:last], backward[first:last] = np.array(pairs).T
-    opposite = np.empty(len(key), dtype=np.int64)
-    low = start[forward] < end[forward]
-    opposite[forward[low]], opposite[backward[low]] = backward[low], forward[low]
-    return forward, opposite[forward]
+    edge = np.minimum(start, end) * len(vertices) + np.maximum(start, end)
+    up, down = np.flatnonzero(start < end), np.flatnonzero(start > end)
+    up, down = up[np.argsort(edge[up], kind="stable")], down[np.argsort(edge[down], kind="stable")]
+    # A closed surface has as many of the one as of the other at every edge, so rows are of one edge already.
+    row = np.flatnonzero(np.diff(edge[up], prepend=-1))
+    count = np.diff(row, append=len(up))
+    several = count > 1
+    for begin, stop in zip(row[several], (row + count)[several], strict=True):
+        up[begin:stop], down[begin:stop] = _partners(vertices, faces, up[begin:stop], down[begin:stop])
+    return up, down
+
+
+def _partners(vertices: np.ndarray, faces: np.ndarray, up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reorder the half-edges [n] and [n] of one edge so that each row has solid between its two triangles.
+
+    Bodies that touch along an edge then come apart and do not pass through each other. The triangles are visited round
+    the edge, counter-clockwise seen from where ``up`` leads. There the normal of an ``up`` triangle points ahead, so the
+    solid lies before it and ends; at a ``down`` triangle it begins. Beginnings and ends match like brackets.
+    """
+    low, high = vertices[faces.reshape(-1)[[up[0], down[0]]]]
+    axis, halves = high - low, np.concatenate([up, down])
+    apex = vertices[faces[halves // 3, (halves + 2) % 3]] - low
+    zero = apex[0] - (apex[0] @ axis) / max(axis @ axis, 1e-300) * axis  # square to the axis: angles count from here
+    angle = np.arctan2(apex @ np.cross(axis, zero), (apex @ zero) * np.linalg.norm(axis))
+    ends, begun, pairs, done = set(up.tolist()), [], [], set()
+    for half in 2 * halves[np.argsort(angle, kind="stable")].tolist():  # twice round: solid may lie across angle zero
+        if half in done or (half in ends and not begun):
+            continue
+        done.add(half)
+        if half in ends:
+            pairs.append((half, begun.pop()))
+        else:
+            begun.append(half)
+    up, down = np.array(pairs).T
+    return up, down
 
 
 def _cut_shared_edges(mesh: Mesh) -> Mesh:
@@ -317,22 +325,22 @@ def _cut_shared_edges(mesh: Mesh) -> Mesh:
     vertices, faces = list(mesh.vertices), mesh.faces.copy()
     while True:
         start, end = half_edges(faces)
-        forward, backward = _paired(np.asarray(vertices), faces)
-        key = (start * len(vertices) + end)[forward]
-        repeated = np.flatnonzero((np.diff(key) == 0) & (start < end)[forward[1:]]) + 1
-        if len(repeated) == 0:
+        up, down = _paired(np.asarray(vertices), faces)
+        again = np.flatnonzero((np.diff(start[up]) == 0) & (np.diff(end[up]) == 0)) + 1  # rows of the edge before them
+        if len(again) == 0:
             return Mesh(np.asarray(vertices), faces)
-        touched, extra = set(), []
-        for pair in zip(forward[repeated], backward[repeated], strict=True):
-            if touched & {half // 3 for half in pair}:
-                continue  # one cut a triangle and round
-            touched |= {half // 3 for half in pair}
+        cut, added = set(), []
+        for pair in zip(up[again], down[again], strict=True):
+            if cut & {half // 3 for half in pair}:
+                continue  # its half-edges have moved: one cut a triangle and round
+            cut |= {half // 3 for half in pair}
+            middle = len(vertices)
             vertices.append(0.5 * (vertices[start[pair[0]]] + vertices[end[pair[0]]]))
-            for half in pair:
+            for half in pair:  # a triangle a b c, cut between a and b, becomes a m c and m b c
                 a, b, c = np.roll(faces[half // 3], -(half % 3))
-                faces[half // 3] = a, len(vertices) - 1, c
-                extra.append((len(vertices) - 1, b, c))
-        faces = np.concatenate([faces, np.array(extra, dtype=np.int64)])
+                faces[half // 3] = a, middle, c
+                added.append((middle, b, c))
+        faces = np.concatenate([faces, np.array(added, dtype=np.int64)])
 
 
 def vertex_normals(mesh: Mesh) -> np.ndarray:

@@ -165,7 +165,7 @@ def _shape(mesh: Mesh, samples: int, seed: int) -> dict:
 
 def _fans(faces: np.ndarray) -> int:
     """How many fans of triangles all vertices have together; corners are of one fan where an edge of two joins them."""
-    corner, following = np.arange(faces.size), np.roll(np.arange(faces.size).reshape(-1, 3), -1, axis=1).reshape(-1)
+    corner, following = half_edges(np.arange(faces.size).reshape(-1, 3))
     ends = np.stack(half_edges(faces), axis=1)
     swapped = ends[:, 0] > ends[:, 1]
     low, high = np.where(swapped, following, corner), np.where(swapped, corner, following)
