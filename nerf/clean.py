@@ -138,24 +138,26 @@ def cap_walls(mesh: Mesh, bound: float, wall: float) -> tuple[Mesh, int]:
     Returns:
         The mesh with its caps, and how many openings they closed.
     """
-    by_wall: dict[tuple, list[np.ndarray]] = {}
-    for number, loop in enumerate(boundary_loops(mesh.faces)):
-        points = mesh.vertices[loop]
-        near = np.concatenate([points + bound <= wall, bound - points <= wall], axis=1)  # [P, 6]
-        if near.any(axis=1).all():
-            common = np.flatnonzero(near.all(axis=0))
-            key = ("wall", int(common[0])) if len(common) else ("across", number)
-            by_wall.setdefault(key, []).append(loop)
-    caps = [mesh.faces]
-    for (kind, number), loops in by_wall.items():
+    openings: dict[tuple[str, int], list[np.ndarray]] = {}  # rims that are filled together
+    for number, rim in enumerate(boundary_loops(mesh.faces)):
+        points = mesh.vertices[rim]
+        touches = np.concatenate([points + bound <= wall, bound - points <= wall], axis=1)  # [P, 6] low x y z, high x y z
+        if not touches.any(axis=1).all():
+            continue  # a hole of the surface itself
+        walls = np.flatnonzero(touches.all(axis=0))
+        # All rims in one wall go together, because one may be the hole in another.
+        key = ("wall", int(walls[0])) if len(walls) else ("across", number)
+        openings.setdefault(key, []).append(rim)
+    faces = [mesh.faces]
+    for (kind, number), rims in openings.items():
         if kind == "wall":
-            normal = np.zeros(3)
-            normal[number % 3] = 1.0 if number >= 3 else -1.0
+            outward = np.zeros(3)
+            outward[number % 3] = 1.0 if number >= 3 else -1.0
         else:
-            rim = mesh.vertices[loops[0]]
-            normal = np.cross(rim, np.roll(rim, -1, axis=0)).sum(axis=0)
-        caps += _fill(mesh.vertices, loops, normal)
-    return replace(mesh, faces=np.concatenate(caps)), sum(map(len, by_wall.values()))
+            points = mesh.vertices[rims[0]]
+            outward = np.cross(points, np.roll(points, -1, axis=0)).sum(axis=0)  # of a rim that is not flat (Newell)
+        faces += _fill(mesh.vertices, rims, outward)
+    return replace(mesh, faces=np.concatenate(faces)), sum(map(len, openings.values()))
 
 
 def _fill(vertices: np.ndarray, loops: list[np.ndarray], normal: np.ndarray) -> list[np.ndarray]:
