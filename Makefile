@@ -16,7 +16,7 @@ STAMP := .venv/.complete
 
 demo: $(STAMP)
 	@folder="demo/$$(printf '%s' "$$PROMPT" | tr -cs 'a-zA-Z0-9' '_' | cut -c1-60)"; \
-	 $(VENV_PYTHON) main.py --text "$$PROMPT" --workspace "$$folder" -O $(ARGS) && \
+	 $(VENV_PYTHON) main.py --text "$$PROMPT" --workspace "$$folder" -O --stages nerf,dmtet $(ARGS) && \
 	 printf '\nYour model is in %s: the videos and the contact sheet in results/, the mesh in mesh/.\n' "$$folder"
 
 test: $(STAMP)

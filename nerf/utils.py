@@ -225,7 +225,7 @@ class Trainer:
         Raises:
             DivergenceError: a term of the last step is not finite; the checkpoints before it are untouched.
         """
-        check_finite(self.unread, self.step - 1)
+        check_finite(self.unread, self.step - 1, self.stage)
         optimizer = self.optimizer.state_dict()
         tensors = {
             "model": self.model.state_dict(),
