@@ -31,8 +31,9 @@ def write_atomically(path: str | Path, write: Callable[[Path], None], durable: b
         if durable:
             _sync_folder(path.parent)
     except OSError as error:  # a full disk names no file, others the temporary one
-        error.filename, error.filename2 = str(path), None
-        raise
+        if error.errno is None:  # a library's own, with a sentence that says all
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     return path

@@ -1,5 +1,7 @@
 """nerf/video.py: what is written can be read again, and equals what was given."""
 
+import errno
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,14 @@ def test_failed_write_leaves_no_temporary_file(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(tmp_path / "x.txt", write)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_names_the_file_and_not_its_temporary_name(tmp_path):
+    def write(path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with pytest.raises(OSError, match=r"No space left on device: '[^']*/x\.txt'$"):
+        write_atomically(tmp_path / "x.txt", write)
 
 
 def test_png_refuses_two_channels_with_a_sentence(tmp_path):
