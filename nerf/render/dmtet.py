@@ -134,7 +134,7 @@ class DMTetPath(RenderPath):
         return self.points() + free * reach * torch.tanh(self.offset)
 
     def surface(self) -> Surface:
-        """The triangles as they are now: closed, counter-clockwise from outside, differentiable in both parameters."""
+        """The triangles as they are now: closed, counter-clockwise from outside, differentiable in every parameter."""
         return self._cut()[0]
 
     def _cut(self) -> tuple[Surface, Tensor]:
