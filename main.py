@@ -163,15 +163,14 @@ def run(config: Config) -> int:
     device = prepare_machine(config)
     config, resolved = settle(config)
     with Report(config.output.workspace, config) as report:
-        inputs, trained = make_inputs(config, resolved, device), {}
+        inputs = make_inputs(config, resolved, device)
         for stage in workspace.pending_stages(config):
             trainer = make_trainer(config, stage, inputs, device, report)
             if config.trains:
                 train(trainer)
-                trained[stage] = {"steps": trainer.step, "seconds": round(trainer.seconds, 2)}
             # A checkpoint that --ckpt names is one of the first of these stages; those after it begin with what it made.
             config = options.with_values(config, {"ckpt": "scratch"}, "preset")
-        report.result(stages=workspace.stages_had(config.output.workspace) | trained)
+        report.result(stages=workspace.stages_had(config.output.workspace))
         finish(trainer, began)
     return 0
 

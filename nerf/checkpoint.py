@@ -179,10 +179,6 @@ def load_module(module: nn.Module, state: dict[str, Tensor], path: str | Path) -
     wanted = module.state_dict()
     way_out = "give the options it was trained with (config.json lists them), or start over with --ckpt scratch"
     for name in sorted(set(wanted) ^ set(state)):
-        if name == "path.doublings":
-            theirs, mine = ("without", "with") if name in wanted else ("with", "without")
-            raise UserError(f"checkpoint {path} was trained {theirs} --cuda_ray (a part of -O), and this run is {mine} it; "
-                            f"add {'--no_cuda_ray' if name in wanted else '--cuda_ray'}")  # fmt: skip
         verb = "lacks" if name in wanted else "has an extra"
         raise UserError(f"checkpoint {path} {verb} {name}; it is of another kind of model: {way_out}")
     for name, tensor in wanted.items():

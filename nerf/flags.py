@@ -164,7 +164,7 @@ class FieldConfig(Group):
 class RenderConfig(Group):
     """Rendering"""
 
-    cuda_ray: bool = option(False, "accelerated path: march through an occupancy grid, on the CPU too")
+    cuda_ray: bool = option(False, "accelerated path: march through an occupancy grid, on the CPU too", fixed=True)
     taichi_ray: bool = option(False, "accelerated path in Taichi", unbuilt="the Taichi render path")
     backend: str = option(
         "auto", "rung of the native kernels", choices=("auto", "cuda", "cpu", "torch", "taichi"), unbuilt=("taichi",)

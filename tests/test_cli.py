@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import main
+from nerf import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -183,12 +184,15 @@ def test_stages_after_the_one_whose_checkpoint_is_named_begin_anew(run, tmp_path
 
     def make_trainer(config, stage, *_):
         seen.append((stage, config.runtime.ckpt))
-        return Space(step=len(seen), seconds=0.5)
+        return Space(stage=stage, step=len(seen), seconds=0.5)
 
-    monkeypatch.setattr(main, "make_trainer", make_trainer)
-    monkeypatch.setattr(main, "make_inputs", lambda *_: None)
-    for name in ("train", "finish"):
-        monkeypatch.setattr(main, name, lambda *_: None)
+    def train(trainer):
+        made = tmp_path / "checkpoints" / checkpoint.file_name(trainer.step, trainer.stage)
+        checkpoint.save(made, {}, {"stage": trainer.stage, "step": trainer.step, "seconds": trainer.seconds})
+
+    stand_ins = {"make_trainer": make_trainer, "make_inputs": lambda *_: None, "train": train, "finish": lambda *_: None}
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(main, name, stand_in)
     path = str(tmp_path / "df_step_00000007.safetensors")
     code, _ = run("--text", "a ball", "--sd_version", "embedded", "--workspace", tmp_path, "--stages", "nerf,dmtet",
                   "--ckpt", path)  # fmt: skip

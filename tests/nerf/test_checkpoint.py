@@ -222,21 +222,6 @@ def test_a_model_of_another_shape_is_refused_by_name(state, sentence):
         checkpoint.load_module(nn.Linear(3, 2), state, "x")
 
 
-@pytest.mark.parametrize(
-    ("mine", "theirs", "flag"), [((), ("doublings",), "--cuda_ray"), (("doublings",), (), "--no_cuda_ray")]
-)
-def test_a_checkpoint_of_the_other_render_path_names_the_flag(mine, theirs, flag):
-    def model(names):
-        whole = nn.Module()
-        whole.path = nn.Module()
-        for name in names:
-            whole.path.register_buffer(name, torch.zeros(()))
-        return whole
-
-    with pytest.raises(UserError, match=f"--cuda_ray.*add {flag}"):
-        checkpoint.load_module(model(mine), model(theirs).state_dict(), "x")
-
-
 def test_a_peers_checkpoint_is_read_with_its_numpy_numbers(tmp_path):
     path = tmp_path / "df_ep0100.pth"
     content = {"model": {"w": torch.ones(2)}, "global_step": 100, "epoch": 1, "tet_scale": np.ones(3, np.float32)}

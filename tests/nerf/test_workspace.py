@@ -57,6 +57,12 @@ def test_options_that_were_not_said_come_from_the_workspace(used):
     assert config.source("text") == "workspace"
 
 
+def test_a_run_goes_on_along_the_render_path_it_was_made_on(used):
+    assert not settled(used, "-O").render.cuda_ray
+    with pytest.raises(UserError, match="--cuda_ray False, this run asks for True"):
+        settled(used, "--cuda_ray")
+
+
 def test_a_workspace_wins_over_a_preset(used):
     config = with_preset(parse(["--text", "a hamburger", "--workspace", used]), "embedded")
     assert open_workspace(config).field.levels == 8
