@@ -25,7 +25,7 @@ from guidance import weights
 from guidance.base import CameraWish, Conditions, Guidance, GuidanceOutput
 from guidance.distillation import Denoiser, Distillation, Mixer, classifier_free, draw_times, inject, keeping_spread
 from guidance.perpneg_utils import NEGATIVE_WORDS, PerpNeg, negative_weights, perpneg_mixer
-from guidance.prior import camera, captions
+from guidance.prior import camera, captions, detail
 from guidance.prompts import VIEW_ENDINGS, VIEW_WORDS, blend, view_weights
 from nerf.cameras import orbit
 from nerf.errors import UserError
@@ -68,11 +68,11 @@ def load_part(folder: Path, part: str, device: torch.device, dtype: torch.dtype)
     Raises:
         UserError: the files are damaged, of another architecture, or lack tensors; the part is named.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
     from safetensors import SafetensorError
     from transformers import CLIPTextModel
 
-    kind = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}[part]
+    kind = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel, "detail": UNet2DModel}[part]
     file = weights.weight_file(weights.files_of(folder), part) or ""
     how = {"variant": "fp16" if ".fp16." in file else None, "use_safetensors": not file.endswith(".bin")}
     try:
@@ -240,7 +240,10 @@ class StableDiffusion(Guidance):
             raise UserError("guidance SD needs diffusers and transformers; pip install diffusers transformers")
         self.somnia = weights.somnia_of(self.folder)
         self.unet = load_part(self.folder, "unet", self.device, dtype)
+        self.detail: nn.Module | None = None
         if self.somnia:
+            if (self.folder / "detail").is_dir():
+                self.detail = load_part(self.folder, "detail", self.device, dtype)
             self.codec = PixelCodec(self.somnia["size"], self.somnia["unshuffle"])
             self.spaces = ("rgb",)
         else:
@@ -266,6 +269,9 @@ class StableDiffusion(Guidance):
         if self.unet.config.in_channels != expected:
             raise UserError(f"weights: expected a UNet of {expected} input channels, and {self.folder / 'unet'} takes "
                             f"{self.unet.config.in_channels}; inpainting and depth models cannot guide")
+        if self.detail is not None and not detail.fits(self.detail, self.codec.size):
+            raise UserError(f"weights: {self.folder / 'detail'} takes {self.detail.config.in_channels} channels and gives "
+                            f"{self.detail.config.out_channels}; expected 6 n^2 and 3 n^2, n a divisor of {self.codec.size}")
         if self.somnia and self.settings.perpneg is not None:
             raise UserError("--perpneg needs view words, and the embedded prior is told the camera; leave it out")
 
@@ -275,7 +281,7 @@ class StableDiffusion(Guidance):
             self.unet.to(memory_format=torch.channels_last)
         if not self.settings.vram_O:
             return
-        networks = [self.unet]
+        networks = [network for network in (self.unet, self.detail) if network is not None]
         if not self.somnia:
             self.codec.vae.enable_slicing()
             networks.append(self.codec.vae)
@@ -346,8 +352,10 @@ class StableDiffusion(Guidance):
             if extra is not None:
                 x = torch.cat([x, extra], 1)
             out = self.unet(x, t.to(self.device).repeat(num), encoder_hidden_states=text.flatten(0, 1),
-                            class_labels=vector, return_dict=False)[0]
-            return out.to(noisy.dtype).unflatten(0, (num, count))
+                            class_labels=vector, return_dict=False)[0].to(noisy.dtype)
+            if self.detail is not None:
+                out = detail.sharpen(self.detail, noisy.repeat(num, 1, 1, 1), out, t.repeat(num), self.codec.unshuffle)
+            return out.unflatten(0, (num, count))
 
         return predict
 

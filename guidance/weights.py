@@ -18,7 +18,7 @@ from nerf.errors import UserError
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DIFFUSERS_OFFLINE")
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _STEMS = {"unet": ("diffusion_pytorch_model",), "vae": ("diffusion_pytorch_model",),
-          "text_encoder": ("model", "pytorch_model")}
+          "text_encoder": ("model", "pytorch_model"), "detail": ("diffusion_pytorch_model",)}
 _ENDINGS = (".fp16.safetensors", ".safetensors", ".safetensors.index.json", ".fp16.bin", ".bin")
 
 
@@ -70,13 +70,22 @@ def weight_file(files: Iterable[str], part: str) -> str | None:
     return next((name for name in wanted if name in have), None)
 
 
-def missing_part(files: Iterable[str], parts: Iterable[str] = PARTS) -> str | None:
+def parts_of(files: Iterable[str]) -> tuple[str, ...]:
+    """The parts that a diffusers folder with these files must have: an embedded prior has no vae and may have details."""
+    have = list(files)
+    if "somnia.json" not in have:
+        return PARTS
+    fine = ("detail",) if any(name.startswith("detail/") for name in have) else ()
+    return (*(part for part in PARTS if part != "vae"), *fine)
+
+
+def missing_part(files: Iterable[str]) -> str | None:
     """What a diffusers folder lacks, in words; None if it is complete.
 
     transformers makes up a dummy tokenizer for a folder without one, so this is asked before anything is loaded.
     """
     have = set(files)
-    for part in parts:
+    for part in parts_of(have):
         if part == "tokenizer":
             if not {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= have and "tokenizer/tokenizer.json" not in have:
                 return "tokenizer/ (vocab.json and merges.txt, or tokenizer.json)"
@@ -128,11 +137,12 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         hint = ("; a single checkpoint file is not read: convert it to a diffusers folder" if folder.is_file() else "")
         raise UserError(f"weights: expected a diffusers folder, and {folder} is not a folder{hint}")
-    parts = [p for p in PARTS if p != "vae"] if somnia_of(folder) else PARTS
-    missing = missing_part(files_of(folder), parts)
+    somnia_of(folder)
+    files = files_of(folder)
+    missing = missing_part(files)
     if missing is not None:
         raise UserError(f"weights folder {folder} lacks {missing}; expected the diffusers layout with "
-                        f"{', '.join(p + '/' for p in parts)}; restore or download it again")
+                        f"{', '.join(p + '/' for p in parts_of(files))}; restore or download it again")
 
 
 def cached(hub_id: str) -> Path | None:
@@ -150,8 +160,7 @@ def cached(hub_id: str) -> Path | None:
     if not isinstance(found, str):
         return None
     folder = Path(found).parent.parent
-    parts = [p for p in PARTS if p != "vae"] if (folder / "somnia.json").is_file() else PARTS
-    return folder if missing_part(files_of(folder), parts) is None else None
+    return folder if missing_part(files_of(folder)) is None else None
 
 
 def _vocabulary() -> str:
@@ -308,12 +317,11 @@ def _download(hub_id: str) -> Path:
 
     name, _, revision = hub_id.partition("@")
     files = list_repo_files(name, revision=revision or None)
-    parts = [p for p in PARTS if p != "vae"] if "somnia.json" in files else PARTS
-    missing = missing_part(files, parts)
+    missing = missing_part(files)
     if missing is not None:
         raise ValueError(f"the repository lacks {missing}")
     wanted = ["model_index.json", "somnia.json", "tokenizer/*", "*/config.json", "scheduler/scheduler_config.json"]
-    for part in (p for p in parts if p in _STEMS):
+    for part in (p for p in parts_of(files) if p in _STEMS):
         best = weight_file(files, part)
         wanted += [best, f"{part}/*-of-*.safetensors"] if best.endswith(".index.json") else [best]
     return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from guidance.prior import GRID_SIZE, IMAGE_CHANNELS, IMAGE_SIZE, UNSHUFFLE
+from guidance.prior import GRID_SIZE, IMAGE_CHANNELS, IMAGE_SIZE, UNSHUFFLE, detail
 from guidance.prior.camera import CONDITION_DIM, RAY_CHANNELS
 from guidance.prior.captions import vocabulary
 
@@ -28,15 +28,16 @@ SOMNIA = {
 
 @dataclass
 class Prior:
-    """The four parts of the model, as diffusers and transformers objects."""
+    """The parts of the model, as diffusers and transformers objects."""
 
     unet: nn.Module
     text_encoder: nn.Module
     tokenizer: object
     scheduler: object
+    detail: nn.Module | None = None  # see guidance.prior.detail
 
     def parameters(self) -> list[nn.Parameter]:
-        """All trained parameters: UNet first, then text encoder."""
+        """What is trained together: UNet first, then text encoder. The detail network is trained after them."""
         return [*self.unet.parameters(), *self.text_encoder.parameters()]
 
     def encode_text(self, prompts: list[str]) -> Tensor:
@@ -47,7 +48,7 @@ class Prior:
         return self.text_encoder(tokens["input_ids"]).last_hidden_state
 
     def predict(self, noisy: Tensor, t: Tensor, text: Tensor, camera: Tensor, ray: Tensor) -> Tensor:
-        """Estimate of the clean image, packed.
+        """Estimate of the clean image, packed; with its details, if there is a network for them.
 
         Args:
             noisy: [B, 192, 8, 8] packed noisy images.
@@ -59,7 +60,8 @@ class Prior:
         Returns:
             [B, 192, 8, 8]. Differentiable in everything but ``t``.
         """
-        return self.unet(torch.cat([noisy, ray], 1), t, encoder_hidden_states=text, class_labels=camera).sample
+        estimate = self.unet(torch.cat([noisy, ray], 1), t, encoder_hidden_states=text, class_labels=camera).sample
+        return estimate if self.detail is None else detail.sharpen(self.detail, noisy, estimate, t)
 
 
 def shifted_cosine_betas(steps: int = TRAIN_STEPS, size: int = IMAGE_SIZE) -> list[float]:
@@ -186,6 +188,8 @@ def save(prior: Prior, folder: Path | str, recipe: dict | None = None, half: boo
     dtype = torch.float16 if half else next(prior.unet.parameters()).dtype
     copy.deepcopy(prior.unet).to(dtype).save_pretrained(folder / "unet")
     copy.deepcopy(prior.text_encoder).to(dtype).save_pretrained(folder / "text_encoder")
+    if prior.detail is not None:
+        copy.deepcopy(prior.detail).to(dtype).save_pretrained(folder / "detail")
     prior.tokenizer.save_pretrained(folder / "tokenizer")
     _byte_pair_files(folder / "tokenizer")
     prior.scheduler.save_pretrained(folder / "scheduler")
@@ -212,7 +216,7 @@ def load(folder: Path | str) -> Prior:
 
     Raises ``FileNotFoundError`` that names the missing part; transformers would silently make up a tokenizer.
     """
-    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from diffusers import DDPMScheduler, UNet2DConditionModel, UNet2DModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
     folder = Path(folder)
@@ -228,9 +232,13 @@ def load(folder: Path | str) -> Prior:
                 f"embedded prior: expected {folder / part}, which is missing; restore the folder "
                 "from version control or run python -m guidance.prior.train"
             )
+    fine = None
+    if (folder / "detail").is_dir():
+        fine = UNet2DModel.from_pretrained(folder / "detail", torch_dtype=torch.float32).eval()
     return Prior(
         UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).eval(),
         CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval(),
         CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         DDPMScheduler.from_pretrained(folder / "scheduler"),
+        fine,
     )

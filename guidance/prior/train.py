@@ -14,12 +14,13 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from guidance.prior import UNSHUFFLE
 from guidance.prior import model as prior_model
@@ -68,11 +69,11 @@ class Trainer:
         from diffusers.models.attention_processor import AttnProcessor
 
         self.recipe, self.data, self.run_folder, self.rank = recipe, data, run, rank
-        self.prior = prior_model.build(seed=recipe.seed)
+        self.prior = self.build()
         self.prior.unet.set_attn_processor(AttnProcessor())  # the fused one is 4 times slower in bf16 on a CPU
         self.prior.text_encoder.set_attn_implementation("eager")
-        self.prior.unet.train()
-        self.prior.text_encoder.train()
+        for part in self.parts(self.prior):
+            part.train()
         self._flatten()
         self.optimizer = torch.optim.AdamW(
             [self.weights], lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99), fused=True
@@ -86,9 +87,28 @@ class Trainer:
         self.levels = self.prior.scheduler.alphas_cumprod
         self.tokens: dict[str, Tensor] = {}
 
+    def build(self) -> prior_model.Prior:
+        """The prior with the weights that training starts from."""
+        return prior_model.build(seed=self.recipe.seed)
+
+    @staticmethod
+    def parts(prior: prior_model.Prior) -> tuple[nn.Module, ...]:
+        """Which parts of a prior are trained."""
+        return prior.unet, prior.text_encoder
+
+    def about(self) -> dict[str, Any]:
+        """What ``recipe.json`` says of this run."""
+        return {
+            "recipe": asdict(self.recipe),
+            **asdict(self.progress),
+            "renders": sum(len(s["kind"]) for s in self.loader.shards.values()),
+            "data_sha256": data_hash(self.data),
+            "torch": torch.__version__,
+        }
+
     def _flatten(self) -> None:
         """Let all parameters, and all gradients, be views of one tensor: one message, one update, no copies."""
-        parameters = self.prior.parameters()
+        parameters = [p for part in self.parts(self.prior) for p in part.parameters()]
         self.weights = torch.nn.Parameter(torch.cat([p.detach().reshape(-1) for p in parameters]))
         self.average = self.weights.detach().clone()
         self.gradient = torch.zeros(self.weights.numel() + 1)  # its last number carries rank 0's pace
@@ -109,16 +129,19 @@ class Trainer:
         return self.prior.text_encoder(ids).last_hidden_state
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean squared error of the estimate of x_0, weighted by kind, with conditions dropped at random."""
+        """Mean squared error of the estimate of x_0, weighted by kind."""
+        u = torch.rand(len(batch.captions), generator=self.generator)
+        error, _ = self.error(batch, (1000 * (1 - u**self.recipe.t_bias)).long().clamp(0, 999))
+        return (error * batch.weight).mean()
+
+    def error(self, batch: Batch, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean squared error [B] of x_0 behind noise of times t [B], conditions dropped at random; and sigma [B]."""
         r, g = self.recipe, self.generator
-        count = len(batch.captions)
-        chance = torch.rand(count, generator=g)
+        chance = torch.rand(len(t), generator=g)
         no_text = chance < r.drop_text + r.drop_both
         keep_camera = ((chance < r.drop_text) | (chance >= r.drop_text + r.drop_both + r.drop_camera)).float()
         captions = ["" if no else text for no, text in zip(no_text.tolist(), batch.captions, strict=True)]
         clean = torch.nn.functional.pixel_unshuffle(batch.image, UNSHUFFLE)
-        u = torch.rand(count, generator=g)
-        t = (1000 * (1 - u**r.t_bias)).long().clamp(0, 999)
         level = self.levels[t][:, None, None, None]
         noise = torch.randn(clean.shape, generator=g)
         noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
@@ -127,7 +150,7 @@ class Trainer:
             estimate = self.prior.predict(
                 noisy, t, text, batch.camera * keep_camera[:, None], batch.ray * keep_camera[:, None, None, None]
             )
-        return ((estimate.float() - clean).square().mean((1, 2, 3)) * batch.weight).mean()
+        return (estimate.float() - clean).square().mean((1, 2, 3)), (1 - level).sqrt().flatten()
 
     def step(self, share: float) -> float:
         """One optimiser step at ``share`` of the learning rate (rank 0's counts); returns the loss of this process."""
@@ -175,24 +198,13 @@ class Trainer:
 
     def export(self, folder: Path) -> None:
         """Write the averaged weights as a diffusers folder in fp16, with ``recipe.json``."""
-        smooth = prior_model.Prior(
-            copy.deepcopy(self.prior.unet),
-            copy.deepcopy(self.prior.text_encoder),
-            self.prior.tokenizer,
-            self.prior.scheduler,
-        )
-        torch.nn.utils.vector_to_parameters(self.average.clone(), smooth.parameters())
-        prior_model.save(
-            smooth,
-            folder,
-            {
-                "recipe": asdict(self.recipe),
-                **asdict(self.progress),
-                "renders": sum(len(s["kind"]) for s in self.loader.shards.values()),
-                "data_sha256": data_hash(self.data),
-                "torch": torch.__version__,
-            },
-        )
+        smooth = copy.copy(self.prior)
+        for name, part in vars(self.prior).items():
+            if any(part is trained for trained in self.parts(self.prior)):
+                setattr(smooth, name, copy.deepcopy(part))
+        parameters = [p for part in self.parts(smooth) for p in part.parameters()]
+        torch.nn.utils.vector_to_parameters(self.average.clone(), parameters)
+        prior_model.save(smooth, folder, self.about())
 
 
 def train(
@@ -203,10 +215,11 @@ def train(
     rank: int = 0,
     save_every: float = 3.0,
     export_every: float = 20.0,
+    kind: type[Trainer] = Trainer,
 ) -> Trainer:
     """Train for some minutes of wall clock; the state is saved every ``save_every`` minutes, weights every
     ``export_every`` minutes to ``run/../snapshot``."""
-    trainer = Trainer(recipe, data, run, rank)
+    trainer = kind(recipe, data, run, rank)
     start = last = time.monotonic()
     end, saved, exported = start + 60 * minutes, start, start
     losses: list[float] = []
@@ -249,29 +262,30 @@ def train(
     return trainer
 
 
-def _worker(rank: int, recipe: Recipe, data: Path, run: Path, minutes: float, meeting: str) -> None:
+def _worker(rank: int, kind: type[Trainer], recipe: Recipe, data: Path, run: Path, minutes: float, meeting: str) -> None:
     torch.set_num_threads(1)
     if recipe.processes > 1:
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=recipe.processes)
-    train(recipe, data, run, minutes, rank)
+    train(recipe, data, run, minutes, rank, kind=kind)
 
 
-def main() -> None:
-    """Train the embedded prior, or go on with it; renders must exist (``python -m guidance.prior.dataset``)."""
+def main(kind: type[Trainer] = Trainer, recipe: Recipe | None = None, run: str = "run") -> None:
+    """Train a part of the embedded prior, or go on with it; renders must exist (``python -m guidance.prior.dataset``)."""
+    recipe = recipe or Recipe()
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--minutes", type=float, default=120, help="wall clock of this run")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the shards")
-    parser.add_argument("--run", type=Path, default=DATA.parent / "run", help="folder of the state")
-    parser.add_argument("--batch", type=int, default=Recipe.batch, help="images a process and step")
-    parser.add_argument("--processes", type=int, default=Recipe.processes, help="one thread each")
-    parser.add_argument("--lr", type=float, default=Recipe.lr)
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--run", type=Path, default=DATA.parent / run, help="folder of the state")
+    parser.add_argument("--batch", type=int, default=recipe.batch, help="images a process and step")
+    parser.add_argument("--processes", type=int, default=recipe.processes, help="one thread each")
+    parser.add_argument("--lr", type=float, default=recipe.lr)
+    parser.add_argument("--seed", type=int, default=recipe.seed)
     args = parser.parse_args()
-    recipe = Recipe(seed=args.seed, batch=args.batch, processes=args.processes, lr=args.lr)
+    recipe = replace(recipe, seed=args.seed, batch=args.batch, processes=args.processes, lr=args.lr)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as meeting:
         torch.multiprocessing.spawn(
-            _worker, (recipe, args.data, args.run, args.minutes, f"{meeting}/meet"), nprocs=recipe.processes
+            _worker, (kind, recipe, args.data, args.run, args.minutes, f"{meeting}/meet"), nprocs=recipe.processes
         )
 
 

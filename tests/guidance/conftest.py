@@ -91,11 +91,14 @@ def sd_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def prior_folder(tmp_path_factory):
-    """A tiny embedded prior; do not change its files."""
-    from guidance.prior import model
+    """A tiny embedded prior with a detail network; do not change its files."""
+    from guidance.prior import detail, model
 
     folder = tmp_path_factory.mktemp("weights") / "prior"
-    model.save(model.build(tiny=True), folder)
+    prior = model.build(tiny=True)
+    prior.detail = detail.build(tiny=True)
+    torch.nn.init.normal_(prior.detail.conv_out.weight, std=0.1)
+    model.save(prior, folder)
     return folder
 
 

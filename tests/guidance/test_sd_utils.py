@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import weakref
 
 import pytest
@@ -12,6 +13,7 @@ from guidance import sd_utils
 from guidance.base import Conditions
 from guidance.distillation import weight
 from guidance.perpneg_utils import PerpNeg
+from guidance.prior import model
 from guidance.sd_utils import NOISE_STREAM, TIME_STREAM, Settings, StableDiffusion
 from nerf.cameras import orbit
 from nerf.errors import DivergenceError, UserError
@@ -184,6 +186,34 @@ def test_embedded_prior_is_told_the_camera(embedded):
     x, t = torch.zeros(2, *embedded.codec.shape), torch.tensor([900, 900])
     front, back = embedded.denoiser(views_at(0, 180), 2)(x, t)[1]
     assert (front - back).abs().max() > 1e-4
+
+
+def test_each_branch_of_the_embedded_prior_is_what_the_prior_itself_predicts(prior_folder, embedded):
+    views, x, t = views_at(0, 90), torch.randn(2, *embedded.codec.shape), torch.tensor([100, 700])
+    prior = model.load(prior_folder)
+    rays, vector = embedded._camera(views, 2, 2)
+    with torch.no_grad():
+        for branch, words in enumerate(("", PROMPT)):
+            expected = prior.predict(x, t, prior.encode_text([words] * 2), vector[:2], rays[:2])
+            torch.testing.assert_close(embedded.denoiser(views, 2)(x, t)[branch], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_prior_without_details_guides_and_its_estimate_is_another(prior_folder, embedded, tmp_path):
+    folder = shutil.copytree(prior_folder, tmp_path / "plain")
+    shutil.rmtree(folder / "detail")
+    views, x, t = views_at(0), torch.randn(1, *embedded.codec.shape), torch.tensor([300])
+    pair = [prior.denoiser(views, 1)(x, t) for prior in (make(folder), embedded)]
+    assert pair[0].shape == pair[1].shape and (pair[0] - pair[1]).abs().max() > 1e-3
+
+
+def test_a_detail_network_of_another_shape_is_refused(prior_folder, tmp_path):
+    from diffusers import UNet2DModel
+
+    folder = shutil.copytree(prior_folder, tmp_path / "other")
+    UNet2DModel(sample_size=32, in_channels=12, out_channels=12, block_out_channels=(8,), norm_num_groups=8,
+                down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)).save_pretrained(folder / "detail")
+    with pytest.raises(UserError, match="detail takes 12 channels and gives 12; expected 6 n.2 and 3 n.2"):
+        StableDiffusion(folder)
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -172,6 +172,15 @@ def test_a_damaged_description_of_the_embedded_prior_is_refused(prior_folder, tm
         resolve(hf_key=str(folder))
 
 
+def test_a_detail_network_without_weights_is_named_and_one_may_be_absent(prior_folder, tmp_path):
+    folder = shutil.copytree(prior_folder, tmp_path / "copy")
+    (folder / "detail" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match="lacks the weights in detail/"):
+        resolve(hf_key=str(folder))
+    shutil.rmtree(folder / "detail")
+    assert resolve(hf_key=str(folder)).kind == "embedded"
+
+
 @pytest.mark.parametrize("version", ["1.5", "2.1 of 2022"])
 def test_published_file_lists_are_complete(layout, version):
     assert missing_part(layout["files"][version]) is None

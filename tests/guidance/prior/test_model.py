@@ -1,9 +1,11 @@
 """The diffusers folder of the prior: words, noise levels, there and back, and missing parts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from guidance.prior import GRID_SIZE, IMAGE_CHANNELS
+from guidance.prior import GRID_SIZE, IMAGE_CHANNELS, detail
 from guidance.prior.camera import CONDITION_DIM, RAY_CHANNELS
 from guidance.prior.captions import vocabulary
 from guidance.prior.model import build, load, save, shifted_cosine_betas
@@ -65,6 +67,19 @@ def test_a_saved_prior_loads_as_the_same_prior(prior, tmp_path):
         a, b = (p.predict(noisy, t, p.encode_text(["a red car", "a mug"]), camera, ray) for p in (prior, again))
     torch.testing.assert_close(a, b)
     assert (tmp_path / "recipe.json").is_file() and again.scheduler.config.prediction_type == "sample"
+
+
+def test_a_detail_network_is_saved_with_the_prior_and_adds_to_its_estimate(prior, tmp_path):
+    fine = detail.build(tiny=True)
+    torch.nn.init.normal_(fine.conv_out.weight, std=0.1)
+    save(replace(prior, detail=fine), tmp_path, half=False)
+    noisy, t, camera, ray = inputs()
+    text = prior.encode_text(["a red car", "a mug"])
+    with torch.no_grad():
+        estimate = prior.predict(noisy, t, text, camera, ray)
+        expected = detail.sharpen(fine, noisy, estimate, t)
+        torch.testing.assert_close(load(tmp_path).predict(noisy, t, text, camera, ray), expected)
+    assert (expected - estimate).abs().max() > 1e-3
 
 
 def test_a_missing_tokenizer_is_named_and_not_made_up(prior, tmp_path):

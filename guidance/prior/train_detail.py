@@ -1,0 +1,49 @@
+"""Training of the detail network: ``python -m guidance.prior.train_detail --minutes 40`` starts it or goes on with it.
+
+The prior's other parts stay as they ship. Every noise level counts by its error over what there is to be said: at little
+noise the error is small, and it is there that outlines are found.
+"""
+
+import json
+
+import torch
+from torch import Tensor, nn
+
+from guidance.prior import WEIGHTS, detail, train
+from guidance.prior import model as prior_model
+from guidance.prior.dataset import Batch
+
+RECIPE = train.Recipe(lr=2e-3, warmup=100, decay_minutes=20, t_bias=1.5)  # t = 1000 u^bias here: more of little noise
+FLOOR = 0.1  # an error's weight is 1 / (FLOOR + sigma)
+
+
+class DetailTrainer(train.Trainer):
+    """One process of the training; the prior is the one that ships."""
+
+    def build(self) -> prior_model.Prior:
+        """The shipped prior, frozen, with its detail network or a new one."""
+        prior = prior_model.load(WEIGHTS)
+        for part in (prior.unet, prior.text_encoder):
+            part.requires_grad_(False)
+        torch.manual_seed(self.recipe.seed)
+        prior.detail = prior.detail or detail.build()
+        return prior
+
+    @staticmethod
+    def parts(prior: prior_model.Prior) -> tuple[nn.Module, ...]:
+        """The detail network alone."""
+        return (prior.detail,)
+
+    def about(self) -> dict:
+        """The prior's own ``recipe.json``, and this run under ``detail``."""
+        return {**json.loads((WEIGHTS / "recipe.json").read_text()), "detail": super().about()}
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean squared error of the estimate of x_0 over ``FLOOR + sigma``."""
+        u = torch.rand(len(batch.captions), generator=self.generator)
+        error, sigma = self.error(batch, (1000 * u**self.recipe.t_bias).long().clamp(0, 999))
+        return (error / (FLOOR + sigma)).mean()
+
+
+if __name__ == "__main__":
+    train.main(DetailTrainer, RECIPE, "run_detail")

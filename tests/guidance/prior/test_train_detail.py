@@ -1,0 +1,65 @@
+"""Training of the detail network: it learns, the rest of the prior keeps its bits, and a run goes on."""
+
+import pytest
+import torch
+
+from guidance.prior import detail, model, train_detail
+from guidance.prior.dataset import write_shard
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    write_shard(0, folder, 8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shipped")
+    model.save(model.build(tiny=True), folder, {"seed": 7})
+    return folder
+
+
+@pytest.fixture
+def trainer(shards, shipped, tmp_path, monkeypatch):
+    build = detail.build
+    monkeypatch.setattr(train_detail, "WEIGHTS", shipped)
+    monkeypatch.setattr(train_detail.detail, "build", lambda: build(tiny=True))
+    recipe = train_detail.train.Recipe(batch=8, processes=1, warmup=5, lr=1e-2, t_bias=1.5)
+    return train_detail.DetailTrainer(recipe, shards, tmp_path / "run")
+
+
+def test_the_loss_falls_within_a_few_steps(trainer):
+    losses = [trainer.step(1.0) for _ in range(60)]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_only_the_detail_network_changes_and_the_rest_is_written_as_it_shipped(trainer, shipped, tmp_path):
+    before = [p.detach().clone() for p in trainer.prior.parameters()]
+    for _ in range(3):
+        trainer.step(1.0)
+    trainer.export(tmp_path / "out")
+    written, old = model.load(tmp_path / "out"), model.load(shipped)
+    assert all(map(torch.equal, before, trainer.prior.parameters()))
+    assert all(map(torch.equal, old.parameters(), written.parameters()))
+    average = torch.nn.utils.parameters_to_vector(written.detail.parameters())
+    assert (average - trainer.average).abs().max() < 2e-3 and written.detail.conv_out.weight.abs().max() > 0
+    recipe = (tmp_path / "out" / "recipe.json").read_text()
+    assert '"seed": 7' in recipe and '"detail"' in recipe
+
+
+def test_a_run_goes_on_with_the_weights_it_stopped_with(trainer, shards):
+    trainer.step(1.0)
+    trainer.save()
+    again = train_detail.DetailTrainer(trainer.recipe, shards, trainer.run_folder)
+    assert again.progress == trainer.progress and torch.equal(trainer.weights, again.weights)
+    assert all(map(torch.equal, trainer.prior.detail.parameters(), again.prior.detail.parameters()))
+
+
+def test_training_begins_from_the_details_that_ship(trainer, shards, tmp_path, monkeypatch):
+    trainer.step(1.0)
+    trainer.export(tmp_path / "out")
+    monkeypatch.setattr(train_detail, "WEIGHTS", tmp_path / "out")
+    fresh = train_detail.DetailTrainer(trainer.recipe, shards, tmp_path / "elsewhere")
+    assert (fresh.weights - trainer.average).abs().max() < 2e-3 and fresh.weights.abs().max() > 0
