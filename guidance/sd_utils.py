@@ -45,6 +45,7 @@ class Settings:
     max_norm: float | None = None  # longest gradient of one view
     perpneg: PerpNeg | None = None
     keep_camera: bool = True  # embedded prior: the branch without the prompt keeps the camera
+    detail: bool = True  # embedded prior: with its detail network, if it has one
     vram_O: bool = False
 
 
@@ -242,7 +243,7 @@ class StableDiffusion(Guidance):
         self.unet = load_part(self.folder, "unet", self.device, dtype)
         self.detail: nn.Module | None = None
         if self.somnia:
-            if (self.folder / "detail").is_dir():
+            if self.settings.detail and (self.folder / "detail").is_dir():
                 self.detail = load_part(self.folder, "detail", self.device, dtype)
             self.codec = PixelCodec(self.somnia["size"], self.somnia["unshuffle"])
             self.spaces = ("rgb",)

@@ -75,6 +75,7 @@ class GuidanceConfig(Group):
         "how far the guidance scale has come to 1, the plain prompt, at the last step (0 not at all, 1 all the way)",
         check=FRACTION,
     )
+    prior_detail: bool = option(True, "embedded prior: sharpen its estimates pixel by pixel, a fifth more time")
     t_range: tuple[float, float] = option((0.02, 0.98), "diffusion times, as fractions", check=ordered(0, 1, "fractions"))
     t_anneal: float = option(
         0.0,

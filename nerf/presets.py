@@ -43,6 +43,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         # Strong guidance makes the shape, mild guidance at the end keeps the colours from going to their extremes.
         "guidance_scale": 8.0,
         "guidance_anneal": 0.8,
+        # A field of 64 cells cannot hold what the detail network shows: no truer on the whole, and a fifth more time.
+        "prior_detail": False,
         "t_range": (0.02, 0.98),
         "t_anneal": 0.8,
         "radius_range": (3.0, 3.5),
@@ -112,6 +114,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "t_anneal": 0.6,
         "guidance_scale": 3.0,
         "guidance_anneal": 0.0,
+        "prior_detail": True,
         "lr": 2e-3,
         "lr_decay": 0.1,
         "lattices": 3,

@@ -1,7 +1,7 @@
 """The embedded prior: a tiny text-and-camera conditioned diffusion model, and the captioned shapes it was trained on.
 
 Contract for whoever runs the weights folder (diffusers layout: ``model_index.json``, ``unet/``, ``text_encoder/``,
-``tokenizer/``, ``scheduler/``) together with ``somnia.json``, which says how the input is prepared::
+``tokenizer/``, ``scheduler/``, and perhaps ``detail/``) together with ``somnia.json``, which says how the input is prepared::
 
     {"space": "pixels", "size": 64, "unshuffle": 8, "camera": "vector8+rays", "camera_dim": 8, "ray_channels": 13,
      "guidance_scale": 7.5}
@@ -18,7 +18,8 @@ Contract for whoever runs the weights folder (diffusers layout: ``model_index.js
   channels. Zeros in both mean "camera unknown". In classifier-free guidance both branches keep the camera; only the
   text is dropped (prompt ``""``).
 * **Call.** ``unet(cat([x_t packed, ray_map], 1), t, encoder_hidden_states=text, class_labels=condition).sample`` is the
-  estimate of **x_0**, packed (``prediction_type`` is ``"sample"``). From it: ``eps = (x_t - sqrt(a_t) x_0) /
+  estimate of **x_0**, packed (``prediction_type`` is ``"sample"``). If there is a folder ``detail/``,
+  ``guidance.prior.detail.sharpen`` then adds what the patches blur, to each branch. From x_0: ``eps = (x_t - sqrt(a_t) x_0) /
   sqrt(1 - a_t)``. Guidance mixes the two branches in x_0, then clamp to [-1, 1].
 * **Text.** ``text_encoder(**tokenizer(prompt, padding="max_length", max_length=16, truncation=True,
   return_tensors="pt")).last_hidden_state`` -> [B, 16, 64]. Prompts carry **no view words**. Pass what the user typed
@@ -28,7 +29,8 @@ Contract for whoever runs the weights folder (diffusers layout: ``model_index.js
   lambertian with the light near the camera.
 
 The modules: ``camera``, ``captions``, ``shapes`` (signed distances), ``render`` (sphere tracing), ``dataset``,
-``model`` (build, save, load), ``train`` and ``diagnose`` (both run with ``python -m``).
+``model`` (build, save, load), ``detail``, ``train``, ``train_detail`` and ``diagnose`` (the last three run with
+``python -m``).
 """
 
 from pathlib import Path

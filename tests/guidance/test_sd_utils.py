@@ -203,6 +203,7 @@ def test_a_prior_without_details_guides_and_its_estimate_is_another(prior_folder
     shutil.rmtree(folder / "detail")
     views, x, t = views_at(0), torch.randn(1, *embedded.codec.shape), torch.tensor([300])
     pair = [prior.denoiser(views, 1)(x, t) for prior in (make(folder), embedded)]
+    torch.testing.assert_close(make(prior_folder, detail=False).denoiser(views, 1)(x, t), pair[0])
     assert pair[0].shape == pair[1].shape and (pair[0] - pair[1]).abs().max() > 1e-3
 
 
