@@ -110,12 +110,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 4,
         "tet_grid_size": 128,
         "dmtet_reso_scale": 2.0,
-        "t_range": (0.02, 0.50),
-        "t_anneal": 0.6,
-        "guidance_scale": 3.0,
+        # Much noise at first moves whole parts; little noise and the prior's details then draw the outlines. Mild guidance:
+        # a strong one thickens legs and darkens colours.
+        "t_range": (0.02, 0.85),
+        "t_anneal": 0.85,
+        "guidance_scale": 2.0,
         "guidance_anneal": 0.0,
         "prior_detail": True,
-        "lr": 2e-3,
+        "lr": 1e-2,
         "lr_decay": 0.1,
         "lattices": 3,
         "lr_lattices": 0.03,
