@@ -54,9 +54,8 @@ def build(config: "Config", device: "torch.device | str", resolved: "Resolved | 
     if wanted.perpneg:
         perpneg = PerpNeg(wanted.negative_w, wanted.front_decay_factor, wanted.side_decay_factor)
     settings = Settings(
-        wanted.guidance_scale, wanted.guidance_rescale, wanted.guidance_weighting, perpneg=perpneg,
-        detail=wanted.prior_detail, vram_O=wanted.vram_O,
-    )  # fmt: skip
+        wanted.guidance_scale, wanted.guidance_rescale, wanted.guidance_weighting, perpneg=perpneg, vram_O=wanted.vram_O
+    )
     model = StableDiffusion(weights.fetch(resolved), device, dtype, settings)
     model.prepare(Conditions(config.prompt.text, config.prompt.negative))
     return model

@@ -45,7 +45,6 @@ class Settings:
     max_norm: float | None = None  # longest gradient of one view
     perpneg: PerpNeg | None = None
     keep_camera: bool = True  # embedded prior: the branch without the prompt keeps the camera
-    detail: bool = True  # embedded prior: with its detail network, if it has one
     vram_O: bool = False
 
 
@@ -243,7 +242,7 @@ class StableDiffusion(Guidance):
         self.unet = load_part(self.folder, "unet", self.device, dtype)
         self.detail: nn.Module | None = None
         if self.somnia:
-            if self.settings.detail and (self.folder / "detail").is_dir():
+            if (self.folder / "detail").is_dir():
                 self.detail = load_part(self.folder, "detail", self.device, dtype)
             self.codec = PixelCodec(self.somnia["size"], self.somnia["unshuffle"])
             self.spaces = ("rgb",)
@@ -342,8 +341,11 @@ class StableDiffusion(Guidance):
             return keeping_spread(perpneg_mixer(scale, push), self.settings.rescale)
         return keeping_spread(classifier_free(scale), self.settings.rescale)
 
-    def denoiser(self, views: Views | None, count: int) -> Denoiser:
-        """The UNet under K conditions at once; see :data:`guidance.distillation.Denoiser`. Carries no gradient."""
+    def denoiser(self, views: Views | None, count: int, sharp: bool = True) -> Denoiser:
+        """The UNet under K conditions at once, with details if there are any and ``sharp``; carries no gradient.
+
+        See :data:`guidance.distillation.Denoiser`.
+        """
         text = self.branches(views, count)
         num = len(text)
         extra, vector = self._camera(views, count, num) if self.somnia else (None, None)
@@ -354,7 +356,7 @@ class StableDiffusion(Guidance):
                 x = torch.cat([x, extra], 1)
             out = self.unet(x, t.to(self.device).repeat(num), encoder_hidden_states=text.flatten(0, 1),
                             class_labels=vector, return_dict=False)[0].to(noisy.dtype)
-            if self.detail is not None:
+            if sharp and self.detail is not None:
                 out = detail.sharpen(self.detail, noisy.repeat(num, 1, 1, 1), out, t.repeat(num), self.codec.unshuffle)
             return out.unflatten(0, (num, count))
 
@@ -392,7 +394,7 @@ class StableDiffusion(Guidance):
             t = draw_times(len(x), t_range, self.distillation.num_times, part.generator(TIME_STREAM)).to(x.device)
             noise = torch.randn(x.shape, generator=part.generator(NOISE_STREAM)).to(x.device)
             mix = self.mixer(views, part.guidance_scale)
-            out = self.distillation.gradient(x, self.denoiser(views, len(x)), mix, t, noise)
+            out = self.distillation.gradient(x, self.denoiser(views, len(x), part.prior_detail), mix, t, noise)
             loss = inject(x, out.gradient, image)
             pictures = None
             if debug:

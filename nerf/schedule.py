@@ -115,7 +115,8 @@ def _guided_part(fraction: float, config: Config, spaces: tuple[str, ...], seed:
     draw = torch.rand(4, generator=rng).tolist()
     height, width = _size(fraction, config)
     common = dict(source="guided", fraction=fraction, num_views=views, height=height, width=width, seed=seed)
-    common |= {"max_level": _max_level(fraction, config), "guidance_scale": _guidance_scale(fraction, config)}
+    common |= {"max_level": _max_level(fraction, config), "guidance_scale": _guidance_scale(fraction, config),
+               "prior_detail": config.guidance.prior_detail}  # fmt: skip
     if fraction < schedule.latent_iter_ratio and "latent" in spaces:
         return Part(**common, shading="normal", space="latent")
     if fraction < schedule.albedo_iter_ratio or draw[3] < schedule.albedo_rate:

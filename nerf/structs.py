@@ -97,6 +97,7 @@ class Part:
     need_normals: bool = False  # asked for by an objective; shading that needs normals computes them anyway
     max_level: float = 1.0  # fraction of the encoder's levels that is on
     guidance_scale: float | None = None  # classifier-free guidance; None: the guidance model's own
+    prior_detail: bool = True  # the embedded prior's estimates are sharpened
     num_views: int = 1  # B
     height: int = 64
     width: int = 64

@@ -61,7 +61,7 @@ def packed(model, image):
 
 def fake_unet(monkeypatch, model, answer):
     """Replace the denoiser by ``answer(noisy, t)``, the same under every condition."""
-    monkeypatch.setattr(model, "denoiser", lambda views, count: lambda x, t: answer(x, t).expand(2, *x.shape))
+    monkeypatch.setattr(model, "denoiser", lambda views, count, sharp=True: lambda x, t: answer(x, t).expand(2, *x.shape))
 
 
 def test_latent_gradient_equals_the_weighted_noise_residual(sd):
@@ -203,8 +203,18 @@ def test_a_prior_without_details_guides_and_its_estimate_is_another(prior_folder
     shutil.rmtree(folder / "detail")
     views, x, t = views_at(0), torch.randn(1, *embedded.codec.shape), torch.tensor([300])
     pair = [prior.denoiser(views, 1)(x, t) for prior in (make(folder), embedded)]
-    torch.testing.assert_close(make(prior_folder, detail=False).denoiser(views, 1)(x, t), pair[0])
+    torch.testing.assert_close(embedded.denoiser(views, 1, sharp=False)(x, t), pair[0])
     assert pair[0].shape == pair[1].shape and (pair[0] - pair[1]).abs().max() > 1e-3
+
+
+def test_a_part_says_whether_its_estimates_are_sharpened(prior_folder, embedded, tmp_path):
+    folder = shutil.copytree(prior_folder, tmp_path / "plain")
+    shutil.rmtree(folder / "detail")
+    image, views = picture(2), views_at(0, 100)
+    plain, blurred, sharp = (gradient(model, image, views, Part("guided", seed=3, prior_detail=wanted)) for model, wanted in (
+        (make(folder, guidance_scale=7.5), True), (embedded, False), (embedded, True)))
+    torch.testing.assert_close(blurred, plain)
+    assert not torch.allclose(sharp, plain)
 
 
 def test_a_detail_network_of_another_shape_is_refused(prior_folder, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nerf import schedule
 from nerf.config import OPTIONS, Config, describe, for_stage, from_json, parse, to_json, with_preset, with_values
 from nerf.errors import UserError
 from nerf.flags import GROUPS, CameraConfig
@@ -317,6 +318,17 @@ def test_a_preset_of_a_stage_needs_the_run_s_preset_and_leaves_what_was_typed():
     mesh = for_stage(with_preset(config, "embedded"), "dmtet")
     assert mesh.dmtet.tet_grid_size == PRESETS["dmtet embedded"]["tet_grid_size"] and mesh.dmtet.lr_distance == 0.5
     assert mesh.loss.lambda_orient == mesh.loss.lambda_entropy == 0
+
+
+def test_details_of_the_prior_are_for_the_mesh_stage_unless_they_are_asked_for():
+    def wanted(*words):
+        config = with_preset(parse([*TEXT, *words]), "embedded")
+        return [
+            schedule.plan(3, for_stage(config, stage), ("guided",), ("rgb",)).parts[0].prior_detail for stage in ("nerf", "dmtet")
+        ]
+
+    assert wanted() == [False, True]
+    assert wanted("--prior_detail") == [True, True] and wanted("--no_prior_detail") == [False, False]
 
 
 def test_a_locked_shape_is_never_shown_without_its_texture():
