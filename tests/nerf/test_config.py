@@ -323,9 +323,8 @@ def test_a_preset_of_a_stage_needs_the_run_s_preset_and_leaves_what_was_typed():
 def test_details_of_the_prior_are_for_the_mesh_stage_unless_they_are_asked_for():
     def wanted(*words):
         config = with_preset(parse([*TEXT, *words]), "embedded")
-        return [
-            schedule.plan(3, for_stage(config, stage), ("guided",), ("rgb",)).parts[0].prior_detail for stage in ("nerf", "dmtet")
-        ]
+        plans = [schedule.plan(3, for_stage(config, stage), ("guided",), ("rgb",)) for stage in ("nerf", "dmtet")]
+        return [plan.parts[0].prior_detail for plan in plans]
 
     assert wanted() == [False, True]
     assert wanted("--prior_detail") == [True, True] and wanted("--no_prior_detail") == [False, False]
