@@ -342,10 +342,7 @@ class StableDiffusion(Guidance):
         return keeping_spread(classifier_free(scale), self.settings.rescale)
 
     def denoiser(self, views: Views | None, count: int, sharp: bool = True) -> Denoiser:
-        """The UNet under K conditions at once, with details if there are any and ``sharp``; carries no gradient.
-
-        See :data:`guidance.distillation.Denoiser`.
-        """
+        """The UNet under K conditions at once, and the details if ``sharp``: a :data:`guidance.distillation.Denoiser`."""
         text = self.branches(views, count)
         num = len(text)
         extra, vector = self._camera(views, count, num) if self.somnia else (None, None)
@@ -354,10 +351,11 @@ class StableDiffusion(Guidance):
             x = noisy.to(self.dtype).repeat(num, 1, 1, 1)
             if extra is not None:
                 x = torch.cat([x, extra], 1)
-            out = self.unet(x, t.to(self.device).repeat(num), encoder_hidden_states=text.flatten(0, 1),
-                            class_labels=vector, return_dict=False)[0].to(noisy.dtype)
+            times = t.to(self.device).repeat(num)
+            out = self.unet(x, times, encoder_hidden_states=text.flatten(0, 1), class_labels=vector,
+                            return_dict=False)[0].to(noisy.dtype)
             if sharp and self.detail is not None:
-                out = detail.sharpen(self.detail, noisy.repeat(num, 1, 1, 1), out, t.repeat(num), self.codec.unshuffle)
+                out = detail.sharpen(self.detail, noisy.repeat(num, 1, 1, 1), out, times, self.codec.unshuffle)
             return out.unflatten(0, (num, count))
 
         return predict

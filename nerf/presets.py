@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         # Strong guidance makes the shape, mild guidance at the end keeps the colours from going to their extremes.
         "guidance_scale": 8.0,
         "guidance_anneal": 0.8,
-        # A field of 64 cells cannot hold what the detail network shows: no truer on the whole, and a fifth more time.
+        # A field of 64 cells cannot hold what the detail network shows: no truer on the whole, and a tenth more time.
         "prior_detail": False,
         "t_range": (0.02, 0.98),
         "t_anneal": 0.8,
