@@ -72,8 +72,6 @@ class Trainer:
         self.prior = self.build()
         self.prior.unet.set_attn_processor(AttnProcessor())  # the fused one is 4 times slower in bf16 on a CPU
         self.prior.text_encoder.set_attn_implementation("eager")
-        for part in self.parts(self.prior):
-            part.train()
         self._flatten()
         self.optimizer = torch.optim.AdamW(
             [self.weights], lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99), fused=True
@@ -92,9 +90,9 @@ class Trainer:
         return prior_model.build(seed=self.recipe.seed)
 
     @staticmethod
-    def parts(prior: prior_model.Prior) -> tuple[nn.Module, ...]:
-        """Which parts of a prior are trained."""
-        return prior.unet, prior.text_encoder
+    def trained(prior: prior_model.Prior) -> list[nn.Parameter]:
+        """Which parameters of a prior are trained."""
+        return prior.parameters()
 
     def about(self) -> dict[str, Any]:
         """What ``recipe.json`` says of this run."""
@@ -108,7 +106,7 @@ class Trainer:
 
     def _flatten(self) -> None:
         """Let all parameters, and all gradients, be views of one tensor: one message, one update, no copies."""
-        parameters = [p for part in self.parts(self.prior) for p in part.parameters()]
+        parameters = self.trained(self.prior)
         self.weights = torch.nn.Parameter(torch.cat([p.detach().reshape(-1) for p in parameters]))
         self.average = self.weights.detach().clone()
         self.gradient = torch.zeros(self.weights.numel() + 1)  # its last number carries rank 0's pace
@@ -198,12 +196,8 @@ class Trainer:
 
     def export(self, folder: Path) -> None:
         """Write the averaged weights as a diffusers folder in fp16, with ``recipe.json``."""
-        smooth = copy.copy(self.prior)
-        for name, part in vars(self.prior).items():
-            if any(part is trained for trained in self.parts(self.prior)):
-                setattr(smooth, name, copy.deepcopy(part))
-        parameters = [p for part in self.parts(smooth) for p in part.parameters()]
-        torch.nn.utils.vector_to_parameters(self.average.clone(), parameters)
+        smooth = copy.deepcopy(self.prior)
+        torch.nn.utils.vector_to_parameters(self.average.clone(), self.trained(smooth))
         prior_model.save(smooth, folder, self.about())
 
 

@@ -1,4 +1,4 @@
-"""Training of the detail network: ``python -m guidance.prior.train_detail --minutes 40`` starts it or goes on with it.
+"""Training of the detail network: ``python -m guidance.prior.train_detail --minutes 45`` starts it or goes on with it.
 
 The prior's other parts stay as they ship. Every noise level counts by its error over what there is to be said: at little
 noise the error is small, and it is there that outlines are found.
@@ -30,9 +30,9 @@ class DetailTrainer(train.Trainer):
         return prior
 
     @staticmethod
-    def parts(prior: prior_model.Prior) -> tuple[nn.Module, ...]:
-        """The detail network alone."""
-        return (prior.detail,)
+    def trained(prior: prior_model.Prior) -> list[nn.Parameter]:
+        """Those of the detail network alone."""
+        return list(prior.detail.parameters())
 
     def about(self) -> dict:
         """The prior's own ``recipe.json``, and this run under ``detail``."""
