@@ -2,9 +2,9 @@
 
 ``python benchmarks/text_to_mesh.py`` takes the workspaces of ``benchmarks/text_to_3d.py`` (and makes those that are
 missing), runs ``main.py --dmtet --init_with`` on each, decimates the NeRF's own mesh to the triangles of the new one, and
-measures both against the true family: volumetric IoU, and the boundary F-score of silhouettes at 256 pixels (the harmonic
-mean of the shares of outline pixels that lie within two pixels of the other's outline). What is measured already is not
-run again.
+measures both against the true family: volumetric IoU, the boundary F-score of silhouettes at 256 pixels (the harmonic
+mean of the shares of outline pixels that lie within two pixels of the other's outline), and the error of the colours of the
+written meshes. What is measured already is not run again.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from benchmarks import mesh_measure, text_to_3d  # noqa: E402
 from guidance.prior.captions import BENCHMARK_PROMPTS, parse  # noqa: E402
 
 SIZE, TOLERANCE, VIEWS = 256, 2.0, 8
+KINDS = ("iou", "boundary_f", "albedo")
 BAR = "IoU not lower by more than 0.01 in the mean, F higher on at least 12 of 16, all watertight, at most 600 s"
 
 
@@ -83,30 +84,40 @@ def one_run(prompt: str, seed: int, work: Path, extra: list[str]) -> dict[str, o
     if code != 0:
         return {**result, "failure": f"mesh stage: exit code {code}"}
     first, second = (json.loads((folder / "result.json").read_text()) for folder in (nerf, workspace))
-    found = mesh_measure.read_mesh(workspace / "mesh" / "mesh.glb")
-    cubes = decimated(mesh_measure.read_mesh(nerf / "mesh" / "mesh.glb"), len(found.faces))
-    return {**result, "command": shlex.join(words), "nerf": measure(cubes, prompt), "dmtet": measure(found, prompt),
+    return {**result, "command": shlex.join(words), **compared(nerf, workspace, prompt),
             "watertight": second["mesh"]["watertight"], "seconds": round(first["seconds"] + seconds, 1)}  # fmt: skip
+
+
+def compared(nerf: Path, workspace: Path, prompt: str) -> dict[str, dict[str, float]]:
+    """Figures of the meshes of two workspaces; the shape of the first is measured at as many triangles as the second has."""
+    written = {"nerf": nerf, "dmtet": workspace}
+    meshes = {stage: mesh_measure.read_mesh(folder / "mesh" / "mesh.glb") for stage, folder in written.items()}
+    shapes = {**meshes, "nerf": decimated(meshes["nerf"], len(meshes["dmtet"].faces))}
+    caption = parse(prompt).caption
+    return {stage: {**measure(shapes[stage], prompt), "albedo": mesh_measure.measure(mesh, caption)["albedo"]}
+            for stage, mesh in meshes.items()}  # fmt: skip
 
 
 def table(results: dict[str, dict]) -> str:
     """Results as Markdown, with the verdicts on the bar below."""
-    lines = ["| prompt | triangles | IoU, NeRF | IoU, DMTet | F, NeRF | F, DMTet | closed | seconds, both |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| prompt | triangles | IoU, NeRF | DMTet | F, NeRF | DMTet | albedo error, NeRF | DMTet | closed | seconds |",
+             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     done = [r for r in results.values() if "dmtet" in r]
     for r in results.values():
         if "dmtet" not in r:
-            lines.append(f"| {r['prompt']} | failed: {r['failure']} | | | | | | |")
+            lines.append(f"| {r['prompt']} | failed: {r['failure']} | | | | | | | | |")
             continue
         a, b = r["nerf"], r["dmtet"]
-        lines.append(f"| {r['prompt']} | {b['triangles']:,} | {a['iou']:.3f} | {b['iou']:.3f} | {a['boundary_f']:.3f} | "
-                     f"{b['boundary_f']:.3f} | {'yes' if r['watertight'] else 'NO'} | {r['seconds']:.0f} |")  # fmt: skip
+        figures = " | ".join(f"{stage[kind]:.3f}" for kind in KINDS for stage in (a, b))
+        lines.append(f"| {r['prompt']} | {b['triangles']:,} | {figures} | {'yes' if r['watertight'] else 'NO'} | "
+                     f"{r['seconds']:.0f} |")  # fmt: skip
     if done:
-        mean = {(s, k): float(np.mean([r[s][k] for r in done])) for s in ("nerf", "dmtet") for k in ("iou", "boundary_f")}
+        mean = {(s, k): float(np.mean([r[s][k] for r in done])) for s in ("nerf", "dmtet") for k in KINDS}
         better = sum(r["dmtet"]["boundary_f"] > r["nerf"]["boundary_f"] for r in done)
-        lines.append(f"| **mean of {len(done)}** | | {mean['nerf', 'iou']:.3f} | **{mean['dmtet', 'iou']:.3f}** | "
-                     f"{mean['nerf', 'boundary_f']:.3f} | **{mean['dmtet', 'boundary_f']:.3f}** (higher on {better}) | "
-                     f"{sum(r['watertight'] for r in done)} | {max(r['seconds'] for r in done):.0f} at most |")  # fmt: skip
+        figures = [f"{mean['nerf', kind]:.3f} | **{mean['dmtet', kind]:.3f}**" for kind in KINDS]
+        figures[1] += f" (higher on {better})"
+        lines.append(f"| **mean of {len(done)}** | | {' | '.join(figures)} | {sum(r['watertight'] for r in done)} | "
+                     f"{max(r['seconds'] for r in done):.0f} at most |")  # fmt: skip
     return "\n".join(lines) + f"\n\nBar: {BAR}.\n"
 
 

@@ -75,10 +75,12 @@ def classifier_free(scale: float) -> Mixer:
         scale: 1 follows the prompt plainly, 0 ignores it.
 
     Returns:
-        A function of the two branches [2, B, ...] (unconditional, conditional).
+        A function of the two branches [2, B, ...] (unconditional, conditional). For scale 1 the first may be left out.
     """
 
     def mix(branches: Tensor) -> Tensor:
+        if scale == 1:
+            return branches[-1]
         unconditional, conditional = branches
         return unconditional + scale * (conditional - unconditional)
 

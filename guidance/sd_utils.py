@@ -68,11 +68,11 @@ def load_part(folder: Path, part: str, device: torch.device, dtype: torch.dtype)
     Raises:
         UserError: the files are damaged, of another architecture, or lack tensors; the part is named.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
     from safetensors import SafetensorError
     from transformers import CLIPTextModel
 
-    kind = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel, "detail": UNet2DModel}[part]
+    kind = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel}.get(part, UNet2DConditionModel)
     file = weights.weight_file(weights.files_of(folder), part) or ""
     how = {"variant": "fp16" if ".fp16." in file else None, "use_safetensors": not file.endswith(".bin")}
     try:
@@ -269,9 +269,10 @@ class StableDiffusion(Guidance):
         if self.unet.config.in_channels != expected:
             raise UserError(f"weights: expected a UNet of {expected} input channels, and {self.folder / 'unet'} takes "
                             f"{self.unet.config.in_channels}; inpainting and depth models cannot guide")
-        if self.detail is not None and not detail.fits(self.detail, self.codec.size):
-            raise UserError(f"weights: {self.folder / 'detail'} takes {self.detail.config.in_channels} channels and gives "
-                            f"{self.detail.config.out_channels}; expected 6 n^2 and 3 n^2, n a divisor of {self.codec.size}")
+        told = (self.unet.config.cross_attention_dim, self.somnia["camera_dim"]) if self.somnia else (0, 0)
+        if self.detail is not None and not detail.fits(self.detail, self.codec.size, *told):
+            raise UserError(f"weights: {self.folder / 'detail'} does not fit the UNet; expected 6 n^2 channels in and 3 n^2 "
+                            f"out, n a divisor of {self.codec.size}, words of {told[0]} numbers and cameras of {told[1]}")
         if self.somnia and self.settings.perpneg is not None:
             raise UserError("--perpneg needs view words, and the embedded prior is told the camera; leave it out")
 
@@ -334,16 +335,20 @@ class StableDiffusion(Guidance):
         return torch.stack(rows)
 
     def mixer(self, views: Views | None, scale: float | None = None) -> Mixer:
-        """How the branches are combined: Perp-Neg if asked for, else classifier-free guidance."""
+        """How the branches are combined: Perp-Neg if asked for, else classifier-free guidance; see also :meth:`plain`."""
         scale = self.settings.guidance_scale if scale is None else scale
         if self.settings.perpneg is not None and views is not None:
             push = negative_weights(views.azimuth, views.polar, self.settings.perpneg).to(self.device)
             return keeping_spread(perpneg_mixer(scale, push), self.settings.rescale)
-        return keeping_spread(classifier_free(scale), self.settings.rescale)
+        return keeping_spread(classifier_free(scale), 0 if self.plain(scale) else self.settings.rescale)
 
-    def denoiser(self, views: Views | None, count: int, sharp: bool = True) -> Denoiser:
-        """The UNet under K conditions at once, and the details if ``sharp``: a :data:`guidance.distillation.Denoiser`."""
-        text = self.branches(views, count)
+    def plain(self, scale: float) -> bool:
+        """Whether guidance of this scale is the branch with the prompt itself, so that no other is needed."""
+        return scale == 1 and self.settings.perpneg is None
+
+    def denoiser(self, views: Views | None, count: int, sharp: bool = True, plain: bool = False) -> Denoiser:
+        """The UNet under K conditions at once (one if ``plain``), and the details if ``sharp``: a :data:`Denoiser`."""
+        text = self.branches(views, count)[1:2] if plain else self.branches(views, count)
         num = len(text)
         extra, vector = self._camera(views, count, num) if self.somnia else (None, None)
 
@@ -352,10 +357,11 @@ class StableDiffusion(Guidance):
             if extra is not None:
                 x = torch.cat([x, extra], 1)
             times = t.to(self.device).repeat(num)
-            out = self.unet(x, times, encoder_hidden_states=text.flatten(0, 1), class_labels=vector,
-                            return_dict=False)[0].to(noisy.dtype)
+            words = text.flatten(0, 1)
+            out = self.unet(x, times, encoder_hidden_states=words, class_labels=vector, return_dict=False)[0].to(noisy.dtype)
             if sharp and self.detail is not None:
-                out = detail.sharpen(self.detail, noisy.repeat(num, 1, 1, 1), out, times, self.codec.unshuffle)
+                again = noisy.repeat(num, 1, 1, 1)
+                out = detail.sharpen(self.detail, again, out, times, words, vector, self.codec.unshuffle)
             return out.unflatten(0, (num, count))
 
         return predict
@@ -370,7 +376,8 @@ class StableDiffusion(Guidance):
             rays = camera.ray_map(views.pose.float(), views.fovy.float(), grid)
             vector = camera.condition(views.polar, views.azimuth, views.radius, views.fovy)
         known = torch.ones(num, 1)
-        known[0] = float(self.settings.keep_camera)
+        if num > 1:
+            known[0] = float(self.settings.keep_camera)
         known = known.repeat_interleave(count, 0).to(self.device, self.dtype)
         rays, vector = (v.to(self.device, self.dtype).repeat(num, *(1,) * (v.ndim - 1)) for v in (rays, vector))
         return rays * known[:, :, None, None], vector * known
@@ -391,8 +398,9 @@ class StableDiffusion(Guidance):
                 x = self.codec.encode(image, part.generator(POSTERIOR_STREAM))
             t = draw_times(len(x), t_range, self.distillation.num_times, part.generator(TIME_STREAM)).to(x.device)
             noise = torch.randn(x.shape, generator=part.generator(NOISE_STREAM)).to(x.device)
-            mix = self.mixer(views, part.guidance_scale)
-            out = self.distillation.gradient(x, self.denoiser(views, len(x), part.prior_detail), mix, t, noise)
+            scale = self.settings.guidance_scale if part.guidance_scale is None else part.guidance_scale
+            predict = self.denoiser(views, len(x), part.prior_detail, self.plain(scale))
+            out = self.distillation.gradient(x, predict, self.mixer(views, scale), t, noise)
             loss = inject(x, out.gradient, image)
             pictures = None
             if debug:
@@ -445,17 +453,6 @@ class StableDiffusion(Guidance):
         return self.codec.decode(x0)
 
 
-def _write_sheet(pictures: Tensor, path: Path) -> None:
-    """Pictures [B, 3, S, S] side by side, four in a row, as a PNG."""
-    from PIL import Image
-
-    columns = min(4, len(pictures))
-    rows = [torch.cat(list(pictures[i:i + columns]), 2) for i in range(0, len(pictures), columns)]
-    sheet = (torch.cat(rows, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(path)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m guidance.sd_utils "a red car"``: draw the prompt in two dimensions, to see what a model knows.
 
@@ -472,6 +469,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="sample.png")
     options = parser.parse_args(argv)
+    from nerf.video import contact_sheet, write_png
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -488,7 +487,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         azimuth = torch.arange(8) * 45.0
         views, count = orbit(options.polar, azimuth, 3.2, 20.0, model.image_size, model.image_size), 8
     generator = torch.Generator().manual_seed(options.seed)
-    _write_sheet(model.sample(views, count, generator, options.steps), Path(options.output))
+    pictures = model.sample(views, count, generator, options.steps).movedim(1, -1)
+    write_png(options.output, contact_sheet(list(pictures), min(4, count), gap=0))
     log.info("wrote %s (azimuth 0, 45, ... 315 degrees)" if views else "wrote %s", options.output)
     return 0
 

@@ -17,7 +17,7 @@ from nerf.options import iterate
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))  # every package
 KERNELS = [room for room in ROOMS if room not in ("nerf", "guidance", "extension")]
-LEAVES = {"structs", "cameras", "shading", "activation", "errors"}
+LEAVES = {"structs", "cameras", "shading", "activation", "errors", "files", "video"}
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 
 

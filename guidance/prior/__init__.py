@@ -19,8 +19,8 @@ Contract for whoever runs the weights folder (diffusers layout: ``model_index.js
   text is dropped (prompt ``""``).
 * **Call.** ``unet(cat([x_t packed, ray_map], 1), t, encoder_hidden_states=text, class_labels=condition).sample`` is the
   estimate of **x_0**, packed (``prediction_type`` is ``"sample"``). If there is a folder ``detail/``,
-  ``guidance.prior.detail.sharpen`` then adds what the patches blur, to each branch. From x_0: ``eps = (x_t - sqrt(a_t) x_0) /
-  sqrt(1 - a_t)``. Guidance mixes the two branches in x_0, then clamp to [-1, 1].
+  ``guidance.prior.detail.sharpen`` then adds what the patches blur, to each branch under its own conditions. From x_0:
+  ``eps = (x_t - sqrt(a_t) x_0) / sqrt(1 - a_t)``. Guidance mixes the two branches in x_0, then clamp to [-1, 1].
 * **Text.** ``text_encoder(**tokenizer(prompt, padding="max_length", max_length=16, truncation=True,
   return_tensors="pt")).last_hidden_state`` -> [B, 16, 64]. Prompts carry **no view words**. Pass what the user typed
   through ``guidance.prior.captions.parse`` first: it unifies spellings, and names unknown words with their neighbours.
@@ -28,9 +28,9 @@ Contract for whoever runs the weights folder (diffusers layout: ``model_index.js
   any azimuth; the object fills a ball of radius 0.5. Backgrounds: plain colours, often white. Shading: flat albedo or
   lambertian with the light near the camera.
 
-The modules: ``camera``, ``captions``, ``shapes`` (signed distances), ``render`` (sphere tracing), ``dataset``,
-``model`` (build, save, load), ``detail``, ``train``, ``train_detail`` and ``diagnose`` (the last three run with
-``python -m``).
+The modules: ``camera``, ``captions``, ``shapes`` (signed distances), ``render`` (sphere tracing), ``wear`` (what an
+unfinished mesh does to a picture), ``dataset``, ``model`` (build, save, load), ``detail``, ``train``, ``train_detail`` and
+``diagnose`` (the last three run with ``python -m``).
 """
 
 from pathlib import Path
@@ -39,4 +39,5 @@ IMAGE_SIZE = 64
 UNSHUFFLE = 8
 GRID_SIZE = IMAGE_SIZE // UNSHUFFLE
 IMAGE_CHANNELS = 3 * UNSHUFFLE**2
+TEXT_DIM, TINY_TEXT_DIM = 64, 32  # width of the states of words; the second in tests
 WEIGHTS = Path(__file__).parent / "weights"

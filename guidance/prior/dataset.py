@@ -17,12 +17,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from guidance.prior import GRID_SIZE, IMAGE_SIZE
 from guidance.prior.camera import condition, look_at, random_cameras, ray_map
 from guidance.prior.captions import KIND_NAMES, STACKED, random_caption
 from guidance.prior.render import render
 from guidance.prior.shapes import EMPTY, KINDS, palette, random_proportions
+from guidance.prior.wear import worn
 
 DATA = Path("local/prior/data")
 SHARD = 512
@@ -99,19 +101,21 @@ def data_hash(folder: Path = DATA) -> str:
 
 @dataclass
 class Batch:
-    """A batch ready for the model: image [B, 3, 64, 64] in [-1, 1], camera [B, 8], ray [B, 13, 8, 8], captions, weight [B]."""
+    """A batch ready for the model: camera [B, 8], ray [B, 13, 8, 8], captions, weight [B], and two pictures of each.
+
+    image [B, 3, 64, 64] in [-1, 1] is the clean one, ``shown`` what noise is laid upon: the same, or it :func:`worn`.
+    """
 
     image: Tensor
+    shown: Tensor
     camera: Tensor
     ray: Tensor
     captions: list[str]
     weight: Tensor
 
 
-def colorize(
-    material: Tensor, normal: Tensor, palettes: Tensor, light: Tensor, ambient: Tensor, background: Tensor
-) -> Tensor:
-    """Colour, light and background for stored renders.
+def shaded(material: Tensor, normal: Tensor, palettes: Tensor, light: Tensor, ambient: Tensor) -> Tensor:
+    """Colour and light for stored renders.
 
     Args:
         material: [B, 2H, 2W] uint8.
@@ -119,20 +123,25 @@ def colorize(
         palettes: [B, 16, 3] colour of each material.
         light: [B, 3] unit direction towards the light, in camera axes.
         ambient: [B] share of the light that comes from everywhere; 1 is flat albedo.
-        background: [B, 3].
 
     Returns:
-        [B, H, W, 3] in [0, 1], edges antialiased.
+        [B, 4, 2H, 2W] in [0, 1]: colour times coverage, then coverage, which is 0 or 1.
     """
-    count, height, width = normal.shape[:3]
+    count = len(material)
     table = torch.cat([palettes, torch.ones(count, palettes.shape[1], 1)], -1)
     table[:, EMPTY] = 0
     index = material.to(torch.int32) + torch.arange(count, dtype=torch.int32)[:, None, None] * palettes.shape[1]
-    fine = table.reshape(-1, 4).index_select(0, index.reshape(-1)).reshape(count, height, 2, width, 2, 4)
-    pixel = (fine[:, :, 0, :, 0] + fine[:, :, 0, :, 1] + fine[:, :, 1, :, 0] + fine[:, :, 1, :, 1]) / 4
+    fine = table.reshape(-1, 4).index_select(0, index.reshape(-1)).reshape(*material.shape, 4).movedim(-1, 1)
     facing = torch.einsum("bhwc,bc->bhw", normal, light).clamp(min=0)
     shade = ambient[:, None, None] + (1 - ambient[:, None, None]) * facing
-    return pixel[..., :3] * shade[..., None] + (1 - pixel[..., 3:]) * background[:, None, None, :]
+    shade = shade.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
+    return torch.cat([fine[:, :3] * shade, fine[:, 3:]], 1)
+
+
+def over(layers: Tensor, background: Tensor) -> Tensor:
+    """Layers [B, 4, 2H, 2W] of :func:`shaded` before a background [B, 3]: [B, 3, H, W], edges antialiased."""
+    pixel = avg_pool2d(layers, 2)
+    return pixel[:, :3] + (1 - pixel[:, 3:]) * background[:, :, None, None]
 
 
 class Loader:
@@ -142,10 +151,11 @@ class Loader:
         folder: where the shards are.
         seed: of the choice of renders, captions, colours, lights and backgrounds.
         rescan: batches between looks for new shards.
+        wear: whether noise is laid upon pictures as an unfinished mesh shows them.
     """
 
-    def __init__(self, folder: Path = DATA, seed: int = 0, rescan: int = 200) -> None:
-        self.folder, self.rescan = Path(folder), rescan
+    def __init__(self, folder: Path = DATA, seed: int = 0, rescan: int = 200, wear: bool = False) -> None:
+        self.folder, self.rescan, self.wear = Path(folder), rescan, wear
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.shards: dict[Path, dict[str, Tensor]] = {}
@@ -207,25 +217,26 @@ class Loader:
         )
         ambient = torch.where(self._uniform(size) < 0.3, 1.0, 0.35 + 0.25 * self._uniform(size))
         background = torch.where(self._uniform(size, 1) < 0.5, 1.0, self._uniform(size, 3))
-        image = colorize(rows["material"], rows["normal"].float() / 127, palettes, light, ambient, background)
-        azimuth = self._augment(rows["azimuth"], kinds, image)
+        layers = shaded(rows["material"], rows["normal"].float() / 127, palettes, light, ambient)
+        image = over(layers, background) * 2 - 1
+        shown = over(worn(layers, self.generator), background) * 2 - 1 if self.wear else image
+        azimuth, mirrored = self._augment(rows["azimuth"], kinds)
+        image, shown = (torch.where(mirrored, p.flip(-1), p) for p in (image, shown))
         camera = condition(rows["polar"], azimuth, rows["radius"], rows["fovy"])
         ray = ray_map(look_at(rows["polar"], azimuth, rows["radius"]), rows["fovy"], GRID_SIZE)
-        image = image.permute(0, 3, 1, 2).contiguous() * 2 - 1
         weight = torch.tensor([EMPHASIS.get(kind, 1.0) for kind in kinds])
-        return Batch(image, camera, ray, [caption.text for caption in captions], weight)
+        return Batch(image, shown, camera, ray, [caption.text for caption in captions], weight)
 
-    def _augment(self, azimuth: Tensor, kinds: list[str], image: Tensor) -> Tensor:
-        """Azimuths after the symmetries of each kind were used; mirrored images [B, H, W, 3] are flipped in place."""
-        azimuth = azimuth.clone()
+    def _augment(self, azimuth: Tensor, kinds: list[str]) -> tuple[Tensor, Tensor]:
+        """Azimuths [B] after the symmetries of each kind were used, and which pictures are to be mirrored, [B, 1, 1, 1]."""
+        azimuth, mirrored = azimuth.clone(), torch.zeros(len(kinds), dtype=torch.bool)
         for i, kind in enumerate(kinds):
             symmetry = KINDS[kind].symmetry
             if symmetry == "round":
                 azimuth[i] = 360 * self.rng.random()
             elif symmetry == "mirror" and self.rng.random() < 0.5:
-                azimuth[i] = -azimuth[i]
-                image[i] = image[i].flip(1)
-        return azimuth
+                azimuth[i], mirrored[i] = -azimuth[i], True
+        return azimuth, mirrored[:, None, None, None]
 
 
 def main() -> None:

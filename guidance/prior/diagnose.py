@@ -4,7 +4,7 @@ The figure is the error of the denoised image when the camera it is told is wron
 with the right one, at t = 850, where the noise hides which way the object faces. One means that the camera is ignored.
 Beside it stands the ceiling: the same ratio for the best denoiser there could be, the posterior mean over renders of
 the family seen by the right or the wrong camera. A second table says how far from the clean image the denoised one is at
-several times, with and without the detail network. B images.
+several times, without and with the detail network, and where the noise lies on a worn image. B images.
 """
 
 import argparse
@@ -19,10 +19,11 @@ from torch import Tensor
 from guidance.prior import GRID_SIZE, IMAGE_SIZE, UNSHUFFLE, WEIGHTS
 from guidance.prior.camera import condition, look_at, random_cameras, ray_map
 from guidance.prior.captions import BENCHMARK_PROMPTS, Caption, parse, random_caption
-from guidance.prior.dataset import colorize
+from guidance.prior.dataset import over, shaded
 from guidance.prior.model import Prior, load
 from guidance.prior.render import render
 from guidance.prior.shapes import palette, random_proportions
+from guidance.prior.wear import worn
 
 KINDS = ("chair", "car", "house", "mug")
 TURNS = (0, 90, 180)
@@ -30,16 +31,16 @@ TIMES = (50, 100, 200, 300, 500, 700)
 VIEWS = ((75.0, 0.0), (75.0, 90.0), (75.0, 180.0), (75.0, 270.0), (55.0, 35.0), (55.0, 215.0))
 
 
-def pictures(caption: Caption, cameras: dict[str, Tensor], seed: int = 0) -> Tensor:
-    """Renders [B, 3, 64, 64] in [-1, 1] of random members of the family, soft light, white background."""
+def pictures(caption: Caption, cameras: dict[str, Tensor], seed: int = 0, wear: bool = False) -> Tensor:
+    """Renders [B, 3, 64, 64] in [-1, 1] of random members of the family, soft light, white background; worn or not."""
     count = len(cameras["polar"])
     proportions = random_proportions(caption.kind, count, torch.Generator().manual_seed(seed))
     material, normal = render(caption.kind, proportions, cameras, IMAGE_SIZE)
     light = torch.nn.functional.normalize(torch.tensor([0.0, 0.25, 1.0]), dim=0).expand(count, 3)
-    image = colorize(
-        material, normal, palette(caption).expand(count, -1, -1), light, torch.full((count,), 0.5), torch.ones(count, 3)
-    )
-    return image.permute(0, 3, 1, 2) * 2 - 1
+    layers = shaded(material, normal, palette(caption).expand(count, -1, -1), light, torch.full((count,), 0.5))
+    if wear:
+        layers = worn(layers, torch.Generator().manual_seed(seed))
+    return over(layers, torch.ones(count, 3)) * 2 - 1
 
 
 def turned(cameras: dict[str, Tensor], degrees: float) -> dict[str, Tensor]:
@@ -61,12 +62,19 @@ def _noisy(prior: Prior, image: Tensor, t: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def camera_error(
-    prior: Prior, caption: Caption, t: int = 850, count: int = 40, seed: int = 1, turns: tuple[int, ...] = TURNS
+    prior: Prior,
+    caption: Caption,
+    t: int = 850,
+    count: int = 40,
+    seed: int = 1,
+    turns: tuple[int, ...] = TURNS,
+    wear: bool = False,
 ) -> dict[int, float]:
     """Mean squared error of the denoised image ([-1, 1] scale) for a camera wrong by each of ``turns``, in degrees."""
     cameras = random_cameras(count, torch.Generator().manual_seed(seed))
     image = pictures(caption, cameras, seed)
-    noisy = torch.nn.functional.pixel_unshuffle(_noisy(prior, image, t, seed), UNSHUFFLE)
+    shown = pictures(caption, cameras, seed, wear)
+    noisy = torch.nn.functional.pixel_unshuffle(_noisy(prior, shown, t, seed), UNSHUFFLE)
     text = prior.encode_text([caption.text]).expand(count, -1, -1)
     steps = torch.full((count,), t)
     errors = {}
@@ -146,13 +154,20 @@ def gate(prior: Prior, t: int = 850, count: int = 40, ceiling: bool = True) -> d
 
 
 def sharpness(prior: Prior, prompts: list[str], times: tuple[int, ...] = TIMES, count: int = 8) -> dict[int, dict[str, float]]:
-    """Root mean squared error of the denoised image ([-1, 1] scale) at each time, without and with details."""
+    """Root mean squared error of the denoised image ([-1, 1] scale) at each time.
 
-    def error(prior: Prior, t: int) -> float:
-        errors = [camera_error(prior, parse(prompt).caption, t, count, turns=(0,))[0] for prompt in prompts]
+    Returns:
+        For each time ``patches`` and ``details``, without and with the detail network, and ``worn patches`` and ``worn
+        details``, where the noise lies on a worn image (:mod:`guidance.prior.wear`).
+    """
+
+    def error(prior: Prior, t: int, wear: bool) -> float:
+        errors = [camera_error(prior, parse(prompt).caption, t, count, turns=(0,), wear=wear)[0] for prompt in prompts]
         return round((sum(errors) / len(errors)) ** 0.5, 4)
 
-    return {t: {"patches": error(replace(prior, detail=None), t), "details": error(prior, t)} for t in times}
+    kinds = {"patches": replace(prior, detail=None), "details": prior}
+    return {t: {start + name: error(kind, t, bool(start)) for start in ("", "worn ") for name, kind in kinds.items()}
+            for t in times}
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from guidance.prior import GRID_SIZE, IMAGE_CHANNELS, IMAGE_SIZE, UNSHUFFLE, detail
+from guidance.prior import GRID_SIZE, IMAGE_CHANNELS, IMAGE_SIZE, TEXT_DIM, TINY_TEXT_DIM, UNSHUFFLE, detail
 from guidance.prior.camera import CONDITION_DIM, RAY_CHANNELS
 from guidance.prior.captions import vocabulary
 
@@ -61,7 +61,7 @@ class Prior:
             [B, 192, 8, 8]. Differentiable in everything but ``t``.
         """
         estimate = self.unet(torch.cat([noisy, ray], 1), t, encoder_hidden_states=text, class_labels=camera).sample
-        return estimate if self.detail is None else detail.sharpen(self.detail, noisy, estimate, t)
+        return estimate if self.detail is None else detail.sharpen(self.detail, noisy, estimate, t, text, camera)
 
 
 def shifted_cosine_betas(steps: int = TRAIN_STEPS, size: int = IMAGE_SIZE) -> list[float]:
@@ -136,7 +136,7 @@ def build(tiny: bool = False, seed: int = 0) -> Prior:
 
     torch.manual_seed(seed)
     tokenizer = _build_tokenizer()
-    width = 32 if tiny else 64
+    width = TINY_TEXT_DIM if tiny else TEXT_DIM
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -186,10 +186,12 @@ def save(prior: Prior, folder: Path | str, recipe: dict | None = None, half: boo
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.float16 if half else next(prior.unet.parameters()).dtype
-    copy.deepcopy(prior.unet).to(dtype).save_pretrained(folder / "unet")
     copy.deepcopy(prior.text_encoder).to(dtype).save_pretrained(folder / "text_encoder")
-    if prior.detail is not None:
-        copy.deepcopy(prior.detail).to(dtype).save_pretrained(folder / "detail")
+    for name, network in (("unet", prior.unet), ("detail", prior.detail)):
+        if network is not None:
+            written = copy.deepcopy(network).to(dtype)
+            written.register_to_config(_name_or_path="")  # diffusers would write the folder that it was read from
+            written.save_pretrained(folder / name)
     prior.tokenizer.save_pretrained(folder / "tokenizer")
     _byte_pair_files(folder / "tokenizer")
     prior.scheduler.save_pretrained(folder / "scheduler")
@@ -216,7 +218,7 @@ def load(folder: Path | str) -> Prior:
 
     Raises ``FileNotFoundError`` that names the missing part; transformers would silently make up a tokenizer.
     """
-    from diffusers import DDPMScheduler, UNet2DConditionModel, UNet2DModel
+    from diffusers import DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
     folder = Path(folder)
@@ -234,7 +236,7 @@ def load(folder: Path | str) -> Prior:
             )
     fine = None
     if (folder / "detail").is_dir():
-        fine = UNet2DModel.from_pretrained(folder / "detail", torch_dtype=torch.float32).eval()
+        fine = UNet2DConditionModel.from_pretrained(folder / "detail", torch_dtype=torch.float32).eval()
     return Prior(
         UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).eval(),
         CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval(),

@@ -65,6 +65,8 @@ class Trainer:
         rank: 0 writes and sets the pace.
     """
 
+    wear = False  # whether noise is laid upon worn pictures, see guidance.prior.wear
+
     def __init__(self, recipe: Recipe, data: Path, run: Path, rank: int = 0) -> None:
         from diffusers.models.attention_processor import AttnProcessor
 
@@ -80,7 +82,7 @@ class Trainer:
         if (run / "state.pt").exists():
             self.load(run / "state.pt")
         seed = recipe.seed + 1000 * rank + 7919 * self.progress.step
-        self.loader = Loader(data, seed)
+        self.loader = Loader(data, seed, wear=self.wear)
         self.generator = torch.Generator().manual_seed(seed + 1)
         self.levels = self.prior.scheduler.alphas_cumprod
         self.tokens: dict[str, Tensor] = {}
@@ -142,7 +144,7 @@ class Trainer:
         clean = torch.nn.functional.pixel_unshuffle(batch.image, UNSHUFFLE)
         level = self.levels[t][:, None, None, None]
         noise = torch.randn(clean.shape, generator=g)
-        noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
+        noisy = level.sqrt() * torch.nn.functional.pixel_unshuffle(batch.shown, UNSHUFFLE) + (1 - level).sqrt() * noise
         with torch.autocast("cpu", torch.bfloat16):
             text = self.encode_text(captions)
             estimate = self.prior.predict(

@@ -20,13 +20,18 @@ FLOOR = 0.1  # an error's weight is 1 / (FLOOR + sigma)
 class DetailTrainer(train.Trainer):
     """One process of the training; the prior is the one that ships."""
 
+    wear = True
+
     def build(self) -> prior_model.Prior:
         """The shipped prior, frozen, with its detail network or a new one."""
+        from diffusers.models.attention_processor import AttnProcessor
+
         prior = prior_model.load(WEIGHTS)
         for part in (prior.unet, prior.text_encoder):
             part.requires_grad_(False)
         torch.manual_seed(self.recipe.seed)
         prior.detail = prior.detail or detail.build()
+        prior.detail.set_attn_processor(AttnProcessor())
         return prior
 
     @staticmethod

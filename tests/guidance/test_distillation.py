@@ -152,6 +152,7 @@ def test_guidance_is_linear_in_its_scale():
 def test_guidance_of_scale_one_is_the_conditional_branch():
     branches = noise_like((2, 3, 4))
     torch.testing.assert_close(classifier_free(1.0)(branches), branches[1])
+    torch.testing.assert_close(classifier_free(1.0)(branches[1:]), branches[1])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

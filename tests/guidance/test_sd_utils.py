@@ -13,7 +13,7 @@ from guidance import sd_utils
 from guidance.base import Conditions
 from guidance.distillation import weight
 from guidance.perpneg_utils import PerpNeg
-from guidance.prior import model
+from guidance.prior import detail, model
 from guidance.sd_utils import NOISE_STREAM, TIME_STREAM, Settings, StableDiffusion
 from nerf.cameras import orbit
 from nerf.errors import DivergenceError, UserError
@@ -61,7 +61,7 @@ def packed(model, image):
 
 def fake_unet(monkeypatch, model, answer):
     """Replace the denoiser by ``answer(noisy, t)``, the same under every condition."""
-    monkeypatch.setattr(model, "denoiser", lambda views, count, sharp=True: lambda x, t: answer(x, t).expand(2, *x.shape))
+    monkeypatch.setattr(model, "denoiser", lambda views, count, *how: lambda x, t: answer(x, t).expand(2, *x.shape))
 
 
 def test_latent_gradient_equals_the_weighted_noise_residual(sd):
@@ -217,13 +217,22 @@ def test_a_part_says_whether_its_estimates_are_sharpened(prior_folder, embedded,
     assert not torch.allclose(sharp, plain)
 
 
-def test_a_detail_network_of_another_shape_is_refused(prior_folder, tmp_path):
-    from diffusers import UNet2DModel
+def test_scale_one_asks_the_model_under_the_prompt_alone(embedded, monkeypatch):
+    image, views = picture(2), views_at(0, 100)
+    near = gradient(embedded, image, views, Part("guided", seed=3, guidance_scale=1 + 1e-6))
+    asked, kind = [], type(embedded.unet)
+    forward = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, x, *a, **k: asked.append(len(x)) or forward(self, x, *a, **k))
+    torch.testing.assert_close(gradient(embedded, image, views, Part("guided", seed=3, guidance_scale=1.0)), near,
+                               rtol=1e-3, atol=1e-5)
+    gradient(embedded, image, views, Part("guided", seed=3, guidance_scale=1.5))
+    assert asked == [2, 2, 4, 4]  # the UNet and the detail network, two views each
 
+
+def test_a_detail_network_of_another_shape_is_refused(prior_folder, tmp_path):
     folder = shutil.copytree(prior_folder, tmp_path / "other")
-    UNet2DModel(sample_size=32, in_channels=12, out_channels=12, block_out_channels=(8,), norm_num_groups=8,
-                down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)).save_pretrained(folder / "detail")
-    with pytest.raises(UserError, match="detail takes 12 channels and gives 12; expected 6 n.2 and 3 n.2"):
+    detail.build().save_pretrained(folder / "detail")  # for words of another width
+    with pytest.raises(UserError, match="detail does not fit the UNet; .* words of 32 numbers and cameras of 8"):
         StableDiffusion(folder)
 
 

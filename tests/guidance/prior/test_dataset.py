@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from guidance.prior.captions import KIND_NAMES, is_held_out, parse
-from guidance.prior.dataset import Loader, colorize, data_hash, write_shard
+from guidance.prior.dataset import Loader, data_hash, over, shaded, write_shard
 from guidance.prior.shapes import EMPTY, MATERIALS
 
 
@@ -19,23 +19,23 @@ def paint(material, normal, ambient=1.0, background=(1.0, 1.0, 1.0)):
     palettes = torch.zeros(1, MATERIALS, 3)
     palettes[0, 0] = torch.tensor([0.8, 0.4, 0.2])
     light = torch.tensor([[0.0, 0.0, 1.0]])
-    return colorize(material, normal, palettes, light, torch.tensor([ambient]), torch.tensor([background]))
+    return over(shaded(material, normal, palettes, light, torch.tensor([ambient])), torch.tensor([background]))
 
 
 def test_flat_light_shows_the_colour_itself():
     image = paint(torch.zeros(1, 4, 4, dtype=torch.uint8), torch.zeros(1, 2, 2, 3))
-    torch.testing.assert_close(image[0, 0, 0], torch.tensor([0.8, 0.4, 0.2]))
+    torch.testing.assert_close(image[0, :, 0, 0], torch.tensor([0.8, 0.4, 0.2]))
 
 
 def test_a_surface_that_faces_away_gets_the_ambient_share():
     image = paint(torch.zeros(1, 2, 2, dtype=torch.uint8), torch.tensor([[[[0.0, 0.0, -1.0]]]]), ambient=0.5)
-    torch.testing.assert_close(image[0, 0, 0], torch.tensor([0.4, 0.2, 0.1]))
+    torch.testing.assert_close(image[0, :, 0, 0], torch.tensor([0.4, 0.2, 0.1]))
 
 
 def test_a_pixel_half_covered_is_half_background():
     material = torch.tensor([[[0, 0], [EMPTY, EMPTY]]], dtype=torch.uint8)
     image = paint(material, torch.zeros(1, 1, 1, 3), background=(0.0, 0.0, 1.0))
-    torch.testing.assert_close(image[0, 0, 0], torch.tensor([0.4, 0.2, 0.6]))
+    torch.testing.assert_close(image[0, :, 0, 0], torch.tensor([0.4, 0.2, 0.6]))
 
 
 def test_a_shard_depends_on_its_number_alone(shards, tmp_path):
@@ -46,8 +46,15 @@ def test_a_shard_depends_on_its_number_alone(shards, tmp_path):
 def test_a_batch_is_whole_and_in_range(shards):
     batch = Loader(shards).batch(10)
     assert batch.image.shape == (10, 3, 64, 64) and batch.ray.shape == (10, 13, 8, 8) and len(batch.captions) == 10
-    assert batch.image.min() >= -1 and batch.image.max() <= 1.0001
+    assert batch.image.min() >= -1 and batch.image.max() <= 1.0001 and torch.equal(batch.image, batch.shown)
     assert torch.isfinite(batch.camera).all()
+
+
+def test_worn_pictures_lie_where_the_clean_ones_do(shards):
+    batch = Loader(shards, wear=True).batch(24)
+    apart = (batch.shown - batch.image).square().mean((1, 2, 3)).sqrt()
+    turned = (batch.shown - batch.image.flip(-1)).square().mean((1, 2, 3)).sqrt()
+    assert batch.shown.shape == batch.image.shape and (apart > 0.01).any() and apart.mean() < 0.7 * turned.mean()
 
 
 def test_a_kind_can_be_shown_from_its_ends(shards, monkeypatch):

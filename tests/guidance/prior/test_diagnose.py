@@ -16,4 +16,5 @@ def test_errors_are_given_without_and_with_details():
     given = sharpness(replace(plain, detail=network), ["a red car"], (100, 700), 2)
     for t in (100, 700):
         assert without[t]["patches"] == without[t]["details"] == given[t]["patches"] > 0
+        assert without[t]["worn patches"] == without[t]["worn details"] != without[t]["details"]
         assert given[t]["details"] != given[t]["patches"]

@@ -77,9 +77,16 @@ def test_a_detail_network_is_saved_with_the_prior_and_adds_to_its_estimate(prior
     text = prior.encode_text(["a red car", "a mug"])
     with torch.no_grad():
         estimate = prior.predict(noisy, t, text, camera, ray)
-        expected = detail.sharpen(fine, noisy, estimate, t)
+        expected = detail.sharpen(fine, noisy, estimate, t, text, camera)
         torch.testing.assert_close(load(tmp_path).predict(noisy, t, text, camera, ray), expected)
     assert (expected - estimate).abs().max() > 1e-3
+
+
+def test_what_is_written_does_not_say_where_it_was_read(prior, tmp_path):
+    save(replace(prior, detail=detail.build(tiny=True)), tmp_path / "first")
+    save(load(tmp_path / "first"), tmp_path / "second")
+    for name in ("unet", "detail", "text_encoder"):
+        assert str(tmp_path) not in (tmp_path / "second" / name / "config.json").read_text()
 
 
 def test_a_missing_tokenizer_is_named_and_not_made_up(prior, tmp_path):

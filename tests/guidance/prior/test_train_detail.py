@@ -35,6 +35,18 @@ def test_the_loss_falls_within_a_few_steps(trainer):
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
+def test_noise_lies_on_worn_pictures_and_the_clean_ones_are_asked_for(trainer):
+    seen = {}
+    predict = trainer.prior.predict
+    trainer.prior.predict = lambda noisy, *rest: predict(seen.setdefault("noisy", noisy), *rest)
+    batch = trainer.loader.batch(8)
+    trainer.error(batch, torch.zeros(8, dtype=torch.long))
+    shown = torch.nn.functional.pixel_shuffle(seen["noisy"], 8)
+    noise = (1 - trainer.levels[0]).sqrt()
+    assert not torch.equal(batch.shown, batch.image)
+    torch.testing.assert_close(shown.mean((2, 3)), batch.shown.mean((2, 3)), atol=float(noise) / 10, rtol=0.01)
+
+
 def test_only_the_detail_network_changes_and_the_rest_is_written_as_it_shipped(trainer, shipped, tmp_path):
     before = [p.detach().clone() for p in trainer.prior.parameters()]
     for _ in range(3):
