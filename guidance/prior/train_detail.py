@@ -1,6 +1,7 @@
 """Training of the detail network: ``python -m guidance.prior.train_detail --minutes 45`` starts it or goes on with it.
 
-The prior's other parts stay as they ship. Every noise level counts by its error over what there is to be said: at little
+The prior's other parts stay as they ship. Noise is laid on worn pictures, and the clean ones are asked for
+(:mod:`guidance.prior.wear`). Every noise level counts by its error over what there is to be said: at little
 noise the error is small, and it is there that outlines are found.
 """
 

@@ -12,9 +12,9 @@ from torch.nn.functional import grid_sample, interpolate
 # At full wear. Lengths in pixels of the layers, of which the prior's pictures have half as many a side.
 ROUNDING = 5.0  # standard deviation of the blur that a threshold sharpens again
 THICKNESS = 0.3  # how far that threshold moves from a half, in smooth patches and all over
-BENDING = 2.5  # standard deviation of the displacements, in patches of each size
-CAST = 0.18  # standard deviation of a colour's change, each, in brightness, in hue, and in patches
-PATCHES = (4, 8, 16)  # a side
+BENDING = 2.5  # standard deviation of the displacements
+CAST = 0.18  # standard deviation of a colour's relative change: in brightness, in each channel, and in that by patches
+PATCHES = (4, 8, 16)  # a side of the picture; each picture and way of wear has one of these
 INTACT = 0.25  # share of pictures that are left alone
 
 
@@ -28,7 +28,7 @@ def _field(count: int, channels: int, size: int, generator: torch.Generator) -> 
 
 
 def _blur(layers: Tensor, width: Tensor) -> Tensor:
-    """Layers [B, C, S, S] blurred by a Gaussian of standard deviation ``width`` [B] pixels; edges are mirrored in weight."""
+    """Layers [B, C, S, S] blurred by a Gaussian of standard deviation ``width`` [B] pixels, of what lies inside."""
     at = torch.arange(layers.shape[-1], dtype=layers.dtype)
     apart = (at[:, None] - at).square()
     weights = torch.exp(-apart / (2 * width.clamp(min=0.1).square()[:, None, None]))
