@@ -3,8 +3,9 @@
 The task: an image of a torus whose vertices have colours, with antialiased silhouettes, and the gradients of a weighted sum of
 its pixels with respect to the positions and the colours of the vertices.
 
-Ours is rasterize, interpolate and antialias on float32, with perspective-correct colours and without culling; positions are
-in clip space. "ours, edges found" also looks up which triangles share an edge each time, which a fixed mesh needs once.
+Ours is rasterize, interpolate and antialias on float32, with perspective-correct colours; positions are in clip space. Back
+faces are culled, as DEODR culls them, but in "ours, both sides". "ours, edges found" also looks up which triangles share an
+edge each time, which a fixed mesh needs once.
 
 DEODR (de La Gorce et al. 2011; PyPI, BSD; float64, one thread) culls back faces, as its gradients demand, interpolates
 colours linearly in the image and draws silhouettes over it in the same call; its positions are in pixels, so the projection
@@ -60,13 +61,15 @@ class Scene:
         return Scene(clip.to(device), faces.to(device), colours.to(device), weight.to(device), size)
 
 
-def ours(scene: Scene, keep_edges: bool) -> tuple[Callable[[], Tensor], Callable[[], tuple[Tensor, ...]]]:
+def ours(
+    scene: Scene, keep_edges: bool, cull_back: bool = True
+) -> tuple[Callable[[], Tensor], Callable[[], tuple[Tensor, ...]]]:
     """Forward, and forward with backward."""
     clip, colours = scene.clip.clone().requires_grad_(), scene.colours.clone().requires_grad_()
     kept = rasterizer.edge_adjacency(scene.faces) if keep_edges else None
 
     def forward() -> Tensor:
-        raster = rasterizer.rasterize(clip, scene.faces, scene.size, scene.size)
+        raster = rasterizer.rasterize(clip, scene.faces, scene.size, scene.size, cull_back)
         image = rasterizer.interpolate(colours, raster, scene.faces)
         return rasterizer.antialias(image, raster, clip, scene.faces, kept)
 
@@ -137,7 +140,7 @@ def floor(scene: Scene, backward: bool) -> Work:
 
 def contenders(scene: Scene) -> dict[str, tuple[Work, Work]]:
     """Forward, and forward with backward, of each; DEODR's image and gradients are checked against ours."""
-    chosen = {"ours": ours(scene, True), "ours, edges found": ours(scene, False)}
+    chosen = {"ours": ours(scene, True), "ours, edges found": ours(scene, False), "ours, both sides": ours(scene, True, False)}
     if scene.clip.is_cuda:
         chosen["bandwidth floor"] = (floor(scene, False), floor(scene, True))
         if importlib.util.find_spec("nvdiffrast"):

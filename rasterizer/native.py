@@ -10,7 +10,7 @@ import extension
 RasterParams = extension.struct(
     "RasterParams",
     "clip faces bary depth triangle nearest grad_bary grad_depth grad_clip",
-    "views vertices triangles height width",
+    "views vertices triangles height width cull_back",
 )
 InterpolateParams = extension.struct(
     "InterpolateParams",
@@ -30,7 +30,9 @@ def run(name: str, kind: type[ctypes.Structure], like: Tensor, **values: Tensor 
     extension.kernel("rasterizer", name, like.device)(ctypes.byref(params), extension.dtype_code(like))
 
 
-def rasterize(clip: Tensor, faces: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def rasterize(
+    clip: Tensor, faces: Tensor, height: int, width: int, cull_back: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Weights [B, H, W, 2], depth [B, H, W] and triangle [B, H, W] int32 of what each pixel sees."""
     views, vertices = clip.shape[:2]
     bary, depth = clip.new_empty(views, height, width, 2), clip.new_empty(views, height, width)
@@ -39,6 +41,7 @@ def rasterize(clip: Tensor, faces: Tensor, height: int, width: int) -> tuple[Ten
     run(
         "rasterize", RasterParams, clip, clip=clip, faces=faces, bary=bary, depth=depth, triangle=triangle,
         nearest=nearest, views=views, vertices=vertices, triangles=len(faces), height=height, width=width,
+        cull_back=int(cull_back),
     )  # fmt: skip
     return bary, depth, triangle
 
@@ -52,7 +55,7 @@ def rasterize_backward(
     run(
         "rasterize_backward", RasterParams, clip, clip=clip, faces=faces, triangle=triangle, grad_bary=grad_bary,
         grad_depth=grad_depth, grad_clip=grad_clip, views=views, vertices=clip.shape[1], triangles=len(faces),
-        height=height, width=width,
+        height=height, width=width, cull_back=0,
     )  # fmt: skip
     return grad_clip
 

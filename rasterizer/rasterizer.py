@@ -22,19 +22,22 @@ class Raster:
     triangle: Tensor  # [B, H, W] int32 index of the nearest triangle, -1 where there is none
 
 
-def rasterize(clip: Tensor, faces: Tensor, height: int, width: int) -> Raster:
+def rasterize(clip: Tensor, faces: Tensor, height: int, width: int, cull_back: bool = False) -> Raster:
     """Find the nearest triangle at each pixel centre, with the weights of its corners.
 
-    Both sides of a triangle are seen. A centre on an edge belongs to the triangle of which it is a top or left edge, so
-    triangles that share an edge share no pixel and leave none out; at equal depth the lowest index is seen. Only what
-    lies in front of the eye and within the near and far planes is drawn; triangles may cross those planes. A triangle
-    without extent, or with a corner that is not finite, draws nothing. The decisions are made in float64.
+    Both sides of a triangle are seen, unless back faces are culled. A centre on an edge belongs to the triangle of
+    which it is a top or left edge, so triangles that share an edge share no pixel and leave none out; at equal depth
+    the lowest index is seen. Only what lies in front of the eye and within the near and far planes is drawn; triangles
+    may cross those planes. A triangle without extent, or with a corner that is not finite, draws nothing. The decisions
+    are made in float64.
 
     Args:
         clip: [B, V, 4] positions in OpenGL's clip space, float32 or float64; never half precision, whatever autocast
             does elsewhere: half a pixel in 512 is lost there.
         faces: [T, 3] int32 or int64, indices in [0, V). Checked on the CPU.
         height, width: of the image, pixels.
+        cull_back: draw only triangles that turn counter-clockwise as seen: half the work for a closed surface from
+            outside, and the same picture of it.
 
     Returns:
         A :class:`Raster`; V = 0 or T = 0 give an empty one.
@@ -57,8 +60,8 @@ def rasterize(clip: Tensor, faces: Tensor, height: int, width: int) -> Raster:
         triangle = torch.full(shape, -1, dtype=torch.int32, device=clip.device)
         return Raster(torch.zeros(*shape, 2, dtype=clip.dtype, device=clip.device) + nothing, depth, triangle)
     if on_torch(clip):
-        return Raster(*reference.rasterize(clip, faces, height, width))
-    return Raster(*_Rasterize.apply(clip, faces, height, width))
+        return Raster(*reference.rasterize(clip, faces, height, width, cull_back))
+    return Raster(*_Rasterize.apply(clip, faces, height, width, cull_back))
 
 
 def interpolate(attributes: Tensor, raster: Raster, faces: Tensor) -> Tensor:
@@ -149,8 +152,8 @@ class _Rasterize(torch.autograd.Function):
     """The kernels of rasterize."""
 
     @staticmethod
-    def forward(ctx, clip, faces, height, width):
-        bary, depth, triangle = native.rasterize(clip, faces, height, width)
+    def forward(ctx, clip, faces, height, width, cull_back):
+        bary, depth, triangle = native.rasterize(clip, faces, height, width, cull_back)
         ctx.save_for_backward(clip, faces, triangle)
         ctx.mark_non_differentiable(triangle)
         ctx.set_materialize_grads(False)
@@ -161,10 +164,10 @@ class _Rasterize(torch.autograd.Function):
     def backward(ctx, grad_bary, grad_depth, _):
         clip, faces, triangle = ctx.saved_tensors
         if grad_bary is None and grad_depth is None:
-            return None, None, None, None
+            return None, None, None, None, None
         grad_bary = clip.new_zeros(*triangle.shape, 2) if grad_bary is None else grad_bary.contiguous()
         grad_depth = None if grad_depth is None else grad_depth.contiguous()
-        return native.rasterize_backward(clip, faces, triangle, grad_bary, grad_depth), None, None, None
+        return native.rasterize_backward(clip, faces, triangle, grad_bary, grad_depth), None, None, None, None
 
 
 class _Interpolate(torch.autograd.Function):

@@ -13,10 +13,12 @@ _PAIRS_AT_ONCE = 1 << 21
 _LONGEST_WALK = 24
 
 
-def rasterize(clip: Tensor, faces: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def rasterize(
+    clip: Tensor, faces: Tensor, height: int, width: int, cull_back: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """bary [B, H, W, 2], depth [B, H, W] and triangle [B, H, W]; twin of :func:`rasterizer.rasterize`."""
     with torch.no_grad():
-        triangle = torch.stack([_nearest(view.double(), faces.long(), height, width) for view in clip])
+        triangle = torch.stack([_nearest(view.double(), faces.long(), height, width, cull_back) for view in clip])
     pixel = (triangle.flatten() >= 0).nonzero()[:, 0]
     shown = triangle.flatten()[pixel].long()
     corner = clip.double()[(pixel // (height * width))[:, None], faces.long()[shown]]  # [M, 3, 4]
@@ -103,14 +105,14 @@ def _volume(corner: Tensor, line: Tensor) -> Tensor:
 # ---- visibility ----
 
 
-def _nearest(clip: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
+def _nearest(clip: Tensor, faces: Tensor, height: int, width: int, cull_back: bool) -> Tensor:
     """[H, W] int32 the nearest triangle of one view [V, 4]: every triangle against the pixels of its box, in pieces."""
     corner = clip[faces]
     line = _lines(corner)
     volume = _volume(corner, line)
     low, high = _boxes(corner, height, width)
     size = (high - low + 1).clamp(min=0)
-    usable = (volume != 0) & volume.isfinite()
+    usable = ((volume > 0) if cull_back else (volume != 0)) & volume.isfinite()
     area = torch.where(usable, size[:, 0] * size[:, 1], 0)
     best = torch.full((height * width,), torch.inf, dtype=torch.float64, device=clip.device)
     triangle = torch.full((height * width,), -1, dtype=torch.int64, device=clip.device)

@@ -171,7 +171,7 @@ void draw_band(const RasterParams<T>& p, int64_t view, int64_t band, const Bins&
         const int32_t t = bins.list[size_t(i)];
         const Corners corners = load_corners(clip, p.faces + 3 * int64_t(t));
         const Shape s = make_shape(corners);
-        if (s.sign == 0) continue;
+        if (!is_drawn(s, p.cull_back)) continue;
         draw(s, corners, int64_t(canvas.shapes.size()), bins.box[size_t(t)], top, end, grid, canvas);
         canvas.shapes.push_back(s);
         canvas.triangle.push_back(t);

@@ -24,7 +24,7 @@ struct RasterParams {
     const T* grad_bary;       // [B, H, W, 2]
     const T* grad_depth;      // [B, H, W] or null
     T* grad_clip;             // [B, V, 4]    out, zero on entry
-    int64_t views, vertices, triangles, height, width;
+    int64_t views, vertices, triangles, height, width, cull_back;
 };
 
 // Products and sums that no compiler contracts, so that every backend and every pass rounds alike.
@@ -114,6 +114,9 @@ HD Shape make_shape(const Corners& c) {
     }
     return s;
 }
+
+// Whether a triangle is drawn at all: it has an extent and, if back faces are culled, turns counter-clockwise as seen.
+HD bool is_drawn(const Shape& s, int64_t cull_back) { return cull_back ? s.sign > 0 : s.sign != 0; }
 
 // Closer to zero than this, the sign of a line's value is not certain.
 HD double slack_of(const Line& l) { return kRounding * (fabs(l.a) + fabs(l.b) + fabs(l.c)); }

@@ -31,7 +31,7 @@ struct Draw {
         const int64_t item = n / kWarp, view = item / p.triangles, t = item % p.triangles, size = p.height * p.width;
         const Corners c = corners_of(p, view, t);
         const Shape s = make_shape(c);
-        if (s.sign == 0) return;
+        if (!is_drawn(s, p.cull_back)) return;
         const Box box = box_of(project(c.at[0], p.height, p.width), project(c.at[1], p.height, p.width),
                                project(c.at[2], p.height, p.width), p.height, p.width);
         const int64_t columns = box.last_column - box.first_column + 1, rows = box.last_row - box.first_row + 1;

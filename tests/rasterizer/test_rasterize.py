@@ -81,6 +81,23 @@ def test_what_lies_before_the_near_plane_or_beyond_the_far_one_is_not_drawn(rung
             torch.testing.assert_close(raster.depth, torch.full_like(raster.depth, z if seen else 1.0))
 
 
+def test_culling_draws_what_turns_counter_clockwise_as_seen_and_nothing_else(rung, soup):
+    clip, faces = soup(device=rung)
+    kept = []
+    for t, face in enumerate(faces.cpu().tolist()):
+        x, y, w = clip[0, face][:, [0, 1, 3]].double().cpu().numpy().T
+        if np.linalg.det(np.stack([x, y, w], 1)) > 0:
+            kept.append(t)
+    assert 0 < len(kept) < len(faces)
+    kept = torch.tensor(kept, device=rung)
+    culled = rasterizer.rasterize(clip[:1], faces, 24, 31, cull_back=True)
+    alone = rasterizer.rasterize(clip[:1], faces[kept], 24, 31)
+    drawn = alone.triangle >= 0
+    assert torch.equal(culled.triangle[drawn], kept[alone.triangle[drawn].long()].int())
+    assert (culled.triangle[~drawn] == -1).all()
+    assert torch.equal(culled.depth, alone.depth) and torch.equal(culled.bary, alone.bary)
+
+
 def test_all_behind_the_eye_is_empty(rung, soup):
     clip, faces = soup(behind=1.0, device=rung)
     raster = rasterizer.rasterize(clip, faces, 8, 8)
