@@ -212,9 +212,7 @@ def main() -> None:
     timing.prepare(arguments)
     layout = GridLayout()
     timings = {
-        title(order, count): compare(arguments, layout, order, count)
-        for order in arguments.orders
-        for count in arguments.sizes
+        title(order, count): compare(arguments, layout, order, count) for order in arguments.orders for count in arguments.sizes
     }
     timing.save(arguments.json, arguments.device, timings)
 

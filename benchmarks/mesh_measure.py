@@ -161,9 +161,7 @@ def project(vertices: np.ndarray, pose: np.ndarray, fovy: float, size: int) -> n
     local = (vertices - pose[:, 3]) @ pose[:, :3]
     depth = -local[:, 2]
     focal = size / 2 / np.tan(np.radians(fovy) / 2)
-    return np.stack(
-        [size / 2 - 0.5 + focal * local[:, 0] / depth, size / 2 - 0.5 - focal * local[:, 1] / depth, depth], -1
-    )
+    return np.stack([size / 2 - 0.5 + focal * local[:, 0] / depth, size / 2 - 0.5 - focal * local[:, 1] / depth, depth], -1)
 
 
 def rasterize(mesh: ColoredMesh, pose: np.ndarray, fovy: float, size: int) -> tuple[np.ndarray, np.ndarray]:

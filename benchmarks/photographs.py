@@ -13,14 +13,30 @@ import tempfile
 from pathlib import Path
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
-FIGURES = (("test_psnr", "PSNR", "dB"), ("test_ssim", "SSIM", ""), ("train_seconds", "training", "s"),
-           ("steps", "steps", ""), ("seconds", "altogether", "s"))
+FIGURES = (
+    ("test_psnr", "PSNR", "dB"),
+    ("test_ssim", "SSIM", ""),
+    ("train_seconds", "training", "s"),
+    ("steps", "steps", ""),
+    ("seconds", "altogether", "s"),
+)
 
 
 def command(folder: str, minutes: float, workspace: str, extra: list[str]) -> list[str]:
     """The command line of one run that starts from scratch."""
-    return [sys.executable, str(MAIN), "--data", folder, "--workspace", workspace, "--minutes", f"{minutes:g}",
-            "--ckpt", "scratch", *extra]
+    return [
+        sys.executable,
+        str(MAIN),
+        "--data",
+        folder,
+        "--workspace",
+        workspace,
+        "--minutes",
+        f"{minutes:g}",
+        "--ckpt",
+        "scratch",
+        *extra,
+    ]
 
 
 def report(result: dict) -> str:
@@ -37,8 +53,12 @@ def report(result: dict) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run, print the command and its figures; returns the exit code of the run, or 2 if it measured nothing."""
-    parser = argparse.ArgumentParser(prog="benchmarks.photographs", description=__doc__.split("\n", 1)[0],
-                                     epilog="Other flags go to main.py as they are.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.photographs",
+        description=__doc__.split("\n", 1)[0],
+        epilog="Other flags go to main.py as they are.",
+        allow_abbrev=False,
+    )
     parser.add_argument("folder", help="posed photographs, as --data takes them")
     parser.add_argument("--minutes", type=float, default=10.0, help="of training (default 10)")
     parser.add_argument("--workspace", help="where the run writes; a temporary folder by default")

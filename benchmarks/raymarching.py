@@ -72,17 +72,15 @@ def march_dense(rays: tuple[Tensor, ...], grid: Tensor, noise: Tensor, dt: float
     return pack(t[ray, step], ray, rays, dt)
 
 
-def march_two_levels(
-    rays: tuple[Tensor, ...], grid: Tensor, pooled: Tensor, noise: Tensor, dt: float
-) -> tuple[Tensor, ...]:
+def march_two_levels(rays: tuple[Tensor, ...], grid: Tensor, pooled: Tensor, noise: Tensor, dt: float) -> tuple[Tensor, ...]:
     """Groups of steps against a pooled grid first, then the steps of the groups that hit."""
     origins, directions, near, far = rays
     groups = int(torch.where(near < far, (far - near) / (GROUP * dt), 0.0).amax()) + 2
     start = near[:, None] + (torch.arange(groups, device=near.device) * GROUP + noise[:, None]) * dt
     middle = start + 0.5 * (GROUP - 1) * dt
-    ray, group = (
-        inside(origins[:, None] + middle[..., None] * directions[:, None], pooled) & (start < far[:, None])
-    ).nonzero(as_tuple=True)
+    ray, group = (inside(origins[:, None] + middle[..., None] * directions[:, None], pooled) & (start < far[:, None])).nonzero(
+        as_tuple=True
+    )
     t = start[ray, group][:, None] + torch.arange(GROUP, device=near.device) * dt
     keep = inside(origins[ray, None] + t[..., None] * directions[ray, None], grid) & (t < far[ray, None])
     row, step = keep.nonzero(as_tuple=True)
@@ -158,9 +156,7 @@ def compare(kind: str, side: int, arguments: argparse.Namespace) -> dict[str, di
     noise = torch.rand(side * side, generator=torch.Generator().manual_seed(0)).to(device)
     dt, _ = raymarching.step_sizes(1.0, arguments.max_steps, arguments.grid_size)
     marches = {
-        "ours": lambda: raymarching.march_rays_train(
-            *rays, bits, 1.0, 1, arguments.grid_size, noise, 0.0, arguments.max_steps
-        ),
+        "ours": lambda: raymarching.march_rays_train(*rays, bits, 1.0, 1, arguments.grid_size, noise, 0.0, arguments.max_steps),
         "torch two levels": lambda: march_two_levels(rays, grid, pooled, noise, dt),
         "torch dense": lambda: march_dense(rays, grid, noise, dt),
     }

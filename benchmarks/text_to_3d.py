@@ -24,8 +24,10 @@ from benchmarks import mesh_measure  # noqa: E402
 from guidance.prior.captions import BENCHMARK_PROMPTS, parse  # noqa: E402
 
 BALL_FAMILY = 8
-BARS = {"symmetric": "IoU >= 0.72 and >= ball + 0.15, silhouette >= 0.85, albedo error <= 0.10",
-        "view": "IoU >= 0.60, every prompt above its ball"}
+BARS = {
+    "symmetric": "IoU >= 0.72 and >= ball + 0.15, silhouette >= 0.85, albedo error <= 0.10",
+    "view": "IoU >= 0.60, every prompt above its ball",
+}
 
 
 def slug(prompt: str, seed: int) -> str:
@@ -40,8 +42,20 @@ def run_prompt(prompt: str, seed: int, workspace: Path, extra: list[str]) -> dic
         ``seconds`` from start to end, ``returncode``, ``command``; the output goes to ``<workspace>.log``.
     """
     shown = os.path.relpath(workspace, ROOT)
-    command = [sys.executable, "main.py", "--text", prompt, "--workspace", shown, "-O", "--sd_version",
-               "embedded", "--seed", str(seed), *extra]
+    command = [
+        sys.executable,
+        "main.py",
+        "--text",
+        prompt,
+        "--workspace",
+        shown,
+        "-O",
+        "--sd_version",
+        "embedded",
+        "--seed",
+        str(seed),
+        *extra,
+    ]
     start = time.monotonic()
     with open(workspace.with_suffix(".log"), "w") as log:
         code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
@@ -71,8 +85,10 @@ def picture_row(prompt: str, path: Path | None, views: int = 6, size: int = 96) 
 
 def table(results: dict[str, dict]) -> str:
     """Results as Markdown: a line for each run, and the means of each group beside its bar."""
-    head = ("| prompt | seed | IoU | best ball | silhouette | albedo error | facing | front/back | seconds |\n"
-            "|---|---|---|---|---|---|---|---|---|\n")
+    head = (
+        "| prompt | seed | IoU | best ball | silhouette | albedo error | facing | front/back | seconds |\n"
+        "|---|---|---|---|---|---|---|---|---|\n"
+    )
     lines = []
     for group in ("symmetric", "view"):
         rows = [r for r in results.values() if r["group"] == group]
@@ -82,15 +98,19 @@ def table(results: dict[str, dict]) -> str:
                 lines.append(f"| {r['prompt']} | {r['seed']} | failed: {r['failure']} | | | | | | {r['seconds']} |")
                 continue
             verdict = {True: "right", False: "WRONG", None: "same"}[r["front_back"]]
-            lines.append(f"| {r['prompt']} | {r['seed']} | {r['iou']:.3f} | {r['ball']:.3f} | {r['silhouette']:.3f} "
-                         f"| {r['albedo']:.3f} | {r['facing']:.2f} | {verdict} | {r['seconds']:.0f} |")
+            lines.append(
+                f"| {r['prompt']} | {r['seed']} | {r['iou']:.3f} | {r['ball']:.3f} | {r['silhouette']:.3f} "
+                f"| {r['albedo']:.3f} | {r['facing']:.2f} | {verdict} | {r['seconds']:.0f} |"
+            )
         first = [r for r in done if r["seed"] == min(q["seed"] for q in done)]
         if first:
             names = ("iou", "ball", "silhouette", "albedo", "seconds")
             mean = {name: float(np.mean([r[name] for r in first])) for name in names}
-            lines.append(f"| **mean, {group}** ({len(first)}; bar: {BARS[group]}) | | **{mean['iou']:.3f}** "
-                         f"| {mean['ball']:.3f} | {mean['silhouette']:.3f} | {mean['albedo']:.3f} | | "
-                         f"| {mean['seconds']:.0f} |")
+            lines.append(
+                f"| **mean, {group}** ({len(first)}; bar: {BARS[group]}) | | **{mean['iou']:.3f}** "
+                f"| {mean['ball']:.3f} | {mean['silhouette']:.3f} | {mean['albedo']:.3f} | | "
+                f"| {mean['seconds']:.0f} |"
+            )
     return head + "\n".join(lines) + "\n"
 
 

@@ -36,9 +36,7 @@ class Arguments:
             raise TypeError(f"{self.op}: {first} is {dtype} but {name} is {value.dtype}; convert one, we never do it")
         return self._shaped(name, value, shape)
 
-    def integers(
-        self, name: str, value: Tensor, dtype: torch.dtype | tuple[torch.dtype, ...], *shape: int | str
-    ) -> Tensor:
+    def integers(self, name: str, value: Tensor, dtype: torch.dtype | tuple[torch.dtype, ...], *shape: int | str) -> Tensor:
         """Check an integer tensor of exactly ``dtype``, or one of several. Returns it contiguous."""
         self._tensor(name, value)
         allowed = dtype if isinstance(dtype, tuple) else (dtype,)
@@ -71,7 +69,6 @@ class Arguments:
         first, device = self._device = self._device or (name, value.device)
         if value.device != device:
             raise ValueError(
-                f"{self.op}: {first} is on {device} but {name} is on {value.device}; "
-                "move one of them, we never do it for you"
+                f"{self.op}: {first} is on {device} but {name} is on {value.device}; move one of them, we never do it for you"
             )
         return value.contiguous()

@@ -28,9 +28,7 @@ class FreqEncoder(nn.Module):
         """
         super().__init__()
         if input_dim < 1 or not 0 <= degree <= 24:
-            raise ValueError(
-                f"FreqEncoder: expected input_dim >= 1 and degree in [0, 24], got {input_dim} and {degree}"
-            )
+            raise ValueError(f"FreqEncoder: expected input_dim >= 1 and degree in [0, 24], got {input_dim} and {degree}")
         self.input_dim = input_dim
         self.degree = degree
         self.output_dim = input_dim * (1 + 2 * degree)
@@ -75,11 +73,7 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, degree, active):
         count, dims = x.shape
-        out = (
-            x.new_zeros(count, dims * (1 + 2 * degree))
-            if active < degree
-            else x.new_empty(count, dims * (1 + 2 * degree))
-        )
+        out = x.new_zeros(count, dims * (1 + 2 * degree)) if active < degree else x.new_empty(count, dims * (1 + 2 * degree))
         out[:, :dims] = x
         waves = out[:, dims : dims * (1 + 2 * active)].view(count, active, 2, dims)
         octaves = _octaves(active, x)

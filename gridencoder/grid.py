@@ -141,9 +141,7 @@ def encode(positions: Tensor, table: Tensor, layout: GridLayout, bound: float = 
         return reference.encode(positions, table, layout, bound, active)
     if positions.requires_grad and torch.is_grad_enabled():
         return _encode_both(positions, table, GridKernels(layout, bound, active))[0]
-    return _Encode.apply(
-        table.contiguous(), _Hidden(positions.contiguous()), GridKernels(layout, bound, active), False
-    )[0]
+    return _Encode.apply(table.contiguous(), _Hidden(positions.contiguous()), GridKernels(layout, bound, active), False)[0]
 
 
 def encode_with_pullback(
@@ -199,9 +197,7 @@ def encode_with_jacobian(
     return values, jacobian.permute(1, 2, 0, 3).flatten(start_dim=2)
 
 
-def total_variation(
-    points: Tensor, table: Tensor, layout: GridLayout, bound: float = 1.0, max_level: float = 1.0
-) -> Tensor:
+def total_variation(points: Tensor, table: Tensor, layout: GridLayout, bound: float = 1.0, max_level: float = 1.0) -> Tensor:
     """Mean over the points of the variation of their cells, summed over levels: large where neighbours differ.
 
     In every active level, with ``c`` the lower corner of the point's cell, the term is

@@ -13,8 +13,7 @@ from extension import fill, kernel
 from gridencoder.layout import MAX_LEVELS, GridLayout
 
 _TENSORS = (
-    "positions table grad_values grad_jacobian known_jacobian grad_contraction "
-    "values jacobian grad_table grad_positions sums"
+    "positions table grad_values grad_jacobian known_jacobian grad_contraction values jacobian grad_table grad_positions sums"
 ).split()
 _INTEGERS = "num_points dims features levels active hashed smooth align_corners".split()
 

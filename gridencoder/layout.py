@@ -43,9 +43,7 @@ class GridLayout:
         if not 1 <= self.num_levels <= MAX_LEVELS:
             raise ValueError(f"GridEncoder: num_levels must lie in [1, {MAX_LEVELS}], got {self.num_levels}")
         if not 3 <= self.log2_hashmap_size <= MAX_LOG2_ROWS:
-            raise ValueError(
-                f"GridEncoder: log2_hashmap_size must lie in [3, {MAX_LOG2_ROWS}], got {self.log2_hashmap_size}"
-            )
+            raise ValueError(f"GridEncoder: log2_hashmap_size must lie in [3, {MAX_LOG2_ROWS}], got {self.log2_hashmap_size}")
         if not 2 <= self.base_resolution <= self.desired_resolution <= 2**20:
             raise ValueError(
                 "GridEncoder: expected 2 <= base_resolution <= desired_resolution <= 2**20, "

@@ -127,8 +127,6 @@ def _encode_level(unit: Tensor, table: Tensor, layout: GridLayout, level: int, p
     for corner, rows in enumerate(_corner_rows(cell, layout, level)):
         sides = [weight[:, d] if corner >> d & 1 else 1 - weight[:, d] for d in axes]
         changes = [slope[:, d] if corner >> d & 1 else -slope[:, d] for d in axes]
-        factors = [
-            torch.stack([changes[d] if d == part - 1 else sides[d] for d in axes]).prod(dim=0) for part in range(parts)
-        ]
+        factors = [torch.stack([changes[d] if d == part - 1 else sides[d] for d in axes]).prod(dim=0) for part in range(parts)]
         result = result + torch.stack(factors, dim=1).to(table.dtype)[:, :, None] * features[rows][:, None]
     return result

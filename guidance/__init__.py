@@ -40,8 +40,10 @@ def build(config: "Config", device: "torch.device | str", resolved: "Resolved | 
     if resolved is None:
         resolved = weights.resolve(wanted.sd_version, wanted.hf_key, config.prompt.text)
     if resolved.kind == "embedded" and config.camera.w != config.camera.h:
-        raise UserError(f"--w and --h must be one number under the embedded prior, which sees square pictures, got "
-                        f"{config.camera.w} and {config.camera.h}")
+        raise UserError(
+            f"--w and --h must be one number under the embedded prior, which sees square pictures, got "
+            f"{config.camera.w} and {config.camera.h}"
+        )
     log.info(resolved.sentence)
     if resolved.kind == "sd" and device.type == "cpu":
         log.warning("guidance: Stable Diffusion takes about a minute a step on a CPU; try --sd_version embedded")

@@ -109,5 +109,6 @@ class Guidance(ABC):
             ValueError: the checkpoint holds a state and this model has none.
         """
         if state:
-            raise ValueError(f"{self.name}: expected an empty state, got {sorted(state)}; the checkpoint is of a run "
-                             "with another --guidance")
+            raise ValueError(
+                f"{self.name}: expected an empty state, got {sorted(state)}; the checkpoint is of a run with another --guidance"
+            )

@@ -147,11 +147,13 @@ class Distillation:
 
     def __post_init__(self):
         if self.alphas_cumprod.ndim != 1 or not ((self.alphas_cumprod >= 0) & (self.alphas_cumprod < 1)).all():
-            raise ValueError("Distillation: expected alphas_cumprod [T] with values in [0, 1), got shape "
-                             f"{list(self.alphas_cumprod.shape)}")
+            raise ValueError(
+                f"Distillation: expected alphas_cumprod [T] with values in [0, 1), got shape {list(self.alphas_cumprod.shape)}"
+            )
         if self.parameterisation not in PARAMETERISATIONS:
-            raise ValueError(f"Distillation: expected a parameterisation among {PARAMETERISATIONS}, got "
-                             f"{self.parameterisation!r}")
+            raise ValueError(
+                f"Distillation: expected a parameterisation among {PARAMETERISATIONS}, got {self.parameterisation!r}"
+            )
         if self.weighting not in WEIGHTINGS:
             raise ValueError(f"Distillation: expected a weighting among {WEIGHTINGS}, got {self.weighting!r}")
 
@@ -187,8 +189,9 @@ class Distillation:
             ValueError: shapes that do not fit.
         """
         if noise.shape != x.shape or t.shape != x.shape[:1]:
-            raise ValueError(f"gradient: expected noise {list(x.shape)} and t [{x.shape[0]}], got {list(noise.shape)} "
-                             f"and {list(t.shape)}")
+            raise ValueError(
+                f"gradient: expected noise {list(x.shape)} and t [{x.shape[0]}], got {list(noise.shape)} and {list(t.shape)}"
+            )
         x = x.detach()
         alpha, sigma = self.levels(t, x)
         noisy = alpha * x + sigma * noise
@@ -249,7 +252,11 @@ def _diagnosis(pictures: Tensor, gradient: Tensor) -> str:
     bad = [i for i in range(len(pictures)) if not torch.isfinite(gradient[i]).all()]
     broken_input = [i for i in bad if not torch.isfinite(pictures[i]).all()]
     if broken_input:
-        return (f"score distillation: the rendered pictures {broken_input} of {len(pictures)} hold NaN or infinity "
-                "before the diffusion model sees them; lower --lr, set --grad_clip, or resume an earlier checkpoint")
-    return (f"score distillation: the gradient of pictures {bad or 'all'} of {len(pictures)} is not finite though the "
-            "pictures are; the diffusion model overflowed: leave out --fp16 or use --bf16, or lower --guidance_scale")
+        return (
+            f"score distillation: the rendered pictures {broken_input} of {len(pictures)} hold NaN or infinity "
+            "before the diffusion model sees them; lower --lr, set --grad_clip, or resume an earlier checkpoint"
+        )
+    return (
+        f"score distillation: the gradient of pictures {bad or 'all'} of {len(pictures)} is not finite though the "
+        "pictures are; the diffusion model overflowed: leave out --fp16 or use --bf16, or lower --guidance_scale"
+    )

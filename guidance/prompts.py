@@ -45,8 +45,7 @@ def view_weights(azimuth: Tensor, polar: Tensor) -> Tensor:
         ValueError: shapes differ.
     """
     if azimuth.shape != polar.shape or azimuth.ndim != 1:
-        raise ValueError(f"view_weights: expected azimuth [B] and polar [B], got {list(azimuth.shape)} and "
-                         f"{list(polar.shape)}")
+        raise ValueError(f"view_weights: expected azimuth [B] and polar [B], got {list(azimuth.shape)} and {list(polar.shape)}")
     turn = wrap_degrees(azimuth).abs() / 90
     front, back = (1 - turn).clamp(min=0), (turn - 1).clamp(min=0)
     around = torch.stack([front, 1 - front - back, back], -1) * horizontal_share(polar)[:, None]

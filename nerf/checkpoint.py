@@ -30,8 +30,19 @@ SEPARATOR = "/"
 _NAME = re.compile(r"df_(?:([a-z]+)_)?step_(\d{8,})\.safetensors")
 FIRST_STAGE = STAGES[0]
 PEER_SUFFIXES = (".pth", ".pt", ".ckpt")
-BROKEN_PICKLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
-                 OverflowError, struct.error)  # what reading raises on bytes that are no pickle, or half of one
+BROKEN_PICKLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+)  # what reading raises on bytes that are no pickle, or half of one
 
 
 def run_name(step: int, stage: str = FIRST_STAGE) -> str:
@@ -239,9 +250,7 @@ def _flatten(node: dict[str, Any], path: str, flat: dict[str, Tensor]) -> dict[s
         elif value is None or isinstance(value, bool | int | float | str | list | tuple):
             left[key] = value
         else:
-            raise TypeError(
-                f"checkpoint: expected tensors and JSON values, got a {type(value).__name__} at {path}{key}"
-            )
+            raise TypeError(f"checkpoint: expected tensors and JSON values, got a {type(value).__name__} at {path}{key}")
     return left
 
 

@@ -118,11 +118,11 @@ def boundary_loops(faces: np.ndarray) -> list[np.ndarray]:
             if not choice:
                 del following[path[-1]]
             if step in place:  # a loop is closed; what led to it goes on
-                loop = path[place[step]:]
+                loop = path[place[step] :]
                 loops.append(np.array(loop))
                 for vertex in loop[1:]:
                     del place[vertex]
-                path = path[:place[step] + 1]
+                path = path[: place[step] + 1]
             else:
                 place[step] = len(path)
                 path.append(step)
@@ -202,7 +202,7 @@ def _bridged(flat: np.ndarray, loops: list[np.ndarray]) -> np.ndarray:
         apart = np.linalg.norm(flat[outline][:, None] - flat[hole][None], axis=-1)
         i, j = np.unravel_index(apart.argmin(), apart.shape)
         ring = np.roll(hole, -j)
-        outline = np.concatenate([outline[:i + 1], ring, ring[:1], outline[i:]])
+        outline = np.concatenate([outline[: i + 1], ring, ring[:1], outline[i:]])
     return outline
 
 
@@ -230,8 +230,10 @@ def ear_clip(flat: np.ndarray, polygon: np.ndarray) -> np.ndarray:
         for step in range(count):  # from where the last ear was, so that caps do not become fans
             k = (at + step) % count
             a, b, c = points[k - 1], points[k], points[(k + 1) % count]
-            if bend[k] > 1e-12 and not ((turn(a, b, reflex) > 1e-12) & (turn(b, c, reflex) > 1e-12)
-                                        & (turn(c, a, reflex) > -1e-12)).any():
+            if (
+                bend[k] > 1e-12
+                and not ((turn(a, b, reflex) > 1e-12) & (turn(b, c, reflex) > 1e-12) & (turn(c, a, reflex) > -1e-12)).any()
+            ):
                 break
         else:
             k = int(np.abs(bend).argmin())

@@ -199,9 +199,7 @@ def check(config: Config) -> None:
     if not config.output.workspace.strip():
         raise UserError("--workspace is empty; name a folder, as in --workspace trial")
     if not schedule[0] < schedule[1]:
-        raise UserError(
-            f"--exp_start_iter must be below --exp_end_iter (or --iters), got {schedule[0]} and {schedule[1]}"
-        )
+        raise UserError(f"--exp_start_iter must be below --exp_end_iter (or --iters), got {schedule[0]} and {schedule[1]}")
     if grid.base_resolution > grid.finest_resolution:
         raise UserError(
             f"--grid_finest must be at least --grid_coarsest, got {grid.finest_resolution} and {grid.base_resolution}"
@@ -213,8 +211,10 @@ def check(config: Config) -> None:
     if config.stages == ("nerf",) and config.dmtet.lock_geo:
         raise UserError("--lock_geo keeps the shape of a mesh, and this run has no mesh stage; add --dmtet")
     if "nerf" in config.stages and config.dmtet.init_with:
-        raise UserError("--init_with and --stages nerf,dmtet contradict each other: the mesh of both stages starts from their "
-                        "own NeRF; leave --init_with out, or train the mesh alone with --dmtet")
+        raise UserError(
+            "--init_with and --stages nerf,dmtet contradict each other: the mesh of both stages starts from their "
+            "own NeRF; leave --init_with out, or train the mesh alone with --dmtet"
+        )
     if config.optim.fp16 and config.optim.bf16 and config.source("fp16") != "preset":
         raise UserError("--fp16 and --bf16 exclude each other; give one of them")
     if config.output.export_frame == "source" and config.trains and config.data.data is None:

@@ -65,9 +65,7 @@ class Evaluator:
         outputs = [self.model.render(cameras.view_rays(views[i].to(self.device)), part) for i in range(len(views))]
         if len(outputs) == 1:
             return outputs[0]
-        joined = {
-            name: torch.cat([getattr(o, name) for o in outputs]) for name in ("image", "opacity", "depth", "background")
-        }
+        joined = {name: torch.cat([getattr(o, name) for o in outputs]) for name in ("image", "opacity", "depth", "background")}
         return RenderOutput(**joined, normal=None, shape=(len(views), views.height, views.width))
 
     def show_guidance(self, debug: dict[str, Tensor], step: int) -> Path:

@@ -34,14 +34,25 @@ from nerf.mesh import (
 from nerf.meshfile import Material, check_file, write_glb, write_obj, write_ply
 from nerf.tangents import bake_normals, nearest_normals, vertex_tangents
 
-__all__ = ["ExportError", "ExportOptions", "ExportReport", "export_mesh", "export_surface", "extract_surface",
-           "require_packages"]
+__all__ = [
+    "ExportError",
+    "ExportOptions",
+    "ExportReport",
+    "export_mesh",
+    "export_surface",
+    "extract_surface",
+    "require_packages",
+]
 
 FRAMES = ("object", "source")
 LARGEST_TEXTURE = 4096
 MOST_SAMPLES = 4
-_PACKAGES = {"skimage": "scikit-image", "trimesh": "trimesh", "xatlas": "xatlas",
-             "fast_simplification": "fast-simplification"}  # module -> what pip calls it
+_PACKAGES = {
+    "skimage": "scikit-image",
+    "trimesh": "trimesh",
+    "xatlas": "xatlas",
+    "fast_simplification": "fast-simplification",
+}  # module -> what pip calls it
 _SAY_SECONDS = 5.0  # a stage that takes longer says how far it is this often
 _LOW_COVERAGE = 0.25  # of the texture; below, somebody should know
 
@@ -72,11 +83,15 @@ class ExportOptions:
         if self.export_frame not in FRAMES:
             raise ValueError(f"ExportOptions: expected export_frame in {FRAMES}, got {self.export_frame!r}")
         if not 16 <= self.texture_size <= LARGEST_TEXTURE:
-            raise ValueError(f"ExportOptions: expected texture_size in [16, {LARGEST_TEXTURE}], got {self.texture_size}; "
-                             "larger ones need gigabytes of memory, and many viewers refuse them")
+            raise ValueError(
+                f"ExportOptions: expected texture_size in [16, {LARGEST_TEXTURE}], got {self.texture_size}; "
+                "larger ones need gigabytes of memory, and many viewers refuse them"
+            )
         if not 1 <= self.supersample <= MOST_SAMPLES:
-            raise ValueError(f"ExportOptions: expected supersample in [1, {MOST_SAMPLES}], got {self.supersample}; it "
-                             "is the square root of the colours a texel is the mean of")
+            raise ValueError(
+                f"ExportOptions: expected supersample in [1, {MOST_SAMPLES}], got {self.supersample}; it "
+                "is the square root of the colours a texel is the mean of"
+            )
         if not 0.0 <= self.max_error < np.inf:
             raise ValueError(f"ExportOptions: expected max_error >= 0 scene units, got {self.max_error}; 0 is no bound")
         Material(self.roughness, self.metallic)
@@ -160,8 +175,15 @@ def require_packages() -> None:
         raise ExportError(f"writing a mesh needs {', '.join(missing)}; run: pip install {' '.join(missing)}")
 
 
-def extract_surface(density: Density, bound: float, resolution: int = 128, threshold: float | None = DEFAULT_THRESHOLD,
-                    occupied=None, device: torch.device | str = "cpu", smooth: float = 0.0) -> tuple[Mesh, Lattice]:
+def extract_surface(
+    density: Density,
+    bound: float,
+    resolution: int = 128,
+    threshold: float | None = DEFAULT_THRESHOLD,
+    occupied=None,
+    device: torch.device | str = "cpu",
+    smooth: float = 0.0,
+) -> tuple[Mesh, Lattice]:
     """The surface of a density field as marching cubes finds it, with its floaters, and the lattice it came from.
 
     Args: as ``export_mesh``.
@@ -173,10 +195,22 @@ def extract_surface(density: Density, bound: float, resolution: int = 128, thres
     return marching_cubes(lattice, density if smooth == 0 else None, device), lattice
 
 
-def export_mesh(density: Density, albedo: Color, bound: float, folder: str | Path, options: ExportOptions = DEFAULTS, *,
-                resolution: int = 128, threshold: float | None = DEFAULT_THRESHOLD, smooth: float = 0.0, occupied=None,
-                transform=None, metadata: dict | None = None, report: Callable[[str], None] | None = None,
-                device: torch.device | str = "cpu") -> ExportReport:
+def export_mesh(
+    density: Density,
+    albedo: Color,
+    bound: float,
+    folder: str | Path,
+    options: ExportOptions = DEFAULTS,
+    *,
+    resolution: int = 128,
+    threshold: float | None = DEFAULT_THRESHOLD,
+    smooth: float = 0.0,
+    occupied=None,
+    transform=None,
+    metadata: dict | None = None,
+    report: Callable[[str], None] | None = None,
+    device: torch.device | str = "cpu",
+) -> ExportReport:
     """Turn a density field with an albedo into ``mesh.obj``, ``mesh.mtl``, ``albedo.png`` and ``mesh.glb``.
 
     Args:
@@ -204,24 +238,44 @@ def export_mesh(density: Density, albedo: Color, bound: float, folder: str | Pat
     """
     job = _Job(albedo, Path(folder), options, bound, _transform(transform), metadata or {}, device, _Progress(report))
     mesh, lattice = extract_surface(density, bound, resolution, threshold, occupied, device, smooth)
-    job.progress.done("surface", f"{len(mesh.faces):,} triangles from a {lattice.cells}^3 lattice, {lattice.queries:,} "
-                                 f"of its {lattice.density.size:,} points asked")
+    job.progress.done(
+        "surface",
+        f"{len(mesh.faces):,} triangles from a {lattice.cells}^3 lattice, {lattice.queries:,} "
+        f"of its {lattice.density.size:,} points asked",
+    )
 
     def inset(clean: Mesh) -> np.ndarray:
         return light_depth(density, clean.vertices, clean.normals, lattice.spacing, device=device)
 
     done = _finish(mesh, job, inset)
     highest = float(lattice.density.max())
-    foggy = f"the highest density is {highest:.3g}, below {2 * DEFAULT_THRESHOLD:g}: the object is still foggy, and " \
-            "longer training makes it firmer"
-    return replace(done, threshold=lattice.threshold, max_density=highest, queries=lattice.queries,
-                   lattice=lattice.density.shape[0],
-                   notes=done.notes + ((foggy,) if highest < 2.0 * DEFAULT_THRESHOLD else ()))
+    foggy = (
+        f"the highest density is {highest:.3g}, below {2 * DEFAULT_THRESHOLD:g}: the object is still foggy, and "
+        "longer training makes it firmer"
+    )
+    return replace(
+        done,
+        threshold=lattice.threshold,
+        max_density=highest,
+        queries=lattice.queries,
+        lattice=lattice.density.shape[0],
+        notes=done.notes + ((foggy,) if highest < 2.0 * DEFAULT_THRESHOLD else ()),
+    )
 
 
-def export_surface(mesh: Mesh, albedo: Color, folder: str | Path, options: ExportOptions = DEFAULTS, *, bound: float,
-                   wall: float | None = None, transform=None, metadata: dict | None = None,
-                   report: Callable[[str], None] | None = None, device: torch.device | str = "cpu") -> ExportReport:
+def export_surface(
+    mesh: Mesh,
+    albedo: Color,
+    folder: str | Path,
+    options: ExportOptions = DEFAULTS,
+    *,
+    bound: float,
+    wall: float | None = None,
+    transform=None,
+    metadata: dict | None = None,
+    report: Callable[[str], None] | None = None,
+    device: torch.device | str = "cpu",
+) -> ExportReport:
     """Turn a surface that is there already, say of a tetrahedral grid, into the same files; its colour is that at it.
 
     Args:
@@ -239,15 +293,18 @@ def export_surface(mesh: Mesh, albedo: Color, folder: str | Path, options: Expor
         ValueError: an argument out of range.
         OSError: a file cannot be written.
     """
-    job = _Job(albedo, Path(folder), options, bound, _transform(transform), metadata or {}, device, _Progress(report),
-               wall)
+    job = _Job(albedo, Path(folder), options, bound, _transform(transform), metadata or {}, device, _Progress(report), wall)
     if len(mesh.faces) == 0:
-        raise ExportError("the surface is empty: no cell has a corner inside and one outside; train longer, or start "
-                          "from a NeRF that holds an object")
+        raise ExportError(
+            "the surface is empty: no cell has a corner inside and one outside; train longer, or start "
+            "from a NeRF that holds an object"
+        )
     if not np.isfinite(mesh.vertices).all():
         count = int((~np.isfinite(mesh.vertices).all(axis=1)).sum())
-        raise ExportError(f"{count} of {len(mesh.vertices)} vertices are NaN or infinite; training has diverged: resume "
-                          "an earlier checkpoint with smaller --lr_distance and --lr_offset")
+        raise ExportError(
+            f"{count} of {len(mesh.vertices)} vertices are NaN or infinite; training has diverged: resume "
+            "an earlier checkpoint with smaller --lr_distance and --lr_offset"
+        )
     return _finish(Mesh(mesh.vertices.astype(np.float64), mesh.faces.astype(np.int64)), job)
 
 
@@ -300,17 +357,27 @@ def _finish(raw: Mesh, job: _Job, inset: Callable[[Mesh], np.ndarray] | None = N
         files["transform"] = _write_transform(job.folder, job.transform, placing, options.export_frame)
     progress.done("write", "wrote and read again " + ", ".join(path.name for path in files.values()))
     return ExportReport(
-        files=files, vertices=len(mesh.vertices), faces=len(mesh.faces), parts_dropped=dropped, watertight=is_watertight(flat),
-        cleaning=cleaning, decimation=decimation, volume=signed_volume(flat),
-        bounds=tuple(tuple(map(float, corner)) for corner in flat.bounds), texture_coverage=coverage,
-        seconds=progress.seconds, notes=_notes(mesh, job, cleaning, coverage))
+        files=files,
+        vertices=len(mesh.vertices),
+        faces=len(mesh.faces),
+        parts_dropped=dropped,
+        watertight=is_watertight(flat),
+        cleaning=cleaning,
+        decimation=decimation,
+        volume=signed_volume(flat),
+        bounds=tuple(tuple(map(float, corner)) for corner in flat.bounds),
+        texture_coverage=coverage,
+        seconds=progress.seconds,
+        notes=_notes(mesh, job, cleaning, coverage),
+    )
 
 
 def _bake(fine: Mesh, flat: Mesh, depth: np.ndarray, job: _Job) -> tuple[Mesh, float]:
     """The unwrapped mesh with its textures, and how much of them triangles cover."""
     options, progress = job.options, job.progress
-    texture, coverage = bake(flat, job.paint, options.texture_size, depth[flat.weld], options.supersample,
-                             progress.within("baking colours"))
+    texture, coverage = bake(
+        flat, job.paint, options.texture_size, depth[flat.weld], options.supersample, progress.within("baking colours")
+    )
     flat = replace(flat, texture=texture)
     if not options.normal_map:
         return flat, coverage
@@ -329,8 +396,10 @@ def _transform(matrix) -> np.ndarray | None:
         raise ValueError(f"export: expected transform as a finite [4, 4], got {list(matrix.shape)}")
     determinant = np.linalg.det(matrix[:3, :3])
     if determinant <= 0:
-        raise ValueError(f"export: the transform mirrors or flattens (determinant {determinant:.4g}), and a mesh "
-                         "is never mirrored; its 3x3 part must be a rotation times a positive scale")
+        raise ValueError(
+            f"export: the transform mirrors or flattens (determinant {determinant:.4g}), and a mesh "
+            "is never mirrored; its 3x3 part must be a rotation times a positive scale"
+        )
     return matrix
 
 
@@ -369,7 +438,7 @@ def _write_transform(folder: Path, transform: np.ndarray, placing: np.ndarray, e
     content = {
         "export_frame": export_frame,
         "convention": "p_to = matrix @ (x, y, z, 1); box: trained in, +Y up, front +Z; file: mesh.obj and mesh.glb; "
-                      "source: the data's own world",
+        "source: the data's own world",
         "box_to_file": placing.tolist(),
         "box_to_source": transform.tolist(),
         "file_to_source": (transform @ np.linalg.inv(placing)).tolist(),
@@ -382,13 +451,17 @@ def _notes(mesh: Mesh, job: _Job, cleaning: Cleaning, coverage: float) -> tuple[
     """What looks wrong, and what to do about it."""
     notes, wanted = [], job.options.decimate_target
     if cleaning.open_rims:
-        notes.append(f"the surface has {len(cleaning.open_rims)} openings away from the walls of the box, which were left "
-                     f"open; the longest rim is {cleaning.open_rims[0]:.3g} scene units")
+        notes.append(
+            f"the surface has {len(cleaning.open_rims)} openings away from the walls of the box, which were left "
+            f"open; the longest rim is {cleaning.open_rims[0]:.3g} scene units"
+        )
     elif not is_watertight(mesh):
         notes.append("the surface is not closed everywhere; another --decimate_target may mend it")
     if job.options.max_error and len(mesh.faces) > 1.01 * wanted > 0:
-        notes.append(f"{len(mesh.faces):,} triangles were kept and not {wanted:,}, so that no part moved by more than "
-                     f"{job.options.max_error:g} scene units")
+        notes.append(
+            f"{len(mesh.faces):,} triangles were kept and not {wanted:,}, so that no part moved by more than "
+            f"{job.options.max_error:g} scene units"
+        )
     elif len(mesh.faces) > 1.1 * wanted > 0:
         notes.append(f"{len(mesh.faces):,} triangles were kept and not {wanted:,}, as far as decimation came")
     if coverage < _LOW_COVERAGE:

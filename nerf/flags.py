@@ -320,7 +320,9 @@ class DmtetConfig(Group):
     lr_distance: float = option(0.02, "learning rate of the distances, in grid cells", check=between(0, 10))
     lr_offset: float = option(0.02, "learning rate of the vertex offsets, in half cells", check=between(0, 10))
     lattices: int = option(
-        0, "coarser lattices that move patches of the mesh as one, each half as fine as the one before", check=between(0, 8),
+        0,
+        "coarser lattices that move patches of the mesh as one, each half as fine as the one before",
+        check=between(0, 8),
         fixed=True,
     )
     lr_lattices: float = option(0.03, "learning rate of each of them, in grid cells", check=between(0, 10))

@@ -80,8 +80,10 @@ def adopt(config: Config) -> Config:
         return config
     start = find(config)
     if config.dmtet.init_with and start.path.parent.resolve() == own.resolve() and checkpoint.stage_of(start.path) == "dmtet":
-        raise UserError(f"--init_with {config.dmtet.init_with}: --ckpt scratch would remove that checkpoint before it is read; "
-                        "choose another --workspace, or leave both flags out to go on from it")
+        raise UserError(
+            f"--init_with {config.dmtet.init_with}: --ckpt scratch would remove that checkpoint before it is read; "
+            "choose another --workspace, or leave both flags out to go on from it"
+        )
     theirs = _options_of(start)
     for flag, value in theirs.items():
         mine, source = config.value(flag), config.source(flag)
@@ -134,8 +136,10 @@ def begin(model: NeRFRenderer, config: Config, photos: Photographs | None = None
     """
     line, transform = _fill(model, config, photos)
     if len(model.surface().faces) == 0:
-        raise UserError(f"{line}; but it is too thin for a grid of {config.dmtet.tet_grid_size} layers, and nothing of it is "
-                        "left: give a larger --tet_grid_size, or a lower --mesh_threshold if it is a NeRF")
+        raise UserError(
+            f"{line}; but it is too thin for a grid of {config.dmtet.tet_grid_size} layers, and nothing of it is "
+            "left: give a larger --tet_grid_size, or a lower --mesh_threshold if it is a NeRF"
+        )
     return line, transform
 
 
@@ -182,8 +186,10 @@ def _begin_with_density(model: NeRFRenderer, config: Config, threshold: float) -
         )
     level = _solid_parts(level.astype(np.float32))
     if (level > 0).all():
-        raise UserError(f"the NeRF fills its whole box: its density is nowhere below {threshold:g}, where the mesh would "
-                        "start; train it longer")
+        raise UserError(
+            f"the NeRF fills its whole box: its density is nowhere below {threshold:g}, where the mesh would "
+            "start; train it longer"
+        )
     inside = np.argwhere(level > 0) * lattice.spacing - lattice.bound
     points = model.path.start(*_box_around(inside.min(axis=0), inside.max(axis=0), model.bound))
     model.path.set_distance(-sampled(level, lattice, points) / _slope(level, lattice))

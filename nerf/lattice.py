@@ -87,17 +87,21 @@ def query_density(density: Density, points: Tensor, device: torch.device | str =
     answer = torch.empty(len(points))
     with torch.no_grad():
         for start in range(0, len(points), chunk):
-            part = points[start:start + chunk].to(device)
+            part = points[start : start + chunk].to(device)
             value = density(part)
             if value.shape != (len(part),):
-                raise ValueError(f"query_density: expected density [{len(part)}] from points [{len(part)}, 3], got "
-                                 f"{list(value.shape)}; squeeze its last axis")
-            answer[start:start + chunk] = value.float().cpu()
+                raise ValueError(
+                    f"query_density: expected density [{len(part)}] from points [{len(part)}, 3], got "
+                    f"{list(value.shape)}; squeeze its last axis"
+                )
+            answer[start : start + chunk] = value.float().cpu()
     broken = ~torch.isfinite(answer)
     if bool(broken.any()):
         where = [round(x, 3) for x in points[broken.nonzero()[0, 0]].tolist()]
-        raise ExportError(f"the density is NaN or infinite at {int(broken.sum())} of {len(points)} points, first at "
-                          f"{where}; training has diverged: resume an earlier checkpoint with a lower --lr")
+        raise ExportError(
+            f"the density is NaN or infinite at {int(broken.sum())} of {len(points)} points, first at "
+            f"{where}; training has diverged: resume an earlier checkpoint with a lower --lr"
+        )
     return answer
 
 
@@ -121,9 +125,16 @@ def auto_threshold(density: Tensor) -> float:
     return min(DEFAULT_THRESHOLD, 0.5 * top)
 
 
-def sample_lattice(density: Density, bound: float, resolution: int = 128, threshold: float | None = DEFAULT_THRESHOLD,
-                   occupied: Callable[[Tensor], Tensor] | None = None, device: torch.device | str = "cpu",
-                   chunk: int = 2**18, probe_cells: int = 64) -> Lattice:
+def sample_lattice(
+    density: Density,
+    bound: float,
+    resolution: int = 128,
+    threshold: float | None = DEFAULT_THRESHOLD,
+    occupied: Callable[[Tensor], Tensor] | None = None,
+    device: torch.device | str = "cpu",
+    chunk: int = 2**18,
+    probe_cells: int = 64,
+) -> Lattice:
     """Sample a density field over [-bound, bound]^3, spending the queries where its surface is.
 
     A coarse lattice of at least ``probe_cells`` cells an edge is asked first. Blocks (one coarse cell each) with a
@@ -168,8 +179,7 @@ def sample_lattice(density: Density, bound: float, resolution: int = 128, thresh
 def _check_arguments(bound: float, resolution: int, threshold: float | None) -> None:
     """Refuse what no lattice can be made of."""
     if not bound > 0 or not 8 <= resolution <= 1024:
-        raise ValueError(f"sample_lattice: expected bound > 0 and resolution in [8, 1024], got {bound} and "
-                         f"{resolution}")
+        raise ValueError(f"sample_lattice: expected bound > 0 and resolution in [8, 1024], got {bound} and {resolution}")
     if threshold is not None and not (threshold > 0 and math.isfinite(threshold)):
         raise ValueError(f"sample_lattice: expected a threshold > 0, got {threshold}; None chooses one")
 

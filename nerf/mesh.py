@@ -93,8 +93,9 @@ def is_watertight(mesh: Mesh) -> bool:
     return bool((forward[1:] != forward[:-1]).all() and (forward == backward).all())
 
 
-def marching_cubes(lattice: Lattice, density: Density | None = None, device: torch.device | str = "cpu",
-                   refine_steps: int = 5) -> Mesh:
+def marching_cubes(
+    lattice: Lattice, density: Density | None = None, device: torch.device | str = "cpu", refine_steps: int = 5
+) -> Mesh:
     """The surface where the density crosses the lattice's threshold, closed at the walls of the box.
 
     Lewiner's marching cubes (2003) on the logarithm of the density, with one layer outside the box that is empty. A
@@ -134,13 +135,15 @@ def _check_lattice(lattice: Lattice) -> None:
     if highest <= lattice.threshold:
         raise ExportError(
             f"the field is empty: its highest density is {highest:.3g}, and the surface is where it is "
-            f"{lattice.threshold:.3g}; train longer, or export with a threshold below {highest:.3g}")
+            f"{lattice.threshold:.3g}; train longer, or export with a threshold below {highest:.3g}"
+        )
     inside = float((lattice.density > lattice.threshold).mean())
     if inside > _SOLID:
         raise ExportError(
             f"the field is solid: {100 * inside:.1f} % of the box is denser than {lattice.threshold:.3g} (the mean is "
             f"{float(lattice.density.mean()):.3g}); it is fog and not an object: raise --lambda_opacity, or train "
-            "again")
+            "again"
+        )
 
 
 def _bisect(index: np.ndarray, level: np.ndarray, lattice: Lattice, density: Density, device, steps: int) -> np.ndarray:
@@ -212,8 +215,10 @@ def largest_parts(mesh: Mesh, min_part: float = 0.01) -> tuple[Mesh, int]:
     volume = np.bincount(label, weights=_pyramids(mesh))
     present = np.bincount(label) > 0
     if volume.max(initial=0.0) <= 0:
-        raise ExportError(f"the mesh is inside out or flat: the volume of its biggest part is "
-                          f"{volume.max(initial=0.0):.3g}; its triangles must be counter-clockwise seen from outside")
+        raise ExportError(
+            f"the mesh is inside out or flat: the volume of its biggest part is "
+            f"{volume.max(initial=0.0):.3g}; its triangles must be counter-clockwise seen from outside"
+        )
     keep = present & (volume > 0) & (volume >= min_part * volume.max())
     return drop_unused(replace(mesh, faces=mesh.faces[keep[label]])), int(present.sum() - keep.sum())
 
@@ -237,12 +242,15 @@ def decimate(mesh: Mesh, target: int) -> Mesh:
 
     if target <= 0 or len(mesh.faces) <= target:
         return mesh
-    points, faces = fast_simplification.simplify(mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32),
-                                                 target_count=target, agg=5)[:2]
+    points, faces = fast_simplification.simplify(
+        mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32), target_count=target, agg=5
+    )[:2]
     smaller = unpinch(Mesh(np.asarray(points, dtype=np.float64), np.asarray(faces, dtype=np.int64)))
     if len(smaller.faces) < 4 or signed_volume(smaller) <= 0:
-        raise ExportError(f"decimating {len(mesh.faces)} triangles to {target} left nothing with a volume; raise "
-                          "--decimate_target, or set it to 0 to keep all")
+        raise ExportError(
+            f"decimating {len(mesh.faces)} triangles to {target} left nothing with a volume; raise "
+            "--decimate_target, or set it to 0 to keep all"
+        )
     return smaller
 
 
@@ -398,8 +406,10 @@ def unwrap(mesh: Mesh, texture_size: int, progress: Callable[[int, int], None] |
     pack.resolution = texture_size
     atlas.generate(xatlas.ChartOptions(), pack)
     if atlas.atlas_count != 1:
-        raise ExportError(f"the charts fill {atlas.atlas_count} textures of {texture_size}, and one is written; raise "
-                          "--texture_size or lower --decimate_target")
+        raise ExportError(
+            f"the charts fill {atlas.atlas_count} textures of {texture_size}, and one is written; raise "
+            "--texture_size or lower --decimate_target"
+        )
     faces, weld, uv, count = np.empty_like(mesh.faces), [], [], 0
     for k, block in enumerate(blocks):
         source, local, coordinates = atlas[k]
@@ -428,11 +438,12 @@ def _chart(mesh: Mesh, block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     atlas.generate(options, pack)
     source, local, uv = atlas[0]
     if local.shape != (len(block), 3):
-        raise ExportError(f"unwrapping turned {len(block)} triangles into {len(local)}; export with another "
-                          "--decimate_target")
+        raise ExportError(f"unwrapping turned {len(block)} triangles into {len(local)}; export with another --decimate_target")
     source, uv = used[source], np.pad(uv.astype(np.float64), ((0, 0), (0, 1)))
-    areas = [np.linalg.norm(np.cross(c[:, 1] - c[:, 0], c[:, 2] - c[:, 0]), axis=1).sum()
-             for c in (mesh.vertices[source][local], uv[local])]
+    areas = [
+        np.linalg.norm(np.cross(c[:, 1] - c[:, 0], c[:, 2] - c[:, 0]), axis=1).sum()
+        for c in (mesh.vertices[source][local], uv[local])
+    ]
     scale = np.sqrt(areas[0] / areas[1]) if min(areas) > 0 else 1.0
     return source, local, np.ascontiguousarray(uv[:, :2] * scale, dtype=np.float32)
 
@@ -461,8 +472,10 @@ def transformed(mesh: Mesh, matrix: np.ndarray) -> Mesh:
     determinant = float(np.linalg.det(linear))
     scale = np.cbrt(abs(determinant))
     if determinant <= 0 or not np.allclose(linear @ linear.T, scale**2 * np.eye(3), atol=1e-4 * scale**2):
-        raise ValueError(f"transformed: expected a rotation, a positive scale and an offset, got a 3x3 part of "
-                         f"determinant {determinant:.4g}: {linear.round(4).tolist()}")
+        raise ValueError(
+            f"transformed: expected a rotation, a positive scale and an offset, got a 3x3 part of "
+            f"determinant {determinant:.4g}: {linear.round(4).tolist()}"
+        )
     vertices = mesh.vertices @ linear.T + np.asarray(matrix, dtype=np.float64)[:3, 3]
     turn = linear / scale
     normals = None if mesh.normals is None else mesh.normals @ turn.T

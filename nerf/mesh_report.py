@@ -61,6 +61,7 @@ class MeshReport:
 
     def lines(self) -> list[str]:
         """The report for people, a line for each property."""
+
         def yes(value: bool) -> str:
             return "yes" if value else "NO"
 
@@ -71,11 +72,19 @@ class MeshReport:
             ("manifold", f"edges {yes(self.edges_manifold)}, vertices {yes(self.vertices_manifold)}"),
             ("triangles without area", f"{self.flat_faces:,}"),
             ("crossing itself", f"{self.crossing:,} of {self.sampled:,} triangles tested"),
-            ("faces outwards", f"{yes(self.outward)}; volume {self.volume:.4g}, {100 * self.normals_agreeing:.2f} % of "
-                               "the area agrees with its vertex normals"),
+            (
+                "faces outwards",
+                f"{yes(self.outward)}; volume {self.volume:.4g}, {100 * self.normals_agreeing:.2f} % of "
+                "the area agrees with its vertex normals",
+            ),
             ("size (glTF: metres)", f"{size}, area {self.area:.4g}"),
-            ("uv", "none" if not self.uv else f"{100 * self.uv_coverage:.1f} % covered, {100 * self.uv_overlap:.3f} % of "
-                                              f"that twice, {100 * self.uv_outside:.2f} % outside"),
+            (
+                "uv",
+                "none"
+                if not self.uv
+                else f"{100 * self.uv_coverage:.1f} % covered, {100 * self.uv_overlap:.3f} % of "
+                f"that twice, {100 * self.uv_outside:.2f} % outside",
+            ),
             ("textures", ", ".join(f"{name} {w} x {h}" for name, (w, h) in self.textures.items()) or "none"),
             ("material", ", ".join(f"{name} {value}" for name, value in self.material.items()) or "none"),
             ("extras", json.dumps(self.extras, ensure_ascii=False) if self.extras else "none"),
@@ -99,13 +108,21 @@ def report_file(path: str | Path, samples: int = 5_000, seed: int = 0) -> MeshRe
     parts = _read(path)
     for part in parts:
         if not (np.abs(part.vertices) <= _LARGEST).all() or not np.isin(part.faces, np.arange(len(part.vertices))).all():
-            raise UserError(f"{path.name} has vertices that are NaN, infinite or beyond {_LARGEST:g}, or triangles without a "
-                            "vertex; write it again")
+            raise UserError(
+                f"{path.name} has vertices that are NaN, infinite or beyond {_LARGEST:g}, or triangles without a "
+                "vertex; write it again"
+            )
     mesh = _joined(parts)
     if len(mesh.faces) == 0:
         raise UserError(f"{path.name} holds no triangles; there is nothing to measure")
-    return MeshReport(file=path.name, textures=_textures(parts), material=_material(parts), extras=_extras(path),
-                      **_shape(mesh, samples, seed), **_unwrapping(mesh, parts))
+    return MeshReport(
+        file=path.name,
+        textures=_textures(parts),
+        material=_material(parts),
+        extras=_extras(path),
+        **_shape(mesh, samples, seed),
+        **_unwrapping(mesh, parts),
+    )
 
 
 def _read(path: Path) -> list:
@@ -152,11 +169,18 @@ def _shape(mesh: Mesh, samples: int, seed: int) -> dict:
     place[mesh.weld] = mesh.vertices
     crossing, sampled = self_crossings(Mesh(place, welded), samples, seed)
     return {
-        "faces": len(mesh.faces), "vertices": len(np.unique(welded)), "parts": len(np.unique(parts)),
-        "watertight": is_watertight(Mesh(place, welded)), "openings": len(boundary_loops(welded)),
-        "edges_manifold": bool((uses <= 2).all()), "vertices_manifold": _fans(welded) == len(np.unique(welded)),
-        "flat_faces": int((length <= 1e-12 * length.max(initial=0.0)).sum()), "crossing": crossing, "sampled": sampled,
-        "volume": signed_volume(mesh), "area": float(0.5 * length.sum()),
+        "faces": len(mesh.faces),
+        "vertices": len(np.unique(welded)),
+        "parts": len(np.unique(parts)),
+        "watertight": is_watertight(Mesh(place, welded)),
+        "openings": len(boundary_loops(welded)),
+        "edges_manifold": bool((uses <= 2).all()),
+        "vertices_manifold": _fans(welded) == len(np.unique(welded)),
+        "flat_faces": int((length <= 1e-12 * length.max(initial=0.0)).sum()),
+        "crossing": crossing,
+        "sampled": sampled,
+        "volume": signed_volume(mesh),
+        "area": float(0.5 * length.sum()),
         "normals_agreeing": float((agreeing * length).sum() / max(length.sum(), 1e-300)),
         "bounds": tuple(tuple(map(float, corner)) for corner in mesh.bounds),
         "size": tuple(map(float, np.ptp(mesh.bounds, axis=0))),
@@ -193,8 +217,12 @@ def _unwrapping(mesh: Mesh, parts: list) -> dict:
     layers = uv_layers(np.clip(mesh.uv, 0.0, 1.0), mesh.faces, min(max(sizes, default=1024), _LARGEST_GRID))
     covered, twice = int((layers > 0).sum()), int((layers > 1).sum())
     outside = ((mesh.uv < -1e-6) | (mesh.uv > 1 + 1e-6)).any(axis=1)
-    return {"uv": True, "uv_coverage": covered / layers.size, "uv_overlap": twice / max(covered, 1),
-            "uv_outside": float(outside.mean())}
+    return {
+        "uv": True,
+        "uv_coverage": covered / layers.size,
+        "uv_overlap": twice / max(covered, 1),
+        "uv_outside": float(outside.mean()),
+    }
 
 
 def _materials(parts: list) -> list:
@@ -230,7 +258,7 @@ def _extras(path: Path) -> dict:
     """``asset.extras`` of a GLB or glTF."""
     if path.suffix.lower() == ".glb":
         data = path.read_bytes()
-        tree = json.loads(data[20:20 + struct.unpack("<I", data[12:16])[0]])
+        tree = json.loads(data[20 : 20 + struct.unpack("<I", data[12:16])[0]])
     elif path.suffix.lower() == ".gltf":
         tree = json.loads(path.read_text(encoding="utf-8"))
     else:

@@ -24,8 +24,18 @@ if TYPE_CHECKING:
 _POSITION_TOLERANCE = 2e-6  # of the longest edge of the bounding box: six decimals in OBJ, float32 in GLB and PLY
 _UV_TOLERANCE = 2e-6
 _NORMAL_TOLERANCE = 1e-4
-UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, NameError, AssertionError, NotImplementedError,
-              EOFError, struct.error)  # what trimesh's readers raise on files that are not whole
+UNREADABLE = (
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    NameError,
+    AssertionError,
+    NotImplementedError,
+    EOFError,
+    struct.error,
+)  # what trimesh's readers raise on files that are not whole
 
 
 @dataclass(frozen=True)
@@ -52,11 +62,17 @@ class Material:
         """
         shine = 1000.0 * (1.0 - self.roughness) ** 2
         gloss = 0.04 * (1.0 - self.metallic) + self.metallic if shine > 0 or self.metallic > 0 else 0.0
-        return "".join([
-            "newmtl albedo\nKa 1 1 1\nKd 1 1 1\n", f"Ks {gloss:g} {gloss:g} {gloss:g}\n", f"Ns {shine:.6g}\n",
-            f"d 1\nillum {2 if gloss > 0 else 1}\n", f"Pr {self.roughness:g}\nPm {self.metallic:g}\n",
-            "map_Kd albedo.png\n", "norm normal.png\n" if normal_map else "",
-        ])
+        return "".join(
+            [
+                "newmtl albedo\nKa 1 1 1\nKd 1 1 1\n",
+                f"Ks {gloss:g} {gloss:g} {gloss:g}\n",
+                f"Ns {shine:.6g}\n",
+                f"d 1\nillum {2 if gloss > 0 else 1}\n",
+                f"Pr {self.roughness:g}\nPm {self.metallic:g}\n",
+                "map_Kd albedo.png\n",
+                "norm normal.png\n" if normal_map else "",
+            ]
+        )
 
 
 CHALK = Material()
@@ -92,14 +108,16 @@ def write_obj(folder: Path, mesh: Mesh, comment: str = "", material: Material = 
     decimals = max(6, 6 - int(np.floor(np.log10(max(np.ptp(mesh.bounds, axis=0).max(), 1e-12)))))
     position = " ".join([f"%.{decimals}f"] * 3)
     welded, corner = mesh.welded_faces + 1, mesh.faces + 1
-    text = "".join([
-        "".join(f"# {line}\n" for line in comment.splitlines()),
-        "mtllib mesh.mtl\no mesh\nusemtl albedo\n",
-        _rows(f"v {position}\n", mesh.vertices[first]),
-        _rows("vt %.7f %.7f\n", mesh.uv),
-        _rows("vn %.5f %.5f %.5f\n", mesh.normals[first]),
-        _rows("f %d/%d/%d %d/%d/%d %d/%d/%d\n", np.stack([welded, corner, welded], axis=2)),
-    ])
+    text = "".join(
+        [
+            "".join(f"# {line}\n" for line in comment.splitlines()),
+            "mtllib mesh.mtl\no mesh\nusemtl albedo\n",
+            _rows(f"v {position}\n", mesh.vertices[first]),
+            _rows("vt %.7f %.7f\n", mesh.uv),
+            _rows("vn %.5f %.5f %.5f\n", mesh.normals[first]),
+            _rows("f %d/%d/%d %d/%d/%d %d/%d/%d\n", np.stack([welded, corner, welded], axis=2)),
+        ]
+    )
     files["obj"] = write_atomically(folder / "mesh.obj", lambda path: path.write_text(text, encoding="utf-8"))
     return files
 
@@ -117,11 +135,23 @@ def write_glb(path: Path, mesh: Mesh, extras: dict, material: Material = CHALK) 
 
     bumps = None if mesh.normal_texture is None else Image.fromarray(mesh.normal_texture)
     look = trimesh.visual.material.PBRMaterial(
-        name="albedo", baseColorTexture=Image.fromarray(mesh.texture), baseColorFactor=[255, 255, 255, 255],
-        metallicFactor=material.metallic, roughnessFactor=material.roughness, normalTexture=bumps, alphaMode="OPAQUE",
-        doubleSided=False)
-    solid = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_normals=mesh.normals, process=False, validate=False,
-                            visual=trimesh.visual.TextureVisuals(uv=mesh.uv, material=look))
+        name="albedo",
+        baseColorTexture=Image.fromarray(mesh.texture),
+        baseColorFactor=[255, 255, 255, 255],
+        metallicFactor=material.metallic,
+        roughnessFactor=material.roughness,
+        normalTexture=bumps,
+        alphaMode="OPAQUE",
+        doubleSided=False,
+    )
+    solid = trimesh.Trimesh(
+        mesh.vertices,
+        mesh.faces,
+        vertex_normals=mesh.normals,
+        process=False,
+        validate=False,
+        visual=trimesh.visual.TextureVisuals(uv=mesh.uv, material=look),
+    )
     if bumps is not None and mesh.tangents is not None:
         solid.vertex_attributes["_TANGENT"] = mesh.tangents.astype(np.float32)
     scene = trimesh.Scene()
@@ -139,17 +169,32 @@ def write_glb(path: Path, mesh: Mesh, extras: dict, material: Material = CHALK) 
 
 def write_ply(path: Path, mesh: Mesh) -> Path:
     """Write a welded mesh with normals and vertex colours as binary little-endian PLY."""
-    columns = [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("nx", "<f4"), ("ny", "<f4"), ("nz", "<f4"),
-               ("red", "u1"), ("green", "u1"), ("blue", "u1")]
+    columns = [
+        ("x", "<f4"),
+        ("y", "<f4"),
+        ("z", "<f4"),
+        ("nx", "<f4"),
+        ("ny", "<f4"),
+        ("nz", "<f4"),
+        ("red", "u1"),
+        ("green", "u1"),
+        ("blue", "u1"),
+    ]
     vertex = np.zeros(len(mesh.vertices), dtype=columns)
     for name, value in zip(vertex.dtype.names, [*mesh.vertices.T, *mesh.normals.T, *mesh.colors.T], strict=True):
         vertex[name] = value
     face = np.zeros(len(mesh.faces), dtype=[("count", "u1"), ("index", "<i4", 3)])
     face["count"], face["index"] = 3, mesh.faces
     kinds = {"<f4": "float", "u1": "uchar"}
-    head = "".join(["ply\nformat binary_little_endian 1.0\n", f"element vertex {len(vertex)}\n",
-                    *(f"property {kinds[kind]} {name}\n" for name, kind in columns), f"element face {len(face)}\n",
-                    "property list uchar int vertex_indices\nend_header\n"])
+    head = "".join(
+        [
+            "ply\nformat binary_little_endian 1.0\n",
+            f"element vertex {len(vertex)}\n",
+            *(f"property {kinds[kind]} {name}\n" for name, kind in columns),
+            f"element face {len(face)}\n",
+            "property list uchar int vertex_indices\nend_header\n",
+        ]
+    )
     data = head.encode("ascii") + vertex.tobytes() + face.tobytes()
     return write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
@@ -219,8 +264,10 @@ def check_file(path: Path, mesh: Mesh) -> None:
     """
     read = read_mesh(path)
     if len(read.faces) != len(mesh.faces):
-        raise ExportError(f"{path.name} was written with {len(mesh.faces)} triangles and read back with "
-                          f"{len(read.faces)}; check the disk and write it again")
+        raise ExportError(
+            f"{path.name} was written with {len(mesh.faces)} triangles and read back with "
+            f"{len(read.faces)}; check the disk and write it again"
+        )
     size = float(np.ptp(mesh.bounds, axis=0).max())
     worst = float(np.abs(read.corners - mesh.corners).max())
     reach = float(np.abs(mesh.bounds).max())  # float32 rounds relative to the distance from the origin
@@ -232,16 +279,17 @@ def check_file(path: Path, mesh: Mesh) -> None:
     if mesh.uv is not None:
         _check_texture(path, read, mesh)
     if signed_volume(read) <= 0:
-        raise ExportError(f"{path.name} is inside out: its volume is {signed_volume(read):.3g}; its triangles must be "
-                          "counter-clockwise seen from outside")
+        raise ExportError(
+            f"{path.name} is inside out: its volume is {signed_volume(read):.3g}; its triangles must be "
+            "counter-clockwise seen from outside"
+        )
 
 
 def _check_texture(path: Path, read: Mesh, mesh: Mesh) -> None:
     """Compare uv, corner by corner, and the texture, texel by texel."""
     if read.uv is None or read.texture is None:
         missing = "uv" if read.uv is None else "texture"
-        raise ExportError(f"{path.name} was read back without its {missing}; check that all its files are in one "
-                          "folder")
+        raise ExportError(f"{path.name} was read back without its {missing}; check that all its files are in one folder")
     worst = float(np.abs(read.uv[read.faces] - mesh.uv[mesh.faces]).max())
     if worst > _UV_TOLERANCE:
         raise ExportError(f"{path.name} moved a uv by {worst:.3g}; check the disk and write it again")

@@ -11,8 +11,7 @@ def _check(name: str, a: Tensor, b: Tensor, usable: Tensor | None) -> None:
     if a.shape != b.shape:
         raise ValueError(f"{name}: expected two images of one shape, got {list(a.shape)} and {list(b.shape)}")
     if usable is not None and usable.shape != a.shape[:-1]:
-        raise ValueError(f"{name}: expected usable {list(a.shape[:-1])} for images {list(a.shape)}, "
-                         f"got {list(usable.shape)}")
+        raise ValueError(f"{name}: expected usable {list(a.shape[:-1])} for images {list(a.shape)}, got {list(usable.shape)}")
 
 
 def psnr(a: Tensor, b: Tensor, usable: Tensor | None = None) -> Tensor:

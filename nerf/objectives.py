@@ -69,8 +69,11 @@ def unheard(plan: StepPlan, triangles: bool) -> list[str]:
         triangles: the render path shows triangles, so there are no samples along the rays.
     """
     names = [name for name in SAMPLE_TERMS if triangles and plan.wants(name)]
-    return [f"{name} has a weight, but looks at samples along rays, and triangles have none; it does nothing in the mesh "
-            "stage, where --lambda_mesh_normal and --lambda_mesh_laplacian keep the surface smooth" for name in names]
+    return [
+        f"{name} has a weight, but looks at samples along rays, and triangles have none; it does nothing in the mesh "
+        "stage, where --lambda_mesh_normal and --lambda_mesh_laplacian keep the surface smooth"
+        for name in names
+    ]
 
 
 class KnownView(Objective):
@@ -170,9 +173,7 @@ class Smoothness(Objective):
             rng = part.generator(STREAM_NEIGHBOUR, at.device)
             near = at + NEIGHBOUR_DISTANCE * torch.randn(at.shape, generator=rng, device=at.device, dtype=at.dtype)
             neighbour = self.field.query(Points(near), part).normal
-            terms["normal_smooth_3d"] = losses.normal_smooth_3d(
-                out.field.normal, neighbour, out.weights, len(batch.rays)
-            )
+            terms["normal_smooth_3d"] = losses.normal_smooth_3d(out.field.normal, neighbour, out.weights, len(batch.rays))
         return terms
 
 

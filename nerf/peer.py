@@ -57,8 +57,10 @@ def read_peer_field(path: str | Path) -> PeerField:
     weights, biases = _network(path, state)
     layout, bound = _layout(path, state)
     if weights[0].shape[1] != layout.output_dim:
-        raise UserError(f"{path}: sigma_net takes {weights[0].shape[1]} features, but the table gives "
-                        f"{layout.num_levels} levels of {layout.level_dim}; {_WAY_OUT}")
+        raise UserError(
+            f"{path}: sigma_net takes {weights[0].shape[1]} features, but the table gives "
+            f"{layout.num_levels} levels of {layout.level_dim}; {_WAY_OUT}"
+        )
     options = {
         "backbone": "grid",
         "bound": bound,
@@ -83,13 +85,15 @@ def read_peer_field(path: str | Path) -> PeerField:
 def _check_kind(path: Path, state: dict[str, Tensor]) -> None:
     """Refuse what is no NeRF on a grid, and weights that are no numbers."""
     if "sdf" in state or "deform" in state:
-        raise UserError(f"{path} is of the peer's mesh stage (it holds sdf and deform), and this wants the stage before; "
-                        f"{_WAY_OUT}")
+        raise UserError(
+            f"{path} is of the peer's mesh stage (it holds sdf and deform), and this wants the stage before; {_WAY_OUT}"
+        )
     if "encoder.params" in state:
         raise UserError(f"{path} was trained with --backbone grid_tcnn, whose table is laid out otherwise; {_WAY_OUT}")
     if "encoder.embeddings" not in state or "encoder.offsets" not in state:
-        raise UserError(f"{path} lacks encoder.embeddings or encoder.offsets, so it was trained with another backbone; "
-                        f"{_WAY_OUT}")
+        raise UserError(
+            f"{path} lacks encoder.embeddings or encoder.offsets, so it was trained with another backbone; {_WAY_OUT}"
+        )
     names = [name for name in state if name.startswith(("encoder.embeddings", "sigma_net."))]
     bad = [name for name in names if not torch.isfinite(state[name]).all()]
     if bad:
@@ -108,8 +112,10 @@ def _network(path: Path, state: dict[str, Tensor]) -> tuple[list[Tensor], list[T
     expected = [widths[0]] * (count - 1) + [4]
     chained = [weight.shape[1] for weight in weights[1:]] == widths[:-1]
     if widths != expected or not chained or any(b.shape != (w,) for b, w in zip(biases, widths, strict=True)):
-        raise UserError(f"{path}: sigma_net has shapes {[list(weight.shape) for weight in weights]}; expected hidden layers "
-                        "of one width and four outputs, density and colour")
+        raise UserError(
+            f"{path}: sigma_net has shapes {[list(weight.shape) for weight in weights]}; expected hidden layers "
+            "of one width and four outputs, density and colour"
+        )
     return weights, biases
 
 
@@ -120,8 +126,10 @@ def _layout(path: Path, state: dict[str, Tensor]) -> tuple[GridLayout, float]:
     bound = 1.0 if box is None else float(box.reshape(-1)[-1])
     largest = max((b - a for a, b in zip(offsets, offsets[1:], strict=False)), default=0)
     if table.ndim != 2 or offsets[0] != 0 or largest <= 0 or offsets[-1] != len(table) or not bound > 0:
-        raise UserError(f"{path}: a table of shape {list(table.shape)} does not fit offsets {offsets} and a box of half side "
-                        f"{bound:g}; the file is damaged")
+        raise UserError(
+            f"{path}: a table of shape {list(table.shape)} does not fit offsets {offsets} and a box of half side "
+            f"{bound:g}; the file is damaged"
+        )
     levels, rows = len(offsets) - 1, math.ceil(math.log2(largest))
     wanted = _peer_resolutions(levels, bound)
     for finest in {math.floor(FINEST * bound), math.ceil(FINEST * bound)}:
@@ -131,8 +139,10 @@ def _layout(path: Path, state: dict[str, Tensor]) -> tuple[GridLayout, float]:
             raise UserError(f"{path}: its table cannot be expressed here: {error}") from None
         if layout.resolutions == wanted and list(layout.first) == offsets:
             return layout, bound
-    raise UserError(f"{path}: its table has offsets {offsets}, which are not those of {levels} levels from {COARSEST} to "
-                    f"{FINEST * bound:g} corners a side; it was trained with another grid and cannot be expressed here")
+    raise UserError(
+        f"{path}: its table has offsets {offsets}, which are not those of {levels} levels from {COARSEST} to "
+        f"{FINEST * bound:g} corners a side; it was trained with another grid and cannot be expressed here"
+    )
 
 
 def _peer_resolutions(levels: int, bound: float) -> tuple[int, ...]:

@@ -70,8 +70,10 @@ def read_colmap(folder: Path, holdout: int) -> PhotoFiles:
     frames, missing = [], []
     for photo in read[model]:
         if photo.camera not in cameras:
-            raise UserError(f"{model}: photograph {photo.name} is of camera {photo.camera}, which is not described there; "
-                            "export the whole model again")
+            raise UserError(
+                f"{model}: photograph {photo.name} is of camera {photo.camera}, which is not described there; "
+                "export the whole model again"
+            )
         image = find_picture(pictures, photo.name)
         if image is None:
             missing.append(photo.name)
@@ -117,8 +119,10 @@ def _binary_cameras(path: Path) -> Iterator[tuple[int, Lens]]:
 def _lens(model: str, size: tuple[float, float], values: tuple[float, ...], where: str) -> Lens:
     """The lens of a camera from the parameters of its model."""
     if model not in MODELS:
-        raise UserError(f"{where}: camera model {model} is not read, only {', '.join(MODELS)} are; undistort the "
-                        "photographs first (colmap image_undistorter)")
+        raise UserError(
+            f"{where}: camera model {model} is not read, only {', '.join(MODELS)} are; undistort the "
+            "photographs first (colmap image_undistorter)"
+        )
     if len(values) != len(MODELS[model]):
         raise UserError(f"{where}: {model} has {len(MODELS[model])} parameters, got {len(values)}")
     named = dict(zip(MODELS[model], values, strict=True))
@@ -167,8 +171,9 @@ def _registered(name: str, values: list[float], camera: int, where: str) -> Regi
     numbers = torch.tensor(values, dtype=torch.float64)
     length = numbers[:4].norm()
     if not numbers.isfinite().all() or (length - 1).abs() > UNIT_TOLERANCE:
-        raise UserError(f"{where}: the pose must be a unit quaternion and a translation, got "
-                        f"{', '.join(f'{v:g}' for v in values)}")
+        raise UserError(
+            f"{where}: the pose must be a unit quaternion and a translation, got {', '.join(f'{v:g}' for v in values)}"
+        )
     w, x, y, z = (numbers[:4] / length).tolist()
     rotation = torch.tensor([
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -220,8 +225,7 @@ def _lines(path: Path, blank: bool = False) -> Iterator[tuple[str, str]]:
                 if not line.startswith("#") and (blank or line.strip()):
                     yield f"{path}, line {number}", line.rstrip("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file (byte {error.start}: {error.reason}); "
-                        "export the model again") from error
+        raise UserError(f"{path} is not a text file (byte {error.start}: {error.reason}); export the model again") from error
 
 
 def _numbers(words: list[str], where: str) -> tuple[float, ...]:
@@ -261,5 +265,7 @@ class Bytes:
         """Leave out so many bytes."""
         self.at += count
         if self.at > len(self.data):
-            raise UserError(f"{self.path} ends after {len(self.data)} bytes, in the middle of an entry; it was cut short, "
-                            "or is not what COLMAP writes")
+            raise UserError(
+                f"{self.path} ends after {len(self.data)} bytes, in the middle of an entry; it was cut short, "
+                "or is not what COLMAP writes"
+            )

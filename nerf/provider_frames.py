@@ -42,8 +42,9 @@ class Lens:
         own_width, own_height = self.width or width, self.height or height
         scale_x, scale_y = width / own_width, height / own_height
         if abs(scale_x / scale_y - 1) > ASPECT_TOLERANCE:
-            raise UserError(f"it is {width}x{height} pixels, but its camera is for {own_width:g}x{own_height:g}; "
-                            "was it turned or cropped?")
+            raise UserError(
+                f"it is {width}x{height} pixels, but its camera is for {own_width:g}x{own_height:g}; was it turned or cropped?"
+            )
         fx = _focal(self.fx, self.angle_x, own_width)
         fy = _focal(self.fy, self.angle_y, own_height)
         fx, fy = fx or fy, fy or fx

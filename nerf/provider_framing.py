@@ -137,8 +137,10 @@ def frame(
             if SCENE_MARGIN * radius < half:
                 kind, centre, half = "points", middle, SCENE_MARGIN * radius
     if not half > SMALLEST_BOX:
-        raise UserError(f"the {len(pose)} photographs were all taken from one place and look apart, so nothing shows "
-                        "depth; give photographs from several places")
+        raise UserError(
+            f"the {len(pose)} photographs were all taken from one place and look apart, so nothing shows "
+            "depth; give photographs from several places"
+        )
     rotation = upright(up_direction(pose))
     if kind != "object":
         rotation = _turned_to_front((pose[:, :3, 3] - focus) @ rotation.T) @ rotation

@@ -74,8 +74,9 @@ def _matrix(matrices: dict[str, Tensor], name: str, path: Path) -> Tensor:
         raise UserError(f"{path}: there is no {name}; it needs one for each photograph, in the order of their names")
     matrix = matrices[name]
     if matrix.shape != (4, 4) or not matrix.isfinite().all() or torch.linalg.det(matrix[:3, :3]).abs() < 1e-12:
-        raise UserError(f"{path}: {name} must be 4x4 finite numbers whose left 3x3 can be inverted, got "
-                        f"{'x'.join(map(str, matrix.shape))}")
+        raise UserError(
+            f"{path}: {name} must be 4x4 finite numbers whose left 3x3 can be inverted, got {'x'.join(map(str, matrix.shape))}"
+        )
     return matrix
 
 

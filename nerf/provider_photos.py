@@ -119,8 +119,18 @@ class Photographs:
         self._bent = [any(photo.lens.distortion) for photo in frames]
         height, width = self.pictures.height, self.pictures.width
         fovy = torch.rad2deg(2 * torch.atan(height / (2 * fy)))
-        return Views(pose, fx, fy, cx, cy, int(height.max()), int(width.max()), *angles_of(pose), fovy,
-                     distortion if any(self._bent) else None)
+        return Views(
+            pose,
+            fx,
+            fy,
+            cx,
+            cy,
+            int(height.max()),
+            int(width.max()),
+            *angles_of(pose),
+            fovy,
+            distortion if any(self._bent) else None,
+        )
 
     def _warn_of_folds(self) -> None:
         """Say so if a lens model cannot be undone in the corners of its picture."""
@@ -139,9 +149,11 @@ class Photographs:
         """One line on what was read, what was missing and how it was framed."""
         sizes = sorted(zip(self.pictures.width.tolist(), self.pictures.height.tolist(), strict=True))
         size = f"{sizes[0][0]}x{sizes[0][1]}" + (f" to {sizes[-1][0]}x{sizes[-1][1]}" if sizes[0] != sizes[-1] else "")
-        line = (f"{files.folder}: {len(self)} of {self.total} photographs for {split}, {size} pixels, "
-                f"{self.pictures.bytes.numel() / 2**20:.0f} MiB; framed as {framing.kind}, "
-                f"a unit is {framing.scale:.3g} of ours")
+        line = (
+            f"{files.folder}: {len(self)} of {self.total} photographs for {split}, {size} pixels, "
+            f"{self.pictures.bytes.numel() / 2**20:.0f} MiB; framed as {framing.kind}, "
+            f"a unit is {framing.scale:.3g} of ours"
+        )
         if files.missing:
             line += f"; {len(files.missing)} more are named and do not exist (the first is {files.missing[0]})"
         return line
@@ -192,8 +204,9 @@ class Photographs:
         photo, column, row = self.pictures.locate(pixel)
         xy = torch.stack([column, row], -1) + 0.5
         uv = xy / torch.stack([self.pictures.width[photo], self.pictures.height[photo]], -1)
-        rays = replace(pixel_rays(self.cameras, photo, xy), view_index=torch.zeros_like(photo),
-                       image_index=self.index[photo], uv=uv)
+        rays = replace(
+            pixel_rays(self.cameras, photo, xy), view_index=torch.zeros_like(photo), image_index=self.index[photo], uv=uv
+        )
         colour = self.pictures.bytes[pixel].float() / 255
         if self.background is None:
             return Batch(rays, rgb=colour)

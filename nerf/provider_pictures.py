@@ -105,8 +105,9 @@ class Pictures:
         headers = [header(path) for path in paths]
         for path, (width, height, _) in zip(paths, headers, strict=True):
             if factor > min(width, height):
-                raise UserError(f"--downscale {factor} leaves nothing of {path}, which is {width}x{height} pixels; "
-                                "give a smaller factor")
+                raise UserError(
+                    f"--downscale {factor} leaves nothing of {path}, which is {width}x{height} pixels; give a smaller factor"
+                )
         self.full_size = [(width, height) for width, height, _ in headers]
         width = torch.tensor([-(-w // factor) for w, _, _ in headers])
         height = torch.tensor([-(-h // factor) for _, h, _ in headers])
@@ -130,8 +131,10 @@ class Pictures:
         if mode == "RGBA" and bool((block[:, 3] == 255).all()):
             block = block[:, :3].contiguous()
         if usable is not None and not usable.any():
-            raise UserError(f"{next(filter(None, masks))}: the masks are black everywhere, and only white pixels are learned; "
-                            "turn their colours round, or leave the masks out")
+            raise UserError(
+                f"{next(filter(None, masks))}: the masks are black everywhere, and only white pixels are learned; "
+                "turn their colours round, or leave the masks out"
+            )
         self.bytes = block.to(device)
         self.width, self.height, self.ends = width.to(device), height.to(device), ends.to(device)
         # The same on the host, so that nobody waits for a GPU to learn them.
@@ -208,8 +211,10 @@ def _beside(what: str, path: Path, mode: str, factor: int, size: tuple[int, int]
     """A picture that goes with a photograph of ``size`` (height, width) pixels, decoded as :func:`decode` does."""
     picture = decode(path, mode, factor)
     if tuple(picture.shape[:2]) != size:
-        raise UserError(f"{what} {path} must have its photograph's size, {size[1]}x{size[0]} pixels after --downscale, "
-                        f"got {picture.shape[1]}x{picture.shape[0]}")
+        raise UserError(
+            f"{what} {path} must have its photograph's size, {size[1]}x{size[0]} pixels after --downscale, "
+            f"got {picture.shape[1]}x{picture.shape[0]}"
+        )
     return picture
 
 

@@ -41,8 +41,10 @@ def load_mesh(path: str | Path) -> Mesh:
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"mesh {path}: expected one of {', '.join(SUFFIXES)}, got {path.suffix or 'no suffix'!r}; "
-                        "convert it, in Blender for instance")
+        raise UserError(
+            f"mesh {path}: expected one of {', '.join(SUFFIXES)}, got {path.suffix or 'no suffix'!r}; "
+            "convert it, in Blender for instance"
+        )
     if not path.is_file():
         raise UserError(f"mesh {path} does not exist; give the path of an OBJ, GLB or PLY")
     try:
@@ -54,19 +56,24 @@ def load_mesh(path: str | Path) -> Mesh:
     if len(faces) == 0:
         raise UserError(f"mesh {path} holds no triangles, points at most; export it as a surface")
     if faces.min() < 0 or faces.max() >= len(vertices):
-        raise UserError(f"mesh {path} is damaged: its triangles name vertices up to {faces.max()}, and it has {len(vertices)}; "
-                        "export it again")
+        raise UserError(
+            f"mesh {path} is damaged: its triangles name vertices up to {faces.max()}, and it has {len(vertices)}; "
+            "export it again"
+        )
     mesh = drop_unused(Mesh(vertices, faces))
     if not np.isfinite(mesh.vertices).all():
         count = int((~np.isfinite(mesh.vertices)).any(axis=1).sum())
-        raise UserError(f"mesh {path} has vertices that are not finite numbers ({count} of {len(mesh.vertices)}); "
-                        "export it again")
+        raise UserError(
+            f"mesh {path} has vertices that are not finite numbers ({count} of {len(mesh.vertices)}); export it again"
+        )
     if np.ptp(mesh.bounds, axis=0).max() <= 0:
         raise UserError(f"mesh {path} has no size: all its vertices are at {mesh.vertices[0].tolist()}; export it again")
     farthest, size = float(np.abs(mesh.vertices).max()), float(np.ptp(mesh.bounds, axis=0).max())
     if farthest > _LARGEST or size < _SMALLEST * farthest:
-        raise UserError(f"mesh {path} is {size:.3g} large and reaches {farthest:.3g} from the origin, which single "
-                        "precision cannot hold; scale it, or move it to the origin")
+        raise UserError(
+            f"mesh {path} is {size:.3g} large and reaches {farthest:.3g} from the origin, which single "
+            "precision cannot hold; scale it, or move it to the origin"
+        )
     mesh = weld(mesh)
     if len(mesh.faces) == 0:
         raise UserError(f"mesh {path} holds no triangle with an area; export it as a surface")
@@ -104,8 +111,9 @@ def signed_distance(mesh: Mesh, points: np.ndarray) -> np.ndarray:
     """
     points = np.ascontiguousarray(points, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
-        raise ValueError(f"signed_distance: expected finite points [M, 3], got {list(points.shape)}; drop those that are "
-                         "not finite")
+        raise ValueError(
+            f"signed_distance: expected finite points [M, 3], got {list(points.shape)}; drop those that are not finite"
+        )
     check_solid(mesh)
     inside = np.abs(winding_number(mesh, points)) > 0.5
     distance = unsigned_distance(mesh, points)
@@ -123,12 +131,16 @@ def check_solid(mesh: Mesh) -> None:
     """
     extent = float(np.ptp(mesh.bounds, axis=0).max()) if len(mesh.vertices) else 0.0
     if len(mesh.faces) == 0 or not np.isfinite(mesh.vertices).all() or extent <= 0:
-        raise UserError(f"the mesh has {len(mesh.faces)} triangles and a size of {extent:.3g}; give one with a surface "
-                        "and finite coordinates")
+        raise UserError(
+            f"the mesh has {len(mesh.faces)} triangles and a size of {extent:.3g}; give one with a surface "
+            "and finite coordinates"
+        )
     if is_watertight(mesh):
         if abs(signed_volume(mesh)) < _THINNEST * extent**3:
-            raise UserError(f"the mesh is closed but encloses a volume of {signed_volume(mesh):.3g} only; give a solid, "
-                            "or give the sheet a thickness")
+            raise UserError(
+                f"the mesh is closed but encloses a volume of {signed_volume(mesh):.3g} only; give a solid, "
+                "or give the sheet a thickness"
+            )
         return
     pad = 0.02 * extent
     axes = [np.linspace(low - pad, high + pad, _PROBES) for low, high in mesh.bounds.T]
@@ -139,7 +151,8 @@ def check_solid(mesh: Mesh) -> None:
         raise UserError(
             f"the mesh is open and has no clear inside: of {len(probes)} points in its bounds, {enclosed} have a winding "
             f"number near 1 or beyond and {doubtful} one between 0.25 and 0.75; close its holes, turn its triangles "
-            "one way, or give sheets a thickness")
+            "one way, or give sheets a thickness"
+        )
 
 
 def unsigned_distance(mesh: Mesh, points: np.ndarray) -> np.ndarray:
@@ -232,19 +245,19 @@ def winding_number(mesh: Mesh, points: np.ndarray) -> np.ndarray:
     clusters = _clusters(mesh.corners)
     result = np.empty(len(points))
     for start in range(0, len(points), _CHUNK):
-        chunk = points[start:start + _CHUNK]
+        chunk = points[start : start + _CHUNK]
         away = np.square(chunk).sum(axis=1)[:, None] - 2.0 * chunk @ clusters.centre.T
         away += np.square(clusters.centre).sum(axis=1)
         near = away < np.square(_FAR * clusters.radius)
         away[near] = 1.0
         flux = _dot(clusters.centre, clusters.area) - chunk @ clusters.area.T
         flux[near] = 0.0
-        result[start:start + _CHUNK] = (flux / (away * np.sqrt(away))).sum(axis=1)
+        result[start : start + _CHUNK] = (flux / (away * np.sqrt(away))).sum(axis=1)
         point, cluster = np.nonzero(near)
         for first in range(0, len(point), _PAIRS):
-            which, whom = point[first:first + _PAIRS], cluster[first:first + _PAIRS]
+            which, whom = point[first : first + _PAIRS], cluster[first : first + _PAIRS]
             angle = _solid_angles(clusters.triangles[whom] - chunk[which][:, None, None]).sum(axis=1)
-            result[start:start + _CHUNK] += np.bincount(which, angle, minlength=len(chunk))
+            result[start : start + _CHUNK] += np.bincount(which, angle, minlength=len(chunk))
     return result / (4.0 * np.pi)
 
 

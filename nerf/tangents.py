@@ -100,8 +100,13 @@ def nearest_normals(fine: Mesh) -> Callable[[np.ndarray, np.ndarray], np.ndarray
     return normals
 
 
-def bake_normals(mesh: Mesh, normals: Callable[[np.ndarray, np.ndarray], np.ndarray], size: int, supersample: int = 1,
-                 progress: Progress | None = None) -> np.ndarray:
+def bake_normals(
+    mesh: Mesh,
+    normals: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    size: int,
+    supersample: int = 1,
+    progress: Progress | None = None,
+) -> np.ndarray:
     """Bake a tangent-space normal map: what a viewer must read to see the given normals on the mesh.
 
     Args:

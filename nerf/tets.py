@@ -72,10 +72,15 @@ def tet_grid(resolution: int) -> TetGrid:
     Raises:
         UserError: it is not.
     """
-    if isinstance(resolution, bool) or not isinstance(resolution, int) or not 2 <= resolution <= _MAX_RESOLUTION \
-            or resolution % 2:
-        raise UserError(f"tet_grid: expected an even resolution from 2 to {_MAX_RESOLUTION}, got {resolution}; "
-                        "give 64, 96 or 128")
+    if (
+        isinstance(resolution, bool)
+        or not isinstance(resolution, int)
+        or not 2 <= resolution <= _MAX_RESOLUTION
+        or resolution % 2
+    ):
+        raise UserError(
+            f"tet_grid: expected an even resolution from 2 to {_MAX_RESOLUTION}, got {resolution}; give 64, 96 or 128"
+        )
     return _build(resolution // 2)
 
 
@@ -87,12 +92,18 @@ def _build(n: int) -> TetGrid:
     corners = _grid_points(n + 1) * h - 1.0
     centres = (_grid_points(n) + 0.5) * h - 1.0
     boundary = np.zeros(len(corners) + len(centres), dtype=bool)
-    boundary[:len(corners)] = (np.abs(corners) > 1.0 - 0.25 * h).any(axis=1)
+    boundary[: len(corners)] = (np.abs(corners) > 1.0 - 0.25 * h).any(axis=1)
     blocks = [block for axis in range(3) for block in (lattice.between(axis), *lattice.walls(axis))]
     tets, tet_edges = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    return TetGrid(torch.from_numpy(np.concatenate([corners, centres]).astype(np.float32)), torch.from_numpy(tets),
-                   torch.from_numpy(lattice.edges()), torch.from_numpy(tet_edges), torch.from_numpy(boundary),
-                   spacing=0.5 * sqrt(3.0) * h, cubes=n)
+    return TetGrid(
+        torch.from_numpy(np.concatenate([corners, centres]).astype(np.float32)),
+        torch.from_numpy(tets),
+        torch.from_numpy(lattice.edges()),
+        torch.from_numpy(tet_edges),
+        torch.from_numpy(boundary),
+        spacing=0.5 * sqrt(3.0) * h,
+        cubes=n,
+    )
 
 
 def _grid_points(count: int) -> np.ndarray:
@@ -131,13 +142,23 @@ class _Lattice:
         """The ends of all edges, [E, 2] int32, lower index first."""
         n, step = self.n, np.eye(3, dtype=np.int64)
         cubes = _grid_points(n)
-        along = [np.stack([self.corner(low), self.corner(low + step[axis])], axis=1)
-                 for axis in range(3) for low in [_box_points(self.side[axis])]]
+        along = [
+            np.stack([self.corner(low), self.corner(low + step[axis])], axis=1)
+            for axis in range(3)
+            for low in [_box_points(self.side[axis])]
+        ]
         spokes = np.stack([self.corner(cubes[:, None] + _CUBE), np.repeat(self.centre(cubes)[:, None], 8, axis=1)], -1)
-        across = [np.stack([self.centre(low), self.centre(low + step[axis])], axis=1)
-                  for axis in range(3) for low in [_box_points(self.inner[axis])]]
-        walls = [self.corner(low[:, None] + side * step[axis] + _ring(axis)[[0, 2]])
-                 for axis in range(3) for side in (0, 1) for low in [self._wall_cubes(axis, side)]]
+        across = [
+            np.stack([self.centre(low), self.centre(low + step[axis])], axis=1)
+            for axis in range(3)
+            for low in [_box_points(self.inner[axis])]
+        ]
+        walls = [
+            self.corner(low[:, None] + side * step[axis] + _ring(axis)[[0, 2]])
+            for axis in range(3)
+            for side in (0, 1)
+            for low in [self._wall_cubes(axis, side)]
+        ]
         return np.concatenate([*along, spokes.reshape(-1, 2), *across, *walls])
 
     def between(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -146,12 +167,21 @@ class _Lattice:
         step, ring = np.eye(3, dtype=np.int64)[axis], _ring(axis)
         first, second = ring, np.roll(ring, -1, axis=0)
         a, b = np.broadcast_arrays(self.centre(low), self.centre(low + step))
-        tets = np.stack([*np.broadcast_arrays(a, b, self.corner(low + step + first), self.corner(low + step + second))],
-                        axis=-1)
+        tets = np.stack(
+            [*np.broadcast_arrays(a, b, self.corner(low + step + first), self.corner(low + step + second))], axis=-1
+        )
         middle = self.start[4 + axis] + np.arange(low.shape[0])[:, None]
-        edges = np.stack(np.broadcast_arrays(
-            middle, self._spoke(low, step + first), self._spoke(low, step + second), self._spoke(low + step, first),
-            self._spoke(low + step, second), self._along(low + step + first, low + step + second)), axis=-1)
+        edges = np.stack(
+            np.broadcast_arrays(
+                middle,
+                self._spoke(low, step + first),
+                self._spoke(low, step + second),
+                self._spoke(low + step, first),
+                self._spoke(low + step, second),
+                self._along(low + step + first, low + step + second),
+            ),
+            axis=-1,
+        )
         return tets.reshape(-1, 4), edges.reshape(-1, 6).astype(np.int32)
 
     def walls(self, axis: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -323,8 +353,12 @@ def _check(positions: Tensor, sdf: Tensor, grid: TetGrid) -> None:
     """Refuse tensors that do not belong to the grid."""
     count = len(grid.vertices)
     if positions.shape != (count, 3) or sdf.shape != (count,):
-        raise ValueError(f"marching_tetrahedra: expected positions [{count}, 3] and sdf [{count}] for this grid, got "
-                         f"{list(positions.shape)} and {list(sdf.shape)}")
+        raise ValueError(
+            f"marching_tetrahedra: expected positions [{count}, 3] and sdf [{count}] for this grid, got "
+            f"{list(positions.shape)} and {list(sdf.shape)}"
+        )
     if not positions.device == sdf.device == grid.tets.device:
-        raise ValueError(f"marching_tetrahedra: expected one device, got positions on {positions.device}, sdf on "
-                         f"{sdf.device} and the grid on {grid.tets.device}; move the grid with grid.to(device)")
+        raise ValueError(
+            f"marching_tetrahedra: expected one device, got positions on {positions.device}, sdf on "
+            f"{sdf.device} and the grid on {grid.tets.device}; move the grid with grid.to(device)"
+        )

@@ -70,8 +70,9 @@ def ffmpeg_available() -> bool:
     return True
 
 
-def write_video(path: str | Path, frames: Picture | Iterable[Picture], fps: int = 30,
-                report: Callable[[str], None] | None = None) -> Path:
+def write_video(
+    path: str | Path, frames: Picture | Iterable[Picture], fps: int = 30, report: Callable[[str], None] | None = None
+) -> Path:
     """Write frames as an H.264 mp4, or as a GIF of the same stem where ffmpeg is missing.
 
     H.264 wants even sizes: an odd image gets its last row or column twice.
@@ -111,8 +112,16 @@ def _write_mp4(path: Path, pictures: list[np.ndarray], fps: int) -> None:
 
     height, width = pictures[0].shape[:2]
     pad = ((0, height % 2), (0, width % 2), (0, 0))
-    with imageio.get_writer(path, format="FFMPEG", fps=fps, codec="libx264", quality=8, macro_block_size=1,
-                            pixelformat="yuv420p", ffmpeg_log_level="error") as writer:
+    with imageio.get_writer(
+        path,
+        format="FFMPEG",
+        fps=fps,
+        codec="libx264",
+        quality=8,
+        macro_block_size=1,
+        pixelformat="yuv420p",
+        ffmpeg_log_level="error",
+    ) as writer:
         for picture in pictures:
             writer.append_data(np.pad(picture, pad, mode="edge"))
 
@@ -124,8 +133,9 @@ def _write_gif(path: Path, pictures: list[np.ndarray], fps: int) -> None:
     images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
 
 
-def contact_sheet(images: Sequence[Picture], columns: int, captions: Sequence[str] | None = None,
-                  gap: int = 2, background: int = 255) -> np.ndarray:
+def contact_sheet(
+    images: Sequence[Picture], columns: int, captions: Sequence[str] | None = None, gap: int = 2, background: int = 255
+) -> np.ndarray:
     """Lay images out in rows, optionally with one line of text under each.
 
     Args:
@@ -144,8 +154,9 @@ def contact_sheet(images: Sequence[Picture], columns: int, captions: Sequence[st
     pictures = [to_uint8(image) for image in images]
     if not pictures or columns < 1 or any(p.ndim != 3 or p.shape != pictures[0].shape for p in pictures):
         shapes = sorted({tuple(p.shape) for p in pictures})
-        raise ValueError(f"contact_sheet: expected images [H, W, 3] of one size and columns >= 1, got {shapes} "
-                         f"and columns {columns}")
+        raise ValueError(
+            f"contact_sheet: expected images [H, W, 3] of one size and columns >= 1, got {shapes} and columns {columns}"
+        )
     if captions is not None and len(captions) != len(pictures):
         raise ValueError(f"contact_sheet: expected one caption an image, got {len(captions)} for {len(pictures)}")
     height, width = pictures[0].shape[:2]
@@ -154,7 +165,7 @@ def contact_sheet(images: Sequence[Picture], columns: int, captions: Sequence[st
     sheet = np.full((rows * cell + gap, columns * (width + gap) + gap, 3), background, dtype=np.uint8)
     for k, picture in enumerate(pictures):
         top, left = gap + (k // columns) * cell, gap + (k % columns) * (width + gap)
-        sheet[top:top + height, left:left + width] = picture[..., :3]
+        sheet[top : top + height, left : left + width] = picture[..., :3]
     if captions is None:
         return sheet
     ink = 0 if background > 127 else 255
@@ -162,12 +173,11 @@ def contact_sheet(images: Sequence[Picture], columns: int, captions: Sequence[st
         strip = Image.new("L", (width, _CAPTION_HEIGHT), background)
         ImageDraw.Draw(strip).text((1, 1), caption.encode("latin-1", "replace").decode("latin-1"), fill=ink)
         top, left = gap + (k // columns) * cell + height, gap + (k % columns) * (width + gap)
-        sheet[top:top + _CAPTION_HEIGHT, left:left + width] = np.asarray(strip)[..., None]
+        sheet[top : top + _CAPTION_HEIGHT, left : left + width] = np.asarray(strip)[..., None]
     return sheet
 
 
-def depth_to_color(depth: Tensor, opacity: Tensor | None = None,
-                   limits: tuple[float, float] | None = None) -> Tensor:
+def depth_to_color(depth: Tensor, opacity: Tensor | None = None, limits: tuple[float, float] | None = None) -> Tensor:
     """Depth as a colour: near is pale yellow, far dark blue, nothing is black.
 
     Args:

@@ -157,6 +157,4 @@ def _require_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(
-            f"--workspace {folder} cannot be written to ({error.strerror}); choose a folder of your own"
-        ) from None
+        raise UserError(f"--workspace {folder} cannot be written to ({error.strerror}); choose a folder of your own") from None

@@ -30,9 +30,7 @@ def run(name: str, kind: type[ctypes.Structure], like: Tensor, **values: Tensor 
     extension.kernel("rasterizer", name, like.device)(ctypes.byref(params), extension.dtype_code(like))
 
 
-def rasterize(
-    clip: Tensor, faces: Tensor, height: int, width: int, cull_back: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def rasterize(clip: Tensor, faces: Tensor, height: int, width: int, cull_back: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Weights [B, H, W, 2], depth [B, H, W] and triangle [B, H, W] int32 of what each pixel sees."""
     views, vertices = clip.shape[:2]
     bary, depth = clip.new_empty(views, height, width, 2), clip.new_empty(views, height, width)
@@ -46,9 +44,7 @@ def rasterize(
     return bary, depth, triangle
 
 
-def rasterize_backward(
-    clip: Tensor, faces: Tensor, triangle: Tensor, grad_bary: Tensor, grad_depth: Tensor | None
-) -> Tensor:
+def rasterize_backward(clip: Tensor, faces: Tensor, triangle: Tensor, grad_bary: Tensor, grad_depth: Tensor | None) -> Tensor:
     """Gradient of clip [B, V, 4]."""
     grad_clip = torch.zeros_like(clip)
     views, height, width = triangle.shape

@@ -13,9 +13,7 @@ _PAIRS_AT_ONCE = 1 << 21
 _LONGEST_WALK = 24
 
 
-def rasterize(
-    clip: Tensor, faces: Tensor, height: int, width: int, cull_back: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+def rasterize(clip: Tensor, faces: Tensor, height: int, width: int, cull_back: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """bary [B, H, W, 2], depth [B, H, W] and triangle [B, H, W]; twin of :func:`rasterizer.rasterize`."""
     with torch.no_grad():
         triangle = torch.stack([_nearest(view.double(), faces.long(), height, width, cull_back) for view in clip])
@@ -149,9 +147,7 @@ def _boxes(corner: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     return low.long(), high.long()
 
 
-def _covered(
-    corner: Tensor, line: Tensor, volume: Tensor, pixel: Tensor, height: int, width: int
-) -> tuple[Tensor, Tensor]:
+def _covered(corner: Tensor, line: Tensor, volume: Tensor, pixel: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """z/w [M] of triangles [M, 3, 4] at pixels, and whether each is covered there, [M] bool."""
     x, y = _centres(pixel, height, width)
     share = (corner[..., 2] * (1 / volume)[:, None])[..., None]

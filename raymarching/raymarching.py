@@ -20,9 +20,7 @@ _overflow: dict[torch.device, Tensor] = {}
 
 
 @torch.no_grad()
-def near_far_from_aabb(
-    origins: Tensor, directions: Tensor, aabb: Tensor, min_near: float = 0.2
-) -> tuple[Tensor, Tensor]:
+def near_far_from_aabb(origins: Tensor, directions: Tensor, aabb: Tensor, min_near: float = 0.2) -> tuple[Tensor, Tensor]:
     """Where each ray enters and leaves a box.
 
     Args:
@@ -319,9 +317,7 @@ def composite_rays_train(
     return _Composite.apply(alpha, values, t, first, count, min_transmittance)
 
 
-def check_composite(
-    args: Arguments, values: Tensor, t: Tensor, first: Tensor, count: Tensor, min_transmittance: float
-) -> None:
+def check_composite(args: Arguments, values: Tensor, t: Tensor, first: Tensor, count: Tensor, min_transmittance: float) -> None:
     """What every compositing requires of its channels, its distances, its ranges and its stop."""
     args.require(1 <= values.shape[1] <= 16, f"values may have 1 to 16 channels, got {values.shape[1]}")
     args.require(not t.requires_grad, "no gradient flows to t; pass t.detach()")

@@ -74,9 +74,7 @@ def occupied(positions: Tensor, step: Tensor, bitfield: Tensor, bound: float, ca
         bitfield: uint8 [C * H^3 / 8].
     """
     reach = torch.maximum(positions.abs().amax(-1), step * grid_size * 0.5)
-    level = (
-        sum((reach >= 2.0**c).long() for c in range(cascades - 1)) if cascades > 1 else torch.zeros_like(reach).long()
-    )
+    level = sum((reach >= 2.0**c).long() for c in range(cascades - 1)) if cascades > 1 else torch.zeros_like(reach).long()
     half = (2.0**level).to(positions.dtype).clamp(max=bound)[..., None]
     cell = ((positions + half) * (grid_size / (2 * half))).to(torch.int32).clamp(0, grid_size - 1)
     bit = level * grid_size**3 + morton3D(cell.reshape(-1, 3)).reshape(cell.shape[:-1])

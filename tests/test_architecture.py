@@ -189,14 +189,10 @@ def test_no_marks_of_unfinished_work(path):
 
 def test_no_text_names_a_folder_of_one_machine():
     kinds = (".py", ".md", ".txt", ".toml", ".h", ".cpp", ".cu", ".json", ".cfg")
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split(
-        "\n"
-    )
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split("\n")
     paths = [ROOT / line for line in listed if line.endswith(kinds)] or PRODUCT + TESTS
     pattern = re.compile(r"(?<![\w.~/])/(home|root|work|Users|mnt|opt)/\w+")
-    found = {
-        name(p): match[0] for p in paths if p.is_file() and (match := pattern.search(p.read_text(encoding="utf-8")))
-    }
+    found = {name(p): match[0] for p in paths if p.is_file() and (match := pattern.search(p.read_text(encoding="utf-8")))}
     assert found == {}
 
 
@@ -221,11 +217,7 @@ def test_every_option_that_is_read_exists(path):
 def test_every_option_that_is_built_is_read_somewhere():
     readers = [p for p in PRODUCT if p.name not in ("flags.py", "presets.py")]
     read = {node.attr for path in readers for node in ast.walk(parsed(path)) if isinstance(node, ast.Attribute)}
-    dead = [
-        f.name
-        for _, f in iterate(GROUPS)
-        if not (f.metadata["unbuilt"] or f.metadata["refused"]) and f.name not in read
-    ]
+    dead = [f.name for _, f in iterate(GROUPS) if not (f.metadata["unbuilt"] or f.metadata["refused"]) and f.name not in read]
     assert dead == []
 
 

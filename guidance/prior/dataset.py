@@ -212,9 +212,7 @@ class Loader:
         captions = [random_caption(kind, self.rng) for kind in kinds]
         palettes = torch.stack([palette(caption) for caption in captions])
         palettes = (palettes + 0.06 * (self._uniform(*palettes.shape) - 0.5)).clamp(0, 1)
-        light = torch.nn.functional.normalize(
-            torch.tensor([0.0, 0.25, 1.0]) + 0.8 * (self._uniform(size, 3) - 0.5), dim=-1
-        )
+        light = torch.nn.functional.normalize(torch.tensor([0.0, 0.25, 1.0]) + 0.8 * (self._uniform(size, 3) - 0.5), dim=-1)
         ambient = torch.where(self._uniform(size) < 0.3, 1.0, 0.35 + 0.25 * self._uniform(size))
         background = torch.where(self._uniform(size, 1) < 0.5, 1.0, self._uniform(size, 3))
         layers = shaded(rows["material"], rows["normal"].float() / 127, palettes, light, ambient)

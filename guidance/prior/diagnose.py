@@ -166,8 +166,9 @@ def sharpness(prior: Prior, prompts: list[str], times: tuple[int, ...] = TIMES, 
         return round((sum(errors) / len(errors)) ** 0.5, 4)
 
     kinds = {"patches": replace(prior, detail=None), "details": prior}
-    return {t: {start + name: error(kind, t, bool(start)) for start in ("", "worn ") for name, kind in kinds.items()}
-            for t in times}
+    return {
+        t: {start + name: error(kind, t, bool(start)) for start in ("", "worn ") for name, kind in kinds.items()} for t in times
+    }
 
 
 def main() -> None:

@@ -101,9 +101,7 @@ def _hamburger(p, x, y, z):
     patty = cylinder(x, y + 0.09, z, r * 1.03, p.patty / 2 + 0.02, 0.03)
     cheese = intersect(box(x, y + 0.015, z, r * 0.86, 0.016, r * 0.86), length(x, z) - r * 1.13)
     angle = torch.atan2(z, x)
-    lettuce = (
-        cylinder(x, y - 0.025 - 0.014 * torch.sin(9 * angle), z, r * 1.10 + 0.02 * torch.sin(7 * angle), 0.02) * 0.8
-    )
+    lettuce = cylinder(x, y - 0.025 - 0.014 * torch.sin(9 * angle), z, r * 1.10 + 0.02 * torch.sin(7 * angle), 0.02) * 0.8
     top = intersect(ellipsoid(x, y - 0.05, z, r, p.dome, r), 0.05 - y)
     tilt = length(x, z)
     u, v = sector(x, z, 8)
@@ -124,9 +122,7 @@ def _chair(p, x, y, z):
         back,
         box(x.abs() - p.width + 0.03, y - (seat_y + 0.47) / 2, z + p.depth - 0.03, 0.03, (0.47 - seat_y) / 2, 0.03),
     )
-    legs = box(
-        x.abs() - p.width + p.leg, y - (seat_y - 0.46) / 2, z.abs() - p.depth + p.leg, p.leg, (seat_y + 0.46) / 2, p.leg
-    )
+    legs = box(x.abs() - p.width + p.leg, y - (seat_y - 0.46) / 2, z.abs() - p.depth + p.leg, p.leg, (seat_y + 0.46) / 2, p.leg)
     return [(FIRST, union(seat, back, legs))]
 
 

@@ -42,9 +42,7 @@ class Prior:
 
     def encode_text(self, prompts: list[str]) -> Tensor:
         """Hidden states [B, 16, 64] of the prompts; "" is the prompt that says nothing. Differentiable."""
-        tokens = self.tokenizer(
-            prompts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-        )
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
         return self.text_encoder(tokens["input_ids"]).last_hidden_state
 
     def predict(self, noisy: Tensor, t: Tensor, text: Tensor, camera: Tensor, ray: Tensor) -> Tensor:

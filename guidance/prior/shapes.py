@@ -76,8 +76,7 @@ def family(caption: Caption | str, count: int, seed: int = 0) -> list[Shape]:
 def random_proportions(kind: str, count: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Uniform draws from the ranges of a kind, each [count]."""
     return {
-        name: low + (high - low) * torch.rand(count, generator=generator)
-        for name, (low, high) in KINDS[kind].ranges.items()
+        name: low + (high - low) * torch.rand(count, generator=generator) for name, (low, high) in KINDS[kind].ranges.items()
     }
 
 

@@ -114,9 +114,7 @@ class Trainer:
         self.gradient = torch.zeros(self.weights.numel() + 1)  # its last number carries rank 0's pace
         self.weights.grad = self.gradient[:-1]
         sizes = [p.numel() for p in parameters]
-        for p, value, grad in zip(
-            parameters, self.weights.detach().split(sizes), self.weights.grad.split(sizes), strict=True
-        ):
+        for p, value, grad in zip(parameters, self.weights.detach().split(sizes), self.weights.grad.split(sizes), strict=True):
             p.data, p.grad = value.view_as(p), grad.view_as(p)
 
     def encode_text(self, captions: list[str]) -> Tensor:

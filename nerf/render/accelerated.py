@@ -149,9 +149,7 @@ class AcceleratedPath(RenderPath):
         # The march samples the middle of each step; the shifted start puts samples at near + (k + noise) dt.
         return March(rays, (near + (noise - 0.5) * dt, far), self.grid, self.dt_gamma, steps)
 
-    def _surveyed_in_buffers(
-        self, field: Field, rays: Rays, part: Part, near: Tensor, far: Tensor
-    ) -> tuple[Samples, Tensor]:
+    def _surveyed_in_buffers(self, field: Field, rays: Rays, part: Part, near: Tensor, far: Tensor) -> tuple[Samples, Tensor]:
         """As many samples as the buffers hold, and whether all that can be seen are among them, bool [] on the device.
 
         The first part of a source is counted before, and that is waited for.
@@ -208,8 +206,14 @@ class AcceleratedPath(RenderPath):
             fits = looked <= told.capacity[0] and seen <= told.capacity[1]
             seen = int(seen * max(looked / told.capacity[0], 1.0))  # what was not looked at may be seen too
             if not fits:
-                log.info("a part of %s needed room for %d samples, %d of them seen, and had %d and %d; it was left out of "
-                         "training; the next gets more room or longer steps", told.source, looked, seen, *told.capacity)
+                log.info(
+                    "a part of %s needed room for %d samples, %d of them seen, and had %d and %d; it was left out of "
+                    "training; the next gets more room or longer steps",
+                    told.source,
+                    looked,
+                    seen,
+                    *told.capacity,
+                )
             self._capacities[told.source].learn(looked, seen, told.rays, told.steps)
             used = max(seen / told.limit, looked / (2 * told.limit))
             if used > 1 and told.steps > SHORTEST_MARCH:

@@ -71,9 +71,7 @@ class PlainPath(RenderPath):
         dt = borders(t, span).diff(dim=-1).reshape(-1)
         return Samples(positions, flat, dt, ray_index, count.cumsum(0) - count, count)
 
-    def _composite(
-        self, field: Field, rays: Rays, part: Part, hit: Tensor, samples: Samples, output: FieldOutput
-    ) -> Trace:
+    def _composite(self, field: Field, rays: Rays, part: Part, hit: Tensor, samples: Samples, output: FieldOutput) -> Trace:
         n, s = len(hit), samples.t.numel() // max(len(hit), 1)
         weights, opacity = transmitted(field.to_alpha(output, samples.dt).view(n, s))
         values = sample_values(output, rays, part, samples.ray_index)

@@ -30,8 +30,18 @@ def run(monkeypatch):
 def test_figures_are_those_of_the_result(run, capsys, tmp_path):
     calls = run({"test_psnr": 28.25, "test_ssim": 0.91, "train_seconds": 600.2})
     assert photographs.main(["lego", "--minutes", "2", "--workspace", str(tmp_path), "--seed", "3"]) == 0
-    assert calls[0][2:] == ["--data", "lego", "--workspace", str(tmp_path), "--minutes", "2", "--ckpt", "scratch",
-                            "--seed", "3"]
+    assert calls[0][2:] == [
+        "--data",
+        "lego",
+        "--workspace",
+        str(tmp_path),
+        "--minutes",
+        "2",
+        "--ckpt",
+        "scratch",
+        "--seed",
+        "3",
+    ]
     printed = capsys.readouterr().out
     assert "PSNR  28.25 dB" in printed and "SSIM  0.91" in printed
 

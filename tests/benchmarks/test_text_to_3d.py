@@ -2,8 +2,18 @@
 
 from benchmarks.text_to_3d import picture_row, slug, table
 
-GOOD = {"prompt": "a purple mushroom", "group": "symmetric", "seed": 0, "seconds": 100.0, "iou": 0.8, "ball": 0.5,
-        "silhouette": 0.9, "albedo": 0.05, "facing": 1.0, "front_back": None}
+GOOD = {
+    "prompt": "a purple mushroom",
+    "group": "symmetric",
+    "seed": 0,
+    "seconds": 100.0,
+    "iou": 0.8,
+    "ball": 0.5,
+    "silhouette": 0.9,
+    "albedo": 0.05,
+    "facing": 1.0,
+    "front_back": None,
+}
 
 
 def test_the_mean_of_a_group_counts_the_first_seed_only():

@@ -118,8 +118,7 @@ def test_a_damaged_library_is_an_error_with_a_reason_and_is_removed(cache):
 def test_a_compiler_without_openmp_still_builds(cache, tmp_path, monkeypatch):
     poor = tmp_path / "poor-compiler"
     poor.write_text(
-        '#!/bin/sh\nfor a in "$@"; do [ "$a" = -fopenmp ] && { echo "error: no OpenMP"; exit 1; }; done\n'
-        'exec g++ "$@"\n'
+        '#!/bin/sh\nfor a in "$@"; do [ "$a" = -fopenmp ] && { echo "error: no OpenMP"; exit 1; }; done\nexec g++ "$@"\n'
     )
     poor.chmod(0o755)
     monkeypatch.setenv("CXX", str(poor))
@@ -206,9 +205,7 @@ def test_memory_that_was_freed_is_used_again():
         assert sum(faults[20:]) < 10 * 16384, faults
     """
     assert (
-        subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code)], cwd=toolchain.ROOT, timeout=60, check=False
-        ).returncode
+        subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=toolchain.ROOT, timeout=60, check=False).returncode
         == 0
     )
 

@@ -22,9 +22,7 @@ FEATURES = {2: 1, 3: 2, 4: 4}
 BOUND = 1.5
 
 
-def make(
-    dims=3, gridtype="hash", interpolation="smoothstep", align=False, features=None, device="cpu", points=7, levels=3
-):
+def make(dims=3, gridtype="hash", interpolation="smoothstep", align=False, features=None, device="cpu", points=7, levels=3):
     """A small float64 case whose finest levels are hashed or tiled, with some points outside the box."""
     torch.manual_seed(0)
     features = features or FEATURES[dims]
@@ -124,9 +122,7 @@ def test_a_constant_table_encodes_every_point_of_the_box_to_that_constant(device
 @pytest.mark.parametrize("align", [False, True])
 def test_faces_of_the_box_are_inside_and_what_is_beyond_is_zero(align, device):
     _, table, layout = make(align=align, device=device)
-    at = (
-        torch.tensor([[1.0, -1, 1], [1.0001, 0, 0], [0, -1.0001, 0], [float("inf"), 0, 0]], dtype=torch.float64) * BOUND
-    )
+    at = torch.tensor([[1.0, -1, 1], [1.0001, 0, 0], [0, -1.0001, 0], [float("inf"), 0, 0]], dtype=torch.float64) * BOUND
     values = encode(at.to(device), table, layout, BOUND)
     assert values[0].abs().min() > 0
     assert (values[1:] == 0).all()
@@ -238,9 +234,7 @@ def test_float32_is_close_to_float64_with_a_large_table():
     table = torch.randn(layout.rows, 2)
     x = 2 * torch.rand(500, 3) - 1
     # A fraction of 1 / 2048 cells is resolved to 2^-24 * 2048 = 1e-4 of a cell in float32; features are of order 1.
-    torch.testing.assert_close(
-        encode(x, table, layout).double(), encode(x.double(), table.double(), layout), atol=2e-3, rtol=0
-    )
+    torch.testing.assert_close(encode(x, table, layout).double(), encode(x.double(), table.double(), layout), atol=2e-3, rtol=0)
 
 
 def test_resolutions_and_rows_are_those_of_the_peer():
@@ -300,9 +294,7 @@ def test_weight_decay_is_the_sum_over_levels_of_the_mean_square():
 def test_the_torch_rung_is_the_reference():
     positions, table, layout = make()
     with extension.scope("torch"):
-        assert torch.equal(
-            encode(positions, table, layout, BOUND), reference.encode(positions, table, layout, BOUND, 3)
-        )
+        assert torch.equal(encode(positions, table, layout, BOUND), reference.encode(positions, table, layout, BOUND, 3))
 
 
 @pytest.mark.parametrize(

@@ -49,12 +49,26 @@ def write_stable_diffusion(folder: Path) -> None:
     torch.manual_seed(0)
     words = write_tokenizer(folder / "tokenizer")
     narrow = {"block_out_channels": (8, 16, 32, 32), "norm_num_groups": 4}  # widths in the real proportions
-    UNet2DConditionModel(**LAYOUT["unet"]["both"], **narrow, use_linear_projection=True, attention_head_dim=2,
-                         sample_size=8, cross_attention_dim=WIDTH).save_pretrained(folder / "unet")
+    UNet2DConditionModel(
+        **LAYOUT["unet"]["both"],
+        **narrow,
+        use_linear_projection=True,
+        attention_head_dim=2,
+        sample_size=8,
+        cross_attention_dim=WIDTH,
+    ).save_pretrained(folder / "unet")
     AutoencoderKL(**LAYOUT["vae"]["config"], **narrow, sample_size=64).save_pretrained(folder / "vae")
-    config = CLIPTextConfig(vocab_size=words, hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=2,
-                            num_attention_heads=2, max_position_embeddings=77, bos_token_id=words - 2,
-                            eos_token_id=words - 1, pad_token_id=words - 1)
+    config = CLIPTextConfig(
+        vocab_size=words,
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=words - 2,
+        eos_token_id=words - 1,
+        pad_token_id=words - 1,
+    )
     CLIPTextModel(config).save_pretrained(folder / "text_encoder")
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(LAYOUT["scheduler"]))

@@ -103,7 +103,7 @@ def test_expected_gradient_equals_the_slope_of_the_kl_divergence_for_a_mixture(t
     for value in (-1.4, 0.0, 0.8):
         x = torch.tensor(value, dtype=torch.float64, requires_grad=True)
         grid = torch.linspace(-8, 8, 4001, dtype=torch.float64)
-        chance = torch.exp(-grid**2 / 2) / math.sqrt(2 * math.pi)
+        chance = torch.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi)
         kl = -torch.trapezoid(chance * mixture_at(alpha, sigma).log_prob(alpha * x + sigma * grid), grid)
         (slope,) = torch.autograd.grad(kl, x)
         pictures = torch.full((count, 1), value, dtype=torch.float64)
@@ -199,8 +199,13 @@ def test_distilled_estimate_is_what_the_denoiser_believes():
 
 def test_clamped_estimate_stays_in_the_colour_range():
     d = Distillation(ABAR, clamp=1.0)
-    out = d.gradient(noise_like((2, 3)), gaussian(d, (0.0, MEAN)), classifier_free(100.0), torch.tensor([20, 980]),
-                     noise_like((2, 3), seed=9))
+    out = d.gradient(
+        noise_like((2, 3)),
+        gaussian(d, (0.0, MEAN)),
+        classifier_free(100.0),
+        torch.tensor([20, 980]),
+        noise_like((2, 3), seed=9),
+    )
     assert out.x0.abs().max() == 1.0
 
 
@@ -216,8 +221,10 @@ def test_clipping_shortens_a_gradient_and_keeps_its_direction():
 def test_clipping_leaves_a_short_gradient_alone():
     x, t, noise = noise_like((2, 8), seed=2), torch.tensor([300, 700]), noise_like((2, 8), seed=3)
     d = Distillation(ABAR, max_norm=1e6)
-    torch.testing.assert_close(d.gradient(x, gaussian(d), first, t, noise).gradient,
-                               Distillation(ABAR).gradient(x, gaussian(d), first, t, noise).gradient)
+    torch.testing.assert_close(
+        d.gradient(x, gaussian(d), first, t, noise).gradient,
+        Distillation(ABAR).gradient(x, gaussian(d), first, t, noise).gradient,
+    )
 
 
 def test_injected_loss_has_exactly_the_given_gradient():
@@ -229,8 +236,7 @@ def test_injected_loss_has_exactly_the_given_gradient():
 
 def test_injected_loss_is_half_the_squared_gradient_of_a_picture():
     gradient = noise_like((4, 3))
-    torch.testing.assert_close(inject(torch.zeros(4, 3, dtype=torch.float64), gradient),
-                               gradient.square().sum(1).mean() / 2)
+    torch.testing.assert_close(inject(torch.zeros(4, 3, dtype=torch.float64), gradient), gradient.square().sum(1).mean() / 2)
 
 
 def test_injected_gradient_scales_with_the_weight_of_the_loss():

@@ -77,8 +77,7 @@ def test_without_weight_it_is_plain_guidance():
 
 def test_a_negative_word_equal_to_the_prompt_changes_nothing():
     b = branches(2)
-    torch.testing.assert_close(perpneg_mixer(5.0, torch.full((3, 1), -2.0))(torch.cat([b, b[1:]])),
-                               classifier_free(5.0)(b))
+    torch.testing.assert_close(perpneg_mixer(5.0, torch.full((3, 1), -2.0))(torch.cat([b, b[1:]])), classifier_free(5.0)(b))
 
 
 def test_a_wrong_number_of_branches_is_refused():

@@ -11,10 +11,19 @@ def angles(azimuth, polar=90.0):
     return azimuth, torch.as_tensor(polar, dtype=torch.float64).expand(azimuth.shape)
 
 
-@pytest.mark.parametrize(("azimuth", "polar", "word"), [
-    (0, 90, "front"), (90, 90, "side"), (-90, 90, "side"), (180, 90, "back"), (-180, 80, "back"), (360, 60, "front"),
-    (123, 0, "overhead"), (-45, 180, "bottom"),
-])
+@pytest.mark.parametrize(
+    ("azimuth", "polar", "word"),
+    [
+        (0, 90, "front"),
+        (90, 90, "side"),
+        (-90, 90, "side"),
+        (180, 90, "back"),
+        (-180, 80, "back"),
+        (360, 60, "front"),
+        (123, 0, "overhead"),
+        (-45, 180, "bottom"),
+    ],
+)
 def test_principal_views_get_their_word_alone(azimuth, polar, word):
     weights = view_weights(*angles(azimuth, polar))[0]
     assert weights[VIEW_WORDS.index(word)] == 1 and weights.sum() == 1

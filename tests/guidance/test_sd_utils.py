@@ -211,8 +211,10 @@ def test_a_part_says_whether_its_estimates_are_sharpened(prior_folder, embedded,
     folder = shutil.copytree(prior_folder, tmp_path / "plain")
     shutil.rmtree(folder / "detail")
     image, views = picture(2), views_at(0, 100)
-    plain, blurred, sharp = (gradient(model, image, views, Part("guided", seed=3, prior_detail=wanted)) for model, wanted in (
-        (make(folder, guidance_scale=7.5), True), (embedded, False), (embedded, True)))
+    plain, blurred, sharp = (
+        gradient(model, image, views, Part("guided", seed=3, prior_detail=wanted))
+        for model, wanted in ((make(folder, guidance_scale=7.5), True), (embedded, False), (embedded, True))
+    )
     torch.testing.assert_close(blurred, plain)
     assert not torch.allclose(sharp, plain)
 
@@ -223,8 +225,9 @@ def test_scale_one_asks_the_model_under_the_prompt_alone(embedded, monkeypatch):
     asked, kind = [], type(embedded.unet)
     forward = kind.forward
     monkeypatch.setattr(kind, "forward", lambda self, x, *a, **k: asked.append(len(x)) or forward(self, x, *a, **k))
-    torch.testing.assert_close(gradient(embedded, image, views, Part("guided", seed=3, guidance_scale=1.0)), near,
-                               rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        gradient(embedded, image, views, Part("guided", seed=3, guidance_scale=1.0)), near, rtol=1e-3, atol=1e-5
+    )
     gradient(embedded, image, views, Part("guided", seed=3, guidance_scale=1.5))
     assert asked == [2, 2, 4, 4]  # the UNet and the detail network, two views each
 
@@ -384,10 +387,17 @@ def test_weights_that_lack_a_tensor_are_refused_by_name(broken_folder):
 def test_an_inpainting_unet_is_refused(broken_folder):
     from diffusers import UNet2DConditionModel
 
-    UNet2DConditionModel(in_channels=9, sample_size=8, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
-                         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), cross_attention_dim=16,
-                         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-                         attention_head_dim=2).save_pretrained(broken_folder / "unet")
+    UNet2DConditionModel(
+        in_channels=9,
+        sample_size=8,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        cross_attention_dim=16,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2,
+    ).save_pretrained(broken_folder / "unet")
     with pytest.raises(UserError, match="expected a UNet of 4 input channels"):
         StableDiffusion(broken_folder)
 

@@ -133,14 +133,17 @@ def test_a_local_folder_of_an_embedded_prior_is_known_as_one(prior_folder):
     assert resolve(hf_key=str(prior_folder)).kind == "embedded"
 
 
-@pytest.mark.parametrize(("lost", "named"), [
-    ("unet/config.json", "unet/config.json"),
-    ("unet/diffusion_pytorch_model.safetensors", "the weights in unet/"),
-    ("vae/diffusion_pytorch_model.safetensors", "the weights in vae/"),
-    ("text_encoder/model.safetensors", "the weights in text_encoder/"),
-    ("tokenizer/vocab.json", "tokenizer/"),
-    ("scheduler/scheduler_config.json", "scheduler/scheduler_config.json"),
-])
+@pytest.mark.parametrize(
+    ("lost", "named"),
+    [
+        ("unet/config.json", "unet/config.json"),
+        ("unet/diffusion_pytorch_model.safetensors", "the weights in unet/"),
+        ("vae/diffusion_pytorch_model.safetensors", "the weights in vae/"),
+        ("text_encoder/model.safetensors", "the weights in text_encoder/"),
+        ("tokenizer/vocab.json", "tokenizer/"),
+        ("scheduler/scheduler_config.json", "scheduler/scheduler_config.json"),
+    ],
+)
 def test_a_folder_that_lacks_a_part_is_refused_by_its_name(broken_folder, lost, named):
     (broken_folder / lost).unlink()
     with pytest.raises(UserError, match=f"lacks {named}"):
@@ -160,11 +163,18 @@ def test_a_single_checkpoint_file_is_refused_with_what_to_do(tmp_path):
         resolve(hf_key=str(path))
 
 
-@pytest.mark.parametrize(("text", "match"), [
-    ("{", "not valid JSON"), ("[]", "is missing"), ('{"space": "pixels"}', "size is missing"),
-    ('{"space": "pixels", "size": 64, "unshuffle": 0, "camera_dim": 8, "ray_channels": 13, "guidance_scale": 7.5}',
-     "unshuffle as a positive whole number, got 0"),
-])
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "is missing"),
+        ('{"space": "pixels"}', "size is missing"),
+        (
+            '{"space": "pixels", "size": 64, "unshuffle": 0, "camera_dim": 8, "ray_channels": 13, "guidance_scale": 7.5}',
+            "unshuffle as a positive whole number, got 0",
+        ),
+    ],
+)
 def test_a_damaged_description_of_the_embedded_prior_is_refused(prior_folder, tmp_path, text, match):
     folder = shutil.copytree(prior_folder, tmp_path / "damaged")
     (folder / "somnia.json").write_text(text)

@@ -70,8 +70,9 @@ def bilinear(image: np.ndarray, uv: np.ndarray) -> np.ndarray:
     left, top = np.minimum(x.astype(int), width - 2), np.minimum(y.astype(int), height - 2)
     a, b = (x - left)[:, None], (y - top)[:, None]
     image = image.astype(np.float64)
-    return ((image[top, left] * (1 - a) + image[top, left + 1] * a) * (1 - b)
-            + (image[top + 1, left] * (1 - a) + image[top + 1, left + 1] * a) * b)
+    return (image[top, left] * (1 - a) + image[top, left + 1] * a) * (1 - b) + (
+        image[top + 1, left] * (1 - a) + image[top + 1, left + 1] * a
+    ) * b
 
 
 def render_mesh(mesh: trimesh.Trimesh, views: Views, background: float = 1.0) -> Picture:
@@ -125,5 +126,7 @@ def agreement(color: np.ndarray, mask: np.ndarray, picture: Picture) -> list[tup
     Returns:
         Silhouette IoU and mean colour error of every view.
     """
-    return [(silhouette_iou(mask[b], picture.mask[b]), color_error(color[b], picture.color[b], mask[b] & picture.mask[b]))
-            for b in range(len(mask))]
+    return [
+        (silhouette_iou(mask[b], picture.mask[b]), color_error(color[b], picture.color[b], mask[b] & picture.mask[b]))
+        for b in range(len(mask))
+    ]

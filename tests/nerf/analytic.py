@@ -37,9 +37,7 @@ class Ball(Field):
         return FieldOutput(self.density(at), 0.5 + 0.4 * at.clamp(-1, 1), normal, rgb)
 
 
-def image_rays(
-    height: int, width: int, distance: float = 2.5, fovy: float = 40.0, views: int = 1, device: str = "cpu"
-) -> Rays:
+def image_rays(height: int, width: int, distance: float = 2.5, fovy: float = 40.0, views: int = 1, device: str = "cpu") -> Rays:
     """Whole images of cameras on +Z that look at the origin, pixel centres at one half."""
     focal = 0.5 * height / torch.tan(torch.deg2rad(torch.tensor(0.5 * fovy)))
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")

@@ -36,8 +36,7 @@ def covered(texels):
 def square():
     """The unit square of the plane z = 0, mapped to the whole texture."""
     corners = np.array([[0.0, 0.0], [1, 0], [1, 1], [0, 1]])
-    return Mesh(np.pad(corners, ((0, 0), (0, 1))), np.array([[0, 1, 2], [0, 2, 3]]), np.tile([[0.0, 0, 1]], (4, 1)),
-                uv=corners)
+    return Mesh(np.pad(corners, ((0, 0), (0, 1))), np.array([[0, 1, 2], [0, 2, 3]]), np.tile([[0.0, 0, 1]], (4, 1)), uv=corners)
 
 
 def test_rasterized_texels_are_those_whose_centre_is_in_a_triangle():

@@ -215,15 +215,18 @@ def test_rays_carry_gradients_to_the_pose():
     assert torch.autograd.gradcheck(lambda p: view_rays(replace(views, pose=p)).directions[:3], (pose,))
 
 
-@pytest.mark.parametrize("arguments, words", [
-    ((181.0, 0.0, 3.0, 40.0, 8, 8), "polar must lie in"),
-    ((-1.0, 0.0, 3.0, 40.0, 8, 8), "polar must lie in"),
-    ((90.0, 0.0, 0.0, 40.0, 8, 8), "radius must be positive"),
-    ((90.0, 0.0, 3.0, 180.0, 8, 8), "fovy must lie in"),
-    ((math.nan, 0.0, 3.0, 40.0, 8, 8), "polar must lie in"),
-    ((90.0, 0.0, 3.0, 40.0, 0, 8), "at least 1, got 0 and 8"),
-    ((torch.zeros(2, 2), 0.0, 3.0, 40.0, 8, 8), r"expected polar as a number or \[B\], got \[2, 2\]"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ((181.0, 0.0, 3.0, 40.0, 8, 8), "polar must lie in"),
+        ((-1.0, 0.0, 3.0, 40.0, 8, 8), "polar must lie in"),
+        ((90.0, 0.0, 0.0, 40.0, 8, 8), "radius must be positive"),
+        ((90.0, 0.0, 3.0, 180.0, 8, 8), "fovy must lie in"),
+        ((math.nan, 0.0, 3.0, 40.0, 8, 8), "polar must lie in"),
+        ((90.0, 0.0, 3.0, 40.0, 0, 8), "at least 1, got 0 and 8"),
+        ((torch.zeros(2, 2), 0.0, 3.0, 40.0, 8, 8), r"expected polar as a number or \[B\], got \[2, 2\]"),
+    ],
+)
 def test_orbit_refuses(arguments, words):
     with pytest.raises(ValueError, match=words):
         orbit(*arguments)

@@ -183,9 +183,7 @@ def test_prune_keeps_the_newest(tmp_path, keep, left):
 def test_resolve_knows_the_words_of_the_flag(saved):
     folder = saved[0].parent
     assert checkpoint.resolve(folder, "scratch") is None
-    assert {checkpoint.resolve(folder, word) for word in ("latest", "best", "latest_model", str(saved[0]))} == {
-        saved[0]
-    }
+    assert {checkpoint.resolve(folder, word) for word in ("latest", "best", "latest_model", str(saved[0]))} == {saved[0]}
     with pytest.raises(UserError, match="no such file"):
         checkpoint.resolve(folder, "nonsense.pth")
 

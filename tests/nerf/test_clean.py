@@ -152,8 +152,11 @@ def test_sheets_that_touch_at_a_vertex_move_apart_and_nothing_else_does():
     first = replace(BALL, normals=meshes.vertex_normals(BALL))
     turned = replace(first, vertices=2 * BALL.vertices[0] - BALL.vertices, normals=-first.normals)
     count = len(BALL.vertices)
-    both = Mesh(np.concatenate([first.vertices, turned.vertices]), np.concatenate([BALL.faces, BALL.faces[:, ::-1] + count]),
-                np.concatenate([first.normals, turned.normals]))
+    both = Mesh(
+        np.concatenate([first.vertices, turned.vertices]),
+        np.concatenate([BALL.faces, BALL.faces[:, ::-1] + count]),
+        np.concatenate([first.normals, turned.normals]),
+    )
     apart = clean.separate(both, 1e-4)
     moved = np.linalg.norm(apart.vertices - both.vertices, axis=1)
     assert set(np.flatnonzero(moved)) == {0, count}

@@ -53,8 +53,16 @@ def lettered(tmp_path_factory):
     """The lettered block, exported, and the lines that were said."""
     solid, folder, lines = solids.lettered(), tmp_path_factory.mktemp("mesh"), []
     options = ExportOptions(decimate_target=12_000, texture_size=512, ply=True)
-    report = export_mesh(solid.density, solid.albedo, 1.0, folder, options, resolution=96, report=lines.append,
-                         metadata={"prompt": "a block", "seed": 3})
+    report = export_mesh(
+        solid.density,
+        solid.albedo,
+        1.0,
+        folder,
+        options,
+        resolution=96,
+        report=lines.append,
+        metadata={"prompt": "a block", "seed": 3},
+    )
     return solid, report, lines
 
 
@@ -69,7 +77,7 @@ def glb_json(path):
     """The JSON chunk of a GLB, and its binary chunk."""
     data = path.read_bytes()
     (length,) = struct.unpack("<I", data[12:16])
-    return json.loads(data[20:20 + length]), data[28 + length:]
+    return json.loads(data[20 : 20 + length]), data[28 + length :]
 
 
 def accessor(tree, binary, index):
@@ -213,9 +221,14 @@ def test_everything_that_is_exported_is_closed_manifold_outwards_and_laid_out_wi
 
 @pytest.mark.parametrize("name", ["ball", "block", "torus", "pinched"])
 def test_hard_decimation_leaves_sound_files(tmp_path, name):
-    distance = {"ball": BALL.distance, "block": solids.lettered().distance, "torus": solids.torus,
-                "pinched": lambda p: torch.minimum(solids.box(p, (0.25, 0.25, 0), (0.25, 0.25, 0.2)),
-                                                   solids.box(p, (-0.25, -0.25, 0), (0.25, 0.25, 0.2)))}[name]
+    distance = {
+        "ball": BALL.distance,
+        "block": solids.lettered().distance,
+        "torus": solids.torus,
+        "pinched": lambda p: torch.minimum(
+            solids.box(p, (0.25, 0.25, 0), (0.25, 0.25, 0.2)), solids.box(p, (-0.25, -0.25, 0), (0.25, 0.25, 0.2))
+        ),
+    }[name]
     solid = solids.Solid(distance, painted, steepness=300.0)
     report = quick(solid.density, solid.albedo, folder=tmp_path, options=replace(SMALL, decimate_target=300, ply=True))
     assert report.watertight and report.faces <= 300
@@ -225,13 +238,21 @@ def test_hard_decimation_leaves_sound_files(tmp_path, name):
 @pytest.fixture(scope="module")
 def bumpy(tmp_path_factory):
     """A ball with waves, exported with hardly any triangles and a normal map, and the GLB's JSON and binary chunk."""
+
     def distance(points):
         return solids.ball(points) + 0.01 * torch.sin(25 * points).sum(dim=-1)
 
     solid = solids.Solid(distance, painted)
     options = ExportOptions(decimate_target=400, texture_size=256, normal_map=True, roughness=0.5, metallic=0.25)
-    report = quick(solid.density, solid.albedo, folder=tmp_path_factory.mktemp("bumpy"), resolution=64, options=options,
-                   metadata={"prompt": "waves", "seed": 0, "licence": "weights: CC0"}, transform=similarity())
+    report = quick(
+        solid.density,
+        solid.albedo,
+        folder=tmp_path_factory.mktemp("bumpy"),
+        resolution=64,
+        options=options,
+        metadata={"prompt": "waves", "seed": 0, "licence": "weights: CC0"},
+        transform=similarity(),
+    )
     return report, *glb_json(report.files["glb"])
 
 
@@ -311,8 +332,11 @@ def test_report_says_what_was_done_and_is_json(lettered):
     _, report, lines = lettered
     assert [line.split(":")[0] for line in lines] == ["export"] * 5 and "lattice" in lines[0]
     values = json.loads(json.dumps(report.as_dict()))
-    assert values["faces"] == report.faces and values["threshold"] == 10.0 and set(values["seconds"]) == {
-        "surface", "clean", "unwrap", "bake", "write"}
+    assert (
+        values["faces"] == report.faces
+        and values["threshold"] == 10.0
+        and set(values["seconds"]) == {"surface", "clean", "unwrap", "bake", "write"}
+    )
     assert "closed" in str(report) and "mesh.glb" in str(report) and report.notes == ()
 
 
@@ -337,8 +361,9 @@ def test_object_frame_undoes_scale_and_offset_and_keeps_up(tmp_path):
 
 def test_source_frame_writes_the_source_s_own_axes(tmp_path):
     block = solids.Solid(lambda p: solids.box(p, (0.1, 0.2, 0.0), (0.2, 0.5, 0.3)), painted)
-    report = quick(block.density, block.albedo, folder=tmp_path, transform=similarity(),
-                   options=replace(SMALL, export_frame="source"))
+    report = quick(
+        block.density, block.albedo, folder=tmp_path, transform=similarity(), options=replace(SMALL, export_frame="source")
+    )
     np.testing.assert_allclose(np.mean(report.bounds, axis=0), (similarity() @ [0.1, 0.2, 0.0, 1.0])[:3], atol=0.02)
     assert np.ptp(report.bounds, axis=0) == pytest.approx([1.2, 1.8, 3.0], rel=0.01)  # tall along +Z
 
@@ -354,8 +379,18 @@ def test_transform_that_mirrors_is_refused_before_any_work(tmp_path):
         quick(None, None, folder=tmp_path, transform=np.diag([1.0, 1, -1, 1]))
 
 
-@pytest.mark.parametrize("wrong", [{"export_frame": "blender"}, {"texture_size": 4}, {"texture_size": 8192},
-                                   {"supersample": 0}, {"max_error": -1.0}, {"roughness": 1.5}, {"metallic": -0.1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"export_frame": "blender"},
+        {"texture_size": 4},
+        {"texture_size": 8192},
+        {"supersample": 0},
+        {"max_error": -1.0},
+        {"roughness": 1.5},
+        {"metallic": -0.1},
+    ],
+)
 def test_options_out_of_range_are_refused_with_a_sentence(wrong):
     with pytest.raises(ValueError, match="ExportOptions: expected|Material: expected"):
         ExportOptions(**wrong)

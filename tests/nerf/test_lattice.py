@@ -19,8 +19,11 @@ def thin():
     """A ball with a bent wire thinner than a coarse cell."""
 
     def distance(p):
-        wire = torch.stack([solids.box(p, (0.6, 0.0, 0.0), (0.3, 0.02, 0.02)),
-                            solids.box(p, (0.88, 0.3, 0.0), (0.02, 0.3, 0.02))]).min(0).values
+        wire = (
+            torch.stack([solids.box(p, (0.6, 0.0, 0.0), (0.3, 0.02, 0.02)), solids.box(p, (0.88, 0.3, 0.0), (0.02, 0.3, 0.02))])
+            .min(0)
+            .values
+        )
         return torch.minimum(solids.ball(p, radius=0.35), wire)
 
     return solids.Solid(distance, None).density

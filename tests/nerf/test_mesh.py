@@ -157,8 +157,9 @@ def test_solid_field_is_refused_as_fog():
 
 def test_largest_parts_drops_floaters_and_cavities_and_counts_them():
     cavity = tetrahedron((0.1, 0.1, 0.1), 0.3)
-    mesh = together(tetrahedron(), replace(cavity, faces=cavity.faces[:, ::-1]), tetrahedron((3, 0, 0), 0.1),
-                    tetrahedron((0, 3, 0), 0.5))
+    mesh = together(
+        tetrahedron(), replace(cavity, faces=cavity.faces[:, ::-1]), tetrahedron((3, 0, 0), 0.1), tetrahedron((0, 3, 0), 0.5)
+    )
     kept, dropped = meshes.largest_parts(mesh, min_part=0.01)
     assert dropped == 2 and len(kept.faces) == 8 and len(kept.vertices) == 8
     assert meshes.signed_volume(kept) == pytest.approx((1 + 0.5**3) / 6)

@@ -25,13 +25,16 @@ def box(size=(1.0, 2.0, 3.0), at=(0.0, 0.0, 0.0)):
 def joined(*parts):
     """Several meshes as one, their vertices kept apart."""
     offsets = np.cumsum([0] + [len(part.vertices) for part in parts])
-    return Mesh(np.concatenate([part.vertices for part in parts]),
-                np.concatenate([part.faces + offset for part, offset in zip(parts, offsets, strict=False)]))
+    return Mesh(
+        np.concatenate([part.vertices for part in parts]),
+        np.concatenate([part.faces + offset for part, offset in zip(parts, offsets, strict=False)]),
+    )
 
 
 @pytest.fixture
 def measured(tmp_path):
     """Writes a mesh as PLY and measures the file."""
+
     def measure(mesh):
         normals = meshes.vertex_normals(mesh) if mesh.normals is None else mesh.normals
         colors = np.full(mesh.vertices.shape, 128, dtype=np.uint8)
@@ -48,8 +51,14 @@ def textured(tmp_path):
     cell = np.stack([np.arange(12) % 4, np.arange(12) // 4], axis=1)
     uv = (cell[:, None] + [[0.1, 0.1], [0.9, 0.1], [0.1, 0.9]]).reshape(-1, 2) / [4, 3]
     normals = np.repeat(np.cross(*(mesh.corners[:, k] - mesh.corners[:, 0] for k in (1, 2))), 3, axis=0)
-    flat = Mesh(mesh.vertices[mesh.faces.reshape(-1)], corners, normals / np.linalg.norm(normals, axis=1, keepdims=True), uv,
-                mesh.faces.reshape(-1), texture=np.full((96, 96, 3), 200, dtype=np.uint8))
+    flat = Mesh(
+        mesh.vertices[mesh.faces.reshape(-1)],
+        corners,
+        normals / np.linalg.norm(normals, axis=1, keepdims=True),
+        uv,
+        mesh.faces.reshape(-1),
+        texture=np.full((96, 96, 3), 200, dtype=np.uint8),
+    )
     return flat, tmp_path
 
 
@@ -121,8 +130,9 @@ def test_glb_tells_its_uv_textures_material_and_extras(textured):
     assert report.watertight and report.vertices == 8 and report.extras == {"seed": 3}
     assert report.textures == {"color": (96, 96)} and report.material["roughness"] == 0.25
     assert report.uv_coverage == pytest.approx(0.32, abs=0.02) and report.uv_overlap == 0.0 and report.uv_outside == 0.0
-    assert report.as_dict() == json.loads(json.dumps(report.as_dict())) | {k: report.as_dict()[k] for k in
-                                                                          ("bounds", "size", "textures")}
+    assert report.as_dict() == json.loads(json.dumps(report.as_dict())) | {
+        k: report.as_dict()[k] for k in ("bounds", "size", "textures")
+    }
 
 
 def test_triangles_that_share_texels_are_an_overlap_and_uv_beyond_the_square_are_told(textured):
@@ -152,8 +162,14 @@ def test_nodes_of_a_scene_are_put_where_they_stand(tmp_path):
     assert report.parts == 2 and report.size == (6.0, 2.0, 3.0) and report.volume == pytest.approx(12.0)
 
 
-RUBBISH = [("x.glb", b"glTF\x02\x00\x00\x00rubbish"), ("x.glb", b""), ("x.ply", b"ply\nrubbish"), ("x.obj", b"v 0 0 0\n"),
-           ("x.stl", b"\x00" * 90), ("x.txt", b"text")]
+RUBBISH = [
+    ("x.glb", b"glTF\x02\x00\x00\x00rubbish"),
+    ("x.glb", b""),
+    ("x.ply", b"ply\nrubbish"),
+    ("x.obj", b"v 0 0 0\n"),
+    ("x.stl", b"\x00" * 90),
+    ("x.txt", b"text"),
+]
 
 
 @pytest.mark.parametrize("name, content", RUBBISH)

@@ -24,8 +24,15 @@ def test_psnr_of_equal_images_is_infinite():
 def test_ssim_equals_scikit_image(shape, device):
     a = torch.rand(shape, dtype=torch.float64, device=device)
     b = (a + 0.2 * torch.randn_like(a)).clamp(0, 1)
-    theirs = structural_similarity(a.cpu().numpy(), b.cpu().numpy(), channel_axis=-1, gaussian_weights=True, sigma=1.5,
-                                   use_sample_covariance=False, data_range=1.0)
+    theirs = structural_similarity(
+        a.cpu().numpy(),
+        b.cpu().numpy(),
+        channel_axis=-1,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1.0,
+    )
     assert math.isclose(ssim(a, b).item(), theirs, abs_tol=1e-9)
 
 

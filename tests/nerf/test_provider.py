@@ -13,10 +13,21 @@ from nerf.structs import Part
 def options(**camera):
     """The camera group with the peer's defaults and some changes."""
     defaults = {
-        "radius_range": (3.0, 3.5), "theta_range": (45.0, 105.0), "phi_range": (-180.0, 180.0),
-        "fovy_range": (10.0, 30.0), "default_radius": 3.2, "default_polar": 90.0, "default_azimuth": 0.0,
-        "default_fovy": 20.0, "jitter_pose": False, "jitter_center": 0.2, "jitter_target": 0.2, "jitter_up": 0.02,
-        "uniform_sphere_rate": 0.0, "progressive_view": False, "progressive_view_init_ratio": 0.2,
+        "radius_range": (3.0, 3.5),
+        "theta_range": (45.0, 105.0),
+        "phi_range": (-180.0, 180.0),
+        "fovy_range": (10.0, 30.0),
+        "default_radius": 3.2,
+        "default_polar": 90.0,
+        "default_azimuth": 0.0,
+        "default_fovy": 20.0,
+        "jitter_pose": False,
+        "jitter_center": 0.2,
+        "jitter_target": 0.2,
+        "jitter_up": 0.02,
+        "uniform_sphere_rate": 0.0,
+        "progressive_view": False,
+        "progressive_view_init_ratio": 0.2,
     }
     return SimpleNamespace(camera=SimpleNamespace(**(defaults | camera)))
 

@@ -181,8 +181,9 @@ def test_an_empty_file_path_counts_as_missing(tmp_path, monkeypatch):
     assert read_folder(".", 0).missing == ("", ".")
 
 
-@pytest.mark.parametrize("text, got", [("[]", "a list"), ("3", "3"), ("{}", "nothing in it"),
-                                       ('{"frames": 3}', "an object with frames")])
+@pytest.mark.parametrize(
+    "text, got", [("[]", "a list"), ("3", "3"), ("{}", "nothing in it"), ('{"frames": 3}', "an object with frames")]
+)
 def test_json_without_frames_is_refused(tmp_path, text, got):
     (tmp_path / "transforms.json").write_text(text)
     refuse(tmp_path, f'expected an object with a list "frames", got .*{got}')
@@ -193,8 +194,9 @@ def test_no_frames_at_all_is_refused(tmp_path):
 
 
 def test_photographs_that_are_all_missing_are_refused_with_the_first_path(tmp_path):
-    (tmp_path / "transforms.json").write_text(json.dumps(
-        {"fl_x": 1.0, "frames": [{"file_path": "images/x.png", "transform_matrix": IDENTITY}]}))
+    (tmp_path / "transforms.json").write_text(
+        json.dumps({"fl_x": 1.0, "frames": [{"file_path": "images/x.png", "transform_matrix": IDENTITY}]})
+    )
     refuse(tmp_path, "none of its 1 photographs exists; the first would be .*images/x.png")
 
 
@@ -212,17 +214,20 @@ def test_a_missing_mask_is_refused(tmp_path):
     refuse(one(tmp_path, normal_path="normals/a.png"), r'its "normal_path" normals/a.png does not exist')
 
 
-@pytest.mark.parametrize("pose, words", [
-    (None, 'must be 4x4 numbers, got None'),
-    ("no", 'must be 4x4 numbers, got \'no\''),
-    (5, 'must be 4x4 numbers, got 5'),
-    ([[1, 2], [3]], 'must be 4x4 numbers'),
-    ([[1.0, 0.0], [0.0, 1.0]], 'must be 4x4 numbers, got 2x2'),
-    ([[math.nan] * 4] * 4, "not finite"),
-    ([[10**400] * 4] * 4, "must be 4x4 numbers"),
-    ((2 * torch.eye(4)).tolist(), r"must be a rotation, but its columns are not orthonormal \(off by 3\)"),
-    (torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0])).tolist(), "is a mirror image"),
-])
+@pytest.mark.parametrize(
+    "pose, words",
+    [
+        (None, "must be 4x4 numbers, got None"),
+        ("no", "must be 4x4 numbers, got 'no'"),
+        (5, "must be 4x4 numbers, got 5"),
+        ([[1, 2], [3]], "must be 4x4 numbers"),
+        ([[1.0, 0.0], [0.0, 1.0]], "must be 4x4 numbers, got 2x2"),
+        ([[math.nan] * 4] * 4, "not finite"),
+        ([[10**400] * 4] * 4, "must be 4x4 numbers"),
+        ((2 * torch.eye(4)).tolist(), r"must be a rotation, but its columns are not orthonormal \(off by 3\)"),
+        (torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0])).tolist(), "is a mirror image"),
+    ],
+)
 def test_poses_that_are_no_rotations_are_refused(tmp_path, pose, words):
     refuse(one(tmp_path, transform_matrix=pose), words)
 
@@ -235,27 +240,30 @@ def test_missing_intrinsics_are_refused(tmp_path):
     refuse(one(tmp_path, {"fl_x": None}), 'there is no focal length; give "fl_x" in pixels or "camera_angle_x"')
 
 
-@pytest.mark.parametrize("top, words", [
-    ({"fl_x": "50"}, '"fl_x" must be a positive number, got \'50\''),
-    ({"fl_x": True}, '"fl_x" must be a positive number, got True'),
-    ({"fl_x": -3}, '"fl_x" must be a positive number, got -3'),
-    ({"fl_x": 10**400}, '"fl_x" must be a positive number, got 1000'),
-    ({"train_filenames": 3}, '"train_filenames" must be a list of file names, got 3'),
-    ({"test_filenames": ["a.png", 4]}, '"test_filenames" must be a list of file names'),
-    ({"k1": math.inf}, '"k1" must be a number, got inf'),
-    ({"w": 0}, '"w" must be a positive number, got 0'),
-    ({"fl_x": None, "camera_angle_x": 40.0}, '"camera_angle_x" must lie below pi'),
-    ({"camera_model": "OPENCV_FISHEYE"}, "camera model OPENCV_FISHEYE is not read"),
-    ({"is_fisheye": True}, "camera model fisheye is not read"),
-    ({"aabb_scale": 0}, '"aabb_scale" must be a positive number, got 0'),
-    ({"aabb_scale": "big"}, '"aabb_scale" must be a positive number'),
-    ({"aabb_scale": 1, "scale": -1}, '"scale" must be a positive number'),
-    ({"aabb_scale": 1, "offset": [1, 2]}, '"offset" must be three numbers'),
-    ({"aabb_scale": 1, "offset": "x"}, '"offset" must be three numbers'),
-    ({"aabb_scale": 1, "offset": [1, 2, "x"]}, '"offset" must be a number, got \'x\''),
-    ({"applied_transform": [[0, 0, 0, 0]] * 3}, '"applied_transform" cannot be inverted'),
-    ({"applied_transform": 4}, '"applied_transform" must be 4x4 numbers'),
-    ({"applied_scale": 0}, '"applied_scale" must be a positive number'),
-])
+@pytest.mark.parametrize(
+    "top, words",
+    [
+        ({"fl_x": "50"}, "\"fl_x\" must be a positive number, got '50'"),
+        ({"fl_x": True}, '"fl_x" must be a positive number, got True'),
+        ({"fl_x": -3}, '"fl_x" must be a positive number, got -3'),
+        ({"fl_x": 10**400}, '"fl_x" must be a positive number, got 1000'),
+        ({"train_filenames": 3}, '"train_filenames" must be a list of file names, got 3'),
+        ({"test_filenames": ["a.png", 4]}, '"test_filenames" must be a list of file names'),
+        ({"k1": math.inf}, '"k1" must be a number, got inf'),
+        ({"w": 0}, '"w" must be a positive number, got 0'),
+        ({"fl_x": None, "camera_angle_x": 40.0}, '"camera_angle_x" must lie below pi'),
+        ({"camera_model": "OPENCV_FISHEYE"}, "camera model OPENCV_FISHEYE is not read"),
+        ({"is_fisheye": True}, "camera model fisheye is not read"),
+        ({"aabb_scale": 0}, '"aabb_scale" must be a positive number, got 0'),
+        ({"aabb_scale": "big"}, '"aabb_scale" must be a positive number'),
+        ({"aabb_scale": 1, "scale": -1}, '"scale" must be a positive number'),
+        ({"aabb_scale": 1, "offset": [1, 2]}, '"offset" must be three numbers'),
+        ({"aabb_scale": 1, "offset": "x"}, '"offset" must be three numbers'),
+        ({"aabb_scale": 1, "offset": [1, 2, "x"]}, "\"offset\" must be a number, got 'x'"),
+        ({"applied_transform": [[0, 0, 0, 0]] * 3}, '"applied_transform" cannot be inverted'),
+        ({"applied_transform": 4}, '"applied_transform" must be 4x4 numbers'),
+        ({"applied_scale": 0}, '"applied_scale" must be a positive number'),
+    ],
+)
 def test_entries_of_the_wrong_kind_are_refused(tmp_path, top, words):
     refuse(one(tmp_path, top), words, holdout=0)

@@ -232,7 +232,7 @@ def test_a_broken_picture_is_refused_by_name(mixed):
 
 def test_a_picture_cut_short_is_refused_by_name(mixed):
     whole = (mixed / "01.png").read_bytes()
-    (mixed / "01.png").write_bytes(whole[:len(whole) // 2])
+    (mixed / "01.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="photograph .*01.png cannot be read"):
         load(mixed)
 

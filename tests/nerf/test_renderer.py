@@ -52,9 +52,7 @@ def test_rays_that_miss_show_the_background_alone(cuda_ray):
 def test_each_view_of_a_batch_has_its_own_background_and_light(cuda_ray):
     rays = image_rays(6, 6, views=2)
     light = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]])  # from the front, from behind
-    part = Part(
-        source="guided", shading="textureless", ambient=0.0, light=light, background=torch.eye(3)[:2], num_views=2
-    )
+    part = Part(source="guided", shading="textureless", ambient=0.0, light=light, background=torch.eye(3)[:2], num_views=2)
     image = of_a_ball(cuda_ray).render(rays, part).as_images(of_a_ball(cuda_ray).render(rays, part).image)
     assert image[0, :, 0, 0].tolist() == [1, 0, 0] and image[1, :, 0, 0].tolist() == [0, 1, 0]
     assert image[0, :, 3, 3].min() > 0.8 and image[1, :, 3, 3].max() < 0.2
@@ -104,9 +102,7 @@ def test_a_view_dependent_training_part_shows_some_rays_their_diffuse_colour(cud
     rays = image_rays(30, 30, fovy=8.0)  # every ray meets the ball, whose view-dependent colour is white
     model = of_a_ball(cuda_ray)
     trained = model.render(rays, Part(source="photos", view_dependent=True, background=torch.ones(3))).image
-    shown = model.render(
-        rays, Part(source="eval", view_dependent=True, training=False, background=torch.ones(3))
-    ).image
+    shown = model.render(rays, Part(source="eval", view_dependent=True, training=False, background=torch.ones(3))).image
     diffuse = (trained < 0.99).any(-1).float().mean()
     assert 0.02 < diffuse < 0.15 and shown.min() > 0.99
 

@@ -18,8 +18,10 @@ trimesh = pytest.importorskip("trimesh")
 
 CUBE = trimesh.creation.box((1.0, 1.2, 0.8))
 BALL = trimesh.creation.icosphere(4, 0.7)
-PLY = ("ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\nelement face 1\n"
-       "property list uchar int vertex_indices\nend_header\n0 0 0\n1 0 0\n0 1 0\n3 0 1 {}\n")
+PLY = (
+    "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\nelement face 1\n"
+    "property list uchar int vertex_indices\nend_header\n0 0 0\n1 0 0\n0 1 0\n3 0 1 {}\n"
+)
 
 
 def ours(loaded):
@@ -60,8 +62,10 @@ def test_distance_to_a_ball_equals_the_closed_form_but_for_its_facets():
 
 def test_distance_is_exact_for_triangles_of_very_different_sizes():
     """One long thin triangle, one small far one: every region of a triangle, against the definition."""
-    mesh = Mesh(np.array([[-1, 0, 0], [1, 0, 0], [0.9, 0.05, 0.1], [0.3, 0.3, 0.3], [0.31, 0.3, 0.3], [0.3, 0.32, 0.3]]),
-                np.array([[0, 1, 2], [3, 4, 5]]))
+    mesh = Mesh(
+        np.array([[-1, 0, 0], [1, 0, 0], [0.9, 0.05, 0.1], [0.3, 0.3, 0.3], [0.31, 0.3, 0.3], [0.3, 0.32, 0.3]]),
+        np.array([[0, 1, 2], [3, 4, 5]]),
+    )
     p = points(60)
     fine = np.linspace(0, 1, 201)
     a, b = (g.reshape(-1) for g in np.meshgrid(fine, fine, indexing="ij"))
@@ -121,8 +125,10 @@ def test_small_hole_does_not_change_what_is_inside():
 def test_two_parts_that_overlap_are_one_inside():
     other = ours(trimesh.creation.icosphere(3, 0.5))
     ball = ours(trimesh.creation.icosphere(3, 0.5))
-    both = Mesh(np.concatenate([ball.vertices, other.vertices + [0.4, 0, 0]]),
-                np.concatenate([ball.faces, other.faces + len(ball.vertices)]))
+    both = Mesh(
+        np.concatenate([ball.vertices, other.vertices + [0.4, 0, 0]]),
+        np.concatenate([ball.faces, other.faces + len(ball.vertices)]),
+    )
     assert (signed_distance(both, np.array([[0.2, 0, 0], [-0.3, 0, 0], [0.7, 0, 0]])) < 0).all()
 
 
@@ -145,8 +151,9 @@ def test_thin_closed_plate_is_accepted():
     check_solid(ours(trimesh.creation.box((1, 1, 0.001))))
 
 
-@pytest.mark.parametrize("mesh", [Mesh(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64)),
-                                  Mesh(np.full((3, 3), np.nan), np.array([[0, 1, 2]]))])
+@pytest.mark.parametrize(
+    "mesh", [Mesh(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64)), Mesh(np.full((3, 3), np.nan), np.array([[0, 1, 2]]))]
+)
 def test_mesh_of_nothing_is_refused(mesh):
     with pytest.raises(UserError, match="give one with a surface"):
         check_solid(mesh)
@@ -185,19 +192,22 @@ def test_load_puts_the_parts_of_a_scene_where_they_belong(tmp_path):
     assert len(mesh.faces) == 24
 
 
-@pytest.mark.parametrize("name, text, said", [
-    ("no.stl", "", "expected one of .obj, .glb"),
-    ("none", "", "no suffix"),
-    ("points.obj", "v 0 0 0\nv 1 0 0\n", "holds no triangles"),
-    ("nan.obj", "v nan 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "not finite|cannot be read"),
-    ("huge.obj", "v 1e300 0 0\nv 0 1e300 0\nv 0 0 1e300\nf 1 2 3\n", "reaches 1e\\+300"),
-    ("far.obj", "v 1e6 0 0\nv 1e6 0.1 0\nv 1e6 0 0.1\nf 1 2 3\n", "0.1 large and reaches 1e\\+06.*move it to the origin"),
-    ("dot.obj", "v 1 2 3\nv 1 2 3\nv 1 2 3\nf 1 2 3\n", "has no size"),
-    ("line.obj", "v 0 0 0\nv 1 0 0\nv 0 0 0\nf 1 2 3\n", "no triangle with an area"),
-    ("beyond.ply", PLY.format(3), "name vertices up to 3, and it has 3"),
-    ("noise.glb", "this is no glTF", "cannot be read"),
-    ("noise.ply", "this is no PLY", "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("no.stl", "", "expected one of .obj, .glb"),
+        ("none", "", "no suffix"),
+        ("points.obj", "v 0 0 0\nv 1 0 0\n", "holds no triangles"),
+        ("nan.obj", "v nan 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "not finite|cannot be read"),
+        ("huge.obj", "v 1e300 0 0\nv 0 1e300 0\nv 0 0 1e300\nf 1 2 3\n", "reaches 1e\\+300"),
+        ("far.obj", "v 1e6 0 0\nv 1e6 0.1 0\nv 1e6 0 0.1\nf 1 2 3\n", "0.1 large and reaches 1e\\+06.*move it to the origin"),
+        ("dot.obj", "v 1 2 3\nv 1 2 3\nv 1 2 3\nf 1 2 3\n", "has no size"),
+        ("line.obj", "v 0 0 0\nv 1 0 0\nv 0 0 0\nf 1 2 3\n", "no triangle with an area"),
+        ("beyond.ply", PLY.format(3), "name vertices up to 3, and it has 3"),
+        ("noise.glb", "this is no glTF", "cannot be read"),
+        ("noise.ply", "this is no PLY", "cannot be read"),
+    ],
+)
 def test_load_says_what_is_wrong_with_a_file(tmp_path, name, text, said):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=said):

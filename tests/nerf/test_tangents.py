@@ -119,8 +119,9 @@ def test_viewer_sees_no_seam_in_the_normals():
     uv, frame = along_seams(mesh, mesh.uv), along_seams(mesh, np.concatenate([mesh.normals, mesh.tangents], axis=1))
     seen = []
     for side in (0, 1):
-        normal, tangent = (part / np.linalg.norm(part, axis=1, keepdims=True)
-                           for part in (frame[:, side, :3], frame[:, side, 3:6]))
+        normal, tangent = (
+            part / np.linalg.norm(part, axis=1, keepdims=True) for part in (frame[:, side, :3], frame[:, side, 3:6])
+        )
         x, y, z = (bilinear(picture, uv[:, side]) / 255.0 * 2 - 1).T[..., None]
         mixed = x * tangent + y * frame[:, side, 6:] * np.cross(normal, tangent) + z * normal
         seen.append(mixed / np.linalg.norm(mixed, axis=1, keepdims=True))

@@ -326,7 +326,7 @@ def test_learning_rates_fall_by_the_factor_asked_for(tmp_path):
     trainer = make(tmp_path, "--cuda_ray", "--lr_decay", "0.01", "--iters", "10")
     trainer.train()
     group = trainer.optimizer.param_groups[0]
-    assert group["lr"] == pytest.approx(group["initial_lr"] * 0.01 ** 0.9)
+    assert group["lr"] == pytest.approx(group["initial_lr"] * 0.01**0.9)
     assert SimpleNamespace(**group).name
 
 

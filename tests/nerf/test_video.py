@@ -87,8 +87,9 @@ def test_mp4_of_odd_size_is_padded_by_one_not_resized(tmp_path):
 def test_video_becomes_a_gif_with_one_line_where_ffmpeg_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "ffmpeg_available", lambda: False)
     lines = []
-    path = video.write_video(tmp_path / "v.mp4", torch.stack([torch.full((4, 6, 3), k / 4) for k in range(5)]), 10,
-                             lines.append)
+    path = video.write_video(
+        tmp_path / "v.mp4", torch.stack([torch.full((4, 6, 3), k / 4) for k in range(5)]), 10, lines.append
+    )
     read = Image.open(path)
     assert path.name == "v.gif" and read.n_frames == 5 and read.size == (6, 4)
     assert len(lines) == 1 and "GIF" in lines[0]

@@ -101,9 +101,7 @@ def test_testing_does_not_rewrite_the_options(used):
     assert stored_config(used).output.W == Config().output.W
 
 
-@pytest.mark.parametrize(
-    "content", ["{", "[]", '{"format": 2, "options": {}}', '{"format": 1, "options": {"zzz": {}}}']
-)
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 2, "options": {}}', '{"format": 1, "options": {"zzz": {}}}'])
 def test_a_broken_config_is_a_sentence(used, content):
     with open(f"{used}/config.json", "w") as file:
         file.write(content)

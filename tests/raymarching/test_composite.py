@@ -32,9 +32,7 @@ def test_composite_equals_the_reference_and_so_does_its_gradient(native, channel
             outputs = raymarching.composite_rays_train(alpha, values, t, first, count, stop)
             weight = [torch.randn(o.shape, generator=torch.Generator().manual_seed(i), dtype=o.dtype).to(native)
                       for i, o in enumerate(outputs)]  # fmt: skip
-            grads = torch.autograd.grad(
-                sum((o * w).sum() for o, w in zip(outputs, weight, strict=True)), (alpha, values)
-            )
+            grads = torch.autograd.grad(sum((o * w).sum() for o, w in zip(outputs, weight, strict=True)), (alpha, values))
         results.append((*outputs, *grads))
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
@@ -85,9 +83,7 @@ def test_an_opaque_sample_hides_what_is_behind_and_gets_a_finite_gradient(rung):
     assert weights.tolist() == [0.5, 0.5, 0.0]
     (grad,) = torch.autograd.grad(image.sum(), alpha)
     # image = a v0 + (1-a) b v1 + (1-a)(1-b) c v2
-    torch.testing.assert_close(
-        grad, torch.tensor([1.0 - 2.0, 0.5 * (2 - 0.5 * 4), 0.0], dtype=torch.float64, device=rung)
-    )
+    torch.testing.assert_close(grad, torch.tensor([1.0 - 2.0, 0.5 * (2 - 0.5 * 4), 0.0], dtype=torch.float64, device=rung))
 
 
 def test_behind_the_stop_weights_and_gradients_are_zero(rung):

@@ -15,9 +15,7 @@ def scene(device, n=60):
     """Rays towards a shell of fog, and its bitfield."""
     g = torch.Generator().manual_seed(0)
     origins = torch.nn.functional.normalize(torch.randn(n, 3, generator=g, dtype=torch.float64), dim=-1) * 4
-    directions = torch.nn.functional.normalize(
-        0.6 * torch.randn(n, 3, generator=g, dtype=torch.float64) - origins, dim=-1
-    )
+    directions = torch.nn.functional.normalize(0.6 * torch.randn(n, 3, generator=g, dtype=torch.float64) - origins, dim=-1)
     origins, directions = origins.to(device), directions.to(device)
     cells = raymarching.morton3D_invert(torch.arange(GRID**3, dtype=torch.int32, device=device))
     grid = []
@@ -40,16 +38,12 @@ def field(positions, dt):
 def test_rounds_of_any_length_equal_the_single_pass(rung, num_steps, gamma):
     rays, bits = scene(rung)
     options = {"dt_gamma": gamma, "max_steps": 128}
-    positions, t, dt, _, first, count = raymarching.march_rays_train(
-        *rays, bits, BOUND, CASCADES, GRID, None, **options
-    )
+    positions, t, dt, _, first, count = raymarching.march_rays_train(*rays, bits, BOUND, CASCADES, GRID, None, **options)
     _, opacity, depth, image = raymarching.composite_rays_train(*field(positions, dt), t, first, count, 1e-2)
     queue = RayQueue.start(*rays)
     rounds = 0
     while len(queue):
-        positions, t, dt, ray, first, count = raymarching.march_rays(
-            queue, bits, BOUND, CASCADES, GRID, num_steps, **options
-        )
+        positions, t, dt, ray, first, count = raymarching.march_rays(queue, bits, BOUND, CASCADES, GRID, num_steps, **options)
         assert int(count.max()) <= num_steps
         assert torch.equal(ray, queue.alive.repeat_interleave(count))
         raymarching.composite_rays(queue, *field(positions, dt), t, first, count, 1e-2)

@@ -39,9 +39,7 @@ def random_bits(cascades, grid_size, share, device, seed=1):
 
 def march(origins, directions, bits, bound, cascades, grid_size, min_near=0.1, noise=None, **options):
     near, far = raymarching.near_far_from_aabb(origins, directions, box(bound, origins), min_near)
-    return raymarching.march_rays_train(
-        origins, directions, near, far, bits, bound, cascades, grid_size, noise, **options
-    )
+    return raymarching.march_rays_train(origins, directions, near, far, bits, bound, cascades, grid_size, noise, **options)
 
 
 SCENES = [
@@ -108,9 +106,7 @@ def test_samples_lie_on_their_ray_in_order_and_within_near_and_far(rung):
     origins, directions = sphere_rays(60, rung, torch.float32)
     near, far = raymarching.near_far_from_aabb(origins, directions, box(1.0, origins), 1.7)
     bits = random_bits(1, 32, 0.5, rung)
-    positions, t, dt, ray, first, count = raymarching.march_rays_train(
-        origins, directions, near, far, bits, 1.0, 1, 32, None
-    )
+    positions, t, dt, ray, first, count = raymarching.march_rays_train(origins, directions, near, far, bits, 1.0, 1, 32, None)
     torch.testing.assert_close(positions, origins[ray] + t[:, None] * directions[ray], rtol=0, atol=1e-6)
     assert bool((t >= near[ray]).all()) and bool((t <= far[ray]).all()) and bool((dt > 0).all())
     assert torch.equal(ray, raymarching.flatten_rays(count, len(t)))

@@ -54,9 +54,7 @@ def test_harmonics_equal_those_of_scipy(device):
 def test_the_first_bands_have_the_signs_of_the_peer(device):
     d = directions(device)
     x, y, z = d.unbind(1)
-    wanted = torch.stack(
-        [torch.full_like(x, 0.5 / np.pi**0.5), *(np.sqrt(3 / (4 * np.pi)) * c for c in (-y, z, -x))], 1
-    )
+    wanted = torch.stack([torch.full_like(x, 0.5 / np.pi**0.5), *(np.sqrt(3 / (4 * np.pi)) * c for c in (-y, z, -x))], 1)
     torch.testing.assert_close(encode(d, 2), wanted)
 
 

@@ -24,9 +24,7 @@ def test_condition_repeats_after_a_full_turn():
 
 def test_condition_tells_front_from_back_louder_than_anything_else():
     c = cameras()
-    turns = [
-        (condition(**c) - condition(**{**c, "azimuth": c["azimuth"] + turn})).norm(dim=-1).min() for turn in (180, 20)
-    ]
+    turns = [(condition(**c) - condition(**{**c, "azimuth": c["azimuth"] + turn})).norm(dim=-1).min() for turn in (180, 20)]
     assert turns[0] > 3.9 and turns[0] > turns[1]
 
 

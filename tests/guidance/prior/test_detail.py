@@ -72,8 +72,12 @@ def test_only_networks_of_two_pictures_in_and_one_out_that_are_told_the_same_fit
     from types import SimpleNamespace
 
     def other(given, size=64, told=(TEXT_DIM, CONDITION_DIM)):
-        config = SimpleNamespace(in_channels=given[0], out_channels=given[1], cross_attention_dim=TEXT_DIM,
-                                 projection_class_embeddings_input_dim=CONDITION_DIM)
+        config = SimpleNamespace(
+            in_channels=given[0],
+            out_channels=given[1],
+            cross_attention_dim=TEXT_DIM,
+            projection_class_embeddings_input_dim=CONDITION_DIM,
+        )
         return fits(SimpleNamespace(config=config), size, *told)
 
     assert fits(network, IMAGE_SIZE, TINY_TEXT_DIM, CONDITION_DIM) and other((6, 3)) and other((54, 27), 9)

@@ -63,9 +63,7 @@ def test_round_kinds_look_the_same_from_everywhere():
     for kind, spec in KINDS.items():
         if spec.symmetry == "round":
             shape = canonical(parse(f"a {kind.replace(' on ', ' on a ')}").caption)
-            torch.testing.assert_close(
-                signed_distance(shape, points), signed_distance(shape, turned), atol=1e-5, rtol=0
-            )
+            torch.testing.assert_close(signed_distance(shape, points), signed_distance(shape, turned), atol=1e-5, rtol=0)
 
 
 def test_the_mug_has_its_one_handle_at_plus_x_and_is_hollow():
@@ -128,7 +126,6 @@ def test_render_shows_the_handle_on_the_right_from_the_front_and_on_the_left_fro
 def test_render_is_the_same_for_the_same_generator():
     cameras = random_cameras(2, torch.Generator().manual_seed(0))
     pictures = [
-        render("chair", random_proportions("chair", 2, torch.Generator().manual_seed(1)), cameras, 16)[0]
-        for _ in range(2)
+        render("chair", random_proportions("chair", 2, torch.Generator().manual_seed(1)), cameras, 16)[0] for _ in range(2)
     ]
     assert torch.equal(*pictures)
