@@ -8,13 +8,13 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nerf import config as options
-from nerf.config import Config
-from nerf.errors import DivergenceError, Stopped, UserError
+from nerf.config import config as options
+from nerf.config.config import Config
+from nerf.core.errors import DivergenceError, Stopped, UserError
 
 if TYPE_CHECKING:
     from guidance.weights import Resolved
-    from nerf.report import Report
+    from nerf.run.logger import Report
     from nerf.utils import Trainer
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -64,13 +64,13 @@ def prepare_machine(config: Config) -> str:
 
 def settle(config: Config) -> tuple[Config, "Resolved | None"]:
     """Options in their final form: kept ones from the workspace, the preset of the weights that will be used."""
-    from nerf import workspace
+    from nerf.run import workspace
 
     config = workspace.adopt(config)
     if "dmtet" in config.stages and "nerf" not in config.stages:
-        from nerf import initial
+        from nerf.run import mesh_init
 
-        config = initial.adopt(config)
+        config = mesh_init.adopt(config)
     resolved = None
     if config.prompt.text is not None and config.trains:
         from guidance import weights
@@ -91,7 +91,7 @@ def make_inputs(config: Config, resolved: "Resolved | None", device: str) -> Inp
         name = "the embedded prior" if resolved.kind == "embedded" else "Stable Diffusion"
         inputs.notes = {"guidance": name, "licence of the weights": resolved.licence}
     if config.data.data is not None:
-        from nerf.provider_photos import Photographs
+        from nerf.data.posed_images import Photographs
 
         photos = Photographs.splits_of(config.data.data, config.data, device, config.field.bound)
         inputs.photos = photos.pop("train")
@@ -104,9 +104,9 @@ def make_trainer(config: Config, stage: str, inputs: Inputs, device: str, report
     """Model, evaluator and trainer of a stage, as its checkpoint left them, or as what it starts from is."""
     import torch
 
-    from nerf.evaluation import Evaluator
     from nerf.provider import RandomCameras
     from nerf.renderer import build_model
+    from nerf.run.evaluation import Evaluator
     from nerf.utils import Trainer
 
     config = options.for_stage(config, stage)
@@ -119,9 +119,9 @@ def make_trainer(config: Config, stage: str, inputs: Inputs, device: str, report
     trainer = Trainer(config, model, sources, inputs.guidance, evaluator, report, stage)
     began = trainer.restore()
     if stage == "dmtet" and not began:
-        from nerf import initial
+        from nerf.run import mesh_init
 
-        trainer.begin(lambda: initial.begin(model, config, inputs.photos))
+        trainer.begin(lambda: mesh_init.begin(model, config, inputs.photos))
     elif began and config.dmtet.init_with:
         report.log(f"--init_with {config.dmtet.init_with} was for the first step; --dmtet --ckpt scratch begins anew with it")
     return trainer
@@ -133,7 +133,7 @@ def train(trainer: "Trainer") -> None:
     Raises:
         Stopped: a signal came; the checkpoint is written.
     """
-    from nerf.signals import StopRequest
+    from nerf.run.signals import StopRequest
 
     with StopRequest() as request:
         for _ in trainer.run():
@@ -156,8 +156,8 @@ def finish(trainer: "Trainer", began: float) -> None:
 
 def run(config: Config) -> int:
     """One whole run; returns the exit code."""
-    from nerf import workspace
-    from nerf.report import Report
+    from nerf.run import workspace
+    from nerf.run.logger import Report
 
     began = time.monotonic()
     device = prepare_machine(config)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nerf.cameras import look_at
+from nerf.core.cameras import look_at
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 FOV = 40.0  # degrees, both ways

@@ -14,7 +14,7 @@ from guidance.prior.camera import look_at
 from guidance.prior.captions import Caption
 from guidance.prior.render import render
 from guidance.prior.shapes import EMPTY, Shape, family, occupancy
-from nerf import meshfile
+from nerf.mesh import io as mesh_io
 
 HALF = 0.7
 GRID = 64
@@ -35,7 +35,7 @@ class ColoredMesh:
 
 def read_mesh(path: Path) -> ColoredMesh:
     """Read a GLB or OBJ with a texture, vertex colours, or neither (then it is mid-grey)."""
-    mesh = meshfile.read_mesh(path)
+    mesh = mesh_io.read_mesh(path)
     if mesh.texture is not None:
         return ColoredMesh(mesh.vertices, mesh.faces, mesh.uv, mesh.texture / 255.0)
     color = np.full((len(mesh.vertices), 3), 0.5) if mesh.colors is None else mesh.colors / 255.0

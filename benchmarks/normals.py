@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 
 from benchmarks import timing
-from nerf.flags import FieldConfig
+from nerf.config.groups import FieldConfig
+from nerf.core.structs import Part, Points
 from nerf.network_grid import GridField
-from nerf.structs import Part, Points
 
 
 def field(normals: str, device: str) -> GridField:

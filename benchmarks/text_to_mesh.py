@@ -44,7 +44,8 @@ def boundary_f(mask: np.ndarray, truth: np.ndarray) -> float:
 
 def decimated(mesh: mesh_measure.ColoredMesh, target: int) -> mesh_measure.ColoredMesh:
     """The mesh without its colours, welded, with about ``target`` triangles."""
-    from nerf.mesh import Mesh, decimate, weld
+    from nerf.mesh.decimate import decimate
+    from nerf.mesh.mesh import Mesh, weld
 
     smaller = decimate(weld(Mesh(mesh.vertices, mesh.faces)), target)
     return mesh_measure.ColoredMesh(smaller.vertices, smaller.faces, color=np.full((len(smaller.vertices), 3), 0.5))

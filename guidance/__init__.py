@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
     from guidance.base import Guidance
     from guidance.weights import Resolved
-    from nerf.config import Config
+    from nerf.config.config import Config
 
 
 def build(config: "Config", device: "torch.device | str", resolved: "Resolved | None" = None) -> "Guidance":
@@ -30,7 +30,7 @@ def build(config: "Config", device: "torch.device | str", resolved: "Resolved | 
     from guidance.base import Conditions
     from guidance.perpneg_utils import PerpNeg
     from guidance.sd_utils import Settings, StableDiffusion, log
-    from nerf.errors import UserError
+    from nerf.core.errors import UserError
 
     wanted = config.guidance
     others = [name for name in wanted.guidance if name != "SD"]

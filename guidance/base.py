@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nerf.structs import Part, Views
+from nerf.core.structs import Part, Views
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nerf.errors import DivergenceError
+from nerf.core.errors import DivergenceError
 
 PARAMETERISATIONS = ("epsilon", "v_prediction", "sample")
 WEIGHTINGS = ("sds", "uniform", "fantasia")

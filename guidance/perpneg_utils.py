@@ -12,7 +12,7 @@ from torch import Tensor
 
 from guidance.distillation import Mixer
 from guidance.prompts import horizontal_share
-from nerf.cameras import wrap_degrees
+from nerf.core.cameras import wrap_degrees
 
 NEGATIVE_WORDS = ("front", "side")
 

@@ -8,7 +8,7 @@ polar 0 = straight above.
 import torch
 from torch import Tensor
 
-from nerf.cameras import wrap_degrees
+from nerf.core.cameras import wrap_degrees
 
 VIEW_WORDS = ("front", "side", "back", "overhead", "bottom")
 VIEW_ENDINGS = tuple(f", {word} view" for word in VIEW_WORDS)  # what is added to the prompt

@@ -27,9 +27,9 @@ from guidance.distillation import Denoiser, Distillation, Mixer, classifier_free
 from guidance.perpneg_utils import NEGATIVE_WORDS, PerpNeg, negative_weights, perpneg_mixer
 from guidance.prior import camera, captions, detail
 from guidance.prompts import VIEW_ENDINGS, VIEW_WORDS, blend, view_weights
-from nerf.cameras import orbit
-from nerf.errors import UserError
-from nerf.structs import Part, Views
+from nerf.core.cameras import orbit
+from nerf.core.errors import UserError
+from nerf.core.structs import Part, Views
 
 log = logging.getLogger("somnia.guidance")
 TIME_STREAM, NOISE_STREAM, POSTERIOR_STREAM = 101, 102, 103
@@ -489,7 +489,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="sample.png")
     options = parser.parse_args(argv)
-    from nerf.video import contact_sheet, write_png
+    from nerf.core.images import contact_sheet, write_png
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,7 +13,7 @@ from typing import Literal
 
 from guidance import prior
 from guidance.prior import captions
-from nerf.errors import UserError
+from nerf.core.errors import UserError
 
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DIFFUSERS_OFFLINE")
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")

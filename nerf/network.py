@@ -3,9 +3,9 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nerf.encoding import make_encoder
-from nerf.field import NetworkField
-from nerf.flags import FieldConfig
+from nerf.config.groups import FieldConfig
+from nerf.fields.encoding import make_encoder
+from nerf.fields.neural import NetworkField
 
 FREQUENCIES = 12
 BLOCKS = 3

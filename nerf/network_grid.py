@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 import mlp
-from nerf.activation import at_least_single
-from nerf.encoding import make_encoder
-from nerf.field import NetworkField
-from nerf.flags import FieldConfig
+from nerf.config.groups import FieldConfig
+from nerf.core.activation import at_least_single
+from nerf.fields.encoding import make_encoder
+from nerf.fields.neural import NetworkField
 
 # The table learns this much faster than the networks: each entry sees few samples a step.
 TABLE_RATE = 10.0

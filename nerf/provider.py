@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from nerf.cameras import angles_of, look_at, orbit, orbit_up, view_rays
-from nerf.config import Config
-from nerf.structs import Batch, Part, Views
+from nerf.config.config import Config
+from nerf.core.cameras import angles_of, look_at, orbit, orbit_up, view_rays
+from nerf.core.structs import Batch, Part, Views
 
 STREAM_CAMERAS, STREAM_LIGHT = 1, 2
 PROGRESSIVE_RATE = 2.0  # of the training progress: the ranges are whole by half-time, as in the peer

@@ -5,18 +5,18 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
-from nerf.background import Background, ConstantBackground, NetworkBackground, chosen_color
-from nerf.config import Config
-from nerf.errors import UserError
-from nerf.field import Field
+from nerf.config.config import Config
+from nerf.core.errors import UserError
+from nerf.core.structs import Part, Rays, RenderOutput
+from nerf.fields.base import Field
+from nerf.mesh.tetrahedra import Surface
 from nerf.network import VanillaField
 from nerf.network_grid import GridField
 from nerf.render.accelerated import AcceleratedPath
+from nerf.render.background import Background, ConstantBackground, NetworkBackground, chosen_color
 from nerf.render.base import RenderPath, Trace, check_rays
 from nerf.render.dmtet import DMTetPath
 from nerf.render.plain import PlainPath
-from nerf.structs import Part, Rays, RenderOutput
-from nerf.tets import Surface
 
 BACKBONES: dict[str, type[Field]] = {"grid": GridField, "vanilla": VanillaField}
 

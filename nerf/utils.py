@@ -16,16 +16,17 @@ import torch
 from torch import Tensor
 
 from guidance.base import Guidance
-from nerf import checkpoint, objectives, schedule
-from nerf.config import Config
-from nerf.ema import Ema
-from nerf.errors import DivergenceError, UserError
-from nerf.evaluation import Evaluator
-from nerf.export import ExportReport
+from nerf.config.config import Config
+from nerf.core.errors import DivergenceError, UserError
+from nerf.core.structs import Part, StepPlan
+from nerf.mesh.export import ExportReport
 from nerf.renderer import NeRFRenderer
-from nerf.report import Report
-from nerf.structs import Part, StepPlan
-from nerf.watch import Watch, check_finite
+from nerf.run import checkpoint
+from nerf.run.evaluation import Evaluator
+from nerf.run.logger import Report
+from nerf.training import objectives, schedule
+from nerf.training.divergence import Watch, check_finite
+from nerf.training.ema import Ema
 from optimizer import Adan
 
 # On CUDA, reading a loss back stalls the queue: look at them once in so many steps there, and every step on a CPU.

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.samples < 0:
         parser.error(f"--samples must be at least 0, got {given.samples}")
-    from nerf.mesh_report import report_file
+    from nerf.mesh.report import report_file
 
     reports = []
     for path in given.files:

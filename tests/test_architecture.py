@@ -1,4 +1,4 @@
-"""The referee of the house: who imports whom, how long things are, and that the texts agree with the code."""
+"""Rules of the code base: who imports whom, how long things are, and that the texts agree with the code."""
 
 import ast
 import functools
@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from extension import KERNEL_FOLDERS
-from nerf.flags import GROUPS
-from nerf.options import iterate
+from nerf.config.groups import GROUPS
+from nerf.config.parser import iterate
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))  # every package
-KERNELS = [room for room in ROOMS if room not in ("nerf", "guidance", "extension")]
-LEAVES = {"structs", "cameras", "shading", "activation", "errors", "files", "video"}
+OUR_PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))  # every package
+KERNELS = [p for p in OUR_PACKAGES if p not in ("nerf", "guidance", "extension")]
+PACKAGES = ("core", "config", "mesh", "fields", "data", "render", "training", "run")  # of nerf; each uses only those before
+TOP_LEVEL = {"network": (), "network_grid": (), "provider": ("run",), "renderer": ("run",), "utils": ()}  # module -> users
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 
 
@@ -32,7 +33,7 @@ def name(path):
     return path.relative_to(ROOT).as_posix()
 
 
-PRODUCT = files_of(*ROOMS) + [ROOT / "main.py", ROOT / "optimizer.py", ROOT / "setup.py"]
+PRODUCT = files_of(*OUR_PACKAGES) + [ROOT / "main.py", ROOT / "optimizer.py", ROOT / "setup.py"]
 NERF_MODULES = {name(p)[len("nerf/") : -len(".py")] for p in files_of("nerf")}
 TESTS = files_of("tests")
 SIDE = files_of("scripts", "benchmarks")
@@ -86,33 +87,38 @@ def lines_of_code(function):
 
 
 def ours(path):
-    """Which rooms of the house a file imports."""
-    return {dotted.split(".")[0] for dotted in imports(path)} & {*ROOMS, "optimizer", "main"}
+    """Which packages of this project a file imports."""
+    return {dotted.split(".")[0] for dotted in imports(path)} & {*OUR_PACKAGES, "optimizer", "main"}
 
 
 # ---- who imports whom ----
 
 
-@functools.cache
-def reading_order():
-    """The files of nerf in the order of docs/reading.md."""
-    return re.findall(r"^\d+\. `([\w/]+)`", (ROOT / "docs" / "reading.md").read_text(), re.MULTILINE)
+def package_of(module):
+    """The package of nerf that a module such as ``render/plain`` is in; a module at the top stands for itself."""
+    return module.split("/")[0] if "/" in module else module
 
 
-def test_the_reading_order_lists_every_file_of_nerf_once():
-    there = sorted(name(p)[len("nerf/") : -len(".py")] for p in files_of("nerf") if p.name != "__init__.py")
-    assert sorted(reading_order()) == there
+@pytest.mark.parametrize("path", [p for p in files_of("nerf") if p.parent.name != "nerf"], ids=name)
+def test_a_package_of_nerf_imports_only_the_packages_before_it(path):
+    own = package_of(name(path)[len("nerf/") :])
+    allowed = {*PACKAGES[: PACKAGES.index(own) + 1]}
+    # The classes that users of stable-dreamfusion look for at the top level, and the packages that may use them.
+    allowed |= {module for module, users in TOP_LEVEL.items() if own in users}
+    assert {package_of(module) for module in nerf_modules(path)} - allowed == set()
 
 
-@pytest.mark.parametrize("path", [p for p in files_of("nerf") if p.name != "__init__.py"], ids=name)
-def test_a_file_of_nerf_imports_only_files_before_it(path):
-    order = reading_order()
-    before = order[: order.index(name(path)[len("nerf/") : -len(".py")])]
-    assert nerf_modules(path) - set(before) == set()
+def test_every_package_of_nerf_has_its_place_in_the_order():
+    assert sorted(PACKAGES) == sorted(path.parent.name for path in ROOT.glob("nerf/*/__init__.py"))
+
+
+def test_the_page_on_the_packages_names_every_one_in_order():
+    listed = re.findall(r"^\d+\. `nerf/(\w+)/`", (ROOT / "docs" / "reading.md").read_text(), re.MULTILINE)
+    assert tuple(listed) == PACKAGES
 
 
 @pytest.mark.parametrize("path", files_of(*KERNELS), ids=name)
-def test_a_kernel_folder_imports_the_loader_and_nothing_else_of_the_house(path):
+def test_a_kernel_folder_imports_the_loader_and_nothing_else_of_the_project(path):
     assert ours(path) <= {"extension", path.relative_to(ROOT).parts[0]}
 
 
@@ -121,20 +127,14 @@ def test_the_loader_knows_every_kernel_folder():
 
 
 @pytest.mark.parametrize("path", files_of("extension"), ids=name)
-def test_the_loader_imports_nothing_of_the_house(path):
+def test_the_loader_imports_nothing_of_the_project(path):
     assert ours(path) <= {"extension"}
 
 
 @pytest.mark.parametrize("path", files_of("guidance"), ids=name)
-def test_guidance_imports_the_leaves_of_nerf_and_nothing_else_of_it(path):
-    assert nerf_modules(path) <= LEAVES
+def test_guidance_imports_the_core_of_nerf_and_nothing_else_of_it(path):
+    assert {package_of(module) for module in nerf_modules(path)} <= {"core"}
     assert ours(path) <= {"guidance", "nerf"}
-
-
-@pytest.mark.parametrize("path", [ROOT / "nerf" / f"{leaf}.py" for leaf in sorted(LEAVES)], ids=name)
-def test_a_leaf_imports_only_leaves(path):
-    assert nerf_modules(path) <= LEAVES
-    assert ours(path) <= {"nerf"}
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("*/src/*")), ids=name)
@@ -215,7 +215,7 @@ def test_every_option_that_is_read_exists(path):
 
 
 def test_every_option_that_is_built_is_read_somewhere():
-    readers = [p for p in PRODUCT if p.name not in ("flags.py", "presets.py")]
+    readers = [p for p in PRODUCT if p.name not in ("groups.py", "presets.py")]
     read = {node.attr for path in readers for node in ast.walk(parsed(path)) if isinstance(node, ast.Attribute)}
     dead = [f.name for _, f in iterate(GROUPS) if not (f.metadata["unbuilt"] or f.metadata["refused"]) and f.name not in read]
     assert dead == []

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import main
-from nerf import checkpoint
+from nerf.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 import main
-from nerf.cameras import orbit
-from nerf.config import parse
-from nerf.errors import UserError
+from nerf.config.config import parse
+from nerf.core.cameras import orbit
+from nerf.core.errors import UserError
 
 TINY = (
     "--seed 5 --iters 12 --max_steps 48 --grid_size 16 --grid_levels 4 --grid_log2 10 --grid_finest 32 --hidden 16 --W 8 --H 8 "

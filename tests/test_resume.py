@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nerf import checkpoint
-from nerf.cameras import orbit
+from nerf.core.cameras import orbit
+from nerf.run import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = (

@@ -1,12 +1,12 @@
 """The camera as a condition of the embedded prior: a vector and a map of rays.
 
-B views; degrees outside, radians inside. The world and the poses are those of ``nerf/cameras.py``.
+B views; degrees outside, radians inside. The world and the poses are those of ``nerf/core/cameras.py``.
 """
 
 import torch
 from torch import Tensor
 
-from nerf.cameras import direction_of, orbit_up, pose_from
+from nerf.core.cameras import direction_of, orbit_up, pose_from
 
 CONDITION_DIM = 8
 RAY_CHANNELS = 13

@@ -1,1 +1,1 @@
-"""Render paths: from a field and rays to pixels."""
+"""From a field and rays to pixels: the render paths, the occupancy grid, backgrounds."""

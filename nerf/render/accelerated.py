@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nerf.field import Field
+from nerf.core.structs import FieldOutput, Part, Rays, Samples
+from nerf.fields.base import Field
 from nerf.render.base import STREAM_MARCH, RenderPath, Trace, box, points_at, sample_values
 from nerf.render.occupancy import OccupancyGrid
-from nerf.render.survey import Capacity, March, count_samples, survey, survey_within
-from nerf.structs import FieldOutput, Part, Rays, Samples
+from nerf.render.visibility import Capacity, March, count_samples, survey, survey_within
 from raymarching import (
     RayQueue,
     composite_rays,

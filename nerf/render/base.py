@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nerf.errors import UserError
-from nerf.field import Field
-from nerf.shading import shade
-from nerf.structs import FieldOutput, Part, Points, Rays, Samples, SurfaceState
-from nerf.tets import Surface
+from nerf.core.errors import UserError
+from nerf.core.shading import shade
+from nerf.core.structs import FieldOutput, Part, Points, Rays, Samples, SurfaceState
+from nerf.fields.base import Field
+from nerf.mesh.tetrahedra import Surface
 
 # Streams of a part's random numbers that rendering draws from.
 STREAM_COARSE, STREAM_FINE, STREAM_MARCH, STREAM_DIFFUSE = 1, 2, 3, 4

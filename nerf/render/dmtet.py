@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nerf.cameras import clip_space
-from nerf.errors import DivergenceError
-from nerf.field import Field
+from nerf.core.cameras import clip_space
+from nerf.core.errors import DivergenceError
+from nerf.core.structs import FieldOutput, Part, Rays, SurfaceState
+from nerf.fields.base import Field
+from nerf.mesh.tetrahedra import Surface, TetGrid, close_at_walls, marching_tetrahedra, summed_lattices, tet_grid
 from nerf.render.base import RenderPath, Trace, points_on, sample_colours
-from nerf.structs import FieldOutput, Part, Rays, SurfaceState
-from nerf.tets import Surface, TetGrid, close_at_walls, marching_tetrahedra, summed_lattices, tet_grid
 from rasterizer import antialias, interpolate, rasterize
 
 # Distances start within so many cells. One that only its own gradient moves must be ready to change its sign when the
@@ -47,7 +47,7 @@ class DMTetPath(RenderPath):
 
     Args:
         bound: half the edge of the box that the field lives in, scene units.
-        resolution: layers of the tetrahedral grid along a side, see :func:`nerf.tets.tet_grid`.
+        resolution: layers of the tetrahedral grid along a side, see :func:`nerf.mesh.tetrahedra.tet_grid`.
         min_near: nothing nearer to the camera than this is seen, scene units.
         rates: learning rates of ``distance``, ``offset`` and ``lattices``, whatever the field's is.
         locked: the shape does not learn; only the colours do.

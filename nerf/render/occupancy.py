@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nerf.errors import UserError
-from nerf.field import Field
+from nerf.core.errors import UserError
+from nerf.fields.base import Field
 from raymarching import morton3D_invert, packbits
 
 # A cell's density is remembered as the largest seen, and fades so much a look: given up slowly, found at once.

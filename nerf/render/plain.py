@@ -8,17 +8,9 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from nerf.field import Field
-from nerf.render.base import (
-    STREAM_COARSE,
-    STREAM_FINE,
-    RenderPath,
-    Trace,
-    box,
-    points_at,
-    sample_values,
-)
-from nerf.structs import FieldOutput, Part, Rays, Samples
+from nerf.core.structs import FieldOutput, Part, Rays, Samples
+from nerf.fields.base import Field
+from nerf.render.base import STREAM_COARSE, STREAM_FINE, RenderPath, Trace, box, points_at, sample_values
 from raymarching import near_far_from_aabb
 
 # Every interval keeps this much of a chance of a fine sample, so that a thin part the coarse ones missed can be found.

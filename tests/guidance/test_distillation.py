@@ -18,7 +18,7 @@ from guidance.distillation import (
     rescaled,
     weight,
 )
-from nerf.errors import DivergenceError
+from nerf.core.errors import DivergenceError
 
 ABAR = torch.linspace(0.999, 0.005, 1000, dtype=torch.float64)
 MEAN, SPREAD = 0.3, 0.4

@@ -6,8 +6,8 @@ import torch
 import guidance
 from guidance.base import Guidance
 from guidance.perpneg_utils import PerpNeg
-from nerf.config import parse
-from nerf.errors import UserError
+from nerf.config.config import parse
+from nerf.core.errors import UserError
 
 
 def build(folder, *flags):

@@ -15,9 +15,9 @@ from guidance.distillation import weight
 from guidance.perpneg_utils import PerpNeg
 from guidance.prior import detail, model
 from guidance.sd_utils import NOISE_STREAM, TIME_STREAM, Settings, StableDiffusion
-from nerf.cameras import orbit
-from nerf.errors import DivergenceError, UserError
-from nerf.structs import Part
+from nerf.core.cameras import orbit
+from nerf.core.errors import DivergenceError, UserError
+from nerf.core.structs import Part
 
 T_RANGE = (0.02, 0.98)
 PROMPT = "a red car"

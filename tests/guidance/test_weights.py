@@ -9,7 +9,7 @@ import pytest
 
 from guidance import prior, weights
 from guidance.weights import MODELS, OFFLINE_VARIABLES, fetch, missing_part, resolve, weight_file
-from nerf.errors import UserError
+from nerf.core.errors import UserError
 
 
 @pytest.fixture(autouse=True)

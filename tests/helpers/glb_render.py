@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import trimesh
 
-from nerf.structs import Views
+from nerf.core.structs import Views
 
 SAME_SILHOUETTE = 0.98  # least IoU of two silhouettes of one object
 SAME_COLOR = 0.03  # largest mean colour error where both are

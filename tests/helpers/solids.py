@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.cameras import view_rays
-from nerf.structs import Views
+from nerf.core.cameras import view_rays
+from nerf.core.structs import Views
 
 SURFACE = 10.0  # the density at signed distance 0
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nerf.mesh_report import MeshReport, report_file
+from nerf.mesh.report import MeshReport, report_file
 
 OVERLAP = 1e-3  # of the covered texels: slivers of a chart may fold over their neighbours by a texel
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from nerf.field import Field
-from nerf.structs import FieldOutput, Part, Points, Rays
+from nerf.core.structs import FieldOutput, Part, Points, Rays
+from nerf.fields.base import Field
 
 
 class Ball(Field):

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from nerf.cameras import look_at
-from nerf.provider_formats import read_folder
-from nerf.provider_photos import Photographs, choose_framing
+from nerf.core.cameras import look_at
+from nerf.data.posed_images import Photographs, choose_framing
+from nerf.data.transforms import read_folder
 
 Z_UP = (0.0, 0.0, 1.0)
 SIZES = ((20, 14), (9, 16), (13, 13))  # width, height: no two alike

@@ -2,7 +2,7 @@
 
 import torch
 
-from nerf.config import Config
+from nerf.config.config import Config
 from nerf.network import FREQUENCIES, ResidualBlock, VanillaField
 
 

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from nerf.config import Config
-from nerf.field import NetworkField
+from nerf.config.config import Config
+from nerf.core.structs import Part, Points
+from nerf.fields.neural import NetworkField
 from nerf.network_grid import PIECE, GridField
-from nerf.structs import Part, Points
 
 SMALL = dict(levels=5, finest_resolution=48, log2_hashmap_size=11, hidden=24)
 

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nerf.cameras import angles_of, project
+from nerf.core.cameras import angles_of, project
+from nerf.core.structs import Part
 from nerf.provider import RandomCameras, random_lights, six_views, turntable
-from nerf.structs import Part
 
 
 def options(**camera):

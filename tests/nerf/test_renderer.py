@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nerf import losses
-from nerf.background import ConstantBackground
-from nerf.config import Config
-from nerf.errors import UserError
+from nerf.config.config import Config
+from nerf.core.errors import UserError
+from nerf.core.structs import Part, Rays, RenderOutput
+from nerf.render.background import ConstantBackground
 from nerf.renderer import NeRFRenderer, build_model
-from nerf.structs import Part, Rays, RenderOutput
+from nerf.training import losses
 from tests.nerf.analytic import Ball, ball_on_rays, image_rays
 
 GREEN = torch.tensor([0.0, 1.0, 0.0])

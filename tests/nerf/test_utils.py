@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from guidance.base import CameraWish, Guidance, GuidanceOutput
-from nerf import checkpoint, config, workspace
-from nerf.errors import DivergenceError, UserError
-from nerf.evaluation import Evaluator
+from nerf.config import config
+from nerf.core.errors import DivergenceError, UserError
 from nerf.provider import RandomCameras
 from nerf.renderer import build_model
-from nerf.report import Report
+from nerf.run import checkpoint, workspace
+from nerf.run.evaluation import Evaluator
+from nerf.run.logger import Report
 from nerf.utils import Trainer
 
 TINY = (

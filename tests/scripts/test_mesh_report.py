@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from nerf import mesh as meshes
-from nerf import meshfile
-from nerf.mesh import Mesh
+from nerf.mesh import io as mesh_io
+from nerf.mesh import mesh as meshes
+from nerf.mesh.mesh import Mesh
 from tests.helpers.scripts import ROOT, load_script
 
 
@@ -25,7 +25,7 @@ def ply(tmp_path):
     corners = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     mesh = Mesh(corners, np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]), colors=np.zeros((4, 3), dtype=np.uint8))
     mesh = Mesh(mesh.vertices, mesh.faces, meshes.vertex_normals(mesh), colors=mesh.colors)
-    return meshfile.write_ply(tmp_path / "mesh.ply", mesh)
+    return mesh_io.write_ply(tmp_path / "mesh.ply", mesh)
 
 
 def test_report_is_readable(main, ply, capsys):

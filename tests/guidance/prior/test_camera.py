@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from guidance.prior.camera import CONDITION_DIM, RAY_CHANNELS, condition, look_at, random_cameras, ray_map, rays
-from nerf.cameras import orbit
+from nerf.core.cameras import orbit
 
 
 def cameras(count=5):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from nerf.render import accelerated, survey
+from nerf.core.structs import Part
+from nerf.render import accelerated, visibility
 from nerf.render.accelerated import AcceleratedPath
-from nerf.structs import Part
 from raymarching import march_rays_train, near_far_from_aabb
 from tests.nerf.analytic import Ball, image_rays
 
@@ -28,11 +28,11 @@ def allow(monkeypatch, samples):
 
 
 def test_a_survey_keeps_exactly_the_visible_samples_of_a_plain_march(monkeypatch):
-    monkeypatch.setattr(survey, "FIRST_ROUND", 3)  # many rounds, of different lengths
+    monkeypatch.setattr(visibility, "FIRST_ROUND", 3)  # many rounds, of different lengths
     field, rays, part = Ball(0.5, density=25.0), image_rays(7, 9), Part(source="guided")
     grid = path_of(field).grid
     near, far = near_far_from_aabb(rays.origins, rays.directions, BOX, 0.01)
-    seen, used = survey.survey(field, survey.March(rays, (near, far), grid, 0.0, 256), part, 10**9)
+    seen, used = visibility.survey(field, visibility.March(rays, (near, far), grid, 0.0, 256), part, 10**9)
     assert 0 < used < 1
     positions, t, dt, ray_index, first, count = march_rays_train(
         rays.origins, rays.directions, near, far, grid.bitfield, 1.0, 1, 32, None, 0.0, 256
@@ -40,7 +40,7 @@ def test_a_survey_keeps_exactly_the_visible_samples_of_a_plain_march(monkeypatch
     inside = field.density(positions) > 0
     before = (inside * dt).cumsum(0) - inside * dt
     before = before - before[first.clamp(max=len(t) - 1)][ray_index]
-    visible = inside & (torch.exp(-25.0 * before) > survey.SEEN_LIGHT)
+    visible = inside & (torch.exp(-25.0 * before) > visibility.SEEN_LIGHT)
     torch.testing.assert_close(seen.t, t[visible])
     assert torch.equal(seen.ray_index, ray_index[visible])
     torch.testing.assert_close(seen.positions, positions[visible])
@@ -51,8 +51,8 @@ def test_what_is_left_out_is_a_thousandth_of_a_pixel(monkeypatch):
     field, rays, part = Ball(0.5, density=40.0), image_rays(8, 8), Part(source="guided", seed=4)
     path = path_of(field)
     short = path.trace(field, rays, part)
-    monkeypatch.setattr(survey, "SEEN_LIGHT", 1e-9)
-    monkeypatch.setattr(survey, "SEEN_ALPHA", 0.0)
+    monkeypatch.setattr(visibility, "SEEN_LIGHT", 1e-9)
+    monkeypatch.setattr(visibility, "SEEN_ALPHA", 0.0)
     full = path.trace(field, rays, part)
     assert len(full.samples) > 1.5 * len(short.samples)
     torch.testing.assert_close(short.color, full.color, atol=2e-3, rtol=0)
@@ -161,7 +161,7 @@ def test_samples_that_fill_a_buffer_up_have_no_length_and_no_weight(monkeypatch)
 
 
 def test_what_does_not_fit_teaches_nothing_is_told_and_fits_the_next_time(monkeypatch, caplog):
-    monkeypatch.setattr(survey, "BLOCK", 64)
+    monkeypatch.setattr(visibility, "BLOCK", 64)
     allow(monkeypatch, 10**6)
     field, part = Tinted(density=30.0), Part(source="guided")
     path, exact = path_of(field, buffered=True), path_of(field)
@@ -180,21 +180,21 @@ def test_what_does_not_fit_teaches_nothing_is_told_and_fits_the_next_time(monkey
 
 
 def test_capacity_follows_rays_and_steps_and_forgets_a_large_need_slowly():
-    capacity = survey.Capacity()
+    capacity = visibility.Capacity()
     assert not capacity.known
     capacity.learn(100_000, 10_000, rays=1000, steps=512)
     looked, seen = capacity.sizes(1000, 512)
-    assert 125_000 <= looked < 125_000 + survey.BLOCK and 12_500 <= seen < 12_500 + survey.BLOCK
-    assert capacity.sizes(4000, 256)[0] == pytest.approx(2 * looked, abs=2 * survey.BLOCK)
+    assert 125_000 <= looked < 125_000 + visibility.BLOCK and 12_500 <= seen < 12_500 + visibility.BLOCK
+    assert capacity.sizes(4000, 256)[0] == pytest.approx(2 * looked, abs=2 * visibility.BLOCK)
     assert capacity.sizes(1000, 512, limit=5000) == (10_000, 5000)
     capacity.learn(0, 0, 1000, 512)
-    assert capacity.sizes(1000, 512)[0] == pytest.approx(0.98 * looked, abs=survey.BLOCK)
+    assert capacity.sizes(1000, 512)[0] == pytest.approx(0.98 * looked, abs=visibility.BLOCK)
     capacity.learn(10**6, 10**6, 1000, 512)
     assert min(capacity.sizes(1000, 512)) >= 1_250_000
 
 
 def test_buffers_of_each_source_have_their_own_size(monkeypatch):
-    monkeypatch.setattr(survey, "BLOCK", 64)
+    monkeypatch.setattr(visibility, "BLOCK", 64)
     allow(monkeypatch, 10**6)
     field = Tinted(density=30.0)
     path = path_of(field, buffered=True)

@@ -6,14 +6,14 @@ from types import SimpleNamespace as Space
 import pytest
 import torch
 
-from nerf.background import ConstantBackground
-from nerf.cameras import clip_space, orbit, project, view_rays
-from nerf.errors import DivergenceError
-from nerf.field import Field
-from nerf.mesh import Mesh, is_watertight
+from nerf.core.cameras import clip_space, orbit, project, view_rays
+from nerf.core.errors import DivergenceError
+from nerf.core.structs import FieldOutput, Part
+from nerf.fields.base import Field
+from nerf.mesh.mesh import Mesh, is_watertight
+from nerf.render.background import ConstantBackground
 from nerf.render.dmtet import DMTetPath
 from nerf.renderer import NeRFRenderer
-from nerf.structs import FieldOutput, Part
 
 RADIUS = 0.5
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nerf.errors import UserError
+from nerf.core.errors import UserError
 from nerf.render.occupancy import FULL_UPDATES, STRIDE, OccupancyGrid
 from raymarching import morton3D
 from tests.nerf.analytic import Ball

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import extension
+from nerf.core.structs import Part, Rays, Samples
 from nerf.render.accelerated import AcceleratedPath
 from nerf.render.plain import PlainPath
-from nerf.structs import Part, Rays, Samples
 from tests.nerf.analytic import Ball, ball_on_rays, image_rays
 
 EVALUATION = Part(source="eval", training=False, shading="normal")

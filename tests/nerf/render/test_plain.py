@@ -2,8 +2,8 @@
 
 import torch
 
+from nerf.core.structs import FieldOutput
 from nerf.render.plain import borders, importance, merged, stratified, transmitted
-from nerf.structs import FieldOutput
 
 SPAN = torch.tensor([[1.0, 3.0], [0.5, 0.7]])
 

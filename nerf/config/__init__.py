@@ -1,0 +1,1 @@
+"""The command line: flags, presets, and the frozen options they become. Imports no torch."""

@@ -1,0 +1,1 @@
+"""What everything else uses: records, cameras, shading, errors, files and images. Imports nothing of the other packages."""

@@ -1,0 +1,52 @@
+"""Shading: from albedo, normal and light to a colour. M points."""
+
+from torch import Tensor
+
+from nerf.core.structs import SHADINGS, Shading
+
+
+def diffuse_factor(normal: Tensor, light: Tensor, ambient: float) -> Tensor:
+    """Lambert's factor ``ambient + (1 - ambient) * max(0, normal . light)``.
+
+    Args:
+        normal: [M, 3] unit outward normals.
+        light: [M, 3] or [3] unit directions from the surface to the light.
+        ambient: share of light that comes from everywhere, in [0, 1].
+
+    Returns:
+        [M, 1] in [0, 1]; differentiable in ``normal``.
+    """
+    return ambient + (1.0 - ambient) * (normal * light).sum(-1, keepdim=True).clamp(min=0.0)
+
+
+def shade(
+    shading: Shading, albedo: Tensor, normal: Tensor | None = None, light: Tensor | None = None, ambient: float = 1.0
+) -> Tensor:
+    """The colour that a point sends to the camera (DreamFusion, eq. 6 and the textureless variant after it).
+
+    Args:
+        shading: "albedo" (the colour itself), "lambertian" (lit colour), "textureless" (lit grey) or "normal" (mapped
+            from [-1, 1] to [0, 1]).
+        albedo: [M, 3] in [0, 1].
+        normal: [M, 3] unit outward normals; every shading but "albedo" needs them.
+        light: [M, 3] or [3] unit directions to the light; "lambertian" and "textureless" need it.
+        ambient: ambient ratio in [0, 1]; at 1 the light does not matter.
+
+    Returns:
+        [M, 3] in [0, 1]; differentiable in albedo and normal.
+
+    Raises:
+        ValueError: unknown shading, or a missing normal or light.
+    """
+    if shading not in SHADINGS:
+        raise ValueError(f"shade: expected one of {', '.join(SHADINGS)}, got {shading!r}")
+    if shading == "albedo":
+        return albedo
+    if normal is None:
+        raise ValueError(f"shade: shading {shading!r} needs normals and got none; render a part with need_normals")
+    if shading == "normal":
+        return 0.5 * (normal + 1.0)
+    if light is None:
+        raise ValueError(f"shade: shading {shading!r} needs a light direction and got none")
+    factor = diffuse_factor(normal, light, ambient)
+    return albedo * factor if shading == "lambertian" else factor.expand_as(albedo)

@@ -1,0 +1,1 @@
+"""What is at a point of space: the field interface and what neural fields share."""

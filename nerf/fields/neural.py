@@ -1,0 +1,148 @@
+"""What neural fields share: a trunk network, density and albedo heads, view-dependent colour. M points."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nerf.config.groups import FieldConfig
+from nerf.core.activation import at_least_single, density_activation, density_blob, unit
+from nerf.core.errors import UserError
+from nerf.core.structs import FieldOutput, Part, Points
+from nerf.fields.base import Field
+from nerf.fields.encoding import make_encoder
+
+# Reach of the central differences, in scene units; about the size of a finest grid cell that still matters.
+DIFFERENCE_STEP = 1e-2
+
+
+# Width of the view-dependent colour head and of what the trunk tells it.
+COLOUR_FEATURES, COLOUR_HIDDEN, COLOUR_DEGREE = 16, 64, 4
+
+
+class ViewColour(nn.Module):
+    """What the view direction adds to the logit of the albedo; nothing at all before training.
+
+    A small network on features of the point and the spherical harmonics of the direction. The diffuse colour keeps a
+    meaning of its own because some training rays are shaded without this head (see ``render.base.sample_colours``).
+    """
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.directions = make_encoder("sh", input_dim=3, degree=COLOUR_DEGREE)
+        self.features = nn.Linear(features, COLOUR_FEATURES)
+        self.hidden = nn.Linear(COLOUR_FEATURES + self.directions.output_dim, COLOUR_HIDDEN)
+        self.out = nn.Linear(COLOUR_HIDDEN, 3)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, features: Tensor, directions: Tensor) -> Tensor:
+        """Logit offset [M, 3] from features [M, C] and unit directions [M, 3]. Differentiable."""
+        seen = torch.cat([self.features(features), self.directions(directions)], dim=-1)
+        return self.out(functional.relu(self.hidden(seen)))
+
+
+class NetworkField(Field):
+    """A trunk network with one head: raw density and albedo logits. Subclasses bring encoder and trunk.
+
+    ``density = act(h_0 + blob(x))``, ``albedo = sigmoid(h_1..3)``. Normals point against the gradient of the raw
+    density, which has the direction of the density's own (the activation increases) and does not vanish where the
+    density does.
+
+    Args:
+        config: the field options: bound, density_activation, density_bias, blob_density, blob_radius, normals.
+        width: output width of the trunk.
+    """
+
+    def __init__(self, config: FieldConfig, width: int):
+        super().__init__()
+        self.bound = float(config.bound)
+        self.activation_name = config.density_activation
+        self.activation = density_activation(config.density_activation)
+        self.blob_density, self.blob_radius = float(config.blob_density), float(config.blob_radius)
+        if config.normals not in ("analytic", "finite"):
+            raise UserError(f"--normals must be analytic or finite, got {config.normals!r}")
+        self.normals = config.normals
+        self.head = nn.Linear(width, 4)
+        with torch.no_grad():
+            self.head.bias[0] = config.density_bias
+        self.view_colour = ViewColour(width)
+
+    @abstractmethod
+    def trunk(self, positions: Tensor, max_level: float) -> Tensor:
+        """Features [M, width] of positions [M, 3]; differentiable twice if normals are analytic."""
+
+    def _blob(self, positions: Tensor) -> Tensor:
+        if self.blob_density == 0:
+            return positions.new_zeros(len(positions))
+        return density_blob(positions, self.activation_name, self.blob_density, self.blob_radius)
+
+    def _blob_gradient(self, positions: Tensor) -> Tensor:
+        """Slope [M, 3] of the blob in space; it has no parameters, so nothing is differentiated through it."""
+        if self.blob_density == 0:
+            return torch.zeros_like(positions)
+        with torch.enable_grad():
+            at = positions.detach().requires_grad_(True)
+            return torch.autograd.grad(self._blob(at).sum(), at)[0]
+
+    def _raw(self, features: Tensor) -> Tensor:
+        """The head's density output [M], before blob and activation."""
+        return at_least_single(functional.linear(features, self.head.weight[:1], self.head.bias[:1])[:, 0])
+
+    def _logit(self, features: Tensor, positions: Tensor) -> Tensor:
+        return self._raw(features) + self._blob(positions)
+
+    def raw_density(self, positions: Tensor, max_level: float = 1.0) -> Tensor:
+        """Density before the activation [M] at positions [M, 3], blob included."""
+        return self._logit(self.trunk(positions, max_level), positions)
+
+    def density(self, positions: Tensor, max_level: float = 1.0) -> Tensor:
+        """Density [M] at positions [M, 3], per scene unit. Differentiable in parameters and positions."""
+        return self.activation(self.raw_density(positions, max_level))
+
+    def query(self, points: Points, part: Part) -> FieldOutput:
+        """See :meth:`Field.query`.
+
+        Raises:
+            ValueError: the part is view-dependent and the points carry no directions.
+        """
+        positions, gradient = points.positions, None
+        if part.computes_normals and self.normals == "analytic":
+            features, logit, gradient = self._with_gradient(positions, part.max_level)
+        else:
+            features = self.trunk(positions, part.max_level)
+            logit = self._logit(features, positions)
+            if part.computes_normals:
+                gradient = self._central_differences(positions, part.max_level)
+        colour = at_least_single(functional.linear(features, self.head.weight[1:], self.head.bias[1:]))
+        rgb = None
+        if part.view_dependent:
+            if points.directions is None:
+                raise ValueError("Field.query: a view-dependent part needs Points with directions [M, 3], got None")
+            rgb = torch.sigmoid(colour + at_least_single(self.view_colour(features, points.directions)))
+        normal = None if gradient is None else -unit(gradient)
+        return FieldOutput(self.activation(logit), torch.sigmoid(colour), normal, rgb)
+
+    def _with_gradient(self, positions: Tensor, max_level: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, raw density and its gradient in space; the gradient is differentiable if gradients are enabled."""
+        training = torch.is_grad_enabled()
+        with torch.enable_grad():
+            at = positions if positions.requires_grad else positions.detach().requires_grad_(True)
+            features = self.trunk(at, max_level)
+            logit = self._logit(features, at)
+            (gradient,) = torch.autograd.grad(logit, at, torch.ones_like(logit), create_graph=training)
+        if training:
+            return features, logit, gradient
+        return features.detach(), logit.detach(), gradient.detach()
+
+    def _central_differences(self, positions: Tensor, max_level: float) -> Tensor:
+        """Gradient [M, 3] of the raw density from six neighbours, which stay inside the box. Differentiable once."""
+        columns = []
+        for axis in range(3):
+            step = torch.zeros(3, device=positions.device, dtype=positions.dtype)
+            step[axis] = DIFFERENCE_STEP
+            ends = torch.cat([positions + step, positions - step]).clamp(-self.bound, self.bound)
+            above, below = self.raw_density(ends, max_level).chunk(2)
+            columns.append(0.5 * (above - below) / DIFFERENCE_STEP)
+        return torch.stack(columns, dim=-1)

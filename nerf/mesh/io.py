@@ -1,0 +1,300 @@
+"""Mesh files: OBJ with MTL and PNG, GLB, PLY; each is written to a temporary name, renamed, and read again.
+
+All three are right-handed with +Y up and the front towards +Z, as the program is, so nothing is turned. OBJ and GLB
+hold uv, normals, the texture and the normal map; PLY holds vertex colours. Colours are sRGB, as glTF's base colour
+texture and MTL's map_Kd are by definition; the normal map is not a colour.
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from nerf.core.errors import ExportError
+from nerf.core.files import write_atomically
+from nerf.core.images import write_png
+from nerf.mesh.mesh import Mesh, signed_volume
+
+if TYPE_CHECKING:
+    from trimesh import Trimesh
+
+_POSITION_TOLERANCE = 2e-6  # of the longest edge of the bounding box: six decimals in OBJ, float32 in GLB and PLY
+_UV_TOLERANCE = 2e-6
+_NORMAL_TOLERANCE = 1e-4
+UNREADABLE = (
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    NameError,
+    AssertionError,
+    NotImplementedError,
+    EOFError,
+    struct.error,
+)  # what trimesh's readers raise on files that are not whole
+
+
+@dataclass(frozen=True)
+class Material:
+    """How a surface reflects: constants over all of it, as in glTF.
+
+    Raises:
+        ValueError: one is outside [0, 1].
+    """
+
+    roughness: float = 1.0  # 0 mirror, 1 chalk
+    metallic: float = 0.0
+
+    def __post_init__(self):
+        for name in ("roughness", "metallic"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"Material: expected {name} in [0, 1], got {getattr(self, name)}")
+
+    def mtl(self, normal_map: bool) -> str:
+        """The MTL's text: Pr, Pm and norm are its physically based extension, Ns the exponent of older readers.
+
+        ``Ns = 1000 (1 - roughness)^2``, which Blender's importer inverts. ``Tr`` is left out: readers understand it in
+        two opposite ways, while ``d 1`` is opaque to all.
+        """
+        shine = 1000.0 * (1.0 - self.roughness) ** 2
+        gloss = 0.04 * (1.0 - self.metallic) + self.metallic if shine > 0 or self.metallic > 0 else 0.0
+        return "".join(
+            [
+                "newmtl albedo\nKa 1 1 1\nKd 1 1 1\n",
+                f"Ks {gloss:g} {gloss:g} {gloss:g}\n",
+                f"Ns {shine:.6g}\n",
+                f"d 1\nillum {2 if gloss > 0 else 1}\n",
+                f"Pr {self.roughness:g}\nPm {self.metallic:g}\n",
+                "map_Kd albedo.png\n",
+                "norm normal.png\n" if normal_map else "",
+            ]
+        )
+
+
+CHALK = Material()
+
+
+def _rows(pattern: str, values: np.ndarray) -> str:
+    """One formatted line for each row of ``values``."""
+    return (pattern * len(values)) % tuple(values.reshape(-1).tolist())
+
+
+def write_obj(folder: Path, mesh: Mesh, comment: str = "", material: Material = CHALK) -> dict[str, Path]:
+    """Write the pictures, ``mesh.mtl`` and ``mesh.obj``, in this order; what refers to a file comes after it.
+
+    Positions and normals are those of the welded surface, so a reader finds it closed; uv has its own indices.
+
+    Args:
+        folder: made if missing.
+        mesh: with normals, uv, weld and texture; perhaps with a normal texture.
+        comment: lines for the head of the OBJ.
+        material: constants for the MTL.
+
+    Returns:
+        The files: "obj", "mtl", "albedo", and "normal" where there is a normal texture.
+    """
+    files = {"albedo": write_png(folder / "albedo.png", mesh.texture)}
+    if mesh.normal_texture is not None:
+        files["normal"] = write_png(folder / "normal.png", mesh.normal_texture)
+    look = material.mtl("normal" in files)
+    files["mtl"] = write_atomically(folder / "mesh.mtl", lambda path: path.write_text(look, encoding="utf-8"))
+    count = int(mesh.weld.max()) + 1
+    first = np.zeros(count, dtype=np.int64)
+    first[mesh.weld] = np.arange(len(mesh.weld))
+    decimals = max(6, 6 - int(np.floor(np.log10(max(np.ptp(mesh.bounds, axis=0).max(), 1e-12)))))
+    position = " ".join([f"%.{decimals}f"] * 3)
+    welded, corner = mesh.welded_faces + 1, mesh.faces + 1
+    text = "".join(
+        [
+            "".join(f"# {line}\n" for line in comment.splitlines()),
+            "mtllib mesh.mtl\no mesh\nusemtl albedo\n",
+            _rows(f"v {position}\n", mesh.vertices[first]),
+            _rows("vt %.7f %.7f\n", mesh.uv),
+            _rows("vn %.5f %.5f %.5f\n", mesh.normals[first]),
+            _rows("f %d/%d/%d %d/%d/%d %d/%d/%d\n", np.stack([welded, corner, welded], axis=2)),
+        ]
+    )
+    files["obj"] = write_atomically(folder / "mesh.obj", lambda path: path.write_text(text, encoding="utf-8"))
+    return files
+
+
+def write_glb(path: Path, mesh: Mesh, extras: dict, material: Material = CHALK) -> Path:
+    """Write a binary glTF 2.0 with NORMAL, TEXCOORD_0, one material, and TANGENT where there is a normal texture.
+
+    Args:
+        path: the .glb.
+        mesh: with normals, uv and texture; perhaps with a normal texture and the tangents it was baked with.
+        extras: JSON values for ``asset.extras``: prompt, seed, licence notes.
+        material: its constants.
+    """
+    import trimesh
+
+    bumps = None if mesh.normal_texture is None else Image.fromarray(mesh.normal_texture)
+    look = trimesh.visual.material.PBRMaterial(
+        name="albedo",
+        baseColorTexture=Image.fromarray(mesh.texture),
+        baseColorFactor=[255, 255, 255, 255],
+        metallicFactor=material.metallic,
+        roughnessFactor=material.roughness,
+        normalTexture=bumps,
+        alphaMode="OPAQUE",
+        doubleSided=False,
+    )
+    solid = trimesh.Trimesh(
+        mesh.vertices,
+        mesh.faces,
+        vertex_normals=mesh.normals,
+        process=False,
+        validate=False,
+        visual=trimesh.visual.TextureVisuals(uv=mesh.uv, material=look),
+    )
+    if bumps is not None and mesh.tangents is not None:
+        solid.vertex_attributes["_TANGENT"] = mesh.tangents.astype(np.float32)
+    scene = trimesh.Scene()
+    scene.add_geometry(solid, node_name="mesh", geom_name="mesh")
+
+    def stamp(tree: dict) -> None:
+        tree["asset"] = {"version": "2.0", "generator": "Somnia", "extras": extras}
+        attributes = tree["meshes"][0]["primitives"][0]["attributes"]
+        if "_TANGENT" in attributes:  # trimesh writes names of its own with an underscore only
+            attributes["TANGENT"] = attributes.pop("_TANGENT")
+
+    data = trimesh.exchange.gltf.export_glb(scene, include_normals=True, tree_postprocessor=stamp)
+    return write_atomically(path, lambda temporary: temporary.write_bytes(data))
+
+
+def write_ply(path: Path, mesh: Mesh) -> Path:
+    """Write a welded mesh with normals and vertex colours as binary little-endian PLY."""
+    columns = [
+        ("x", "<f4"),
+        ("y", "<f4"),
+        ("z", "<f4"),
+        ("nx", "<f4"),
+        ("ny", "<f4"),
+        ("nz", "<f4"),
+        ("red", "u1"),
+        ("green", "u1"),
+        ("blue", "u1"),
+    ]
+    vertex = np.zeros(len(mesh.vertices), dtype=columns)
+    for name, value in zip(vertex.dtype.names, [*mesh.vertices.T, *mesh.normals.T, *mesh.colors.T], strict=True):
+        vertex[name] = value
+    face = np.zeros(len(mesh.faces), dtype=[("count", "u1"), ("index", "<i4", 3)])
+    face["count"], face["index"] = 3, mesh.faces
+    kinds = {"<f4": "float", "u1": "uchar"}
+    head = "".join(
+        [
+            "ply\nformat binary_little_endian 1.0\n",
+            f"element vertex {len(vertex)}\n",
+            *(f"property {kinds[kind]} {name}\n" for name, kind in columns),
+            f"element face {len(face)}\n",
+            "property list uchar int vertex_indices\nend_header\n",
+        ]
+    )
+    data = head.encode("ascii") + vertex.tobytes() + face.tobytes()
+    return write_atomically(path, lambda temporary: temporary.write_bytes(data))
+
+
+def read_parts(path: Path) -> list[tuple["Trimesh", np.ndarray]]:
+    """The triangle meshes of a file as trimesh has them, each with the matrix [4, 4] that places it in the file's space.
+
+    A mesh that several nodes of a scene show comes once for each. Points and lines are left out.
+
+    Raises:
+        One of UNREADABLE or an OSError in trimesh's words; the caller knows what to advise.
+    """
+    import trimesh
+
+    scene = trimesh.load_scene(path, process=False)
+    placements = [scene.graph[node] for node in scene.graph.nodes_geometry]
+    parts = [(scene.geometry[name], matrix) for matrix, name in placements]
+    return [(part, matrix) for part, matrix in parts if isinstance(part, trimesh.Trimesh)]
+
+
+def joined(parts: list[tuple["Trimesh", np.ndarray]]) -> "Trimesh":
+    """The parts of a file as one, where their matrices put them; without triangles if there are none."""
+    import trimesh
+
+    return trimesh.util.concatenate([part.copy().apply_transform(matrix) for part, matrix in parts])
+
+
+def read_mesh(path: Path) -> Mesh:
+    """Read an OBJ, GLB or PLY as it stands, with uv and texture where it has them; normals are computed if missing.
+
+    The one mesh of a GLB is taken without its node's transform, which files of ours do not have.
+
+    Raises:
+        ExportError: it cannot be read or holds no triangles.
+        OSError: it is missing.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"read_mesh: there is no file {path}")
+    try:
+        parts = read_parts(path)
+        loaded = parts[0][0] if len(parts) == 1 else joined(parts)  # one as it stands keeps the normals of the file
+        normals = np.asarray(loaded.vertex_normals, dtype=np.float64)
+        vertices, faces = np.asarray(loaded.vertices, dtype=np.float64), np.asarray(loaded.faces, dtype=np.int64)
+    except UNREADABLE as error:
+        raise ExportError(f"{path.name} cannot be read as a mesh ({error}); write it again") from error
+    if len(faces) == 0:
+        raise ExportError(f"{path.name} holds no triangles; write it again")
+    visual = loaded.visual
+    uv, texture, bumps = getattr(visual, "uv", None), None, None
+    if uv is not None:
+        material = visual.material
+        image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
+        texture = None if image is None else np.asarray(image.convert("RGB"))
+        image = getattr(material, "normalTexture", None)
+        bumps = None if image is None else np.asarray(image.convert("RGB"))
+        uv = np.asarray(uv, dtype=np.float64)
+    colors = np.asarray(visual.vertex_colors)[:, :3] if visual.kind == "vertex" else None
+    return Mesh(vertices, faces, normals, uv, texture=texture, normal_texture=bumps, colors=colors)
+
+
+def check_file(path: Path, mesh: Mesh) -> None:
+    """Read a written file again and compare it, triangle by triangle, with what it should hold.
+
+    Raises:
+        ExportError: another number of triangles, another position, uv or texture, or inside out.
+        OSError: the file is missing.
+    """
+    read = read_mesh(path)
+    if len(read.faces) != len(mesh.faces):
+        raise ExportError(
+            f"{path.name} was written with {len(mesh.faces)} triangles and read back with "
+            f"{len(read.faces)}; check the disk and write it again"
+        )
+    size = float(np.ptp(mesh.bounds, axis=0).max())
+    worst = float(np.abs(read.corners - mesh.corners).max())
+    reach = float(np.abs(mesh.bounds).max())  # float32 rounds relative to the distance from the origin
+    if worst > _POSITION_TOLERANCE * max(size, reach):
+        raise ExportError(f"{path.name} moved a vertex by {worst:.3g}; check the disk and write it again")
+    turned = float(np.abs(read.normals[read.faces] - mesh.normals[mesh.faces]).max())
+    if turned > _NORMAL_TOLERANCE:
+        raise ExportError(f"{path.name} was read back with normals {turned:.2g} off; check the disk and write it again")
+    if mesh.uv is not None:
+        _check_texture(path, read, mesh)
+    if signed_volume(read) <= 0:
+        raise ExportError(
+            f"{path.name} is inside out: its volume is {signed_volume(read):.3g}; its triangles must be "
+            "counter-clockwise seen from outside"
+        )
+
+
+def _check_texture(path: Path, read: Mesh, mesh: Mesh) -> None:
+    """Compare uv, corner by corner, and the texture, texel by texel."""
+    if read.uv is None or read.texture is None:
+        missing = "uv" if read.uv is None else "texture"
+        raise ExportError(f"{path.name} was read back without its {missing}; check that all its files are in one folder")
+    worst = float(np.abs(read.uv[read.faces] - mesh.uv[mesh.faces]).max())
+    if worst > _UV_TOLERANCE:
+        raise ExportError(f"{path.name} moved a uv by {worst:.3g}; check the disk and write it again")
+    if read.texture.shape != mesh.texture.shape or not np.array_equal(read.texture, mesh.texture):
+        raise ExportError(f"{path.name} was read back with another texture; check the disk and write it again")
+    if path.suffix == ".glb" and mesh.normal_texture is not None:  # trimesh does not read an MTL's norm
+        if read.normal_texture is None or not np.array_equal(read.normal_texture, mesh.normal_texture):
+            raise ExportError(f"{path.name} was read back with another normal map; check the disk and write it again")

@@ -1,0 +1,190 @@
+"""Triangle meshes: from a lattice of densities to a clean, decimated, unwrapped surface. Pure functions on arrays.
+
+Letters: V vertices, T triangles. Triangles are counter-clockwise seen from outside, so their normals point outwards and
+the signed volume is positive. uv has its origin at the lower left of the texture, as in OBJ.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nerf.core.errors import ExportError
+
+_WELD = 1e-6  # vertices closer than this share of the diagonal are one
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A triangle mesh; the optional parts appear as it is worked on.
+
+    A vertex may occur several times with different uv; ``weld`` then says which vertex of the closed surface it is.
+    """
+
+    vertices: np.ndarray  # [V, 3] float64, scene units
+    faces: np.ndarray  # [T, 3] int64
+    normals: np.ndarray | None = None  # [V, 3] unit, outward
+    uv: np.ndarray | None = None  # [V, 2] in [0, 1], origin at the lower left
+    weld: np.ndarray | None = None  # [V] int64, index of the welded vertex; None: vertices are welded
+    tangents: np.ndarray | None = None  # [V, 4] unit, along growing u; the last is the sign of the bitangent
+    texture: np.ndarray | None = None  # [H, W, 3] uint8 sRGB, row 0 at v = 1
+    normal_texture: np.ndarray | None = None  # [H, W, 3] uint8, tangent space as in glTF, row 0 at v = 1
+    colors: np.ndarray | None = None  # [V, 3] uint8 sRGB
+
+    @property
+    def corners(self) -> np.ndarray:
+        """The corners of every triangle, [T, 3, 3]."""
+        return self.vertices[self.faces]
+
+    @property
+    def face_normals(self) -> np.ndarray:
+        """The outward normal of every triangle, twice as long as its area, [T, 3]."""
+        a, b, c = np.moveaxis(self.corners, 1, 0)
+        return np.cross(b - a, c - a)
+
+    @property
+    def welded_faces(self) -> np.ndarray:
+        """The triangles [T, 3] as indices of welded vertices."""
+        return self.faces if self.weld is None else self.weld[self.faces]
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """Lowest and highest corner, [2, 3]."""
+        return np.stack([self.vertices.min(axis=0), self.vertices.max(axis=0)])
+
+
+def half_edges(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the half-edges of triangles [T, 3] start and end, [3 T] each; 3 t + k leads from corner k of t to the next."""
+    return faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+
+
+def components(pairs: np.ndarray, count: int) -> tuple[int, np.ndarray]:
+    """Which of ``count`` things hang together, if each of the pairs [n, 2] does: how many groups, and each one's [count]."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_matrix((np.ones(len(pairs), dtype=np.int8), pairs.T), shape=(count, count))
+    return connected_components(graph, directed=False)
+
+
+def signed_volume(mesh: Mesh) -> float:
+    """Volume enclosed by a closed mesh; negative if it is inside out (divergence theorem)."""
+    return float(_pyramids(mesh).sum())
+
+
+def _pyramids(mesh: Mesh) -> np.ndarray:
+    """Signed volumes [T] between the triangles and the middle of the mesh's bounds."""
+    a, b, c = np.moveaxis(mesh.corners - mesh.bounds.mean(axis=0), 1, 0)
+    return (np.cross(a, b) * c).sum(axis=1) / 6.0
+
+
+def is_watertight(mesh: Mesh) -> bool:
+    """Whether every directed edge of the welded surface has its opposite exactly once: closed, and oriented alike."""
+    faces = mesh.welded_faces
+    if len(faces) == 0:
+        return False
+    count = int(faces.max()) + 1
+    start, end = half_edges(faces)
+    forward, backward = np.sort(start * count + end), np.sort(end * count + start)
+    return bool((forward[1:] != forward[:-1]).all() and (forward == backward).all())
+
+
+def drop_unused(mesh: Mesh) -> Mesh:
+    """The mesh without vertices that no triangle uses; only for meshes that are not unwrapped yet."""
+    used, faces = np.unique(mesh.faces, return_inverse=True)
+    picked = {k: None if (v := getattr(mesh, k)) is None else v[used] for k in ("normals", "colors")}
+    return replace(mesh, vertices=mesh.vertices[used], faces=faces.reshape(-1, 3), **picked)
+
+
+def weld(mesh: Mesh, tolerance: float | None = None) -> Mesh:
+    """Join vertices that are closer than a tolerance, and drop the triangles that collapse.
+
+    Args:
+        mesh: vertices and faces; other parts are dropped.
+        tolerance: in scene units; default a millionth of the diagonal.
+    """
+    from scipy.spatial import cKDTree
+
+    if tolerance is None:
+        tolerance = _WELD * float(np.linalg.norm(np.ptp(mesh.bounds, axis=0)))
+    unique, index = np.unique(mesh.vertices, axis=0, return_inverse=True)
+    count, label = components(cKDTree(unique).query_pairs(tolerance, output_type="ndarray"), len(unique))
+    representative = np.empty(count, dtype=np.int64)
+    representative[label[::-1]] = np.arange(len(unique))[::-1]
+    faces = label[index.reshape(-1)[mesh.faces]].astype(np.int64)
+    whole = (faces != np.roll(faces, 1, axis=1)).all(axis=1)
+    return drop_unused(Mesh(unique[representative], faces[whole]))
+
+
+def largest_parts(mesh: Mesh, min_part: float = 0.01) -> tuple[Mesh, int]:
+    """Keep the parts whose volume is at least ``min_part`` of the biggest part's; the rest are floaters.
+
+    A part is a connected component of the surface. Cavities (components of negative volume) can never be seen, so they
+    are dropped too, and the object is solid.
+
+    Args:
+        mesh: welded.
+        min_part: fraction of the biggest volume; 0 keeps everything that is not a cavity.
+
+    Returns:
+        The mesh, and how many components were dropped.
+
+    Raises:
+        ExportError: no component has a positive volume: the mesh is inside out or flat.
+    """
+    label = components(mesh.faces[:, [0, 1, 1, 2]].reshape(-1, 2), len(mesh.vertices))[1][mesh.faces[:, 0]]
+    volume = np.bincount(label, weights=_pyramids(mesh))
+    present = np.bincount(label) > 0
+    if volume.max(initial=0.0) <= 0:
+        raise ExportError(
+            f"the mesh is inside out or flat: the volume of its biggest part is "
+            f"{volume.max(initial=0.0):.3g}; its triangles must be counter-clockwise seen from outside"
+        )
+    keep = present & (volume > 0) & (volume >= min_part * volume.max())
+    return drop_unused(replace(mesh, faces=mesh.faces[keep[label]])), int(present.sum() - keep.sum())
+
+
+def vertex_normals(mesh: Mesh) -> np.ndarray:
+    """Smooth unit normals [V, 3] of a welded mesh: face normals weighted by area and by the angle at the vertex.
+
+    The angle (Thuermer and Wuethrich, 1998) keeps a normal from depending on how a flat region is cut; the area takes
+    the say from the slivers of marching cubes, whose own normals are noise: on a ball the worst vertex is off by 3
+    degrees and not by 29. A vertex of nothing but triangles without area gets +Y.
+    """
+    corners, face_normal = mesh.corners, mesh.face_normals
+    total = np.zeros_like(mesh.vertices)
+    for k in range(3):
+        to_next = corners[:, (k + 1) % 3] - corners[:, k]
+        to_last = corners[:, (k + 2) % 3] - corners[:, k]
+        angle = np.arctan2(np.linalg.norm(np.cross(to_next, to_last), axis=1), (to_next * to_last).sum(axis=1))
+        for axis in range(3):
+            total[:, axis] += np.bincount(mesh.faces[:, k], angle * face_normal[:, axis], minlength=len(total))
+    length = np.linalg.norm(total, axis=1, keepdims=True)
+    up = np.array([0.0, 1.0, 0.0])
+    return np.where(length > 1e-30, total / np.maximum(length, 1e-30), up)
+
+
+def transformed(mesh: Mesh, matrix: np.ndarray) -> Mesh:
+    """The mesh moved by a similarity (rotation, one scale, translation).
+
+    Args:
+        mesh: any.
+        matrix: [4, 4], column vectors; det > 0, so nothing is mirrored.
+
+    Raises:
+        ValueError: the matrix mirrors or shears.
+    """
+    linear = np.asarray(matrix, dtype=np.float64)[:3, :3]
+    determinant = float(np.linalg.det(linear))
+    scale = np.cbrt(abs(determinant))
+    if determinant <= 0 or not np.allclose(linear @ linear.T, scale**2 * np.eye(3), atol=1e-4 * scale**2):
+        raise ValueError(
+            f"transformed: expected a rotation, a positive scale and an offset, got a 3x3 part of "
+            f"determinant {determinant:.4g}: {linear.round(4).tolist()}"
+        )
+    vertices = mesh.vertices @ linear.T + np.asarray(matrix, dtype=np.float64)[:3, 3]
+    turn = linear / scale
+    normals = None if mesh.normals is None else mesh.normals @ turn.T
+    tangents = mesh.tangents
+    if tangents is not None:
+        tangents = np.concatenate([tangents[:, :3] @ turn.T, tangents[:, 3:]], axis=1)
+    return replace(mesh, vertices=vertices, normals=normals, tangents=tangents)

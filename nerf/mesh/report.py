@@ -1,0 +1,267 @@
+"""What can be measured of any mesh file: is it closed and manifold, does it cross itself, which way does it face, its uv.
+
+Letters: V vertices, T triangles, E edges, n pairs of triangles. Vertices at one place count as one, as a reader has to
+take them who knows positions alone. Lengths are the file's units; glTF's are metres.
+"""
+
+import json
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nerf.core.errors import UserError
+from nerf.mesh.io import UNREADABLE, read_parts
+from nerf.mesh.mesh import Mesh, components, half_edges, is_watertight, signed_volume
+from nerf.mesh.repair import boundary_loops, crossing_faces
+from nerf.mesh.texture import uv_layers
+
+FORMATS = (".glb", ".gltf", ".obj", ".ply", ".stl")
+_LARGEST = 1e30  # coordinate whose cube still is a number
+_LARGEST_GRID = 4096  # texels along an edge that uv are counted on
+
+
+@dataclass(frozen=True)
+class MeshReport:
+    """The figures of a mesh."""
+
+    file: str
+    faces: int
+    vertices: int  # places
+    parts: int  # connected by edges
+    watertight: bool  # every directed edge has its opposite exactly once
+    openings: int  # rims of holes
+    edges_manifold: bool  # no edge has more than two triangles
+    vertices_manifold: bool  # the triangles of every vertex form one fan
+    flat_faces: int  # triangles without area
+    crossing: int  # of the sampled triangles, how many cross another one that they share no vertex with
+    sampled: int  # triangles that were tested for that
+    volume: float  # signed; positive where triangles are counter-clockwise seen from outside
+    area: float
+    normals_agreeing: float  # fraction of the area, a third for each corner whose vertex normal looks to the front
+    bounds: tuple[tuple[float, ...], tuple[float, ...]]
+    size: tuple[float, ...]  # along x, y, z
+    uv: bool
+    uv_coverage: float | None  # fraction of the unit square under a triangle
+    uv_overlap: float | None  # fraction of the covered part under more than one triangle
+    uv_outside: float | None  # fraction of uv outside the unit square, where textures repeat
+    textures: dict[str, tuple[int, int]]  # width and height of each picture
+    material: dict  # its constants
+    extras: dict  # asset.extras of a GLB
+
+    @property
+    def outward(self) -> bool:
+        """Whether the surface encloses a positive volume, and its vertex normals look out of most of it."""
+        return self.volume > 0 and self.normals_agreeing > 0.5
+
+    def as_dict(self) -> dict:
+        """The report as JSON values."""
+        return asdict(self) | {"outward": self.outward}
+
+    def lines(self) -> list[str]:
+        """The report for people, a line for each property."""
+
+        def yes(value: bool) -> str:
+            return "yes" if value else "NO"
+
+        size = " x ".join(f"{side:.4g}" for side in self.size)
+        found = [
+            ("triangles, vertices, parts", f"{self.faces:,}, {self.vertices:,}, {self.parts:,}"),
+            ("watertight", yes(self.watertight) + (f", {self.openings} openings" if self.openings else "")),
+            ("manifold", f"edges {yes(self.edges_manifold)}, vertices {yes(self.vertices_manifold)}"),
+            ("triangles without area", f"{self.flat_faces:,}"),
+            ("crossing itself", f"{self.crossing:,} of {self.sampled:,} triangles tested"),
+            (
+                "faces outwards",
+                f"{yes(self.outward)}; volume {self.volume:.4g}, {100 * self.normals_agreeing:.2f} % of "
+                "the area agrees with its vertex normals",
+            ),
+            ("size (glTF: metres)", f"{size}, area {self.area:.4g}"),
+            (
+                "uv",
+                "none"
+                if not self.uv
+                else f"{100 * self.uv_coverage:.1f} % covered, {100 * self.uv_overlap:.3f} % of "
+                f"that twice, {100 * self.uv_outside:.2f} % outside",
+            ),
+            ("textures", ", ".join(f"{name} {w} x {h}" for name, (w, h) in self.textures.items()) or "none"),
+            ("material", ", ".join(f"{name} {value}" for name, value in self.material.items()) or "none"),
+            ("extras", json.dumps(self.extras, ensure_ascii=False) if self.extras else "none"),
+        ]
+        return [f"{name:<27}{text}" for name, text in found]
+
+
+def report_file(path: str | Path, samples: int = 5_000, seed: int = 0) -> MeshReport:
+    """Read a mesh file and measure it.
+
+    Args:
+        path: a GLB, glTF, OBJ, PLY or STL; the meshes of a scene are taken together, where their nodes put them.
+        samples: triangles that are tested for crossing others.
+        seed: of their choice.
+
+    Raises:
+        UserError: it is no mesh, or holds no triangles.
+        OSError: it is missing.
+    """
+    path = Path(path)
+    parts = _read(path)
+    for part in parts:
+        if not (np.abs(part.vertices) <= _LARGEST).all() or not np.isin(part.faces, np.arange(len(part.vertices))).all():
+            raise UserError(
+                f"{path.name} has vertices that are NaN, infinite or beyond {_LARGEST:g}, or triangles without a "
+                "vertex; write it again"
+            )
+    mesh = _joined(parts)
+    if len(mesh.faces) == 0:
+        raise UserError(f"{path.name} holds no triangles; there is nothing to measure")
+    return MeshReport(
+        file=path.name,
+        textures=_textures(parts),
+        material=_material(parts),
+        extras=_extras(path),
+        **_shape(mesh, samples, seed),
+        **_unwrapping(mesh, parts),
+    )
+
+
+def _read(path: Path) -> list:
+    """The trimesh meshes of a file, in one space."""
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"expected a file of the kinds {', '.join(FORMATS)}, got {path.name}")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        return [
+            part if np.allclose(matrix, np.eye(4)) else part.copy().apply_transform(matrix)  # which drops the file's normals
+            for part, matrix in read_parts(path)
+        ]
+    except (*UNREADABLE, OSError) as error:
+        raise UserError(f"{path.name} cannot be read as a mesh ({type(error).__name__}: {error}); is it whole?") from error
+
+
+def _joined(parts: list) -> Mesh:
+    """All meshes as one, with normals (computed where a file has none), and with uv where all have them."""
+    if not parts:
+        return Mesh(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64))
+    normals = np.concatenate([np.asarray(part.vertex_normals, dtype=np.float64) for part in parts])
+    offset = np.cumsum([0] + [len(part.vertices) for part in parts])
+    vertices = np.concatenate([np.asarray(part.vertices, dtype=np.float64) for part in parts])
+    faces = np.concatenate([np.asarray(part.faces, dtype=np.int64) + o for part, o in zip(parts, offset, strict=False)])
+    uv = [getattr(part.visual, "uv", None) for part in parts]
+    uv = None if any(some is None for some in uv) else np.concatenate(uv).astype(np.float64)
+    weld = np.unique(vertices.astype(np.float32), axis=0, return_inverse=True)[1].reshape(-1)
+    return Mesh(vertices, faces, normals, uv, weld)
+
+
+def _shape(mesh: Mesh, samples: int, seed: int) -> dict:
+    """The figures of the surface."""
+    welded = mesh.welded_faces
+    whole = (welded != np.roll(welded, 1, axis=1)).all(axis=1)  # slivers that welding closed are no triangles
+    welded, count = welded[whole], int(mesh.weld.max()) + 1
+    edges = np.sort(np.stack(half_edges(welded), axis=1), axis=1)
+    uses = np.unique(edges, axis=0, return_counts=True)[1]
+    parts = components(edges, count)[1][welded[:, 0]]
+    front = mesh.face_normals
+    length = np.linalg.norm(front, axis=1)
+    agreeing = (np.einsum("tkc,tc->tk", mesh.normals[mesh.faces], front) > 0).mean(axis=1)
+    place = np.zeros((count, 3))
+    place[mesh.weld] = mesh.vertices
+    crossing, sampled = self_crossings(Mesh(place, welded), samples, seed)
+    return {
+        "faces": len(mesh.faces),
+        "vertices": len(np.unique(welded)),
+        "parts": len(np.unique(parts)),
+        "watertight": is_watertight(Mesh(place, welded)),
+        "openings": len(boundary_loops(welded)),
+        "edges_manifold": bool((uses <= 2).all()),
+        "vertices_manifold": _fans(welded) == len(np.unique(welded)),
+        "flat_faces": int((length <= 1e-12 * length.max(initial=0.0)).sum()),
+        "crossing": crossing,
+        "sampled": sampled,
+        "volume": signed_volume(mesh),
+        "area": float(0.5 * length.sum()),
+        "normals_agreeing": float((agreeing * length).sum() / max(length.sum(), 1e-300)),
+        "bounds": tuple(tuple(map(float, corner)) for corner in mesh.bounds),
+        "size": tuple(map(float, np.ptp(mesh.bounds, axis=0))),
+    }
+
+
+def _fans(faces: np.ndarray) -> int:
+    """How many fans of triangles all vertices have together; corners are of one fan where an edge of two joins them."""
+    corner, following = half_edges(np.arange(faces.size).reshape(-1, 3))
+    ends = np.stack(half_edges(faces), axis=1)
+    swapped = ends[:, 0] > ends[:, 1]
+    low, high = np.where(swapped, following, corner), np.where(swapped, corner, following)
+    group, uses = np.unique(np.sort(ends, axis=1), axis=0, return_inverse=True, return_counts=True)[1:]
+    half = np.flatnonzero(uses[group.reshape(-1)] == 2)
+    pairs = half[np.argsort(group.reshape(-1)[half], kind="stable")].reshape(-1, 2)
+    joined = np.concatenate([low[pairs], high[pairs]])
+    return int(components(joined, faces.size)[0])
+
+
+def self_crossings(mesh: Mesh, samples: int = 5_000, seed: int = 0) -> tuple[int, int]:
+    """How many of some random triangles cross another triangle that they share no vertex with, and how many were tested.
+
+    What counts is said in ``clean.crossing_faces``.
+    """
+    chosen = np.random.default_rng(seed).permutation(len(mesh.faces))[:samples]
+    return int(crossing_faces(mesh, chosen).sum()), len(chosen)
+
+
+def _unwrapping(mesh: Mesh, parts: list) -> dict:
+    """The figures of the uv, counted on texels of the texture's own size where it has one."""
+    if mesh.uv is None:
+        return {"uv": False, "uv_coverage": None, "uv_overlap": None, "uv_outside": None}
+    sizes = [max(size) for size in _textures(parts).values()]
+    layers = uv_layers(np.clip(mesh.uv, 0.0, 1.0), mesh.faces, min(max(sizes, default=1024), _LARGEST_GRID))
+    covered, twice = int((layers > 0).sum()), int((layers > 1).sum())
+    outside = ((mesh.uv < -1e-6) | (mesh.uv > 1 + 1e-6)).any(axis=1)
+    return {
+        "uv": True,
+        "uv_coverage": covered / layers.size,
+        "uv_overlap": twice / max(covered, 1),
+        "uv_outside": float(outside.mean()),
+    }
+
+
+def _materials(parts: list) -> list:
+    """The material of every part that has one."""
+    return [part.visual.material for part in parts if getattr(part.visual, "material", None) is not None]
+
+
+def _textures(parts: list) -> dict[str, tuple[int, int]]:
+    """Sizes of all pictures, by what they are for."""
+    kinds = ("baseColorTexture", "image", "normalTexture", "metallicRoughnessTexture", "occlusionTexture", "emissiveTexture")
+    names = {"baseColorTexture": "color", "image": "color", "normalTexture": "normal"}
+    pictures = {}
+    for material in _materials(parts):
+        for kind in kinds:
+            picture = getattr(material, kind, None)
+            if picture is not None:
+                pictures.setdefault(names.get(kind, kind), tuple(picture.size))
+    return pictures
+
+
+def _material(parts: list) -> dict:
+    """Constants of the first material."""
+    for material in _materials(parts):
+        values = {name: getattr(material, f"{name}Factor", None) for name in ("roughness", "metallic")}
+        values["double-sided"] = getattr(material, "doubleSided", None)
+        words = {name: getattr(material, "kwargs", {}).get(name.lower()) for name in ("Ns", "Pr", "Pm", "d", "Tr")}
+        old = {name: value[0] if isinstance(value, list) else value for name, value in words.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None} | old
+    return {}
+
+
+def _extras(path: Path) -> dict:
+    """``asset.extras`` of a GLB or glTF."""
+    if path.suffix.lower() == ".glb":
+        data = path.read_bytes()
+        tree = json.loads(data[20 : 20 + struct.unpack("<I", data[12:16])[0]])
+    elif path.suffix.lower() == ".gltf":
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        return {}
+    extras = tree.get("asset", {}).get("extras", {})
+    return extras if isinstance(extras, dict) else {"extras": extras}

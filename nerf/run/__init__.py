@@ -1,0 +1,1 @@
+"""What surrounds training: workspace, checkpoints, logs, evaluation, starting points."""

@@ -1,0 +1,208 @@
+"""What is shown and written for people: previews, validation, turntables, six views, measured photographs, the mesh.
+
+Everything here runs without gradients on a model that already carries the averaged weights (``Trainer`` sees to that).
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf import provider
+from nerf.config.config import Config
+from nerf.core import cameras, images
+from nerf.core.structs import Part, RenderOutput, Views
+from nerf.mesh import export
+from nerf.mesh.mesh import Mesh
+from nerf.renderer import NeRFRenderer
+from nerf.run import metrics
+from nerf.run.checkpoint import run_name
+from nerf.run.logger import Report
+from nerf.run.workspace import has_later_stage
+
+PREVIEW_SIZE = 128
+PREVIEW_VIEWS = 4
+SOMETIMES = ("mesh.ply", "normal.png", "transform.json")  # files of a mesh that not every export writes
+
+
+class Evaluator:
+    """Shows a model.
+
+    Args:
+        config: the frozen options.
+        model: renders.
+        report: where log lines, scalars and ``result.json`` go.
+        held_out: photographs that training does not see, by split ("val", "test"); empty for text.
+        transform: [4, 4] from the box that is trained in to the data's own world, or None.
+        stage: of the run; names of files after the first stage's carry it.
+        notes: what exported files say beside prompt and seed, such as the licence of the weights.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: NeRFRenderer,
+        report: Report,
+        held_out: dict | None = None,
+        transform=None,
+        stage: str = "nerf",
+        notes: dict[str, str] | None = None,
+    ):
+        self.config, self.model, self.report, self.stage = config, model, report, stage
+        self.held_out, self.notes = held_out or {}, notes or {}
+        self.transform = transform
+        self.device = next(model.parameters()).device
+        self.workspace = Path(config.output.workspace)
+
+    def part(self) -> Part:
+        """How evaluation renders: plain albedo, or the photographs' own colours over what is behind their alpha."""
+        photos = next(iter(self.held_out.values()), None)
+        background = None if photos is None else photos.background
+        return Part("eval", background=background, training=False, view_dependent=self.config.data.data is not None)
+
+    @torch.no_grad()
+    def render(self, views: Views, part: Part | None = None) -> RenderOutput:
+        """Render whole views [B], one after the other; nothing of training's randomness is touched."""
+        part = part or self.part()
+        outputs = [self.model.render(cameras.view_rays(views[i].to(self.device)), part) for i in range(len(views))]
+        if len(outputs) == 1:
+            return outputs[0]
+        joined = {name: torch.cat([getattr(o, name) for o in outputs]) for name in ("image", "opacity", "depth", "background")}
+        return RenderOutput(**joined, normal=None, shape=(len(views), views.height, views.width))
+
+    def show_guidance(self, debug: dict[str, Tensor], step: int) -> Path:
+        """Write ``guidance/step_#######.png``: a row of views for each name -> [B, 3, H, W] of ``debug``."""
+        rows = [picture.permute(1, 2, 0) for pictures in debug.values() for picture in pictures.float().cpu().clamp(0, 1)]
+        captions = [name for name, pictures in debug.items() for _ in pictures]
+        sheet = images.contact_sheet(rows, columns=len(next(iter(debug.values()))), captions=captions)
+        return images.write_png(self.workspace / "guidance" / f"step_{step:07d}.png", sheet)
+
+    def preview(self, step: int) -> Path:
+        """Four small views side by side, ``validation/df_step_########_preview.png``."""
+        size = min(PREVIEW_SIZE, self.config.output.H)
+        out = self.render(self._show_views(PREVIEW_VIEWS, size, size))
+        path = self.workspace / "validation" / f"{run_name(step, self.stage)}_preview.png"
+        images.write_png(path, np.concatenate(list(_pictures(out)), axis=1))
+        return path
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Write validation pictures; returns PSNR and SSIM where photographs were held out."""
+        if self.held_out:
+            return self._measure("val" if "val" in self.held_out else "test", step)
+        output = self.config.output
+        views = self._show_views(output.dataset_size_valid, output.H, output.W)
+        for i in range(len(views)):
+            self._write_frame("validation", f"{run_name(step, self.stage)}_{i + 1:04d}", self.render(views[i]))
+        return {}
+
+    def test(self, step: int) -> dict[str, float]:
+        """Write the turntable (or the six views) to ``results/``; returns the metrics of held-out photographs."""
+        output = self.config.output
+        name = run_name(step, self.stage)
+        if output.six_views:
+            views = provider.six_views(self.config, output.H, output.W)
+            for i in range(len(views)):
+                self._write_frame("results", f"{name}_{i:04d}", self.render(views[i]))
+            self.report.log(f"wrote {len(views)} views, {self.workspace / 'results' / name}_0000_rgb.png and so on")
+        else:
+            self._write_turntable(name)
+        return self._measure("test", step) if "test" in self.held_out else {}
+
+    def save_mesh(self) -> export.ExportReport:
+        """Extract (or, in a mesh stage, take), clean, unwrap, bake and write the mesh to ``mesh/``.
+
+        A stage that is shown again after a later one writes beside it, to ``mesh_<stage>/``. What an export with other
+        flags left in the folder goes, so that all files there are of one mesh.
+        """
+        output, surface = self.config.output, self.model.surface()
+        shown_again = has_later_stage(self.workspace, self.stage)
+        said = {} if self.config.prompt.text is None else {"prompt": self.config.prompt.text}
+        common = dict(
+            albedo=self.model.albedo,
+            bound=self.model.bound,
+            folder=self.workspace / (f"mesh_{self.stage}" if shown_again else "mesh"),
+            options=export.ExportOptions(
+                decimate_target=output.decimate_target,
+                max_error=output.decimate_error,
+                texture_size=output.texture_size,
+                supersample=output.texture_supersample,
+                normal_map=output.normal_map,
+                roughness=output.roughness,
+                metallic=output.metallic,
+                ply=output.mesh_ply,
+                export_frame=output.export_frame,
+            ),
+            transform=self.transform,
+            metadata=said | {"seed": self.config.runtime.seed, "stage": self.stage} | self.notes,
+            report=self.report.log,
+            device=self.device,
+        )
+        if surface is None:
+            density, cells = self.model.density, output.mcubes_resolution
+            cut = dict(resolution=cells, threshold=output.mesh_threshold, smooth=output.mesh_smooth)
+            report = export.export_mesh(density, **cut, **common)
+        else:
+            mesh = Mesh(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())
+            report = export.export_surface(mesh, **common)
+        for name in set(SOMETIMES) - {path.name for path in report.files.values()}:
+            (common["folder"] / name).unlink(missing_ok=True)
+        self.report.log(f"mesh: {report}")
+        for note in report.notes:
+            self.report.log(f"mesh: {note}")
+        return report
+
+    # ---- parts of the above ---------------------------------------------------------------------------------------
+
+    def _show_views(self, count: int, height: int, width: int) -> Views:
+        """The views a person wants to see: a turntable, or a path through the photographs' own cameras."""
+        photos = self.held_out.get("test") or self.held_out.get("val")
+        if photos is None:
+            return provider.turntable(self.config, count, height, width)
+        return photos.show_path(count, height, width)
+
+    def _write_turntable(self, name: str) -> None:
+        output = self.config.output
+        views = self._show_views(output.dataset_size_test, output.H, output.W)
+        rgb, depth = [], []
+        for i in range(len(views)):
+            out = self.render(views[i])
+            rgb.append(_pictures(out)[0])
+            depth.append(images.depth_image(out.depth, out.opacity, (views.height, views.width)))
+        for kind, frames in (("rgb", rgb), ("depth", depth)):
+            path = images.write_video(self.workspace / "results" / f"{name}_{kind}.mp4", np.stack(frames), fps=25)
+            self.report.log(f"wrote {path}")
+        sheet = images.contact_sheet(rgb[:: max(len(rgb) // 8, 1)][:8], columns=4)
+        images.write_png(self.workspace / "results" / f"{name}_sheet.png", sheet)
+
+    def _write_frame(self, folder: str, name: str, out: RenderOutput) -> None:
+        base = self.workspace / folder
+        shape = out.shape[1:]
+        images.write_png(base / f"{name}_rgb.png", _pictures(out)[0])
+        images.write_png(base / f"{name}_depth.png", images.depth_image(out.depth, out.opacity, shape))
+
+    def _measure(self, split: str, step: int) -> dict[str, float]:
+        """PSNR and SSIM of a held-out split where no mask leaves something out; pictures of a few beside their truth."""
+        photos = self.held_out[split]
+        rows = []
+        for i in range(len(photos)):
+            batch, usable = photos.measured(i, ideal=self.stage == "dmtet")
+            out = self.render(batch.views, batch.resolve(self.part()))
+            shape = out.shape[1:]
+            image, truth = (colour.reshape(*shape, 3) for colour in (out.image.clamp(0, 1), batch.rgb.to(self.device)))
+            usable = None if usable is None else usable.reshape(shape)
+            rows.append((metrics.psnr(image, truth, usable), metrics.ssim(image, truth, usable)))
+            if i < PREVIEW_VIEWS:
+                pair = np.concatenate([images.to_uint8(image), images.to_uint8(truth)], axis=1)
+                images.write_png(self.workspace / "validation" / f"{run_name(step, self.stage)}_{split}_{i:04d}.png", pair)
+        found = {
+            f"{split}_psnr": float(np.nanmean([float(r[0]) for r in rows])),
+            f"{split}_ssim": float(np.nanmean([float(r[1]) for r in rows])),
+        }
+        self.report.metrics(step, found)
+        return found
+
+
+def _pictures(out: RenderOutput) -> np.ndarray:
+    """The rendered views as uint8 [B, H, W, 3]."""
+    return images.to_uint8(out.image.reshape(*out.shape, 3))

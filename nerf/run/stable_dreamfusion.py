@@ -1,0 +1,158 @@
+"""A NeRF of stable-dreamfusion as one of ours: its ``df.pth``, grid backbone, becomes options and weights of GridField.
+
+The two agree number for number: resolutions, rows and hash of the table, smoothstep, ReLU network, blob and activation.
+What a checkpoint does not hold are the density's activation and blob; ours and the peer's defaults are the same.
+
+The peer's training cameras have determinant -1: camera to world, x points left. So its objects are mirror images of what
+its renders show, in its own exports too, and so they are here. Turning one round would mean x -> -x, with azimuth -> -azimuth
+then. On a dense level that permutes the rows (i -> resolution - 1 - i), but on a hashed one different corners that share
+a row would have to part, unless the resolution is a power of two; so it cannot be done exactly in the table, and is not done.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gridencoder.layout import GridLayout
+from nerf.core.errors import UserError
+from nerf.fields.neural import ViewColour
+from nerf.run.checkpoint import read_peer_checkpoint
+
+COARSEST, FINEST = 16, 2048  # corners along a side of the peer's levels; the finest times bound
+DENSITY_THRESH = 10.0  # the peer's surface is where the density is this, or the mean if that is lower
+_WAY_OUT = "give the df.pth of a NeRF that was trained with --backbone grid"
+
+
+@dataclass(frozen=True)
+class PeerField:
+    """A field of the peer in our terms."""
+
+    options: dict[str, Any]  # flag without dashes -> value: the options for which GridField takes the tensors
+    tensors: dict[str, Tensor]  # the whole state of that GridField, float32
+    threshold: float  # density at the surface, as the peer's own export takes it
+    meta: dict[str, Any]  # "step" and "epoch" of its training, "mean_density" (None without occupancy grid)
+
+
+def read_peer_field(path: str | Path) -> PeerField:
+    """Read the field of a peer's checkpoint through the allow-list of :func:`nerf.checkpoint.read_peer_checkpoint`.
+
+    Densities and albedo are those the peer computes, at the same points of its world, which is a mirror image (see the
+    top of this file). It has no view-dependent colour; that head starts at zero, as a new one does.
+
+    Raises:
+        UserError: the file is missing or damaged, would run code, is of the mesh stage or another backbone, lacks a
+            tensor, or has a table that our layout cannot express.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; {_WAY_OUT}")
+    found, meta = read_peer_checkpoint(path)
+    state = {name: value for name, value in found["model"].items() if isinstance(value, Tensor)}
+    _check_kind(path, state)
+    weights, biases = _network(path, state)
+    layout, bound = _layout(path, state)
+    if weights[0].shape[1] != layout.output_dim:
+        raise UserError(
+            f"{path}: sigma_net takes {weights[0].shape[1]} features, but the table gives "
+            f"{layout.num_levels} levels of {layout.level_dim}; {_WAY_OUT}"
+        )
+    options = {
+        "backbone": "grid",
+        "bound": bound,
+        "grid_levels": layout.num_levels,
+        "grid_features": layout.level_dim,
+        "grid_coarsest": layout.base_resolution,
+        "grid_finest": layout.desired_resolution,
+        "grid_log2": layout.log2_hashmap_size,
+        "hidden": weights[-1].shape[1],
+        "layers": len(weights),
+    }
+    tensors = {"encoder.embeddings": state["encoder.embeddings"].float()}
+    names = [f"layers.{i}" for i in range(len(weights) - 1)] + ["head"]
+    for name, weight, bias in zip(names, weights, biases, strict=True):
+        tensors |= {f"{name}.weight": weight.float(), f"{name}.bias": bias.float()}
+    tensors |= _no_view_colour(weights[-1].shape[1])
+    mean = float(state["density_grid"].float().mean()) if "density_grid" in state else None
+    threshold = min(mean, DENSITY_THRESH) if mean else DENSITY_THRESH
+    return PeerField(options, tensors, threshold, {"step": meta["step"], "epoch": meta["epoch"], "mean_density": mean})
+
+
+def _check_kind(path: Path, state: dict[str, Tensor]) -> None:
+    """Refuse what is no NeRF on a grid, and weights that are no numbers."""
+    if "sdf" in state or "deform" in state:
+        raise UserError(
+            f"{path} is of the peer's mesh stage (it holds sdf and deform), and this wants the stage before; {_WAY_OUT}"
+        )
+    if "encoder.params" in state:
+        raise UserError(f"{path} was trained with --backbone grid_tcnn, whose table is laid out otherwise; {_WAY_OUT}")
+    if "encoder.embeddings" not in state or "encoder.offsets" not in state:
+        raise UserError(
+            f"{path} lacks encoder.embeddings or encoder.offsets, so it was trained with another backbone; {_WAY_OUT}"
+        )
+    names = [name for name in state if name.startswith(("encoder.embeddings", "sigma_net."))]
+    bad = [name for name in names if not torch.isfinite(state[name]).all()]
+    if bad:
+        raise UserError(f"{path}: {bad[0]} has values that are not finite, so that run diverged; give an earlier checkpoint")
+
+
+def _network(path: Path, state: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Matrices and biases of the ReLU network from features to raw density and albedo logits."""
+    count = len([name for name in state if name.startswith("sigma_net.net.") and name.endswith(".weight")])
+    names = [f"sigma_net.net.{i}.{kind}" for i in range(max(count, 1)) for kind in ("weight", "bias")]
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise UserError(f"{path} lacks {missing[0]}; {_WAY_OUT}")
+    weights, biases = [state[name] for name in names[::2]], [state[name] for name in names[1::2]]
+    widths = [weight.shape[0] for weight in weights]
+    expected = [widths[0]] * (count - 1) + [4]
+    chained = [weight.shape[1] for weight in weights[1:]] == widths[:-1]
+    if widths != expected or not chained or any(b.shape != (w,) for b, w in zip(biases, widths, strict=True)):
+        raise UserError(
+            f"{path}: sigma_net has shapes {[list(weight.shape) for weight in weights]}; expected hidden layers "
+            "of one width and four outputs, density and colour"
+        )
+    return weights, biases
+
+
+def _layout(path: Path, state: dict[str, Tensor]) -> tuple[GridLayout, float]:
+    """The layout of the peer's table, checked against its offsets, and the bound of its box."""
+    table, offsets = state["encoder.embeddings"], [int(o) for o in state["encoder.offsets"]]
+    box = state.get("aabb_train")
+    bound = 1.0 if box is None else float(box.reshape(-1)[-1])
+    largest = max((b - a for a, b in zip(offsets, offsets[1:], strict=False)), default=0)
+    if table.ndim != 2 or offsets[0] != 0 or largest <= 0 or offsets[-1] != len(table) or not bound > 0:
+        raise UserError(
+            f"{path}: a table of shape {list(table.shape)} does not fit offsets {offsets} and a box of half side "
+            f"{bound:g}; the file is damaged"
+        )
+    levels, rows = len(offsets) - 1, math.ceil(math.log2(largest))
+    wanted = _peer_resolutions(levels, bound)
+    for finest in {math.floor(FINEST * bound), math.ceil(FINEST * bound)}:
+        try:
+            layout = GridLayout(3, levels, table.shape[1], COARSEST, finest, rows)
+        except ValueError as error:
+            raise UserError(f"{path}: its table cannot be expressed here: {error}") from None
+        if layout.resolutions == wanted and list(layout.first) == offsets:
+            return layout, bound
+    raise UserError(
+        f"{path}: its table has offsets {offsets}, which are not those of {levels} levels from {COARSEST} to "
+        f"{FINEST * bound:g} corners a side; it was trained with another grid and cannot be expressed here"
+    )
+
+
+def _peer_resolutions(levels: int, bound: float) -> tuple[int, ...]:
+    """Corners along a side of the peer's levels as its kernel has them: ``ceil(16 * 2^(l S))`` in single precision."""
+    growth = np.float32(math.log2(FINEST * bound / COARSEST) / max(levels - 1, 1))
+    return tuple(int(np.ceil(np.exp2(np.float32(level) * growth) * np.float32(COARSEST))) for level in range(levels))
+
+
+def _no_view_colour(width: int) -> dict[str, Tensor]:
+    """The state of a new view-dependent head, which adds nothing; leaves the random state alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return {f"view_colour.{name}": value for name, value in ViewColour(width).state_dict().items()}

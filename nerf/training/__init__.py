@@ -1,0 +1,1 @@
+"""What a step consists of: schedule, objectives, losses, averaged weights, detection of divergence."""

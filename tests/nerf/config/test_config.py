@@ -1,0 +1,335 @@
+"""The options of a run: where values come from, what is refused and in which words, and that they survive a file."""
+
+import dataclasses
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from nerf.config.config import OPTIONS, Config, describe, for_stage, from_json, parse, to_json, with_preset, with_values
+from nerf.config.groups import GROUPS, CameraConfig
+from nerf.config.parser import kind_of
+from nerf.config.presets import PRESETS, REASONS
+from nerf.core.errors import UserError
+from nerf.training import schedule
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = ["--text", "a hamburger"]
+
+# Section 1.1 of the peer's command line: flag -> default. What differs on purpose is in DIFFERENT, with docs/flags.md.
+PEER = {
+    "text": None, "negative": "", "O": False, "O2": False, "test": False, "six_views": False, "eval_interval": 1,
+    "test_interval": 100, "workspace": "workspace", "seed": None, "image": None, "image_config": None,
+    "known_view_interval": 4, "IF": False, "guidance": ("SD",), "guidance_scale": 100, "save_mesh": False,
+    "mcubes_resolution": 256, "decimate_target": 50_000, "dmtet": False, "tet_grid_size": 128, "init_with": "",
+    "lock_geo": False, "perpneg": False, "negative_w": -2, "front_decay_factor": 2, "side_decay_factor": 10,
+    "iters": 10_000, "lr": 1e-3, "ckpt": "latest", "cuda_ray": False, "taichi_ray": False, "max_steps": 1024,
+    "num_steps": 64, "upsample_steps": 32, "update_extra_interval": 16, "max_ray_batch": 4096,
+    "latent_iter_ratio": 0.2, "albedo_iter_ratio": 0, "min_ambient_ratio": 0.1, "textureless_ratio": 0.2,
+    "jitter_pose": False, "jitter_center": 0.2, "jitter_target": 0.2, "jitter_up": 0.02, "uniform_sphere_rate": 0,
+    "grad_clip": -1, "grad_clip_rgb": -1, "bg_radius": 1.4, "density_activation": "exp", "density_thresh": 10,
+    "blob_density": 5, "blob_radius": 0.2, "backbone": "grid", "optim": "adan", "sd_version": "2.1", "hf_key": None,
+    "fp16": False, "vram_O": False, "w": 64, "h": 64, "known_view_scale": 1.5, "known_view_noise_scale": 2e-3,
+    "dmtet_reso_scale": 8, "batch_size": 1, "bound": 1, "dt_gamma": 0, "min_near": 0.01, "radius_range": (3.0, 3.5),
+    "theta_range": (45, 105), "phi_range": (-180, 180), "fovy_range": (10, 30), "default_radius": 3.2,
+    "default_polar": 90, "default_azimuth": 0, "default_fovy": 20, "progressive_view": False,
+    "progressive_view_init_ratio": 0.2, "progressive_level": False, "angle_overhead": 30, "angle_front": 60,
+    "t_range": (0.02, 0.98), "dont_override_stuff": False, "lambda_entropy": 1e-3, "lambda_opacity": 0,
+    "lambda_orient": 1e-2, "lambda_tv": 0, "lambda_wd": 0, "lambda_mesh_normal": 0.5, "lambda_mesh_laplacian": 0.5,
+    "lambda_guidance": 1, "lambda_rgb": 1000, "lambda_mask": 500, "lambda_normal": 0, "lambda_depth": 10,
+    "lambda_2d_normal_smooth": 0, "lambda_3d_normal_smooth": 0, "save_guidance": False, "save_guidance_interval": 10,
+    "gui": False, "W": 800, "H": 800, "radius": 5, "fovy": 20, "light_theta": 60, "light_phi": 0, "max_spp": 1,
+    "zero123_config": "./pretrained/zero123/sd-objaverse-finetune-c_concat-256.yaml",
+    "zero123_ckpt": "pretrained/zero123/zero123-xl.ckpt", "zero123_grad_scale": "angle", "dataset_size_train": 100,
+    "dataset_size_valid": 8, "dataset_size_test": 100, "exp_start_iter": None, "exp_end_iter": None,
+}  # fmt: skip
+DIFFERENT = {"sd_version": "auto", "eval_interval": 10}
+
+
+def refusal(*words):
+    """The sentence with which a command line is refused."""
+    with pytest.raises(UserError) as caught:
+        parse(words)
+    return str(caught.value)
+
+
+# ---- flags and defaults ----
+
+
+@pytest.mark.parametrize("flag", PEER)
+def test_every_flag_of_the_peer_exists_with_its_default(flag):
+    assert Config().value(flag) == DIFFERENT.get(flag, PEER[flag])
+
+
+def test_every_new_or_different_flag_is_explained_in_the_docs():
+    page = (ROOT / "docs" / "flags.md").read_text()
+    for flag in [*DIFFERENT, *(f for f in OPTIONS if f not in PEER)]:
+        assert f"`--{flag}`" in page, flag
+
+
+def test_no_two_groups_share_a_flag():
+    assert len(OPTIONS) == sum(len(dataclasses.fields(group)) for group in GROUPS.values())
+
+
+def test_groups_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().optim.iters = 3
+
+
+@pytest.mark.parametrize("flag", [f for f, (_, field) in OPTIONS.items() if kind_of(field).scalar is bool])
+def test_every_switch_can_be_turned_off_again(flag):
+    if flag not in ("O", "O2"):
+        assert parse([*TEXT, f"--no_{flag}"]).value(flag) is False
+
+
+def test_values_have_the_type_of_their_option():
+    config = parse([*TEXT, "--iters", "5e3", "--lr", "1", "--phi_range", "-1e-1", "90", "--guidance", "SD"])
+    assert (config.optim.iters, config.camera.phi_range, config.guidance.guidance) == (5000, (-0.1, 90.0), ("SD",))
+    assert isinstance(config.optim.iters, int) and isinstance(config.optim.lr, float)
+
+
+# ---- where values come from ----
+
+
+def test_typed_wins_over_file_over_preset_over_default(tmp_path):
+    flags = tmp_path / "run.args"
+    flags.write_text("--no_cuda_ray --iters 7 --lr 0.5\n")
+    config = parse([*TEXT, "-O", "--lr", "0.25", "--file", str(flags)])
+    assert [config.source(f) for f in ("h", "fp16", "cuda_ray", "iters", "lr")] == [
+        "default", "preset", "file", "file", "typed"
+    ]  # fmt: skip
+    assert (config.optim.fp16, config.render.cuda_ray, config.optim.iters, config.optim.lr) == (True, False, 7, 0.25)
+
+
+def test_the_place_of_a_preset_among_the_typed_words_does_not_matter():
+    assert parse([*TEXT, "-O", "--no_fp16"]) == parse(["--no_fp16", *TEXT, "-O"])
+
+
+def test_a_preset_can_be_asked_for_in_a_file(tmp_path):
+    (tmp_path / "run.args").write_text("-O")
+    assert parse([*TEXT, "--file", str(tmp_path / "run.args")]).render.cuda_ray
+
+
+def test_a_file_is_read_with_shell_quotes_and_comment_lines(tmp_path):
+    (tmp_path / "run.args").write_text("# my model\n--text \"a 'big' house\"\n  # more\n--negative blurry\\ mess\n")
+    config = parse(["--file", str(tmp_path / "run.args")])
+    assert (config.prompt.text, config.prompt.negative) == ("a 'big' house", "blurry mess")
+
+
+def test_a_later_file_wins_over_an_earlier_one(tmp_path):
+    for name, iters in (("a", 1), ("b", 2)):
+        (tmp_path / name).write_text(f"--iters {iters}")
+    assert parse([*TEXT, "--file", str(tmp_path / "a"), "--file", str(tmp_path / "b")]).optim.iters == 2
+
+
+def test_photographs_bring_their_preset():
+    config = parse(["--data", "folder"])
+    assert (config.field.bg_radius, config.source("bg_radius")) == (PRESETS["photographs"]["bg_radius"], "preset")
+
+
+def test_the_embedded_preset_leaves_what_the_user_chose():
+    config = with_preset(parse([*TEXT, "-O", "--iters", "77"]), "embedded")
+    assert config.optim.iters == 77
+    assert config.guidance.guidance_scale == PRESETS["embedded"]["guidance_scale"]
+    assert config.presets == ("O", "embedded")
+
+
+def test_a_later_preset_goes_over_an_earlier_one():
+    config = with_preset(with_values(Config(), {"iters": 1}, "preset"), "embedded")
+    assert config.optim.iters == PRESETS["embedded"]["iters"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_names_flags_and_has_a_reason(name):
+    assert set(PRESETS[name]) <= set(OPTIONS)
+    assert REASONS[name]
+    with_preset(Config(), name)
+
+
+@pytest.mark.parametrize("name", ["O", "O2"])
+def test_the_help_of_a_preset_says_what_it_sets(name):
+    words = OPTIONS[name][1].metadata["help"]
+    for flag, value in PRESETS[name].items():
+        assert f"--{flag}" in words and (value is True or f"--{flag} {value}" in words)
+
+
+def test_the_log_says_which_was_which(tmp_path):
+    (tmp_path / "run.args").write_text("--iters 7")
+    lines = describe(parse(["--text", "a 'big' house", "-O", "--no_fp16", "--file", str(tmp_path / "run.args")]))
+    assert lines[:3] == [
+        "typed: --text 'a '\"'\"'big'\"'\"' house' --no_fp16 -O",
+        "file: --iters 7",
+        "preset (-O): --cuda_ray --save_mesh",
+    ]
+
+
+def test_what_the_log_says_can_be_typed_again():
+    config = with_preset(parse(["--text", "a 'big' house", "-O", "--phi_range", "-90", "90"]), "embedded")
+    said = [word for line in describe(config)[:-1] for word in shlex.split(line.split(": ", 1)[1])]
+    assert parse(said) == config
+
+
+# ---- files of options ----
+
+
+def test_json_round_trip_keeps_values_sources_and_presets():
+    config = with_preset(parse([*TEXT, "-O", "--theta_range", "10", "80", "--seed", "3"]), "embedded")
+    again = from_json(json.loads(json.dumps(to_json(config))))
+    assert again == config
+    assert (again.sources, again.presets) == (config.sources, config.presets)
+
+
+def test_options_missing_from_an_older_file_keep_their_defaults():
+    stored = to_json(parse(TEXT))
+    del stored["options"]["lr"]
+    assert from_json(stored).optim.lr == Config().optim.lr
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], r"nothing to do: give --text .*, --data FOLDER, or --test"),
+        (["--text", " "], r"--text is empty; say what you want to see"),
+        (["--text", ""], r"--text is empty"),
+        (["--data", ""], r"--data is empty"),
+        (["--text", "a", "hamburger"], r"unexpected word 'hamburger'; put quotes around"),
+        (["--txt", "a"], r"unknown flag --txt; did you mean --text\?"),
+        ([*TEXT, "--guidance_scal=3"], r"unknown flag --guidance_scal; did you mean --guidance_scale\?"),
+        ([*TEXT, "--qqqqqqqqqqqq"], r"unknown flag --qqqqqqqqqqqq; see --help"),
+        ([*TEXT, "--iter", "5"], r"unknown flag --iter; did you mean --iters\?"),
+        (["--text"], r"--text: expected one argument"),
+        ([*TEXT, "--iters", "many"], r"--iters: expected a whole number, got 'many'"),
+        ([*TEXT, "--iters", "1.5"], r"--iters: expected a whole number, got '1.5'"),
+        ([*TEXT, "--iters", "inf"], r"--iters: expected a whole number, got 'inf'"),
+        ([*TEXT, "--lr", "nan"], r"--lr: expected a finite number, got 'nan'"),
+        ([*TEXT, "--iters", "0"], r"--iters must be between 1 and 1e\+09, got 0"),
+        ([*TEXT, "--w", "0"], r"--w must be between 1 and 8192, got 0"),
+        ([*TEXT, "--H", "100000"], r"--H must be between 1 and 8192, got 100000"),
+        ([*TEXT, "--grid_size", "100"], r"--grid_size must be a power of two between 8 and 512, got 100"),
+        ([*TEXT, "--mcubes_resolution", "100000"], r"--mcubes_resolution must be between 8 and 1024"),
+        ([*TEXT, "--theta_range", "105", "45"], r"--theta_range must be two angles .*low <= high <= 180, got 105 45"),
+        ([*TEXT, "--t_range", "0.9", "0.1"], r"--t_range must be two fractions with 0 <= low <= high <= 1"),
+        ([*TEXT, "--radius_range", "0", "1"], r"--radius_range must be two distances"),
+        ([*TEXT, "--fovy_range", "20"], r"--fovy_range: expected 2 arguments"),
+        ([*TEXT, "--optim", "adm"], r"--optim must be one of adan, adam, got 'adm'; did you mean adam\?"),
+        ([*TEXT, "--device", "gpu"], r"--device must be auto, cpu, cuda or cuda:N, got gpu"),
+        ([*TEXT, "--grid_finest", "8"], r"--grid_finest must be at least --grid_coarsest, got 8 and 16"),
+        ([*TEXT, "--exp_start_iter", "20000"], r"--exp_start_iter must be below .* got 20000 and 10000"),
+        ([*TEXT, "-O", "-O2"], r"-O and -O2 are two presets"),
+        ([*TEXT, "--fp16", "--bf16"], r"--fp16 and --bf16 exclude each other"),
+        ([*TEXT, "--export_frame", "source"], r"--export_frame source needs the axes of --data"),
+        ([*TEXT, "--workspace", " "], r"--workspace is empty"),
+        ([*TEXT, "--file", "/nowhere/run.args"], r"--file /nowhere/run.args: No such file"),
+    ],
+)
+def test_bad_input_is_refused_with_a_sentence(words, sentence):
+    assert re.search(sentence, refusal(*words))
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--IF", "--image x.png", "--image_config x.csv", "--gui", "--taichi_ray", "--backbone grid_tcnn",
+     "--backbone grid_taichi", "--backend taichi", "--guidance zero123", "--guidance clip", "--guidance SD IF",
+     "--zero123_ckpt x", "--known_view_interval 2", "--lambda_depth 3"],
+)  # fmt: skip
+def test_what_is_not_built_yet_is_refused_by_name(words):
+    sentence = refusal(*TEXT, *words.split())
+    assert "is not built yet" in sentence and words.split()[0] in sentence
+
+
+@pytest.mark.parametrize("words", ["--angle_front 30", "--angle_overhead 20", "--dont_override_stuff"])
+def test_a_dead_flag_of_the_peer_is_refused_with_the_reason(words):
+    assert re.search("is not served: .{20,}", refusal(*TEXT, *words.split()))
+
+
+def test_what_is_not_built_is_refused_in_a_file_too(tmp_path):
+    (tmp_path / "run.args").write_text("--gui")
+    assert "--gui" in refusal(*TEXT, "--file", str(tmp_path / "run.args"))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'--text "a', "no closing quotation"),
+        (b"\xff\xfe", "not a text file"),
+        (b"--file x", "cannot name another file"),
+    ],
+)
+def test_a_broken_file_of_flags_is_refused(tmp_path, content, sentence):
+    (tmp_path / "run.args").write_bytes(content)
+    assert sentence in refusal("--file", str(tmp_path / "run.args"))
+
+
+@pytest.mark.parametrize("words", [["--test"], ["--six_views"], ["--data", "x"], TEXT, ["--", *TEXT]])
+def test_each_kind_of_run_is_accepted(words):
+    parse(words)
+
+
+def test_a_group_made_in_code_is_checked_as_one_that_was_typed():
+    with pytest.raises(UserError, match="--theta_range must be two angles"):
+        CameraConfig(theta_range=(90.0, 10.0))
+    with pytest.raises(UserError, match="--w must be a whole number, got 64.0"):
+        CameraConfig(w=64.0)
+    with pytest.raises(UserError, match="--jitter_pose must be true or false, got 1"):
+        CameraConfig(jitter_pose=1)
+
+
+# ---- stages ----
+
+
+@pytest.mark.parametrize(
+    ("words", "stages"),
+    [((), ("nerf",)), (("--dmtet",), ("dmtet",)), (("--stages", "nerf,dmtet"), ("nerf", "dmtet")),
+     (("--dmtet", "--stages", "nerf", "dmtet"), ("nerf", "dmtet"))],
+)  # fmt: skip
+def test_stages_are_those_that_were_asked_for(words, stages):
+    assert parse([*TEXT, *words]).stages == stages
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--stages", "nerf", "--dmtet"), "--dmtet and --stages nerf contradict each other"),
+        (("--init_with", "trial"), "--init_with is for the mesh stage; add --dmtet"),
+        (("--stages", "nerf,dmtet", "--init_with", "trial"), "--init_with and --stages nerf,dmtet contradict each other"),
+        (("--stages", "dmtet,nerf"), "--stages must be nerf, dmtet or nerf,dmtet"),
+    ],
+)
+def test_stages_that_contradict_themselves_are_refused(words, sentence):
+    assert sentence in refusal(*TEXT, *words)
+
+
+def test_the_mesh_stage_sees_larger_pictures_and_its_own_steps():
+    words = "--stages nerf,dmtet --w 10 --h 6 --dmtet_reso_scale 2.5 --dmtet_iters 7"
+    config = parse([*TEXT, *words.split()])
+    mesh, nerf = for_stage(config, "dmtet"), for_stage(config, "nerf")
+    assert (mesh.camera.w, mesh.camera.h, mesh.optim.iters, mesh.dmtet.dmtet) == (25, 15, 7, True)
+    assert (nerf.camera.w, nerf.camera.h, nerf.optim.iters, nerf.dmtet.dmtet) == (10, 6, 10_000, False)
+
+
+def test_a_preset_of_a_stage_needs_the_run_s_preset_and_leaves_what_was_typed():
+    config = parse([*TEXT, "--dmtet", "--lr_distance", "0.5"])
+    assert for_stage(config, "dmtet").dmtet.tet_grid_size == 128
+    mesh = for_stage(with_preset(config, "embedded"), "dmtet")
+    assert mesh.dmtet.tet_grid_size == PRESETS["dmtet embedded"]["tet_grid_size"] and mesh.dmtet.lr_distance == 0.5
+    assert mesh.loss.lambda_orient == mesh.loss.lambda_entropy == 0
+
+
+def test_details_of_the_prior_are_for_the_mesh_stage_unless_they_are_asked_for():
+    def wanted(*words):
+        config = with_preset(parse([*TEXT, *words]), "embedded")
+        plans = [schedule.plan(3, for_stage(config, stage), ("guided",), ("rgb",)) for stage in ("nerf", "dmtet")]
+        return [plan.parts[0].prior_detail for plan in plans]
+
+    assert wanted() == [False, True]
+    assert wanted("--prior_detail") == [True, True] and wanted("--no_prior_detail") == [False, False]
+
+
+def test_a_locked_shape_is_never_shown_without_its_texture():
+    config = parse([*TEXT, "--dmtet", "--lock_geo", "--textureless_ratio", "1"])
+    assert for_stage(config, "dmtet").schedule.textureless_ratio == 0

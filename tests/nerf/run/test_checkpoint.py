@@ -1,0 +1,254 @@
+"""Checkpoints come back as they were, are never half written, and never run anything."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from nerf.core.errors import UserError
+from nerf.run import checkpoint
+
+META = {"stage": "nerf", "step": 1000, "scaler": {"scale": 65536.0}}
+
+
+def tree():
+    """A tree with every kind of leaf."""
+    return {
+        "model": {"field.encoder.embeddings": torch.randn(5, 2), "flag": torch.tensor([True, False])},
+        "optimizer": {"0": {"step": 7, "exp_avg": torch.randn(3, 4).t()}, "1": {}},
+        "random": {"torch": torch.get_rng_state()},
+        "half": torch.tensor([1.5], dtype=torch.bfloat16),
+        "count": torch.tensor(3),
+        "plain": {"name": "adan", "betas": [0.9, 0.99], "none": None},
+    }
+
+
+def assert_equal(one, other):
+    """Two trees have the same keys, values and tensor bits."""
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        if isinstance(value, dict):
+            assert_equal(value, other[key])
+        elif isinstance(value, torch.Tensor):
+            assert value.dtype == other[key].dtype and torch.equal(value, other[key])
+        else:
+            assert value == other[key]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """(path, tree) of a checkpoint on disk."""
+    content = tree()
+    return checkpoint.save(tmp_path / checkpoint.file_name(1000), content, META), content
+
+
+def test_load_gives_back_what_save_was_given(saved):
+    tensors, meta = checkpoint.load(saved[0])
+    assert_equal(tensors, saved[1])
+    assert meta == META
+
+
+def test_what_a_checkpoint_says_of_itself_is_read_without_its_tensors(saved):
+    assert checkpoint.read_meta(saved[0]) == META
+
+
+@pytest.mark.parametrize("content", [b"", b"half"])
+def test_a_damaged_file_that_is_no_checkpoint_of_a_run_asks_for_another(tmp_path, content):
+    path = tmp_path / "theirs.safetensors"
+    path.write_bytes(content)
+    for read in (checkpoint.load, checkpoint.read_meta):
+        with pytest.raises(UserError, match="damaged.*give another file"):
+            read(path)
+
+
+def test_the_file_is_safetensors_that_others_can_read(saved):
+    assert torch.equal(load_file(saved[0])["model/flag"], torch.tensor([True, False]))
+
+
+def test_tensors_that_share_memory_are_saved_each_for_itself(tmp_path):
+    base = torch.arange(4.0)
+    path = checkpoint.save(tmp_path / "a.safetensors", {"one": base, "two": base, "part": base[1:]}, META)
+    assert checkpoint.load(path)[0]["part"].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_loaded_tensors_outlive_the_file(saved):
+    tensors, _ = checkpoint.load(saved[0])
+    os.truncate(saved[0], 10)
+    assert_equal(tensors, saved[1])
+
+
+def test_saving_leaves_no_temporary_file(saved):
+    assert [p.name for p in saved[0].parent.iterdir()] == ["df_step_00001000.safetensors"]
+
+
+def test_an_object_that_is_neither_tensor_nor_json_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="a ndarray at model/x"):
+        checkpoint.save(tmp_path / "a.safetensors", {"model": {"x": np.zeros(2)}}, META)
+
+
+@pytest.mark.parametrize("size", [0, 4, 40, 200, -1])
+def test_a_truncated_checkpoint_is_refused_and_the_one_before_it_named(saved, size):
+    older = checkpoint.save(saved[0].with_name(checkpoint.file_name(900)), tree(), META)
+    os.truncate(saved[0], saved[0].stat().st_size + size if size < 0 else size)
+    with pytest.raises(UserError, match=f"damaged.*--ckpt or --init_with the one before it, {older}"):
+        checkpoint.load(saved[0])
+
+
+def test_noise_in_place_of_a_checkpoint_is_refused(tmp_path):
+    path = tmp_path / checkpoint.file_name(1)
+    path.write_bytes(np.random.default_rng(0).bytes(4096))
+    with pytest.raises(UserError, match="damaged.*--ckpt scratch"):
+        checkpoint.load(path)
+
+
+def test_a_safetensors_file_of_another_program_is_refused(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="no checkpoint of this program"):
+        checkpoint.load(tmp_path / "x.safetensors")
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path):
+    header = {checkpoint.HEADER_KEY: json.dumps({"format": 99, "meta": {}, "plain": {}})}
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors", header)
+    with pytest.raises(UserError, match="format 99, this version reads 1"):
+        checkpoint.load(tmp_path / "x.safetensors")
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        checkpoint.load(tmp_path / "none.safetensors")
+
+
+def test_a_full_disk_in_mid_write_leaves_the_old_checkpoint_whole(saved):
+    path, content = saved
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # any larger write now fails, as on a full disk
+    try:
+        with pytest.raises(UserError, match="could not be written"):
+            checkpoint.save(path, {"big": torch.zeros(100_000)}, META)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert_equal(checkpoint.load(path)[0], content)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_process_killed_in_mid_write_leaves_the_old_checkpoint_whole(saved):
+    path, content = saved
+    script = (
+        "import os, sys, torch; from nerf import checkpoint\n"
+        "checkpoint.save_file = lambda flat, name, header: (open(name, 'wb').write(b'half'), os.kill(os.getpid(), 9))\n"
+        "checkpoint.save(sys.argv[1], {'x': torch.zeros(3)}, {})"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
+    assert_equal(checkpoint.load(path)[0], content)
+    checkpoint.prune(path.parent, keep=1)
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "prune sweeps what the killed process left"
+
+
+def test_a_folder_without_permission_is_a_sentence(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "save_file", refuse)
+    with pytest.raises(UserError, match="Permission denied.*another --workspace"):
+        checkpoint.save(tmp_path / "a.safetensors", tree(), META)
+
+
+def test_latest_goes_by_the_step_and_not_by_the_name(tmp_path):
+    for step in (99_999_999, 100_000_000, 5):
+        checkpoint.save(tmp_path / checkpoint.file_name(step), {"x": torch.zeros(1)}, META)
+    (tmp_path / "df_step_999999999.safetensors.bak").touch()
+    assert checkpoint.latest(tmp_path).name == "df_step_100000000.safetensors"
+
+
+def test_latest_of_a_folder_that_does_not_exist_is_none(tmp_path):
+    assert checkpoint.latest(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, []), (1, [30]), (2, [20, 30]), (9, [10, 20, 30])])
+def test_prune_keeps_the_newest(tmp_path, keep, left):
+    for step in (20, 30, 10):
+        checkpoint.save(tmp_path / checkpoint.file_name(step), {"x": torch.zeros(1)}, META)
+    checkpoint.prune(tmp_path, keep)
+    assert [step for step, _ in checkpoint.steps(tmp_path)] == left
+
+
+def test_resolve_knows_the_words_of_the_flag(saved):
+    folder = saved[0].parent
+    assert checkpoint.resolve(folder, "scratch") is None
+    assert {checkpoint.resolve(folder, word) for word in ("latest", "best", "latest_model", str(saved[0]))} == {saved[0]}
+    with pytest.raises(UserError, match="no such file"):
+        checkpoint.resolve(folder, "nonsense.pth")
+
+
+def test_another_stage_is_refused():
+    checkpoint.require_stage(META, "nerf", "x")
+    with pytest.raises(UserError, match="stage 'nerf'.*add --stages nerf.*--init_with"):
+        checkpoint.require_stage(META, "dmtet", "x")
+
+
+def test_a_damaged_mesh_costs_the_nerf_nothing(tmp_path):
+    path = tmp_path / checkpoint.file_name(3, "dmtet")
+    path.write_bytes(b"half")
+    with pytest.raises(UserError, match="start this stage over with --dmtet --ckpt scratch"):
+        checkpoint.load(path)
+
+
+def test_load_module_loads_every_tensor():
+    one, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    checkpoint.load_module(other, one.state_dict(), "x")
+    assert torch.equal(one.weight, other.weight)
+
+
+@pytest.mark.parametrize(
+    ("state", "sentence"),
+    [
+        ({"weight": torch.zeros(2, 3)}, "lacks bias"),
+        (nn.Linear(3, 2).state_dict() | {"zzz": torch.zeros(1)}, "has an extra zzz"),
+        (nn.Linear(4, 2).state_dict(), r"weight of shape \[2, 4\], this run asks for \[2, 3\]"),
+    ],
+)
+def test_a_model_of_another_shape_is_refused_by_name(state, sentence):
+    with pytest.raises(UserError, match=sentence):
+        checkpoint.load_module(nn.Linear(3, 2), state, "x")
+
+
+def test_a_peers_checkpoint_is_read_with_its_numpy_numbers(tmp_path):
+    path = tmp_path / "df_ep0100.pth"
+    content = {"model": {"w": torch.ones(2)}, "global_step": 100, "epoch": 1, "tet_scale": np.ones(3, np.float32)}
+    torch.save(content | {"stats": {"loss": [np.float64(0.5)]}}, path)
+    tensors, meta = checkpoint.load(path)
+    assert tensors["model"]["w"].tolist() == [1.0, 1.0]
+    assert meta == {"stage": "peer", "step": 100, "epoch": 1}
+
+
+class Malicious:
+    """A pickle of this makes a file when it is loaded by a reader without an allow-list."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path):
+    trap = tmp_path / "sprung"
+    torch.save({"model": Malicious(trap)}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="would run posix.system"):
+        checkpoint.load(tmp_path / "evil.pth")
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", b"junk", b"\x80\x02.", b"PK\x03\x04broken zip"])
+def test_a_broken_pickle_is_a_sentence(tmp_path, content):
+    (tmp_path / "broken.ckpt").write_bytes(content)
+    with pytest.raises(UserError, match="broken.ckpt"):
+        checkpoint.load(tmp_path / "broken.ckpt")

@@ -1,0 +1,155 @@
+"""What a run writes is complete, parses, and survives being interrupted."""
+
+import errno
+import json
+import logging
+import math
+
+import pytest
+import torch
+
+from nerf.config.config import parse
+from nerf.core.errors import UserError
+from nerf.run import logger
+from nerf.run.logger import Report
+
+
+@pytest.fixture(autouse=True)
+def without_tensorboard(monkeypatch):
+    """TensorBoard takes a second to import; the one test that is about it turns it on again."""
+    monkeypatch.setattr(Report, "_tensorboard", lambda self: None)
+
+
+@pytest.fixture
+def report(tmp_path):
+    """A report without a terminal."""
+    with Report(tmp_path, terminal=False) as made:
+        yield made
+
+
+def rows(folder):
+    """The objects of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_lines_go_to_the_screen_and_to_the_log(report, tmp_path, capsys):
+    report.log("the oven is hot")
+    assert "the oven is hot" in capsys.readouterr().err
+    assert "the oven is hot" in (tmp_path / "log_df.txt").read_text()
+
+
+def test_the_log_says_where_the_options_came_from(tmp_path):
+    with Report(tmp_path, parse(["--text", "a hamburger", "-O"]), terminal=False):
+        log = (tmp_path / "log_df.txt").read_text()
+    assert "typed: --text 'a hamburger' -O" in log
+    assert "preset (-O): --cuda_ray --fp16 --save_mesh" in log
+
+
+def test_scalars_are_written_every_few_steps_and_at_the_end(report, tmp_path):
+    for step in range(1, 24):
+        report.scalars(step, {"sds": torch.tensor(float(step)), "opacity": 0.5}, total=23)
+    assert [(row["step"], row["train/sds"]) for row in rows(tmp_path)] == [(10, 10.0), (20, 20.0), (23, 23.0)]
+
+
+def test_terms_are_not_read_between_the_steps_that_write_them(report):
+    class Unreadable:
+        def __float__(self):
+            raise AssertionError("read back")
+
+    report.scalars(1, {"sds": Unreadable()}, total=100)
+
+
+def test_a_resumed_run_replaces_the_steps_it_takes_again(tmp_path):
+    with Report(tmp_path, terminal=False) as first:
+        for step in range(1, 41):
+            first.scalars(step, {"sds": 1.0}, total=60)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4')  # the process was killed in mid-line
+    with Report(tmp_path, terminal=False) as second:
+        for step in range(21, 61):
+            second.scalars(step, {"sds": 2.0}, total=60)
+    assert [(r["step"], r["train/sds"]) for r in rows(tmp_path)] == [
+        (10, 1),
+        (20, 1),
+        (30, 2),
+        (40, 2),
+        (50, 2),
+        (60, 2),
+    ]
+
+
+def test_measuring_a_finished_run_keeps_all_that_was_written_of_it(tmp_path):
+    with Report(tmp_path, terminal=False) as training:
+        training.scalars(10, {"sds": 1.0}, total=10)
+    with Report(tmp_path, terminal=False) as testing:
+        testing.metrics(10, {"test_psnr": 30.0})
+    assert [set(row) - {"step", "time"} for row in rows(tmp_path)] == [{"train/sds"}, {"eval/test_psnr"}]
+
+
+def test_without_a_terminal_the_last_step_says_rate_and_losses(report, capsys):
+    for step in range(1, 8):
+        report.scalars(step, {"sds": 0.25}, total=7)
+    assert "step 7/7" in (said := capsys.readouterr().err)
+    assert "it/s" in said and "sds 0.25" in said
+
+
+def test_without_a_terminal_a_line_comes_after_some_seconds(report, capsys, monkeypatch):
+    monkeypatch.setattr(logger, "LINE_SECONDS", 0.0)
+    report.scalars(1, {"sds": 0.25}, total=100)
+    assert "step 1/100" in capsys.readouterr().err
+
+
+def test_on_a_terminal_a_bar_counts_from_where_the_run_goes_on(tmp_path, capsys):
+    with Report(tmp_path, terminal=True) as report:
+        report.scalars(51, {"sds": 1.0}, total=100)
+        assert (report._bar.n, report._bar.total) == (51, 100)
+    assert "it/s" in capsys.readouterr().err
+
+
+def test_metrics_are_said_and_written(report, tmp_path, capsys):
+    report.metrics(100, {"test_psnr": 28.25})
+    assert "test_psnr 28.2500" in capsys.readouterr().err
+    assert rows(tmp_path)[0]["eval/test_psnr"] == 28.25
+
+
+def test_result_gathers_and_is_valid_json_even_with_nan(report, tmp_path):
+    report.result(seconds=1.5, psnr=math.nan, mesh={"file": tmp_path / "mesh.glb", "sizes": (1, math.inf)})
+    report.result(steps=3)
+    found = json.loads((tmp_path / "result.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    mesh = {"file": str(tmp_path / "mesh.glb"), "sizes": [1, None]}
+    assert found == {"seconds": 1.5, "psnr": None, "mesh": mesh, "steps": 3}
+
+
+def test_what_other_modules_log_reaches_the_file_while_the_report_is_open(tmp_path):
+    logger = logging.getLogger("somnia.extension")
+    with Report(tmp_path, terminal=False):
+        logger.info("backend: cpu")
+        logger.warning("slow")
+    logger.info("too late")
+    log = (tmp_path / "log_df.txt").read_text()
+    assert "backend: cpu" in log and "warning: slow" in log and "too late" not in log
+
+
+def test_tensorboard_gets_scalars_under_run_df(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    monkeypatch.undo()
+    with Report(tmp_path, terminal=False) as report:
+        report.scalars(1, {"sds": 0.5}, total=1)
+    events = list((tmp_path / "run" / "df").glob("events.*"))
+    assert events and b"train/sds" in events[0].read_bytes()
+
+
+def test_what_ended_a_run_is_in_the_log_and_not_said_twice(tmp_path, capsys):
+    with pytest.raises(UserError), Report(tmp_path, terminal=False):
+        raise UserError("the file is no mesh")
+    assert "ended by UserError: the file is no mesh" in (tmp_path / "log_df.txt").read_text()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_disk_too_full_for_the_log_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match="no mesh"), Report(tmp_path, terminal=False):
+        monkeypatch.setattr(logger.os, "write", full)
+        raise UserError("the file is no mesh")

@@ -1,0 +1,305 @@
+"""What the mesh stage starts from: densities, silhouettes, meshes and checkpoints; and sentences for what cannot be used."""
+
+import json
+from types import SimpleNamespace as Space
+
+import numpy as np
+import pytest
+import torch
+
+from nerf.config import config
+from nerf.core.cameras import orbit
+from nerf.core.errors import UserError
+from nerf.mesh.mesh import Mesh, signed_volume
+from nerf.renderer import build_model
+from nerf.run import checkpoint, mesh_init, workspace
+
+TINY = "--text something --seed 3 --grid_levels 4 --grid_log2 8 --grid_finest 32 --hidden 16 --tet_grid_size 24".split()
+BALL = 4 / 3 * np.pi
+
+
+def options(folder, *flags):
+    parsed = config.parse([*TINY, "--workspace", str(folder), "--dmtet", *flags])
+    return config.for_stage(parsed, "dmtet")
+
+
+def volume(path):
+    surface = path.surface()
+    return signed_volume(Mesh(surface.vertices.detach().double().numpy(), surface.faces.numpy()))
+
+
+def filled(tmp_path, density, *flags):
+    """A model whose mesh starts from a density."""
+    made = options(tmp_path, "--mcubes_resolution", "64", *flags)
+    model = build_model(made)
+    model.density = density
+    mesh_init._begin_with_density(model, made, 10.0)
+    return model
+
+
+def test_a_mesh_starts_where_the_density_crosses_the_threshold(tmp_path):
+    model = filled(tmp_path, lambda x: 10 * torch.exp(20 * (0.4 - x.norm(dim=-1))))
+    assert volume(model.path) == pytest.approx(BALL * 0.4**3, rel=0.03)
+    assert model.path.extent.max() < 0.5  # the grid closes in on the object
+
+
+def test_floaters_and_cavities_are_left_behind(tmp_path):
+    def density(x):
+        shell = (x.norm(dim=-1) - 0.4).abs() < 0.12
+        floater = (x - 0.85).norm(dim=-1) < 0.06
+        return 100.0 * (shell | floater)
+
+    model = filled(tmp_path, density)
+    assert volume(model.path) == pytest.approx(BALL * 0.52**3, rel=0.06)
+
+
+def test_an_empty_nerf_is_told(tmp_path):
+    with pytest.raises(UserError, match="empty: its highest density is 1"):
+        filled(tmp_path, lambda x: torch.ones(len(x)))
+
+
+def test_a_nerf_that_fills_its_box_is_told(tmp_path):
+    with pytest.raises(UserError, match="nowhere below 10"):
+        filled(tmp_path, lambda x: torch.full((len(x),), 50.0))
+
+
+def test_a_start_that_falls_through_the_grid_is_told(tmp_path, monkeypatch):
+    def thin(model, *_):
+        model.path.set_distance(torch.full_like(model.path.distance, 0.1))
+        return "the mesh starts from a needle", None
+
+    monkeypatch.setattr(mesh_init, "_begin_with_mesh", thin)
+    made = options(tmp_path, "--init_with", str(write_box(tmp_path / "needle.obj")))
+    with pytest.raises(UserError, match="from a needle; but it is too thin for a grid of 24 layers"):
+        mesh_init.begin(build_model(made), made)
+
+
+class Discs:
+    """Silhouettes of a ball of radius 0.5 at the origin."""
+
+    def __init__(self, shown=True):
+        polar = torch.tensor([20.0, 60.0, 60.0, 60.0, 90.0, 90.0, 90.0, 120.0, 120.0, 120.0])
+        azimuth = torch.tensor([0.0, 0.0, 120.0, 240.0, 60.0, 180.0, 300.0, 30.0, 150.0, 270.0])
+        self.views = orbit(polar, azimuth, 3.0, 30.0, 96, 96)
+        self.shown = shown
+
+    def __len__(self):
+        return len(self.views)
+
+    def view(self, i):
+        """One camera."""
+        return self.views[i]
+
+    def mask(self, i):
+        """A disc of the size that a ball of radius 0.5 shows."""
+        y, x = torch.meshgrid(torch.arange(96) + 0.5, torch.arange(96) + 0.5, indexing="ij")
+        radius = float(self.views.fy[0]) * 0.5 / (9 - 0.25) ** 0.5
+        return (((x - 48) ** 2 + (y - 48) ** 2).sqrt() < radius).float() * self.shown
+
+    def usable(self, i):
+        """All of it."""
+
+
+def test_silhouettes_carve_the_grid(tmp_path):
+    model = build_model(options(tmp_path))
+    line, transform = mesh_init.begin(model, options(tmp_path), Discs())
+    assert "10 silhouettes" in line and transform is None
+    assert BALL * 0.5**3 < volume(model.path) < 1.25 * BALL * 0.5**3
+
+
+def test_silhouettes_with_nothing_in_common_leave_a_ball(tmp_path):
+    model = build_model(options(tmp_path))
+    assert "starts as a ball" in mesh_init.begin(model, options(tmp_path), Discs(shown=False))[0]
+    assert volume(model.path) == pytest.approx(BALL * 0.5**3, rel=0.05)
+
+
+def nerf_workspace(folder, *flags):
+    """A workspace with a checkpoint of a NeRF, as the trainer writes it."""
+    made = workspace.open_workspace(config.parse([*TINY, "--workspace", str(folder), "--blob_density", "40", *flags]))
+    model = build_model(made)
+    ema = {name: p.detach().clone() for name, p in model.named_parameters()} | {"updates": torch.tensor(3)}
+    path = folder / "checkpoints" / checkpoint.file_name(7)
+    checkpoint.save(path, {"model": model.state_dict(), "ema": ema}, {"stage": "nerf", "step": 7})
+    return path, model
+
+
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_a_workspace_gives_its_weights_and_its_options(tmp_path, named):
+    path, nerf = nerf_workspace(tmp_path / "a", "--hidden", "24", "--mesh_threshold", "5")
+    start = str(path if named == "file" else tmp_path / "a")
+    said = config.parse(["--text", "something", "--workspace", str(tmp_path / "b"), "--dmtet", "--tet_grid_size", "16",
+                         "--mcubes_resolution", "48", "--init_with", start])  # fmt: skip
+    made = config.for_stage(mesh_init.adopt(workspace.adopt(said)), "dmtet")
+    assert made.field.hidden == 24 and made.output.mesh_threshold == 5
+    model = build_model(made)
+    line, _ = mesh_init.begin(model, made)
+    assert "density is 5" in line
+    assert all(torch.equal(a, b) for a, b in zip(model.field.parameters(), nerf.field.parameters(), strict=True))
+    assert volume(model.path) > 0.01
+
+
+def test_another_field_than_the_weights_were_made_for_is_refused(tmp_path):
+    nerf_workspace(tmp_path / "a")
+    said = config.parse([*TINY, "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(tmp_path / "a"),
+                         "--bound", "2"])  # fmt: skip
+    with pytest.raises(UserError, match="--bound 1.0, this run asks for 2.0"):
+        mesh_init.adopt(workspace.adopt(said))
+
+
+def test_the_nerf_of_the_same_workspace_is_taken_without_asking(tmp_path):
+    path, _ = nerf_workspace(tmp_path)
+    assert mesh_init.find(options(tmp_path)) == mesh_init.Start("checkpoint", path)
+
+
+def write_box(path, half=(0.3, 0.2, 0.4), centre=(0.0, 0.0, 0.0)):
+    import trimesh
+
+    box = trimesh.creation.box(2 * np.array(half))
+    box.apply_translation(centre)
+    box.export(path)
+    return path
+
+
+def test_a_mesh_in_the_box_keeps_its_place(tmp_path):
+    made = options(tmp_path, "--init_with", str(write_box(tmp_path / "box.obj")))
+    model = build_model(made)
+    _, transform = mesh_init.begin(model, made)
+    assert transform is None and volume(model.path) == pytest.approx(8 * 0.3 * 0.2 * 0.4, rel=0.05)
+
+
+def test_a_mesh_elsewhere_is_fitted_and_its_way_back_is_kept(tmp_path):
+    made = options(tmp_path, "--init_with", str(write_box(tmp_path / "box.ply", (3, 2, 4), (10, 0, 0))))
+    model = build_model(made)
+    line, transform = mesh_init.begin(model, made)
+    surface = model.path.surface().vertices.detach().double().numpy()
+    back = surface @ transform[:3, :3].T + transform[:3, 3]
+    assert "fitted" in line
+    assert np.allclose(back.max(0), [13, 2, 4], atol=0.2) and np.allclose(back.min(0), [7, -2, -4], atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("nothing.obj", "no such file"),
+        ("notes.txt", "expected a workspace or a file that ends in"),
+        ("empty", "has no checkpoints"),
+    ],
+)
+def test_what_cannot_be_a_start_is_one_sentence(tmp_path, name, sentence):
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=sentence):
+        mesh_init.find(options(tmp_path / "w", "--init_with", str(tmp_path / name)))
+
+
+class Elsewhere:
+    """Photographs of a world that is our box four times as large, round x = 10, and lying on its side."""
+
+    transform = np.array([[4.0, 0, 0, 10], [0, 0, -4, 0], [0, 4, 0, 0], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("frame", "half", "centre"), [("object", (1.2, 0.8, 1.6), (10, 0, 0)), ("source", (1.2, 1.6, 0.8), (10, 0, 0))]
+)
+def test_with_photographs_a_mesh_lies_where_the_export_would_write_it(tmp_path, frame, half, centre):
+    path = write_box(tmp_path / "box.ply", half, centre)
+    made = options(tmp_path, "--init_with", str(path), "--data", "photographs", "--export_frame", frame)
+    model = build_model(made)
+    _, transform = mesh_init.begin(model, made, Elsewhere())
+    surface = model.path.surface().vertices.detach()
+    assert transform is None
+    assert torch.allclose(surface.abs().amax(0), torch.tensor([0.3, 0.2, 0.4]), atol=0.03)
+
+
+def test_with_photographs_a_mesh_outside_their_box_is_refused(tmp_path):
+    made = options(tmp_path, "--init_with", str(write_box(tmp_path / "box.ply")), "--data", "photographs")
+    with pytest.raises(UserError, match="reaches 2.58 from the middle, and the box ends at 1"):
+        mesh_init.begin(build_model(made), made, Elsewhere())
+
+
+def test_a_stage_that_has_begun_needs_its_start_no_more(tmp_path):
+    checkpoint.save(tmp_path / "checkpoints" / checkpoint.file_name(4, "dmtet"), {}, {"stage": "dmtet", "step": 4})
+    words = [*TINY, "--workspace", str(tmp_path), "--dmtet", "--init_with", "gone"]
+    assert mesh_init.adopt(config.parse(words)) == config.parse(words)
+    with pytest.raises(UserError, match="gone: no such file"):
+        mesh_init.adopt(config.parse([*words, "--ckpt", "scratch"]))
+
+
+def test_a_start_that_starting_over_would_remove_is_refused(tmp_path):
+    path = tmp_path / "checkpoints" / checkpoint.file_name(4, "dmtet")
+    checkpoint.save(path, {}, {"stage": "dmtet", "step": 4})
+    words = [*TINY, "--workspace", str(tmp_path), "--dmtet", "--ckpt", "scratch"]
+    for start in (path, tmp_path):
+        with pytest.raises(UserError, match="scratch would remove that checkpoint"):
+            mesh_init.adopt(config.parse([*words, "--init_with", str(start)]))
+    assert mesh_init.adopt(config.parse(words)) == config.parse(words)
+
+
+def test_options_of_the_start_win_over_presets_that_come_later(tmp_path):
+    nerf_workspace(tmp_path / "a")
+    said = config.parse([*TINY, "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(tmp_path / "a")])
+    made = config.with_preset(mesh_init.adopt(workspace.adopt(said)), "embedded")
+    assert made.field.bound == config.Config().field.bound != config.PRESETS["embedded"]["bound"]
+
+
+def test_another_nerf_than_that_of_the_workspace_is_refused_where_their_fields_differ(tmp_path):
+    nerf_workspace(tmp_path / "a", "--bound", "2")
+    nerf_workspace(tmp_path / "b")
+    said = config.parse([*TINY, "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(tmp_path / "a")])
+    with pytest.raises(UserError, match="--bound 2.0, and workspace .* holds a NeRF with 1.0; choose another"):
+        mesh_init.adopt(workspace.adopt(said))
+
+
+def test_a_mesh_of_another_workspace_brings_its_grid(tmp_path):
+    folder = tmp_path / "a"
+    workspace.open_workspace(config.parse([*TINY, "--workspace", str(folder), "--dmtet", "--lattices", "2"]))
+    checkpoint.save(folder / "checkpoints" / checkpoint.file_name(4, "dmtet"), {}, {"stage": "dmtet", "step": 4})
+    said = config.parse(["--text", "something", "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(folder)])
+    mesh = mesh_init.adopt(said).dmtet
+    assert mesh.tet_grid_size == 24 and mesh.lattices == 2
+
+
+def test_the_mesh_of_a_checkpoint_that_was_fitted_into_its_box_keeps_its_way_back(tmp_path):
+    model, path, back = build_model(options(tmp_path)), tmp_path / "x.safetensors", np.diag([2.0, 2.0, 2.0, 1.0])
+    weights = {"model": model.state_dict(), "ema": {}}
+    checkpoint.save(path, weights, {"stage": "dmtet", "step": 1, "transform": back.tolist()})
+    _, transform = mesh_init.begin(model, options(tmp_path, "--init_with", str(path)))
+    assert np.array_equal(transform, back)
+
+
+def test_an_open_sheet_is_refused_by_its_name(tmp_path):
+    path = tmp_path / "sheet.obj"
+    path.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nv 1 1 0.2\nf 1 2 3\nf 2 4 3\n")
+    made = options(tmp_path, "--init_with", str(path))
+    with pytest.raises(UserError, match=r"sheet\.obj: the mesh is open"):
+        mesh_init.begin(build_model(made), made)
+
+
+def test_a_checkpoint_of_another_stage_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    checkpoint.save(path, {"model": {}, "ema": {}}, {"stage": "known", "step": 1})
+    made = options(tmp_path, "--init_with", str(path))
+    with pytest.raises(UserError, match="is of stage 'known'"):
+        mesh_init.begin(build_model(made), made)
+
+
+def test_a_missing_weight_is_named(tmp_path):
+    path, model = nerf_workspace(tmp_path / "a")
+    tensors, meta = checkpoint.load(path)
+    tensors["model"].pop("field.head.bias")
+    tensors["ema"].pop("field.head.bias")
+    checkpoint.save(path, tensors, meta)
+    made = options(tmp_path / "b", "--init_with", str(path), "--blob_density", "40")
+    with pytest.raises(UserError, match="lacks head.bias"):
+        mesh_init.begin(build_model(made), made)
+
+
+def test_the_stages_are_in_config_json(tmp_path):
+    workspace.open_workspace(config.parse([*TINY, "--workspace", str(tmp_path), "--stages", "nerf,dmtet"]))
+    assert json.loads((tmp_path / "config.json").read_text())["stages"] == ["nerf", "dmtet"]
+
+
+def test_a_slope_is_measured_per_unit():
+    lattice = Space(spacing=0.1)
+    level = np.broadcast_to(3.0 * (np.arange(10) * 0.1 - 0.45), (10, 10, 10))
+    assert mesh_init._slope(level, lattice) == pytest.approx(3.0)

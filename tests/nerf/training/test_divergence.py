@@ -1,0 +1,65 @@
+"""The watch tells what is wrong, and only when it is."""
+
+import re
+
+import pytest
+import torch
+
+from nerf.config.config import OPTIONS
+from nerf.core.errors import DivergenceError
+from nerf.training.divergence import WAYS_OUT, Watch, check_finite
+
+
+def after(opacity, steps=120):
+    watch = Watch()
+    for _ in range(steps):
+        watch.see(opacity)
+    return watch
+
+
+def test_a_scene_with_an_object_and_clear_surroundings_is_well():
+    opacity = torch.cat([torch.ones(300), torch.zeros(700)])
+    assert after(opacity).verdict(0.5) is None
+
+
+@pytest.mark.parametrize(
+    ("opacity", "word"),
+    [(torch.zeros(100), "empty"), (torch.ones(100), "filled"), (torch.full((100,), 0.5), "fog")],
+)
+def test_a_scene_that_failed_is_named_with_a_way_out(opacity, word):
+    sentence = after(opacity).verdict(0.5)
+    assert word in sentence and "over with --ckpt scratch and " in sentence
+
+
+def test_a_young_scene_is_given_time():
+    assert after(torch.zeros(100)).verdict(0.01) is None
+    assert after(torch.zeros(100), steps=3).verdict(0.9) is None
+
+
+def test_one_foggy_step_does_not_condemn_a_run():
+    watch = after(torch.cat([torch.ones(300), torch.zeros(700)]))
+    watch.see(torch.full((1000,), 0.5))
+    assert watch.verdict(0.5) is None
+
+
+def test_a_term_that_is_not_finite_is_named_with_its_step():
+    check_finite({"sds": torch.tensor(1.0)}, 3)
+    with pytest.raises(DivergenceError, match="step 3.*entropy"):
+        check_finite({"sds": torch.tensor(1.0), "entropy": torch.tensor(float("nan"))}, 3)
+
+
+@pytest.mark.parametrize("opacity", [torch.zeros(100), torch.ones(100), torch.full((100,), 0.5)])
+def test_a_mesh_that_failed_is_told_of_flags_of_its_own_stage(opacity):
+    sentence = after(opacity).verdict(0.5, "dmtet")
+    assert sentence.startswith("the mesh ") and "--lr_distance" in sentence and "--dmtet --ckpt scratch" in sentence
+    assert not re.search("--(blob|lambda_opacity|lambda_entropy|density)", sentence)
+
+
+def test_a_term_of_the_mesh_stage_that_is_not_finite_names_its_rates():
+    with pytest.raises(DivergenceError, match="--lr_distance, --lr_offset"):
+        check_finite({"mesh_normal": torch.tensor(float("inf"))}, 3, "dmtet")
+
+
+def test_every_flag_that_is_advised_exists():
+    advised = re.findall("--([a-z0-9_]+)", " ".join(way for stage in WAYS_OUT.values() for way in stage.values()))
+    assert {flag.removeprefix("no_") for flag in advised} <= OPTIONS.keys()

@@ -1,0 +1,53 @@
+"""Objectives say before the first step what they cannot look at, and make only the terms that have a weight."""
+
+from types import SimpleNamespace as Space
+
+import pytest
+import torch
+
+from nerf.core.errors import UserError
+from nerf.core.structs import Part, StepPlan, SurfaceState
+from nerf.training import objectives
+
+
+def plan(*parts, **weights):
+    return StepPlan(0, 0.0, parts, weights)
+
+
+def tetrahedron():
+    """A surface of four triangles whose distances change sign on one edge."""
+    vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], requires_grad=True)
+    faces = torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
+    return SurfaceState(vertices, faces, torch.tensor([-0.5, 0.5], requires_grad=True), torch.tensor([[0, 1]]))
+
+
+def test_random_rays_are_refused_by_what_needs_whole_images():
+    random, whole = Part("guided", num_rays=8), Part("guided")
+    objectives.check([objectives.Guided([])], plan(whole, sds=1.0))
+    with pytest.raises(UserError, match="Guided needs whole images.*draws 8 random rays"):
+        objectives.check([objectives.Guided([])], plan(random, sds=1.0))
+
+
+def test_terms_of_samples_are_told_where_there_are_only_triangles():
+    asked = plan(Part("guided"), orient=0.1, normal_smooth_3d=0.0, normal_smooth_2d=0.1)
+    assert objectives.unheard(asked, triangles=False) == []
+    (line,) = objectives.unheard(asked, triangles=True)
+    assert line.startswith("orient has a weight")
+
+
+@pytest.mark.parametrize("name", objectives.MeshRegularisers.terms)
+def test_a_term_of_the_surface_is_made_if_it_has_a_weight(name):
+    out = Space(surface=tetrahedron())
+    terms = objectives.MeshRegularisers("uniform")(out, None, Part("guided"), plan(Part("guided"), **{name: 2.0}))
+    assert list(terms) == [name] and terms[name].ndim == 0 and terms[name].requires_grad
+
+
+def test_the_laplacian_that_was_asked_for_is_taken():
+    out, asked = Space(surface=tetrahedron()), plan(Part("guided"), mesh_laplacian=1.0)
+    found = [objectives.MeshRegularisers(kind)(out, None, Part("guided"), asked) for kind in ("uniform", "cotangent")]
+    assert found[0]["mesh_laplacian"].item() != found[1]["mesh_laplacian"].item()
+
+
+def test_a_path_without_triangles_has_no_surface_terms():
+    asked = plan(Part("guided"), mesh_normal=1.0)
+    assert objectives.MeshRegularisers("uniform")(Space(surface=None), None, Part("guided"), asked) == {}
