@@ -100,25 +100,36 @@ def make_inputs(config: Config, resolved: "Resolved | None", device: str) -> Inp
     return inputs
 
 
-def make_trainer(config: Config, stage: str, inputs: Inputs, device: str, report: "Report") -> "Trainer":
+def make_trainer(config: Config, name: str, inputs: Inputs, device: str, report: "Report") -> "Trainer":
     """Model, evaluator and trainer of a stage, as its checkpoint left them, or as what it starts from is."""
     import torch
 
-    from nerf.provider import RandomCameras
+    from nerf.config.stages import make_stage
+    from nerf.core.structs import SceneInfo
+    from nerf.provider import PhotographSource, RandomCameras
     from nerf.renderer import build_model
     from nerf.run.evaluation import Evaluator
+    from nerf.training.sources import GuidanceInfo, RunInfo, Source
     from nerf.utils import Trainer
 
-    config = options.for_stage(config, stage)
-    report.begin_stage(stage)
+    stage = make_stage(config, name)
+    config = stage.config
+    report.begin_stage(name)
     torch.manual_seed(config.runtime.seed)
-    model = build_model(config).to(device)
-    sources = {"guided": RandomCameras(config, device)} if inputs.guidance else {}
-    sources |= {"photos": inputs.photos} if inputs.photos is not None else {}
-    evaluator = Evaluator(config, model, report, inputs.held_out, inputs.transform, stage, inputs.notes)
-    trainer = Trainer(config, model, sources, inputs.guidance, evaluator, report, stage)
+    bound = config.field.bound
+    scene = SceneInfo(bound) if inputs.photos is None else inputs.photos.scene(bound)
+    guidances = tuple(GuidanceInfo(g.name, g.spaces, g.stage_options(config.guidance)) for g in inputs.guidance)
+    run = RunInfo(stage, scene, guidances, inputs.transform, inputs.notes)
+    model = build_model(stage, scene).to(device)
+    sources: list[Source] = []
+    if inputs.guidance:
+        sources.append(RandomCameras(config, device, requirements=[g.requirements() for g in inputs.guidance]))
+    if inputs.photos is not None:
+        sources.append(PhotographSource(inputs.photos))
+    evaluator = Evaluator(stage, model, report, inputs.held_out)
+    trainer = Trainer(run, model, {source.name: source for source in sources}, inputs.guidance, evaluator, report)
     began = trainer.restore()
-    if stage == "dmtet" and not began:
+    if stage.kind.starts_from is not None and not began:
         from nerf.run import mesh_init
 
         trainer.begin(lambda: mesh_init.begin(model, config, inputs.photos))

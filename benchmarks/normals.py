@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import timing
 from nerf.config.groups import FieldConfig
-from nerf.core.structs import Part, Points
+from nerf.core.structs import Points, RenderSettings
 from nerf.network_grid import GridField
 
 
@@ -28,12 +28,12 @@ def field(normals: str, device: str) -> GridField:
 
 def step(model: GridField, positions: torch.Tensor, shading: str) -> Callable[[], None]:
     """One evaluation at all points and the backward of a loss on everything that came out."""
-    part, points = Part(source="guided", shading=shading), Points(positions)
+    settings, points = RenderSettings(source="guided", shading=shading), Points(positions)
     wanted = torch.randn_like(positions)
 
     def run() -> None:
         model.zero_grad(set_to_none=True)
-        out = model.query(points, part)
+        out = model.query(points, settings)
         loss = (out.density * 1e-3).sum() + (out.albedo * wanted).sum()
         if out.normal is not None:
             loss = loss + (out.normal * wanted).sum()

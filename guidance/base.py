@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nerf.core.structs import Part, Views
+from nerf.core.structs import Control, Part, Views
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,17 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class CameraWish:
-    """The views a guidance model was made for; the log warns of options that go beyond them."""
+class CameraRequirements:
+    """The views that a guidance model was made for. A source of views keeps within them."""
 
     square: bool = False  # height must equal width
+    linked_views: int = 1  # so many views of a batch share polar angle, radius and lens, at equal steps of azimuth
     radius_range: tuple[float, float] | None = None  # scene units
     fovy_range: tuple[float, float] | None = None  # degrees
     polar_range: tuple[float, float] | None = None  # degrees
 
-    def unmet(self, camera: Any) -> list[str]:
-        """Which of the wishes the camera group of the options goes against, a sentence each."""
+    def violations(self, camera: Any) -> list[str]:
+        """Which of the requirements the camera group of the options goes against, a sentence each."""
         said = []
         for flag, wanted in (
             ("radius_range", self.radius_range),
@@ -41,7 +42,7 @@ class CameraWish:
                     f"--{flag} {low:g} {high:g} goes beyond {wanted[0]:g} to {wanted[1]:g}, which the guidance was made for"
                 )
         if self.square and camera.h != camera.w:
-            said.append(f"--w {camera.w} --h {camera.h}: the guidance was made for square pictures and will stretch these")
+            said.append(f"--w {camera.w} --h {camera.h}: the guidance was made for square images and will stretch these")
         return said
 
 
@@ -58,7 +59,7 @@ class Guidance(ABC):
     """A frozen (or, for some, learning) model that judges rendered images.
 
     A model declares the ``spaces`` of image it accepts (``"rgb"`` [B, 3, H, W] in [0, 1], ``"latent"`` [B, 4, H, W] in
-    [0, 1]) and draws every random number from ``part.generator``, so that a step can be repeated exactly.
+    [0, 1]) and draws every random number from ``part.random``, so that a step can be repeated exactly.
     """
 
     name: str
@@ -70,16 +71,14 @@ class Guidance(ABC):
         """Take the user's conditions, once before training (or again after they changed)."""
 
     @abstractmethod
-    def loss(
-        self, image: Tensor, views: Views, part: Part, t_range: tuple[float, float], *, debug: bool = False
-    ) -> GuidanceOutput:
+    def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
         """Judge B rendered images.
 
         Args:
-            image: [B, C, H, W] in [0, 1], in ``part.space``; differentiable once.
+            image: [B, C, H, W] in [0, 1], in ``part.settings.space``; differentiable once.
             views: the B cameras.
             part: the part of the step; the source of randomness.
-            t_range: share of the diffusion times to draw from, 0 <= low <= high <= 1.
+            control: what the schedule asks of this model: diffusion times, scale, its own options.
             debug: also return pictures of what the model sees and wants.
 
         Raises:
@@ -87,8 +86,16 @@ class Guidance(ABC):
             DivergenceError: an input or the gradient is not finite.
         """
 
-    def cameras(self, part: Part) -> CameraWish | None:
-        """The views this model was made for; None: whatever comes."""
+    def requirements(self) -> CameraRequirements:
+        """The views this model was made for; by default any."""
+        return CameraRequirements()
+
+    def stage_options(self, options: Any) -> Any:
+        """The record of this family's own options for one stage, which comes back as ``control.options``.
+
+        Args:
+            options: the guidance group of the stage's flags.
+        """
         return None
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:

@@ -22,17 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from guidance import weights
-from guidance.base import CameraWish, Conditions, Guidance, GuidanceOutput
+from guidance.base import CameraRequirements, Conditions, Guidance, GuidanceOutput
 from guidance.distillation import Denoiser, Distillation, Mixer, classifier_free, draw_times, inject, keeping_spread
 from guidance.perpneg_utils import NEGATIVE_WORDS, PerpNeg, negative_weights, perpneg_mixer
 from guidance.prior import camera, captions, detail
 from guidance.prompts import VIEW_ENDINGS, VIEW_WORDS, blend, view_weights
 from nerf.core.cameras import orbit
 from nerf.core.errors import UserError
-from nerf.core.structs import Part, Views
+from nerf.core.streams import Stream
+from nerf.core.structs import Control, Part, Views
 
 log = logging.getLogger("somnia.guidance")
-TIME_STREAM, NOISE_STREAM, POSTERIOR_STREAM = 101, 102, 103
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,13 @@ class Settings:
     perpneg: PerpNeg | None = None
     keep_camera: bool = True  # embedded prior: the branch without the prompt keeps the camera
     vram_O: bool = False
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """What a stage of a run may choose for itself."""
+
+    detail: bool = True  # embedded prior: refine its estimates pixel by pixel
 
 
 @contextmanager
@@ -331,11 +338,20 @@ class StableDiffusion(Guidance):
         embeddings = encode_prompts(self.folder, text, endings, negative, self.device, self.dtype)
         self.positive, self.negative = embeddings[:-1], embeddings[-1:]
 
-    def cameras(self, part: Part) -> CameraWish | None:
+    def requirements(self) -> CameraRequirements:
         """What the embedded prior was trained on; Stable Diffusion takes any view."""
         if not self.somnia:
-            return None
-        return CameraWish(True, camera.RADIUS_RANGE, camera.FOVY_RANGE, camera.POLAR_RANGE)
+            return CameraRequirements()
+        return CameraRequirements(
+            square=True,
+            radius_range=camera.RADIUS_RANGE,
+            fovy_range=camera.FOVY_RANGE,
+            polar_range=camera.POLAR_RANGE,
+        )
+
+    def stage_options(self, options: Any) -> StageOptions:
+        """See :meth:`Guidance.stage_options`."""
+        return StageOptions(detail=options.prior_detail)
 
     def branches(self, views: Views | None, count: int) -> Tensor:
         """Text embeddings of the K branches, [K, B, L, D]: without the prompt, with it, and Perp-Neg's wrong views.
@@ -401,24 +417,24 @@ class StableDiffusion(Guidance):
         rays, vector = (v.to(self.device, self.dtype).repeat(num, *(1,) * (v.ndim - 1)) for v in (rays, vector))
         return rays * known[:, :, None, None], vector * known
 
-    def loss(
-        self, image: Tensor, views: Views, part: Part, t_range: tuple[float, float], *, debug: bool = False
-    ) -> GuidanceOutput:
+    def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
         """Score distillation of B views; see :meth:`Guidance.loss` and :func:`guidance.distillation.inject`.
 
         The gradient is that of the picture at the model's own size, summed over its elements and averaged over views.
-        ``part.guidance_scale``, where it is given, takes the place of the settings'.
+        ``control.scale``, where it is given, takes the place of the settings'.
         """
         self._check(image, views, part)
         with torch.autocast(self.device.type, enabled=False):
-            if part.space == "latent":
+            if part.settings.space == "latent":
                 x = self.codec.encode_latent(image)
             else:
-                x = self.codec.encode(image, part.generator(POSTERIOR_STREAM))
-            t = draw_times(len(x), t_range, self.distillation.num_times, part.generator(TIME_STREAM)).to(x.device)
-            noise = torch.randn(x.shape, generator=part.generator(NOISE_STREAM)).to(x.device)
-            scale = self.settings.guidance_scale if part.guidance_scale is None else part.guidance_scale
-            predict = self.denoiser(views, len(x), part.prior_detail, self.plain(scale))
+                x = self.codec.encode(image, part.random.generator(Stream.VAE_POSTERIOR))
+            times = part.random.generator(Stream.DIFFUSION_TIME)
+            t = draw_times(len(x), control.t_range, self.distillation.num_times, times).to(x.device)
+            noise = torch.randn(x.shape, generator=part.random.generator(Stream.DIFFUSION_NOISE)).to(x.device)
+            scale = self.settings.guidance_scale if control.scale is None else control.scale
+            options = control.options or StageOptions()
+            predict = self.denoiser(views, len(x), options.detail, self.plain(scale))
             out = self.distillation.gradient(x, predict, self.mixer(views, scale), t, noise)
             loss = inject(x, out.gradient, image)
             pictures = None
@@ -430,9 +446,9 @@ class StableDiffusion(Guidance):
 
     def _check(self, image: Tensor, views: Views, part: Part) -> None:
         """Refuse images that do not fit the views, the space or the model."""
-        if part.space not in self.spaces:
-            raise ValueError(f"StableDiffusion.loss: expected a space among {self.spaces}, got {part.space!r}")
-        channels = 3 if part.space == "rgb" else self.codec.shape[0]
+        if part.settings.space not in self.spaces:
+            raise ValueError(f"StableDiffusion.loss: expected a space among {self.spaces}, got {part.settings.space!r}")
+        channels = 3 if part.settings.space == "rgb" else self.codec.shape[0]
         if image.ndim != 4 or image.shape[:2] != (len(views), channels):
             raise ValueError(f"StableDiffusion.loss: expected image [{len(views)}, {channels}, H, W], got {list(image.shape)}")
         if image.device.type != self.device.type:

@@ -1,19 +1,29 @@
-"""Cameras that nobody photographed with: random ones for training, turntables and six views for people. B views.
+"""Sources of views: random cameras and photographs for training; turntables and six views for people. B views.
 
 The ranges are those of the camera flags, in degrees and scene units. Every view of a batch draws its own numbers, all
 from its part's generator, on the CPU, so the same step sees the same cameras on every device.
 """
 
+import logging
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from guidance.base import CameraRequirements
 from nerf.config.config import Config
 from nerf.core.cameras import angles_of, look_at, orbit, orbit_up, view_rays
-from nerf.core.structs import Batch, Part, Views
+from nerf.core.errors import UserError
+from nerf.core.streams import Random, Stream
+from nerf.core.structs import Batch, Part, ViewRequest, Views
+from nerf.data.posed_images import Photographs
+from nerf.training.schedule import guided_part, photo_part
+from nerf.training.sources import RunInfo, Source
 
-STREAM_CAMERAS, STREAM_LIGHT = 1, 2
+log = logging.getLogger("somnia.provider")
+
 PROGRESSIVE_RATE = 2.0  # of the training progress: the ranges are whole by half-time, as in the peer
 SIX_VIEWS = ((90.0, 0.0), (90.0, 90.0), (90.0, 180.0), (90.0, -90.0), (0.0, 0.0), (180.0, 0.0))  # polar, azimuth
 
@@ -45,7 +55,29 @@ def random_lights(views: Views, generator: torch.Generator) -> Tensor:
     return torch.nn.functional.normalize(views.pose[:, :3, 3] + noise, dim=-1)
 
 
-class RandomCameras:
+def within(asked: tuple[float, float], required: Sequence[tuple[float, float] | None], flag: str) -> tuple[float, float]:
+    """The part of a range (low, high) that lies in all the required ones; None requires nothing.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    low, high = asked
+    for one in (r for r in required if r is not None):
+        low, high = max(low, one[0]), min(high, one[1])
+    if low > high:
+        wanted = " and ".join(f"{r[0]:g} to {r[1]:g}" for r in required if r is not None)
+        raise UserError(
+            f"--{flag} {asked[0]:g} {asked[1]:g} has nothing in common with {wanted}, which the guidance was made for; leave "
+            "the flag out, or give a range inside"
+        )
+    if (low, high) != tuple(asked):
+        log.warning(
+            "--%s %g %g goes beyond what the guidance was made for; views are drawn from %g to %g", flag, *asked, low, high
+        )
+    return low, high
+
+
+class RandomCameras(Source):
     """Random views of the object, the source of views of a guided run.
 
     Radius, polar angle (in angle, not in area), azimuth and field of view are uniform in their ranges. A share
@@ -57,44 +89,73 @@ class RandomCameras:
         device: where views, lights and rays go.
         stratified: cut the azimuth range into B equal parts, one for each view of a batch, so that four views see four
             sides. Each part's view is still uniform in it; False draws all of them independently.
+        requirements: of the guidance that judges the views: ranges are cut down to them, with a warning, and linked views
+            are drawn together.
+
+    Raises:
+        UserError: a range has nothing in common with what the guidance was made for, or the batch size does not hold whole
+            groups of linked views.
     """
 
-    def __init__(self, config: Config, device: torch.device | str = "cpu", stratified: bool = True):
+    name = "guided"
+    frames_object = True
+
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device | str = "cpu",
+        stratified: bool = True,
+        requirements: Sequence[CameraRequirements] = (),
+    ):
         self.config = config
+        self.radius_range = within(config.camera.radius_range, [r.radius_range for r in requirements], "radius_range")
+        self.theta_range = within(config.camera.theta_range, [r.polar_range for r in requirements], "theta_range")
+        self.fovy_range = within(config.camera.fovy_range, [r.fovy_range for r in requirements], "fovy_range")
+        self.linked_views = math.lcm(*(r.linked_views for r in requirements))
+        if requirements and config.camera.batch_size % self.linked_views:
+            raise UserError(
+                f"--batch_size must be a multiple of {self.linked_views}, as the guidance judges so many linked views at "
+                f"once, got {config.camera.batch_size}"
+            )
         self.device = torch.device(device)
         self.stratified = stratified
 
-    def views(self, part: Part) -> Views:
-        """``part.num_views`` random views of ``part.height`` x ``part.width`` pixels.
+    def plan_part(self, step: int, run: RunInfo, random: Random) -> Part:
+        """See :meth:`Source.plan_part`."""
+        return guided_part(self.name, step, run, random)
+
+    def views(self, request: ViewRequest) -> Views:
+        """``request.num_views`` random views of ``request.height`` x ``request.width`` pixels.
 
         Args:
-            part: the part of a step; the same part gives the same views. Its ``fraction`` moves the progressive view.
+            request: of a step; the same request gives the same views. Its ``fraction`` moves the progressive view.
 
         Returns:
             B views. Their angles are those of the camera as it stands, after any jitter.
         """
-        camera, count = self.config.camera, part.num_views
-        generator = part.generator(STREAM_CAMERAS)
-        ratio = view_ratio(part.fraction, self.config)
+        camera, count = self.config.camera, request.num_views
+        generator = request.random.generator(Stream.CAMERAS)
+        ratio = view_ratio(request.fraction, self.config)
 
         def uniform(low_high: tuple[float, float], middle: float) -> Tensor:
             low, high = narrowed(low_high, middle, ratio)
             return low + (high - low) * torch.rand(count, generator=generator)
 
-        radius = uniform(camera.radius_range, camera.default_radius)
-        polar = uniform(camera.theta_range, camera.default_polar)
-        fovy = uniform(camera.fovy_range, camera.default_fovy)
+        radius = uniform(self.radius_range, camera.default_radius)
+        polar = uniform(self.theta_range, camera.default_polar)
+        fovy = uniform(self.fovy_range, camera.default_fovy)
         azimuth = self._azimuth(narrowed(camera.phi_range, camera.default_azimuth, ratio), count, generator)
         polar, azimuth = self._some_on_the_sphere(polar, azimuth, ratio, generator)
-        views = orbit(polar, azimuth, radius, fovy, part.height, part.width)
+        views = orbit(polar, azimuth, radius, fovy, request.height, request.width)
         if camera.jitter_pose:
             views = self._jittered(views, generator)
         return views.to(self.device)
 
     def batch(self, part: Part) -> Batch:
         """The rays of random views as whole images, with a light for each view."""
-        views = self.views(part)
-        return Batch(view_rays(views), views, light=random_lights(views, part.generator(STREAM_LIGHT)))
+        views = self.views(part.request)
+        lights = random_lights(views, part.random.generator(Stream.LIGHTS))
+        return Batch(view_rays(views), views, light=lights)
 
     def _azimuth(self, low_high: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
         low, high = low_high
@@ -121,6 +182,27 @@ class RandomCameras:
         pose = look_at(position, target, up)
         polar, azimuth, radius = angles_of(pose)
         return replace(views, pose=pose, polar=polar, azimuth=azimuth, radius=radius)
+
+
+class PhotographSource(Source):
+    """Photographs with poses as a source of views.
+
+    Args:
+        photographs: the training split.
+    """
+
+    name = "photos"
+
+    def __init__(self, photographs: Photographs):
+        self.photographs = photographs
+
+    def plan_part(self, step: int, run: RunInfo, random: Random) -> Part:
+        """See :meth:`Source.plan_part`."""
+        return photo_part(self.name, step, run, random)
+
+    def batch(self, part: Part) -> Batch:
+        """See :meth:`Photographs.batch`."""
+        return self.photographs.batch(part.request, part.settings.background)
 
 
 def turntable(config: Config, count: int, height: int, width: int) -> Views:

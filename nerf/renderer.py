@@ -1,13 +1,15 @@
 """NeRFRenderer: field + render path + background, and the factory that builds all three. N rays, M points."""
 
+from collections.abc import Callable
 from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 
 from nerf.config.config import Config
+from nerf.config.stages import Stage
 from nerf.core.errors import UserError
-from nerf.core.structs import Part, Rays, RenderOutput
+from nerf.core.structs import Rays, RenderOutput, RenderSettings, SceneInfo
 from nerf.fields.base import Field
 from nerf.mesh.tetrahedra import Surface
 from nerf.network import VanillaField
@@ -25,29 +27,28 @@ class NeRFRenderer(nn.Module):
     """Turns rays into pixels; everything it knows is in its state dict, the occupancy grid included.
 
     Args:
-        config: the frozen options; ``config.render.max_ray_batch`` bounds the rays rendered at once in evaluation.
         field: what is at a point.
-        background: what is behind everything, for parts that do not say it themselves.
-        path: how samples are chosen; by default the one that ``config.render`` asks for.
+        background: what is behind everything, where the settings do not say it.
+        path: how samples are chosen.
+        max_ray_batch: rays rendered at once in evaluation.
     """
 
-    def __init__(self, config: Config, field: Field, background: Background, path: RenderPath | None = None):
+    def __init__(self, field: Field, background: Background, path: RenderPath, max_ray_batch: int = 4096):
         super().__init__()
-        self.field, self.background = field, background
-        self.path = path if path is not None else make_path(config, field)
-        self.max_ray_batch = config.render.max_ray_batch
+        self.field, self.background, self.path = field, background, path
+        self.max_ray_batch = max_ray_batch
 
     @property
     def bound(self) -> float:
         """Half the edge of the box the field lives in, scene units."""
         return self.field.bound
 
-    def render(self, rays: Rays, part: Part) -> RenderOutput:
+    def render(self, rays: Rays, settings: RenderSettings) -> RenderOutput:
         """Render N rays.
 
         Args:
             rays: unit directions; whole images or not.
-            part: shading, light, background, level, and whether this is training (perturbed samples, kept for the
+            settings: shading, light, background, level, and whether this is training (perturbed samples, kept for the
                 regularisers) or evaluation (middle of the steps, in chunks of rays).
 
         Returns:
@@ -55,18 +56,18 @@ class NeRFRenderer(nn.Module):
             is not.
         """
         check_rays(rays)
-        with torch.set_grad_enabled(part.training and torch.is_grad_enabled()):
-            return self._render(rays, part)
+        with torch.set_grad_enabled(settings.training and torch.is_grad_enabled()):
+            return self._render(rays, settings)
 
-    def _render(self, rays: Rays, part: Part) -> RenderOutput:
-        if part.background is not None:
-            behind = chosen_color(part.background, rays)
+    def _render(self, rays: Rays, settings: RenderSettings) -> RenderOutput:
+        if settings.background is not None:
+            behind = chosen_color(settings.background, rays)
         else:
-            behind = self.background.color(rays, part)
-        if part.training or self.path.whole_images or len(rays) <= self.max_ray_batch:
-            trace = self.path.trace(self.field, rays, part)
+            behind = self.background.color(rays, settings)
+        if settings.training or self.path.whole_images or len(rays) <= self.max_ray_batch:
+            trace = self.path.trace(self.field, rays, settings)
         else:
-            trace = self._in_chunks(rays, part)
+            trace = self._in_chunks(rays, settings)
         image = trace.color + (1.0 - trace.opacity)[:, None] * behind
         return RenderOutput(
             image,
@@ -81,10 +82,10 @@ class NeRFRenderer(nn.Module):
             trace.surface,
         )
 
-    def _in_chunks(self, rays: Rays, part: Part) -> Trace:
+    def _in_chunks(self, rays: Rays, settings: RenderSettings) -> Trace:
         """The rays of an evaluation, so many at a time."""
         starts = range(0, len(rays), self.max_ray_batch)
-        traces = [self.path.trace(self.field, rays[i : i + self.max_ray_batch], part) for i in starts]
+        traces = [self.path.trace(self.field, rays[i : i + self.max_ray_batch], settings) for i in starts]
 
         def joined(name: str) -> Tensor | None:
             pieces = [getattr(trace, name) for trace in traces]
@@ -117,12 +118,16 @@ class NeRFRenderer(nn.Module):
         return self.field.param_groups(lr) + self.background.param_groups(lr) + self.path.param_groups()
 
 
-def make_path(config: Config, field: Field) -> RenderPath:
-    """The render path that the options ask for: triangles in the mesh stage, accelerated with ``--cuda_ray``, else plain."""
+def make_dmtet_path(config: Config, field: Field) -> RenderPath:
+    """Triangles of a tetrahedral grid, rasterised."""
     render, mesh = config.render, config.dmtet
-    if mesh.dmtet:
-        rates = {"distance": mesh.lr_distance, "offset": mesh.lr_offset, "lattices": mesh.lr_lattices}
-        return DMTetPath(field.bound, mesh.tet_grid_size, render.min_near, rates, mesh.lock_geo, mesh.lattices)
+    rates = {"distance": mesh.lr_distance, "offset": mesh.lr_offset, "lattices": mesh.lr_lattices}
+    return DMTetPath(field.bound, mesh.tet_grid_size, render.min_near, rates, mesh.lock_geo, mesh.lattices)
+
+
+def make_volume_path(config: Config, field: Field) -> RenderPath:
+    """Samples along rays: accelerated with ``--cuda_ray``, else plain."""
+    render = config.render
     if render.cuda_ray:
         return AcceleratedPath(
             field.bound,
@@ -135,14 +140,24 @@ def make_path(config: Config, field: Field) -> RenderPath:
     return PlainPath(render.num_steps, render.upsample_steps, render.min_near)
 
 
-def build_model(config: Config) -> NeRFRenderer:
-    """Field, path and background from the options.
+PATHS: dict[str, Callable[[Config, Field], RenderPath]] = {"volume": make_volume_path, "dmtet": make_dmtet_path}
+
+
+def build_model(stage: Stage, scene: SceneInfo) -> NeRFRenderer:
+    """Field, path and background of a stage.
+
+    Args:
+        stage: with its options.
+        scene: what is known of the scene before training.
 
     Raises:
         UserError: a backbone that does not exist.
     """
+    config = stage.config
     backbone = config.field.backbone
     if backbone not in BACKBONES:
         raise UserError(f"--backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}")
     background = NetworkBackground() if config.field.bg_radius > 0 else ConstantBackground()
-    return NeRFRenderer(config, BACKBONES[backbone](config.field), background)
+    field = BACKBONES[backbone](config.field)
+    path = PATHS[stage.kind.render_path](config, field)
+    return NeRFRenderer(field, background, path, config.render.max_ray_batch)

@@ -8,7 +8,7 @@ drive one and the same loop.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from guidance.base import Guidance
-from nerf.config.config import Config
 from nerf.core.errors import DivergenceError, UserError
+from nerf.core.streams import Stream
 from nerf.core.structs import Part, StepPlan
 from nerf.mesh.export import ExportReport
 from nerf.renderer import NeRFRenderer
@@ -25,19 +25,16 @@ from nerf.run import checkpoint
 from nerf.run.evaluation import Evaluator
 from nerf.run.logger import Report
 from nerf.training import objectives, schedule
-from nerf.training.divergence import Watch, check_finite
+from nerf.training.divergence import DivergenceMonitor, check_finite
 from nerf.training.ema import Ema
+from nerf.training.objectives import Objective, ObjectiveOutput
+from nerf.training.sources import RunInfo, Source
 from optimizer import Adan
 
 # On CUDA, reading a loss back stalls the queue: look at them once in so many steps there, and every step on a CPU.
 CUDA_CHECK_INTERVAL = 16
 PREVIEW_STEPS = (10, 30, 100)
-STREAM_OCCUPANCY = 201
 OUT_OF_MEMORY = "memory ran out in a training step; lower {}; the last checkpoint is whole; the same command goes on from it"
-WHAT_TO_LOWER = {
-    "nerf": "--batch_size, --w and --h, --num_rays or --max_steps, or add --vram_O",
-    "dmtet": "--batch_size, --w and --h or --dmtet_reso_scale, or add --vram_O",
-}
 
 
 @dataclass(frozen=True)
@@ -53,95 +50,101 @@ class Trainer:
     """One stage of a run: a model, the sources that show it views, the guidance that judges them, and a workspace.
 
     Args:
-        config: the frozen options.
+        run: the stage with its options, and what it is trained on.
         model: renders.
-        sources: name -> source of views, in the order of the step's parts; each has ``batch(part) -> Batch``.
+        sources: name -> source of views, in the order of the step's parts.
         guidance: prepared guidance models, empty when photographs alone supervise.
         evaluator: shows the model to people.
         report: where logs go.
-        stage: name that its checkpoints carry.
     """
 
     def __init__(
         self,
-        config: Config,
+        run: RunInfo,
         model: NeRFRenderer,
-        sources: dict,
+        sources: dict[str, Source],
         guidance: list[Guidance],
         evaluator: Evaluator,
         report: Report,
-        stage: str = "nerf",
     ):
-        self.config, self.model, self.sources, self.guidance = config, model, sources, guidance
-        self.evaluator, self.report, self.stage = evaluator, report, stage
+        self.info, self.model, self.sources, self.guidance = run, model, sources, guidance
+        self.stage, self.config = run.stage, run.config
+        self.evaluator, self.report = evaluator, report
         self.device = next(model.parameters()).device
-        self.workspace = Path(config.output.workspace)
-        self.objectives = objectives.build(config, model.field, guidance)
-        self.guided = next((o for o in self.objectives if isinstance(o, objectives.Guided)), None)
+        self.workspace = Path(self.config.output.workspace)
+        self.objectives = objectives.build(self.stage, model.field, guidance)
         self.optimizer = self._make_optimizer()
         self.amp_dtype = self._amp_dtype()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
-        self.ema = Ema(model, config.optim.ema_decay)
-        self.watch = Watch()
+        self.ema = Ema(model, self.config.optim.ema_decay)
+        self.monitor = DivergenceMonitor()
         self.step = 0
         self.unread: dict[str, Tensor] = {}  # terms of the last step, where nobody has waited for them yet
         self.seconds = 0.0  # of training, over all the processes that worked on this run
-        self.spaces = tuple(set.intersection(*(set(g.spaces) for g in guidance))) if guidance else ("rgb",)
-        objectives.check(self.objectives, self.plan(0))
-        for line in objectives.unheard(self.plan(0), model.path.whole_images):
+        first = self.plan(0)
+        objectives.check(self.objectives, first)
+        for line in objectives.inapplicable_terms(self.objectives, first, self.stage):
             report.log(f"warning: {line}")
-        for wish in (g.cameras(self.plan(0).parts[0]) for g in guidance):
-            for line in wish.unmet(config.camera) if wish is not None else ():
-                report.log(f"warning: {line}")
 
     # ---- one step -------------------------------------------------------------------------------------------------
 
     def plan(self, step: int) -> StepPlan:
         """The plan of a step."""
-        return schedule.plan(step, self.config, tuple(self.sources), self.spaces)
+        return schedule.plan(step, self.info, self.sources)
 
     def train_step(self) -> dict[str, Tensor]:
-        """Take one optimiser step; returns the unweighted loss terms.
+        """Take one optimiser step; returns the unweighted loss terms and what objectives add for the log.
 
         Raises:
             DivergenceError: a term is not finite; no weight has been touched by this step.
         """
         plan = self.plan(self.step)
         if self.step % self.config.render.update_extra_interval == 0:
-            self.model.update_occupancy(plan.parts[0].generator(STREAM_OCCUPANCY, self.device))
+            self.model.update_occupancy(plan.parts[0].random.generator(Stream.OCCUPANCY, self.device))
         self.optimizer.zero_grad(set_to_none=True)
+        once = [objective for objective in self.objectives if objective.scope == "step"]
         terms: dict[str, Tensor] = {}
+        said = ObjectiveOutput()
         for part in plan.parts:
-            part_terms = self._part_terms(part, plan)
+            found = self._evaluate_part(part, plan, once)
             if self._reads_back():
-                check_finite(part_terms, self.step, self.stage)
-            total = sum(plan.weights[name] * value for name, value in part_terms.items())
+                check_finite(found.terms, self.step, self.stage.kind)
+            total = sum(plan.weights[name] * value for name, value in found.terms.items())
             if total.requires_grad:
                 self.scaler.scale(total).backward()
-            terms |= {name: terms.get(name, 0.0) + value.detach() for name, value in part_terms.items()}
+            terms |= {name: terms.get(name, 0.0) + value.detach() for name, value in found.terms.items()}
+            said.stats.update(found.stats)
+            said.images.update(found.images)
         self.unread = {} if self._reads_back() else terms
         self._apply_gradients(plan)
         self.ema.update()
         for guidance in self.guidance:
             guidance.after_step()
-        if self.guided is not None and self.guided.debug:
-            self.evaluator.show_guidance(self.guided.debug, self.step)
+        if said.images:
+            self.evaluator.show_guidance(said.images, self.step)
         self.step += 1
-        return terms | (self.guided.stats if self.guided is not None else {})
+        return terms | said.stats
 
-    def _part_terms(self, part: Part, plan: StepPlan) -> dict[str, Tensor]:
-        batch = self.sources[part.source].batch(part)
-        part = batch.resolve(part)
-        if self.guided is not None and self.guided.grad_clip_rgb > 0:
-            self.guided.loss_scale = self.scaler.get_scale()
+    def _evaluate_part(self, part: Part, plan: StepPlan, once: list[Objective]) -> ObjectiveOutput:
+        """Render a part and ask the objectives; those of ``once`` that answered are taken out of it."""
+        source = self.sources[part.source]
+        batch = source.batch(part)
+        part = replace(part, settings=batch.settings(part.settings))
+        result = ObjectiveOutput()
         with self._autocast():
-            out = self.model.render(batch.rays, part)
-            terms = {}
-            for objective in (o for o in self.objectives if o.applies(part, plan)):
-                terms |= objective(out, batch, part, plan)
-        if part.source == "guided" and self._reads_back():
-            self.watch.see(out.opacity.detach())
-        return terms
+            out = self.model.render(batch.rays, part.settings)
+            for objective in self.objectives:
+                if not objective.applies(part, plan) or (objective.scope == "step" and objective not in once):
+                    continue
+                objective.loss_scale = self.scaler.get_scale() if objective.needs_loss_scale else 1.0
+                found = objective(out, batch, part, plan)
+                for gathered, new in zip(result.all(), found.all(), strict=True):
+                    gathered.update(new)
+                if objective.scope == "step":
+                    once.remove(objective)
+        if source.frames_object and self._reads_back():
+            self.monitor.update(out.opacity.detach())
+        return result
 
     def _apply_gradients(self, plan: StepPlan) -> None:
         self.scaler.unscale_(self.optimizer)
@@ -170,16 +173,16 @@ class Trainer:
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
-                raise MemoryError(OUT_OF_MEMORY.format(WHAT_TO_LOWER[self.stage])) from error
+                raise MemoryError(OUT_OF_MEMORY.format(self.stage.kind.memory)) from error
             done = self.step
             self.seconds += time.monotonic() - began
             self.report.scalars(done, terms, total=total)
             if done in PREVIEW_STEPS or (done % self.config.output.preview_interval == 0):
                 self.preview()
-            verdict = self.watch.verdict(schedule.progress(done, self.config), self.stage)
-            if verdict is not None:
+            diagnosis = self.monitor.diagnose(self.info.fraction(done), self.stage.kind)
+            if diagnosis is not None:
                 self.save()
-                raise DivergenceError(f"step {done}: {verdict}")
+                raise DivergenceError(f"step {done}: {diagnosis}")
             epoch = self.config.output.dataset_size_train
             if done % (epoch * self.config.output.eval_interval) == 0 and done < total:
                 self.evaluate()
@@ -216,7 +219,7 @@ class Trainer:
     def save_mesh(self) -> ExportReport:
         """Export the textured mesh; returns the export's report."""
         with self.ema.applied():
-            return self.evaluator.save_mesh()
+            return self.evaluator.save_mesh(self.info)
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -226,27 +229,28 @@ class Trainer:
         Raises:
             DivergenceError: a term of the last step is not finite; the checkpoints before it are untouched.
         """
-        check_finite(self.unread, self.step - 1, self.stage)
+        check_finite(self.unread, self.step - 1, self.stage.kind)
         optimizer = self.optimizer.state_dict()
         tensors = {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": {str(k): v for k, v in optimizer["state"].items()},
-            "guidance": {str(i): g.state_dict() for i, g in enumerate(self.guidance)},
+            "guidance": {g.name: g.state_dict() for g in self.guidance},
+            "objectives": {type(o).__name__: o.state_dict() for o in self.objectives},
             "random": {"torch": torch.get_rng_state()},
         }
         meta = {
-            "stage": self.stage,
+            "stage": self.stage.name,
             "step": self.step,
             "seconds": self.seconds,
             "scaler": self.scaler.state_dict(),
-            "watch": self.watch.__dict__,
-            "notes": self.evaluator.notes,
-            "transform": None if self.evaluator.transform is None else np.asarray(self.evaluator.transform).tolist(),
+            "monitor": self.monitor.__dict__,
+            "notes": self.info.notes,
+            "transform": None if self.info.transform is None else np.asarray(self.info.transform).tolist(),
         }
         folder = self.workspace / "checkpoints"
-        path = checkpoint.save(folder / checkpoint.file_name(self.step, self.stage), tensors, meta)
-        checkpoint.prune(folder, self.config.output.keep_checkpoints, self.stage)
+        path = checkpoint.save(folder / checkpoint.file_name(self.step, self.stage.name), tensors, meta)
+        checkpoint.prune(folder, self.config.output.keep_checkpoints, self.stage.name)
         return path
 
     def restore(self) -> bool:
@@ -256,15 +260,15 @@ class Trainer:
             UserError: this run does not train and there is nothing to show, or the checkpoint does not fit.
         """
         ckpt = self.config.runtime.ckpt
-        path = checkpoint.resolve(self.workspace / "checkpoints", ckpt, self.stage)
+        path = checkpoint.resolve(self.workspace / "checkpoints", ckpt, self.stage.name)
         if path is not None:
             self.load(path, weights_only=ckpt == "latest_model")
             of_total = f" of {self.config.optim.iters}" if self.config.trains else ""
             self.report.log(f"{'going on from' if of_total else 'showing'} {path} (step {self.step}{of_total})")
         elif not self.config.trains:
             raise UserError(
-                f"workspace {self.workspace} has no checkpoint of stage {self.stage!r} to show; train first: the same command "
-                "without --test or --six_views"
+                f"workspace {self.workspace} has no checkpoint of stage {self.stage.name!r} to show; train first: the same "
+                "command without --test or --six_views"
             )
         return path is not None
 
@@ -279,9 +283,9 @@ class Trainer:
         line, transform = fill()
         self.report.log(line)
         if transform is not None:
-            self.evaluator.transform = transform
+            self.info = replace(self.info, transform=transform)
         self.ema = Ema(self.model, self.config.optim.ema_decay)
-        checkpoint.prune(self.workspace / "checkpoints", 0, self.stage)
+        checkpoint.prune(self.workspace / "checkpoints", 0, self.stage.name)
 
     def load(self, path: Path, weights_only: bool = False) -> None:
         """Continue from a checkpoint; with ``weights_only`` take the model alone and start counting at 0.
@@ -290,23 +294,26 @@ class Trainer:
             UserError: the file is unreadable, of another stage, or of a model with other shapes.
         """
         tensors, meta = checkpoint.load(path)
-        checkpoint.require_stage(meta, self.stage, path)
+        checkpoint.require_stage(meta, self.stage.name, path)
         checkpoint.load_module(self.model, tensors["model"], path)
         self.ema.load_state_dict(tensors["ema"])
-        if self.evaluator.transform is None and meta.get("transform") is not None:
-            self.evaluator.transform = np.asarray(meta["transform"])
-        self.evaluator.notes = meta.get("notes", {}) | self.evaluator.notes  # a run that only shows has no guidance to ask
+        if self.info.transform is None and meta.get("transform") is not None:
+            self.info = replace(self.info, transform=np.asarray(meta["transform"]))
+        # A run that only shows has no guidance to ask for its notes.
+        self.info = replace(self.info, notes=meta.get("notes", {}) | self.info.notes)
         if weights_only:
             return
         state = {int(k): v for k, v in tensors.get("optimizer", {}).items()}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        for i, guidance in enumerate(self.guidance):
-            guidance.load_state_dict(tensors.get("guidance", {}).get(str(i), {}))
+        for guidance in self.guidance:
+            guidance.load_state_dict(tensors.get("guidance", {}).get(guidance.name, {}))
+        for objective in self.objectives:
+            objective.load_state_dict(tensors.get("objectives", {}).get(type(objective).__name__, {}))
         torch.set_rng_state(tensors["random"]["torch"].cpu())
         if meta["scaler"]:  # empty in a run without float16, on a CPU for instance; a scale is then found anew
             self.scaler.load_state_dict(meta["scaler"])
-        self.watch = Watch(**meta["watch"])
+        self.monitor = DivergenceMonitor(**meta["monitor"])
         self.step, self.seconds = meta["step"], meta["seconds"]
 
     # ---- making ---------------------------------------------------------------------------------------------------
@@ -319,8 +326,8 @@ class Trainer:
         else:
             groups = self.model.param_groups(optim.lr)
             made = torch.optim.Adam(groups, lr=optim.lr, betas=(0.9, 0.99), eps=1e-15, fused=True)
-        for guidance in self.guidance:
-            for group in guidance.param_groups(optim.lr):
+        for objective in self.objectives:
+            for group in objective.param_groups(optim.lr):
                 made.add_param_group(group)
         for group in made.param_groups:
             group["initial_lr"] = group["lr"]

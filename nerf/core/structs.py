@@ -1,14 +1,17 @@
-"""The records that rooms hand to each other: rays, views, samples, parts of a step and render outputs.
+"""The records that the packages pass to each other: rays, views, samples, parts of a step, render outputs.
 
 Letters: B views, N rays, M samples. Angles are degrees, lengths scene units, colours sRGB in [0, 1].
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from nerf.core.streams import Random
+
+Layout = Literal["image", "rays", "patches"]
 Shading = Literal["albedo", "lambertian", "textureless", "normal"]
 SHADINGS: tuple[str, ...] = ("albedo", "lambertian", "textureless", "normal")
 
@@ -79,50 +82,89 @@ class Rays:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One part of a training step (or one evaluation pass): which views, how they are shaded, what supervises them.
+class SceneInfo:
+    """What fields, backgrounds and schedules may know of the scene before training."""
 
-    The renderer reads the rendering half; the sources and objectives read the rest. Made by ``schedule.plan``.
-    """
+    bound: float = 1.0  # half the side of the object's box, scene units
+    num_images: int = 0  # photographs in all splits that training may index
+    has_transparency: bool = False  # the photographs show clear ground: by their alpha, or by masks
 
-    source: str  # name of the source of views: "guided", "photos", or "eval"
+
+@dataclass(frozen=True)
+class ViewRequest:
+    """Which views a source is asked for, and as what rays. Made by the source's ``plan_part``."""
+
+    source: str  # name of the source: "guided", "photos", ...
+    layout: Layout = "image"  # whole images, independent random rays, or small square patches
+    num_views: int = 1  # B, of the image layout
+    height: int = 64  # pixels, of the image layout
+    width: int = 64
+    num_rays: int = 0  # N, of the other two layouts
+    patch_size: int = 0  # pixels along a side, of the patches layout
     fraction: float = 1.0  # training progress in [0, 1]
+    random: Random = Random()
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """How rays are rendered: in training, as a part of a step asks for it, and in evaluation."""
+
+    source: str = "eval"  # of the rays; buffers that follow what earlier parts needed are kept by source
+    training: bool = True  # perturbed sampling, samples returned for the regularisers, gradients
     shading: Shading = "albedo"
     ambient: float = 1.0  # ambient ratio of lambertian and textureless shading, in [0, 1]
     light: Tensor | None = None  # [B, 3] unit direction from the surface to the light, per view; None: at the camera
     background: Tensor | None = None  # [3] one colour, [B, 3] per view or [N, 3] per ray; None: the background model's own
-    space: Literal["rgb", "latent"] = "rgb"
-    training: bool = True  # perturbed sampling, samples returned for the regularisers
+    space: Literal["rgb", "latent"] = "rgb"  # what the channels of the image mean
     view_dependent: bool = False  # use the view-dependent colour head (photographs); guided parts use the diffuse part
     need_normals: bool = False  # asked for by an objective; shading that needs normals computes them anyway
     max_level: float = 1.0  # fraction of the encoder's levels that is on
-    guidance_scale: float | None = None  # classifier-free guidance; None: the guidance model's own
-    prior_detail: bool = True  # the embedded prior's estimates are sharpened
-    num_views: int = 1  # B
-    height: int = 64
-    width: int = 64
-    num_rays: int | None = None  # None: whole images; otherwise that many random rays
-    seed: int = 0  # every random draw of the part starts from this number, so a step can be repeated exactly
+    random: Random = Random()
 
     @property
     def computes_normals(self) -> bool:
-        """Whether rendering this part evaluates surface normals."""
+        """Whether rendering evaluates surface normals."""
         return self.need_normals or self.shading != "albedo"
 
-    def generator(self, stream: int, device: torch.device | str = "cpu") -> torch.Generator:
-        """A fresh random generator of this part; different ``stream`` numbers are independent."""
-        return torch.Generator(device).manual_seed((self.seed * 1_000_003 + stream) % (2**63 - 1))
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a training step: views of one source, and how they are rendered."""
+
+    request: ViewRequest
+    settings: RenderSettings
+    guided: bool = False  # guidance judges the rendering
+    has_targets: bool = False  # the source knows colours (masks, depths, normals) to compare with
+
+    @property
+    def source(self) -> str:
+        """Name of the source of the views."""
+        return self.request.source
+
+    @property
+    def random(self) -> Random:
+        """The random numbers of the part."""
+        return self.request.random
+
+
+@dataclass(frozen=True)
+class Control:
+    """What the schedule asks of one guidance at one step."""
+
+    t_range: tuple[float, float] = (0.02, 0.98)  # shares of the diffusion times to draw from, 0 <= low <= high <= 1
+    scale: float | None = None  # classifier-free guidance scale; None: the model's own
+    options: Any = None  # the guidance's own record for this stage, see ``Guidance.stage_options``
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Everything that varies with the step, decided once: the parts and the weight of each named loss term."""
+    """Everything that varies with the step, decided once: parts, loss weights, and a control for each guidance."""
 
     step: int
     fraction: float  # training progress in [0, 1], the time axis of every schedule
     parts: tuple[Part, ...]
     weights: dict[str, float]  # term name -> weight; a term whose weight is 0 or missing is not computed
-    t_range: tuple[float, float] = (0.02, 0.98)  # diffusion time range of this step
+    controls: dict[str, Control] = field(default_factory=dict)  # guidance name -> what is asked of it
     lr_scale: float = 1.0  # factor on every learning rate of this step
 
     def wants(self, term: str) -> bool:
@@ -186,7 +228,7 @@ class RenderOutput:
     background: Tensor  # [N, 3] what stood behind
     samples: Samples | None = None  # training only
     weights: Tensor | None = None  # [M] compositing weight of each sample; training only
-    field: FieldOutput | None = None  # the field's answer at the samples; training only
+    field: FieldOutput | None = None  # the field's output at the samples; training only
     shape: tuple[int, int, int] | None = None  # (B, H, W) if the rays were whole images
     surface: SurfaceState | None = None  # what was rasterised; training only, and only where a path has triangles
 
@@ -215,8 +257,8 @@ class Batch:
     background: Tensor | None = None  # [N, 3] or [B, 3]: what the target was composited over; the part renders over the same
     light: Tensor | None = None  # [B, 3] unit direction from the surface to the light
 
-    def resolve(self, part: Part) -> Part:
-        """The part with the light and the background of this batch in it, where the batch says something about them."""
-        light = part.light if self.light is None else self.light
-        background = part.background if self.background is None else self.background
-        return replace(part, light=light, background=background)
+    def settings(self, settings: RenderSettings) -> RenderSettings:
+        """The settings with the light and the background of this batch, where the batch has some."""
+        light = settings.light if self.light is None else self.light
+        background = settings.background if self.background is None else self.background
+        return replace(settings, light=light, background=background)

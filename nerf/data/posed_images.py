@@ -15,7 +15,8 @@ from torch import Tensor
 from nerf.config.groups import DataConfig
 from nerf.core.cameras import angles_of, centred_views, distort, look_at, pixel_rays, undistort, view_rays, wrap_degrees
 from nerf.core.errors import UserError
-from nerf.core.structs import Batch, Part, Views
+from nerf.core.streams import Stream
+from nerf.core.structs import Batch, SceneInfo, ViewRequest, Views
 from nerf.data.frames import SPLITS, Frame, PhotoFiles
 from nerf.data.image_store import Pictures, header, resample, shows_clear_ground
 from nerf.data.normalize import Framing, focus_point, frame
@@ -23,7 +24,6 @@ from nerf.data.transforms import read_folder
 
 log = logging.getLogger("somnia.photographs")
 
-STREAM_PIXELS, STREAM_BACKGROUND, STREAM_PHOTOS = 11, 12, 13
 FOLD_TOLERANCE = 0.5  # pixels that a corner may be off after undistortion before a lens counts as folded over
 WHOLE_TURN = 0.7  # share of the circle in reach of the cameras above which the path goes all the way around
 REACH = 30.0  # degrees of azimuth that a camera covers to either side
@@ -161,6 +161,10 @@ class Photographs:
     def __len__(self) -> int:
         return len(self.names)
 
+    def scene(self, bound: float) -> SceneInfo:
+        """What fields and backgrounds may know of the scene in a box [-bound, bound]^3."""
+        return SceneInfo(bound, self.total, self.pictures.has_alpha or self.pictures.has_masks)
+
     def view(self, i: int) -> Views:
         """The camera of photograph ``i`` as a batch of one, at the photograph's size."""
         height, width = self.pictures.size(i)
@@ -179,28 +183,30 @@ class Photographs:
         """Which pixels [H, W] of photograph ``i`` are not masked out, or None if none of any photograph is."""
         return self.pictures.usable(i)
 
-    def batch(self, part: Part) -> Batch:
+    def batch(self, request: ViewRequest, background: Tensor | None = None) -> Batch:
         """Whole photographs, or random pixels, evenly over all usable ones of all photographs, with replacement.
 
-        Photographs with alpha are put over ``part.background`` if there is one, else over ``--data_background``: by
+        Photographs with alpha are put over ``background`` if there is one, else over ``--data_background``: by
         default a random colour for each ray, or for each whole photograph, which only the right opacity can explain.
 
-        Whole photographs are different ones as long as there are enough, brought to ``part.height`` x ``part.width``
+        Whole photographs are different ones as long as there are enough, brought to ``request.height`` x ``request.width``
         pixels without aliasing and without their lens's distortion, so that a rasteriser can follow. What a mask leaves
         out of them is clear ground, as they cannot leave out pixels.
 
         Args:
-            part: ``num_rays`` says how many rays; None asks for ``num_views`` whole photographs. The same part gives the
-                same batch.
+            request: ``num_rays`` random rays in the layout "rays", ``num_views`` whole photographs in the layout "image".
+                The same request gives the same batch.
+            background: [3], [N, 3] for rays or [B, 3] for whole photographs.
 
         Returns:
             N rays with ``image_index`` and ``uv``, their colours, and for photographs with alpha the opacity and the
             background they were put over. Whole photographs also have their ``views``, the rays their ``shape``, and
             there are normals in our axes [N, 3] where the data has some, 0 where it does not say.
         """
-        if part.num_rays is None:
-            return self._whole(self._choose(part.num_views, part.generator(STREAM_PHOTOS)), part)
-        pixel = self.pictures.draw(part.num_rays, part.generator(STREAM_PIXELS, self.device))
+        if request.layout == "image":
+            chosen = self._choose(request.num_views, request.random.generator(Stream.PHOTO_CHOICE))
+            return self._whole(chosen, request, background)
+        pixel = self.pictures.draw(request.num_rays, request.random.generator(Stream.PHOTO_PIXELS, self.device))
         photo, column, row = self.pictures.locate(pixel)
         xy = torch.stack([column, row], -1) + 0.5
         uv = xy / torch.stack([self.pictures.width[photo], self.pictures.height[photo]], -1)
@@ -210,8 +216,8 @@ class Photographs:
         colour = self.pictures.bytes[pixel].float() / 255
         if self.background is None:
             return Batch(rays, rgb=colour)
-        background = self._training_background(part, part.num_rays)
-        return Batch(rays, rgb=_over(colour, background), mask=colour[:, 3], background=background)
+        behind = self._training_background(request, background, request.num_rays)
+        return Batch(rays, rgb=_over(colour, behind), mask=colour[:, 3], background=behind)
 
     def measured(self, i: int, ideal: bool = False) -> tuple[Batch, Tensor | None]:
         """What a rendering is measured against: photograph ``i`` at its own size, over the plain background.
@@ -222,13 +228,12 @@ class Photographs:
                 leaves something out. Otherwise as it was taken.
 
         Returns:
-            A batch of one view (resolve the part with it, render ``views``, compare with ``rgb`` [N, 3]), and which of
+            A batch of one view (render with ``settings`` of it, render ``views``, compare with ``rgb`` [N, 3]), and which of
             its pixels [N] count; None: all.
         """
         height, width = self.pictures.size(i)
         if ideal:
-            part = Part("photos", background=self._plain, height=height, width=width)
-            return self._whole([i], part), None
+            return self._whole([i], ViewRequest("photos", height=height, width=width), self._plain), None
         view, usable, mask = self.view(i), self.usable(i), self.mask(i)
         rays = view_rays(view)
         rays = replace(rays, image_index=self.index[i].expand(len(rays)))
@@ -241,24 +246,24 @@ class Photographs:
         rounds = [torch.randperm(len(self), generator=generator) for _ in range(-(-count // len(self)))]
         return torch.cat(rounds)[:count].tolist()
 
-    def _whole(self, chosen: list[int], part: Part) -> Batch:
+    def _whole(self, chosen: list[int], request: ViewRequest, background: Tensor | None) -> Batch:
         """Photographs ``chosen`` (B numbers) as :meth:`batch` describes them."""
         index = torch.tensor(chosen)
         if self.device.type == "cuda":
             index = index.pin_memory().to(self.device, non_blocking=True)
-        views = self._ideal_views(index, part.height, part.width)
+        views = self._ideal_views(index, request.height, request.width)
         rays = view_rays(views)
         rays = replace(rays, image_index=self.index[index][rays.view_index])
-        planes = torch.stack([self._resampled(i, part.height, part.width) for i in chosen])
+        planes = torch.stack([self._resampled(i, request.height, request.width) for i in chosen])
         planes = planes.permute(0, 2, 3, 1).reshape(len(rays), -1)  # [N, 4] or [N, 7]
         normal = None
         if planes.shape[1] > 4:
             normal = torch.nn.functional.normalize(planes[:, 4:] @ self._turn, dim=-1)
         if self.background is None and not self.pictures.has_masks:
             return Batch(rays, views, planes[:, :3], normal=normal)
-        mask, background = planes[:, 3], self._training_background(part, len(chosen))
-        rgb = planes[:, :3] + (1 - mask)[:, None] * background[rays.view_index]
-        return Batch(rays, views, rgb, mask, normal=normal, background=background)
+        mask, behind = planes[:, 3], self._training_background(request, background, len(chosen))
+        rgb = planes[:, :3] + (1 - mask)[:, None] * behind[rays.view_index]
+        return Batch(rays, views, rgb, mask, normal=normal, background=behind)
 
     def _ideal_views(self, chosen: Tensor, height: int, width: int) -> Views:
         """The cameras of photographs ``chosen`` [B] int64 for pictures of one size, without their lens's distortion."""
@@ -286,13 +291,14 @@ class Photographs:
         focal, middle = torch.cat([c.fx, c.fy]) / size, torch.cat([c.cx, c.cy]) / size
         return lambda share: distort((share - middle) / focal, c.distortion) * focal + middle
 
-    def _training_background(self, part: Part, count: int) -> Tensor:
+    def _training_background(self, request: ViewRequest, given: Tensor | None, count: int) -> Tensor:
         """[count, 3] what training puts behind photographs with alpha: behind each ray, or each whole photograph."""
-        given = part.background
         if given is not None and (given.ndim == 1 or len(given) == count):
             return given.to(self.device).expand(count, 3)
         if self._random_background:
-            return torch.rand(count, 3, generator=part.generator(STREAM_BACKGROUND, self.device), device=self.device)
+            return torch.rand(
+                count, 3, generator=request.random.generator(Stream.PHOTO_BACKGROUND, self.device), device=self.device
+            )
         return self._plain.expand(count, 3)
 
     def show_path(self, count: int, height: int, width: int) -> Views:

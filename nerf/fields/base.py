@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nerf.core.errors import UserError
-from nerf.core.structs import FieldOutput, Part, Points
+from nerf.core.structs import FieldOutput, Points, RenderSettings
 
 
 class Field(nn.Module, ABC):
@@ -19,8 +19,8 @@ class Field(nn.Module, ABC):
     bound: float
 
     @abstractmethod
-    def query(self, points: Points, part: Part) -> FieldOutput:
-        """Density, albedo and, where the part asks for them, normals and view-dependent colour at M points.
+    def query(self, points: Points, settings: RenderSettings) -> FieldOutput:
+        """Density, albedo and, where the settings ask for them, normals and view-dependent colour at M points.
 
         Differentiable in the field's parameters, normals included; ``torch.no_grad`` does not keep normals from coming.
         """
@@ -31,15 +31,15 @@ class Field(nn.Module, ABC):
 
     def albedo(self, positions: Tensor) -> Tensor:
         """Diffuse colour [M, 3] in [0, 1] at positions [M, 3]: what an exported texture holds."""
-        return self.query(Points(positions), Part(source="eval", training=False)).albedo
+        return self.query(Points(positions), RenderSettings(source="eval", training=False)).albedo
 
     def to_alpha(self, output: FieldOutput, dt: Tensor) -> Tensor:
         """Opacity [M] of steps dt [M] through what ``query`` found, ``1 - exp(-density dt)`` (NeRF, eq. 3)."""
         return -torch.expm1(-output.density * dt)
 
-    def alpha(self, points: Points, dt: Tensor, part: Part) -> Tensor:
+    def alpha(self, points: Points, dt: Tensor, settings: RenderSettings) -> Tensor:
         """Opacity [M] of steps of length dt [M] around the points, without colours or normals."""
-        return -torch.expm1(-self.density(points.positions, part.max_level) * dt)
+        return -torch.expm1(-self.density(points.positions, settings.max_level) * dt)
 
     @torch.no_grad()
     def occupancy(self, positions: Tensor) -> Tensor:

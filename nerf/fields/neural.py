@@ -9,7 +9,7 @@ from torch.nn import functional
 from nerf.config.groups import FieldConfig
 from nerf.core.activation import at_least_single, density_activation, density_blob, unit
 from nerf.core.errors import UserError
-from nerf.core.structs import FieldOutput, Part, Points
+from nerf.core.structs import FieldOutput, Points, RenderSettings
 from nerf.fields.base import Field
 from nerf.fields.encoding import make_encoder
 
@@ -101,25 +101,25 @@ class NetworkField(Field):
         """Density [M] at positions [M, 3], per scene unit. Differentiable in parameters and positions."""
         return self.activation(self.raw_density(positions, max_level))
 
-    def query(self, points: Points, part: Part) -> FieldOutput:
+    def query(self, points: Points, settings: RenderSettings) -> FieldOutput:
         """See :meth:`Field.query`.
 
         Raises:
-            ValueError: the part is view-dependent and the points carry no directions.
+            ValueError: view-dependent colour is asked for and the points carry no directions.
         """
         positions, gradient = points.positions, None
-        if part.computes_normals and self.normals == "analytic":
-            features, logit, gradient = self._with_gradient(positions, part.max_level)
+        if settings.computes_normals and self.normals == "analytic":
+            features, logit, gradient = self._with_gradient(positions, settings.max_level)
         else:
-            features = self.trunk(positions, part.max_level)
+            features = self.trunk(positions, settings.max_level)
             logit = self._logit(features, positions)
-            if part.computes_normals:
-                gradient = self._central_differences(positions, part.max_level)
+            if settings.computes_normals:
+                gradient = self._central_differences(positions, settings.max_level)
         colour = at_least_single(functional.linear(features, self.head.weight[1:], self.head.bias[1:]))
         rgb = None
-        if part.view_dependent:
+        if settings.view_dependent:
             if points.directions is None:
-                raise ValueError("Field.query: a view-dependent part needs Points with directions [M, 3], got None")
+                raise ValueError("Field.query: view-dependent colour needs Points with directions [M, 3], got None")
             rgb = torch.sigmoid(colour + at_least_single(self.view_colour(features, points.directions)))
         normal = None if gradient is None else -unit(gradient)
         return FieldOutput(self.activation(logit), torch.sigmoid(colour), normal, rgb)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nerf.core.structs import FieldOutput, Part, Rays, Samples
+from nerf.core.streams import Stream
+from nerf.core.structs import FieldOutput, Rays, RenderSettings, Samples
 from nerf.fields.base import Field
-from nerf.render.base import STREAM_MARCH, RenderPath, Trace, box, points_at, sample_values
+from nerf.render.base import RenderPath, Trace, box, points_at, sample_values
 from nerf.render.occupancy import OccupancyGrid
 from nerf.render.visibility import Capacity, March, count_samples, survey, survey_within
 from raymarching import (
@@ -94,30 +95,30 @@ class AcceleratedPath(RenderPath):
         """Refresh the occupancy grid; see :meth:`OccupancyGrid.update`."""
         self.grid.update(field, generator)
 
-    def trace(self, field: Field, rays: Rays, part: Part) -> Trace:
+    def trace(self, field: Field, rays: Rays, settings: RenderSettings) -> Trace:
         """See :meth:`RenderPath.trace`; evaluation is not differentiable."""
         near, far = near_far_from_aabb(rays.origins, rays.directions, box(field.bound, rays.origins), self.min_near)
-        if part.training:
-            return self._train(field, rays, part, near, far)
-        return self._evaluate(field, rays, part, near, far)
+        if settings.training:
+            return self._train(field, rays, settings, near, far)
+        return self._evaluate(field, rays, settings, near, far)
 
     def _steps(self, doublings: int) -> int:
         """Steps across the diagonal after so many doublings of the step."""
         return max(self.max_steps >> doublings, min(self.max_steps, SHORTEST_MARCH))
 
-    def _train(self, field: Field, rays: Rays, part: Part, near: Tensor, far: Tensor) -> Trace:
+    def _train(self, field: Field, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor) -> Trace:
         """Samples in the middle of steps that a random part of a step shifts, of those that can be seen."""
         buffered = near.device.type == "cuda" if self.buffered is None else self.buffered
         if buffered and len(rays):
-            samples, fits = self._surveyed_in_buffers(field, rays, part, near, far)
-            output = field.query(points_at(samples, rays, part), part)
+            samples, fits = self._surveyed_in_buffers(field, rays, settings, near, far)
+            output = field.query(points_at(samples, rays, settings), settings)
             _teach_only_if(fits, output)
         else:
-            samples = self._surveyed(field, rays, part, near, far)
-            output = field.query(points_at(samples, rays, part), part)
+            samples = self._surveyed(field, rays, settings, near, far)
+            output = field.query(points_at(samples, rays, settings), settings)
         weights, opacity, depth, image = composite_rays_train(
             field.to_alpha(output, samples.dt),
-            sample_values(output, rays, part, samples.ray_index),
+            sample_values(output, rays, settings, samples.ray_index),
             samples.t,
             samples.first,
             samples.count,
@@ -126,7 +127,7 @@ class AcceleratedPath(RenderPath):
         normal = image[:, 3:6] if output.normal is not None else None
         return Trace(image[:, :3], opacity, depth, normal, samples, weights, output)
 
-    def _surveyed(self, field: Field, rays: Rays, part: Part, near: Tensor, far: Tensor) -> Samples:
+    def _surveyed(self, field: Field, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor) -> Samples:
         """Survey with the step of the last part, longer if that gives too many samples; remember it for the next.
 
         The memory is a buffer, so that a resumed run steps as one that was never stopped.
@@ -134,22 +135,24 @@ class AcceleratedPath(RenderPath):
         limit = _limit(rays)
         doublings, samples = int(self.doublings), None
         while samples is None:
-            march = self._march(rays, part, near, far, doublings)
-            samples, used = survey(field, march, part, limit, strict=march.max_steps > SHORTEST_MARCH)
+            march = self._march(rays, settings, near, far, doublings)
+            samples, used = survey(field, march, settings, limit, strict=march.max_steps > SHORTEST_MARCH)
             doublings += samples is None
         self.doublings.fill_(max(doublings - (used < SHORTEN_BELOW), 0))
         return samples
 
-    def _march(self, rays: Rays, part: Part, near: Tensor, far: Tensor, doublings: int) -> March:
+    def _march(self, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor, doublings: int) -> March:
         """The march of a training part with steps that are so often doubled, shifted by a random part of a step."""
         steps = self._steps(doublings)
-        generator = part.generator(STREAM_MARCH, near.device)
+        generator = settings.random.generator(Stream.MARCH_OFFSET, near.device)
         noise = torch.rand(len(near), generator=generator, device=near.device, dtype=near.dtype)
         dt = step_sizes(self.grid.bound, steps, self.grid.grid_size)[0]
         # The march samples the middle of each step; the shifted start puts samples at near + (k + noise) dt.
         return March(rays, (near + (noise - 0.5) * dt, far), self.grid, self.dt_gamma, steps)
 
-    def _surveyed_in_buffers(self, field: Field, rays: Rays, part: Part, near: Tensor, far: Tensor) -> tuple[Samples, Tensor]:
+    def _surveyed_in_buffers(
+        self, field: Field, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor
+    ) -> tuple[Samples, Tensor]:
         """As many samples as the buffers hold, and whether all that can be seen are among them, bool [] on the device.
 
         The first part of a source is counted before, and that is waited for.
@@ -157,10 +160,10 @@ class AcceleratedPath(RenderPath):
         if self._known_doublings is None:
             self._known_doublings = int(self.doublings)
         self._learn()
-        capacity = self._capacities.setdefault(part.source, Capacity())
+        capacity = self._capacities.setdefault(settings.source, Capacity())
         limit = _limit(rays)
         while True:
-            march = self._march(rays, part, near, far, self._known_doublings)
+            march = self._march(rays, settings, near, far, self._known_doublings)
             steps = march.max_steps
             if capacity.known:
                 break
@@ -171,8 +174,8 @@ class AcceleratedPath(RenderPath):
                 capacity.learn(needed, needed, len(rays), steps)
         bounds = (limit,) if steps > SHORTEST_MARCH else ()
         sizes = capacity.sizes(len(rays), steps, *bounds)
-        samples, need = survey_within(field, march, part, sizes)
-        self._send(need, part.source, len(rays), steps, limit, sizes)
+        samples, need = survey_within(field, march, settings, sizes)
+        self._send(need, settings.source, len(rays), steps, limit, sizes)
         return samples, (need[0] <= sizes[0]) & (need[1] <= sizes[1])
 
     def _set_doublings(self, doublings: int) -> None:
@@ -222,20 +225,20 @@ class AcceleratedPath(RenderPath):
                 self._set_doublings(max(self._known_doublings - 1, 0))
 
     @torch.no_grad()
-    def _evaluate(self, field: Field, rays: Rays, part: Part, near: Tensor, far: Tensor) -> Trace:
+    def _evaluate(self, field: Field, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor) -> Trace:
         """Rounds of a few samples on every ray that has still something to meet, with half the step of training."""
-        channels = 6 if part.computes_normals else 3
+        channels = 6 if settings.computes_normals else 3
         max_steps = self._steps(max(int(self.doublings) - 1, 0))
         march = March(rays, (near, far), self.grid, self.dt_gamma, max_steps)
         queue = RayQueue.start(rays.origins, rays.directions, near, far, channels)
         while len(queue):
             steps = min(ROUND * len(rays) // len(queue), LONGEST_ROUND)
             samples = Samples(*march_rays(queue, *march.scene, steps, self.dt_gamma, max_steps))
-            output = field.query(points_at(samples, rays, part), part)
+            output = field.query(points_at(samples, rays, settings), settings)
             alpha = field.to_alpha(output, samples.dt)
-            values = sample_values(output, rays, part, samples.ray_index)
+            values = sample_values(output, rays, settings, samples.ray_index)
             composite_rays(queue, alpha, values, samples.t, samples.first, samples.count, MIN_TRANSMITTANCE)
-        normal = queue.image[:, 3:6] if part.computes_normals else None
+        normal = queue.image[:, 3:6] if settings.computes_normals else None
         return Trace(queue.image[:, :3], queue.opacity, queue.depth, normal)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nerf.core.activation import at_least_single
-from nerf.core.structs import Part, Rays
+from nerf.core.structs import Rays, RenderSettings
 from nerf.fields.encoding import make_encoder
 
 
@@ -15,7 +15,7 @@ class Background(nn.Module, ABC):
     """What a ray sees that meets nothing."""
 
     @abstractmethod
-    def color(self, rays: Rays, part: Part) -> Tensor:
+    def color(self, rays: Rays, settings: RenderSettings) -> Tensor:
         """Colour [N, 3] in [0, 1] behind each ray."""
 
     def param_groups(self, lr: float) -> list[dict]:
@@ -31,7 +31,7 @@ class ConstantBackground(Background):
         super().__init__()
         self.register_buffer("value", torch.tensor(colour, dtype=torch.float32))
 
-    def color(self, rays: Rays, part: Part) -> Tensor:
+    def color(self, rays: Rays, settings: RenderSettings) -> Tensor:
         """The one colour, [N, 3]."""
         return self.value.to(rays.directions).expand(len(rays), 3)
 
@@ -50,13 +50,13 @@ class NetworkBackground(Background):
         self.hidden = nn.Linear(self.encoder.output_dim, hidden)
         self.out = nn.Linear(hidden, 3)
 
-    def color(self, rays: Rays, part: Part) -> Tensor:
+    def color(self, rays: Rays, settings: RenderSettings) -> Tensor:
         """Colour [N, 3]; differentiable in the network's parameters."""
         return torch.sigmoid(at_least_single(self.out(functional.relu(self.hidden(self.encoder(rays.directions))))))
 
 
 def chosen_color(background: Tensor, rays: Rays) -> Tensor:
-    """The background that a part prescribes, for every ray.
+    """The background that the settings prescribe, for every ray.
 
     Args:
         background: [3] one colour, [N, 3] one for each ray, or [B, 3] one for each view (where B == N, by ray).

@@ -8,13 +8,12 @@ from torch import Tensor, nn
 
 from nerf.core.errors import UserError
 from nerf.core.shading import shade
-from nerf.core.structs import FieldOutput, Part, Points, Rays, Samples, SurfaceState
+from nerf.core.streams import Stream
+from nerf.core.structs import FieldOutput, Points, Rays, RenderSettings, Samples, SurfaceState
 from nerf.fields.base import Field
 from nerf.mesh.tetrahedra import Surface
 
-# Streams of a part's random numbers that rendering draws from.
-STREAM_COARSE, STREAM_FINE, STREAM_MARCH, STREAM_DIFFUSE = 1, 2, 3, 4
-# Share of the rays of a view-dependent training part that are shaded by their albedo alone, so that the diffuse colour,
+# Share of the rays of a view-dependent training batch that are shaded by their albedo alone, so that the diffuse colour,
 # which export bakes and guidance looks at, is the best one that does not depend on the view.
 DIFFUSE_SHARE = 1.0 / 16.0
 
@@ -43,8 +42,8 @@ class RenderPath(nn.Module, ABC):
     whole_images = False
 
     @abstractmethod
-    def trace(self, field: Field, rays: Rays, part: Part) -> Trace:
-        """Render N rays, perturbed if ``part.training``. Differentiable in the field's parameters."""
+    def trace(self, field: Field, rays: Rays, settings: RenderSettings) -> Trace:
+        """Render N rays, perturbed if ``settings.training``. Differentiable in the field's parameters."""
 
     def update(self, field: Field, generator: torch.Generator) -> None:
         """Look at the field again, for paths that remember where it is empty. Nothing to do for the others."""
@@ -85,65 +84,65 @@ def box(bound: float, like: Tensor) -> Tensor:
     return torch.cat([-corner, corner])
 
 
-def points_at(samples: Samples, rays: Rays, part: Part) -> Points:
+def points_at(samples: Samples, rays: Rays, settings: RenderSettings) -> Points:
     """The samples as points a field can be asked about, with what it may need to know of their rays."""
-    return points_on(samples.positions, samples.ray_index, rays, part)
+    return points_on(samples.positions, samples.ray_index, rays, settings)
 
 
-def points_on(positions: Tensor, ray_index: Tensor, rays: Rays, part: Part) -> Points:
+def points_on(positions: Tensor, ray_index: Tensor, rays: Rays, settings: RenderSettings) -> Points:
     """Positions [M, 3], each on the ray of its index [M], as points a field can be asked about."""
     return Points(
         positions,
-        rays.directions[ray_index] if part.view_dependent else None,
+        rays.directions[ray_index] if settings.view_dependent else None,
         None if rays.image_index is None else rays.image_index[ray_index],
         None if rays.uv is None else rays.uv[ray_index],
     )
 
 
-def lights(rays: Rays, part: Part) -> Tensor:
-    """Unit direction to the light for every ray [N, 3]: the part's light of its view, else towards the camera.
+def lights(rays: Rays, settings: RenderSettings) -> Tensor:
+    """Unit direction to the light for every ray [N, 3]: the light of its view, else towards the camera.
 
     Raises:
-        ValueError: the part has lights for fewer views than the rays belong to.
+        ValueError: there are lights for fewer views than the rays belong to.
     """
-    if part.light is None:
+    if settings.light is None:
         return -rays.directions
-    light = part.light.to(rays.directions)
+    light = settings.light.to(rays.directions)
     if light.ndim == 1:
-        light = light[None].expand(part.num_views, 3)
-    if light.shape[0] < part.num_views:
-        raise ValueError(f"render: expected a light for each of {part.num_views} views, got {light.shape[0]}")
+        return light.expand(len(rays), 3)
+    if rays.shape is not None and light.shape[0] < rays.shape[0]:
+        raise ValueError(f"render: expected a light for each of {rays.shape[0]} views, got {light.shape[0]}")
     return light[rays.view_index]
 
 
-def diffuse_rays(rays: Rays, part: Part) -> Tensor | None:
-    """Which rays [N] (bool) show the diffuse colour although the part is view-dependent; None if none does."""
-    if not (part.training and part.view_dependent):
+def diffuse_rays(rays: Rays, settings: RenderSettings) -> Tensor | None:
+    """Which rays [N] (bool) show the diffuse colour although the colours are view-dependent; None if none does."""
+    if not (settings.training and settings.view_dependent):
         return None
-    generator = part.generator(STREAM_DIFFUSE, rays.origins.device)
+    generator = settings.random.generator(Stream.DIFFUSE_RAYS, rays.origins.device)
     return torch.rand(len(rays), generator=generator, device=rays.origins.device) < DIFFUSE_SHARE
 
 
-def sample_colours(output: FieldOutput, rays: Rays, part: Part, ray_index: Tensor) -> Tensor:
-    """Colour [M, 3] that each sample sends to its camera, under the part's shading.
+def sample_colours(output: FieldOutput, rays: Rays, settings: RenderSettings, ray_index: Tensor) -> Tensor:
+    """Colour [M, 3] that each sample sends to its camera, under the shading that is asked for.
 
     Raises:
-        UserError: a view-dependent part with a shading other than albedo: its light is in the photographs already.
+        UserError: view-dependent colour with a shading other than albedo: its light is in the photographs already.
     """
-    if part.shading == "albedo" and not part.view_dependent:
+    if settings.shading == "albedo" and not settings.view_dependent:
         return output.albedo
-    if part.view_dependent:
-        if part.shading != "albedo":
-            raise UserError(f"view-dependent colour: expected shading 'albedo', got {part.shading!r}")
-        diffuse = diffuse_rays(rays, part)
+    if settings.view_dependent:
+        if settings.shading != "albedo":
+            raise UserError(f"view-dependent colour: expected shading 'albedo', got {settings.shading!r}")
+        diffuse = diffuse_rays(rays, settings)
         if diffuse is None:
             return output.rgb
         return torch.where(diffuse[ray_index, None], output.albedo, output.rgb)
-    light = None if part.shading == "normal" else lights(rays, part)[ray_index]
-    return shade(part.shading, output.albedo, output.normal, light, part.ambient)
+    light = None if settings.shading == "normal" else lights(rays, settings)[ray_index]
+    return shade(settings.shading, output.albedo, output.normal, light, settings.ambient)
 
 
-def sample_values(output: FieldOutput, rays: Rays, part: Part, ray_index: Tensor) -> Tensor:
-    """What is blended along the rays: colour [M, 3], and behind it the normal [M, 3] where the part computes one."""
-    colours = sample_colours(output, rays, part, ray_index)
+def sample_values(output: FieldOutput, rays: Rays, settings: RenderSettings, ray_index: Tensor) -> Tensor:
+    """What is blended along the rays: colour [M, 3], and behind it the normal [M, 3] where normals are computed."""
+    colours = sample_colours(output, rays, settings, ray_index)
     return colours if output.normal is None else torch.cat([colours, output.normal], dim=-1)

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from nerf.core.cameras import clip_space
 from nerf.core.errors import DivergenceError
-from nerf.core.structs import FieldOutput, Part, Rays, SurfaceState
+from nerf.core.structs import FieldOutput, Rays, RenderSettings, SurfaceState
 from nerf.fields.base import Field
 from nerf.mesh.tetrahedra import Surface, TetGrid, close_at_walls, marching_tetrahedra, summed_lattices, tet_grid
 from nerf.render.base import RenderPath, Trace, points_on, sample_colours
@@ -149,7 +149,7 @@ class DMTetPath(RenderPath):
         learning = {name: [p for p in found if p.requires_grad] for name, found in named.items()}
         return [{"params": found, "lr": self.rates[name], "name": name} for name, found in learning.items() if found]
 
-    def trace(self, field: Field, rays: Rays, part: Part) -> Trace:
+    def trace(self, field: Field, rays: Rays, settings: RenderSettings) -> Trace:
         """Rasterise whole images; see :meth:`RenderPath.trace`. Opacity is antialiased coverage, depth that of the surface.
 
         Raises:
@@ -160,14 +160,14 @@ class DMTetPath(RenderPath):
             raise ValueError("DMTetPath: expected Rays of whole images with their views; make them with cameras.view_rays")
         with torch.autocast(rays.origins.device.type, enabled=False):
             surface, distance = self._cut()
-            if part.training and len(surface.faces) == 0:
+            if settings.training and len(surface.faces) == 0:
                 raise DivergenceError(VANISHED)
-            trace = self._rasterised(surface, field, rays, part)
-        if not part.training:
+            trace = self._rasterised(surface, field, rays, settings)
+        if not settings.training:
             return trace
         return replace(trace, surface=SurfaceState(surface.vertices, surface.faces, distance, surface.edges))
 
-    def _rasterised(self, surface: Surface, field: Field, rays: Rays, part: Part) -> Trace:
+    def _rasterised(self, surface: Surface, field: Field, rays: Rays, settings: RenderSettings) -> Trace:
         b, h, w = rays.shape
         clip = clip_space(rays.views, surface.vertices, self.min_near, self.bound)
         raster = rasterize(clip, surface.faces, h, w)
@@ -175,23 +175,23 @@ class DMTetPath(RenderPath):
         attributes = torch.cat([surface.vertices, vertex_normals(surface)], dim=-1)[None]
         at = interpolate(attributes, raster, surface.faces).reshape(-1, 6)[seen]
         points, normal = at[:, :3], functional.normalize(at[:, 3:], dim=-1)
-        colour = sample_colours(_ask(field, points, normal, rays, seen, part), rays, part, seen)
+        colour = sample_colours(_ask(field, points, normal, rays, seen, settings), rays, settings, seen)
         depth = (points - rays.origins[seen]).norm(dim=-1, keepdim=True)
         values = torch.cat([colour, torch.ones_like(depth), depth, normal], dim=-1)
         flat = values.new_zeros(len(rays), 8).index_copy(0, seen, values)
         smooth = antialias(flat.reshape(b, h, w, 8), raster, clip, surface.faces).reshape(-1, 8)
-        shown = smooth[:, 5:] if part.computes_normals else None
+        shown = smooth[:, 5:] if settings.computes_normals else None
         return Trace(smooth[:, :3], smooth[:, 3].clamp(0.0, 1.0), smooth[:, 4], shown)
 
 
-def _ask(field: Field, points: Tensor, normal: Tensor, rays: Rays, seen: Tensor, part: Part) -> FieldOutput:
+def _ask(field: Field, points: Tensor, normal: Tensor, rays: Rays, seen: Tensor, settings: RenderSettings) -> FieldOutput:
     """What the field says of the seen points [M, 3], with the surface's own normals [M, 3] in it."""
-    plain = replace(part, shading="albedo", need_normals=False)
-    size = max(len(points), 1) if part.training else QUERY_CHUNK
+    plain = replace(settings, shading="albedo", need_normals=False)
+    size = max(len(points), 1) if settings.training else QUERY_CHUNK
     pieces = []
     for place, ray in zip(points.split(size), seen.split(size), strict=True):
-        pieces.append(field.query(points_on(place, ray, rays, part), plain))
-    rgb = torch.cat([p.rgb for p in pieces]) if part.view_dependent else None
+        pieces.append(field.query(points_on(place, ray, rays, settings), plain))
+    rgb = torch.cat([p.rgb for p in pieces]) if settings.view_dependent else None
     return FieldOutput(torch.cat([p.density for p in pieces]), torch.cat([p.albedo for p in pieces]), normal, rgb)
 
 

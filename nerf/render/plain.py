@@ -8,9 +8,10 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from nerf.core.structs import FieldOutput, Part, Rays, Samples
+from nerf.core.streams import Stream
+from nerf.core.structs import FieldOutput, Rays, RenderSettings, Samples
 from nerf.fields.base import Field
-from nerf.render.base import STREAM_COARSE, STREAM_FINE, RenderPath, Trace, box, points_at, sample_values
+from nerf.render.base import RenderPath, Trace, box, points_at, sample_values
 from raymarching import near_far_from_aabb
 
 # Every interval keeps this much of a chance of a fine sample, so that a thin part the coarse ones missed can be found.
@@ -30,28 +31,28 @@ class PlainPath(RenderPath):
         super().__init__()
         self.num_steps, self.upsample_steps, self.min_near = num_steps, upsample_steps, min_near
 
-    def trace(self, field: Field, rays: Rays, part: Part) -> Trace:
+    def trace(self, field: Field, rays: Rays, settings: RenderSettings) -> Trace:
         """See :meth:`RenderPath.trace`."""
         near, far = near_far_from_aabb(rays.origins, rays.directions, box(field.bound, rays.origins), self.min_near)
         hit = torch.nonzero(far > near)[:, 0]
         span = torch.stack([near[hit], far[hit]], dim=-1)
-        t = stratified(span, self.num_steps, self._random(part, STREAM_COARSE, len(hit), self.num_steps, span))
+        t = stratified(span, self.num_steps, self._random(settings, Stream.COARSE_SAMPLES, len(hit), self.num_steps, span))
         samples = self._samples(rays, hit, t, span)
-        output = field.query(points_at(samples, rays, part), part)
+        output = field.query(points_at(samples, rays, settings), settings)
         if self.upsample_steps > 0:
             alpha = field.to_alpha(output, samples.dt).detach().view_as(t)
-            random = self._random(part, STREAM_FINE, len(hit), self.upsample_steps, span)
+            random = self._random(settings, Stream.FINE_SAMPLES, len(hit), self.upsample_steps, span)
             fine = importance(borders(t, span), transmitted(alpha)[0], random)
-            extra = field.query(points_at(self._samples(rays, hit, fine, span), rays, part), part)
+            extra = field.query(points_at(self._samples(rays, hit, fine, span), rays, settings), settings)
             t, order = torch.cat([t, fine], dim=-1).sort(dim=-1)
             samples, output = self._samples(rays, hit, t, span), merged(output, extra, order)
-        return self._composite(field, rays, part, hit, samples, output)
+        return self._composite(field, rays, settings, hit, samples, output)
 
-    def _random(self, part: Part, stream: int, n: int, s: int, like: Tensor) -> Tensor:
+    def _random(self, settings: RenderSettings, stream: int, n: int, s: int, like: Tensor) -> Tensor:
         """Where in its stratum each sample lies, [n, s] in [0, 1): random in training, the middle otherwise."""
-        if not part.training:
+        if not settings.training:
             return torch.full((n, s), 0.5, device=like.device, dtype=like.dtype)
-        return torch.rand(n, s, generator=part.generator(stream, like.device), device=like.device, dtype=like.dtype)
+        return torch.rand(n, s, generator=settings.random.generator(stream, like.device), device=like.device, dtype=like.dtype)
 
     def _samples(self, rays: Rays, hit: Tensor, t: Tensor, span: Tensor) -> Samples:
         """Packed samples at distances t [n, S] of the rays that hit the box."""
@@ -63,17 +64,19 @@ class PlainPath(RenderPath):
         dt = borders(t, span).diff(dim=-1).reshape(-1)
         return Samples(positions, flat, dt, ray_index, count.cumsum(0) - count, count)
 
-    def _composite(self, field: Field, rays: Rays, part: Part, hit: Tensor, samples: Samples, output: FieldOutput) -> Trace:
+    def _composite(
+        self, field: Field, rays: Rays, settings: RenderSettings, hit: Tensor, samples: Samples, output: FieldOutput
+    ) -> Trace:
         n, s = len(hit), samples.t.numel() // max(len(hit), 1)
         weights, opacity = transmitted(field.to_alpha(output, samples.dt).view(n, s))
-        values = sample_values(output, rays, part, samples.ray_index)
+        values = sample_values(output, rays, settings, samples.ray_index)
         with torch.autocast(weights.device.type, enabled=False):  # colours are summed in float32 on every path
             summed = torch.einsum("ns,nsc->nc", weights, values.view(n, s, values.shape[-1]))
         depth = (weights * samples.t.view(n, s)).sum(-1)
         sums = torch.cat([opacity[:, None], depth[:, None], summed], dim=-1)
         everywhere = sums.new_zeros(len(rays), sums.shape[-1]).index_copy(0, hit, sums)
         normal = everywhere[:, 5:8] if output.normal is not None else None
-        kept = (samples, weights.reshape(-1), output) if part.training else (None, None, None)
+        kept = (samples, weights.reshape(-1), output) if settings.training else (None, None, None)
         return Trace(everywhere[:, 2:5], everywhere[:, 0], everywhere[:, 1], normal, *kept)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nerf.core.structs import Part, Rays, Samples
+from nerf.core.structs import Rays, RenderSettings, Samples
 from nerf.fields.base import Field
 from nerf.render.base import points_at
 from nerf.render.occupancy import OccupancyGrid
@@ -54,13 +54,15 @@ class March:
 
 
 @torch.no_grad()
-def survey(field: Field, march: March, part: Part, limit: int, strict: bool = True) -> tuple[Samples | None, float]:
+def survey(
+    field: Field, march: March, settings: RenderSettings, limit: int, strict: bool = True
+) -> tuple[Samples | None, float]:
     """March the rays in rounds, as far as light reaches, and keep the samples that can be seen.
 
     Args:
         field: asked for alphas.
         march: N rays and their steps.
-        part: the part that the rays are of.
+        settings: of the part that the rays belong to.
         limit: how many samples may be seen; twice as many may be looked at.
         strict: give up above the limit.
 
@@ -76,7 +78,7 @@ def survey(field: Field, march: March, part: Part, limit: int, strict: bool = Tr
         looked += len(found)
         if strict and looked > 2 * limit:
             return None, looked / (2 * limit)
-        alpha = field.alpha(points_at(found, rays, part), found.dt, part)
+        alpha = field.alpha(points_at(found, rays, settings), found.dt, settings)
         composite_rays(queue, alpha, alpha[:, None], found.t, found.first, found.count, SEEN_LIGHT)
         rounds.append(found)
         alphas.append(alpha)
@@ -150,11 +152,11 @@ def count_samples(march: March) -> int:
 
 
 @torch.no_grad()
-def survey_within(field: Field, march: March, part: Part, capacity: tuple[int, int]) -> tuple[Samples, Tensor]:
+def survey_within(field: Field, march: March, settings: RenderSettings, capacity: tuple[int, int]) -> tuple[Samples, Tensor]:
     """What :func:`survey` finds, in buffers of a given size and without waiting for a GPU.
 
     Args:
-        field, march, part: as for :func:`survey`; at least one ray.
+        field, march, settings: as for :func:`survey`; at least one ray.
         capacity: how many samples are looked at, and how many can be kept.
 
     Returns:
@@ -165,7 +167,7 @@ def survey_within(field: Field, march: March, part: Part, capacity: tuple[int, i
     found = march.at_once(capacity[0])
     told = overflow(found.t.device)
     total = found.count.sum()
-    alpha = field.alpha(points_at(found, march.rays, part), found.dt, part)
+    alpha = field.alpha(points_at(found, march.rays, settings), found.dt, settings)
     keep = _visible(alpha, found.t, found.first, found.count)
     keep &= torch.arange(len(keep), device=keep.device) < total
     place = keep.cumsum(0)

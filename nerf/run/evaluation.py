@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from nerf import provider
-from nerf.config.config import Config
+from nerf.config.stages import Stage
 from nerf.core import cameras, images
-from nerf.core.structs import Part, RenderOutput, Views
+from nerf.core.structs import RenderOutput, RenderSettings, Views
+from nerf.data.posed_images import Photographs
 from nerf.mesh import export
 from nerf.mesh.mesh import Mesh
 from nerf.renderer import NeRFRenderer
@@ -20,6 +21,7 @@ from nerf.run import metrics
 from nerf.run.checkpoint import run_name
 from nerf.run.logger import Report
 from nerf.run.workspace import has_later_stage
+from nerf.training.sources import RunInfo
 
 PREVIEW_SIZE = 128
 PREVIEW_VIEWS = 4
@@ -30,42 +32,36 @@ class Evaluator:
     """Shows a model.
 
     Args:
-        config: the frozen options.
+        stage: of the run, with its options; names of files after the first stage's carry its name.
         model: renders.
         report: where log lines, scalars and ``result.json`` go.
         held_out: photographs that training does not see, by split ("val", "test"); empty for text.
-        transform: [4, 4] from the box that is trained in to the data's own world, or None.
-        stage: of the run; names of files after the first stage's carry it.
-        notes: what exported files say beside prompt and seed, such as the licence of the weights.
     """
 
     def __init__(
         self,
-        config: Config,
+        stage: Stage,
         model: NeRFRenderer,
         report: Report,
-        held_out: dict | None = None,
-        transform=None,
-        stage: str = "nerf",
-        notes: dict[str, str] | None = None,
+        held_out: dict[str, Photographs] | None = None,
     ):
-        self.config, self.model, self.report, self.stage = config, model, report, stage
-        self.held_out, self.notes = held_out or {}, notes or {}
-        self.transform = transform
+        self.stage, self.model, self.report = stage, model, report
+        self.config = stage.config
+        self.held_out = held_out or {}
         self.device = next(model.parameters()).device
-        self.workspace = Path(config.output.workspace)
+        self.workspace = Path(self.config.output.workspace)
 
-    def part(self) -> Part:
+    def settings(self) -> RenderSettings:
         """How evaluation renders: plain albedo, or the photographs' own colours over what is behind their alpha."""
         photos = next(iter(self.held_out.values()), None)
         background = None if photos is None else photos.background
-        return Part("eval", background=background, training=False, view_dependent=self.config.data.data is not None)
+        return RenderSettings(training=False, background=background, view_dependent=self.config.data.data is not None)
 
     @torch.no_grad()
-    def render(self, views: Views, part: Part | None = None) -> RenderOutput:
+    def render(self, views: Views, settings: RenderSettings | None = None) -> RenderOutput:
         """Render whole views [B], one after the other; nothing of training's randomness is touched."""
-        part = part or self.part()
-        outputs = [self.model.render(cameras.view_rays(views[i].to(self.device)), part) for i in range(len(views))]
+        settings = settings or self.settings()
+        outputs = [self.model.render(cameras.view_rays(views[i].to(self.device)), settings) for i in range(len(views))]
         if len(outputs) == 1:
             return outputs[0]
         joined = {name: torch.cat([getattr(o, name) for o in outputs]) for name in ("image", "opacity", "depth", "background")}
@@ -82,7 +78,7 @@ class Evaluator:
         """Four small views side by side, ``validation/df_step_########_preview.png``."""
         size = min(PREVIEW_SIZE, self.config.output.H)
         out = self.render(self._show_views(PREVIEW_VIEWS, size, size))
-        path = self.workspace / "validation" / f"{run_name(step, self.stage)}_preview.png"
+        path = self.workspace / "validation" / f"{run_name(step, self.stage.name)}_preview.png"
         images.write_png(path, np.concatenate(list(_pictures(out)), axis=1))
         return path
 
@@ -93,13 +89,13 @@ class Evaluator:
         output = self.config.output
         views = self._show_views(output.dataset_size_valid, output.H, output.W)
         for i in range(len(views)):
-            self._write_frame("validation", f"{run_name(step, self.stage)}_{i + 1:04d}", self.render(views[i]))
+            self._write_frame("validation", f"{run_name(step, self.stage.name)}_{i + 1:04d}", self.render(views[i]))
         return {}
 
     def test(self, step: int) -> dict[str, float]:
         """Write the turntable (or the six views) to ``results/``; returns the metrics of held-out photographs."""
         output = self.config.output
-        name = run_name(step, self.stage)
+        name = run_name(step, self.stage.name)
         if output.six_views:
             views = provider.six_views(self.config, output.H, output.W)
             for i in range(len(views)):
@@ -109,19 +105,19 @@ class Evaluator:
             self._write_turntable(name)
         return self._measure("test", step) if "test" in self.held_out else {}
 
-    def save_mesh(self) -> export.ExportReport:
+    def save_mesh(self, run: RunInfo) -> export.ExportReport:
         """Extract (or, in a mesh stage, take), clean, unwrap, bake and write the mesh to ``mesh/``.
 
         A stage that is shown again after a later one writes beside it, to ``mesh_<stage>/``. What an export with other
         flags left in the folder goes, so that all files there are of one mesh.
         """
         output, surface = self.config.output, self.model.surface()
-        shown_again = has_later_stage(self.workspace, self.stage)
+        shown_again = has_later_stage(self.workspace, self.stage.name)
         said = {} if self.config.prompt.text is None else {"prompt": self.config.prompt.text}
         common = dict(
             albedo=self.model.albedo,
             bound=self.model.bound,
-            folder=self.workspace / (f"mesh_{self.stage}" if shown_again else "mesh"),
+            folder=self.workspace / (f"mesh_{self.stage.name}" if shown_again else "mesh"),
             options=export.ExportOptions(
                 decimate_target=output.decimate_target,
                 max_error=output.decimate_error,
@@ -133,8 +129,8 @@ class Evaluator:
                 ply=output.mesh_ply,
                 export_frame=output.export_frame,
             ),
-            transform=self.transform,
-            metadata=said | {"seed": self.config.runtime.seed, "stage": self.stage} | self.notes,
+            transform=run.transform,
+            metadata=said | {"seed": self.config.runtime.seed, "stage": self.stage.name} | run.notes,
             report=self.report.log,
             device=self.device,
         )
@@ -186,15 +182,15 @@ class Evaluator:
         photos = self.held_out[split]
         rows = []
         for i in range(len(photos)):
-            batch, usable = photos.measured(i, ideal=self.stage == "dmtet")
-            out = self.render(batch.views, batch.resolve(self.part()))
+            batch, usable = photos.measured(i, ideal=self.stage.kind.photo_layout == "image")
+            out = self.render(batch.views, batch.settings(self.settings()))
             shape = out.shape[1:]
             image, truth = (colour.reshape(*shape, 3) for colour in (out.image.clamp(0, 1), batch.rgb.to(self.device)))
             usable = None if usable is None else usable.reshape(shape)
             rows.append((metrics.psnr(image, truth, usable), metrics.ssim(image, truth, usable)))
             if i < PREVIEW_VIEWS:
                 pair = np.concatenate([images.to_uint8(image), images.to_uint8(truth)], axis=1)
-                images.write_png(self.workspace / "validation" / f"{run_name(step, self.stage)}_{split}_{i:04d}.png", pair)
+                images.write_png(self.workspace / "validation" / f"{run_name(step, self.stage.name)}_{split}_{i:04d}.png", pair)
         found = {
             f"{split}_psnr": float(np.nanmean([float(r[0]) for r in rows])),
             f"{split}_ssim": float(np.nanmean([float(r[1]) for r in rows])),

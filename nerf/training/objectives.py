@@ -1,27 +1,41 @@
 """Objectives: rendered pixels and samples in, named unweighted loss terms out.
 
-An objective says which terms it makes and what it needs of a part (whole images, or samples along the rays); ``check`` holds
-that against the plan before the first step, so a contradiction is told at the start and not in the middle of a run. Weights
-live in the plan, never here. Letters: B views, N rays, M samples.
+An objective says which terms it makes, how often, and what it needs of a part; ``check`` compares that with the plan before
+the first step, so a contradiction is reported at the start and not in the middle of a run. Weights live in the plan, never
+here. Letters: B views, N rays, M samples.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from guidance.base import Guidance
-from nerf.config.config import Config
+from nerf.config.stages import Stage
 from nerf.core.errors import UserError
+from nerf.core.streams import Stream
 from nerf.core.structs import Batch, Part, Points, RenderOutput, StepPlan
 from nerf.fields.base import Field
 from nerf.training import losses
 
 # How far the second point of the 3-D smoothness stands from the first, in scene units (standard deviation).
 NEIGHBOUR_DISTANCE = 1e-2
-# Streams of a part's random numbers that objectives draw from.
-STREAM_NEIGHBOUR, STREAM_TOTAL_VARIATION = 101, 102
-SAMPLE_TERMS = ("orient", "normal_smooth_3d")  # those that look at the samples along the rays
+Need = Literal["image", "samples"]
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """What one objective says of one rendered part."""
+
+    terms: dict[str, Tensor] = field(default_factory=dict)  # name -> unweighted scalar; only terms with a weight
+    stats: dict[str, Tensor] = field(default_factory=dict)  # for the log: scalars, read when they are written
+    images: dict[str, Tensor] = field(default_factory=dict)  # for people: name -> [B, 3, H, W] in [0, 1]
+
+    def all(self) -> tuple[dict[str, Tensor], ...]:
+        """The three of them."""
+        return self.terms, self.stats, self.images
 
 
 class Objective(ABC):
@@ -29,61 +43,86 @@ class Objective(ABC):
 
     Attributes:
         terms: names of the loss terms it can make.
-        sources: the sources of views it looks at.
-        needs_image: it can only look at whole images.
+        scope: "part", evaluated for every part it applies to, or "step", for the first of them alone: regularisers of the
+            model itself, which do not count twice because a step has two parts.
+        needs: what it looks at beyond pixels: "image" (whole images) or "samples" (along the rays).
+        sample_terms: those of the terms that look at samples.
+        needs_loss_scale: it looks at ``loss_scale``, the factor that automatic mixed precision puts on the losses of this
+            step; the trainer then sets it, which costs a wait on CUDA.
     """
 
     terms: tuple[str, ...]
-    sources: tuple[str, ...] = ("guided", "photos")
-    needs_image = False
+    scope: Literal["part", "step"] = "part"
+    needs: frozenset[Need] = frozenset()
+    sample_terms: tuple[str, ...] = ()
+    needs_loss_scale = False
+    loss_scale: float = 1.0
 
     def applies(self, part: Part, plan: StepPlan) -> bool:
         """Whether this objective has something to say about the part under the plan's weights."""
-        return part.source in self.sources and any(plan.wants(term) for term in self.terms)
+        return any(plan.wants(term) for term in self.terms)
 
     @abstractmethod
-    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> dict[str, Tensor]:
+    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
         """Unweighted scalar terms by name; only those whose weight in the plan is not zero."""
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Optimiser groups of the objective's own parameters; most have none."""
+        return []
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of the objective; nothing for one without parameters."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: the checkpoint holds a state and this objective has none.
+        """
+        if state:
+            raise ValueError(f"{type(self).__name__}: expected an empty state, got {sorted(state)}")
 
 
 def check(objectives: list[Objective], plan: StepPlan) -> None:
-    """Hold what the objectives need against what the parts of a plan deliver.
+    """Compare what the objectives need with what the parts of a plan deliver.
 
     Raises:
         UserError: an objective needs whole images and the part draws random rays.
     """
     for part in plan.parts:
         for objective in (o for o in objectives if o.applies(part, plan)):
-            if objective.needs_image and part.num_rays is not None:
+            if "image" in objective.needs and part.request.layout == "rays":
                 raise UserError(
-                    f"{type(objective).__name__} needs whole images, but the source {part.source!r} draws {part.num_rays} "
-                    f"random rays; set the weights of {', '.join(objective.terms)} to 0 or drop that source"
+                    f"{type(objective).__name__} needs whole images, but the source {part.source!r} draws "
+                    f"{part.request.num_rays} random rays; set the weights of {', '.join(objective.terms)} to 0 or drop "
+                    "that source"
                 )
 
 
-def unheard(plan: StepPlan, triangles: bool) -> list[str]:
-    """Sentences about terms that have a weight in the plan and nothing to look at.
-
-    Args:
-        plan: of a step.
-        triangles: the render path shows triangles, so there are no samples along the rays.
-    """
-    names = [name for name in SAMPLE_TERMS if triangles and plan.wants(name)]
+def inapplicable_terms(objectives: list[Objective], plan: StepPlan, stage: Stage) -> list[str]:
+    """Sentences about terms that have a weight in the plan and, in this stage, nothing to look at."""
+    if not stage.kind.triangles:
+        return []
+    along_rays = [term for o in objectives if "samples" in o.needs for term in o.sample_terms if plan.wants(term)]
     return [
-        f"{name} has a weight, but looks at samples along rays, and triangles have none; it does nothing in the mesh "
+        f"{name} has a weight, but needs samples along rays, and triangles have none; it has no effect in the mesh "
         "stage, where --lambda_mesh_normal and --lambda_mesh_laplacian keep the surface smooth"
-        for name in names
+        for name in along_rays
     ]
 
 
 class KnownView(Objective):
-    """Colour, mask, depth and normals that are known from photographs."""
+    """Colour, mask, depth and normals that the source knows."""
 
     terms = ("rgb", "mask", "depth", "normal")
-    sources = ("photos",)
 
-    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> dict[str, Tensor]:
-        terms = {}
+    def applies(self, part: Part, plan: StepPlan) -> bool:
+        """See :meth:`Objective.applies`."""
+        return part.has_targets and super().applies(part, plan)
+
+    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
+        terms: dict[str, Tensor] = {}
         if plan.wants("rgb") and batch.rgb is not None:
             terms["rgb"] = losses.image_mse(out.image, batch.rgb)
         if plan.wants("mask") and batch.mask is not None:
@@ -92,39 +131,47 @@ class KnownView(Objective):
             terms["depth"] = losses.depth_pearson(out.depth, batch.depth, batch.mask)
         if plan.wants("normal") and batch.normal is not None and batch.mask is not None and out.normal is not None:
             terms["normal"] = losses.normal_cosine(out.normal, batch.normal, batch.mask)
-        return terms
+        return ObjectiveOutput(terms)
 
 
 class Guided(Objective):
-    """What the guidance models think of a rendered image: score distillation and its kin."""
+    """What the guidance models think of a rendered image: score distillation and its descendants."""
 
-    terms = ("sds",)
-    sources = ("guided",)
-    needs_image = True
+    needs = frozenset({"image"})
 
     def __init__(self, guidance: list[Guidance], grad_clip_rgb: float = -1.0, debug_interval: int = 0):
-        """``debug_interval``: every so many steps ``debug`` holds what the guidance saw and wants; 0 never."""
-        self.guidance = guidance
-        self.grad_clip_rgb = grad_clip_rgb
-        self.debug_interval = debug_interval
-        self.loss_scale = 1.0  # the AMP scale of the present step, for a clip that means the same under AMP
-        self.debug: dict[str, Tensor] = {}  # name -> [B, 3, H, W]
-        self.stats: dict[str, Tensor] = {}  # for the log: scalars that are read only when they are written
+        """Make the objective.
 
-    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> dict[str, Tensor]:
+        Args:
+            guidance: prepared models, each with a name of its own.
+            grad_clip_rgb: bound on each element of the gradient at the rendered image; below 0 none.
+            debug_interval: every so many steps ``images`` hold what the guidance saw and wants; 0 never.
+        """
+        self.guidance = guidance
+        self.terms = tuple(f"sds/{model.name}" for model in guidance)
+        self.grad_clip_rgb = grad_clip_rgb
+        self.needs_loss_scale = grad_clip_rgb > 0
+        self.debug_interval = debug_interval
+
+    def applies(self, part: Part, plan: StepPlan) -> bool:
+        """See :meth:`Objective.applies`."""
+        return part.guided and super().applies(part, plan)
+
+    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
+        """See :meth:`Objective.__call__`."""
         image = out.image
-        if part.space == "latent":
+        if part.settings.space == "latent":
             # Shaded normals and opacity stand in for the four latent channels while the shape forms (Fantasia3D, sec. 3.2).
             image = torch.cat([image, out.opacity[:, None]], dim=-1)
         pictures = out.as_images(self._clipped(image))
-        looks = self.debug_interval > 0 and plan.step % self.debug_interval == 0
-        self.debug, self.stats, total = {}, {}, 0.0
-        for guidance in self.guidance:
-            answer = guidance.loss(pictures, batch.views, part, plan.t_range, debug=looks)
-            total = total + answer.loss
-            self.stats |= {f"{guidance.name}_{name}": value for name, value in answer.stats.items()}
-            self.debug |= {f"{guidance.name} {name}": value for name, value in (answer.debug or {}).items()}
-        return {"sds": total}
+        debug = self.debug_interval > 0 and plan.step % self.debug_interval == 0
+        result = ObjectiveOutput()
+        for model in (model for model in self.guidance if plan.wants(f"sds/{model.name}")):
+            answer = model.loss(pictures, batch.views, part, plan.controls[model.name], debug=debug)
+            result.terms[f"sds/{model.name}"] = answer.loss
+            result.stats.update({f"{model.name}_{name}": value for name, value in answer.stats.items()})
+            result.images.update({f"{model.name} {name}": value for name, value in (answer.debug or {}).items()})
+        return result
 
     def _clipped(self, image: Tensor) -> Tensor:
         if self.grad_clip_rgb <= 0 or not image.requires_grad:
@@ -134,14 +181,20 @@ class Guided(Objective):
         image.register_hook(lambda grad: grad.clamp(-bound, bound))
         return image
 
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Optimiser groups of guidance that learns beside the field."""
+        return [group for model in self.guidance for group in model.param_groups(lr)]
+
 
 class RayRegularisers(Objective):
     """Opacity, entropy and orientation: sums along a ray, means over rays, equal in meaning on every render path."""
 
     terms = ("opacity", "entropy", "orient")
+    needs = frozenset({"samples"})
+    sample_terms = ("orient",)
 
-    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> dict[str, Tensor]:
-        terms = {}
+    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
+        terms: dict[str, Tensor] = {}
         if plan.wants("opacity"):
             terms["opacity"] = losses.opacity(out.opacity)
         if plan.wants("entropy"):
@@ -149,77 +202,85 @@ class RayRegularisers(Objective):
         if plan.wants("orient") and out.field is not None and out.field.normal is not None:
             directions = batch.rays.directions[out.samples.ray_index]
             terms["orient"] = losses.orientation(out.weights, out.field.normal, directions, len(batch.rays))
-        return terms
+        return ObjectiveOutput(terms)
 
 
 class Smoothness(Objective):
     """Normals that change slowly: across the image (2-D) and between near points of the field (3-D)."""
 
     terms = ("normal_smooth_2d", "normal_smooth_3d")
-    sources = ("guided",)
-    needs_image = True
+    needs = frozenset({"image", "samples"})
+    sample_terms = ("normal_smooth_3d",)
 
     def __init__(self, field: Field):
         self.field = field
 
-    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> dict[str, Tensor]:
-        terms = {}
+    def applies(self, part: Part, plan: StepPlan) -> bool:
+        """See :meth:`Objective.applies`."""
+        return part.guided and super().applies(part, plan)
+
+    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
+        terms: dict[str, Tensor] = {}
         if out.normal is None:
-            return terms
+            return ObjectiveOutput()
         if plan.wants("normal_smooth_2d"):
             terms["normal_smooth_2d"] = losses.normal_smooth_2d(out.as_images(out.normal))
         if plan.wants("normal_smooth_3d") and out.field is not None and out.field.normal is not None:
             at = out.samples.positions
-            rng = part.generator(STREAM_NEIGHBOUR, at.device)
+            rng = part.random.generator(Stream.NORMAL_NEIGHBOURS, at.device)
             near = at + NEIGHBOUR_DISTANCE * torch.randn(at.shape, generator=rng, device=at.device, dtype=at.dtype)
-            neighbour = self.field.query(Points(near), part).normal
+            neighbour = self.field.query(Points(near), part.settings).normal
             terms["normal_smooth_3d"] = losses.normal_smooth_3d(out.field.normal, neighbour, out.weights, len(batch.rays))
-        return terms
+        return ObjectiveOutput(terms)
 
 
 class GridRegularisers(Objective):
     """Total variation and weight decay of the encoder's table; they need points of the field and no rays."""
 
     terms = ("tv", "weight_decay")
+    scope = "step"
 
     def __init__(self, field: Field):
         self.field = field
 
-    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> dict[str, Tensor]:
-        terms = {}
+    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
+        terms: dict[str, Tensor] = {}
         if plan.wants("tv"):
-            terms["tv"] = self.field.total_variation(part.generator(STREAM_TOTAL_VARIATION, out.image.device))
+            terms["tv"] = self.field.total_variation(part.random.generator(Stream.TOTAL_VARIATION, out.image.device))
         if plan.wants("weight_decay"):
             terms["weight_decay"] = self.field.weight_decay()
-        return terms
+        return ObjectiveOutput(terms)
 
 
 class MeshRegularisers(Objective):
     """A smooth surface: neighbouring triangles that face alike, vertices amid their neighbours, few changes of sign."""
 
     terms = ("mesh_normal", "mesh_laplacian", "mesh_sign")
+    scope = "step"
 
     def __init__(self, laplacian: str):
         """``laplacian``: "uniform" or "cotangent" weights."""
         self.laplacian = {"uniform": losses.laplacian_uniform, "cotangent": losses.laplacian_cotangent}[laplacian]
 
-    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> dict[str, Tensor]:
-        terms, surface = {}, out.surface
+    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
+        terms: dict[str, Tensor] = {}
+        surface = out.surface
         if surface is None:
-            return terms
+            return ObjectiveOutput()
         if plan.wants("mesh_normal"):
             terms["mesh_normal"] = losses.normal_consistency(surface.vertices, surface.faces)
         if plan.wants("mesh_laplacian"):
             terms["mesh_laplacian"] = self.laplacian(surface.vertices, surface.faces)
         if plan.wants("mesh_sign"):
             terms["mesh_sign"] = losses.sdf_sign_entropy(surface.distance, surface.crossing)
-        return terms
+        return ObjectiveOutput(terms)
 
 
-def build(config: Config, field: Field, guidance: list[Guidance]) -> list[Objective]:
-    """The objectives of a run, in the order in which they are evaluated."""
+def build(stage: Stage, field: Field, guidance: list[Guidance]) -> list[Objective]:
+    """The objectives of a stage, in the order in which they are evaluated."""
+    config = stage.config
     objectives: list[Objective] = [KnownView(), RayRegularisers(), Smoothness(field), GridRegularisers(field)]
-    if config.dmtet.dmtet:
+    if stage.kind.triangles:
         objectives.append(MeshRegularisers(config.loss.mesh_laplacian))
     if guidance:
         interval = config.guidance.save_guidance_interval if config.guidance.save_guidance else 0

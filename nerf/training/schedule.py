@@ -1,73 +1,60 @@
-"""All that varies with the step, decided in one place: ``plan(step, config, ...) -> StepPlan``.
+"""All that varies with the step, decided in one place: ``plan(step, run, sources) -> StepPlan``.
 
 A plan is a pure function of the step, the options and the seed. Nothing here is remembered from one step to the next, so a
 resumed run makes the plans that an uninterrupted one would have made.
 """
 
-import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
 from nerf.config.config import Config
-from nerf.core.structs import Part, StepPlan
+from nerf.core.streams import Random, derived_seed
+from nerf.core.structs import Control, Part, RenderSettings, StepPlan, ViewRequest
+from nerf.training.sources import RunInfo, Source
 
 # How quickly the regularisers and the encoder's levels come in, as multiples of the training progress.
 ENTROPY_RAMP = 2.0
 TV_RAMP = 2.0
 LEVEL_START, LEVEL_RAMP = 0.25, 2.0
 WHITE_BACKGROUND_RATE = 0.3
+NORMAL_TERMS = ("orient", "normal_smooth_2d", "normal")  # what looks at rendered normals
 
 
-def derived_seed(seed: int, *path: int | str) -> int:
-    """An independent 62-bit seed for each ``path`` (say step, part number) under one run seed."""
-    digest = hashlib.blake2b(repr((seed, *path)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 2
-
-
-def progress(step: int, config: Config) -> float:
-    """Training progress of a step in [0, 1], between ``--exp_start_iter`` and ``--exp_end_iter`` where they are given."""
-    start, end = config.span
-    return min(max((step - start) / max(end - start, 1), 0.0), 1.0)
-
-
-def plan(step: int, config: Config, sources: tuple[str, ...], spaces: tuple[str, ...] = ("rgb",)) -> StepPlan:
+def plan(step: int, run: RunInfo, sources: Mapping[str, Source]) -> StepPlan:
     """The plan of one training step.
 
     Args:
         step: 0-based.
-        config: the frozen options.
-        sources: which sources of views this run has, of "guided" and "photos".
-        spaces: the image spaces every guidance accepts; latent warm-up needs "latent" among them.
+        run: the stage of the run.
+        sources: name -> source of views, in the order of the parts; each may sit the step out.
     """
-    fraction = progress(step, config)
+    config, fraction = run.config, run.fraction(step)
+    weights = term_weights(fraction, run)
     parts = []
-    for number, source in enumerate(sources):
-        seed = derived_seed(config.runtime.seed, step, number)
-        if source == "guided":
-            parts.append(_guided_part(fraction, config, spaces, seed))
-        elif source == "photos":
-            parts.append(_photo_part(fraction, config, seed))
-        else:
-            raise ValueError(f"plan: unknown source of views {source!r}; known are 'guided' and 'photos'")
-    weights = term_weights(fraction, config)
-    if any(weights.get(name, 0) > 0 for name in ("orient", "normal_smooth_2d", "normal")):
-        known = config.dmtet.dmtet and weights["normal"] > 0
-        parts = [replace(part, need_normals=True) if known else with_normals(part) for part in parts]
+    for number, source in enumerate(sources.values()):
+        part = source.plan_part(step, run, Random(derived_seed(config.runtime.seed, step, number)))
+        if part is not None:
+            parts.append(_with_normals(part, weights, run))
     lr_scale = config.optim.lr_decay**fraction
-    return StepPlan(step, fraction, tuple(parts), weights, _t_range(fraction, config), lr_scale)
+    return StepPlan(step, fraction, tuple(parts), weights, controls(fraction, run), lr_scale)
 
 
-def with_normals(part: Part) -> Part:
-    """The part with normals asked for, unless its colours are photographs, where a field's normals serve no objective."""
-    return part if part.source == "photos" else replace(part, need_normals=True)
+def _with_normals(part: Part, weights: Mapping[str, float], run: RunInfo) -> Part:
+    """The part with normals asked for, where some objective looks at them.
+
+    A field's normals serve no objective against photographs; the normals of a surface do.
+    """
+    wanted = part.guided and any(weights.get(name, 0.0) > 0 for name in NORMAL_TERMS)
+    wanted |= part.has_targets and run.stage.kind.triangles and weights.get("normal", 0.0) > 0
+    return replace(part, settings=replace(part.settings, need_normals=True)) if wanted else part
 
 
-def term_weights(fraction: float, config: Config) -> dict[str, float]:
+def term_weights(fraction: float, run: RunInfo) -> dict[str, float]:
     """Weight of every loss term at this point of training; the names are those in the logs."""
-    loss = config.loss
-    return {
-        "sds": config.guidance.lambda_guidance,
+    loss = run.config.loss
+    return {f"sds/{guidance.name}": run.config.guidance.lambda_guidance for guidance in run.guidances} | {
         "rgb": loss.lambda_rgb,
         "mask": loss.lambda_mask,
         "depth": loss.lambda_depth * fraction,
@@ -85,6 +72,12 @@ def term_weights(fraction: float, config: Config) -> dict[str, float]:
     }
 
 
+def controls(fraction: float, run: RunInfo) -> dict[str, Control]:
+    """What is asked of each guidance at this point of training."""
+    control = Control(_t_range(fraction, run.config), _guidance_scale(fraction, run.config))
+    return {guidance.name: replace(control, options=guidance.options) for guidance in run.guidances}
+
+
 def _t_range(fraction: float, config: Config) -> tuple[float, float]:
     """Diffusion time range; its upper end comes down by the share ``--t_anneal`` of its width over the run."""
     low, high = config.guidance.t_range
@@ -97,7 +90,8 @@ def _guidance_scale(fraction: float, config: Config) -> float:
     return scale - config.guidance.guidance_anneal * fraction * (scale - 1.0)
 
 
-def _max_level(fraction: float, config: Config) -> float:
+def max_level(fraction: float, config: Config) -> float:
+    """Fraction of the encoder's levels that is on, with ``--progressive_level`` few at first."""
     return min(1.0, LEVEL_START + LEVEL_RAMP * fraction) if config.field.progressive_level else 1.0
 
 
@@ -108,17 +102,17 @@ def _size(fraction: float, config: Config) -> tuple[int, int]:
     return max(camera.h // halve, 1), max(camera.w // halve, 1)
 
 
-def _guided_part(fraction: float, config: Config, spaces: tuple[str, ...], seed: int) -> Part:
-    """Shading, light and background of the views that guidance looks at (the mode ladder of the peer's train_step)."""
+def guided_part(source: str, step: int, run: RunInfo, random: Random) -> Part:
+    """Shading, light and background of the views that guidance looks at (the modes of DreamFusion, sec. 3.2)."""
+    config, fraction = run.config, run.fraction(step)
     schedule, views = config.schedule, config.camera.batch_size
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(random.seed)
     draw = torch.rand(4, generator=rng).tolist()
     height, width = _size(fraction, config)
-    common = dict(source="guided", fraction=fraction, num_views=views, height=height, width=width, seed=seed)
-    common |= {"max_level": _max_level(fraction, config), "guidance_scale": _guidance_scale(fraction, config),
-               "prior_detail": config.guidance.prior_detail}  # fmt: skip
-    if fraction < schedule.latent_iter_ratio and "latent" in spaces:
-        return Part(**common, shading="normal", space="latent")
+    request = ViewRequest(source, num_views=views, height=height, width=width, fraction=fraction, random=random)
+    settings = RenderSettings(source, max_level=max_level(fraction, config), random=random)
+    if fraction < schedule.latent_iter_ratio and "latent" in run.spaces:
+        return Part(request, replace(settings, shading="normal", space="latent"), guided=True)
     if fraction < schedule.albedo_iter_ratio or draw[3] < schedule.albedo_rate:
         shading, ambient = "albedo", 1.0
     else:
@@ -128,13 +122,18 @@ def _guided_part(fraction: float, config: Config, spaces: tuple[str, ...], seed:
     if config.field.bg_radius <= 0 or draw[2] > 0.5:
         background = torch.rand(views, 3, generator=rng)
         background[torch.rand(views, generator=rng) < WHITE_BACKGROUND_RATE] = 1.0
-    return Part(**common, shading=shading, ambient=ambient, background=background)
+    return Part(request, replace(settings, shading=shading, ambient=ambient, background=background), guided=True)
 
 
-def _photo_part(fraction: float, config: Config, seed: int) -> Part:
-    """Random rays over all photographs, or whole ones in the mesh stage, coloured by the view-dependent head."""
-    part = Part(source="photos", fraction=fraction, seed=seed, view_dependent=True, max_level=_max_level(fraction, config))
-    if not config.dmtet.dmtet:
-        return replace(part, num_rays=config.data.num_rays)
-    camera = config.camera
-    return replace(part, num_views=camera.batch_size, height=camera.h, width=camera.w)
+def photo_part(source: str, step: int, run: RunInfo, random: Random) -> Part:
+    """Random rays over all photographs, or whole ones where a surface is rasterised, by the view-dependent head."""
+    config, fraction = run.config, run.fraction(step)
+    request = ViewRequest(source, fraction=fraction, random=random)
+    if run.stage.kind.photo_layout == "image":
+        camera = config.camera
+        request = replace(request, num_views=camera.batch_size, height=camera.h, width=camera.w)
+    else:
+        request = replace(request, layout="rays", num_rays=config.data.num_rays)
+    level = max_level(fraction, config)
+    settings = RenderSettings(source, view_dependent=True, max_level=level, random=random)
+    return Part(request, settings, has_targets=True)

@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 
 from guidance import sd_utils
-from guidance.base import Conditions
+from guidance.base import CameraRequirements, Conditions
 from guidance.distillation import weight
 from guidance.perpneg_utils import PerpNeg
 from guidance.prior import detail, model
-from guidance.sd_utils import NOISE_STREAM, TIME_STREAM, Settings, StableDiffusion
+from guidance.sd_utils import Settings, StableDiffusion, StageOptions
 from nerf.core.cameras import orbit
 from nerf.core.errors import DivergenceError, UserError
-from nerf.core.structs import Part
+from nerf.core.streams import Random, Stream
+from nerf.core.structs import Control
+from tests.helpers.parts import part_of
 
 T_RANGE = (0.02, 0.98)
 PROMPT = "a red car"
@@ -47,10 +49,10 @@ def embedded(prior_folder):
     return make(prior_folder, guidance_scale=7.5)
 
 
-def gradient(model, image, views, part=None, t_range=T_RANGE):
+def gradient(model, image, views, part=None, **control):
     """Gradient of the loss with respect to the image."""
     image = image.clone().requires_grad_()
-    model.loss(image, views, part or Part("guided"), t_range).loss.backward()
+    model.loss(image, views, part or part_of("guided"), Control(**{"t_range": T_RANGE} | control)).loss.backward()
     return image.grad
 
 
@@ -65,9 +67,9 @@ def fake_unet(monkeypatch, model, answer):
 
 
 def test_latent_gradient_equals_the_weighted_noise_residual(sd):
-    part, views, image = Part("guided", space="latent", seed=5), views_at(0, 100), picture(2, 8, channels=4)
-    t = torch.randint(20, 981, (2,), generator=part.generator(TIME_STREAM))
-    noise = torch.randn(2, 4, 8, 8, generator=part.generator(NOISE_STREAM))
+    part, views, image = part_of("guided", space="latent", seed=5), views_at(0, 100), picture(2, 8, channels=4)
+    t = torch.randint(20, 981, (2,), generator=part.random.generator(Stream.DIFFUSION_TIME))
+    noise = torch.randn(2, 4, 8, 8, generator=part.random.generator(Stream.DIFFUSION_NOISE))
     abar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)[t].reshape(2, 1, 1, 1)
     noisy = abar.sqrt() * (2 * image - 1) + (1 - abar).sqrt() * noise
     text = sd.branches(views, 2)
@@ -80,10 +82,10 @@ def test_latent_gradient_equals_the_weighted_noise_residual(sd):
 
 
 def test_pixel_gradient_equals_the_weighted_distance_to_the_estimate(embedded):
-    part, views, image = Part("guided", seed=5), views_at(0, 100), picture(2)
-    t = torch.randint(20, 981, (2,), generator=part.generator(TIME_STREAM))
+    part, views, image = part_of("guided", seed=5), views_at(0, 100), picture(2)
+    t = torch.randint(20, 981, (2,), generator=part.random.generator(Stream.DIFFUSION_TIME))
     x = packed(embedded, image)
-    noise = torch.randn(x.shape, generator=part.generator(NOISE_STREAM))
+    noise = torch.randn(x.shape, generator=part.random.generator(Stream.DIFFUSION_NOISE))
     abar = embedded.distillation.alphas_cumprod[t].reshape(2, 1, 1, 1)
     noisy = abar.sqrt() * x + (1 - abar).sqrt() * noise
     with torch.no_grad():
@@ -106,12 +108,12 @@ def test_gradient_of_the_embedded_prior_reaches_pixels_of_any_size(embedded, siz
 
 
 def test_same_part_gives_the_same_loss(sd):
-    first, second = (sd.loss(picture(2), views_at(0, 90), Part("guided", seed=3), T_RANGE) for _ in range(2))
+    first, second = (sd.loss(picture(2), views_at(0, 90), part_of("guided", seed=3), Control(T_RANGE)) for _ in range(2))
     assert torch.equal(first.loss, second.loss) and first.stats == second.stats
 
 
 def test_log_says_how_late_the_time_was_and_how_long_the_gradient(sd):
-    stats = sd.loss(picture(2), views_at(0, 90), Part("guided"), (0.5, 0.5)).stats
+    stats = sd.loss(picture(2), views_at(0, 90), part_of("guided"), Control((0.5, 0.5))).stats
     assert stats["t"].item() == pytest.approx(0.5) and stats["gradient_norm"] > 0
     assert not any(value.requires_grad or value.ndim for value in stats.values())
 
@@ -130,9 +132,9 @@ def test_weighting_of_the_settings_scales_the_gradient(sd_folder, sd, weighting)
 def test_scale_of_a_part_takes_the_place_of_the_settings_own(sd_folder, perpneg):
     image, views = picture(2), views_at(0, 100)
     mild, strong = (make(sd_folder, guidance_scale=scale, perpneg=perpneg) for scale in (2.0, 50.0))
-    expected = gradient(mild, image, views, Part("guided", seed=3))
-    torch.testing.assert_close(gradient(strong, image, views, Part("guided", seed=3, guidance_scale=2.0)), expected)
-    assert not torch.allclose(gradient(strong, image, views, Part("guided", seed=3)), expected)
+    expected = gradient(mild, image, views, part_of("guided", seed=3))
+    torch.testing.assert_close(gradient(strong, image, views, part_of("guided", seed=3), scale=2.0), expected)
+    assert not torch.allclose(gradient(strong, image, views, part_of("guided", seed=3)), expected)
 
 
 @pytest.mark.parametrize("perpneg", [None, PerpNeg()])
@@ -144,7 +146,7 @@ def test_rescale_of_the_settings_keeps_the_spread_of_the_prompts_own_branch(sd_f
 
 
 def test_another_seed_gives_another_loss(sd):
-    first, second = (sd.loss(picture(1), views_at(0), Part("guided", seed=s), T_RANGE).loss for s in (1, 2))
+    first, second = (sd.loss(picture(1), views_at(0), part_of("guided", seed=s), Control(T_RANGE)).loss for s in (1, 2))
     assert first != second
 
 
@@ -212,7 +214,7 @@ def test_a_part_says_whether_its_estimates_are_sharpened(prior_folder, embedded,
     shutil.rmtree(folder / "detail")
     image, views = picture(2), views_at(0, 100)
     plain, blurred, sharp = (
-        gradient(model, image, views, Part("guided", seed=3, prior_detail=wanted))
+        gradient(model, image, views, part_of("guided", seed=3), options=StageOptions(detail=wanted))
         for model, wanted in ((make(folder, guidance_scale=7.5), True), (embedded, False), (embedded, True))
     )
     torch.testing.assert_close(blurred, plain)
@@ -221,14 +223,14 @@ def test_a_part_says_whether_its_estimates_are_sharpened(prior_folder, embedded,
 
 def test_scale_one_asks_the_model_under_the_prompt_alone(embedded, monkeypatch):
     image, views = picture(2), views_at(0, 100)
-    near = gradient(embedded, image, views, Part("guided", seed=3, guidance_scale=1 + 1e-6))
+    near = gradient(embedded, image, views, part_of("guided", seed=3), scale=1 + 1e-6)
     asked, kind = [], type(embedded.unet)
     forward = kind.forward
     monkeypatch.setattr(kind, "forward", lambda self, x, *a, **k: asked.append(len(x)) or forward(self, x, *a, **k))
     torch.testing.assert_close(
-        gradient(embedded, image, views, Part("guided", seed=3, guidance_scale=1.0)), near, rtol=1e-3, atol=1e-5
+        gradient(embedded, image, views, part_of("guided", seed=3), scale=1.0), near, rtol=1e-3, atol=1e-5
     )
-    gradient(embedded, image, views, Part("guided", seed=3, guidance_scale=1.5))
+    gradient(embedded, image, views, part_of("guided", seed=3), scale=1.5)
     assert asked == [2, 2, 4, 4]  # the UNet and the detail network, two views each
 
 
@@ -275,19 +277,19 @@ def test_perfect_denoiser_leaves_nothing_to_do(embedded, monkeypatch):
 def test_debug_estimate_of_a_perfect_pixel_denoiser_is_the_picture(embedded, monkeypatch):
     target = picture(2, seed=7)
     fake_unet(monkeypatch, embedded, lambda x, t: packed(embedded, target))
-    debug = embedded.loss(picture(2), views_at(0, 90), Part("guided"), T_RANGE, debug=True).debug
+    debug = embedded.loss(picture(2), views_at(0, 90), part_of("guided"), Control(T_RANGE), debug=True).debug
     torch.testing.assert_close(debug["x0"], target)
 
 
 def test_debug_estimate_of_a_perfect_noise_predictor_is_the_picture(sd, monkeypatch):
-    noise = torch.randn(2, 4, 8, 8, generator=Part("guided", seed=4).generator(NOISE_STREAM))
+    noise = torch.randn(2, 4, 8, 8, generator=Random(4).generator(Stream.DIFFUSION_NOISE))
     fake_unet(monkeypatch, sd, lambda x, t: noise)
-    debug = sd.loss(picture(2), views_at(0, 90), Part("guided", seed=4), T_RANGE, debug=True).debug
+    debug = sd.loss(picture(2), views_at(0, 90), part_of("guided", seed=4), Control(T_RANGE), debug=True).debug
     torch.testing.assert_close(debug["x0"], debug["image"], rtol=0, atol=1e-3)
 
 
 def test_debug_pictures_are_made_only_when_asked_for(sd):
-    assert sd.loss(picture(1), views_at(0), Part("guided"), T_RANGE).debug is None
+    assert sd.loss(picture(1), views_at(0), part_of("guided"), Control(T_RANGE)).debug is None
 
 
 def test_sampling_with_a_perfect_denoiser_draws_its_picture(embedded, monkeypatch):
@@ -307,7 +309,7 @@ def test_nan_in_a_picture_is_an_error(embedded):
     image = picture(2)
     image[1, 0, 3, 3] = float("nan")
     with pytest.raises(DivergenceError, match=r"rendered pictures \[1\] of 2"):
-        embedded.loss(image, views_at(0, 90), Part("guided"), T_RANGE)
+        embedded.loss(image, views_at(0, 90), part_of("guided"), Control(T_RANGE))
 
 
 def test_text_encoder_is_freed_after_the_prompt_is_embedded(sd_folder, monkeypatch):
@@ -410,17 +412,17 @@ def test_tiny_models_have_the_tensor_names_of_the_real_ones(sd, layout):
 
 def test_latent_pictures_are_refused_by_the_embedded_prior(embedded):
     with pytest.raises(ValueError, match=r"expected a space among \('rgb',\), got 'latent'"):
-        embedded.loss(picture(1, channels=4), views_at(0), Part("guided", space="latent"), T_RANGE)
+        embedded.loss(picture(1, channels=4), views_at(0), part_of("guided", space="latent"), Control(T_RANGE))
 
 
 def test_pictures_that_do_not_match_the_views_are_refused(sd):
     with pytest.raises(ValueError, match=r"expected image \[2, 3, H, W\], got \[1, 3, 64, 64\]"):
-        sd.loss(picture(1), views_at(0, 90), Part("guided"), T_RANGE)
+        sd.loss(picture(1), views_at(0, 90), part_of("guided"), Control(T_RANGE))
 
 
 def test_embedded_prior_refuses_pictures_that_are_not_square(embedded):
     with pytest.raises(ValueError, match="square"):
-        embedded.loss(picture(1)[..., :32], views_at(0), Part("guided"), T_RANGE)
+        embedded.loss(picture(1)[..., :32], views_at(0), part_of("guided"), Control(T_RANGE))
 
 
 def test_an_empty_prompt_is_refused(sd):
@@ -437,8 +439,8 @@ def test_offloaded_weights_give_the_same_gradient(sd_folder, sd):
 
 
 def test_embedded_prior_wishes_for_the_cameras_it_was_trained_on(embedded, sd):
-    wish = embedded.cameras(Part("guided"))
-    assert wish.square and wish.radius_range == (3.0, 3.5) and sd.cameras(Part("guided")) is None
+    needs = embedded.requirements()
+    assert needs.square and needs.radius_range == (3.0, 3.5) and sd.requirements() == CameraRequirements()
 
 
 def test_command_line_draws_eight_sides_of_an_object(prior_folder, tmp_path):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nerf.core.structs import FieldOutput, Part, Points, Rays
+from nerf.core.structs import FieldOutput, Points, Rays, RenderSettings
 from nerf.fields.base import Field
 
 
@@ -29,11 +29,11 @@ class Ball(Field):
     def _within(self, positions: Tensor, radius: float) -> Tensor:
         return torch.where((positions - self.centre.to(positions)).norm(dim=-1) < radius, self.inside, 0.0)
 
-    def query(self, points: Points, part: Part) -> FieldOutput:
+    def query(self, points: Points, settings: RenderSettings) -> FieldOutput:
         at = points.positions
         self.asked += len(at)
-        normal = torch.nn.functional.normalize(at - self.centre.to(at), dim=-1) if part.computes_normals else None
-        rgb = torch.ones_like(at) if part.view_dependent else None
+        normal = torch.nn.functional.normalize(at - self.centre.to(at), dim=-1) if settings.computes_normals else None
+        rgb = torch.ones_like(at) if settings.view_dependent else None
         return FieldOutput(self.density(at), 0.5 + 0.4 * at.clamp(-1, 1), normal, rgb)
 
 

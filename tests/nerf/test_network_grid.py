@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nerf.config.config import Config
-from nerf.core.structs import Part, Points
+from nerf.core.structs import Points, RenderSettings
 from nerf.fields.neural import NetworkField
 from nerf.network_grid import PIECE, GridField
 
@@ -49,7 +49,7 @@ def test_density_without_gradients_equals_density_with_them():
 def test_the_number_of_layers_counts_the_head(layers):
     field = built(layers=layers)
     assert len(field.layers) == layers - 1
-    assert field.query(Points(torch.zeros(2, 3)), Part(source="guided", need_normals=True)).normal.shape == (2, 3)
+    assert field.query(Points(torch.zeros(2, 3)), RenderSettings(source="guided", need_normals=True)).normal.shape == (2, 3)
 
 
 def test_the_finest_level_has_the_resolution_that_was_asked_for():

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from nerf.core.cameras import angles_of, project
-from nerf.core.structs import Part
 from nerf.provider import RandomCameras, random_lights, six_views, turntable
+from tests.helpers.parts import part_of
 
 
 def options(**camera):
@@ -33,7 +33,11 @@ def options(**camera):
 
 
 def part(count=1, seed=3, height=6, width=9, fraction=1.0):
-    return Part("guided", num_views=count, height=height, width=width, seed=seed, fraction=fraction)
+    return part_of("guided", num_views=count, height=height, width=width, seed=seed, fraction=fraction)
+
+
+def request(*args, **kwargs):
+    return part(*args, **kwargs).request
 
 
 def between(values, low, high):
@@ -41,74 +45,74 @@ def between(values, low, high):
 
 
 def test_random_views_lie_in_their_ranges():
-    views = RandomCameras(options(phi_range=(-30.0, 60.0))).views(part(500))
+    views = RandomCameras(options(phi_range=(-30.0, 60.0))).views(request(500))
     assert between(views.radius, 3.0, 3.5) and between(views.polar, 45.0, 105.0)
     assert between(views.azimuth, -30.0, 60.0) and between(views.fovy, 10.0, 30.0)
     assert (views.height, views.width) == (6, 9)
 
 
 def test_random_views_fill_their_ranges_evenly():
-    views = RandomCameras(options()).views(part(4000))
+    views = RandomCameras(options()).views(request(4000))
     assert abs(views.polar.mean() - 75) < 1.0 and abs(views.radius.mean() - 3.25) < 0.01  # 3.6 standard errors each
     assert views.polar.min() < 45.5 and views.polar.max() > 104.5
 
 
 def test_every_view_of_a_batch_draws_its_own_numbers():
-    views = RandomCameras(options()).views(part(8))
+    views = RandomCameras(options()).views(request(8))
     for values in (views.radius, views.polar, views.azimuth, views.fovy):
         assert len(values.unique()) == 8
 
 
 def test_same_part_gives_the_same_views_and_another_seed_others():
     source = RandomCameras(options(jitter_pose=True))
-    assert torch.equal(source.views(part(4)).pose, source.views(part(4)).pose)
-    assert not torch.equal(source.views(part(4)).pose, source.views(part(4, seed=4)).pose)
+    assert torch.equal(source.views(request(4)).pose, source.views(request(4)).pose)
+    assert not torch.equal(source.views(request(4)).pose, source.views(request(4, seed=4)).pose)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_four_stratified_views_see_four_sides(seed):
-    views = RandomCameras(options()).views(part(4, seed))
+    views = RandomCameras(options()).views(request(4, seed))
     assert torch.equal(((views.azimuth + 180) // 90).long(), torch.arange(4))
 
 
 def test_views_that_are_not_stratified_sometimes_share_a_side():
     source = RandomCameras(options(), stratified=False)
-    sides = [((source.views(part(4, seed)).azimuth + 180) // 90).unique().numel() for seed in range(20)]
+    sides = [((source.views(request(4, seed)).azimuth + 180) // 90).unique().numel() for seed in range(20)]
     assert min(sides) < 4
 
 
 def test_one_stratified_view_is_uniform_over_the_whole_range():
     source = RandomCameras(options())
-    azimuth = torch.cat([source.views(part(1, seed)).azimuth for seed in range(400)])
+    azimuth = torch.cat([source.views(request(1, seed)).azimuth for seed in range(400)])
     assert abs(azimuth.mean()) < 20 and azimuth.min() < -170 and azimuth.max() > 170  # standard error 5.2
 
 
 def test_sphere_views_cover_both_hemispheres_evenly_in_area():
-    views = RandomCameras(options(uniform_sphere_rate=1.0)).views(part(4000))
+    views = RandomCameras(options(uniform_sphere_rate=1.0)).views(request(4000))
     height = torch.cos(torch.deg2rad(views.polar))
     assert abs(height.mean()) < 0.04 and abs(height.square().mean() - 1 / 3) < 0.02  # moments of U(-1, 1)
 
 
 def test_sphere_rate_is_the_share_of_views():
-    views = RandomCameras(options(uniform_sphere_rate=0.5, theta_range=(90.0, 90.0))).views(part(4000))
+    views = RandomCameras(options(uniform_sphere_rate=0.5, theta_range=(90.0, 90.0))).views(request(4000))
     assert abs((views.polar != 90.0).float().mean() - 0.5) < 0.03
 
 
 def test_angles_are_those_after_the_jitter():
-    views = RandomCameras(options(jitter_pose=True, jitter_center=1.0)).views(part(50))
+    views = RandomCameras(options(jitter_pose=True, jitter_center=1.0)).views(request(50))
     polar, azimuth, radius = angles_of(views.pose)
     assert torch.equal(polar, views.polar) and torch.equal(azimuth, views.azimuth) and torch.equal(radius, views.radius)
     assert not between(views.radius, 3.0, 3.5)
 
 
 def test_jittered_poses_are_rotations_without_a_mirror_even_at_the_poles():
-    views = RandomCameras(options(jitter_pose=True, theta_range=(0.0, 0.0))).views(part(50))
+    views = RandomCameras(options(jitter_pose=True, theta_range=(0.0, 0.0))).views(request(50))
     torch.testing.assert_close(torch.linalg.det(views.pose[:, :3, :3]), torch.ones(50))
 
 
 def test_jitter_moves_the_target_off_the_middle_by_its_size():
     source = RandomCameras(options(jitter_pose=True, jitter_center=0.0, jitter_up=0.0, jitter_target=0.1))
-    views = source.views(part(500))
+    views = source.views(request(500))
     offset = project(views, torch.zeros(3))[0] - torch.tensor([4.5, 3.0])
     in_units = offset / views.fx[:, None] * views.radius[:, None]
     assert abs(in_units.std() - 0.1) < 0.01
@@ -116,13 +120,13 @@ def test_jitter_moves_the_target_off_the_middle_by_its_size():
 
 def test_progressive_view_starts_at_its_share_of_the_ranges_and_is_whole_by_half_time():
     source = RandomCameras(options(progressive_view=True))
-    start, half = source.views(part(500, fraction=0.0)), source.views(part(500, fraction=0.5))
+    start, half = source.views(request(500, fraction=0.0)), source.views(request(500, fraction=0.5))
     assert between(start.azimuth, -36, 36) and between(start.polar, 81, 93) and between(start.radius, 3.16, 3.26)
-    assert torch.equal(half.pose, RandomCameras(options()).views(part(500)).pose)
+    assert torch.equal(half.pose, RandomCameras(options()).views(request(500)).pose)
 
 
 def test_azimuth_is_wrapped_whatever_the_range():
-    views = RandomCameras(options(phi_range=(170.0, 350.0))).views(part(200))
+    views = RandomCameras(options(phi_range=(170.0, 350.0))).views(request(200))
     assert between(views.azimuth, -180, 180) and views.azimuth.min() < 0
 
 
@@ -134,7 +138,7 @@ def test_batch_is_whole_images_with_a_light_per_view(device):
 
 
 def test_lights_are_unit_vectors_on_the_side_of_the_camera():
-    views = RandomCameras(options()).views(part(500))
+    views = RandomCameras(options()).views(request(500))
     lights = random_lights(views, torch.Generator().manual_seed(0))
     torch.testing.assert_close(lights.norm(dim=-1), torch.ones(500))
     facing = (lights * torch.nn.functional.normalize(views.pose[:, :3, 3], dim=-1)).sum(-1)

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from nerf.config.config import Config
+from nerf.config.stages import NERF, Stage
 from nerf.core.errors import UserError
-from nerf.core.structs import Part, Rays, RenderOutput
+from nerf.core.streams import Random
+from nerf.core.structs import Rays, RenderOutput, RenderSettings, SceneInfo
 from nerf.render.background import ConstantBackground
-from nerf.renderer import NeRFRenderer, build_model
+from nerf.renderer import NeRFRenderer, build_model, make_volume_path
 from nerf.training import losses
 from tests.nerf.analytic import Ball, ball_on_rays, image_rays
 
@@ -29,9 +31,14 @@ def options(field=None, **render):
     )
 
 
+def built(config) -> NeRFRenderer:
+    return build_model(Stage(NERF, config), SceneInfo())
+
+
 def of_a_ball(cuda_ray=False, **render) -> NeRFRenderer:
     config = options(cuda_ray=cuda_ray, **render)
-    model = NeRFRenderer(config, Ball(0.5, density=300.0), ConstantBackground())
+    ball = Ball(0.5, density=300.0)
+    model = NeRFRenderer(ball, ConstantBackground(), make_volume_path(config, ball), config.render.max_ray_batch)
     model.update_occupancy(torch.Generator().manual_seed(0))
     return model
 
@@ -44,7 +51,7 @@ def cuda_ray(request):
 
 def test_rays_that_miss_show_the_background_alone(cuda_ray):
     rays = image_rays(6, 10)
-    out = of_a_ball(cuda_ray).render(rays, Part(source="eval", training=False, background=GREEN))
+    out = of_a_ball(cuda_ray).render(rays, RenderSettings(source="eval", training=False, background=GREEN))
     missed = ball_on_rays(rays, 0.55, 1.0)[1] == 0
     assert torch.equal(out.image[missed], GREEN.expand(int(missed.sum()), 3)) and out.depth[missed].max() == 0
 
@@ -52,24 +59,24 @@ def test_rays_that_miss_show_the_background_alone(cuda_ray):
 def test_each_view_of_a_batch_has_its_own_background_and_light(cuda_ray):
     rays = image_rays(6, 6, views=2)
     light = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]])  # from the front, from behind
-    part = Part(source="guided", shading="textureless", ambient=0.0, light=light, background=torch.eye(3)[:2], num_views=2)
-    image = of_a_ball(cuda_ray).render(rays, part).as_images(of_a_ball(cuda_ray).render(rays, part).image)
+    settings = RenderSettings(source="guided", shading="textureless", ambient=0.0, light=light, background=torch.eye(3)[:2])
+    image = of_a_ball(cuda_ray).render(rays, settings).as_images(of_a_ball(cuda_ray).render(rays, settings).image)
     assert image[0, :, 0, 0].tolist() == [1, 0, 0] and image[1, :, 0, 0].tolist() == [0, 1, 0]
     assert image[0, :, 3, 3].min() > 0.8 and image[1, :, 3, 3].max() < 0.2
 
 
 def test_without_a_light_the_camera_holds_it(cuda_ray):
     rays = image_rays(7, 7)
-    part = Part(source="eval", training=False, shading="textureless", ambient=0.0, background=torch.zeros(3))
-    image = of_a_ball(cuda_ray).render(rays, part).image.view(7, 7, 3)
+    settings = RenderSettings(source="eval", training=False, shading="textureless", ambient=0.0, background=torch.zeros(3))
+    image = of_a_ball(cuda_ray).render(rays, settings).image.view(7, 7, 3)
     assert image[3, 3].min() > 0.95 and image[3, 3, 0] > image[3, 2, 0]
 
 
 def test_chunks_change_nothing(cuda_ray):
     rays = image_rays(5, 9)
-    part = Part(source="eval", training=False, shading="lambertian", ambient=0.4)
-    whole = of_a_ball(cuda_ray, max_ray_batch=4096).render(rays, part)
-    chunked = of_a_ball(cuda_ray, max_ray_batch=7).render(rays, part)
+    settings = RenderSettings(source="eval", training=False, shading="lambertian", ambient=0.4)
+    whole = of_a_ball(cuda_ray, max_ray_batch=4096).render(rays, settings)
+    chunked = of_a_ball(cuda_ray, max_ray_batch=7).render(rays, settings)
     for name in ("image", "opacity", "depth", "normal"):
         torch.testing.assert_close(getattr(whole, name), getattr(chunked, name))
     assert chunked.shape == (1, 5, 9)
@@ -77,16 +84,16 @@ def test_chunks_change_nothing(cuda_ray):
 
 def test_evaluation_keeps_no_samples_and_training_keeps_them(cuda_ray):
     rays = image_rays(3, 3)
-    kept = of_a_ball(cuda_ray).render(rays, Part(source="guided"))
-    dropped = of_a_ball(cuda_ray).render(rays, Part(source="eval", training=False))
+    kept = of_a_ball(cuda_ray).render(rays, RenderSettings(source="guided"))
+    dropped = of_a_ball(cuda_ray).render(rays, RenderSettings(source="eval", training=False))
     assert isinstance(kept, RenderOutput) and kept.samples is not None and dropped.samples is None
 
 
 def test_regularisers_mean_the_same_on_both_paths():
-    rays, part = image_rays(10, 10), Part(source="guided", shading="normal", seed=3)
+    rays, settings = image_rays(10, 10), RenderSettings(source="guided", shading="normal", random=Random(3))
     values = []
     for cuda_ray in (False, True):
-        out = of_a_ball(cuda_ray, max_steps=1024, num_steps=400).render(rays, part)
+        out = of_a_ball(cuda_ray, max_steps=1024, num_steps=400).render(rays, settings)
         towards = -rays.directions[out.samples.ray_index]  # seen from behind, all of the ball faces away
         values.append(
             [
@@ -101,8 +108,8 @@ def test_regularisers_mean_the_same_on_both_paths():
 def test_a_view_dependent_training_part_shows_some_rays_their_diffuse_colour(cuda_ray):
     rays = image_rays(30, 30, fovy=8.0)  # every ray meets the ball, whose view-dependent colour is white
     model = of_a_ball(cuda_ray)
-    trained = model.render(rays, Part(source="photos", view_dependent=True, background=torch.ones(3))).image
-    shown = model.render(rays, Part(source="eval", view_dependent=True, training=False, background=torch.ones(3))).image
+    trained = model.render(rays, RenderSettings(source="photos", view_dependent=True, background=torch.ones(3))).image
+    shown = model.render(rays, RenderSettings(view_dependent=True, training=False, background=torch.ones(3))).image
     diffuse = (trained < 0.99).any(-1).float().mean()
     assert 0.02 < diffuse < 0.15 and shown.min() > 0.99
 
@@ -111,35 +118,35 @@ def test_directions_that_are_not_unit_are_refused():
     rays = image_rays(2, 2)
     longer = Rays(rays.origins, 1.1 * rays.directions, rays.view_index)
     with pytest.raises(ValueError, match="unit length"):
-        of_a_ball().render(longer, Part(source="eval", training=False))
+        of_a_ball().render(longer, RenderSettings(source="eval", training=False))
 
 
 def test_a_view_dependent_part_with_lights_is_refused():
     with pytest.raises(UserError, match="albedo"):
-        of_a_ball().render(image_rays(2, 2), Part(source="photos", view_dependent=True, shading="lambertian"))
+        of_a_ball().render(image_rays(2, 2), RenderSettings(source="photos", view_dependent=True, shading="lambertian"))
 
 
 def test_an_unknown_backbone_is_refused():
     with pytest.raises(UserError, match="backbone"):
-        build_model(dataclasses.replace(options(), field=SimpleNamespace(backbone="none")))
+        built(dataclasses.replace(options(), field=SimpleNamespace(backbone="none")))
 
 
 def test_the_state_dict_holds_all_that_a_render_depends_on():
     config = options(cuda_ray=True)
-    model, other = build_model(config), build_model(config)
+    model, other = built(config), built(config)
     for i in range(3):
         model.update_occupancy(torch.Generator().manual_seed(i))
-    model.render(image_rays(4, 4), Part(source="guided", seed=1))
+    model.render(image_rays(4, 4), RenderSettings(source="guided", random=Random(1)))
     other.load_state_dict(model.state_dict())
-    rays, part = image_rays(5, 5), Part(source="guided", seed=2)
-    assert torch.equal(model.render(rays, part).image, other.render(rays, part).image)
+    rays, settings = image_rays(5, 5), RenderSettings(source="guided", random=Random(2))
+    assert torch.equal(model.render(rays, settings).image, other.render(rays, settings).image)
     for m in (model, other):
         m.update_occupancy(torch.Generator().manual_seed(9))
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), other.buffers(), strict=True))
 
 
 def test_param_groups_hold_field_and_background():
-    model = build_model(options(field={"bg_radius": 1.4}))
+    model = built(options(field={"bg_radius": 1.4}))
     groups = model.param_groups(1e-3)
     assert [g["name"] for g in groups] == ["encoder", "network", "background"]
     assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in model.parameters())
@@ -159,19 +166,19 @@ def two_balls(rays: Rays) -> torch.Tensor:
 @pytest.mark.parametrize("backbone", ["grid", "vanilla"])
 def test_a_tiny_scene_is_learned(backbone, cuda_ray):
     torch.manual_seed(0)
-    model = build_model(options(field={"backbone": backbone}, cuda_ray=cuda_ray))
+    model = built(options(field={"backbone": backbone}, cuda_ray=cuda_ray))
     optimiser = torch.optim.Adam(model.param_groups(5e-3), betas=(0.9, 0.99), eps=1e-15)
     rays = image_rays(20, 20)
     target = two_balls(rays)
     for step in range(50):
         if step % 8 == 0:
             model.update_occupancy(torch.Generator().manual_seed(step))
-        part = Part(source="photos", background=torch.ones(3), seed=step)
-        loss = losses.image_mse(model.render(rays, part).image, target)
+        settings = RenderSettings(source="photos", background=torch.ones(3), random=Random(step))
+        loss = losses.image_mse(model.render(rays, settings).image, target)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
     with torch.no_grad():
-        image = model.render(rays, Part(source="eval", training=False, background=torch.ones(3))).image
+        image = model.render(rays, RenderSettings(source="eval", training=False, background=torch.ones(3))).image
     psnr = -10 * torch.log10((image - target).square().mean()).item()
     assert psnr > 18.0  # 25 to 29 as a rule; a white image has 9

@@ -1,20 +1,23 @@
 """The trainer: every configuration takes steps, a resumed run is the run it resumes, and trouble is told."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from guidance.base import CameraWish, Guidance, GuidanceOutput
+from guidance.base import CameraRequirements, Guidance, GuidanceOutput
 from nerf.config import config
+from nerf.config.stages import make_stage
 from nerf.core.errors import DivergenceError, UserError
 from nerf.provider import RandomCameras
 from nerf.renderer import build_model
 from nerf.run import checkpoint, workspace
 from nerf.run.evaluation import Evaluator
 from nerf.run.logger import Report
+from nerf.training.sources import GuidanceInfo, RunInfo
 from nerf.utils import Trainer
 
 TINY = (
@@ -33,21 +36,21 @@ class Colour(Guidance):
     def prepare(self, conditions):
         """Nothing to prepare."""
 
-    def loss(self, image, views, part, t_range, *, debug=False):
+    def loss(self, image, views, part, control, *, debug=False):
         """Mean squared distance to a noisy grey."""
-        noise = torch.rand(image.shape, generator=part.generator(9)).to(image.device)
+        noise = torch.rand(image.shape, generator=part.random.generator(9)).to(image.device)
         pictures = {"image": image.detach()[:, :3]} if debug else None
         return GuidanceOutput((image - 0.5 - 0.1 * noise).square().mean(), debug=pictures)
 
-    def cameras(self, part):
+    def requirements(self):
         """Made for views near the horizon."""
-        return CameraWish(polar_range=(80.0, 100.0))
+        return CameraRequirements(polar_range=(80.0, 100.0))
 
 
 class Greedy(Colour):
     """Asks for more memory than there is."""
 
-    def loss(self, image, views, part, t_range, *, debug=False):
+    def loss(self, image, views, part, control, *, debug=False):
         """Raise what torch raises on CUDA."""
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -57,10 +60,10 @@ class Broken(Colour):
 
     calls = 0
 
-    def loss(self, image, views, part, t_range, *, debug=False):
+    def loss(self, image, views, part, control, *, debug=False):
         """NaN, sooner or later."""
         self.calls += 1
-        answer = super().loss(image, views, part, t_range)
+        answer = super().loss(image, views, part, control)
         return answer if self.calls < 3 else GuidanceOutput(answer.loss * float("nan"))
 
 
@@ -69,9 +72,11 @@ def make(folder, *flags, guidance=None, device="cpu"):
     options = workspace.open_workspace(workspace.adopt(options))
     report = Report(folder, terminal=False)
     torch.manual_seed(options.runtime.seed)
-    model = build_model(options).to(device)
-    sources, guidance = {"guided": RandomCameras(options, device)}, [guidance or Colour()]
-    trainer = Trainer(options, model, sources, guidance, Evaluator(options, model, report), report)
+    guidance, stage = guidance or Colour(), make_stage(options, "nerf")
+    run = RunInfo(stage, guidances=(GuidanceInfo(guidance.name, guidance.spaces),))
+    model = build_model(stage, run.scene).to(device)
+    sources = {"guided": RandomCameras(options, device, requirements=[guidance.requirements()])}
+    trainer = Trainer(run, model, sources, [guidance], Evaluator(stage, model, report), report)
     trainer.restore()
     return trainer
 
@@ -145,7 +150,7 @@ def test_every_regulariser_is_logged_by_name(tmp_path):
     trainer = make(tmp_path, *CONFIGURATIONS["every regulariser"].split())
     trainer.train_step()
     terms = trainer.train_step()
-    expected = {"sds", "opacity", "entropy", "orient", "normal_smooth_2d", "normal_smooth_3d", "tv", "weight_decay"}
+    expected = {"sds/colour", "opacity", "entropy", "orient", "normal_smooth_2d", "normal_smooth_3d", "tv", "weight_decay"}
     assert set(terms) == expected
 
 
@@ -194,17 +199,17 @@ def test_weights_alone_start_counting_anew(tmp_path):
 
 def test_weights_alone_keep_the_way_to_the_data_s_world(tmp_path):
     trainer = make(tmp_path, "--cuda_ray")
-    trainer.evaluator.transform = np.diag([2.0, 2.0, 2.0, 1.0])
+    trainer.info = replace(trainer.info, transform=np.diag([2.0, 2.0, 2.0, 1.0]))
     trainer.save()
     again = make(tmp_path, "--cuda_ray", "--ckpt", "latest_model")
-    assert np.array_equal(again.evaluator.transform, trainer.evaluator.transform)
+    assert np.array_equal(again.info.transform, trainer.info.transform)
 
 
 def test_what_an_exported_file_says_is_said_again_by_a_run_that_only_shows(tmp_path):
     trainer = make(tmp_path, "--cuda_ray")
-    trainer.evaluator.notes = {"licence of the weights": "theirs"}
+    trainer.info = replace(trainer.info, notes={"licence of the weights": "theirs"})
     trainer.save()
-    assert make(tmp_path, "--cuda_ray", "--test").evaluator.notes == {"licence of the weights": "theirs"}
+    assert make(tmp_path, "--cuda_ray", "--test").info.notes == {"licence of the weights": "theirs"}
 
 
 BALL = "--cuda_ray --mcubes_resolution 16 --mesh_threshold 2 --texture_size 32 --blob_density 4 --blob_radius 0.6".split()
@@ -288,7 +293,7 @@ def test_videos_views_and_metrics_are_written_where_users_look(tmp_path):
     assert list((tmp_path / "results").glob("df_step_*_rgb.*"))
     assert list((tmp_path / "validation").glob("*_rgb.png"))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert rows and "train/sds" in rows[-1]
+    assert rows and "train/sds/colour" in rows[-1]
 
 
 def test_six_views_are_written_as_stills(tmp_path):
@@ -312,13 +317,13 @@ def test_a_second_guidance_space_is_only_used_if_all_guidance_accepts_it(tmp_pat
         spaces = ("rgb",)
 
     trainer = make(tmp_path, "--cuda_ray", "--latent_iter_ratio", "1", guidance=RgbOnly())
-    assert trainer.plan(0).parts[0].space == "rgb"
+    assert trainer.plan(0).parts[0].settings.space == "rgb"
 
 
 def test_a_stage_of_another_kind_is_refused(tmp_path):
     trainer = make(tmp_path, "--cuda_ray")
     path = trainer.save()
-    trainer.stage = "dmtet"
+    trainer.stage = make_stage(trainer.config, "dmtet")
     with pytest.raises(UserError, match="stage"):
         trainer.load(path)
 
@@ -344,7 +349,7 @@ def test_running_out_of_memory_says_what_to_lower(tmp_path):
 
 def test_running_out_of_memory_in_the_mesh_stage_names_what_that_stage_has(tmp_path):
     trainer = make(tmp_path, "--cuda_ray", guidance=Greedy())
-    trainer.stage = "dmtet"
+    trainer.stage = make_stage(trainer.config, "dmtet")
     with pytest.raises(MemoryError, match="--dmtet_reso_scale") as caught:
         trainer.train()
     assert "--max_steps" not in str(caught.value)

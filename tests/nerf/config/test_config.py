@@ -13,9 +13,8 @@ from nerf.config.groups import GROUPS, CameraConfig
 from nerf.config.parser import kind_of
 from nerf.config.presets import PRESETS, REASONS
 from nerf.core.errors import UserError
-from nerf.training import schedule
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TEXT = ["--text", "a hamburger"]
 
 # Section 1.1 of the peer's command line: flag -> default. What differs on purpose is in DIFFERENT, with docs/flags.md.
@@ -323,8 +322,7 @@ def test_a_preset_of_a_stage_needs_the_run_s_preset_and_leaves_what_was_typed():
 def test_details_of_the_prior_are_for_the_mesh_stage_unless_they_are_asked_for():
     def wanted(*words):
         config = with_preset(parse([*TEXT, *words]), "embedded")
-        plans = [schedule.plan(3, for_stage(config, stage), ("guided",), ("rgb",)) for stage in ("nerf", "dmtet")]
-        return [plan.parts[0].prior_detail for plan in plans]
+        return [for_stage(config, stage).guidance.prior_detail for stage in ("nerf", "dmtet")]
 
     assert wanted() == [False, True]
     assert wanted("--prior_detail") == [True, True] and wanted("--no_prior_detail") == [False, False]

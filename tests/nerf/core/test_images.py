@@ -102,15 +102,15 @@ def test_video_refuses_frames_that_are_missing_or_differ(tmp_path, frames):
 
 
 def test_contact_sheet_places_pictures_row_by_row():
-    images = [np.full((3, 4, 3), 10 * k, dtype=np.uint8) for k in range(5)]
-    sheet = images.contact_sheet(images, columns=3, gap=1)
+    pictures = [np.full((3, 4, 3), 10 * k, dtype=np.uint8) for k in range(5)]
+    sheet = images.contact_sheet(pictures, columns=3, gap=1)
     assert sheet.shape == (2 * 4 + 1, 3 * 5 + 1, 3)
     assert (sheet[5:8, 6:10] == 40).all() and (sheet[5:8, 11:15] == 255).all()
 
 
 def test_contact_sheet_writes_captions_under_the_pictures():
-    images = [np.zeros((20, 60, 3), dtype=np.uint8)] * 2
-    plain, captioned = images.contact_sheet(images, 2), images.contact_sheet(images, 2, ["front", "\u2603"])
+    pictures = [np.zeros((20, 60, 3), dtype=np.uint8)] * 2
+    plain, captioned = images.contact_sheet(pictures, 2), images.contact_sheet(pictures, 2, ["front", "\u2603"])
     assert captioned.shape[0] > plain.shape[0]
     below = captioned[22:-2, 2:62]
     assert below.min() < 100 and below.max() == 255

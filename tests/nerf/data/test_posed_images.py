@@ -9,13 +9,13 @@ from PIL import Image
 
 from nerf.core.cameras import distort, project, wrap_degrees
 from nerf.core.errors import UserError
-from nerf.core.structs import Part
 from nerf.data.posed_images import Photographs
+from tests.helpers.parts import part_of
 from tests.nerf.photo_folders import SIZES, load, options, pattern, poses, write
 
 
 def part(count=500, **changes):
-    return Part("photos", num_rays=count, seed=5, **changes)
+    return part_of("photos", num_rays=count, seed=5, **changes).request
 
 
 def test_whole_photographs_are_their_files(mixed, device):
@@ -76,7 +76,7 @@ def test_plain_background_is_used_for_training_and_measuring(clear, name, value)
 
 def test_background_that_the_part_prescribes_wins(clear):
     grey = torch.full((3,), 0.25)
-    assert (load(clear).batch(part(background=grey)).background == 0.25).all()
+    assert (load(clear).batch(part(), grey).background == 0.25).all()
 
 
 def test_opaque_alpha_channels_are_dropped(tmp_path):

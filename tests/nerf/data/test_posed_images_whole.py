@@ -9,12 +9,13 @@ import torch
 
 from nerf.core.cameras import project
 from nerf.core.errors import UserError
-from nerf.core.structs import Part
+from nerf.core.streams import Random
+from tests.helpers.parts import part_of
 from tests.nerf.photo_folders import SIZES, load, pattern, poses, write
 
 
 def whole(num_views=2, height=16, width=24, **changes):
-    return Part("photos", num_views=num_views, height=height, width=width, seed=5, **changes)
+    return part_of("photos", num_views=num_views, height=height, width=width, seed=5, **changes).request
 
 
 def told_position(batch, photos, i, number, size, border=1.0):
@@ -74,7 +75,7 @@ def test_whole_photographs_of_a_step_are_different_ones_until_all_were_there(mix
     assert sorted(photos.batch(whole(3)).rays.image_index.unique().tolist()) == [0, 1, 2]
     seven = photos.batch(whole(7)).rays.image_index[:: 16 * 24]
     assert sorted(torch.bincount(seven).tolist()) == [2, 2, 3]
-    drawn = {int(photos.batch(replace(whole(1), seed=s)).rays.image_index[0]) for s in range(20)}
+    drawn = {int(photos.batch(replace(whole(1), random=Random(s))).rays.image_index[0]) for s in range(20)}
     assert drawn == {0, 1, 2}
 
 
@@ -84,7 +85,7 @@ def test_whole_photographs_are_composited_over_one_colour_each(clear, device):
     behind = batch.background[batch.rays.view_index]
     clear_pixels = batch.mask == 0
     assert clear_pixels.any() and torch.equal(batch.rgb[clear_pixels], behind[clear_pixels])
-    black = load(clear, device=device).batch(whole(2, background=torch.zeros(3)))
+    black = load(clear, device=device).batch(whole(2), torch.zeros(3))
     torch.testing.assert_close(batch.rgb, black.rgb + (1 - batch.mask)[:, None] * behind)
 
 
@@ -92,7 +93,7 @@ def test_clear_pixels_do_not_bleed_their_colour_into_resized_photographs(tmp_pat
     picture = np.zeros((16, 16, 4), np.uint8)
     picture[..., 0] = 255  # red where it cannot be seen, green where it can
     picture[:, 8:] = (0, 255, 0, 255)
-    batch = load(write(tmp_path, [picture] * 3)).batch(whole(1, 7, 7, background=torch.zeros(3)))
+    batch = load(write(tmp_path, [picture] * 3)).batch(whole(1, 7, 7), torch.zeros(3))
     assert batch.rgb[:, 0].max() == 0 and 0 < batch.mask[batch.mask < 1].max()
 
 
@@ -100,7 +101,7 @@ def test_what_a_mask_leaves_out_is_clear_ground_in_whole_photographs(tmp_path):
     mask = np.zeros((12, 20), np.uint8)
     mask[:, 10:] = 255
     photos = load(write(tmp_path, [pattern(i, 20, 12) for i in range(2)], masks=[mask] * 2))
-    batch = photos.batch(whole(1, 12, 20, background=torch.tensor([0.0, 0.0, 1.0])))
+    batch = photos.batch(whole(1, 12, 20), torch.tensor([0.0, 0.0, 1.0]))
     assert torch.equal(batch.mask.reshape(12, 20), torch.from_numpy(mask).float() / 255)
     assert (batch.rgb.reshape(12, 20, 3)[:, :10] == torch.tensor([0.0, 0.0, 1.0])).all()
 
@@ -169,7 +170,7 @@ def test_ideal_photographs_are_what_training_shows_of_them(tmp_path):
     photos = load(write(tmp_path, [pattern(i, 40, 28, channels=4) for i in range(2)], lens))
     batch, _ = photos.measured(1, ideal=True)
     assert batch.views.distortion is None and photos.measured(1)[0].views.distortion is not None
-    trained = photos.batch(whole(2, 28, 40, background=torch.ones(3)))
+    trained = photos.batch(whole(2, 28, 40), torch.ones(3))
     assert torch.equal(trained.rgb[trained.rays.image_index == 1], batch.rgb)
 
 

@@ -8,13 +8,13 @@ from torch.nn.functional import cosine_similarity
 
 from nerf.config.config import Config
 from nerf.core.errors import UserError
-from nerf.core.structs import Part, Points
+from nerf.core.structs import Points, RenderSettings
 from nerf.network import VanillaField
 from nerf.network_grid import GridField
 
-ALBEDO = Part(source="guided")
-SHADED = Part(source="guided", shading="lambertian", ambient=0.5)
-COLOURED = Part(source="photos", view_dependent=True)
+ALBEDO = RenderSettings(source="guided")
+SHADED = RenderSettings(source="guided", shading="lambertian", ambient=0.5)
+COLOURED = RenderSettings(source="photos", view_dependent=True)
 
 
 def options(**changes):
@@ -65,7 +65,7 @@ def test_alpha_of_points_and_alpha_of_an_output_agree(backbone):
 def test_normals_are_computed_if_and_only_if_the_part_needs_them(backbone):
     field = built(backbone)
     assert field.query(Points(cloud()), ALBEDO).normal is None
-    assert field.query(Points(cloud()), Part(source="guided", need_normals=True)).normal is not None
+    assert field.query(Points(cloud()), RenderSettings(source="guided", need_normals=True)).normal is not None
 
 
 def test_analytic_normals_are_unit_and_point_down_the_density(backbone):
@@ -155,7 +155,7 @@ def test_levels_come_in_with_max_level(backbone):
     field, at = built(backbone), cloud()
     coarse, full = field.density(at, max_level=0.25), field.density(at, max_level=1.0)
     assert not torch.allclose(coarse, full)
-    torch.testing.assert_close(field.query(Points(at), Part(source="guided", max_level=0.25)).density, coarse)
+    torch.testing.assert_close(field.query(Points(at), RenderSettings(source="guided", max_level=0.25)).density, coarse)
 
 
 def test_param_groups_hold_every_parameter_once(backbone):
@@ -186,9 +186,9 @@ def test_the_grid_has_total_variation_and_weight_decay_and_vanilla_says_it_has_n
 def test_under_autocast_all_answers_are_single_precision_and_learn(backbone):
     field = built(backbone)
     directions = torch.nn.functional.normalize(torch.randn(64, 3), dim=-1)
-    part = Part(source="photos", view_dependent=True, need_normals=True)
+    settings = RenderSettings(source="photos", view_dependent=True, need_normals=True)
     with torch.autocast("cpu", torch.bfloat16):
-        out = field.query(Points(cloud(), directions), part)
+        out = field.query(Points(cloud(), directions), settings)
     for tensor in (out.density, out.albedo, out.normal, out.rgb):
         assert tensor.dtype == torch.float32
     (out.normal.sum() + out.rgb.sum() + out.density.clamp(max=1.0).sum()).backward()

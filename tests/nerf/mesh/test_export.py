@@ -12,13 +12,13 @@ from PIL import Image
 
 from nerf.config.config import Config
 from nerf.core.cameras import orbit, view_rays
-from nerf.core.structs import FieldOutput, Part
+from nerf.core.structs import FieldOutput, RenderSettings
 from nerf.fields.base import Field
 from nerf.mesh import export
 from nerf.mesh.export import ExportError, ExportOptions, export_mesh, export_surface
 from nerf.mesh.mesh import Mesh
 from nerf.render.background import ConstantBackground
-from nerf.renderer import NeRFRenderer
+from nerf.renderer import NeRFRenderer, make_volume_path
 from tests.helpers import solids
 from tests.helpers.glb_render import (
     SAME_COLOR,
@@ -135,7 +135,7 @@ class SolidField(Field):
         """Density of a solid that is thicker by an occupancy cell, whose own thin parts are found by luck."""
         return torch.where(self.solid.distance(positions) < 0.055, 300.0, 0.0)
 
-    def query(self, points, part):
+    def query(self, points, settings):
         """Density and albedo."""
         return FieldOutput(self.density(points.positions), self.solid.albedo(points.positions))
 
@@ -144,9 +144,11 @@ def own_render(solid, views, cuda_ray, max_steps=512):
     """Colour [B, H, W, 3], mask and depth [B, H, W] of a solid, by the program's own renderer."""
     config = Config()
     steps = replace(config.render, cuda_ray=cuda_ray, max_steps=max_steps, num_steps=96, upsample_steps=48, grid_size=64)
-    model = NeRFRenderer(replace(config, render=steps), SolidField(solid), ConstantBackground())
+    field = SolidField(solid)
+    path = make_volume_path(replace(config, render=steps), field)
+    model = NeRFRenderer(field, ConstantBackground(), path)
     model.update_occupancy(torch.Generator().manual_seed(0))
-    out = model.render(view_rays(views), Part("eval", training=False, background=torch.ones(3)))
+    out = model.render(view_rays(views), RenderSettings(source="eval", training=False, background=torch.ones(3)))
     depth = (out.depth / out.opacity.clamp(min=1e-6)).reshape(out.shape).numpy()
     return (out.as_images(out.image).permute(0, 2, 3, 1).numpy(), out.opacity.reshape(out.shape).numpy() > 0.5, depth)
 

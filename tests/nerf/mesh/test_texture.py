@@ -83,9 +83,9 @@ def test_baked_picture_stands_upright_with_row_0_at_the_top():
 
 
 def test_padding_repeats_the_nearest_texel():
-    texture = np.zeros((5, 9, 3), dtype=np.uint8)
-    texture[2, 1], texture[2, 7] = [200, 0, 0], [0, 0, 100]
-    padded = texture.pad_texture(texture, texture.any(axis=2))
+    picture = np.zeros((5, 9, 3), dtype=np.uint8)
+    picture[2, 1], picture[2, 7] = [200, 0, 0], [0, 0, 100]
+    padded = texture.pad_texture(picture, picture.any(axis=2))
     assert (padded[:, :4] == [200, 0, 0]).all() and (padded[:, 5:] == [0, 0, 100]).all()
 
 

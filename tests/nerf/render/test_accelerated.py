@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from nerf.core.structs import Part
+from nerf.core.streams import Random
+from nerf.core.structs import RenderSettings
 from nerf.render import accelerated, visibility
 from nerf.render.accelerated import AcceleratedPath
 from raymarching import march_rays_train, near_far_from_aabb
@@ -29,10 +30,10 @@ def allow(monkeypatch, samples):
 
 def test_a_survey_keeps_exactly_the_visible_samples_of_a_plain_march(monkeypatch):
     monkeypatch.setattr(visibility, "FIRST_ROUND", 3)  # many rounds, of different lengths
-    field, rays, part = Ball(0.5, density=25.0), image_rays(7, 9), Part(source="guided")
+    field, rays, settings = Ball(0.5, density=25.0), image_rays(7, 9), RenderSettings(source="guided")
     grid = path_of(field).grid
     near, far = near_far_from_aabb(rays.origins, rays.directions, BOX, 0.01)
-    seen, used = visibility.survey(field, visibility.March(rays, (near, far), grid, 0.0, 256), part, 10**9)
+    seen, used = visibility.survey(field, visibility.March(rays, (near, far), grid, 0.0, 256), settings, 10**9)
     assert 0 < used < 1
     positions, t, dt, ray_index, first, count = march_rays_train(
         rays.origins, rays.directions, near, far, grid.bitfield, 1.0, 1, 32, None, 0.0, 256
@@ -48,25 +49,25 @@ def test_a_survey_keeps_exactly_the_visible_samples_of_a_plain_march(monkeypatch
 
 def test_what_is_left_out_is_a_thousandth_of_a_pixel(monkeypatch):
     allow(monkeypatch, 10**6)
-    field, rays, part = Ball(0.5, density=40.0), image_rays(8, 8), Part(source="guided", seed=4)
+    field, rays, settings = Ball(0.5, density=40.0), image_rays(8, 8), RenderSettings(source="guided", random=Random(4))
     path = path_of(field)
-    short = path.trace(field, rays, part)
+    short = path.trace(field, rays, settings)
     monkeypatch.setattr(visibility, "SEEN_LIGHT", 1e-9)
     monkeypatch.setattr(visibility, "SEEN_ALPHA", 0.0)
-    full = path.trace(field, rays, part)
+    full = path.trace(field, rays, settings)
     assert len(full.samples) > 1.5 * len(short.samples)
     torch.testing.assert_close(short.color, full.color, atol=2e-3, rtol=0)
 
 
 def test_fog_is_marched_with_long_steps_and_a_surface_with_short_ones(monkeypatch):
     allow(monkeypatch, 5)
-    rays, part = image_rays(16, 16, fovy=60.0), Part(source="guided")
+    rays, settings = image_rays(16, 16, fovy=60.0), RenderSettings(source="guided")
     fog, ball = Ball(0.9, density=0.5), Ball(0.3, density=300.0, margin=0.03)
     path = path_of(fog, max_steps=1024)
-    samples = path.trace(fog, rays, part).samples
+    samples = path.trace(fog, rays, settings).samples
     assert len(samples) <= 5 * len(rays) and path.doublings > 0
     path = path_of(ball, max_steps=1024)
-    path.trace(ball, rays, part)
+    path.trace(ball, rays, settings)
     assert path.doublings == 0
 
 
@@ -75,12 +76,12 @@ def test_the_step_shortens_again_once_the_fog_has_cleared(monkeypatch):
     rays = image_rays(16, 16, fovy=60.0)
     fog, ball = Ball(0.9, density=0.5), Ball(0.3, density=300.0, margin=0.03)
     path = path_of(fog, max_steps=1024)
-    path.trace(fog, rays, Part(source="guided"))
+    path.trace(fog, rays, RenderSettings(source="guided"))
     before = int(path.doublings)
     for seed in range(40):
         path.update(ball, torch.Generator().manual_seed(seed))
     for seed in range(before):
-        path.trace(ball, rays, Part(source="guided", seed=seed))
+        path.trace(ball, rays, RenderSettings(source="guided", random=Random(seed)))
     assert before > 0 and path.doublings == 0
 
 
@@ -88,10 +89,10 @@ def test_long_steps_change_the_opacity_of_fog_little(monkeypatch):
     rays, fog = image_rays(16, 16, fovy=30.0), Ball(0.9, density=0.5)
     path = path_of(fog, max_steps=1024)
     allow(monkeypatch, 8)
-    long = path.trace(fog, rays, Part(source="guided")).opacity
+    long = path.trace(fog, rays, RenderSettings(source="guided")).opacity
     allow(monkeypatch, 10**6)
     path.doublings.zero_()
-    short = path.trace(fog, rays, Part(source="guided")).opacity
+    short = path.trace(fog, rays, RenderSettings(source="guided")).opacity
     # The ends of a ray through the fog fall into a step or not: at most two steps of 0.2, and on average none.
     assert (long - short).abs().max() < 0.15
     assert long.mean().item() == pytest.approx(short.mean().item(), abs=0.01)
@@ -101,7 +102,7 @@ def test_perturbed_samples_are_spread_over_the_step(monkeypatch):
     allow(monkeypatch, 10**6)
     field, rays = Ball(0.5, density=5.0), image_rays(20, 20, fovy=8.0)
     path = path_of(field)
-    samples = path.trace(field, rays, Part(source="guided", seed=1)).samples
+    samples = path.trace(field, rays, RenderSettings(source="guided", random=Random(1))).samples
     near, _ = near_far_from_aabb(rays.origins, rays.directions, BOX, 0.01)
     place = ((samples.t - near[samples.ray_index]) / samples.dt)[samples.first] % 1.0
     assert torch.histc(place, bins=4, min=0, max=1).min() > 50
@@ -109,7 +110,7 @@ def test_perturbed_samples_are_spread_over_the_step(monkeypatch):
 
 def test_evaluation_stops_behind_a_surface():
     field, rays = Ball(0.6, density=2000.0), image_rays(16, 16, fovy=8.0)
-    path_of(field, max_steps=1024).trace(field, rays, Part(source="eval", training=False))
+    path_of(field, max_steps=1024).trace(field, rays, RenderSettings(source="eval", training=False))
     assert field.asked < 0.35 * 256 * 1.2 / (2 * 3**0.5 / 1024)
 
 
@@ -123,15 +124,15 @@ class Tinted(Ball):
         super().__init__(**shape)
         self.gain = nn.Parameter(torch.ones(2))
 
-    def query(self, points, part):
-        output = super().query(points, part)
+    def query(self, points, settings):
+        output = super().query(points, settings)
         return replace(output, density=self.gain[0] * output.density, albedo=self.gain[1] * output.albedo)
 
 
-def learned(path, field, rays, part):
+def learned(path, field, rays, settings):
     """What the path renders, and the gradient that a picture's loss has."""
     field.gain.grad = None
-    trace = path.trace(field, rays, part)
+    trace = path.trace(field, rays, settings)
     (trace.color.square().sum() + trace.depth.sum() + (trace.weights * trace.samples.t).sum()).backward()
     return trace, field.gain.grad
 
@@ -141,8 +142,8 @@ def test_training_in_buffers_shows_and_teaches_what_counted_training_does(monkey
     field, rays = Tinted(density=30.0), image_rays(7, 9)
     exact, buffered = path_of(field), path_of(field, buffered=True)
     for seed in range(3):  # the first part is counted before, the others rely on it
-        part = Part(source="guided", seed=seed, shading="normal")
-        (a, grad_a), (b, grad_b) = (learned(path, field, rays, part) for path in (exact, buffered))
+        settings = RenderSettings(source="guided", random=Random(seed), shading="normal")
+        (a, grad_a), (b, grad_b) = (learned(path, field, rays, settings) for path in (exact, buffered))
         for name in ("color", "opacity", "depth", "normal"):
             torch.testing.assert_close(getattr(a, name), getattr(b, name))
         torch.testing.assert_close(grad_a, grad_b)
@@ -154,7 +155,7 @@ def test_training_in_buffers_shows_and_teaches_what_counted_training_does(monkey
 def test_samples_that_fill_a_buffer_up_have_no_length_and_no_weight(monkeypatch):
     allow(monkeypatch, 10**6)
     field, rays = Tinted(density=30.0), image_rays(7, 9)
-    trace, _ = learned(path_of(field, buffered=True), field, rays, Part(source="guided"))
+    trace, _ = learned(path_of(field, buffered=True), field, rays, RenderSettings(source="guided"))
     filled = slice(int(trace.samples.count.sum()), None)
     assert len(trace.samples.t[filled]) > 0
     assert (trace.samples.dt[filled] == 0).all() and (trace.weights[filled] == 0).all()
@@ -163,17 +164,17 @@ def test_samples_that_fill_a_buffer_up_have_no_length_and_no_weight(monkeypatch)
 def test_what_does_not_fit_teaches_nothing_is_told_and_fits_the_next_time(monkeypatch, caplog):
     monkeypatch.setattr(visibility, "BLOCK", 64)
     allow(monkeypatch, 10**6)
-    field, part = Tinted(density=30.0), Part(source="guided")
+    field, settings = Tinted(density=30.0), RenderSettings(source="guided")
     path, exact = path_of(field, buffered=True), path_of(field)
     far, near = image_rays(8, 8, fovy=120.0), image_rays(8, 8, fovy=20.0)
-    learned(path, field, far, part)
+    learned(path, field, far, settings)
     with caplog.at_level(logging.INFO, "somnia.render"):
-        trace, grad = learned(path, field, near, part)
-        assert int(trace.samples.count.sum()) < len(exact.trace(field, near, part).samples)
+        trace, grad = learned(path, field, near, settings)
+        assert int(trace.samples.count.sum()) < len(exact.trace(field, near, settings).samples)
         assert (grad == 0).all() and caplog.text == ""  # not known on the host before the next part begins
-        trace, grad = learned(path, field, near, part)
+        trace, grad = learned(path, field, near, settings)
     assert "a part of guided needed room for" in caplog.text and "left out of training" in caplog.text
-    expected, expected_grad = learned(exact, field, near, part)
+    expected, expected_grad = learned(exact, field, near, settings)
     torch.testing.assert_close(trace.color, expected.color)
     torch.testing.assert_close(grad, expected_grad)
     assert (grad != 0).all()
@@ -201,9 +202,9 @@ def test_buffers_of_each_source_have_their_own_size(monkeypatch):
     wide, narrow = image_rays(8, 8, fovy=60.0), image_rays(8, 8, fovy=20.0)
     for seed in range(3):
         for source, rays in (("guided", wide), ("photos", narrow)):
-            part = Part(source=source, seed=seed)
-            trace, grad = learned(path, field, rays, part)
-            torch.testing.assert_close(trace.opacity, path_of(field).trace(field, rays, part).opacity)
+            settings = RenderSettings(source=source, random=Random(seed))
+            trace, grad = learned(path, field, rays, settings)
+            torch.testing.assert_close(trace.opacity, path_of(field).trace(field, rays, settings).opacity)
             assert (grad != 0).all()
 
 
@@ -212,15 +213,15 @@ def test_fog_in_buffers_gets_longer_steps_and_a_surface_shorter_ones(monkeypatch
     rays, fog, ball = image_rays(16, 16, fovy=60.0), Ball(0.9, density=0.5), Ball(0.3, density=300.0, margin=0.03)
     path = path_of(fog, max_steps=1024, buffered=True)
     for seed in range(6):
-        samples = path.trace(fog, rays, Part(source="guided", seed=seed)).samples
+        samples = path.trace(fog, rays, RenderSettings(source="guided", random=Random(seed))).samples
     assert 0 < samples.count.sum() <= 5 * len(rays)
     doubled = int(path.doublings)
-    path.trace(fog, rays, Part(source="guided", seed=7))
+    path.trace(fog, rays, RenderSettings(source="guided", random=Random(7)))
     assert doubled > 0 and path.doublings == doubled  # it has settled
     for seed in range(40):
         path.update(ball, torch.Generator().manual_seed(seed))
     for seed in range(doubled + 2):
-        path.trace(ball, rays, Part(source="guided", seed=seed))
+        path.trace(ball, rays, RenderSettings(source="guided", random=Random(seed)))
     assert path.doublings < doubled - 1
 
 
@@ -228,28 +229,28 @@ def test_doublings_of_a_checkpoint_are_those_that_training_in_buffers_goes_on_wi
     allow(monkeypatch, 10**6)
     field, rays = Tinted(density=30.0), image_rays(4, 4)
     path, other = path_of(field, buffered=True), path_of(field)
-    path.trace(field, rays, Part(source="guided"))
+    path.trace(field, rays, RenderSettings(source="guided"))
     other.doublings.fill_(2)
     path.load_state_dict(other.state_dict())
-    samples = path.trace(field, rays, Part(source="guided")).samples
+    samples = path.trace(field, rays, RenderSettings(source="guided")).samples
     assert samples.dt.max().item() == pytest.approx(2 * 3**0.5 / 64)
 
 
 def test_rays_that_are_not_finite_are_told_when_the_next_part_begins(monkeypatch):
     path, field, rays = path_of(Ball(), buffered=True), Ball(), image_rays(4, 4)
-    path.trace(field, rays, Part(source="guided"))
+    path.trace(field, rays, RenderSettings(source="guided"))
     path._pending[0].need[2] = 3  # on a CPU broken rays are refused at the door; a GPU counts them
     with pytest.raises(ValueError, match="3 of 16 rays of the last part .guided. were not finite"):
-        path.trace(field, rays, Part(source="guided"))
+        path.trace(field, rays, RenderSettings(source="guided"))
 
 
 @pytest.mark.parametrize("buffered", [False, True])
 def test_a_density_that_is_not_a_number_shows_in_the_picture(buffered):
     field, rays = Ball(density=30.0), image_rays(5, 5)
     path = path_of(field, buffered=buffered)
-    path.trace(field, rays, Part(source="guided"))
+    path.trace(field, rays, RenderSettings(source="guided"))
     field.inside = float("nan")
-    assert path.trace(field, rays, Part(source="guided")).opacity.isnan().any()
+    assert path.trace(field, rays, RenderSettings(source="guided")).opacity.isnan().any()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU can be waited for, and there is none here")
@@ -258,9 +259,9 @@ def test_training_in_buffers_waits_for_no_gpu():
     near, far = image_rays(8, 8), image_rays(8, 8)
     path = path_of(Ball(density=30.0)).cuda()
     rays = [replace(r, **{k: getattr(r, k).cuda() for k in ("origins", "directions", "view_index")}) for r in (near, far)]
-    learned(path, field, rays[0], Part(source="guided"))
+    learned(path, field, rays[0], RenderSettings(source="guided"))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        learned(path, field, rays[1], Part(source="guided"))
+        learned(path, field, rays[1], RenderSettings(source="guided"))
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from nerf.core.structs import Part
+from nerf.core.structs import RenderSettings
 from nerf.render.background import ConstantBackground, NetworkBackground, chosen_color
 from tests.nerf.analytic import image_rays
 
-PART = Part(source="eval", training=False)
+PART = RenderSettings(source="eval", training=False)
 
 
 def test_the_constant_background_is_white_unless_told_otherwise():

@@ -1,14 +1,13 @@
 """The mesh path: a ball in closed form, gradients that move it, and offsets that never turn a tetrahedron inside out."""
 
 from dataclasses import replace
-from types import SimpleNamespace as Space
 
 import pytest
 import torch
 
 from nerf.core.cameras import clip_space, orbit, project, view_rays
 from nerf.core.errors import DivergenceError
-from nerf.core.structs import FieldOutput, Part
+from nerf.core.structs import FieldOutput, RenderSettings
 from nerf.fields.base import Field
 from nerf.mesh.mesh import Mesh, is_watertight
 from nerf.render.background import ConstantBackground
@@ -31,7 +30,7 @@ class Painted(Field):
         """None."""
         return positions.new_zeros(len(positions))
 
-    def query(self, points, part):
+    def query(self, points, settings):
         """Colours by the sign of x."""
         red = (points.positions[:, :1] > 0).float()
         colour = torch.cat([red, torch.zeros_like(red), 1 - red], -1) * self.gain
@@ -43,19 +42,19 @@ RATES = {"distance": 0.02, "offset": 0.02, "lattices": 0.02}
 
 def make(resolution=24, locked=False, lattices=0):
     path = DMTetPath(1.0, resolution, 0.01, RATES, locked, lattices)
-    return NeRFRenderer(Space(render=Space(max_ray_batch=64)), Painted(), ConstantBackground(), path)
+    return NeRFRenderer(Painted(), ConstantBackground(), path)
 
 
 def views(height=48, width=64, azimuth=(0.0, 90.0)):
     return orbit(torch.full((len(azimuth),), 90.0), torch.tensor(azimuth), 3.0, 30.0, height, width)
 
 
-def part(**changes):
-    return Part(**{"source": "guided", "training": False, "num_views": 2, **changes})
+def settings(**changes):
+    return RenderSettings(**{"source": "guided", "training": False, **changes})
 
 
 def test_the_ball_covers_its_disc_on_pictures_that_are_not_square():
-    out = make(40).render(view_rays(views()), part())
+    out = make(40).render(view_rays(views()), settings())
     focal = float(views().fy[0])
     disc = torch.pi * (focal * RADIUS / (9 - RADIUS**2) ** 0.5) ** 2
     for covered in out.as_images(out.opacity).sum((1, 2, 3)):
@@ -63,14 +62,14 @@ def test_the_ball_covers_its_disc_on_pictures_that_are_not_square():
 
 
 def test_depth_is_the_distance_along_the_ray():
-    out = make(40).render(view_rays(views(49, 65)), part())
+    out = make(40).render(view_rays(views(49, 65)), settings())
     middle = out.as_images(out.depth)[:, 0, 24, 32]
     torch.testing.assert_close(middle, torch.full((2,), 3.0 - RADIUS), atol=4e-3, rtol=0)
 
 
 def test_normals_point_outwards():
     rays = view_rays(views())
-    out = make(40).render(rays, part(need_normals=True))
+    out = make(40).render(rays, settings(need_normals=True))
     solid = out.opacity > 0.999
     hit = rays.origins + out.depth[:, None] * rays.directions
     cosine = (torch.nn.functional.normalize(hit, dim=-1) * out.normal).sum(-1)[solid]
@@ -78,7 +77,7 @@ def test_normals_point_outwards():
 
 
 def test_the_field_colours_the_side_that_is_seen():
-    out = make().render(view_rays(views(azimuth=(0.0, 90.0))), part())
+    out = make().render(view_rays(views(azimuth=(0.0, 90.0))), settings())
     picture = out.as_images(out.image)
     torch.testing.assert_close(picture[0, :, 24, 24], torch.tensor([0.0, 0.0, 1.0]))  # -x is left of the front view
     torch.testing.assert_close(picture[0, :, 24, 40], torch.tensor([1.0, 0.0, 0.0]))
@@ -87,7 +86,7 @@ def test_the_field_colours_the_side_that_is_seen():
 
 def test_each_view_has_its_own_light():
     light = torch.tensor([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0]])
-    out = make().render(view_rays(views()), part(shading="textureless", ambient=0.0, light=light))
+    out = make().render(view_rays(views()), settings(shading="textureless", ambient=0.0, light=light))
     middle = out.as_images(out.image)[:, 0, 24, 32]
     assert middle[0] > 0.95 and middle[1] < 0.05
 
@@ -102,7 +101,7 @@ def test_clip_space_and_projection_put_points_on_the_same_pixel():
 
 def test_coverage_grows_with_its_gradient():
     model = make(40)
-    rays, seen = view_rays(views()), part(training=True)
+    rays, seen = view_rays(views()), settings(training=True)
     model.render(rays, seen).opacity.sum().backward()
     slope = model.path.distance.grad.clone()
     with torch.no_grad():
@@ -135,15 +134,15 @@ def test_a_surface_that_vanished_ends_training_with_a_sentence_and_shows_the_bac
     model = make(8)
     with torch.no_grad():
         model.path.distance.fill_(1.0)
-    out = model.render(view_rays(views()), part())
+    out = model.render(view_rays(views()), settings())
     assert out.opacity.max() == 0 and out.image.min() == 1
     with pytest.raises(DivergenceError, match="vanished"):
-        model.render(view_rays(views()), part(training=True))
+        model.render(view_rays(views()), settings(training=True))
 
 
 def test_random_rays_are_refused():
     with pytest.raises(ValueError, match="whole images"):
-        make(8).render(view_rays(views())[:10], part())
+        make(8).render(view_rays(views())[:10], settings())
 
 
 def test_a_lens_with_distortion_is_refused():
@@ -175,7 +174,7 @@ def test_every_lattice_moves_the_whole_surface_by_its_cells():
 def test_a_view_moves_its_outline_alone_and_the_patches_around_it_with_lattices():
     model = make(32, lattices=2)
     path, rays = model.path, view_rays(views(azimuth=(0.0,)))
-    model.render(rays, part(training=True)).opacity.sum().backward()
+    model.render(rays, settings(training=True)).opacity.sum().backward()
     moved = []
     for parameter in (path.distance, *reversed(path.lattices)):
         before = radii(path)
@@ -197,7 +196,7 @@ def test_far_points_know_how_far_they_are_only_under_lattices():
 
 
 def test_training_carries_the_surface_for_its_regularisers():
-    out = make(8).render(view_rays(views()), part(training=True))
+    out = make(8).render(view_rays(views()), settings(training=True))
     assert out.surface.faces.max() < len(out.surface.vertices) and out.samples is None
     inside = out.surface.distance[out.surface.crossing] < 0
     assert (inside[:, 0] != inside[:, 1]).all()

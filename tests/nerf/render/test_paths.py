@@ -4,12 +4,13 @@ import pytest
 import torch
 
 import extension
-from nerf.core.structs import Part, Rays, Samples
+from nerf.core.streams import Random
+from nerf.core.structs import Rays, RenderSettings, Samples
 from nerf.render.accelerated import AcceleratedPath
 from nerf.render.plain import PlainPath
 from tests.nerf.analytic import Ball, ball_on_rays, image_rays
 
-EVALUATION = Part(source="eval", training=False, shading="normal")
+EVALUATION = RenderSettings(source="eval", training=False, shading="normal")
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 RUNGS = [(device, rung) for device in DEVICES for rung in ("torch", device)]
 PATHS = ["plain", "accelerated"]
@@ -77,9 +78,9 @@ def test_the_silhouette_of_a_non_square_image_is_a_centred_disc(kind, rung):
 
 def test_paths_agree_on_colour_normal_depth_and_opacity(rung):
     field, rays = Ball(0.5, density=30.0).to(rung), image_rays(8, 8, device=rung)
-    part = Part(source="eval", training=False, shading="lambertian", ambient=0.3)
-    plain = path_of("plain", field).trace(field, rays, part)
-    accelerated = path_of("accelerated", field).trace(field, rays, part)
+    settings = RenderSettings(source="eval", training=False, shading="lambertian", ambient=0.3)
+    plain = path_of("plain", field).trace(field, rays, settings)
+    accelerated = path_of("accelerated", field).trace(field, rays, settings)
     for name in ("color", "opacity", "depth", "normal"):
         torch.testing.assert_close(getattr(plain, name), getattr(accelerated, name), atol=0.06, rtol=0)
 
@@ -87,10 +88,10 @@ def test_paths_agree_on_colour_normal_depth_and_opacity(rung):
 @pytest.mark.parametrize("kind", PATHS)
 def test_autocast_takes_nothing_from_what_is_summed_along_a_ray(kind, rung):
     field, rays = Ball(0.5, density=30.0).to(rung), image_rays(8, 8, device=rung)
-    path, part = path_of(kind, field), Part(source="guided", need_normals=True, seed=5)
-    plain = path.trace(field, rays, part)
+    path, settings = path_of(kind, field), RenderSettings(source="guided", need_normals=True, random=Random(5))
+    plain = path.trace(field, rays, settings)
     with torch.autocast(rays.origins.device.type, torch.bfloat16):
-        cast = path.trace(field, rays, part)
+        cast = path.trace(field, rays, settings)
     for name in ("color", "opacity", "depth", "normal"):
         torch.testing.assert_close(getattr(cast, name), getattr(plain, name))
 
@@ -99,8 +100,8 @@ def test_autocast_takes_nothing_from_what_is_summed_along_a_ray(kind, rung):
 def test_training_and_evaluation_agree_and_training_keeps_its_samples(kind, rung):
     field, rays = Ball(0.5, density=30.0).to(rung), image_rays(6, 6, device=rung)
     path = path_of(kind, field)
-    training = path.trace(field, rays, Part(source="guided", need_normals=True))
-    evaluation = path.trace(field, rays, Part(source="eval", need_normals=True, training=False))
+    training = path.trace(field, rays, RenderSettings(source="guided", need_normals=True))
+    evaluation = path.trace(field, rays, RenderSettings(source="eval", need_normals=True, training=False))
     torch.testing.assert_close(training.opacity, evaluation.opacity, atol=0.12, rtol=0)
     assert evaluation.samples is None and len(training.samples) == len(training.weights)
     weights, nothing = training.weights, torch.zeros(len(rays), device=rung)
@@ -113,7 +114,7 @@ def test_training_and_evaluation_agree_and_training_keeps_its_samples(kind, rung
 @pytest.mark.parametrize("kind", PATHS)
 def test_samples_lie_on_their_rays_and_are_packed_in_ray_order(kind, rung):
     field, rays = Ball(0.5, density=5.0).to(rung), image_rays(5, 4, device=rung)
-    samples = owned(path_of(kind, field).trace(field, rays, Part(source="guided")).samples)
+    samples = owned(path_of(kind, field).trace(field, rays, RenderSettings(source="guided")).samples)
     at = rays.origins[samples.ray_index] + samples.t[:, None] * rays.directions[samples.ray_index]
     torch.testing.assert_close(samples.positions, at)
     assert torch.equal(samples.ray_index, torch.arange(len(rays), device=rung).repeat_interleave(samples.count))
@@ -126,9 +127,9 @@ def test_min_near_is_honoured(kind, rung):
     ahead = torch.tensor([[0.0, 0.0, 1.0]], device=rung)
     rays = Rays(torch.zeros_like(ahead), ahead, torch.zeros(1, dtype=torch.int64, device=rung))
     near, far = 0.25, 0.6
-    samples = owned(path_of(kind, field, min_near=near).trace(field, rays, Part(source="guided")).samples)
+    samples = owned(path_of(kind, field, min_near=near).trace(field, rays, RenderSettings(source="guided")).samples)
     assert samples.t.min() >= near and samples.t.min() < near + 0.01
-    behind = path_of(kind, field, min_near=2.0).trace(field, rays, Part(source="guided"))
+    behind = path_of(kind, field, min_near=2.0).trace(field, rays, RenderSettings(source="guided"))
     assert behind.opacity.item() == 0 and far > near
 
 
@@ -138,7 +139,7 @@ def test_rays_that_miss_give_zeros_and_finite_gradients(kind, rung):
     up = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, -1.0]], device=rung)
     origins = torch.tensor([[0.0, 0.0, 5.0]], device=rung).expand(2, 3).contiguous()
     rays = Rays(origins, up, torch.zeros(2, dtype=torch.int64, device=rung))
-    trace = path_of(kind, field).trace(field, rays, Part(source="guided", shading="normal"))
+    trace = path_of(kind, field).trace(field, rays, RenderSettings(source="guided", shading="normal"))
     for tensor in (trace.color, trace.opacity, trace.depth, trace.normal):
         assert torch.isfinite(tensor).all() and tensor[0].abs().sum() == 0
     assert trace.opacity[1] > 0.9
@@ -150,26 +151,26 @@ def test_no_rays_and_rays_that_all_miss_are_no_special_case(kind, n, rung):
     field = Ball(0.5).to(rung)
     away = torch.tensor([[0.0, 0.0, 1.0]], device=rung).expand(n, 3).contiguous()
     rays = Rays(5 * away, away, torch.zeros(n, dtype=torch.int64, device=rung))
-    trace = path_of(kind, field).trace(field, rays, Part(source="guided", shading="lambertian", ambient=0.5))
+    trace = path_of(kind, field).trace(field, rays, RenderSettings(source="guided", shading="lambertian", ambient=0.5))
     assert trace.opacity.shape == (n,) and trace.normal.shape == (n, 3) and trace.opacity.sum() == 0
 
 
 def test_the_plain_path_evaluates_each_sample_once():
     field, rays = Ball(0.5), image_rays(4, 4, fovy=10.0)
-    PlainPath(num_steps=20, upsample_steps=10, min_near=0.01).trace(field, rays, Part(source="guided"))
+    PlainPath(num_steps=20, upsample_steps=10, min_near=0.01).trace(field, rays, RenderSettings(source="guided"))
     assert field.asked == 16 * 30
 
 
 def test_the_same_part_renders_the_same_bits(rung):
     field, rays = Ball(0.5).to(rung), image_rays(5, 5, device=rung)
     for kind in PATHS:
-        path, part = path_of(kind, field), Part(source="guided", seed=7)
-        assert torch.equal(path.trace(field, rays, part).color, path.trace(field, rays, part).color)
+        path, settings = path_of(kind, field), RenderSettings(source="guided", random=Random(7))
+        assert torch.equal(path.trace(field, rays, settings).color, path.trace(field, rays, settings).color)
 
 
 def test_another_seed_perturbs_the_samples(rung):
     field, rays = Ball(0.5).to(rung), image_rays(5, 5, device=rung)
     for kind in PATHS:
         path = path_of(kind, field)
-        one, other = (path.trace(field, rays, Part(source="guided", seed=s)).samples.t for s in (1, 2))
+        one, other = (path.trace(field, rays, RenderSettings(source="guided", random=Random(s))).samples.t for s in (1, 2))
         assert one.shape != other.shape or not torch.equal(one, other)

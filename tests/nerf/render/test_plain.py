@@ -10,8 +10,8 @@ SPAN = torch.tensor([[1.0, 3.0], [0.5, 0.7]])
 
 def test_stratified_samples_ascend_with_one_in_each_part():
     t = stratified(SPAN, 8, torch.rand(2, 8))
-    part = ((t - SPAN[:, :1]) / (SPAN[:, 1:] - SPAN[:, :1]) * 8).floor()
-    assert torch.equal(part, torch.arange(8.0).expand(2, 8))
+    settings = ((t - SPAN[:, :1]) / (SPAN[:, 1:] - SPAN[:, :1]) * 8).floor()
+    assert torch.equal(settings, torch.arange(8.0).expand(2, 8))
 
 
 def test_steps_fill_the_span_and_contain_their_samples():

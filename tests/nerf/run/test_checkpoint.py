@@ -142,7 +142,7 @@ def test_a_full_disk_in_mid_write_leaves_the_old_checkpoint_whole(saved):
 def test_a_process_killed_in_mid_write_leaves_the_old_checkpoint_whole(saved):
     path, content = saved
     script = (
-        "import os, sys, torch; from nerf import checkpoint\n"
+        "import os, sys, torch; from nerf.run import checkpoint\n"
         "checkpoint.save_file = lambda flat, name, header: (open(name, 'wb').write(b'half'), os.kill(os.getpid(), 9))\n"
         "checkpoint.save(sys.argv[1], {'x': torch.zeros(3)}, {})"
     )

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from nerf.config import config
+from nerf.config.stages import DMTET, Stage
 from nerf.core.cameras import orbit
 from nerf.core.errors import UserError
+from nerf.core.structs import SceneInfo
 from nerf.mesh.mesh import Mesh, signed_volume
 from nerf.renderer import build_model
 from nerf.run import checkpoint, mesh_init, workspace
@@ -23,6 +25,10 @@ def options(folder, *flags):
     return config.for_stage(parsed, "dmtet")
 
 
+def built(config):
+    return build_model(Stage(DMTET, config), SceneInfo())
+
+
 def volume(path):
     surface = path.surface()
     return signed_volume(Mesh(surface.vertices.detach().double().numpy(), surface.faces.numpy()))
@@ -31,7 +37,7 @@ def volume(path):
 def filled(tmp_path, density, *flags):
     """A model whose mesh starts from a density."""
     made = options(tmp_path, "--mcubes_resolution", "64", *flags)
-    model = build_model(made)
+    model = built(made)
     model.density = density
     mesh_init._begin_with_density(model, made, 10.0)
     return model
@@ -71,7 +77,7 @@ def test_a_start_that_falls_through_the_grid_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(mesh_init, "_begin_with_mesh", thin)
     made = options(tmp_path, "--init_with", str(write_box(tmp_path / "needle.obj")))
     with pytest.raises(UserError, match="from a needle; but it is too thin for a grid of 24 layers"):
-        mesh_init.begin(build_model(made), made)
+        mesh_init.begin(built(made), made)
 
 
 class Discs:
@@ -101,14 +107,14 @@ class Discs:
 
 
 def test_silhouettes_carve_the_grid(tmp_path):
-    model = build_model(options(tmp_path))
+    model = built(options(tmp_path))
     line, transform = mesh_init.begin(model, options(tmp_path), Discs())
     assert "10 silhouettes" in line and transform is None
     assert BALL * 0.5**3 < volume(model.path) < 1.25 * BALL * 0.5**3
 
 
 def test_silhouettes_with_nothing_in_common_leave_a_ball(tmp_path):
-    model = build_model(options(tmp_path))
+    model = built(options(tmp_path))
     assert "starts as a ball" in mesh_init.begin(model, options(tmp_path), Discs(shown=False))[0]
     assert volume(model.path) == pytest.approx(BALL * 0.5**3, rel=0.05)
 
@@ -116,7 +122,7 @@ def test_silhouettes_with_nothing_in_common_leave_a_ball(tmp_path):
 def nerf_workspace(folder, *flags):
     """A workspace with a checkpoint of a NeRF, as the trainer writes it."""
     made = workspace.open_workspace(config.parse([*TINY, "--workspace", str(folder), "--blob_density", "40", *flags]))
-    model = build_model(made)
+    model = built(made)
     ema = {name: p.detach().clone() for name, p in model.named_parameters()} | {"updates": torch.tensor(3)}
     path = folder / "checkpoints" / checkpoint.file_name(7)
     checkpoint.save(path, {"model": model.state_dict(), "ema": ema}, {"stage": "nerf", "step": 7})
@@ -131,7 +137,7 @@ def test_a_workspace_gives_its_weights_and_its_options(tmp_path, named):
                          "--mcubes_resolution", "48", "--init_with", start])  # fmt: skip
     made = config.for_stage(mesh_init.adopt(workspace.adopt(said)), "dmtet")
     assert made.field.hidden == 24 and made.output.mesh_threshold == 5
-    model = build_model(made)
+    model = built(made)
     line, _ = mesh_init.begin(model, made)
     assert "density is 5" in line
     assert all(torch.equal(a, b) for a, b in zip(model.field.parameters(), nerf.field.parameters(), strict=True))
@@ -162,14 +168,14 @@ def write_box(path, half=(0.3, 0.2, 0.4), centre=(0.0, 0.0, 0.0)):
 
 def test_a_mesh_in_the_box_keeps_its_place(tmp_path):
     made = options(tmp_path, "--init_with", str(write_box(tmp_path / "box.obj")))
-    model = build_model(made)
+    model = built(made)
     _, transform = mesh_init.begin(model, made)
     assert transform is None and volume(model.path) == pytest.approx(8 * 0.3 * 0.2 * 0.4, rel=0.05)
 
 
 def test_a_mesh_elsewhere_is_fitted_and_its_way_back_is_kept(tmp_path):
     made = options(tmp_path, "--init_with", str(write_box(tmp_path / "box.ply", (3, 2, 4), (10, 0, 0))))
-    model = build_model(made)
+    model = built(made)
     line, transform = mesh_init.begin(model, made)
     surface = model.path.surface().vertices.detach().double().numpy()
     back = surface @ transform[:3, :3].T + transform[:3, 3]
@@ -204,7 +210,7 @@ class Elsewhere:
 def test_with_photographs_a_mesh_lies_where_the_export_would_write_it(tmp_path, frame, half, centre):
     path = write_box(tmp_path / "box.ply", half, centre)
     made = options(tmp_path, "--init_with", str(path), "--data", "photographs", "--export_frame", frame)
-    model = build_model(made)
+    model = built(made)
     _, transform = mesh_init.begin(model, made, Elsewhere())
     surface = model.path.surface().vertices.detach()
     assert transform is None
@@ -214,7 +220,7 @@ def test_with_photographs_a_mesh_lies_where_the_export_would_write_it(tmp_path, 
 def test_with_photographs_a_mesh_outside_their_box_is_refused(tmp_path):
     made = options(tmp_path, "--init_with", str(write_box(tmp_path / "box.ply")), "--data", "photographs")
     with pytest.raises(UserError, match="reaches 2.58 from the middle, and the box ends at 1"):
-        mesh_init.begin(build_model(made), made, Elsewhere())
+        mesh_init.begin(built(made), made, Elsewhere())
 
 
 def test_a_stage_that_has_begun_needs_its_start_no_more(tmp_path):
@@ -260,7 +266,7 @@ def test_a_mesh_of_another_workspace_brings_its_grid(tmp_path):
 
 
 def test_the_mesh_of_a_checkpoint_that_was_fitted_into_its_box_keeps_its_way_back(tmp_path):
-    model, path, back = build_model(options(tmp_path)), tmp_path / "x.safetensors", np.diag([2.0, 2.0, 2.0, 1.0])
+    model, path, back = built(options(tmp_path)), tmp_path / "x.safetensors", np.diag([2.0, 2.0, 2.0, 1.0])
     weights = {"model": model.state_dict(), "ema": {}}
     checkpoint.save(path, weights, {"stage": "dmtet", "step": 1, "transform": back.tolist()})
     _, transform = mesh_init.begin(model, options(tmp_path, "--init_with", str(path)))
@@ -272,7 +278,7 @@ def test_an_open_sheet_is_refused_by_its_name(tmp_path):
     path.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nv 1 1 0.2\nf 1 2 3\nf 2 4 3\n")
     made = options(tmp_path, "--init_with", str(path))
     with pytest.raises(UserError, match=r"sheet\.obj: the mesh is open"):
-        mesh_init.begin(build_model(made), made)
+        mesh_init.begin(built(made), made)
 
 
 def test_a_checkpoint_of_another_stage_is_refused(tmp_path):
@@ -280,7 +286,7 @@ def test_a_checkpoint_of_another_stage_is_refused(tmp_path):
     checkpoint.save(path, {"model": {}, "ema": {}}, {"stage": "known", "step": 1})
     made = options(tmp_path, "--init_with", str(path))
     with pytest.raises(UserError, match="is of stage 'known'"):
-        mesh_init.begin(build_model(made), made)
+        mesh_init.begin(built(made), made)
 
 
 def test_a_missing_weight_is_named(tmp_path):
@@ -291,7 +297,7 @@ def test_a_missing_weight_is_named(tmp_path):
     checkpoint.save(path, tensors, meta)
     made = options(tmp_path / "b", "--init_with", str(path), "--blob_density", "40")
     with pytest.raises(UserError, match="lacks head.bias"):
-        mesh_init.begin(build_model(made), made)
+        mesh_init.begin(built(made), made)
 
 
 def test_the_stages_are_in_config_json(tmp_path):

@@ -1,4 +1,4 @@
-"""The watch tells what is wrong, and only when it is."""
+"""The divergence monitor says what is wrong, and only when it is."""
 
 import re
 
@@ -6,20 +6,21 @@ import pytest
 import torch
 
 from nerf.config.config import OPTIONS
+from nerf.config.stages import DMTET, STAGE_KINDS
 from nerf.core.errors import DivergenceError
-from nerf.training.divergence import WAYS_OUT, Watch, check_finite
+from nerf.training.divergence import DivergenceMonitor, check_finite
 
 
 def after(opacity, steps=120):
-    watch = Watch()
+    monitor = DivergenceMonitor()
     for _ in range(steps):
-        watch.see(opacity)
-    return watch
+        monitor.update(opacity)
+    return monitor
 
 
 def test_a_scene_with_an_object_and_clear_surroundings_is_well():
     opacity = torch.cat([torch.ones(300), torch.zeros(700)])
-    assert after(opacity).verdict(0.5) is None
+    assert after(opacity).diagnose(0.5) is None
 
 
 @pytest.mark.parametrize(
@@ -27,19 +28,19 @@ def test_a_scene_with_an_object_and_clear_surroundings_is_well():
     [(torch.zeros(100), "empty"), (torch.ones(100), "filled"), (torch.full((100,), 0.5), "fog")],
 )
 def test_a_scene_that_failed_is_named_with_a_way_out(opacity, word):
-    sentence = after(opacity).verdict(0.5)
+    sentence = after(opacity).diagnose(0.5)
     assert word in sentence and "over with --ckpt scratch and " in sentence
 
 
 def test_a_young_scene_is_given_time():
-    assert after(torch.zeros(100)).verdict(0.01) is None
-    assert after(torch.zeros(100), steps=3).verdict(0.9) is None
+    assert after(torch.zeros(100)).diagnose(0.01) is None
+    assert after(torch.zeros(100), steps=3).diagnose(0.9) is None
 
 
 def test_one_foggy_step_does_not_condemn_a_run():
-    watch = after(torch.cat([torch.ones(300), torch.zeros(700)]))
-    watch.see(torch.full((1000,), 0.5))
-    assert watch.verdict(0.5) is None
+    monitor = after(torch.cat([torch.ones(300), torch.zeros(700)]))
+    monitor.update(torch.full((1000,), 0.5))
+    assert monitor.diagnose(0.5) is None
 
 
 def test_a_term_that_is_not_finite_is_named_with_its_step():
@@ -50,16 +51,17 @@ def test_a_term_that_is_not_finite_is_named_with_its_step():
 
 @pytest.mark.parametrize("opacity", [torch.zeros(100), torch.ones(100), torch.full((100,), 0.5)])
 def test_a_mesh_that_failed_is_told_of_flags_of_its_own_stage(opacity):
-    sentence = after(opacity).verdict(0.5, "dmtet")
+    sentence = after(opacity).diagnose(0.5, DMTET)
     assert sentence.startswith("the mesh ") and "--lr_distance" in sentence and "--dmtet --ckpt scratch" in sentence
     assert not re.search("--(blob|lambda_opacity|lambda_entropy|density)", sentence)
 
 
 def test_a_term_of_the_mesh_stage_that_is_not_finite_names_its_rates():
     with pytest.raises(DivergenceError, match="--lr_distance, --lr_offset"):
-        check_finite({"mesh_normal": torch.tensor(float("inf"))}, 3, "dmtet")
+        check_finite({"mesh_normal": torch.tensor(float("inf"))}, 3, DMTET)
 
 
 def test_every_flag_that_is_advised_exists():
-    advised = re.findall("--([a-z0-9_]+)", " ".join(way for stage in WAYS_OUT.values() for way in stage.values()))
+    advice = " ".join(text for kind in STAGE_KINDS.values() for text in [kind.memory, *kind.remedies.values()])
+    advised = re.findall("--([A-Za-z0-9_]+)", advice)
     assert {flag.removeprefix("no_") for flag in advised} <= OPTIONS.keys()

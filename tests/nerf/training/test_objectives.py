@@ -5,13 +5,20 @@ from types import SimpleNamespace as Space
 import pytest
 import torch
 
+from nerf.config.config import Config
+from nerf.config.stages import make_stage
 from nerf.core.errors import UserError
-from nerf.core.structs import Part, StepPlan, SurfaceState
+from nerf.core.structs import StepPlan, SurfaceState
 from nerf.training import objectives
+from tests.helpers.parts import part_of
 
 
 def plan(*parts, **weights):
     return StepPlan(0, 0.0, parts, weights)
+
+
+def stage(name):
+    return make_stage(Config(), name)
 
 
 def tetrahedron():
@@ -22,32 +29,34 @@ def tetrahedron():
 
 
 def test_random_rays_are_refused_by_what_needs_whole_images():
-    random, whole = Part("guided", num_rays=8), Part("guided")
-    objectives.check([objectives.Guided([])], plan(whole, sds=1.0))
+    random, whole = part_of("guided", num_rays=8), part_of("guided")
+    guided, weights = objectives.Guided([Space(name="SD")]), {"sds/SD": 1.0}
+    objectives.check([guided], plan(whole, **weights))
     with pytest.raises(UserError, match="Guided needs whole images.*draws 8 random rays"):
-        objectives.check([objectives.Guided([])], plan(random, sds=1.0))
+        objectives.check([guided], plan(random, **weights))
 
 
 def test_terms_of_samples_are_told_where_there_are_only_triangles():
-    asked = plan(Part("guided"), orient=0.1, normal_smooth_3d=0.0, normal_smooth_2d=0.1)
-    assert objectives.unheard(asked, triangles=False) == []
-    (line,) = objectives.unheard(asked, triangles=True)
+    asked = plan(part_of("guided"), orient=0.1, normal_smooth_3d=0.0, normal_smooth_2d=0.1)
+    made = [objectives.RayRegularisers(), objectives.Smoothness(None)]
+    assert objectives.inapplicable_terms(made, asked, stage("nerf")) == []
+    (line,) = objectives.inapplicable_terms(made, asked, stage("dmtet"))
     assert line.startswith("orient has a weight")
 
 
 @pytest.mark.parametrize("name", objectives.MeshRegularisers.terms)
 def test_a_term_of_the_surface_is_made_if_it_has_a_weight(name):
     out = Space(surface=tetrahedron())
-    terms = objectives.MeshRegularisers("uniform")(out, None, Part("guided"), plan(Part("guided"), **{name: 2.0}))
+    terms = objectives.MeshRegularisers("uniform")(out, None, part_of("guided"), plan(part_of("guided"), **{name: 2.0})).terms
     assert list(terms) == [name] and terms[name].ndim == 0 and terms[name].requires_grad
 
 
 def test_the_laplacian_that_was_asked_for_is_taken():
-    out, asked = Space(surface=tetrahedron()), plan(Part("guided"), mesh_laplacian=1.0)
-    found = [objectives.MeshRegularisers(kind)(out, None, Part("guided"), asked) for kind in ("uniform", "cotangent")]
+    out, asked = Space(surface=tetrahedron()), plan(part_of("guided"), mesh_laplacian=1.0)
+    found = [objectives.MeshRegularisers(kind)(out, None, part_of("guided"), asked).terms for kind in ("uniform", "cotangent")]
     assert found[0]["mesh_laplacian"].item() != found[1]["mesh_laplacian"].item()
 
 
 def test_a_path_without_triangles_has_no_surface_terms():
-    asked = plan(Part("guided"), mesh_normal=1.0)
-    assert objectives.MeshRegularisers("uniform")(Space(surface=None), None, Part("guided"), asked) == {}
+    asked = plan(part_of("guided"), mesh_normal=1.0)
+    assert objectives.MeshRegularisers("uniform")(Space(surface=None), None, part_of("guided"), asked).terms == {}

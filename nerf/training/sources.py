@@ -1,0 +1,72 @@
+"""Where a step's views come from: the interface, and what a source may ask about the run that it supplies."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+from nerf.config.config import Config
+from nerf.config.stages import Stage
+from nerf.core.streams import Random
+from nerf.core.structs import Batch, Part, SceneInfo
+
+
+@dataclass(frozen=True)
+class GuidanceInfo:
+    """What planning knows of one guidance."""
+
+    name: str
+    spaces: tuple[str, ...] = ("rgb",)  # of image that it accepts
+    options: Any = None  # its own record for this stage, see ``Guidance.stage_options``
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What stays the same through one stage of a run."""
+
+    stage: Stage
+    scene: SceneInfo = SceneInfo()
+    guidances: tuple[GuidanceInfo, ...] = ()
+    transform: Any = None  # [4, 4] from the trained box to the data's own world, or None
+    notes: dict[str, str] = field(default_factory=dict)  # what exported files say beside prompt and seed
+
+    @property
+    def config(self) -> Config:
+        """The options of the stage."""
+        return self.stage.config
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """The image spaces that every guidance accepts."""
+        accepted = [set(guidance.spaces) for guidance in self.guidances]
+        return tuple(sorted(set.intersection(*accepted))) if accepted else ("rgb",)
+
+    def fraction(self, step: int) -> float:
+        """Training progress of a step in [0, 1], between ``--exp_start_iter`` and ``--exp_end_iter`` where given."""
+        start, end = self.config.span
+        return min(max((step - start) / max(end - start, 1), 0.0), 1.0)
+
+
+class Source(ABC):
+    """Supplies views: random cameras, photographs, a picture whose view is known.
+
+    Attributes:
+        name: part of the seed of everything that the source draws, and of the names of its parts.
+        frames_object: its views show the whole object, so that their mean opacity tells whether it is empty or full.
+    """
+
+    name: str
+    frames_object = False
+
+    @abstractmethod
+    def plan_part(self, step: int, run: RunInfo, random: Random) -> Part | None:
+        """What the source contributes to a step, or None for nothing. A pure function of its arguments.
+
+        Args:
+            step: 0-based.
+            run: the stage.
+            random: of this step and source; also what the part carries.
+        """
+
+    @abstractmethod
+    def batch(self, part: Part) -> Batch:
+        """The rays of a part that this source planned, with whatever is known of their colours."""
