@@ -3,6 +3,7 @@
 Letters: B views, N rays, M samples. Angles are degrees, lengths scene units, colours sRGB in [0, 1].
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -205,6 +206,16 @@ class FieldOutput:
     albedo: Tensor  # [M, 3] diffuse colour in [0, 1]
     normal: Tensor | None = None  # [M, 3] unit outward normal; present if the part computes normals
     rgb: Tensor | None = None  # [M, 3] view-dependent colour; present if the part asks for it
+
+
+@dataclass(frozen=True)
+class LevelSet:
+    """Where a field's surface is: the points at which its value is ``level``. Extraction asks only this."""
+
+    value: Callable[[Tensor], Tensor]  # positions [M, 3] -> [M], without gradients
+    level: float | None  # None: chosen from the values, where they have two modes
+    inside: Literal["above", "below"] = "above"  # a density is above its level inside, a signed distance below
+    logarithmic: bool = True  # values span decades and are compared, smoothed and interpolated by their logarithm
 
 
 @dataclass(frozen=True)
