@@ -106,10 +106,10 @@ def make_trainer(config: Config, name: str, inputs: Inputs, device: str, report:
 
     from nerf.config.stages import make_stage
     from nerf.core.structs import SceneInfo
-    from nerf.provider import PhotographSource, RandomCameras
+    from nerf.provider import SourceInputs, build_sources
     from nerf.renderer import build_model
     from nerf.run.evaluation import Evaluator
-    from nerf.training.sources import GuidanceInfo, RunInfo, Source
+    from nerf.training.sources import GuidanceInfo, RunInfo
     from nerf.utils import Trainer
 
     stage = make_stage(config, name)
@@ -121,13 +121,10 @@ def make_trainer(config: Config, name: str, inputs: Inputs, device: str, report:
     guidances = tuple(GuidanceInfo(g.name, g.spaces, g.stage_options(config.guidance)) for g in inputs.guidance)
     run = RunInfo(stage, scene, guidances, inputs.transform, inputs.notes)
     model = build_model(stage, scene).to(device)
-    sources: list[Source] = []
-    if inputs.guidance:
-        sources.append(RandomCameras(config, device, requirements=[g.requirements() for g in inputs.guidance]))
-    if inputs.photos is not None:
-        sources.append(PhotographSource(inputs.photos))
+    requirements = tuple(g.requirements() for g in inputs.guidance)
+    sources = build_sources(SourceInputs(config, device, requirements, inputs.photos))
     evaluator = Evaluator(stage, model, report, inputs.held_out)
-    trainer = Trainer(run, model, {source.name: source for source in sources}, inputs.guidance, evaluator, report)
+    trainer = Trainer(run, model, sources, inputs.guidance, evaluator, report)
     began = trainer.restore()
     if stage.kind.starts_from is not None and not began:
         from nerf.run import mesh_init

@@ -6,15 +6,15 @@ from its part's generator, on the CPU, so the same step sees the same cameras on
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from guidance.base import CameraRequirements
 from nerf.config.config import Config
-from nerf.core.cameras import angles_of, look_at, orbit, orbit_up, view_rays
+from nerf.core.cameras import angles_of, look_at, orbit, orbit_up, view_rays, wrap_degrees
 from nerf.core.errors import UserError
 from nerf.core.streams import Random, Stream
 from nerf.core.structs import Batch, Part, ViewRequest, Views
@@ -112,11 +112,13 @@ class RandomCameras(Source):
         self.theta_range = within(config.camera.theta_range, [r.polar_range for r in requirements], "theta_range")
         self.fovy_range = within(config.camera.fovy_range, [r.fovy_range for r in requirements], "fovy_range")
         self.linked_views = math.lcm(*(r.linked_views for r in requirements))
-        if requirements and config.camera.batch_size % self.linked_views:
+        if config.camera.batch_size % self.linked_views:
             raise UserError(
-                f"--batch_size must be a multiple of {self.linked_views}, as the guidance judges so many linked views at "
-                f"once, got {config.camera.batch_size}"
+                f"--batch_size must be a multiple of {self.linked_views}, because the guidance judges that many linked views "
+                f"at once, got {config.camera.batch_size}"
             )
+        if self.linked_views > 1 and config.camera.jitter_pose:
+            raise UserError("--jitter_pose moves each camera by itself, and the guidance needs linked views; leave it out")
         self.device = torch.device(device)
         self.stratified = stratified
 
@@ -133,7 +135,8 @@ class RandomCameras(Source):
         Returns:
             B views. Their angles are those of the camera as it stands, after any jitter.
         """
-        camera, count = self.config.camera, request.num_views
+        camera, linked = self.config.camera, self.linked_views
+        count = request.num_views // linked  # what is drawn once for each group of linked views
         generator = request.random.generator(Stream.CAMERAS)
         ratio = view_ratio(request.fraction, self.config)
 
@@ -146,6 +149,10 @@ class RandomCameras(Source):
         fovy = uniform(self.fovy_range, camera.default_fovy)
         azimuth = self._azimuth(narrowed(camera.phi_range, camera.default_azimuth, ratio), count, generator)
         polar, azimuth = self._some_on_the_sphere(polar, azimuth, ratio, generator)
+        if linked > 1:
+            turn = torch.arange(linked).repeat(count) * (360.0 / linked)
+            radius, polar, fovy, azimuth = (x.repeat_interleave(linked) for x in (radius, polar, fovy, azimuth))
+            azimuth = wrap_degrees(azimuth + turn)
         views = orbit(polar, azimuth, radius, fovy, request.height, request.width)
         if camera.jitter_pose:
             views = self._jittered(views, generator)
@@ -203,6 +210,40 @@ class PhotographSource(Source):
     def batch(self, part: Part) -> Batch:
         """See :meth:`Photographs.batch`."""
         return self.photographs.batch(part.request, part.settings.background)
+
+
+@dataclass(frozen=True)
+class SourceInputs:
+    """What sources of views are built from."""
+
+    config: Config  # of the stage
+    device: torch.device | str
+    requirements: tuple[CameraRequirements, ...] = ()  # of each guidance; empty without guidance
+    photographs: Photographs | None = None  # the training split
+
+
+def _random_cameras(inputs: SourceInputs) -> Source | None:
+    if not inputs.requirements:
+        return None
+    return RandomCameras(inputs.config, inputs.device, requirements=inputs.requirements)
+
+
+def _photographs(inputs: SourceInputs) -> Source | None:
+    return None if inputs.photographs is None else PhotographSource(inputs.photographs)
+
+
+# Name -> builder, in the order of the parts of a step. A builder returns None where the run has no such source.
+SOURCES: dict[str, Callable[[SourceInputs], Source | None]] = {"guided": _random_cameras, "photos": _photographs}
+
+
+def build_sources(inputs: SourceInputs) -> dict[str, Source]:
+    """The sources of views of a stage by name, in the order of the parts of a step.
+
+    Raises:
+        UserError: the options contradict what the guidance requires of its views.
+    """
+    built = {name: build(inputs) for name, build in SOURCES.items()}
+    return {name: source for name, source in built.items() if source is not None}
 
 
 def turntable(config: Config, count: int, height: int, width: int) -> Views:

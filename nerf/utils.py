@@ -27,7 +27,7 @@ from nerf.run.logger import Report
 from nerf.training import objectives, schedule
 from nerf.training.divergence import DivergenceMonitor, check_finite
 from nerf.training.ema import Ema
-from nerf.training.objectives import Objective, ObjectiveOutput
+from nerf.training.objectives import ObjectiveInputs, ObjectiveOutput
 from nerf.training.sources import RunInfo, Source
 from optimizer import Adan
 
@@ -72,7 +72,7 @@ class Trainer:
         self.evaluator, self.report = evaluator, report
         self.device = next(model.parameters()).device
         self.workspace = Path(self.config.output.workspace)
-        self.objectives = objectives.build(self.stage, model.field, guidance)
+        self.objectives = objectives.build(ObjectiveInputs(self.stage, model.field, guidance))
         self.optimizer = self._make_optimizer()
         self.amp_dtype = self._amp_dtype()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
@@ -82,8 +82,8 @@ class Trainer:
         self.unread: dict[str, Tensor] = {}  # terms of the last step, where nobody has waited for them yet
         self.seconds = 0.0  # of training, over all the processes that worked on this run
         first = self.plan(0)
-        objectives.check(self.objectives, first)
-        for line in objectives.inapplicable_terms(self.objectives, first, self.stage):
+        objectives.check(self.objectives.values(), first)
+        for line in objectives.inapplicable_terms(self.objectives.values(), first, self.stage):
             report.log(f"warning: {line}")
 
     # ---- one step -------------------------------------------------------------------------------------------------
@@ -100,51 +100,61 @@ class Trainer:
         """
         plan = self.plan(self.step)
         if self.step % self.config.render.update_extra_interval == 0:
-            self.model.update_occupancy(plan.parts[0].random.generator(Stream.OCCUPANCY, self.device))
+            self.model.update_occupancy(plan.random.generator(Stream.OCCUPANCY, self.device))
         self.optimizer.zero_grad(set_to_none=True)
-        once = [objective for objective in self.objectives if objective.scope == "step"]
+        once = {name for name, objective in self.objectives.items() if objective.scope == "step"}
         terms: dict[str, Tensor] = {}
-        said = ObjectiveOutput()
+        stats: dict[str, Tensor] = {}
+        images: dict[str, Tensor] = {}
         for part in plan.parts:
             found = self._evaluate_part(part, plan, once)
             if self._reads_back():
                 check_finite(found.terms, self.step, self.stage.kind)
-            total = sum(plan.weights[name] * value for name, value in found.terms.items())
-            if total.requires_grad:
-                self.scaler.scale(total).backward()
+            self._backward(found.terms, plan)
             terms |= {name: terms.get(name, 0.0) + value.detach() for name, value in found.terms.items()}
-            said.stats.update(found.stats)
-            said.images.update(found.images)
+            stats |= found.stats
+            images |= found.images
         self.unread = {} if self._reads_back() else terms
         self._apply_gradients(plan)
         self.ema.update()
         for guidance in self.guidance:
             guidance.after_step()
-        if said.images:
-            self.evaluator.show_guidance(said.images, self.step)
+        if images:
+            self.evaluator.show_guidance(images, self.step)
         self.step += 1
-        return terms | said.stats
+        return terms | stats
 
-    def _evaluate_part(self, part: Part, plan: StepPlan, once: list[Objective]) -> ObjectiveOutput:
-        """Render a part and ask the objectives; those of ``once`` that answered are taken out of it."""
+    def _evaluate_part(self, part: Part, plan: StepPlan, once: set[str]) -> ObjectiveOutput:
+        """Render a part and evaluate the objectives on it.
+
+        Args:
+            part: as it was planned.
+            plan: of the step.
+            once: names of the objectives that still have to be evaluated in this step and then no more; those that
+                apply to the part are removed.
+        """
         source = self.sources[part.source]
         batch = source.batch(part)
         part = replace(part, settings=batch.settings(part.settings))
         result = ObjectiveOutput()
         with self._autocast():
             out = self.model.render(batch.rays, part.settings)
-            for objective in self.objectives:
-                if not objective.applies(part, plan) or (objective.scope == "step" and objective not in once):
+            for name, objective in self.objectives.items():
+                if not objective.applies(part, plan) or (objective.scope == "step" and name not in once):
                     continue
+                once.discard(name)
                 objective.loss_scale = self.scaler.get_scale() if objective.needs_loss_scale else 1.0
-                found = objective(out, batch, part, plan)
-                for gathered, new in zip(result.all(), found.all(), strict=True):
-                    gathered.update(new)
-                if objective.scope == "step":
-                    once.remove(objective)
+                result.update(objective(out, batch, part, plan))
         if source.frames_object and self._reads_back():
             self.monitor.update(out.opacity.detach())
         return result
+
+    def _backward(self, terms: dict[str, Tensor], plan: StepPlan) -> None:
+        """Add the gradients of the weighted sum of the terms."""
+        weighted = [plan.weights[name] * value for name, value in terms.items()]
+        total = sum(weighted[1:], start=weighted[0]) if weighted else None
+        if total is not None and total.requires_grad:
+            self.scaler.scale(total).backward()
 
     def _apply_gradients(self, plan: StepPlan) -> None:
         self.scaler.unscale_(self.optimizer)
@@ -236,7 +246,7 @@ class Trainer:
             "ema": self.ema.state_dict(),
             "optimizer": {str(k): v for k, v in optimizer["state"].items()},
             "guidance": {g.name: g.state_dict() for g in self.guidance},
-            "objectives": {type(o).__name__: o.state_dict() for o in self.objectives},
+            "objectives": {name: objective.state_dict() for name, objective in self.objectives.items()},
             "random": {"torch": torch.get_rng_state()},
         }
         meta = {
@@ -308,8 +318,8 @@ class Trainer:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         for guidance in self.guidance:
             guidance.load_state_dict(tensors.get("guidance", {}).get(guidance.name, {}))
-        for objective in self.objectives:
-            objective.load_state_dict(tensors.get("objectives", {}).get(type(objective).__name__, {}))
+        for name, objective in self.objectives.items():
+            objective.load_state_dict(tensors.get("objectives", {}).get(name, {}))
         torch.set_rng_state(tensors["random"]["torch"].cpu())
         if meta["scaler"]:  # empty in a run without float16, on a CPU for instance; a scale is then found anew
             self.scaler.load_state_dict(meta["scaler"])
@@ -326,7 +336,7 @@ class Trainer:
         else:
             groups = self.model.param_groups(optim.lr)
             made = torch.optim.Adam(groups, lr=optim.lr, betas=(0.9, 0.99), eps=1e-15, fused=True)
-        for objective in self.objectives:
+        for objective in self.objectives.values():
             for group in objective.param_groups(optim.lr):
                 made.add_param_group(group)
         for group in made.param_groups:

@@ -167,6 +167,7 @@ class StepPlan:
     weights: dict[str, float]  # term name -> weight; a term whose weight is 0 or missing is not computed
     controls: dict[str, Control] = field(default_factory=dict)  # guidance name -> what is asked of it
     lr_scale: float = 1.0  # factor on every learning rate of this step
+    random: Random = Random()  # of what belongs to no part
 
     def wants(self, term: str) -> bool:
         """Whether a loss term has a weight."""

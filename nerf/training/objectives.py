@@ -6,6 +6,7 @@ here. Letters: B views, N rays, M samples.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,9 +34,11 @@ class ObjectiveOutput:
     stats: dict[str, Tensor] = field(default_factory=dict)  # for the log: scalars, read when they are written
     images: dict[str, Tensor] = field(default_factory=dict)  # for people: name -> [B, 3, H, W] in [0, 1]
 
-    def all(self) -> tuple[dict[str, Tensor], ...]:
-        """The three of them."""
-        return self.terms, self.stats, self.images
+    def update(self, other: "ObjectiveOutput") -> None:
+        """Add what another objective says of the same part."""
+        self.terms.update(other.terms)
+        self.stats.update(other.stats)
+        self.images.update(other.images)
 
 
 class Objective(ABC):
@@ -84,14 +87,15 @@ class Objective(ABC):
             raise ValueError(f"{type(self).__name__}: expected an empty state, got {sorted(state)}")
 
 
-def check(objectives: list[Objective], plan: StepPlan) -> None:
+def check(objectives: Iterable[Objective], plan: StepPlan) -> None:
     """Compare what the objectives need with what the parts of a plan deliver.
 
     Raises:
         UserError: an objective needs whole images and the part draws random rays.
     """
-    for part in plan.parts:
-        for objective in (o for o in objectives if o.applies(part, plan)):
+    pairs = ((objective, part) for objective in objectives for part in plan.parts)
+    for objective, part in pairs:
+        if objective.applies(part, plan):
             if "image" in objective.needs and part.request.layout == "rays":
                 raise UserError(
                     f"{type(objective).__name__} needs whole images, but the source {part.source!r} draws "
@@ -100,7 +104,7 @@ def check(objectives: list[Objective], plan: StepPlan) -> None:
                 )
 
 
-def inapplicable_terms(objectives: list[Objective], plan: StepPlan, stage: Stage) -> list[str]:
+def inapplicable_terms(objectives: Iterable[Objective], plan: StepPlan, stage: Stage) -> list[str]:
     """Sentences about terms that have a weight in the plan and, in this stage, nothing to look at."""
     if not stage.kind.triangles:
         return []
@@ -276,13 +280,38 @@ class MeshRegularisers(Objective):
         return ObjectiveOutput(terms)
 
 
-def build(stage: Stage, field: Field, guidance: list[Guidance]) -> list[Objective]:
-    """The objectives of a stage, in the order in which they are evaluated."""
-    config = stage.config
-    objectives: list[Objective] = [KnownView(), RayRegularisers(), Smoothness(field), GridRegularisers(field)]
-    if stage.kind.triangles:
-        objectives.append(MeshRegularisers(config.loss.mesh_laplacian))
-    if guidance:
-        interval = config.guidance.save_guidance_interval if config.guidance.save_guidance else 0
-        objectives.insert(0, Guided(guidance, config.optim.grad_clip_rgb, interval))
-    return objectives
+@dataclass(frozen=True)
+class ObjectiveInputs:
+    """What objectives are built from."""
+
+    stage: Stage
+    field: Field
+    guidance: list[Guidance]
+
+
+def _guided(inputs: ObjectiveInputs) -> Objective | None:
+    options, optim = inputs.stage.config.guidance, inputs.stage.config.optim
+    interval = options.save_guidance_interval if options.save_guidance else 0
+    return Guided(inputs.guidance, optim.grad_clip_rgb, interval) if inputs.guidance else None
+
+
+def _mesh_regularisers(inputs: ObjectiveInputs) -> Objective | None:
+    return MeshRegularisers(inputs.stage.config.loss.mesh_laplacian) if inputs.stage.kind.triangles else None
+
+
+# Name -> builder, in the order of evaluation. A builder returns None where the stage has no such objective. The weights of
+# an objective's terms are in ``schedule.TERM_WEIGHTS``.
+OBJECTIVES: dict[str, Callable[[ObjectiveInputs], Objective | None]] = {
+    "guided": _guided,
+    "known_view": lambda inputs: KnownView(),
+    "ray_regularisers": lambda inputs: RayRegularisers(),
+    "smoothness": lambda inputs: Smoothness(inputs.field),
+    "grid_regularisers": lambda inputs: GridRegularisers(inputs.field),
+    "mesh_regularisers": _mesh_regularisers,
+}
+
+
+def build(inputs: ObjectiveInputs) -> dict[str, Objective]:
+    """The objectives of a stage by name, in the order in which they are evaluated."""
+    built = {name: make(inputs) for name, make in OBJECTIVES.items()}
+    return {name: objective for name, objective in built.items() if objective is not None}

@@ -4,7 +4,7 @@ A plan is a pure function of the step, the options and the seed. Nothing here is
 resumed run makes the plans that an uninterrupted one would have made.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -38,7 +38,8 @@ def plan(step: int, run: RunInfo, sources: Mapping[str, Source]) -> StepPlan:
         if part is not None:
             parts.append(_with_normals(part, weights, run))
     lr_scale = config.optim.lr_decay**fraction
-    return StepPlan(step, fraction, tuple(parts), weights, controls(fraction, run), lr_scale)
+    random = Random(derived_seed(config.runtime.seed, step, 0))
+    return StepPlan(step, fraction, tuple(parts), weights, controls(fraction, run), lr_scale, random)
 
 
 def _with_normals(part: Part, weights: Mapping[str, float], run: RunInfo) -> Part:
@@ -51,25 +52,29 @@ def _with_normals(part: Part, weights: Mapping[str, float], run: RunInfo) -> Par
     return replace(part, settings=replace(part.settings, need_normals=True)) if wanted else part
 
 
+# Name of a loss term, as in the logs -> its weight at a training progress in [0, 1]. Guidance has its own, see below.
+TERM_WEIGHTS: dict[str, Callable[[float, Config], float]] = {
+    "rgb": lambda fraction, config: config.loss.lambda_rgb,
+    "mask": lambda fraction, config: config.loss.lambda_mask,
+    "depth": lambda fraction, config: config.loss.lambda_depth * fraction,
+    "normal": lambda fraction, config: config.loss.lambda_normal,
+    "opacity": lambda fraction, config: config.loss.lambda_opacity,
+    "entropy": lambda fraction, config: config.loss.lambda_entropy * min(1.0, ENTROPY_RAMP * fraction),
+    "orient": lambda fraction, config: config.loss.lambda_orient,
+    "normal_smooth_2d": lambda fraction, config: config.loss.lambda_2d_normal_smooth,
+    "normal_smooth_3d": lambda fraction, config: config.loss.lambda_3d_normal_smooth,
+    "tv": lambda fraction, config: config.loss.lambda_tv * min(1.0, TV_RAMP * fraction),
+    "weight_decay": lambda fraction, config: config.loss.lambda_wd,
+    "mesh_normal": lambda fraction, config: config.loss.lambda_mesh_normal,
+    "mesh_laplacian": lambda fraction, config: config.loss.lambda_mesh_laplacian,
+    "mesh_sign": lambda fraction, config: config.loss.lambda_mesh_sign,
+}
+
+
 def term_weights(fraction: float, run: RunInfo) -> dict[str, float]:
-    """Weight of every loss term at this point of training; the names are those in the logs."""
-    loss = run.config.loss
-    return {f"sds/{guidance.name}": run.config.guidance.lambda_guidance for guidance in run.guidances} | {
-        "rgb": loss.lambda_rgb,
-        "mask": loss.lambda_mask,
-        "depth": loss.lambda_depth * fraction,
-        "normal": loss.lambda_normal,
-        "opacity": loss.lambda_opacity,
-        "entropy": loss.lambda_entropy * min(1.0, ENTROPY_RAMP * fraction),
-        "orient": loss.lambda_orient,
-        "normal_smooth_2d": loss.lambda_2d_normal_smooth,
-        "normal_smooth_3d": loss.lambda_3d_normal_smooth,
-        "tv": loss.lambda_tv * min(1.0, TV_RAMP * fraction),
-        "weight_decay": loss.lambda_wd,
-        "mesh_normal": loss.lambda_mesh_normal,
-        "mesh_laplacian": loss.lambda_mesh_laplacian,
-        "mesh_sign": loss.lambda_mesh_sign,
-    }
+    """Weight of every loss term at this point of training, by the name that the logs show."""
+    weights = {f"sds/{guidance.name}": run.config.guidance.lambda_guidance for guidance in run.guidances}
+    return weights | {name: weight(fraction, run.config) for name, weight in TERM_WEIGHTS.items()}
 
 
 def controls(fraction: float, run: RunInfo) -> dict[str, Control]:

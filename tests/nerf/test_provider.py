@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nerf.core.cameras import angles_of, project
+from guidance.base import CameraRequirements
+from nerf.core.cameras import angles_of, project, wrap_degrees
+from nerf.core.errors import UserError
 from nerf.provider import RandomCameras, random_lights, six_views, turntable
 from tests.helpers.parts import part_of
 
@@ -21,6 +23,7 @@ def options(**camera):
         "default_polar": 90.0,
         "default_azimuth": 0.0,
         "default_fovy": 20.0,
+        "batch_size": 1,
         "jitter_pose": False,
         "jitter_center": 0.2,
         "jitter_target": 0.2,
@@ -155,3 +158,34 @@ def test_six_views_stand_on_the_six_axes():
     position = six_views(options(), 6, 6).pose[:, :3, 3] / 3.2
     axes = torch.tensor([[0, 0, 1], [1, 0, 0], [0, 0, -1], [-1, 0, 0], [0, 1, 0], [0, -1, 0]]).float()
     torch.testing.assert_close(position, axes)
+
+
+def test_linked_views_share_all_but_the_azimuth_which_turns_by_equal_steps():
+    needs = CameraRequirements(linked_views=4)
+    views = RandomCameras(options(batch_size=8), requirements=[needs]).views(request(8))
+    for values in (views.radius, views.polar, views.fovy):
+        groups = values.reshape(2, 4)
+        assert (groups == groups[:, :1]).all() and groups[0, 0] != groups[1, 0]
+    step = wrap_degrees(views.azimuth.reshape(2, 4).diff(dim=-1))
+    torch.testing.assert_close(step, torch.full((2, 3), 90.0), atol=1e-4, rtol=0)
+
+
+def test_a_batch_that_splits_a_group_of_linked_views_is_refused():
+    with pytest.raises(UserError, match="--batch_size must be a multiple of 4.*got 6"):
+        RandomCameras(options(batch_size=6), requirements=[CameraRequirements(linked_views=4)])
+
+
+def test_jitter_of_linked_views_is_refused():
+    with pytest.raises(UserError, match="--jitter_pose"):
+        RandomCameras(options(batch_size=4, jitter_pose=True), requirements=[CameraRequirements(linked_views=4)])
+
+
+def test_views_keep_within_what_every_guidance_requires():
+    needs = [CameraRequirements(polar_range=(80.0, 120.0)), CameraRequirements(polar_range=(60.0, 95.0), fovy_range=(0, 15))]
+    views = RandomCameras(options(), requirements=needs).views(request(500))
+    assert between(views.polar, 80.0, 95.0) and between(views.fovy, 10.0, 15.0) and between(views.radius, 3.0, 3.5)
+
+
+def test_ranges_without_anything_in_common_with_the_guidance_are_refused():
+    with pytest.raises(UserError, match="--radius_range 3 3.5 has nothing in common with 1 to 2"):
+        RandomCameras(options(), requirements=[CameraRequirements(radius_range=(1.0, 2.0))])

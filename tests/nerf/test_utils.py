@@ -364,7 +364,7 @@ def test_cameras_beyond_what_the_guidance_was_made_for_are_told(tmp_path):
 
 def test_clipping_at_the_image_means_the_same_under_a_scaled_loss(tmp_path):
     trainer = make(tmp_path, "--cuda_ray", "--grad_clip_rgb", "1e-4")
-    guided = trainer.objectives[0]
+    guided = trainer.objectives["guided"]
     guided.loss_scale = 8.0
     image = torch.zeros(4, 3, requires_grad=True)
     (8.0 * guided._clipped(image)).sum().backward()
