@@ -1,8 +1,8 @@
 """Trainer: train, train_step, evaluate, test, save_mesh.
 
-It adds up what the objectives say about what the model renders of what the sources show, and steps. It does not know which
-field, render path, source or guidance it has. ``run`` yields after every step, so the command line, a window and a notebook
-drive one and the same loop.
+A step renders the views of each source, sums the weighted terms of the objectives and takes one optimiser step. The trainer
+does not know which field, render path, source or guidance it has. ``run`` yields after every step, so that the command line,
+a viewer and a notebook drive the same loop.
 """
 
 import time
@@ -28,8 +28,8 @@ from nerf.training import objectives, schedule
 from nerf.training.divergence import DivergenceMonitor, check_finite
 from nerf.training.ema import Ema
 from nerf.training.objectives import ObjectiveInputs, ObjectiveOutput
+from nerf.training.optim import build_optimizer
 from nerf.training.sources import RunInfo, Source
-from optimizer import Adan
 
 # On CUDA, reading a loss back stalls the queue: look at them once in so many steps there, and every step on a CPU.
 CUDA_CHECK_INTERVAL = 16
@@ -39,7 +39,7 @@ OUT_OF_MEMORY = "memory ran out in a training step; lower {}; the last checkpoin
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step reports to whoever drives the loop."""
+    """What the loop yields after each step."""
 
     step: int  # 0-based number of the step just taken
     total: int
@@ -47,15 +47,15 @@ class StepRecord:
 
 
 class Trainer:
-    """One stage of a run: a model, the sources that show it views, the guidance that judges them, and a workspace.
+    """One stage of a run: a model, sources of views, guidance, and a workspace.
 
     Args:
         run: the stage with its options, and what it is trained on.
         model: renders.
         sources: name -> source of views, in the order of the step's parts.
         guidance: prepared guidance models, empty when photographs alone supervise.
-        evaluator: shows the model to people.
-        report: where logs go.
+        evaluator: renders and exports the model.
+        report: logs.
     """
 
     def __init__(
@@ -330,18 +330,8 @@ class Trainer:
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         optim = self.config.optim
-        if optim.optim == "adan":
-            groups = self.model.param_groups(5 * optim.lr)
-            made = Adan(groups, lr=5 * optim.lr, eps=1e-8, weight_decay=2e-5, max_grad_norm=5.0)
-        else:
-            groups = self.model.param_groups(optim.lr)
-            made = torch.optim.Adam(groups, lr=optim.lr, betas=(0.9, 0.99), eps=1e-15, fused=True)
-        for objective in self.objectives.values():
-            for group in objective.param_groups(optim.lr):
-                made.add_param_group(group)
-        for group in made.param_groups:
-            group["initial_lr"] = group["lr"]
-        return made
+        others = [group for objective in self.objectives.values() for group in objective.param_groups(optim.lr)]
+        return build_optimizer(optim, self.model.param_groups, others)
 
     def _amp_dtype(self) -> torch.dtype | None:
         """Autocast is for CUDA; on a CPU everything stays float32, which is faster here and exact on resuming."""

@@ -1,6 +1,6 @@
-"""What is shown and written for people: previews, validation, turntables, six views, measured photographs, the mesh.
+"""Rendering and export for people: previews, validation, turntables, six views, metrics of held-out photographs, the mesh.
 
-Everything here runs without gradients on a model that already carries the averaged weights (``Trainer`` sees to that).
+Everything here runs without gradients; the trainer puts the averaged weights into the model before.
 """
 
 from pathlib import Path
@@ -25,17 +25,17 @@ from nerf.training.sources import RunInfo
 
 PREVIEW_SIZE = 128
 PREVIEW_VIEWS = 4
-SOMETIMES = ("mesh.ply", "normal.png", "transform.json")  # files of a mesh that not every export writes
+OPTIONAL_FILES = ("mesh.ply", "normal.png", "transform.json")  # of a mesh; not every export writes them
 
 
 class Evaluator:
-    """Shows a model.
+    """Renders and exports a model.
 
     Args:
         stage: of the run, with its options; names of files after the first stage's carry its name.
         model: renders.
         report: where log lines, scalars and ``result.json`` go.
-        held_out: photographs that training does not see, by split ("val", "test"); empty for text.
+        held_out: held-out photographs by split ("val", "test"); empty for text.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Evaluator:
         self.workspace = Path(self.config.output.workspace)
 
     def settings(self) -> RenderSettings:
-        """How evaluation renders: plain albedo, or the photographs' own colours over what is behind their alpha."""
+        """Render settings of evaluation: plain albedo, or view-dependent colour over the background of the photographs."""
         photos = next(iter(self.held_out.values()), None)
         background = None if photos is None else photos.background
         return RenderSettings(training=False, background=background, view_dependent=self.config.data.data is not None)
 
     @torch.no_grad()
     def render(self, views: Views, settings: RenderSettings | None = None) -> RenderOutput:
-        """Render whole views [B], one after the other; nothing of training's randomness is touched."""
+        """Render whole views [B], one at a time; the random numbers of training are not touched."""
         settings = settings or self.settings()
         outputs = [self.model.render(cameras.view_rays(views[i].to(self.device)), settings) for i in range(len(views))]
         if len(outputs) == 1:
@@ -106,10 +106,10 @@ class Evaluator:
         return self._measure("test", step) if "test" in self.held_out else {}
 
     def save_mesh(self, run: RunInfo) -> export.ExportReport:
-        """Extract (or, in a mesh stage, take), clean, unwrap, bake and write the mesh to ``mesh/``.
+        """Extract the surface (or take that of the mesh stage), clean, unwrap, bake and write it to ``mesh/``.
 
-        A stage that is shown again after a later one writes beside it, to ``mesh_<stage>/``. What an export with other
-        flags left in the folder goes, so that all files there are of one mesh.
+        A stage that is exported again after a later one has run writes to ``mesh_<stage>/``. Files that an earlier export with
+        other flags left in the folder are removed, so that all files there belong to one mesh.
         """
         output, surface = self.config.output, self.model.surface()
         shown_again = has_later_stage(self.workspace, self.stage.name)
@@ -141,7 +141,7 @@ class Evaluator:
         else:
             mesh = Mesh(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())
             report = export.export_surface(mesh, **common)
-        for name in set(SOMETIMES) - {path.name for path in report.files.values()}:
+        for name in set(OPTIONAL_FILES) - {path.name for path in report.files.values()}:
             (common["folder"] / name).unlink(missing_ok=True)
         self.report.log(f"mesh: {report}")
         for note in report.notes:
@@ -151,7 +151,7 @@ class Evaluator:
     # ---- parts of the above ---------------------------------------------------------------------------------------
 
     def _show_views(self, count: int, height: int, width: int) -> Views:
-        """The views a person wants to see: a turntable, or a path through the photographs' own cameras."""
+        """The views to show: a turntable, or a smooth path past the cameras of the photographs."""
         photos = self.held_out.get("test") or self.held_out.get("val")
         if photos is None:
             return provider.turntable(self.config, count, height, width)
@@ -178,7 +178,7 @@ class Evaluator:
         images.write_png(base / f"{name}_depth.png", images.depth_image(out.depth, out.opacity, shape))
 
     def _measure(self, split: str, step: int) -> dict[str, float]:
-        """PSNR and SSIM of a held-out split where no mask leaves something out; pictures of a few beside their truth."""
+        """PSNR and SSIM of a held-out split over its valid pixels; a few renders are written beside the photographs."""
         photos = self.held_out[split]
         rows = []
         for i in range(len(photos)):

@@ -1,4 +1,4 @@
-"""Detection of divergence: a run that forms something, as against one that went empty, full, foggy or to NaN."""
+"""Detection of divergence: runs whose scene became empty, full or foggy, or whose losses are not finite."""
 
 import math
 from dataclasses import dataclass
@@ -8,12 +8,14 @@ from torch import Tensor
 from nerf.config.stages import NERF, StageKind, Trouble
 from nerf.core.errors import DivergenceError
 
-# Thresholds on the mean opacity of whole guided images, looked at as a moving average after the first part of training.
-EMPTY_OPACITY = 0.004
-FULL_OPACITY = 0.985
-FOG_SHARE = 0.60  # share of pixels that are neither clear nor opaque
-SMOOTHING = 0.05
-START_FRACTION, START_STEPS = 0.3, 100
+# Limits on moving averages over whole images that frame the object, checked after the first part of training. They are set
+# far outside what a successful run shows, because a false alarm ends a run.
+EMPTY_OPACITY = 0.004  # 16 pixels of a 64x64 image: less than the thinnest object that a view frames
+FULL_OPACITY = 0.985  # less than a pixel's width of background around a 64x64 image, which no framed object leaves
+FOG_SHARE = 0.60  # share of pixels with an opacity between FOG_LOW and FOG_HIGH; an object has them along its outline only
+FOG_LOW, FOG_HIGH = 0.1, 0.9
+SMOOTHING = 0.05  # weight of the newest image, so that about the last 20 count
+START_FRACTION, START_STEPS = 0.3, 100  # objects form from fog, so young runs are not judged
 
 
 @dataclass
@@ -21,8 +23,8 @@ class DivergenceMonitor:
     """Moving averages of what the renders look like, updated once per step.
 
     Attributes:
-        opacity: mean opacity of the guided images.
-        fog: share of their pixels with an opacity between 0.1 and 0.9.
+        opacity: mean opacity of the images.
+        fog: share of their pixels that are half transparent.
         updates: how many images went into the averages.
     """
 
@@ -31,16 +33,16 @@ class DivergenceMonitor:
     updates: int = 0
 
     def update(self, opacity: Tensor) -> None:
-        """Take in the opacity [N] of one render that frames the object."""
+        """Add the opacity [N] of one render that frames the object."""
         mean = float(opacity.mean())
-        fog = float(((opacity > 0.1) & (opacity < 0.9)).float().mean())
+        fog = float(((opacity > FOG_LOW) & (opacity < FOG_HIGH)).float().mean())
         self.updates += 1
         rate = max(SMOOTHING, 1.0 / self.updates)
         self.opacity = mean if self.updates == 1 else self.opacity + rate * (mean - self.opacity)
         self.fog = fog if self.updates == 1 else self.fog + rate * (fog - self.fog)
 
     def diagnose(self, fraction: float, stage: StageKind = NERF) -> str | None:
-        """What is wrong at this point of a stage, as a sentence with a remedy; None while all is well."""
+        """What is wrong at this point of a stage, as a sentence with a remedy, or None."""
         if fraction < START_FRACTION or self.updates < START_STEPS:
             return None
         if self.opacity < EMPTY_OPACITY:
@@ -53,7 +55,7 @@ class DivergenceMonitor:
 
 
 def _sentence(stage: StageKind, trouble: Trouble, seen: str) -> str:
-    """What was seen and what to try; from the start, as the newest checkpoint is of the run that went wrong."""
+    """What was observed and what to try; from the start, because the newest checkpoint already has the problem."""
     return f"the {stage.noun} {seen}; start over with {stage.restart} and {stage.remedies[trouble]}"
 
 
@@ -61,7 +63,7 @@ def check_finite(terms: dict[str, Tensor], step: int, stage: StageKind = NERF) -
     """Refuse a loss that is not a number.
 
     Raises:
-        DivergenceError: names the terms and the step, and what the stage lets one try.
+        DivergenceError: names the terms, the step and the remedies of the stage.
     """
     bad = [name for name, value in terms.items() if not math.isfinite(float(value.detach()))]
     if bad:

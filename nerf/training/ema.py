@@ -1,7 +1,7 @@
 """Exponential moving average of the weights.
 
-The rule, in one place: training works on the raw weights; whatever is shown or written for people (previews, validation,
-videos, meshes, metrics) uses the averaged ones; a checkpoint holds both.
+Training works on the raw weights; everything that is rendered or exported (previews, validation, videos, meshes, metrics)
+uses the averaged ones; a checkpoint holds both.
 """
 
 from collections.abc import Iterator
@@ -26,14 +26,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the present weights."""
+        """Move the average towards the current weights."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self.average, list(self.module.parameters()), 1.0 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Run a block with the averaged weights in the module; the raw ones come back afterwards, come what may."""
+        """Run a block with the averaged weights in the module; the raw ones are restored afterwards, also after an exception."""
         self._swap()
         try:
             yield
@@ -48,12 +48,12 @@ class Ema:
             average.copy_(held)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The average by parameter name, and the number of updates as a 0-d tensor."""
+        """The average of each parameter by name, and the number of updates as a 0-d tensor."""
         names = [name for name, _ in self.module.named_parameters()]
         return dict(zip(names, self.average, strict=True)) | {"updates": torch.tensor(self.updates)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take the state of :meth:`state_dict`.
+        """Restore the state of :meth:`state_dict`.
 
         Raises:
             ValueError: a parameter is missing from the state.

@@ -10,27 +10,28 @@ import math
 import torch
 from torch import Tensor
 
-# A triangle whose doubled area is below this share of its longest edge squared has no normal worth the name.
+# A triangle whose doubled area is below this share of its longest edge squared has no reliable normal.
 _SLIVER = 1e-3
-# A triangle with an angle below 2.9 degrees says nothing about curvature, and a vertex owns at least this share of the
-# mean vertex area. (Clamped cotangents are worse: they no longer cancel, and a marching sphere costs 500 and not 1.)
+# Triangles with an angle below 2.9 degrees are left out of the curvature, and a vertex has at least this share of the mean
+# vertex area. (Clamping cotangents instead is worse: they no longer cancel, and a sphere from marching cubes costs 500
+# instead of 1.)
 _STEEPEST_COTANGENT, _LEAST_AREA = 20.0, 0.1
 
 
 def image_mse(image: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference of two images of any one shape, say [N, 3]. Differentiable."""
+    """Mean squared error of two images of one shape, for example [N, 3]. Differentiable."""
     if image.shape != target.shape:
         raise ValueError(f"mse: expected two images of one shape, got {list(image.shape)} and {list(target.shape)}")
     return (image - target).square().mean()
 
 
 def mask_mse(opacity: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared difference of opacity [N] and the wanted opacity [N] in [0, 1]. Differentiable."""
+    """Mean squared error of opacity [N] against the target opacity [N] in [0, 1]. Differentiable."""
     return image_mse(opacity, mask.to(opacity.dtype))
 
 
 def opacity(opacity: Tensor) -> Tensor:
-    """Mean squared opacity [N]: prefers a clear scene. In [0, 1]; differentiable."""
+    """Opacity penalty: the mean squared opacity of rays [N], in [0, 1]. Differentiable."""
     return opacity.square().mean()
 
 
@@ -38,7 +39,7 @@ def entropy(opacity: Tensor) -> Tensor:
     """Binary entropy of each ray's opacity, in bits, a mean over rays: 0 where every ray is clear or opaque, at most 1.
 
     The entropy of a *ray* and not of its samples: a surface that spreads over many samples is not penalised for the
-    number of steps that happened to be taken through it, and rays that met nothing count as the certainty they are.
+    number of steps taken through it, and rays that hit nothing count as certain.
 
     Args:
         opacity: [N] in [0, 1].
@@ -78,7 +79,7 @@ def normal_smooth_2d(normals: Tensor) -> Tensor:
 
 
 def normal_smooth_3d(normal: Tensor, neighbour: Tensor, weights: Tensor, num_rays: int) -> Tensor:
-    """Mean absolute difference between the normals of samples and of points beside them, where there is surface to see.
+    """Mean absolute difference between the normals of samples and of points beside them, at visible surfaces.
 
     ``1/N sum_i w_i mean_c |n_i - n'_i|``: the compositing weights, detached, stand for the visible surface.
 
@@ -95,11 +96,11 @@ def normal_smooth_3d(normal: Tensor, neighbour: Tensor, weights: Tensor, num_ray
 
 
 def depth_pearson(depth: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """One minus the correlation of two depth maps within the mask: blind to scale and offset, as monocular depth is.
+    """One minus the correlation of two depth maps within the mask: invariant to scale and offset, as monocular depth requires.
 
     Args:
         depth: [N] rendered depth.
-        target: [N] the depth to follow, up to a positive scale and an offset.
+        target: [N] the target depth, up to a positive scale and an offset.
         mask: [N] opacity of the target; pixels above 0.5 count.
 
     Returns:
@@ -117,7 +118,7 @@ def depth_pearson(depth: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def normal_cosine(normal: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """One minus the mean cosine between rendered and wanted normals within the mask.
+    """One minus the mean cosine between rendered and target normals within the mask.
 
     Args:
         normal: [N, 3] rendered normals, of length at most one (sums along rays; not normalised here, so that a half
@@ -138,7 +139,7 @@ def normal_consistency(vertices: Tensor, faces: Tensor) -> Tensor:
     """How much a surface bends at its edges: the mean of ``1 - n_0 . n_1`` over edges that exactly two triangles share.
 
     Open edges and edges of three or more triangles do not count, nor do those of a sliver (lower than a thousandth of
-    its longest edge), whose normal is noise and whose gradient is out of all proportion.
+    its longest edge), whose normal is noise and whose gradient is disproportionate.
 
     Args:
         vertices: [V, 3].
@@ -167,12 +168,12 @@ def normal_consistency(vertices: Tensor, faces: Tensor) -> Tensor:
 def laplacian_uniform(vertices: Tensor, faces: Tensor) -> Tensor:
     """Mean squared umbrella vector, in units of the mean squared edge.
 
-    The umbrella vector of a vertex leads to the mean of its neighbours (Taubin, 1995, with equal weights). Squared, so
-    that the pull fades with the roughness and a smooth surface is at rest, where a mean norm pulls with constant force
-    at any size; in units of an edge (detached: long edges win nothing), so that it means the same on every resolution.
+    The umbrella vector of a vertex leads to the mean of its neighbours (Taubin, 1995, with equal weights). Squared,
+    so that the gradient vanishes with the roughness, where that of a mean norm stays constant; in units of an edge
+    (detached, so that growing edges gains nothing), so that it means the same at every resolution.
 
     Args:
-        vertices: [V, 3]; those that no triangle uses, and those on open edges, whose ring is not whole, do not count.
+        vertices: [V, 3]; those that no triangle uses, and those on open edges, whose ring is open, do not count.
         faces: [T, 3] integers.
 
     Returns:
@@ -230,14 +231,14 @@ def laplacian_cotangent(vertices: Tensor, faces: Tensor) -> Tensor:
 
 
 def sdf_sign_entropy(sdf: Tensor, edges: Tensor) -> Tensor:
-    """Discourages surface that no image asks for: each end of an edge is to agree with the other end's sign.
+    """Discourages surface that no image supports: each end of an edge should have the sign of the other end.
 
     Mean over the edges whose ends differ in sign of ``H(sigmoid(s_i), sign(s_j)) + H(sigmoid(s_j), sign(s_i))``, H the
     binary cross-entropy (Munkberg et al. 2022, eq. 2). Zero counts as positive.
 
     Args:
-        sdf: [V] signed distances at the grid's vertices, in units in which a sigmoid tells near from far: divide scene
-            units by the grid's spacing.
+        sdf: [V] signed distances at the grid's vertices, in units of the grid's spacing, so that a sigmoid separates near
+            from far.
         edges: [E, 2] integers; edges whose ends agree in sign do not count.
 
     Returns:
@@ -254,7 +255,7 @@ def sdf_sign_entropy(sdf: Tensor, edges: Tensor) -> Tensor:
 
 
 def _edges(faces: Tensor, num_vertices: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The edges of triangles [T, 3] and who has them.
+    """The edges of triangles [T, 3] and the half-edges on each.
 
     Half-edge 3 t + k leads from corner k of triangle t to the next.
 
