@@ -5,6 +5,7 @@ what is taken in: beta here = 1 - beta there).
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class Adan(Optimizer):
 
     def __init__(
         self,
-        params: Iterable,
+        params: Iterable[Any],
         lr: float = 1e-3,
         betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
         eps: float = 1e-8,
@@ -60,7 +61,7 @@ class Adan(Optimizer):
         super().__init__(params, defaults | {"max_grad_norm": max_grad_norm, "foreach": foreach})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]  # as torch's own
         """Take one step; returns the closure's loss, if a closure is given to compute it with gradients on."""
         loss = None
         if closure is not None:
@@ -72,7 +73,7 @@ class Adan(Optimizer):
                 lists = [list(column) for column in zip(*rows, strict=True)]
                 batches = [lists] if group["foreach"] else [[[t] for t in row] for row in rows]
                 for batch in batches:
-                    _update(*batch, step, group)
+                    _update(batch, step, group)
         return loss
 
     def _clip_factor(self) -> Tensor | None:
@@ -84,7 +85,7 @@ class Adan(Optimizer):
         norms = torch.stack([n.to(grads[0].device, torch.float64) for n in torch._foreach_norm(grads)])
         return (limit / (torch.linalg.vector_norm(norms) + 1e-8)).clamp(max=1.0)
 
-    def _rows(self, group: dict, clip: Tensor | None) -> dict[int, list[tuple[Tensor, ...]]]:
+    def _rows(self, group: dict[str, Any], clip: Tensor | None) -> dict[int, list[tuple[Tensor, ...]]]:
         """(parameter, gradient, m, v, n, previous gradient) of each parameter with a gradient, by its step number."""
         rows: dict[int, list[tuple[Tensor, ...]]] = {}
         for p in (p for p in group["params"] if p.grad is not None):
@@ -105,8 +106,9 @@ class Adan(Optimizer):
         return rows
 
 
-def _update(params, grads, m, v, n, previous, step: int, group: dict) -> None:
-    """The rule above for lists of tensors, in place; ``previous`` becomes ``grads``."""
+def _update(columns: list[list[Tensor]], step: int, group: dict[str, Any]) -> None:
+    """The rule above in place, for lists of parameters, gradients, m, v, n and previous gradients, which become the new."""
+    params, grads, m, v, n, previous = columns
     (b1, b2, b3), lr = group["betas"], group["lr"]
     change = torch._foreach_sub(grads, previous)
     torch._foreach_copy_(previous, grads)

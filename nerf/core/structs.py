@@ -44,15 +44,13 @@ class Views:
 
     def to(self, device: torch.device | str) -> "Views":
         """The same views with every tensor on ``device``."""
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
-        return Views(**moved)
+        return replace(self, **{k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)})
 
     def __getitem__(self, index: Tensor | slice | int) -> "Views":
         """A subset of the views, still a batch (an int gives a batch of one)."""
         if isinstance(index, int):
             index = slice(index, index + 1) if index != -1 else slice(-1, None)
-        picked = {k: v[index] if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
-        return Views(**picked)
+        return replace(self, **{k: v[index] for k, v in self.__dict__.items() if isinstance(v, Tensor)})
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Run a block with the averaged weights in the module; the raw ones are restored afterwards, also after an exception."""
+        """Run a block with the averaged weights in the module; the raw ones are restored afterwards, whatever happens."""
         self._swap()
         try:
             yield

@@ -30,8 +30,10 @@ def build_optimizer(
     """
     if options.optim == "adan":
         rate = ADAN_RATE * options.lr
-        settings = {"eps": 1e-8, "weight_decay": ADAN_WEIGHT_DECAY, "max_grad_norm": ADAN_MAX_NORM}
-        made: torch.optim.Optimizer = Adan(model_groups(rate), lr=rate, **settings)
+        groups = model_groups(rate)
+        made: torch.optim.Optimizer = Adan(
+            groups, lr=rate, eps=1e-8, weight_decay=ADAN_WEIGHT_DECAY, max_grad_norm=ADAN_MAX_NORM
+        )
     else:
         groups = model_groups(options.lr)
         made = torch.optim.Adam(groups, lr=options.lr, betas=ADAM_BETAS, eps=ADAM_EPS, fused=True)

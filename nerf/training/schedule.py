@@ -11,7 +11,7 @@ import torch
 
 from nerf.config.config import Config
 from nerf.core.streams import Random, derived_seed
-from nerf.core.structs import Control, Part, RenderSettings, StepPlan, ViewRequest
+from nerf.core.structs import Control, Part, RenderSettings, Shading, StepPlan, ViewRequest
 from nerf.training.sources import RunInfo, Source
 
 # How quickly the regularisers and the encoder's levels come in, as multiples of the training progress.
@@ -34,11 +34,11 @@ def plan(step: int, run: RunInfo, sources: Mapping[str, Source]) -> StepPlan:
     weights = term_weights(fraction, run)
     parts = []
     for number, source in enumerate(sources.values()):
-        part = source.plan_part(step, run, Random(derived_seed(config.runtime.seed, step, number)))
+        part = source.plan_part(step, run, Random(derived_seed(run.seed, step, number)))
         if part is not None:
             parts.append(_with_normals(part, weights, run))
     lr_scale = config.optim.lr_decay**fraction
-    random = Random(derived_seed(config.runtime.seed, step, 0))
+    random = Random(derived_seed(run.seed, step, 0))
     return StepPlan(step, fraction, tuple(parts), weights, controls(fraction, run), lr_scale, random)
 
 
@@ -118,9 +118,9 @@ def guided_part(source: str, step: int, run: RunInfo, random: Random) -> Part:
     settings = RenderSettings(source, max_level=max_level(fraction, config), random=random)
     if fraction < schedule.latent_iter_ratio and "latent" in run.spaces:
         return Part(request, replace(settings, shading="normal", space="latent"), guided=True)
-    if fraction < schedule.albedo_iter_ratio or draw[3] < schedule.albedo_rate:
-        shading, ambient = "albedo", 1.0
-    else:
+    shading: Shading = "albedo"
+    ambient = 1.0
+    if not (fraction < schedule.albedo_iter_ratio or draw[3] < schedule.albedo_rate):
         ambient = schedule.min_ambient_ratio + (1.0 - schedule.min_ambient_ratio) * draw[0]
         shading = "textureless" if draw[1] < schedule.textureless_ratio else "lambertian"
     background = None

@@ -35,6 +35,13 @@ class RunInfo:
         return self.stage.config
 
     @property
+    def seed(self) -> int:
+        """The seed of everything random; it is drawn before a run begins, where none was given."""
+        seed = self.config.runtime.seed
+        assert seed is not None, "options are resolved before a run begins, the seed included"
+        return seed
+
+    @property
     def spaces(self) -> tuple[str, ...]:
         """The image spaces that every guidance accepts."""
         accepted = [set(guidance.spaces) for guidance in self.guidances]
