@@ -44,13 +44,15 @@ class Views:
 
     def to(self, device: torch.device | str) -> "Views":
         """The same views with every tensor on ``device``."""
-        return replace(self, **{k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)})
+        moved: dict[str, Any] = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
     def __getitem__(self, index: Tensor | slice | int) -> "Views":
         """A subset of the views, still a batch (an int gives a batch of one)."""
         if isinstance(index, int):
             index = slice(index, index + 1) if index != -1 else slice(-1, None)
-        return replace(self, **{k: v[index] for k, v in self.__dict__.items() if isinstance(v, Tensor)})
+        picked: dict[str, Any] = {k: v[index] for k, v in self.__dict__.items() if isinstance(v, Tensor)}
+        return replace(self, **picked)
 
 
 @dataclass(frozen=True)
