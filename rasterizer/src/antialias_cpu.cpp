@@ -1,4 +1,4 @@
-// The CPU rung of antialiasing, and which half edges belong together.
+// Antialiasing on the CPU, and the pairing of half edges.
 #include <algorithm>
 #include <vector>
 

@@ -1,4 +1,4 @@
-// The CPU rung of rasterisation and interpolation: triangles are sorted into bands of rows, and each band is drawn by one
+// Rasterisation and interpolation on the CPU: triangles are sorted into bands of rows, and each band is drawn by one
 // thread with its own depth buffer.
 #include <algorithm>
 #include <cmath>
