@@ -6,10 +6,10 @@ A :class:`Backend` is a record; an operation is a name such as "shencoder.encode
     values = extension.implementation("shencoder.encode", x)(x, degree)                    # at every call
 
 The tensors' device and the request (``--backend``, :func:`use`, :func:`scope`) choose the backend: the requested one, or
-under "auto" the first of :func:`backends` that serves the device and works on this machine. An operation that the
-chosen backend lacks runs on torch instead and one warning says so, also where the backend was requested by name: a
-backend is useful without having every operation, and a run must not fail over one. :class:`BackendError` is for a
-backend that cannot be used at all.
+under "auto" the first of :func:`registered_backends` that serves the device and works on this machine. An operation that
+the chosen backend lacks runs on torch instead and one warning says so, also where the backend was requested by name: a
+backend is useful without having every operation, and a run should not fail for lack of one. :class:`BackendError` is for
+a backend that cannot be used at all.
 
 A further backend is a registration and nothing else (:func:`register_backend`, then :func:`register` for each of its
 operations). Registering builds and imports nothing.
@@ -92,7 +92,7 @@ _chosen: dict[tuple[str, str], str] = {}  # (request, device type) -> backend
 _missing: set[tuple[str, str]] = set()  # (operation, backend) that were reported to run on torch
 
 
-def backends() -> tuple[Backend, ...]:
+def registered_backends() -> tuple[Backend, ...]:
     """All registered backends, in order of preference."""
     return tuple(_backends)
 
