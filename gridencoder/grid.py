@@ -190,11 +190,16 @@ def total_variation(points: Tensor, table: Tensor, layout: GridLayout, bound: fl
     In every active level, with ``c`` the lower corner of the point's cell, the term is
     ``sqrt(sum_d |T[c + e_d] - T[c]|^2 + eps) - sqrt(eps)``; points outside the box count as zero.
 
+    Args:
+        points: [P, D]
+        table: [E, F]
+        layout, bound, max_level: as for :func:`encode`.
+
     Returns:
         Scalar >= 0, of the table's dtype (float32 for a float16 table).
 
-    Differentiable once, in the table. Reference: :func:`gridencoder.reference.total_variation`. Arguments and errors
-    are those of :func:`encode`.
+    Differentiable once, in the table. Reference: :func:`gridencoder.reference.total_variation`. Errors are those of
+    :func:`encode`.
     """
     active = _check("total_variation", points, table, layout, bound, max_level)
     mean: Tensor = implementation("gridencoder.total_variation", points)(points, table, layout, bound, active)
@@ -204,8 +209,12 @@ def total_variation(points: Tensor, table: Tensor, layout: GridLayout, bound: fl
 def weight_decay(table: Tensor, layout: GridLayout, max_level: float = 1.0) -> Tensor:
     """Sum over the active levels of the mean over their rows of ``|T|^2``.
 
+    Args:
+        table: [E, F]
+        layout, max_level: as for :func:`encode`.
+
     Returns:
-        Scalar >= 0. Differentiable in the table; memory-bound, so plain torch is its kernel.
+        Scalar >= 0. Differentiable in the table; memory-bound, so plain torch runs it on every backend.
     """
     return reference.weight_decay(table, layout, layout.active_levels(max_level))
 

@@ -34,10 +34,10 @@ def features(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> 
         [N, H]
 
     On the CPU in float32, with I and H multiples of 16 up to 128 and up to four layers, a kernel computes it, once
-    differentiable in everything; elsewhere it is :func:`mlp.reference.features`, differentiable any number of times.
+    differentiable in all tensors; elsewhere it is :func:`mlp.reference.features`, differentiable any number of times.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not chain.
     """
     _check("features", x, weights, biases)
     outputs: Tensor = implementation("mlp.features", x)(x, weights, biases)
@@ -61,7 +61,7 @@ def features_and_slope(
     and the biases (a ReLU network is linear in pieces). Reference: :func:`mlp.reference.features_and_slope`.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not chain.
     """
     _check("features_and_slope", x, weights, biases)
     if readout.shape != biases[-1].shape:

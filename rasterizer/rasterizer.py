@@ -17,8 +17,8 @@ def rasterize(clip: Tensor, faces: Tensor, height: int, width: int, cull_back: b
     Both sides of a triangle are visible, unless back faces are culled. A centre on an edge belongs to the triangle of
     which it is a top or left edge, so triangles that share an edge share no pixel and leave none out; at equal depth
     the lowest index is visible. Only what lies in front of the eye and within the near and far planes is drawn;
-    triangles may cross those planes. A degenerate triangle, or with a corner that is not finite, draws nothing. The decisions
-    are made in float64.
+    triangles may cross those planes. A triangle that is degenerate or has a corner that is not finite draws nothing.
+    The decisions are made in float64.
 
     Args:
         clip: [B, V, 4] positions in OpenGL's clip space, float32 or float64; never half precision, whatever autocast
