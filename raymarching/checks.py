@@ -10,6 +10,7 @@ from torch import Tensor
 
 from extension import Arguments
 
+MIN_TRANSMITTANCE = 1e-4  # default early stop: what lies behind adds less than a 40th of an 8-bit step to a colour
 MAX_CHANNELS = 16  # kMaxChannels of src/composite_math.h: a ray's sums stay in registers
 MIN_GRID, MAX_GRID = 4, 1024  # one 64-bit word is 4^3 cells; a Morton code has 10 bits an axis
 MAX_STEPS = 1 << 20  # steps across the box; float32 distances still tell neighbouring steps apart

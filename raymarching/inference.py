@@ -62,7 +62,7 @@ def composite_rays(
     t: Tensor,
     first: Tensor,
     count: Tensor,
-    min_transmittance: float = 1e-4,
+    min_transmittance: float = checks.MIN_TRANSMITTANCE,
 ) -> None:
     """Composite a round of samples into the queue and remove finished rays from it.
 

@@ -188,7 +188,12 @@ def march_rays_train(
 
 
 def composite_rays_train(
-    alpha: Tensor, values: Tensor, t: Tensor, first: Tensor, count: Tensor, min_transmittance: float = 1e-4
+    alpha: Tensor,
+    values: Tensor,
+    t: Tensor,
+    first: Tensor,
+    count: Tensor,
+    min_transmittance: float = checks.MIN_TRANSMITTANCE,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Composite the samples of each ray front to back.
 
