@@ -34,7 +34,7 @@ def build_all(device_type: str) -> tuple[float, float]:
 
 
 def main() -> int:
-    """Build for the devices asked for; raises BuildError if a compiler that is there fails."""
+    """Build for the chosen devices; raises BuildError if a compiler that is there fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", nargs="+", choices=["cpu", "cuda"], default=["cpu", "cuda"])
     chosen = parser.parse_args().devices

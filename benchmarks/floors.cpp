@@ -1,4 +1,4 @@
-// What the memory of this machine allows for a grid encoding, without any of its arithmetic: random reads, and random
+// The memory-bound limit of a grid encoding on this machine, without any of its arithmetic: random reads, and random
 // additions, of pairs of floats, level by level, each level read or cleared from end to end first as the encoder does.
 #include <stdint.h>
 #include <string.h>

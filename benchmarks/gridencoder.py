@@ -2,10 +2,10 @@
 
 Setting: 2^17 random points, 16 levels of 2 features from 16 to 2048, 2^19 rows, smoothstep, float32; other numbers of
 points with --sizes, and with --orders rays points as a trainer has them, 64 in a row along each ray. The torch contender
-gathers level by level, dense levels without a hash, all eight corners in one index_select, and cuts the table with one
-split, so that its gradient is put together once; it is timed as it is and under torch.compile. The floors are random
-reads and additions one by one (a hash's neighbours in x mostly share a cache line, and rows that are asked for early cost
-less, so even these can be beaten). The bar is 8 times the better torch and 8 times Taichi, the aim 15 times.
+gathers level by level, dense levels without a hash, all eight corners in one index_select, and splits the table once, so
+that its gradient is assembled once; it is timed as it is and under torch.compile. The floors are random reads and
+additions one by one (a hash's neighbours in x mostly share a cache line, and prefetched rows cost less, so even these
+can be beaten). The bar is 8 times the better torch and 8 times Taichi, the aim 15 times.
 """
 
 import argparse
@@ -160,15 +160,15 @@ def contenders(
     if not arguments.no_compile and not arguments.ours_only:
         compiled = torch.compile(per_level)
         chosen["torch.compile"] = step(lambda: compiled(x, table, layout))
-    wanted = chosen["ours"]()
+    expected = chosen["ours"]()
     for name, work in chosen.items():
-        for got, ours in zip(work(), wanted, strict=True):
+        for got, ours in zip(work(), expected, strict=True):
             torch.testing.assert_close(got, ours, atol=1e-3, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
     if not arguments.ours_only and not importlib.util.find_spec("taichi"):
         print("taichi is not installed: pip install taichi==1.7.4 adds it to the table")
     elif not arguments.ours_only:
         run = taichi_encoding(layout, arguments.threads, device)
-        torch.testing.assert_close(run(x, table, grad), wanted[0], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(run(x, table, grad), expected[0], atol=1e-3, rtol=1e-3)
         chosen["taichi"] = lambda: run(x, table, grad)
     chosen["ours, forward"] = lambda: encode(x, table.detach(), layout)
     xg = x.clone().requires_grad_()
@@ -177,7 +177,7 @@ def contenders(
 
 
 def compare(arguments: argparse.Namespace, layout: GridLayout, order: str, count: int) -> dict[str, timing.Timing]:
-    """Time one set of points and print what came of it."""
+    """Time one set of points and print the results."""
     torch.manual_seed(0)
     chosen, table = contenders(arguments, layout, order, count)
     if torch.device(arguments.device).type == "cpu":
@@ -196,7 +196,7 @@ def compare(arguments: argparse.Namespace, layout: GridLayout, order: str, count
 
 
 def title(order: str, count: int) -> str:
-    """What was measured, in a few words."""
+    """The heading of one set of results."""
     return f"grid encoding, forward and table gradient, {count} points, {order}"
 
 

@@ -1,4 +1,4 @@
-"""The field's network, 32-64-64-4 with ReLU, forward and backward: python -m benchmarks.mlp
+"""The network of the default grid field, 32-64-64-4 with ReLU, forward and backward: python -m benchmarks.mlp
 
 Ours is the blocked kernel for the two hidden layers and torch's linear layer for the head. The contenders are what
 torch offers: nn.Sequential; the same on pieces of 8192 rows, which stay in the cache; oneDNN's fused linear and ReLU
@@ -67,9 +67,9 @@ def contenders(arguments: argparse.Namespace) -> dict[str, Callable[[], tuple[Te
         return lambda: torch.autograd.grad(forward(), leaves, grad)
 
     chosen = {name: step(forward) for name, forward in forwards.items()}
-    wanted = chosen["nn.Sequential"]()
+    expected = chosen["nn.Sequential"]()
     for name, work in chosen.items():
-        for got, reference in zip(work(), wanted, strict=True):
+        for got, reference in zip(work(), expected, strict=True):
             scale = float(reference.abs().max())
             torch.testing.assert_close(got, reference, rtol=0, atol=1e-3 * scale, msg=lambda m, n=name: f"{n}: {m}")
     return chosen

@@ -18,7 +18,7 @@ from nerf.network_grid import GridField
 
 
 def field(normals: str, device: str) -> GridField:
-    """The default grid field with a table that has been trained a little, so that normals are not noise of 1e-4."""
+    """The default grid field with features as large as after some training, not the initial 1e-4."""
     torch.manual_seed(0)
     made = GridField(FieldConfig(normals=normals)).to(device)
     with torch.no_grad():
@@ -27,16 +27,16 @@ def field(normals: str, device: str) -> GridField:
 
 
 def step(model: GridField, positions: torch.Tensor, shading: str) -> Callable[[], None]:
-    """One evaluation at all points and the backward of a loss on everything that came out."""
+    """One evaluation at all points and the backward of a loss on all outputs."""
     settings, points = RenderSettings(source="guided", shading=shading), Points(positions)
-    wanted = torch.randn_like(positions)
+    direction = torch.randn_like(positions)
 
     def run() -> None:
         model.zero_grad(set_to_none=True)
         out = model.query(points, settings)
-        loss = (out.density * 1e-3).sum() + (out.albedo * wanted).sum()
+        loss = (out.density * 1e-3).sum() + (out.albedo * direction).sum()
         if out.normal is not None:
-            loss = loss + (out.normal * wanted).sum()
+            loss = loss + (out.normal * direction).sum()
         loss.backward()
 
     return run

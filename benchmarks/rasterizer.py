@@ -4,13 +4,13 @@ The task: an image of a torus whose vertices have colours, with antialiased silh
 its pixels with respect to the positions and the colours of the vertices.
 
 Ours is rasterize, interpolate and antialias on float32, with perspective-correct colours; positions are in clip space. Back
-faces are culled, as DEODR culls them, but in "ours, both sides". "ours, edges found" also looks up which triangles share an
-edge each time, which a fixed mesh needs once.
+faces are culled, as DEODR culls them, except in "ours, both sides". "ours, edges found" also pairs half edges each
+time, which a fixed mesh needs once.
 
 DEODR (de La Gorce et al. 2011; PyPI, BSD; float64, one thread) culls back faces, as its gradients demand, interpolates
 colours linearly in the image and draws silhouettes over it in the same call; its positions are in pixels, so the projection
 is in neither. "DEODR" finds the silhouette edges of the view with its own numpy code, as a user of it must for every view;
-"DEODR, edges given" is told them and runs nothing but its C++ code. The bar is 1 times, the aim 2 times, DEODR.
+"DEODR, edges given" gets them as input and runs nothing but its C++ code. The bar is 1 times, the aim 2 times, DEODR.
 
 On a GPU the contenders are the time that reading and writing every array once takes at the memory's speed, and nvdiffrast
 where it is installed.
@@ -43,7 +43,7 @@ class Scene:
 
     @staticmethod
     def torus(triangles: int, size: int, device: str) -> "Scene":
-        """A tilted torus that covers a good third of the image."""
+        """A tilted torus that covers a little over a third of the image."""
         across = round(math.sqrt(triangles / 4))
         around = triangles // (2 * across)
         a = torch.arange(around, dtype=torch.float64)[:, None] * 2 * math.pi / around

@@ -2,7 +2,7 @@
 
 The torch contenders are the strongest we know of: ``dense`` tests every step of every ray at once against a plain
 boolean grid (no Morton codes); ``two levels`` first tests groups of 8 steps against a pooled and dilated grid and looks
-only into groups that hit; each blends by the faster of a padded product and a packed sum of logarithms. All use the
+only into groups that hit; each composites by the faster of a padded product and a packed sum of logarithms. All use the
 same samples. The bar is 5 times the dense march with its compositing, the aim 15 times.
 """
 
@@ -17,6 +17,7 @@ import raymarching
 from benchmarks import timing
 
 GROUP = 8  # steps tested at once by the two-level torch march; must stay shorter than a pooled cell
+MIN_TRANSMITTANCE = 1e-4  # early stop of all contenders
 
 
 def scene(kind: str, grid_size: int, device: str) -> Tensor:
@@ -48,14 +49,14 @@ def image_rays(side: int, device: str) -> tuple[Tensor, Tensor]:
 
 
 def inside(positions: Tensor, grid: Tensor) -> Tensor:
-    """Look positions [..., 3] up in a boolean grid over [-1, 1]^3, by linear index."""
+    """Values [...] of a boolean grid over [-1, 1]^3 at positions [..., 3], by linear index."""
     size = grid.shape[0]
     cell = ((positions + 1) * (size / 2)).to(torch.int32).clamp_(0, size - 1)
     return grid.reshape(-1)[(cell[..., 0] * size + cell[..., 1]) * size + cell[..., 2]]
 
 
 def pack(t: Tensor, ray: Tensor, rays: tuple[Tensor, ...], dt: float) -> tuple[Tensor, ...]:
-    """What a march returns, from the samples' distances and rays."""
+    """The results of a march, from the samples' distances t [M] and rays [M]."""
     origins, directions = rays[:2]
     positions = origins[ray] + t[:, None] * directions[ray]
     count = torch.bincount(ray, minlength=len(origins))
@@ -94,23 +95,23 @@ def dilated(grid: Tensor) -> Tensor:
 
 
 def composite_padded(alpha: Tensor, values: Tensor, t: Tensor, first: Tensor, count: Tensor) -> tuple[Tensor, ...]:
-    """Blend on a padded [N, K] tensor by a product."""
+    """Composite on a padded [N, K] tensor by a cumulative product."""
     k = torch.arange(int(count.max()), device=alpha.device)
-    real = k < count[:, None]
-    padded = torch.zeros(real.shape, dtype=alpha.dtype, device=alpha.device).masked_scatter(real, alpha)
-    light = (1 - padded).cumprod(-1)
-    before = torch.cat([torch.ones_like(light[:, :1]), light[:, :-1]], -1)
-    weights = (padded * before * (before >= 1e-4))[real]
+    valid = k < count[:, None]
+    padded = torch.zeros(valid.shape, dtype=alpha.dtype, device=alpha.device).masked_scatter(valid, alpha)
+    behind = (1 - padded).cumprod(-1)
+    before = torch.cat([torch.ones_like(behind[:, :1]), behind[:, :-1]], -1)
+    weights = (padded * before * (before >= MIN_TRANSMITTANCE))[valid]
     return weights, *gather(weights, values, t, count)
 
 
 def composite_packed(alpha: Tensor, values: Tensor, t: Tensor, first: Tensor, count: Tensor) -> tuple[Tensor, ...]:
-    """Blend packed samples by a running sum of logarithms (in float64, or thousands of rays cancel to noise)."""
+    """Composite packed samples by a cumulative sum of logarithms (in float64, or thousands of rays cancel to noise)."""
     logs = torch.log1p(-alpha.double())
     total = logs.cumsum(0) - logs
     begin = total[first.clamp(max=len(alpha) - 1)]
     before = (total - begin.repeat_interleave(count, output_size=len(alpha))).exp().to(alpha.dtype)
-    weights = alpha * before * (before >= 1e-4)
+    weights = alpha * before * (before >= MIN_TRANSMITTANCE)
     return weights, *gather(weights, values, t, count)
 
 
@@ -124,7 +125,7 @@ def gather(weights: Tensor, values: Tensor, t: Tensor, count: Tensor) -> tuple[T
 
 def composite_ours(alpha: Tensor, values: Tensor, t: Tensor, first: Tensor, count: Tensor) -> tuple[Tensor, ...]:
     """The kernel."""
-    return raymarching.composite_rays_train(alpha, values, t, first, count, 1e-4)
+    return raymarching.composite_rays_train(alpha, values, t, first, count, MIN_TRANSMITTANCE)
 
 
 def step(march, composite, leaves: dict[int, tuple[Tensor, Tensor]], device: str):
@@ -168,14 +169,14 @@ def compare(kind: str, side: int, arguments: argparse.Namespace) -> dict[str, di
     share = float(grid.float().mean())
     title = f"{kind}, {side}x{side} rays, {len(samples['ours'][0])} samples, {share:.1%} of cells occupied"
     leaves: dict[int, tuple[Tensor, Tensor]] = {}
-    blends = {"ours": composite_ours, "torch padded": composite_padded, "torch packed": composite_packed}
-    composites = {n: step(lambda: samples["ours"], c, leaves, device) for n, c in blends.items()}
+    compositors = {"ours": composite_ours, "torch padded": composite_padded, "torch packed": composite_packed}
+    composites = {n: step(lambda: samples["ours"], c, leaves, device) for n, c in compositors.items()}
     groups = {f"{title}: march": timing.compare(marches, arguments.rounds, device)}
     groups[f"{title}: composite forward and backward"] = timing.compare(composites, arguments.rounds, device)
-    blend = min((t for n, t in list(groups.values())[1].items() if n != "ours"), key=lambda t: t.median).name
+    fastest = min((t for n, t in list(groups.values())[1].items() if n != "ours"), key=lambda t: t.median).name
     both = {
-        n if n == "ours" else f"{n}, {blend.removeprefix('torch ')}": step(
-            m, blends["ours" if n == "ours" else blend], leaves, device
+        n if n == "ours" else f"{n}, {fastest.removeprefix('torch ')}": step(
+            m, compositors["ours" if n == "ours" else fastest], leaves, device
         )
         for n, m in marches.items()
     }
@@ -184,7 +185,7 @@ def compare(kind: str, side: int, arguments: argparse.Namespace) -> dict[str, di
 
 
 def check(samples: dict[str, tuple[Tensor, ...]]) -> None:
-    """All marches must take the same samples, but for those that rounding puts on the other side of a cell's face."""
+    """All marches must take the same samples, except those that rounding puts on the other side of a cell's face."""
     ours = samples["ours"]
     for name, other in samples.items():
         differ = int((other[5] - ours[5]).abs().sum())
@@ -202,7 +203,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also torch.compile the best torch march")
     arguments = parser.parse_args()
     timing.prepare(arguments)
-    print(f"rung {extension.backend(arguments.device)}")
+    print(f"backend {extension.backend(arguments.device)}")
     groups = {}
     for kind in ("shell", "fog"):
         for side in arguments.sides:

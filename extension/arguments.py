@@ -1,4 +1,4 @@
-"""The checks at the door of every public function: shapes, dtypes and devices, each refused with a sentence."""
+"""Argument checks for public functions: shapes, dtypes and devices; each error message is a sentence."""
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ class Arguments:
     def __init__(self, op: str) -> None:
         self.op = op
         self.sizes: dict[str, int] = {}
-        self._device: tuple[str, torch.device] | None = None  # of the first tensor, and its name
-        self._dtype: tuple[str, torch.dtype] | None = None  # of the first floating one
+        self._device: tuple[str, torch.device] | None = None  # name and device of the first tensor
+        self._dtype: tuple[str, torch.dtype] | None = None  # name and dtype of the first floating tensor
 
     def floats(self, name: str, value: Tensor, *shape: int | str, half: bool = False) -> Tensor:
         """Check a float32 or float64 tensor; the first one decides the dtype of all. Returns it contiguous.
@@ -25,15 +25,15 @@ class Arguments:
         With ``half`` it may be float16 as well, which then stands for float32 beside the others.
         """
         self._tensor(name, value)
-        counted = torch.float32 if half and value.dtype == torch.float16 else value.dtype
-        if counted not in FLOATS:
+        effective = torch.float32 if half and value.dtype == torch.float16 else value.dtype
+        if effective not in FLOATS:
             raise TypeError(
                 f"{self.op}: expected {name} in float32 or float64, got {value.dtype}; compute it outside autocast, "
                 "or convert it with .float()"
             )
-        first, dtype = self._dtype = self._dtype or (name, counted)
-        if counted != dtype:
-            raise TypeError(f"{self.op}: {first} is {dtype} but {name} is {value.dtype}; convert one, we never do it")
+        first, dtype = self._dtype = self._dtype or (name, effective)
+        if effective != dtype:
+            raise TypeError(f"{self.op}: {first} is {dtype} but {name} is {value.dtype}; convert one of them")
         return self._shaped(name, value, shape)
 
     def integers(self, name: str, value: Tensor, dtype: torch.dtype | tuple[torch.dtype, ...], *shape: int | str) -> Tensor:
@@ -47,10 +47,10 @@ class Arguments:
             )
         return self._shaped(name, value, shape)
 
-    def require(self, holds: bool, sentence: str) -> None:
-        """Refuse the call with a sentence unless ``holds``."""
-        if not holds:
-            raise ValueError(f"{self.op}: {sentence}")
+    def require(self, condition: bool, message: str) -> None:
+        """Raise ValueError with the op's name and ``message`` unless ``condition`` holds."""
+        if not condition:
+            raise ValueError(f"{self.op}: {message}")
 
     def _tensor(self, name: str, value: Tensor) -> None:
         if not isinstance(value, Tensor):
@@ -59,8 +59,8 @@ class Arguments:
     def _shaped(self, name: str, value: Tensor, shape: tuple[int | str, ...]) -> Tensor:
         """Compare with the expected shape (letters are bound by the first tensor that has them) and the device."""
         fits = value.ndim == len(shape)
-        for got, want in zip(value.shape, shape, strict=False):
-            fits = fits and got == (self.sizes.setdefault(want, got) if isinstance(want, str) else want)
+        for got, expected in zip(value.shape, shape, strict=False):
+            fits = fits and got == (self.sizes.setdefault(expected, got) if isinstance(expected, str) else expected)
         if not fits:
             letters = ", ".join(str(s) for s in shape)
             bound = ", ".join(f"{s} = {self.sizes[s]}" for s in shape if isinstance(s, str) and s in self.sizes)
@@ -68,7 +68,5 @@ class Arguments:
             raise ValueError(f"{self.op}: expected {name} [{letters}]{known}, got {list(value.shape)}")
         first, device = self._device = self._device or (name, value.device)
         if value.device != device:
-            raise ValueError(
-                f"{self.op}: {first} is on {device} but {name} is on {value.device}; move one of them, we never do it for you"
-            )
+            raise ValueError(f"{self.op}: {first} is on {device} but {name} is on {value.device}; move one of them")
         return value.contiguous()

@@ -21,12 +21,9 @@ from pathlib import Path
 from extension import toolchain
 from extension.toolchain import KERNEL_FOLDERS, ROOT, BuildError, Target, include_dir
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes may then both build, which wastes a second and harms nothing
-    fcntl = None
-
 log = logging.getLogger("somnia.extension")
+
+_ERROR_LINES, _ERROR_CHARACTERS = 3, 600  # of a compiler's output that an error message quotes
 
 _loaded: dict[tuple[str, str], ctypes.CDLL | BuildError] = {}
 
@@ -71,18 +68,18 @@ def shared_object(folder: str, device_type: str, archs: tuple[str, ...] | None =
     path, version = toolchain.compiler(device_type)
     output = cache_dir() / f"{folder}_{device_type}-{target.fingerprint(version)}.so"
     if not output.exists():
-        with _lock(output.with_suffix(".lock")) as alone:
+        with _lock(output.with_suffix(".lock")) as locked:
             if not output.exists():
-                _build(target, path, output, remove_leftovers=alone)
+                _build(target, path, output, remove_leftovers=locked)
     return output
 
 
-def build_ahead(target_dir: str | os.PathLike, device_types: tuple[str, ...] = ("cpu",)) -> list[Path]:
+def build_ahead(target_dir: str | os.PathLike[str], device_types: tuple[str, ...] = ("cpu",)) -> list[Path]:
     """Compile every kernel folder into ``target_dir/<folder>/prebuilt``; for setup.py.
 
     ``library`` finds such files beside the installed package when their fingerprint (without the compiler's version)
-    still fits the sources there. What cannot be built is skipped with a warning: it is built on first use, or the
-    torch rung does its work.
+    still matches the sources there. What cannot be built is skipped with a warning: it is built on first use, or
+    backend torch runs instead.
 
     Args:
         target_dir: the folder that holds (or will hold) the packages, such as setuptools' ``build_lib``.
@@ -91,7 +88,7 @@ def build_ahead(target_dir: str | os.PathLike, device_types: tuple[str, ...] = (
     Returns:
         The files written.
     """
-    wanted = [(f, d) for d in device_types for f in KERNEL_FOLDERS if toolchain.sources(f, d)]
+    requested = [(f, d) for d in device_types for f in KERNEL_FOLDERS if toolchain.sources(f, d)]
 
     def one(item: tuple[str, str]) -> Path | None:
         try:
@@ -105,7 +102,7 @@ def build_ahead(target_dir: str | os.PathLike, device_types: tuple[str, ...] = (
         return output
 
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        return [path for path in pool.map(one, wanted) if path is not None]
+        return [path for path in pool.map(one, requested) if path is not None]
 
 
 def cache_dir() -> Path:
@@ -134,38 +131,41 @@ def _prebuilt_path(root: Path, target: Target) -> Path:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """Hold an advisory lock on ``path``; yields False where the system or the file system has none."""
+    """Hold an advisory lock on ``path``; yields False where the system (Windows) or the file system has none.
+
+    Two processes may then both build, which wastes a second and is otherwise harmless.
+    """
     with open(path, "a") as file:
         try:
-            if fcntl is None:
-                raise OSError("no fcntl on this system")
+            import fcntl
+
             fcntl.flock(file, fcntl.LOCK_EX)
-            alone = True
-        except OSError:
-            alone = False
-        yield alone
+            locked = True
+        except (ImportError, OSError):
+            locked = False
+        yield locked
 
 
 def _build(target: Target, compiler: str, output: Path, remove_leftovers: bool) -> None:
     """Compile ``target`` in a temporary folder beside ``output`` and move the result there.
 
     Raises:
-        BuildError: with the first lines of what the compiler said.
+        BuildError: with the first lines of the compiler's error output.
     """
-    if remove_leftovers:  # of a build that was killed; nobody else can be at it while we hold the lock
+    if remove_leftovers:  # of a build that was killed; no other process builds while we hold the lock
         for leftover in output.parent.glob(f"{output.stem}.build-*"):
             shutil.rmtree(leftover, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f"{output.stem}.build-", dir=output.parent))
     start = time.monotonic()
     try:
-        said = _compile(target, compiler, target.flags, work)
-        if said is not None and "-fopenmp" in target.flags:
+        error = _compile(target, compiler, target.flags, work)
+        if error is not None and "-fopenmp" in target.flags:
             flags = tuple(flag for flag in target.flags if flag != "-fopenmp")
             if _compile(target, compiler, flags, work) is None:
                 log.warning("%s: the compiler has no OpenMP; kernels run on one thread", target.folder)
-                said = None
-        if said is not None:
-            raise BuildError(f"{target.folder}: the {target.device_type} kernels do not compile: {said}")
+                error = None
+        if error is not None:
+            raise BuildError(f"{target.folder}: the {target.device_type} kernels do not compile: {error}")
         os.replace(work / "out.so", output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -173,7 +173,7 @@ def _build(target: Target, compiler: str, output: Path, remove_leftovers: bool) 
 
 
 def _compile(target: Target, compiler: str, flags: tuple[str, ...], work: Path) -> str | None:
-    """Compile to ``work/out.so``, sources side by side through ninja; None, or what the compiler said.
+    """Compile to ``work/out.so``, sources in parallel through ninja; returns None, or the compiler's first errors.
 
     Where there is no ninja, the same commands run one after the other.
     """
@@ -182,21 +182,23 @@ def _compile(target: Target, compiler: str, flags: tuple[str, ...], work: Path) 
     commands = {o: [compiler, *flags, include, "-c", source, "-o", o] for o, source in objects.items()}
     commands["out.so"] = [compiler, *flags, "-shared", *objects, "-o", "out.so"]
     to_run = list(commands.values())
-    if toolchain.ninja():
+    ninja = toolchain.ninja()
+    if ninja is not None:
         (work / "build.ninja").write_text(_ninja_file(commands))
-        to_run = [[toolchain.ninja()]]
+        to_run = [[ninja]]
     for command in to_run:
         done = subprocess.run(command, capture_output=True, text=True, cwd=work, check=False)
         if done.returncode != 0:
             lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             errors = [line for line in lines if "error" in line.lower()] or lines
-            return " | ".join(errors[:3])[:600]
+            return " | ".join(errors[:_ERROR_LINES])[:_ERROR_CHARACTERS]
     return None
 
 
 def _ninja_file(commands: dict[str, list[str]]) -> str:
     """A build file: each output with its command; the last one is made from all the others."""
-    text, before = [], []
+    text: list[str] = []
+    before: list[str] = []
     for number, (output, command) in enumerate(commands.items()):
         needs = " ".join(before) if number == len(commands) - 1 else ""
         text.append(f"rule step{number}\n  command = {shlex.join(command).replace('$', '$$')}\n")

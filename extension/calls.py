@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from extension.build import BuildError, library
+from extension.build import library
+from extension.toolchain import BuildError
 
 
 def pointer(tensor: Tensor | None) -> int | None:
@@ -24,8 +25,8 @@ def pointer(tensor: Tensor | None) -> int | None:
 
 def struct(name: str, pointers: str, integers: str, reals: str = "") -> type[ctypes.Structure]:
     """A kernel's parameter struct from the names of its fields: pointers, then int64, then doubles, as its header has them."""
-    fields = [(n, ctypes.c_void_p) for n in pointers.split()]
-    fields += [(n, ctypes.c_int64) for n in integers.split()] + [(n, ctypes.c_double) for n in reals.split()]
+    kinds = ((ctypes.c_void_p, pointers), (ctypes.c_int64, integers), (ctypes.c_double, reals))
+    fields = [(field, kind) for kind, names in kinds for field in names.split()]
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
@@ -35,7 +36,7 @@ def fill(kind: type[ctypes.Structure], **values: object) -> ctypes.Structure:
 
 
 def dtype_code(tensor: Tensor) -> int:
-    """How a kernel that serves both is told the dtype: 0 for float32, 1 for float64."""
+    """The dtype argument of kernels that have both: 0 for float32, 1 for float64."""
     return 0 if tensor.dtype == torch.float32 else 1
 
 
@@ -80,7 +81,7 @@ def kernel(folder: str, name: str, device: torch.device) -> Callable[..., None]:
 
 
 def _convert(value: object) -> object:
-    """One Python argument as the C interface wants it."""
+    """One Python argument as the C interface takes it."""
     if isinstance(value, Tensor):
         return ctypes.c_void_p(pointer(value))
     if value is None:
@@ -93,7 +94,7 @@ def _convert(value: object) -> object:
 
 
 def _error_text(name: str, status: int) -> str:
-    """What an error code means."""
+    """The meaning of an error code."""
     if name.endswith("_cuda"):
         try:
             describe = library("extension", "cuda").extension_error_text_cuda

@@ -1,4 +1,4 @@
-"""Compilers, their flags and the fingerprint of what they would build; nothing here writes a file."""
+"""Compilers, their flags, and the fingerprint of a build; nothing here writes a file."""
 
 import functools
 import hashlib
@@ -15,12 +15,15 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 include_dir = ROOT / "extension" / "include"
 KERNEL_FOLDERS = ("extension", "raymarching", "gridencoder", "freqencoder", "shencoder", "mlp", "rasterizer")
-DEFAULT_CUDA_ARCHS = ("80", "90")
+DEFAULT_CUDA_ARCHS = ("80", "90")  # A100 and H100, with PTX for later ones
 
-# No -march=native: a cached or shipped library then survives a change of processor (and gathers gain nothing from it).
+# No -march=native: a cached or shipped library then runs on any processor of its kind (and gathers gain nothing from it).
 # No contraction: the counting and the writing pass of a two-pass kernel must round alike.
 CPU_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fopenmp")
 CUDA_FLAGS = ("-O3", "-std=c++17", "-Xcompiler", "-fPIC", "--expt-relaxed-constexpr", "-lineinfo")
+
+
+_VERSION_SECONDS = 60  # that a compiler may take to print its version, from a cold disk
 
 
 class BuildError(RuntimeError):
@@ -65,8 +68,8 @@ def target(folder: str, device_type: str, archs: tuple[str, ...] | None = None) 
 
 
 def sources(folder: str, device_type: str) -> tuple[Path, ...]:
-    """A kernel folder's sources for a device type; empty where torch does its work there."""
-    pattern = {"cpu": "*_cpu.cpp", "cuda": "*_cuda.cu"}.get(device_type)
+    """A kernel folder's sources for a device type; empty where it has no native kernels for that device."""
+    pattern = {"cpu": "*_cpu.cpp", "cuda": "*_cuda.cu"}.get(device_type, "")
     return tuple(sorted((ROOT / folder / "src").glob(pattern))) if pattern else ()
 
 
@@ -90,13 +93,14 @@ def compiler(device_type: str) -> tuple[str, str]:
     """Path and version text of the compiler for a device type.
 
     Raises:
-        BuildError: none was found; the sentence says which were looked for.
+        BuildError: none was found; the message lists those that were tried.
     """
     if device_type == "cuda":
         home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-        names, hint = ("nvcc", str(Path(home, "bin", "nvcc"))), "install the CUDA toolkit or set CUDA_HOME"
+        names = ["nvcc", str(Path(home, "bin", "nvcc"))]
+        hint = "install the CUDA toolkit or set CUDA_HOME"
     else:
-        names = (os.environ.get("CXX", ""), "g++", "c++", "clang++")
+        names = [os.environ.get("CXX", ""), "g++", "c++", "clang++"]
         hint = "install g++ or clang++, or set CXX"
     for name in filter(None, names):
         path = shutil.which(name)
@@ -109,7 +113,7 @@ def compiler(device_type: str) -> tuple[str, str]:
 def _version(path: str) -> str | None:
     """What ``path --version`` prints, or None if it does not run."""
     try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=_VERSION_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

@@ -1,4 +1,7 @@
-"""The frequency encoding as one reads it, for the tests. Letters: M points, D dimensions, K octaves."""
+"""The frequency encoding in plain torch: any dtype, any device, differentiable any number of times.
+
+The kernels are tested against it, and it is what backend torch runs. Letters: M points, D dimensions, K octaves.
+"""
 
 import torch
 from torch import Tensor
@@ -8,9 +11,9 @@ def encode(x: Tensor, degree: int, active: int) -> Tensor:
     """``[x, sin(x), cos(x), sin(2 x), cos(2 x), ... cos(2^(K-1) x)]``; twin of :func:`freqencoder.encode`.
 
     Args:
-        x: [M, D]
+        x: [M, D], radians.
         degree: K.
-        active: octaves from this one on are zero.
+        active: octaves that count, low ones first; the others are zero.
 
     Returns:
         [M, D + 2 * D * K]

@@ -11,15 +11,18 @@ Letters: M points, D dimensions, L levels, F features a level, E rows of the tab
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from extension import Arguments, on_torch
+from extension import Arguments, Function, implementation, register
 from gridencoder import reference
 from gridencoder.kernels import GridKernels
 from gridencoder.layout import GridLayout
+
+_INITIAL_RANGE = 1e-4  # features start in U(-1e-4, 1e-4) (Mueller et al. 2022, section 4)
 
 
 class GridEncoder(nn.Module):
@@ -37,7 +40,7 @@ class GridEncoder(nn.Module):
         interpolation: str = "smoothstep",
         align_corners: bool = False,
         dtype: torch.dtype = torch.float32,
-    ):
+    ) -> None:
         """Make a table with small random features.
 
         Args:
@@ -71,8 +74,8 @@ class GridEncoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the table from U(-1e-4, 1e-4), as the paper does."""
-        nn.init.uniform_(self.embeddings, -1e-4, 1e-4)
+        """Draw the table from a narrow uniform distribution."""
+        nn.init.uniform_(self.embeddings, -_INITIAL_RANGE, _INITIAL_RANGE)
 
     def forward(self, positions: Tensor, bound: float = 1.0, max_level: float = 1.0) -> Tensor:
         """Encode positions [M, D] in [-bound, bound] to [M, L*F]; see :func:`encode`."""
@@ -81,7 +84,7 @@ class GridEncoder(nn.Module):
     def value_and_pullback(
         self, positions: Tensor, bound: float = 1.0, max_level: float = 1.0
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Encoding [M, L*F] and what turns a gradient in it into one in space; see :func:`encode_with_pullback`."""
+        """Encoding [M, L*F], and its vector-Jacobian product with positions; see :func:`encode_with_pullback`."""
         return encode_with_pullback(positions, self.embeddings, self.layout, bound, max_level)
 
     def total_variation(
@@ -92,7 +95,7 @@ class GridEncoder(nn.Module):
         generator: torch.Generator | None = None,
         num_points: int = 2**16,
     ) -> Tensor:
-        """How much the features change from corner to corner near ``points``; see :func:`total_variation`.
+        """Mean variation of the features between neighbouring corners at ``points``; see :func:`total_variation`.
 
         Args:
             points: [P, D] in [-bound, bound]; None draws ``num_points`` uniformly, with ``generator``.
@@ -134,23 +137,20 @@ def encode(positions: Tensor, table: Tensor, layout: GridLayout, bound: float = 
     the mixed ones are not). Reference: :func:`gridencoder.reference.encode`.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or devices do not fit; max_level or bound is out of range.
+        ValueError, TypeError: shapes, dtypes or devices do not match; max_level or bound is out of range.
     """
     active = _check("encode", positions, table, layout, bound, max_level)
-    if on_torch(positions):
-        return reference.encode(positions, table, layout, bound, active)
-    if positions.requires_grad and torch.is_grad_enabled():
-        return _encode_both(positions, table, GridKernels(layout, bound, active))[0]
-    return _Encode.apply(table.contiguous(), _Hidden(positions.contiguous()), GridKernels(layout, bound, active), False)[0]
+    values: Tensor = implementation("gridencoder.encode", positions)(positions, table, layout, bound, active)
+    return values
 
 
 def encode_with_pullback(
     positions: Tensor, table: Tensor, layout: GridLayout, bound: float = 1.0, max_level: float = 1.0
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The features of :func:`encode`, and the map from a gradient in them to one in space.
+    """The features of :func:`encode`, and their vector-Jacobian product with the positions.
 
     With ``h = f(values)``, ``pullback(grad(h.sum(), values, create_graph=True))`` is d h / d positions. This is the
-    cheapest road to a normal that is trained: positions need not require a gradient, and then no second derivative
+    cheapest way to a normal that is trained: positions need not require a gradient, and then no second derivative
     along them is ever computed.
 
     Returns:
@@ -160,21 +160,9 @@ def encode_with_pullback(
     Arguments and errors are those of :func:`encode`.
     """
     active = _check("encode_with_pullback", positions, table, layout, bound, max_level)
-    if on_torch(positions):
-        values, dense = reference.encode_with_jacobian(positions, table, layout, bound, active)
-        return values, lambda grad_values: (dense * grad_values[:, None]).sum(dim=2)
-    kernels = GridKernels(layout, bound, active)
-    values, jacobian = _encode_both(positions, table, kernels)
-
-    def pullback(grad_values: Tensor) -> Tensor:
-        if grad_values.shape != values.shape or grad_values.dtype != values.dtype:
-            raise ValueError(
-                f"pullback: expected a gradient {list(values.shape)} of {values.dtype} like the values, got "
-                f"{list(grad_values.shape)} of {grad_values.dtype}; cast it first"
-            )
-        return _Contract.apply(jacobian, grad_values, kernels, positions.dtype)
-
-    return values, pullback
+    run = implementation("gridencoder.encode_with_pullback", positions)
+    result: tuple[Tensor, Callable[[Tensor], Tensor]] = run(positions, table, layout, bound, active)
+    return result
 
 
 def encode_with_jacobian(
@@ -191,10 +179,9 @@ def encode_with_jacobian(
     Reference: :func:`gridencoder.reference.encode_with_jacobian`. Arguments and errors are those of :func:`encode`.
     """
     active = _check("encode_with_jacobian", positions, table, layout, bound, max_level)
-    if on_torch(positions):
-        return reference.encode_with_jacobian(positions, table, layout, bound, active)
-    values, jacobian = _encode_both(positions, table, GridKernels(layout, bound, active))
-    return values, jacobian.permute(1, 2, 0, 3).flatten(start_dim=2)
+    run = implementation("gridencoder.encode_with_jacobian", positions)
+    result: tuple[Tensor, Tensor] = run(positions, table, layout, bound, active)
+    return result
 
 
 def total_variation(points: Tensor, table: Tensor, layout: GridLayout, bound: float = 1.0, max_level: float = 1.0) -> Tensor:
@@ -203,25 +190,79 @@ def total_variation(points: Tensor, table: Tensor, layout: GridLayout, bound: fl
     In every active level, with ``c`` the lower corner of the point's cell, the term is
     ``sqrt(sum_d |T[c + e_d] - T[c]|^2 + eps) - sqrt(eps)``; points outside the box count as zero.
 
+    Args:
+        points: [P, D]
+        table: [E, F]
+        layout, bound, max_level: as for :func:`encode`.
+
     Returns:
         Scalar >= 0, of the table's dtype (float32 for a float16 table).
 
-    Differentiable once, in the table. Reference: :func:`gridencoder.reference.total_variation`. Arguments and errors
-    are those of :func:`encode`.
+    Differentiable once, in the table. Reference: :func:`gridencoder.reference.total_variation`. Errors are those of
+    :func:`encode`.
     """
     active = _check("total_variation", points, table, layout, bound, max_level)
-    if on_torch(points):
-        return reference.total_variation(points, table, layout, bound, active)
-    return _TotalVariation.apply(table.contiguous(), points.detach().contiguous(), GridKernels(layout, bound, active))
+    mean: Tensor = implementation("gridencoder.total_variation", points)(points, table, layout, bound, active)
+    return mean
 
 
 def weight_decay(table: Tensor, layout: GridLayout, max_level: float = 1.0) -> Tensor:
     """Sum over the active levels of the mean over their rows of ``|T|^2``.
 
+    Args:
+        table: [E, F]
+        layout, max_level: as for :func:`encode`.
+
     Returns:
-        Scalar >= 0. Differentiable in the table; memory-bound, so plain torch is its kernel.
+        Scalar >= 0. Differentiable in the table; memory-bound, so plain torch runs it on every backend.
     """
     return reference.weight_decay(table, layout, layout.active_levels(max_level))
+
+
+# ---- the native implementations ----
+
+
+def _native_encode(positions: Tensor, table: Tensor, layout: GridLayout, bound: float, active: int) -> Tensor:
+    """Values [M, L*F] by the kernels; the Jacobian is computed only where the positions require a gradient."""
+    kernels = GridKernels(layout, bound, active)
+    if positions.requires_grad and torch.is_grad_enabled():
+        return _encode_both(positions, table, kernels)[0]
+    outputs: tuple[Tensor, None] = _Encode.apply(table.contiguous(), _Hidden(positions.contiguous()), kernels, False)
+    return outputs[0]
+
+
+def _native_encode_with_pullback(
+    positions: Tensor, table: Tensor, layout: GridLayout, bound: float, active: int
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Values [M, L*F] and pullback by the kernels."""
+    kernels = GridKernels(layout, bound, active)
+    values, jacobian = _encode_both(positions, table, kernels)
+
+    def pullback(grad_values: Tensor) -> Tensor:
+        if grad_values.shape != values.shape or grad_values.dtype != values.dtype:
+            raise ValueError(
+                f"pullback: expected a gradient {list(values.shape)} of {values.dtype} like the values, got "
+                f"{list(grad_values.shape)} of {grad_values.dtype}; cast it first"
+            )
+        gradient: Tensor = _Contract.apply(jacobian, grad_values, kernels, positions.dtype)
+        return gradient
+
+    return values, pullback
+
+
+def _native_encode_with_jacobian(
+    positions: Tensor, table: Tensor, layout: GridLayout, bound: float, active: int
+) -> tuple[Tensor, Tensor]:
+    """Values [M, L*F] and Jacobian [M, D, L*F] by the kernels."""
+    values, jacobian = _encode_both(positions, table, GridKernels(layout, bound, active))
+    return values, jacobian.permute(1, 2, 0, 3).flatten(start_dim=2)
+
+
+def _native_total_variation(points: Tensor, table: Tensor, layout: GridLayout, bound: float, active: int) -> Tensor:
+    """The total variation, a scalar, by the kernels."""
+    kernels = GridKernels(layout, bound, active)
+    mean: Tensor = _TotalVariation.apply(table.contiguous(), points.detach().contiguous(), kernels)
+    return mean
 
 
 def _encode_both(positions: Tensor, table: Tensor, kernels: GridKernels) -> tuple[Tensor, Tensor]:
@@ -237,40 +278,49 @@ def _encode_both(positions: Tensor, table: Tensor, kernels: GridKernels) -> tupl
 class _Hidden:
     """A tensor that autograd must not see as an input of the node it is given to."""
 
-    def __init__(self, tensor: Tensor):
+    def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
 
-class _Encode(torch.autograd.Function):
+class _Encode(Function):
     """Values and Jacobian as functions of the table; the positions are hidden and get their gradients elsewhere."""
 
     @staticmethod
-    def forward(ctx, table, positions, kernels, want_jacobian):
+    def forward(
+        ctx: Any, table: Tensor, positions: _Hidden, kernels: GridKernels, with_jacobian: bool
+    ) -> tuple[Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
         ctx.positions, ctx.kernels, ctx.dtype = positions.tensor, kernels, table.dtype
-        values, jacobian = kernels.encode(positions.tensor, table, want_jacobian)
+        values, jacobian = kernels.encode(positions.tensor, table, with_jacobian)
         return values, jacobian
 
     @staticmethod
-    def backward(ctx, grad_values, grad_jacobian):
+    def backward(ctx: Any, grad_values: Tensor | None, grad_jacobian: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         if grad_values is None and grad_jacobian is None:
             return None, None, None, None
         return _Scatter.apply(grad_values, grad_jacobian, ctx.positions, ctx.kernels, ctx.dtype), None, None, None
 
 
-class _Scatter(torch.autograd.Function):
+class _Scatter(Function):
     """Gradient of the table [E, F], itself once differentiable: it is linear in both gradients it spreads."""
 
     @staticmethod
-    def forward(ctx, grad_values, grad_jacobian, positions, kernels, dtype):
+    def forward(
+        ctx: Any,
+        grad_values: Tensor | None,
+        grad_jacobian: Tensor | None,
+        positions: Tensor,
+        kernels: GridKernels,
+        dtype: torch.dtype,
+    ) -> Tensor:
         ctx.save_for_backward(grad_values, grad_jacobian, positions)
         ctx.kernels = kernels
-        grads = [None if g is None else g.contiguous() for g in (grad_values, grad_jacobian)]
-        return kernels.encode_backward(positions, *grads, dtype)
+        values, jacobian = (None if g is None else g.contiguous() for g in (grad_values, grad_jacobian))
+        return kernels.encode_backward(positions, values, jacobian, dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_table):
+    def backward(ctx: Any, grad_table: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         grad_values, grad_jacobian, positions = ctx.saved_tensors
         table = grad_table.contiguous()
         values, jacobian = ctx.kernels.encode(positions, table, True)
@@ -290,24 +340,24 @@ class _Scatter(torch.autograd.Function):
         )
 
 
-class _LinkValues(torch.autograd.Function):
+class _LinkValues(Function):
     """The values unchanged, with a link to the positions through the (hidden) Jacobian."""
 
     @staticmethod
-    def forward(ctx, values, positions, jacobian, kernels):
+    def forward(ctx: Any, values: Tensor, positions: Tensor, jacobian: _Hidden, kernels: GridKernels) -> Tensor:
         ctx.jacobian, ctx.kernels, ctx.dtype = jacobian.tensor, kernels, positions.dtype
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx, grad_values):
+    def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor, Tensor, None, None]:
         return grad_values, _Contract.apply(ctx.jacobian, grad_values, ctx.kernels, ctx.dtype), None, None
 
 
-class _Contract(torch.autograd.Function):
+class _Contract(Function):
     """Jacobian [L, M, D, F] times a gradient of the values [M, L*F]: a gradient of the positions [M, D]."""
 
     @staticmethod
-    def forward(ctx, jacobian, grad_values, kernels, dtype):
+    def forward(ctx: Any, jacobian: Tensor, grad_values: Tensor, kernels: GridKernels, dtype: torch.dtype) -> Tensor:
         jacobian, grad_values = jacobian.contiguous(), grad_values.contiguous()
         ctx.save_for_backward(jacobian, grad_values)
         ctx.kernels = kernels
@@ -315,15 +365,15 @@ class _Contract(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         return *ctx.kernels.contract_backward(*ctx.saved_tensors, grad.contiguous()), None, None
 
 
-class _LinkJacobian(torch.autograd.Function):
+class _LinkJacobian(Function):
     """The Jacobian unchanged, with a link to the positions through the second derivatives."""
 
     @staticmethod
-    def forward(ctx, jacobian, positions, table, kernels):
+    def forward(ctx: Any, jacobian: Tensor, positions: Tensor, table: _Hidden, kernels: GridKernels) -> Tensor:
         ctx.save_for_backward(positions)
         ctx.table, ctx.kernels = table.tensor, kernels
         ctx.set_materialize_grads(False)
@@ -331,7 +381,7 @@ class _LinkJacobian(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_jacobian):
+    def backward(ctx: Any, grad_jacobian: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
         if grad_jacobian is None:
             return None, None, None, None
         (positions,) = ctx.saved_tensors
@@ -339,11 +389,11 @@ class _LinkJacobian(torch.autograd.Function):
         return grad_jacobian, grad, None, None
 
 
-class _TotalVariation(torch.autograd.Function):
+class _TotalVariation(Function):
     """Total variation as a function of the table."""
 
     @staticmethod
-    def forward(ctx, table, points, kernels):
+    def forward(ctx: Any, table: Tensor, points: Tensor, kernels: GridKernels) -> Tensor:
         ctx.save_for_backward(table, points)
         ctx.kernels = kernels
         wide = torch.float32 if table.dtype == torch.float16 else table.dtype
@@ -351,18 +401,24 @@ class _TotalVariation(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         table, points = ctx.saved_tensors
         grad_table = ctx.kernels.total_variation_backward(points, table)
         return grad_table.mul_((grad / max(len(points), 1)).to(table.dtype)), None, None
 
 
 def _check(op: str, positions: Tensor, table: Tensor, layout: GridLayout, bound: float, max_level: float) -> int:
-    """Refuse arguments that do not fit each other; returns the number of active levels."""
+    """Raise unless the arguments match each other; returns the number of active levels."""
     args = Arguments(op)
     args.floats("positions", positions, "M", layout.input_dim)
     args.floats("table", table, layout.rows, layout.level_dim, half=True)
     if table.dtype == torch.float16 and table.device.type != "cuda":
-        raise TypeError(f"{op}: float16 tables are for CUDA, and this one is on {table.device}; use float32")
+        raise TypeError(f"{op}: float16 tables are supported on CUDA only, and this one is on {table.device}; use float32")
     args.require(bound > 0, f"bound must be positive, got {bound}")
     return layout.active_levels(max_level)
+
+
+register("gridencoder.encode", native=_native_encode, torch=reference.encode)
+register("gridencoder.encode_with_pullback", native=_native_encode_with_pullback, torch=reference.encode_with_pullback)
+register("gridencoder.encode_with_jacobian", native=_native_encode_with_jacobian, torch=reference.encode_with_jacobian)
+register("gridencoder.total_variation", native=_native_total_variation, torch=reference.total_variation)

@@ -1,4 +1,4 @@
-"""Calls of the grid kernels: the parameter record of src/grid_math.h, its outputs, and nothing about gradients.
+"""Calls of the grid kernels: the parameter struct of src/grid_math.h, its outputs, and nothing about gradients.
 
 Letters: M points, D dimensions, L levels, F features a level, E rows of the table.
 """
@@ -39,7 +39,7 @@ class GridKernels:
     active: int
 
     def encode(self, positions: Tensor, table: Tensor, jacobian: bool) -> tuple[Tensor, Tensor | None]:
-        """values [M, L*F], and the jacobian [L, M, D, F] if asked for."""
+        """values [M, L*F], and with ``jacobian`` the Jacobian [L, M, D, F]."""
         layout, count = self.layout, len(positions)
         values = table.new_empty(count, layout.output_dim)
         shape = (layout.num_levels, count, layout.input_dim, layout.level_dim)
@@ -63,7 +63,7 @@ class GridKernels:
         return grad_table.to(dtype)
 
     def second_derivatives(self, positions: Tensor, table: Tensor, grad_jacobian: Tensor) -> Tensor:
-        """Gradient of the positions [M, D] from that of the jacobian."""
+        """Gradient of the positions [M, D] from that of the Jacobian [L, M, D, F]."""
         grad = torch.empty_like(positions)
         self._run(
             "grid_second_derivatives",
@@ -76,7 +76,7 @@ class GridKernels:
         return grad
 
     def contract(self, jacobian: Tensor, grad_values: Tensor, dtype: torch.dtype) -> Tensor:
-        """[M, D] sum over levels and features of the jacobian [L, M, D, F] times grad_values [M, L*F]."""
+        """[M, D] sum over levels and features of the Jacobian [L, M, D, F] times grad_values [M, L*F]."""
         result = torch.empty(len(grad_values), self.layout.input_dim, dtype=dtype, device=jacobian.device)
         self._run(
             "grid_contract",
@@ -119,9 +119,10 @@ class GridKernels:
         return torch.empty(self.layout.rows, self.layout.level_dim, dtype=wide, device=positions.device)
 
     def _run(self, name: str, table_dtype: torch.dtype, **tensors: Tensor | None) -> None:
-        """Fill in the record and call the kernel."""
+        """Fill the parameter struct and call the kernel."""
         layout = self.layout
-        points = tensors["grad_values"] if "positions" not in tensors else tensors["positions"]
+        points = tensors["positions"] if "positions" in tensors else tensors["grad_values"]
+        assert points is not None, "every kernel is given positions or the gradient of the values"
         params = fill(
             _Params,
             **tensors,

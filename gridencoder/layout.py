@@ -7,13 +7,16 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-MAX_LEVELS = 32
-MAX_LOG2_ROWS = 26
+MAX_LEVELS = 32  # kMaxLevels of src/grid_math.h
+MAX_LOG2_ROWS = 26  # of one level; 32 bits then count the rows of 32 levels
+MAX_RESOLUTION = 2**20  # corners along an edge; float32 positions then keep 4 bits inside a cell
+ROW_MULTIPLE = 8  # a level starts at a multiple of this many rows
+_WHOLE = 1e-9  # relative slack, so that what is meant to be a whole number is not rounded up
 
 
 @dataclass(frozen=True)
 class GridLayout:
-    """What a table of features means: how many levels of which resolution, and how they are indexed and blended.
+    """Shape and meaning of a table of features: levels, their resolutions, how they are indexed and interpolated.
 
     Level ``l`` has ``ceil(base * s**l)`` corners along an edge, ``s`` such that the last has
     ``desired_resolution`` (Mueller et al. 2022, equations 2 and 3), and ``min(2**log2_hashmap_size, resolution**D)``
@@ -35,7 +38,7 @@ class GridLayout:
     interpolation: str = "smoothstep"
     align_corners: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check("input_dim", self.input_dim, (2, 3, 4))
         _check("level_dim", self.level_dim, (1, 2, 4, 8))
         _check("gridtype", self.gridtype, ("hash", "tiled"))
@@ -44,7 +47,7 @@ class GridLayout:
             raise ValueError(f"GridEncoder: num_levels must lie in [1, {MAX_LEVELS}], got {self.num_levels}")
         if not 3 <= self.log2_hashmap_size <= MAX_LOG2_ROWS:
             raise ValueError(f"GridEncoder: log2_hashmap_size must lie in [3, {MAX_LOG2_ROWS}], got {self.log2_hashmap_size}")
-        if not 2 <= self.base_resolution <= self.desired_resolution <= 2**20:
+        if not 2 <= self.base_resolution <= self.desired_resolution <= MAX_RESOLUTION:
             raise ValueError(
                 "GridEncoder: expected 2 <= base_resolution <= desired_resolution <= 2**20, "
                 f"got {self.base_resolution} and {self.desired_resolution}"
@@ -55,7 +58,7 @@ class GridLayout:
         """Corners along an edge of each level."""
         growth = math.log2(self.desired_resolution / self.base_resolution) / max(self.num_levels - 1, 1)
         exact = [self.base_resolution * 2.0 ** (level * growth) for level in range(self.num_levels)]
-        return tuple(math.ceil(r - 1e-9 * r) for r in exact)  # a resolution meant to be whole must not be rounded up
+        return tuple(math.ceil(r - _WHOLE * r) for r in exact)
 
     @cached_property
     def first(self) -> tuple[int, ...]:
@@ -63,7 +66,7 @@ class GridLayout:
         first = [0]
         for resolution in self.resolutions:
             rows = min(2**self.log2_hashmap_size, resolution**self.input_dim)
-            first.append(first[-1] + (rows + 7) // 8 * 8)
+            first.append(first[-1] + -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE)
         return tuple(first)
 
     @property
@@ -84,10 +87,10 @@ class GridLayout:
         """
         if not 0 <= max_level <= 1:
             raise ValueError(f"GridEncoder: max_level must be a fraction in [0, 1], got {max_level}")
-        return max(1, math.ceil(max_level * self.num_levels - 1e-9))
+        return max(1, math.ceil(max_level * self.num_levels - _WHOLE))
 
 
-def _check(name: str, value: object, allowed: tuple) -> None:
-    """Refuse a value that is not among those allowed."""
+def _check(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raise unless the value is one of those allowed."""
     if value not in allowed:
         raise ValueError(f"GridEncoder: {name} must be one of {', '.join(map(str, allowed))}, got {value}")

@@ -1,16 +1,19 @@
 """Plain torch twins of the grid kernels: any float dtype, any device, differentiable as often as torch can.
 
-They are what the kernels are tested against, and the torch rung of the ladder. Letters: M points, D dimensions,
+The kernels are tested against them, and they are what backend torch runs. Letters: M points, D dimensions,
 L levels, F features a level, E rows of the table.
 """
+
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from gridencoder.layout import GridLayout
 
-PRIMES = (1, 2654435761, 805459861, 3674653429)
-VARIATION_EPSILON = 1e-9
+PRIMES = (1, 2654435761, 805459861, 3674653429)  # of the spatial hash (Mueller et al. 2022, eq. 4); the last for D = 4
+VARIATION_EPSILON = 1e-9  # under the root, so that the gradient is finite where neighbours are equal
 
 
 def encode(positions: Tensor, table: Tensor, layout: GridLayout, bound: float, active: int) -> Tensor:
@@ -39,8 +42,20 @@ def encode_with_jacobian(
     return both[:, 0], both[:, 1:] / (2 * bound)
 
 
+def encode_with_pullback(
+    positions: Tensor, table: Tensor, layout: GridLayout, bound: float, active: int
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Features and their vector-Jacobian product; twin of :func:`gridencoder.encode_with_pullback`.
+
+    Returns:
+        values [M, L*F], and ``pullback``: [M, L*F] -> [M, D].
+    """
+    values, jacobian = encode_with_jacobian(positions, table, layout, bound, active)
+    return values, lambda grad_values: (jacobian * grad_values[:, None]).sum(dim=2)
+
+
 def total_variation(points: Tensor, table: Tensor, layout: GridLayout, bound: float, active: int) -> Tensor:
-    """Mean over the points of the variation at their cells, summed over levels; twin of the kernel of that name.
+    """Mean over points of their cells' variation, summed over levels; twin of :func:`gridencoder.total_variation`.
 
     The variation of a cell is ``sqrt(sum_d |T[c + e_d] - T[c]|^2 + eps) - sqrt(eps)`` with ``c`` its lower corner.
 
@@ -78,8 +93,8 @@ def _enter_box(positions: Tensor, bound: float) -> tuple[Tensor, Tensor]:
 def _levels(positions: Tensor, table: Tensor, layout: GridLayout, bound: float, active: int, parts: int) -> Tensor:
     """[M, parts, L*F] features of all levels and, if parts is 1 + D, their derivatives in the unit box."""
     unit, inside = _enter_box(positions, bound)
-    levels = [_encode_level(unit, table, layout, level, parts) for level in range(active)]
-    levels = torch.where(inside[:, None, None], torch.cat(levels, dim=2), 0.0)
+    levels = torch.cat([_encode_level(unit, table, layout, level, parts) for level in range(active)], dim=2)
+    levels = torch.where(inside[:, None, None], levels, 0.0)
     levels = torch.where(positions.isnan().any(dim=1)[:, None, None], torch.nan, levels)
     return torch.nn.functional.pad(levels, (0, (layout.num_levels - active) * layout.level_dim))
 
@@ -123,10 +138,10 @@ def _encode_level(unit: Tensor, table: Tensor, layout: GridLayout, level: int, p
     """[M, parts, F] features at one level, then their derivatives along the first ``parts - 1`` axes."""
     cell, weight, slope = _place(unit, layout, level)
     features, axes = _level(table, layout, level), range(layout.input_dim)
-    result = 0
+    terms = []
     for corner, rows in enumerate(_corner_rows(cell, layout, level)):
         sides = [weight[:, d] if corner >> d & 1 else 1 - weight[:, d] for d in axes]
         changes = [slope[:, d] if corner >> d & 1 else -slope[:, d] for d in axes]
         factors = [torch.stack([changes[d] if d == part - 1 else sides[d] for d in axes]).prod(dim=0) for part in range(parts)]
-        result = result + torch.stack(factors, dim=1).to(table.dtype)[:, :, None] * features[rows][:, None]
-    return result
+        terms.append(torch.stack(factors, dim=1).to(table.dtype)[:, :, None] * features[rows][:, None])
+    return functools.reduce(torch.add, terms)

@@ -1,5 +1,5 @@
-"""A narrow ReLU network whose rows pass through all layers while they are in the cache, and the slope of a read-out."""
+"""A narrow ReLU network fused over its layers, and the gradient of a linear read-out in its inputs."""
 
-from mlp.network import features, features_and_slope
+from mlp.mlp import features, features_and_slope
 
 __all__ = ["features", "features_and_slope"]

@@ -1,6 +1,6 @@
 """The narrow ReLU network in plain torch: any dtype, any device, any width, any derivative.
 
-It is what the kernel is tested against, and what runs wherever the kernel does not.
+The kernel is tested against it, and it is what backends torch and cuda run.
 Letters: N rows, I inputs, H hidden width.
 """
 
@@ -21,7 +21,7 @@ def features(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> 
 def features_and_slope(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], readout: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Output of the last layer [N, H], and d (output . readout) / d x [N, I]; twin of the kernel's."""
+    """Output of the last layer [N, H], and d (output . readout) / d x [N, I]; twin of :func:`mlp.features_and_slope`."""
     outputs = []
     for weight, bias in zip(weights, biases, strict=True):
         x = functional.relu(functional.linear(x, weight, bias))

@@ -4,6 +4,7 @@ Letters: B views, V vertices, T triangles, H x W pixels, C channels. Clip space 
 with -1 nearest); image row 0 is the top and pixel centres lie at +0.5.
 """
 
-from rasterizer.rasterizer import Raster, antialias, edge_adjacency, interpolate, rasterize
+from rasterizer.raster import Raster
+from rasterizer.rasterizer import antialias, edge_adjacency, interpolate, rasterize
 
 __all__ = ["Raster", "antialias", "edge_adjacency", "interpolate", "rasterize"]

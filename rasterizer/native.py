@@ -1,11 +1,17 @@
-"""The C side of the kernels: parameter structs as the headers in src/ define them, and the calls."""
+"""The native implementations: parameter structs as the headers in src/ define them, calls, and autograd functions.
+
+Letters: B views, V vertices, T triangles, H x W pixels, C channels.
+"""
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 import extension
+from extension import Function
 
 RasterParams = extension.struct(
     "RasterParams",
@@ -31,7 +37,7 @@ def run(name: str, kind: type[ctypes.Structure], like: Tensor, **values: Tensor 
 
 
 def rasterize(clip: Tensor, faces: Tensor, height: int, width: int, cull_back: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights [B, H, W, 2], depth [B, H, W] and triangle [B, H, W] int32 of what each pixel sees."""
+    """Weights [B, H, W, 2], depth [B, H, W] and triangle [B, H, W] int32 of what is visible at each pixel."""
     views, vertices = clip.shape[:2]
     bary, depth = clip.new_empty(views, height, width, 2), clip.new_empty(views, height, width)
     triangle = torch.empty(views, height, width, dtype=torch.int32, device=clip.device)
@@ -64,7 +70,7 @@ def _interpolation(attributes: Tensor, triangle: Tensor, faces: Tensor) -> dict[
 
 
 def interpolate(attributes: Tensor, bary: Tensor, triangle: Tensor, faces: Tensor) -> Tensor:
-    """What each pixel sees of the attributes, [B, H, W, C]."""
+    """Attributes [B or 1, V, C] at each pixel, [B, H, W, C]."""
     out = attributes.new_empty(*triangle.shape, attributes.shape[2])
     run(
         "interpolate", InterpolateParams, attributes, attributes=attributes, faces=faces, bary=bary, triangle=triangle,
@@ -76,7 +82,7 @@ def interpolate(attributes: Tensor, bary: Tensor, triangle: Tensor, faces: Tenso
 def interpolate_backward(
     attributes: Tensor, bary: Tensor, triangle: Tensor, faces: Tensor, grad_out: Tensor, needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of attributes and bary, each where it is needed."""
+    """Gradients of attributes [B or 1, V, C] and bary [B, H, W, 2], each where it is needed."""
     grad_attributes = torch.zeros_like(attributes) if needs[0] else None
     grad_bary = torch.empty_like(bary) if needs[1] else None
     run(
@@ -111,11 +117,11 @@ def antialias(
 
 
 def antialias_backward(
-    image: Tensor, clip: Tensor, faces: Tensor, crossing: Tensor, shift: Tensor, grad_out: Tensor, to_clip: bool
+    image: Tensor, clip: Tensor, faces: Tensor, crossing: Tensor, shift: Tensor, grad_out: Tensor, needs_clip: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of image and, if needed, clip."""
+    """Gradients of image [B, H, W, C] and, with ``needs_clip``, of clip [B, V, 4]."""
     grad_image = torch.empty_like(image)
-    grad_clip = torch.zeros_like(clip) if to_clip else None
+    grad_clip = torch.zeros_like(clip) if needs_clip else None
     run(
         "antialias_backward", AntialiasParams, image, image=image, clip=clip, faces=faces,
         crossing=crossing, shift=shift, grad_out=grad_out, grad_image=grad_image, grad_clip=grad_clip,
@@ -124,8 +130,79 @@ def antialias_backward(
     return grad_image, grad_clip
 
 
-def edge_adjacency(faces: Tensor, vertices: int) -> Tensor:
-    """The other half of each half edge, [T, 3] int32; on the CPU."""
+def edge_adjacency(faces: Tensor) -> Tensor:
+    """The opposite half edge of each half edge of faces [T, 3], [T, 3] int32; on the CPU."""
+    vertices = int(faces.max()) + 1
     edges = torch.empty_like(faces)
     extension.kernel("rasterizer", "edge_adjacency", faces.device)(faces, edges, len(faces), vertices)
     return edges
+
+
+# ---- Autograd functions ----
+
+
+class Rasterize(Function):
+    """The kernels of :func:`rasterizer.rasterize`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, clip: Tensor, faces: Tensor, height: int, width: int, cull_back: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """bary [B, H, W, 2], depth [B, H, W] and triangle [B, H, W]."""
+        bary, depth, triangle = rasterize(clip, faces, height, width, cull_back)
+        ctx.save_for_backward(clip, faces, triangle)
+        ctx.mark_non_differentiable(triangle)
+        ctx.set_materialize_grads(False)
+        return bary, depth, triangle
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_bary: Tensor | None, grad_depth: Tensor | None, _: None
+    ) -> tuple[Tensor | None, None, None, None, None]:
+        """Gradient of clip."""
+        clip, faces, triangle = ctx.saved_tensors
+        if grad_bary is None and grad_depth is None:
+            return None, None, None, None, None
+        grad_bary = clip.new_zeros(*triangle.shape, 2) if grad_bary is None else grad_bary.contiguous()
+        grad_depth = None if grad_depth is None else grad_depth.contiguous()
+        return rasterize_backward(clip, faces, triangle, grad_bary, grad_depth), None, None, None, None
+
+
+class Interpolate(Function):
+    """The kernels of :func:`rasterizer.interpolate`."""
+
+    @staticmethod
+    def forward(ctx: Any, attributes: Tensor, bary: Tensor, triangle: Tensor, faces: Tensor) -> Tensor:
+        """[B, H, W, C]."""
+        ctx.save_for_backward(attributes, bary, triangle, faces)
+        return interpolate(attributes, bary, triangle, faces)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """Gradients of attributes and bary."""
+        attributes, bary, triangle, faces = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:2]
+        return *interpolate_backward(attributes, bary, triangle, faces, grad_out.contiguous(), needs), None, None
+
+
+class Antialias(Function):
+    """The kernels of :func:`rasterizer.antialias`."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, depth: Tensor, triangle: Tensor, clip: Tensor, faces: Tensor, edges: Tensor) -> Tensor:
+        """[B, H, W, C]."""
+        out, crossing, shift = antialias(image, depth, triangle, clip, faces, edges)
+        ctx.save_for_backward(image, clip, faces, crossing, shift)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None, Tensor | None, None, None]:
+        """Gradients of image and clip."""
+        image, clip, faces, crossing, shift = ctx.saved_tensors
+        grad_image, grad_clip = antialias_backward(
+            image, clip, faces, crossing, shift, grad_out.contiguous(), ctx.needs_input_grad[3]
+        )
+        return grad_image, None, None, grad_clip, None, None

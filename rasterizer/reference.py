@@ -1,6 +1,6 @@
-"""The folder's operations in plain torch: any device, with torch's own derivatives.
+"""Every operation in plain torch: any device, with torch's own derivatives.
 
-They are what the kernels are tested against, and what runs wherever the kernels do not. The formulas and the order of
+The kernels are tested against these, and they are what backend torch runs. The formulas and the order of
 operations are those of src/raster_math.h and src/antialias_math.h, where they are explained; all in float64.
 Letters: B views, V vertices, T triangles, H x W pixels, C channels, M pairs of a triangle and a pixel, P pairs of pixels.
 """
@@ -8,9 +8,10 @@ Letters: B views, V vertices, T triangles, H x W pixels, C channels, M pairs of 
 import torch
 from torch import Tensor
 
-_ROUNDING, _DEPTH_SLACK = 1e-14, 1e-10
-_PAIRS_AT_ONCE = 1 << 21
-_LONGEST_WALK = 24
+_ROUNDING, _DEPTH_SLACK = 1e-14, 1e-10  # kRounding and kDepthSlack of src/raster_math.h
+_PAIRS_AT_ONCE = 1 << 21  # of a triangle and a pixel; bounds the memory to a few hundred MB
+_LONGEST_WALK = 24  # kLongestWalk of src/antialias_math.h
+_MARGIN = 1e-6  # pixels by which a triangle's box is enlarged, so that rounding loses no pixel
 
 
 def rasterize(clip: Tensor, faces: Tensor, height: int, width: int, cull_back: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,7 +38,8 @@ def interpolate(attributes: Tensor, bary: Tensor, triangle: Tensor, faces: Tenso
     corner = faces.long()[triangle.flatten()[pixel].long()]  # [M, 3]
     first = bary.reshape(-1, 2)[pixel]
     weight = torch.cat([first, 1 - first.sum(1, keepdim=True)], 1)
-    values = sum(weight[:, k, None] * attributes[view, corner[:, k]] for k in range(3))
+    terms = [weight[:, k, None] * attributes[view, corner[:, k]] for k in range(3)]
+    values = terms[0] + terms[1] + terms[2]
     out = attributes.new_zeros(triangle.numel(), attributes.shape[2]) + 0 * (attributes.sum() + bary.sum())
     return out.index_put((pixel,), values).view(*triangle.shape, -1)
 
@@ -58,7 +60,8 @@ def edge_adjacency(faces: Tensor) -> Tensor:
     if len(ends) == 0:
         return faces.new_zeros(0, 3, dtype=torch.int32)
     key, half_edge = (ends[:, 0] * (int(ends.max()) + 1) + ends[:, 1]).sort(stable=True)
-    _, group, count = key.unique_consecutive(return_inverse=True, return_counts=True)
+    # torch does not annotate unique_consecutive.
+    _, group, count = key.unique_consecutive(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
     count = count[group]
     follows = torch.zeros_like(key, dtype=torch.bool)
     follows[1:] = key[1:] == key[:-1]
@@ -137,8 +140,8 @@ def _boxes(corner: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     w = corner[..., 3]
     size = torch.tensor([width, height], dtype=torch.float64, device=corner.device)
     place = torch.stack([corner[..., 0] / w + 1, 1 - corner[..., 1] / w], -1) * 0.5 * size - 0.5
-    low = (place.amin(1) - 1e-6).ceil().nan_to_num(0).clamp(min=torch.zeros_like(size), max=size)
-    high = (place.amax(1) + 1e-6).floor().nan_to_num(-1).clamp(min=-torch.ones_like(size), max=size - 1)
+    low = (place.amin(1) - _MARGIN).ceil().nan_to_num(0).clamp(min=torch.zeros_like(size), max=size)
+    high = (place.amax(1) + _MARGIN).floor().nan_to_num(-1).clamp(min=-torch.ones_like(size), max=size - 1)
     front = w > 0
     crosses = (front.any(1) & ~front.all(1))[:, None]
     low = torch.where(crosses, 0, low)

@@ -1,12 +1,23 @@
-"""The C side of the kernels: parameter structs as the headers in src/ define them, and the two-pass march."""
+"""The native implementations: parameter structs as the headers in src/ define them, and one function per operation.
+
+The march has two passes: one counts the samples of each ray, the other writes them.
+Letters: N rays, A rays alive, M samples, C channels or cascades, H cells along an axis.
+"""
 
 import ctypes
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 import extension
-from raymarching.reference import step_sizes
+from extension import Function
+from raymarching import checks
+from raymarching.capacity import fit
+from raymarching.ray_queue import RayQueue
+from raymarching.reference import NO_LIMIT, step_sizes
 
 MarchParams = extension.struct(
     "MarchParams",
@@ -24,8 +35,8 @@ CompositeParams = extension.struct(
 NearFarParams = extension.struct("NearFarParams", "origins directions aabb near far", "num_rays", "min_near")
 SphereParams = extension.struct("SphereParams", "origins directions coords", "num_rays", "radius")
 
-NO_LIMIT = 1 << 40
 _RUNS = 8  # kRuns of march_math.h
+_FAR = 1 << 20  # blocks; beyond every grid, the start of a minimum and, negated, of a maximum
 
 
 def run(name: str, params: ctypes.Structure, like: Tensor) -> None:
@@ -34,16 +45,16 @@ def run(name: str, params: ctypes.Structure, like: Tensor) -> None:
 
 
 def coarse_bits(bitfield: Tensor, cascades: int, grid_size: int) -> tuple[Tensor, Tensor]:
-    """What lets a march skip empty space, from the bitfield.
+    """What lets a march skip empty space, from the bitfield [C * H^3 / 8].
 
     Returns:
         The coarse bitfield, one bit for each 4^3 cells of the fine one, int64 [C * max(1, H^3 / 4096)]; and the extent
-        of what is occupied in each cascade, int32 [C, 6] (lowest, then highest x, y, z, in units of 4 cells).
+        of the occupied cells of each cascade, int32 [C, 6] (lowest, then highest x, y, z, in units of 4 cells).
     """
     words = cascades * max(1, grid_size**3 // 4096)
     blocks = torch.empty(words, dtype=torch.int64, device=bitfield.device)
-    extent = torch.full((cascades, 6), 1 << 20, dtype=torch.int32, device=bitfield.device)  # of nothing
-    extent[:, 3:] = -(1 << 20)
+    extent = torch.full((cascades, 6), _FAR, dtype=torch.int32, device=bitfield.device)
+    extent[:, 3:] = -_FAR
     params = extension.fill(
         MarchParams,
         cells=bitfield,
@@ -57,13 +68,11 @@ def coarse_bits(bitfield: Tensor, cascades: int, grid_size: int) -> tuple[Tensor
     return blocks, extent
 
 
-def scene(
-    bitfield: Tensor, bound: float, cascades: int, grid_size: int, dt_gamma: float, max_steps: int
-) -> dict[str, Tensor | int | float]:
+def scene(bitfield: Tensor, bound: float, cascades: int, grid_size: int, dt_gamma: float, max_steps: int) -> dict[str, Any]:
     """The fields of MarchParams that rays share. Keep it as long as the parameters: it owns the tensors."""
     blocks, extent = coarse_bits(bitfield, cascades, grid_size)
     dt_min, dt_max = step_sizes(bound, max_steps, grid_size)
-    grid = {"cells": bitfield, "blocks": blocks, "extent": extent, "cascades": cascades, "grid_size": grid_size}
+    grid: dict[str, Any] = {"cells": bitfield, "blocks": blocks, "extent": extent, "cascades": cascades, "grid_size": grid_size}
     return grid | {"bound": bound, "dt_gamma": dt_gamma, "dt_min": dt_min, "dt_max": dt_max}
 
 
@@ -81,7 +90,7 @@ def count_samples(params: ctypes.Structure, num_rays: int, like: Tensor) -> tupl
 
 def write_samples(
     params: ctypes.Structure, first: Tensor, count: Tensor, runs: Tensor, size: int, like: Tensor
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Second pass of the march: positions [M, 3], t [M], dt [M], ray_index [M] with M = ``size``.
 
     Where ``count`` does not fill the buffers, the rest is 0: a step of no length at the origin of ray 0.
@@ -95,3 +104,145 @@ def write_samples(
         setattr(params, name, extension.pointer(tensor))
     run("march_write", params, like)
     return positions, t, dt, ray_index
+
+
+def march_rays_train(
+    origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, bitfield: Tensor, bound: float, cascades: int,
+    grid_size: int, noise: Tensor | None, dt_gamma: float, max_steps: int, capacity: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """positions [M, 3], t [M], dt [M], ray_index [M], first [N], count [N]; see :func:`raymarching.march_rays_train`."""
+    shared = scene(bitfield, bound, cascades, grid_size, dt_gamma, max_steps)
+    params = extension.fill(
+        MarchParams, origins=origins, directions=directions, near=near, far=far, noise=noise, num_rays=len(near),
+        limit=NO_LIMIT, **shared,
+    )  # fmt: skip
+    count, runs = count_samples(params, len(near), origins)
+    if count.device.type == "cpu" and bool((count < 0).any()):
+        checks.finite_rays("march_rays_train", origins, directions, near, far, noise)
+    first, count, size = fit(count, capacity)
+    return (*write_samples(params, first, count, runs, size, origins), first, count)
+
+
+def march_rays(
+    queue: RayQueue, bitfield: Tensor, bound: float, cascades: int, grid_size: int, num_steps: int, dt_gamma: float,
+    max_steps: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """positions [M, 3], t [M], dt [M], ray_index [M], first [A], count [A]; see :func:`raymarching.march_rays`."""
+    shared = scene(bitfield, bound, cascades, grid_size, dt_gamma, max_steps)
+    params = extension.fill(
+        MarchParams, origins=queue.origins, directions=queue.directions, near=queue.near, far=queue.far,
+        alive=queue.alive, cursor=queue.cursor, num_rays=len(queue), limit=num_steps, **shared,
+    )  # fmt: skip
+    count, runs = count_samples(params, len(queue), queue.origins)
+    first = count.cumsum(0) - count
+    return (*write_samples(params, first, count, runs, int(count.sum()), queue.origins), first, count)
+
+
+# ---- Rays and the bitfield ----
+
+
+def near_far_from_aabb(origins: Tensor, directions: Tensor, aabb: Tensor, min_near: float) -> tuple[Tensor, Tensor]:
+    """near [N] and far [N]; see :func:`raymarching.near_far_from_aabb`."""
+    near, far = torch.empty_like(origins[:, 0]), torch.empty_like(origins[:, 0])
+    params = extension.fill(
+        NearFarParams, origins=origins, directions=directions, aabb=aabb, near=near, far=far, num_rays=len(origins),
+        min_near=min_near,
+    )  # fmt: skip
+    run("near_far_from_aabb", params, origins)
+    return near, far
+
+
+def sph_from_ray(origins: Tensor, directions: Tensor, radius: float) -> Tensor:
+    """Angles [N, 2]; see :func:`raymarching.sph_from_ray`."""
+    coords = torch.empty_like(origins[:, :2])
+    params = extension.fill(
+        SphereParams, origins=origins, directions=directions, coords=coords, num_rays=len(origins), radius=radius
+    )
+    run("sph_from_ray", params, origins)
+    return coords
+
+
+def morton3D(coords: Tensor) -> Tensor:
+    """Codes int32 [N] of cells [N, 3]; see :func:`raymarching.morton3D`."""
+    codes = torch.empty_like(coords[:, 0])
+    extension.kernel("raymarching", "morton_encode", coords.device)(coords, codes, len(coords))
+    return codes
+
+
+def morton3D_invert(codes: Tensor) -> Tensor:
+    """Cells int32 [N, 3] of codes [N]; see :func:`raymarching.morton3D_invert`."""
+    coords = torch.empty(len(codes), 3, dtype=torch.int32, device=codes.device)
+    extension.kernel("raymarching", "morton_decode", codes.device)(codes, coords, len(codes))
+    return coords
+
+
+def packbits(grid: Tensor, threshold: float) -> Tensor:
+    """Bitfield uint8 [C * H^3 / 8] of a grid [C, H^3]; see :func:`raymarching.packbits`."""
+    bitfield = torch.empty(grid.numel() // 8, dtype=torch.uint8, device=grid.device)
+    packbits_kernel = extension.kernel("raymarching", "packbits", grid.device)
+    packbits_kernel(grid, bitfield, threshold, bitfield.numel(), extension.dtype_code(grid))
+    return bitfield
+
+
+# ---- Compositing ----
+
+
+def composite_rays(
+    queue: RayQueue, alpha: Tensor, values: Tensor, t: Tensor, first: Tensor, count: Tensor, min_transmittance: float
+) -> None:
+    """Add samples [M] to the queue's sums; see :func:`raymarching.composite_rays`."""
+    params = extension.fill(
+        CompositeParams, alpha=alpha, values=values, t=t, first=first, count=count, opacity=queue.opacity,
+        depth=queue.depth, image=queue.image, alive=queue.alive, transmittance=queue.transmittance,
+        num_rays=len(queue), channels=values.shape[1], min_transmittance=min_transmittance,
+    )  # fmt: skip
+    run("composite_accumulate", params, alpha)
+
+
+def _allocator(alpha: Tensor, count: Tensor) -> Callable[[Tensor], Tensor]:
+    """Makes tensors that kernels fill for the samples that rays own: of zeros, unless all samples are owned."""
+    all_owned = alpha.device.type == "cpu" and int(count.sum()) == len(alpha)
+    return torch.empty_like if all_owned else torch.zeros_like
+
+
+class _Composite(Function):
+    """The compositing kernel and its derivative; see :func:`raymarching.composite_rays_train`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, alpha: Tensor, values: Tensor, t: Tensor, first: Tensor, count: Tensor, min_transmittance: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        num_rays, channels = len(count), values.shape[1]
+        weights = _allocator(alpha, count)(alpha)
+        opacity, depth = alpha.new_empty(2, num_rays)
+        image = alpha.new_empty(num_rays, channels)
+        params = extension.fill(
+            CompositeParams, alpha=alpha, values=values, t=t, first=first, count=count, weights=weights,
+            opacity=opacity, depth=depth, image=image, num_rays=num_rays, channels=channels,
+            min_transmittance=min_transmittance,
+        )  # fmt: skip
+        run("composite_forward", params, alpha)
+        ctx.save_for_backward(alpha, values, t, first, count)
+        ctx.min_transmittance = min_transmittance
+        return weights, opacity, depth, image
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_weights: Tensor, grad_opacity: Tensor, grad_depth: Tensor, grad_image: Tensor
+    ) -> tuple[Tensor, Tensor, None, None, None, None]:
+        alpha, values, t, first, count = ctx.saved_tensors
+        grads = [g.contiguous() for g in (grad_weights, grad_opacity, grad_depth, grad_image)]
+        make = _allocator(alpha, count)
+        grad_alpha, grad_values = make(alpha), make(values)
+        params = extension.fill(
+            CompositeParams, alpha=alpha, values=values, t=t, first=first, count=count, grad_weights=grads[0],
+            grad_opacity=grads[1], grad_depth=grads[2], grad_image=grads[3], grad_alpha=grad_alpha,
+            grad_values=grad_values, num_rays=len(count), channels=values.shape[1],
+            min_transmittance=ctx.min_transmittance,
+        )  # fmt: skip
+        run("composite_backward", params, alpha)
+        return grad_alpha, grad_values, None, None, None, None
+
+
+composite_rays_train = _Composite.apply

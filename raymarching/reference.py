@@ -1,6 +1,7 @@
-"""Every operation of the folder in plain torch, any floating dtype, any device: the truth in tests, and the torch rung.
+"""Every operation in plain torch, any floating dtype, any device.
 
-Letters as in the package: N rays, M samples, C channels or cascades, H cells along an axis, K steps of a ray's lattice.
+The kernels are tested against these, and they are what backend torch runs.
+Letters: N rays, A rays alive, M samples, C channels or cascades, H cells along an axis, K steps of a ray's lattice.
 """
 
 import math
@@ -8,7 +9,13 @@ import math
 import torch
 from torch import Tensor
 
-_DENSE_STEPS = 1 << 21  # steps of the dense lattice that are looked at at once; bounds the memory to a few hundred MB
+from raymarching import checks
+from raymarching.capacity import fit
+from raymarching.ray_queue import RayQueue
+
+NO_LIMIT = 1 << 40  # samples of a ray, more than any has
+_DENSE_STEPS = 1 << 21  # steps tested at once; bounds the memory to a few hundred MB
+_MORTON_BITS = 10  # of a Morton code for each axis: 30 bits of an int32
 
 
 def step_sizes(bound: float, max_steps: int, grid_size: int) -> tuple[float, float]:
@@ -42,7 +49,7 @@ def sph_from_ray(origins: Tensor, directions: Tensor, radius: float) -> Tensor:
 def morton3D(coords: Tensor) -> Tensor:
     """Interleaved bits of x, y, z (x lowest), int32 [N]; see :func:`raymarching.morton3D`."""
     codes = torch.zeros_like(coords[:, 0])
-    for bit in range(10):
+    for bit in range(_MORTON_BITS):
         for axis in range(3):
             codes |= ((coords[:, axis] >> bit) & 1) << (3 * bit + axis)
     return codes
@@ -51,7 +58,7 @@ def morton3D(coords: Tensor) -> Tensor:
 def morton3D_invert(codes: Tensor) -> Tensor:
     """The coordinates int32 [N, 3] of Morton codes; see :func:`raymarching.morton3D_invert`."""
     coords = torch.zeros(len(codes), 3, dtype=torch.int32, device=codes.device)
-    for bit in range(10):
+    for bit in range(_MORTON_BITS):
         for axis in range(3):
             coords[:, axis] |= ((codes >> (3 * bit + axis)) & 1) << bit
     return coords
@@ -74,7 +81,9 @@ def occupied(positions: Tensor, step: Tensor, bitfield: Tensor, bound: float, ca
         bitfield: uint8 [C * H^3 / 8].
     """
     reach = torch.maximum(positions.abs().amax(-1), step * grid_size * 0.5)
-    level = sum((reach >= 2.0**c).long() for c in range(cascades - 1)) if cascades > 1 else torch.zeros_like(reach).long()
+    level = torch.zeros_like(reach).long()
+    for c in range(cascades - 1):
+        level = level + (reach >= 2.0**c)
     half = (2.0**level).to(positions.dtype).clamp(max=bound)[..., None]
     cell = ((positions + half) * (grid_size / (2 * half))).to(torch.int32).clamp(0, grid_size - 1)
     bit = level * grid_size**3 + morton3D(cell.reshape(-1, 3)).reshape(cell.shape[:-1])
@@ -128,12 +137,12 @@ def march_dense(
     dt_gamma: float,
     max_steps: int,
     cursor: Tensor | None = None,
-    limit: int = 1 << 40,
+    limit: int = NO_LIMIT,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Look at every step of every ray's lattice and keep the occupied ones.
+    """Test every step of every ray's lattice and keep the occupied ones.
 
-    Args: as for :func:`raymarching.march_rays_train`; ``cursor`` [N] is the step to begin at, ``limit`` the most
-        samples of a ray.
+    Args: as for :func:`raymarching.march_rays_train`; ``cursor`` [N] is the step to begin at, ``limit`` the largest
+        number of samples of a ray.
 
     Returns:
         t [M], dt [M], ray_index [M], count [N], and step [M], the lattice index of each sample; ended [N], whether a
@@ -145,7 +154,9 @@ def march_dense(
     near = torch.where(hit, near, 0.0)
     index = _lattice_index(near[hit], end[hit], dt_gamma, sizes)
     parts = []
-    for rows in torch.arange(len(near), device=near.device).split(max(1, _DENSE_STEPS // len(index))):
+    all_rays, at_once = torch.arange(len(near), device=near.device), max(1, _DENSE_STEPS // len(index))
+    for start in range(0, max(1, len(near)), at_once):
+        rows = all_rays[start : start + at_once]
         t, dt = lattice(near[rows], None if noise is None else noise[rows], index, dt_gamma, *sizes)
         keep = hit[rows, None] & (t >= begin[rows, None]) & (t < end[rows, None])
         if cursor is not None:
@@ -158,6 +169,45 @@ def march_dense(
         parts.append((t[row, step], dt[row, step], rows[row], count, step, count < limit))
     t, dt, ray_index, count, step, ended = (torch.cat(part) for part in zip(*parts, strict=True))
     return t, dt, ray_index, count, step, ended
+
+
+def march_rays_train(
+    origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, bitfield: Tensor, bound: float, cascades: int,
+    grid_size: int, noise: Tensor | None, dt_gamma: float, max_steps: int, capacity: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """positions [M, 3], t [M], dt [M], ray_index [M], first [N], count [N]; twin of :func:`raymarching.march_rays_train`."""
+    checks.finite_rays("march_rays_train", origins, directions, near, far, noise)
+    t, dt, ray_index, count, _, _ = march_dense(
+        origins, directions, near, far, bitfield, bound, cascades, grid_size, noise, dt_gamma, max_steps
+    )
+    first, count, size = fit(count, capacity)
+    if size > len(t):
+        padding = size - len(t)
+        t, dt = (torch.cat([x, x.new_zeros(padding)]) for x in (t, dt))
+        ray_index = torch.cat([ray_index, ray_index.new_zeros(padding)])
+    t, dt, ray_index = t[:size], dt[:size], ray_index[:size]
+    positions = origins[ray_index] + t[:, None] * directions[ray_index] if len(origins) else origins.new_zeros(size, 3)
+    return torch.where(dt[:, None] > 0, positions, 0.0), t, dt, ray_index, first, count
+
+
+def march_rays(
+    queue: RayQueue, bitfield: Tensor, bound: float, cascades: int, grid_size: int, num_steps: int, dt_gamma: float,
+    max_steps: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """positions [M, 3], t [M], dt [M], ray_index [M], first [A], count [A]; twin of :func:`raymarching.march_rays`."""
+    alive = queue.alive
+    origins, directions, near, far = (x[alive] for x in (queue.origins, queue.directions, queue.near, queue.far))
+    t, dt, local, count, step, ended = march_dense(
+        origins, directions, near, far, bitfield, bound, cascades, grid_size, None, dt_gamma, max_steps,
+        queue.cursor[alive], num_steps,
+    )  # fmt: skip
+    first = count.cumsum(0) - count
+    last = torch.where(count > 0, first + count - 1, 0)
+    after = step[last] + 1 if len(step) else torch.zeros_like(count)
+    queue.cursor[alive] = torch.where(ended, -1, after)
+    ray_index = alive[local]
+    positions = queue.origins[ray_index] + t[:, None] * queue.directions[ray_index]
+    return positions, t, dt, ray_index, first, count
 
 
 def _lattice_index(near: Tensor, end: Tensor, dt_gamma: float, sizes: tuple[float, float]) -> Tensor:
@@ -174,32 +224,49 @@ def _lattice_index(near: Tensor, end: Tensor, dt_gamma: float, sizes: tuple[floa
 def composite_rays_train(
     alpha: Tensor, values: Tensor, t: Tensor, first: Tensor, count: Tensor, min_transmittance: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Differentiable as often as torch is; see :func:`raymarching.composite_rays_train`."""
-    light = alpha.new_ones(len(count))
-    return blend(alpha, values, t, first, count, min_transmittance, light)[:4]
+    """weights [M], opacity [N], depth [N], image [N, C]; differentiable any number of times.
+
+    Twin of :func:`raymarching.composite_rays_train`.
+    """
+    transmittance = alpha.new_ones(len(count))
+    return composite(alpha, values, t, first, count, min_transmittance, transmittance)[:4]
 
 
-def blend(
-    alpha: Tensor, values: Tensor, t: Tensor, first: Tensor, count: Tensor, min_transmittance: float, light: Tensor
+def composite_rays(
+    queue: RayQueue, alpha: Tensor, values: Tensor, t: Tensor, first: Tensor, count: Tensor, min_transmittance: float
+) -> None:
+    """Add samples [M] to the queue's sums; twin of :func:`raymarching.composite_rays`."""
+    alive = queue.alive
+    transmittance = queue.transmittance[alive]
+    sums = composite(alpha, values, t, first, count, min_transmittance, transmittance)
+    queue.opacity[alive] += sums[1]
+    queue.depth[alive] += sums[2]
+    queue.image[alive] += sums[3]
+    queue.transmittance[alive] = sums[4]
+
+
+def composite(
+    alpha: Tensor, values: Tensor, t: Tensor, first: Tensor, count: Tensor, min_transmittance: float, transmittance: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Blend rays, padded to [N, K], that begin with ``light`` [N] left.
+    """Composite rays, padded to [N, K], whose transmittance before the first sample is ``transmittance`` [N].
 
     Returns:
-        weights [M], opacity [N], depth [N], image [N, C], and the light [N] that is left behind the samples.
+        weights [M], opacity [N], depth [N], image [N, C], and the transmittance [N] behind the last sample.
     """
     k = torch.arange(int(count.max()) if len(count) else 0, device=alpha.device)
-    real = k < count[:, None]
-    index = (first[:, None] + k)[real]  # of the samples that rays own, in the order of the rays
-    padded = torch.zeros(real.shape, dtype=alpha.dtype, device=alpha.device).masked_scatter(real, alpha[index])
-    before = torch.cat([light[:, None], light[:, None] * (1 - padded).cumprod(-1)[:, :-1]], -1)[:, : len(k)]
-    in_sight = ~(before < min_transmittance)
-    hidden = torch.where(padded.isnan(), padded, 0.0)  # a broken sample shows even behind the stop
-    weight = torch.where(in_sight, padded * before, hidden)[real]
-    left = light * torch.where(in_sight | padded.isnan(), 1 - padded, 1.0).prod(-1)
-    looked_at = (in_sight[real] | weight.isnan())[:, None]
+    valid = k < count[:, None]
+    index = (first[:, None] + k)[valid]  # of the samples that rays own, in the order of the rays
+    padded = torch.zeros(valid.shape, dtype=alpha.dtype, device=alpha.device).masked_scatter(valid, alpha[index])
+    start = transmittance[:, None]
+    before = torch.cat([start, start * (1 - padded).cumprod(-1)[:, :-1]], -1)[:, : len(k)]
+    visible = ~(before < min_transmittance)
+    hidden = torch.where(padded.isnan(), padded, 0.0)  # NaN shows even behind the early stop
+    weight = torch.where(visible, padded * before, hidden)[valid]
+    left = transmittance * torch.where(visible | padded.isnan(), 1 - padded, 1.0).prod(-1)
+    used = (visible[valid] | weight.isnan())[:, None]
     what = torch.cat([torch.ones_like(t)[:, None], t[:, None], values], -1)[index]
-    gathered = alpha.new_zeros(len(count), what.shape[1])
+    sums = alpha.new_zeros(len(count), what.shape[1])
     ray = torch.repeat_interleave(torch.arange(len(count), device=alpha.device), count)
-    gathered = gathered.index_add(0, ray, weight[:, None] * torch.where(looked_at, what, 0.0))
+    sums = sums.index_add(0, ray, weight[:, None] * torch.where(used, what, 0.0))
     weights = torch.zeros_like(alpha).index_put((index,), weight)
-    return weights, gathered[:, 0], gathered[:, 1], gathered[:, 2:], left
+    return weights, sums[:, 0], sums[:, 1], sums[:, 2:], left

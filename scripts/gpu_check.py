@@ -1,7 +1,7 @@
-"""Prove the project on a machine with a GPU, with the interpreter's own torch: build, test, measure.
+"""Check the project on a machine with a GPU, with the interpreter's own torch: build, test, measure.
 
 Every kernel is compiled for the GPU that is there, the whole test suite runs with CUDA among its devices, and every
-kernel benchmark runs on CUDA; what they say goes to docs/benchmarks/gpu_*.txt. It installs nothing: packages that are
+kernel benchmark runs on CUDA; their output goes to docs/benchmarks/gpu_*.txt. It installs nothing: packages that are
 missing are named, and a folder that has them can be given in PYTHONPATH.
 """
 
@@ -19,14 +19,14 @@ BUILD = """
 from concurrent.futures import ThreadPoolExecutor
 import extension, torch
 print(torch.__version__, torch.cuda.get_device_name())
-wanted = [(f, d) for d in ("cpu", "cuda") for f in extension.KERNEL_FOLDERS if extension.toolchain.sources(f, d)]
+targets = [(f, d) for d in ("cpu", "cuda") for f in extension.KERNEL_FOLDERS if extension.toolchain.sources(f, d)]
 with ThreadPoolExecutor() as pool:
-    print(*pool.map(lambda item: extension.shared_object(*item), wanted), sep="\\n")
+    print(*pool.map(lambda item: extension.shared_object(*item), targets), sep="\\n")
 extension.use("cuda")
-print("rung", extension.backend("cuda"))
+print("backend", extension.backend("cuda"))
 """
-PROCESSES = 8  # that tests run in, each with a context of its own on the GPU
-# What the tests import beside torch, and what pip calls it.
+PROCESSES = 8  # of pytest-xdist, each with a context of its own on the GPU
+# What the tests import beside torch, and its name on PyPI.
 PACKAGES = {
     "accelerate": "accelerate", "diffusers": "diffusers", "embreex": "embreex", "imageio": "imageio",
     "imageio_ffmpeg": "imageio-ffmpeg", "fast_simplification": "fast-simplification", "ninja": "ninja", "numpy": "numpy",
@@ -37,7 +37,7 @@ PACKAGES = {
 
 
 def main() -> int:
-    """Run every step, whatever the ones before it gave; returns 0 if all of them passed."""
+    """Run every step, also after a failed one; returns 0 if all of them passed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--minutes", type=float, default=25, help="for all steps together")
     parser.add_argument("--only", nargs="+", help="names of steps, such as build tests bench_mlp; default: all of them")
@@ -48,23 +48,23 @@ def main() -> int:
     except ImportError:
         torch = None
     if torch is None or not torch.cuda.is_available():
-        print(f"gpu-check: {sys.executable} has no torch that sees a GPU; say which with make PYTHON=... gpu-check")
+        print(f"gpu-check: {sys.executable} has no torch that sees a GPU; choose another with make PYTHON=... gpu-check")
         return 2
-    lacking = missing()
-    if lacking:
-        print(f"gpu-check: {sys.executable} lacks {', '.join(lacking)}, and tests that need them will fail; "
+    absent = missing()
+    if absent:
+        print(f"gpu-check: {sys.executable} lacks {', '.join(absent)}, and tests that need them will fail; "
               "pip install --target FOLDER puts them where PYTHONPATH=FOLDER finds them", flush=True)  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * arguments.minutes
     chosen = [(name, command) for name, command in steps() if not arguments.only or name in arguments.only]
     passed = {name: run(name, command, arguments.out, deadline) for name, command in chosen}
-    for name, good in passed.items():
-        print(f"gpu-check: {name}: {'passed' if good else 'FAILED'}")
+    for name, success in passed.items():
+        print(f"gpu-check: {name}: {'passed' if success else 'FAILED'}")
     return 0 if all(passed.values()) else 1
 
 
 def missing() -> list[str]:
-    """The packages that the tests import and this interpreter has not, as pip calls them."""
+    """The packages that the tests import and this interpreter lacks, by their names on PyPI."""
     return [name for module, name in PACKAGES.items() if not has(module)]
 
 
@@ -74,9 +74,9 @@ def has(module: str) -> bool:
 
 
 def steps() -> list[tuple[str, list[str]]]:
-    """(name, arguments of the interpreter) of every step, in order; tests run side by side where pytest-xdist is."""
-    beside = ["-n", str(min(PROCESSES, os.cpu_count() or 1)), "--dist", "loadfile"] if has("xdist") else []
-    tests = [("build", ["-c", BUILD]), ("tests", ["-m", "pytest", "-q", *beside])]
+    """(name, arguments of the interpreter) of every step, in order; tests run in parallel where pytest-xdist is."""
+    parallel = ["-n", str(min(PROCESSES, os.cpu_count() or 1)), "--dist", "loadfile"] if has("xdist") else []
+    tests = [("build", ["-c", BUILD]), ("tests", ["-m", "pytest", "-q", *parallel])]
     return tests + [(f"bench_{name}", ["-m", f"benchmarks.{name}", "--device", "cuda"]) for name in kernel_benchmarks()]
 
 
@@ -90,9 +90,9 @@ def kernel_benchmarks() -> list[str]:
 
 
 def run(name: str, command: list[str], out: Path, deadline: float) -> bool:
-    """Run one step, write what it said to ``out/gpu_<name>.txt``; returns whether it passed."""
-    began = time.monotonic()
-    left = deadline - began
+    """Run one step and write its output to ``out/gpu_<name>.txt``; returns whether it passed."""
+    start = time.monotonic()
+    left = deadline - start
     if left <= 0:
         print(f"gpu-check: no time left for {name}")
         return False
@@ -107,13 +107,13 @@ def run(name: str, command: list[str], out: Path, deadline: float) -> bool:
             timeout=left,
             check=False,
         )
-        said, good = done.stdout, done.returncode == 0
+        output, success = done.stdout, done.returncode == 0
     except subprocess.TimeoutExpired as error:
-        said, good = (error.stdout or b"") + b"\nran out of time\n", False
-    text = said.decode(errors="replace").replace(f"{ROOT}/", "").replace(str(Path.home()), "~")
-    (out / f"gpu_{name}.txt").write_text(f"{text}\n{time.monotonic() - began:.1f} s\n", encoding="utf-8")
+        output, success = (error.stdout or b"") + b"\nran out of time\n", False
+    text = output.decode(errors="replace").replace(f"{ROOT}/", "").replace(str(Path.home()), "~")
+    (out / f"gpu_{name}.txt").write_text(f"{text}\n{time.monotonic() - start:.1f} s\n", encoding="utf-8")
     print("\n".join(text.splitlines()[-15:]), flush=True)
-    return good
+    return success
 
 
 if __name__ == "__main__":

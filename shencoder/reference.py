@@ -1,6 +1,6 @@
 """Real spherical harmonics in plain torch, by the recurrences of src/sh_math.h; any dtype, any device, any derivative.
 
-It is the torch rung of the ladder too. Letters: M directions, n bands.
+The kernels are tested against it, and it is what backend torch runs. Letters: M directions, n bands.
 """
 
 import math
@@ -26,7 +26,7 @@ def encode(directions: Tensor, degree: int) -> Tensor:
         [M, n*n], column ``l*l + l + m`` holds Y_l^m.
     """
     x, y, z = directions.unbind(dim=1)
-    values: list[Tensor | None] = [None] * degree**2
+    values = [x] * degree**2  # each is replaced below
     power = (torch.ones_like(x), torch.zeros_like(x))  # (x + i y)^m
     diagonal = 1.0
     for m in range(degree):

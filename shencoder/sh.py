@@ -1,21 +1,22 @@
 """Real spherical harmonics of directions, up to eight bands. Letters: M directions, n bands."""
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from extension import kernel, on_torch
+from extension import Arguments, Function, implementation, kernel, pointer, register
 from shencoder import reference
 
-MAX_DEGREE = 8
+MAX_DEGREE = 8  # kMaxDegree of src/sh_math.h
 
 
 class SHEncoder(nn.Module):
     """Directions to the real spherical harmonics of ``degree`` bands. It has no parameters."""
 
-    def __init__(self, input_dim: int = 3, degree: int = 4):
+    def __init__(self, input_dim: int = 3, degree: int = 4) -> None:
         """Make an encoder.
 
         Args:
@@ -56,16 +57,12 @@ def encode(directions: Tensor, degree: int) -> Tensor:
     Differentiable once, in directions. Reference: :func:`shencoder.reference.encode`.
 
     Raises:
-        ValueError, TypeError: shape, dtype or degree do not fit.
+        ValueError, TypeError: the shape, dtype or degree is not one of those above.
     """
     _check_degree("shencoder.encode", degree)
-    if directions.ndim != 2 or directions.shape[1] != 3:
-        raise ValueError(f"shencoder.encode: expected directions [M, 3], got {list(directions.shape)}")
-    if directions.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"shencoder.encode: directions must be float32 or float64, got {directions.dtype}")
-    if on_torch(directions):
-        return reference.encode(directions, degree)
-    return _Encode.apply(directions.contiguous(), degree)
+    directions = Arguments("shencoder.encode").floats("directions", directions, "M", 3)
+    values: Tensor = implementation("shencoder.encode", directions)(directions, degree)
+    return values
 
 
 class _Params(ctypes.Structure):
@@ -82,11 +79,11 @@ class _Params(ctypes.Structure):
     ]
 
 
-class _Encode(torch.autograd.Function):
+class _Encode(Function):
     """The harmonics and their vector-Jacobian product."""
 
     @staticmethod
-    def forward(ctx, directions, degree):
+    def forward(ctx: Any, directions: Tensor, degree: int) -> Tensor:
         ctx.save_for_backward(directions)
         ctx.degree = degree
         values = directions.new_empty(len(directions), degree**2)
@@ -95,7 +92,7 @@ class _Encode(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_values):
+    def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor, None]:
         (directions,) = ctx.saved_tensors
         grad = torch.empty_like(directions)
         _run("sh_encode_backward", directions, ctx.degree, grad_values=grad_values.contiguous(), grad_directions=grad)
@@ -103,19 +100,22 @@ class _Encode(torch.autograd.Function):
 
 
 def _run(name: str, directions: Tensor, degree: int, **tensors: Tensor) -> None:
-    """Fill in the record and call the kernel."""
+    """Fill the parameter struct and call the kernel."""
     norms = [reference.norm(band, m) if m <= band else 0.0 for band in range(MAX_DEGREE) for m in range(MAX_DEGREE)]
     params = _Params(
-        directions=ctypes.c_void_p(directions.data_ptr()),
+        directions=pointer(directions),
         num_directions=len(directions),
         degree=degree,
         norm=(ctypes.c_double * MAX_DEGREE**2)(*norms),
-        **{n: ctypes.c_void_p(t.data_ptr()) for n, t in tensors.items()},
+        **{n: pointer(t) for n, t in tensors.items()},
     )
     kernel("shencoder", name, directions.device)(ctypes.byref(params), directions.dtype.itemsize)
 
 
 def _check_degree(op: str, degree: int) -> None:
-    """Refuse a number of bands that the kernels do not have."""
+    """Raise unless the kernels have that many bands."""
     if not 1 <= degree <= MAX_DEGREE:
         raise ValueError(f"{op}: degree must lie in [1, {MAX_DEGREE}], got {degree}")
+
+
+register("shencoder.encode", native=_Encode.apply, torch=reference.encode)

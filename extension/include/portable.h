@@ -1,4 +1,4 @@
-// What a mathematics header needs to be compiled by a C++ compiler (with or without OpenMP) and by nvcc alike.
+// Macros and small functions that let a header be compiled by a C++ compiler (with or without OpenMP) and by nvcc.
 #pragma once
 
 #include <math.h>

@@ -1,4 +1,4 @@
-// The smallest library: that it builds and loads tells that the CPU rung works here.
+// The smallest library: that it builds and loads shows that the CPU backend works here.
 #include "portable.h"
 
 // 1 if kernels were compiled with OpenMP.

@@ -1,4 +1,5 @@
-// The smallest CUDA library: that it builds and loads tells that the CUDA rung works here; it also words CUDA's errors.
+// The smallest CUDA library: that it builds, loads and runs shows that the CUDA backend works here. It also has the texts of
+// CUDA's errors.
 #include "launch.h"
 #include "portable.h"
 

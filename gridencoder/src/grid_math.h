@@ -107,7 +107,7 @@ HD Indexing indexing_of(const GridParams& p, int level) {
 }
 
 // Row of a corner within its level (bit d of its number = upper end of axis d); lower[d] and upper[d] are cell * step.
-// kSum says that the axes are added, else they are combined by exclusive or.
+// kSum: the axes are added, else they are combined by exclusive or.
 template <int D, bool kSum>
 HD uint32_t row_of(const uint32_t* lower, const uint32_t* upper, int corner, uint32_t mask) {
     uint32_t row = corner & 1 ? upper[0] : lower[0];

@@ -14,13 +14,13 @@
 
 namespace grid {
 
-constexpr int64_t kBlock = 32;       // points located together, while those before them are worked on
+constexpr int64_t kBlock = 32;       // points located together, while those before them are encoded
 constexpr int64_t kChunk = 1 << 17;  // points encoded together; bounds the scratch
 constexpr int64_t kTask = 1 << 14;   // points of one forward task; a multiple of kBlock
 constexpr int64_t kLine = 64;        // bytes of a cache line
-constexpr int64_t kNear = 1 << 20;   // bytes that the second cache can be hoped to keep
-constexpr int64_t kCache = 1 << 23;  // the same of the last cache
-constexpr int64_t kGap = 72;         // points; nine lines where a row is 8 bytes
+constexpr int64_t kL2 = 1 << 20;     // bytes that a level-2 cache is assumed to keep
+constexpr int64_t kL3 = 1 << 23;     // bytes that a level-3 cache is assumed to keep
+constexpr int64_t kGap = 72;         // points; nine cache lines where a row is 8 bytes
 
 // Memory that a thread keeps between calls: the system's fresh pages cost more than the arithmetic done on them.
 class Workspace {
@@ -49,14 +49,14 @@ struct Points {
     S* unit[D];
     uint8_t* place;
     int64_t first, count;
-    int64_t stride;  // between levels of packed values; kGap keeps them out of each other's places in the cache
+    int64_t stride;  // between levels of packed values; kGap keeps them out of each other's cache sets
 
     Points(int64_t first_point, int64_t points) : first(first_point), count(points), stride(points + kGap) {
-        const int64_t room = (points / kBlock + 2) * kBlock;
-        S* memory = unit_space.get<S>(D * room);
+        const int64_t padded = (points / kBlock + 2) * kBlock;
+        S* memory = unit_space.get<S>(D * padded);
         for (int d = 0; d < D; ++d) {
-            unit[d] = memory + d * room;
-            std::fill(unit[d] + points, unit[d] + room, S(0));
+            unit[d] = memory + d * padded;
+            std::fill(unit[d] + points, unit[d] + padded, S(0));
         }
         place = place_space.get<uint8_t>(points);
     }

@@ -1,7 +1,7 @@
 // The loops of a training step on the CPU, forward and table gradient. Levels are the outer loop, so that one level's
 // rows stay in the cache while all points visit it; the gradient rows of a level belong to one task (or a fixed range
 // of them to each), so nothing is atomic and any number of threads gives the same bits. Values are packed level by
-// level, [L][M][F] with a gap; while a block of points is worked on, the rows of the next are asked for.
+// level, [L][M][F] with a gap; while a block of points is encoded, the rows of the next are prefetched.
 #pragma once
 #include <limits>
 
@@ -11,7 +11,7 @@
 
 #include "grid_points.h"
 
-// The hot loops exist twice, and the loader takes the copy for processors with AVX-512 where there is one. Contraction
+// The hot loops exist twice, and the dynamic loader takes the copy for processors with AVX-512 where there is one. Contraction
 // is off, so both give the same bits.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define COPIES __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
@@ -85,14 +85,14 @@ struct Kernels {
         else cells.locate_slowly(p, level, by, points, from);
     }
 
-    // Whether a level is too large to be in the second cache anyway.
+    // Whether a level is too large for the level-2 cache.
     HD bool far(int level) const {
-        return (p.first[level + 1] - p.first[level]) * groups() * int64_t(sizeof(V)) > kNear;
+        return (p.first[level + 1] - p.first[level]) * groups() * int64_t(sizeof(V)) > kL2;
     }
 
-    // Ask for the rows of a point that comes up soon, into the second cache, as the first is too small to wait in.
+    // Prefetch the rows of a point that comes up soon, into the level-2 cache, as level 1 is too small to keep them.
     // Corners 2c and 2c + 1 are neighbours in x, mostly in one cache line.
-    HD void ask(const Block& cells, const V* rows, int i) const {
+    HD void prefetch(const Block& cells, const V* rows, int i) const {
 #if defined(__GNUC__)
         for (int c = 0; c < 1 << D; c += 2) __builtin_prefetch(rows + cells.row[c][i] * groups(), 0, 2);
 #endif
@@ -118,7 +118,7 @@ struct Kernels {
             for (int i = 0; i < count; ++i) {
                 V* value = packed + (start + i) * groups();
                 V* along = kJacobian ? jacobian + (start + i) * D * groups() : nullptr;
-                if (ahead) ask(next, rows, i);
+                if (ahead) prefetch(next, rows, i);
                 if (points.place[start + i] != kInside) {
                     const S empty = points.place[start + i] == kOutside ? S(0) : std::numeric_limits<S>::quiet_NaN();
                     std::fill_n(reinterpret_cast<S*>(value), W * groups(), empty);
@@ -156,7 +156,7 @@ struct Kernels {
             locate(blocks[turn ^ 1], level, by, points, start + kBlock);
             const int count = start < 0 ? 0 : int(std::min(kBlock, points.count - start));
             for (int i = 0; i < count; ++i) {
-                if (ahead) ask(next, rows, i);
+                if (ahead) prefetch(next, rows, i);
                 if (points.place[start + i] != kInside) continue;
                 const V* value = packed + (start + i) * groups();
                 const V* along = kJacobian ? jacobian + (start + i) * D * groups() : nullptr;
@@ -225,7 +225,7 @@ struct Kernels {
         V* values = static_cast<V*>(p.values);
         const int64_t width = p.levels * groups(), used = p.active * groups();
         const bool aligned = reinterpret_cast<uintptr_t>(values) % 16 == 0 && width % 2 == 0;
-        if (kPairs && aligned && p.num_points * width * int64_t(sizeof(V)) > kCache) {
+        if (kPairs && aligned && p.num_points * width * int64_t(sizeof(V)) > kL3) {
             unpack_active<kPairs>(points, packed, from, to);
 #if defined(__SSE2__)
             _mm_sfence();
@@ -331,7 +331,7 @@ struct Kernels {
         return 0;
     }
 
-    // scatter_level() of the kind that the arguments ask for. Ranges are rare (more threads than levels), and have no
+    // scatter_level() for the arguments of the call. Ranges are rare (more threads than levels), and have no
     // copies.
     void scatter(int level, const Points<S, D>& points, const V* packed, const V* jacobian, uint32_t low, uint32_t high,
                  bool range) const {

@@ -1,4 +1,4 @@
-// The narrow ReLU network on the CPU. Rows are worked off in blocks; parameter gradients are summed per piece of blocks
+// The narrow ReLU network on the CPU. Rows are processed in blocks; parameter gradients are summed per piece of blocks
 // and then over the pieces in their order, so any number of threads gives the same bits.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("fp-contract=fast")  // multiply and add in one instruction where the processor can
@@ -9,7 +9,7 @@
 
 #include "mlp_math.h"
 
-// The block functions exist twice, and the loader takes the copy for processors with AVX and FMA where there is one.
+// The block functions exist twice, and the dynamic loader takes the copy for processors with AVX and FMA where there is one.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define TWO_COPIES __attribute__((target_clones("default", "fma")))
 #else
@@ -21,7 +21,7 @@ namespace {
 constexpr int64_t kTile = 6;             // rows of a register tile
 constexpr int64_t kBlock = 96;           // rows of a block, a multiple of kTile
 constexpr int64_t kPiece = 32 * kBlock;  // rows whose parameter gradients are summed together
-constexpr int64_t kWidest = 128;
+constexpr int64_t kWidest = 128;         // inputs or units of a layer
 
 int64_t inputs_of(const MlpParams& p, int64_t layer) { return layer == 0 ? p.inputs : p.width; }
 

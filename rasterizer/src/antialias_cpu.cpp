@@ -1,4 +1,4 @@
-// The CPU rung of antialiasing, and which half edges belong together.
+// Antialiasing on the CPU, and the pairing of half edges.
 #include <algorithm>
 #include <vector>
 
@@ -17,7 +17,7 @@ void for_rows(const AntialiasParams<T>& p, int64_t threads, const Body& body) {
     });
 }
 
-// Lists the pairs of a row that may have a silhouette, without branches that depend on the image, and looks at those.
+// Lists the pairs of a row that may have a silhouette, without branches that depend on the image, and searches those.
 template <typename T>
 void find_row(const AntialiasParams<T>& p, int64_t view, int64_t first, int64_t in_view) {
     static thread_local std::vector<int32_t> list;

@@ -33,7 +33,7 @@ struct AntialiasParams {
     int64_t views, vertices, triangles, height, width, channels;
 };
 
-constexpr int kLongestWalk = 24;             // triangles between two pixel centres; beyond, the edge is given up
+constexpr int kLongestWalk = 24;             // triangles between two pixel centres; beyond, the search is abandoned
 constexpr int kNoEdge = -1, kCovered = -2;   // what a walk may find instead of a half edge
 
 template <typename T>
@@ -122,7 +122,7 @@ HD bool leads_to(const int32_t* smooth, int32_t s) {
 }
 
 // Whether there may be a silhouette between two triangles. Most neighbours lie on two that share an edge in the middle of a
-// surface, and most others on two that share one with a third; this tells them quickly.
+// surface, and most others on two that share one with a third; this finds them quickly.
 template <typename T>
 HD bool may_cross(const AntialiasParams<T>& p, int64_t view, int32_t t, int32_t s) {
     if ((t | s) < 0) return t != s;
@@ -204,7 +204,7 @@ HD Mixture mixture(const AntialiasParams<T>& p, int axis, bool transposed, int64
     return m;
 }
 
-// out[n] from both axes: horizontal pairs act first, so the vertical ones are looked at first, and their gradients last.
+// out[n] from both axes: horizontal pairs act first, so the vertical ones are evaluated first, and their gradients last.
 template <typename T>
 HD void blend_pixel(const AntialiasParams<T>& p, bool transposed, const T* in, T* out, int64_t n) {
     const int64_t channels = p.channels;

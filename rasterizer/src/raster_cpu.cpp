@@ -1,4 +1,4 @@
-// The CPU rung of rasterisation and interpolation: triangles are sorted into bands of rows, and each band is drawn by one
+// Rasterisation and interpolation on the CPU: triangles are sorted into bands of rows, and each band is drawn by one
 // thread with its own depth buffer.
 #include <algorithm>
 #include <cmath>
@@ -7,7 +7,7 @@
 #include "raster_math.h"
 #include "sums.h"
 
-// The drawing exists twice, and the loader takes the copy for processors with wide registers where there is one.
+// The drawing exists twice, and the dynamic loader takes the copy for processors with AVX2 where there is one.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define TWO_COPIES __attribute__((target_clones("default", "avx2")))
 #else
@@ -18,7 +18,9 @@ namespace {
 
 using namespace somnia;
 
-constexpr int64_t kBandRows = 32, kPiece = 2048, kLanes = 4;
+constexpr int64_t kBandRows = 32;  // rows of a band: few enough for its depth buffer to stay in the cache
+constexpr int64_t kPiece = 2048;   // vertices or triangles of one task
+constexpr int64_t kLanes = 4;      // doubles of an AVX register
 
 // One view's triangles, listed for each band of rows that they may cover, in ascending order.
 struct Bins {

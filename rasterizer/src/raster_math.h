@@ -78,7 +78,7 @@ HD double volume(const Corner& p, const Line& opposite) {
 // top edge. For the neighbour across the edge both signs are the opposite, so exactly one of the two has it.
 HD bool owns_edge(double a, double b) { return a > 0 || (a == 0 && b < 0); }
 
-constexpr double kRounding = 1e-14;    // of a line's value, relative to |a| + |b| + |c|, with much room
+constexpr double kRounding = 1e-14;    // of a line's value, relative to |a| + |b| + |c|, with a wide margin
 constexpr double kDepthSlack = 1e-10;  // so that a surface that lies in the near or far plane is there as a whole
 
 struct Corners {
@@ -299,7 +299,7 @@ HD void interpolate_pixel(const InterpolateParams<T>& p, const T* attributes, in
 }
 
 // One pixel's share in the gradients: returns those of its weights and adds those of its triangle's corners to sums [3, C],
-// each if asked for.
+// each where there is a place for it.
 template <typename T, int kChannels, typename Sum>
 HD void interpolate_pixel_backward(const InterpolateParams<T>& p, const T* attributes, const int32_t* face, int64_t pixel,
                                    Sum* sums) {

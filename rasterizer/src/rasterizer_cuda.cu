@@ -1,5 +1,6 @@
-// The CUDA rung. A pixel's nearest triangle is found in two passes over the triangles, a warp for each: the lowest depth, as bits
-// that sort like the number, and then the lowest index at that depth; so the image does not depend on the order of the threads.
+// Every kernel on CUDA. A pixel's nearest triangle is found in two passes over the triangles, a warp for each: the lowest depth,
+// as bits that sort like the number, and then the lowest index at that depth; so the image does not depend on the order of the
+// threads.
 // Gradients of vertices are added up atomically: their last bits differ from run to run.
 #include "antialias_math.h"
 #include "launch.h"

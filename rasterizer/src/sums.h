@@ -86,7 +86,7 @@ struct Piece {
 template <typename T, typename Body>
 void sum_over_bands(int64_t views, int64_t height, int64_t vertices, int64_t width, bool shared, T* out, int64_t threads,
                     const Body& body) {
-    constexpr int64_t kRows = 32;
+    constexpr int64_t kRows = 32;  // of a band; fixed, so that the order of the sums does not depend on the threads
     const int64_t bands = (height + kRows - 1) / kRows;
     std::vector<Piece> pieces(static_cast<size_t>(views * bands));
     parallel_for(views * bands, 1, threads, [&](int64_t begin, int64_t) {

@@ -12,6 +12,10 @@
 
 namespace somnia {
 
+// Items of one CPU task, large enough to hide the cost of starting one: cheap items come in larger tasks.
+constexpr int64_t kCheapRays = 4096, kMarchRays = 64, kCompositeRays = 256, kCells = 16384;
+constexpr int64_t kOneTask = int64_t(1) << 40;  // more than there are items
+
 // ---- One item of each kernel as a function object ----
 
 template <typename T>
@@ -103,9 +107,9 @@ int for_rays(const void* params, int64_t dtype, int64_t grain, int64_t where, vo
 template <template <typename, int> class Item, typename T>
 int for_channels(const void* params, int64_t where, void* stream) {
     const auto& p = *static_cast<const CompositeParams<T>*>(params);
-    if (p.channels == 3) return loop(p.num_rays, 256, where, stream, Item<T, 3>{p});
-    if (p.channels == 6) return loop(p.num_rays, 256, where, stream, Item<T, 6>{p});
-    return loop(p.num_rays, 256, where, stream, Item<T, 0>{p});
+    if (p.channels == 3) return loop(p.num_rays, kCompositeRays, where, stream, Item<T, 3>{p});
+    if (p.channels == 6) return loop(p.num_rays, kCompositeRays, where, stream, Item<T, 6>{p});
+    return loop(p.num_rays, kCompositeRays, where, stream, Item<T, 0>{p});
 }
 
 template <template <typename, int> class Item>
@@ -118,24 +122,24 @@ int for_composite(const void* params, int64_t dtype, int64_t where, void* stream
 // ---- The exported functions ----
 
 EXPORT int SOMNIA_KERNEL(near_far_from_aabb)(const void* params, int64_t dtype, int64_t where, void* stream) {
-    return somnia::for_rays<somnia::NearFar, somnia::NearFarParams>(params, dtype, 4096, where, stream);
+    return somnia::for_rays<somnia::NearFar, somnia::NearFarParams>(params, dtype, somnia::kCheapRays, where, stream);
 }
 
 EXPORT int SOMNIA_KERNEL(sph_from_ray)(const void* params, int64_t dtype, int64_t where, void* stream) {
-    return somnia::for_rays<somnia::SphFromRay, somnia::SphereParams>(params, dtype, 4096, where, stream);
+    return somnia::for_rays<somnia::SphFromRay, somnia::SphereParams>(params, dtype, somnia::kCheapRays, where, stream);
 }
 
 // num_rays is the number of coarse words here; the bitfield does not depend on the dtype. One task: the words share extents.
 EXPORT int SOMNIA_KERNEL(march_coarsen)(const void* params, int64_t dtype, int64_t where, void* stream) {
-    return somnia::for_rays<somnia::MarchCoarsen, somnia::MarchParams>(params, dtype, int64_t(1) << 40, where, stream);
+    return somnia::for_rays<somnia::MarchCoarsen, somnia::MarchParams>(params, dtype, somnia::kOneTask, where, stream);
 }
 
 EXPORT int SOMNIA_KERNEL(march_count)(const void* params, int64_t dtype, int64_t where, void* stream) {
-    return somnia::for_rays<somnia::MarchCount, somnia::MarchParams>(params, dtype, 64, where, stream);
+    return somnia::for_rays<somnia::MarchCount, somnia::MarchParams>(params, dtype, somnia::kMarchRays, where, stream);
 }
 
 EXPORT int SOMNIA_KERNEL(march_write)(const void* params, int64_t dtype, int64_t where, void* stream) {
-    return somnia::for_rays<somnia::MarchWrite, somnia::MarchParams>(params, dtype, 64, where, stream);
+    return somnia::for_rays<somnia::MarchWrite, somnia::MarchParams>(params, dtype, somnia::kMarchRays, where, stream);
 }
 
 EXPORT int SOMNIA_KERNEL(composite_forward)(const void* params, int64_t dtype, int64_t where, void* stream) {
@@ -151,11 +155,11 @@ EXPORT int SOMNIA_KERNEL(composite_accumulate)(const void* params, int64_t dtype
 }
 
 EXPORT int SOMNIA_KERNEL(morton_encode)(const int32_t* coords, int32_t* codes, int64_t count, int64_t where, void* stream) {
-    return somnia::loop(count, 16384, where, stream, somnia::MortonEncode{coords, codes});
+    return somnia::loop(count, somnia::kCells, where, stream, somnia::MortonEncode{coords, codes});
 }
 
 EXPORT int SOMNIA_KERNEL(morton_decode)(const int32_t* codes, int32_t* coords, int64_t count, int64_t where, void* stream) {
-    return somnia::loop(count, 16384, where, stream, somnia::MortonDecode{codes, coords});
+    return somnia::loop(count, somnia::kCells, where, stream, somnia::MortonDecode{codes, coords});
 }
 
 EXPORT int SOMNIA_KERNEL(packbits)(const void* grid, uint8_t* bitfield, double threshold, int64_t bytes, int64_t dtype,
@@ -163,7 +167,7 @@ EXPORT int SOMNIA_KERNEL(packbits)(const void* grid, uint8_t* bitfield, double t
     using namespace somnia;
     if (dtype == 0) {
         const PackBits<float> item{static_cast<const float*>(grid), bitfield, float(threshold)};
-        return loop(bytes, 16384, where, stream, item);
+        return loop(bytes, kCells, where, stream, item);
     }
-    return loop(bytes, 16384, where, stream, PackBits<double>{static_cast<const double*>(grid), bitfield, threshold});
+    return loop(bytes, kCells, where, stream, PackBits<double>{static_cast<const double*>(grid), bitfield, threshold});
 }

@@ -1,16 +1,18 @@
-// Sampling rays where a bitfield says that something may be: the only place these formulas are written.
+// Sampling rays in the occupied cells of a bitfield: the only place these formulas are written.
 //
 // Every ray has a lattice of steps that does not depend on the scene: uniform in the "stepping space" of Mueller et al. 2022
 // (Instant NGP, appendix E.1), where a step is dt_min long near the camera, grows in proportion to t, and ends at dt_max.
 // A sample sits in the middle of each step whose middle lies in an occupied cell. Cells are visited block by block: the
-// largest aligned block (16, 4, 2 or 1 cells wide) that is uniformly empty or full is left in one go.
+// largest aligned block (16, 4, 2 or 1 cells wide) that is uniformly empty or full is left in one step.
 #pragma once
 
 #include "portable.h"
 
 namespace somnia {
 
-constexpr int kRuns = 8;
+constexpr int kRuns = 8;               // runs that the counting pass records per ray; a ray with more is marched again
+constexpr double kMargin = 0.01;       // cells by which the occupied extent is enlarged, far more than rounding
+constexpr double kHugeInverse = 1e30;  // of 0: faces parallel to the ray are then far away, and 0 * inverse is 0
 
 template <typename T>
 struct MarchParams {
@@ -18,11 +20,11 @@ struct MarchParams {
     const T* directions;     // [N, 3] unit
     const T* near;           // [N]
     const T* far;            // [N]    not above near: no samples
-    const T* noise;          // [N]    in [0, 1), where in its stratum each sample lies; null: 0.5, the middle
+    const T* noise;          // [N]    in [0, 1), where in its step each sample lies; null: 0.5, the middle
     const int64_t* alive;    // [A]    which of the N rays to march; null: all, A = N
-    int64_t* cursor;         // [N]    in, out: step to go on at, -1 once the ray has ended; null: start at 0
+    int64_t* cursor;         // [N]    in, out: step to continue at, -1 once the ray has ended; null: start at 0
     const uint64_t* cells;   // [C, H^3 / 64] occupancy bits in Morton order: a word is a block of 4^3 cells
-    uint64_t* blocks;        // [C, max(1, H^3 / 4096)] one bit for each word of cells: is anything in it
+    uint64_t* blocks;        // [C, max(1, H^3 / 4096)] one bit for each word of cells: whether any is occupied
     int32_t* extent;         // [C, 6] lowest and highest x, y, z of the occupied blocks of 4^3 cells, in blocks
     const int64_t* first;    // [A]    where a ray's samples begin in the outputs
     int64_t* count;          // [A]    out of the counting pass (-1: the ray is not finite), in to the writing pass
@@ -166,7 +168,7 @@ struct MarchRay {
 
     HD T& inverse_of(int axis) { return axis == 0 ? inverse.x : axis == 1 ? inverse.y : inverse.z; }
 
-    // The part of the box in which any cascade has an occupied cell, a little enlarged; low > high if there is none.
+    // The part of the box in which any cascade has an occupied cell, enlarged by kMargin; low > high if there is none.
     HD void occupied_slab(const MarchParams<T>& p, int axis, T* low, T* high) const {
         const T bound = T(p.bound);
         *low = bound;
@@ -174,8 +176,8 @@ struct MarchRay {
         for (int32_t level = 0; level < p.cascades; ++level) {
             const int32_t* extent = p.extent + 6 * level;
             const T half = min_of(T(int64_t(1) << level), bound), cell_size = T(2) * half / T(p.grid_size);
-            *low = min_of(*low, T(4 * extent[axis] - T(0.01)) * cell_size - half);
-            *high = max_of(*high, T(4 * extent[3 + axis] + T(4.01)) * cell_size - half);
+            *low = min_of(*low, T(4 * extent[axis] - T(kMargin)) * cell_size - half);
+            *high = max_of(*high, T(4 * extent[3 + axis] + T(4 + kMargin)) * cell_size - half);
         }
         *low = max_of(*low, -bound);
         *high = min_of(*high, bound);
@@ -185,7 +187,7 @@ struct MarchRay {
     HD void clip(T o, T d, T low, T high, T* inverse_out) {
         if (!(low < high)) end = T(-INFINITY);
         if (d == T(0)) {
-            *inverse_out = T(1e30);
+            *inverse_out = T(kHugeInverse);
             if (!(o >= low && o <= high)) end = T(-INFINITY);
             return;
         }
@@ -202,7 +204,7 @@ struct Block {
     bool occupied;
 };
 
-// The measures of one cascade.
+// The geometry of one cascade.
 template <typename T>
 struct Cascade {
     const uint64_t* cells;
@@ -257,7 +259,7 @@ struct Cascade {
     }
 };
 
-// A ray under way. Its lattice is cut into runs of steps, each inside one block: advance() deals with the next run.
+// A ray in progress. Its lattice is split into runs of steps, each inside one block: advance() processes the next run.
 template <typename T>
 struct March {
     MarchRay<T> ray;
@@ -292,15 +294,15 @@ struct March {
     }
 
    private:
-    // Makes `cascade` the one for position x; whether the step's length, and not the position, asks for it.
+    // Makes `cascade` the one for position x; returns whether the step's length, and not the position, decides it.
     HD bool choose_cascade(const MarchParams<T>& p, const Vec3<T>& x) {
         const T reach = max_of(fabs(x.x), max_of(fabs(x.y), fabs(x.z)));
         const T step = lattice.length_at(t) * T(p.grid_size) * T(0.5);
         const int32_t top = int32_t(p.cascades) - 1;
-        int32_t wanted = 0;
+        int32_t level = 0;
         bool by_step = true;
-        for (T edge = T(1); wanted < top && (reach >= edge || step >= edge); ++wanted, edge *= T(2)) by_step = step >= edge;
-        if (wanted != cascade.level) cascade = Cascade<T>(p, lattice.gamma, wanted);
+        for (T edge = T(1); level < top && (reach >= edge || step >= edge); ++level, edge *= T(2)) by_step = step >= edge;
+        if (level != cascade.level) cascade = Cascade<T>(p, lattice.gamma, level);
         return by_step;
     }
 
@@ -320,8 +322,8 @@ struct March {
     }
 };
 
-// Notes the runs of a ray, joining those that touch, for the writing pass.
-struct NoteRuns {
+// Records the runs of a ray, joining adjacent ones, for the writing pass.
+struct RecordRuns {
     int32_t* runs;  // [kRuns, 2]
     int64_t count = 0;
     int32_t used = 0, end = -1;
@@ -376,20 +378,20 @@ template <typename T>
 struct CountRay {
     int64_t n;
     March<T> march;
-    NoteRuns notes;
+    RecordRuns record;
 
     HD CountRay(const MarchParams<T>& p, int64_t item, int64_t index)
-        : n(item), march(p, index, p.cursor ? p.cursor[index] : 0), notes{p.runs + item * 2 * kRuns} {}
+        : n(item), march(p, index, p.cursor ? p.cursor[index] : 0), record{p.runs + item * 2 * kRuns} {}
 
-    HD bool done(const MarchParams<T>& p) const { return march.ended() || notes.count == p.limit; }
+    HD bool done(const MarchParams<T>& p) const { return march.ended() || record.count == p.limit; }
 
     HD void advance(const MarchParams<T>& p) {
-        march.advance(p, p.limit - notes.count, [&](int64_t k, int64_t steps) { notes(k, steps); });
+        march.advance(p, p.limit - record.count, [&](int64_t k, int64_t steps) { record(k, steps); });
     }
 
     HD void finish(const MarchParams<T>& p) {
-        notes.close();
-        p.count[n] = march.ray.finite ? notes.count : -1;
+        record.close();
+        p.count[n] = march.ray.finite ? record.count : -1;
     }
 };
 

@@ -1,4 +1,4 @@
-// The CPU rung: every kernel as a parallel loop over its items.
+// The CPU backend: every kernel as a parallel loop over its items.
 #include "portable.h"
 
 #include <new>

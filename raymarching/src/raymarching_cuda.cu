@@ -1,4 +1,4 @@
-// The CUDA rung: every kernel with one thread for each of its items.
+// The CUDA backend: every kernel with one thread for each of its items.
 #include "launch.h"
 #include "portable.h"
 

@@ -57,8 +57,8 @@ HD void sph_from_ray(const SphereParams<T>& p, int64_t n) {
     p.coords[2 * n + 1] = atan2(x.z, x.x) / pi;
 }
 
-// Byte b of the bitfield: bit i says whether grid[8 b + i] lies above the threshold. NaN counts as above, so that a broken
-// field is looked at and not skipped.
+// Byte b of the bitfield: bit i says whether grid[8 b + i] lies above the threshold. NaN counts as above, so that
+// a field with NaN shows instead of being skipped.
 template <typename T>
 HD uint8_t pack_byte(const T* grid, T threshold, int64_t b) {
     uint32_t bits = 0;

@@ -6,7 +6,7 @@
 #pragma once
 #include "portable.h"
 
-constexpr int kMaxDegree = 8;
+constexpr int kMaxDegree = 8;  // bands
 
 struct ShParams {
     const void* directions;                // [M, 3]   unit vectors

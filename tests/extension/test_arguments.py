@@ -1,4 +1,4 @@
-"""The checks at the door: what passes comes back contiguous, what does not is refused with a sentence."""
+"""Argument checks: what passes comes back contiguous, what does not is refused with a sentence."""
 
 import pytest
 import torch

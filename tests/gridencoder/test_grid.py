@@ -81,7 +81,7 @@ def test_jacobian_gradcheck(interpolation, device):
     assert torch.autograd.gradcheck(function, (positions, table), nondet_tol=ANY_ORDER)
 
 
-def test_a_loss_on_the_normal_gives_the_table_the_same_gradient_by_both_roads(device):
+def test_a_loss_on_the_normal_gives_the_table_the_same_gradient_by_both_ways(device):
     positions, table, layout = make(device=device, points=20)
     head = torch.randn(layout.output_dim, dtype=torch.float64, device=device)
     by_autograd = torch.autograd.grad(
@@ -237,7 +237,7 @@ def test_float32_is_close_to_float64_with_a_large_table():
     torch.testing.assert_close(encode(x, table, layout).double(), encode(x.double(), table.double(), layout), atol=2e-3, rtol=0)
 
 
-def test_resolutions_and_rows_are_those_of_the_peer():
+def test_resolutions_and_rows_are_those_of_torch_ngp():
     layout = GridLayout()
     assert layout.resolutions == (16, 23, 31, 43, 59, 81, 112, 154, 213, 295, 407, 562, 777, 1073, 1483, 2048)
     assert layout.first[:6] == (0, 4096, 16264, 46056, 125568, 330952) and layout.rows == 6_098_120
@@ -291,7 +291,7 @@ def test_weight_decay_is_the_sum_over_levels_of_the_mean_square():
     torch.testing.assert_close(encoder.weight_decay(), torch.tensor(4 * 2 * 0.25))
 
 
-def test_the_torch_rung_is_the_reference():
+def test_backend_torch_is_the_reference():
     positions, table, layout = make()
     with extension.scope("torch"):
         assert torch.equal(encode(positions, table, layout, BOUND), reference.encode(positions, table, layout, BOUND, 3))
@@ -321,7 +321,7 @@ def test_arguments_that_do_not_fit_are_refused_with_a_sentence():
         encode(positions, table[:-1], layout)
     with pytest.raises(TypeError, match="positions is torch.float32 but table is torch.float64"):
         encode(positions.float(), table, layout)
-    with pytest.raises(TypeError, match="float16 tables are for CUDA"):
+    with pytest.raises(TypeError, match="float16 tables are supported on CUDA only"):
         encode(positions.float(), table.half(), layout)
     with pytest.raises(ValueError, match="max_level must be a fraction"):
         encode(positions, table, layout, BOUND, 1.5)

@@ -1,4 +1,4 @@
-"""Rungs, meshes and a camera for the tests of the rasteriser."""
+"""Backends, meshes and a camera for the tests of the rasteriser."""
 
 import math
 
@@ -11,7 +11,7 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
 def needs_a_compiler(device):
-    """Skip where the native rung of a device cannot be built."""
+    """Skip where the native kernels of a device cannot be built."""
     try:
         extension.library("rasterizer", device)
     except extension.BuildError as error:
@@ -20,15 +20,15 @@ def needs_a_compiler(device):
 
 @pytest.fixture(params=DEVICES)
 def native(request):
-    """Each native rung in turn; its name is also the device's."""
+    """Each native backend in turn; its name is also the device's."""
     needs_a_compiler(request.param)
     with extension.scope(request.param):
         yield request.param
 
 
 @pytest.fixture(params=[*DEVICES, "torch"])
-def rung(request):
-    """Each rung in turn; gives the device to use."""
+def device(request):
+    """The device of each backend in turn, with that backend requested."""
     if request.param == "torch":
         with extension.scope("torch"):
             yield "cpu"

@@ -8,18 +8,18 @@ import rasterizer
 from tests.helpers.rounding import ANY_ORDER
 
 
-def test_ones_stay_ones_where_something_is_seen(rung, torus, camera):
-    vertices, faces = torus(device=rung)
+def test_ones_stay_ones_where_something_is_visible(device, torus, camera):
+    vertices, faces = torus(device=device)
     raster = rasterizer.rasterize(camera(vertices), faces, 20, 24)
     ones = rasterizer.interpolate(vertices.new_ones(1, len(vertices), 1), raster, faces)[..., 0]
     torch.testing.assert_close(ones, (raster.triangle >= 0).to(ones))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 7])
-def test_pixels_are_the_weighted_corners(rung, torus, camera, channels):
-    vertices, faces = torus(device=rung)
+def test_pixels_are_the_weighted_corners(device, torus, camera, channels):
+    vertices, faces = torus(device=device)
     raster = rasterizer.rasterize(camera(vertices), faces, 16, 16)
-    attributes = torch.rand(1, len(vertices), channels, dtype=torch.float64).to(rung)
+    attributes = torch.rand(1, len(vertices), channels, dtype=torch.float64).to(device)
     image = rasterizer.interpolate(attributes, raster, faces)
     seen = raster.triangle[0] >= 0
     corner = attributes[0][faces[raster.triangle[0][seen].long()]]
@@ -28,11 +28,11 @@ def test_pixels_are_the_weighted_corners(rung, torus, camera, channels):
     torch.testing.assert_close(image[0][seen], (corner * weight[..., None]).sum(1))
 
 
-def test_attributes_of_one_view_serve_all(rung, torus, camera):
-    vertices, faces = torus(device=rung)
+def test_attributes_of_one_view_serve_all(device, torus, camera):
+    vertices, faces = torus(device=device)
     clip = torch.cat([camera(vertices), camera(vertices, tilt=1.2)])
     raster = rasterizer.rasterize(clip, faces, 16, 16)
-    one = torch.rand(1, len(vertices), 3, dtype=torch.float64).to(rung).requires_grad_()
+    one = torch.rand(1, len(vertices), 3, dtype=torch.float64).to(device).requires_grad_()
     both = one.detach().repeat(2, 1, 1).requires_grad_()
     images = [rasterizer.interpolate(a, raster, faces) for a in (one, both)]
     torch.testing.assert_close(*images)

@@ -1,4 +1,4 @@
-"""Fixtures that run a test on every rung of the ladder that works here."""
+"""Fixtures that run a test on every backend that works here."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def _on(device, name):
-    """Enter a rung, or skip if it cannot be built."""
+    """Request a backend, or skip where it cannot be built."""
     if name != "torch":
         with extension.scope("auto"):
             if extension.backend(device) == "torch":
@@ -17,15 +17,15 @@ def _on(device, name):
     return extension.scope(name)
 
 
-@pytest.fixture(params=[(d, r) for d in DEVICES for r in (d, "torch")], ids=lambda p: f"{p[0]}-{p[1]}")
-def rung(request):
-    """Every rung that serves a device; the value is the device."""
+@pytest.fixture(params=[(d, b) for d in DEVICES for b in (d, "torch")], ids=lambda p: f"{p[0]}-{p[1]}")
+def device(request):
+    """The device of every backend in turn, with that backend requested."""
     with _on(*request.param):
         yield request.param[0]
 
 
 @pytest.fixture(params=DEVICES)
 def native(request):
-    """Every device's own kernels; the value is the device."""
+    """The device of every native backend in turn, with that backend requested."""
     with _on(request.param, request.param):
         yield request.param

@@ -47,8 +47,8 @@ def test_gradients_of_weights_opacity_depth_and_image_are_true(native, stop):
         )
 
 
-def test_weights_and_leftover_light_sum_to_one(rung):
-    alpha, values, t, first, count = packed(COUNTS, 3, rung)
+def test_weights_and_remaining_transmittance_sum_to_one(device):
+    alpha, values, t, first, count = packed(COUNTS, 3, device)
     weights, opacity, *_ = raymarching.composite_rays_train(alpha, values, t, first, count, 0.0)
     for n, (f, c) in enumerate(zip(first.tolist(), count.tolist(), strict=True)):
         left = (1 - alpha[f : f + c]).prod()
@@ -56,49 +56,49 @@ def test_weights_and_leftover_light_sum_to_one(rung):
         torch.testing.assert_close(weights[f : f + c].sum(), opacity[n])
 
 
-def test_depth_and_image_are_the_weighted_sums(rung):
-    alpha, values, t, first, count = packed(COUNTS, 5, rung)
+def test_depth_and_image_are_the_weighted_sums(device):
+    alpha, values, t, first, count = packed(COUNTS, 5, device)
     weights, _, depth, image = raymarching.composite_rays_train(alpha, values, t, first, count)
     ray = raymarching.flatten_rays(count, len(t))
-    want = torch.zeros(len(count), 6, dtype=t.dtype, device=rung)
+    want = torch.zeros(len(count), 6, dtype=t.dtype, device=device)
     want = want.index_add(0, ray, weights[:, None] * torch.cat([t[:, None], values], -1))
     torch.testing.assert_close(torch.cat([depth[:, None], image], -1), want)
 
 
-def test_a_homogeneous_fog_follows_beer_and_lambert(rung):
+def test_a_homogeneous_fog_follows_beer_and_lambert(device):
     steps, length, density = 200, 2.0, 1.5
     dt = length / steps
-    t = (torch.arange(steps, dtype=torch.float64, device=rung) + 0.5) * dt
+    t = (torch.arange(steps, dtype=torch.float64, device=device) + 0.5) * dt
     alpha = torch.full_like(t, 1 - torch.exp(torch.tensor(-density * dt)).item())
-    count = torch.tensor([steps], device=rung)
+    count = torch.tensor([steps], device=device)
     _, opacity, *_ = raymarching.composite_rays_train(alpha, t[:, None], t, count - count, count, 0.0)
     assert float(opacity) == pytest.approx(1 - torch.exp(torch.tensor(-density * length)).item(), abs=1e-6)
 
 
-def test_an_opaque_sample_hides_what_is_behind_and_gets_a_finite_gradient(rung):
-    alpha = torch.tensor([0.5, 1.0, 0.5], dtype=torch.float64, device=rung, requires_grad=True)
-    values = torch.tensor([[1.0], [2.0], [4.0]], dtype=torch.float64, device=rung)
-    first, count = torch.tensor([0], device=rung), torch.tensor([3], device=rung)
+def test_an_opaque_sample_hides_what_is_behind_and_gets_a_finite_gradient(device):
+    alpha = torch.tensor([0.5, 1.0, 0.5], dtype=torch.float64, device=device, requires_grad=True)
+    values = torch.tensor([[1.0], [2.0], [4.0]], dtype=torch.float64, device=device)
+    first, count = torch.tensor([0], device=device), torch.tensor([3], device=device)
     weights, *_, image = raymarching.composite_rays_train(alpha, values, values[:, 0], first, count, 0.0)
     assert weights.tolist() == [0.5, 0.5, 0.0]
     (grad,) = torch.autograd.grad(image.sum(), alpha)
     # image = a v0 + (1-a) b v1 + (1-a)(1-b) c v2
-    torch.testing.assert_close(grad, torch.tensor([1.0 - 2.0, 0.5 * (2 - 0.5 * 4), 0.0], dtype=torch.float64, device=rung))
+    torch.testing.assert_close(grad, torch.tensor([1.0 - 2.0, 0.5 * (2 - 0.5 * 4), 0.0], dtype=torch.float64, device=device))
 
 
-def test_behind_the_stop_weights_and_gradients_are_zero(rung):
-    alpha, values, t, first, count = packed([12], 3, rung, opacity=1.0)
+def test_behind_the_early_stop_weights_and_gradients_are_zero(device):
+    alpha, values, t, first, count = packed([12], 3, device, opacity=1.0)
     weights, opacity, *_ = raymarching.composite_rays_train(alpha, values, t, first, count, 0.3)
-    light = torch.cat([torch.ones_like(t[:1]), (1 - alpha).cumprod(0)[:-1]])
-    assert torch.equal(weights > 0, light >= 0.3)
+    transmittance = torch.cat([torch.ones_like(t[:1]), (1 - alpha).cumprod(0)[:-1]])
+    assert torch.equal(weights > 0, transmittance >= 0.3)
     assert 0 < int((weights > 0).sum()) < 12
     grads = torch.autograd.grad(opacity.sum(), alpha)[0]
-    assert not bool(grads[light < 0.3].any())
+    assert not bool(grads[transmittance < 0.3].any())
 
 
 @pytest.mark.parametrize("where", [0, 5, 11])
-def test_a_nan_alpha_shows_in_its_ray_and_in_no_other_even_behind_the_stop(rung, where):
-    alpha, values, t, first, count = packed([12, 4], 3, rung, opacity=1.0)
+def test_a_nan_alpha_shows_in_its_ray_and_in_no_other_even_behind_the_early_stop(device, where):
+    alpha, values, t, first, count = packed([12, 4], 3, device, opacity=1.0)
     broken = alpha.detach().clone()
     broken[where] = float("nan")
     broken.requires_grad_()
@@ -109,8 +109,8 @@ def test_a_nan_alpha_shows_in_its_ray_and_in_no_other_even_behind_the_stop(rung,
     assert bool(grad[:12].isnan().any()) and bool(grad[12:].isfinite().all())
 
 
-def test_samples_that_no_ray_owns_get_weight_and_gradient_zero(rung):
-    alpha, values, t, first, count = packed([3, 4, 5], 3, rung)
+def test_samples_that_no_ray_owns_get_weight_and_gradient_zero(device):
+    alpha, values, t, first, count = packed([3, 4, 5], 3, device)
     count[1] = 2
     weights, _, _, image = raymarching.composite_rays_train(alpha, values, t, first, count)
     grads = torch.autograd.grad(image.sum() + weights.sum(), (alpha, values))
@@ -118,8 +118,8 @@ def test_samples_that_no_ray_owns_get_weight_and_gradient_zero(rung):
 
 
 @pytest.mark.parametrize("counts", [[], [0, 0]])
-def test_no_rays_or_no_samples_give_empty_sums(rung, counts):
-    alpha, values, t, first, count = packed(counts, 3, rung)
+def test_no_rays_or_no_samples_give_empty_sums(device, counts):
+    alpha, values, t, first, count = packed(counts, 3, device)
     weights, opacity, depth, image = raymarching.composite_rays_train(alpha, values, t, first, count)
     assert weights.shape == (0,) and image.shape == (len(counts), 3)
     assert not bool(opacity.any()) and not bool(depth.any())

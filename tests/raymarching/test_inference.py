@@ -35,8 +35,8 @@ def field(positions, dt):
 
 @pytest.mark.parametrize("gamma", [0.0, 0.02])
 @pytest.mark.parametrize("num_steps", [1, 7, 1000])
-def test_rounds_of_any_length_equal_the_single_pass(rung, num_steps, gamma):
-    rays, bits = scene(rung)
+def test_rounds_of_any_length_equal_the_single_pass(device, num_steps, gamma):
+    rays, bits = scene(device)
     options = {"dt_gamma": gamma, "max_steps": 128}
     positions, t, dt, _, first, count = raymarching.march_rays_train(*rays, bits, BOUND, CASCADES, GRID, None, **options)
     _, opacity, depth, image = raymarching.composite_rays_train(*field(positions, dt), t, first, count, 1e-2)
@@ -53,8 +53,8 @@ def test_rounds_of_any_length_equal_the_single_pass(rung, num_steps, gamma):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
-def test_rays_that_miss_or_become_opaque_leave_the_queue(rung):
-    (origins, directions, near, far), bits = scene(rung, 20)
+def test_rays_that_miss_or_become_opaque_leave_the_queue(device):
+    (origins, directions, near, far), bits = scene(device, 20)
     near[:5] = far[:5] = math.inf
     queue = RayQueue.start(origins, directions, near, far)
     assert queue.alive.tolist() == [n for n in range(20) if near[n] < far[n]]
@@ -64,16 +64,16 @@ def test_rays_that_miss_or_become_opaque_leave_the_queue(rung):
     assert queue.opacity.nonzero().flatten().tolist() == ray.unique().tolist()
 
 
-def test_an_empty_queue_marches_nothing(rung):
-    rays, bits = scene(rung, 3)
+def test_an_empty_queue_marches_nothing(device):
+    rays, bits = scene(device, 3)
     queue = RayQueue.start(*(x[:0] for x in rays))
     assert len(queue) == 0
     out = raymarching.march_rays(queue, bits, BOUND, CASCADES, GRID, 4)
     assert [len(x) for x in out] == [0] * 6
 
 
-def test_a_nan_alpha_shows_in_the_image(rung):
-    rays, bits = scene(rung, 10)
+def test_a_nan_alpha_shows_in_the_image(device):
+    rays, bits = scene(device, 10)
     queue = RayQueue.start(*rays)
     positions, t, _, ray, first, count = raymarching.march_rays(queue, bits, BOUND, CASCADES, GRID, 4)
     alpha = torch.full_like(t, 0.1)

@@ -1,4 +1,4 @@
-"""The march samples exactly the occupied steps of each ray's lattice, in a fixed order, on every rung."""
+"""The march samples exactly the occupied steps of each ray's lattice, in a fixed order, on every backend."""
 
 import math
 
@@ -72,9 +72,9 @@ def test_march_equals_the_dense_reference(native, scene, share):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def test_march_never_samples_an_empty_cell_and_misses_no_occupied_one(rung):
-    bits = random_bits(1, 16, 0.3, rung)
-    origins, directions = sphere_rays(100, rung)
+def test_march_never_samples_an_empty_cell_and_misses_no_occupied_one(device):
+    bits = random_bits(1, 16, 0.3, device)
+    origins, directions = sphere_rays(100, device)
     positions, *_ = march(origins, directions, bits, 1.0, 1, 16, max_steps=300)
     all_positions, *_, count = march(origins, directions, torch.full_like(bits, 255), 1.0, 1, 16, max_steps=300)
 
@@ -88,24 +88,24 @@ def test_march_never_samples_an_empty_cell_and_misses_no_occupied_one(rung):
     assert int(count.sum()) == len(all_positions)
 
 
-def test_an_empty_bitfield_has_no_samples(rung):
-    origins, directions = sphere_rays(10, rung)
-    bits = torch.zeros(16**3 // 8, dtype=torch.uint8, device=rung)
+def test_an_empty_bitfield_has_no_samples(device):
+    origins, directions = sphere_rays(10, device)
+    bits = torch.zeros(16**3 // 8, dtype=torch.uint8, device=device)
     positions, t, dt, ray_index, first, count = march(origins, directions, bits, 1.0, 1, 16)
     assert positions.shape == (0, 3) and t.shape == dt.shape == ray_index.shape == (0,)
     assert count.tolist() == first.tolist() == [0] * 10
 
 
-def test_no_rays_have_no_samples(rung):
-    origins = torch.zeros(0, 3, device=rung)
-    out = march(origins, origins, torch.full((64,), 255, dtype=torch.uint8, device=rung), 1.0, 1, 8)
+def test_no_rays_have_no_samples(device):
+    origins = torch.zeros(0, 3, device=device)
+    out = march(origins, origins, torch.full((64,), 255, dtype=torch.uint8, device=device), 1.0, 1, 8)
     assert [len(x) for x in out] == [0] * 6
 
 
-def test_samples_lie_on_their_ray_in_order_and_within_near_and_far(rung):
-    origins, directions = sphere_rays(60, rung, torch.float32)
+def test_samples_lie_on_their_ray_in_order_and_within_near_and_far(device):
+    origins, directions = sphere_rays(60, device, torch.float32)
     near, far = raymarching.near_far_from_aabb(origins, directions, box(1.0, origins), 1.7)
-    bits = random_bits(1, 32, 0.5, rung)
+    bits = random_bits(1, 32, 0.5, device)
     positions, t, dt, ray, first, count = raymarching.march_rays_train(origins, directions, near, far, bits, 1.0, 1, 32, None)
     torch.testing.assert_close(positions, origins[ray] + t[:, None] * directions[ray], rtol=0, atol=1e-6)
     assert bool((t >= near[ray]).all()) and bool((t <= far[ray]).all()) and bool((dt > 0).all())
@@ -114,10 +114,10 @@ def test_samples_lie_on_their_ray_in_order_and_within_near_and_far(rung):
     assert bool(((t.diff() > 0) | (ray.diff() > 0)).all())
 
 
-def test_the_step_is_dt_min_without_growth_and_grows_with_distance_up_to_dt_max(rung):
-    origin = torch.tensor([[0.0, 0.0, 8.0]], dtype=torch.float64, device=rung)
-    direction = torch.tensor([[0.0, 0.0, -1.0]], dtype=torch.float64, device=rung)
-    bits = torch.full((4 * 64,), 255, dtype=torch.uint8, device=rung)
+def test_the_step_is_dt_min_without_growth_and_grows_with_distance_up_to_dt_max(device):
+    origin = torch.tensor([[0.0, 0.0, 8.0]], dtype=torch.float64, device=device)
+    direction = torch.tensor([[0.0, 0.0, -1.0]], dtype=torch.float64, device=device)
+    bits = torch.full((4 * 64,), 255, dtype=torch.uint8, device=device)
     low, high = raymarching.step_sizes(8.0, 512, 8)
     assert low == pytest.approx(2 * math.sqrt(3) / 512)
     _, _, dt, *_ = march(origin, direction, bits, 8.0, 4, 8, max_steps=512)
@@ -127,9 +127,9 @@ def test_the_step_is_dt_min_without_growth_and_grows_with_distance_up_to_dt_max(
     torch.testing.assert_close(dt, want, rtol=0.03, atol=0)  # t is the middle; the law holds at the beginning
 
 
-def test_steps_cover_the_ray_without_gaps(rung):
-    origins, directions = sphere_rays(20, rung)
-    bits = torch.full((16**3 // 8,), 255, dtype=torch.uint8, device=rung)
+def test_steps_cover_the_ray_without_gaps(device):
+    origins, directions = sphere_rays(20, device)
+    bits = torch.full((16**3 // 8,), 255, dtype=torch.uint8, device=device)
     for gamma in (0.0, 0.02):
         _, t, dt, ray, *_ = march(origins, directions, bits, 1.0, 1, 16, dt_gamma=gamma)
         same = ray.diff() == 0
@@ -137,39 +137,39 @@ def test_steps_cover_the_ray_without_gaps(rung):
         torch.testing.assert_close(gaps, torch.zeros_like(gaps), atol=1e-9, rtol=0)
 
 
-def test_noise_moves_the_first_sample_through_the_first_step(rung):
-    origins = torch.tensor([[0.0, 0.0, 3.0]] * 3, dtype=torch.float64, device=rung)
-    directions = torch.tensor([[0.0, 0.0, -1.0]] * 3, dtype=torch.float64, device=rung)
-    bits = torch.full((64,), 255, dtype=torch.uint8, device=rung)
-    noise = torch.tensor([0.25, 0.5, 0.99], dtype=torch.float64, device=rung)
+def test_noise_moves_the_first_sample_through_the_first_step(device):
+    origins = torch.tensor([[0.0, 0.0, 3.0]] * 3, dtype=torch.float64, device=device)
+    directions = torch.tensor([[0.0, 0.0, -1.0]] * 3, dtype=torch.float64, device=device)
+    bits = torch.full((64,), 255, dtype=torch.uint8, device=device)
+    noise = torch.tensor([0.25, 0.5, 0.99], dtype=torch.float64, device=device)
     _, t, dt, _, first, _ = march(origins, directions, bits, 1.0, 1, 8, noise=noise)
     torch.testing.assert_close(t[first], 2.0 + noise * dt[0])
 
 
-def test_rays_along_axes_and_cell_faces_are_sampled(rung):
-    origins = torch.tensor([[0.0, 0.0, 3.0], [3.0, 0.25, 0.0], [0.5, -3.0, 1.0]], device=rung)
-    directions = torch.tensor([[0.0, 0.0, -1.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], device=rung)
-    bits = torch.full((64,), 255, dtype=torch.uint8, device=rung)
+def test_rays_along_axes_and_cell_faces_are_sampled(device):
+    origins = torch.tensor([[0.0, 0.0, 3.0], [3.0, 0.25, 0.0], [0.5, -3.0, 1.0]], device=device)
+    directions = torch.tensor([[0.0, 0.0, -1.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], device=device)
+    bits = torch.full((64,), 255, dtype=torch.uint8, device=device)
     *_, count = march(origins, directions, bits, 1.0, 1, 8, max_steps=100)
     expected = round(2 / raymarching.step_sizes(1.0, 100, 8)[0])
     assert all(abs(c - expected) <= 1 for c in count.tolist())
 
 
-def test_a_capacity_keeps_whole_rays_first_and_tells_what_was_needed(rung):
-    origins, directions = sphere_rays(40, rung)
-    bits = torch.full((64,), 255, dtype=torch.uint8, device=rung)
+def test_a_capacity_keeps_whole_rays_first_and_counts_what_was_needed(device):
+    origins, directions = sphere_rays(40, device)
+    bits = torch.full((64,), 255, dtype=torch.uint8, device=device)
     full = march(origins, directions, bits, 1.0, 1, 8, max_steps=64)
     total = len(full[0])
-    raymarching.clear_overflow(rung)
+    raymarching.clear_overflow(device)
     roomy = march(origins, directions, bits, 1.0, 1, 8, max_steps=64, capacity=total + 7)
-    assert raymarching.overflow(rung).tolist() == [0, 0]
+    assert raymarching.overflow(device).tolist() == [0, 0]
     assert all(torch.equal(a[:total], b) for a, b in zip(roomy[:4], full[:4], strict=True))
     assert not bool(roomy[2][total:].any())
     tight = march(origins, directions, bits, 1.0, 1, 8, max_steps=64, capacity=total - 5)
-    assert raymarching.overflow(rung).tolist() == [total, 0]
+    assert raymarching.overflow(device).tolist() == [total, 0]
     assert len(tight[0]) == int(tight[5].sum()) == total - 5
     assert all(torch.equal(a, b[: total - 5]) for a, b in zip(tight[:4], full[:4], strict=True))
-    raymarching.clear_overflow(rung)
+    raymarching.clear_overflow(device)
 
 
 def test_one_and_two_threads_give_the_same_bits():

@@ -51,7 +51,7 @@ def test_harmonics_equal_those_of_scipy(device):
             torch.testing.assert_close(encode(d, 8)[:, band * band + band + m], wanted)
 
 
-def test_the_first_bands_have_the_signs_of_the_peer(device):
+def test_the_first_bands_have_the_condon_shortley_sign(device):
     d = directions(device)
     x, y, z = d.unbind(1)
     wanted = torch.stack([torch.full_like(x, 0.5 / np.pi**0.5), *(np.sqrt(3 / (4 * np.pi)) * c for c in (-y, z, -x))], 1)
@@ -65,7 +65,7 @@ def test_a_second_derivative_is_refused(device):
         first.sum().backward()
 
 
-def test_no_directions_give_no_rows_and_the_torch_rung_is_the_reference(device):
+def test_no_directions_give_no_rows_and_backend_torch_is_the_reference(device):
     assert SHEncoder(degree=5)(torch.empty(0, 3, device=device)).shape == (0, SHEncoder(degree=5).output_dim)
     d = directions(device)
     with extension.scope("torch"):

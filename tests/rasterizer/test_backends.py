@@ -1,4 +1,4 @@
-"""Every rung gives the same pixels and gradients, with the same bits for any number of threads, and refuses bad input."""
+"""Every backend gives the same pixels and gradients, with the same bits for any number of threads, and refuses bad input."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def render(clip, faces, colours, height, width):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_mesh_is_the_same_on_every_rung(native, torus, camera, dtype):
+def test_a_mesh_is_the_same_on_every_backend(native, torus, camera, dtype):
     vertices, faces = torus(dtype=dtype, device=native)
     clip = torch.cat([camera(vertices), camera(vertices, tilt=1.3)])
     colours = torch.rand(1, len(vertices), 3, generator=torch.Generator().manual_seed(0)).to(clip)
@@ -35,7 +35,7 @@ def test_a_mesh_is_the_same_on_every_rung(native, torus, camera, dtype):
         torch.testing.assert_close(got, want, rtol=0, atol=tolerance * scale)
 
 
-def test_random_triangles_are_the_same_on_every_rung(native, soup):
+def test_random_triangles_are_the_same_on_every_backend(native, soup):
     clip, faces = soup(views=2, device=native)
     colours = torch.rand(2, clip.shape[1], 4, generator=torch.Generator().manual_seed(0)).to(clip)
     ours = render(clip, faces, colours, 24, 31)
@@ -59,19 +59,19 @@ def test_one_and_two_threads_give_the_same_bits(torus, camera):
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
-def test_float32_sees_what_float64_sees_of_the_same_numbers(rung, torus, camera):
-    vertices, faces = torus(dtype=torch.float32, device=rung)
+def test_float32_sees_what_float64_sees_of_the_same_numbers(device, torus, camera):
+    vertices, faces = torus(dtype=torch.float32, device=device)
     clip = camera(vertices)
     single, double = (rasterizer.rasterize(c, faces, 50, 60) for c in (clip, clip.double()))
     assert torch.equal(single.triangle, double.triangle)
     torch.testing.assert_close(single.bary.double(), double.bary, rtol=0, atol=1e-7)
 
 
-def test_autocast_leaves_positions_alone_and_raises_colours(rung, torus, camera):
-    vertices, faces = torus(dtype=torch.float32, device=rung)
-    clip, colours = camera(vertices), torch.rand(1, len(vertices), 3, device=rung)
+def test_autocast_leaves_positions_alone_and_promotes_colours(device, torus, camera):
+    vertices, faces = torus(dtype=torch.float32, device=device)
+    clip, colours = camera(vertices), torch.rand(1, len(vertices), 3, device=device)
     plain = rasterizer.rasterize(clip, faces, 20, 20)
-    with torch.autocast(torch.device(rung).type, torch.bfloat16):
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
         raster = rasterizer.rasterize(clip, faces, 20, 20)
         image = rasterizer.interpolate(colours.bfloat16(), raster, faces)
         image = rasterizer.antialias(image.bfloat16(), raster, clip, faces)

@@ -1,23 +1,25 @@
-"""A ReLU network of a few narrow layers, and the slope of one linear read-out of it, in one pass through the cache.
+"""A ReLU network of a few narrow layers fused into one kernel, and the gradient of one linear read-out in its inputs.
 
 Layer by layer, the tensors between narrow layers do not fit a cache and their traffic costs as much as the arithmetic;
-here a block of rows goes from the first layer to the last before the next block starts.
+here a block of rows goes from the first layer to the last before the next block starts. The gradient of the read-out
+in the inputs is called its slope.
 
 Letters: N rows, I inputs, H hidden width.
 """
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from extension import backend, kernel, pointer
+from extension import Function, implementation, kernel, pointer, register
 from mlp import reference
 
-MAX_LAYERS = 4
-WIDTH_STEP, MAX_WIDTH = 16, 128
+MAX_LAYERS = 4  # kMaxLayers of src/mlp_math.h
+WIDTH_STEP, MAX_WIDTH = 16, 128  # widths are whole register tiles, up to kWidest of src/mlp_cpu.cpp
 
 
 def features(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
@@ -32,15 +34,14 @@ def features(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> 
         [N, H]
 
     On the CPU in float32, with I and H multiples of 16 up to 128 and up to four layers, a kernel computes it, once
-    differentiable in everything; elsewhere it is :func:`mlp.reference.features`, differentiable any number of times.
+    differentiable in all tensors; elsewhere it is :func:`mlp.reference.features`, differentiable any number of times.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not chain.
     """
     _check("features", x, weights, biases)
-    if not _fits(x, weights):
-        return reference.features(x, weights, biases)
-    return _Network.apply(x.contiguous(), None, len(weights), *weights, *biases)[0]
+    outputs: Tensor = implementation("mlp.features", x)(x, weights, biases)
+    return outputs
 
 
 def features_and_slope(
@@ -49,7 +50,8 @@ def features_and_slope(
     """The features, and the derivative of their product with ``readout`` along the inputs.
 
     Args:
-        x, weights, biases: as in :func:`features`.
+        x: [N, I]
+        weights, biases: as in :func:`features`.
         readout: [H]
 
     Returns:
@@ -59,14 +61,31 @@ def features_and_slope(
     and the biases (a ReLU network is linear in pieces). Reference: :func:`mlp.reference.features_and_slope`.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not chain.
     """
     _check("features_and_slope", x, weights, biases)
     if readout.shape != biases[-1].shape:
         raise ValueError(f"features_and_slope: expected readout {list(biases[-1].shape)}, got {list(readout.shape)}")
+    outputs: tuple[Tensor, Tensor] = implementation("mlp.features_and_slope", x)(x, weights, biases, readout)
+    return outputs
+
+
+def _features_cpu(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """[N, H] by the kernel where it can."""
+    if not _fits(x, weights):
+        return reference.features(x, weights, biases)
+    outputs: tuple[Tensor, None] = _Network.apply(x.contiguous(), None, len(weights), *weights, *biases)
+    return outputs[0]
+
+
+def _features_and_slope_cpu(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], readout: Tensor
+) -> tuple[Tensor, Tensor]:
+    """[N, H] and [N, I] by the kernel where it can."""
     if not _fits(x, weights):
         return reference.features_and_slope(x, weights, biases, readout)
-    return _Network.apply(x.contiguous(), readout.contiguous(), len(weights), *weights, *biases)
+    outputs: tuple[Tensor, Tensor] = _Network.apply(x.contiguous(), readout.contiguous(), len(weights), *weights, *biases)
+    return outputs
 
 
 class _Params(ctypes.Structure):
@@ -83,11 +102,11 @@ class _Params(ctypes.Structure):
     ]
 
 
-class _Network(torch.autograd.Function):
+class _Network(Function):
     """Features, and with a read-out the slope, as functions of all tensors."""
 
     @staticmethod
-    def forward(ctx, x, readout, layers, *parameters):
+    def forward(ctx: Any, x: Tensor, readout: Tensor | None, layers: int, *parameters: Tensor) -> tuple[Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
         parameters = tuple(p.contiguous() for p in parameters)
         hidden = [x.new_empty(len(x), parameters[0].shape[0]) for _ in range(layers)]
@@ -99,7 +118,7 @@ class _Network(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_features, grad_slope):
+    def backward(ctx: Any, grad_features: Tensor | None, grad_slope: Tensor | None) -> tuple[Tensor | None, ...]:
         x, readout, *rest = ctx.saved_tensors
         parameters, hidden = rest[: 2 * ctx.layers], rest[2 * ctx.layers :]
         shapes = [s for pair in zip(parameters[: ctx.layers], parameters[ctx.layers :], strict=True) for s in pair]
@@ -129,7 +148,7 @@ def _run(
     hidden: Sequence[Tensor],
     **tensors: Tensor | None,
 ) -> None:
-    """Fill in the record and call the kernel."""
+    """Fill the parameter struct and call the kernel."""
     layers = len(hidden)
     addresses = ctypes.c_void_p * MAX_LAYERS
     params = _Params(
@@ -148,15 +167,15 @@ def _run(
 
 
 def _fits(x: Tensor, weights: Sequence[Tensor]) -> bool:
-    """Whether the kernel can do it."""
+    """Whether the kernel has these widths, this depth and this dtype."""
     widths = (x.shape[1], weights[0].shape[0])
     shapes = len(weights) <= MAX_LAYERS and all(w % WIDTH_STEP == 0 and w <= MAX_WIDTH for w in widths)
     floats = all(t.dtype == torch.float32 for t in (x, *weights))
-    return shapes and floats and x.device.type == "cpu" and backend(x.device) == "cpu"
+    return shapes and floats
 
 
 def _check(op: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
-    """Refuse shapes that do not chain."""
+    """Raise unless the shapes chain."""
     if x.ndim != 2 or not weights or len(weights) != len(biases):
         raise ValueError(
             f"{op}: expected x [N, I] and as many weights as biases, got {list(x.shape)}, {len(weights)}, {len(biases)}"
@@ -169,3 +188,13 @@ def _check(op: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tenso
                 f"got {list(weight.shape)} and {list(bias.shape)}"
             )
         inputs = width
+
+
+# On CUDA torch's matrix products already run at the speed of the hardware, so there is no kernel for it.
+register("mlp.features", cpu=_features_cpu, cuda=reference.features, torch=reference.features)
+register(
+    "mlp.features_and_slope",
+    cpu=_features_and_slope_cpu,
+    cuda=reference.features_and_slope,
+    torch=reference.features_and_slope,
+)

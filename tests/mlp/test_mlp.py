@@ -110,7 +110,7 @@ def test_a_second_derivative_by_the_kernel_is_refused():
         first.sum().backward()
 
 
-def test_widths_the_kernel_does_not_have_and_the_torch_rung_are_the_reference():
+def test_widths_the_kernel_does_not_have_and_backend_torch_are_the_reference():
     for shape in ((5, 7, 2), (32, 64, 5)):
         weights, biases, _ = network(*shape)
         x = torch.randn(6, shape[0])
