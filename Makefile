@@ -1,5 +1,7 @@
 # make demo       a textured model from a sentence, in minutes, into demo/ (PROMPT="..." for your own)
 # make test       the whole test suite
+# make sanitize   the tests of the CUDA kernels, emulated on a CPU, under the address, undefined-behaviour and thread
+#                 sanitizers and with fused multiply-adds, as nvcc compiles them; no GPU is needed
 # make gpu-check  build, tests and benchmarks on a machine with a GPU, with the interpreter's own torch
 # make lint       style
 # Everything sets up .venv by itself the first time. Nothing needs root.
@@ -12,7 +14,7 @@ export PROMPT
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.complete
 
-.PHONY: demo test venv gpu-check lint help-text clean
+.PHONY: demo test sanitize venv gpu-check lint help-text clean
 
 demo: $(STAMP)
 	@folder="demo/$$(printf '%s' "$$PROMPT" | tr -cs 'a-zA-Z0-9' '_' | cut -c1-60)"; \
@@ -21,6 +23,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q $(ARGS)
+
+sanitize: $(STAMP)
+	$(VENV_PYTHON) -m tests.helpers.fake_cuda.session $(ARGS)
 
 venv: $(STAMP)
 

@@ -1,0 +1,42 @@
+"""The CUDA kernels, and what runs on them, on a fake device: each session in a process of its own."""
+
+import re
+import shutil
+
+import pytest
+import torch
+
+from extension import toolchain
+from tests.helpers.fake_cuda import session
+
+pytestmark = [
+    pytest.mark.timeout(600),  # the first session compiles everything
+    pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler on this machine"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, and the same tests run on it"),
+]
+
+
+def exported_kernels():
+    """Names of the kernels of all CUDA sources, as the sources export them."""
+    found = set()
+    for folder in toolchain.KERNEL_FOLDERS:
+        if toolchain.sources(folder, "cuda"):
+            text = "\n".join(p.read_text() for p in (toolchain.ROOT / folder / "src").iterdir() if p.suffix in (".cu", ".h"))
+            found |= set(re.findall(r"EXPORT int (\w+)_cuda\(", text))
+            found |= set(re.findall(r"^EXPORT int SOMNIA_KERNEL\((\w+)\)", text, re.MULTILINE))
+            found |= set(re.findall(r"^GRID_KERNEL\((\w+),", text, re.MULTILINE))
+    return found
+
+
+@pytest.mark.parametrize("order", ["forward", "reversed", "shuffled"])
+def test_the_kernels_pass_their_tests_in_any_order_of_their_threads(order):
+    outcome = session.run(session.KERNEL_TESTS, session.ON_CUDA, order=order)
+    assert outcome.code == 0, outcome.output
+    assert outcome.passed > 200 and outcome.launches > 5000
+    assert exported_kernels() - set(outcome.kernels) == set()  # none is left out
+
+
+def test_the_fake_device_refuses_what_cuda_refuses_and_the_trainer_runs_on_it():
+    outcome = session.run(("tests/cuda/on_device",), order="shuffled")
+    assert outcome.code == 0, outcome.output
+    assert outcome.passed > 0
