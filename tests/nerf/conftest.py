@@ -1,4 +1,4 @@
-"""Folders of photographs that several tests read."""
+"""Datasets of photographs that several tests read."""
 
 import pytest
 
