@@ -298,7 +298,7 @@ class Photographs:
         step = torch.arange(size, device=self.device)
         column = (left[:, None, None] + step).expand(-1, size, -1).reshape(-1)
         row = (top[:, None, None] + step[:, None]).expand(-1, -1, size).reshape(-1)
-        image = image.repeat_interleave(size * size)
+        image = image[:, None].expand(-1, size * size).reshape(-1)
         rays = replace(self._pixel_rays(image, column, row), shape=(count, size, size))
         return self._pixel_batch(rays, self.store.pixels[self.store.pixel_index(image, column, row)], request, background)
 

@@ -54,8 +54,8 @@ def test_the_same_request_gives_the_same_batch(mixed):
     assert torch.equal(photos.batch(part()).rays.directions, photos.batch(part()).rays.directions)
 
 
-def test_alpha_is_composited_over_the_background_of_the_batch(clear, device):
-    batch = load(clear, device=device).batch(part())
+def test_alpha_is_composited_over_the_background_of_the_batch(transparent, device):
+    batch = load(transparent, device=device).batch(part())
     x, y = (batch.rays.uv * torch.tensor(SIZES, device=device)[batch.rays.image_index]).floor().unbind(-1)
     alpha = (16 * x) % 256 / 255
     colour = torch.stack([10.0 * batch.rays.image_index, x, y], -1) / 255
@@ -63,20 +63,20 @@ def test_alpha_is_composited_over_the_background_of_the_batch(clear, device):
     torch.testing.assert_close(batch.rgb, colour * alpha[:, None] + batch.background * (1 - alpha[:, None]))
 
 
-def test_random_background_differs_between_rays(clear):
-    assert len(load(clear).batch(part()).background.unique(dim=0)) == 500
+def test_random_background_differs_between_rays(transparent):
+    assert len(load(transparent).batch(part()).background.unique(dim=0)) == 500
 
 
 @pytest.mark.parametrize("name, value", [("white", 1.0), ("black", 0.0)])
-def test_solid_background_is_used_for_training_and_evaluation(clear, name, value):
-    photos = load(clear, data_background=name)
+def test_solid_background_is_used_for_training_and_evaluation(transparent, name, value):
+    photos = load(transparent, data_background=name)
     assert (photos.batch(part()).background == value).all()
     assert (photos.image(0)[0, 0] == value).all()  # alpha is 0 in the first column
 
 
-def test_background_of_the_settings_takes_precedence(clear):
+def test_background_of_the_settings_takes_precedence(transparent):
     grey = torch.full((3,), 0.25)
-    assert (load(clear).batch(part(), grey).background == 0.25).all()
+    assert (load(transparent).batch(part(), grey).background == 0.25).all()
 
 
 def test_opaque_alpha_channels_are_dropped(tmp_path):
@@ -85,8 +85,8 @@ def test_opaque_alpha_channels_are_dropped(tmp_path):
     assert photos.background is None and photos.scene_kind == "scene"
 
 
-def test_photographs_with_alpha_are_normalised_as_an_object_and_others_as_a_scene(clear, tmp_path_factory):
-    assert load(clear).scene_kind == "object"
+def test_photographs_with_alpha_are_normalised_as_an_object_and_others_as_a_scene(transparent, tmp_path_factory):
+    assert load(transparent).scene_kind == "object"
     opaque = write(tmp_path_factory.mktemp("opaque"), [pattern(i, *s) for i, s in enumerate(SIZES)])
     assert load(opaque).scene_kind == "scene"
 
@@ -130,8 +130,8 @@ def test_lens_distortion_is_undone_in_the_rays(tmp_path):
     batch = photos.batch(part(100))
     i = batch.rays.image_index
     local = (photos.cameras.pose[i, :3, :3].mT @ batch.rays.directions[..., None])[..., 0]
-    ideal = torch.stack([local[:, 0], -local[:, 1]], -1) / -local[:, 2:]
-    seen = distort(ideal, torch.tensor([0.06, -0.08, 0.0, 0.0, -0.001, 0.0002]))
+    undistorted = torch.stack([local[:, 0], -local[:, 1]], -1) / -local[:, 2:]
+    seen = distort(undistorted, torch.tensor([0.06, -0.08, 0.0, 0.0, -0.001, 0.0002]))
     torch.testing.assert_close(seen * 15 + torch.tensor([10.0, 7.0]), batch.rays.uv * torch.tensor([20.0, 14.0]))
 
 
@@ -178,8 +178,8 @@ def test_summary_is_one_line_with_the_missing_photographs(mixed, caplog):
     assert "1 listed photographs do not exist (the first is 01.png)" in caplog.text and len(caplog.records) == 1
 
 
-def test_camera_path_around_an_object_is_a_circle_at_the_cameras_distance(clear):
-    photos = load(write(clear, [pattern(i, *SIZES[0], channels=4) for i in range(12)]))
+def test_camera_path_around_an_object_is_a_circle_at_the_cameras_distance(transparent):
+    photos = load(write(transparent, [pattern(i, *SIZES[0], channels=4) for i in range(12)]))
     path = photos.camera_path(8, 10, 30)
     steps = wrap_degrees(path.azimuth.diff())
     torch.testing.assert_close(steps, torch.full((7,), 45.0), atol=0.1, rtol=0)
@@ -216,8 +216,8 @@ def test_masks_of_neus_are_the_alpha_of_its_photographs(test_data):
     assert (len(photos), photos.num_images, photos.scene_kind) == (44, 49, "box")
     share = photos.alpha(0).mean()
     assert 0.5 < share < 0.7 and photos.valid_mask(0) is None
-    clear = photos.alpha(0) == 0
-    assert (photos.image(0)[clear] == 1).all() and not (photos.image(0)[~clear] == 1).all()
+    transparent = photos.alpha(0) == 0
+    assert (photos.image(0)[transparent] == 1).all() and not (photos.image(0)[~transparent] == 1).all()
     assert (photos.cameras.pose[:, 1, 1] > 0.4).all() and photos.cameras.radius.sub(2.9).abs().max() < 0.2
 
 
@@ -225,7 +225,7 @@ def test_masks_of_neus_are_the_alpha_of_its_photographs(test_data):
 
 
 def test_a_broken_image_is_refused_by_name(mixed):
-    (mixed / "01.png").write_bytes(b"not a picture")
+    (mixed / "01.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match="photograph .*01.png cannot be read"):
         load(mixed)
 

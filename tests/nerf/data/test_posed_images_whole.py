@@ -79,13 +79,13 @@ def test_whole_photographs_are_not_repeated_before_all_were_used(mixed):
     assert drawn == {0, 1, 2}
 
 
-def test_whole_photographs_are_composited_over_one_colour_each(clear, device):
-    batch = load(clear, device=device).batch(whole(2))
+def test_whole_photographs_are_composited_over_one_colour_each(transparent, device):
+    batch = load(transparent, device=device).batch(whole(2))
     assert batch.background.shape == (2, 3) and not torch.equal(batch.background[0], batch.background[1])
     behind = batch.background[batch.rays.view_index]
-    transparent = batch.mask == 0
-    assert transparent.any() and torch.equal(batch.rgb[transparent], behind[transparent])
-    black = load(clear, device=device).batch(whole(2), torch.zeros(3))
+    empty = batch.mask == 0
+    assert empty.any() and torch.equal(batch.rgb[empty], behind[empty])
+    black = load(transparent, device=device).batch(whole(2), torch.zeros(3))
     torch.testing.assert_close(batch.rgb, black.rgb + (1 - batch.mask)[:, None] * behind)
 
 
@@ -141,7 +141,7 @@ def test_normals_of_another_size_are_refused(tmp_path):
 # ---- evaluation ----
 
 
-@pytest.mark.parametrize("fixture", ["mixed", "clear"])
+@pytest.mark.parametrize("fixture", ["mixed", "transparent"])
 def test_eval_batches_are_whole_photographs_with_their_own_cameras(request, fixture, device):
     photos = load(request.getfixturevalue(fixture), device=device)
     for i, (width, height) in enumerate(SIZES):
@@ -175,11 +175,12 @@ def test_undistorted_eval_batches_equal_training_images(tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_batches_do_not_synchronise_with_the_gpu(clear):
-    photos = load(clear, device="cuda")
+def test_batches_do_not_synchronise_with_the_gpu(transparent):
+    photos = load(transparent, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for wanted in (whole(2), replace(whole(), num_rays=100)):
+        layouts = ({"layout": "rays"}, {"layout": "patches", "patch_size": 4})
+        for wanted in (whole(2), *(replace(whole(), num_rays=100, **layout) for layout in layouts)):
             photos.batch(wanted)
     finally:
         torch.cuda.set_sync_debug_mode("default")
