@@ -30,7 +30,7 @@ CAMERA_REACH = 30.0  # degrees of azimuth to either side of a camera in which it
 PATH_QUANTILES = (0.05, 0.95)  # of the cameras' azimuths; the ends of a path that goes back and forth
 BOX_SOURCE = {  # SceneNormalization.kind in words, for the log
     "box": "the dataset",
-    "object": "the field of view, as the photographs have transparent pixels",
+    "object": "the field of view (transparent background)",
     "points": "the reconstruction's points",
     "scene": "the camera positions",
 }

@@ -244,7 +244,6 @@ def test_points_of_lund_door_project_to_their_features(test_data):
         fx, fy, cx, cy = frame.intrinsics.scaled_to(1296, 1936)
         local = (points - frame.pose[:3, 3]) @ frame.pose[:3, :3]
         plane = torch.stack([local[:, 0], -local[:, 1]], -1) / -local[:, 2:]
-        seen = distort(plane, torch.tensor(frame.intrinsics.distortion).double()) * torch.tensor([fx, fy]) + torch.tensor(
-            [cx, cy]
-        )
-        assert len(points) > 100 and (seen - features[:, :2]).norm(dim=-1).median() < 1.0
+        distorted = distort(plane, torch.tensor(frame.intrinsics.distortion).double())
+        projected = distorted * torch.tensor([fx, fy]) + torch.tensor([cx, cy])
+        assert len(points) > 100 and (projected - features[:, :2]).norm(dim=-1).median() < 1.0
