@@ -155,7 +155,7 @@ class Evaluator:
         photos = self.held_out.get("test") or self.held_out.get("val")
         if photos is None:
             return provider.turntable(self.config, count, height, width)
-        return photos.show_path(count, height, width)
+        return photos.camera_path(count, height, width)
 
     def _write_turntable(self, name: str) -> None:
         output = self.config.output
@@ -182,7 +182,7 @@ class Evaluator:
         photos = self.held_out[split]
         rows = []
         for i in range(len(photos)):
-            batch, usable = photos.measured(i, ideal=self.stage.kind.photo_layout == "image")
+            batch, usable = photos.eval_batch(i, undistorted=self.stage.kind.photo_layout == "image")
             out = self.render(batch.views, batch.settings(self.settings()))
             shape = out.shape[1:]
             image, truth = (colour.reshape(*shape, 3) for colour in (out.image.clamp(0, 1), batch.rgb.to(self.device)))

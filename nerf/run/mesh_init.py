@@ -242,10 +242,10 @@ def _begin_with_silhouettes(model: NeRFRenderer, photos: Photographs) -> str:
 
 def silhouette(photos: Photographs, i: int) -> Tensor | None:
     """Where photograph ``i`` shows the object, bool [H, W]; None if neither alpha nor a mask says."""
-    alpha, usable = photos.mask(i), photos.usable(i)
+    alpha, valid = photos.alpha(i), photos.valid_mask(i)
     if alpha is None:
-        return usable
-    return alpha > 0.5 if usable is None else (alpha > 0.5) & usable
+        return valid
+    return alpha > 0.5 if valid is None else (alpha > 0.5) & valid
 
 
 def visual_hull(photos: Photographs, points: Tensor) -> Tensor:

@@ -96,13 +96,13 @@ class Discs:
         """One camera."""
         return self.views[i]
 
-    def mask(self, i):
+    def alpha(self, i):
         """A disc of the size that a ball of radius 0.5 shows."""
         y, x = torch.meshgrid(torch.arange(96) + 0.5, torch.arange(96) + 0.5, indexing="ij")
         radius = float(self.views.fy[0]) * 0.5 / (9 - 0.25) ** 0.5
         return (((x - 48) ** 2 + (y - 48) ** 2).sqrt() < radius).float() * self.shown
 
-    def usable(self, i):
+    def valid_mask(self, i):
         """All of it."""
 
 
