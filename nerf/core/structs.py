@@ -88,7 +88,7 @@ class SceneInfo:
 
     bound: float = 1.0  # half the side of the object's box, scene units
     num_images: int = 0  # photographs in all splits that training may index
-    has_transparency: bool = False  # the photographs show clear ground: by their alpha, or by masks
+    has_transparency: bool = False  # photographs have transparent pixels: by their alpha, or by masks
 
 
 @dataclass(frozen=True)
