@@ -6,24 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from nerf.core.errors import UserError
-from nerf.fields.base import Field
+from nerf.fields.base import QUERY_CHUNK, Field
 from raymarching import morton3D_invert, packbits
 
-# A cell's density is remembered as the largest seen, and fades so much a look: given up slowly, found at once.
+# A cell keeps the largest density sampled so far, decayed by this factor each time it is sampled again.
 DECAY = 0.95
-# The first updates look at every cell, later ones at one cell in STRIDE, in turn, and at as many that are occupied.
+# The first updates sample every cell, later ones one cell in STRIDE, in turn, and as many occupied ones.
 FULL_UPDATES, STRIDE = 8, 8
-# A field that is the same everywhere is just above this share of its own mean, and so kept whole.
-EVEN = 0.99
-# Points asked of the field at once, to keep its temporaries in the cache.
-CHUNK = 1 << 17
+# Share of the mean above which a cell is occupied; below 1, so that a field that is uniform is occupied everywhere.
+MEAN_SHARE = 0.99
 
 
 class OccupancyGrid(nn.Module):
-    """Remembers a density for every cell and packs the cells above a threshold into a bit field.
+    """A density for every cell, and a bit field of the cells above a threshold.
 
-    The threshold is just under the mean over all cells, at most ``density_thresh``: a young field of low density keeps
-    the cells that are denser than the rest, an even one all of them. Before the first update every cell is occupied.
+    The threshold is just below the mean over all cells, at most ``density_thresh``: early in training, when densities are
+    low, the cells that are denser than most stay occupied, and all cells of a uniform field. Before the first update
+    every cell is occupied.
 
     Args:
         bound: half the edge of the box, scene units; cascade c covers [-min(2^c, bound), min(2^c, bound)]^3.
@@ -35,6 +34,11 @@ class OccupancyGrid(nn.Module):
     Raises:
         UserError: grid_size is not a power of two between 8 and 512.
     """
+
+    density: Tensor
+    bitfield: Tensor
+    mean: Tensor
+    updates: Tensor
 
     def __init__(self, bound: float, grid_size: int, density_thresh: float):
         super().__init__()
@@ -51,27 +55,27 @@ class OccupancyGrid(nn.Module):
     @property
     def threshold(self) -> float:
         """Density above which a cell counts as occupied."""
-        return min(EVEN * float(self.mean), self.density_thresh)
+        return min(MEAN_SHARE * float(self.mean), self.density_thresh)
 
     @torch.no_grad()
     def update(self, field: Field, generator: torch.Generator) -> None:
-        """Ask the field again at a random point of some cells, let what they held fade, and pack the bits.
+        """Sample the field at a random point of some cells, decay their old densities, and pack the bits.
 
         Args:
-            field: asked through ``field.occupancy``.
+            field: sampled by ``field.occupancy``.
             generator: of the grid's device; places the points within their cells.
         """
         chosen = self._cells(int(self.updates))
         flat = self.density.view(-1)
-        for cells in chosen.split(CHUNK):
-            seen = field.occupancy(self.positions(cells, generator)).to(flat)
-            flat[cells] = torch.maximum(DECAY * flat[cells], seen)
+        for cells in chosen.split(QUERY_CHUNK):
+            sampled = field.occupancy(self.positions(cells, generator)).to(flat)
+            flat[cells] = torch.maximum(DECAY * flat[cells], sampled)
         self.mean.copy_(self.density.mean())
         self.updates.add_(1)
         self.bitfield.copy_(packbits(self.density, self.threshold))
 
     def _cells(self, update: int) -> Tensor:
-        """Flat indices of the cells that this update looks at."""
+        """Flat indices [K] of the cells that this update samples."""
         total, device = self.density.numel(), self.density.device
         if update < FULL_UPDATES:
             return torch.arange(total, device=device)
@@ -83,12 +87,13 @@ class OccupancyGrid(nn.Module):
         return torch.cat([in_turn, occupied[update % every :: every]])
 
     def positions(self, cells: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A point [K, 3] in each of the cells [K] (flat indices): random in it, or its middle without a generator."""
+        """A point [K, 3] in each of the cells [K] (flat indices): random, or the centre without a generator."""
         per_cascade = self.grid_size**3
         cascade = torch.div(cells, per_cascade, rounding_mode="floor")
         corner = morton3D_invert((cells - cascade * per_cascade).int()).to(self.density.dtype)
-        inside = 0.5
-        if generator is not None:
+        if generator is None:
+            inside = torch.full_like(corner, 0.5)
+        else:
             inside = torch.rand(corner.shape, generator=generator, device=corner.device, dtype=corner.dtype)
         reach = torch.exp2(cascade.to(corner.dtype)).clamp(max=self.bound)
         return ((corner + inside) * (2.0 / self.grid_size) - 1.0) * reach[:, None]

@@ -13,7 +13,7 @@ from PIL import Image
 from nerf.config.config import Config
 from nerf.core.cameras import orbit, view_rays
 from nerf.core.structs import FieldOutput, RenderSettings
-from nerf.fields.base import Field
+from nerf.fields.base import DensityField
 from nerf.mesh import export
 from nerf.mesh.export import ExportError, ExportOptions, export_mesh, export_surface
 from nerf.mesh.mesh import Mesh
@@ -120,7 +120,7 @@ def test_front_of_the_glb_is_plus_z_and_its_right_is_plus_x(lettered):
     assert mesh.vertices[:, 2].max() == pytest.approx(0.33, abs=0.01)
 
 
-class SolidField(Field):
+class SolidField(DensityField):
     """A solid as a field that the program's own renderer renders."""
 
     def __init__(self, solid):
@@ -137,7 +137,7 @@ class SolidField(Field):
 
     def query(self, points, settings):
         """Density and albedo."""
-        return FieldOutput(self.density(points.positions), self.solid.albedo(points.positions))
+        return FieldOutput(density=self.density(points.positions), albedo=self.solid.albedo(points.positions))
 
 
 def own_render(solid, views, cuda_ray, max_steps=512):

@@ -1,4 +1,4 @@
-"""The occupancy grid loses nothing that is there, and its updates are repeatable."""
+"""The occupancy grid keeps every occupied cell, and its updates are repeatable."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_cascades_cover_the_box_and_no_more(bound):
         assert reach.item() == pytest.approx(min(2.0**cascade, bound), rel=1e-5)
 
 
-def test_points_lie_in_the_cells_they_stand_for():
+def test_points_lie_in_their_cells():
     grid = OccupancyGrid(1.0, 16, 10.0)
     cells = torch.arange(16**3)
     points = grid.positions(cells, torch.Generator().manual_seed(0))
@@ -54,30 +54,30 @@ def test_points_lie_in_the_cells_they_stand_for():
     assert torch.equal(morton3D(corner).long(), cells)
 
 
-def test_later_updates_ask_a_part_of_the_cells_and_every_cell_in_turn():
+def test_later_updates_sample_a_part_of_the_cells_and_every_cell_in_turn():
     grid = updated(OccupancyGrid(1.0, 16, 10.0), Ball(0.2, density=30.0, margin=0.0), FULL_UPDATES)
     turns = [set(grid._cells(FULL_UPDATES + i).tolist()) for i in range(STRIDE)]
     assert all(len(turn) < 16**3 // 2 for turn in turns) and set.union(*turns) == set(range(16**3))
 
 
-def test_occupied_cells_are_asked_every_time():
+def test_occupied_cells_are_sampled_by_every_update():
     grid = updated(OccupancyGrid(1.0, 16, 10.0), Ball(0.4, density=30.0, margin=0.0), FULL_UPDATES)
     dense = set(torch.nonzero(grid.density.view(-1) > grid.threshold)[:, 0].tolist())
     assert dense and all(dense <= set(grid._cells(FULL_UPDATES + i).tolist()) for i in range(STRIDE))
 
 
-def test_a_part_that_appears_late_is_found_within_one_round():
+def test_an_object_that_appears_late_is_found_within_one_turn():
     grid = updated(OccupancyGrid(1.0, 16, 10.0), Ball(0.2, density=30.0, margin=0.0), FULL_UPDATES)
     updated(grid, Ball(0.3, density=30.0, centre=(0.6, 0.6, 0.6), margin=0.0), STRIDE, seed=50)
     assert occupied(grid, torch.tensor([[0.6, 0.6, 0.6], [0.5, 0.6, 0.7]])).all()
 
 
-def test_a_thin_even_field_keeps_all_its_cells():
+def test_a_uniform_field_of_low_density_keeps_all_its_cells():
     grid = updated(OccupancyGrid(1.0, 16, 10.0), Ball(3.0, density=1e-3, margin=0.0), FULL_UPDATES + 2 * STRIDE)
     assert (grid.bitfield == ALL_EIGHT).all()
 
 
-def test_what_has_gone_is_given_up_in_time():
+def test_cells_that_became_empty_are_dropped_in_time():
     grid = updated(OccupancyGrid(1.0, 16, 10.0), Ball(0.4, density=30.0, margin=0.0), 2)
     updated(grid, Ball(0.2, density=30.0, margin=0.0), 120, seed=9)
     assert not occupied(grid, torch.tensor([[0.33, 0.0, 0.0]])).any()
