@@ -135,7 +135,8 @@ class Tinted(Ball):
 def learned(path, field, rays, settings):
     """What the path renders, and the gradient of a loss on the image and on the samples."""
     field.gain.grad = None
-    out = NeRFRenderer(field, ConstantBackground(), path).render(rays, settings)
+    model = NeRFRenderer(field, ConstantBackground(), path).to(rays.origins.device)
+    out = model.render(rays, settings)
     trace = out.trace
     (out.image.square().sum() + out.depth.sum() + (trace.weights * trace.samples.t).sum()).backward()
     return out, field.gain.grad
