@@ -58,8 +58,16 @@ class Field(nn.Module, ABC):
         """
 
     @abstractmethod
-    def occupancy(self, positions: Tensor) -> Tensor:
-        """A density-like value [M] at positions [M, 3], for the occupancy grid. Not differentiable."""
+    def occupancy(self, positions: Tensor, dt: float) -> Tensor:
+        """Opacity of a step at each position, in any direction, for the occupancy grid.
+
+        Args:
+            positions: [M, 3] scene units.
+            dt: length of the steps, scene units.
+
+        Returns:
+            [M] in [0, 1]; not differentiable.
+        """
 
     @abstractmethod
     def level_set(self, threshold: float) -> LevelSet:
@@ -122,9 +130,9 @@ class DensityField(Field):
         return density_to_alpha(output.require("density"), dt)
 
     @torch.no_grad()
-    def occupancy(self, positions: Tensor) -> Tensor:
-        """Density [M] at positions [M, 3]. Not differentiable."""
-        return self.density(positions)
+    def occupancy(self, positions: Tensor, dt: float) -> Tensor:
+        """Opacity [M] of steps of length dt at positions [M, 3]; see :meth:`Field.occupancy`."""
+        return density_to_alpha(self.density(positions), dt)
 
     def level_set(self, threshold: float) -> LevelSet:
         """The points where the density equals ``threshold``; see :meth:`Field.level_set`."""

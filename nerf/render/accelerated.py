@@ -91,7 +91,7 @@ class AcceleratedPath(RenderPath):
         buffered: bool | None = None,
     ):
         super().__init__()
-        self.grid = OccupancyGrid(bound, grid_size, density_thresh)
+        self.grid = OccupancyGrid(bound, grid_size, density_thresh, step_sizes(bound, max_steps, grid_size)[0])
         self.max_steps, self.dt_gamma, self.min_near = max_steps, dt_gamma, min_near
         self.buffered = buffered
         self.register_buffer("log2_step_scale", torch.zeros((), dtype=torch.int64))

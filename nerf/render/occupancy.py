@@ -9,7 +9,7 @@ from nerf.core.errors import UserError
 from nerf.fields.base import QUERY_CHUNK, Field
 from raymarching import morton3D_invert, packbits
 
-# A cell keeps the largest density sampled so far, decayed by this factor each time it is sampled again.
+# A cell keeps the largest alpha sampled so far, decayed by this factor each time it is sampled again.
 DECAY = 0.95
 # The first updates sample every cell, later ones one cell in STRIDE, in turn, and as many occupied ones.
 FULL_UPDATES, STRIDE = 8, 8
@@ -18,70 +18,72 @@ MEAN_SHARE = 0.99
 
 
 class OccupancyGrid(nn.Module):
-    """A density for every cell, and a bit field of the cells above a threshold.
+    """An alpha for every cell, the opacity of the shortest march step in it, and a bit field of those above a threshold.
 
-    The threshold is just below the mean over all cells, at most ``density_thresh``: early in training, when densities are
-    low, the cells that are denser than most stay occupied, and all cells of a uniform field. Before the first update
-    every cell is occupied.
+    The threshold is just below the mean over all cells, at most the alpha of ``density_thresh``: early in training, when
+    alphas are low, the cells that are denser than most stay occupied, and all cells of a uniform field. Before the first
+    update every cell is occupied.
 
     Args:
         bound: half the edge of the box, scene units; cascade c covers [-min(2^c, bound), min(2^c, bound)]^3.
         grid_size: H, a power of two.
         density_thresh: density above which a cell always counts as occupied.
+        dt: length of the shortest march step, scene units.
 
-    Buffers (all in the state dict): density [C, H^3], bitfield [C * H^3 / 8] uint8, mean [], updates [].
+    Buffers (all in the state dict): alpha [C, H^3], bitfield [C * H^3 / 8] uint8, mean [], updates [].
 
     Raises:
         UserError: grid_size is not a power of two between 8 and 512.
     """
 
-    density: Tensor
+    alpha: Tensor
     bitfield: Tensor
     mean: Tensor
     updates: Tensor
 
-    def __init__(self, bound: float, grid_size: int, density_thresh: float):
+    def __init__(self, bound: float, grid_size: int, density_thresh: float, dt: float):
         super().__init__()
         if grid_size < 8 or grid_size > 512 or grid_size & (grid_size - 1):
             raise UserError(f"--grid_size must be a power of two from 8 to 512, got {grid_size}")
-        self.bound, self.grid_size, self.density_thresh = float(bound), grid_size, float(density_thresh)
+        self.bound, self.grid_size, self.dt = float(bound), grid_size, float(dt)
+        self.alpha_thresh = -math.expm1(-density_thresh * dt)
         self.cascades = max(1, 1 + math.ceil(math.log2(bound)))
         cells = grid_size**3
-        self.register_buffer("density", torch.zeros(self.cascades, cells))
+        self.register_buffer("alpha", torch.zeros(self.cascades, cells))
         self.register_buffer("bitfield", torch.full((self.cascades * cells // 8,), 255, dtype=torch.uint8))
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @property
     def threshold(self) -> float:
-        """Density above which a cell counts as occupied."""
-        return min(MEAN_SHARE * float(self.mean), self.density_thresh)
+        """Alpha above which a cell counts as occupied."""
+        return min(MEAN_SHARE * float(self.mean), self.alpha_thresh)
 
     @torch.no_grad()
     def update(self, field: Field, generator: torch.Generator) -> None:
-        """Sample the field at a random point of some cells, decay their old densities, and pack the bits.
+        """Sample the field at a random point of some cells, decay their old alphas, and pack the bits.
 
         Args:
             field: sampled by ``field.occupancy``.
             generator: of the grid's device; places the points within their cells.
         """
         chosen = self._cells(int(self.updates))
-        flat = self.density.view(-1)
+        flat = self.alpha.view(-1)
         for cells in chosen.split(QUERY_CHUNK):
-            sampled = field.occupancy(self.positions(cells, generator)).to(flat)
+            sampled = field.occupancy(self.positions(cells, generator), self.dt).to(flat)
             flat[cells] = torch.maximum(DECAY * flat[cells], sampled)
-        self.mean.copy_(self.density.mean())
+        self.mean.copy_(self.alpha.mean())
         self.updates.add_(1)
-        self.bitfield.copy_(packbits(self.density, self.threshold))
+        self.bitfield.copy_(packbits(self.alpha, self.threshold))
 
     def _cells(self, update: int) -> Tensor:
         """Flat indices [K] of the cells that this update samples."""
-        total, device = self.density.numel(), self.density.device
+        total, device = self.alpha.numel(), self.alpha.device
         if update < FULL_UPDATES:
             return torch.arange(total, device=device)
         turn = update % STRIDE
         in_turn = torch.arange(turn, total, STRIDE, device=device)
-        occupied = torch.nonzero(self.density.view(-1) > self.threshold)[:, 0]
+        occupied = torch.nonzero(self.alpha.view(-1) > self.threshold)[:, 0]
         occupied = occupied[occupied % STRIDE != turn]
         every = max(1, math.ceil(len(occupied) / len(in_turn)))
         return torch.cat([in_turn, occupied[update % every :: every]])
@@ -90,7 +92,7 @@ class OccupancyGrid(nn.Module):
         """A point [K, 3] in each of the cells [K] (flat indices): random, or the centre without a generator."""
         per_cascade = self.grid_size**3
         cascade = torch.div(cells, per_cascade, rounding_mode="floor")
-        corner = morton3D_invert((cells - cascade * per_cascade).int()).to(self.density.dtype)
+        corner = morton3D_invert((cells - cascade * per_cascade).int()).to(self.alpha.dtype)
         if generator is None:
             inside = torch.full_like(corner, 0.5)
         else:

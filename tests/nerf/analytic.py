@@ -5,6 +5,7 @@ from torch import Tensor
 
 from nerf.core.structs import FieldOutput, Points, Rays, RenderSettings
 from nerf.fields.base import DensityField
+from nerf.fields.opacity import density_to_alpha
 
 
 class Ball(DensityField):
@@ -24,9 +25,9 @@ class Ball(DensityField):
         """See :meth:`DensityField.density`."""
         return self._within(positions, self.radius)
 
-    def occupancy(self, positions: Tensor) -> Tensor:
+    def occupancy(self, positions: Tensor, dt: float) -> Tensor:
         """See :meth:`Field.occupancy`."""
-        return self._within(positions, self.radius + self.margin)
+        return density_to_alpha(self._within(positions, self.radius + self.margin), dt)
 
     def _within(self, positions: Tensor, radius: float) -> Tensor:
         return torch.where((positions - self.centre.to(positions)).norm(dim=-1) < radius, self.inside, 0.0)

@@ -43,9 +43,9 @@ class DistanceField(Field):
         """A logistic density of the signed distance (VolSDF-like)."""
         return -torch.expm1(-dt * self.sharpness * torch.sigmoid(-self.sharpness * output.require("sdf")))
 
-    def occupancy(self, positions):
-        """Density-like."""
-        return 100.0 * (positions.norm(dim=-1) < self.radius + 0.1)
+    def occupancy(self, positions, dt):
+        """Opaque inside a slightly larger sphere."""
+        return (positions.norm(dim=-1) < self.radius + 0.1).float()
 
     def level_set(self, threshold):
         """The zero of the signed distance."""

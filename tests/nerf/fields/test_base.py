@@ -65,6 +65,12 @@ def test_opacity_of_the_geometry_and_of_the_whole_output_agree(backbone):
     assert found[1].albedo is None
 
 
+def test_occupancy_is_the_opacity_of_a_step(backbone):
+    field, points, settings = built(backbone), Points(cloud()), RenderSettings()
+    opacity = field.opacity(field.geometry(points, settings), points, torch.full((64,), 0.02), settings)
+    torch.testing.assert_close(field.occupancy(points.positions, 0.02), opacity.detach())
+
+
 def test_alpha_is_the_opacity_of_a_homogeneous_medium():
     density, dt = torch.tensor([0.0, 2.0, 1e12]), torch.tensor([1.0, 0.5, 0.1])
     torch.testing.assert_close(density_to_alpha(density, dt), torch.tensor([0.0, 1 - torch.e**-1, 1.0]))

@@ -131,9 +131,9 @@ class SolidField(DensityField):
         """Density [M]."""
         return self.solid.density(positions)
 
-    def occupancy(self, positions):
-        """Density of a solid that is thicker by an occupancy cell, whose own thin parts are found by luck."""
-        return torch.where(self.solid.distance(positions) < 0.055, 300.0, 0.0)
+    def occupancy(self, positions, dt):
+        """Opaque in a solid that is thicker by an occupancy cell, whose own thin parts are found by luck."""
+        return (self.solid.distance(positions) < 0.055).float()
 
     def query(self, points, settings):
         """Density and albedo."""
