@@ -203,9 +203,10 @@ class RayRegularisers(Objective):
             terms["opacity"] = losses.opacity(out.opacity)
         if plan.wants("entropy"):
             terms["entropy"] = losses.entropy(out.opacity)
-        if plan.wants("orient") and out.field is not None and out.field.normal is not None:
-            directions = batch.rays.directions[out.samples.ray_index]
-            terms["orient"] = losses.orientation(out.weights, out.field.normal, directions, len(batch.rays))
+        trace = out.trace
+        if plan.wants("orient") and trace is not None and trace.field.normal is not None:
+            directions = batch.rays.directions[trace.samples.ray_index]
+            terms["orient"] = losses.orientation(trace.weights, trace.field.normal, directions, len(batch.rays))
         return ObjectiveOutput(terms)
 
 
@@ -229,12 +230,13 @@ class Smoothness(Objective):
             return ObjectiveOutput()
         if plan.wants("normal_smooth_2d"):
             terms["normal_smooth_2d"] = losses.normal_smooth_2d(out.as_images(out.normal))
-        if plan.wants("normal_smooth_3d") and out.field is not None and out.field.normal is not None:
-            at = out.samples.positions
+        trace = out.trace
+        if plan.wants("normal_smooth_3d") and trace is not None and trace.field.normal is not None:
+            at = trace.samples.positions
             rng = part.random.generator(Stream.NORMAL_NEIGHBOURS, at.device)
             near = at + NEIGHBOUR_DISTANCE * torch.randn(at.shape, generator=rng, device=at.device, dtype=at.dtype)
             neighbour = self.field.query(Points(near), part.settings).normal
-            terms["normal_smooth_3d"] = losses.normal_smooth_3d(out.field.normal, neighbour, out.weights, len(batch.rays))
+            terms["normal_smooth_3d"] = losses.normal_smooth_3d(trace.field.normal, neighbour, trace.weights, len(batch.rays))
         return ObjectiveOutput(terms)
 
 

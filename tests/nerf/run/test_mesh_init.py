@@ -11,7 +11,7 @@ from nerf.config import config
 from nerf.config.stages import DMTET, Stage
 from nerf.core.cameras import orbit
 from nerf.core.errors import UserError
-from nerf.core.structs import SceneInfo
+from nerf.core.structs import LevelSet, SceneInfo
 from nerf.mesh.mesh import Mesh, signed_volume
 from nerf.renderer import build_model
 from nerf.run import checkpoint, mesh_init, workspace
@@ -38,7 +38,7 @@ def filled(tmp_path, density, *flags):
     """A model whose mesh starts from a density."""
     made = options(tmp_path, "--mcubes_resolution", "64", *flags)
     model = built(made)
-    model.density = density
+    model.level_set = lambda threshold: LevelSet(density, threshold)
     mesh_init._begin_with_density(model, made, 10.0)
     return model
 
