@@ -7,7 +7,7 @@ here. Letters: B views, N rays, M samples.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -17,11 +17,12 @@ from guidance.base import Guidance
 from nerf.config.stages import Stage
 from nerf.core.errors import UserError
 from nerf.core.streams import Stream
-from nerf.core.structs import Batch, Part, Points, RenderOutput, StepPlan
+from nerf.core.structs import Batch, Part, RenderOutput, StepPlan
 from nerf.fields.base import Field
+from nerf.render.base import points_at
 from nerf.training import losses
 
-# How far the second point of the 3-D smoothness stands from the first, in scene units (standard deviation).
+# Distance of the second point of the 3-D smoothness from the first (standard deviation), as a share of the field's bound.
 NEIGHBOUR_DISTANCE = 1e-2
 Need = Literal["image", "samples"]
 
@@ -234,8 +235,11 @@ class Smoothness(Objective):
         if plan.wants("normal_smooth_3d") and trace is not None and trace.field.normal is not None:
             at = trace.samples.positions
             rng = part.random.generator(Stream.NORMAL_NEIGHBOURS, at.device)
-            near = at + NEIGHBOUR_DISTANCE * torch.randn(at.shape, generator=rng, device=at.device, dtype=at.dtype)
-            neighbour = self.field.query(Points(near), part.settings).normal
+            near = at + NEIGHBOUR_DISTANCE * self.field.bound * torch.randn(
+                at.shape, generator=rng, device=at.device, dtype=at.dtype
+            )
+            points = replace(points_at(trace.samples, batch.rays), positions=near)
+            neighbour = self.field.query(points, part.settings).normal
             terms["normal_smooth_3d"] = losses.normal_smooth_3d(trace.field.normal, neighbour, trace.weights, len(batch.rays))
         return ObjectiveOutput(terms)
 

@@ -30,7 +30,8 @@ def corners(batch, size=SIZE):
 def output_of(batch):
     """A render output that equals the targets of the batch."""
     nothing = torch.zeros(len(batch.rays))
-    return RenderOutput(batch.rgb, nothing, nothing, None, torch.zeros_like(batch.rgb), shape=batch.rays.shape)
+    behind = torch.zeros_like(batch.rgb)
+    return RenderOutput(image=batch.rgb, opacity=nothing, depth=nothing, background=behind, shape=batch.rays.shape)
 
 
 @pytest.mark.parametrize("size", [1, 4, 9])
