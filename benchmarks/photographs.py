@@ -1,8 +1,8 @@
-"""How well photographs are learned in a given time: train on a folder, measure PSNR and SSIM on what was held out.
+"""Image quality after a given training time: train on posed photographs, report PSNR and SSIM of the held-out ones.
 
     python -m benchmarks.photographs DIR --minutes 10 [--workspace DIR] [any flags of main.py]
 
-It runs the command line that a user would, and reads the figures from the ``result.json`` that it leaves.
+It runs ``main.py`` in a process of its own and reads the metrics from the ``result.json`` of the workspace.
 """
 
 import argparse
@@ -13,17 +13,17 @@ import tempfile
 from pathlib import Path
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
-FIGURES = (
+METRICS = (
     ("test_psnr", "PSNR", "dB"),
     ("test_ssim", "SSIM", ""),
     ("train_seconds", "training", "s"),
     ("steps", "steps", ""),
-    ("seconds", "altogether", "s"),
+    ("seconds", "total", "s"),
 )
 
 
 def command(folder: str, minutes: float, workspace: str, extra: list[str]) -> list[str]:
-    """The command line of one run that starts from scratch."""
+    """The command line of one run from scratch; ``extra`` are further flags of ``main.py``."""
     return [
         sys.executable,
         str(MAIN),
@@ -40,28 +40,28 @@ def command(folder: str, minutes: float, workspace: str, extra: list[str]) -> li
 
 
 def report(result: dict) -> str:
-    """The figures of a ``result.json``, a line each.
+    """The metrics of a ``result.json``, one per line.
 
     Raises:
-        ValueError: the run measured nothing, as no photograph was held out.
+        ValueError: there are no test metrics, as no photograph was held out.
     """
     if "test_psnr" not in result:
-        raise ValueError("the run measured no held-out photographs; give --holdout 8, or data with a test split")
-    lines = [f"{title:>10}  {result[key]:.4g} {unit}".rstrip() for key, title, unit in FIGURES if key in result]
+        raise ValueError("the run held out no photographs to test on; give --holdout 8, or data with a test split")
+    lines = [f"{title:>10}  {result[key]:.4g} {unit}".rstrip() for key, title, unit in METRICS if key in result]
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run, print the command and its figures; returns the exit code of the run, or 2 if it measured nothing."""
+    """Run, print the command and its metrics; returns the exit code of the run, or 2 if there are no test metrics."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.photographs",
         description=__doc__.split("\n", 1)[0],
-        epilog="Other flags go to main.py as they are.",
+        epilog="Other flags are passed on to main.py.",
         allow_abbrev=False,
     )
-    parser.add_argument("folder", help="posed photographs, as --data takes them")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training (default 10)")
-    parser.add_argument("--workspace", help="where the run writes; a temporary folder by default")
+    parser.add_argument("folder", help="posed photographs, as for --data")
+    parser.add_argument("--minutes", type=float, default=10.0, help="training time (default 10)")
+    parser.add_argument("--workspace", help="workspace of the run (default: a temporary folder)")
     args, extra = parser.parse_known_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         workspace = args.workspace or temporary

@@ -1,35 +1,36 @@
 """NeRFRenderer: field + render path + background, and the factory that builds all three. N rays, M points."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nerf.config.config import Config
+from nerf.config.groups import FieldConfig
 from nerf.config.stages import Stage
 from nerf.core.errors import UserError
-from nerf.core.structs import Rays, RenderOutput, RenderSettings, SceneInfo
+from nerf.core.structs import LevelSet, Rays, RenderOutput, RenderSettings, SceneInfo, join_records
 from nerf.fields.base import Field
 from nerf.mesh.tetrahedra import Surface
 from nerf.network import VanillaField
 from nerf.network_grid import GridField
 from nerf.render.accelerated import AcceleratedPath
-from nerf.render.background import Background, ConstantBackground, NetworkBackground, chosen_color
-from nerf.render.base import RenderPath, Trace, check_rays
+from nerf.render.background import Background, ConstantBackground, NetworkBackground, background_kind, chosen_color
+from nerf.render.base import RenderPath, box, check_rays, mask_gradients
 from nerf.render.dmtet import DMTetPath
 from nerf.render.plain import PlainPath
-
-BACKBONES: dict[str, type[Field]] = {"grid": GridField, "vanilla": VanillaField}
+from raymarching import near_far_from_aabb
 
 
 class NeRFRenderer(nn.Module):
-    """Turns rays into pixels; everything it knows is in its state dict, the occupancy grid included.
+    """Renders rays; everything a render depends on is in its state dict, the occupancy grid included.
 
     Args:
-        field: what is at a point.
-        background: what is behind everything, where the settings do not say it.
-        path: how samples are chosen.
+        field: geometry and colour of the object.
+        background: colour behind the object, where the render settings do not prescribe one.
+        path: how the field is sampled along rays.
         max_ray_batch: rays rendered at once in evaluation.
     """
 
@@ -40,7 +41,7 @@ class NeRFRenderer(nn.Module):
 
     @property
     def bound(self) -> float:
-        """Half the edge of the box the field lives in, scene units."""
+        """Half the edge of the object's box, scene units."""
         return self.field.bound
 
     def render(self, rays: Rays, settings: RenderSettings) -> RenderOutput:
@@ -48,85 +49,88 @@ class NeRFRenderer(nn.Module):
 
         Args:
             rays: unit directions; whole images or not.
-            settings: shading, light, background, level, and whether this is training (perturbed samples, kept for the
-                regularisers) or evaluation (middle of the steps, in chunks of rays).
+            settings: shading, lights, background and levels, and whether this is training (perturbed samples, a trace
+                for the regularisers) or evaluation (centred samples, in chunks of rays).
 
         Returns:
-            See :class:`RenderOutput`. Training is differentiable in the parameters of field and background, evaluation
-            is not.
+            See :class:`RenderOutput`. Training is differentiable in the parameters of field, background and path,
+            evaluation is not. Where a path had to drop samples, all gradients of the output are zero.
+
+        Raises:
+            ValueError: rays, lights or backgrounds of the wrong shape.
         """
         check_rays(rays)
         with torch.set_grad_enabled(settings.training and torch.is_grad_enabled()):
-            return self._render(rays, settings)
+            behind = None if settings.background is None else chosen_color(settings.background, rays)
+            if settings.training or self.path.whole_images or len(rays) <= self.max_ray_batch:
+                return self._render(rays, behind, settings)
+            chunks = []
+            for i in range(0, len(rays), self.max_ray_batch):
+                chosen = slice(i, i + self.max_ray_batch)
+                chunks.append(self._render(rays[chosen], None if behind is None else behind[chosen], settings))
+            return replace(join_records(chunks, torch.cat), shape=rays.shape)
 
-    def _render(self, rays: Rays, settings: RenderSettings) -> RenderOutput:
-        if settings.background is not None:
-            behind = chosen_color(settings.background, rays)
-        else:
-            behind = self.background.color(rays, settings)
-        if settings.training or self.path.whole_images or len(rays) <= self.max_ray_batch:
-            trace = self.path.trace(self.field, rays, settings)
-        else:
-            trace = self._in_chunks(rays, settings)
-        image = trace.color + (1.0 - trace.opacity)[:, None] * behind
-        return RenderOutput(
-            image,
-            trace.opacity,
-            trace.depth,
-            trace.normal,
-            behind,
-            trace.samples,
-            trace.weights,
-            trace.field,
-            rays.shape,
-            trace.surface,
+    def _render(self, rays: Rays, behind: Tensor | None, settings: RenderSettings) -> RenderOutput:
+        """Render N rays at once over the colours ``behind`` [N, 3], or over the background model."""
+        if behind is None:
+            behind = self._render_background(rays, settings)
+        sums = self.path.render(self.field, rays, settings)
+        output = RenderOutput(
+            image=sums.color + (1.0 - sums.opacity)[:, None] * behind,
+            opacity=sums.opacity,
+            depth=sums.depth,
+            normal=sums.normal,
+            background=behind,
+            extras=sums.extras,
+            trace=sums.trace,
+            surface=sums.surface,
+            shape=rays.shape,
         )
+        return output if sums.fits is None else mask_gradients(output, sums.fits)
 
-    def _in_chunks(self, rays: Rays, settings: RenderSettings) -> Trace:
-        """The rays of an evaluation, so many at a time."""
-        starts = range(0, len(rays), self.max_ray_batch)
-        traces = [self.path.trace(self.field, rays[i : i + self.max_ray_batch], settings) for i in starts]
-
-        def joined(name: str) -> Tensor | None:
-            pieces = [getattr(trace, name) for trace in traces]
-            return None if pieces[0] is None else torch.cat(pieces)
-
-        names = [f.name for f in fields(Trace) if f.name not in ("samples", "weights", "field", "surface")]
-        return Trace(**{name: joined(name) for name in names})
+    def _render_background(self, rays: Rays, settings: RenderSettings) -> Tensor:
+        """Colours [N, 3] of the background model."""
+        _, far = near_far_from_aabb(rays.origins, rays.directions, box(self.bound, rays.origins), min_near=0.0)
+        near = torch.where(far.isfinite(), far, torch.zeros_like(far))
+        return self.background.render(rays, near, settings)
 
     def update_occupancy(self, generator: torch.Generator) -> None:
-        """Let the path look at the field again (every ``--update_extra_interval`` steps, from step 0 on)."""
+        """Refresh the occupancy grids of path and background, every ``--update_extra_interval`` steps from step 0 on."""
         self.path.update(self.field, generator)
+        self.background.update(generator)
 
-    def density(self, positions: Tensor) -> Tensor:
-        """Density [M] at positions [M, 3], all levels on, without gradients: what export extracts the surface from."""
-        with torch.no_grad():
-            return self.field.density(positions)
+    def level_set(self, threshold: float) -> LevelSet:
+        """The field's surface with all encoder levels active, for mesh extraction; see :meth:`Field.level_set`."""
+        return self.field.level_set(threshold)
 
     def albedo(self, positions: Tensor) -> Tensor:
-        """Diffuse colour [M, 3] in [0, 1] at positions [M, 3], without gradients: what export bakes."""
+        """Diffuse colour [M, 3] in [0, 1] at positions [M, 3], without gradients, for baking textures."""
         with torch.no_grad():
             return self.field.albedo(positions)
 
     def surface(self) -> Surface | None:
-        """The triangles of a mesh stage as they are now, without gradients; None where the object is a density."""
+        """The current triangles of a mesh stage, without gradients; None where the object is a volume."""
         with torch.no_grad():
             return self.path.surface()
 
-    def param_groups(self, lr: float) -> list[dict]:
-        """Parameters of field, background and path with their learning rates, as an optimiser wants them."""
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Optimiser groups (params, lr, name) of field, background and path.
+
+        Args:
+            lr: base learning rate of field and background; paths have rates of their own.
+        """
         return self.field.param_groups(lr) + self.background.param_groups(lr) + self.path.param_groups()
 
 
 def make_dmtet_path(config: Config, field: Field) -> RenderPath:
-    """Triangles of a tetrahedral grid, rasterised."""
+    """The mesh path: marching tetrahedra, rasterised."""
     render, mesh = config.render, config.dmtet
-    rates = {"distance": mesh.lr_distance, "offset": mesh.lr_offset, "lattices": mesh.lr_lattices}
+    rates = {"distance": mesh.lr_distance, "offset": mesh.lr_offset, "coarse_sdf": mesh.lr_lattices}
     return DMTetPath(field.bound, mesh.tet_grid_size, render.min_near, rates, mesh.lock_geo, mesh.lattices)
 
 
 def make_volume_path(config: Config, field: Field) -> RenderPath:
-    """Samples along rays: accelerated with ``--cuda_ray``, else plain."""
+    """The path that samples along rays: accelerated with ``--cuda_ray``, plain otherwise."""
     render = config.render
     if render.cuda_ray:
         return AcceleratedPath(
@@ -140,24 +144,32 @@ def make_volume_path(config: Config, field: Field) -> RenderPath:
     return PlainPath(render.num_steps, render.upsample_steps, render.min_near)
 
 
+# What a model is built from, by name. A new field, background or render path is one more entry.
+FIELDS: dict[str, Callable[[FieldConfig, SceneInfo], Field]] = {"grid": GridField, "vanilla": VanillaField}
+BACKGROUNDS: dict[str, Callable[[FieldConfig, SceneInfo], Background]] = {
+    "constant": lambda config, scene: ConstantBackground(),
+    "network": lambda config, scene: NetworkBackground(),
+}
 PATHS: dict[str, Callable[[Config, Field], RenderPath]] = {"volume": make_volume_path, "dmtet": make_dmtet_path}
 
 
 def build_model(stage: Stage, scene: SceneInfo) -> NeRFRenderer:
-    """Field, path and background of a stage.
+    """Build field, background and path of a stage by their names in ``FIELDS``, ``BACKGROUNDS`` and ``PATHS``.
 
     Args:
         stage: with its options.
-        scene: what is known of the scene before training.
+        scene: what is known about the scene before training.
 
     Raises:
-        UserError: a backbone that does not exist.
+        UserError: there is no such backbone or background.
     """
     config = stage.config
-    backbone = config.field.backbone
-    if backbone not in BACKBONES:
-        raise UserError(f"--backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}")
-    background = NetworkBackground() if config.field.bg_radius > 0 else ConstantBackground()
-    field = BACKBONES[backbone](config.field)
+    options, background = config.field, background_kind(config.field)
+    if options.backbone not in FIELDS:
+        raise UserError(f"--backbone must be one of {', '.join(FIELDS)}, got {options.backbone!r}")
+    if background not in BACKGROUNDS:
+        raise UserError(f"--background must be auto or one of {', '.join(BACKGROUNDS)}, got {background!r}")
+    behind = BACKGROUNDS[background](options, scene)
+    field = FIELDS[options.backbone](options, scene)
     path = PATHS[stage.kind.render_path](config, field)
-    return NeRFRenderer(field, background, path, config.render.max_ray_batch)
+    return NeRFRenderer(field, behind, path, config.render.max_ray_batch)

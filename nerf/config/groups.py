@@ -136,6 +136,12 @@ class FieldConfig(Group):
         fixed=True,
     )
     bound: float = option(1.0, "half the side of the scene's box", check=between(1e-3, 128), fixed=True)
+    background: str = option(
+        "auto",
+        "what is behind the object: one colour, or a small network; auto takes the network if --bg_radius is above 0",
+        choices=("auto", "constant", "network"),
+        fixed=True,
+    )
     bg_radius: float = option(1.4, "above 0: a learned background; 0 or less: a plain one", fixed=True)
     density_activation: str = option("exp", "activation of the density", choices=("exp", "softplus"), fixed=True)
     density_thresh: float = option(10.0, "density above which a cell counts as occupied, at most", check=above(0))

@@ -1,4 +1,4 @@
-"""Activations that turn a network's raw output into a density, safe at both ends of the number line."""
+"""Density activations that stay finite for large inputs, and the initial density blob. M points."""
 
 from collections.abc import Callable
 
@@ -8,12 +8,12 @@ from torch.nn import functional
 
 # exp(40) = 2e17 per scene unit is opaque at any step length, yet finite when multiplied by one in float32.
 MAX_EXPONENT = 40.0
-# Beyond exp(15) a step is opaque whatever happens; a larger slope would only make the optimiser leap.
+# Beyond exp(15) a step is opaque anyway; a larger slope would only make the optimiser diverge.
 MAX_SLOPE_EXPONENT = 15.0
 
 
 def at_least_single(x: Tensor) -> Tensor:
-    """Half precision becomes float32, everything else stays as it is. Any shape; differentiable."""
+    """Convert half precision to float32 and leave other dtypes unchanged. Any shape; differentiable."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -30,16 +30,16 @@ class _TruncatedExp(torch.autograd.Function):
 
 
 def truncated_exp(x: Tensor) -> Tensor:
-    """``exp(x)`` whose value and slope stay finite: the value stops at e^40, the slope at e^15.
+    """``exp(x)`` with the value clamped at e^40 and the derivative at e^15.
 
-    Computed in float32 at least, so that half precision cannot overflow. Any shape; differentiable twice (the second
-    derivative is that of the truncated slope).
+    Computed in at least float32, so that half precision cannot overflow. Any shape; differentiable twice (the second
+    derivative is that of the clamped derivative).
     """
     return _TruncatedExp.apply(at_least_single(x))
 
 
 def softplus(x: Tensor) -> Tensor:
-    """``log(1 + exp(x))`` in float32 at least. Any shape; differentiable twice."""
+    """``log(1 + exp(x))`` in at least float32. Any shape; differentiable twice."""
     return functional.softplus(at_least_single(x))
 
 
@@ -47,7 +47,10 @@ DENSITY_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"exp": truncated_e
 
 
 def density_activation(name: str) -> Callable[[Tensor], Tensor]:
-    """The increasing, non-negative function that makes a density of a raw output.
+    """The density activation of that name: increasing, non-negative, elementwise on tensors of any shape.
+
+    Args:
+        name: "exp" or "softplus".
 
     Raises:
         ValueError: no such activation.
@@ -59,7 +62,7 @@ def density_activation(name: str) -> Callable[[Tensor], Tensor]:
 
 
 def density_blob(positions: Tensor, activation: str, density: float, radius: float) -> Tensor:
-    """What is added to the raw density so that a young field is a soft ball at the origin (DreamFusion, app. A.2).
+    """Offset of the raw density that makes an untrained field a soft ball at the origin (DreamFusion, app. A.2).
 
     ``density * exp(-|x|^2 / (2 radius^2))`` before an exponential, ``density * (1 - |x| / radius)`` before a softplus.
 
@@ -70,7 +73,7 @@ def density_blob(positions: Tensor, activation: str, density: float, radius: flo
         radius: its radius in scene units.
 
     Returns:
-        [M]; differentiable twice in ``positions`` (at the origin the softplus cone is rounded off).
+        [M]; differentiable twice in ``positions`` (the cone of "softplus" is rounded off at the origin).
     """
     squared = positions.square().sum(-1)
     if activation == "exp":
@@ -79,5 +82,5 @@ def density_blob(positions: Tensor, activation: str, density: float, radius: flo
 
 
 def unit(vector: Tensor, eps: float = 1e-12) -> Tensor:
-    """The vector [..., 3] scaled to length one, and zero where it is (nearly) zero; gradients stay finite."""
+    """Vectors [..., 3] scaled to unit length; (nearly) zero vectors become zero, with finite gradients. Differentiable."""
     return vector * vector.square().sum(-1, keepdim=True).clamp(min=eps).rsqrt()

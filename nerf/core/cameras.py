@@ -1,8 +1,8 @@
-"""Pinhole cameras: where they stand, what rays leave their pixels, where a point lands. B views, N rays; degrees.
+"""Pinhole cameras: poses (extrinsics), rays through pixels, projection, lens distortion. B views, N rays; degrees.
 
 World: right-handed, +Y up, front = +Z = azimuth 0, azimuth grows towards +X; polar 0 is straight above. Poses are
-camera-to-world with OpenGL axes (x right, y up, looks along -z), det(R) = +1. Pixel (column x, row y) has its centre at
-(x + 0.5, y + 0.5), y grows downwards. Everything is plain torch and differentiable in the poses and intrinsics.
+camera-to-world with OpenGL axes (x right, y up, looking along -z), det(R) = +1. The pixel in column x and row y has its
+centre at (x + 0.5, y + 0.5); y grows downwards. Everything is plain torch and differentiable in the poses and intrinsics.
 """
 
 from dataclasses import replace
@@ -12,38 +12,43 @@ from torch import Tensor
 
 from nerf.core.structs import Rays, Views
 
-UNDISTORT_ITERATIONS = 5
-PARALLEL = 1e-5  # sine of the angle under which two directions count as parallel
-SMALLEST_DETERMINANT = 1e-3  # of the distortion's Jacobian: where a lens folds over, Newton's step has no meaning
+Vector = Tensor | tuple[float, float, float]
+
+UNDISTORT_ITERATIONS = 5  # Newton steps; enough for an error below 1e-12 with the lenses of photographs
+PARALLEL_SINE = 1e-5  # two directions count as parallel if the sine of their angle is below this
+STEEP = 0.5  # |y| of a unit viewing direction above which an up vector parallel to it is replaced by -Z or +Z, else by +Y
+MIN_JACOBIAN_DETERMINANT = 1e-3  # of the distortion; below it the mapping is not invertible and a Newton step is meaningless
+CLIP_MARGIN = 1.01  # of the box's half diagonal: near and far planes lie just outside the box
 
 
 def wrap_degrees(angle: Tensor) -> Tensor:
-    """The same direction as an angle in (-180, 180] degrees, any shape."""
+    """The equivalent angle in (-180, 180] degrees, any shape."""
     return 180 - torch.remainder(180 - angle, 360)
 
 
 def direction_of(polar: Tensor, azimuth: Tensor) -> Tensor:
-    """Unit vectors [..., 3] from the origin towards (polar, azimuth), degrees [...] each."""
+    """Unit vectors [..., 3] from the origin in the direction of polar [...] and azimuth [...], degrees."""
     p, a = torch.deg2rad(polar), torch.deg2rad(azimuth)
     return torch.stack([p.sin() * a.sin(), p.cos(), p.sin() * a.cos()], -1)
 
 
 def orbit_up(polar: Tensor, azimuth: Tensor) -> Tensor:
-    """The image's up direction [..., 3] of a camera at (polar, azimuth) that looks at the origin.
+    """The up vector [..., 3] of a camera at polar [...] and azimuth [...] (degrees) that looks at the origin.
 
-    It is the direction in which polar falls, so it is defined at the poles too: from straight above, at azimuth 0, the
-    front is at the bottom.
+    It is the direction of decreasing polar angle, so it is also defined at the poles: seen from straight above at
+    azimuth 0, the front of the object is at the bottom of the image.
     """
     p, a = torch.deg2rad(polar), torch.deg2rad(azimuth)
     return torch.stack([-p.cos() * a.sin(), p.sin(), -p.cos() * a.cos()], -1)
 
 
 def _normalize(vector: Tensor) -> Tensor:
+    """Unit vectors [..., 3]; a zero vector stays zero."""
     return vector / vector.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(vector.dtype).tiny)
 
 
 def _per_view(value: Tensor | float, name: str, like: Tensor | None = None) -> Tensor:
-    """A number or [B] as a floating tensor [B]."""
+    """A number or a tensor [B] as a floating-point tensor [B] (or [1]) on the device of ``like``."""
     value = torch.as_tensor(value, device=None if like is None else like.device)
     if not value.is_floating_point():
         value = value.to(torch.get_default_dtype())
@@ -52,8 +57,8 @@ def _per_view(value: Tensor | float, name: str, like: Tensor | None = None) -> T
     return value.reshape(-1)
 
 
-def _points(value: Tensor | tuple[float, float, float], name: str, like: Tensor) -> Tensor:
-    """A point [3] or points [B, 3] as [B, 3], with B, device and dtype of ``like`` [B, 3]."""
+def _points(value: Vector, name: str, like: Tensor) -> Tensor:
+    """A point [3] or points [B, 3] as [B, 3], with the B, device and dtype of ``like`` [B, 3]."""
     if not isinstance(value, Tensor):
         value = torch.tensor(value, device=like.device)
     if value.shape not in ((3,), (1, 3), like.shape) or value.device != like.device:
@@ -64,33 +69,29 @@ def _points(value: Tensor | tuple[float, float, float], name: str, like: Tensor)
 
 
 def _rotation(back: Tensor, up: Tensor) -> Tensor:
-    """Camera axes as columns [B, 3, 3] from the unit direction away from the target and a hint for up."""
+    """Rotations [B, 3, 3] (columns: right, up, back) from the unit backward axes ``back`` [B, 3] and up vectors [B, 3]."""
     cross = torch.linalg.cross(_normalize(up), back)
-    parallel = cross.norm(dim=-1, keepdim=True) < PARALLEL
+    parallel = cross.norm(dim=-1, keepdim=True) < PARALLEL_SINE
     zero = torch.zeros_like(back[:, 0])
-    steep = back[:, 1].abs() > 0.5
+    steep = back[:, 1].abs() > STEEP
     other = torch.stack([zero, torch.where(steep, zero, zero + 1), torch.where(steep, -back[:, 1].sign(), zero)], -1)
     right = _normalize(torch.where(parallel, torch.linalg.cross(other, back), cross))
     return torch.stack([right, torch.linalg.cross(back, right), back], -1)
 
 
-def look_at(
-    position: Tensor,
-    target: Tensor | tuple[float, float, float] = (0.0, 0.0, 0.0),
-    up: Tensor | tuple[float, float, float] = (0.0, 1.0, 0.0),
-) -> Tensor:
-    """Poses of cameras that stand at ``position`` and see ``target`` in the middle of their image.
+def look_at(position: Tensor, target: Vector = (0.0, 0.0, 0.0), up: Vector = (0.0, 1.0, 0.0)) -> Tensor:
+    """Poses of cameras at ``position`` that see ``target`` at the principal point.
 
-    Where ``up`` is parallel to the line of sight, -Z is up for a camera that looks down and +Z for one that looks up,
-    as on an orbit at azimuth 0; along another axis +Y is.
+    Where ``up`` is parallel to the viewing direction it is replaced: by -Z for a camera that looks down and +Z for one
+    that looks up, as on an orbit at azimuth 0; by +Y for any other viewing direction.
 
     Args:
         position: [B, 3] scene units.
-        target: [B, 3] or [3], another point than ``position``.
-        up: [B, 3] or [3], the world direction that shall point upwards in the image; any length but 0.
+        target: [B, 3] or [3], different from ``position``.
+        up: [B, 3] or [3], world direction that points upwards in the image; any length but 0.
 
     Returns:
-        [B, 4, 4] camera-to-world.
+        [B, 4, 4] camera-to-world. Differentiable.
 
     Raises:
         ValueError: wrong shapes.
@@ -110,10 +111,10 @@ def pose_from(rotation: Tensor, position: Tensor) -> Tensor:
 
 
 def angles_of(pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where cameras stand relative to the origin.
+    """Camera positions in spherical coordinates about the origin; the inverse of :func:`orbit`.
 
-    Straight above or below the origin the position says nothing about the azimuth, so the camera's right-hand axis
-    does: ``angles_of(orbit(0, azimuth, ...).pose)`` gives ``azimuth`` back.
+    Straight above or below the origin the position does not determine the azimuth, so it is taken from the camera's
+    right axis: ``angles_of(orbit(0, azimuth, ...).pose)`` returns ``azimuth``.
 
     Args:
         pose: [B, 4, 4] camera-to-world.
@@ -123,20 +124,20 @@ def angles_of(pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     position, right = pose[:, :3, 3], pose[:, :3, 0]
     radius = position.norm(dim=-1)
-    level = position[:, [0, 2]].norm(dim=-1)
-    polar = torch.rad2deg(torch.atan2(level, position[:, 1]))
-    on_axis = level <= PARALLEL * radius
+    horizontal = position[:, [0, 2]].norm(dim=-1)
+    polar = torch.rad2deg(torch.atan2(horizontal, position[:, 1]))
+    on_axis = horizontal <= PARALLEL_SINE * radius
     azimuth = torch.where(on_axis, torch.atan2(-right[:, 2], right[:, 0]), torch.atan2(position[:, 0], position[:, 2]))
     return polar, wrap_degrees(torch.rad2deg(azimuth)), radius
 
 
 def focal_of(fovy: Tensor, height: int) -> Tensor:
-    """Focal length in pixels of a vertical field of view in degrees, any shape."""
+    """Focal length in pixels for a vertical field of view ``fovy`` in degrees, any shape."""
     return height / (2 * torch.tan(torch.deg2rad(fovy) / 2))
 
 
 def centred_views(pose: Tensor, fovy: Tensor, height: int, width: int) -> Views:
-    """Views with square pixels and the principal point in the middle.
+    """Views with square pixels and the principal point at the image centre.
 
     Args:
         pose: [B, 4, 4] camera-to-world.
@@ -145,12 +146,12 @@ def centred_views(pose: Tensor, fovy: Tensor, height: int, width: int) -> Views:
         width: pixels.
 
     Returns:
-        B views, whose angles are those of the poses.
+        B views without lens distortion; their polar, azimuth and radius are computed from the poses.
     """
     focal = focal_of(fovy, height)
     polar, azimuth, radius = angles_of(pose)
-    middle_x, middle_y = torch.full_like(focal, width / 2), torch.full_like(focal, height / 2)
-    return Views(pose, focal, focal, middle_x, middle_y, height, width, polar, azimuth, radius, fovy)
+    cx, cy = torch.full_like(focal, width / 2), torch.full_like(focal, height / 2)
+    return Views(pose, focal, focal, cx, cy, height, width, polar, azimuth, radius, fovy)
 
 
 def orbit(
@@ -160,23 +161,23 @@ def orbit(
     fovy: Tensor | float,
     height: int,
     width: int,
-    target: Tensor | tuple[float, float, float] | None = None,
-    up: Tensor | tuple[float, float, float] | None = None,
+    target: Vector | None = None,
+    up: Vector | None = None,
 ) -> Views:
-    """Cameras on spheres about the origin that look at it. Numbers and [B] mix freely.
+    """Cameras on spheres about the origin that look at it. Numbers and tensors [B] can be mixed.
 
     Args:
-        polar: [B] degrees in [0, 180]; 0 above, 90 horizon. At the poles up is defined by the azimuth.
+        polar: [B] degrees in [0, 180]; 0 above, 90 horizon. At the poles the azimuth determines the up vector.
         azimuth: [B] degrees, any; 0 front (+Z), 90 on +X.
         radius: [B] distance from the origin, scene units, positive.
         fovy: [B] vertical field of view, degrees in (0, 180).
         height: pixels.
         width: pixels.
-        target: [B, 3] or [3] what to look at instead of the origin; the position stays.
-        up: [B, 3] or [3] hint for the image's up direction instead of the orbit's own.
+        target: [B, 3] or [3] point to look at instead of the origin; the position does not change.
+        up: [B, 3] or [3] up vector instead of the orbit's own.
 
     Returns:
-        B views; their azimuth is wrapped into (-180, 180].
+        B views without lens distortion; their azimuth is wrapped into (-180, 180].
 
     Raises:
         ValueError: wrong shapes, image sizes below 1, angles or radii outside their ranges (checked on the CPU only).
@@ -185,17 +186,17 @@ def orbit(
         raise ValueError(f"orbit: height and width must be at least 1, got {height} and {width}")
     like = next((v for v in (polar, azimuth, radius, fovy) if isinstance(v, Tensor)), None)
     pairs = (("polar", polar), ("azimuth", azimuth), ("radius", radius), ("fovy", fovy))
-    polar, azimuth, radius, fovy = torch.broadcast_tensors(*[_per_view(v, name, like) for name, v in pairs])
-    if polar.device.type == "cpu":
-        _check_ranges(polar, radius, fovy)
-    dtype = torch.promote_types(polar.dtype, radius.dtype)
-    polar64, azimuth64 = polar.double(), wrap_degrees(azimuth.double())
-    position = direction_of(polar64, azimuth64) * radius.double()[:, None]
+    polars, azimuths, radii, fovys = torch.broadcast_tensors(*[_per_view(v, name, like) for name, v in pairs])
+    if polars.device.type == "cpu":
+        _check_ranges(polars, radii, fovys)
+    dtype = torch.promote_types(polars.dtype, radii.dtype)
+    polar64, azimuth64 = polars.double(), wrap_degrees(azimuths.double())
+    position = direction_of(polar64, azimuth64) * radii.double()[:, None]
     pose = look_at(
         position, (0.0, 0.0, 0.0) if target is None else target, orbit_up(polar64, azimuth64) if up is None else up
     ).to(dtype)
-    views = centred_views(pose, fovy.to(dtype), height, width)
-    return replace(views, polar=polar.to(dtype), azimuth=azimuth64.to(dtype), radius=radius.to(dtype))
+    views = centred_views(pose, fovys.to(dtype), height, width)
+    return replace(views, polar=polars.to(dtype), azimuth=azimuth64.to(dtype), radius=radii.to(dtype))
 
 
 def _check_ranges(polar: Tensor, radius: Tensor, fovy: Tensor) -> None:
@@ -208,17 +209,17 @@ def _check_ranges(polar: Tensor, radius: Tensor, fovy: Tensor) -> None:
 
 
 def distort(xy: Tensor, distortion: Tensor) -> Tensor:
-    """OpenCV's radial-tangential lens: where an ideal image point really lands.
+    """Apply OpenCV's radial-tangential lens distortion to points of the normalised image plane.
 
     ``x' = x s + 2 p1 x y + p2 (r2 + 2 x x)`` and ``y' = y s + p1 (r2 + 2 y y) + 2 p2 x y`` with ``r2 = x x + y y`` and
     ``s = 1 + k1 r2 + k2 r2^2 + k3 r2^3 + k4 r2^4`` (Brown 1966; the k4 term as in the nerfstudio format).
 
     Args:
-        xy: [..., 2] ideal image coordinates in focal lengths from the principal point, y downwards.
+        xy: [..., 2] undistorted coordinates relative to the principal point in units of the focal length, y downwards.
         distortion: [..., 6] k1 k2 k3 k4 p1 p2, broadcast against ``xy``.
 
     Returns:
-        [..., 2] distorted coordinates. Differentiable any number of times.
+        [..., 2] distorted coordinates in the same units. Differentiable any number of times.
     """
     k1, k2, k3, k4, p1, p2 = distortion.unbind(-1)
     x, y = xy.unbind(-1)
@@ -230,15 +231,15 @@ def distort(xy: Tensor, distortion: Tensor) -> Tensor:
 
 
 def undistort(xy: Tensor, distortion: Tensor, iterations: int = UNDISTORT_ITERATIONS) -> Tensor:
-    """The inverse of :func:`distort` by Newton's method, for points where the lens does not fold over.
+    """Invert :func:`distort` by Newton's method, where the distortion model is invertible.
 
     Args:
-        xy: [..., 2] distorted image coordinates, y downwards.
-        distortion: [..., 6] k1 k2 k3 k4 p1 p2.
-        iterations: Newton steps; the error squares in each.
+        xy: [..., 2] distorted coordinates relative to the principal point in units of the focal length, y downwards.
+        distortion: [..., 6] k1 k2 k3 k4 p1 p2, broadcast against ``xy``.
+        iterations: Newton steps; convergence is quadratic.
 
     Returns:
-        [..., 2] ideal coordinates.
+        [..., 2] undistorted coordinates, finite everywhere; meaningless where the model is not invertible. Differentiable.
     """
     k1, k2, k3, k4, p1, p2 = distortion.unbind(-1)
     guess = xy
@@ -251,15 +252,18 @@ def undistort(xy: Tensor, distortion: Tensor, iterations: int = UNDISTORT_ITERAT
         yy = radial + slope * y * y + 6 * p1 * y + 2 * p2 * x
         cross = slope * x * y + 2 * p1 * x + 2 * p2 * y
         determinant = xx * yy - cross * cross
-        miss_x, miss_y = (distort(guess, distortion) - xy).unbind(-1)
-        step = torch.stack([yy * miss_x - cross * miss_y, xx * miss_y - cross * miss_x], -1)
-        sound = determinant > SMALLEST_DETERMINANT
-        guess = guess - torch.where(sound[..., None], step / torch.where(sound, determinant, 1)[..., None], 0)
+        residual_x, residual_y = (distort(guess, distortion) - xy).unbind(-1)
+        step = torch.stack([yy * residual_x - cross * residual_y, xx * residual_y - cross * residual_x], -1)
+        invertible = determinant > MIN_JACOBIAN_DETERMINANT
+        guess = guess - torch.where(invertible[..., None], step / torch.where(invertible, determinant, 1)[..., None], 0)
     return guess
 
 
 def _camera_directions(views: Views, index: Tensor | slice, xy: Tensor) -> Tensor:
-    """Unit directions in camera axes through pixels [..., 2]; ``index`` picks the views, which broadcast to them."""
+    """Unit directions [..., 3] in camera axes through pixel positions [..., 2].
+
+    ``index`` selects the views; one value per selected view is broadcast over the dimensions between first and last.
+    """
 
     def pick(value: Tensor) -> Tensor:
         value = value[index]
@@ -272,13 +276,13 @@ def _camera_directions(views: Views, index: Tensor | slice, xy: Tensor) -> Tenso
     return _normalize(torch.stack([plane[..., 0], -plane[..., 1], -torch.ones_like(plane[..., 0])], -1))
 
 
-def _shares(views: Views, xy: Tensor) -> Tensor:
-    """Pixel positions [..., 2] as shares of the views' width and height; nothing is copied to a GPU and waited for."""
+def _normalized_uv(views: Views, xy: Tensor) -> Tensor:
+    """Pixel positions [..., 2] divided by width and height, in [0, 1]; without a copy from host to device."""
     return torch.stack([xy[..., 0] / views.width, xy[..., 1] / views.height], -1)
 
 
 def pixel_rays(views: Views, view_index: Tensor, xy: Tensor) -> Rays:
-    """Rays through chosen pixel positions of chosen views.
+    """Rays through given pixel positions of given views.
 
     Args:
         views: B views.
@@ -286,7 +290,8 @@ def pixel_rays(views: Views, view_index: Tensor, xy: Tensor) -> Rays:
         xy: [N, 2] pixel positions (column, row); the centre of the first pixel is (0.5, 0.5).
 
     Returns:
-        N rays with unit directions, lens distortion undone, and their ``uv``. They start at the cameras.
+        N rays from the camera centres with unit directions, lens distortion undone, and their ``uv``. Differentiable in
+        poses and intrinsics.
 
     Raises:
         ValueError: wrong shapes.
@@ -299,14 +304,18 @@ def pixel_rays(views: Views, view_index: Tensor, xy: Tensor) -> Rays:
     local = _camera_directions(views, view_index, xy)
     pose = views.pose[view_index]
     directions = (pose[:, :3, :3] * local[:, None, :]).sum(-1)
-    return Rays(pose[:, :3, 3], directions, view_index, uv=_shares(views, xy))
+    return Rays(pose[:, :3, 3], directions, view_index, uv=_normalized_uv(views, xy))
 
 
 def view_rays(views: Views) -> Rays:
-    """The rays through all pixel centres of all views, row by row.
+    """Rays through all pixel centres of all views, in row-major order.
+
+    Args:
+        views: B views of H x W pixels.
 
     Returns:
-        N = B * H * W rays with ``shape`` (B, H, W), unit directions, and their ``uv``.
+        N = B * H * W rays with ``shape`` (B, H, W), unit directions, lens distortion undone, ``uv`` and ``views``.
+        Differentiable in poses and intrinsics.
     """
     b, h, w = len(views), views.height, views.width
     pose = views.pose
@@ -320,43 +329,45 @@ def view_rays(views: Views) -> Rays:
     directions = (local @ pose[:, :3, :3].mT).reshape(-1, 3)
     origins = pose[:, None, :3, 3].expand(b, h * w, 3).reshape(-1, 3)
     view_index = torch.arange(b, device=pose.device).repeat_interleave(h * w)
-    uv = _shares(views, xy).expand(b, -1, -1).reshape(-1, 2)
+    uv = _normalized_uv(views, xy).expand(b, -1, -1).reshape(-1, 2)
     return Rays(origins, directions, view_index, (b, h, w), uv=uv, views=views)
 
 
-def clip_space(views: Views, points: Tensor, min_near: float, reach: float) -> Tensor:
-    """World points in the clip space of a rasteriser: OpenGL's, x right, y up, -1 <= z / w <= 1 between near and far.
+def clip_space(views: Views, points: Tensor, min_near: float, bound: float) -> Tensor:
+    """Homogeneous OpenGL clip coordinates of world points for a rasteriser: x right, y up, -1 <= z / w <= 1.
 
-    Near and far hold the box [-reach, reach]^3, near not below ``min_near``. A pixel's centre is where its ray passes.
+    The near and far planes enclose the box [-bound, bound]^3, with near at least ``min_near``. A point on the ray through
+    a pixel centre lands on that pixel centre.
 
     Args:
-        views: B views without distortion.
+        views: B views without lens distortion.
         points: [V, 3] world points.
-        min_near: scene units.
-        reach: half the edge of the box, scene units.
+        min_near: smallest distance of the near plane, scene units.
+        bound: half the side of the box, scene units.
 
     Returns:
         [B, V, 4]. Differentiable in the points.
 
     Raises:
-        ValueError: the views have lens distortion, which no triangle survives; undistort the pictures first.
+        ValueError: the views have lens distortion, under which the edges of triangles are not straight; undistort the
+            images first.
     """
     if views.distortion is not None and bool((views.distortion != 0).any()):
-        raise ValueError("clip_space: expected views without lens distortion; undistort the pictures on loading")
+        raise ValueError("clip_space: expected views without lens distortion; undistort the images first")
     pose = views.pose
     local = (points[None].to(pose.dtype) - pose[:, None, :3, 3]) @ pose[:, :3, :3]
-    ahead = -local[..., 2]
-    distance, margin = pose[:, :3, 3].norm(dim=-1)[:, None], 3**0.5 * reach * 1.01
+    z_depth = -local[..., 2]
+    distance, margin = pose[:, :3, 3].norm(dim=-1)[:, None], 3**0.5 * bound * CLIP_MARGIN
     near, far = (distance - margin).clamp(min=min_near), distance + margin
     fx, fy, cx, cy = (k[:, None] for k in (views.fx, views.fy, views.cx, views.cy))
-    x = 2.0 / views.width * (fx * local[..., 0] + cx * ahead) - ahead
-    y = ahead - 2.0 / views.height * (cy * ahead - fy * local[..., 1])
-    z = ((far + near) * ahead - 2.0 * far * near) / (far - near)
-    return torch.stack([x, y, z, ahead], dim=-1)
+    x = 2.0 / views.width * (fx * local[..., 0] + cx * z_depth) - z_depth
+    y = z_depth - 2.0 / views.height * (cy * z_depth - fy * local[..., 1])
+    z = ((far + near) * z_depth - 2.0 * far * near) / (far - near)
+    return torch.stack([x, y, z, z_depth], dim=-1)
 
 
 def project(views: Views, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Where world points land in the views: the inverse of the rays.
+    """Project world points into the views; the inverse of :func:`pixel_rays`.
 
     Args:
         views: B views.
@@ -364,7 +375,8 @@ def project(views: Views, points: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         xy [B, ..., 2] pixel positions (column, row), lens distortion included, and depth [B, ...], the distance along
-        the ray in scene units. Points behind a camera have negative depth and a meaningless position.
+        the ray in scene units. Points behind a camera have negative depth and a meaningless position. Differentiable in
+        points, poses and intrinsics.
 
     Raises:
         ValueError: points do not end in 3.
@@ -374,14 +386,14 @@ def project(views: Views, points: Tensor) -> tuple[Tensor, Tensor]:
     pose = views.pose
     flat = points.reshape(-1, 3).to(pose.dtype)
     local = (flat[None] - pose[:, None, :3, 3]) @ pose[:, :3, :3]  # [B, P, 3] in camera axes
-    ahead = -local[..., 2]
-    safe = torch.where(ahead.abs() < torch.finfo(pose.dtype).tiny, torch.finfo(pose.dtype).tiny, ahead)
+    z_depth = -local[..., 2]
+    safe = torch.where(z_depth.abs() < torch.finfo(pose.dtype).tiny, torch.finfo(pose.dtype).tiny, z_depth)
     plane = torch.stack([local[..., 0] / safe, -local[..., 1] / safe], -1)
     if views.distortion is not None:
         plane = distort(plane, views.distortion[:, None])
     xy = torch.stack(
         [plane[..., 0] * views.fx[:, None] + views.cx[:, None], plane[..., 1] * views.fy[:, None] + views.cy[:, None]], -1
     )
-    depth = torch.where(ahead < 0, -1.0, 1.0) * local.norm(dim=-1)
+    depth = torch.where(z_depth < 0, -1.0, 1.0) * local.norm(dim=-1)
     shape = (len(views), *points.shape[:-1])
     return xy.reshape(*shape, 2), depth.reshape(shape)

@@ -1,4 +1,4 @@
-"""Shading: from albedo, normal and light to a colour. M points."""
+"""Shading: the colour of a point from albedo, normal and light. M points."""
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ def diffuse_factor(normal: Tensor, light: Tensor, ambient: float) -> Tensor:
     Args:
         normal: [M, 3] unit outward normals.
         light: [M, 3] or [3] unit directions from the surface to the light.
-        ambient: share of light that comes from everywhere, in [0, 1].
+        ambient: ambient ratio, in [0, 1].
 
     Returns:
         [M, 1] in [0, 1]; differentiable in ``normal``.
@@ -22,7 +22,7 @@ def diffuse_factor(normal: Tensor, light: Tensor, ambient: float) -> Tensor:
 def shade(
     shading: Shading, albedo: Tensor, normal: Tensor | None = None, light: Tensor | None = None, ambient: float = 1.0
 ) -> Tensor:
-    """The colour that a point sends to the camera (DreamFusion, eq. 6 and the textureless variant after it).
+    """Colour that points emit towards the camera (DreamFusion, eq. 6 and the textureless variant after it).
 
     Args:
         shading: "albedo" (the colour itself), "lambertian" (lit colour), "textureless" (lit grey) or "normal" (mapped
@@ -43,7 +43,7 @@ def shade(
     if shading == "albedo":
         return albedo
     if normal is None:
-        raise ValueError(f"shade: shading {shading!r} needs normals and got none; render a part with need_normals")
+        raise ValueError(f"shade: shading {shading!r} needs normals and got none; render with need_normals")
     if shading == "normal":
         return 0.5 * (normal + 1.0)
     if light is None:

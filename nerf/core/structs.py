@@ -3,9 +3,9 @@
 Letters: B views, N rays, M samples. Angles are degrees, lengths scene units, colours sRGB in [0, 1].
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,46 @@ from nerf.core.streams import Random
 Layout = Literal["image", "rays", "patches"]
 Shading = Literal["albedo", "lambertian", "textureless", "normal"]
 SHADINGS: tuple[str, ...] = ("albedo", "lambertian", "textureless", "normal")
+Record = TypeVar("Record")
+
+
+def tensors_of(record: Any) -> Iterator[Tensor]:
+    """Every tensor of a record in field order, including those in nested records and dictionaries."""
+    if isinstance(record, Tensor):
+        yield record
+    elif isinstance(record, dict):
+        for value in record.values():
+            yield from tensors_of(value)
+    elif is_dataclass(record):
+        for entry in fields(record):
+            yield from tensors_of(getattr(record, entry.name))
+
+
+def join_records(records: Sequence[Record], join: Callable[[list[Tensor]], Tensor]) -> Record:
+    """One record from several of the same type.
+
+    Args:
+        records: at least one.
+        join: combines the tensors that the records hold in the same place, e.g. ``torch.cat``.
+
+    Returns:
+        A record whose tensors are the joined ones, nested records and dictionaries included. An entry that is None in any
+        of the records is None; all other values are those of the first record.
+    """
+    return _joined(list(records), join)
+
+
+def _joined(values: list[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
+    first = values[0]
+    if any(value is None for value in values):
+        return None
+    if isinstance(first, Tensor):
+        return join(values)
+    if isinstance(first, dict):
+        return {key: _joined([value[key] for value in values], join) for key in first}
+    if is_dataclass(first) and not isinstance(first, type):
+        return replace(first, **{f.name: _joined([getattr(v, f.name) for v in values], join) for f in fields(first)})
+    return first
 
 
 @dataclass(frozen=True)
@@ -84,11 +124,11 @@ class Rays:
 
 @dataclass(frozen=True)
 class SceneInfo:
-    """What fields, backgrounds and schedules may know of the scene before training."""
+    """What is known about the scene before training; fields, backgrounds and schedules are built with it."""
 
     bound: float = 1.0  # half the side of the object's box, scene units
-    num_images: int = 0  # photographs in all splits that training may index
-    has_transparency: bool = False  # the photographs show clear ground: by their alpha, or by masks
+    num_images: int = 0  # photographs in all splits, the range of ``image_index``
+    has_transparency: bool = False  # the photographs mark the background, by alpha or by masks
 
 
 @dataclass(frozen=True)
@@ -110,16 +150,16 @@ class ViewRequest:
 class RenderSettings:
     """How rays are rendered: in training, as a part of a step asks for it, and in evaluation."""
 
-    source: str = "eval"  # of the rays; buffers that follow what earlier parts needed are kept by source
-    training: bool = True  # perturbed sampling, samples returned for the regularisers, gradients
+    source: str = "eval"  # source of the rays; the sizes of sample buffers are remembered by source
+    training: bool = True  # perturbed sampling, gradients, and a trace of the samples for the regularisers
     shading: Shading = "albedo"
     ambient: float = 1.0  # ambient ratio of lambertian and textureless shading, in [0, 1]
     light: Tensor | None = None  # [B, 3] unit direction from the surface to the light, per view; None: at the camera
-    background: Tensor | None = None  # [3] one colour, [B, 3] per view or [N, 3] per ray; None: the background model's own
+    background: Tensor | None = None  # [3] one colour, [B, 3] per view or [N, 3] per ray; None: the background model
     space: Literal["rgb", "latent"] = "rgb"  # what the channels of the image mean
     view_dependent: bool = False  # use the view-dependent colour head (photographs); guided parts use the diffuse part
-    need_normals: bool = False  # asked for by an objective; shading that needs normals computes them anyway
-    max_level: float = 1.0  # fraction of the encoder's levels that is on
+    need_normals: bool = False  # an objective needs normals; shading that needs them computes them anyway
+    max_level: float = 1.0  # fraction of the encoder's levels that is active
     random: Random = Random()
 
     @property
@@ -191,27 +231,55 @@ class Samples:
 
 @dataclass(frozen=True)
 class Points:
-    """M points to ask a field about, with what it may need to know of the rays they lie on."""
+    """M points to query a field at, with the attributes of the rays they lie on, where they lie on rays."""
 
     positions: Tensor  # [M, 3]
     directions: Tensor | None = None  # [M, 3] unit ray directions
-    image_index: Tensor | None = None  # [M]
-    uv: Tensor | None = None  # [M, 2]
+    image_index: Tensor | None = None  # [M] int64: which photograph of the data set
+    uv: Tensor | None = None  # [M, 2] pixel position in [0, 1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FieldOutput:
-    """What a field says about M points."""
+    """Output of a field at M points: a density or a signed distance, and whatever else the settings ask for.
 
-    density: Tensor  # [M] extinction per scene unit, >= 0
-    albedo: Tensor  # [M, 3] diffuse colour in [0, 1]
-    normal: Tensor | None = None  # [M, 3] unit outward normal; present if the part computes normals
-    rgb: Tensor | None = None  # [M, 3] view-dependent colour; present if the part asks for it
+    Raises:
+        ValueError: neither density nor sdf is given, or an extra output is not [M, C].
+    """
+
+    density: Tensor | None = None  # [M] extinction per scene unit, >= 0
+    sdf: Tensor | None = None  # [M] signed distance in scene units, negative inside
+    gradient: Tensor | None = None  # [M, 3] gradient of the signed distance in space, not normalised
+    albedo: Tensor | None = None  # [M, 3] diffuse colour in [0, 1]
+    normal: Tensor | None = None  # [M, 3] unit outward normal; present if the settings compute normals
+    rgb: Tensor | None = None  # [M, 3] view-dependent colour; present if the settings ask for it
+    extras: dict[str, Tensor] = field(default_factory=dict)  # name -> [M, C]; composited along the rays like colours
+
+    def __post_init__(self) -> None:
+        if self.density is None and self.sdf is None:
+            raise ValueError("FieldOutput: expected density [M] or sdf [M], got neither")
+        for name, value in self.extras.items():
+            if value.ndim != 2 or len(value) != len(self):
+                raise ValueError(f"FieldOutput: expected extra output {name!r} [{len(self)}, C], got {list(value.shape)}")
+
+    def __len__(self) -> int:
+        return len(next(tensors_of(self)))
+
+    def require(self, name: str) -> Tensor:
+        """The array of that name.
+
+        Raises:
+            ValueError: the field did not compute it.
+        """
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f"FieldOutput: {name} is needed here, and the field did not compute it under these settings")
+        return value
 
 
 @dataclass(frozen=True)
 class LevelSet:
-    """Where a field's surface is: the points at which its value is ``level``. Extraction asks only this."""
+    """A field's surface as the points at which a scalar value equals ``level``; the input of mesh extraction."""
 
     value: Callable[[Tensor], Tensor]  # positions [M, 3] -> [M], without gradients
     level: float | None  # None: chosen from the values, where they have two modes
@@ -221,28 +289,39 @@ class LevelSet:
 
 @dataclass(frozen=True)
 class SurfaceState:
-    """The triangles that a render showed, and the signed distances that they were cut from. V vertices, T triangles."""
+    """The triangles of a rasterised render and the signed distances they come from. V vertices, T triangles.
+
+    K points of the tetrahedral grid, E of its edges crossed by the surface.
+    """
 
     vertices: Tensor  # [V, 3] scene units, differentiable
     faces: Tensor  # [T, 3] int64, counter-clockwise seen from outside
-    distance: Tensor  # [K] at the points of the tetrahedral grid, in its cells, negative inside; differentiable
-    crossing: Tensor  # [E, 2] int64 pairs of these points between which the distance changes its sign
+    distance: Tensor  # [K] signed distance at the grid's points, in grid cells, negative inside; differentiable
+    crossing: Tensor  # [E, 2] int64 pairs of points between which the distance changes sign
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """The samples behind N rendered rays, kept in training for the regularisers. M samples."""
+
+    samples: Samples
+    weights: Tensor  # [M] compositing weight of each sample
+    field: FieldOutput  # the field's output at the samples
+
+
+@dataclass(frozen=True, kw_only=True)
 class RenderOutput:
-    """N rendered rays. ``image`` has the background in it; depth and normal are sums over samples, not divided by opacity."""
+    """N rendered rays. ``image`` includes the background; depth and normal are sums over samples, not divided by opacity."""
 
     image: Tensor  # [N, 3] colour over the background
     opacity: Tensor  # [N] sum of the weights
     depth: Tensor  # [N] sum of weight * t; 0 where there is nothing
-    normal: Tensor | None  # [N, 3] sum of weight * unit normal, world axes; length <= opacity
-    background: Tensor  # [N, 3] what stood behind
-    samples: Samples | None = None  # training only
-    weights: Tensor | None = None  # [M] compositing weight of each sample; training only
-    field: FieldOutput | None = None  # the field's output at the samples; training only
-    shape: tuple[int, int, int] | None = None  # (B, H, W) if the rays were whole images
-    surface: SurfaceState | None = None  # what was rasterised; training only, and only where a path has triangles
+    normal: Tensor | None = None  # [N, 3] sum of weight * unit normal, world axes; length <= opacity
+    background: Tensor  # [N, 3] colour of the background
+    extras: dict[str, Tensor] = field(default_factory=dict)  # name -> [N, C] sum of weight * extra output, or of the path
+    trace: Trace | None = None  # training only, and only where rays are sampled
+    surface: SurfaceState | None = None  # training only, and only where triangles are rasterised
+    shape: tuple[int, int, int] | None = None  # (B, H, W) if the rays are whole images
 
     def as_images(self, tensor: Tensor) -> Tensor:
         """A per-ray tensor [N, C] or [N] as images [B, C, H, W].

@@ -1,1 +1,1 @@
-"""Photographs with poses: formats, normalisation, images in memory, and batches of rays from them."""
+"""Posed photographs: file formats, scene normalisation, image storage, and batches of rays."""

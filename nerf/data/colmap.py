@@ -1,12 +1,12 @@
-"""What COLMAP writes: cameras, poses and points of a sparse reconstruction, as text or binary. P points.
+"""COLMAP's sparse models: cameras, images and points, as text or binary. P points.
 
-The layout is COLMAP's own (its documentation, "Output Format"): ``sparse/0/{cameras,images,points3D}.{bin,txt}`` beside
-``images/``, and masks as ``masks/NAME`` or ``masks/NAME.png``.
+The format is described in COLMAP's documentation under "Output Format": ``sparse/0/{cameras,images,points3D}.{bin,txt}``
+beside ``images/``, and masks as ``masks/NAME`` or ``masks/NAME.png``.
 """
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,70 +14,98 @@ import torch
 from torch import Tensor
 
 from nerf.core.errors import UserError
-from nerf.data.frames import Frame, Lens, PhotoFiles, find_picture, from_opencv, gather, held_out, refuse_without_photographs
+from nerf.data.frames import (
+    Frame,
+    Intrinsics,
+    ParsedDataset,
+    find_image,
+    make_dataset,
+    pose_from_opencv,
+    raise_no_images,
+    split_by_holdout,
+)
 
-# Where each model's parameters go; the number of each model in binary files is its place.
-MODELS: dict[str, tuple[str, ...]] = {
+# Parameters of each camera model in the order of the file; a model's number in binary files is its position here.
+CAMERA_MODELS: dict[str, tuple[str, ...]] = {
     "SIMPLE_PINHOLE": ("f", "cx", "cy"),
     "PINHOLE": ("fx", "fy", "cx", "cy"),
     "SIMPLE_RADIAL": ("f", "cx", "cy", "k1"),
     "RADIAL": ("f", "cx", "cy", "k1", "k2"),
     "OPENCV": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2"),
 }
-UNIT_TOLERANCE = 1e-2  # of a quaternion's length
+QUATERNION_TOLERANCE = 1e-2  # deviation of a quaternion's length from 1; rounding in text files stays far below it
+FEATURE_BYTES = 24  # of a feature of an image: x, y (float64) and the id of its 3-D point (int64)
+TRACK_BYTES = 8  # of an element of a point's track: image and feature (int32 each)
 
 
 @dataclass(frozen=True)
-class Registered:
-    """A photograph that the reconstruction placed."""
+class ModelFiles:
+    """The files of one sparse model."""
+
+    folder: Path
+    cameras: Path
+    images: Path
+    points: Path | None
+
+
+@dataclass(frozen=True)
+class RegisteredImage:
+    """A photograph for which the reconstruction found a pose."""
 
     name: str
     rotation: Tensor  # [3, 3] float64, world to camera, OpenCV axes
     translation: Tensor  # [3]
-    camera: int
+    camera: int  # id
 
 
-def models_of(folder: Path) -> list[Path]:
-    """The folders below a data set that hold a model; there may be several, as COLMAP starts anew where it is lost."""
+def find_models(folder: Path) -> list[ModelFiles]:
+    """The sparse models of a dataset; there may be several, as COLMAP starts a new one where images do not connect."""
     sparse = folder / "sparse"
     numbered = sorted(path for path in sparse.iterdir() if path.is_dir()) if sparse.is_dir() else []
-    return [path for path in (*numbered, sparse, folder) if _file(path, "images") and _file(path, "cameras")]
+    models = []
+    for path in (*numbered, sparse, folder):
+        cameras, images = _find_file(path, "cameras"), _find_file(path, "images")
+        if cameras is not None and images is not None:
+            models.append(ModelFiles(path, cameras, images, _find_file(path, "points3D")))
+    return models
 
 
-def read_colmap(folder: Path, holdout: int) -> PhotoFiles:
-    """A folder with a sparse model; of several the one with the most photographs.
+def read_colmap(folder: Path, models: Sequence[ModelFiles], holdout: int) -> ParsedDataset:
+    """Read the sparse model with the most registered images.
 
     Args:
-        folder: with a model as :func:`models_of` finds it, and the pictures in ``images`` or beside it.
-        holdout: every so many photographs one is held out.
+        folder: of the dataset, with the photographs in ``images`` or in the folder itself.
+        models: at least one, see :func:`find_models`.
+        holdout: every ``holdout``-th photograph is held out; 0: none.
 
     Raises:
-        UserError: a file is broken, or a camera model is not read.
+        UserError: a file is broken, or a camera model is not supported.
     """
-    read = {model: _read_images(model) for model in models_of(folder)}
-    model = max(read, key=lambda path: len(read[path]))
-    cameras = _read_cameras(model)
-    pictures = folder / "images" if (folder / "images").is_dir() else folder
+    registered = {model: _read_images(model.images) for model in models}
+    model = max(registered, key=lambda key: len(registered[key]))
+    cameras = _read_cameras(model.cameras)
+    image_folder = folder / "images" if (folder / "images").is_dir() else folder
     frames, missing = [], []
-    for photo in read[model]:
-        if photo.camera not in cameras:
+    for entry in registered[model]:
+        if entry.camera not in cameras:
             raise UserError(
-                f"{model}: photograph {photo.name} is of camera {photo.camera}, which is not described there; "
+                f"{model.folder}: photograph {entry.name} has camera {entry.camera}, which is not described there; "
                 "export the whole model again"
             )
-        image = find_picture(pictures, photo.name)
+        image = find_image(image_folder, entry.name)
         if image is None:
-            missing.append(photo.name)
+            missing.append(entry.name)
             continue
-        mask = next((p for p in (folder / "masks" / photo.name, folder / "masks" / f"{photo.name}.png") if p.is_file()), None)
-        centre = -photo.rotation.T @ photo.translation
-        frames.append(Frame(photo.name, image, from_opencv(photo.rotation, centre), cameras[photo.camera], mask))
+        mask = next((p for p in (folder / "masks" / entry.name, folder / "masks" / f"{entry.name}.png") if p.is_file()), None)
+        centre = -entry.rotation.T @ entry.translation
+        frames.append(Frame(entry.name, image, pose_from_opencv(entry.rotation, centre), cameras[entry.camera], mask))
     if not frames:
-        refuse_without_photographs(model, pictures / missing[0] if missing else None, missing)
-    return gather(folder, model, held_out(frames, holdout), missing, holdout, points=_read_points(model))
+        raise_no_images(model.folder, image_folder / missing[0] if missing else None, missing)
+    splits = split_by_holdout(frames, holdout)
+    return make_dataset(folder, model.folder, splits, missing, holdout, points=_read_points(model.points))
 
 
-def _file(model: Path, stem: str) -> Path | None:
+def _find_file(model: Path, stem: str) -> Path | None:
     """``stem``.bin or ``stem``.txt of a model, the first that exists."""
     return next((path for path in (model / f"{stem}.bin", model / f"{stem}.txt") if path.is_file()), None)
 
@@ -85,85 +113,95 @@ def _file(model: Path, stem: str) -> Path | None:
 # ---- cameras ----
 
 
-def _read_cameras(model: Path) -> dict[int, Lens]:
-    path = _file(model, "cameras")
+def _read_cameras(path: Path) -> dict[int, Intrinsics]:
+    """Intrinsics by camera id."""
     return dict(_text_cameras(path) if path.suffix == ".txt" else _binary_cameras(path))
 
 
-def _text_cameras(path: Path) -> Iterator[tuple[int, Lens]]:
+def _text_cameras(path: Path) -> Iterator[tuple[int, Intrinsics]]:
+    """Id and intrinsics of each camera of a text file."""
     for where, line in _lines(path):
         words = line.split()
         if len(words) < 4:
             raise UserError(f"{where}: expected CAMERA_ID MODEL WIDTH HEIGHT PARAMS, got {line:.60}")
-        number, *size = _numbers([words[0], *words[2:4]], where)
-        yield int(number), _lens(words[1], size, _numbers(words[4:], where), where)
+        number, width, height = _numbers([words[0], *words[2:4]], where)
+        yield int(number), _intrinsics(words[1], (width, height), _numbers(words[4:], where), where)
 
 
-def _binary_cameras(path: Path) -> Iterator[tuple[int, Lens]]:
-    data = Bytes(path)
-    for _ in range(data.take("Q")[0]):
-        number, model, width, height = data.take("iiQQ")
-        name = list(MODELS)[model] if 0 <= model < len(MODELS) else f"number {model}"
-        yield number, _lens(name, (width, height), data.take(f"{len(MODELS.get(name, ()))}d"), f"{path}, camera {number}")
+def _binary_cameras(path: Path) -> Iterator[tuple[int, Intrinsics]]:
+    """Id and intrinsics of each camera of a binary file."""
+    reader = BinaryReader(path)
+    for _ in range(reader.read("Q")[0]):
+        number, model, width, height = reader.read("iiQQ")
+        name = list(CAMERA_MODELS)[model] if 0 <= model < len(CAMERA_MODELS) else f"number {model}"
+        values = reader.read(f"{len(CAMERA_MODELS.get(name, ()))}d")
+        yield number, _intrinsics(name, (width, height), values, f"{path}, camera {number}")
 
 
-def _lens(model: str, size: tuple[float, float], values: tuple[float, ...], where: str) -> Lens:
-    """The lens of a camera from the parameters of its model."""
-    if model not in MODELS:
+def _intrinsics(model: str, size: tuple[float, float], values: tuple[float, ...], where: str) -> Intrinsics:
+    """Intrinsics from the image size (width, height) and the parameters of a camera model."""
+    if model not in CAMERA_MODELS:
         raise UserError(
-            f"{where}: camera model {model} is not read, only {', '.join(MODELS)} are; undistort the "
+            f"{where}: camera model {model} is not supported, only {', '.join(CAMERA_MODELS)} are; undistort the "
             "photographs first (colmap image_undistorter)"
         )
-    if len(values) != len(MODELS[model]):
-        raise UserError(f"{where}: {model} has {len(MODELS[model])} parameters, got {len(values)}")
-    named = dict(zip(MODELS[model], values, strict=True))
-    fx, fy = named.get("fx", named.get("f")), named.get("fy", named.get("f"))
+    if len(values) != len(CAMERA_MODELS[model]):
+        raise UserError(
+            f"{where}: {model} has {len(CAMERA_MODELS[model])} parameters, got {len(values)}; export the model again"
+        )
+    named = dict(zip(CAMERA_MODELS[model], values, strict=True))
+    fx, fy = (named[term] if term in named else named["f"] for term in ("fx", "fy"))
     numbers = (*size, fx, fy)
     if not all(math.isfinite(v) for v in values) or min(numbers) <= 0:
-        raise UserError(f"{where}: size and focal length must be positive, got {', '.join(f'{v:g}' for v in numbers)}")
+        raise UserError(
+            f"{where}: width, height and focal lengths must be positive, got {', '.join(f'{v:g}' for v in numbers)}; "
+            "export the model again"
+        )
     distortion = tuple(named.get(term, 0.0) for term in ("k1", "k2", "k3", "k4", "p1", "p2"))
-    return Lens(fx, fy, named["cx"], named["cy"], width=size[0], height=size[1], distortion=distortion)
+    return Intrinsics(fx, fy, named["cx"], named["cy"], width=size[0], height=size[1], distortion=distortion)
 
 
-# ---- photographs ----
+# ---- images ----
 
 
-def _read_images(model: Path) -> list[Registered]:
-    path = _file(model, "images")
+def _read_images(path: Path) -> list[RegisteredImage]:
+    """All registered images of a model."""
     return list(_text_images(path) if path.suffix == ".txt" else _binary_images(path))
 
 
-def _text_images(path: Path) -> Iterator[Registered]:
-    """Every second line is of 2-D points, and may be empty; the others are photographs."""
-    is_points = False
+def _text_images(path: Path) -> Iterator[RegisteredImage]:
+    """Two lines per image: pose, camera and name; then its 2-D features, a line that may be empty."""
+    is_features = False
     for where, line in _lines(path, blank=True):
-        if is_points:
-            is_points = False
+        if is_features:
+            is_features = False
         elif line.strip():
             words = line.split(maxsplit=9)
             if len(words) < 10:
                 raise UserError(f"{where}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, got {line:.60}")
             values = _numbers(words[1:9], where)
-            yield _registered(words[9].strip(), values[:7], int(values[7]), where)
-            is_points = True
+            yield _registered_image(words[9].strip(), values[:7], int(values[7]), where)
+            is_features = True
 
 
-def _binary_images(path: Path) -> Iterator[Registered]:
-    data = Bytes(path)
-    for _ in range(data.take("Q")[0]):
-        number, *values, camera = data.take("i7di")
-        name = data.text()
-        data.skip(24 * data.take("Q")[0])  # x, y and the point of each of its features
-        yield _registered(name, values, camera, f"{path}, photograph {number} ({name})")
+def _binary_images(path: Path) -> Iterator[RegisteredImage]:
+    """Pose, camera and name of each image of a binary file; its features are skipped."""
+    reader = BinaryReader(path)
+    for _ in range(reader.read("Q")[0]):
+        number, *values, camera = reader.read("i7di")
+        name = reader.read_string()
+        reader.skip(FEATURE_BYTES * reader.read("Q")[0])
+        yield _registered_image(name, values, camera, f"{path}, photograph {number} ({name})")
 
 
-def _registered(name: str, values: list[float], camera: int, where: str) -> Registered:
-    """A photograph from its quaternion (w, x, y, z) and translation."""
+def _registered_image(name: str, values: Sequence[float], camera: int, where: str) -> RegisteredImage:
+    """An image from its seven pose parameters: quaternion (w, x, y, z) and translation, world to camera."""
     numbers = torch.tensor(values, dtype=torch.float64)
     length = numbers[:4].norm()
-    if not numbers.isfinite().all() or (length - 1).abs() > UNIT_TOLERANCE:
+    if not numbers.isfinite().all() or (length - 1).abs() > QUATERNION_TOLERANCE:
         raise UserError(
-            f"{where}: the pose must be a unit quaternion and a translation, got {', '.join(f'{v:g}' for v in values)}"
+            f"{where}: the pose must be a unit quaternion and a translation, got {', '.join(f'{v:g}' for v in values)}; "
+            "export the model again"
         )
     w, x, y, z = (numbers[:4] / length).tolist()
     rotation = torch.tensor([
@@ -171,15 +209,14 @@ def _registered(name: str, values: list[float], camera: int, where: str) -> Regi
         [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
         [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
     ], dtype=torch.float64)  # fmt: skip
-    return Registered(name, rotation, numbers[4:], camera)
+    return RegisteredImage(name, rotation, numbers[4:], camera)
 
 
 # ---- points ----
 
 
-def _read_points(model: Path) -> Tensor | None:
-    """The points [P, 3] of the model, None if it keeps none."""
-    path = _file(model, "points3D")
+def _read_points(path: Path | None) -> Tensor | None:
+    """The sparse point cloud [P, 3] float64 of a model, None if the file is missing or empty."""
     if path is None:
         return None
     found = list(_text_points(path) if path.suffix == ".txt" else _binary_points(path))
@@ -190,6 +227,7 @@ def _read_points(model: Path) -> Tensor | None:
 
 
 def _text_points(path: Path) -> Iterator[tuple[float, ...]]:
+    """x, y, z of each point of a text file."""
     for where, line in _lines(path):
         words = line.split(maxsplit=4)
         if len(words) < 4:
@@ -198,18 +236,19 @@ def _text_points(path: Path) -> Iterator[tuple[float, ...]]:
 
 
 def _binary_points(path: Path) -> Iterator[tuple[float, ...]]:
-    data = Bytes(path)
-    for _ in range(data.take("Q")[0]):
-        _, x, y, z, *_, track = data.take("Q3d3BdQ")
-        data.skip(8 * track)
+    """x, y, z of each point of a binary file; colour, error and track are skipped."""
+    reader = BinaryReader(path)
+    for _ in range(reader.read("Q")[0]):
+        _, x, y, z, *_, track_length = reader.read("Q3d3BdQ")
+        reader.skip(TRACK_BYTES * track_length)
         yield x, y, z
 
 
-# ---- words and bytes ----
+# ---- parsing ----
 
 
 def _lines(path: Path, blank: bool = False) -> Iterator[tuple[str, str]]:
-    """The lines of a text file and where each is, without comments, and without blank ones unless asked for."""
+    """(location for error messages, line) of a text file, without comments, and without blank lines unless ``blank``."""
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -220,43 +259,43 @@ def _lines(path: Path, blank: bool = False) -> Iterator[tuple[str, str]]:
 
 
 def _numbers(words: list[str], where: str) -> tuple[float, ...]:
-    """Finite numbers."""
+    """Words as finite numbers."""
     try:
         numbers = tuple(float(word) for word in words)
     except ValueError:
         numbers = (math.nan,)
     if not all(math.isfinite(number) for number in numbers):
-        raise UserError(f"{where}: expected numbers, got {' '.join(words):.120}")
+        raise UserError(f"{where}: expected finite numbers, got {' '.join(words):.120}; export the model again")
     return numbers
 
 
-class Bytes:
-    """A little-endian binary file, read from front to back.
+class BinaryReader:
+    """Sequential reader of a little-endian binary file.
 
-    Every method raises ``UserError`` where the file ends too early.
+    Every method raises ``UserError`` if the file ends too early.
     """
 
     def __init__(self, path: Path):
-        self.path, self.data, self.at = path, path.read_bytes(), 0
+        self.path, self.data, self.position = path, path.read_bytes(), 0
 
-    def take(self, layout: str) -> tuple:
-        """The next numbers, as ``struct`` names them; packed without gaps."""
-        begin = self.at
+    def read(self, layout: str) -> tuple:
+        """The next values in the format of ``struct``, without padding."""
+        begin = self.position
         self.skip(struct.calcsize("<" + layout))
         return struct.unpack_from("<" + layout, self.data, begin)
 
-    def text(self) -> str:
-        """The next text, which ends with a zero byte."""
-        end = self.data.find(b"\0", self.at)
-        begin = self.at
+    def read_string(self) -> str:
+        """The next zero-terminated string."""
+        end = self.data.find(b"\0", self.position)
+        begin = self.position
         self.skip((end if end >= 0 else len(self.data)) + 1 - begin)
         return self.data[begin:end].decode(errors="replace")
 
     def skip(self, count: int) -> None:
-        """Leave out so many bytes."""
-        self.at += count
-        if self.at > len(self.data):
+        """Skip ``count`` bytes."""
+        self.position += count
+        if self.position > len(self.data):
             raise UserError(
-                f"{self.path} ends after {len(self.data)} bytes, in the middle of an entry; it was cut short, "
-                "or is not what COLMAP writes"
+                f"{self.path} ends after {len(self.data)} bytes, in the middle of an entry; it was truncated, "
+                "or is not a file of COLMAP; export the model again"
             )

@@ -1,12 +1,13 @@
-"""Posed photographs as every layout on disk describes them: their files, lenses, poses and splits. Opens no picture.
+"""Records shared by all dataset formats: frames with intrinsics and poses, and their splits. No image is opened here.
 
-Poses are camera-to-world with OpenGL axes (x right, y up, looks along -z) in the world of the data.
+Poses are camera-to-world with OpenGL axes (x right, y up, looking along -z) in the dataset's own world.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -14,134 +15,158 @@ from torch import Tensor
 from nerf.core.errors import UserError
 
 SPLITS = ("train", "val", "test")
-SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")
+IMAGE_SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")  # "": the name already has its suffix
 NO_DISTORTION = (0.0,) * 6
-ASPECT_TOLERANCE = 0.02  # a shrunk photograph's aspect is off by less, a turned one's by far more
+ASPECT_TOLERANCE = 0.02  # relative; rounding of a resized image stays below it, a rotated or cropped image far exceeds it
 
 
 @dataclass(frozen=True)
-class Lens:
-    """Intrinsics as a file gives them; what it leaves out is None."""
+class Intrinsics:
+    """Camera intrinsics as a file gives them; what the file leaves out is None."""
 
-    fx: float | None  # pixels of an image of ``width`` x ``height``
+    fx: float | None  # focal lengths in pixels of an image of ``width`` x ``height``
     fy: float | None
-    cx: float | None
+    cx: float | None  # principal point in the same pixels; None: the image centre
     cy: float | None
-    angle_x: float | None = None  # horizontal field of view, radians
-    angle_y: float | None = None
-    width: float | None = None  # the image size that the pixels refer to; None: that of the picture itself
+    fov_x: float | None = None  # horizontal field of view, radians; used where fx is None
+    fov_y: float | None = None
+    width: float | None = None  # image size that the pixels refer to; None: the size of the image file
     height: float | None = None
-    distortion: tuple[float, ...] = NO_DISTORTION  # k1 k2 k3 k4 p1 p2
+    distortion: tuple[float, ...] = NO_DISTORTION  # k1 k2 k3 k4 p1 p2 of OpenCV's radial-tangential model
 
-    def pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """fx, fy, cx, cy for a picture that really is ``width`` x ``height`` pixels.
+    def scaled_to(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """fx, fy, cx, cy for an image file of ``width`` x ``height`` pixels.
 
         Raises:
-            UserError: the picture's aspect is not the file's.
+            UserError: the aspect ratio of the image differs from the camera's.
         """
         own_width, own_height = self.width or width, self.height or height
         scale_x, scale_y = width / own_width, height / own_height
         if abs(scale_x / scale_y - 1) > ASPECT_TOLERANCE:
             raise UserError(
-                f"it is {width}x{height} pixels, but its camera is for {own_width:g}x{own_height:g}; was it turned or cropped?"
+                f"it is {width}x{height} pixels, but its camera is for {own_width:g}x{own_height:g}; if it was rotated or "
+                "cropped, give the image that the camera was calibrated for"
             )
-        fx = _focal(self.fx, self.angle_x, own_width)
-        fy = _focal(self.fy, self.angle_y, own_height)
+        fx = _focal_length(self.fx, self.fov_x, own_width)
+        fy = _focal_length(self.fy, self.fov_y, own_height)
         fx, fy = fx or fy, fy or fx
+        if fx is None or fy is None:
+            raise UserError("its camera has neither a focal length nor a field of view; give one of them")
         cx = own_width / 2 if self.cx is None else self.cx
         cy = own_height / 2 if self.cy is None else self.cy
         return fx * scale_x, fy * scale_y, cx * scale_x, cy * scale_y
 
 
-def _focal(pixels: float | None, angle: float | None, size: float) -> float | None:
-    if pixels is not None or angle is None:
+def _focal_length(pixels: float | None, fov: float | None, size: float) -> float | None:
+    """The focal length in pixels as given, or from a field of view in radians across ``size`` pixels."""
+    if pixels is not None or fov is None:
         return pixels
-    return size / (2 * math.tan(angle / 2))
+    return size / (2 * math.tan(fov / 2))
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One photograph as its file describes it."""
+    """One posed photograph and the files that belong to it."""
 
-    name: str  # as written in the file
+    name: str  # as written in the dataset
     image: Path
-    pose: Tensor  # [4, 4] float64, camera to the data's world
-    lens: Lens
-    mask: Path | None = None  # black where the photograph shall be ignored
-    normal: Path | None = None  # normals in the axes of the data's world, (n + 1) / 2 as colours
-    alpha: Path | None = None  # opacity, for photographs whose file has none: white where the object is
+    pose: Tensor  # [4, 4] float64, camera to the dataset's world
+    intrinsics: Intrinsics
+    mask: Path | None = None  # pixels that are black in it are ignored
+    normal: Path | None = None  # normal map in the axes of the dataset's world, colour = (n + 1) / 2
+    alpha: Path | None = None  # alpha channel in a file of its own; white is opaque
 
 
 @dataclass(frozen=True)
-class PhotoFiles:
-    """A folder of photographs, split; ``frames`` lists each photograph once, the training ones first."""
+class ParsedDataset:
+    """All frames of a folder and their splits; each frame is listed once, the training frames first."""
 
     folder: Path
     frames: tuple[Frame, ...]
-    splits: Mapping[str, tuple[int, ...]]  # name -> numbers into ``frames``
-    missing: tuple[str, ...]  # photographs that the files name and that are not there
-    box: tuple[Tensor, float] | None = None  # centre [3] and half side that the data prescribes
-    recorded: Tensor | None = None  # [4, 4] from the data's world to that of the reconstruction; None: it is that
-    points: Tensor | None = None  # [P, 3] float64 points of surfaces, where the reconstruction kept them
+    splits: Mapping[str, tuple[int, ...]]  # split name -> indices into ``frames``
+    missing: tuple[str, ...]  # names of photographs that are listed in the dataset but do not exist
+    box: tuple[Tensor, float] | None = None  # centre [3] and half side of the scene box, where the dataset prescribes one
+    to_reconstruction: Tensor | None = None  # [4, 4] from the dataset's world to the original reconstruction's; None: identity
+    points: Tensor | None = None  # [P, 3] float64 sparse point cloud of the reconstruction, if it was kept
 
 
-def find_picture(folder: Path, name: str) -> Path | None:
-    """The file of that name, with or without the suffix of a picture."""
+def find_image(folder: Path, name: str) -> Path | None:
+    """The image file ``folder/name``, with an image suffix appended if the name lacks one; None if there is none."""
     base = folder / name.replace("\\", "/")
-    return next((path for path in (Path(f"{base}{suffix}") for suffix in SUFFIXES) if path.is_file()), None)
+    return next((path for path in (Path(f"{base}{suffix}") for suffix in IMAGE_SUFFIXES) if path.is_file()), None)
 
 
-def from_opencv(rotation: Tensor, centre: Tensor) -> Tensor:
-    """A pose [4, 4] from world-to-camera rotation [3, 3] with OpenCV axes (x right, y down, z ahead) and the centre."""
+def pose_from_opencv(rotation: Tensor, centre: Tensor) -> Tensor:
+    """Camera-to-world pose [4, 4] with OpenGL axes.
+
+    Args:
+        rotation: [3, 3] world to camera with OpenCV axes (x right, y down, z forward).
+        centre: [3] camera centre in world coordinates.
+    """
     pose = torch.eye(4, dtype=rotation.dtype)
     pose[:3, :3] = rotation.T * torch.tensor([1.0, -1.0, -1.0], dtype=rotation.dtype)
     pose[:3, 3] = centre
     return pose
 
 
-def held_out(frames: Sequence[Frame], holdout: int) -> dict[str, list[Frame]]:
-    """Every ``holdout``-th photograph in the order of the names as "test", the rest as "train"; 0 holds none out."""
+def split_by_holdout(frames: Sequence[Frame], holdout: int) -> dict[str, list[Frame]]:
+    """Every ``holdout``-th frame in the order of names as "test", the others as "train"; 0 puts all in "train"."""
     ordered = sorted(frames, key=lambda frame: frame.name)
     if not holdout:
         return {"train": ordered}
     return {"train": [f for i, f in enumerate(ordered) if i % holdout], "test": ordered[::holdout]}
 
 
-def gather(
-    folder: Path, source: Path, groups: Mapping[str, Sequence[Frame]], missing: Sequence[str], holdout: int, **more
-) -> PhotoFiles:
-    """The photographs of a folder from the frames of each split.
+def make_dataset(
+    folder: Path,
+    source: Path,
+    frames_of_split: Mapping[str, Sequence[Frame]],
+    missing: Sequence[str],
+    holdout: int,
+    box: tuple[Tensor, float] | None = None,
+    to_reconstruction: Tensor | None = None,
+    points: Tensor | None = None,
+) -> ParsedDataset:
+    """Build the dataset of a folder from the frames of each split.
 
-    Without a validation split, the test is that too, or vice versa.
+    Without a validation split the test split is used for validation, and vice versa.
 
     Args:
-        folder: the data set.
-        source: the file that describes it, for the messages.
-        groups: frames by split.
-        missing: names of photographs that are not there.
-        holdout: what the user asked for, for the message.
-        more: further fields of :class:`PhotoFiles`.
+        folder: the folder of the dataset.
+        source: the file that describes it, for error messages.
+        frames_of_split: frames by split name.
+        missing: names of photographs that do not exist.
+        holdout: value of ``--holdout``, for error messages.
+        box: see :class:`ParsedDataset`, as the following ones.
+        to_reconstruction: [4, 4].
+        points: [P, 3].
 
     Raises:
-        UserError: nothing is left to train from.
+        UserError: the training split is empty.
     """
-    frames, splits = [], {"train": ()}
-    for split in (s for s in SPLITS if groups.get(s)):
-        splits[split] = tuple(range(len(frames), len(frames) + len(groups[split])))
-        frames += groups[split]
+    frames: list[Frame] = []
+    splits: dict[str, tuple[int, ...]] = {"train": ()}
+    for split in (s for s in SPLITS if frames_of_split.get(s)):
+        splits[split] = tuple(range(len(frames), len(frames) + len(frames_of_split[split])))
+        frames += frames_of_split[split]
     splits.setdefault("val", splits.get("test", ()))
     splits.setdefault("test", splits["val"])
     if not splits["train"]:
-        raise UserError(f"{source}: no photograph is left to train from; raise --holdout, which is {holdout}")
-    return PhotoFiles(folder, tuple(frames), splits, tuple(missing), **more)
+        raise UserError(f"{source}: no photograph is left for training; raise --holdout, which is {holdout}")
+    return ParsedDataset(folder, tuple(frames), splits, tuple(missing), box, to_reconstruction, points)
 
 
-def refuse_without_photographs(source: Path, first: Path | None, missing: Sequence[str]) -> None:
-    """Raise because a description names no photograph that exists; ``first`` is where the first would be.
+def raise_no_images(source: Path, first: Path | None, missing: Sequence[str]) -> NoReturn:
+    """Raise the error for a dataset none of whose photographs exists.
+
+    Args:
+        source: the file that describes the dataset.
+        first: where the first photograph should be, if any is listed.
+        missing: names of the listed photographs.
 
     Raises:
         UserError: always.
     """
     if missing:
-        raise UserError(f"{source}: none of its {len(missing)} photographs exists; the first would be {first}")
-    raise UserError(f"{source} describes no photograph, so there is nothing to learn from")
+        raise UserError(f"{source}: none of its {len(missing)} photographs exists; the first should be {first}")
+    raise UserError(f"{source} lists no photograph; give a dataset with at least one")

@@ -1,4 +1,4 @@
-"""Pictures in memory: decoded once, kept as bytes end to end. I pictures, P pixels of all of them, C channels."""
+"""Images in memory: decoded once and stored as bytes in one tensor. I images, P pixels of all images, C channels, N pixels."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,87 +10,85 @@ from torch import Tensor
 
 from nerf.core.errors import UserError
 
-DECODERS = 4  # threads that decode pictures
-UNKNOWN_NORMAL = 128  # a byte of a normal of no length
-NORMAL_TOLERANCE = 0.25  # of a normal's length: 8 bits and smoothing leave it nearer to 1, ground of any colour does not
+DECODE_THREADS = 4
+VALID_LEVEL = 128  # a mask's grey level from which a pixel is valid
+UNKNOWN_NORMAL = 128  # byte of all three components where there is no normal map; decodes to a length near 0
+NORMAL_TOLERANCE = 0.25  # of a normal's length: 8-bit rounding and resampling stay below it, plain backgrounds exceed it
+MIN_LENGTH = 1e-6  # lower limit of a divisor
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"photograph {path} cannot be read: {error}")
+    return UserError(f"photograph {path} cannot be read: {error}; replace the file, or remove it from the dataset")
 
 
-def _has_alpha(picture) -> bool:
-    """Whether a PIL picture has an alpha channel or a transparent colour."""
-    return "A" in picture.getbands() or "transparency" in picture.info
-
-
-def header(path: Path) -> tuple[int, int, bool]:
-    """Width, height and whether there may be alpha, without decoding.
+def read_header(path: Path) -> tuple[int, int, bool]:
+    """Width, height, and whether there is an alpha channel or a transparent colour, without decoding the image.
 
     Raises:
-        UserError: it is not a picture.
+        UserError: the file is not an image.
     """
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            return *picture.size, _has_alpha(picture)
+        with Image.open(path) as image:
+            return *image.size, "A" in image.getbands() or "transparency" in image.info
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
 
 
-def decode(path: Path, mode: str, factor: int = 1) -> Tensor:
-    """A picture as uint8 [H, W, C], or [H, W] for mode "L"; shrunk by a whole factor (means of premultiplied colours).
+def decode_image(path: Path, mode: str, factor: int = 1) -> Tensor:
+    """Decode an image as uint8 [H, W, C], or [H, W] in mode "L", optionally downscaled by an integer factor.
+
+    Downscaling averages blocks of ``factor`` x ``factor`` pixels, with premultiplied alpha in mode "RGBA".
 
     Args:
-        path: any format that PIL reads; 16-bit grey is scaled to 8.
+        path: any format that PIL reads; 16-bit grey is scaled to 8 bits.
         mode: "RGB", "RGBA" or "L".
-        factor: sizes are divided by it and rounded up.
+        factor: width and height are divided by it and rounded up.
 
     Raises:
-        UserError: it is not a picture, or broken, or too large to decode safely.
+        UserError: the file is not an image, is broken, or is too large to be decoded safely.
     """
     import numpy as np
     from PIL import Image
 
     try:
         with Image.open(path) as opened:
-            picture = opened
-            if opened.mode.startswith("I"):  # 16-bit grey, which PIL would clip instead of scaling
-                picture = opened.convert("I").point(lambda value: value / 257).convert("L")
-            picture = picture.convert(mode)
-        return torch.from_numpy(np.array(picture.reduce(factor) if factor > 1 else picture))
+            if opened.mode.startswith("I"):  # 16-bit grey, which PIL would clip to 8 bits instead of scaling
+                image = opened.convert("I").point(lambda value: value / 257).convert("L").convert(mode)
+            else:
+                image = opened.convert(mode)
+        return torch.from_numpy(np.array(image.reduce(factor) if factor > 1 else image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
 
 
-def shows_clear_ground(path: Path) -> bool:
-    """Whether a picture has pixels that are not opaque."""
-    return header(path)[2] and bool((decode(path, "RGBA")[..., 3] < 255).any())
+def has_transparency(path: Path) -> bool:
+    """Whether an image file has pixels that are not opaque."""
+    return read_header(path)[2] and bool((decode_image(path, "RGBA")[..., 3] < 255).any())
 
 
-class Pictures:
-    """Pictures of any sizes as one block of bytes; photograph ``i`` owns the pixels up to ``ends[i]``, row by row.
+class ImageStore:
+    """Images of any sizes in one tensor of bytes; image ``i`` owns the pixels before ``ends[i]``, in row-major order.
 
-    A mask says which pixels count: those where it is white. 3 bytes a pixel, 4 with alpha, 9 more with masks and 3 more
-    with normals.
+    Memory per pixel: 3 bytes, 4 with alpha, 9 more with masks and 3 more with normal maps.
 
     Args:
-        paths: I picture files.
-        masks: I mask files, None where a photograph has none.
-        normals: I files of encoded normals, None where a photograph has none.
-        alphas: I files of opacities that go over those of the pictures, None where a photograph has none.
-        factor: shrink by this.
-        device: where the bytes live.
+        paths: I image files.
+        masks: I mask files, or None; white pixels are valid.
+        normals: I normal maps, or None.
+        alphas: I files that replace the alpha channels of the images, or None.
+        factor: downscale by this factor.
+        device: where the tensors live.
 
     Attributes:
-        bytes: [P, C] uint8; C is 4 only if some pixel is not opaque.
-        width, height: [I] pixels, after shrinking.
-        ends: [I] running sums of width * height.
-        full_size: width and height of each before shrinking.
+        pixels: [P, C] uint8, straight (not premultiplied) alpha; C is 4 only if some pixel is not opaque.
+        width, height: [I] pixels, after downscaling.
+        ends: [I] cumulative sums of width * height.
+        original_sizes: width and height of each image before downscaling.
 
     Raises:
-        UserError: unreadable pictures, a factor that leaves nothing, masks of another size or black everywhere.
+        UserError: an image is unreadable, the factor exceeds an image, a mask has another size, or all masks are black.
     """
 
     def __init__(
@@ -102,141 +100,198 @@ class Pictures:
         factor: int,
         device: torch.device,
     ):
-        headers = [header(path) for path in paths]
-        for path, (width, height, _) in zip(paths, headers, strict=True):
-            if factor > min(width, height):
+        headers = [read_header(path) for path in paths]
+        for path, (w, h, _) in zip(paths, headers, strict=True):
+            if factor > min(w, h):
                 raise UserError(
-                    f"--downscale {factor} leaves nothing of {path}, which is {width}x{height} pixels; give a smaller factor"
+                    f"--downscale {factor} leaves nothing of {path}, which is {w}x{h} pixels; give a smaller factor"
                 )
-        self.full_size = [(width, height) for width, height, _ in headers]
+        self.original_sizes = [(w, h) for w, h, _ in headers]
         width = torch.tensor([-(-w // factor) for w, _, _ in headers])
         height = torch.tensor([-(-h // factor) for _, h, _ in headers])
         ends = torch.cumsum(width * height, 0)
         mode = "RGBA" if any(alpha for *_, alpha in headers) or any(alphas) else "RGB"
-        block = torch.empty(int(ends[-1]), len(mode), dtype=torch.uint8)
-        usable = torch.ones(len(block), dtype=torch.bool) if any(masks) else None
-        normal = torch.full((len(block), 3), UNKNOWN_NORMAL, dtype=torch.uint8) if any(normals) else None
+        pixels = torch.empty(int(ends[-1]), len(mode), dtype=torch.uint8)
+        valid = torch.ones(len(pixels) if any(masks) else 0, dtype=torch.bool)
+        normal = torch.full((len(pixels) if any(normals) else 0, 3), UNKNOWN_NORMAL, dtype=torch.uint8)
 
         def load(i: int) -> None:
             size, inside = (int(height[i]), int(width[i])), slice(int(ends[i] - width[i] * height[i]), int(ends[i]))
-            block[inside] = decode(paths[i], mode, factor).reshape(-1, len(mode))
-            if alphas[i] is not None:
-                block[inside, 3] = _beside("mask", alphas[i], "L", factor, size).reshape(-1)
-            if masks[i] is not None:
-                usable[inside] = (_beside("mask", masks[i], "L", factor, size) >= 128).reshape(-1)
-            if normals[i] is not None:
-                normal[inside] = _beside("normals", normals[i], "RGB", factor, size).reshape(-1, 3)
+            pixels[inside] = decode_image(paths[i], mode, factor).reshape(-1, len(mode))
+            if (path := alphas[i]) is not None:
+                pixels[inside, 3] = _decode_companion("mask", path, "L", factor, size).reshape(-1)
+            if (path := masks[i]) is not None:
+                valid[inside] = (_decode_companion("mask", path, "L", factor, size) >= VALID_LEVEL).reshape(-1)
+            if (path := normals[i]) is not None:
+                normal[inside] = _decode_companion("normals", path, "RGB", factor, size).reshape(-1, 3)
 
-        _in_threads(load, len(paths))
-        if mode == "RGBA" and bool((block[:, 3] == 255).all()):
-            block = block[:, :3].contiguous()
-        if usable is not None and not usable.any():
+        _run_in_threads(load, len(paths))
+        if mode == "RGBA" and bool((pixels[:, 3] == 255).all()):
+            pixels = pixels[:, :3].contiguous()
+        if any(masks) and not valid.any():
             raise UserError(
-                f"{next(filter(None, masks))}: the masks are black everywhere, and only white pixels are learned; "
-                "turn their colours round, or leave the masks out"
+                f"{next(filter(None, masks))}: all masks are black everywhere, and only white pixels are used; "
+                "invert the masks, or remove them"
             )
-        self.bytes = block.to(device)
+        self.pixels = pixels.to(device)
         self.width, self.height, self.ends = width.to(device), height.to(device), ends.to(device)
-        # The same on the host, so that nobody waits for a GPU to learn them.
+        # Copies on the host, so that reading a size does not synchronise with the GPU.
         self._sizes, self._ends = list(zip(height.tolist(), width.tolist(), strict=True)), ends.tolist()
-        self._usable = None if usable is None else usable.to(device)
-        self._normal = None if normal is None else normal.to(device)
-        self._choices = None if usable is None else usable.nonzero()[:, 0].to(device)
-
-    def __len__(self) -> int:
-        return len(self.full_size)
+        self._valid = valid.to(device) if any(masks) else None
+        self._normal = normal.to(device) if any(normals) else None
+        self._valid_pixels = valid.nonzero()[:, 0].to(device) if any(masks) else None
+        self._patch_positions: dict[int, tuple[Tensor, int]] = {}
 
     @property
     def has_alpha(self) -> bool:
         """Whether some pixel is not opaque."""
-        return self.bytes.shape[1] == 4
+        return self.pixels.shape[1] == 4
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether some image has a mask."""
+        return self._valid is not None
 
     def size(self, i: int) -> tuple[int, int]:
-        """Height and width of picture ``i``."""
+        """Height and width of image ``i``."""
         return self._sizes[i]
 
-    def _inside(self, i: int) -> slice:
+    def _slice(self, i: int) -> slice:
+        """The pixels of image ``i``."""
         height, width = self._sizes[i]
         return slice(self._ends[i] - height * width, self._ends[i])
 
     def image(self, i: int) -> Tensor:
-        """Picture ``i`` as [H, W, C] float in [0, 1]."""
-        return (self.bytes[self._inside(i)].float() / 255).reshape(*self.size(i), -1)
+        """Image ``i`` as [H, W, C] float in [0, 1], straight alpha."""
+        return (self.pixels[self._slice(i)].float() / 255).reshape(*self.size(i), -1)
 
-    def usable(self, i: int) -> Tensor | None:
-        """Which pixels [H, W] of picture ``i`` are not masked out, or None if there are no masks at all."""
-        return None if self._usable is None else self._usable[self._inside(i)].reshape(self.size(i))
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether some picture has a mask."""
-        return self._usable is not None
+    def valid_mask(self, i: int) -> Tensor | None:
+        """Pixels [H, W] bool of image ``i`` that are not masked out; None if no image has a mask."""
+        return None if self._valid is None else self._valid[self._slice(i)].reshape(self.size(i))
 
     def normal(self, i: int) -> Tensor | None:
-        """Unit normals [H, W, 3] of picture ``i`` in the axes of their file, 0 where unknown; None if there are none.
+        """Normal map [H, W, 3] of image ``i`` in the axes of its file, unit length or 0 where unknown; None if there is none.
 
-        A byte b means ``b / 127.5 - 1``; what is far from unit length is no normal but empty ground.
+        A byte b means ``b / 127.5 - 1``. Vectors far from unit length are not normals but the background of the map.
         """
         if self._normal is None:
             return None
-        decoded = self._normal[self._inside(i)].reshape(*self.size(i), 3).float() / 127.5 - 1
+        decoded = self._normal[self._slice(i)].reshape(*self.size(i), 3).float() / 127.5 - 1
         length = decoded.norm(dim=-1, keepdim=True)
         known = (length - 1).abs() < NORMAL_TOLERANCE
-        return torch.where(known, decoded / length.clamp(min=1e-6), 0.0)
+        return torch.where(known, decoded / length.clamp(min=MIN_LENGTH), 0.0)
 
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Numbers [count] of random pixels, evenly over all usable ones, with replacement.
+    def sample_pixels(self, count: int, generator: torch.Generator) -> Tensor:
+        """Indices [count] int64 into ``pixels``, uniform over all valid pixels of all images, with replacement.
 
-        The generator belongs to the pictures' device, so that nothing is copied there and waited for.
+        The generator must be on the device of the images, so that nothing is copied from the host.
         """
-        total = len(self.bytes) if self._choices is None else len(self._choices)
-        pixel = torch.randint(total, (count,), generator=generator, device=self.bytes.device)
-        return pixel if self._choices is None else self._choices[pixel]
+        total = len(self.pixels) if self._valid_pixels is None else len(self._valid_pixels)
+        pixel = torch.randint(total, (count,), generator=generator, device=self.pixels.device)
+        return pixel if self._valid_pixels is None else self._valid_pixels[pixel]
 
     def locate(self, pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Which picture [N], which column and which row [N] pixels [N] are."""
-        picture = torch.searchsorted(self.ends, pixel, right=True)
-        width = self.width[picture]
-        place = pixel - self.ends[picture] + width * self.height[picture]
-        return picture, place % width, place // width
+        """Image, column and row, [N] int64 each, of pixels [N]."""
+        return _locate(pixel, self.ends, self.width, self.height)
+
+    def pixel_index(self, image: Tensor, column: Tensor, row: Tensor) -> Tensor:
+        """Indices [N] int64 into ``pixels`` of the given image, column and row [N]; the inverse of :meth:`locate`."""
+        width = self.width[image]
+        return self.ends[image] - width * self.height[image] + row * width + column
+
+    def sample_patches(self, count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Square patches whose positions are uniform over all that lie entirely inside one image, with replacement.
+
+        With masks, only patches whose centre pixel (row and column ``size // 2``) is valid are drawn. Nothing is copied
+        from the device, except once for each patch size if there are masks.
+
+        Args:
+            count: number of patches.
+            size: side of a patch, pixels; at most the smaller side of every image.
+            generator: on the device of the images.
+
+        Returns:
+            Image [count], and column and row [count] of the first pixel; int64.
+
+        Raises:
+            UserError: no position has a valid centre.
+        """
+        columns, rows = self.width - size + 1, self.height - size + 1  # number of positions
+        if self._valid is None:
+            total = sum((h - size + 1) * (w - size + 1) for h, w in self._sizes)
+            position = torch.randint(total, (count,), generator=generator, device=self.pixels.device)
+            return _locate(position, torch.cumsum(columns * rows, 0), columns, rows)
+        centres, total = self._valid_centres(size)
+        choice = torch.randint(total, (count,), generator=generator, device=self.pixels.device)
+        image, column, row = self.locate(centres[choice])
+        return image, column - size // 2, row - size // 2
+
+    def _valid_centres(self, size: int) -> tuple[Tensor, int]:
+        """Valid pixels that are the centres of patches inside their image: indices into ``pixels``, and how many."""
+        if size not in self._patch_positions:
+            pixel = self._valid_pixels
+            assert pixel is not None, "asked only where there are masks"
+            image, column, row = self.locate(pixel)
+            left, top = column - size // 2, row - size // 2
+            inside = (left >= 0) & (left + size <= self.width[image]) & (top >= 0) & (top + size <= self.height[image])
+            centres = pixel[inside]
+            if len(centres) == 0:
+                raise UserError(
+                    f"no patch of {size}x{size} pixels has a valid centre, as the masks are white only near the borders of "
+                    "the photographs; give smaller patches"
+                )
+            self._patch_positions[size] = centres, len(centres)
+        return self._patch_positions[size]
+
+    def first_smaller_than(self, size: int) -> int | None:
+        """The first image that is narrower or lower than ``size`` pixels; None if there is none."""
+        return next((i for i, sides in enumerate(self._sizes) if min(sides) < size), None)
 
 
-def _in_threads(load: Callable[[int], None], count: int) -> None:
-    """Call ``load`` with the numbers below ``count``, a few at a time; the first error is raised."""
-    with ThreadPoolExecutor(DECODERS) as pool:
+def _locate(index: Tensor, ends: Tensor, width: Tensor, height: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Grid, column and row [N] of ``index`` [N] in row-major grids of [I] columns and rows with cumulative sizes ``ends``."""
+    grid = torch.searchsorted(ends, index, right=True)
+    columns = width[grid]
+    offset = index - ends[grid] + columns * height[grid]
+    return grid, offset % columns, offset // columns
+
+
+def _run_in_threads(load: Callable[[int], None], count: int) -> None:
+    """Call ``load`` with 0 to ``count`` - 1 in ``DECODE_THREADS`` threads; the first error is raised."""
+    with ThreadPoolExecutor(DECODE_THREADS) as pool:
         list(pool.map(load, range(count)))
 
 
-def _beside(what: str, path: Path, mode: str, factor: int, size: tuple[int, int]) -> Tensor:
-    """A picture that goes with a photograph of ``size`` (height, width) pixels, decoded as :func:`decode` does."""
-    picture = decode(path, mode, factor)
-    if tuple(picture.shape[:2]) != size:
+def _decode_companion(kind: str, path: Path, mode: str, factor: int, size: tuple[int, int]) -> Tensor:
+    """Decode a mask or normal map, whose size must be that of its photograph: ``size`` (height, width) pixels."""
+    image = decode_image(path, mode, factor)
+    if tuple(image.shape[:2]) != size:
         raise UserError(
-            f"{what} {path} must have its photograph's size, {size[1]}x{size[0]} pixels after --downscale, "
-            f"got {picture.shape[1]}x{picture.shape[0]}"
+            f"{kind} {path} must have its photograph's size, {size[1]}x{size[0]} pixels after --downscale, "
+            f"got {image.shape[1]}x{image.shape[0]}; resize it"
         )
-    return picture
+    return image
 
 
-def resample(planes: Tensor, height: int, width: int, source: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """A picture at another size without aliasing: a triangle filter as wide as the larger pixel of the two.
+def resample(image: Tensor, height: int, width: int, warp: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Resize an image with antialiasing (a triangle filter as wide as the larger of the two pixel sizes), optionally warped.
 
     Args:
-        planes: [C, h, w].
-        height, width: of the result, pixels.
-        source: where a point of the result lies in the picture, for a lens that is to be undone: [..., 2] to [..., 2],
-            column and row as shares of the size in [0, 1]. It is followed on a raster twice as fine as the result.
+        image: [C, h, w] float; with premultiplied alpha, so that transparent pixels do not bleed their colour.
+        height, width: size of the result, pixels.
+        warp: maps points of the result [..., 2] to points of the image [..., 2], for removing lens distortion; both are
+            (column, row) divided by the size, in [0, 1]. It is sampled at twice the resolution of the result.
 
     Returns:
-        [C, height, width]; where the source lies outside the picture, its nearest border.
+        [C, height, width]; the border is repeated where the warp leaves the image. Differentiable in the image.
     """
     resize = functools.partial(torch.nn.functional.interpolate, mode="bilinear", antialias=True)
-    if source is None:
-        return resize(planes[None], (height, width))[0]
-    fine = (2 * height, 2 * width)
-    row, column = ((torch.arange(n, dtype=planes.dtype, device=planes.device) + 0.5) / n for n in fine)
-    share = torch.stack([column.expand(len(row), -1), row[:, None].expand(-1, len(column))], -1)
-    bent = torch.nn.functional.grid_sample(
-        resize(planes[None], fine), 2 * source(share)[None] - 1, padding_mode="border", align_corners=False
+    if warp is None:
+        return resize(image[None], (height, width))[0]
+    double = (2 * height, 2 * width)
+    row, column = ((torch.arange(n, dtype=image.dtype, device=image.device) + 0.5) / n for n in double)
+    uv = torch.stack([column.expand(len(row), -1), row[:, None].expand(-1, len(column))], -1)
+    warped = torch.nn.functional.grid_sample(
+        resize(image[None], double), 2 * warp(uv)[None] - 1, padding_mode="border", align_corners=False
     )
-    return torch.nn.functional.avg_pool2d(bent, 2)[0]
+    return torch.nn.functional.avg_pool2d(warped, 2)[0]

@@ -1,4 +1,4 @@
-"""The layout of NeuS and IDR, in which DTU is passed on: ``image/``, ``mask/`` and matrices in ``cameras_sphere.npz``."""
+"""The format of NeuS and IDR, in which DTU is distributed: ``image/``, ``mask/`` and matrices in ``cameras_sphere.npz``."""
 
 import zipfile
 from pathlib import Path
@@ -7,59 +7,73 @@ import torch
 from torch import Tensor
 
 from nerf.core.errors import UserError
-from nerf.data.frames import Frame, Lens, PhotoFiles, from_opencv, gather, held_out, refuse_without_photographs
+from nerf.data.frames import (
+    Frame,
+    Intrinsics,
+    ParsedDataset,
+    make_dataset,
+    pose_from_opencv,
+    raise_no_images,
+    split_by_holdout,
+)
 
 CAMERA_FILES = ("cameras_sphere.npz", "cameras.npz")
-PICTURES = (".png", ".jpg", ".jpeg")
-PIXEL_CENTRE = 0.5  # the format's pixel centres are at whole numbers, ours half a pixel further
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+PIXEL_CENTRE = 0.5  # the format has pixel centres at integer coordinates, this program at integer + 0.5
+MIN_DETERMINANT = 1e-12  # of a matrix's left 3x3; below it the matrix counts as singular
+MAX_ASPECT = 10.0  # of a pixel, fx / fy or its inverse; a larger one means that the matrix is no camera's
 
 
-def cameras_of(folder: Path) -> Path | None:
-    """The file of camera matrices of a folder in this layout, or None if it is another."""
+def find_camera_file(folder: Path) -> Path | None:
+    """The file of camera matrices of a folder in this format, or None if it is in another format."""
     return next((path for path in (folder / name for name in CAMERA_FILES) if path.is_file()), None)
 
 
-def read_neus(folder: Path, holdout: int) -> PhotoFiles:
-    """A folder whose photograph ``i``, in the order of names, was taken by the camera ``world_mat_i``.
+def read_neus(folder: Path, cameras: Path, holdout: int) -> ParsedDataset:
+    """Read a folder in which the i-th photograph, sorted by name, has the projection matrix ``world_mat_i``.
 
-    Masks are the opacity of the object. ``scale_mat_i`` takes the unit ball around the object to the world of the
-    cameras; the box is the cube around that ball, and the world remains the data's own.
+    Masks are the alpha of the object. ``scale_mat_i`` maps the unit sphere around the object to the world of the cameras;
+    the scene box is the cube around that sphere, and poses stay in the dataset's own world.
 
     Args:
-        folder: with ``image`` (or ``images``), perhaps ``mask``, and one of ``CAMERA_FILES``.
-        holdout: every so many photographs one is held out.
+        folder: contains ``image`` (or ``images``) and optionally ``mask``.
+        cameras: the npz file of the matrices, see :func:`find_camera_file`.
+        holdout: every ``holdout``-th photograph is held out; 0: none.
 
     Raises:
-        UserError: anything missing, broken or of another number than the photographs.
+        UserError: a file is missing or broken, or the numbers of photographs, masks and matrices differ.
     """
-    path = cameras_of(folder)
-    matrices = _read_matrices(path)
-    images = _pictures(folder / "image") or _pictures(folder / "images")
+    matrices = _read_matrices(cameras)
+    images = _list_images(folder / "image") or _list_images(folder / "images")
     if not images:
-        refuse_without_photographs(path, None, ())
-    masks = _pictures(folder / "mask")
+        raise_no_images(cameras, None, ())
+    masks = _list_images(folder / "mask")
     if masks and len(masks) != len(images):
-        raise UserError(f"{folder}: expected a mask for each of {len(images)} photographs, got {len(masks)} in mask")
-    scale = [_matrix(matrices, f"scale_mat_{i}", path) for i in range(len(images))] if "scale_mat_0" in matrices else None
+        raise UserError(
+            f"{folder}: expected one mask for each of {len(images)} photographs, got {len(masks)} in mask; add the missing "
+            "ones, or remove the folder"
+        )
+    scale = [_matrix(matrices, f"scale_mat_{i}", cameras) for i in range(len(images))] if "scale_mat_0" in matrices else None
     frames = []
     for i, image in enumerate(images):
-        world = _matrix(matrices, f"world_mat_{i}", path)
-        if scale is not None:  # of all photographs' unit balls the first one's is ours
+        world = _matrix(matrices, f"world_mat_{i}", cameras)
+        if scale is not None:  # bring every camera to the world in which the first unit sphere is given
             world = world @ scale[i] @ torch.linalg.inv(scale[0])
-        lens, pose = decompose(world[:3], f"{path}, world_mat_{i}")
-        frames.append(Frame(image.name, image, pose, lens, alpha=masks[i] if masks else None))
+        intrinsics, pose = decompose_projection(world[:3], f"{cameras}, world_mat_{i}")
+        frames.append(Frame(image.name, image, pose, intrinsics, alpha=masks[i] if masks else None))
     box = None if scale is None else (scale[0][:3, 3], torch.linalg.det(scale[0][:3, :3]).abs().item() ** (1 / 3))
-    return gather(folder, path, held_out(frames, holdout), (), holdout, box=box)
+    return make_dataset(folder, cameras, split_by_holdout(frames, holdout), (), holdout, box=box)
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _list_images(folder: Path) -> list[Path]:
+    """The image files of a folder, sorted by name; none if it does not exist."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _read_matrices(path: Path) -> dict[str, Tensor]:
-    """The arrays of an npz file; nothing in it is ever executed."""
+    """The arrays of an npz file as float64; pickled objects are refused and never executed."""
     import numpy as np
 
     try:
@@ -70,35 +84,43 @@ def _read_matrices(path: Path) -> dict[str, Tensor]:
 
 
 def _matrix(matrices: dict[str, Tensor], name: str, path: Path) -> Tensor:
+    """The matrix [4, 4] of that name, checked to be finite and invertible in its left 3x3."""
     if name not in matrices:
-        raise UserError(f"{path}: there is no {name}; it needs one for each photograph, in the order of their names")
+        raise UserError(f"{path}: there is no {name}; expected one for each photograph, in the order of their names")
     matrix = matrices[name]
-    if matrix.shape != (4, 4) or not matrix.isfinite().all() or torch.linalg.det(matrix[:3, :3]).abs() < 1e-12:
+    if matrix.shape != (4, 4) or not matrix.isfinite().all() or torch.linalg.det(matrix[:3, :3]).abs() < MIN_DETERMINANT:
         raise UserError(
-            f"{path}: {name} must be 4x4 finite numbers whose left 3x3 can be inverted, got {'x'.join(map(str, matrix.shape))}"
+            f"{path}: {name} must be 4x4 finite numbers whose left 3x3 is invertible, got {'x'.join(map(str, matrix.shape))}"
         )
     return matrix
 
 
-def decompose(projection: Tensor, where: str) -> tuple[Lens, Tensor]:
-    """Lens and pose [4, 4] of a projection matrix [3, 4] from the world to pixels, ``K R [I | -c]``.
+def decompose_projection(projection: Tensor, where: str) -> tuple[Intrinsics, Tensor]:
+    """Intrinsics and camera-to-world pose [4, 4] of a projection matrix ``K R [I | -c]`` from world to pixels.
 
-    K is upper triangular with a positive diagonal and R a rotation (Hartley and Zisserman 2004, sec. 6.2.4). A skew
-    between the image's axes is left out.
+    K is upper triangular with a positive diagonal and R a rotation (RQ decomposition; Hartley and Zisserman 2004,
+    sec. 6.2.4). A skew of the pixel axes is ignored.
+
+    Args:
+        projection: [3, 4] float64, of any scale and sign.
+        where: file and name of the matrix, for error messages.
 
     Raises:
-        UserError: the matrix is of no camera.
+        UserError: the matrix is not a camera's projection.
     """
     matrix = projection / projection[2, :3].norm()
     if torch.linalg.det(matrix[:, :3]) < 0:
         matrix = -matrix
-    backwards = torch.eye(3, dtype=matrix.dtype).flip(0)
-    q, r = torch.linalg.qr((backwards @ matrix[:, :3]).T)
-    camera, rotation = backwards @ r.T @ backwards, backwards @ q.T
+    exchange = torch.eye(3, dtype=matrix.dtype).flip(0)  # reverses rows or columns: RQ by means of QR
+    q, r = torch.linalg.qr((exchange @ matrix[:, :3]).T)
+    camera, rotation = exchange @ r.T @ exchange, exchange @ q.T
     signs = camera.diagonal().sign()
     camera, rotation = camera * signs, signs[:, None] * rotation
     fx, fy, cx, cy = (camera[i, j].item() for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
-    if not (fx > 0 and fy > 0 and 0.1 < fx / fy < 10):
-        raise UserError(f"{where}: it is no camera's, as the focal lengths would be {fx:g} and {fy:g} pixels")
+    if not (fx > 0 and fy > 0 and 1 / MAX_ASPECT < fx / fy < MAX_ASPECT):
+        raise UserError(
+            f"{where}: not the projection matrix of a camera, as its focal lengths would be {fx:g} and {fy:g} pixels; "
+            "export the cameras again"
+        )
     centre = -torch.linalg.solve(matrix[:, :3], matrix[:, 3])
-    return Lens(fx, fy, cx + PIXEL_CENTRE, cy + PIXEL_CENTRE), from_opencv(rotation, centre)
+    return Intrinsics(fx, fy, cx + PIXEL_CENTRE, cy + PIXEL_CENTRE), pose_from_opencv(rotation, centre)

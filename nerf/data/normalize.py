@@ -1,6 +1,7 @@
-"""Where posed photographs stand in our world: the similarity that brings their scene into the box. I photographs.
+"""Scene normalisation: the similarity transform that brings a dataset into the scene box. I photographs, P points.
 
-The photographs' own world may have any up axis, origin and scale. Ours has +Y up and its scene in [-bound, bound]^3.
+A dataset's own world may have any up axis, origin and scale. The normalised world has +Y up and its scene in
+[-bound, bound]^3.
 """
 
 from dataclasses import dataclass
@@ -10,67 +11,72 @@ from torch import Tensor
 
 from nerf.core.errors import UserError
 
-UNDECIDED = 0.3  # length of the mean up direction below which cameras are all around and say nothing; +Z is up then
-SNAP_DEGREES = 25.0  # the cameras' mean up this close to an axis of the file means that axis
-FACING = 0.3  # length of the mean direction to the cameras above which they count as standing on one side
-SMALLEST_BOX = 1e-6
-SCENE_MARGIN = 1.1  # of what decides half the side of a captured scene's box
-MOST_POINTS = 0.98  # of a reconstruction; the rest is taken for errors
+MIN_MEAN_UP = 0.3  # length of the mean up vector below which the cameras do not agree on an up direction; +Z is used then
+UP_SNAP_DEGREES = 25.0  # a mean up vector closer than this to an axis of the dataset means that axis
+MIN_ONE_SIDED = 0.3  # length of the mean horizontal direction to the cameras above which they are on one side of the scene
+MIN_HALF_SIDE = 1e-6  # of the scene box, in units of the dataset; below it there is no baseline between the cameras
+SCENE_MARGIN = 1.1  # factor on the radius of a captured scene that gives half the side of its box
+POINT_QUANTILE = 0.98  # fraction of a sparse point cloud that the box must contain; the others count as outliers
+MIN_AXIS_SPREAD = 1e-3  # mean squared sine of the optical axes' angle to their common direction; below it they are parallel
+MIN_SPREAD = 1e-6  # distance of camera centres from their mean below which they coincide
+OPPOSITE = 1e-9  # 1 + cosine below which two directions are opposite, and the rotation between them is not unique
+DOWN_VECTOR_FLIP = (1.0, -1.0, -1.0)  # half a turn about x, the rotation used for -Y up
 
 
 @dataclass(frozen=True)
-class Framing:
-    """A similarity between a file's world and ours, and what it was made for."""
+class SceneNormalization:
+    """The similarity transform between a dataset's world and the normalised world, and how the scene box was chosen."""
 
-    kind: str  # "box" as the data prescribes, "object" on clear ground, "points" that were found, "scene" around the cameras
-    to_source: Tensor  # [4, 4] from our world to the file's
-    scale: float  # our units per unit of the file
+    kind: str  # "box": prescribed by the dataset; "object", "points" or "scene": see :func:`normalize_scene`
+    to_source: Tensor  # [4, 4] float64, normalised world -> dataset's world
+    scale: float  # normalised units per unit of the dataset
 
-    def poses(self, pose: Tensor) -> Tensor:
-        """Poses [I, 4, 4] of the file's world as poses in ours; rotations stay rotations."""
+    def apply(self, pose: Tensor) -> Tensor:
+        """Camera-to-world poses [I, 4, 4] of the dataset's world in the normalised world; rotations stay orthonormal."""
         moved = torch.linalg.inv(self.to_source) @ pose
         moved[:, :3, :3] /= self.scale
         return moved
 
 
 def focus_point(pose: Tensor) -> Tensor:
-    """The point [3] nearest to all optical axes, in the least-squares sense, and in front of most cameras.
+    """The point [3] closest to all optical axes in the least-squares sense, if it is in front of most cameras.
 
-    Axes that are parallel, or one alone, have no such point; then it lies ahead of the cameras' middle, as far as they
-    spread (1 if they do not). For cameras that look outwards from a room's middle it is that middle.
+    Parallel axes, or a single one, have no such point; then it is the mean of the camera centres moved along the mean
+    viewing direction by their spread (by 1 if they coincide). For cameras that look outwards from a common centre it is
+    that centre.
 
     Args:
-        pose: [I, 4, 4].
+        pose: [I, 4, 4] camera-to-world.
     """
     origin, forward = pose[:, :3, 3], -pose[:, :3, 2]
-    across = torch.eye(3, dtype=pose.dtype) - forward[:, :, None] * forward[:, None, :]  # removes all along the axis
-    normal = across.mean(0)
-    middle = origin.mean(0)
-    spread = (origin - middle).norm(dim=-1).max()
-    if torch.linalg.eigvalsh(normal)[0] > 1e-3:  # mean squared sine of the axes' angle to their common direction
-        point = torch.linalg.solve(normal, (across @ origin[:, :, None]).mean(0)[:, 0])
+    projector = torch.eye(3, dtype=pose.dtype) - forward[:, :, None] * forward[:, None, :]  # onto the plane across each axis
+    normal_matrix = projector.mean(0)
+    mean_origin = origin.mean(0)
+    spread = (origin - mean_origin).norm(dim=-1).max()
+    if torch.linalg.eigvalsh(normal_matrix)[0] > MIN_AXIS_SPREAD:
+        point = torch.linalg.solve(normal_matrix, (projector @ origin[:, :, None]).mean(0)[:, 0])
         if (((point - origin) * forward).sum(-1) > 0).double().mean() > 0.5:
             return point
-    return middle + forward.mean(0) * (spread if spread > 1e-6 else 1.0)
+    return mean_origin + forward.mean(0) * (spread if spread > MIN_SPREAD else 1.0)
 
 
-def up_direction(pose: Tensor) -> Tensor:
-    """The unit direction [3] that is up for cameras ``pose`` [I, 4, 4]: their mean, or the axis it is close to."""
+def estimate_up(pose: Tensor) -> Tensor:
+    """The unit up direction [3] of a scene: the mean up vector of poses [I, 4, 4], snapped to a coordinate axis near it."""
     mean = pose[:, :3, 1].mean(0)
-    if mean.norm() < UNDECIDED:
+    if mean.norm() < MIN_MEAN_UP:
         return torch.tensor([0.0, 0.0, 1.0], dtype=pose.dtype)
     mean = mean / mean.norm()
     largest = mean.abs().argmax()
     axis = torch.zeros_like(mean)
     axis[largest] = mean[largest].sign()
-    return axis if torch.rad2deg(torch.acos((mean @ axis).clamp(-1, 1))) < SNAP_DEGREES else mean
+    return axis if torch.rad2deg(torch.acos((mean @ axis).clamp(-1, 1))) < UP_SNAP_DEGREES else mean
 
 
-def upright(up: Tensor) -> Tensor:
-    """The smallest rotation [3, 3] that turns the unit direction ``up`` [3] to +Y; z-up becomes (x, z, -y)."""
+def rotation_to_y_up(up: Tensor) -> Tensor:
+    """The smallest rotation [3, 3] that maps the unit vector ``up`` [3] to +Y; for +Z it maps (x, y, z) to (x, z, -y)."""
     y = torch.tensor([0.0, 1.0, 0.0], dtype=up.dtype)
-    if up @ y < -1 + 1e-9:
-        return torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=up.dtype))
+    if up @ y < -1 + OPPOSITE:
+        return torch.diag(torch.tensor(DOWN_VECTOR_FLIP, dtype=up.dtype))
     v = torch.linalg.cross(up, y)
     skew = torch.zeros(3, 3, dtype=up.dtype)
     skew[0, 1], skew[0, 2], skew[1, 2] = -v[2], v[1], -v[0]
@@ -78,74 +84,77 @@ def upright(up: Tensor) -> Tensor:
     return torch.eye(3, dtype=up.dtype) + skew + skew @ skew / (1 + up @ y)
 
 
-def _turned_to_front(offset: Tensor) -> Tensor:
-    """The rotation [3, 3] about +Y that brings cameras on one side (offsets [I, 3] from the focus) to the front."""
-    level = torch.nn.functional.normalize(offset[:, [0, 2]], dim=-1).mean(0)  # x, z
-    if level.norm() < FACING:
+def _rotation_to_front(offset: Tensor) -> Tensor:
+    """The rotation [3, 3] about +Y that brings cameras on one side of the focus point to +Z; else the identity.
+
+    ``offset`` [I, 3]: camera centres relative to the focus point, +Y up.
+    """
+    mean = torch.nn.functional.normalize(offset[:, [0, 2]], dim=-1).mean(0)  # x, z
+    if mean.norm() < MIN_ONE_SIDED:
         return torch.eye(3, dtype=offset.dtype)
-    s, c = (level / level.norm()).unbind(0)
+    s, c = (mean / mean.norm()).unbind(0)
     zero, one = torch.zeros_like(s), torch.ones_like(s)
     return torch.stack([torch.stack([c, zero, -s]), torch.stack([zero, one, zero]), torch.stack([s, zero, c])])
 
 
-def ball_of(points: Tensor) -> tuple[Tensor, float]:
-    """The middle [3] of points [P, 3], and the radius about it that holds all but a few."""
-    middle = points.median(0).values
-    distance = (points - middle).norm(dim=-1)
-    return middle, distance.kthvalue(max(1, round(MOST_POINTS * len(points)))).values.item()
+def bounding_ball(points: Tensor) -> tuple[Tensor, float]:
+    """A ball that is robust to outliers: the median [3] of points [P, 3], and the ``POINT_QUANTILE`` of distances from it."""
+    centre = points.median(0).values
+    distance = (points - centre).norm(dim=-1)
+    return centre, distance.kthvalue(max(1, round(POINT_QUANTILE * len(points)))).values.item()
 
 
-def frame(
+def normalize_scene(
     pose: Tensor,
-    half_angle: Tensor,
-    box: tuple[Tensor, float] | None,
-    clear: bool,
+    half_fov: Tensor,
+    prescribed_box: tuple[Tensor, float] | None,
+    has_transparency: bool,
     bound: float,
     points: Tensor | None = None,
-) -> Framing:
-    """Choose the box of the scene and bring it to [-bound, bound]^3 with +Y up.
+) -> SceneNormalization:
+    """Choose the scene box of a dataset and the similarity that maps it to [-bound, bound]^3 with +Y up.
 
-    * Data that prescribes its box (instant-ngp's ``aabb_scale``, NeuS's ``scale_mat``) gets it.
-    * An object on clear ground (photographs with alpha): the cameras look at it and see it whole, so the box is centred
-      where their axes meet and as large as what they see there. Blender's front, -y, becomes our +Z.
-    * Any other scene: centred where the axes meet and a little larger than the cameras' distance, cameras within; or
-      around the points that its reconstruction found, where that box is smaller.
+    * "box": the dataset prescribes its box (instant-ngp's ``aabb_scale``, NeuS's ``scale_mat``).
+    * "object": the photographs have transparent pixels, so they show an isolated object completely. The box is centred at
+      the focus point and as large as what the cameras see there. Blender's front, -y, becomes +Z.
+    * "scene": any other dataset. The box is centred at the focus point and contains all cameras.
+    * "points": as "scene", but the box around the sparse point cloud of the reconstruction is smaller and is used instead.
 
-    Except for an object, cameras that all stand on one side are turned to stand in front (+Z).
+    Except for an object, cameras that are all on one side of the scene are rotated to the front (+Z).
 
     Args:
-        pose: [I, 4, 4] float64 of the training photographs.
-        half_angle: [I] radians, half the larger field of view.
-        box: centre [3] and half side in the file's world, or None.
-        clear: the photographs have alpha.
-        bound: half the side of our box.
-        points: [P, 3] float64 in the file's world, on the surfaces of the scene, or None.
+        pose: [I, 4, 4] float64, poses of the training photographs.
+        half_fov: [I] radians, half of the larger of the horizontal and the vertical field of view.
+        prescribed_box: centre [3] and half side in the dataset's world, or None.
+        has_transparency: the photographs have transparent pixels.
+        bound: half the side of the normalised box.
+        points: [P, 3] float64 point cloud in the dataset's world, or None.
 
     Raises:
-        UserError: the cameras all stand in one place and look apart.
+        UserError: all cameras have the same position and look in different directions.
     """
     focus = focus_point(pose)
     distance = (pose[:, :3, 3] - focus).norm(dim=-1)
-    if box is not None:
-        kind, (centre, half) = "box", box
-    elif clear:
-        kind, centre, half = "object", focus, (distance * torch.tan(half_angle)).median().item()
+    if prescribed_box is not None:
+        kind, (centre, half_side) = "box", prescribed_box
+    elif has_transparency:
+        kind, centre, half_side = "object", focus, (distance * torch.tan(half_fov)).median().item()
     else:
-        kind, centre, half = "scene", focus, SCENE_MARGIN * distance.max().item()
+        kind, centre, half_side = "scene", focus, SCENE_MARGIN * distance.max().item()
         if points is not None:
-            middle, radius = ball_of(points)
-            if SCENE_MARGIN * radius < half:
-                kind, centre, half = "points", middle, SCENE_MARGIN * radius
-    if not half > SMALLEST_BOX:
+            middle, radius = bounding_ball(points)
+            if SCENE_MARGIN * radius < half_side:
+                kind, centre, half_side = "points", middle, SCENE_MARGIN * radius
+    if not half_side > MIN_HALF_SIDE:
         raise UserError(
-            f"the {len(pose)} photographs were all taken from one place and look apart, so nothing shows "
-            "depth; give photographs from several places"
+            f"the {len(pose)} photographs were all taken from one position in different directions, so there is no parallax "
+            "to learn depth from; add photographs from other positions"
         )
-    rotation = upright(up_direction(pose))
+    rotation = rotation_to_y_up(estimate_up(pose))
     if kind != "object":
-        rotation = _turned_to_front((pose[:, :3, 3] - focus) @ rotation.T) @ rotation
-    scale = bound / half
+        rotation = _rotation_to_front((pose[:, :3, 3] - focus) @ rotation.T) @ rotation
+    scale = bound / half_side
     to_source = torch.eye(4, dtype=pose.dtype)
     to_source[:3, :3] = rotation.T / scale
     to_source[:3, 3] = centre
-    return Framing(kind, to_source, scale)
+    return SceneNormalization(kind, to_source, scale)

@@ -1,16 +1,21 @@
-"""Fields: what is at a point. The interface, and what the neural fields of this project share. M points."""
+"""The field interface, as render paths, the occupancy grid and mesh extraction use it. M points."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nerf.core.errors import UserError
-from nerf.core.structs import FieldOutput, Points, RenderSettings
+from nerf.core.structs import FieldOutput, LevelSet, Points, RenderSettings
+from nerf.fields.opacity import density_to_alpha
+
+# Points of one query where no gradients are needed, so that the temporaries of a field stay small.
+QUERY_CHUNK = 1 << 17
 
 
 class Field(nn.Module, ABC):
-    """What is at a point of the box [-bound, bound]^3.
+    """Geometry and colour at points of the box [-bound, bound]^3.
 
     Attributes:
         bound: half the edge of the box, in scene units.
@@ -20,38 +25,72 @@ class Field(nn.Module, ABC):
 
     @abstractmethod
     def query(self, points: Points, settings: RenderSettings) -> FieldOutput:
-        """Density, albedo and, where the settings ask for them, normals and view-dependent colour at M points.
+        """Evaluate the field at M points, which may be none.
 
-        Differentiable in the field's parameters, normals included; ``torch.no_grad`` does not keep normals from coming.
+        Args:
+            points: positions [M, 3]; on rays also their directions, image indices and pixel positions.
+            settings: decide whether normals and view-dependent colours are computed, and ``max_level``.
+
+        Returns:
+            Density or signed distance, albedo, and what the settings ask for. Differentiable in the field's parameters,
+            normals included. Normals are computed under ``torch.no_grad`` as well.
+        """
+
+    def geometry(self, points: Points, settings: RenderSettings) -> FieldOutput:
+        """What :meth:`opacity` needs of M points, without colours: the search for visible samples uses nothing else.
+
+        By default the whole of :meth:`query`.
+        """
+        return self.query(points, settings)
+
+    @abstractmethod
+    def opacity(self, output: FieldOutput, points: Points, dt: Tensor, settings: RenderSettings) -> Tensor:
+        """Opacity of the steps around M points.
+
+        Args:
+            output: of :meth:`query` or :meth:`geometry` at the points.
+            points: the M points.
+            dt: [M] length of the steps, scene units.
+            settings: those of the query.
+
+        Returns:
+            [M] in [0, 1]; differentiable in ``output`` and in parameters that only the opacity depends on.
         """
 
     @abstractmethod
-    def density(self, positions: Tensor, max_level: float = 1.0) -> Tensor:
-        """Density [M] at positions [M, 3], per scene unit. Differentiable in parameters and positions."""
+    def occupancy(self, positions: Tensor, dt: float) -> Tensor:
+        """Opacity of a step at each position, in any direction, for the occupancy grid.
+
+        Args:
+            positions: [M, 3] scene units.
+            dt: length of the steps, scene units.
+
+        Returns:
+            [M] in [0, 1]; not differentiable.
+        """
+
+    @abstractmethod
+    def level_set(self, threshold: float) -> LevelSet:
+        """The field's surface, for mesh extraction.
+
+        Args:
+            threshold: density at the surface; fields whose surface does not depend on a density ignore it.
+        """
 
     def albedo(self, positions: Tensor) -> Tensor:
-        """Diffuse colour [M, 3] in [0, 1] at positions [M, 3]: what an exported texture holds."""
-        return self.query(Points(positions), RenderSettings(source="eval", training=False)).albedo
+        """Diffuse colour [M, 3] in [0, 1] at positions [M, 3], as baked into textures."""
+        return self.query(Points(positions), RenderSettings(source="eval", training=False)).require("albedo")
 
-    def to_alpha(self, output: FieldOutput, dt: Tensor) -> Tensor:
-        """Opacity [M] of steps dt [M] through what ``query`` found, ``1 - exp(-density dt)`` (NeRF, eq. 3)."""
-        return -torch.expm1(-output.density * dt)
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Optimiser groups (params, lr, name) of all parameters.
 
-    def alpha(self, points: Points, dt: Tensor, settings: RenderSettings) -> Tensor:
-        """Opacity [M] of steps of length dt [M] around the points, without colours or normals."""
-        return -torch.expm1(-self.density(points.positions, settings.max_level) * dt)
-
-    @torch.no_grad()
-    def occupancy(self, positions: Tensor) -> Tensor:
-        """A density-like value [M] at positions [M, 3] for the occupancy grid. Not differentiable."""
-        return self.density(positions)
-
-    def param_groups(self, lr: float) -> list[dict]:
-        """Parameters with their learning rates, as an optimiser wants them: dicts of params, lr and name."""
+        Args:
+            lr: base learning rate; a field may train some of its parameters faster.
+        """
         return [{"params": list(self.parameters()), "lr": lr, "name": "field"}]
 
     def total_variation(self, generator: torch.Generator) -> Tensor:
-        """Total variation of the encoder's table near random points; a grid backbone has one.
+        """Total variation [] of the encoder's table near random points, for fields that have one. Differentiable.
 
         Raises:
             UserError: this field has no table.
@@ -59,9 +98,42 @@ class Field(nn.Module, ABC):
         raise UserError("lambda_tv: this backbone has no feature grid; set --lambda_tv 0 or --backbone grid")
 
     def weight_decay(self) -> Tensor:
-        """Mean square of the encoder's table; a grid backbone has one.
+        """Mean square [] of the encoder's table, for fields that have one. Differentiable.
 
         Raises:
             UserError: this field has no table.
         """
         raise UserError("lambda_wd: this backbone has no feature grid; set --lambda_wd 0 or --backbone grid")
+
+
+class DensityField(Field):
+    """A field whose geometry is a volume density; subclasses implement :meth:`density` and :meth:`query`."""
+
+    @abstractmethod
+    def density(self, positions: Tensor, max_level: float = 1.0) -> Tensor:
+        """Density at positions.
+
+        Args:
+            positions: [M, 3] scene units.
+            max_level: fraction of the encoder's levels that is active.
+
+        Returns:
+            [M] extinction per scene unit; differentiable in parameters and positions.
+        """
+
+    def geometry(self, points: Points, settings: RenderSettings) -> FieldOutput:
+        """Density [M] alone; see :meth:`Field.geometry`."""
+        return FieldOutput(density=self.density(points.positions, settings.max_level))
+
+    def opacity(self, output: FieldOutput, points: Points, dt: Tensor, settings: RenderSettings) -> Tensor:
+        """Opacity [M] in [0, 1], see :func:`nerf.fields.opacity.density_to_alpha`. Differentiable."""
+        return density_to_alpha(output.require("density"), dt)
+
+    @torch.no_grad()
+    def occupancy(self, positions: Tensor, dt: float) -> Tensor:
+        """Opacity [M] of steps of length dt at positions [M, 3]; see :meth:`Field.occupancy`."""
+        return density_to_alpha(self.density(positions), dt)
+
+    def level_set(self, threshold: float) -> LevelSet:
+        """The points where the density equals ``threshold``; see :meth:`Field.level_set`."""
+        return LevelSet(value=torch.no_grad()(self.density), level=threshold)

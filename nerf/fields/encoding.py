@@ -1,4 +1,6 @@
-"""Encoders of positions and directions by name; every one is a module with ``output_dim``."""
+"""Encoders of positions and directions by name; every one is a module with ``output_dim``. M points, D dimensions."""
+
+from typing import Any, Literal, overload
 
 from torch import nn
 
@@ -9,12 +11,32 @@ from shencoder import SHEncoder
 ENCODERS: dict[str, type[nn.Module]] = {"grid": GridEncoder, "frequency": FreqEncoder, "sh": SHEncoder}
 
 
-def make_encoder(kind: str, **options) -> nn.Module:
-    """An encoder [M, D] -> [M, output_dim].
+@overload
+def make_encoder(kind: Literal["grid"], **options: Any) -> GridEncoder:
+    """Hash or tiled feature grid, [M, D] -> [M, L * F]."""
+
+
+@overload
+def make_encoder(kind: Literal["frequency"], **options: Any) -> FreqEncoder:
+    """Sines and cosines, [M, D] -> [M, D + 2 * D * K]."""
+
+
+@overload
+def make_encoder(kind: Literal["sh"], **options: Any) -> SHEncoder:
+    """Spherical harmonics of directions, [M, 3] -> [M, degree^2]."""
+
+
+@overload
+def make_encoder(kind: str, **options: Any) -> nn.Module:
+    """Any encoder of ``ENCODERS``."""
+
+
+def make_encoder(kind: str, **options: Any) -> nn.Module:
+    """Build an encoder [M, D] -> [M, output_dim].
 
     Args:
         kind: "grid" (hash or tiled feature grid), "frequency" (sines and cosines) or "sh" (spherical harmonics).
-        options: what that encoder's constructor takes.
+        options: arguments of that encoder's constructor.
 
     Raises:
         ValueError: no such kind.

@@ -1,4 +1,4 @@
-"""What neural fields share: a trunk network, density and albedo heads, view-dependent colour. M points."""
+"""Base of the neural fields: trunk network, density and albedo head, view-dependent colour. M points, C features."""
 
 from abc import abstractmethod
 
@@ -9,23 +9,24 @@ from torch.nn import functional
 from nerf.config.groups import FieldConfig
 from nerf.core.activation import at_least_single, density_activation, density_blob, unit
 from nerf.core.errors import UserError
-from nerf.core.structs import FieldOutput, Points, RenderSettings
-from nerf.fields.base import Field
+from nerf.core.structs import FieldOutput, Points, RenderSettings, SceneInfo
+from nerf.fields.base import DensityField
 from nerf.fields.encoding import make_encoder
 
-# Reach of the central differences, in scene units; about the size of a finest grid cell that still matters.
+# Half the width of the central differences, as a share of the bound; about the finest grid cell that carries density.
 DIFFERENCE_STEP = 1e-2
-
-
-# Width of the view-dependent colour head and of what the trunk tells it.
+# The view-dependent colour head: features it reads from the trunk, its hidden width, degree of the spherical harmonics.
 COLOUR_FEATURES, COLOUR_HIDDEN, COLOUR_DEGREE = 16, 64, 4
 
 
 class ViewColour(nn.Module):
-    """What the view direction adds to the logit of the albedo; nothing at all before training.
+    """View-dependent offset of the albedo logit: a small network, zero before training.
 
-    A small network on features of the point and the spherical harmonics of the direction. The diffuse colour keeps a
-    meaning of its own because some training rays are shaded without this head (see ``render.base.sample_colours``).
+    Its inputs are features of the point and the spherical harmonics of the direction. The albedo remains a meaningful
+    diffuse colour because some training rays are shaded without this head (see ``render.base.sample_colours``).
+
+    Args:
+        features: C, width of the trunk's output.
     """
 
     def __init__(self, features: int):
@@ -39,25 +40,29 @@ class ViewColour(nn.Module):
 
     def forward(self, features: Tensor, directions: Tensor) -> Tensor:
         """Logit offset [M, 3] from features [M, C] and unit directions [M, 3]. Differentiable."""
-        seen = torch.cat([self.features(features), self.directions(directions)], dim=-1)
-        return self.out(functional.relu(self.hidden(seen)))
+        inputs = torch.cat([self.features(features), self.directions(directions)], dim=-1)
+        return self.out(functional.relu(self.hidden(inputs)))
 
 
-class NetworkField(Field):
-    """A trunk network with one head: raw density and albedo logits. Subclasses bring encoder and trunk.
+class NetworkField(DensityField):
+    """A trunk network with one head for raw density and albedo logits. Subclasses provide encoder and trunk.
 
     ``density = act(h_0 + blob(x))``, ``albedo = sigmoid(h_1..3)``. Normals point against the gradient of the raw
-    density, which has the direction of the density's own (the activation increases) and does not vanish where the
-    density does.
+    density: it has the direction of the density's gradient (the activation is increasing) and does not underflow where
+    the density does.
 
     Args:
-        config: the field options: bound, density_activation, density_bias, blob_density, blob_radius, normals.
+        config: the field options: density_activation, density_bias, blob_density, blob_radius, normals.
+        scene: bound of the box.
         width: output width of the trunk.
+
+    Raises:
+        UserError: unknown kind of normals.
     """
 
-    def __init__(self, config: FieldConfig, width: int):
+    def __init__(self, config: FieldConfig, scene: SceneInfo, width: int):
         super().__init__()
-        self.bound = float(config.bound)
+        self.bound = float(scene.bound)
         self.activation_name = config.density_activation
         self.activation = density_activation(config.density_activation)
         self.blob_density, self.blob_radius = float(config.blob_density), float(config.blob_radius)
@@ -71,7 +76,7 @@ class NetworkField(Field):
 
     @abstractmethod
     def trunk(self, positions: Tensor, max_level: float) -> Tensor:
-        """Features [M, width] of positions [M, 3]; differentiable twice if normals are analytic."""
+        """Features [M, width] at positions [M, 3]; differentiable twice if normals are analytic."""
 
     def _blob(self, positions: Tensor) -> Tensor:
         if self.blob_density == 0:
@@ -79,7 +84,7 @@ class NetworkField(Field):
         return density_blob(positions, self.activation_name, self.blob_density, self.blob_radius)
 
     def _blob_gradient(self, positions: Tensor) -> Tensor:
-        """Slope [M, 3] of the blob in space; it has no parameters, so nothing is differentiated through it."""
+        """Gradient [M, 3] of the blob in space, a constant: the blob has no parameters."""
         if self.blob_density == 0:
             return torch.zeros_like(positions)
         with torch.enable_grad():
@@ -87,7 +92,7 @@ class NetworkField(Field):
             return torch.autograd.grad(self._blob(at).sum(), at)[0]
 
     def _raw(self, features: Tensor) -> Tensor:
-        """The head's density output [M], before blob and activation."""
+        """Density output [M] of the head for features [M, width], before blob and activation."""
         return at_least_single(functional.linear(features, self.head.weight[:1], self.head.bias[:1])[:, 0])
 
     def _logit(self, features: Tensor, positions: Tensor) -> Tensor:
@@ -102,10 +107,10 @@ class NetworkField(Field):
         return self.activation(self.raw_density(positions, max_level))
 
     def query(self, points: Points, settings: RenderSettings) -> FieldOutput:
-        """See :meth:`Field.query`.
+        """Density [M], albedo [M, 3], and normals and view-dependent colour [M, 3]; see :meth:`Field.query`.
 
         Raises:
-            ValueError: view-dependent colour is asked for and the points carry no directions.
+            ValueError: the settings ask for view-dependent colour and the points have no directions.
         """
         positions, gradient = points.positions, None
         if settings.computes_normals and self.normals == "analytic":
@@ -122,10 +127,10 @@ class NetworkField(Field):
                 raise ValueError("Field.query: view-dependent colour needs Points with directions [M, 3], got None")
             rgb = torch.sigmoid(colour + at_least_single(self.view_colour(features, points.directions)))
         normal = None if gradient is None else -unit(gradient)
-        return FieldOutput(self.activation(logit), torch.sigmoid(colour), normal, rgb)
+        return FieldOutput(density=self.activation(logit), albedo=torch.sigmoid(colour), normal=normal, rgb=rgb)
 
     def _with_gradient(self, positions: Tensor, max_level: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, raw density and its gradient in space; the gradient is differentiable if gradients are enabled."""
+        """Features [M, width], raw density [M] and its gradient [M, 3] in space, differentiable if gradients are enabled."""
         training = torch.is_grad_enabled()
         with torch.enable_grad():
             at = positions if positions.requires_grad else positions.detach().requires_grad_(True)
@@ -137,12 +142,12 @@ class NetworkField(Field):
         return features.detach(), logit.detach(), gradient.detach()
 
     def _central_differences(self, positions: Tensor, max_level: float) -> Tensor:
-        """Gradient [M, 3] of the raw density from six neighbours, which stay inside the box. Differentiable once."""
-        columns = []
+        """Gradient [M, 3] of the raw density from six neighbours, clamped to the box. Differentiable once."""
+        columns, width = [], DIFFERENCE_STEP * self.bound
         for axis in range(3):
             step = torch.zeros(3, device=positions.device, dtype=positions.dtype)
-            step[axis] = DIFFERENCE_STEP
+            step[axis] = width
             ends = torch.cat([positions + step, positions - step]).clamp(-self.bound, self.bound)
             above, below = self.raw_density(ends, max_level).chunk(2)
-            columns.append(0.5 * (above - below) / DIFFERENCE_STEP)
+            columns.append(0.5 * (above - below) / width)
         return torch.stack(columns, dim=-1)

@@ -1,4 +1,4 @@
-"""The accelerated path: march through occupied cells only, ask the field only where something can be seen.
+"""The accelerated path: march through occupied cells only, evaluate the field only where a sample is visible.
 
 N rays, M samples packed end to end.
 """
@@ -10,11 +10,19 @@ import torch
 from torch import Tensor
 
 from nerf.core.streams import Stream
-from nerf.core.structs import FieldOutput, Rays, RenderSettings, Samples
+from nerf.core.structs import Rays, RenderSettings, Samples, Trace
 from nerf.fields.base import Field
-from nerf.render.base import RenderPath, Trace, box, points_at, sample_values
+from nerf.render.base import RaySums, RenderPath, box, points_at, points_on, sample_values, split_values
 from nerf.render.occupancy import OccupancyGrid
-from nerf.render.visibility import Capacity, March, count_samples, survey, survey_within
+from nerf.render.visibility import (
+    FIRST_ROUND,
+    LONGEST_ROUND,
+    BufferSizes,
+    March,
+    count_samples,
+    find_visible_samples,
+    find_visible_samples_buffered,
+)
 from raymarching import (
     RayQueue,
     composite_rays,
@@ -26,50 +34,51 @@ from raymarching import (
 
 log = logging.getLogger("somnia.render")
 
-# A training part may have so many samples in all, or so many a ray on average if that is more; above, its steps are
-# made twice as long until they suffice. Fog is smooth and bears long steps; a surface gets short ones, and needs few.
-SAMPLES = {"cpu": (1 << 16, 4), "cuda": (1 << 22, 64)}
-SHORTEST_MARCH = 32  # steps across the diagonal, at least
-SHORTEN_BELOW = 0.35  # share of the allowed samples below which the next part's steps are half as long
-# A ray ends once less light than this is left.
+# Most visible samples of a training part: a total, or so many a ray on average if that is more. Above, its steps are made
+# twice as long until the samples suffice. A haze is smooth and tolerates long steps; a surface has few visible samples.
+SAMPLE_BUDGET = {"cpu": (1 << 16, 4), "cuda": (1 << 22, 64)}
+MIN_MARCH_STEPS = 32  # steps across the diagonal, at least, however often the step is doubled
+SHORTEN_BELOW = 0.35  # share of the sample budget below which the next part's steps are half as long
+# A ray ends once less than this is left of its transmittance.
 MIN_TRANSMITTANCE = 1e-4
-# Samples of a ray in one round of evaluation; more once few rays are left.
-ROUND, LONGEST_ROUND = 8, 64
 
 
 @dataclass(frozen=True)
 class Pending:
-    """What a part needed, on its way from the GPU: int64 [3] as ``survey_within`` tells it, once ``event`` has passed."""
+    """What a part needed, on its way from the GPU to the host."""
 
-    need: Tensor
+    need: Tensor  # [3] int64, see :func:`find_visible_samples_buffered`; valid once ``event`` has passed
     event: torch.cuda.Event | None
-    source: str
-    rays: int
-    steps: int
-    limit: float
-    capacity: tuple[int, int]
+    source: str  # of the part's rays
+    rays: int  # N
+    steps: int  # across the diagonal
+    budget: float  # visible samples allowed
+    capacity: tuple[int, int]  # sizes of its buffers: samples marched, samples visible
 
 
 class AcceleratedPath(RenderPath):
     """Occupancy-guided marching (Instant-NGP, app. E).
 
-    Training looks at densities first, without gradients, and goes on with the samples that can be seen.
-    Evaluation goes along the rays in rounds, and rays that have met enough leave. Its steps are half as long as those
-    of the last training part, so that a preview of fog does not take minutes.
+    Training first evaluates the geometry alone, without gradients, and continues with the samples that are visible.
+    Evaluation advances all rays in rounds and drops those that are finished. Its steps are half as long as those of the
+    last training part, so that a preview of a hazy scene stays fast.
 
-    On a GPU nobody waits for the number of samples: they are written to buffers whose size follows what earlier parts
-    needed, and what this one needs is read back when the next one begins. A part that does not fit is told, teaches the
-    field nothing (its gradients are zero), and the next buffers are larger.
+    On a GPU nothing waits for the number of samples: they are written to buffers sized by what earlier parts needed, and
+    what this part needs is read back when the next one begins. If the buffers were too small, the part has no gradients
+    (``RaySums.fits`` is False), a line is logged, and the next buffers are larger.
 
     Args:
         bound, grid_size, density_thresh: see :class:`OccupancyGrid`.
         max_steps: steps across the diagonal of the unit box; the shortest step is 2 sqrt(3) min(bound, 1) / max_steps.
         dt_gamma: growth of the step with the distance; 0 for equal steps.
-        min_near: no sample is nearer to the camera than this, scene units.
-        buffered: whether training works in such buffers; None: on a GPU.
+        min_near: smallest distance of a sample from the camera, scene units.
+        buffered: whether training uses such buffers; None: on a GPU only.
 
-    Buffers: the grid's, and ``doublings`` []: how often the step of the last training part was doubled.
+    Buffers: the grid's, and ``log2_step_scale`` []: the steps of the next training part are 2^log2_step_scale times the
+    shortest ones.
     """
+
+    log2_step_scale: Tensor
 
     def __init__(
         self,
@@ -82,180 +91,184 @@ class AcceleratedPath(RenderPath):
         buffered: bool | None = None,
     ):
         super().__init__()
-        self.grid = OccupancyGrid(bound, grid_size, density_thresh)
+        self.grid = OccupancyGrid(bound, grid_size, density_thresh, step_sizes(bound, max_steps, grid_size)[0])
         self.max_steps, self.dt_gamma, self.min_near = max_steps, dt_gamma, min_near
         self.buffered = buffered
-        self.register_buffer("doublings", torch.zeros((), dtype=torch.int64))
-        self._known_doublings: int | None = None  # the same on the host; None: it has to be read
-        self.register_load_state_dict_post_hook(_forget_doublings)
-        self._capacities: dict[str, Capacity] = {}  # by source
+        self.register_buffer("log2_step_scale", torch.zeros((), dtype=torch.int64))
+        self._host_step_scale: int | None = None  # the buffer's value on the host; None: it has to be read
+        self.register_load_state_dict_post_hook(_forget_host_state)
+        self._sizes: dict[str, BufferSizes] = {}  # by source
         self._pending: list[Pending] = []
 
     def update(self, field: Field, generator: torch.Generator) -> None:
         """Refresh the occupancy grid; see :meth:`OccupancyGrid.update`."""
         self.grid.update(field, generator)
 
-    def trace(self, field: Field, rays: Rays, settings: RenderSettings) -> Trace:
-        """See :meth:`RenderPath.trace`; evaluation is not differentiable."""
+    def render(self, field: Field, rays: Rays, settings: RenderSettings) -> RaySums:
+        """Composite N rays; see :meth:`RenderPath.render`. Evaluation is not differentiable."""
         near, far = near_far_from_aabb(rays.origins, rays.directions, box(field.bound, rays.origins), self.min_near)
         if settings.training:
             return self._train(field, rays, settings, near, far)
         return self._evaluate(field, rays, settings, near, far)
 
-    def _steps(self, doublings: int) -> int:
-        """Steps across the diagonal after so many doublings of the step."""
-        return max(self.max_steps >> doublings, min(self.max_steps, SHORTEST_MARCH))
+    def _steps(self, log2_scale: int) -> int:
+        """Steps across the diagonal when the step is 2^log2_scale times the shortest one."""
+        return max(self.max_steps >> log2_scale, min(self.max_steps, MIN_MARCH_STEPS))
 
-    def _train(self, field: Field, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor) -> Trace:
-        """Samples in the middle of steps that a random part of a step shifts, of those that can be seen."""
+    def _train(self, field: Field, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor) -> RaySums:
+        """Composite the visible samples, which lie in the middle of steps shifted by a random part of a step."""
         buffered = near.device.type == "cuda" if self.buffered is None else self.buffered
         if buffered and len(rays):
-            samples, fits = self._surveyed_in_buffers(field, rays, settings, near, far)
-            output = field.query(points_at(samples, rays, settings), settings)
-            _teach_only_if(fits, output)
+            samples, fits = self._visible_samples_buffered(field, rays, settings, near, far)
         else:
-            samples = self._surveyed(field, rays, settings, near, far)
-            output = field.query(points_at(samples, rays, settings), settings)
+            samples, fits = self._visible_samples(field, rays, settings, near, far), None
+        points = points_at(samples, rays)
+        output = field.query(points, settings)
         weights, opacity, depth, image = composite_rays_train(
-            field.to_alpha(output, samples.dt),
+            field.opacity(output, points, samples.dt, settings),
             sample_values(output, rays, settings, samples.ray_index),
             samples.t,
             samples.first,
             samples.count,
             MIN_TRANSMITTANCE,
         )
-        normal = image[:, 3:6] if output.normal is not None else None
-        return Trace(image[:, :3], opacity, depth, normal, samples, weights, output)
+        color, normal, extras = split_values(image, output)
+        trace = Trace(samples=samples, weights=weights, field=output)
+        return RaySums(color=color, opacity=opacity, depth=depth, normal=normal, extras=extras, trace=trace, fits=fits)
 
-    def _surveyed(self, field: Field, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor) -> Samples:
-        """Survey with the step of the last part, longer if that gives too many samples; remember it for the next.
+    def _visible_samples(self, field: Field, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor) -> Samples:
+        """Search with the step of the last part, or longer steps if there are too many samples; the scale is remembered.
 
-        The memory is a buffer, so that a resumed run steps as one that was never stopped.
+        It is kept in a buffer, so that a resumed run takes the same steps as an uninterrupted one.
         """
-        limit = _limit(rays)
-        doublings, samples = int(self.doublings), None
-        while samples is None:
-            march = self._march(rays, settings, near, far, doublings)
-            samples, used = survey(field, march, settings, limit, strict=march.max_steps > SHORTEST_MARCH)
-            doublings += samples is None
-        self.doublings.fill_(max(doublings - (used < SHORTEN_BELOW), 0))
+        budget = _sample_budget(rays)
+        log2_scale = int(self.log2_step_scale)
+        while True:
+            march = self._march(rays, settings, near, far, log2_scale)
+            strict = march.max_steps > MIN_MARCH_STEPS
+            samples, used = find_visible_samples(field, march, settings, budget, strict)
+            if samples is not None:
+                break
+            log2_scale += 1
+        self.log2_step_scale.fill_(max(log2_scale - (used < SHORTEN_BELOW), 0))
         return samples
 
-    def _march(self, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor, doublings: int) -> March:
-        """The march of a training part with steps that are so often doubled, shifted by a random part of a step."""
-        steps = self._steps(doublings)
+    def _march(self, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor, log2_scale: int) -> March:
+        """The march of a training part: steps 2^log2_scale times the shortest, shifted by a random part of a step."""
+        steps = self._steps(log2_scale)
         generator = settings.random.generator(Stream.MARCH_OFFSET, near.device)
         noise = torch.rand(len(near), generator=generator, device=near.device, dtype=near.dtype)
         dt = step_sizes(self.grid.bound, steps, self.grid.grid_size)[0]
         # The march samples the middle of each step; the shifted start puts samples at near + (k + noise) dt.
         return March(rays, (near + (noise - 0.5) * dt, far), self.grid, self.dt_gamma, steps)
 
-    def _surveyed_in_buffers(
+    def _visible_samples_buffered(
         self, field: Field, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor
     ) -> tuple[Samples, Tensor]:
-        """As many samples as the buffers hold, and whether all that can be seen are among them, bool [] on the device.
+        """As many visible samples as the buffers hold, and whether that is all of them, bool [] on the device.
 
-        The first part of a source is counted before, and that is waited for.
+        The samples of the first part of a source are counted beforehand, with a host sync.
         """
-        if self._known_doublings is None:
-            self._known_doublings = int(self.doublings)
-        self._learn()
-        capacity = self._capacities.setdefault(settings.source, Capacity())
-        limit = _limit(rays)
+        self._read_pending()
+        sizes = self._sizes.setdefault(settings.source, BufferSizes())
+        budget = _sample_budget(rays)
         while True:
-            march = self._march(rays, settings, near, far, self._known_doublings)
+            march = self._march(rays, settings, near, far, self._read_step_scale())
             steps = march.max_steps
-            if capacity.known:
+            if sizes.known:
                 break
             needed = count_samples(march)
-            if needed > 2 * limit and steps > SHORTEST_MARCH:
-                self._set_doublings(self._known_doublings + 1)
+            if needed > 2 * budget and steps > MIN_MARCH_STEPS:
+                self._set_step_scale(self._read_step_scale() + 1)
             else:
-                capacity.learn(needed, needed, len(rays), steps)
-        bounds = (limit,) if steps > SHORTEST_MARCH else ()
-        sizes = capacity.sizes(len(rays), steps, *bounds)
-        samples, need = survey_within(field, march, settings, sizes)
-        self._send(need, settings.source, len(rays), steps, limit, sizes)
-        return samples, (need[0] <= sizes[0]) & (need[1] <= sizes[1])
+                sizes.observe(needed, needed, len(rays), steps)
+        capacity = sizes.capacity(len(rays), steps, budget if steps > MIN_MARCH_STEPS else None)
+        samples, need = find_visible_samples_buffered(field, march, settings, capacity)
+        self._send(need, settings.source, len(rays), steps, budget, capacity)
+        return samples, (need[0] <= capacity[0]) & (need[1] <= capacity[1])
 
-    def _set_doublings(self, doublings: int) -> None:
-        self._known_doublings = doublings
-        self.doublings.fill_(doublings)
+    def _read_step_scale(self) -> int:
+        """``log2_step_scale``, read from the device once after a checkpoint is loaded."""
+        if self._host_step_scale is None:
+            self._host_step_scale = int(self.log2_step_scale)
+        return self._host_step_scale
 
-    def _send(self, need: Tensor, *about) -> None:
-        """Start to read back what a part needs."""
-        if need.device.type != "cuda":
-            self._pending.append(Pending(need, None, *about))
-            return
-        event = torch.cuda.Event()
-        host = torch.empty(need.shape, dtype=need.dtype, pin_memory=True)
-        host.copy_(need, non_blocking=True)
-        event.record(torch.cuda.current_stream(need.device))  # its own, which need not be the current device's
-        self._pending.append(Pending(host, event, *about))
+    def _set_step_scale(self, log2_scale: int) -> None:
+        self._host_step_scale = log2_scale
+        self.log2_step_scale.fill_(log2_scale)
 
-    def _learn(self) -> None:
-        """Read what the last parts needed, and act on it: other buffers, longer or shorter steps, a word to the user.
+    def _send(self, need: Tensor, source: str, rays: int, steps: int, budget: float, capacity: tuple[int, int]) -> None:
+        """Start to copy what a part needs to the host."""
+        event = None
+        if need.device.type == "cuda":
+            host = torch.empty(need.shape, dtype=need.dtype, pin_memory=True)
+            host.copy_(need, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(need.device))  # the tensor's device need not be the current one
+            need = host
+        self._pending.append(Pending(need, event, source, rays, steps, budget, capacity))
+
+    def _read_pending(self) -> None:
+        """Read what the last parts needed; adapt buffers and steps, and log parts that did not fit.
 
         Raises:
             ValueError: rays were not finite.
         """
         pending, self._pending = self._pending, []
-        for told in pending:
-            if told.event is not None:
-                told.event.synchronize()
-            looked, seen, broken = told.need.tolist()
+        for part in pending:
+            if part.event is not None:
+                part.event.synchronize()
+            marched, visible, broken = part.need.tolist()
             if broken:
-                raise ValueError(f"render: {broken} of {told.rays} rays of the last part ({told.source}) were not finite")
-            fits = looked <= told.capacity[0] and seen <= told.capacity[1]
-            seen = int(seen * max(looked / told.capacity[0], 1.0))  # what was not looked at may be seen too
+                raise ValueError(f"render: {broken} of {part.rays} rays of the last part ({part.source}) were not finite")
+            fits = marched <= part.capacity[0] and visible <= part.capacity[1]
+            visible = int(visible * max(marched / part.capacity[0], 1.0))  # those that were not marched may be visible too
             if not fits:
                 log.info(
-                    "a part of %s needed room for %d samples, %d of them seen, and had %d and %d; it was left out of "
-                    "training; the next gets more room or longer steps",
-                    told.source,
-                    looked,
-                    seen,
-                    *told.capacity,
+                    "sample buffers of source %s were too small: %d samples marched and %d visible, sizes %d and %d; "
+                    "the part was left out of training, the next one gets larger buffers or longer steps",
+                    part.source,
+                    marched,
+                    visible,
+                    *part.capacity,
                 )
-            self._capacities[told.source].learn(looked, seen, told.rays, told.steps)
-            used = max(seen / told.limit, looked / (2 * told.limit))
-            if used > 1 and told.steps > SHORTEST_MARCH:
-                self._set_doublings(self._known_doublings + 1)
+            self._sizes[part.source].observe(marched, visible, part.rays, part.steps)
+            used = max(visible / part.budget, marched / (2 * part.budget))
+            log2_scale = self._read_step_scale()
+            if used > 1 and part.steps > MIN_MARCH_STEPS:
+                self._set_step_scale(log2_scale + 1)
             elif used < SHORTEN_BELOW:
-                self._set_doublings(max(self._known_doublings - 1, 0))
+                self._set_step_scale(max(log2_scale - 1, 0))
 
     @torch.no_grad()
-    def _evaluate(self, field: Field, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor) -> Trace:
-        """Rounds of a few samples on every ray that has still something to meet, with half the step of training."""
-        channels = 6 if settings.computes_normals else 3
-        max_steps = self._steps(max(int(self.doublings) - 1, 0))
+    def _evaluate(self, field: Field, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor) -> RaySums:
+        """Rounds of a few samples on every ray that is not finished, with half the step of training."""
+        # A query of no points says which channels the field will output, even if no ray meets an occupied cell.
+        no_ray = torch.zeros(0, dtype=torch.int64, device=near.device)
+        layout = field.query(points_on(rays.origins[no_ray], no_ray, rays), settings)
+        channels = sample_values(layout, rays, settings, no_ray).shape[1]
+        max_steps = self._steps(max(int(self.log2_step_scale) - 1, 0))
         march = March(rays, (near, far), self.grid, self.dt_gamma, max_steps)
         queue = RayQueue.start(rays.origins, rays.directions, near, far, channels)
         while len(queue):
-            steps = min(ROUND * len(rays) // len(queue), LONGEST_ROUND)
+            steps = min(FIRST_ROUND * len(rays) // len(queue), LONGEST_ROUND)  # more once few rays are left
             samples = Samples(*march_rays(queue, *march.scene, steps, self.dt_gamma, max_steps))
-            output = field.query(points_at(samples, rays, settings), settings)
-            alpha = field.to_alpha(output, samples.dt)
+            points = points_at(samples, rays)
+            output = field.query(points, settings)
+            alpha = field.opacity(output, points, samples.dt, settings)
             values = sample_values(output, rays, settings, samples.ray_index)
             composite_rays(queue, alpha, values, samples.t, samples.first, samples.count, MIN_TRANSMITTANCE)
-        normal = queue.image[:, 3:6] if settings.computes_normals else None
-        return Trace(queue.image[:, :3], queue.opacity, queue.depth, normal)
+        color, normal, extras = split_values(queue.image, layout)
+        return RaySums(color=color, opacity=queue.opacity, depth=queue.depth, normal=normal, extras=extras)
 
 
-def _limit(rays: Rays) -> int:
-    """How many samples a training part with these rays may have."""
-    in_all, per_ray = SAMPLES.get(rays.origins.device.type, SAMPLES["cpu"])
-    return max(in_all, per_ray * len(rays))
+def _sample_budget(rays: Rays) -> int:
+    """Most visible samples of a training part with these rays."""
+    total, per_ray = SAMPLE_BUDGET.get(rays.origins.device.type, SAMPLE_BUDGET["cpu"])
+    return max(total, per_ray * len(rays))
 
 
-def _teach_only_if(fits: Tensor, output: FieldOutput) -> None:
-    """Let gradients through the field's answer only if ``fits`` (bool [], on its device), which nobody waits for."""
-    for value in (output.density, output.albedo, output.normal, output.rgb):
-        if value is not None and value.requires_grad:
-            value.register_hook(lambda grad: torch.where(fits, grad, torch.zeros_like(grad)))
-
-
-def _forget_doublings(path: AcceleratedPath, _keys) -> None:
-    """After a checkpoint was loaded: what the host knows is of another run."""
-    path._known_doublings = None
+def _forget_host_state(path: AcceleratedPath, _keys: object) -> None:
+    """After a checkpoint was loaded: what the host remembers belongs to another run."""
+    path._host_step_scale = None
     path._pending.clear()

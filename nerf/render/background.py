@@ -1,43 +1,66 @@
-"""Backgrounds: what stands behind the object, as a function of the ray direction. N rays, B views."""
+"""Backgrounds: the colour behind the object along each ray. N rays, B views."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nerf.config.groups import FieldConfig
 from nerf.core.activation import at_least_single
 from nerf.core.structs import Rays, RenderSettings
 from nerf.fields.encoding import make_encoder
 
 
 class Background(nn.Module, ABC):
-    """What a ray sees that meets nothing."""
+    """The colour of rays that the object does not stop."""
 
     @abstractmethod
-    def color(self, rays: Rays, settings: RenderSettings) -> Tensor:
-        """Colour [N, 3] in [0, 1] behind each ray."""
+    def render(self, rays: Rays, near: Tensor, settings: RenderSettings) -> Tensor:
+        """Render the background of N rays.
 
-    def param_groups(self, lr: float) -> list[dict]:
-        """Parameters with their learning rates; empty where nothing is learned."""
+        Args:
+            rays: N rays; unit directions.
+            near: [N] distance along the ray at which the background begins: where the ray leaves the object's box, 0
+                where it misses the box.
+            settings: of the render.
+
+        Returns:
+            [N, 3] in [0, 1]; differentiable in the background's parameters.
+        """
+
+    def update(self, generator: torch.Generator) -> None:
+        """Refresh what the background remembers about itself, such as its empty cells. By default nothing."""
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Optimiser groups (params, lr, name); empty for a background without parameters."""
         params = list(self.parameters())
         return [{"params": params, "lr": lr, "name": "background"}] if params else []
 
 
 class ConstantBackground(Background):
-    """One colour everywhere, white unless told otherwise."""
+    """One colour everywhere, white by default.
+
+    Args:
+        colour: RGB in [0, 1].
+
+    Buffers: ``value`` [3].
+    """
+
+    value: Tensor
 
     def __init__(self, colour: tuple[float, float, float] = (1.0, 1.0, 1.0)):
         super().__init__()
         self.register_buffer("value", torch.tensor(colour, dtype=torch.float32))
 
-    def color(self, rays: Rays, settings: RenderSettings) -> Tensor:
-        """The one colour, [N, 3]."""
+    def render(self, rays: Rays, near: Tensor, settings: RenderSettings) -> Tensor:
+        """The colour, expanded to [N, 3]; see :meth:`Background.render`."""
         return self.value.to(rays.directions).expand(len(rays), 3)
 
 
 class NetworkBackground(Background):
-    """A small network on the frequency-encoded direction (DreamFusion, app. A.2).
+    """A small network on the frequency-encoded direction, infinitely far away (DreamFusion, app. A.2).
 
     Args:
         degree: number of frequencies.
@@ -50,16 +73,23 @@ class NetworkBackground(Background):
         self.hidden = nn.Linear(self.encoder.output_dim, hidden)
         self.out = nn.Linear(hidden, 3)
 
-    def color(self, rays: Rays, settings: RenderSettings) -> Tensor:
-        """Colour [N, 3]; differentiable in the network's parameters."""
+    def render(self, rays: Rays, near: Tensor, settings: RenderSettings) -> Tensor:
+        """Colour [N, 3] by direction alone; see :meth:`Background.render`."""
         return torch.sigmoid(at_least_single(self.out(functional.relu(self.hidden(self.encoder(rays.directions))))))
 
 
+def background_kind(config: FieldConfig) -> str:
+    """Name of the background model: ``--background``, where auto is resolved by ``--bg_radius``."""
+    if config.background != "auto":
+        return config.background
+    return "network" if config.bg_radius > 0 else "constant"
+
+
 def chosen_color(background: Tensor, rays: Rays) -> Tensor:
-    """The background that the settings prescribe, for every ray.
+    """Expand the background colour of the render settings to every ray.
 
     Args:
-        background: [3] one colour, [N, 3] one for each ray, or [B, 3] one for each view (where B == N, by ray).
+        background: [3] one colour, [N, 3] one for each ray, or [B, 3] one for each view (if B == N, one for each ray).
         rays: N rays of B views.
 
     Returns:

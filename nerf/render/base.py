@@ -1,7 +1,8 @@
 """What all render paths share: the interface, rays against the box, colours of samples. N rays, M samples, B views."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,59 +10,78 @@ from torch import Tensor, nn
 from nerf.core.errors import UserError
 from nerf.core.shading import shade
 from nerf.core.streams import Stream
-from nerf.core.structs import FieldOutput, Points, Rays, RenderSettings, Samples, SurfaceState
+from nerf.core.structs import (
+    FieldOutput,
+    Points,
+    Rays,
+    Record,
+    RenderSettings,
+    Samples,
+    SurfaceState,
+    Trace,
+    join_records,
+)
 from nerf.fields.base import Field
 from nerf.mesh.tetrahedra import Surface
 
-# Share of the rays of a view-dependent training batch that are shaded by their albedo alone, so that the diffuse colour,
-# which export bakes and guidance looks at, is the best one that does not depend on the view.
+# Share of the rays of a view-dependent training batch that are shaded by their albedo alone: it makes the diffuse colour,
+# which export bakes and guidance sees, the best approximation that does not depend on the view.
 DIFFUSE_SHARE = 1.0 / 16.0
 
 
-@dataclass(frozen=True)
-class Trace:
-    """N rays through a field, before the background is put behind them."""
+@dataclass(frozen=True, kw_only=True)
+class RaySums:
+    """N rays composited through a field, before the background is added."""
 
     color: Tensor  # [N, 3] sum of weight * colour
-    opacity: Tensor  # [N]
+    opacity: Tensor  # [N] sum of the weights
     depth: Tensor  # [N] sum of weight * t
-    normal: Tensor | None  # [N, 3] sum of weight * unit normal
-    samples: Samples | None = None  # the three below: training only
-    weights: Tensor | None = None  # [M]
-    field: FieldOutput | None = None  # at the samples
-    surface: SurfaceState | None = None  # of a path that has triangles; training only
+    normal: Tensor | None = None  # [N, 3] sum of weight * unit normal
+    extras: dict[str, Tensor] = field(default_factory=dict)  # name -> [N, C] sum of weight * extra output, or of the path
+    trace: Trace | None = None  # training only, and only where rays are sampled
+    surface: SurfaceState | None = None  # training only, and only where triangles are rasterised
+    fits: Tensor | None = None  # bool [], on the device: no sample was dropped for lack of buffer space; None: none can be
 
 
 class RenderPath(nn.Module, ABC):
-    """A way to choose samples along rays and to add them up.
+    """A way to sample a field along rays, or to rasterise it.
 
     Attributes:
-        whole_images: it can only render rays that are whole images, all of them at once.
+        whole_images: the path can only render rays that are whole images, all of them at once.
     """
 
     whole_images = False
 
     @abstractmethod
-    def trace(self, field: Field, rays: Rays, settings: RenderSettings) -> Trace:
-        """Render N rays, perturbed if ``settings.training``. Differentiable in the field's parameters."""
+    def render(self, field: Field, rays: Rays, settings: RenderSettings) -> RaySums:
+        """Composite N rays through the field.
+
+        Args:
+            field: evaluated at the samples.
+            rays: N rays; unit directions.
+            settings: with ``training``, samples are perturbed and a trace of them is returned.
+
+        Returns:
+            Sums along the rays; in training differentiable in the parameters of the field and of the path.
+        """
 
     def update(self, field: Field, generator: torch.Generator) -> None:
-        """Look at the field again, for paths that remember where it is empty. Nothing to do for the others."""
+        """Refresh what the path remembers about the field, such as its empty cells. By default nothing."""
 
-    def param_groups(self) -> list[dict]:
-        """Parameters of the path's own, with their learning rates; most have none."""
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups (params, lr, name) of the path's own parameters. By default none."""
         return []
 
     def surface(self) -> Surface | None:
-        """The triangles that the path shows, None for one that shows a density."""
+        """The triangles that the path rasterises; None for a path that renders a volume."""
         return None
 
 
 def check_rays(rays: Rays) -> None:
-    """Refuse rays that no path can render.
+    """Refuse N rays that no path can render.
 
     Raises:
-        ValueError: wrong shapes, or directions that are not of unit length (looked at on the CPU only).
+        ValueError: wrong shapes, or directions that are not of unit length (checked on the CPU only).
     """
     n = rays.origins.shape[0]
     if rays.origins.shape != (n, 3) or rays.directions.shape != (n, 3):
@@ -79,31 +99,34 @@ def check_rays(rays: Rays) -> None:
 
 
 def box(bound: float, like: Tensor) -> Tensor:
-    """The box [-bound, bound]^3 as the six numbers that :func:`raymarching.near_far_from_aabb` takes."""
-    corner = torch.full((3,), bound, device=like.device, dtype=like.dtype)  # made there: no copy to wait for
+    """The box [-bound, bound]^3 as [6] corner coordinates, the format of :func:`raymarching.near_far_from_aabb`.
+
+    Device and dtype are those of ``like``.
+    """
+    corner = torch.full((3,), bound, device=like.device, dtype=like.dtype)  # filled on the device: no copy, no host sync
     return torch.cat([-corner, corner])
 
 
-def points_at(samples: Samples, rays: Rays, settings: RenderSettings) -> Points:
-    """The samples as points a field can be asked about, with what it may need to know of their rays."""
-    return points_on(samples.positions, samples.ray_index, rays, settings)
+def points_at(samples: Samples, rays: Rays) -> Points:
+    """M samples of N rays as points to query a field at."""
+    return points_on(samples.positions, samples.ray_index, rays)
 
 
-def points_on(positions: Tensor, ray_index: Tensor, rays: Rays, settings: RenderSettings) -> Points:
-    """Positions [M, 3], each on the ray of its index [M], as points a field can be asked about."""
+def points_on(positions: Tensor, ray_index: Tensor, rays: Rays) -> Points:
+    """Positions [M, 3] on the rays of index [M] as points to query a field at, with the attributes of their rays."""
     return Points(
-        positions,
-        rays.directions[ray_index] if settings.view_dependent else None,
-        None if rays.image_index is None else rays.image_index[ray_index],
-        None if rays.uv is None else rays.uv[ray_index],
+        positions=positions,
+        directions=rays.directions[ray_index],
+        image_index=None if rays.image_index is None else rays.image_index[ray_index],
+        uv=None if rays.uv is None else rays.uv[ray_index],
     )
 
 
 def lights(rays: Rays, settings: RenderSettings) -> Tensor:
-    """Unit direction to the light for every ray [N, 3]: the light of its view, else towards the camera.
+    """Unit direction to the light for every ray [N, 3]: the light of its view, or the direction to the camera.
 
     Raises:
-        ValueError: there are lights for fewer views than the rays belong to.
+        ValueError: there are fewer lights than views.
     """
     if settings.light is None:
         return -rays.directions
@@ -116,7 +139,7 @@ def lights(rays: Rays, settings: RenderSettings) -> Tensor:
 
 
 def diffuse_rays(rays: Rays, settings: RenderSettings) -> Tensor | None:
-    """Which rays [N] (bool) show the diffuse colour although the colours are view-dependent; None if none does."""
+    """Which rays (bool [N]) of a view-dependent training part show the diffuse colour; None if there are none."""
     if not (settings.training and settings.view_dependent):
         return None
     generator = settings.random.generator(Stream.DIFFUSE_RAYS, rays.origins.device)
@@ -124,25 +147,86 @@ def diffuse_rays(rays: Rays, settings: RenderSettings) -> Tensor | None:
 
 
 def sample_colours(output: FieldOutput, rays: Rays, settings: RenderSettings, ray_index: Tensor) -> Tensor:
-    """Colour [M, 3] that each sample sends to its camera, under the shading that is asked for.
+    """Colour [M, 3] that each sample emits towards its camera under the shading of the settings. Differentiable.
+
+    Args:
+        output: of the field at M samples.
+        rays: N rays.
+        settings: shading, lights and view dependence.
+        ray_index: [M] int64, the ray of each sample.
 
     Raises:
-        UserError: view-dependent colour with a shading other than albedo: its light is in the photographs already.
+        UserError: view-dependent colour with a shading other than albedo (the photographs include the light already).
+        ValueError: the field did not compute a colour or a normal that the shading needs.
     """
-    if settings.shading == "albedo" and not settings.view_dependent:
-        return output.albedo
+    albedo = output.require("albedo")
     if settings.view_dependent:
         if settings.shading != "albedo":
             raise UserError(f"view-dependent colour: expected shading 'albedo', got {settings.shading!r}")
-        diffuse = diffuse_rays(rays, settings)
-        if diffuse is None:
-            return output.rgb
-        return torch.where(diffuse[ray_index, None], output.albedo, output.rgb)
+        diffuse, rgb = diffuse_rays(rays, settings), output.require("rgb")
+        return rgb if diffuse is None else torch.where(diffuse[ray_index, None], albedo, rgb)
+    if settings.shading == "albedo":
+        return albedo
     light = None if settings.shading == "normal" else lights(rays, settings)[ray_index]
-    return shade(settings.shading, output.albedo, output.normal, light, settings.ambient)
+    return shade(settings.shading, albedo, output.normal, light, settings.ambient)
 
 
 def sample_values(output: FieldOutput, rays: Rays, settings: RenderSettings, ray_index: Tensor) -> Tensor:
-    """What is blended along the rays: colour [M, 3], and behind it the normal [M, 3] where normals are computed."""
-    colours = sample_colours(output, rays, settings, ray_index)
-    return colours if output.normal is None else torch.cat([colours, output.normal], dim=-1)
+    """Everything that is composited along the rays, side by side, [M, C]; see :func:`split_values`.
+
+    Colour [M, 3], then the normal [M, 3] if the field computed one, then the extra outputs. The compositing kernels take
+    up to 16 channels in all. Arguments as for :func:`sample_colours`.
+    """
+    values = [sample_colours(output, rays, settings, ray_index)]
+    if output.normal is not None:
+        values.append(output.normal)
+    values += output.extras.values()
+    return values[0] if len(values) == 1 else torch.cat(values, dim=-1)
+
+
+def split_values(sums: Tensor, output: FieldOutput) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    """Take apart the sums [N, C] of what :func:`sample_values` made of ``output``.
+
+    Returns:
+        Colour [N, 3], normal [N, 3] or None, and the extra outputs, name -> [N, C].
+    """
+    end = 3 if output.normal is None else 6
+    return sums[:, :3], None if output.normal is None else sums[:, 3:6], split_extras(sums[:, end:], output)
+
+
+def split_extras(sums: Tensor, output: FieldOutput) -> dict[str, Tensor]:
+    """Take apart the sums [N, C] of the extra outputs of ``output``, name -> [N, C of that output]."""
+    if not output.extras:
+        return {}
+    parts = sums.split([value.shape[1] for value in output.extras.values()], dim=-1)
+    return dict(zip(output.extras, parts, strict=True))
+
+
+def mask_gradients(record: Record, keep: Tensor) -> Record:
+    """A record with the same values whose gradients are zero unless ``keep`` holds.
+
+    Args:
+        record: any of the records of :mod:`nerf.core.structs`; every tensor that requires a gradient is masked, whatever
+            its name.
+        keep: bool [], on the device of the tensors. It is not read on the host.
+    """
+
+    def masked(values: list[Tensor]) -> Tensor:
+        (value,) = values
+        return _MaskedGradient.apply(value, keep) if value.requires_grad else value
+
+    return join_records([record], masked)
+
+
+class _MaskedGradient(torch.autograd.Function):
+    """The identity, with a gradient that is zero (even where it is NaN) unless ``keep`` holds."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, keep: Tensor) -> Tensor:
+        ctx.save_for_backward(keep)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (keep,), (grad,) = ctx.saved_tensors, grads
+        return torch.where(keep, grad, torch.zeros_like(grad)), None

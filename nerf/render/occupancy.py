@@ -6,89 +6,96 @@ import torch
 from torch import Tensor, nn
 
 from nerf.core.errors import UserError
-from nerf.fields.base import Field
+from nerf.fields.base import QUERY_CHUNK, Field
 from raymarching import morton3D_invert, packbits
 
-# A cell's density is remembered as the largest seen, and fades so much a look: given up slowly, found at once.
+# A cell keeps the largest alpha sampled so far, decayed by this factor each time it is sampled again.
 DECAY = 0.95
-# The first updates look at every cell, later ones at one cell in STRIDE, in turn, and at as many that are occupied.
+# The first updates sample every cell, later ones one cell in STRIDE, in turn, and as many occupied ones.
 FULL_UPDATES, STRIDE = 8, 8
-# A field that is the same everywhere is just above this share of its own mean, and so kept whole.
-EVEN = 0.99
-# Points asked of the field at once, to keep its temporaries in the cache.
-CHUNK = 1 << 17
+# Share of the mean above which a cell is occupied; below 1, so that a field that is uniform is occupied everywhere.
+MEAN_SHARE = 0.99
 
 
 class OccupancyGrid(nn.Module):
-    """Remembers a density for every cell and packs the cells above a threshold into a bit field.
+    """An alpha for every cell, the opacity of the shortest march step in it, and a bit field of those above a threshold.
 
-    The threshold is just under the mean over all cells, at most ``density_thresh``: a young field of low density keeps
-    the cells that are denser than the rest, an even one all of them. Before the first update every cell is occupied.
+    The threshold is just below the mean over all cells, at most the alpha of ``density_thresh``: early in training, when
+    alphas are low, the cells that are denser than most stay occupied, and all cells of a uniform field. Before the first
+    update every cell is occupied.
 
     Args:
         bound: half the edge of the box, scene units; cascade c covers [-min(2^c, bound), min(2^c, bound)]^3.
         grid_size: H, a power of two.
         density_thresh: density above which a cell always counts as occupied.
+        dt: length of the shortest march step, scene units.
 
-    Buffers (all in the state dict): density [C, H^3], bitfield [C * H^3 / 8] uint8, mean [], updates [].
+    Buffers (all in the state dict): alpha [C, H^3], bitfield [C * H^3 / 8] uint8, mean [], updates [].
 
     Raises:
         UserError: grid_size is not a power of two between 8 and 512.
     """
 
-    def __init__(self, bound: float, grid_size: int, density_thresh: float):
+    alpha: Tensor
+    bitfield: Tensor
+    mean: Tensor
+    updates: Tensor
+
+    def __init__(self, bound: float, grid_size: int, density_thresh: float, dt: float):
         super().__init__()
         if grid_size < 8 or grid_size > 512 or grid_size & (grid_size - 1):
             raise UserError(f"--grid_size must be a power of two from 8 to 512, got {grid_size}")
-        self.bound, self.grid_size, self.density_thresh = float(bound), grid_size, float(density_thresh)
+        self.bound, self.grid_size, self.dt = float(bound), grid_size, float(dt)
+        self.alpha_thresh = -math.expm1(-density_thresh * dt)
         self.cascades = max(1, 1 + math.ceil(math.log2(bound)))
         cells = grid_size**3
-        self.register_buffer("density", torch.zeros(self.cascades, cells))
+        self.register_buffer("alpha", torch.zeros(self.cascades, cells))
         self.register_buffer("bitfield", torch.full((self.cascades * cells // 8,), 255, dtype=torch.uint8))
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @property
     def threshold(self) -> float:
-        """Density above which a cell counts as occupied."""
-        return min(EVEN * float(self.mean), self.density_thresh)
+        """Alpha above which a cell counts as occupied."""
+        return min(MEAN_SHARE * float(self.mean), self.alpha_thresh)
 
     @torch.no_grad()
     def update(self, field: Field, generator: torch.Generator) -> None:
-        """Ask the field again at a random point of some cells, let what they held fade, and pack the bits.
+        """Sample the field at a random point of some cells, decay their old alphas, and pack the bits.
 
         Args:
-            field: asked through ``field.occupancy``.
+            field: sampled by ``field.occupancy``.
             generator: of the grid's device; places the points within their cells.
         """
         chosen = self._cells(int(self.updates))
-        flat = self.density.view(-1)
-        for cells in chosen.split(CHUNK):
-            seen = field.occupancy(self.positions(cells, generator)).to(flat)
-            flat[cells] = torch.maximum(DECAY * flat[cells], seen)
-        self.mean.copy_(self.density.mean())
+        flat = self.alpha.view(-1)
+        for cells in chosen.split(QUERY_CHUNK):
+            sampled = field.occupancy(self.positions(cells, generator), self.dt).to(flat)
+            flat[cells] = torch.maximum(DECAY * flat[cells], sampled)
+        self.mean.copy_(self.alpha.mean())
         self.updates.add_(1)
-        self.bitfield.copy_(packbits(self.density, self.threshold))
+        self.bitfield.copy_(packbits(self.alpha, self.threshold))
 
     def _cells(self, update: int) -> Tensor:
-        """Flat indices of the cells that this update looks at."""
-        total, device = self.density.numel(), self.density.device
+        """Flat indices [K] of the cells that this update samples."""
+        total, device = self.alpha.numel(), self.alpha.device
         if update < FULL_UPDATES:
             return torch.arange(total, device=device)
         turn = update % STRIDE
         in_turn = torch.arange(turn, total, STRIDE, device=device)
-        occupied = torch.nonzero(self.density.view(-1) > self.threshold)[:, 0]
+        occupied = torch.nonzero(self.alpha.view(-1) > self.threshold)[:, 0]
         occupied = occupied[occupied % STRIDE != turn]
         every = max(1, math.ceil(len(occupied) / len(in_turn)))
         return torch.cat([in_turn, occupied[update % every :: every]])
 
     def positions(self, cells: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A point [K, 3] in each of the cells [K] (flat indices): random in it, or its middle without a generator."""
+        """A point [K, 3] in each of the cells [K] (flat indices): random, or the centre without a generator."""
         per_cascade = self.grid_size**3
         cascade = torch.div(cells, per_cascade, rounding_mode="floor")
-        corner = morton3D_invert((cells - cascade * per_cascade).int()).to(self.density.dtype)
-        inside = 0.5
-        if generator is not None:
+        corner = morton3D_invert((cells - cascade * per_cascade).int()).to(self.alpha.dtype)
+        if generator is None:
+            inside = torch.full_like(corner, 0.5)
+        else:
             inside = torch.rand(corner.shape, generator=generator, device=corner.device, dtype=corner.dtype)
         reach = torch.exp2(cascade.to(corner.dtype)).clamp(max=self.bound)
         return ((corner + inside) * (2.0 / self.grid_size) - 1.0) * reach[:, None]

@@ -3,6 +3,7 @@
 Everything here runs without gradients; the trainer puts the averaged weights into the model before.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from nerf import provider
 from nerf.config.stages import Stage
 from nerf.core import cameras, images
-from nerf.core.structs import RenderOutput, RenderSettings, Views
+from nerf.core.structs import RenderOutput, RenderSettings, Views, join_records
 from nerf.data.posed_images import Photographs
 from nerf.mesh import export
 from nerf.mesh.mesh import Mesh
@@ -64,8 +65,7 @@ class Evaluator:
         outputs = [self.model.render(cameras.view_rays(views[i].to(self.device)), settings) for i in range(len(views))]
         if len(outputs) == 1:
             return outputs[0]
-        joined = {name: torch.cat([getattr(o, name) for o in outputs]) for name in ("image", "opacity", "depth", "background")}
-        return RenderOutput(**joined, normal=None, shape=(len(views), views.height, views.width))
+        return replace(join_records(outputs, torch.cat), shape=(len(views), views.height, views.width))
 
     def show_guidance(self, debug: dict[str, Tensor], step: int) -> Path:
         """Write ``guidance/step_#######.png``: a row of views for each name -> [B, 3, H, W] of ``debug``."""
@@ -135,9 +135,9 @@ class Evaluator:
             device=self.device,
         )
         if surface is None:
-            density, cells = self.model.density, output.mcubes_resolution
-            cut = dict(resolution=cells, threshold=output.mesh_threshold, smooth=output.mesh_smooth)
-            report = export.export_mesh(density, **cut, **common)
+            level_set, cells = self.model.level_set(output.mesh_threshold), output.mcubes_resolution
+            cut = dict(resolution=cells, threshold=level_set.level, smooth=output.mesh_smooth)
+            report = export.export_mesh(level_set.value, **cut, **common)
         else:
             mesh = Mesh(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())
             report = export.export_surface(mesh, **common)
@@ -155,7 +155,7 @@ class Evaluator:
         photos = self.held_out.get("test") or self.held_out.get("val")
         if photos is None:
             return provider.turntable(self.config, count, height, width)
-        return photos.show_path(count, height, width)
+        return photos.camera_path(count, height, width)
 
     def _write_turntable(self, name: str) -> None:
         output = self.config.output
@@ -182,7 +182,7 @@ class Evaluator:
         photos = self.held_out[split]
         rows = []
         for i in range(len(photos)):
-            batch, usable = photos.measured(i, ideal=self.stage.kind.photo_layout == "image")
+            batch, usable = photos.eval_batch(i, undistorted=self.stage.kind.photo_layout == "image")
             out = self.render(batch.views, batch.settings(self.settings()))
             shape = out.shape[1:]
             image, truth = (colour.reshape(*shape, 3) for colour in (out.image.clamp(0, 1), batch.rgb.to(self.device)))

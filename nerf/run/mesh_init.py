@@ -177,7 +177,9 @@ def _fill(model: NeRFRenderer, config: Config, photos: Photographs | None) -> tu
 def _begin_with_density(model: NeRFRenderer, config: Config, threshold: float) -> None:
     """Cut the grid where the export would cut the field, and let it fill the object's box."""
     device = model.path.extent.device
-    lattice = sample_lattice(model.density, model.bound, config.output.mcubes_resolution, threshold, device=device)
+    lattice = sample_lattice(
+        model.level_set(threshold).value, model.bound, config.output.mcubes_resolution, threshold, device=device
+    )
     lattice = smoothed(lattice, config.output.mesh_smooth)
     level = np.log(np.clip(lattice.density / lattice.threshold, 1.0 / SMOOTH_CLIP, SMOOTH_CLIP))
     if not (level > 0).any():
@@ -242,10 +244,10 @@ def _begin_with_silhouettes(model: NeRFRenderer, photos: Photographs) -> str:
 
 def silhouette(photos: Photographs, i: int) -> Tensor | None:
     """Where photograph ``i`` shows the object, bool [H, W]; None if neither alpha nor a mask says."""
-    alpha, usable = photos.mask(i), photos.usable(i)
+    alpha, valid = photos.alpha(i), photos.valid_mask(i)
     if alpha is None:
-        return usable
-    return alpha > 0.5 if usable is None else (alpha > 0.5) & usable
+        return valid
+    return alpha > 0.5 if valid is None else (alpha > 0.5) & valid
 
 
 def visual_hull(photos: Photographs, points: Tensor) -> Tensor:

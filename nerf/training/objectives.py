@@ -7,7 +7,7 @@ here. Letters: B views, N rays, M samples.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -17,11 +17,12 @@ from guidance.base import Guidance
 from nerf.config.stages import Stage
 from nerf.core.errors import UserError
 from nerf.core.streams import Stream
-from nerf.core.structs import Batch, Part, Points, RenderOutput, StepPlan
+from nerf.core.structs import Batch, Part, RenderOutput, StepPlan
 from nerf.fields.base import Field
+from nerf.render.base import points_at
 from nerf.training import losses
 
-# How far the second point of the 3-D smoothness stands from the first, in scene units (standard deviation).
+# Distance of the second point of the 3-D smoothness from the first (standard deviation), as a share of the field's bound.
 NEIGHBOUR_DISTANCE = 1e-2
 Need = Literal["image", "samples"]
 
@@ -203,9 +204,10 @@ class RayRegularisers(Objective):
             terms["opacity"] = losses.opacity(out.opacity)
         if plan.wants("entropy"):
             terms["entropy"] = losses.entropy(out.opacity)
-        if plan.wants("orient") and out.field is not None and out.field.normal is not None:
-            directions = batch.rays.directions[out.samples.ray_index]
-            terms["orient"] = losses.orientation(out.weights, out.field.normal, directions, len(batch.rays))
+        trace = out.trace
+        if plan.wants("orient") and trace is not None and trace.field.normal is not None:
+            directions = batch.rays.directions[trace.samples.ray_index]
+            terms["orient"] = losses.orientation(trace.weights, trace.field.normal, directions, len(batch.rays))
         return ObjectiveOutput(terms)
 
 
@@ -229,12 +231,16 @@ class Smoothness(Objective):
             return ObjectiveOutput()
         if plan.wants("normal_smooth_2d"):
             terms["normal_smooth_2d"] = losses.normal_smooth_2d(out.as_images(out.normal))
-        if plan.wants("normal_smooth_3d") and out.field is not None and out.field.normal is not None:
-            at = out.samples.positions
+        trace = out.trace
+        if plan.wants("normal_smooth_3d") and trace is not None and trace.field.normal is not None:
+            at = trace.samples.positions
             rng = part.random.generator(Stream.NORMAL_NEIGHBOURS, at.device)
-            near = at + NEIGHBOUR_DISTANCE * torch.randn(at.shape, generator=rng, device=at.device, dtype=at.dtype)
-            neighbour = self.field.query(Points(near), part.settings).normal
-            terms["normal_smooth_3d"] = losses.normal_smooth_3d(out.field.normal, neighbour, out.weights, len(batch.rays))
+            near = at + NEIGHBOUR_DISTANCE * self.field.bound * torch.randn(
+                at.shape, generator=rng, device=at.device, dtype=at.dtype
+            )
+            points = replace(points_at(trace.samples, batch.rays), positions=near)
+            neighbour = self.field.query(points, part.settings).normal
+            terms["normal_smooth_3d"] = losses.normal_smooth_3d(trace.field.normal, neighbour, trace.weights, len(batch.rays))
         return ObjectiveOutput(terms)
 
 

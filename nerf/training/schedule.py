@@ -12,6 +12,7 @@ import torch
 from nerf.config.config import Config
 from nerf.core.streams import Random, derived_seed
 from nerf.core.structs import Control, Part, RenderSettings, Shading, StepPlan, ViewRequest
+from nerf.render.background import background_kind
 from nerf.training.sources import RunInfo, Source
 
 # How quickly the regularisers and the encoder's levels come in, as multiples of the training progress.
@@ -124,7 +125,7 @@ def guided_part(source: str, step: int, run: RunInfo, random: Random) -> Part:
         ambient = schedule.min_ambient_ratio + (1.0 - schedule.min_ambient_ratio) * draw[0]
         shading = "textureless" if draw[1] < schedule.textureless_ratio else "lambertian"
     background = None
-    if config.field.bg_radius <= 0 or draw[2] > 0.5:
+    if background_kind(config.field) == "constant" or draw[2] > 0.5:
         background = torch.rand(views, 3, generator=rng)
         background[torch.rand(views, generator=rng) < WHITE_BACKGROUND_RATE] = 1.0
     return Part(request, replace(settings, shading=shading, ambient=ambient, background=background), guided=True)

@@ -1,4 +1,4 @@
-"""The photographs benchmark calls the program as a user would and prints what it measured."""
+"""The photographs benchmark runs main.py and prints the metrics of its result."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from benchmarks import photographs
 
 @pytest.fixture
 def run(monkeypatch):
-    """Replaces the program by one that leaves this result.json and exit code; returns the command lines it got."""
+    """Replace main.py by a function that writes this result.json and returns this exit code; returns the recorded calls."""
     calls = []
 
     def replace(result, code=0):
@@ -27,7 +27,7 @@ def run(monkeypatch):
     return replace
 
 
-def test_figures_are_those_of_the_result(run, capsys, tmp_path):
+def test_printed_metrics_are_those_of_the_result(run, capsys, tmp_path):
     calls = run({"test_psnr": 28.25, "test_ssim": 0.91, "train_seconds": 600.2})
     assert photographs.main(["lego", "--minutes", "2", "--workspace", str(tmp_path), "--seed", "3"]) == 0
     assert calls[0][2:] == [
@@ -46,12 +46,12 @@ def test_figures_are_those_of_the_result(run, capsys, tmp_path):
     assert "PSNR  28.25 dB" in printed and "SSIM  0.91" in printed
 
 
-def test_exit_code_of_a_failed_run_is_passed_on(run):
+def test_exit_code_of_a_failed_run_is_returned(run):
     run({}, code=2)
     assert photographs.main(["nowhere"]) == 2
 
 
-def test_a_run_that_measured_nothing_says_what_to_give(run, capsys):
+def test_a_run_without_test_metrics_names_the_flag_to_give(run, capsys):
     run({"steps": 10})
     assert photographs.main(["lego"]) == 2
     assert "give --holdout 8" in capsys.readouterr().err

@@ -4,37 +4,41 @@ import torch
 from torch import Tensor
 
 from nerf.core.structs import FieldOutput, Points, Rays, RenderSettings
-from nerf.fields.base import Field
+from nerf.fields.base import DensityField
+from nerf.fields.opacity import density_to_alpha
 
 
-class Ball(Field):
-    """A ball of one density; its albedo says where a point is, its normal points outwards.
+class Ball(DensityField):
+    """A ball of one density; its albedo encodes the position, its normal points outwards. ``queried`` counts points.
 
-    The occupancy grid is told of a ball larger by ``margin``: with a hard edge, a cell of which the ball holds a corner
-    would be found by luck alone.
+    The occupancy grid sees a ball larger by ``margin``: with a hard edge, a random point of a cell that the ball only
+    touches rarely lies in the ball.
     """
 
     def __init__(self, radius: float = 0.5, density: float = 20.0, centre=(0.0, 0.0, 0.0), margin: float = 0.1):
         super().__init__()
         self.radius, self.inside, self.margin, self.bound = radius, density, margin, 1.0
         self.register_buffer("centre", torch.tensor(centre))
-        self.asked = 0
+        self.queried = 0
 
     def density(self, positions: Tensor, max_level: float = 1.0) -> Tensor:
+        """See :meth:`DensityField.density`."""
         return self._within(positions, self.radius)
 
-    def occupancy(self, positions: Tensor) -> Tensor:
-        return self._within(positions, self.radius + self.margin)
+    def occupancy(self, positions: Tensor, dt: float) -> Tensor:
+        """See :meth:`Field.occupancy`."""
+        return density_to_alpha(self._within(positions, self.radius + self.margin), dt)
 
     def _within(self, positions: Tensor, radius: float) -> Tensor:
         return torch.where((positions - self.centre.to(positions)).norm(dim=-1) < radius, self.inside, 0.0)
 
     def query(self, points: Points, settings: RenderSettings) -> FieldOutput:
+        """See :meth:`Field.query`."""
         at = points.positions
-        self.asked += len(at)
+        self.queried += len(at)
         normal = torch.nn.functional.normalize(at - self.centre.to(at), dim=-1) if settings.computes_normals else None
         rgb = torch.ones_like(at) if settings.view_dependent else None
-        return FieldOutput(self.density(at), 0.5 + 0.4 * at.clamp(-1, 1), normal, rgb)
+        return FieldOutput(density=self.density(at), albedo=0.5 + 0.4 * at.clamp(-1, 1), normal=normal, rgb=rgb)
 
 
 def image_rays(height: int, width: int, distance: float = 2.5, fovy: float = 40.0, views: int = 1, device: str = "cpu") -> Rays:
@@ -49,7 +53,7 @@ def image_rays(height: int, width: int, distance: float = 2.5, fovy: float = 40.
 
 
 def ball_on_rays(rays: Rays, radius: float, density: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Where rays enter a ball at the origin [N] (inf for those that pass), and its exact opacity and depth [N]."""
+    """Distance [N] at which rays enter a ball at the origin (inf for a miss), and its exact opacity and depth [N]."""
     middle = -(rays.origins * rays.directions).sum(-1)
     beside = (rays.origins + middle[:, None] * rays.directions).square().sum(-1)
     half = (radius**2 - beside).clamp(min=0).sqrt()

@@ -1,4 +1,4 @@
-"""Folders of photographs that several tests read."""
+"""Datasets of photographs that several tests read."""
 
 import pytest
 
@@ -12,6 +12,6 @@ def mixed(tmp_path):
 
 
 @pytest.fixture
-def clear(tmp_path):
+def transparent(tmp_path):
     """Three photographs with alpha."""
     return write(tmp_path, [pattern(i, *size, channels=4) for i, size in enumerate(SIZES)])

@@ -1,4 +1,4 @@
-"""Folders of small photographs whose colours say where they are from, for the tests of what reads them."""
+"""Datasets of small photographs whose colours encode image, column and row, for tests of loading and batches."""
 
 import json
 from types import SimpleNamespace
@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from nerf.core.cameras import look_at
-from nerf.data.posed_images import Photographs, choose_framing
+from nerf.data.posed_images import Photographs, choose_normalization
 from nerf.data.transforms import read_folder
 
 Z_UP = (0.0, 0.0, 1.0)
-SIZES = ((20, 14), (9, 16), (13, 13))  # width, height: no two alike
+SIZES = ((20, 14), (9, 16), (13, 13))  # width, height; all different
 
 
 def options(**changes):
@@ -20,24 +20,24 @@ def options(**changes):
 
 
 def poses(count, radius=4.0, span=360.0):
-    """Cameras of a z-up world on a part of a circle around the origin, the first of a whole one in front (-y)."""
+    """Cameras of a z-up world on an arc of ``span`` degrees around the origin, the first at the front (-y)."""
     angle = torch.deg2rad(torch.arange(count) * span / count).double()
     offset = torch.stack([radius * angle.sin(), -radius * angle.cos(), torch.full_like(angle, 1.5)], -1)
     return look_at(offset, (0.0, 0.0, 0.0), Z_UP)
 
 
 def pattern(i, width, height, channels=3):
-    """A picture whose colours say which photograph, column and row they are: (10 i, x, y[, 16 x])."""
+    """An image whose colours encode photograph, column and row: (10 i, x, y[, 16 x]); uint8 [H, W, channels]."""
     y, x = np.mgrid[:height, :width]
     planes = [np.full_like(x, 10 * i), x, y, (16 * x) % 256][:channels]
     return np.stack(planes, -1).astype(np.uint8)
 
 
-def write(folder, pictures, top=None, span=360.0, masks=None, normals=None):
-    """A folder in instant-ngp's layout with these pictures (arrays [H, W, C])."""
+def write(folder, images, top=None, span=360.0, masks=None, normals=None):
+    """Write images (arrays [H, W, C]) as a dataset in instant-ngp's format; ``top`` are further keys of its file."""
     frames = []
-    for i, (picture, pose) in enumerate(zip(pictures, poses(len(pictures), span=span), strict=True)):
-        Image.fromarray(picture).save(folder / f"{i:02d}.png")
+    for i, (image, pose) in enumerate(zip(images, poses(len(images), span=span), strict=True)):
+        Image.fromarray(image).save(folder / f"{i:02d}.png")
         frames.append({"file_path": f"{i:02d}.png", "transform_matrix": pose.tolist()})
         if masks is not None:
             Image.fromarray(masks[i]).save(folder / f"mask_{i:02d}.png")
@@ -51,5 +51,5 @@ def write(folder, pictures, top=None, span=360.0, masks=None, normals=None):
 
 def load(folder, split="train", device="cpu", bound=1.0, **changes):
     config = options(**changes)
-    files = read_folder(folder, config.holdout)
-    return Photographs(files, choose_framing(files, bound), split, config, device)
+    dataset = read_folder(folder, config.holdout)
+    return Photographs(dataset, choose_normalization(dataset, bound), split, config, device)

@@ -1,4 +1,4 @@
-"""The renderer as a whole: what it returns, and that every backbone and path learns a tiny scene."""
+"""The renderer as a whole: its outputs, and that every backbone and path learns a tiny scene."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from nerf.config.stages import NERF, Stage
 from nerf.core.errors import UserError
 from nerf.core.streams import Random
 from nerf.core.structs import Rays, RenderOutput, RenderSettings, SceneInfo
-from nerf.render.background import ConstantBackground
+from nerf.render.background import Background, ConstantBackground, NetworkBackground
 from nerf.renderer import NeRFRenderer, build_model, make_volume_path
 from nerf.training import losses
 from tests.nerf.analytic import Ball, ball_on_rays, image_rays
@@ -82,11 +82,11 @@ def test_chunks_change_nothing(cuda_ray):
     assert chunked.shape == (1, 5, 9)
 
 
-def test_evaluation_keeps_no_samples_and_training_keeps_them(cuda_ray):
+def test_training_keeps_a_trace_and_evaluation_does_not(cuda_ray):
     rays = image_rays(3, 3)
     kept = of_a_ball(cuda_ray).render(rays, RenderSettings(source="guided"))
     dropped = of_a_ball(cuda_ray).render(rays, RenderSettings(source="eval", training=False))
-    assert isinstance(kept, RenderOutput) and kept.samples is not None and dropped.samples is None
+    assert isinstance(kept, RenderOutput) and kept.trace is not None and dropped.trace is None
 
 
 def test_regularisers_mean_the_same_on_both_paths():
@@ -94,10 +94,11 @@ def test_regularisers_mean_the_same_on_both_paths():
     values = []
     for cuda_ray in (False, True):
         out = of_a_ball(cuda_ray, max_steps=1024, num_steps=400).render(rays, settings)
-        towards = -rays.directions[out.samples.ray_index]  # seen from behind, all of the ball faces away
+        trace = out.trace
+        towards = -rays.directions[trace.samples.ray_index]  # seen from behind, all of the ball faces away
         values.append(
             [
-                losses.orientation(out.weights, out.field.normal, towards, len(rays)),
+                losses.orientation(trace.weights, trace.field.normal, towards, len(rays)),
                 losses.entropy(out.opacity),
                 losses.opacity(out.opacity),
             ]
@@ -126,12 +127,100 @@ def test_a_view_dependent_part_with_lights_is_refused():
         of_a_ball().render(image_rays(2, 2), RenderSettings(source="photos", view_dependent=True, shading="lambertian"))
 
 
-def test_an_unknown_backbone_is_refused():
-    with pytest.raises(UserError, match="backbone"):
-        built(dataclasses.replace(options(), field=SimpleNamespace(backbone="none")))
+@pytest.mark.parametrize(("changes", "match"), [({"backbone": "none"}, "backbone"), ({"background": "none"}, "background")])
+def test_an_unknown_backbone_or_background_is_refused(changes, match):
+    field = SimpleNamespace(**({"backbone": "grid", "background": "constant"} | changes))
+    with pytest.raises(UserError, match=match):
+        built(dataclasses.replace(options(), field=field))
 
 
-def test_the_state_dict_holds_all_that_a_render_depends_on():
+@pytest.mark.parametrize(
+    ("said", "radius", "kind"),
+    [
+        ("auto", 1.4, NetworkBackground),
+        ("auto", -1.0, ConstantBackground),
+        ("constant", 1.4, ConstantBackground),
+        ("network", -1.0, NetworkBackground),
+    ],
+)
+def test_the_background_is_the_chosen_one_and_by_default_follows_its_radius(said, radius, kind):
+    model = built(options(field={"background": said, "bg_radius": radius}))
+    assert type(model.background) is kind
+
+
+class Where(Background):
+    """A background that records where it begins."""
+
+    def render(self, rays, near, settings):
+        self.near = near
+        return torch.zeros(len(rays), 3)
+
+
+def test_the_background_begins_where_rays_leave_the_box():
+    background, rays = Where(), image_rays(3, 3, distance=2.5, fovy=120.0)
+    ball = Ball()
+    NeRFRenderer(ball, background, make_volume_path(options(), ball)).render(rays, RenderSettings(training=False))
+    middle = background.near.view(3, 3)[1, 1]
+    assert middle.item() == pytest.approx(3.5) and background.near.view(3, 3)[0, 0] == 0  # the corner misses the box
+
+
+class Uncertain(Ball):
+    """A ball with two extra outputs: its x coordinate, and a constant pair."""
+
+    def query(self, points, settings):
+        out = super().query(points, settings)
+        extras = {"x": points.positions[:, :1], "pair": torch.ones(len(points.positions), 2)}
+        return dataclasses.replace(out, extras=extras)
+
+
+def uncertain(cuda_ray, **render):
+    field, config = Uncertain(0.5, density=300.0), options(cuda_ray=cuda_ray, **render)
+    model = NeRFRenderer(field, ConstantBackground(), make_volume_path(config, field), config.render.max_ray_batch)
+    model.update_occupancy(torch.Generator().manual_seed(0))
+    return model
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("normals", [True, False])
+def test_extra_outputs_are_composited_like_colours(cuda_ray, training, normals):
+    rays, settings = image_rays(6, 8), RenderSettings(training=training, need_normals=normals)
+    out = uncertain(cuda_ray).render(rays, settings)
+    assert {name: list(value.shape) for name, value in out.extras.items()} == {"x": [48, 1], "pair": [48, 2]}
+    torch.testing.assert_close(out.extras["pair"], out.opacity[:, None].expand(-1, 2))
+    red = out.image[:, :1] - (1.0 - out.opacity)[:, None]  # the albedo's red is 0.5 + 0.4 x
+    torch.testing.assert_close(0.5 * out.opacity[:, None] + 0.4 * out.extras["x"], red)
+
+
+def test_chunks_carry_extra_outputs_even_where_no_ray_meets_anything(cuda_ray):
+    rays, settings = image_rays(5, 9, fovy=100.0), RenderSettings(training=False)
+    whole, chunked = (uncertain(cuda_ray, max_ray_batch=size).render(rays, settings) for size in (4096, 4))
+    for name, value in whole.extras.items():
+        torch.testing.assert_close(chunked.extras[name], value)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_points_carry_the_attributes_of_their_rays(cuda_ray, training):
+    class Attributes(Ball):
+        def query(self, points, settings):
+            self.found.append(points)
+            return super().query(points, settings)
+
+        geometry = query
+
+    rays, field = image_rays(5, 4, fovy=20.0), Attributes()
+    rays = dataclasses.replace(rays, image_index=torch.arange(20) + 7, uv=torch.rand(20, 2))
+    field.found = []
+    model = NeRFRenderer(field, ConstantBackground(), make_volume_path(options(cuda_ray=cuda_ray), field))
+    model.render(rays, RenderSettings(training=training))
+    for points in field.found:
+        ray = points.image_index - 7
+        assert torch.equal(points.uv, rays.uv[ray]) and torch.equal(points.directions, rays.directions[ray])
+        across = torch.linalg.cross(points.positions - rays.origins[ray], points.directions)
+        assert len(ray) == 0 or across.abs().max() < 1e-5
+    assert sum(len(points.positions) for points in field.found) > 0
+
+
+def test_the_state_dict_holds_everything_a_render_depends_on():
     config = options(cuda_ray=True)
     model, other = built(config), built(config)
     for i in range(3):

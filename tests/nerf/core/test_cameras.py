@@ -1,4 +1,4 @@
-"""Cameras: the conventions by hand-computed numbers, the inverses, and what is refused."""
+"""Cameras: conventions checked with numbers computed by hand, inverses, and refused input."""
 
 import math
 from dataclasses import replace
@@ -16,13 +16,13 @@ LENS = torch.tensor([0.058, -0.081, 0.01, -0.002, -0.00098, 0.00016])
 
 
 def random_orbit(device, count=64):
-    """Cameras all over the sphere, poles included, in float64."""
+    """Cameras distributed over the sphere, both poles included, in float64."""
     polar = torch.cat([torch.tensor([0.0, 180.0]), torch.rand(count - 2) * 180]).double()
     azimuth = torch.rand(count).double() * 720 - 360
     return orbit(polar.to(device), azimuth.to(device), 1 + torch.rand(count).double().to(device), 40.0, 12, 20)
 
 
-def test_poses_are_rotations_without_a_mirror(device):
+def test_poses_are_proper_rotations(device):
     rotation = random_orbit(device).pose[:, :3, :3]
     identity = torch.eye(3, dtype=torch.float64, device=device).expand_as(rotation)
     torch.testing.assert_close(rotation @ rotation.mT, identity)
@@ -30,7 +30,7 @@ def test_poses_are_rotations_without_a_mirror(device):
     torch.testing.assert_close(determinant, torch.ones_like(determinant))
 
 
-def test_letter_reads_left_to_right_and_upright_from_the_front():
+def test_letter_is_upright_and_not_mirrored_from_the_front():
     xy, depth = project(orbit(90.0, 0.0, 4.0, 90.0, 100, 200), LETTER_F)
     # focal length 50 px, 4 units away: a unit is 12.5 px; the middle of the image is (100, 50).
     expected = torch.tensor([[87.5, 25.0], [87.5, 75.0], [112.5, 25.0], [106.25, 50.0]])
@@ -43,7 +43,7 @@ def test_letter_is_mirrored_only_from_behind():
     torch.testing.assert_close(xy[0], torch.tensor([[112.5, 25.0], [112.5, 75.0], [87.5, 25.0], [93.75, 50.0]]))
 
 
-def test_azimuth_90_stands_on_plus_x_with_plus_z_on_its_left():
+def test_camera_at_azimuth_90_is_on_plus_x_and_sees_plus_z_on_the_left():
     view = orbit(90.0, 90.0, 4.0, 90.0, 100, 100)
     torch.testing.assert_close(view.pose[0, :3, 3], torch.tensor([4.0, 0.0, 0.0]))
     xy, depth = project(view, torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]]))
@@ -69,7 +69,7 @@ def test_orbit_is_continuous_at_the_poles(pole):
 
 
 @pytest.mark.parametrize("height, width", [(10, 10), (8, 14), (15, 6)])
-def test_rays_through_the_centre_of_a_non_square_image_follow_the_view_axis(device, height, width):
+def test_rays_through_the_principal_point_of_a_non_square_image_follow_the_optical_axis(device, height, width):
     views = orbit(torch.tensor([60.0, 110.0]), torch.tensor([10.0, 200.0]), 3.0, 35.0, height, width).to(device)
     index = torch.arange(2, device=device)
     middle = torch.tensor([[width / 2, height / 2]], device=device).expand(2, 2)
@@ -84,13 +84,13 @@ def test_field_of_view_spans_the_height_of_the_image():
     assert math.isclose(math.degrees(torch.acos(top @ bottom).item()), 30.0, abs_tol=1e-3)
 
 
-def test_first_pixel_of_whole_images_has_its_centre_at_one_half():
+def test_first_pixel_has_its_centre_at_one_half():
     view = orbit(90.0, 0.0, 4.0, 90.0, 2, 4)  # focal length 1 px, principal point (2, 1)
     expected = torch.tensor([-1.5, 0.5, -1.0])
     torch.testing.assert_close(view_rays(view).directions[0], expected / expected.norm())
 
 
-def test_whole_images_equal_their_pixels_one_by_one(device):
+def test_view_rays_equal_pixel_rays(device):
     views = random_orbit(device, 3)
     views = replace(views, distortion=LENS.double().to(device).expand(3, 6))
     rays = view_rays(views)
@@ -130,7 +130,7 @@ def test_points_behind_the_camera_have_negative_depth():
     assert depth.shape == (1,) and depth.item() == -1
 
 
-def test_look_at_then_project_puts_the_target_in_the_middle(device):
+def test_look_at_puts_the_target_at_the_principal_point(device):
     position, target = torch.randn(20, 3, device=device).double() * 3, torch.randn(20, 3, device=device).double()
     views = orbit(90.0, torch.zeros(20, device=device).double(), 1.0, 50.0, 9, 13)
     views = replace(views, pose=look_at(position, target))
@@ -140,7 +140,7 @@ def test_look_at_then_project_puts_the_target_in_the_middle(device):
 
 
 @pytest.mark.parametrize("position", [(0, 3, 0), (0, -3, 0), (3, 0, 0), (0, 0, -3)])
-def test_look_at_is_a_rotation_when_up_is_parallel_to_the_line_of_sight(position):
+def test_look_at_is_a_rotation_when_up_is_parallel_to_the_viewing_direction(position):
     position = torch.tensor([position], dtype=torch.float64)
     rotation = look_at(position, up=tuple(position[0].tolist()))[0, :3, :3]
     torch.testing.assert_close(rotation @ rotation.T, torch.eye(3, dtype=torch.float64))
@@ -160,29 +160,29 @@ def test_angles_of_inverts_the_orbit(device):
     torch.testing.assert_close(radius, views.radius)
 
 
-def test_wrapped_angles_lie_above_minus_180_and_up_to_180():
+def test_wrapped_angles_are_in_the_half_open_interval_up_to_180():
     angles = torch.tensor([-540.0, -180.0, -179.0, 0.0, 180.0, 181.0, 360.0, 540.0])
     expected = torch.tensor([180.0, 180.0, -179.0, 0.0, 180.0, -179.0, 0.0, 180.0])
     torch.testing.assert_close(wrap_degrees(angles), expected)
 
 
-def test_target_moves_the_line_of_sight_and_not_the_camera():
+def test_target_changes_the_viewing_direction_and_not_the_position():
     views = orbit(90.0, 0.0, 4.0, 40.0, 10, 10, target=(1.0, 0.0, 0.0))
     torch.testing.assert_close(views.pose[0, :3, 3], torch.tensor([0.0, 0.0, 4.0]))
     torch.testing.assert_close(project(views, torch.tensor([1.0, 0.0, 0.0]))[0][0], torch.tensor([5.0, 5.0]))
 
 
-def test_distort_undoes_undistort():
+def test_distort_inverts_undistort():
     xy = (torch.rand(500, 2).double() - 0.5) * 1.6
     torch.testing.assert_close(distort(undistort(xy, LENS.double()), LENS.double()), xy, atol=1e-12, rtol=0)
 
 
-def test_no_distortion_changes_nothing():
+def test_zero_distortion_is_the_identity():
     xy = torch.randn(10, 2)
     assert torch.equal(distort(xy, torch.zeros(6)), xy) and torch.equal(undistort(xy, torch.zeros(6)), xy)
 
 
-def test_barrel_distortion_pulls_towards_the_middle_by_the_closed_form():
+def test_barrel_distortion_equals_the_closed_form():
     k1 = torch.tensor([-0.1, 0.0, 0.0, 0.0, 0.0, 0.0])
     torch.testing.assert_close(distort(torch.tensor([0.6, 0.8]), k1), torch.tensor([0.54, 0.72]))
 
@@ -194,12 +194,12 @@ def test_tangential_distortion_follows_opencv():
     torch.testing.assert_close(distort(torch.tensor([0.5, 0.2]), lens), expected)
 
 
-def test_undistort_stays_finite_where_the_lens_folds_over():
+def test_undistort_is_finite_where_the_distortion_is_not_invertible():
     xy = torch.tensor([[3.0, 3.0], [0.0, 0.0], [-5.0, 1.0]])
     assert undistort(xy, torch.tensor([-0.4, 0.1, 0.0, 0.0, 0.0, 0.0])).isfinite().all()
 
 
-def test_rays_carry_gradients_to_the_pose():
+def test_rays_are_differentiable_in_the_pose():
     views = orbit(torch.tensor(70.0).double(), 30.0, 3.0, 40.0, 3, 4)
     pose = views.pose.requires_grad_()
     assert torch.autograd.gradcheck(lambda p: view_rays(replace(views, pose=p)).directions[:3], (pose,))

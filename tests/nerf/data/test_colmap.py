@@ -1,4 +1,4 @@
-"""COLMAP's sparse models: text and binary say the same, and points land where the photographs show them."""
+"""COLMAP's sparse models: text and binary are equivalent, and points project to their features."""
 
 import struct
 
@@ -7,7 +7,7 @@ import torch
 
 from nerf.core.cameras import centred_views, distort, look_at, project
 from nerf.core.errors import UserError
-from nerf.data.colmap import MODELS, models_of
+from nerf.data.colmap import CAMERA_MODELS, find_models
 from nerf.data.transforms import read_folder
 
 VALUES = {"f": 50.0, "fx": 50.0, "fy": 55.0, "cx": 31.0, "cy": 23.0, "k1": 0.1, "k2": -0.02, "p1": 0.003, "p2": -0.001}
@@ -39,7 +39,7 @@ def write_text(folder, model="PINHOLE", count=4, points=((0.1, 0.2, 0.3),), size
     """A model of a y-down world as text, in ``folder/sparse/0``; the photographs are empty files."""
     sparse = folder / "sparse" / "0"
     sparse.mkdir(parents=True)
-    parameters = " ".join(str(VALUES[term]) for term in MODELS.get(model, ("f",)))
+    parameters = " ".join(str(VALUES[term]) for term in CAMERA_MODELS.get(model, ("f",)))
     (sparse / "cameras.txt").write_text(f"# Camera list\n7 {model} {size[0]} {size[1]} {parameters}\n")
     lines = ["# Image list"]
     for i, (q, t) in enumerate(entries(count)):
@@ -56,8 +56,8 @@ def write_binary(folder, model="PINHOLE", count=4, points=((0.1, 0.2, 0.3),), si
     """The same as :func:`write_text`, as COLMAP's binary files."""
     sparse = folder / "sparse" / "0"
     sparse.mkdir(parents=True)
-    values = [VALUES[term] for term in MODELS[model]]
-    camera = struct.pack(f"<QiiQQ{len(values)}d", 1, 7, list(MODELS).index(model), *size, *values)
+    values = [VALUES[term] for term in CAMERA_MODELS[model]]
+    camera = struct.pack(f"<QiiQQ{len(values)}d", 1, 7, list(CAMERA_MODELS).index(model), *size, *values)
     (sparse / "cameras.bin").write_bytes(camera)
     data = struct.pack("<Q", count)
     for i, (q, t) in enumerate(entries(count)):
@@ -90,27 +90,27 @@ def test_poses_are_those_that_were_written(tmp_path, write):
 
 
 @WRITERS
-@pytest.mark.parametrize("model", MODELS)
-def test_every_camera_model_projects_as_its_formula_says(tmp_path, write, model):
+@pytest.mark.parametrize("model", CAMERA_MODELS)
+def test_every_camera_model_projects_by_its_formula(tmp_path, write, model):
     frame = read_folder(write(tmp_path, model), 0).frames[0]
-    fx, fy, cx, cy = frame.lens.pixels(62, 46)
+    fx, fy, cx, cy = frame.intrinsics.scaled_to(62, 46)
     views = centred_views(torch.eye(4)[None], torch.tensor([40.0]), 46, 62)
     views = views.__class__(**(views.__dict__ | {
         "fx": torch.tensor([fx]), "fy": torch.tensor([fy]), "cx": torch.tensor([cx]), "cy": torch.tensor([cy]),
-        "distortion": torch.tensor([frame.lens.distortion])}))  # fmt: skip
+        "distortion": torch.tensor([frame.intrinsics.distortion])}))  # fmt: skip
     u, v = 0.2, -0.1  # y downwards
-    has = {term: VALUES[term] if term in MODELS[model] else 0.0 for term in VALUES}
+    has = {term: VALUES[term] if term in CAMERA_MODELS[model] else 0.0 for term in VALUES}
     r2 = u * u + v * v
     radial = 1 + has["k1"] * r2 + has["k2"] * r2**2
     x = u * radial + 2 * has["p1"] * u * v + has["p2"] * (r2 + 2 * u * u)
     y = v * radial + 2 * has["p2"] * u * v + has["p1"] * (r2 + 2 * v * v)
-    focal = (has["fx"] or VALUES["f"], has["fy"] or VALUES["f"]) if "fx" in MODELS[model] else (50.0, 50.0)
+    focal = (has["fx"] or VALUES["f"], has["fy"] or VALUES["f"]) if "fx" in CAMERA_MODELS[model] else (50.0, 50.0)
     expected = torch.tensor([[focal[0] * x + 31.0, focal[1] * y + 23.0]])
     torch.testing.assert_close(project(views, torch.tensor([u, -v, -1.0]))[0], expected)
 
 
 @WRITERS
-def test_points_of_the_model_are_kept(tmp_path, write):
+def test_points_of_the_model_are_read(tmp_path, write):
     points = ((0.1, 0.2, 0.3), (-1.0, 2.0, 5.0))
     assert torch.equal(read_folder(write(tmp_path, points=points)).points, torch.tensor(points, dtype=torch.float64))
     assert read_folder(write(tmp_path / "none", points=())).points is None
@@ -132,10 +132,10 @@ def test_of_several_models_the_one_with_the_most_photographs_is_read(tmp_path):
     write_binary(tmp_path, count=5)
     (tmp_path / "sparse" / "0").rename(tmp_path / "sparse" / "2")
     write_text(tmp_path, count=3)
-    assert len(models_of(tmp_path)) == 3 and len(read_folder(tmp_path, 0).frames) == 5
+    assert len(find_models(tmp_path)) == 3 and len(read_folder(tmp_path, 0).frames) == 5
 
 
-def test_a_model_may_lie_in_sparse_itself_and_photographs_beside_it(tmp_path):
+def test_a_model_may_be_in_sparse_itself_with_photographs_in_the_dataset_folder(tmp_path):
     write_text(tmp_path)
     for path in (*(tmp_path / "sparse" / "0").iterdir(),):
         path.rename(tmp_path / "sparse" / path.name)
@@ -146,20 +146,20 @@ def test_a_model_may_lie_in_sparse_itself_and_photographs_beside_it(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["01.png", "01.png.png"])
-def test_masks_have_the_name_of_their_photograph(tmp_path, name):
+def test_masks_are_found_by_the_name_of_their_photograph(tmp_path, name):
     write_text(tmp_path)
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / name).touch()
     assert [f.mask and f.mask.name for f in read_folder(tmp_path, 0).frames] == [None, name, None, None]
 
 
-def test_photographs_that_do_not_exist_are_left_out(tmp_path):
+def test_photographs_that_do_not_exist_are_skipped(tmp_path):
     (write_text(tmp_path) / "images" / "02.png").unlink()
     files = read_folder(tmp_path, 0)
     assert files.missing == ("02.png",) and len(files.frames) == 3
 
 
-def test_every_so_manyth_photograph_is_held_out(tmp_path):
+def test_every_nth_photograph_is_held_out(tmp_path):
     files = read_folder(write_text(tmp_path), 3)
     assert [files.frames[i].name for i in files.splits["test"]] == ["00.png", "03.png"]
 
@@ -173,28 +173,28 @@ def refuse(folder, words):
 
 
 def test_a_fisheye_camera_is_refused(tmp_path):
-    refuse(write_text(tmp_path, "OPENCV_FISHEYE"), "line 2: camera model OPENCV_FISHEYE is not read, .*image_undistorter")
+    refuse(write_text(tmp_path, "OPENCV_FISHEYE"), "line 2: camera model OPENCV_FISHEYE is not supported, .*image_undistorter")
 
 
 def test_a_binary_camera_of_another_model_is_refused(tmp_path):
     path = write_binary(tmp_path) / "sparse" / "0" / "cameras.bin"
     path.write_bytes(path.read_bytes()[:12] + struct.pack("<i", 9) + path.read_bytes()[16:])
-    refuse(tmp_path, "cameras.bin, camera 7: camera model number 9 is not read")
+    refuse(tmp_path, "cameras.bin, camera 7: camera model number 9 is not supported")
 
 
 @pytest.mark.parametrize("file, old, new, words", [
     ("cameras.txt", "PINHOLE 62 46 50.0 55.0", "PINHOLE 62 46 55.0", "line 2: PINHOLE has 4 parameters, got 3"),
-    ("cameras.txt", "50.0", "-50.0", "line 2: size and focal length must be positive, got 62, 46, -50, 55"),
-    ("cameras.txt", "62 46", "wide 46", "line 2: expected numbers, got 7 wide 46"),
-    ("cameras.txt", "7 PINHOLE", "8 PINHOLE", "photograph 00.png is of camera 7, which is not described there"),
+    ("cameras.txt", "50.0", "-50.0", "line 2: width, height and focal lengths must be positive, got 62, 46, -50, 55"),
+    ("cameras.txt", "62 46", "wide 46", "line 2: expected finite numbers, got 7 wide 46"),
+    ("cameras.txt", "7 PINHOLE", "8 PINHOLE", "photograph 00.png has camera 7, which is not described there"),
     ("cameras.txt", "7 PINHOLE 62 46 50.0 55.0 31.0 23.0", "7 PINHOLE", "line 2: expected CAMERA_ID MODEL WIDTH HEIGHT"),
     ("images.txt", "1 ", "1 5", "line 2: the pose must be a unit quaternion"),
     ("images.txt", " 7 00.png", "", "line 2: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME"),
-    ("images.txt", " 7 00.png", " nan 00.png", "line 2: expected numbers, got .* nan"),
-    ("points3D.txt", "0.2", "inf", "line 2: expected numbers, got 0.1 inf 0.3"),
+    ("images.txt", " 7 00.png", " nan 00.png", "line 2: expected finite numbers, got .* nan"),
+    ("points3D.txt", "0.2", "inf", "line 2: expected finite numbers, got 0.1 inf 0.3"),
     ("points3D.txt", "0 0.1 0.2 0.3 9 9 9 0.5 1 2 3 4", "0 0.1", "line 2: expected POINT3D_ID X Y Z"),
 ])  # fmt: skip
-def test_broken_text_is_refused_with_its_line(tmp_path, file, old, new, words):
+def test_broken_text_is_refused_with_its_line_number(tmp_path, file, old, new, words):
     path = write_text(tmp_path) / "sparse" / "0" / file
     text = path.read_text()
     assert old in text
@@ -203,10 +203,10 @@ def test_broken_text_is_refused_with_its_line(tmp_path, file, old, new, words):
 
 
 @pytest.mark.parametrize("file", ["cameras.bin", "images.bin", "points3D.bin"])
-def test_binary_files_that_were_cut_short_are_refused(tmp_path, file):
+def test_truncated_binary_files_are_refused(tmp_path, file):
     path = write_binary(tmp_path) / "sparse" / "0" / file
     path.write_bytes(path.read_bytes()[:-9])
-    refuse(tmp_path, f"{file} ends after .* it was cut short")
+    refuse(tmp_path, f"{file} ends after .* it was truncated")
 
 
 def test_binary_points_that_are_not_finite_are_refused(tmp_path):
@@ -221,17 +221,17 @@ def test_a_text_file_that_holds_bytes_is_refused(tmp_path):
 def test_a_model_none_of_whose_photographs_exists_is_refused(tmp_path):
     for path in (write_text(tmp_path) / "images").iterdir():
         path.unlink()
-    refuse(tmp_path, "none of its 4 photographs exists; the first would be .*images/00.png")
+    refuse(tmp_path, "none of its 4 photographs exists; the first should be .*images/00.png")
 
 
 def test_a_model_without_photographs_is_refused(tmp_path):
-    refuse(write_text(tmp_path, count=0), "describes no photograph")
+    refuse(write_text(tmp_path, count=0), "lists no photograph")
 
 
 # ---- real data ----
 
 
-def test_points_of_lund_door_land_where_its_photographs_show_them(test_data):
+def test_points_of_lund_door_project_to_their_features(test_data):
     files = read_folder(test_data / "lund_door", 0)
     lines = [x.split() for x in (test_data / "lund_door/sparse/0/points3D.txt").read_text().splitlines() if x[0] != "#"]
     place = {int(words[0]): i for i, words in enumerate(lines)}
@@ -241,8 +241,9 @@ def test_points_of_lund_door_land_where_its_photographs_show_them(test_data):
         features = torch.tensor([float(word) for word in observed.split()]).reshape(-1, 3).double()
         features = features[features[:, 2] >= 0]
         points = files.points[[place[int(number)] for number in features[:, 2]]]
-        fx, fy, cx, cy = frame.lens.pixels(1296, 1936)
+        fx, fy, cx, cy = frame.intrinsics.scaled_to(1296, 1936)
         local = (points - frame.pose[:3, 3]) @ frame.pose[:3, :3]
         plane = torch.stack([local[:, 0], -local[:, 1]], -1) / -local[:, 2:]
-        seen = distort(plane, torch.tensor(frame.lens.distortion).double()) * torch.tensor([fx, fy]) + torch.tensor([cx, cy])
-        assert len(points) > 100 and (seen - features[:, :2]).norm(dim=-1).median() < 1.0
+        distorted = distort(plane, torch.tensor(frame.intrinsics.distortion).double())
+        projected = distorted * torch.tensor([fx, fy]) + torch.tensor([cx, cy])
+        assert len(points) > 100 and (projected - features[:, :2]).norm(dim=-1).median() < 1.0

@@ -1,4 +1,4 @@
-"""Folders of posed photographs: what is read, how it is split, and what each kind of broken data is told."""
+"""Datasets of posed photographs: parsing, splits, and the error for each kind of broken input."""
 
 import json
 import math
@@ -14,7 +14,7 @@ IDENTITY = torch.eye(4).tolist()
 
 
 def write(folder: Path, frames=None, name="transforms.json", count=10, **top) -> Path:
-    """A folder whose photographs are empty files, described by one json; nothing here opens a picture."""
+    """A folder whose photographs are empty files, described by one json; no image is opened here."""
     if frames is None:
         frames = [{"file_path": f"{i:02d}.png", "transform_matrix": IDENTITY} for i in range(count)]
     for entry in frames:
@@ -26,7 +26,7 @@ def write(folder: Path, frames=None, name="transforms.json", count=10, **top) ->
 
 
 def one(folder: Path, top=None, **entry) -> Path:
-    """A folder of one photograph with these entries."""
+    """A dataset of one photograph with these entries."""
     return write(folder, [{"file_path": "a.png", "transform_matrix": IDENTITY} | entry], **(top or {}))
 
 
@@ -55,7 +55,7 @@ def test_blender_splits_are_the_files_of_their_names(tmp_path):
     assert files.splits["train"] == (0, 1, 2)
 
 
-def test_blender_without_a_test_split_measures_on_its_validation(tmp_path):
+def test_blender_without_a_test_split_is_tested_on_its_validation_split(tmp_path):
     write(tmp_path, count=4, name="transforms_train.json")
     write(tmp_path, [{"file_path": "v.png", "transform_matrix": IDENTITY}], "transforms_val.json")
     assert names(read_folder(tmp_path), "test") == ["v.png"]
@@ -66,7 +66,7 @@ def test_nerfstudio_lists_of_file_names_decide_the_split(tmp_path):
     assert names(files, "train") == ["01.png", "02.png"] and names(files, "val") == ["03.png"]
 
 
-def test_photographs_that_are_not_listed_for_a_test_train(tmp_path):
+def test_photographs_that_are_not_listed_for_testing_are_for_training(tmp_path):
     files = read_folder(write(tmp_path, test_filenames=["03.png"]), 8)
     assert len(files.splits["train"]) == 9 and names(files, "test") == ["03.png"]
 
@@ -78,24 +78,28 @@ def test_names_without_suffix_and_with_backslashes_are_found(tmp_path):
     assert read_folder(tmp_path, 0).frames[0].image == tmp_path / "images" / "r_0.5.png"
 
 
-def test_missing_photographs_are_left_out_and_listed(tmp_path):
+def test_missing_photographs_are_skipped_and_listed(tmp_path):
     write(tmp_path)
     (tmp_path / "03.png").unlink()
     files = read_folder(tmp_path)
     assert files.missing == ("03.png",) and len(files.frames) == 9
 
 
-def test_a_frames_own_intrinsics_go_over_those_of_the_file(tmp_path):
+def test_intrinsics_of_a_frame_override_those_of_the_file(tmp_path):
     files = read_folder(one(tmp_path, {"cx": 1.0, "k1": 0.5}, fl_x=70.0, cx=2.0), 0)
-    assert (files.frames[0].lens.fx, files.frames[0].lens.cx, files.frames[0].lens.distortion[0]) == (70.0, 2.0, 0.5)
+    assert (files.frames[0].intrinsics.fx, files.frames[0].intrinsics.cx, files.frames[0].intrinsics.distortion[0]) == (
+        70.0,
+        2.0,
+        0.5,
+    )
 
 
-def test_poses_of_three_rows_are_completed(tmp_path):
+def test_poses_of_three_rows_are_accepted(tmp_path):
     files = read_folder(one(tmp_path, transform_matrix=IDENTITY[:3]), 0)
     assert torch.equal(files.frames[0].pose, torch.eye(4).double())
 
 
-def test_rounded_rotations_become_exact(tmp_path):
+def test_rounded_rotations_are_orthonormalised(tmp_path):
     angle = torch.tensor(0.7)
     c, s = round(angle.cos().item(), 3), round(angle.sin().item(), 3)
     pose = [[c, -s, 0, 1], [s, c, 0, 2], [0, 0, 1, 3], [0, 0, 0, 1]]
@@ -103,7 +107,7 @@ def test_rounded_rotations_become_exact(tmp_path):
     torch.testing.assert_close(rotation.T @ rotation, torch.eye(3).double())
 
 
-def test_aabb_scale_means_instant_ngps_box(tmp_path):
+def test_aabb_scale_gives_instant_ngps_box(tmp_path):
     centre, half = read_folder(one(tmp_path, {"aabb_scale": 4}), 0).box
     assert torch.equal(centre, torch.zeros(3).double()) and math.isclose(half, 2 / 0.33)
 
@@ -116,10 +120,10 @@ def test_scale_and_offset_move_instant_ngps_box(tmp_path):
 
 def test_applied_transform_is_undone(tmp_path):
     applied = [[0, 1, 0, 5], [1, 0, 0, 0], [0, 0, -1, 0]]
-    recorded = read_folder(one(tmp_path, {"applied_transform": applied, "applied_scale": 2.0}), 0).recorded
+    to_reconstruction = read_folder(one(tmp_path, {"applied_transform": applied, "applied_scale": 2.0}), 0).to_reconstruction
     original = torch.tensor([1.0, 2.0, 3.0, 1.0]).double()
     in_file = 2 * (torch.tensor(applied).double() @ original)
-    torch.testing.assert_close(recorded @ torch.cat([in_file, original[3:]]), original)
+    torch.testing.assert_close(to_reconstruction @ torch.cat([in_file, original[3:]]), original)
 
 
 def refuse(folder, words, holdout=8):
@@ -128,18 +132,18 @@ def refuse(folder, words, holdout=8):
 
 
 def test_a_folder_that_does_not_exist_is_refused(tmp_path):
-    refuse(tmp_path / "nowhere", "--data must name a folder .*nowhere is not there")
+    refuse(tmp_path / "nowhere", "--data must name a folder .*nowhere does not exist")
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
-    refuse(write(tmp_path) / "transforms.json", "is a file; give the folder it is in")
+    refuse(write(tmp_path) / "transforms.json", "is a file; give the folder that contains it")
 
 
 def test_a_folder_without_description_is_refused(tmp_path):
     refuse(tmp_path, "there is neither transforms.json nor transforms_train.json in it")
 
 
-def test_what_is_only_called_like_a_layout_is_refused(tmp_path):
+def test_folders_named_like_a_format_are_refused(tmp_path):
     for name in ("sparse", "cameras_sphere.npz"):
         (tmp_path / name).mkdir()
     refuse(tmp_path, r"no COLMAP model \(sparse/0 with cameras and images, .bin or .txt\) and no cameras_sphere.npz")
@@ -165,12 +169,12 @@ def test_json_nested_too_deeply_is_refused(tmp_path):
     refuse(tmp_path, "nested too deeply")
 
 
-def test_a_folder_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
+def test_a_folder_without_read_permission_is_refused(tmp_path, monkeypatch):
     def forbidden(*_, **__):
         raise PermissionError(13, "Permission denied", str(tmp_path / "transforms.json"))
 
     monkeypatch.setattr(Path, "is_dir", forbidden)
-    refuse(tmp_path, "you may not read .*transforms.json")
+    refuse(tmp_path, "no permission to read .*transforms.json")
 
 
 def test_an_empty_file_path_counts_as_missing(tmp_path, monkeypatch):
@@ -190,23 +194,23 @@ def test_json_without_frames_is_refused(tmp_path, text, got):
 
 
 def test_no_frames_at_all_is_refused(tmp_path):
-    refuse(write(tmp_path, []), "transforms.json describes no photograph, so there is nothing to learn from")
+    refuse(write(tmp_path, []), "transforms.json lists no photograph")
 
 
 def test_photographs_that_are_all_missing_are_refused_with_the_first_path(tmp_path):
     (tmp_path / "transforms.json").write_text(
         json.dumps({"fl_x": 1.0, "frames": [{"file_path": "images/x.png", "transform_matrix": IDENTITY}]})
     )
-    refuse(tmp_path, "none of its 1 photographs exists; the first would be .*images/x.png")
+    refuse(tmp_path, "none of its 1 photographs exists; the first should be .*images/x.png")
 
 
 def test_holding_out_everything_is_refused(tmp_path):
-    refuse(write(tmp_path, count=3), "no photograph is left to train from; raise --holdout, which is 1", holdout=1)
+    refuse(write(tmp_path, count=3), "no photograph is left for training; raise --holdout, which is 1", holdout=1)
 
 
 @pytest.mark.parametrize("entry", [3, {}, {"file_path": 7}])
 def test_frames_without_a_file_path_are_refused(tmp_path, entry):
-    refuse(write(tmp_path, [entry]), 'frame 0: expected an object with a text "file_path"')
+    refuse(write(tmp_path, [entry]), 'frame 0: expected an object with a string "file_path"')
 
 
 def test_a_missing_mask_is_refused(tmp_path):
@@ -224,11 +228,11 @@ def test_a_missing_mask_is_refused(tmp_path):
         ([[1.0, 0.0], [0.0, 1.0]], "must be 4x4 numbers, got 2x2"),
         ([[math.nan] * 4] * 4, "not finite"),
         ([[10**400] * 4] * 4, "must be 4x4 numbers"),
-        ((2 * torch.eye(4)).tolist(), r"must be a rotation, but its columns are not orthonormal \(off by 3\)"),
-        (torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0])).tolist(), "is a mirror image"),
+        ((2 * torch.eye(4)).tolist(), r"must be a rotation, but its columns are not orthonormal \(error 3\)"),
+        (torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0])).tolist(), "is a reflection"),
     ],
 )
-def test_poses_that_are_no_rotations_are_refused(tmp_path, pose, words):
+def test_poses_that_are_not_rotations_are_refused(tmp_path, pose, words):
     refuse(one(tmp_path, transform_matrix=pose), words)
 
 
@@ -237,7 +241,7 @@ def test_a_frame_without_pose_is_refused(tmp_path):
 
 
 def test_missing_intrinsics_are_refused(tmp_path):
-    refuse(one(tmp_path, {"fl_x": None}), 'there is no focal length; give "fl_x" in pixels or "camera_angle_x"')
+    refuse(one(tmp_path, {"fl_x": None}), 'there is no focal length; add "fl_x" in pixels or "camera_angle_x"')
 
 
 @pytest.mark.parametrize(
@@ -251,16 +255,16 @@ def test_missing_intrinsics_are_refused(tmp_path):
         ({"test_filenames": ["a.png", 4]}, '"test_filenames" must be a list of file names'),
         ({"k1": math.inf}, '"k1" must be a number, got inf'),
         ({"w": 0}, '"w" must be a positive number, got 0'),
-        ({"fl_x": None, "camera_angle_x": 40.0}, '"camera_angle_x" must lie below pi'),
-        ({"camera_model": "OPENCV_FISHEYE"}, "camera model OPENCV_FISHEYE is not read"),
-        ({"is_fisheye": True}, "camera model fisheye is not read"),
+        ({"fl_x": None, "camera_angle_x": 40.0}, '"camera_angle_x" is in radians and must be below pi'),
+        ({"camera_model": "OPENCV_FISHEYE"}, "camera model OPENCV_FISHEYE is not supported"),
+        ({"is_fisheye": True}, "camera model fisheye is not supported"),
         ({"aabb_scale": 0}, '"aabb_scale" must be a positive number, got 0'),
         ({"aabb_scale": "big"}, '"aabb_scale" must be a positive number'),
         ({"aabb_scale": 1, "scale": -1}, '"scale" must be a positive number'),
         ({"aabb_scale": 1, "offset": [1, 2]}, '"offset" must be three numbers'),
         ({"aabb_scale": 1, "offset": "x"}, '"offset" must be three numbers'),
         ({"aabb_scale": 1, "offset": [1, 2, "x"]}, "\"offset\" must be a number, got 'x'"),
-        ({"applied_transform": [[0, 0, 0, 0]] * 3}, '"applied_transform" cannot be inverted'),
+        ({"applied_transform": [[0, 0, 0, 0]] * 3}, '"applied_transform" is not invertible'),
         ({"applied_transform": 4}, '"applied_transform" must be 4x4 numbers'),
         ({"applied_scale": 0}, '"applied_scale" must be a positive number'),
     ],

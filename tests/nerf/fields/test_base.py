@@ -1,4 +1,4 @@
-"""What the neural fields promise, on both backbones: bounds, normals, gradients, levels, heads."""
+"""The neural fields on both backbones: ranges, normals, gradients, levels, heads, opacity."""
 
 import dataclasses
 
@@ -8,7 +8,8 @@ from torch.nn.functional import cosine_similarity
 
 from nerf.config.config import Config
 from nerf.core.errors import UserError
-from nerf.core.structs import Points, RenderSettings
+from nerf.core.structs import FieldOutput, Points, RenderSettings, SceneInfo
+from nerf.fields.opacity import density_to_alpha
 from nerf.network import VanillaField
 from nerf.network_grid import GridField
 
@@ -24,8 +25,8 @@ def options(**changes):
 
 
 def built(backbone, **changes):
-    field = {"grid": GridField, "vanilla": VanillaField}[backbone](options(**changes))
-    for p in field.parameters():  # a field that has seen something: heads and table are not near zero
+    field = {"grid": GridField, "vanilla": VanillaField}[backbone](options(**changes), SceneInfo())
+    for p in field.parameters():  # as after training: heads and table are not near zero
         torch.nn.init.normal_(p, std=0.3)
     return field
 
@@ -56,10 +57,56 @@ def test_density_and_query_agree(backbone):
     torch.testing.assert_close(field.albedo(at), field.query(Points(at), ALBEDO).albedo)
 
 
-def test_alpha_of_points_and_alpha_of_an_output_agree(backbone):
-    field, at, dt = built(backbone), cloud(), torch.rand(64)
-    out = field.query(Points(at), ALBEDO)
-    torch.testing.assert_close(field.alpha(Points(at), dt, ALBEDO), field.to_alpha(out, dt))
+def test_opacity_of_the_geometry_and_of_the_whole_output_agree(backbone):
+    field, points, dt = built(backbone), Points(cloud()), torch.rand(64)
+    found = [ask(points, ALBEDO) for ask in (field.query, field.geometry)]
+    whole, geometry = (field.opacity(out, points, dt, ALBEDO) for out in found)
+    torch.testing.assert_close(geometry, whole)
+    assert found[1].albedo is None
+
+
+def test_occupancy_is_the_opacity_of_a_step(backbone):
+    field, points, settings = built(backbone), Points(cloud()), RenderSettings()
+    opacity = field.opacity(field.geometry(points, settings), points, torch.full((64,), 0.02), settings)
+    torch.testing.assert_close(field.occupancy(points.positions, 0.02), opacity.detach())
+
+
+def test_alpha_is_the_opacity_of_a_homogeneous_medium():
+    density, dt = torch.tensor([0.0, 2.0, 1e12]), torch.tensor([1.0, 0.5, 0.1])
+    torch.testing.assert_close(density_to_alpha(density, dt), torch.tensor([0.0, 1 - torch.e**-1, 1.0]))
+
+
+def test_the_level_set_of_a_density_is_where_it_crosses_the_threshold(backbone):
+    field, at = built(backbone), cloud()
+    surface = field.level_set(7.0)
+    assert surface.level == 7.0 and surface.inside == "above" and surface.logarithmic
+    value = surface.value(at)
+    torch.testing.assert_close(value, field.density(at).detach())
+    assert not value.requires_grad
+
+
+def test_an_output_without_geometry_is_refused():
+    with pytest.raises(ValueError, match="density .* or sdf"):
+        FieldOutput(albedo=torch.zeros(4, 3))
+
+
+def test_an_extra_output_that_is_not_a_row_for_each_point_is_refused():
+    with pytest.raises(ValueError, match="uncertainty"):
+        FieldOutput(density=torch.zeros(4), extras={"uncertainty": torch.zeros(4)})
+
+
+def test_an_array_that_was_not_computed_is_named_where_it_is_needed():
+    with pytest.raises(ValueError, match="albedo is needed"):
+        FieldOutput(density=torch.zeros(4)).require("albedo")
+
+
+def test_finite_differences_scale_with_the_box():
+    fields = [GridField(options(normals="finite"), SceneInfo(bound)) for bound in (1.0, 3.0)]
+    fields[1].load_state_dict(fields[0].state_dict())
+    fields[1].blob_radius = 3 * fields[0].blob_radius
+    at = cloud(bound=0.5)
+    small, large = (field.query(Points(scale * at), SHADED).normal for field, scale in zip(fields, (1, 3), strict=True))
+    torch.testing.assert_close(small, large, atol=1e-3, rtol=0)
 
 
 def test_normals_are_computed_if_and_only_if_the_part_needs_them(backbone):
@@ -88,7 +135,7 @@ def test_analytic_normals_agree_with_finite_differences_on_a_smooth_field(backbo
 
 
 @pytest.mark.parametrize("normals", ["analytic", "finite"])
-def test_normals_teach_the_field(backbone, normals):
+def test_normals_give_gradients_to_the_field(backbone, normals):
     field = built(backbone, normals=normals)
     normal = field.query(Points(cloud()), SHADED).normal
     normal[:, 0].sum().backward()
@@ -126,14 +173,14 @@ def test_a_field_without_slope_has_zero_normals_and_finite_gradients(backbone):
     assert all(torch.isfinite(p.grad).all() for p in field.parameters() if p.grad is not None)
 
 
-def test_a_young_field_is_a_blob_at_the_origin(backbone):
-    field = {"grid": GridField, "vanilla": VanillaField}[backbone](options())
+def test_an_untrained_field_is_a_blob_at_the_origin(backbone):
+    field = {"grid": GridField, "vanilla": VanillaField}[backbone](options(), SceneInfo())
     middle, outside = field.density(torch.zeros(1, 3)), field.density(torch.tensor([[0.7, 0.5, 0.0]]))
     assert middle > 20 * outside
 
 
 def test_before_training_the_view_changes_nothing(backbone):
-    field = {"grid": GridField, "vanilla": VanillaField}[backbone](options())
+    field = {"grid": GridField, "vanilla": VanillaField}[backbone](options(), SceneInfo())
     directions = torch.nn.functional.normalize(torch.randn(64, 3), dim=-1)
     out = field.query(Points(cloud(), directions), COLOURED)
     assert torch.equal(out.rgb, out.albedo)
@@ -146,7 +193,7 @@ def test_the_view_changes_the_colour_of_a_trained_field_but_not_its_albedo(backb
     assert not torch.allclose(one.rgb, other.rgb) and torch.equal(one.albedo, other.albedo)
 
 
-def test_a_view_dependent_part_without_directions_is_told(backbone):
+def test_a_view_dependent_query_without_directions_is_refused(backbone):
     with pytest.raises(ValueError, match="directions"):
         built(backbone).query(Points(cloud()), COLOURED)
 
@@ -174,7 +221,7 @@ def test_no_points_are_no_special_case(backbone):
     assert out.density.shape == (0,) and out.normal.shape == (0, 3)
 
 
-def test_the_grid_has_total_variation_and_weight_decay_and_vanilla_says_it_has_not():
+def test_total_variation_and_weight_decay_need_a_grid_backbone():
     generator = torch.Generator().manual_seed(0)
     grid = built("grid")
     assert grid.total_variation(generator) > 0 and grid.weight_decay() > 0
@@ -183,7 +230,7 @@ def test_the_grid_has_total_variation_and_weight_decay_and_vanilla_says_it_has_n
             call()
 
 
-def test_under_autocast_all_answers_are_single_precision_and_learn(backbone):
+def test_under_autocast_all_outputs_are_single_precision_and_get_gradients(backbone):
     field = built(backbone)
     directions = torch.nn.functional.normalize(torch.randn(64, 3), dim=-1)
     settings = RenderSettings(source="photos", view_dependent=True, need_normals=True)

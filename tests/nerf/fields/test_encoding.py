@@ -14,7 +14,7 @@ from nerf.fields.encoding import make_encoder
         ("sh", dict(degree=3)),
     ],
 )
-def test_every_encoder_says_how_wide_its_answer_is(kind, options):
+def test_every_encoder_has_the_output_width_it_declares(kind, options):
     encoder = make_encoder(kind, input_dim=3, **options)
     at = torch.nn.functional.normalize(torch.randn(5, 3), dim=-1)
     assert encoder(at).shape == (5, encoder.output_dim)

@@ -13,7 +13,7 @@ from PIL import Image
 from nerf.config.config import Config
 from nerf.core.cameras import orbit, view_rays
 from nerf.core.structs import FieldOutput, RenderSettings
-from nerf.fields.base import Field
+from nerf.fields.base import DensityField
 from nerf.mesh import export
 from nerf.mesh.export import ExportError, ExportOptions, export_mesh, export_surface
 from nerf.mesh.mesh import Mesh
@@ -120,7 +120,7 @@ def test_front_of_the_glb_is_plus_z_and_its_right_is_plus_x(lettered):
     assert mesh.vertices[:, 2].max() == pytest.approx(0.33, abs=0.01)
 
 
-class SolidField(Field):
+class SolidField(DensityField):
     """A solid as a field that the program's own renderer renders."""
 
     def __init__(self, solid):
@@ -131,13 +131,13 @@ class SolidField(Field):
         """Density [M]."""
         return self.solid.density(positions)
 
-    def occupancy(self, positions):
-        """Density of a solid that is thicker by an occupancy cell, whose own thin parts are found by luck."""
-        return torch.where(self.solid.distance(positions) < 0.055, 300.0, 0.0)
+    def occupancy(self, positions, dt):
+        """Opaque in a solid that is thicker by an occupancy cell, whose own thin parts are found by luck."""
+        return (self.solid.distance(positions) < 0.055).float()
 
     def query(self, points, settings):
         """Density and albedo."""
-        return FieldOutput(self.density(points.positions), self.solid.albedo(points.positions))
+        return FieldOutput(density=self.density(points.positions), albedo=self.solid.albedo(points.positions))
 
 
 def own_render(solid, views, cuda_ray, max_steps=512):

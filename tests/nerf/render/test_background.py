@@ -7,19 +7,20 @@ from nerf.core.structs import RenderSettings
 from nerf.render.background import ConstantBackground, NetworkBackground, chosen_color
 from tests.nerf.analytic import image_rays
 
-PART = RenderSettings(source="eval", training=False)
+SETTINGS = RenderSettings(source="eval", training=False)
+NEAR = torch.ones(12)
 
 
-def test_the_constant_background_is_white_unless_told_otherwise():
+def test_the_constant_background_is_white_by_default():
     rays = image_rays(3, 4)
-    assert torch.equal(ConstantBackground().color(rays, PART), torch.ones(12, 3))
-    assert torch.equal(ConstantBackground((0.0, 0.5, 1.0)).color(rays, PART)[7], torch.tensor([0.0, 0.5, 1.0]))
+    assert torch.equal(ConstantBackground().render(rays, NEAR, SETTINGS), torch.ones(12, 3))
+    assert torch.equal(ConstantBackground((0.0, 0.5, 1.0)).render(rays, NEAR, SETTINGS)[7], torch.tensor([0.0, 0.5, 1.0]))
     assert ConstantBackground().param_groups(1.0) == []
 
 
 def test_the_network_background_depends_on_the_direction_and_learns():
     background, rays = NetworkBackground(), image_rays(3, 4)
-    colours = background.color(rays, PART)
+    colours = background.render(rays, NEAR, SETTINGS)
     assert colours.shape == (12, 3) and colours.std(0).min() > 0 and 0 < colours.min() and colours.max() < 1
     colours.sum().backward()
     assert all(p.grad is not None for g in background.param_groups(1e-3) for p in g["params"])

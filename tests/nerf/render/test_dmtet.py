@@ -1,4 +1,4 @@
-"""The mesh path: a ball in closed form, gradients that move it, and offsets that never turn a tetrahedron inside out."""
+"""The mesh path: a ball in closed form, gradients that move it, and offsets that never invert a tetrahedron."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import torch
 from nerf.core.cameras import clip_space, orbit, project, view_rays
 from nerf.core.errors import DivergenceError
 from nerf.core.structs import FieldOutput, RenderSettings
-from nerf.fields.base import Field
+from nerf.fields.base import DensityField
 from nerf.mesh.mesh import Mesh, is_watertight
 from nerf.render.background import ConstantBackground
 from nerf.render.dmtet import DMTetPath
@@ -17,7 +17,7 @@ from nerf.renderer import NeRFRenderer
 RADIUS = 0.5
 
 
-class Painted(Field):
+class Painted(DensityField):
     """Red for x > 0, else blue; no density."""
 
     bound = 1.0
@@ -27,21 +27,22 @@ class Painted(Field):
         self.gain = torch.nn.Parameter(torch.ones(()))
 
     def density(self, positions, max_level=1.0):
-        """None."""
+        """Zero everywhere."""
         return positions.new_zeros(len(positions))
 
     def query(self, points, settings):
         """Colours by the sign of x."""
         red = (points.positions[:, :1] > 0).float()
         colour = torch.cat([red, torch.zeros_like(red), 1 - red], -1) * self.gain
-        return FieldOutput(self.density(points.positions), colour)
+        uncertainty = points.positions[:, 2:].square()
+        return FieldOutput(density=self.density(points.positions), albedo=colour, extras={"uncertainty": uncertainty})
 
 
-RATES = {"distance": 0.02, "offset": 0.02, "lattices": 0.02}
+RATES = {"distance": 0.02, "offset": 0.02, "coarse_sdf": 0.02}
 
 
-def make(resolution=24, locked=False, lattices=0):
-    path = DMTetPath(1.0, resolution, 0.01, RATES, locked, lattices)
+def make(resolution=24, locked=False, coarse_grids=0):
+    path = DMTetPath(1.0, resolution, 0.01, RATES, locked, coarse_grids)
     return NeRFRenderer(Painted(), ConstantBackground(), path)
 
 
@@ -111,7 +112,7 @@ def test_coverage_grows_with_its_gradient():
     torch.testing.assert_close(after - before, float(-0.1 * slope.sum()), rtol=0.05, atol=0.0)
 
 
-def test_no_offset_turns_a_tetrahedron_inside_out():
+def test_no_offset_inverts_a_tetrahedron():
     path = DMTetPath(1.0, 8, 0.01, RATES)
     path.start(torch.zeros(3), torch.tensor([1.0, 0.5, 0.8]))
     for seed in range(20):
@@ -151,32 +152,32 @@ def test_a_lens_with_distortion_is_refused():
         clip_space(bent, torch.zeros(1, 3), 0.01, 1.0)
 
 
-def test_a_locked_shape_has_nothing_to_learn():
-    assert make(8, locked=True, lattices=2).path.param_groups() == []
+def test_a_locked_shape_has_no_parameters_to_train():
+    assert make(8, locked=True, coarse_grids=2).path.param_groups() == []
     assert [g["name"] for g in make(8).path.param_groups()] == ["distance", "offset"]
-    assert [g["name"] for g in make(8, lattices=2).path.param_groups()] == ["distance", "offset", "lattices"]
+    assert [g["name"] for g in make(8, coarse_grids=2).path.param_groups()] == ["distance", "offset", "coarse_sdf"]
 
 
 def radii(path):
     return path.surface().vertices.detach().norm(dim=-1)
 
 
-def test_every_lattice_moves_the_whole_surface_by_its_cells():
-    path = make(32, lattices=3).path
+def test_every_coarse_grid_moves_the_whole_surface_by_its_cells():
+    path = make(32, coarse_grids=3).path
     cell, before = path.grid.spacing * path.bound, radii(path)
-    assert [len(lattice) for lattice in path.lattices] == [3, 5, 9]
+    assert [len(grid) for grid in path.coarse_sdf] == [3, 5, 9]
     with torch.no_grad():
-        for lattice in path.lattices:
-            lattice.fill_(-0.5)
+        for grid in path.coarse_sdf:
+            grid.fill_(-0.5)
     torch.testing.assert_close(float(radii(path).mean() - before.mean()), 1.5 * cell, rtol=0.02, atol=0.0)
 
 
-def test_a_view_moves_its_outline_alone_and_the_patches_around_it_with_lattices():
-    model = make(32, lattices=2)
+def test_a_view_moves_its_silhouette_alone_and_whole_patches_with_coarse_grids():
+    model = make(32, coarse_grids=2)
     path, rays = model.path, view_rays(views(azimuth=(0.0,)))
     model.render(rays, settings(training=True)).opacity.sum().backward()
     moved = []
-    for parameter in (path.distance, *reversed(path.lattices)):
+    for parameter in (path.distance, *reversed(path.coarse_sdf)):
         before = radii(path)
         with torch.no_grad():
             parameter.sub_(0.05 * parameter.grad.sign())
@@ -185,18 +186,24 @@ def test_a_view_moves_its_outline_alone_and_the_patches_around_it_with_lattices(
     assert moved[0] < 0.25 and moved[1] > 2 * moved[0] and moved[2] > 0.9, moved
 
 
-def test_far_points_know_how_far_they_are_only_under_lattices():
-    for lattices, reach in ((0, 1.0), (2, 8.0)):
-        path = make(32, lattices=lattices).path
+def test_far_points_keep_their_distance_only_with_coarse_grids():
+    for coarse_grids, limit in ((0, 1.0), (2, 8.0)):
+        path = make(32, coarse_grids=coarse_grids).path
         points = path.start(torch.zeros(3), torch.ones(3))
         true = (points.norm(dim=-1) - RADIUS) / (path.grid.spacing * path.bound)
         path.set_distance(torch.tanh(3 * (points.norm(dim=-1) - RADIUS)))  # right in zero, sign and slope at the surface only
-        limited = true.clamp(-reach, reach)
+        limited = true.clamp(-limit, limit)
         assert (path.distance.detach() - limited).abs().max() < 0.75
 
 
 def test_training_carries_the_surface_for_its_regularisers():
     out = make(8).render(view_rays(views()), settings(training=True))
-    assert out.surface.faces.max() < len(out.surface.vertices) and out.samples is None
+    assert out.surface.faces.max() < len(out.surface.vertices) and out.trace is None
     inside = out.surface.distance[out.surface.crossing] < 0
     assert (inside[:, 0] != inside[:, 1]).all()
+
+
+def test_extra_outputs_of_the_field_are_rendered_per_ray():
+    out = make(40).render(view_rays(views()), settings())
+    middle = out.as_images(out.extras["uncertainty"])[:, 0, 24, 32]
+    torch.testing.assert_close(middle, torch.tensor([RADIUS**2, 0.0]), atol=5e-3, rtol=0)

@@ -1,4 +1,6 @@
-"""The occupancy grid loses nothing that is there, and its updates are repeatable."""
+"""The occupancy grid keeps every occupied cell, and its updates are repeatable."""
+
+import math
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from nerf.render.occupancy import FULL_UPDATES, STRIDE, OccupancyGrid
 from raymarching import morton3D
 from tests.nerf.analytic import Ball
 
+DT = 2 * 3**0.5 / 1024  # the shortest step of 1024 across the diagonal
 ALL_EIGHT = 0b11111111  # a byte of the bitfield whose cells are all occupied
 
 
@@ -25,11 +28,11 @@ def occupied(grid, points):
 
 
 def test_every_cell_counts_as_occupied_before_the_first_update():
-    assert (OccupancyGrid(1.0, 16, 10.0).bitfield == ALL_EIGHT).all()
+    assert (OccupancyGrid(1.0, 16, 10.0, DT).bitfield == ALL_EIGHT).all()
 
 
 def test_cells_inside_a_ball_are_occupied_and_cells_away_from_it_are_not():
-    grid = updated(OccupancyGrid(1.0, 32, 10.0), Ball(0.5, density=30.0, margin=0.0), 3)
+    grid = updated(OccupancyGrid(1.0, 32, 10.0, DT), Ball(0.5, density=30.0, margin=0.0), 3)
     points = torch.rand(4000, 3) * 2 - 1
     radius, cell = points.norm(dim=-1), 3**0.5 * 2 / 32
     bits = occupied(grid, points)
@@ -38,7 +41,7 @@ def test_cells_inside_a_ball_are_occupied_and_cells_away_from_it_are_not():
 
 @pytest.mark.parametrize("bound", [0.5, 1.0, 3.0])
 def test_cascades_cover_the_box_and_no_more(bound):
-    grid = OccupancyGrid(bound, 16, 10.0)
+    grid = OccupancyGrid(bound, 16, 10.0, DT)
     assert grid.cascades == {0.5: 1, 1.0: 1, 3.0: 3}[bound]
     for cascade in range(grid.cascades):
         cells = torch.arange(16**3) + cascade * 16**3
@@ -46,48 +49,61 @@ def test_cascades_cover_the_box_and_no_more(bound):
         assert reach.item() == pytest.approx(min(2.0**cascade, bound), rel=1e-5)
 
 
-def test_points_lie_in_the_cells_they_stand_for():
-    grid = OccupancyGrid(1.0, 16, 10.0)
+def test_points_lie_in_their_cells():
+    grid = OccupancyGrid(1.0, 16, 10.0, DT)
     cells = torch.arange(16**3)
     points = grid.positions(cells, torch.Generator().manual_seed(0))
     corner = ((points + 1) * 8).floor().int().clamp(0, 15)
     assert torch.equal(morton3D(corner).long(), cells)
 
 
-def test_later_updates_ask_a_part_of_the_cells_and_every_cell_in_turn():
-    grid = updated(OccupancyGrid(1.0, 16, 10.0), Ball(0.2, density=30.0, margin=0.0), FULL_UPDATES)
+def test_later_updates_sample_a_part_of_the_cells_and_every_cell_in_turn():
+    grid = updated(OccupancyGrid(1.0, 16, 10.0, DT), Ball(0.2, density=30.0, margin=0.0), FULL_UPDATES)
     turns = [set(grid._cells(FULL_UPDATES + i).tolist()) for i in range(STRIDE)]
     assert all(len(turn) < 16**3 // 2 for turn in turns) and set.union(*turns) == set(range(16**3))
 
 
-def test_occupied_cells_are_asked_every_time():
-    grid = updated(OccupancyGrid(1.0, 16, 10.0), Ball(0.4, density=30.0, margin=0.0), FULL_UPDATES)
-    dense = set(torch.nonzero(grid.density.view(-1) > grid.threshold)[:, 0].tolist())
+def test_occupied_cells_are_sampled_by_every_update():
+    grid = updated(OccupancyGrid(1.0, 16, 10.0, DT), Ball(0.4, density=30.0, margin=0.0), FULL_UPDATES)
+    dense = set(torch.nonzero(grid.alpha.view(-1) > grid.threshold)[:, 0].tolist())
     assert dense and all(dense <= set(grid._cells(FULL_UPDATES + i).tolist()) for i in range(STRIDE))
 
 
-def test_a_part_that_appears_late_is_found_within_one_round():
-    grid = updated(OccupancyGrid(1.0, 16, 10.0), Ball(0.2, density=30.0, margin=0.0), FULL_UPDATES)
+def test_an_object_that_appears_late_is_found_within_one_turn():
+    grid = updated(OccupancyGrid(1.0, 16, 10.0, DT), Ball(0.2, density=30.0, margin=0.0), FULL_UPDATES)
     updated(grid, Ball(0.3, density=30.0, centre=(0.6, 0.6, 0.6), margin=0.0), STRIDE, seed=50)
     assert occupied(grid, torch.tensor([[0.6, 0.6, 0.6], [0.5, 0.6, 0.7]])).all()
 
 
-def test_a_thin_even_field_keeps_all_its_cells():
-    grid = updated(OccupancyGrid(1.0, 16, 10.0), Ball(3.0, density=1e-3, margin=0.0), FULL_UPDATES + 2 * STRIDE)
+def test_a_uniform_field_of_low_density_keeps_all_its_cells():
+    grid = updated(OccupancyGrid(1.0, 16, 10.0, DT), Ball(3.0, density=1e-3, margin=0.0), FULL_UPDATES + 2 * STRIDE)
     assert (grid.bitfield == ALL_EIGHT).all()
 
 
-def test_what_has_gone_is_given_up_in_time():
-    grid = updated(OccupancyGrid(1.0, 16, 10.0), Ball(0.4, density=30.0, margin=0.0), 2)
+def test_cells_that_became_empty_are_dropped_in_time():
+    grid = updated(OccupancyGrid(1.0, 16, 10.0, DT), Ball(0.4, density=30.0, margin=0.0), 2)
     updated(grid, Ball(0.2, density=30.0, margin=0.0), 120, seed=9)
     assert not occupied(grid, torch.tensor([[0.33, 0.0, 0.0]])).any()
     assert occupied(grid, torch.zeros(1, 3)).all()
 
 
+def test_the_threshold_is_that_of_the_mean_alpha_until_the_density_threshold():
+    grid = updated(OccupancyGrid(1.0, 16, 10.0, DT), Ball(3.0, density=2.0))
+    assert grid.threshold == pytest.approx(0.99 * (1 - math.exp(-2 * DT)), rel=1e-4)
+    grid = updated(OccupancyGrid(1.0, 16, 10.0, DT), Ball(3.0, density=1e6))
+    assert grid.mean == 1 and grid.threshold == pytest.approx(1 - math.exp(-10 * DT))
+
+
+def test_an_opaque_part_that_has_gone_is_dropped_as_quickly_as_a_soft_one():
+    grid = updated(OccupancyGrid(1.0, 16, 10.0, DT), Ball(0.4, density=1e12, margin=0.0), 2)
+    updated(grid, Ball(0.2, density=1e12, margin=0.0), 120, seed=9)
+    assert not occupied(grid, torch.tensor([[0.33, 0.0, 0.0]])).any()
+
+
 def test_the_state_dict_restores_the_grid_bit_for_bit():
     field = Ball(0.4, density=30.0, margin=0.0)
-    grid = updated(OccupancyGrid(1.0, 16, 10.0), field, 11)
-    other = OccupancyGrid(1.0, 16, 10.0)
+    grid = updated(OccupancyGrid(1.0, 16, 10.0, DT), field, 11)
+    other = OccupancyGrid(1.0, 16, 10.0, DT)
     other.load_state_dict(grid.state_dict())
     updated(grid, field, seed=77), updated(other, field, seed=77)
     assert all(torch.equal(a, b) for a, b in zip(grid.buffers(), other.buffers(), strict=True))
@@ -96,4 +112,4 @@ def test_the_state_dict_restores_the_grid_bit_for_bit():
 @pytest.mark.parametrize("size", [0, 100, 1024])
 def test_a_grid_size_that_is_no_power_of_two_is_refused(size):
     with pytest.raises(UserError, match="power of two"):
-        OccupancyGrid(1.0, size, 10.0)
+        OccupancyGrid(1.0, size, 10.0, DT)

@@ -11,7 +11,7 @@ from nerf.config import config
 from nerf.config.stages import DMTET, Stage
 from nerf.core.cameras import orbit
 from nerf.core.errors import UserError
-from nerf.core.structs import SceneInfo
+from nerf.core.structs import LevelSet, SceneInfo
 from nerf.mesh.mesh import Mesh, signed_volume
 from nerf.renderer import build_model
 from nerf.run import checkpoint, mesh_init, workspace
@@ -38,7 +38,7 @@ def filled(tmp_path, density, *flags):
     """A model whose mesh starts from a density."""
     made = options(tmp_path, "--mcubes_resolution", "64", *flags)
     model = built(made)
-    model.density = density
+    model.level_set = lambda threshold: LevelSet(density, threshold)
     mesh_init._begin_with_density(model, made, 10.0)
     return model
 
@@ -96,13 +96,13 @@ class Discs:
         """One camera."""
         return self.views[i]
 
-    def mask(self, i):
+    def alpha(self, i):
         """A disc of the size that a ball of radius 0.5 shows."""
         y, x = torch.meshgrid(torch.arange(96) + 0.5, torch.arange(96) + 0.5, indexing="ij")
         radius = float(self.views.fy[0]) * 0.5 / (9 - 0.25) ** 0.5
         return (((x - 48) ** 2 + (y - 48) ** 2).sqrt() < radius).float() * self.shown
 
-    def usable(self, i):
+    def valid_mask(self, i):
         """All of it."""
 
 

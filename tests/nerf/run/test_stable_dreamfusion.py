@@ -10,6 +10,7 @@ from gridencoder.layout import GridLayout
 from nerf.config.groups import FieldConfig
 from nerf.config.parser import flag_of
 from nerf.core.errors import UserError
+from nerf.core.structs import SceneInfo
 from nerf.network_grid import GridField
 from nerf.run.checkpoint import load_module
 from nerf.run.stable_dreamfusion import read_peer_field
@@ -79,7 +80,8 @@ def saved(tmp_path, model, **more):
 
 def our_field(found):
     names = {flag_of(field): field.name for field in FieldConfig.__dataclass_fields__.values()}
-    field = GridField(FieldConfig(**{names[flag]: value for flag, value in found.options.items()}))
+    config = FieldConfig(**{names[flag]: value for flag, value in found.options.items()})
+    field = GridField(config, SceneInfo(config.bound))
     load_module(field, found.tensors, "df.pth")
     return field
 
