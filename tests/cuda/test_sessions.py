@@ -2,12 +2,15 @@
 
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from extension import toolchain
-from tests.helpers.fake_cuda import session
+from tests.helpers.fake_cuda import builder, session
+
+ORDERS = ("forward", "reversed", "shuffled")
 
 pytestmark = [
     pytest.mark.timeout(600),  # the first session compiles everything
@@ -28,9 +31,17 @@ def exported_kernels():
     return found
 
 
-@pytest.mark.parametrize("order", ["forward", "reversed", "shuffled"])
-def test_the_kernels_pass_their_tests_in_any_order_of_their_threads(order):
-    outcome = session.run(session.KERNEL_TESTS, session.ON_CUDA, order=order)
+@pytest.fixture(scope="module")
+def kernel_sessions():
+    """The outcome of each order of the threads, as it comes: two sessions run at a time."""
+    builder.build_all("plain")
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        yield {order: pool.submit(session.run, session.KERNEL_TESTS, session.ON_CUDA, order=order) for order in ORDERS}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_kernels_pass_their_tests_in_any_order_of_their_threads(kernel_sessions, order):
+    outcome = kernel_sessions[order].result()
     assert outcome.code == 0, outcome.output
     assert outcome.passed > 200 and outcome.launches > 5000
     assert exported_kernels() - set(outcome.kernels) == set()  # none is left out

@@ -159,7 +159,7 @@ def _check_devices(func, name: str, flat: list, args: tuple) -> None:
         if not isinstance(x, Tensor) or isinstance(x, CudaTensor):
             continue
         if name in INDEXING and x is not args[0]:
-            if x.dim() > 0 or not x.dtype.is_floating_point:
+            if x.dim() > 0:  # without dimensions it is a number, which C++ makes where it believes the wrapper to be
                 waits.wait("copy to the device of an index or a value")
         elif x.dim() > 0:
             raise DeviceError(
