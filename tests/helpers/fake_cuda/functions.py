@@ -138,12 +138,14 @@ def _like(name: str, real):
     @functools.wraps(real)
     def make(x, *args, **kwargs):
         _check_generator((x,), kwargs)
-        target = kwargs.pop("device", None)
-        made = real(x, *args, **kwargs)
-        if target is None or on_cuda(target) == isinstance(made, CudaTensor):
-            return made
+        target, ours = kwargs.pop("device", None), isinstance(x, CudaTensor)
+        if target is None or (ours and on_cuda(target)):
+            return real(x, *args, **kwargs)
+        if ours and torch.device(target).type == "cpu":
+            return real(x, *args, **kwargs).inner
         if not on_cuda(target):
-            return made.inner if torch.device(target).type == "cpu" else real(x, *args, device=target, **kwargs)
+            return real(x, *args, device=target, **kwargs)
+        made = real(x, *args, device="cpu", **kwargs)
         if "empty" in name:
             fill_unwritten(made)
         return CudaTensor(made)

@@ -66,13 +66,17 @@ class CudaTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inner: Tensor):
-        """Wrap a plain tensor, whose storage is kept."""
-        if isinstance(inner, cls):
-            raise TypeError("CudaTensor: expected a plain tensor, got one that is wrapped already")
+    def __new__(cls, inner: Tensor, requires_grad: bool | None = None):
+        """Wrap a plain tensor, whose storage is kept; with ``requires_grad``, as a parameter."""
+        inner = inner.inner if isinstance(inner, cls) else inner
+        if inner.device.type == "meta":  # accelerate's parameter while it is away
+            return torch.nn.Parameter(inner, bool(requires_grad))
         layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "layout": inner.layout}
         made = Tensor._make_wrapper_subclass(cls, inner.size(), dtype=inner.dtype, device=CPU, **layout)
         made.inner = inner.detach() if inner.requires_grad else inner
+        if requires_grad is not None:  # whoever takes the type of a parameter for its constructor, as accelerate does
+            made._is_param = True
+            made.requires_grad_(requires_grad)
         return made
 
     device = property(lambda self: CUDA)
