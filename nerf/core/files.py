@@ -9,7 +9,7 @@ from typing import Any
 from nerf.core.errors import UserError
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None], durable: bool = False) -> Path:
+def write_atomically(path: str | Path, write: Callable[[Path], object], durable: bool = False) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, then rename it; a failed write leaves nothing behind.
 
     Args:
@@ -31,7 +31,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], None], durable: b
         if durable:
             _sync_folder(path.parent)
     except OSError as error:  # a full disk names no file, others the temporary one
-        if error.errno is None:  # a library's own, with a sentence that says all
+        if error.errno is None:  # raised by a library, with a complete message
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:

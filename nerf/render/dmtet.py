@@ -38,7 +38,7 @@ START_RADIUS = 0.5  # of the starting ball, as a share of half the box
 QUERY_CHUNK = 1 << 18  # points the field is asked about at once outside training
 VANISHED = (
     "the surface of the mesh stage vanished: no cell has a corner inside and one outside; go on from the last checkpoint "
-    "with smaller --lr_distance and --lr_lattices, or start from another shape with --init_with"
+    "with smaller --lr_distance and --lr_coarse_sdf, or start from another shape with --init_with"
 )
 
 
