@@ -11,7 +11,20 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from nerf.config.parser import Check, Field, Group, above, at_least, between, flag_of, iterate, option, ordered, power_of_two
+from nerf.config.parser import (
+    Check,
+    Field,
+    Group,
+    above,
+    at_least,
+    between,
+    expected_words,
+    flag_of,
+    iterate,
+    option,
+    ordered,
+    power_of_two,
+)
 from nerf.config.stages import DMTET, STAGE_KINDS
 
 SIZE = between(1, 8192)  # pixels
@@ -265,8 +278,8 @@ class OptimConfig(Group):
 class LossConfig(Group):
     """Loss weights (0: off)"""
 
-    lambda_entropy: float = option(1e-3, "entropy of opacity, per ray", check=at_least(0))
-    lambda_opacity: float = option(0.0, "opacity penalty: mean opacity of the rays", check=at_least(0))
+    lambda_entropy: float = option(1e-3, "entropy of opacity, mean over rays", check=at_least(0))
+    lambda_opacity: float = option(0.0, "opacity penalty: mean squared opacity of the rays", check=at_least(0))
     lambda_orient: float = option(1e-2, "orientation loss: visible normals face the camera", check=at_least(0))
     lambda_tv: float = option(0.0, "total variation of the hash grid", check=at_least(0))
     lambda_wd: float = option(0.0, "weight decay of the hash grid", check=at_least(0))
@@ -365,7 +378,7 @@ class DmtetConfig(Group):
         ("nerf",),
         "stages of the run, in one workspace: nerf, dmtet, or nerf,dmtet",
         choices=STAGES,
-        check=Check(lambda v: v in STAGE_RUNS, " or ".join(",".join(run) for run in STAGE_RUNS)),
+        check=Check(lambda v: v in STAGE_RUNS, expected_words([",".join(run) for run in STAGE_RUNS])),
     )
     tet_grid_size: int = option(
         128,

@@ -61,6 +61,11 @@ def power_of_two(low: int, high: int) -> Check:
     return Check(lambda v: low <= v <= high and v & (v - 1) == 0, f"a power of two between {low} and {high}")
 
 
+def expected_words(words: list[str]) -> str:
+    """The end of the sentence "--flag must be ..." for a value that is one of some words."""
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+
+
 def option(
     default: Any,
     help: str,

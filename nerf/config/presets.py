@@ -1,8 +1,8 @@
 """The presets in one table: flag -> value. A preset fills only what the user neither typed nor gave in a file.
 
 ``O`` and ``O2`` are flags; ``photographs`` applies with ``--data``, ``embedded`` when the guidance is the embedded prior, and
-those of a stage (``StageKind.presets``) in that stage alone. Later ones override earlier ones. Numbers without a source are
-the best of a search on the embedded prior's prompts or on the Lego, fox and DTU photographs.
+those of a stage (``StageKind.presets``) in that stage alone. Later ones override earlier ones. How the numbers of the embedded
+prior were chosen is in docs/benchmarks/README.md.
 """
 
 from typing import Any

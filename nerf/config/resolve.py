@@ -77,7 +77,7 @@ def resolve(
     weights: Callable[[Config], W | None] | None = None,
     new_seed: Callable[[], int] = draw_seed,
 ) -> RunPlan[W]:
-    """Decide the options of every stage of a run. Reads and writes no file, but for the links in the path of ``--data``.
+    """Decide the options of every stage of a run. Writes nothing, and reads only where the path of ``--data`` leads.
 
     Args:
         asked: what the user asked for, as ``config.parse`` returns it.
@@ -102,7 +102,7 @@ def resolve(
     check_numbers(config)
     stages = [_make_stage(config, STAGE_KINDS[name]) for name in config.stages]
     first = _first_pending(config, workspace)
-    for i in range(first + 1, len(stages)):  # the stages after it begin with its result, not with a checkpoint of theirs
+    for i in range(first + 1, len(stages)):  # later ones start from its result, not from a checkpoint
         stages[i] = Stage(stages[i].kind, with_values(stages[i].config, {"ckpt": "scratch"}, "preset"))
     lines = [*describe(config), *_ignored_start(config, stages[first].kind, workspace)]
     return RunPlan(config, tuple(stages), first, found, tuple(lines))
@@ -161,7 +161,7 @@ def start_from_run(stored: Config, stage: str, own: bool) -> StoredStart:
     Args:
         stored: the options of that run.
         stage: whose checkpoint it is.
-        own: it lies in the workspace of the run that starts.
+        own: it is in the workspace of the run that starts from it.
     """
     required = [flag for flag, owner in KEPT.items() if OPTIONS[flag][0] == "field" or owner == stage]
     return StoredStart(

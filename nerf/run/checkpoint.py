@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file each, with JSON in its header, written atomically and never executed.
 
 A checkpoint is a tree (nested dicts with text keys) whose leaves are tensors or plain JSON values, and a flat ``meta``.
-Tensors lie in the file under their path ("model/field.encoder.embeddings"); everything else is JSON in the header.
+Tensors are stored under their path ("model/field.encoder.embeddings"); everything else is JSON in the header.
 """
 
 import _codecs
@@ -43,7 +43,7 @@ BROKEN_PICKLE = (
     AssertionError,
     OverflowError,
     struct.error,
-)  # what reading raises on bytes that are no pickle, or half of one
+)  # what torch.load raises on bytes that are no pickle, or a truncated one
 
 
 def run_name(step: int, stage: str = FIRST.name) -> str:

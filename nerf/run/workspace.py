@@ -1,4 +1,4 @@
-"""The folder of a run: what is read from it before a run is planned, and what is written to it once the plan stands."""
+"""The folder of a run: what is read from it before the run is planned, and what is written to it afterwards."""
 
 import os
 from pathlib import Path
@@ -58,7 +58,7 @@ def check_writable(folder: str | Path) -> None:
 def open_workspace(plan: RunPlan[Any]) -> None:
     """Make the folder; if the run trains, write ``config.json``, and under ``--ckpt scratch`` remove its stages' checkpoints.
 
-    This is where a run begins to change files: call it once everything that can fail early has been done.
+    From here on a run changes files; call it after everything that may refuse the run.
 
     Raises:
         UserError: the folder cannot be written to.

@@ -103,7 +103,7 @@ def test_values_have_the_type_of_their_option():
 # ---- where values come from ----
 
 
-def test_typed_wins_over_file_over_preset_over_default(tmp_path):
+def test_typed_overrides_file_overrides_preset_overrides_default(tmp_path):
     flags = tmp_path / "run.args"
     flags.write_text("--no_cuda_ray --iters 7 --lr 0.5\n")
     config = options(*TEXT, "-O", "--lr", "0.25", "--file", str(flags))
@@ -128,7 +128,7 @@ def test_a_file_is_read_with_shell_quotes_and_comment_lines(tmp_path):
     assert (config.prompt.text, config.prompt.negative) == ("a 'big' house", "blurry mess")
 
 
-def test_a_later_file_wins_over_an_earlier_one(tmp_path):
+def test_a_later_file_overrides_an_earlier_one(tmp_path):
     for name, iters in (("a", 1), ("b", 2)):
         (tmp_path / name).write_text(f"--iters {iters}")
     assert parse([*TEXT, "--file", str(tmp_path / "a"), "--file", str(tmp_path / "b")]).optim.iters == 2
@@ -324,7 +324,7 @@ def test_stages_are_those_that_were_asked_for(words, names):
         (("--stages", "nerf", "--dmtet"), "--dmtet and --stages nerf contradict each other"),
         (("--init_with", "trial"), "--init_with is for the mesh stage; add --dmtet"),
         (("--stages", "nerf,dmtet", "--init_with", "trial"), "--init_with and --stages nerf,dmtet contradict each other"),
-        (("--stages", "dmtet,nerf"), "--stages must be nerf or dmtet or nerf,dmtet"),
+        (("--stages", "dmtet,nerf"), "--stages must be nerf, dmtet or nerf,dmtet"),
         (("--lock_geo",), "this run has no mesh stage; add --dmtet"),
     ],
 )

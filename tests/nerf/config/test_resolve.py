@@ -127,22 +127,25 @@ def test_presets_of_the_stored_run_apply_when_it_is_only_shown():
     assert config.output.mesh_threshold == PRESETS["embedded"]["mesh_threshold"]
 
 
-@pytest.mark.parametrize("flag", [flag for flag, owner in KEPT.items() if owner == RUN and flag != "data"])
+# Values other than the default, and than the prompt of these tests, of every option that is kept by the whole run.
+OTHERS = {
+    "text": "a chair", "negative": "blur", "data": "photos", "holdout": 4, "downscale": 2, "guidance": ("SD", "clip"),
+    "sd_version": "1.5", "hf_key": "x", "backbone": "vanilla", "bound": 2.0, "bg_radius": -1.0,
+    "density_activation": "softplus", "density_bias": -1.0, "blob_density": 1.0, "blob_radius": 0.5, "grid_levels": 8,
+    "grid_features": 4, "grid_coarsest": 8, "grid_finest": 64, "grid_log2": 10, "hidden": 32, "layers": 2, "cuda_ray": True,
+    "grid_size": 64, "optim": "adam", "seed": 7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", [flag for flag, owner in KEPT.items() if owner == RUN])
 def test_every_kept_option_comes_back_and_another_value_is_refused(flag):
-    current = Config().value(flag)
-    group = {bool: lambda v: not v, int: lambda v: v * 2, float: lambda v: v + 1.0}
-    others = {"seed": 7, "text": "a chair", "negative": "blur", "hf_key": "x", "sd_version": "1.5", "backbone": "vanilla",
-              "density_activation": "softplus", "optim": "adam", "guidance": ("SD",), "layers": 5}  # fmt: skip
-    value = others[flag] if flag in others else group[type(current)](current)
-    run = stored()
-    run = dataclasses.replace(run, config=with_values(run.config, {flag: value}, "typed"))
-    assert resolve(parse([]), run).config.value(flag) == value
-    if flag != "guidance":  # one choice is built
-        asked = with_values(parse([]), {flag: run.config.value(flag)}, "typed")
-        resolve(asked, run)
-        other = "a pizza" if flag == "text" else current
-        with pytest.raises(UserError, match=f"--{flag} .*, this run asks for .*--ckpt scratch"):
-            resolve(with_values(parse([]), {flag: 8 if flag == "seed" else other}, "typed"), run)
+    run = stored("--seed", "1")
+    mine = run.config.value(flag)
+    run = dataclasses.replace(run, config=with_values(run.config, {flag: OTHERS[flag]}, "typed"))
+    assert resolve(parse([]), run).config.value(flag) == OTHERS[flag]
+    assert resolve(with_values(parse([]), {flag: OTHERS[flag]}, "file"), run).config.source(flag) == "file"
+    with pytest.raises(UserError, match=f"--{flag} .*, this run asks for .*--ckpt scratch"):
+        resolve(with_values(parse([]), {flag: mine}, "typed"), run)
 
 
 def test_the_plan_of_the_stored_options_is_the_stored_plan():

@@ -91,8 +91,8 @@ def test_measuring_a_finished_run_keeps_all_that_was_written_of_it(tmp_path):
 def test_without_a_terminal_the_last_step_says_rate_and_losses(report, capsys):
     for step in range(1, 8):
         report.scalars(step, {"sds": 0.25}, total=7)
-    assert "step 7/7" in (said := capsys.readouterr().err)
-    assert "it/s" in said and "sds 0.25" in said
+    assert "step 7/7" in (printed := capsys.readouterr().err)
+    assert "it/s" in printed and "sds 0.25" in printed
 
 
 def test_without_a_terminal_a_line_comes_after_some_seconds(report, capsys, monkeypatch):
