@@ -127,7 +127,8 @@ def _fill(model: NeRFRenderer, config: Config, photos: Photographs | None) -> tu
         if photos is None and meta.get("transform") is not None:
             transform = np.asarray(meta["transform"])
         state = tensors["model"] | {name: value for name, value in tensors["ema"].items() if name != "updates"}
-        if meta.get("stage") == DMTET.name:
+        kind = STAGE_KINDS.get(meta.get("stage"))
+        if kind is not None and kind.triangles:
             checkpoint.load_module(model, state, start.path)
             return f"the mesh starts from the mesh of {start.path}", transform
         checkpoint.require_stage(meta, DMTET.starts_from, start.path)
