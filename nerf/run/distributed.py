@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from torch import distributed
 
@@ -29,13 +29,16 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def main_only(elsewhere: Callable[[], T]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def main_only(elsewhere: Callable[[], Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Decorator of a function that only writes: on other ranks it does nothing and returns ``elsewhere()``."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> T:
-            return function(*args, **kwargs) if is_main() else elsewhere()
+            if is_main():
+                return function(*args, **kwargs)
+            nothing: T = elsewhere()
+            return nothing
 
         return run
 
