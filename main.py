@@ -1,42 +1,75 @@
 #!/usr/bin/env python3
-"""Flags -> options -> data, model, guidance -> Trainer. What takes time to import is imported after the flags are read."""
+"""Flags -> run plan -> data, model, guidance -> Trainer. Slow imports come after the flags are read."""
 
 import errno
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from nerf.config import config as options
 from nerf.config.config import Config
+from nerf.config.resolve import RunPlan, StoredRun, needs_start, resolve
+from nerf.config.stages import Stage
 from nerf.core.errors import DivergenceError, Stopped, UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from guidance.base import Guidance
     from guidance.weights import Resolved
+    from nerf.data.posed_images import Photographs
     from nerf.run.logger import Report
     from nerf.utils import Trainer
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
 class Inputs:
     """What supervises a run, in all of its stages."""
 
-    photos: object = None  # the photographs trained on
-    held_out: dict = field(default_factory=dict)  # split -> photographs that training does not see
-    guidance: list = field(default_factory=list)  # prepared models
-    notes: dict = field(default_factory=dict)  # on what made an exported file
-    transform: object = None  # [4, 4] from the trained box to the data's own world, or None
+    photos: "Photographs | None" = None  # the photographs to train on
+    held_out: "dict[str, Photographs]" = field(default_factory=dict)  # split -> photographs that training does not see
+    guidance: "list[Guidance]" = field(default_factory=list)  # prepared models
+    notes: dict[str, str] = field(default_factory=dict)  # metadata of exported files
+    transform: "Tensor | None" = None  # [4, 4] from the trained box to the data's own world
+
+
+def read_disk(asked: Config) -> StoredRun:
+    """What the options of a run depend on beside its flags: its workspace, and what its first stage starts from.
+
+    Raises:
+        UserError: a file that the run needs is missing or broken.
+    """
+    from nerf.run import workspace
+
+    stored = workspace.read(asked)
+    if needs_start(asked, stored):
+        from nerf.run import mesh_init
+
+        stored = replace(stored, start=mesh_init.read_start(asked))
+    return stored
+
+
+def choose_weights(config: Config) -> "Resolved":
+    """The weights that the guidance of a run will use.
+
+    Raises:
+        UserError: there are none for its prompt on this machine.
+    """
+    from guidance import weights
+
+    return weights.resolve(config.guidance.sd_version, config.guidance.hf_key, config.prompt.text)
 
 
 def prepare_machine(config: Config) -> str:
-    """Set threads and the rung of the kernels; returns the name of the device.
+    """Set the number of threads and the backend of the kernels; returns the name of the device.
 
     Raises:
-        UserError: the device asked for is not there.
+        UserError: the requested device or backend is not available.
     """
     import torch
 
@@ -62,34 +95,15 @@ def prepare_machine(config: Config) -> str:
     return name
 
 
-def settle(config: Config) -> tuple[Config, "Resolved | None"]:
-    """Options in their final form: kept ones from the workspace, the preset of the weights that will be used."""
-    from nerf.run import workspace
-
-    config = workspace.adopt(config)
-    if "dmtet" in config.stages and "nerf" not in config.stages:
-        from nerf.run import mesh_init
-
-        config = mesh_init.adopt(config)
-    resolved = None
-    if config.prompt.text is not None and config.trains:
-        from guidance import weights
-
-        resolved = weights.resolve(config.guidance.sd_version, config.guidance.hf_key, config.prompt.text)
-        if resolved.kind == "embedded":
-            config = options.with_preset(config, "embedded")
-    return workspace.open_workspace(config), resolved
-
-
-def make_inputs(config: Config, resolved: "Resolved | None", device: str) -> Inputs:
+def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
     """Photographs and prepared guidance."""
-    inputs = Inputs()
-    if resolved is not None:
+    config, inputs = plan.config, Inputs()
+    if plan.weights is not None:
         import guidance
 
-        inputs.guidance = [guidance.build(config, device, resolved)]
-        name = "the embedded prior" if resolved.kind == "embedded" else "Stable Diffusion"
-        inputs.notes = {"guidance": name, "licence of the weights": resolved.licence}
+        inputs.guidance = [guidance.build(config, device, plan.weights)]
+        name = "the embedded prior" if plan.weights.kind == "embedded" else "Stable Diffusion"
+        inputs.notes = {"guidance": name, "licence of the weights": plan.weights.licence}
     if config.data.data is not None:
         from nerf.data.posed_images import Photographs
 
@@ -100,11 +114,10 @@ def make_inputs(config: Config, resolved: "Resolved | None", device: str) -> Inp
     return inputs
 
 
-def make_trainer(config: Config, name: str, inputs: Inputs, device: str, report: "Report") -> "Trainer":
-    """Model, evaluator and trainer of a stage, as its checkpoint left them, or as what it starts from is."""
+def make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -> "Trainer":
+    """Model, evaluator and trainer of a stage: restored from its checkpoint, or initialised with what it starts from."""
     import torch
 
-    from nerf.config.stages import make_stage
     from nerf.core.structs import SceneInfo
     from nerf.provider import SourceInputs, build_sources
     from nerf.renderer import build_model
@@ -112,9 +125,8 @@ def make_trainer(config: Config, name: str, inputs: Inputs, device: str, report:
     from nerf.training.sources import GuidanceInfo, RunInfo
     from nerf.utils import Trainer
 
-    stage = make_stage(config, name)
     config = stage.config
-    report.begin_stage(name)
+    report.begin_stage(stage.kind)
     torch.manual_seed(config.runtime.seed)
     bound = config.field.bound
     scene = SceneInfo(bound) if inputs.photos is None else inputs.photos.scene(bound)
@@ -125,66 +137,71 @@ def make_trainer(config: Config, name: str, inputs: Inputs, device: str, report:
     sources = build_sources(SourceInputs(config, device, requirements, inputs.photos))
     evaluator = Evaluator(stage, model, report, inputs.held_out)
     trainer = Trainer(run, model, sources, inputs.guidance, evaluator, report)
-    began = trainer.restore()
-    if stage.kind.starts_from is not None and not began:
+    restored = trainer.restore()
+    if stage.kind.starts_from is not None and not restored:
         from nerf.run import mesh_init
 
         trainer.begin(lambda: mesh_init.begin(model, config, inputs.photos))
-    elif began and config.dmtet.init_with:
-        report.log(f"--init_with {config.dmtet.init_with} was for the first step; --dmtet --ckpt scratch begins anew with it")
     return trainer
 
 
 def train(trainer: "Trainer") -> None:
-    """Drive the loop until it ends, or until a signal asks it to stop.
+    """Drive the loop until it ends or a signal asks it to stop; ``--profile`` records some of the steps.
 
     Raises:
         Stopped: a signal came; the checkpoint is written.
     """
+    from nerf.run.profiling import profiled
     from nerf.run.signals import StopRequest
 
-    with StopRequest() as request:
+    trace = trainer.workspace / "profile" / f"{trainer.stage.kind.run_name(trainer.step)}.json"
+    with StopRequest() as request, profiled(trace, trainer.config.runtime.profile) as after_step:
         for _ in trainer.run():
+            after_step()
             if request.number is not None:
                 path = trainer.save()
-                trainer.report.log(f"stopped after step {trainer.step}, saved {path}; the same command goes on from there")
+                trainer.report.log(f"stopped after step {trainer.step}, saved {path}; the same command resumes from there")
                 raise Stopped(request.number)
 
 
-def finish(trainer: "Trainer", began: float) -> None:
+def finish(trainer: "Trainer", started: float) -> None:
     """Write videos or views, the mesh if it is asked for, and ``result.json``."""
     report = trainer.report
     report.result(prompt=trainer.config.prompt.text, seed=trainer.config.runtime.seed, steps=trainer.step)
     report.result(train_seconds=round(trainer.seconds, 2), **trainer.test())
     if trainer.config.output.save_mesh:
-        report.result(mesh=trainer.save_mesh().as_dict())
-    path = report.result(seconds=round(time.monotonic() - began, 2))
-    report.log(f"done in {time.monotonic() - began:.0f} s; {path} says what was written")
+        mesh = trainer.save_mesh()
+        report.result(mesh=None if mesh is None else mesh.as_dict())
+    path = report.result(seconds=round(time.monotonic() - started, 2))
+    report.log(f"done in {time.monotonic() - started:.0f} s; {path} lists what was written")
 
 
-def run(config: Config) -> int:
-    """One whole run; returns the exit code."""
+def run(asked: Config) -> int:
+    """One whole run; returns the exit code. Nothing in the workspace changes before its first stage is ready to train."""
     from nerf.run import workspace
     from nerf.run.logger import Report
 
-    began = time.monotonic()
-    device = prepare_machine(config)
-    config, resolved = settle(config)
-    with Report(config.output.workspace, config) as report:
-        inputs = make_inputs(config, resolved, device)
-        for stage in workspace.pending_stages(config):
-            trainer = make_trainer(config, stage, inputs, device, report)
-            if config.trains:
+    started = time.monotonic()
+    plan = resolve(asked, read_disk(asked), choose_weights)
+    folder = plan.config.output.workspace
+    workspace.check_writable(folder)
+    device = prepare_machine(plan.config)
+    with Report(folder, plan.lines, hold=True) as report:
+        inputs = make_inputs(plan, device)
+        for stage in plan.pending:
+            trainer = make_trainer(stage, inputs, device, report)
+            if stage is plan.pending[0]:
+                workspace.open_workspace(plan)
+                report.open()
+            if plan.config.trains:
                 train(trainer)
-            # A checkpoint that --ckpt names is one of the first of these stages; those after it begin with what it made.
-            config = options.with_values(config, {"ckpt": "scratch"}, "preset")
-        report.result(stages=workspace.stages_had(config.output.workspace))
-        finish(trainer, began)
+        report.result(stages=workspace.stage_progress(folder))
+        finish(trainer, started)
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read the flags, run, and turn what went wrong into one sentence and an exit code."""
+    """Read the flags, run, and turn an error into one sentence and an exit code."""
     # Idle OpenMP threads sleep rather than spin: with as many threads as cores, spinning slows everything else down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -193,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"main.py: {error}", file=sys.stderr)
         return EXIT_USAGE
     except OSError as error:
-        way_out = "; make room, or choose another --workspace, and start again" if error.errno in NO_ROOM else ""
+        way_out = "; free some space, or choose another --workspace, and start again" if error.errno in DISK_FULL else ""
         what = f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}"
         print(f"main.py: {what}{way_out}", file=sys.stderr)
         return EXIT_USAGE

@@ -125,8 +125,8 @@ class NeRFRenderer(nn.Module):
 def make_dmtet_path(config: Config, field: Field) -> RenderPath:
     """The mesh path: marching tetrahedra, rasterised."""
     render, mesh = config.render, config.dmtet
-    rates = {"distance": mesh.lr_distance, "offset": mesh.lr_offset, "coarse_sdf": mesh.lr_lattices}
-    return DMTetPath(field.bound, mesh.tet_grid_size, render.min_near, rates, mesh.lock_geo, mesh.lattices)
+    rates = {"distance": mesh.lr_distance, "offset": mesh.lr_offset, "coarse_sdf": mesh.lr_coarse_sdf}
+    return DMTetPath(field.bound, mesh.tet_grid_size, render.min_near, rates, mesh.lock_geo, mesh.coarse_sdf_grids)
 
 
 def make_volume_path(config: Config, field: Field) -> RenderPath:

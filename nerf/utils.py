@@ -226,8 +226,8 @@ class Trainer:
         with self.ema.applied():
             return self.evaluator.test(self.step)
 
-    def save_mesh(self) -> ExportReport:
-        """Export the textured mesh; returns the export's report."""
+    def save_mesh(self) -> ExportReport | None:
+        """Export the textured mesh; returns the export's report, None on other ranks than 0."""
         with self.ema.applied():
             return self.evaluator.save_mesh(self.info)
 

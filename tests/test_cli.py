@@ -154,12 +154,12 @@ def test_a_disk_that_is_full_at_the_checkpoint_is_one_sentence(tmp_path, photogr
     assert list((tmp_path / "w" / "checkpoints").iterdir()) == []
 
 
-def test_a_disk_that_is_full_elsewhere_names_the_file_and_says_to_make_room(run, tmp_path, monkeypatch):
+def test_a_disk_that_is_full_elsewhere_names_the_file_and_says_to_free_space(run, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "mesh.glb")
 
     monkeypatch.setattr(main, "run", full)
-    assert_refused(run("--text", "a ball", "--workspace", tmp_path), "mesh.glb could not be .* No space.*make room")
+    assert_refused(run("--text", "a ball", "--workspace", tmp_path), "mesh.glb could not be .* No space.*free some space")
 
 
 def test_other_photographs_in_a_used_workspace_are_one_sentence(run, tmp_path, photographs):
@@ -179,12 +179,12 @@ def test_a_weights_folder_with_a_missing_part_is_one_sentence(run, tmp_path):
     assert_refused(outcome, "weights")
 
 
-def test_stages_after_the_one_whose_checkpoint_is_named_begin_anew(run, tmp_path, monkeypatch):
+def test_stages_after_the_one_whose_checkpoint_is_named_start_over(run, tmp_path, monkeypatch):
     seen = []
 
-    def make_trainer(config, stage, *_):
-        seen.append((stage, config.runtime.ckpt))
-        return Space(stage=stage, step=len(seen), seconds=0.5)
+    def make_trainer(stage, *_):
+        seen.append((stage.name, stage.config.runtime.ckpt))
+        return Space(stage=stage.name, step=len(seen), seconds=0.5)
 
     def train(trainer):
         made = tmp_path / "checkpoints" / checkpoint.file_name(trainer.step, trainer.stage)
@@ -193,18 +193,67 @@ def test_stages_after_the_one_whose_checkpoint_is_named_begin_anew(run, tmp_path
     stand_ins = {"make_trainer": make_trainer, "make_inputs": lambda *_: None, "train": train, "finish": lambda *_: None}
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(main, name, stand_in)
-    path = str(tmp_path / "df_step_00000007.safetensors")
+    path = str(checkpoint.save(tmp_path / "df_step_00000007.safetensors", {}, {"stage": "nerf", "step": 7}))
     code, _ = run("--text", "a ball", "--sd_version", "embedded", "--workspace", tmp_path, "--stages", "nerf,dmtet",
                   "--ckpt", path)  # fmt: skip
     assert code == 0 and seen == [("nerf", path), ("dmtet", "scratch")]
     assert json.loads((tmp_path / "result.json").read_text())["stages"]["dmtet"] == {"steps": 2, "seconds": 0.5}
 
 
-def test_a_start_that_is_read_no_more_is_told(run, tmp_path, photographs):
+def test_a_start_that_is_no_longer_read_is_logged(run, tmp_path, photographs):
     words = ("--data", photographs, "--workspace", tmp_path / "w", *TINY, "--dmtet", "--tet_grid_size", 4, "--w", 8, "--h", 8)
     assert run(*words)[0] == 0
     assert run(*words, "--init_with", "gone")[0] == 0
     assert "--init_with gone was for the first step" in (tmp_path / "w" / "log_df.txt").read_text()
+
+
+def test_a_used_workspace_resumes_without_its_flags_being_repeated(run, tmp_path, photographs):
+    assert run("--data", photographs, "--workspace", tmp_path / "w", *TINY)[0] == 0
+    code, _ = run("--workspace", tmp_path / "w", *TINY, "--iters", 3)
+    assert code == 0 and checkpoint.latest(tmp_path / "w" / "checkpoints").name == checkpoint.file_name(3)
+
+
+def contents(folder):
+    """Path -> bytes of every file below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--data none", "none"),
+        ("--data empty", "transforms"),
+        ("--data photos --dmtet --init_with gone.obj", "gone.obj: no such file"),
+        ("--data photos --dmtet --init_with sheet.obj", "sheet.obj"),
+        ("--data photos --ckpt gone.safetensors", "gone.safetensors: no such file"),
+        ("--data photos --device cuda:77", "--device cuda"),
+        ("--text xyzzy --sd_version embedded", "xyzzy"),
+    ],
+)
+@pytest.mark.parametrize("scratch", [False, True])
+def test_a_run_that_fails_a_later_check_leaves_the_workspace_untouched(
+    run, tmp_path, photographs, monkeypatch, words, sentence, scratch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "sheet.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    folder = tmp_path / "w"
+    if scratch:
+        assert run("--data", photographs, "--workspace", folder, *TINY)[0] == 0
+        checkpoint.save(folder / "checkpoints" / checkpoint.file_name(4, "dmtet"), {}, {"stage": "dmtet", "step": 4})
+        if "--ckpt" not in words:
+            words += " --ckpt scratch"
+    before = contents(tmp_path)
+    mesh = ["--tet_grid_size", "4", "--w", "8", "--h", "8"] if "--dmtet" in words else []
+    assert_refused(run(*words.split(), "--workspace", folder, *TINY, *mesh), sentence)
+    assert contents(tmp_path) == before and folder.exists() == scratch
+
+
+def test_a_profile_is_written_to_the_workspace(run, tmp_path, photographs):
+    assert run("--data", photographs, "--workspace", tmp_path / "w", *TINY, "--iters", 6, "--profile", 2)[0] == 0
+    (trace,) = (tmp_path / "w" / "profile").iterdir()
+    assert trace.name == "df_step_00000000.json"
+    assert any(event.get("name", "").startswith("aten::") for event in json.loads(trace.read_text())["traceEvents"])
 
 
 def test_pictures_that_the_embedded_prior_cannot_see_are_one_sentence(run, tmp_path):

@@ -1,4 +1,4 @@
-"""Whole runs in little, on every device: photographs and words, both stages, in mixed precision, to the mesh."""
+"""Small complete runs on every device: photographs and text, both stages, in mixed precision, to the mesh."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Killed at any moment and started again is never killed: the command line, real signals, the same bits."""
+"""A run that is killed and resumed ends with the bits of an uninterrupted one: the command line and real signals."""
 
 import json
 import signal
@@ -80,7 +80,7 @@ def final(folder, stage="nerf"):
 
 @pytest.fixture(scope="module")
 def straight(photographs, tmp_path_factory):
-    """A run that nobody disturbed."""
+    """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("straight")
     process = start(photographs, folder)
     assert process.wait(timeout=100) == 0, process.stderr.read()
@@ -131,6 +131,6 @@ def test_a_signal_saves_and_leaves_with_the_code_shells_expect(photographs, tmp_
     wait_for_step(tmp_path, 1, process)
     process.send_signal(number)
     assert process.wait(timeout=60) == code
-    said = process.stderr.read()
-    assert "saved" in said and "Traceback" not in said
+    printed = process.stderr.read()
+    assert "saved" in printed and "Traceback" not in printed
     assert checkpoint.latest(tmp_path / "checkpoints") is not None

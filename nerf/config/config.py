@@ -1,128 +1,42 @@
-"""The options of a run, frozen: ``parse(argv)`` makes them, ``config.sources`` says where each value came from.
+"""The options as frozen records: ``parse(argv)`` reads what was asked for, ``with_values`` and ``with_preset`` change copies.
 
-Defaults < presets < ``--file`` < what was typed. Nothing here imports torch. The flags are in ``nerf/config/groups.py``.
+What a run finally uses is decided in ``nerf/config/resolve.py``. Nothing here imports torch.
 """
 
 import dataclasses
 import json
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from nerf.config.groups import (
-    GROUPS,
-    CameraConfig,
-    DataConfig,
-    DmtetConfig,
-    FieldConfig,
-    GuiConfig,
-    GuidanceConfig,
-    LossConfig,
-    OptimConfig,
-    OutputConfig,
-    PromptConfig,
-    RenderConfig,
-    RuntimeConfig,
-    ScheduleConfig,
-)
-from nerf.config.parser import (
-    build_parser,
-    dashed,
-    flag_of,
-    help_text,
-    iterate,
-    kind_of,
-    read_words,
-    refuse_unbuilt,
-    split_file,
-)
-from nerf.config.presets import PRESETS, REASONS, STAGE_PRESETS
+from nerf.config.compat import add_refused, without_refused
+from nerf.config.groups import GROUPS, KEPT, OPTIONS, SOURCES, Config
+from nerf.config.parser import build_parser, dashed, help_text, kind_of, read_words, refuse_unbuilt, split_file
+from nerf.config.presets import PRESETS, REASONS
+from nerf.config.stages import STAGE_KINDS
 from nerf.core.errors import UserError
 
-JSON_FORMAT = 1
-SOURCES = ("default", "preset", "workspace", "file", "typed")
+__all__ = ["GROUPS", "KEPT", "OPTIONS", "SOURCES", "Config"]
+
+JSON_FORMAT = 2  # of config.json
 
 _HELP_OPENING = """\
-Somnia: from a sentence, or from posed photographs, to a textured model.
+Somnia: text or posed photographs to a textured 3D model.
 
   python main.py --text "a hamburger" --workspace trial -O            train, then write the video and the mesh
   python main.py --workspace trial -O --test --save_mesh              write them again from the newest checkpoint
-  python main.py --data photographs/ --workspace trial                the same trainer on photographs
+  python main.py --data photographs/ --workspace trial                train from photographs
 
-Defaults stand in brackets. Every switch has a --no_ form. Typed flags win over --file, files over presets."""
+Defaults are in brackets. Every switch has a --no_ form. Typed flags override --file, and files override presets."""
 _HELP_CLOSING = """\
-Also
-  --file FILE                       read more flags from a file, quoted as in a shell; may be given several times
-  -h, --help                        this text
+Other
+  --file FILE                       read more flags from a file with shell quoting; may be given several times
+  -h, --help                        show this text
 
-Exit codes: 0 done, 1 failure, 2 bad input (one sentence says what to do), 130 stopped by Ctrl-C, 143 by SIGTERM."""
-
-# flag name -> (group name, field)
-OPTIONS: dict[str, tuple[str, dataclasses.Field]] = {flag_of(f): (group, f) for group, f in iterate(GROUPS)}
+Exit codes: 0 success, 1 failure, 2 bad input (the message says what to do), 130 stopped by Ctrl-C, 143 by SIGTERM."""
 
 
-@dataclass(frozen=True)
-class Config:
-    """Every option, by group; see ``nerf/config/groups.py`` for what each means.
-
-    ``sources`` maps a flag's name to "default", "preset", "workspace", "file" or "typed", and ``presets`` names those
-    applied, in order; neither counts when two configs are compared.
-    """
-
-    prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    guidance: GuidanceConfig = dataclasses.field(default_factory=GuidanceConfig)
-    camera: CameraConfig = dataclasses.field(default_factory=CameraConfig)
-    field: FieldConfig = dataclasses.field(default_factory=FieldConfig)
-    render: RenderConfig = dataclasses.field(default_factory=RenderConfig)
-    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
-    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
-    output: OutputConfig = dataclasses.field(default_factory=OutputConfig)
-    runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig)
-    dmtet: DmtetConfig = dataclasses.field(default_factory=DmtetConfig)
-    gui: GuiConfig = dataclasses.field(default_factory=GuiConfig)
-    sources: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
-    presets: tuple[str, ...] = dataclasses.field(default=(), compare=False)
-
-    def value(self, flag: str) -> Any:
-        """The value of a flag by its name on the command line.
-
-        Raises:
-            KeyError: there is no such flag.
-        """
-        group, option = OPTIONS[flag]
-        return getattr(getattr(self, group), option.name)
-
-    def source(self, flag: str) -> str:
-        """Where the value of a flag came from."""
-        return self.sources.get(flag, "default")
-
-    def items(self) -> Iterator[tuple[str, Any, str]]:
-        """(flag, value, source) of every option."""
-        for flag in OPTIONS:
-            yield flag, self.value(flag), self.source(flag)
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """First and last step of the schedule: ``--exp_start_iter`` and ``--exp_end_iter``, or the whole run."""
-        end = self.schedule.exp_end_iter
-        return self.schedule.exp_start_iter or 0, self.optim.iters if end is None else end
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The stages of the run, in their order."""
-        said = self.source("stages") != "default"
-        return self.dmtet.stages if said or not self.dmtet.dmtet else ("dmtet",)
-
-    @property
-    def trains(self) -> bool:
-        """Whether this run trains, rather than only writing pictures or a mesh of a finished one."""
-        return not (self.output.test or self.output.six_views)
-
-
-def with_values(config: Config, values: dict[str, Any], source: str) -> Config:
+def with_values(config: Config, values: Mapping[str, Any], source: str) -> Config:
     """A copy with other values, by flag name, marked as coming from ``source``.
 
     Raises:
@@ -137,30 +51,21 @@ def with_values(config: Config, values: dict[str, Any], source: str) -> Config:
 
 
 def with_preset(config: Config, name: str) -> Config:
-    """A copy with the values of ``presets.PRESETS[name]`` where the user neither typed one nor gave one in a file."""
-    open_to_it = {k: v for k, v in PRESETS[name].items() if config.source(k) in ("default", "preset")}
-    return dataclasses.replace(with_values(config, open_to_it, "preset"), presets=(*config.presets, name))
-
-
-def for_stage(config: Config, stage: str) -> Config:
-    """The options as one stage sees them: the mesh stage renders larger, and has presets of its own."""
-    if stage == "nerf":
-        return with_values(config, {"dmtet": False}, config.source("dmtet"))
-    for name in STAGE_PRESETS[stage]:
-        if name == stage or name.removeprefix(f"{stage} ") in config.presets:
-            config = with_preset(config, name)
-    scale, camera, mesh = config.dmtet.dmtet_reso_scale, config.camera, config.dmtet
-    size = {"w": max(int(camera.w * scale), 1), "h": max(int(camera.h * scale), 1)}
-    textureless = {"textureless_ratio": 0.0} if mesh.lock_geo else {}  # a locked shape has nothing to learn from it
-    iters = {"iters": mesh.dmtet_iters or config.optim.iters}
-    return with_values(config, {"dmtet": True} | size | textureless | iters, "preset")
+    """A copy with the values of ``presets.PRESETS[name]`` where no stronger source than a preset gave one."""
+    unset = {flag: value for flag, value in PRESETS[name].items() if config.source(flag) in ("default", "preset")}
+    if config.optim.bf16:  # the user's choice of mixed precision replaces that of the preset
+        unset.pop("fp16", None)
+    return dataclasses.replace(with_values(config, unset, "preset"), presets=(*config.presets, name))
 
 
 def parse(argv: Sequence[str]) -> Config:
-    """Make the config of a command line (without the program's name); ``--help`` prints and exits.
+    """Read a command line (without the program's name); ``--help`` prints and exits.
+
+    Returns:
+        The defaults with the values that were typed or given in a ``--file``; no presets.
 
     Raises:
-        UserError: an unknown flag, a value out of range, something not built yet, or nothing to do.
+        UserError: an unknown flag, a value out of range, something not built yet, or flags that exclude each other.
         SystemExit: ``--help`` was printed.
     """
     words = list(argv[1:] if argv and argv[0] == "--" else argv)
@@ -169,56 +74,46 @@ def parse(argv: Sequence[str]) -> Config:
         raise SystemExit(0)
     parser = build_parser(GROUPS)
     parser.add_argument("--file", action="append")
+    add_refused(parser)
     known = [dashed(flag) for flag in OPTIONS] + ["--file", "--help"]
     typed = read_words(parser, words, known)
-    from_files: dict[str, Any] = {}
+    in_files: dict[str, Any] = {}
     for path in typed.pop("file", []):
-        from_files |= read_words(parser, split_file(path), known)
-    asked = from_files | typed
-    for flag, value in asked.items():
-        refuse_unbuilt(OPTIONS[flag][1], value)
-    if asked.get("O") and asked.get("O2"):
+        in_files |= read_words(parser, split_file(path), known)
+    config = Config()
+    for values, source in ((in_files, "file"), (typed, "typed")):
+        values = without_refused(values)
+        for flag, value in values.items():
+            refuse_unbuilt(OPTIONS[flag][1], value)
+        config = with_values(config, values, source)
+    return _with_stages_of_switches(_checked(config))
+
+
+def _checked(config: Config) -> Config:
+    """The options of a command line, unless two of them exclude each other or the workspace is not named."""
+    if not config.output.workspace.strip():
+        raise UserError("--workspace is empty; name a folder, as in --workspace trial")
+    if config.runtime.O and config.runtime.O2:
         raise UserError("-O and -O2 are two presets for different networks; give one of them")
-    config = with_values(with_values(Config(), from_files, "file"), typed, "typed")
-    wanted = {"O": config.runtime.O, "O2": config.runtime.O2, "photographs": config.data.data is not None}
-    for name in (n for n, on in wanted.items() if on):
-        config = with_preset(config, name)
-    check(config)
+    if config.optim.fp16 and config.optim.bf16:
+        raise UserError("--fp16 and --bf16 exclude each other; give one of them")
     return config
 
 
-def check(config: Config) -> None:
-    """Refuse what no single option can see: contradictions between options, and a run with nothing to do."""
-    text, schedule, grid = config.prompt.text, config.span, config.field
-    if text is not None and not text.strip():
-        raise UserError('--text is empty; say what you want to see, as in --text "a hamburger"')
-    if config.trains and text is None and config.data.data is None:
-        raise UserError('nothing to do: give --text "a hamburger", --data FOLDER, or --test for a finished workspace')
-    if config.data.data is not None and not config.data.data.strip():
-        raise UserError("--data is empty; name a folder with transforms.json, a COLMAP model or NeuS cameras")
-    if not config.output.workspace.strip():
-        raise UserError("--workspace is empty; name a folder, as in --workspace trial")
-    if not schedule[0] < schedule[1]:
-        raise UserError(f"--exp_start_iter must be below --exp_end_iter (or --iters), got {schedule[0]} and {schedule[1]}")
-    if grid.base_resolution > grid.finest_resolution:
-        raise UserError(
-            f"--grid_finest must be at least --grid_coarsest, got {grid.finest_resolution} and {grid.base_resolution}"
-        )
-    if config.dmtet.dmtet and config.stages == ("nerf",):
-        raise UserError("--dmtet and --stages nerf contradict each other; leave one of them out")
-    if config.stages == ("nerf",) and config.dmtet.init_with:
-        raise UserError("--init_with is for the mesh stage; add --dmtet, or give a NeRF's checkpoint with --ckpt")
-    if config.stages == ("nerf",) and config.dmtet.lock_geo:
-        raise UserError("--lock_geo keeps the shape of a mesh, and this run has no mesh stage; add --dmtet")
-    if "nerf" in config.stages and config.dmtet.init_with:
-        raise UserError(
-            "--init_with and --stages nerf,dmtet contradict each other: the mesh of both stages starts from their "
-            "own NeRF; leave --init_with out, or train the mesh alone with --dmtet"
-        )
-    if config.optim.fp16 and config.optim.bf16 and config.source("fp16") != "preset":
-        raise UserError("--fp16 and --bf16 exclude each other; give one of them")
-    if config.output.export_frame == "source" and config.trains and config.data.data is None:
-        raise UserError("--export_frame source needs the axes of --data; a run from words alone has only its own")
+def _with_stages_of_switches(config: Config) -> Config:
+    """``--dmtet`` is a short form of ``--stages``; from here on only the latter counts."""
+    if not config.dmtet.dmtet:
+        return config
+    if not config.asked("stages"):
+        return with_values(config, {"stages": mesh_stages(STAGE_KINDS)}, config.source("dmtet"))
+    if not mesh_stages(config.stages):
+        raise UserError(f"--dmtet and --stages {','.join(config.stages)} contradict each other; leave one of them out")
+    return config
+
+
+def mesh_stages(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of some stages that train a mesh."""
+    return tuple(name for name in names if STAGE_KINDS[name].triangles)
 
 
 def describe(config: Config) -> list[str]:
@@ -226,9 +121,9 @@ def describe(config: Config) -> list[str]:
     lines = []
     presets = ", ".join(REASONS[name] for name in config.presets)
     for source in reversed(SOURCES[1:]):
-        said = [_as_typed(flag, value) for flag, value, came_from in config.items() if came_from == source]
-        if said:
-            lines.append(f"{source}{f' ({presets})' if source == 'preset' else ''}: {' '.join(said)}")
+        words = [_as_typed(flag, value) for flag, value, came_from in config.items() if came_from == source]
+        if words:
+            lines.append(f"{source}{f' ({presets})' if source == 'preset' else ''}: {' '.join(words)}")
     return [*lines, "default: all others (config.json lists every value)"]
 
 
@@ -244,24 +139,32 @@ def _as_typed(flag: str, value: Any) -> str:
 def to_json(config: Config) -> dict[str, Any]:
     """A dictionary for ``json.dump``: every option by flag name, with its value and its source."""
     options = {flag: {"value": value, "source": source} for flag, value, source in config.items()}
-    return json.loads(json.dumps({"format": JSON_FORMAT, "presets": config.presets, "options": options}))
+    plain: dict[str, Any] = json.loads(json.dumps({"format": JSON_FORMAT, "presets": config.presets, "options": options}))
+    return plain
 
 
-def from_json(stored: dict[str, Any]) -> Config:
+def from_json(stored: Any) -> Config:
     """The config that ``to_json`` wrote; options it lacks keep their defaults.
 
     Raises:
-        UserError: the dictionary is of another format, names an unknown option, or holds a value that is refused.
+        UserError: the value is of another format, names an unknown option or preset, or holds a value that is refused.
     """
     options = stored.get("options") if isinstance(stored, dict) else None
-    if not isinstance(options, dict) or stored.get("format") != JSON_FORMAT:
+    if not isinstance(options, dict) or stored.get("format") != JSON_FORMAT or not all(map(_is_entry, options.values())):
         raise UserError(f"the stored options are not of format {JSON_FORMAT}; start over with --ckpt scratch")
-    unknown = sorted(set(options) - set(OPTIONS))
+    presets = tuple(stored.get("presets", ()))
+    unknown = [f"option --{flag}" for flag in sorted(set(options) - set(OPTIONS))]
+    unknown += [f"preset {name!r}" for name in presets if name not in PRESETS]
     if unknown:
-        raise UserError(f"this version does not know the stored option --{unknown[0]}; start over with --ckpt scratch")
+        raise UserError(f"this version does not know the stored {unknown[0]}; start over with --ckpt scratch")
     config = Config()
     for source in SOURCES:
         values = {flag: entry["value"] for flag, entry in options.items() if entry.get("source") == source}
         config = with_values(config, values, source)
     sources = {flag: source for flag, source in config.sources.items() if source != "default"}
-    return dataclasses.replace(config, sources=sources, presets=tuple(stored.get("presets", ())))
+    return dataclasses.replace(config, sources=sources, presets=presets)
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a stored option has what ``to_json`` writes of it."""
+    return isinstance(entry, dict) and "value" in entry and entry.get("source") in SOURCES

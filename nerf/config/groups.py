@@ -1,47 +1,75 @@
 """Every option of a run, in groups: each field is a command-line flag with its type, default, help and check.
 
-A default differs from the peer's only where docs/flags.md says why. Angles are degrees, lengths scene units.
+Defaults are those of stable-dreamfusion except where docs/flags.md gives another and why. Upper bounds are far above any
+useful value; they catch typing errors and overflows. Angles are degrees, lengths scene units.
 """
 
+import dataclasses
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
-from nerf.config.parser import Check, Group, above, at_least, between, option, ordered, power_of_two
+from nerf.config.parser import (
+    Check,
+    Field,
+    Group,
+    above,
+    at_least,
+    between,
+    expected_words,
+    flag_of,
+    iterate,
+    option,
+    ordered,
+    power_of_two,
+)
+from nerf.config.stages import DMTET, STAGE_KINDS
 
-SIZE = between(1, 8192)
+SIZE = between(1, 8192)  # pixels
 FRACTION = between(0, 1)
-STAGES = ("nerf", "dmtet")  # of a run, in their order
+STAGES = tuple(STAGE_KINDS)  # of a run, in their order
+# Consecutive stages, short runs first: what --stages accepts.
+STAGE_RUNS = tuple(STAGES[i : i + n] for n in range(1, len(STAGES) + 1) for i in range(len(STAGES) - n + 1))
 DEVICE = Check(lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v) is not None, "auto, cpu, cuda or cuda:N")
 KNOWN = "training from image prompts"
+RUN = "run"  # an option that a workspace keeps once it holds a checkpoint of any stage
+SOURCES = ("default", "preset", "workspace", "file", "typed")  # of a value, weakest first
+ASKED = ("file", "typed")  # sources that are the user's own words in this run
+CKPT_WORDS = ("latest", "best", "latest_model", "scratch")  # what --ckpt accepts beside a file
 
 
 @dataclass(frozen=True)
 class PromptConfig(Group):
-    """What to make"""
+    """Prompt"""
 
-    text: str | None = option(None, "the prompt, in quotes", fixed=True)
-    negative: str = option("", "what the picture should not be", fixed=True)
-    image: str | None = option(None, "a picture to start from, RGBA", unbuilt=KNOWN)
-    image_config: str | None = option(None, "a CSV of several pictures", unbuilt=KNOWN)
-    known_view_interval: int = option(4, "every N-th step trains the pictures of --image", check=at_least(1), unbuilt=KNOWN)
-    known_view_scale: float = option(1.5, "render size of the known view, times --w and --h", check=above(0), unbuilt=KNOWN)
-    known_view_noise_scale: float = option(2e-3, "camera noise of the known view", check=at_least(0), unbuilt=KNOWN)
+    text: str | None = option(None, "the prompt, in quotes", kept=RUN)
+    negative: str = option("", "negative prompt", kept=RUN)
+    image: str | None = option(None, "image prompt, RGBA", unbuilt=KNOWN)
+    image_config: str | None = option(None, "CSV of several image prompts", unbuilt=KNOWN)
+    known_view_interval: int = option(4, "train the view of --image in every N-th step", check=at_least(1), unbuilt=KNOWN)
+    known_view_scale: float = option(
+        1.5, "render size of the known view, as a multiple of --w and --h", check=above(0), unbuilt=KNOWN
+    )
+    known_view_noise_scale: float = option(
+        2e-3, "standard deviation of the camera noise of the known view", check=at_least(0), unbuilt=KNOWN
+    )
 
 
 @dataclass(frozen=True)
 class DataConfig(Group):
     """Posed photographs"""
 
-    data: str | None = option(None, "folder of posed photographs: transforms.json, a COLMAP model or NeuS cameras", fixed=True)
-    num_rays: int = option(4096, "random rays per step", check=between(1, 2**22))
+    data: str | None = option(None, "folder of posed photographs: transforms.json, a COLMAP model or NeuS cameras", kept=RUN)
+    num_rays: int = option(4096, "random rays per step from the photographs", check=between(1, 2**22))
     holdout: int = option(
-        8, "every N-th photograph is kept for the test if the data has no split (0 none)", check=at_least(0), fixed=True
+        8, "hold out every N-th photograph for testing if the data has no split (0: none)", check=at_least(0), kept=RUN
     )
-    downscale: int = option(1, "shrink the photographs by this factor on loading", check=between(1, 64), fixed=True)
+    downscale: int = option(1, "downscale the photographs by this integer factor on loading", check=between(1, 64), kept=RUN)
     data_background: str = option(
         "random",
-        "colour behind photographs with alpha while training; tests use white unless black is asked for",
+        "training background of photographs with alpha; tests use white unless this is black",
         choices=("random", "white", "black"),
     )
 
@@ -52,46 +80,54 @@ class GuidanceConfig(Group):
 
     guidance: tuple[str, ...] = option(
         ("SD",),
-        "what judges the renders",
+        "guidance models",
         choices=("SD", "IF", "zero123", "clip"),
         unbuilt=("IF", "zero123", "clip"),
-        fixed=True,
+        kept=RUN,
     )
     sd_version: str = option(
         "auto",
-        "which weights: auto takes 2.1, 2.0 or 1.5 if already on this machine, else the embedded prior",
+        "weights of the diffusion model: auto takes 2.1, 2.0 or 1.5 if one is on this machine, else the embedded prior",
         choices=("auto", "embedded", "1.5", "2.0", "2.1"),
-        fixed=True,
+        kept=RUN,
     )
-    hf_key: str | None = option(None, "a diffusers folder or hub id, in place of --sd_version", fixed=True)
+    hf_key: str | None = option(None, "diffusers folder or hub id, in place of --sd_version", kept=RUN)
     IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion", unbuilt="DeepFloyd IF guidance")
-    guidance_scale: float = option(100.0, "classifier-free guidance scale", check=at_least(0))
-    guidance_rescale: float = option(0.0, "share by which guided colours get back the spread of plain ones", check=FRACTION)
+    guidance_scale: float = option(100.0, "classifier-free guidance (CFG) scale", check=at_least(0))
+    guidance_rescale: float = option(
+        0.0,
+        "CFG rescale (Lin et al. 2023): share of the guided prediction that gets the standard deviation of the conditional one",
+        check=FRACTION,
+    )
     guidance_weighting: str = option(
-        "sds", "weight of a diffusion time: sigma^2, 1, or alpha sigma^2", choices=("sds", "uniform", "fantasia")
+        "sds",
+        "w(t) of score distillation: sds is sigma^2, uniform 1, fantasia alpha sigma^2",
+        choices=("sds", "uniform", "fantasia"),
     )
     guidance_anneal: float = option(
         0.0,
-        "how far the guidance scale has come to 1, the plain prompt, at the last step (0 not at all, 1 all the way)",
+        "linear decrease of the CFG scale towards 1 over the run (0: constant, 1: ends at 1)",
         check=FRACTION,
     )
-    prior_detail: bool = option(True, "embedded prior: sharpen its estimates pixel by pixel, a fifth more time")
-    t_range: tuple[float, float] = option((0.02, 0.98), "diffusion times, as fractions", check=ordered(0, 1, "fractions"))
+    prior_detail: bool = option(True, "embedded prior: refine its x0 estimates with the detail network, for a fifth more time")
+    t_range: tuple[float, float] = option(
+        (0.02, 0.98), "range of diffusion timesteps, as fractions of the schedule", check=ordered(0, 1, "fractions")
+    )
     t_anneal: float = option(
         0.0,
-        "how far the upper end of --t_range has come down towards the lower at the last step (0 not at all, 1 all the way)",
+        "linear decrease of the upper end of --t_range towards the lower over the run (0: constant, 1: ends at the lower)",
         check=FRACTION,
     )
-    lambda_guidance: float = option(1.0, "weight of the guidance", check=at_least(0))
-    perpneg: bool = option(False, "Perp-Neg: push away from the wrong view words")
-    negative_w: float = option(-2.0, "Perp-Neg: weight of the wrong view words, 0 to -4", check=between(-100, 0))
-    front_decay_factor: float = option(2.0, "Perp-Neg: decay near the front", check=at_least(0))
-    side_decay_factor: float = option(10.0, "Perp-Neg: decay near the side", check=at_least(0))
-    vram_O: bool = option(False, "less memory for the diffusion model, somewhat slower")
-    save_guidance: bool = option(False, "write what the guidance sees and predicts to guidance/")
-    save_guidance_interval: int = option(10, "steps between two of them", check=at_least(1))
+    lambda_guidance: float = option(1.0, "weight of the guidance loss", check=at_least(0))
+    perpneg: bool = option(False, "Perp-Neg: negative prompts of the other views, perpendicular to the positive one")
+    negative_w: float = option(-2.0, "Perp-Neg: weight of the negative prompts, 0 to -4", check=between(-100, 0))
+    front_decay_factor: float = option(2.0, "Perp-Neg: decay of the negative weight near the front view", check=at_least(0))
+    side_decay_factor: float = option(10.0, "Perp-Neg: decay of the negative weight near the side view", check=at_least(0))
+    vram_O: bool = option(False, "offload the diffusion model to main memory and slice its VAE: less GPU memory, slower")
+    save_guidance: bool = option(False, "write the images that the guidance receives and predicts to guidance/")
+    save_guidance_interval: int = option(10, "steps between two images of --save_guidance", check=at_least(1))
     zero123_config: str = option(
-        "./pretrained/zero123/sd-objaverse-finetune-c_concat-256.yaml", "zero123 model file", unbuilt="zero123 guidance"
+        "./pretrained/zero123/sd-objaverse-finetune-c_concat-256.yaml", "zero123 model config", unbuilt="zero123 guidance"
     )
     zero123_ckpt: str = option("pretrained/zero123/zero123-xl.ckpt", "zero123 weights", unbuilt="zero123 guidance")
     zero123_grad_scale: str = option("angle", "zero123 gradient scale", choices=("angle", "None"), unbuilt="zero123 guidance")
@@ -99,104 +135,128 @@ class GuidanceConfig(Group):
 
 @dataclass(frozen=True)
 class CameraConfig(Group):
-    """Cameras (degrees; polar 0 is above, azimuth 0 the front)"""
+    """Training cameras (degrees; polar 0 is above, azimuth 0 the front)"""
 
     batch_size: int = option(1, "views per step", check=between(1, 256))
     w: int = option(64, "render width while training", check=SIZE)
     h: int = option(64, "render height while training", check=SIZE)
-    radius_range: tuple[float, float] = option((3.0, 3.5), "distance of the camera", check=ordered(1e-3, inf, "distances"))
-    theta_range: tuple[float, float] = option((45.0, 105.0), "polar angle", check=ordered(0, 180, "angles in degrees"))
-    phi_range: tuple[float, float] = option((-180.0, 180.0), "azimuth", check=ordered(-360, 360, "angles in degrees"))
+    radius_range: tuple[float, float] = option(
+        (3.0, 3.5), "camera distance from the origin", check=ordered(1e-3, inf, "distances")
+    )
+    theta_range: tuple[float, float] = option(
+        (45.0, 105.0), "polar angle of the camera", check=ordered(0, 180, "angles in degrees")
+    )
+    phi_range: tuple[float, float] = option(
+        (-180.0, 180.0), "azimuth of the camera", check=ordered(-360, 360, "angles in degrees")
+    )
     fovy_range: tuple[float, float] = option(
         (10.0, 30.0), "vertical field of view", check=ordered(0.1, 170, "angles in degrees")
     )
-    default_radius: float = option(3.2, "distance of the default view (video, six views)", check=above(0))
+    default_radius: float = option(3.2, "camera distance of the default view (turntable, six views)", check=above(0))
     default_polar: float = option(90.0, "polar angle of the default view", check=between(0, 180))
     default_azimuth: float = option(0.0, "azimuth of the default view", check=between(-360, 360))
     default_fovy: float = option(20.0, "vertical field of view of the default view", check=between(0.1, 170))
-    half_size_ratio: float = option(0.0, "first part of the run that renders at half of --w and --h", check=FRACTION)
-    jitter_pose: bool = option(False, "jitter the cameras")
-    jitter_center: float = option(0.2, "jitter of the position", check=at_least(0))
-    jitter_target: float = option(0.2, "jitter of the point looked at", check=at_least(0))
-    jitter_up: float = option(0.02, "jitter of the up direction", check=at_least(0))
-    uniform_sphere_rate: float = option(0.0, "share of views drawn evenly over the sphere", check=FRACTION)
-    progressive_view: bool = option(False, "start near the default view and widen the ranges")
-    progressive_view_init_ratio: float = option(0.2, "share of the ranges at the start", check=FRACTION)
+    half_size_ratio: float = option(
+        0.0, "fraction of the run, from its start, that renders at half of --w and --h", check=FRACTION
+    )
+    jitter_pose: bool = option(False, "add noise to the training cameras")
+    jitter_center: float = option(0.2, "width of the uniform noise of the camera position", check=at_least(0))
+    jitter_target: float = option(0.2, "standard deviation of the look-at target", check=at_least(0))
+    jitter_up: float = option(0.02, "standard deviation of the up vector", check=at_least(0))
+    uniform_sphere_rate: float = option(0.0, "fraction of views sampled uniformly on the sphere", check=FRACTION)
+    progressive_view: bool = option(False, "start near the default view and widen the camera ranges during training")
+    progressive_view_init_ratio: float = option(
+        0.2, "fraction of the camera ranges at the start of --progressive_view", check=FRACTION
+    )
 
 
 @dataclass(frozen=True)
 class FieldConfig(Group):
-    """Field"""
+    """Field (the NeRF's networks)"""
 
     backbone: str = option(
         "grid",
-        "hash grid with a small MLP, or frequencies with a larger one",
+        "grid: multiresolution hash grid and a small MLP; vanilla: frequency encoding and a larger MLP",
         choices=("grid", "vanilla", "grid_tcnn", "grid_taichi"),
         unbuilt=("grid_tcnn", "grid_taichi"),
-        fixed=True,
+        kept=RUN,
     )
-    bound: float = option(1.0, "half the side of the scene's box", check=between(1e-3, 128), fixed=True)
+    bound: float = option(
+        1.0, "half the side of the scene's bounding box [-bound, bound]^3", check=between(1e-3, 128), kept=RUN
+    )
     background: str = option(
         "auto",
-        "what is behind the object: one colour, or a small network; auto takes the network if --bg_radius is above 0",
+        "background model: one colour, or a network of the ray direction; auto follows --bg_radius",
         choices=("auto", "constant", "network"),
-        fixed=True,
+        kept=RUN,
     )
-    bg_radius: float = option(1.4, "above 0: a learned background; 0 or less: a plain one", fixed=True)
-    density_activation: str = option("exp", "activation of the density", choices=("exp", "softplus"), fixed=True)
-    density_thresh: float = option(10.0, "density above which a cell counts as occupied, at most", check=above(0))
-    density_bias: float = option(0.0, "raw density of a young field away from the blob", fixed=True)
-    blob_density: float = option(5.0, "height of the starting blob", fixed=True)
-    blob_radius: float = option(0.2, "radius of the starting blob", check=above(0), fixed=True)
+    bg_radius: float = option(1.4, "above 0: a background network; 0 or less: a constant background", kept=RUN)
+    density_activation: str = option("exp", "density activation", choices=("exp", "softplus"), kept=RUN)
+    density_thresh: float = option(
+        10.0, "occupancy threshold on the density (the mean density of the grid if that is lower)", check=above(0)
+    )
+    density_bias: float = option(0.0, "bias of the raw density, before its activation, at initialisation", kept=RUN)
+    blob_density: float = option(5.0, "raw density at the centre of the initial blob", kept=RUN)
+    blob_radius: float = option(0.2, "radius of the initial blob", check=above(0), kept=RUN)
     normals: str = option(
-        "analytic", "surface normals: derivative of the density, or six differences", choices=("analytic", "finite")
+        "analytic",
+        "normals of the density: analytic gradient, or central finite differences (six queries)",
+        choices=("analytic", "finite"),
     )
-    progressive_level: bool = option(False, "start with the coarse levels of the encoder and add the fine ones")
-    levels: int = option(16, "levels of the grid", flag="grid_levels", check=between(1, 32), fixed=True)
-    level_dim: int = option(2, "features per level: 1, 2, 4 or 8", flag="grid_features", check=power_of_two(1, 8), fixed=True)
+    progressive_level: bool = option(False, "coarse to fine: enable the levels of the encoder progressively")
+    levels: int = option(16, "levels of the hash grid", flag="grid_levels", check=between(1, 32), kept=RUN)
+    level_dim: int = option(
+        2, "features per level of the hash grid: 1, 2, 4 or 8", flag="grid_features", check=power_of_two(1, 8), kept=RUN
+    )
     base_resolution: int = option(
-        16, "cells along a side, coarsest level", flag="grid_coarsest", check=between(1, 4096), fixed=True
+        16, "resolution of the coarsest level of the hash grid", flag="grid_coarsest", check=between(1, 4096), kept=RUN
     )
     finest_resolution: int = option(
-        2048, "cells along a side, finest level", flag="grid_finest", check=between(1, 2**19), fixed=True
+        2048, "resolution of the finest level of the hash grid", flag="grid_finest", check=between(1, 2**19), kept=RUN
     )
     log2_hashmap_size: int = option(
-        19, "log2 of the entries of a level, at most", flag="grid_log2", check=between(4, 26), fixed=True
+        19,
+        "log2 of the maximum number of entries of a level of the hash grid",
+        flag="grid_log2",
+        check=between(4, 26),
+        kept=RUN,
     )
-    hidden: int = option(64, "width of the MLP", check=between(1, 4096), fixed=True)
-    layers: int = option(3, "layers of the MLP, the last included", check=between(1, 32), fixed=True)
+    hidden: int = option(64, "hidden width of the MLP", check=between(1, 4096), kept=RUN)
+    layers: int = option(3, "layers of the MLP, including the output layer", check=between(1, 32), kept=RUN)
 
 
 @dataclass(frozen=True)
 class RenderConfig(Group):
     """Rendering"""
 
-    cuda_ray: bool = option(False, "accelerated path: march through an occupancy grid, on the CPU too", fixed=True)
-    taichi_ray: bool = option(False, "accelerated path in Taichi", unbuilt="the Taichi render path")
+    cuda_ray: bool = option(False, "accelerated render path: ray marching with an occupancy grid, on CPU and GPU", kept=RUN)
+    taichi_ray: bool = option(False, "accelerated render path in Taichi", unbuilt="the Taichi render path")
     backend: str = option(
-        "auto", "rung of the native kernels", choices=("auto", "cuda", "cpu", "torch", "taichi"), unbuilt=("taichi",)
+        "auto", "backend of the native kernels", choices=("auto", "cuda", "cpu", "torch", "taichi"), unbuilt=("taichi",)
     )
-    max_steps: int = option(1024, "samples on a ray at most, accelerated path", check=between(1, 2**16))
-    num_steps: int = option(64, "coarse samples on a ray, plain path", check=between(1, 4096))
-    upsample_steps: int = option(32, "fine samples on a ray, plain path", check=between(0, 4096))
-    update_extra_interval: int = option(16, "steps between two refreshes of the occupancy grid", check=at_least(1))
-    max_ray_batch: int = option(
-        4096, "rays rendered at once outside training; lower it if memory runs out", check=between(1, 2**24)
+    max_steps: int = option(1024, "maximum number of samples per ray, accelerated path", check=between(1, 2**16))
+    num_steps: int = option(64, "coarse samples per ray, plain path", check=between(1, 4096))
+    upsample_steps: int = option(32, "fine samples per ray (sample_pdf), plain path", check=between(0, 4096))
+    update_extra_interval: int = option(16, "steps between two updates of the occupancy grid", check=at_least(1))
+    max_ray_batch: int = option(4096, "rays per chunk outside training; lower it if memory runs out", check=between(1, 2**24))
+    dt_gamma: float = option(
+        0.0, "exponential stepping of the ray march: step growth with distance (0: uniform steps)", check=FRACTION
     )
-    dt_gamma: float = option(0.0, "step length grows with distance by this factor", check=FRACTION)
-    min_near: float = option(0.01, "nothing is seen closer than this", check=at_least(0))
-    grid_size: int = option(128, "cells along a side of the occupancy grid", check=power_of_two(8, 512), fixed=True)
+    min_near: float = option(0.01, "near plane: minimum distance of a sample from the camera", check=at_least(0))
+    grid_size: int = option(128, "resolution of the occupancy grid", check=power_of_two(8, 512), kept=RUN)
 
 
 @dataclass(frozen=True)
 class ScheduleConfig(Group):
     """Schedule of a guided run"""
 
-    latent_iter_ratio: float = option(0.2, "first part of the run, in latent space", check=FRACTION)
-    albedo_iter_ratio: float = option(0.0, "then up to this part, plain albedo", check=FRACTION)
-    albedo_rate: float = option(0.0, "share of the views after that that are plain albedo too", check=FRACTION)
-    min_ambient_ratio: float = option(0.1, "ambient light, at least", check=FRACTION)
-    textureless_ratio: float = option(0.2, "share of shaded views without texture", check=FRACTION)
+    latent_iter_ratio: float = option(
+        0.2, "fraction of the run, from its start, that renders normals as latents (warm-up)", check=FRACTION
+    )
+    albedo_iter_ratio: float = option(0.0, "fraction of the run up to which shading is albedo only", check=FRACTION)
+    albedo_rate: float = option(0.0, "probability of albedo shading after --albedo_iter_ratio", check=FRACTION)
+    min_ambient_ratio: float = option(0.1, "minimum ambient light of lambertian shading", check=FRACTION)
+    textureless_ratio: float = option(0.2, "probability of textureless shading among shaded views", check=FRACTION)
     exp_start_iter: int | None = option(None, "step at which the schedule begins [0]", check=at_least(0))
     exp_end_iter: int | None = option(None, "step at which the schedule ends [--iters]", check=at_least(1))
 
@@ -207,170 +267,239 @@ class OptimConfig(Group):
 
     iters: int = option(10_000, "training steps", check=between(1, 10**9))
     lr: float = option(
-        1e-3, "learning rate of the networks; the grid gets 10 times this, and adan 5 times both", check=between(0, 10)
+        1e-3, "learning rate of the networks; the hash grid uses 10 times this, and adan 5 times both", check=between(0, 10)
     )
-    lr_decay: float = option(1.0, "factor on the learning rate at the last step", check=between(1e-6, 1))
-    optim: str = option("adan", "optimizer", choices=("adan", "adam"), fixed=True)
-    grad_clip: float = option(-1.0, "clip each element of the gradient (below 0: off)")
-    grad_clip_rgb: float = option(-1.0, "clip the gradient at the rendered image (below 0: off)")
+    lr_decay: float = option(1.0, "learning-rate factor at the last step, reached exponentially", check=between(1e-6, 1))
+    optim: str = option("adan", "optimizer", choices=("adan", "adam"), kept=RUN)
+    grad_clip: float = option(-1.0, "gradient clipping: maximum absolute value of each element (below 0: off)")
+    grad_clip_rgb: float = option(-1.0, "gradient clipping at the rendered image (below 0: off)")
     fp16: bool = option(False, "mixed precision on CUDA, half-precision diffusion weights")
-    bf16: bool = option(False, "the same with bfloat16, which needs no loss scale")
-    ema_decay: float = option(0.9995, "moving average of the weights, per step (0: off)", check=between(0, 0.999999))
+    bf16: bool = option(False, "mixed precision with bfloat16, without loss scaling")
+    ema_decay: float = option(
+        0.9995, "decay per step of the exponential moving average of the weights (0: off)", check=between(0, 0.999999)
+    )
 
 
 @dataclass(frozen=True)
 class LossConfig(Group):
-    """Weights of the regularisers (0: off)"""
+    """Loss weights (0: off)"""
 
-    lambda_entropy: float = option(1e-3, "surfaces rather than fog", check=at_least(0))
-    lambda_opacity: float = option(0.0, "little in the way", check=at_least(0))
-    lambda_orient: float = option(1e-2, "visible surface faces the camera", check=at_least(0))
-    lambda_tv: float = option(0.0, "total variation of the grid", check=at_least(0))
-    lambda_wd: float = option(0.0, "weight decay of the grid", check=at_least(0))
-    lambda_2d_normal_smooth: float = option(0.0, "smooth picture of the normals", check=at_least(0))
-    lambda_3d_normal_smooth: float = option(0.0, "smooth normals in space", check=at_least(0))
-    lambda_rgb: float = option(1000.0, "photographs and known views: colour", check=at_least(0))
-    lambda_mask: float = option(500.0, "photographs and known views: alpha as a mask", check=at_least(0))
-    lambda_normal: float = option(0.0, "photographs with normals, in the mesh stage: normals", check=at_least(0))
-    lambda_depth: float = option(10.0, "known views: depth", check=at_least(0), unbuilt=KNOWN)
-    lambda_mesh_normal: float = option(0.5, "mesh stage: neighbouring triangles face alike", check=at_least(0))
-    lambda_mesh_laplacian: float = option(0.5, "mesh stage: vertices lie amid their neighbours", check=at_least(0))
+    lambda_entropy: float = option(1e-3, "entropy of opacity, mean over rays", check=at_least(0))
+    lambda_opacity: float = option(0.0, "opacity penalty: mean squared opacity of the rays", check=at_least(0))
+    lambda_orient: float = option(1e-2, "orientation loss: visible normals face the camera", check=at_least(0))
+    lambda_tv: float = option(0.0, "total variation of the hash grid", check=at_least(0))
+    lambda_wd: float = option(0.0, "weight decay of the hash grid", check=at_least(0))
+    lambda_2d_normal_smooth: float = option(0.0, "smoothness of the rendered normal image", check=at_least(0))
+    lambda_3d_normal_smooth: float = option(0.0, "smoothness of normals in space", check=at_least(0))
+    lambda_rgb: float = option(1000.0, "RGB loss of photographs and known views", check=at_least(0))
+    lambda_mask: float = option(500.0, "mask loss of photographs and known views with alpha", check=at_least(0))
+    lambda_normal: float = option(0.0, "normal loss of photographs with normals, mesh stage", check=at_least(0))
+    lambda_depth: float = option(10.0, "depth loss of known views", check=at_least(0), unbuilt=KNOWN)
+    lambda_mesh_normal: float = option(0.5, "mesh stage: normal consistency of adjacent triangles", check=at_least(0))
+    lambda_mesh_laplacian: float = option(0.5, "mesh stage: Laplacian smoothness of the vertices", check=at_least(0))
     mesh_laplacian: str = option("uniform", "mesh stage: weights of the Laplacian", choices=("uniform", "cotangent"))
-    lambda_mesh_sign: float = option(0.01, "mesh stage: few changes of the sign of the distance", check=at_least(0))
+    lambda_mesh_sign: float = option(
+        0.01, "mesh stage: cross entropy of SDF signs across grid edges (nvdiffrec)", check=at_least(0)
+    )
 
 
 @dataclass(frozen=True)
 class OutputConfig(Group):
-    """What is written"""
+    """Output"""
 
     workspace: str = option("workspace", "folder of the run")
-    test: bool = option(False, "train nothing: write the turntable video, and the mesh with --save_mesh")
-    six_views: bool = option(False, "train nothing: write six still views")
+    test: bool = option(False, "do not train: write the turntable video, and the mesh with --save_mesh")
+    six_views: bool = option(False, "do not train: write six images from fixed views")
     save_mesh: bool = option(False, "write the textured mesh at the end")
-    mcubes_resolution: int = option(256, "marching-cubes cells along a side", check=between(8, 1024))
-    mesh_threshold: float = option(10.0, "density that counts as surface in the mesh", check=above(0))
+    mcubes_resolution: int = option(256, "marching-cubes resolution", check=between(8, 1024))
+    mesh_threshold: float = option(10.0, "density of the level set that marching cubes extracts", check=above(0))
     mesh_smooth: float = option(
-        0.0, "smoothing of the density before the mesh is cut, in marching-cubes cells (0 none)", check=between(0, 16)
+        0.0, "Gaussian smoothing of the density before marching cubes, sigma in cells (0: none)", check=between(0, 16)
     )
-    decimate_target: int = option(50_000, "triangles of the mesh, at most (0 or less: all)")
+    decimate_target: int = option(50_000, "maximum number of triangles after decimation (0 or less: no decimation)")
     decimate_error: float = option(
-        0.0, "how far decimation may move the surface, scene units; it keeps triangles for that (0: any)", check=at_least(0)
+        0.0,
+        "maximum distance between the meshes before and after decimation, scene units; may keep more triangles (0: no limit)",
+        check=at_least(0),
     )
-    texture_size: int = option(1024, "side of the texture in pixels", check=between(16, 4096))
-    texture_supersample: int = option(1, "a texel is the mean of so many colours each way", check=between(1, 4))
-    normal_map: bool = option(False, "write the normals of the mesh before decimation as a tangent-space picture")
-    roughness: float = option(1.0, "roughness of the mesh's material", check=FRACTION)
-    metallic: float = option(0.0, "metalness of the mesh's material", check=FRACTION)
-    mesh_ply: bool = option(False, "write the mesh as PLY with vertex colours as well")
+    texture_size: int = option(1024, "texture resolution in pixels", check=between(16, 4096))
+    texture_supersample: int = option(1, "supersampling: each texel averages N x N colours", check=between(1, 4))
+    normal_map: bool = option(False, "bake the normals of the mesh before decimation into a tangent-space normal map")
+    roughness: float = option(1.0, "roughness of the mesh material", check=FRACTION)
+    metallic: float = option(0.0, "metallic factor of the mesh material", check=FRACTION)
+    mesh_ply: bool = option(False, "also write the mesh as PLY with vertex colours")
     export_frame: str = option(
-        "object", "axes of the mesh: object is +Y up and +Z front, source those of --data", choices=("object", "source")
+        "object",
+        "coordinate frame of the mesh: object is +Y up and +Z front, source that of --data",
+        choices=("object", "source"),
     )
-    W: int = option(800, "width of validation and test pictures", check=SIZE)
-    H: int = option(800, "height of validation and test pictures", check=SIZE)
+    W: int = option(800, "width of validation and test images", check=SIZE)
+    H: int = option(800, "height of validation and test images", check=SIZE)
     eval_interval: int = option(10, "epochs between two validations", check=at_least(1))
-    test_interval: int = option(100, "epochs between two test videos; the last epoch always writes one", check=at_least(1))
-    dataset_size_train: int = option(100, "steps of an epoch", check=between(1, 10**6))
-    dataset_size_valid: int = option(8, "pictures of a validation", check=between(1, 10_000))
-    dataset_size_test: int = option(100, "pictures of the turntable", check=between(1, 10_000))
-    preview_interval: int = option(100, "steps between two small previews", check=at_least(1))
-    checkpoint_seconds: float = option(120.0, "seconds between two checkpoints; the end always writes one", check=above(0))
-    keep_checkpoints: int = option(2, "newest checkpoints kept", check=between(1, 10_000))
+    test_interval: int = option(100, "epochs between two test videos; one is always written at the end", check=at_least(1))
+    dataset_size_train: int = option(100, "steps per epoch", check=between(1, 10**6))
+    dataset_size_valid: int = option(8, "views per validation", check=between(1, 10_000))
+    dataset_size_test: int = option(100, "frames of the turntable video", check=between(1, 10_000))
+    preview_interval: int = option(100, "steps between two preview images", check=at_least(1))
+    checkpoint_seconds: float = option(
+        120.0, "seconds between two checkpoints; one is always written at the end", check=above(0)
+    )
+    keep_checkpoints: int = option(2, "number of newest checkpoints to keep", check=between(1, 10_000))
 
 
 @dataclass(frozen=True)
 class RuntimeConfig(Group):
-    """Running"""
+    """Runtime"""
 
     O: bool = option(False, "preset: --fp16 --cuda_ray --save_mesh")  # noqa: E741
     O2: bool = option(False, "preset: --fp16 --backbone vanilla --progressive_level --lr_decay 0.1 --save_mesh")
     seed: int | None = option(
         None,
-        "seed of everything random; without one it is drawn and written down",
+        "random seed; if not given, one is drawn and stored in config.json",
         check=between(0, 2**31 - 1),
-        fixed=True,
+        kept=RUN,
     )
     ckpt: str = option(
         "latest",
-        "where to go on: latest, best, latest_model (weights only), scratch (start over), or a checkpoint file",
+        "checkpoint to resume: latest, best, latest_model (weights only), scratch (start over), or a checkpoint file",
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one", check=DEVICE)
     threads: int = option(0, "CPU threads (0: as many as there are cores)", check=between(0, 1024))
-    minutes: float = option(0.0, "stop training after this long, save, and write the results (0: no limit)", check=at_least(0))
+    minutes: float = option(
+        0.0, "time limit of training in minutes; then save and write the results (0: no limit)", check=at_least(0)
+    )
+    profile: int = option(
+        0,
+        "write a torch profiler trace (Chrome JSON) of N steps to profile/, after a few warm-up steps (0: off)",
+        check=at_least(0),
+    )
 
 
 @dataclass(frozen=True)
 class DmtetConfig(Group):
     """Mesh stage"""
 
-    dmtet: bool = option(False, "the mesh stage alone: the same as --stages dmtet")
+    dmtet: bool = option(False, "only the mesh stage: the same as --stages dmtet")
     stages: tuple[str, ...] = option(
         ("nerf",),
-        "what the run goes through in one workspace: nerf, dmtet, or nerf,dmtet",
+        "stages of the run, in one workspace: nerf, dmtet, or nerf,dmtet",
         choices=STAGES,
-        check=Check(lambda v: v in (STAGES[:1], STAGES[1:], STAGES), "nerf, dmtet or nerf,dmtet"),
+        check=Check(lambda v: v in STAGE_RUNS, expected_words([",".join(run) for run in STAGE_RUNS])),
     )
     tet_grid_size: int = option(
         128,
-        "layers of the tetrahedral grid along a side",
+        "resolution of the tetrahedral grid",
         check=Check(lambda v: 4 <= v <= 512 and v % 2 == 0, "an even number between 4 and 512"),
-        fixed=True,
+        kept=DMTET.name,
     )
     init_with: str = option(
         "",
-        "where the mesh starts: a workspace, a checkpoint, a stable-dreamfusion df.pth, or a mesh (OBJ, GLB, glTF, PLY); "
-        "without it the NeRF of the workspace, else a ball",
+        "initialisation of the mesh: a workspace, a checkpoint, a stable-dreamfusion df.pth, or a mesh (OBJ, GLB, glTF, PLY); "
+        "by default the NeRF of the workspace, else a ball",
     )
-    lock_geo: bool = option(False, "keep the shape, train the texture")
-    dmtet_reso_scale: float = option(8.0, "render size of the mesh stage, times --w and --h", check=between(0.125, 64))
-    dmtet_iters: int = option(0, "training steps of the mesh stage (0: as --iters)", check=between(0, 10**9))
-    lr_distance: float = option(0.02, "learning rate of the distances, in grid cells", check=between(0, 10))
-    lr_offset: float = option(0.02, "learning rate of the vertex offsets, in half cells", check=between(0, 10))
-    lattices: int = option(
+    lock_geo: bool = option(False, "freeze the geometry and train the texture only")
+    dmtet_reso_scale: float = option(
+        8.0, "render size of the mesh stage, as a multiple of --w and --h", check=between(0.125, 64)
+    )
+    dmtet_iters: int = option(0, "training steps of the mesh stage (0: --iters)", check=between(0, 10**9))
+    lr_distance: float = option(0.02, "learning rate of the SDF values, in grid cells", check=between(0, 10))
+    lr_offset: float = option(
+        0.02, "learning rate of the vertex offsets (deformation), in half grid cells", check=between(0, 10)
+    )
+    coarse_sdf_grids: int = option(
         0,
-        "coarser lattices that move patches of the mesh as one, each half as fine as the one before",
+        "coarser grids added to the SDF values, each at half the resolution of the next finer one",
         check=between(0, 8),
-        fixed=True,
+        kept=DMTET.name,
     )
-    lr_lattices: float = option(0.03, "learning rate of each of them, in grid cells", check=between(0, 10))
+    lr_coarse_sdf: float = option(0.03, "learning rate of the coarse SDF grids, in grid cells", check=between(0, 10))
 
 
 @dataclass(frozen=True)
 class GuiConfig(Group):
-    """Window"""
+    """GUI"""
 
-    gui: bool = option(False, "open a window", unbuilt="the window")
-    radius: float = option(5.0, "distance of its camera", unbuilt="the window")
-    fovy: float = option(20.0, "its vertical field of view", unbuilt="the window")
-    light_theta: float = option(60.0, "its light, polar angle", unbuilt="the window")
-    light_phi: float = option(0.0, "its light, azimuth", unbuilt="the window")
-    max_spp: int = option(1, "samples it gathers on a pixel", unbuilt="the window")
-    angle_overhead: float = option(
-        30.0,
-        "",
-        refused="it had no effect in the peer; the overhead and bottom words of "
-        "the prompt come and go continuously with the polar angle",
-    )
-    angle_front: float = option(
-        60.0,
-        "",
-        refused="it had no effect in the peer; the front, side and back words of the "
-        "prompt are blended continuously with the azimuth",
-    )
-    dont_override_stuff: bool = option(False, "", refused="nothing overrides what you type, so it has nothing to do")
+    gui: bool = option(False, "open the viewer", unbuilt="the viewer")
+    radius: float = option(5.0, "camera distance in the viewer", unbuilt="the viewer")
+    fovy: float = option(20.0, "vertical field of view in the viewer", unbuilt="the viewer")
+    light_theta: float = option(60.0, "polar angle of the light in the viewer", unbuilt="the viewer")
+    light_phi: float = option(0.0, "azimuth of the light in the viewer", unbuilt="the viewer")
+    max_spp: int = option(1, "maximum samples per pixel in the viewer", unbuilt="the viewer")
 
 
+@dataclass(frozen=True)
+class Config:
+    """Every option, by group.
+
+    ``sources`` maps a flag's name to one of :data:`SOURCES`, and ``presets`` names those applied, in order; neither counts
+    when two configs are compared.
+    """
+
+    prompt: PromptConfig = PromptConfig()
+    data: DataConfig = DataConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
+    camera: CameraConfig = CameraConfig()
+    field: FieldConfig = FieldConfig()
+    render: RenderConfig = RenderConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    optim: OptimConfig = OptimConfig()
+    loss: LossConfig = LossConfig()
+    output: OutputConfig = OutputConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    dmtet: DmtetConfig = DmtetConfig()
+    gui: GuiConfig = GuiConfig()
+    sources: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    presets: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+
+    def value(self, flag: str) -> Any:
+        """The value of a flag by its name on the command line.
+
+        Raises:
+            KeyError: there is no such flag.
+        """
+        group, option = OPTIONS[flag]
+        return getattr(getattr(self, group), option.name)
+
+    def source(self, flag: str) -> str:
+        """Where the value of a flag came from."""
+        return self.sources.get(flag, "default")
+
+    def asked(self, flag: str) -> bool:
+        """Whether the user gave the value: on the command line or in a ``--file``."""
+        return self.source(flag) in ASKED
+
+    def items(self) -> Iterator[tuple[str, Any, str]]:
+        """(flag, value, source) of every option."""
+        for flag in OPTIONS:
+            yield flag, self.value(flag), self.source(flag)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First and last step of the schedule: ``--exp_start_iter`` and ``--exp_end_iter``, or the whole run."""
+        end = self.schedule.exp_end_iter
+        return self.schedule.exp_start_iter or 0, self.optim.iters if end is None else end
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages of the run, in their order."""
+        return self.dmtet.stages
+
+    @property
+    def trains(self) -> bool:
+        """Whether this run trains, rather than only writing images or a mesh of a finished one."""
+        return not (self.output.test or self.output.six_views)
+
+    @property
+    def starts_over(self) -> bool:
+        """Whether the run discards the checkpoints of its stages (``--ckpt scratch``)."""
+        return self.trains and self.runtime.ckpt == "scratch"
+
+
+# Group name -> class, read off the annotations of Config.
 GROUPS: dict[str, type[Group]] = {
-    "prompt": PromptConfig,
-    "data": DataConfig,
-    "guidance": GuidanceConfig,
-    "camera": CameraConfig,
-    "field": FieldConfig,
-    "render": RenderConfig,
-    "schedule": ScheduleConfig,
-    "optim": OptimConfig,
-    "loss": LossConfig,
-    "output": OutputConfig,
-    "runtime": RuntimeConfig,
-    "dmtet": DmtetConfig,
-    "gui": GuiConfig,
+    f.name: f.type for f in dataclasses.fields(Config) if isinstance(f.type, type) and issubclass(f.type, Group)
 }
+# Flag name -> (group name, field).
+OPTIONS: dict[str, tuple[str, Field]] = {flag_of(f): (group, f) for group, f in iterate(GROUPS)}
+# Flag name -> the stage whose first checkpoint fixes it for the workspace, or RUN for that of any stage.
+KEPT: dict[str, str] = {flag: field.metadata["kept"] for flag, (_, field) in OPTIONS.items() if field.metadata["kept"]}

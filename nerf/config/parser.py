@@ -1,6 +1,6 @@
 """How a dataclass becomes command-line flags: the field's metadata, its checks, the parser and the text of ``--help``.
 
-Nothing here knows a single flag (they are in ``nerf/config/groups.py``) and nothing imports torch: ``--help`` answers at once.
+The flags themselves are in ``nerf/config/groups.py``. Nothing here imports torch, so that ``--help`` is fast.
 """
 
 import argparse
@@ -18,7 +18,12 @@ from typing import Any
 
 from nerf.core.errors import UserError
 
-HELP_WIDTH = 118
+Field = dataclasses.Field[Any]
+
+HELP_WIDTH = 118  # columns of --help
+USAGE_WIDTH = 34  # columns of a flag and its values; a longer one has its help on the next line
+INDENT = USAGE_WIDTH + 2
+NEAR = 0.6  # similarity in [0, 1] from which a known word is suggested for an unknown one; difflib's own default
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,11 @@ def power_of_two(low: int, high: int) -> Check:
     return Check(lambda v: low <= v <= high and v & (v - 1) == 0, f"a power of two between {low} and {high}")
 
 
+def expected_words(words: list[str]) -> str:
+    """The end of the sentence "--flag must be ..." for a value that is one of some words."""
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+
+
 def option(
     default: Any,
     help: str,
@@ -63,24 +73,23 @@ def option(
     flag: str | None = None,
     choices: tuple[str, ...] | None = None,
     check: Check | None = None,
-    fixed: bool = False,
+    kept: str | None = None,
     unbuilt: str | tuple[str, ...] | None = None,
-    refused: str | None = None,
 ) -> Any:
     """A config field that is also a command-line flag.
 
     Args:
-        default: value if nothing else says; its field's annotation is the flag's type (a tuple takes several words).
+        default: value if no other source gives one; the field's annotation is the flag's type (a tuple takes several words).
         help: one line for ``--help``.
         flag: name on the command line if it is not the field's.
         choices: the words a str (or each word of a tuple of str) may take.
         check: a test of the value; None values are not tested.
-        fixed: a workspace keeps this value: a resumed run with another is stopped (see ``workspace.take_over``).
+        kept: the stage whose first checkpoint fixes the value for its workspace, or ``groups.RUN`` for that of any stage:
+            a resumed run that asks for another value is refused (see ``resolve.merge_kept_options``). None: never fixed.
         unbuilt: a str names the feature behind the flag that does not exist yet, a tuple the choices that do not.
-        refused: why a flag of the peer is not served at all; any value but the default is an error with this reason.
     """
-    metadata = {"help": help, "flag": flag, "choices": choices, "check": check, "fixed": fixed}
-    return dataclasses.field(default=default, metadata=metadata | {"unbuilt": unbuilt, "refused": refused})
+    metadata = {"help": help, "flag": flag, "choices": choices, "check": check, "kept": kept, "unbuilt": unbuilt}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -96,13 +105,13 @@ class Group:
             check_value(field, getattr(self, field.name))
 
 
-def flag_of(field: dataclasses.Field) -> str:
+def flag_of(field: Field) -> str:
     """The flag's name without dashes."""
-    return field.metadata["flag"] or field.name
+    return str(field.metadata["flag"] or field.name)
 
 
 def dashed(name: str) -> str:
-    """The flag as it is typed: ``-O`` and ``-O2`` as in the peer, ``--name`` otherwise."""
+    """The flag as it is typed: ``-O`` and ``-O2`` as in stable-dreamfusion, ``--name`` otherwise."""
     return f"-{name}" if name in ("O", "O2") else f"--{name}"
 
 
@@ -110,14 +119,15 @@ def dashed(name: str) -> str:
 class Kind:
     """What a field's annotation asks of the command line."""
 
-    scalar: type  # bool, int, float or str
+    scalar: Any  # bool, int, float or str
     count: int | None  # None: one word; 0: any number of words; n: exactly n words
     optional: bool  # None is allowed
 
 
-def kind_of(field: dataclasses.Field) -> Kind:
+def kind_of(field: Field) -> Kind:
     """Read ``int``, ``str | None``, ``tuple[float, float]`` or ``tuple[str, ...]`` off the annotation."""
-    annotation, optional = field.type, False
+    annotation: Any = field.type
+    optional = False
     if isinstance(annotation, types.UnionType):
         inner = [a for a in typing.get_args(annotation) if a is not types.NoneType]
         annotation, optional = inner[0], True
@@ -127,7 +137,7 @@ def kind_of(field: dataclasses.Field) -> Kind:
     return Kind(annotation, None, optional)
 
 
-def _is_a(value: Any, scalar: type) -> bool:
+def _is_a(value: Any, scalar: Any) -> bool:
     if scalar is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, scalar) and not (scalar is int and isinstance(value, bool))
@@ -136,7 +146,7 @@ def _is_a(value: Any, scalar: type) -> bool:
 _NOUNS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
 
 
-def check_value(field: dataclasses.Field, value: Any) -> None:
+def check_value(field: Field, value: Any) -> None:
     """Refuse a value of the wrong kind or range with one sentence."""
     kind, name, meta = kind_of(field), dashed(flag_of(field)), field.metadata
     if value is None and kind.optional:
@@ -155,11 +165,9 @@ def check_value(field: dataclasses.Field, value: Any) -> None:
         raise UserError(f"{name} must be {meta['check'].expected}, got {_shown(value)}")
 
 
-def refuse_unbuilt(field: dataclasses.Field, value: Any) -> None:
-    """Stop with a sentence if the value asks for something that does not exist yet, or never will."""
+def refuse_unbuilt(field: Field, value: Any) -> None:
+    """Raise a UserError if the value asks for something that does not exist yet."""
     meta, name = field.metadata, dashed(flag_of(field))
-    if meta["refused"] and value != field.default:
-        raise UserError(f"{name} is not served: {meta['refused']}")
     if isinstance(meta["unbuilt"], str) and value != field.default:
         raise UserError(f"{name}: {meta['unbuilt']} is not built yet; leave the flag out")
     if isinstance(meta["unbuilt"], tuple):
@@ -172,7 +180,7 @@ def refuse_unbuilt(field: dataclasses.Field, value: Any) -> None:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"; did you mean --x?"`` for the nearest known word, or nothing if none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=NEAR)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -206,14 +214,16 @@ def _number(word: str) -> float:
     return value
 
 
-_READERS = {int: _whole_number, float: _number, str: str}
+_READERS: dict[Any, Callable[[str], Any]] = {int: _whole_number, float: _number, str: str}
 
 
 class _Switch(argparse.Action):
     """``--flag`` and ``--no_flag`` for a bool."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, not option_string.startswith("--no_"))
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, not (option_string or "").startswith("--no_"))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -226,7 +236,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def iterate(groups: dict[str, type[Group]]) -> Iterator[tuple[str, dataclasses.Field]]:
+def iterate(groups: dict[str, type[Group]]) -> Iterator[tuple[str, Field]]:
     """(group name, field) of every option, in the order of ``--help``."""
     for name, group in groups.items():
         for field in fields(group):
@@ -267,8 +277,8 @@ def read_words(parser: argparse.ArgumentParser, words: list[str], known: list[st
     return {k: _unpacked(v) if isinstance(v, list) else v for k, v in vars(namespace).items()}
 
 
-def _unpacked(words: list) -> tuple:
-    """The words of a list, which may be separated by commas too."""
+def _unpacked(words: list[Any]) -> tuple[Any, ...]:
+    """The words of a list, which may also be separated by commas."""
     return tuple(part for word in words for part in (word.split(",") if isinstance(word, str) else (word,)))
 
 
@@ -293,7 +303,7 @@ def split_file(path: str) -> list[str]:
     return words
 
 
-def _usage_of(field: dataclasses.Field) -> str:
+def _usage_of(field: Field) -> str:
     flag, kind = flag_of(field), kind_of(field)
     if kind.scalar is bool:
         return dashed(flag)
@@ -303,7 +313,7 @@ def _usage_of(field: dataclasses.Field) -> str:
     return f"{dashed(flag)} {' '.join([noun] * (kind.count or 1))}{' ...' if kind.count == 0 else ''}"
 
 
-def _default_of(field: dataclasses.Field) -> str:
+def _default_of(field: Field) -> str:
     if field.default is None or field.default == "" or field.default is False:
         return ""
     return f" [{'on, see --no_' + flag_of(field) if field.default is True else _shown(field.default)}]"
@@ -313,18 +323,16 @@ def help_text(groups: dict[str, type[Group]], opening: str, closing: str) -> str
     """The whole of ``--help``: grouped, one entry per flag with its default in brackets; the same on every Python."""
     lines = [opening.rstrip()]
     for group in groups.values():
-        lines += ["", f"{group.__doc__.splitlines()[0]}"]
+        lines += ["", (group.__doc__ or "").splitlines()[0]]
         for field in fields(group):
             meta = field.metadata
-            if meta["refused"]:
-                continue
             note = " (not built yet)" if isinstance(meta["unbuilt"], str) else ""
             note = f" (not built yet: {', '.join(meta['unbuilt'])})" if isinstance(meta["unbuilt"], tuple) else note
-            text = textwrap.wrap(f"{meta['help']}{note}{_default_of(field)}", HELP_WIDTH - 36)
+            text = textwrap.wrap(f"{meta['help']}{note}{_default_of(field)}", HELP_WIDTH - INDENT)
             usage = f"  {_usage_of(field)}"
-            if len(usage) > 34:
+            if len(usage) > USAGE_WIDTH:
                 lines.append(usage)
                 usage = ""
-            lines.append(f"{usage:<36}{text[0]}")
-            lines += [f"{'':<36}{line}" for line in text[1:]]
+            lines.append(f"{usage:<{INDENT}}{text[0]}")
+            lines += [f"{'':<{INDENT}}{line}" for line in text[1:]]
     return "\n".join([*lines, "", closing.rstrip(), ""])

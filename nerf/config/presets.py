@@ -1,7 +1,8 @@
 """The presets in one table: flag -> value. A preset fills only what the user neither typed nor gave in a file.
 
-``O`` and ``O2`` are asked for; ``photographs`` comes with ``--data``; ``embedded`` when the guidance is the embedded
-prior. Later ones of a run go over earlier ones.
+``O`` and ``O2`` are flags; ``photographs`` applies with ``--data``, ``embedded`` when the guidance is the embedded prior, and
+those of a stage (``StageKind.presets``) in that stage alone. Later ones override earlier ones. How the numbers of the embedded
+prior were chosen is in docs/benchmarks/README.md.
 """
 
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     "O": {"fp16": True, "cuda_ray": True, "save_mesh": True},
     "O2": {"fp16": True, "backbone": "vanilla", "progressive_level": True, "lr_decay": 0.1, "save_mesh": True},
-    # Random rays against photographs: no diffusion model, so no latent warm-up, no blob to start from and real detail.
+    # Random rays from photographs: no diffusion model, so no latent warm-up and no initial blob; Adam as in Instant NGP.
     "photographs": {
         "cuda_ray": True,
         "iters": 3000,
@@ -29,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "H": 256,
         "dataset_size_test": 60,
     },
-    # Distillation from the embedded prior on a CPU: weak start, mild guidance, small grid; minutes, not hours.
+    # Distillation from the embedded prior on a CPU in minutes: low initial density, low guidance scale, small grid.
     "embedded": {
         "iters": 500,
         "batch_size": 4,
@@ -40,10 +41,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 8e-3,
         "lr_decay": 0.02,
         "ema_decay": 0.995,
-        # Strong guidance makes the shape, mild guidance at the end keeps the colours from going to their extremes.
+        # A high guidance scale forms the shape; a low one at the end prevents saturated colours.
         "guidance_scale": 8.0,
         "guidance_anneal": 0.8,
-        # A field of 64 cells cannot hold what the detail network shows: no truer on the whole, and a tenth more time.
+        # A hash grid of 64 cells cannot represent what the detail network adds: no better on average, and a tenth more time.
         "prior_detail": False,
         "t_range": (0.02, 0.98),
         "t_anneal": 0.8,
@@ -52,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "theta_range": (30.0, 105.0),
         "latent_iter_ratio": 0.0,
         "albedo_iter_ratio": 0.0,
-        # The prior never saw grey shading: it takes a textureless picture for fog of the wrong colour and clears it away.
+        # The prior was not trained on textureless renders: it treats one as fog of the wrong colour and removes the object.
         "textureless_ratio": 0.0,
         "lambda_entropy": 30.0,
         "bound": 0.6,
@@ -60,7 +61,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "blob_density": 4.5,
         "bg_radius": -1.0,
         "grid_levels": 6,
-        # Coarse cells carry what is seen of a shell into the core and the underside, which nobody sees: solid, not hollow.
+        # Coarse cells extend the density of the visible shell into the core and the underside: solid rather than hollow.
         "grid_coarsest": 8,
         "grid_finest": 64,
         "grid_log2": 17,
@@ -70,13 +71,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "H": 256,
         "dataset_size_test": 48,
         "mcubes_resolution": 128,
-        # Higher thresholds open undersides, lower ones thicken legs.
+        # Higher thresholds leave holes in undersides, lower ones thicken legs.
         "mesh_threshold": 7.0,
         "mesh_smooth": 1.5,
         "decimate_target": 20_000,
         "texture_size": 1024,
     },
-    # A surface from the first step on (Magic3D, sec. 4.2): little noise, no fog to fight, no latent warm-up.
+    # There is a surface from the first step on (Magic3D, sec. 4.2): low noise levels, no regularisers against fog, no latent
+    # warm-up.
     "dmtet": {
         "t_range": (0.02, 0.50),
         "latent_iter_ratio": 0.0,
@@ -102,16 +104,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_decay": 0.1,
         "lr_distance": 0.05,
     },
-    # The prior sees 64x64 pixels, averaged from a render of twice that. Lattices carry the surface to where the prior wants
-    # it (eaves, tiers, wings); its own points move by little more than what smooths them. A grid below 128 layers would
-    # round off what the NeRF already has.
+    # The prior sees 64x64 pixels, averaged from a render of twice that. The coarse SDF grids move whole parts of the surface
+    # (eaves, tiers, wings); the values of the fine grid change little beyond the smoothing. A grid below a resolution of 128
+    # loses detail that the NeRF has.
     "dmtet embedded": {
         "iters": 200,
         "batch_size": 4,
         "tet_grid_size": 128,
         "dmtet_reso_scale": 2.0,
-        # Much noise at first moves whole parts; little noise and the prior's details then draw the outlines. Mild guidance:
-        # a strong one thickens legs, and without any the house's eaves and the table came out less true.
+        # High noise levels move whole parts first; low ones with the detail network then refine the outlines. The guidance
+        # scale is low: a high one thickens legs, and 1 gave worse shapes of the house's eaves and the table.
         "t_range": (0.02, 0.85),
         "t_anneal": 0.85,
         "guidance_scale": 1.5,
@@ -119,19 +121,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "prior_detail": True,
         "lr": 1e-2,
         "lr_decay": 0.1,
-        "lattices": 3,
-        "lr_lattices": 0.03,
+        "coarse_sdf_grids": 3,
+        "lr_coarse_sdf": 0.03,
         "lr_distance": 0.01,
         "lr_offset": 0.01,
-        # Distillation pulls with thousands of pixels, so these are large.
+        # The gradient of distillation sums over thousands of pixels, so these weights are large.
         "lambda_mesh_normal": 60.0,
         "lambda_mesh_laplacian": 20.0,
     },
 }
 
-# What a stage changes, most general first: its own preset, then "stage preset" where the run has that preset.
-STAGE_PRESETS: dict[str, tuple[str, ...]] = {"dmtet": ("dmtet", "dmtet photographs", "dmtet embedded")}
-
+# What a preset is called in the log.
 REASONS: dict[str, str] = {
     "dmtet": "the mesh stage",
     "dmtet photographs": "the mesh stage of --data",

@@ -1,14 +1,17 @@
-"""The kinds of stage that a run can consist of, in their order; what depends on the kind is a field of its record.
+"""The kinds of stage that a run can consist of, in their order: whatever depends on the kind is a field of its record.
 
-Nobody else compares names or flags to find out which stage it is in.
+Other code reads these fields and never compares names or flags to find out which stage it is in.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from nerf.config.config import Config, for_stage
+if TYPE_CHECKING:
+    from nerf.config.groups import Config
 
 
 class Trouble(StrEnum):
@@ -24,25 +27,48 @@ class Trouble(StrEnum):
 class StageKind:
     """What is known of a stage before any option is read."""
 
-    name: str  # in flags, logs and the names of files
+    name: str  # in flags, logs and checkpoints
     noun: str  # what it trains, for sentences
+    file_prefix: str  # of the names of its checkpoints, pictures and videos, and of its TensorBoard run
     render_path: Literal["volume", "dmtet"]  # how its rays are rendered, see ``nerf.renderer.PATHS``
     photo_layout: Literal["rays", "image"]  # photographs as random rays, or whole and undistorted
     triangles: bool  # it has a surface of its own: mesh losses apply, normals of photographs too, no samples along rays
     starts_from: str | None  # the stage whose result it begins with, where there is one
+    presets: tuple[tuple[str, str | None], ...]  # (preset, preset of the run that it needs; None: always), general ones first
+    derived: Callable[["Config"], dict[str, Any]]  # flag -> value that the stage computes from other options
     restart: str  # flags that start it over
     fog: str  # what its half transparent pixels mean
     memory: str  # flags that lower the memory of a step
     remedies: Mapping[Trouble, str]  # what to try, with the parameters and rates that the stage has
 
+    def run_name(self, step: int) -> str:
+        """``df_step_00001000`` for step 1000, ``df_dmtet_step_00001000`` in the mesh stage."""
+        return f"{self.file_prefix}_step_{step:08d}"
+
+
+def _nothing(config: "Config") -> dict[str, Any]:
+    """Options that a stage takes as they are."""
+    return {}
+
+
+def _mesh_options(config: "Config") -> dict[str, Any]:
+    """The mesh stage renders larger and has its own number of steps; a fixed shape always shows its texture."""
+    mesh, camera = config.dmtet, config.camera
+    size = {flag: max(int(side * mesh.dmtet_reso_scale), 1) for flag, side in (("w", camera.w), ("h", camera.h))}
+    textureless = {"textureless_ratio": 0.0} if mesh.lock_geo else {}
+    return size | textureless | {"iters": mesh.dmtet_iters or config.optim.iters}
+
 
 NERF = StageKind(
     name="nerf",
     noun="scene",
+    file_prefix="df",
     render_path="volume",
     photo_layout="rays",
     triangles=False,
     starts_from=None,
+    presets=(),
+    derived=_nothing,
     restart="--ckpt scratch",
     fog="turned into fog",
     memory="--batch_size, --w and --h, --num_rays or --max_steps, or add --vram_O",
@@ -57,22 +83,35 @@ NERF = StageKind(
 DMTET = StageKind(
     name="dmtet",
     noun="mesh",
+    file_prefix="df_dmtet",
     render_path="dmtet",
     photo_layout="image",
     triangles=True,
     starts_from="nerf",
+    presets=(("dmtet", None), ("dmtet photographs", "photographs"), ("dmtet embedded", "embedded")),
+    derived=_mesh_options,
     restart="--dmtet --ckpt scratch",
     fog="broke into splinters",  # only its edges are half transparent
     memory="--batch_size, --w and --h or --dmtet_reso_scale, or add --vram_O",
     remedies={
-        Trouble.NOT_FINITE: "smaller --lr_distance, --lr_offset and --lr_lattices, a smaller --lr, --grad_clip 1, or --no_fp16",
-        Trouble.EMPTY: "smaller --lr_distance and --lr_lattices, a smaller --radius_range, or a larger start (--init_with)",
-        Trouble.FULL: "smaller --lr_distance and --lr_lattices, a larger --radius_range, or a smaller start (--init_with)",
+        Trouble.NOT_FINITE: "smaller --lr_distance, --lr_offset and --lr_coarse_sdf, smaller --lr, --grad_clip 1, or --no_fp16",
+        Trouble.EMPTY: "smaller --lr_distance and --lr_coarse_sdf, a smaller --radius_range, or a larger start (--init_with)",
+        Trouble.FULL: "smaller --lr_distance and --lr_coarse_sdf, a larger --radius_range, or a smaller start (--init_with)",
         Trouble.FOG: "smaller --lr_distance and --lr_offset, or a larger --lambda_mesh_normal",
     },
 )
 
 STAGE_KINDS: dict[str, StageKind] = {kind.name: kind for kind in (NERF, DMTET)}
+FIRST = NERF  # the stage of a run that does not name any
+
+_RUN_NAME = re.compile(r"(df(?:_[a-z]+)?)_step_(\d{8,})")
+_BY_PREFIX = {kind.file_prefix: kind for kind in STAGE_KINDS.values()}
+
+
+def parse_run_name(path: str | Path) -> tuple[StageKind, int] | None:
+    """The stage and the step in a file's name (:meth:`StageKind.run_name` and a suffix), None if it has none."""
+    match = _RUN_NAME.fullmatch(Path(path).stem)
+    return (_BY_PREFIX[match[1]], int(match[2])) if match and match[1] in _BY_PREFIX else None
 
 
 @dataclass(frozen=True)
@@ -80,14 +119,9 @@ class Stage:
     """One stage of a run: its kind, and the options as it sees them."""
 
     kind: StageKind
-    config: Config
+    config: "Config"
 
     @property
     def name(self) -> str:
         """Name in flags, logs and files."""
         return self.kind.name
-
-
-def make_stage(config: Config, name: str) -> Stage:
-    """The stage of a run with these options."""
-    return Stage(STAGE_KINDS[name], for_stage(config, name))

@@ -1,4 +1,4 @@
-"""What ends a run with a sentence and an exit code: bad input (2), a run that diverged (1), a signal (130, 143)."""
+"""Exceptions that end a run with a message and an exit code: bad input (2), divergence (1), a signal (130, 143)."""
 
 
 class UserError(ValueError):
@@ -6,20 +6,20 @@ class UserError(ValueError):
 
 
 class DivergenceError(RuntimeError):
-    """Training went somewhere from which it does not come back; the message says what was seen and what to try."""
+    """Training diverged; the message says what was observed and what to try."""
 
 
 class Stopped(Exception):
-    """The run was asked to stop by a signal, and everything is saved.
+    """A signal stopped the run, after it saved a checkpoint.
 
     Attributes:
         exit_code: 130 after Ctrl-C, 143 after SIGTERM, as shells expect.
     """
 
-    def __init__(self, number: int):
+    def __init__(self, number: int) -> None:
         super().__init__(f"stopped by signal {number}")
         self.exit_code = 128 + number
 
 
 class ExportError(UserError):
-    """There is no mesh to write, and why: an empty, solid or broken field, or a mesh that is wrong."""
+    """No mesh can be written, for the reason in the message: an empty, solid or invalid field, or an invalid mesh."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written to a temporary name beside the target, then renamed over it."""
+"""Atomic file writes (a temporary file beside the target, renamed over it) and JSON."""
 
 import json
 import os
@@ -9,16 +9,16 @@ from typing import Any
 from nerf.core.errors import UserError
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None], durable: bool = False) -> Path:
+def write_atomically(path: str | Path, write: Callable[[Path], object], durable: bool = False) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, then rename it; a failed write leaves nothing behind.
 
     Args:
         path: the file to make or to replace; its folder is made if need be.
-        write: gets the temporary name, which has the suffix of ``path``.
-        durable: the bytes are on the disk before the name is, so that a power cut leaves the old file or the new one.
+        write: receives the temporary path, which has the suffix of ``path``.
+        durable: sync the bytes before the rename, so that a power failure leaves either the old file or the new one.
 
     Raises:
-        OSError: the folder cannot be made or written to, or the disk is full; the old file is as it was. It names ``path``.
+        OSError: the folder cannot be made or written to, or the disk is full; the old file is unchanged. It names ``path``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,8 +30,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], None], durable: b
         os.replace(temporary, path)
         if durable:
             _sync_folder(path.parent)
-    except OSError as error:  # a full disk names no file, others the temporary one
-        if error.errno is None:  # a library's own, with a sentence that says all
+    except OSError as error:  # the error of a full disk names no file, others name the temporary one
+        if error.errno is None:  # raised by a library, with a complete message
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
@@ -54,7 +54,7 @@ def read_json(path: str | Path, hint: str) -> Any:
 
     Args:
         path: the file.
-        hint: what the user can do if it is broken; the end of the sentence.
+        hint: what the user can do if it is broken; the end of the message.
 
     Raises:
         UserError: the file cannot be read or is not JSON.
@@ -68,13 +68,13 @@ def read_json(path: str | Path, hint: str) -> Any:
 
 
 def _sync(path: Path) -> None:
-    """Have the system write a file's bytes to the disk now."""
+    """Write a file's bytes to the disk now."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:
-    """The same for a rename inside a folder, where the system knows folders as files (not Windows)."""
+    """Write a rename inside a folder to the disk now; only where folders can be opened (not Windows)."""
     if os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)

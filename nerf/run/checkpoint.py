@@ -1,7 +1,7 @@
-"""Checkpoints: one safetensors file each, with JSON in its header, never half written and never executed.
+"""Checkpoints: one safetensors file each, with JSON in its header, written atomically and never executed.
 
 A checkpoint is a tree (nested dicts with text keys) whose leaves are tensors or plain JSON values, and a flat ``meta``.
-Tensors lie in the file under their path ("model/field.encoder.embeddings"); everything else is JSON in the header.
+Tensors are stored under their path ("model/field.encoder.embeddings"); everything else is JSON in the header.
 """
 
 import _codecs
@@ -20,16 +20,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nerf.config.groups import STAGES
+from nerf.config.stages import FIRST, STAGE_KINDS, parse_run_name
 from nerf.core.errors import UserError
 from nerf.core.files import write_atomically
+from nerf.run.distributed import is_main
 
-FORMAT = 1
+FORMAT = 2  # of what a checkpoint holds; raised when names or meanings in it change
 HEADER_KEY = "somnia"
 SEPARATOR = "/"
-_NAME = re.compile(r"df_(?:([a-z]+)_)?step_(\d{8,})\.safetensors")
-FIRST_STAGE = STAGES[0]
-PEER_SUFFIXES = (".pth", ".pt", ".ckpt")
+SUFFIX = ".safetensors"
+PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt")  # of checkpoints of stable-dreamfusion
+PICKLE_STAGE = "stable-dreamfusion"  # "stage" in the meta of such a checkpoint
 BROKEN_PICKLE = (
     OSError,
     RuntimeError,
@@ -42,21 +43,21 @@ BROKEN_PICKLE = (
     AssertionError,
     OverflowError,
     struct.error,
-)  # what reading raises on bytes that are no pickle, or half of one
+)  # what torch.load raises on bytes that are no pickle, or a truncated one
 
 
-def run_name(step: int, stage: str = FIRST_STAGE) -> str:
-    """``df_step_00001000`` for step 1000, ``df_dmtet_step_00001000`` in a stage after the first."""
-    return f"df_{'' if stage == FIRST_STAGE else stage + '_'}step_{step:08d}"
+def run_name(step: int, stage: str = FIRST.name) -> str:
+    """``df_step_00001000`` for step 1000, ``df_dmtet_step_00001000`` in the mesh stage."""
+    return STAGE_KINDS[stage].run_name(step)
 
 
-def file_name(step: int, stage: str = FIRST_STAGE) -> str:
+def file_name(step: int, stage: str = FIRST.name) -> str:
     """The checkpoint's name, :func:`run_name` and ``.safetensors``."""
-    return f"{run_name(step, stage)}.safetensors"
+    return run_name(step, stage) + SUFFIX
 
 
 def save(path: str | Path, tensors: dict[str, Any], meta: dict[str, Any]) -> Path:
-    """Write a checkpoint; until it is complete and on the disk, the name does not exist (or is still the old file).
+    """Write a checkpoint atomically: its name appears once it is complete and synced. Other ranks than 0 write nothing.
 
     Args:
         path: the file.
@@ -65,9 +66,11 @@ def save(path: str | Path, tensors: dict[str, Any], meta: dict[str, Any]) -> Pat
         meta: plain JSON values; "stage" and "step" are expected by the trainer.
 
     Raises:
-        UserError: it cannot be written (disk full, no permission); whatever was there before is untouched.
+        UserError: it cannot be written (disk full, no permission); a file of that name is unchanged.
         TypeError: a key or a leaf is of another kind.
     """
+    if not is_main():
+        return Path(path)
     flat: dict[str, Tensor] = {}
     plain = _flatten(tensors, "", flat)
     header = {HEADER_KEY: json.dumps({"format": FORMAT, "meta": meta, "plain": plain})}
@@ -75,15 +78,15 @@ def save(path: str | Path, tensors: dict[str, Any], meta: dict[str, Any]) -> Pat
         return write_atomically(path, lambda temporary: save_file(flat, temporary, header), durable=True)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"checkpoint {path} could not be written: {error}; the checkpoints before it are whole. "
-            "Make room (or choose another --workspace) and start again: the run goes on from the newest one"
+            f"checkpoint {path} could not be written: {error}; earlier checkpoints are intact. "
+            "Free some space (or choose another --workspace) and start again: the run resumes from the newest one"
         ) from error
 
 
 def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a checkpoint back as the ``(tensors, meta)`` given to :func:`save`, tensors on the CPU.
 
-    A file of the peer (``.pth``, ``.pt``, ``.ckpt``) is read by :func:`read_peer_checkpoint`.
+    A file of stable-dreamfusion (``.pth``, ``.pt``, ``.ckpt``) is read by :func:`read_pickle`.
 
     Raises:
         UserError: there is no such file, it is truncated, corrupt, not a checkpoint, or of another format.
@@ -91,8 +94,8 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; --ckpt latest takes the newest one, --ckpt scratch none")
-    if path.suffix in PEER_SUFFIXES:
-        return read_peer_checkpoint(path)
+    if path.suffix in PICKLE_SUFFIXES:
+        return read_pickle(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = (file.metadata() or {}).get(HEADER_KEY)
@@ -119,34 +122,41 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return json.loads((file.metadata() or {})[HEADER_KEY])["meta"]
+            meta: dict[str, Any] = json.loads((file.metadata() or {})[HEADER_KEY])["meta"]
+            return meta
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"checkpoint {path} is damaged ({error}); {_way_out(Path(path))}") from None
 
 
 def stage_of(path: str | Path) -> str | None:
-    """The stage that a checkpoint's name tells, None if it is no checkpoint's name."""
-    match = _NAME.fullmatch(Path(path).name)
-    return (match[1] or FIRST_STAGE) if match else None
+    """The stage in a checkpoint's name, None if it is no checkpoint's name."""
+    found = _parse_name(Path(path))
+    return None if found is None else found[0]
 
 
-def steps(folder: str | Path, stage: str = FIRST_STAGE) -> list[tuple[int, Path]]:
+def _parse_name(path: Path) -> tuple[str, int] | None:
+    """Stage and step in a checkpoint's name."""
+    found = parse_run_name(path) if path.suffix == SUFFIX else None
+    return None if found is None else (found[0].name, found[1])
+
+
+def steps(folder: str | Path, stage: str = FIRST.name) -> list[tuple[int, Path]]:
     """(step, path) of every checkpoint of a stage in a folder, oldest first, ordered by step and not by name."""
     folder = Path(folder)
-    names = [(p, _NAME.fullmatch(p.name)) for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted((int(match[2]), path) for path, match in names if match and (match[1] or FIRST_STAGE) == stage)
+    names = [(path, _parse_name(path)) for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted((found[1], path) for path, found in names if found is not None and found[0] == stage)
 
 
-def latest(folder: str | Path, stage: str = FIRST_STAGE) -> Path | None:
+def latest(folder: str | Path, stage: str = FIRST.name) -> Path | None:
     """A stage's checkpoint with the highest step, or None if the folder has none or does not exist."""
     found = steps(folder, stage)
     return found[-1][1] if found else None
 
 
-def resolve(folder: str | Path, ckpt: str, stage: str = FIRST_STAGE) -> Path | None:
-    """The file that ``--ckpt`` means for a stage in a checkpoints folder; None: start from nothing.
+def resolve(folder: str | Path, ckpt: str, stage: str = FIRST.name) -> Path | None:
+    """The file that ``--ckpt`` selects for a stage in a checkpoints folder; None: there is none, or ``scratch``.
 
-    ``best`` is the newest one too: the peer's best was always its last, and distillation has no score to rank by.
+    ``best`` is also the newest one: in stable-dreamfusion it always was, and distillation has no metric to rank by.
 
     Raises:
         UserError: ``ckpt`` is a path and there is no such file.
@@ -160,8 +170,10 @@ def resolve(folder: str | Path, ckpt: str, stage: str = FIRST_STAGE) -> Path | N
     return Path(ckpt)
 
 
-def prune(folder: str | Path, keep: int, stage: str = FIRST_STAGE) -> None:
-    """Remove all but the newest ``keep`` checkpoints of a stage, and what an interrupted write left behind."""
+def prune(folder: str | Path, keep: int, stage: str = FIRST.name) -> None:
+    """Remove all but the newest ``keep`` checkpoints of a stage and the leftovers of interrupted writes (on rank 0)."""
+    if not is_main():
+        return
     for _, path in steps(folder, stage)[: -keep or None]:
         path.unlink(missing_ok=True)
     for path in Path(folder).glob(".df_*step_*"):
@@ -174,11 +186,11 @@ def require_stage(meta: dict[str, Any], stage: str, path: str | Path) -> None:
     Raises:
         UserError: it belongs to another.
     """
-    theirs = meta.get("stage")
+    theirs, kind = meta.get("stage"), STAGE_KINDS[stage]
     if theirs != stage:
-        other = f", or add --stages {theirs} for that one" if theirs in STAGES else ""
-        other += "; --init_with starts a mesh from a NeRF" if (theirs, stage) == (FIRST_STAGE, "dmtet") else ""
-        raise UserError(f"checkpoint {path} is of stage {theirs!r}; this is stage {stage!r}, give one of that{other}")
+        other = f", or add --stages {theirs} to use this one" if theirs in STAGE_KINDS else ""
+        other += f"; --init_with starts a {kind.noun} from it" if theirs is not None and theirs == kind.starts_from else ""
+        raise UserError(f"checkpoint {path} is of stage {theirs!r}, this is stage {stage!r}; give one of this stage{other}")
 
 
 def load_module(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
@@ -201,12 +213,12 @@ def load_module(module: nn.Module, state: dict[str, Tensor], path: str | Path) -
     module.load_state_dict(state)
 
 
-def read_peer_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_pickle(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a pickled checkpoint of stable-dreamfusion through an allow-list of harmless classes; nothing is executed.
 
     Returns:
         ``(tensors, meta)`` as :func:`load` does: "model", and "ema", "optimizer" and others if it has them;
-        meta holds its "epoch" and "step", and stage "peer".
+        meta holds its "epoch" and "step", and :data:`PICKLE_STAGE` as its stage.
 
     Raises:
         UserError: the file names anything that is not on the list, is damaged, or holds no model.
@@ -224,12 +236,12 @@ def read_peer_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, An
         raise UserError(f"{path} holds a {type(content).__name__} and not a checkpoint; nothing was loaded")
     if "model" not in content:
         content = {"model": content.get("state_dict", content)}
-    meta = {"stage": "peer", "step": int(content.get("global_step", 0)), "epoch": int(content.get("epoch", 0))}
+    meta = {"stage": PICKLE_STAGE, "step": int(content.get("global_step", 0)), "epoch": int(content.get("epoch", 0))}
     return {key: value for key, value in content.items() if isinstance(value, dict)}, meta
 
 
-def _harmless() -> list:
-    """What a peer's checkpoint may name beside tensors: small numpy arrays under both of their module names."""
+def _harmless() -> list[Any]:
+    """What a pickled checkpoint may name beside tensors: small numpy arrays under both of their module names."""
     names, modules = ("_reconstruct", "scalar"), ("core", "_core")
     pairs = [(getattr(multiarray, name), f"numpy.{module}.multiarray.{name}") for name in names for module in modules]
     kinds = [np.float32, np.float64, np.int64, np.int32, np.bool_, np.uint8]
@@ -266,10 +278,11 @@ def _unflatten(tree: dict[str, Any], flat: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _way_out(path: Path) -> str:
-    """What to do about a damaged file: the checkpoint before it, if there is one."""
+    """What to do about a damaged file: use the checkpoint before it, if there is one."""
     stage = stage_of(path)
     if stage is None:
         return "give another file"
     others = [p for _, p in steps(path.parent, stage) if p != path]
-    again = "start over with --ckpt scratch" if stage == FIRST_STAGE else f"start this stage over with --{stage} --ckpt scratch"
-    return f"give --ckpt or --init_with the one before it, {others[-1]}" if others else again
+    if others:
+        return f"give --ckpt or --init_with the one before it, {others[-1]}"
+    return f"start this stage over with {STAGE_KINDS[stage].restart}"

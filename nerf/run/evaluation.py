@@ -1,6 +1,7 @@
 """Rendering and export for people: previews, validation, turntables, six views, metrics of held-out photographs, the mesh.
 
 Everything here runs without gradients; the trainer puts the averaged weights into the model before.
+Of several processes only rank 0 renders and writes; the others get None, or no metrics.
 """
 
 from dataclasses import replace
@@ -20,6 +21,7 @@ from nerf.mesh.mesh import Mesh
 from nerf.renderer import NeRFRenderer
 from nerf.run import metrics
 from nerf.run.checkpoint import run_name
+from nerf.run.distributed import main_only
 from nerf.run.logger import Report
 from nerf.run.workspace import has_later_stage
 from nerf.training.sources import RunInfo
@@ -67,14 +69,16 @@ class Evaluator:
             return outputs[0]
         return replace(join_records(outputs, torch.cat), shape=(len(views), views.height, views.width))
 
-    def show_guidance(self, debug: dict[str, Tensor], step: int) -> Path:
+    @main_only(lambda: None)
+    def show_guidance(self, debug: dict[str, Tensor], step: int) -> Path | None:
         """Write ``guidance/step_#######.png``: a row of views for each name -> [B, 3, H, W] of ``debug``."""
         rows = [picture.permute(1, 2, 0) for pictures in debug.values() for picture in pictures.float().cpu().clamp(0, 1)]
         captions = [name for name, pictures in debug.items() for _ in pictures]
         sheet = images.contact_sheet(rows, columns=len(next(iter(debug.values()))), captions=captions)
         return images.write_png(self.workspace / "guidance" / f"step_{step:07d}.png", sheet)
 
-    def preview(self, step: int) -> Path:
+    @main_only(lambda: None)
+    def preview(self, step: int) -> Path | None:
         """Four small views side by side, ``validation/df_step_########_preview.png``."""
         size = min(PREVIEW_SIZE, self.config.output.H)
         out = self.render(self._show_views(PREVIEW_VIEWS, size, size))
@@ -82,6 +86,7 @@ class Evaluator:
         images.write_png(path, np.concatenate(list(_pictures(out)), axis=1))
         return path
 
+    @main_only(dict)
     def validate(self, step: int) -> dict[str, float]:
         """Write validation pictures; returns PSNR and SSIM where photographs were held out."""
         if self.held_out:
@@ -92,6 +97,7 @@ class Evaluator:
             self._write_frame("validation", f"{run_name(step, self.stage.name)}_{i + 1:04d}", self.render(views[i]))
         return {}
 
+    @main_only(dict)
     def test(self, step: int) -> dict[str, float]:
         """Write the turntable (or the six views) to ``results/``; returns the metrics of held-out photographs."""
         output = self.config.output
@@ -105,7 +111,8 @@ class Evaluator:
             self._write_turntable(name)
         return self._measure("test", step) if "test" in self.held_out else {}
 
-    def save_mesh(self, run: RunInfo) -> export.ExportReport:
+    @main_only(lambda: None)
+    def save_mesh(self, run: RunInfo) -> export.ExportReport | None:
         """Extract the surface (or take that of the mesh stage), clean, unwrap, bake and write it to ``mesh/``.
 
         A stage that is exported again after a later one has run writes to ``mesh_<stage>/``. Files that an earlier export with

@@ -1,8 +1,8 @@
-"""What a run tells people and programs: log lines, progress, scalars, and the result.
+"""What a run prints and writes about itself: log lines, progress, scalars, and the result.
 
-In the workspace: ``log_df.txt`` (every line said), ``metrics.jsonl`` (one JSON object a line), ``run/df`` (TensorBoard,
-if it is installed) and ``result.json``. On the screen, all on stderr: the lines, and a bar on a terminal or a line now
-and then without one.
+In the workspace: ``log_df.txt`` (every line), ``metrics.jsonl`` (one JSON object a line), ``run/df`` (TensorBoard, if it is
+installed) and ``result.json``. On the screen, all on stderr: the lines, and a progress bar on a terminal or a line every few
+seconds without one. Of several processes only rank 0 prints and writes.
 """
 
 import json
@@ -11,64 +11,82 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TextIO
 
 from torch import Tensor
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
-from nerf.config.config import Config, describe
+from nerf.config.stages import FIRST, StageKind
 from nerf.core.files import write_atomically, write_json
-from nerf.run.checkpoint import FIRST_STAGE
+from nerf.run.distributed import is_main
 
 SCALAR_STEPS = 10  # reading a loss stalls CUDA, so terms are read back once in so many steps
 LINE_SECONDS = 10.0  # without a terminal: a line of progress this often
-LOGGER = "somnia"  # every room of the house logs below it
+TINY = 1e-9  # seconds, or steps per second: keeps divisions finite
+LOGGER = "somnia"  # parent of the loggers of all modules
 
 
 class Report:
     """The one place where a run writes and prints; use it in a ``with`` block, or ``close`` it.
 
     Args:
-        workspace: its folder, which exists.
-        config: the frozen options; the log opens with where they came from. None: nothing to tell of them.
-        terminal: draw a bar; None asks stderr whether it is a terminal.
+        workspace: its folder.
+        lines: the first lines of the log, such as those of a run plan.
+        terminal: draw a progress bar; None asks stderr whether it is a terminal.
+        hold: print lines but write no file until :meth:`open` is called; the lines up to then are written there.
     """
 
-    def __init__(self, workspace: str | Path, config: Config | None = None, terminal: bool | None = None):
+    def __init__(
+        self, workspace: str | Path, lines: Sequence[str] = (), terminal: bool | None = None, hold: bool = False
+    ) -> None:
         self.workspace = Path(workspace)
         self.terminal = sys.stderr.isatty() if terminal is None else terminal
         self.results: dict[str, Any] = {}
-        self._log_file = open(self.workspace / "log_df.txt", "a", encoding="utf-8")  # noqa: SIM115
-        self._metrics_file = None
+        self.stage: StageKind = FIRST
+        self._main = is_main()
+        self._held: list[str] = []
+        self._log_file: TextIO | None = None
+        self._metrics_file: TextIO | None = None
         self._bar: tqdm | None = None
-        self._board = None
-        self.stage = FIRST_STAGE
+        self._board: Any = None
         self._next_step = 0  # the first step that this process takes, or would take
         self._rate: _Rate | None = None
         self._handler = _Handler(self)
         logging.getLogger(LOGGER).addHandler(self._handler)
         logging.getLogger(LOGGER).setLevel(logging.INFO)
-        for line in describe(config) if config is not None else ():
+        if not hold:
+            self.open()
+        for line in lines:
             self.log(line)
 
     def __enter__(self) -> "Report":
         return self
 
-    def __exit__(self, kind, error: BaseException | None, trace) -> None:
-        """Close; what ended the run goes into ``log_df.txt`` alone, as whoever catches it says it on the screen."""
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close; the exception goes into ``log_df.txt`` alone, as the caller prints it."""
         if error is not None:
-            with suppress(OSError):  # a full disk has a sentence of its own
+            with suppress(OSError):  # a full disk has a message of its own
                 self._keep(f"ended by {type(error).__name__}: {error}")
         self.close()
 
-    def begin_stage(self, stage: str) -> None:
-        """From here on steps count in another stage of the run; the bar, the metrics and TensorBoard follow."""
+    def open(self) -> None:
+        """Open ``log_df.txt`` in the folder, which exists by now, and write the lines so far; a second call does nothing."""
+        if self._log_file is not None or not self._main:
+            return
+        self._log_file = open(self.workspace / "log_df.txt", "a", encoding="utf-8")  # noqa: SIM115
+        held, self._held = self._held, []
+        for line in held:
+            self._write_line(line)
+
+    def begin_stage(self, stage: StageKind) -> None:
+        """Count the following steps in another stage of the run; the bar, the metrics and TensorBoard follow."""
         if stage == self.stage:
             return
-        self.log(f"stage {stage}")
+        self.log(f"stage {stage.name}")
         self._close_stage()
         self.stage = stage
 
@@ -79,29 +97,42 @@ class Report:
         self._bar = self._metrics_file = self._board = self._rate = None
 
     def log(self, line: str) -> None:
-        """Say one line, on the screen and in ``log_df.txt`` with the time."""
-        self._keep(line)
-        tqdm.write(line, file=sys.stderr)
+        """Print one line, and write it to ``log_df.txt`` with the time."""
+        if self._main:
+            self._keep(line)
+            tqdm.write(line, file=sys.stderr)
 
     def _keep(self, line: str) -> None:
-        """Write one line to ``log_df.txt`` with the time, past all buffers: what a full disk refuses is not tried again."""
-        os.write(self._log_file.fileno(), f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode())
+        """Write one line to ``log_df.txt`` with the time, or hold it until the file is open."""
+        if not self._main:
+            return
+        stamped = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n"
+        if self._log_file is None:
+            self._held.append(stamped)
+        else:
+            self._write_line(stamped)
+
+    def _write_line(self, stamped: str) -> None:
+        """Write past all buffers: what a full disk refuses is not tried again on closing."""
+        assert self._log_file is not None
+        os.write(self._log_file.fileno(), stamped.encode())
 
     def scalars(self, step: int, terms: Mapping[str, Tensor | float], total: int) -> None:
         """Take the named scalars of a training step; every :data:`SCALAR_STEPS` they are read and written.
 
         Args:
-            step: 1-based number of the step just taken; the first one seen is where a resumed run goes on.
+            step: 1-based number of the step just taken; the first one is where a resumed run continues.
             terms: scalars; 0-d tensors on any device are read only when they are written.
             total: steps of the run.
         """
-        if self._rate is None:
-            self._start(step, total)
-        self._rate.tick(step)
+        if not self._main:
+            return
+        rate = self._rate = self._rate or self._start(step, total)
+        rate.tick(step)
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
         due = step % SCALAR_STEPS == 0 or step == total
-        late = self._bar is None and self._rate.line_is_due(step == total)
+        late = self._bar is None and rate.line_is_due(step == total)
         if not (due or late):
             return
         values = {name: float(value) for name, value in terms.items()}
@@ -111,63 +142,70 @@ class Report:
         if self._bar is not None:
             self._bar.set_postfix_str(shown)
         elif late:
-            self.log(f"step {step}/{total} {self._rate.text(total - step)} {shown}")
+            self.log(f"step {step}/{total} {rate.text(total - step)} {shown}")
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Say and write measured values, such as the PSNR of held-out photographs."""
-        if not values:
+        """Print and write measured values, such as the PSNR of held-out photographs."""
+        if not values or not self._main:
             return
         self.log(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
         self._open_metrics(step + 1)
         self._write(step, {f"eval/{name}": float(value) for name, value in values.items()})
 
     def result(self, **values: Any) -> Path:
-        """Add to ``result.json`` what the run came to; the file always holds everything said so far.
+        """Add values to ``result.json``; the file always holds all values so far.
+
+        Returns:
+            Its path.
 
         Raises:
             OSError: it cannot be written.
         """
         self.results |= {name: _finite(value) for name, value in values.items()}
-        return write_json(self.workspace / "result.json", self.results)
+        path = self.workspace / "result.json"
+        return write_json(path, self.results) if self._main else path
 
     def close(self) -> None:
         """End the bar and close every file; may be called twice."""
         logging.getLogger(LOGGER).removeHandler(self._handler)
         self._close_stage()
-        self._log_file.close()
+        if self._log_file is not None:
+            self._log_file.close()
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 
-    def _start(self, step: int, total: int) -> None:
-        """The first training step of this process: open the files where an earlier one left off, and start the bar."""
+    def _start(self, step: int, total: int) -> "_Rate":
+        """The first training step of this process: open the metrics where an earlier process stopped, and start the bar."""
         self._open_metrics(step)
-        self._rate = _Rate()
         if self.terminal:
             self._bar = tqdm(total=total, initial=step - 1, unit="it", dynamic_ncols=True, file=sys.stderr)
+        return _Rate()
 
-    def _open_metrics(self, next_step: int) -> None:
-        """Open ``metrics.jsonl``; what an interrupted process wrote about ``next_step`` and later goes."""
+    def _open_metrics(self, next_step: int) -> TextIO:
+        """Open ``metrics.jsonl`` without the rows that an interrupted process wrote about ``next_step`` and later."""
         if self._metrics_file is not None:
-            return
+            return self._metrics_file
         self._next_step = next_step
         path = self.workspace / "metrics.jsonl"
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _stands(line, self.stage, next_step)]
+            kept = [line for line in lines if _remains(line, self.stage.name, next_step)]
             text = "".join(f"{line}\n" for line in kept)
             write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         self._metrics_file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        return self._metrics_file
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         row = {"step": step, "time": round(time.time(), 3)} | {name: _finite(value) for name, value in values.items()}
-        row |= {} if self.stage == FIRST_STAGE else {"stage": self.stage}
-        self._metrics_file.write(json.dumps(row) + "\n")
-        self._metrics_file.flush()
+        row |= {} if self.stage.starts_from is None else {"stage": self.stage.name}
+        file = self._open_metrics(step)
+        file.write(json.dumps(row) + "\n")
+        file.flush()
         board = self._tensorboard()
         for name, value in values.items() if board is not None else ():
             board.add_scalar(name, value, step)
 
-    def _tensorboard(self):
+    def _tensorboard(self) -> Any:
         """The TensorBoard writer, made when first needed; None where it is not installed."""
         if self._board is None:
             try:
@@ -175,27 +213,27 @@ class Report:
             except ImportError:
                 self._board = _Nothing()
             else:
-                name = "df" if self.stage == FIRST_STAGE else f"df_{self.stage}"
-                self._board = SummaryWriter(str(self.workspace / "run" / name), purge_step=self._next_step)
+                folder = self.workspace / "run" / self.stage.file_prefix
+                self._board = SummaryWriter(str(folder), purge_step=self._next_step)
         return None if isinstance(self._board, _Nothing) else self._board
 
 
 class _Nothing:
-    """Stands where TensorBoard is not installed, so that it is looked for once."""
+    """A placeholder where TensorBoard is not installed, so that it is imported only once."""
 
     def close(self) -> None:
         """Nothing was opened."""
 
 
 class _Handler(logging.Handler):
-    """Passes what the rooms of the house log on to the report."""
+    """Passes the records of other modules' loggers on to the report."""
 
-    def __init__(self, report: Report):
+    def __init__(self, report: Report) -> None:
         super().__init__(logging.INFO)
         self.report = report
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say the record's message; warnings say that they are."""
+        """Log the record's message, with its level if that is a warning or worse."""
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         self.report.log(prefix + record.getMessage())
 
@@ -203,13 +241,13 @@ class _Handler(logging.Handler):
 class _Rate:
     """Steps per second over this process, and whether a line about it is due."""
 
-    def __init__(self):
-        self.began = self.last_line = time.monotonic()
+    def __init__(self) -> None:
+        self.started = self.last_line = time.monotonic()
         self.first: int | None = None
         self.step = 0
 
     def tick(self, step: int) -> None:
-        """Take note of a step."""
+        """Count a step."""
         self.first = step - 1 if self.first is None else self.first
         self.step = step
 
@@ -223,15 +261,15 @@ class _Rate:
 
     def text(self, left: int) -> str:
         """ "3.2 it/s, 01:20 left"."""
-        rate = (self.step - self.first) / max(time.monotonic() - self.began, 1e-9)
-        return f"{rate:.2f} it/s, {tqdm.format_interval(left / max(rate, 1e-9))} left"
+        rate = (self.step - (self.first or 0)) / max(time.monotonic() - self.started, TINY)
+        return f"{rate:.2f} it/s, {tqdm.format_interval(left / max(rate, TINY))} left"
 
 
-def _stands(line: str, stage: str, next_step: int) -> bool:
-    """Whether a line of ``metrics.jsonl`` is of another stage or of a step before ``next_step``; a cut one is neither."""
+def _remains(line: str, stage: str, next_step: int) -> bool:
+    """Whether a line of ``metrics.jsonl`` is of another stage or of a step before ``next_step``; a truncated one is not."""
     try:
         row = json.loads(line)
-        return row.get("stage", FIRST_STAGE) != stage or row["step"] < next_step
+        return bool(row.get("stage", FIRST.name) != stage or row["step"] < next_step)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
         return False
 

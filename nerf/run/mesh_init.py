@@ -1,6 +1,6 @@
 """What the mesh stage starts from: a NeRF of this program or the peer, a mesh file, silhouettes, or a ball.
 
-``adopt`` takes over, before anything is built, the options that the start was made with; ``begin`` fills the built model.
+``read_start`` reads, before anything is built, the options that the start was made with; ``begin`` fills the built model.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nerf.config.config import OPTIONS, SOURCES, Config, for_stage, with_values
-from nerf.config.parser import dashed
+from nerf.config.config import Config
+from nerf.config.resolve import StoredStart, start_from_run
+from nerf.config.stages import DMTET, STAGE_KINDS
 from nerf.core.cameras import project
 from nerf.core.errors import UserError
 from nerf.data.posed_images import Photographs
@@ -22,11 +23,8 @@ from nerf.mesh.export import placement
 from nerf.mesh.mesh import transformed
 from nerf.renderer import NeRFRenderer
 from nerf.run import checkpoint, stable_dreamfusion
-from nerf.run.workspace import CONFIG_FILE, MESH_KEPT, stored_config
+from nerf.run.workspace import CONFIG_FILE, stored_config
 
-# Options that the weights of a NeRF were made for, and those that say where its surface is.
-FIELD_FLAGS = tuple(flag for flag, (group, field) in OPTIONS.items() if group == "field" and field.metadata["fixed"])
-SURFACE_FLAGS = ("mesh_threshold", "mesh_smooth", "mcubes_resolution")
 MARGIN = 0.08  # room between the object and the wall of the grid, as a share of the object's longest side
 MIN_PART = 0.01  # parts with a smaller share of the biggest part's volume are floaters
 HALF_OF_BOX = 0.8  # how far a mesh that had to be fitted reaches towards the wall
@@ -53,14 +51,14 @@ def find(config: Config) -> Start:
     path = Path(said).expanduser()
     if path.is_dir():
         folder = path / "checkpoints"
-        found = checkpoint.latest(folder) or checkpoint.latest(folder, "dmtet")
+        found = next(filter(None, (checkpoint.latest(folder, stage) for stage in STAGE_KINDS)), None)
         if found is None:
             raise UserError(f"--init_with {said}: the folder has no checkpoints/df_step_*.safetensors; give a workspace of a "
                             "finished NeRF, a checkpoint, a df.pth or a mesh")  # fmt: skip
         return Start("checkpoint", found)
     if not path.is_file():
         raise UserError(f"--init_with {said}: no such file or folder")
-    kinds = dict.fromkeys((".safetensors",), "checkpoint") | dict.fromkeys(checkpoint.PEER_SUFFIXES, "peer")
+    kinds = dict.fromkeys((".safetensors",), "checkpoint") | dict.fromkeys(checkpoint.PICKLE_SUFFIXES, "peer")
     kinds |= dict.fromkeys(sdf.SUFFIXES, "mesh")
     kind = kinds.get(path.suffix.lower())
     if kind is None:
@@ -68,56 +66,23 @@ def find(config: Config) -> Start:
     return Start(kind, path)
 
 
-def adopt(config: Config) -> Config:
-    """The config with the field of what the mesh stage starts from, where the user did not say otherwise.
-
-    A stage that has a checkpoint goes on from there, so what it once started from may be gone.
+def read_start(config: Config) -> StoredStart:
+    """What the mesh stage starts from, as far as options depend on it.
 
     Raises:
-        UserError: what was typed, or what the NeRF in the workspace has, is not what the weights were made for.
+        UserError: there is no such file, it is of no known kind, or it cannot be read.
     """
-    own = Path(config.output.workspace) / "checkpoints"
-    if checkpoint.latest(own, "dmtet") is not None and not (config.runtime.ckpt == "scratch" and config.trains):
-        return config
     start = find(config)
-    if config.dmtet.init_with and start.path.parent.resolve() == own.resolve() and checkpoint.stage_of(start.path) == "dmtet":
-        raise UserError(
-            f"--init_with {config.dmtet.init_with}: --ckpt scratch would remove that checkpoint before it is read; "
-            "choose another --workspace, or leave both flags out to go on from it"
-        )
-    theirs = _options_of(start)
-    for flag, value in theirs.items():
-        mine, source = config.value(flag), config.source(flag)
-        if flag in SURFACE_FLAGS or mine == value:
-            continue
-        if SOURCES.index(source) > SOURCES.index("workspace"):
-            raise UserError(
-                f"--init_with {config.dmtet.init_with}: its weights were made with {dashed(flag)} {value!r}, this run asks "
-                f"for {mine!r}; leave the flag out"
-            )
-        if flag in FIELD_FLAGS and checkpoint.latest(own) not in (None, start.path):
-            raise UserError(
-                f"--init_with {config.dmtet.init_with}: its weights were made with {dashed(flag)} {value!r}, and workspace "
-                f"{config.output.workspace} holds a NeRF with {mine!r}; choose another --workspace"
-            )
-    # Equal ones too: they must win over presets that come later.
-    open_to_it = {k: v for k, v in theirs.items() if SOURCES.index(config.source(k)) <= SOURCES.index("workspace")}
-    return with_values(config, open_to_it, "workspace")
-
-
-def _options_of(start: Start) -> dict[str, object]:
-    """The options by flag that a start was made with, as far as it says."""
     if start.kind == "peer":
-        return stable_dreamfusion.read_peer_field(start.path).options
-    folder = start.path.parent.parent if start.kind == "checkpoint" else None
-    if folder is None or not (folder / CONFIG_FILE).is_file():
-        return {}
-    stored = stored_config(folder)
-    found = {flag: stored.value(flag) for flag in (*FIELD_FLAGS, *SURFACE_FLAGS)}
-    if checkpoint.stage_of(start.path) == "dmtet":
-        mesh = for_stage(stored, "dmtet")
-        found |= {flag: mesh.value(flag) for flag in MESH_KEPT}
-    return found
+        return StoredStart(stable_dreamfusion.read_peer_field(start.path).options)
+    if start.path is None or start.kind != "checkpoint":
+        return StoredStart()
+    stage = checkpoint.stage_of(start.path) or DMTET.starts_from
+    own = start.path.parent.resolve() == (Path(config.output.workspace) / "checkpoints").resolve()
+    folder = start.path.parent.parent
+    if not (folder / CONFIG_FILE).is_file():
+        return StoredStart(own_stage=stage if own else None)
+    return start_from_run(stored_config(folder), stage, own)
 
 
 def begin(model: NeRFRenderer, config: Config, photos: Photographs | None = None) -> tuple[str, np.ndarray | None]:
@@ -162,10 +127,11 @@ def _fill(model: NeRFRenderer, config: Config, photos: Photographs | None) -> tu
         if photos is None and meta.get("transform") is not None:
             transform = np.asarray(meta["transform"])
         state = tensors["model"] | {name: value for name, value in tensors["ema"].items() if name != "updates"}
-        if meta.get("stage") == "dmtet":
+        kind = STAGE_KINDS.get(meta.get("stage"))
+        if kind is not None and kind.triangles:
             checkpoint.load_module(model, state, start.path)
             return f"the mesh starts from the mesh of {start.path}", transform
-        checkpoint.require_stage(meta, "nerf", start.path)
+        checkpoint.require_stage(meta, DMTET.starts_from, start.path)
         for name in ("field", "background"):
             inside = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
             checkpoint.load_module(getattr(model, name), inside, start.path)

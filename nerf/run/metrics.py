@@ -4,30 +4,30 @@ import torch
 from torch import Tensor
 
 WINDOW, SIGMA = 11, 1.5  # of the Gaussian in Wang et al. 2004, sec. III.B
-K1, K2 = 0.01, 0.03
+K1, K2 = 0.01, 0.03  # of Wang et al. 2004, sec. III.B
 
 
-def _check(name: str, a: Tensor, b: Tensor, usable: Tensor | None) -> None:
+def _check(name: str, a: Tensor, b: Tensor, valid: Tensor | None) -> None:
     if a.shape != b.shape:
         raise ValueError(f"{name}: expected two images of one shape, got {list(a.shape)} and {list(b.shape)}")
-    if usable is not None and usable.shape != a.shape[:-1]:
-        raise ValueError(f"{name}: expected usable {list(a.shape[:-1])} for images {list(a.shape)}, got {list(usable.shape)}")
+    if valid is not None and valid.shape != a.shape[:-1]:
+        raise ValueError(f"{name}: expected valid {list(a.shape[:-1])} for images {list(a.shape)}, got {list(valid.shape)}")
 
 
-def psnr(a: Tensor, b: Tensor, usable: Tensor | None = None) -> Tensor:
+def psnr(a: Tensor, b: Tensor, valid: Tensor | None = None) -> Tensor:
     """Peak signal-to-noise ratio ``-10 log10(mean((a - b)^2))`` of values whose peak is 1.
 
     Args:
         a: [..., C].
         b: the same shape.
-        usable: [...] bool, the pixels that count; None: all.
+        valid: [...] bool, valid mask; None: all pixels.
 
     Returns:
-        Scalar, dB; infinite where both are equal, NaN where no pixel counts. Differentiable where they are not equal.
+        Scalar, dB; infinite where both are equal, NaN where no pixel is valid. Differentiable where they are not equal.
     """
-    _check("psnr", a, b, usable)
+    _check("psnr", a, b, valid)
     squared = (a - b).square()
-    return -10 * torch.log10((squared if usable is None else squared[usable]).mean())
+    return -10 * torch.log10((squared if valid is None else squared[valid]).mean())
 
 
 def _blur(images: Tensor, window: int) -> Tensor:
@@ -39,7 +39,7 @@ def _blur(images: Tensor, window: int) -> Tensor:
     return torch.nn.functional.conv2d(rows, weight.reshape(1, 1, 1, -1))
 
 
-def ssim(a: Tensor, b: Tensor, usable: Tensor | None = None) -> Tensor:
+def ssim(a: Tensor, b: Tensor, valid: Tensor | None = None) -> Tensor:
     """Structural similarity (Wang et al. 2004, eq. 13), mean over channels and over the windows inside the image.
 
     The window is Gaussian, 11 x 11, sigma 1.5; variances are not corrected for the sample; the peak is 1. Equal to
@@ -49,20 +49,20 @@ def ssim(a: Tensor, b: Tensor, usable: Tensor | None = None) -> Tensor:
     Args:
         a: [H, W, C] or [B, H, W, C], channels last as photographs are.
         b: the same shape.
-        usable: [H, W] or [B, H, W] bool, the pixels that count: windows around the others are left out, and within a
-            window the others count as equal. None: all.
+        valid: [H, W] or [B, H, W] bool, valid mask: windows centred on invalid pixels are excluded, and invalid pixels
+            inside other windows count as equal. None: all pixels.
 
     Returns:
-        Scalar in [-1, 1]; 1 only where both are equal; NaN where no window counts. Differentiable.
+        Scalar in [-1, 1]; 1 only where both are equal; NaN where no window is valid. Differentiable.
 
     Raises:
         ValueError: other shapes, or images without a pixel.
     """
-    _check("ssim", a, b, usable)
+    _check("ssim", a, b, valid)
     if a.ndim not in (3, 4) or 0 in a.shape:
         raise ValueError(f"ssim: expected images [H, W, C] or [B, H, W, C] with pixels in them, got {list(a.shape)}")
-    if usable is not None:
-        a = torch.where(usable[..., None], a, b)
+    if valid is not None:
+        a = torch.where(valid[..., None], a, b)
     window = min(WINDOW, (min(a.shape[-3:-1]) - 1) // 2 * 2 + 1)
     x, y = (t.movedim(-1, -3).reshape(-1, 1, *t.shape[-3:-1]) for t in (a, b))
     mean_x, mean_y = _blur(x, window), _blur(y, window)
@@ -72,8 +72,8 @@ def ssim(a: Tensor, b: Tensor, usable: Tensor | None = None) -> Tensor:
     c1, c2 = K1**2, K2**2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
     similar = luminance * (2 * covariance + c2) / (variance_x + variance_y + c2)
-    if usable is None:
+    if valid is None:
         return similar.mean()
     inside = slice(window // 2, -(window // 2) or None)
-    centre = usable[..., inside, inside].reshape(-1, 1, *similar.shape[-2:])
+    centre = valid[..., inside, inside].reshape(-1, 1, *similar.shape[-2:])
     return similar.reshape(len(centre), -1, *similar.shape[-2:])[centre.expand(-1, a.shape[-1], -1, -1)].mean()

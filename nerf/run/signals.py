@@ -1,15 +1,16 @@
-"""Ctrl-C and SIGTERM ask a run to stop after the present step; a second Ctrl-C stops it at once."""
+"""Ctrl-C and SIGTERM ask a run to stop after the current step; a second Ctrl-C stops it at once."""
 
 import signal
 from types import FrameType
+from typing import Any
 
 
 class StopRequest:
-    """Context in which SIGINT and SIGTERM only leave a note in ``number``; the handlers of before come back after it."""
+    """Context in which SIGINT and SIGTERM only set ``number``; the previous handlers are restored on leaving it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.number: int | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGINT, signal.SIGTERM):

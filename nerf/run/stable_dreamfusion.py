@@ -21,7 +21,7 @@ from torch import Tensor
 from gridencoder.layout import GridLayout
 from nerf.core.errors import UserError
 from nerf.fields.neural import ViewColour
-from nerf.run.checkpoint import read_peer_checkpoint
+from nerf.run.checkpoint import read_pickle
 
 COARSEST, FINEST = 16, 2048  # corners along a side of the peer's levels; the finest times bound
 DENSITY_THRESH = 10.0  # the peer's surface is where the density is this, or the mean if that is lower
@@ -39,7 +39,7 @@ class PeerField:
 
 
 def read_peer_field(path: str | Path) -> PeerField:
-    """Read the field of a peer's checkpoint through the allow-list of :func:`nerf.checkpoint.read_peer_checkpoint`.
+    """Read the field of a peer's checkpoint through the allow-list of :func:`nerf.run.checkpoint.read_pickle`.
 
     Densities and albedo are those the peer computes, at the same points of its world, which is a mirror image (see the
     top of this file). It has no view-dependent colour; that head starts at zero, as a new one does.
@@ -51,7 +51,7 @@ def read_peer_field(path: str | Path) -> PeerField:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist; {_WAY_OUT}")
-    found, meta = read_peer_checkpoint(path)
+    found, meta = read_pickle(path)
     state = {name: value for name, value in found["model"].items() if isinstance(value, Tensor)}
     _check_kind(path, state)
     weights, biases = _network(path, state)

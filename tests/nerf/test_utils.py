@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from guidance.base import CameraRequirements, Guidance, GuidanceOutput
-from nerf.config import config
-from nerf.config.stages import make_stage
+from nerf.config.stages import DMTET, Stage
 from nerf.core.errors import DivergenceError, UserError
 from nerf.provider import RandomCameras
 from nerf.renderer import build_model
-from nerf.run import checkpoint, workspace
+from nerf.run import checkpoint
 from nerf.run.evaluation import Evaluator
 from nerf.run.logger import Report
 from nerf.training.sources import GuidanceInfo, RunInfo
 from nerf.utils import Trainer
+from tests.helpers.plans import opened
 
 TINY = (
     "--text something --seed 3 --iters 6 --w 8 --h 8 --batch_size 2 --W 8 --H 8 --optim adam --max_steps 32 --grid_size 16 "
@@ -68,11 +68,11 @@ class Broken(Colour):
 
 
 def make(folder, *flags, guidance=None, device="cpu"):
-    options = config.parse([*TINY, "--workspace", str(folder), *flags])
-    options = workspace.open_workspace(workspace.adopt(options))
+    stage = opened(*TINY, "--workspace", folder, *flags).pending[0]
+    options = stage.config
     report = Report(folder, terminal=False)
     torch.manual_seed(options.runtime.seed)
-    guidance, stage = guidance or Colour(), make_stage(options, "nerf")
+    guidance = guidance or Colour()
     run = RunInfo(stage, guidances=(GuidanceInfo(guidance.name, guidance.spaces),))
     model = build_model(stage, run.scene).to(device)
     sources = {"guided": RandomCameras(options, device, requirements=[guidance.requirements()])}
@@ -323,7 +323,7 @@ def test_a_second_guidance_space_is_only_used_if_all_guidance_accepts_it(tmp_pat
 def test_a_stage_of_another_kind_is_refused(tmp_path):
     trainer = make(tmp_path, "--cuda_ray")
     path = trainer.save()
-    trainer.stage = make_stage(trainer.config, "dmtet")
+    trainer.stage = Stage(DMTET, trainer.config)
     with pytest.raises(UserError, match="stage"):
         trainer.load(path)
 
@@ -349,7 +349,7 @@ def test_running_out_of_memory_says_what_to_lower(tmp_path):
 
 def test_running_out_of_memory_in_the_mesh_stage_names_what_that_stage_has(tmp_path):
     trainer = make(tmp_path, "--cuda_ray", guidance=Greedy())
-    trainer.stage = make_stage(trainer.config, "dmtet")
+    trainer.stage = Stage(DMTET, trainer.config)
     with pytest.raises(MemoryError, match="--dmtet_reso_scale") as caught:
         trainer.train()
     assert "--max_steps" not in str(caught.value)

@@ -1,24 +1,29 @@
-"""The options of a run: where values come from, what is refused and in which words, and that they survive a file."""
+"""The flags: where values come from, what is refused and in which words, and that the options survive a file."""
 
 import dataclasses
 import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from nerf.config.config import OPTIONS, Config, describe, for_stage, from_json, parse, to_json, with_preset, with_values
+from nerf.config.compat import REFUSED
+from nerf.config.config import OPTIONS, Config, describe, from_json, parse, to_json, with_preset, with_values
 from nerf.config.groups import GROUPS, CameraConfig
 from nerf.config.parser import kind_of
 from nerf.config.presets import PRESETS, REASONS
+from nerf.config.resolve import StoredRun, resolve
+from nerf.config.stages import STAGE_KINDS
 from nerf.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
+EMBEDDED = SimpleNamespace(kind="embedded")
 TEXT = ["--text", "a hamburger"]
 
-# Section 1.1 of the peer's command line: flag -> default. What differs on purpose is in DIFFERENT, with docs/flags.md.
-PEER = {
+# The command line of stable-dreamfusion: flag -> default. What differs on purpose is in DIFFERENT, with docs/flags.md.
+STABLE_DREAMFUSION = {
     "text": None, "negative": "", "O": False, "O2": False, "test": False, "six_views": False, "eval_interval": 1,
     "test_interval": 100, "workspace": "workspace", "seed": None, "image": None, "image_config": None,
     "known_view_interval": 4, "IF": False, "guidance": ("SD",), "guidance_scale": 100, "save_mesh": False,
@@ -47,24 +52,30 @@ PEER = {
 DIFFERENT = {"sd_version": "auto", "eval_interval": 10}
 
 
+def options(*words):
+    """The run-wide options of a command line in a new workspace."""
+    return resolve(parse(words), StoredRun()).config
+
+
 def refusal(*words):
     """The sentence with which a command line is refused."""
     with pytest.raises(UserError) as caught:
-        parse(words)
+        options(*words)
     return str(caught.value)
 
 
 # ---- flags and defaults ----
 
 
-@pytest.mark.parametrize("flag", PEER)
-def test_every_flag_of_the_peer_exists_with_its_default(flag):
-    assert Config().value(flag) == DIFFERENT.get(flag, PEER[flag])
+@pytest.mark.parametrize("flag", STABLE_DREAMFUSION)
+def test_every_flag_of_stable_dreamfusion_exists_with_its_default(flag):
+    default = REFUSED[flag].default if flag in REFUSED else Config().value(flag)
+    assert default == DIFFERENT.get(flag, STABLE_DREAMFUSION[flag])
 
 
 def test_every_new_or_different_flag_is_explained_in_the_docs():
     page = (ROOT / "docs" / "flags.md").read_text()
-    for flag in [*DIFFERENT, *(f for f in OPTIONS if f not in PEER)]:
+    for flag in [*DIFFERENT, *(f for f in OPTIONS if f not in STABLE_DREAMFUSION)]:
         assert f"`--{flag}`" in page, flag
 
 
@@ -92,10 +103,10 @@ def test_values_have_the_type_of_their_option():
 # ---- where values come from ----
 
 
-def test_typed_wins_over_file_over_preset_over_default(tmp_path):
+def test_typed_overrides_file_overrides_preset_overrides_default(tmp_path):
     flags = tmp_path / "run.args"
     flags.write_text("--no_cuda_ray --iters 7 --lr 0.5\n")
-    config = parse([*TEXT, "-O", "--lr", "0.25", "--file", str(flags)])
+    config = options(*TEXT, "-O", "--lr", "0.25", "--file", str(flags))
     assert [config.source(f) for f in ("h", "fp16", "cuda_ray", "iters", "lr")] == [
         "default", "preset", "file", "file", "typed"
     ]  # fmt: skip
@@ -103,12 +114,12 @@ def test_typed_wins_over_file_over_preset_over_default(tmp_path):
 
 
 def test_the_place_of_a_preset_among_the_typed_words_does_not_matter():
-    assert parse([*TEXT, "-O", "--no_fp16"]) == parse(["--no_fp16", *TEXT, "-O"])
+    assert options(*TEXT, "-O", "--no_fp16", "--seed", "1") == options("--no_fp16", "--seed", "1", *TEXT, "-O")
 
 
 def test_a_preset_can_be_asked_for_in_a_file(tmp_path):
     (tmp_path / "run.args").write_text("-O")
-    assert parse([*TEXT, "--file", str(tmp_path / "run.args")]).render.cuda_ray
+    assert options(*TEXT, "--file", str(tmp_path / "run.args")).render.cuda_ray
 
 
 def test_a_file_is_read_with_shell_quotes_and_comment_lines(tmp_path):
@@ -117,19 +128,19 @@ def test_a_file_is_read_with_shell_quotes_and_comment_lines(tmp_path):
     assert (config.prompt.text, config.prompt.negative) == ("a 'big' house", "blurry mess")
 
 
-def test_a_later_file_wins_over_an_earlier_one(tmp_path):
+def test_a_later_file_overrides_an_earlier_one(tmp_path):
     for name, iters in (("a", 1), ("b", 2)):
         (tmp_path / name).write_text(f"--iters {iters}")
     assert parse([*TEXT, "--file", str(tmp_path / "a"), "--file", str(tmp_path / "b")]).optim.iters == 2
 
 
 def test_photographs_bring_their_preset():
-    config = parse(["--data", "folder"])
+    config = options("--data", "folder")
     assert (config.field.bg_radius, config.source("bg_radius")) == (PRESETS["photographs"]["bg_radius"], "preset")
 
 
 def test_the_embedded_preset_leaves_what_the_user_chose():
-    config = with_preset(parse([*TEXT, "-O", "--iters", "77"]), "embedded")
+    config = with_preset(options(*TEXT, "-O", "--iters", "77"), "embedded")
     assert config.optim.iters == 77
     assert config.guidance.guidance_scale == PRESETS["embedded"]["guidance_scale"]
     assert config.presets == ("O", "embedded")
@@ -156,7 +167,7 @@ def test_the_help_of_a_preset_says_what_it_sets(name):
 
 def test_the_log_says_which_was_which(tmp_path):
     (tmp_path / "run.args").write_text("--iters 7")
-    lines = describe(parse(["--text", "a 'big' house", "-O", "--no_fp16", "--file", str(tmp_path / "run.args")]))
+    lines = describe(options("--text", "a 'big' house", "-O", "--no_fp16", "--file", str(tmp_path / "run.args")))
     assert lines[:3] == [
         "typed: --text 'a '\"'\"'big'\"'\"' house' --no_fp16 -O",
         "file: --iters 7",
@@ -164,17 +175,18 @@ def test_the_log_says_which_was_which(tmp_path):
     ]
 
 
-def test_what_the_log_says_can_be_typed_again():
-    config = with_preset(parse(["--text", "a 'big' house", "-O", "--phi_range", "-90", "90"]), "embedded")
-    said = [word for line in describe(config)[:-1] for word in shlex.split(line.split(": ", 1)[1])]
-    assert parse(said) == config
+def test_the_logged_options_can_be_typed_again():
+    words = ["--text", "a 'big' house", "-O", "--phi_range", "-90", "90", "--seed", "3", "--dmtet"]
+    config = with_preset(options(*words), "embedded")
+    logged = [word for line in describe(config)[:-1] for word in shlex.split(line.split(": ", 1)[1])]
+    assert parse(logged) == config
 
 
 # ---- files of options ----
 
 
 def test_json_round_trip_keeps_values_sources_and_presets():
-    config = with_preset(parse([*TEXT, "-O", "--theta_range", "10", "80", "--seed", "3"]), "embedded")
+    config = with_preset(options(*TEXT, "-O", "--theta_range", "10", "80", "--seed", "3"), "embedded")
     again = from_json(json.loads(json.dumps(to_json(config))))
     assert again == config
     assert (again.sources, again.presets) == (config.sources, config.presets)
@@ -193,7 +205,7 @@ def test_options_missing_from_an_older_file_keep_their_defaults():
     ("words", "sentence"),
     [
         ([], r"nothing to do: give --text .*, --data FOLDER, or --test"),
-        (["--text", " "], r"--text is empty; say what you want to see"),
+        (["--text", " "], r"--text is empty; give a prompt"),
         (["--text", ""], r"--text is empty"),
         (["--data", ""], r"--data is empty"),
         (["--text", "a", "hamburger"], r"unexpected word 'hamburger'; put quotes around"),
@@ -242,8 +254,13 @@ def test_what_is_not_built_yet_is_refused_by_name(words):
 
 
 @pytest.mark.parametrize("words", ["--angle_front 30", "--angle_overhead 20", "--dont_override_stuff"])
-def test_a_dead_flag_of_the_peer_is_refused_with_the_reason(words):
-    assert re.search("is not served: .{20,}", refusal(*TEXT, *words.split()))
+def test_a_flag_without_effect_in_stable_dreamfusion_is_refused_with_the_reason(words):
+    assert re.search("is not supported: .{20,}", refusal(*TEXT, *words.split()))
+
+
+@pytest.mark.parametrize("words", ["--angle_front 60", "--angle_overhead 30"])
+def test_a_flag_without_effect_may_have_its_old_default(words):
+    assert parse([*TEXT, *words.split()]) == parse(TEXT)
 
 
 def test_what_is_not_built_is_refused_in_a_file_too(tmp_path):
@@ -266,7 +283,12 @@ def test_a_broken_file_of_flags_is_refused(tmp_path, content, sentence):
 
 @pytest.mark.parametrize("words", [["--test"], ["--six_views"], ["--data", "x"], TEXT, ["--", *TEXT]])
 def test_each_kind_of_run_is_accepted(words):
-    parse(words)
+    resolve(parse(words), StoredRun(trained=frozenset(["nerf"])))
+
+
+def test_bf16_takes_the_place_of_the_fp16_of_a_preset():
+    config = options(*TEXT, "-O", "--bf16")
+    assert (config.optim.fp16, config.optim.bf16, config.render.cuda_ray) == (False, True, True)
 
 
 def test_a_group_made_in_code_is_checked_as_one_that_was_typed():
@@ -281,13 +303,19 @@ def test_a_group_made_in_code_is_checked_as_one_that_was_typed():
 # ---- stages ----
 
 
+def stages(*words, embedded=False):
+    """Name -> options of each stage of a command line in a new workspace."""
+    plan = resolve(parse([*TEXT, *words]), StoredRun(), (lambda _: EMBEDDED) if embedded else None)
+    return {stage.name: stage.config for stage in plan.stages}
+
+
 @pytest.mark.parametrize(
-    ("words", "stages"),
+    ("words", "names"),
     [((), ("nerf",)), (("--dmtet",), ("dmtet",)), (("--stages", "nerf,dmtet"), ("nerf", "dmtet")),
-     (("--dmtet", "--stages", "nerf", "dmtet"), ("nerf", "dmtet"))],
+     (("--dmtet", "--stages", "nerf", "dmtet"), ("nerf", "dmtet")), (("--no_dmtet",), ("nerf",))],
 )  # fmt: skip
-def test_stages_are_those_that_were_asked_for(words, stages):
-    assert parse([*TEXT, *words]).stages == stages
+def test_stages_are_those_that_were_asked_for(words, names):
+    assert options(*TEXT, *words).stages == tuple(stages(*words)) == names
 
 
 @pytest.mark.parametrize(
@@ -297,6 +325,7 @@ def test_stages_are_those_that_were_asked_for(words, stages):
         (("--init_with", "trial"), "--init_with is for the mesh stage; add --dmtet"),
         (("--stages", "nerf,dmtet", "--init_with", "trial"), "--init_with and --stages nerf,dmtet contradict each other"),
         (("--stages", "dmtet,nerf"), "--stages must be nerf, dmtet or nerf,dmtet"),
+        (("--lock_geo",), "this run has no mesh stage; add --dmtet"),
     ],
 )
 def test_stages_that_contradict_themselves_are_refused(words, sentence):
@@ -304,30 +333,35 @@ def test_stages_that_contradict_themselves_are_refused(words, sentence):
 
 
 def test_the_mesh_stage_sees_larger_pictures_and_its_own_steps():
-    words = "--stages nerf,dmtet --w 10 --h 6 --dmtet_reso_scale 2.5 --dmtet_iters 7"
-    config = parse([*TEXT, *words.split()])
-    mesh, nerf = for_stage(config, "dmtet"), for_stage(config, "nerf")
-    assert (mesh.camera.w, mesh.camera.h, mesh.optim.iters, mesh.dmtet.dmtet) == (25, 15, 7, True)
-    assert (nerf.camera.w, nerf.camera.h, nerf.optim.iters, nerf.dmtet.dmtet) == (10, 6, 10_000, False)
+    found = stages(*"--stages nerf,dmtet --w 10 --h 6 --dmtet_reso_scale 2.5 --dmtet_iters 7".split())
+    nerf, mesh = found["nerf"], found["dmtet"]
+    assert (mesh.camera.w, mesh.camera.h, mesh.optim.iters) == (25, 15, 7)
+    assert (nerf.camera.w, nerf.camera.h, nerf.optim.iters) == (10, 6, 10_000)
 
 
 def test_a_preset_of_a_stage_needs_the_run_s_preset_and_leaves_what_was_typed():
-    config = parse([*TEXT, "--dmtet", "--lr_distance", "0.5"])
-    assert for_stage(config, "dmtet").dmtet.tet_grid_size == 128
-    mesh = for_stage(with_preset(config, "embedded"), "dmtet")
-    assert mesh.dmtet.tet_grid_size == PRESETS["dmtet embedded"]["tet_grid_size"] and mesh.dmtet.lr_distance == 0.5
+    words = "--dmtet", "--lr_distance", "0.5"
+    assert stages(*words)["dmtet"].dmtet.tet_grid_size == 128
+    mesh = stages(*words, "--iters", "33", embedded=True)["dmtet"]
+    assert mesh.dmtet.coarse_sdf_grids == PRESETS["dmtet embedded"]["coarse_sdf_grids"]
+    assert (mesh.dmtet.lr_distance, mesh.optim.iters) == (0.5, 33)
     assert mesh.loss.lambda_orient == mesh.loss.lambda_entropy == 0
 
 
 def test_details_of_the_prior_are_for_the_mesh_stage_unless_they_are_asked_for():
     def wanted(*words):
-        config = with_preset(parse([*TEXT, *words]), "embedded")
-        return [for_stage(config, stage).guidance.prior_detail for stage in ("nerf", "dmtet")]
+        found = stages("--stages", "nerf,dmtet", *words, embedded=True)
+        return [config.guidance.prior_detail for config in found.values()]
 
     assert wanted() == [False, True]
     assert wanted("--prior_detail") == [True, True] and wanted("--no_prior_detail") == [False, False]
 
 
-def test_a_locked_shape_is_never_shown_without_its_texture():
-    config = parse([*TEXT, "--dmtet", "--lock_geo", "--textureless_ratio", "1"])
-    assert for_stage(config, "dmtet").schedule.textureless_ratio == 0
+def test_a_fixed_shape_is_never_rendered_without_its_texture():
+    assert stages("--dmtet", "--lock_geo", "--textureless_ratio", "1")["dmtet"].schedule.textureless_ratio == 0
+
+
+def test_every_stage_names_presets_and_run_presets_that_exist():
+    for kind in STAGE_KINDS.values():
+        for name, needed in kind.presets:
+            assert name in PRESETS and (needed is None or needed in PRESETS)

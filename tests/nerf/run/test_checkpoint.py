@@ -114,10 +114,11 @@ def test_a_safetensors_file_of_another_program_is_refused(tmp_path):
         checkpoint.load(tmp_path / "x.safetensors")
 
 
-def test_a_checkpoint_of_another_format_is_refused(tmp_path):
-    header = {checkpoint.HEADER_KEY: json.dumps({"format": 99, "meta": {}, "plain": {}})}
+@pytest.mark.parametrize("number", [1, 99])
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, number):
+    header = {checkpoint.HEADER_KEY: json.dumps({"format": number, "meta": {}, "plain": {}})}
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors", header)
-    with pytest.raises(UserError, match="format 99, this version reads 1"):
+    with pytest.raises(UserError, match=f"format {number}, this version reads 2; use the version .*--ckpt scratch"):
         checkpoint.load(tmp_path / "x.safetensors")
 
 
@@ -220,13 +221,13 @@ def test_a_model_of_another_shape_is_refused_by_name(state, sentence):
         checkpoint.load_module(nn.Linear(3, 2), state, "x")
 
 
-def test_a_peers_checkpoint_is_read_with_its_numpy_numbers(tmp_path):
+def test_a_checkpoint_of_stable_dreamfusion_is_read_with_its_numpy_numbers(tmp_path):
     path = tmp_path / "df_ep0100.pth"
     content = {"model": {"w": torch.ones(2)}, "global_step": 100, "epoch": 1, "tet_scale": np.ones(3, np.float32)}
     torch.save(content | {"stats": {"loss": [np.float64(0.5)]}}, path)
     tensors, meta = checkpoint.load(path)
     assert tensors["model"]["w"].tolist() == [1.0, 1.0]
-    assert meta == {"stage": "peer", "step": 100, "epoch": 1}
+    assert meta == {"stage": "stable-dreamfusion", "step": 100, "epoch": 1}
 
 
 class Malicious:

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from nerf.config.config import parse
+from nerf.config.resolve import StoredRun, resolve
+from nerf.config.stages import DMTET
 from nerf.core.errors import UserError
 from nerf.run import logger
 from nerf.run.logger import Report
@@ -39,7 +41,7 @@ def test_lines_go_to_the_screen_and_to_the_log(report, tmp_path, capsys):
 
 
 def test_the_log_says_where_the_options_came_from(tmp_path):
-    with Report(tmp_path, parse(["--text", "a hamburger", "-O"]), terminal=False):
+    with Report(tmp_path, resolve(parse(["--text", "a hamburger", "-O"]), StoredRun()).lines, terminal=False):
         log = (tmp_path / "log_df.txt").read_text()
     assert "typed: --text 'a hamburger' -O" in log
     assert "preset (-O): --cuda_ray --fp16 --save_mesh" in log
@@ -89,8 +91,8 @@ def test_measuring_a_finished_run_keeps_all_that_was_written_of_it(tmp_path):
 def test_without_a_terminal_the_last_step_says_rate_and_losses(report, capsys):
     for step in range(1, 8):
         report.scalars(step, {"sds": 0.25}, total=7)
-    assert "step 7/7" in (said := capsys.readouterr().err)
-    assert "it/s" in said and "sds 0.25" in said
+    assert "step 7/7" in (printed := capsys.readouterr().err)
+    assert "it/s" in printed and "sds 0.25" in printed
 
 
 def test_without_a_terminal_a_line_comes_after_some_seconds(report, capsys, monkeypatch):
@@ -153,3 +155,27 @@ def test_a_disk_too_full_for_the_log_does_not_hide_what_ended_the_run(tmp_path, 
     with pytest.raises(UserError, match="no mesh"), Report(tmp_path, terminal=False):
         monkeypatch.setattr(logger.os, "write", full)
         raise UserError("the file is no mesh")
+
+
+def test_a_report_that_is_held_writes_nothing_until_it_is_opened(tmp_path, capsys):
+    with Report(tmp_path / "run", ["first"], terminal=False, hold=True) as report:
+        report.log("second")
+        assert list(tmp_path.iterdir()) == [] and "first\nsecond" in capsys.readouterr().err
+        (tmp_path / "run").mkdir()
+        report.open()
+        report.log("third")
+    lines = (tmp_path / "run" / "log_df.txt").read_text().splitlines()
+    assert [line.split()[-1] for line in lines] == ["first", "second", "third"]
+
+
+def test_a_report_that_is_never_opened_leaves_nothing(tmp_path):
+    with pytest.raises(UserError), Report(tmp_path / "run", ["first"], terminal=False, hold=True):
+        raise UserError("bad data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_of_a_later_stage_carry_its_name_and_leave_those_before_it(report, tmp_path):
+    report.scalars(10, {"sds": 1.0}, total=10)
+    report.begin_stage(DMTET)
+    report.scalars(10, {"sds": 2.0}, total=10)
+    assert [(row.get("stage"), row["train/sds"]) for row in rows(tmp_path)] == [(None, 1.0), ("dmtet", 2.0)]

@@ -7,22 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from nerf.config import config
+from nerf.config.config import Config
+from nerf.config.presets import PRESETS
 from nerf.config.stages import DMTET, Stage
 from nerf.core.cameras import orbit
 from nerf.core.errors import UserError
 from nerf.core.structs import LevelSet, SceneInfo
 from nerf.mesh.mesh import Mesh, signed_volume
 from nerf.renderer import build_model
-from nerf.run import checkpoint, mesh_init, workspace
+from nerf.run import checkpoint, mesh_init
+from tests.helpers.plans import EMBEDDED, opened, planned
 
 TINY = "--text something --seed 3 --grid_levels 4 --grid_log2 8 --grid_finest 32 --hidden 16 --tet_grid_size 24".split()
 BALL = 4 / 3 * np.pi
 
 
 def options(folder, *flags):
-    parsed = config.parse([*TINY, "--workspace", str(folder), "--dmtet", *flags])
-    return config.for_stage(parsed, "dmtet")
+    return planned(*TINY, "--workspace", folder, "--dmtet", *flags).stages[0].config
 
 
 def built(config):
@@ -121,7 +122,7 @@ def test_silhouettes_with_nothing_in_common_leave_a_ball(tmp_path):
 
 def nerf_workspace(folder, *flags):
     """A workspace with a checkpoint of a NeRF, as the trainer writes it."""
-    made = workspace.open_workspace(config.parse([*TINY, "--workspace", str(folder), "--blob_density", "40", *flags]))
+    made = opened(*TINY, "--workspace", folder, "--blob_density", "40", *flags).config
     model = built(made)
     ema = {name: p.detach().clone() for name, p in model.named_parameters()} | {"updates": torch.tensor(3)}
     path = folder / "checkpoints" / checkpoint.file_name(7)
@@ -133,9 +134,8 @@ def nerf_workspace(folder, *flags):
 def test_a_workspace_gives_its_weights_and_its_options(tmp_path, named):
     path, nerf = nerf_workspace(tmp_path / "a", "--hidden", "24", "--mesh_threshold", "5")
     start = str(path if named == "file" else tmp_path / "a")
-    said = config.parse(["--text", "something", "--workspace", str(tmp_path / "b"), "--dmtet", "--tet_grid_size", "16",
-                         "--mcubes_resolution", "48", "--init_with", start])  # fmt: skip
-    made = config.for_stage(mesh_init.adopt(workspace.adopt(said)), "dmtet")
+    words = "--text something --dmtet --tet_grid_size 16 --mcubes_resolution 48 --init_with".split()
+    made = planned(*words, start, "--workspace", tmp_path / "b").stages[0].config
     assert made.field.hidden == 24 and made.output.mesh_threshold == 5
     model = built(made)
     line, _ = mesh_init.begin(model, made)
@@ -146,10 +146,8 @@ def test_a_workspace_gives_its_weights_and_its_options(tmp_path, named):
 
 def test_another_field_than_the_weights_were_made_for_is_refused(tmp_path):
     nerf_workspace(tmp_path / "a")
-    said = config.parse([*TINY, "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(tmp_path / "a"),
-                         "--bound", "2"])  # fmt: skip
     with pytest.raises(UserError, match="--bound 1.0, this run asks for 2.0"):
-        mesh_init.adopt(workspace.adopt(said))
+        options(tmp_path / "b", "--init_with", tmp_path / "a", "--bound", "2")
 
 
 def test_the_nerf_of_the_same_workspace_is_taken_without_asking(tmp_path):
@@ -195,7 +193,7 @@ def test_what_cannot_be_a_start_is_one_sentence(tmp_path, name, sentence):
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=sentence):
-        mesh_init.find(options(tmp_path / "w", "--init_with", str(tmp_path / name)))
+        options(tmp_path / "w", "--init_with", tmp_path / name)
 
 
 class Elsewhere:
@@ -225,44 +223,40 @@ def test_with_photographs_a_mesh_outside_their_box_is_refused(tmp_path):
 
 def test_a_stage_that_has_begun_needs_its_start_no_more(tmp_path):
     checkpoint.save(tmp_path / "checkpoints" / checkpoint.file_name(4, "dmtet"), {}, {"stage": "dmtet", "step": 4})
-    words = [*TINY, "--workspace", str(tmp_path), "--dmtet", "--init_with", "gone"]
-    assert mesh_init.adopt(config.parse(words)) == config.parse(words)
+    assert options(tmp_path, "--init_with", "gone").dmtet.init_with == "gone"
     with pytest.raises(UserError, match="gone: no such file"):
-        mesh_init.adopt(config.parse([*words, "--ckpt", "scratch"]))
+        options(tmp_path, "--init_with", "gone", "--ckpt", "scratch")
 
 
 def test_a_start_that_starting_over_would_remove_is_refused(tmp_path):
     path = tmp_path / "checkpoints" / checkpoint.file_name(4, "dmtet")
     checkpoint.save(path, {}, {"stage": "dmtet", "step": 4})
-    words = [*TINY, "--workspace", str(tmp_path), "--dmtet", "--ckpt", "scratch"]
     for start in (path, tmp_path):
         with pytest.raises(UserError, match="scratch would remove that checkpoint"):
-            mesh_init.adopt(config.parse([*words, "--init_with", str(start)]))
-    assert mesh_init.adopt(config.parse(words)) == config.parse(words)
+            options(tmp_path, "--ckpt", "scratch", "--init_with", start)
+    options(tmp_path, "--ckpt", "scratch")
 
 
 def test_options_of_the_start_win_over_presets_that_come_later(tmp_path):
     nerf_workspace(tmp_path / "a")
-    said = config.parse([*TINY, "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(tmp_path / "a")])
-    made = config.with_preset(mesh_init.adopt(workspace.adopt(said)), "embedded")
-    assert made.field.bound == config.Config().field.bound != config.PRESETS["embedded"]["bound"]
+    words = [*TINY, "--workspace", tmp_path / "b", "--dmtet", "--init_with", tmp_path / "a"]
+    made = planned(*words, weights=EMBEDDED).config
+    assert made.field.bound == Config().field.bound != PRESETS["embedded"]["bound"]
 
 
 def test_another_nerf_than_that_of_the_workspace_is_refused_where_their_fields_differ(tmp_path):
     nerf_workspace(tmp_path / "a", "--bound", "2")
     nerf_workspace(tmp_path / "b")
-    said = config.parse([*TINY, "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(tmp_path / "a")])
     with pytest.raises(UserError, match="--bound 2.0, and workspace .* holds a NeRF with 1.0; choose another"):
-        mesh_init.adopt(workspace.adopt(said))
+        options(tmp_path / "b", "--init_with", tmp_path / "a")
 
 
 def test_a_mesh_of_another_workspace_brings_its_grid(tmp_path):
     folder = tmp_path / "a"
-    workspace.open_workspace(config.parse([*TINY, "--workspace", str(folder), "--dmtet", "--lattices", "2"]))
+    opened(*TINY, "--workspace", folder, "--dmtet", "--coarse_sdf_grids", "2")
     checkpoint.save(folder / "checkpoints" / checkpoint.file_name(4, "dmtet"), {}, {"stage": "dmtet", "step": 4})
-    said = config.parse(["--text", "something", "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(folder)])
-    mesh = mesh_init.adopt(said).dmtet
-    assert mesh.tet_grid_size == 24 and mesh.lattices == 2
+    mesh = planned("--text", "something", "--workspace", tmp_path / "b", "--dmtet", "--init_with", folder).config.dmtet
+    assert mesh.tet_grid_size == 24 and mesh.coarse_sdf_grids == 2
 
 
 def test_the_mesh_of_a_checkpoint_that_was_fitted_into_its_box_keeps_its_way_back(tmp_path):
@@ -301,7 +295,7 @@ def test_a_missing_weight_is_named(tmp_path):
 
 
 def test_the_stages_are_in_config_json(tmp_path):
-    workspace.open_workspace(config.parse([*TINY, "--workspace", str(tmp_path), "--stages", "nerf,dmtet"]))
+    opened(*TINY, "--workspace", tmp_path, "--stages", "nerf,dmtet")
     assert json.loads((tmp_path / "config.json").read_text())["stages"] == ["nerf", "dmtet"]
 
 

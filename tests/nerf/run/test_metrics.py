@@ -83,30 +83,30 @@ def test_ssim_refuses_images_without_pixels():
 
 @pytest.mark.parametrize("metric", [psnr, ssim])
 @pytest.mark.parametrize("shape", [(16, 20, 3), (2, 16, 20, 3)])
-def test_pixels_that_are_not_usable_do_not_matter(metric, shape):
+def test_pixels_that_are_not_valid_do_not_matter(metric, shape):
     a, b = torch.rand(shape).double(), torch.rand(shape).double()
-    usable = torch.ones(shape[:-1], dtype=torch.bool)
-    torch.testing.assert_close(metric(a, b, usable), metric(a, b))
-    usable[..., 4:9, 10:] = False
-    other = torch.where(usable[..., None], a, torch.rand(shape).double())
-    torch.testing.assert_close(metric(other, b, usable), metric(a, b, usable))
-    assert not torch.isclose(metric(a, b, usable), metric(a, b))
+    valid = torch.ones(shape[:-1], dtype=torch.bool)
+    torch.testing.assert_close(metric(a, b, valid), metric(a, b))
+    valid[..., 4:9, 10:] = False
+    other = torch.where(valid[..., None], a, torch.rand(shape).double())
+    torch.testing.assert_close(metric(other, b, valid), metric(a, b, valid))
+    assert not torch.isclose(metric(a, b, valid), metric(a, b))
 
 
-def test_psnr_over_usable_pixels_is_that_of_these_pixels_alone():
+def test_psnr_over_valid_pixels_is_that_of_these_pixels_alone():
     a, b = torch.rand(9, 8, 3).double(), torch.rand(9, 8, 3).double()
-    usable = torch.zeros(9, 8, dtype=torch.bool)
-    usable[2:5, 1:7] = True
-    torch.testing.assert_close(psnr(a, b, usable), psnr(a[2:5, 1:7], b[2:5, 1:7]))
+    valid = torch.zeros(9, 8, dtype=torch.bool)
+    valid[2:5, 1:7] = True
+    torch.testing.assert_close(psnr(a, b, valid), psnr(a[2:5, 1:7], b[2:5, 1:7]))
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim])
-def test_metrics_without_a_usable_pixel_are_not_a_number(metric):
+def test_metrics_without_a_valid_pixel_are_not_a_number(metric):
     image = torch.rand(12, 12, 3)
     assert math.isnan(metric(image, image, torch.zeros(12, 12, dtype=torch.bool)))
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim])
-def test_metrics_refuse_usable_pixels_of_another_picture(metric):
-    with pytest.raises(ValueError, match=r"expected usable \[12, 12\] for images \[12, 12, 3\], got \[12, 13\]"):
+def test_metrics_refuse_valid_pixels_of_another_picture(metric):
+    with pytest.raises(ValueError, match=r"expected valid \[12, 12\] for images \[12, 12, 3\], got \[12, 13\]"):
         metric(torch.zeros(12, 12, 3), torch.zeros(12, 12, 3), torch.ones(12, 13, dtype=torch.bool))

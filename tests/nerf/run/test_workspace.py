@@ -1,22 +1,24 @@
-"""A workspace keeps the options of its run: it fills in what was not said and stops what contradicts it."""
+"""A workspace keeps the options of its run: they fill in what is not given, and what contradicts them is refused."""
 
 import json
+import os
 
 import pytest
 import torch
 
-from nerf.config.config import Config, from_json, parse, with_preset
+from nerf.config.config import Config, from_json, parse
 from nerf.config.presets import PRESETS
 from nerf.core.errors import UserError
-from nerf.run import checkpoint
-from nerf.run.workspace import adopt, has_later_stage, open_workspace, pending_stages, stages_had, stored_config
+from nerf.run import checkpoint, workspace
+from nerf.run.workspace import has_later_stage, stage_progress, stored_config
+from tests.helpers.plans import EMBEDDED, opened, planned
 
 
 @pytest.fixture
 def used(tmp_path):
     """A workspace with a finished run of a hamburger on a small grid; returns its folder as text."""
     folder = str(tmp_path / "trial")
-    open_workspace(parse(["--text", "a hamburger", "--grid_levels", "8", "--workspace", folder]))
+    opened("--text", "a hamburger", "--grid_levels", "8", "--workspace", folder)
     save_checkpoint(folder, 100)
     return folder
 
@@ -27,86 +29,95 @@ def save_checkpoint(folder, step, stage="nerf"):
     return checkpoint.save(path, {"x": torch.zeros(1)}, {"stage": stage, "step": step})
 
 
-def settled(folder, *words):
-    """The options of a command in a workspace."""
-    return open_workspace(adopt(parse(["--text", "a hamburger", "--workspace", folder, *words])))
+def options(folder, *words, **others):
+    """The options of a command in a workspace, which it opens."""
+    return opened("--text", "a hamburger", "--workspace", folder, *words, **others).config
+
+
+def pending(folder, *words):
+    """Names of the stages that a command in a workspace goes through."""
+    return tuple(stage.name for stage in opened("--text", "a hamburger", "--workspace", folder, *words).pending)
 
 
 def test_a_new_workspace_gets_a_config_that_reads_back(tmp_path):
-    config = parse(["--text", "a hamburger", "-O", "--workspace", str(tmp_path / "a" / "b")])
-    assert open_workspace(config) == config
+    config = opened("--text", "a hamburger", "-O", "--workspace", tmp_path / "a" / "b").config
     written = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
     assert written["stages"] == ["nerf"]
     assert written["options"]["cuda_ray"] == {"value": True, "source": "preset"}
     assert from_json(written) == config
 
 
-def test_another_prompt_in_a_used_workspace_stops_with_the_way_out(used):
+def test_another_prompt_in_a_used_workspace_is_refused_with_what_to_do(used):
     with pytest.raises(UserError, match="'a hamburger'.*'a chair'.*--ckpt scratch"):
-        open_workspace(parse(["--text", "a chair", "--workspace", used]))
+        planned("--text", "a chair", "--workspace", used)
 
 
-def test_an_incompatible_option_stops_and_is_named(used):
+def test_an_incompatible_option_is_refused_by_name(used):
     with pytest.raises(UserError, match="--grid_levels 8, this run asks for 12"):
-        open_workspace(parse(["--text", "a hamburger", "--grid_levels", "12", "--workspace", used]))
+        options(used, "--grid_levels", "12")
 
 
-def test_options_that_were_not_said_come_from_the_workspace(used):
-    config = open_workspace(parse(["--workspace", used, "--test"]))
+@pytest.mark.parametrize("words", [["--test"], []])
+def test_options_that_are_not_given_come_from_the_workspace(used, words):
+    config = opened("--workspace", used, *words).config
     assert (config.prompt.text, config.field.levels) == ("a hamburger", 8)
     assert config.source("text") == "workspace"
 
 
-def test_a_run_goes_on_along_the_render_path_it_was_made_on(used):
-    assert not settled(used, "-O").render.cuda_ray
+def test_a_run_resumes_on_the_render_path_it_was_made_on(used):
+    assert not options(used, "-O").render.cuda_ray
     with pytest.raises(UserError, match="--cuda_ray False, this run asks for True"):
-        settled(used, "--cuda_ray")
+        options(used, "--cuda_ray")
 
 
-def test_a_workspace_wins_over_a_preset(used):
-    config = with_preset(parse(["--text", "a hamburger", "--workspace", used]), "embedded")
-    assert open_workspace(config).field.levels == 8
-    assert with_preset(open_workspace(config), "embedded").field.levels == 8
+def test_a_workspace_overrides_a_preset(used):
+    assert options(used, weights=EMBEDDED).field.levels == 8 != PRESETS["embedded"]["grid_levels"]
 
 
 def test_the_same_photographs_by_another_path_are_the_same(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = str(tmp_path / "trial")
-    open_workspace(parse(["--data", "photos", "--workspace", folder]))
+    opened("--data", "photos", "--workspace", folder)
     save_checkpoint(folder, 100)
-    open_workspace(parse(["--data", str(tmp_path / "photos"), "--workspace", folder]))
+    opened("--data", tmp_path / "photos", "--workspace", folder)
     with pytest.raises(UserError, match="--data .*photos', this run asks for 'others'"):
-        open_workspace(parse(["--data", "others", "--workspace", folder]))
+        opened("--data", "others", "--workspace", folder)
 
 
 def test_options_that_may_change_do_change(used):
-    config = open_workspace(parse(["--text", "a hamburger", "--iters", "77", "--lr", "0.1", "--workspace", used]))
+    config = options(used, "--iters", "77", "--lr", "0.1")
     assert (config.optim.iters, stored_config(used).optim.iters) == (77, 77)
 
 
-def test_scratch_starts_over_and_forgets_the_old_checkpoints(used):
-    config = open_workspace(parse(["--text", "a chair", "--ckpt", "scratch", "--workspace", used]))
+def test_scratch_starts_over_and_removes_the_old_checkpoints(used):
+    config = opened("--text", "a chair", "--ckpt", "scratch", "--workspace", used).config
     assert config.field.levels == Config().field.levels
     assert checkpoint.latest(f"{used}/checkpoints") is None
     assert stored_config(used).prompt.text == "a chair"
 
 
-def test_a_run_that_never_saved_does_not_bind_the_next_one(tmp_path):
-    open_workspace(parse(["--text", "a hamburger", "--workspace", str(tmp_path)]))
-    assert open_workspace(parse(["--text", "a chair", "--workspace", str(tmp_path)])).prompt.text == "a chair"
+def test_a_run_that_never_saved_does_not_fix_the_options_of_the_next_one(tmp_path):
+    opened("--text", "a hamburger", "--workspace", tmp_path)
+    assert opened("--text", "a chair", "--workspace", tmp_path).config.prompt.text == "a chair"
 
 
 def test_testing_does_not_rewrite_the_options(used):
-    open_workspace(parse(["--workspace", used, "--test", "--W", "32"]))
+    opened("--workspace", used, "--test", "--W", "32")
     assert stored_config(used).output.W == Config().output.W
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"format": 2, "options": {}}', '{"format": 1, "options": {"zzz": {}}}'])
-def test_a_broken_config_is_a_sentence(used, content):
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"format": 1, "options": {}}', '{"format": 2, "options": {"zzz": {}}}',
+     '{"format": 2, "options": {"zzz": {"value": 1, "source": "typed"}}}', '{"format": 2, "options": {"lr": 1}}',
+     '{"format": 2, "options": {}, "presets": ["zzz"]}'],
+)  # fmt: skip
+def test_a_broken_config_is_a_sentence_unless_the_run_starts_over(used, content):
     with open(f"{used}/config.json", "w") as file:
         file.write(content)
     with pytest.raises(UserError, match="--ckpt scratch"):
-        open_workspace(parse(["--text", "a hamburger", "--workspace", used]))
+        options(used)
+    options(used, "--ckpt", "scratch")
 
 
 @pytest.mark.parametrize("value", ['"eight"', "-3", "null", "[8]"])
@@ -118,72 +129,88 @@ def test_a_stored_value_of_the_wrong_kind_is_a_sentence(used, value):
     with open(path, "w") as file:
         json.dump(text, file)
     with pytest.raises(UserError, match="--grid_levels must be"):
-        open_workspace(parse(["--text", "a hamburger", "--workspace", used]))
+        options(used)
 
 
 def test_a_workspace_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="--workspace .* cannot be written to"):
-        open_workspace(parse(["--text", "a hamburger", "--workspace", str(tmp_path / "file" / "inside")]))
+    folder = str(tmp_path / "file" / "inside")
+    for call in (lambda: workspace.check_writable(folder), lambda: options(folder)):
+        with pytest.raises(UserError, match="--workspace .* cannot be written to"):
+            call()
 
 
-def test_a_mesh_stage_that_never_began_leaves_the_nerf_its_turn(used):
-    assert settled(used, "--dmtet").stages == ("dmtet",)
-    assert settled(used).stages == ("nerf",)
+def test_a_workspace_without_permission_is_found_before_it_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="cannot be written to .no permission"):
+        workspace.check_writable(tmp_path / "a" / "b")
+    monkeypatch.undo()
+    workspace.check_writable(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_mesh_stage_that_began_goes_on(used):
-    settled(used, "--dmtet")
+def test_a_mesh_stage_without_a_checkpoint_is_not_resumed(used):
+    assert options(used, "--dmtet").stages == ("dmtet",)
+    assert options(used).stages == ("nerf",)
+
+
+def test_a_mesh_stage_with_a_checkpoint_is_resumed(used):
+    options(used, "--dmtet")
     save_checkpoint(used, 5, "dmtet")
-    assert settled(used).stages == ("dmtet",)
+    assert options(used).stages == ("dmtet",)
 
 
-def test_both_stages_go_on_where_the_first_was_killed(used):
-    settled(used, "--stages", "nerf,dmtet")
-    assert pending_stages(settled(used)) == ("nerf", "dmtet")
+def test_both_stages_resume_where_the_first_was_killed(used):
+    options(used, "--stages", "nerf,dmtet")
+    assert pending(used) == ("nerf", "dmtet")
     save_checkpoint(used, 5, "dmtet")
-    assert pending_stages(settled(used)) == ("dmtet",)
+    assert pending(used) == ("dmtet",)
 
 
 def test_a_named_checkpoint_of_the_first_stage_goes_back_to_it(used):
     path = save_checkpoint(used, 100)
     save_checkpoint(used, 5, "dmtet")
-    assert pending_stages(settled(used, "--stages", "nerf,dmtet", "--ckpt", str(path))) == ("nerf", "dmtet")
+    assert pending(used, "--stages", "nerf,dmtet", "--ckpt", str(path)) == ("nerf", "dmtet")
 
 
-def test_the_grid_of_the_mesh_may_be_chosen_until_the_mesh_stage_has_begun(used):
-    assert settled(used, "--dmtet", "--tet_grid_size", "64").dmtet.tet_grid_size == 64
+def test_the_grid_of_the_mesh_may_change_until_the_mesh_stage_has_a_checkpoint(used):
+    assert options(used, "--dmtet", "--tet_grid_size", "64").dmtet.tet_grid_size == 64
     save_checkpoint(used, 5, "dmtet")
-    assert settled(used, "--dmtet").dmtet.tet_grid_size == 64
+    assert options(used, "--dmtet").dmtet.tet_grid_size == 64
     with pytest.raises(UserError, match="--tet_grid_size 64, this run asks for 32"):
-        settled(used, "--dmtet", "--tet_grid_size", "32")
+        options(used, "--dmtet", "--tet_grid_size", "32")
 
 
-def test_the_grid_that_a_stage_preset_chose_may_be_typed(tmp_path, monkeypatch):
+def test_the_grid_that_a_stage_preset_gave_may_be_typed(tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS["dmtet embedded"], "tet_grid_size", 64)
     folder = str(tmp_path)
-    open_workspace(with_preset(parse(["--text", "a hamburger", "--dmtet", "--workspace", folder]), "embedded"))
+    options(folder, "--dmtet", weights=EMBEDDED)
     save_checkpoint(folder, 5, "dmtet")
-    assert settled(folder, "--dmtet", "--tet_grid_size", "64").dmtet.tet_grid_size == 64
+    assert options(folder, "--dmtet", "--tet_grid_size", "64").dmtet.tet_grid_size == 64
     with pytest.raises(UserError, match="--tet_grid_size 64, this run asks for 128"):
-        settled(folder, "--dmtet", "--tet_grid_size", "128")
+        options(folder, "--dmtet", "--tet_grid_size", "128")
 
 
 @pytest.mark.parametrize("flag", ["--test", "--six_views"])
-def test_showing_what_is_not_there_leaves_no_folder(tmp_path, flag):
+def test_showing_a_run_that_does_not_exist_makes_no_folder(tmp_path, flag):
     with pytest.raises(UserError, match="no checkpoint to show"):
-        open_workspace(parse([flag, "--workspace", str(tmp_path / "typo")]))
+        opened(flag, "--workspace", tmp_path / "typo")
     assert not (tmp_path / "typo").exists()
 
 
-def test_every_stage_s_steps_are_known_and_a_damaged_one_is_left_out(used):
+def test_the_progress_of_every_stage_is_read_and_a_damaged_one_is_left_out(used):
     mesh = save_checkpoint(used, 7, "dmtet")
-    assert {stage: had["steps"] for stage, had in stages_had(used).items()} == {"nerf": 100, "dmtet": 7}
+    assert {stage: progress["steps"] for stage, progress in stage_progress(used).items()} == {"nerf": 100, "dmtet": 7}
     mesh.write_bytes(b"half")
-    assert list(stages_had(used)) == ["nerf"]
+    assert list(stage_progress(used)) == ["nerf"]
 
 
 def test_a_later_stage_is_one_that_has_a_checkpoint(used):
     assert not has_later_stage(used, "nerf")
     save_checkpoint(used, 7, "dmtet")
     assert has_later_stage(used, "nerf") and not has_later_stage(used, "dmtet")
+
+
+def test_reading_a_workspace_makes_nothing(tmp_path):
+    found = workspace.read(parse(["--text", "a", "--workspace", str(tmp_path / "none")]))
+    assert (found.config, found.trained) == (None, frozenset()) and list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nerf.config.config import Config
-from nerf.config.stages import make_stage
+from nerf.config.stages import STAGE_KINDS, Stage
 from nerf.core.errors import UserError
 from nerf.core.structs import StepPlan, SurfaceState
 from nerf.training import objectives
@@ -18,7 +18,7 @@ def plan(*parts, **weights):
 
 
 def stage(name):
-    return make_stage(Config(), name)
+    return Stage(STAGE_KINDS[name], Config())
 
 
 def tetrahedron():

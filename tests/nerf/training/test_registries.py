@@ -5,7 +5,7 @@ import torch
 
 from nerf import provider
 from nerf.config.config import Config, with_values
-from nerf.config.stages import make_stage
+from nerf.config.stages import NERF, Stage
 from nerf.core.cameras import orbit, view_rays
 from nerf.core.structs import Batch, Part, RenderSettings, SceneInfo, ViewRequest
 from nerf.provider import SourceInputs, build_sources
@@ -88,7 +88,7 @@ def registered(monkeypatch):
 
 def make(folder, **options):
     config = with_values(Config(), SMALL | {"workspace": str(folder)} | options, "typed")
-    stage = make_stage(config, "nerf")
+    stage = Stage(NERF, config)
     folder.mkdir(exist_ok=True)
     torch.manual_seed(1)
     model, report = build_model(stage, SceneInfo()), Report(folder, terminal=False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nerf.config.config import Config, with_values
-from nerf.config.stages import make_stage
+from nerf.config.stages import NERF, Stage
 from nerf.training import schedule
 from nerf.training.sources import GuidanceInfo, RunInfo, Source
 
@@ -49,7 +49,7 @@ class Photos(Guided):
 
 
 def run_of(config, spaces=("rgb",)):
-    return RunInfo(make_stage(config, "nerf"), guidances=(GuidanceInfo("SD", spaces),))
+    return RunInfo(Stage(NERF, config), guidances=(GuidanceInfo("SD", spaces),))
 
 
 def plan(step, config, spaces=("rgb",), sources=None):

@@ -3,12 +3,12 @@
 import pytest
 
 from nerf.config.config import Config, with_values
-from nerf.config.stages import make_stage
+from nerf.config.stages import NERF, Stage
 from nerf.training.sources import GuidanceInfo, RunInfo
 
 
 def run_of(*spaces, **options):
-    stage = make_stage(with_values(Config(), options, "typed"), "nerf")
+    stage = Stage(NERF, with_values(Config(), options, "typed"))
     return RunInfo(stage, guidances=tuple(GuidanceInfo(str(i), s) for i, s in enumerate(spaces)))
 
 

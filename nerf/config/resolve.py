@@ -1,0 +1,313 @@
+"""The options of a run: ``resolve`` makes one frozen plan of the flags, what is on disk and the kind of guidance.
+
+Order of precedence, weakest first: defaults, presets, what the workspace keeps, ``--file``, typed flags (docs/flags.md).
+"""
+
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from nerf.config.config import describe, mesh_stages, with_preset, with_values
+from nerf.config.groups import CKPT_WORDS, KEPT, OPTIONS, RUN, Config
+from nerf.config.parser import dashed
+from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
+from nerf.core.errors import UserError
+
+# Options of a NeRF that say where its surface is; the mesh stage takes them over unless the user gives others.
+SURFACE_FLAGS = ("mesh_threshold", "mesh_smooth", "mcubes_resolution")
+SEEDS = 2**31  # seeds that are drawn are below this, as --seed must be
+
+
+class Weights(Protocol):
+    """Which weights the guidance will use."""
+
+    @property
+    def kind(self) -> str:
+        """ "embedded" or "sd"."""
+
+
+W = TypeVar("W", bound=Weights)
+
+
+@dataclass(frozen=True)
+class StoredStart:
+    """What the first stage of a run is initialised with: a NeRF or a mesh on disk."""
+
+    required: Mapping[str, Any] = field(default_factory=dict)  # flag -> value that its weights were made for
+    preferred: Mapping[str, Any] = field(default_factory=dict)  # flag -> value that is used if the user gives no other
+    own_stage: str | None = None  # the stage, if it is a checkpoint of the run's own workspace
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """What is on disk, as far as the options depend on it; ``nerf.run.workspace`` reads it."""
+
+    config: Config | None = None  # options of the run in the workspace; None: there is none, or it starts over
+    trained: frozenset[str] = frozenset()  # stages that have a checkpoint in the workspace
+    checkpoint_exists: bool = False  # --ckpt names a file that exists
+    start: StoredStart | None = None  # read where :func:`needs_start` says so
+
+
+@dataclass(frozen=True)
+class RunPlan(Generic[W]):
+    """Everything that is decided before a run changes anything on disk."""
+
+    config: Config  # run-wide options, as config.json stores them
+    stages: tuple[Stage, ...]  # all stages of the run in their order, each with its own options
+    first: int  # index of the first stage that remains; --ckpt applies to it alone
+    weights: W | None  # of the guidance, where there is one
+    lines: tuple[str, ...]  # for the log
+
+    @property
+    def pending(self) -> tuple[Stage, ...]:
+        """The stages that this run goes through: the remaining ones, or the one that it shows if it does not train."""
+        return self.stages[self.first :] if self.config.trains else self.stages[self.first : self.first + 1]
+
+
+def draw_seed() -> int:
+    """A seed for a run that is given none."""
+    return secrets.randbelow(SEEDS)
+
+
+def resolve(
+    asked: Config,
+    workspace: StoredRun,
+    weights: Callable[[Config], W | None] | None = None,
+    new_seed: Callable[[], int] = draw_seed,
+) -> RunPlan[W]:
+    """Decide the options of every stage of a run. Writes nothing, and reads only where the path of ``--data`` leads.
+
+    Args:
+        asked: what the user asked for, as ``config.parse`` returns it.
+        workspace: what is on disk.
+        weights: which weights the guidance of a run with these options will use; asked once, if a prompt trains.
+        new_seed: called if neither the user nor the workspace gives a seed.
+
+    Raises:
+        UserError: options that contradict each other, the workspace or what the run starts from; nothing to do.
+    """
+    kept = restore_options(asked, workspace)
+    restored = with_values(asked, kept, "workspace")
+    check_task(restored, workspace)
+    found = weights(restored) if weights and restored.trains and restored.prompt.text is not None else None
+    presets = _presets(asked, workspace, found)
+    plain = _with_presets(asked, presets)
+    # A kept value that is there anyway is not reported as coming from the workspace.
+    changed = {flag: value for flag, value in kept.items() if _in_its_stage(plain, flag) != value}
+    config = _with_presets(with_values(asked, changed, "workspace"), presets)
+    if config.runtime.seed is None:
+        config = with_values(config, {"seed": new_seed()}, "default")
+    check_numbers(config)
+    stages = [_make_stage(config, STAGE_KINDS[name]) for name in config.stages]
+    first = _first_pending(config, workspace)
+    for i in range(first + 1, len(stages)):  # later ones start from its result, not from a checkpoint
+        stages[i] = Stage(stages[i].kind, with_values(stages[i].config, {"ckpt": "scratch"}, "preset"))
+    lines = [*describe(config), *_ignored_start(config, stages[first].kind, workspace)]
+    return RunPlan(config, tuple(stages), first, found, tuple(lines))
+
+
+# ---- what the workspace keeps ---------------------------------------------------------------------------------------------
+
+
+def needs_start(asked: Config, workspace: StoredRun) -> bool:
+    """Whether the run begins with a stage that is initialised from something on disk (``StoredRun.start``)."""
+    name = _stages(asked, workspace)[0]
+    return STAGE_KINDS[name].starts_from is not None and (name not in workspace.trained or asked.starts_over)
+
+
+def restore_options(asked: Config, workspace: StoredRun) -> dict[str, Any]:
+    """Flag -> value of what the run takes over from disk, where the user does not give a value.
+
+    Raises:
+        UserError: the user asks for another value than the workspace or the start of the run has.
+    """
+    kept: dict[str, Any] = {}
+    if workspace.config is not None:
+        kept |= merge_kept_options(asked, workspace.config, workspace.trained)
+    if not asked.asked("stages"):
+        kept["stages"] = _stages(asked, workspace)
+    if workspace.start is not None:
+        kept |= _options_of_start(with_values(asked, kept, "workspace"), workspace, workspace.start)
+    return kept
+
+
+def merge_kept_options(asked: Config, stored: Config, trained: frozenset[str]) -> dict[str, Any]:
+    """Flag -> value of the kept options of an earlier run that the user does not give.
+
+    Options of one stage may be changed until that stage has a checkpoint.
+
+    Raises:
+        UserError: the user asks for another value than the earlier run's.
+    """
+    kept = {}
+    for flag, owner in KEPT.items():
+        mine, stored_value = asked.value(flag), _in_its_stage(stored, flag)
+        if not asked.asked(flag):
+            kept[flag] = stored_value
+        elif mine != stored_value and not (flag == "data" and _same_folder(mine, stored_value)):
+            if owner == RUN or owner in trained:
+                raise UserError(
+                    f"workspace {asked.output.workspace} holds a run with {dashed(flag)} {stored_value!r}, this run asks for "
+                    f"{mine!r}: choose another --workspace, or start over in it with --ckpt scratch"
+                )
+    return kept
+
+
+def start_from_run(stored: Config, stage: str, own: bool) -> StoredStart:
+    """The start that a checkpoint of a stored run is.
+
+    Args:
+        stored: the options of that run.
+        stage: whose checkpoint it is.
+        own: it is in the workspace of the run that starts from it.
+    """
+    required = [flag for flag, owner in KEPT.items() if OPTIONS[flag][0] == "field" or owner == stage]
+    return StoredStart(
+        {flag: _in_its_stage(stored, flag) for flag in required},
+        {flag: stored.value(flag) for flag in SURFACE_FLAGS},
+        stage if own else None,
+    )
+
+
+def _options_of_start(config: Config, workspace: StoredRun, start: StoredStart) -> dict[str, Any]:
+    """Flag -> value of what the run takes over from its start.
+
+    Raises:
+        UserError: the user, or a NeRF in the workspace, has another value; or starting over would remove the start.
+    """
+    name = f"--init_with {config.dmtet.init_with}"
+    if config.dmtet.init_with and start.own_stage in config.stages:
+        raise UserError(
+            f"{name}: --ckpt scratch would remove that checkpoint before it is read; choose another --workspace, or leave "
+            "both flags out to resume from it"
+        )
+    source = STAGE_KINDS[config.stages[0]].starts_from
+    other_source = source in workspace.trained and start.own_stage != source
+    for flag, value in start.required.items():
+        mine = config.value(flag)
+        if mine == value:
+            continue
+        if config.asked(flag):
+            raise UserError(
+                f"{name}: its weights were made with {dashed(flag)} {value!r}, this run asks for {mine!r}; leave the flag out"
+            )
+        if other_source and KEPT[flag] == RUN:
+            raise UserError(
+                f"{name}: its weights were made with {dashed(flag)} {value!r}, and workspace {config.output.workspace} holds "
+                f"a NeRF with {mine!r}; choose another --workspace"
+            )
+    return {flag: value for flag, value in {**start.preferred, **start.required}.items() if not config.asked(flag)}
+
+
+def _same_folder(one: str | None, other: str | None) -> bool:
+    """Whether two paths, such as a relative and an absolute one, mean the same folder."""
+    return one is not None and other is not None and os.path.realpath(one) == os.path.realpath(other)
+
+
+# ---- presets and stages ---------------------------------------------------------------------------------------------------
+
+
+def _presets(asked: Config, workspace: StoredRun, weights: Weights | None) -> list[str]:
+    """Names of the presets of a run in their order: those of its flags, of the run in the workspace, of its weights."""
+    wanted = {"O": asked.runtime.O, "O2": asked.runtime.O2, "photographs": asked.data.data is not None}
+    names = [name for name, on in wanted.items() if on]
+    names += workspace.config.presets if workspace.config is not None else ()
+    names += ["embedded"] if weights is not None and weights.kind == "embedded" else []
+    return list(dict.fromkeys(names))
+
+
+def _with_presets(config: Config, names: list[str]) -> Config:
+    """A copy in which each preset has filled what is not given, later ones over earlier ones."""
+    for name in names:
+        config = with_preset(config, name)
+    return config
+
+
+def _stages(asked: Config, workspace: StoredRun) -> tuple[str, ...]:
+    """Names of the stages of a run: those the user asks for, else those of the run in the workspace, else the default."""
+    stored = workspace.config
+    # A stage that found nothing to start from leaves no checkpoint, and its run is not resumed.
+    if asked.asked("stages") or stored is None or not workspace.trained & set(stored.stages):
+        return asked.stages
+    return stored.stages
+
+
+def _make_stage(config: Config, kind: StageKind) -> Stage:
+    """A stage of the run with the options as it sees them: its own presets, and what it derives from other options."""
+    names = [name for name, needed in kind.presets if needed is None or needed in config.presets]
+    config = _with_presets(config, names)
+    return Stage(kind, with_values(config, kind.derived(config), "preset"))
+
+
+def _in_its_stage(config: Config, flag: str) -> Any:
+    """The value of a flag as the stage sees it that the option belongs to, if it belongs to one."""
+    owner = KEPT.get(flag, RUN)
+    return (config if owner == RUN else _make_stage(config, STAGE_KINDS[owner]).config).value(flag)
+
+
+def _first_pending(config: Config, workspace: StoredRun) -> int:
+    """Index of the stage to begin with: that of the checkpoint --ckpt names, else the last one that has a checkpoint."""
+    named = parse_run_name(config.runtime.ckpt)
+    if named is not None and named[0].name in config.stages:
+        return config.stages.index(named[0].name)
+    trained = frozenset() if config.starts_over else workspace.trained
+    return max((i for i, name in enumerate(config.stages) if name in trained), default=0)
+
+
+def _ignored_start(config: Config, kind: StageKind, workspace: StoredRun) -> list[str]:
+    """A line for the log if ``--init_with`` is given to a stage that resumes from a checkpoint."""
+    resumes = not config.starts_over and (kind.name in workspace.trained or workspace.checkpoint_exists)
+    if not (config.dmtet.init_with and resumes and config.trains):
+        return []
+    return [f"--init_with {config.dmtet.init_with} was for the first step; {kind.restart} starts over from it"]
+
+
+# ---- checks ---------------------------------------------------------------------------------------------------------------
+
+
+def check_task(config: Config, workspace: StoredRun) -> None:
+    """Refuse a run with nothing to do, or whose stages contradict other options; presets change none of these."""
+    text, data, ckpt = config.prompt.text, config.data.data, config.runtime.ckpt
+    if text is not None and not text.strip():
+        raise UserError('--text is empty; give a prompt, as in --text "a hamburger"')
+    if data is not None and not data.strip():
+        raise UserError("--data is empty; name a folder with transforms.json, a COLMAP model or NeuS cameras")
+    if config.trains and text is None and data is None:
+        raise UserError('nothing to do: give --text "a hamburger", --data FOLDER, or --test for a finished workspace')
+    if ckpt not in CKPT_WORDS and not workspace.checkpoint_exists:
+        raise UserError(f"--ckpt {ckpt}: no such file; give {', '.join(CKPT_WORDS)} or the path of a checkpoint")
+    if not config.trains and not workspace.trained and not workspace.checkpoint_exists:
+        raise UserError(
+            f"workspace {config.output.workspace} has no checkpoint to show; train first: the same command without --test or "
+            "--six_views"
+        )
+    if config.output.export_frame == "source" and config.trains and data is None:
+        raise UserError("--export_frame source needs the axes of --data; a run from text alone has only its own")
+    _check_stages(config)
+
+
+def _check_stages(config: Config) -> None:
+    """Refuse options of the mesh stage in a run without it, or in one that has the stage before it too."""
+    mesh, has_mesh = config.dmtet, bool(mesh_stages(config.stages))
+    if mesh.init_with and not has_mesh:
+        raise UserError("--init_with is for the mesh stage; add --dmtet, or give a NeRF's checkpoint with --ckpt")
+    if mesh.lock_geo and not has_mesh:
+        raise UserError("--lock_geo freezes the geometry of a mesh, and this run has no mesh stage; add --dmtet")
+    if mesh.init_with and STAGE_KINDS[config.stages[0]].starts_from is None:
+        raise UserError(
+            f"--init_with and --stages {','.join(config.stages)} contradict each other: the mesh of both stages starts from "
+            "their own NeRF; leave --init_with out, or train the mesh alone with --dmtet"
+        )
+
+
+def check_numbers(config: Config) -> None:
+    """Refuse values that contradict each other once the presets have filled theirs."""
+    (start, end), grid = config.span, config.field
+    if not start < end:
+        raise UserError(f"--exp_start_iter must be below --exp_end_iter (or --iters), got {start} and {end}")
+    if grid.base_resolution > grid.finest_resolution:
+        raise UserError(
+            f"--grid_finest must be at least --grid_coarsest, got {grid.finest_resolution} and {grid.base_resolution}"
+        )

@@ -1,0 +1,227 @@
+"""The run plan: what it takes from the flags, the disk and the guidance, and that making it changes no file."""
+
+import dataclasses
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from nerf.config.config import Config, parse, to_json, with_values
+from nerf.config.groups import KEPT, RUN
+from nerf.config.presets import PRESETS
+from nerf.config.resolve import StoredRun, StoredStart, needs_start, resolve
+from nerf.core.errors import UserError
+from tests.helpers.plans import planned
+
+TEXT = ["--text", "a hamburger"]
+EMBEDDED = SimpleNamespace(kind="embedded")
+CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod", "os.utime")
+audited: list[str] | None = None  # changes of files, while a test listens
+
+
+def audit(event, arguments):
+    """Note every event that changes a file."""
+    if audited is None:
+        return
+    writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+    if writes or event in CHANGES:
+        audited.append(f"{event} {arguments[0]}")
+
+
+sys.addaudithook(audit)
+
+
+@pytest.fixture
+def changes():
+    """The changes of files that happen during the test."""
+    global audited
+    audited = []
+    yield audited
+    audited = None
+
+
+def stored(*words, trained=("nerf",), embedded=False, **others):
+    """What a finished run with these flags leaves on disk."""
+    plan = resolve(parse([*TEXT, *words]), StoredRun(), (lambda _: EMBEDDED) if embedded else None)
+    return StoredRun(plan.config, frozenset(trained), **others)
+
+
+def test_the_audit_sees_a_file_that_is_written(tmp_path, changes):
+    (tmp_path / "x").write_text("x")
+    assert changes
+
+
+@pytest.mark.parametrize("folder", ["none", "used"])
+@pytest.mark.parametrize("words", ["--ckpt scratch", "--stages nerf,dmtet -O", "--dmtet --tet_grid_size 16", "--test"])
+def test_a_plan_changes_no_file(tmp_path, changes, folder, words):
+    run = stored("--seed", "1") if folder == "used" else StoredRun(trained=frozenset(["nerf"]))
+    resolve(parse([*TEXT, "--workspace", str(tmp_path / folder), *words.split()]), run, lambda _: EMBEDDED)
+    assert changes == [] and list(tmp_path.iterdir()) == []
+
+
+def test_planning_from_a_disk_that_cannot_be_written_to_changes_nothing(tmp_path, changes):
+    assert planned(*TEXT, "--workspace", tmp_path / "none", "--stages", "nerf,dmtet").first == 0
+    assert changes == [] and list(tmp_path.iterdir()) == []
+
+
+def test_the_same_arguments_give_the_same_plan():
+    def plan():
+        return resolve(parse([*TEXT, "-O", "--stages", "nerf,dmtet"]), StoredRun(), lambda _: EMBEDDED, lambda: 5)
+
+    assert plan() == plan()
+
+
+def test_a_plan_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        resolve(parse(TEXT), StoredRun()).first = 1
+
+
+def test_a_seed_is_drawn_once_for_all_stages_unless_one_is_given():
+    plan = resolve(parse([*TEXT, "--stages", "nerf,dmtet"]), StoredRun(), None, lambda: 5)
+    assert {stage.config.runtime.seed for stage in plan.stages} == {5}
+    assert resolve(parse([*TEXT, "--seed", "3"]), StoredRun(), None, pytest.fail).config.runtime.seed == 3
+    assert resolve(parse(TEXT), stored("--seed", "3"), None, pytest.fail).config.runtime.seed == 3
+
+
+# ---- weights ----
+
+
+def test_the_weights_are_chosen_by_the_resolved_prompt():
+    seen = []
+    run = stored("--sd_version", "embedded")
+    plan = resolve(parse([]), run, lambda config: seen.append((config.prompt.text, config.guidance.sd_version)) or EMBEDDED)
+    assert seen == [("a hamburger", "embedded")]
+    assert plan.weights is EMBEDDED and plan.config.presets == ("embedded",)
+
+
+@pytest.mark.parametrize("words", [["--data", "x"], [*TEXT, "--test"]])
+def test_no_weights_are_chosen_without_guidance(words):
+    run = StoredRun(trained=frozenset(["nerf"]))
+    assert resolve(parse(words), run, pytest.fail).weights is None
+
+
+def test_other_weights_bring_no_preset():
+    plan = resolve(parse(TEXT), StoredRun(), lambda _: SimpleNamespace(kind="sd"))
+    assert plan.config.presets == ()
+
+
+# ---- the workspace ----
+
+
+def test_a_kept_value_overrides_a_preset_and_yields_to_a_file_and_to_typed_words():
+    config = resolve(parse(["-O"]), stored("--grid_levels", "8"), lambda _: EMBEDDED).config
+    assert (config.field.levels, config.source("grid_levels")) == (8, "workspace")
+    assert (config.field.bound, config.source("bound")) == (Config().field.bound, "workspace")
+    assert PRESETS["embedded"]["bound"] != Config().field.bound
+
+
+def test_a_kept_value_that_a_preset_gives_too_is_not_reported():
+    run = stored(embedded=True)
+    config = resolve(parse([]), run, lambda _: EMBEDDED).config
+    assert (config.field.bound, config.source("bound")) == (PRESETS["embedded"]["bound"], "preset")
+    assert config.presets == ("embedded",)
+
+
+def test_presets_of_the_stored_run_apply_when_it_is_only_shown():
+    config = resolve(parse(["--test"]), stored(embedded=True)).config
+    assert config.output.mesh_threshold == PRESETS["embedded"]["mesh_threshold"]
+
+
+# Values other than the default, and than the prompt of these tests, of every option that is kept by the whole run.
+OTHERS = {
+    "text": "a chair", "negative": "blur", "data": "photos", "holdout": 4, "downscale": 2, "guidance": ("SD", "clip"),
+    "sd_version": "1.5", "hf_key": "x", "backbone": "vanilla", "bound": 2.0, "bg_radius": -1.0,
+    "density_activation": "softplus", "density_bias": -1.0, "blob_density": 1.0, "blob_radius": 0.5, "grid_levels": 8,
+    "grid_features": 4, "grid_coarsest": 8, "grid_finest": 64, "grid_log2": 10, "hidden": 32, "layers": 2, "cuda_ray": True,
+    "grid_size": 64, "optim": "adam", "seed": 7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", [flag for flag, owner in KEPT.items() if owner == RUN])
+def test_every_kept_option_comes_back_and_another_value_is_refused(flag):
+    run = stored("--seed", "1")
+    mine = run.config.value(flag)
+    run = dataclasses.replace(run, config=with_values(run.config, {flag: OTHERS[flag]}, "typed"))
+    assert resolve(parse([]), run).config.value(flag) == OTHERS[flag]
+    assert resolve(with_values(parse([]), {flag: OTHERS[flag]}, "file"), run).config.source(flag) == "file"
+    with pytest.raises(UserError, match=f"--{flag} .*, this run asks for .*--ckpt scratch"):
+        resolve(with_values(parse([]), {flag: mine}, "typed"), run)
+
+
+def test_the_plan_of_the_stored_options_is_the_stored_plan():
+    run = stored("-O", "--stages", "nerf,dmtet", "--tet_grid_size", "32", embedded=True)
+    again = resolve(parse(["-O"]), run, lambda _: EMBEDDED)
+    assert again.config == with_values(run.config, {}, "typed")
+    assert to_json(again.config)["options"]["tet_grid_size"]["value"] == 32
+
+
+# ---- what is left to do ----
+
+
+@pytest.mark.parametrize(
+    ("words", "trained", "pending"),
+    [
+        ("", (), ["nerf", "dmtet"]),
+        ("", ("nerf",), ["nerf", "dmtet"]),
+        ("", ("nerf", "dmtet"), ["dmtet"]),
+        ("--ckpt scratch", ("nerf", "dmtet"), ["nerf", "dmtet"]),
+        ("--ckpt checkpoints/df_step_00000100.safetensors", ("nerf", "dmtet"), ["nerf", "dmtet"]),
+        ("--test", ("nerf",), ["nerf"]),
+        ("--test", ("nerf", "dmtet"), ["dmtet"]),
+    ],
+)
+def test_the_pending_stages_follow_from_the_checkpoints(words, trained, pending):
+    run = StoredRun(trained=frozenset(trained), checkpoint_exists="safetensors" in words)
+    plan = resolve(parse([*TEXT, "--stages", "nerf,dmtet", *words.split()]), run)
+    assert [stage.name for stage in plan.pending] == pending
+    assert [stage.name for stage in plan.stages] == ["nerf", "dmtet"]
+
+
+def test_a_named_checkpoint_applies_to_the_first_pending_stage_alone():
+    name = "df_step_00000007.safetensors"
+    plan = resolve(parse([*TEXT, "--stages", "nerf,dmtet", "--ckpt", name]), StoredRun(checkpoint_exists=True))
+    assert [stage.config.runtime.ckpt for stage in plan.pending] == [name, "scratch"]
+
+
+def test_a_checkpoint_that_does_not_exist_is_refused():
+    with pytest.raises(UserError, match="--ckpt gone: no such file; give latest"):
+        resolve(parse([*TEXT, "--ckpt", "gone"]), StoredRun())
+
+
+# ---- what the mesh stage starts from ----
+
+
+@pytest.mark.parametrize(
+    ("words", "trained", "needed"),
+    [
+        ("--dmtet", (), True),
+        ("--dmtet", ("dmtet",), False),
+        ("--dmtet --ckpt scratch", ("dmtet",), True),
+        ("--stages nerf,dmtet", (), False),
+        ("", (), False),
+    ],
+)
+def test_a_start_is_needed_by_a_first_stage_that_has_no_checkpoint(words, trained, needed):
+    assert needs_start(parse([*TEXT, *words.split()]), StoredRun(trained=frozenset(trained))) == needed
+
+
+def test_options_of_the_start_override_presets_and_yield_to_what_is_typed():
+    start = StoredStart({"hidden": 24, "tet_grid_size": 16, "bound": 1.0}, {"mesh_threshold": 5.0, "mesh_smooth": 2.0})
+    words = [*TEXT, "--dmtet", "--init_with", "x", "--mesh_smooth", "1"]
+    plan = resolve(parse(words), StoredRun(start=start), lambda _: EMBEDDED)
+    mesh = plan.stages[0].config
+    assert (mesh.field.hidden, mesh.dmtet.tet_grid_size, mesh.field.bound) == (24, 16, 1.0)
+    assert (mesh.output.mesh_threshold, mesh.output.mesh_smooth) == (5.0, 1.0)
+    with pytest.raises(UserError, match="--init_with x: its weights were made with --hidden 24, this run asks for 32"):
+        resolve(parse([*words, "--hidden", "32"]), StoredRun(start=start))
+
+
+def test_the_grid_of_the_start_overrides_what_the_workspace_says_of_a_mesh_stage_that_never_ran():
+    run = stored("--tet_grid_size", "64", start=StoredStart({"tet_grid_size": 16}))
+    assert resolve(parse(["--dmtet", "--init_with", "x"]), run).config.dmtet.tet_grid_size == 16
+
+
+def test_a_start_that_is_ignored_is_logged():
+    run = StoredRun(trained=frozenset(["dmtet"]))
+    lines = resolve(parse([*TEXT, "--dmtet", "--init_with", "x"]), run).lines
+    assert "--init_with x was for the first step; --dmtet --ckpt scratch starts over from it" in lines

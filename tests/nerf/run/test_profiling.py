@@ -1,0 +1,30 @@
+"""A trace of training steps: how many are in it, and that none is written unless it is asked for."""
+
+import json
+
+import pytest
+import torch
+
+from nerf.run.profiling import WARMUP_STEPS, profiled
+
+
+def steps_in(path):
+    """How many multiplications of the tests' steps a trace has recorded."""
+    events = json.loads(path.read_text())["traceEvents"]
+    return len([event for event in events if event.get("name") == "aten::mm"])
+
+
+@pytest.mark.parametrize(("taken", "recorded"), [(WARMUP_STEPS + 5, 2), (WARMUP_STEPS + 1, 1)])
+def test_a_trace_holds_the_steps_after_the_warm_up(tmp_path, taken, recorded):
+    path = tmp_path / "profile" / "trace.json"
+    with profiled(path, 2) as after_step:
+        for _ in range(taken):
+            torch.ones(2, 2) @ torch.ones(2, 2)
+            after_step()
+    assert steps_in(path) == recorded
+
+
+def test_nothing_is_written_without_steps(tmp_path):
+    with profiled(tmp_path / "profile" / "trace.json", 0) as after_step:
+        after_step()
+    assert list(tmp_path.iterdir()) == []
