@@ -1,16 +1,45 @@
-"""``pytest -p tests.helpers.fake_cuda.plugin``: a test session in which torch believes in a GPU.
+"""``pytest -p tests.helpers.fake_cuda.plugin``: a test session in which torch believes in a GPU, of the tests that use it.
 
 FAKE_CUDA_MODE is how kernels are compiled (builder.MODES), FAKE_CUDA_ORDER in what order their threads run, and
 FAKE_CUDA_REPORT a file for what the session launched and waited for.
 """
 
+import inspect
 import json
 import os
 from pathlib import Path
 
+import torch
+
 from tests.helpers.fake_cuda import device, waits
 
 device.install(os.environ.get("FAKE_CUDA_MODE", "plain"))
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests that run on the CPU, or by plain torch; an ordinary session has them."""
+    dropped = [item for item in items if not _uses_cuda(item)]
+    items[:] = [item for item in items if item not in dropped]
+    config.hook.pytest_deselected(items=dropped)
+
+
+def _uses_cuda(item) -> bool:
+    """Whether a test's fixtures give it the device or, where they give none, it takes it by itself."""
+    if "on_device" in item.path.parts:
+        return True
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    places = [place for place in map(_place, parameters) if place]
+    if places:
+        return places[0] == {"cuda"}
+    source = inspect.getsource(item.function)
+    return '"cuda"' in source or ".cuda()" in source
+
+
+def _place(parameter: object) -> set[str]:
+    """The device, or the device and the backend, that a fixture's parameter consists of; empty for any other parameter."""
+    parts = parameter if isinstance(parameter, tuple) else (parameter,)
+    names = {str(part) if isinstance(part, str | torch.device) else "" for part in parts}
+    return names if names <= {"cpu", "cuda", "torch"} else set()
 
 
 def pytest_sessionfinish():

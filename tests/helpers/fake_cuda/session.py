@@ -21,7 +21,6 @@ from tests.helpers.fake_cuda import builder
 from tests.helpers.fake_cuda.waits import ROOT
 
 KERNEL_TESTS = ("tests/raymarching", "tests/gridencoder", "tests/freqencoder", "tests/shencoder", "tests/rasterizer")
-ON_CUDA = "(cuda or float16) and not cuda-torch"  # the tests there that run CUDA kernels
 SANITIZER_OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",  # what the interpreter keeps to its end is no leak of the kernels
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
@@ -40,12 +39,11 @@ class Outcome:
     output: str
 
 
-def run(paths: tuple[str, ...], expression: str = "", mode: str = "plain", order: str = "forward") -> Outcome:
-    """Run tests on the fake device.
+def run(paths: tuple[str, ...], mode: str = "plain", order: str = "forward") -> Outcome:
+    """Run those tests that use CUDA, on the fake device.
 
     Args:
         paths: files or folders, from the root of the project.
-        expression: pytest's -k.
         mode: one of :data:`builder.MODES`.
         order: of the threads of a kernel: "forward", "reversed", "shuffled" or "threads".
     """
@@ -54,7 +52,7 @@ def run(paths: tuple[str, ...], expression: str = "", mode: str = "plain", order
         report = Path(folder, "report.json")
         settings = {"FAKE_CUDA_MODE": mode, "FAKE_CUDA_ORDER": order, "FAKE_CUDA_REPORT": str(report), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.helpers.fake_cuda.plugin", "--durations=0"]
-        command += ["--durations-min=5", *paths, *(["-k", expression] if expression else [])]
+        command += ["--durations-min=5", *paths]
         done = subprocess.run(
             command,
             cwd=ROOT,
@@ -93,7 +91,7 @@ def main() -> int:
             print("contracted: left out, because this processor has no fused multiply-add", flush=True)
             continue
         print(f"{mode}: ...", flush=True)
-        outcome = run(KERNEL_TESTS, ON_CUDA, mode, "threads" if mode == "thread" else "shuffled")
+        outcome = run(KERNEL_TESTS, mode, "threads" if mode == "thread" else "shuffled")
         failed |= outcome.code != 0
         if outcome.code != 0:
             print(outcome.output)

@@ -103,6 +103,7 @@ def _cause() -> tuple[str, str, int]:
     while frame is not None:
         name = frame.f_code.co_filename
         if name.startswith(_OURS) and not name.startswith(_HERE) and "/site-packages/" not in name:
-            return frame.f_code.co_qualname, name[len(_OURS) :], frame.f_lineno
+            function = frame.f_code.co_qualname.partition(".<locals>")[0]  # of a lambda or a comprehension: what it is in
+            return function, name[len(_OURS) :], frame.f_lineno
         frame = frame.f_back
     return "?", "?", 0
