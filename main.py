@@ -70,7 +70,7 @@ def settle(config: Config) -> tuple[Config, "Resolved | None"]:
     if "dmtet" in config.stages and "nerf" not in config.stages:
         from nerf.run import mesh_init
 
-        config = mesh_init.adopt(config)
+        config = mesh_init.inherit_options(config)
     resolved = None
     if config.prompt.text is not None and config.trains:
         from guidance import weights
@@ -132,7 +132,7 @@ def make_trainer(config: Config, name: str, inputs: Inputs, device: str, report:
     if stage.kind.starts_from is not None and not began:
         from nerf.run import mesh_init
 
-        trainer.begin(lambda: mesh_init.begin(model, config, inputs.photos))
+        trainer.begin(lambda: mesh_init.initialize_mesh(model, config, inputs.photos))
     elif began and config.dmtet.init_with:
         report.log(f"--init_with {config.dmtet.init_with} was for the first step; --dmtet --ckpt scratch begins anew with it")
     return trainer

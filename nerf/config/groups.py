@@ -14,6 +14,9 @@ FRACTION = between(0, 1)
 STAGES = ("nerf", "dmtet")  # of a run, in their order
 DEVICE = Check(lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v) is not None, "auto, cpu, cuda or cuda:N")
 KNOWN = "training from image prompts"
+# Extinction per scene unit at the surface of an object, as in stable-dreamfusion (its density_thresh): 0.1 units of it
+# let exp(-1) of the light through. One value for every run, fixed before any shape was measured.
+SURFACE_DENSITY = 10.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class FieldConfig(Group):
     bound: float = option(1.0, "half the side of the scene's box", check=between(1e-3, 128), fixed=True)
     bg_radius: float = option(1.4, "above 0: a learned background; 0 or less: a plain one", fixed=True)
     density_activation: str = option("exp", "activation of the density", choices=("exp", "softplus"), fixed=True)
-    density_thresh: float = option(10.0, "density above which a cell counts as occupied, at most", check=above(0))
+    density_thresh: float = option(SURFACE_DENSITY, "density above which a cell counts as occupied, at most", check=above(0))
     density_bias: float = option(0.0, "raw density of a young field away from the blob", fixed=True)
     blob_density: float = option(5.0, "height of the starting blob", fixed=True)
     blob_radius: float = option(0.2, "radius of the starting blob", check=above(0), fixed=True)
@@ -242,7 +245,7 @@ class OutputConfig(Group):
     six_views: bool = option(False, "train nothing: write six still views")
     save_mesh: bool = option(False, "write the textured mesh at the end")
     mcubes_resolution: int = option(256, "marching-cubes cells along a side", check=between(8, 1024))
-    mesh_threshold: float = option(10.0, "density that counts as surface in the mesh", check=above(0))
+    mesh_threshold: float = option(SURFACE_DENSITY, "density that counts as surface in the mesh", check=above(0))
     mesh_smooth: float = option(
         0.0, "smoothing of the density before the mesh is cut, in marching-cubes cells (0 none)", check=between(0, 16)
     )

@@ -9,7 +9,7 @@ from typing import Any
 from nerf.core.errors import UserError
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None], durable: bool = False) -> Path:
+def write_atomically(path: str | Path, write: Callable[[Path], object], durable: bool = False) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, then rename it; a failed write leaves nothing behind.
 
     Args:

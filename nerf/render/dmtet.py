@@ -20,7 +20,8 @@ from nerf.core.cameras import clip_space
 from nerf.core.errors import DivergenceError
 from nerf.core.structs import FieldOutput, Rays, RenderSettings, SurfaceState
 from nerf.fields.base import Field
-from nerf.mesh.tetrahedra import Surface, TetGrid, close_at_walls, marching_tetrahedra, summed_lattices, tet_grid
+from nerf.mesh.level_set_grid import QUERY_CHUNK
+from nerf.mesh.tetrahedra import Surface, TetGrid, close_at_walls, marching_tetrahedra, sum_coarse_sdf, tet_grid
 from nerf.render.base import RenderPath, Trace, points_on, sample_colours
 from rasterizer import antialias, interpolate, rasterize
 
@@ -35,7 +36,6 @@ OFFSET_LIMIT = 0.235
 # Distance from which a closed wall keeps the surface, in cells.
 WALL_MARGIN = 0.01
 START_RADIUS = 0.5  # of the starting ball, as a share of half the box
-QUERY_CHUNK = 1 << 18  # points the field is asked about at once outside training
 VANISHED = (
     "the surface of the mesh stage vanished: no cell has a corner inside and one outside; go on from the last checkpoint "
     "with smaller --lr_distance and --lr_lattices, or start from another shape with --init_with"
@@ -139,7 +139,7 @@ class DMTetPath(RenderPath):
 
     def _cut(self) -> tuple[Surface, Tensor]:
         """The surface, and the distances [V] that it was cut from."""
-        moved = self.distance + summed_lattices(self.lattices, self.grid) if len(self.lattices) > 0 else self.distance
+        moved = self.distance + sum_coarse_sdf(self.lattices, self.grid) if len(self.lattices) > 0 else self.distance
         distance = close_at_walls(moved, self.grid, WALL_MARGIN)
         return marching_tetrahedra(self.positions(), distance, self.grid), distance
 
