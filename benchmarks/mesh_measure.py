@@ -238,12 +238,12 @@ def facing(seen: np.ndarray, truth: np.ndarray) -> tuple[float, bool | None]:
     error = np.abs(seen[:, None] - truth[None]).mean((2, 3, 4))
     here = np.arange(count)
     near = np.minimum(error[here, here], np.minimum(error[here, here - 1], error[here, (here + 1) % count]))
-    share = float((near <= 1.05 * error.min(1) + 1e-6).mean())
+    fraction = float((near <= 1.05 * error.min(1) + 1e-6).mean())
     back = count // 2
     if np.abs(truth[0] - truth[back]).mean() < SAME_SIDES:
-        return share, None
+        return fraction, None
     right = error[0, 0] < error[0, back] and error[back, back] < error[back, 0]
-    return share, bool(right)
+    return fraction, bool(right)
 
 
 def measure(mesh: ColoredMesh, caption: Caption, members: int = 64, views: int = 8) -> dict[str, object]:
@@ -259,12 +259,12 @@ def measure(mesh: ColoredMesh, caption: Caption, members: int = 64, views: int =
     seen, mask = mesh_views(mesh, cameras)
     truth, true_mask = true_views(shape, cameras)
     both = mask & true_mask
-    share, right = facing(seen, truth)
+    fraction, right = facing(seen, truth)
     return {
         "iou": score,
         "silhouette": float(np.mean([iou(a, b) for a, b in zip(mask, true_mask, strict=True)])),
         "albedo": float(np.abs(seen - truth)[both].mean()) if both.any() else 1.0,
-        "facing": share,
+        "facing": fraction,
         "front_back": right,
         "proportions": {name: round(value, 4) for name, value in shape.proportions.items()},
     }

@@ -46,7 +46,7 @@ _OPAQUE = 2.0 * SURFACE_DENSITY  # a field whose highest density is lower is sti
 class ExportOptions:
     """The options of an export. Flags have their defaults and ranges in ``nerf.config.groups.OutputConfig`` alone.
 
-    A texture of 1024 takes 1 s and little memory for a field without cost, one of 4096 12 s of one core and 1 GB, with
+    A texture of 1024 takes 1 s and little memory for a field of negligible cost, one of 4096 12 s of one core and 1 GB, with
     ``supersample=2`` 35 s and no more memory; a real field is evaluated once for each sample, which takes longer.
     """
 
@@ -63,7 +63,7 @@ class ExportOptions:
 
     @classmethod
     def from_config(cls, output: OutputConfig) -> "ExportOptions":
-        """The options as the flags say."""
+        """The options that the flags of a run give."""
         return cls(
             resolution=output.mcubes_resolution,
             smooth=output.mesh_smooth,
@@ -82,7 +82,7 @@ class ExportOptions:
 class ExportReport:
     """What was written, and its properties."""
 
-    files: dict[str, Path]  # "obj", "mtl", "albedo", "glb"; "normal", "ply" and "transform" as the options and data say
+    files: dict[str, Path]  # "obj", "mtl", "albedo", "glb"; "normal", "ply" and "transform" depending on options and data
     vertices: int  # of the welded surface
     faces: int
     parts_dropped: int  # floaters and cavities
@@ -270,7 +270,7 @@ class _Job:
     def __post_init__(self):
         _require_packages()
 
-    def paint(self, points: np.ndarray) -> np.ndarray:
+    def colors_at(self, points: np.ndarray) -> np.ndarray:
         """sRGB colours [P, 3] in [0, 1] of points [P, 3]."""
         return query_color(self.albedo, points, self.device)
 
@@ -294,7 +294,7 @@ def _finish(raw: Mesh, job: _Job, inset: Callable[[Mesh], np.ndarray] | None = N
     flat = transformed(flat, placing)
     files = _write(job, flat)
     if options.ply:
-        colors = job.paint(mesh.vertices - depth[:, None] * mesh.require("normals"))
+        colors = job.colors_at(mesh.vertices - depth[:, None] * mesh.require("normals"))
         painted = transformed(replace(mesh, colors=to_bytes(colors)), placing)
         files["ply"] = write_ply(job.folder / "mesh.ply", painted)
         check_file(files["ply"], painted)
@@ -322,7 +322,7 @@ def _bake(fine: Mesh, flat: Mesh, depth: np.ndarray, job: _Job) -> tuple[Mesh, f
     options, progress = job.options, job.progress
     texture, coverage = bake(
         flat,
-        job.paint,
+        job.colors_at,
         options.texture_size,
         depth[flat.require("weld")],
         options.supersample,
@@ -333,8 +333,8 @@ def _bake(fine: Mesh, flat: Mesh, depth: np.ndarray, job: _Job) -> tuple[Mesh, f
         return flat, coverage
     flat = replace(flat, tangents=vertex_tangents(flat))
     normals = nearest_normals(replace(fine, normals=vertex_normals(fine)), job.bound)
-    picture = bake_normals(flat, normals, options.texture_size, options.supersample, progress.within("baking normals"))
-    return replace(flat, normal_texture=picture), coverage
+    image = bake_normals(flat, normals, options.texture_size, options.supersample, progress.within("baking normals"))
+    return replace(flat, normal_texture=image), coverage
 
 
 def _checked(transform) -> np.ndarray | None:
@@ -368,7 +368,7 @@ def _notes(mesh: Mesh, job: _Job, cleaning: Cleaning, coverage: float) -> tuple[
             f"{job.options.max_error:g} scene units"
         )
     elif len(mesh.faces) > 1.1 * wanted > 0:
-        notes.append(f"{len(mesh.faces):,} triangles were kept instead of {wanted:,}; decimation came no further")
+        notes.append(f"{len(mesh.faces):,} triangles were kept instead of {wanted:,}; decimation cannot go further")
     if coverage < _LOW_COVERAGE:
         notes.append(f"triangles cover only {100 * coverage:.0f} % of the texture; raise --texture_size to keep detail")
     if float(np.abs(mesh.vertices).max()) >= job.bound * (1 - 1e-6):

@@ -71,7 +71,7 @@ def marching_cubes(
 
 
 def _check_grid(grid: LevelSetGrid) -> None:
-    """Refuse a field without a surface, with the figures that say why."""
+    """Refuse a field without a surface, with the values that explain why."""
     low, high, level = float(grid.values.min()), float(grid.values.max()), f"{grid.level:.3g}"
     inside = grid.is_inside(grid.values)
     if grid.logarithmic and not inside.any():

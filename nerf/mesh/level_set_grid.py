@@ -25,7 +25,7 @@ QUERY_CHUNK = 2**18
 PROBE_CELLS = 64  # cells along an edge of the coarse grid that is evaluated everywhere
 SMOOTH_CLIP = 30.0  # densities further from the threshold than this factor count as this far when they are smoothed
 _NEAR_DENSITY = 0.3  # fraction of the threshold above which a coarse density may belong to a surface nearby
-_FOG = 0.1  # densities below this say nothing about how dense the object is
+_FOG = 0.1  # densities below this belong to empty space, and are no evidence of how dense the object is
 _FOG_QUANTILE = 0.999  # of the densities above it; the densest few points may be outliers
 
 

@@ -73,9 +73,8 @@ def _partners(vertices: np.ndarray, faces: np.ndarray, up: np.ndarray, down: np.
     low, high = vertices[faces.reshape(-1)[[up[0], down[0]]]]
     axis, halves = high - low, np.concatenate([up, down])
     apex = vertices[faces[halves // 3, (halves + 2) % 3]] - low
-    zero = (
-        apex[0] - (apex[0] @ axis) / max(axis @ axis, 1e-300) * axis
-    )  # perpendicular to the axis: the direction of angle zero
+    # The direction of angle zero, perpendicular to the axis.
+    zero = apex[0] - (apex[0] @ axis) / max(axis @ axis, 1e-300) * axis
     angle = np.arctan2(apex @ np.cross(axis, zero), (apex @ zero) * np.linalg.norm(axis))
     ends, pairs, done = set(up.tolist()), [], set()
     begun: list[int] = []
@@ -97,9 +96,8 @@ def _cut_shared_edges(mesh: Mesh) -> Mesh:
     while True:
         start, end = half_edges(faces)
         up, down = _paired(np.asarray(vertices), faces)
-        again = (
-            np.flatnonzero((np.diff(start[up]) == 0) & (np.diff(end[up]) == 0)) + 1
-        )  # rows with the same ends as the row before
+        # Rows with the same ends as the row before.
+        again = np.flatnonzero((np.diff(start[up]) == 0) & (np.diff(end[up]) == 0)) + 1
         if len(again) == 0:
             return Mesh(np.asarray(vertices), faces)
         cut: set[int] = set()

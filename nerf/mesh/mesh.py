@@ -1,4 +1,4 @@
-"""Triangle meshes: the record, and what its topology and geometry say. Pure functions on arrays.
+"""Triangle meshes: the record, and its topology and geometry. Pure functions on arrays.
 
 Letters: V vertices, T triangles. Triangles are counter-clockwise seen from outside, so their normals point outwards and
 the signed volume is positive. uv has its origin at the lower left of the texture, as in OBJ.
@@ -20,7 +20,7 @@ MIN_PART = 0.01
 class Mesh:
     """A triangle mesh; the optional attributes are added step by step.
 
-    A vertex may occur several times with different uv; ``weld`` then says which vertex of the closed surface it is.
+    A vertex may occur several times with different uv; ``weld`` is then the vertex of the closed surface that each belongs to.
     """
 
     vertices: np.ndarray  # [V, 3] float64, scene units

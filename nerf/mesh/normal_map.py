@@ -1,7 +1,7 @@
 """Normal maps: tangent frames of an unwrapped mesh, and the normals of a fine surface in the frames of a coarse one.
 
 Letters: V vertices, T triangles, P texels. The convention is glTF's: red along the tangent (growing u), green along the
-bitangent (growing v, upwards in the picture), blue along the normal, each from [-1, 1] to [0, 255].
+bitangent (growing v, upwards in the image), blue along the normal, each from [-1, 1] to [0, 255].
 """
 
 from collections.abc import Callable

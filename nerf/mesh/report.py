@@ -225,13 +225,13 @@ def _textures(parts: list) -> dict[str, tuple[int, int]]:
     """Width and height of all images, by their purpose."""
     kinds = ("baseColorTexture", "image", "normalTexture", "metallicRoughnessTexture", "occlusionTexture", "emissiveTexture")
     names = {"baseColorTexture": "color", "image": "color", "normalTexture": "normal"}
-    pictures: dict[str, tuple[int, int]] = {}
+    images: dict[str, tuple[int, int]] = {}
     for material in _materials(parts):
         for kind in kinds:
-            picture = getattr(material, kind, None)
-            if picture is not None:
-                pictures.setdefault(names.get(kind, kind), tuple(picture.size))
-    return pictures
+            image = getattr(material, kind, None)
+            if image is not None:
+                images.setdefault(names.get(kind, kind), tuple(image.size))
+    return images
 
 
 def _material(parts: list) -> dict:

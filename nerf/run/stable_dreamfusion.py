@@ -143,7 +143,7 @@ def _layout(path: Path, state: dict[str, Tensor]) -> tuple[GridLayout, float]:
             return layout, bound
     raise UserError(
         f"{path}: its table has offsets {offsets}, which are not those of {levels} levels from {COARSEST} to "
-        f"{FINEST * bound:g} corners a side; it was trained with another grid and cannot be expressed here"
+        f"{FINEST * bound:g} corners along a side; it was trained with another grid and cannot be expressed here"
     )
 
 

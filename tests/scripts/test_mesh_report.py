@@ -30,8 +30,8 @@ def ply(tmp_path):
 
 def test_report_is_readable(main, ply, capsys):
     assert main([str(ply)]) == 0
-    said = capsys.readouterr().out
-    assert "watertight                 yes" in said and "0 of 4 triangles tested" in said and "1 x 1 x 1" in said
+    output = capsys.readouterr().out
+    assert "watertight                 yes" in output and "0 of 4 triangles tested" in output and "1 x 1 x 1" in output
 
 
 def test_json_is_a_list_with_an_object_per_file(main, ply, capsys):
@@ -44,14 +44,14 @@ def test_json_is_a_list_with_an_object_per_file(main, ply, capsys):
 def test_bad_file_gives_a_message_and_exit_code_2(main, tmp_path, capsys, name):
     (tmp_path / "rubbish.glb").write_bytes(b"rubbish")
     assert main([str(tmp_path / name)]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("mesh_report: ") and name in said.err and said.err.count("\n") == 1 and said.out == ""
+    output = capsys.readouterr()
+    assert output.err.startswith("mesh_report: ") and name in output.err and output.err.count("\n") == 1 and output.out == ""
 
 
 def test_other_files_are_measured_if_one_cannot_be(main, ply, tmp_path, capsys):
     assert main([str(tmp_path / "none.glb"), str(ply), "--json"]) == 2
-    said = capsys.readouterr()
-    assert [report["file"] for report in json.loads(said.out)] == ["mesh.ply"] and "none.glb" in said.err
+    output = capsys.readouterr()
+    assert [report["file"] for report in json.loads(output.out)] == ["mesh.ply"] and "none.glb" in output.err
 
 
 def test_a_negative_number_of_samples_is_refused(main, ply, capsys):

@@ -1,4 +1,4 @@
-"""Manifold repair: sheets that share edges or vertices are separated, and stay where they are but for a tiny distance."""
+"""Manifold repair: sheets that share edges or vertices are separated, and move by a tiny distance at most."""
 
 from dataclasses import replace
 
@@ -16,9 +16,9 @@ BALL = solids.surface(lambda p: solids.ball(p, (0.0531, 0.0117, -0.0973), 0.5), 
 
 def test_unpinch_gives_each_of_two_solids_that_share_an_edge_its_own():
     first = solids.tetrahedron()
-    turned = first.vertices * [-1, -1, 1]  # half a turn about z, so that the edge along z is shared
+    rotated = first.vertices * [-1, -1, 1]  # half a turn about z, so that the edge along z is shared
     second = np.array([4 if k == 1 else 5 if k == 2 else k for k in range(4)])[first.faces]
-    mesh = Mesh(np.concatenate([first.vertices, turned[1:3]]), np.concatenate([first.faces, second]))
+    mesh = Mesh(np.concatenate([first.vertices, rotated[1:3]]), np.concatenate([first.faces, second]))
     assert not meshes.is_watertight(mesh)
     apart = manifold.unpinch(mesh)
     assert meshes.is_watertight(apart) and len(apart.vertices) == 8
@@ -54,12 +54,12 @@ def test_unpinch_drops_triangles_that_lie_back_to_back():
 
 def test_sheets_that_touch_at_a_vertex_move_apart_and_nothing_else_does():
     first = replace(BALL, normals=meshes.vertex_normals(BALL))
-    turned = replace(first, vertices=2 * BALL.vertices[0] - BALL.vertices, normals=-first.normals)
+    rotated = replace(first, vertices=2 * BALL.vertices[0] - BALL.vertices, normals=-first.normals)
     count = len(BALL.vertices)
     both = Mesh(
-        np.concatenate([first.vertices, turned.vertices]),
+        np.concatenate([first.vertices, rotated.vertices]),
         np.concatenate([BALL.faces, BALL.faces[:, ::-1] + count]),
-        np.concatenate([first.normals, turned.normals]),
+        np.concatenate([first.normals, rotated.normals]),
     )
     apart = manifold.separate(both, 1e-4)
     moved = np.linalg.norm(apart.vertices - both.vertices, axis=1)

@@ -166,9 +166,9 @@ def nerf_workspace(folder, *flags):
 def test_workspace_gives_its_weights_and_its_options(tmp_path, named):
     path, nerf = nerf_workspace(tmp_path / "a", "--hidden", "24", "--mesh_threshold", "5")
     source = str(path if named == "file" else tmp_path / "a")
-    said = config.parse(["--text", "something", "--workspace", str(tmp_path / "b"), "--dmtet", "--tet_grid_size", "16",
+    given = config.parse(["--text", "something", "--workspace", str(tmp_path / "b"), "--dmtet", "--tet_grid_size", "16",
                          "--mcubes_resolution", "48", "--init_with", source])  # fmt: skip
-    made = config.for_stage(mesh_init.inherit_options(workspace.adopt(said)), "dmtet")
+    made = config.for_stage(mesh_init.inherit_options(workspace.adopt(given)), "dmtet")
     assert made.field.hidden == 24 and made.output.mesh_threshold == 5
     model = built(made)
     line, _ = mesh_init.initialize_mesh(model, made)
@@ -179,10 +179,10 @@ def test_workspace_gives_its_weights_and_its_options(tmp_path, named):
 
 def test_another_field_than_the_weights_were_made_for_is_refused(tmp_path):
     nerf_workspace(tmp_path / "a")
-    said = config.parse([*TINY, "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(tmp_path / "a"),
+    given = config.parse([*TINY, "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(tmp_path / "a"),
                          "--bound", "2"])  # fmt: skip
     with pytest.raises(UserError, match="--bound 1.0, this run asks for 2.0"):
-        mesh_init.inherit_options(workspace.adopt(said))
+        mesh_init.inherit_options(workspace.adopt(given))
 
 
 def test_nerf_of_the_same_workspace_is_the_default_source(tmp_path):
@@ -277,25 +277,25 @@ def test_source_that_starting_over_would_remove_is_refused(tmp_path):
 
 def test_options_of_the_source_win_over_later_presets(tmp_path):
     nerf_workspace(tmp_path / "a")
-    said = config.parse([*TINY, "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(tmp_path / "a")])
-    made = config.with_preset(mesh_init.inherit_options(workspace.adopt(said)), "embedded")
+    given = config.parse([*TINY, "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(tmp_path / "a")])
+    made = config.with_preset(mesh_init.inherit_options(workspace.adopt(given)), "embedded")
     assert made.field.bound == config.Config().field.bound != config.PRESETS["embedded"]["bound"]
 
 
 def test_another_nerf_than_that_of_the_workspace_is_refused_where_their_fields_differ(tmp_path):
     nerf_workspace(tmp_path / "a", "--bound", "2")
     nerf_workspace(tmp_path / "b")
-    said = config.parse([*TINY, "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(tmp_path / "a")])
+    given = config.parse([*TINY, "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(tmp_path / "a")])
     with pytest.raises(UserError, match="--bound 2.0, and workspace .* holds a NeRF with 1.0; choose another"):
-        mesh_init.inherit_options(workspace.adopt(said))
+        mesh_init.inherit_options(workspace.adopt(given))
 
 
 def test_mesh_of_another_workspace_determines_the_grid(tmp_path):
     folder = tmp_path / "a"
     workspace.open_workspace(config.parse([*TINY, "--workspace", str(folder), "--dmtet", "--lattices", "2"]))
     checkpoint.save(folder / "checkpoints" / checkpoint.file_name(4, "dmtet"), {}, {"stage": "dmtet", "step": 4})
-    said = config.parse(["--text", "something", "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(folder)])
-    mesh = mesh_init.inherit_options(said).dmtet
+    given = config.parse(["--text", "something", "--workspace", str(tmp_path / "b"), "--dmtet", "--init_with", str(folder)])
+    mesh = mesh_init.inherit_options(given).dmtet
     assert mesh.tet_grid_size == 24 and mesh.lattices == 2
 
 
