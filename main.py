@@ -141,7 +141,7 @@ def make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") ->
     if stage.kind.starts_from is not None and not restored:
         from nerf.run import mesh_init
 
-        trainer.begin(lambda: mesh_init.begin(model, config, inputs.photos))
+        trainer.begin(lambda: mesh_init.initialize_mesh(model, config, inputs.photos))
     return trainer
 
 

@@ -37,6 +37,9 @@ KNOWN = "training from image prompts"
 RUN = "run"  # an option that a workspace keeps once it holds a checkpoint of any stage
 SOURCES = ("default", "preset", "workspace", "file", "typed")  # of a value, weakest first
 ASKED = ("file", "typed")  # sources that are the user's own words in this run
+# Extinction per scene unit at the surface of an object, as in stable-dreamfusion (its density_thresh): 0.1 units of it
+# let exp(-1) of the light through. One value for every run, fixed before any shape was measured.
+SURFACE_DENSITY = 10.0
 CKPT_WORDS = ("latest", "best", "latest_model", "scratch")  # what --ckpt accepts beside a file
 
 
@@ -193,7 +196,7 @@ class FieldConfig(Group):
     bg_radius: float = option(1.4, "above 0: a background network; 0 or less: a constant background", kept=RUN)
     density_activation: str = option("exp", "density activation", choices=("exp", "softplus"), kept=RUN)
     density_thresh: float = option(
-        10.0, "occupancy threshold on the density (the mean density of the grid if that is lower)", check=above(0)
+        SURFACE_DENSITY, "occupancy threshold on the density (the mean density of the grid if that is lower)", check=above(0)
     )
     density_bias: float = option(0.0, "bias of the raw density, before its activation, at initialisation", kept=RUN)
     blob_density: float = option(5.0, "raw density at the centre of the initial blob", kept=RUN)
@@ -312,7 +315,7 @@ class OutputConfig(Group):
     six_views: bool = option(False, "do not train: write six images from fixed views")
     save_mesh: bool = option(False, "write the textured mesh at the end")
     mcubes_resolution: int = option(256, "marching-cubes resolution", check=between(8, 1024))
-    mesh_threshold: float = option(10.0, "density of the level set that marching cubes extracts", check=above(0))
+    mesh_threshold: float = option(SURFACE_DENSITY, "density of the level set that marching cubes extracts", check=above(0))
     mesh_smooth: float = option(
         0.0, "Gaussian smoothing of the density before marching cubes, sigma in cells (0: none)", check=between(0, 16)
     )
