@@ -87,7 +87,7 @@ def make_inputs(config: Config, resolved: "Resolved | None", device: str) -> Inp
     if resolved is not None:
         import guidance
 
-        inputs.guidance = [guidance.build(config, device, resolved)]
+        inputs.guidance = guidance.build(config, device, resolved)
         name = "the embedded prior" if resolved.kind == "embedded" else "Stable Diffusion"
         inputs.notes = {"guidance": name, "licence of the weights": resolved.licence}
     if config.data.data is not None:

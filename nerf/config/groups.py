@@ -82,6 +82,16 @@ class GuidanceConfig(Group):
         "how far the upper end of --t_range has come down towards the lower at the last step (0 not at all, 1 all the way)",
         check=FRACTION,
     )
+    angle_front: float = option(
+        90.0,
+        "view words: degrees of azimuth that count as front; where they end, front and side weigh the same",
+        check=between(20, 160),
+    )
+    angle_overhead: float = option(
+        30.0,
+        "view words: polar angle at which overhead and the others weigh the same; bottom mirrors it",
+        check=between(10, 80),
+    )
     lambda_guidance: float = option(1.0, "weight of the guidance", check=at_least(0))
     perpneg: bool = option(False, "Perp-Neg: push away from the wrong view words")
     negative_w: float = option(-2.0, "Perp-Neg: weight of the wrong view words, 0 to -4", check=between(-100, 0))
@@ -338,18 +348,6 @@ class GuiConfig(Group):
     light_theta: float = option(60.0, "its light, polar angle", unbuilt="the window")
     light_phi: float = option(0.0, "its light, azimuth", unbuilt="the window")
     max_spp: int = option(1, "samples it gathers on a pixel", unbuilt="the window")
-    angle_overhead: float = option(
-        30.0,
-        "",
-        refused="it had no effect in the peer; the overhead and bottom words of "
-        "the prompt come and go continuously with the polar angle",
-    )
-    angle_front: float = option(
-        60.0,
-        "",
-        refused="it had no effect in the peer; the front, side and back words of the "
-        "prompt are blended continuously with the azimuth",
-    )
     dont_override_stuff: bool = option(False, "", refused="nothing overrides what you type, so it has nothing to do")
 
 
