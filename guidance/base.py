@@ -63,13 +63,12 @@ class Guidance(ABC):
 
     Attributes:
         name: unique within a run; names the loss term ``sds/<name>`` and the state in a checkpoint.
-        spaces: accepted image spaces: ``"rgb"`` [B, 3, H, W] in [0, 1], ``"latent"`` [B, 4, H, W] in [0, 1].
-        image_size: side in pixels at which the model works, if it has one; images of another size are resized inside.
+        spaces: accepted image spaces: ``"rgb"`` [B, 3, H, W] in [0, 1], ``"latent"`` [B, 4, H, W] in [0, 1]. Images may have
+            any size; a model that works at one resolution resizes them.
     """
 
     name: str
     spaces: tuple[str, ...] = ("rgb",)
-    image_size: int | None = None
 
     @abstractmethod
     def prepare(self, conditions: Conditions) -> None:

@@ -101,7 +101,7 @@ class StableDiffusion(Guidance):
                 f"{self.unet.config.in_channels}; inpainting and depth models cannot guide"
             )
         self.distiller = Distiller(codec, loader.load_schedule(self.folder, self.device), self.device)
-        self.spaces, self.image_size = self.distiller.spaces, codec.size
+        self.spaces = self.distiller.spaces
         self.positive: Tensor | None = None  # [V, L, D] text embeddings of the prompt with each view word
         self.negative: Tensor | None = None  # [1, L, D] of the negative prompt
         if self.device.type == "cuda":
@@ -175,14 +175,14 @@ class StableDiffusion(Guidance):
         return predict
 
     def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.loss`."""
+        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.sds`."""
         options: Options = control.options or self.options
         scale = options.scale(control)
         self.distiller.check(image, views, part)
         with self.distiller.full_precision():
             predict = self.denoiser(views, len(image), options, scale == 1 and options.perpneg is None)
             mix = self.mixer(views, scale, options)
-            return self.distiller.loss(image, part, control, options, predict, mix, debug)
+            return self.distiller.sds(image, part, control, options.weighting, predict, mix, debug)
 
     def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
         """Images [B, 3, size, size] in [0, 1] of the prompt, for ``count`` = B views or none; see :meth:`Distiller.sample`."""

@@ -234,7 +234,7 @@ def _from_cache(version: str) -> Resolved | None:
     return None
 
 
-def ways_out() -> str:
+def download_commands() -> str:
     """How to get weights: which command downloads what, its size and licence."""
     commands = [
         f"--sd_version {version} downloads {model.name} ({model.gigabytes} GB, licence {model.licence}, "
@@ -248,7 +248,7 @@ def resolve(sd_version: str = "auto", hf_key: str | None = None, text: str | Non
     """Decide which weights to use, without touching the network.
 
     ``auto``: weights of Stable Diffusion that are already in the cache (2.1, 2.0, 1.5 in this order); else the embedded
-    prior, if it knows every word of the prompt; else an error that names the ways out. ``hf_key`` goes over it.
+    prior, if it knows every word of the prompt; else an error that says how to get weights. ``hf_key`` overrides it.
 
     Args:
         sd_version: auto, embedded, or a key of :data:`MODELS`.
@@ -292,8 +292,8 @@ def resolve(sd_version: str = "auto", hf_key: str | None = None, text: str | Non
     else:
         why = unknown_words(text or "") or f"the embedded prior knows no object called {text!r}"
     raise UserError(
-        f"--sd_version auto: no Stable Diffusion weights are on this machine, and {why}. Ways out: "
-        f"{ways_out()}; or a prompt that the embedded prior knows ({_vocabulary()})"
+        f"--sd_version auto: no Stable Diffusion weights are on this machine, and {why}. What you can do: "
+        f"{download_commands()}; or a prompt that the embedded prior knows ({_vocabulary()})"
     )
 
 

@@ -209,4 +209,4 @@ def test_a_start_that_is_read_no_more_is_told(run, tmp_path, photographs):
 
 def test_pictures_that_the_embedded_prior_cannot_see_are_one_sentence(run, tmp_path):
     words = ("--text", "a ball", "--sd_version", "embedded", "--workspace", tmp_path, "--w", 9, "--h", 5)
-    assert_refused(run(*words), "--w and --h must be one number.*got 9 and 5")
+    assert_refused(run(*words), "--w and --h must be equal.*got 9 and 5")

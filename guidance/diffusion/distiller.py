@@ -9,7 +9,7 @@ from torch import Tensor
 
 from guidance.base import GuidanceOutput
 from guidance.diffusion.codecs import Codec
-from guidance.distillation import WEIGHTINGS, Denoiser, Mixer, NoiseSchedule, inject, sample_timesteps, sds_gradient
+from guidance.distillation import WEIGHTINGS, Denoiser, Distilled, Mixer, NoiseSchedule, inject, sample_timesteps, sds_gradient
 from nerf.core.streams import Stream
 from nerf.core.structs import Control, Part, Views
 
@@ -44,7 +44,12 @@ def shared_options(options: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Distiller:
-    """Encode, add noise, denoise, and turn the result into a loss. Knows nothing of a model's conditions."""
+    """Encodes images, draws timesteps and noise, and turns a distillation gradient into a loss.
+
+    It does not know what the denoiser is conditioned on: a model family makes the denoiser and the mixer for its views. Another
+    way to compute the gradient is a function like :func:`guidance.distillation.sds_gradient` between :meth:`draw` and
+    :meth:`output`.
+    """
 
     codec: Codec
     schedule: NoiseSchedule
@@ -74,17 +79,37 @@ class Distiller:
         if image.device.type != self.device.type:
             raise ValueError(f"guidance: the image is on {image.device} and the model on {self.device}")
 
-    def loss(
-        self,
-        image: Tensor,
-        part: Part,
-        control: Control,
-        options: DiffusionOptions,
-        predict: Denoiser,
-        mix: Mixer,
-        debug: bool = False,
+    def encode(self, image: Tensor, part: Part) -> Tensor:
+        """Rendered images [B, C, H, W] in the space of the denoiser, [B, c, h, w] float32. Differentiable."""
+        return self.codec.encode(image, part.settings.space, part.random.generator(Stream.VAE_POSTERIOR))
+
+    def draw(self, x: Tensor, part: Part, t_range: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """Timesteps [B] int64 and noise [B, c, h, w] for encoded images x [B, c, h, w], on their device."""
+        generator = part.random.generator(Stream.DIFFUSION_TIME)
+        t = sample_timesteps(len(x), t_range, self.schedule.num_timesteps, generator).to(x.device)
+        return t, torch.randn(x.shape, generator=part.random.generator(Stream.DIFFUSION_NOISE)).to(x.device)
+
+    def output(self, image: Tensor, x: Tensor, out: Distilled, debug: bool) -> GuidanceOutput:
+        """The loss with the gradient ``out.gradient`` at x, its statistics, and for ``debug`` the decoded images.
+
+        Args:
+            image: [B, C, H, W] rendered images that x was encoded from.
+            x: [B, c, h, w] from :meth:`encode`.
+            out: the gradient at x and what it was computed from.
+            debug: return the image, the noisy image and the x_0 prediction as well.
+        """
+        decoded = None
+        loss = inject(x, out.gradient, image)
+        if debug:
+            encoded = {"image": x.detach(), "noisy": out.noisy, "x0": out.x0}
+            decoded = {name: self.codec.decode(value) for name, value in encoded.items()}
+        fraction = out.t.float().mean() / self.schedule.num_timesteps
+        return GuidanceOutput(loss, {"t": fraction, "gradient_norm": out.norm.mean()}, decoded)
+
+    def sds(
+        self, image: Tensor, part: Part, control: Control, weighting: str, predict: Denoiser, mix: Mixer, debug: bool = False
     ) -> GuidanceOutput:
-        """Score distillation, see :func:`guidance.distillation.sds_gradient` and :func:`guidance.distillation.inject`.
+        """Score distillation sampling, see :func:`guidance.distillation.sds_gradient`.
 
         The gradient is that of the image at the model's own size, summed over its elements and averaged over views.
 
@@ -92,24 +117,14 @@ class Distiller:
             image: [B, C, H, W] in [0, 1], in ``part.settings.space``, as :meth:`check` accepts it; differentiable once.
             part: the source of random numbers.
             control: the timestep range.
-            options: the weighting.
-            predict: the denoiser under the B views' conditions.
+            weighting: one of ``distillation.WEIGHTINGS``.
+            predict: the denoiser under the conditions of the B views.
             mix: how its predictions are combined.
-            debug: also return the image, the noisy image and the x_0 prediction, decoded.
+            debug: also return decoded images, see :meth:`output`.
         """
-        random = part.random
-        x = self.codec.encode(image, part.settings.space, random.generator(Stream.VAE_POSTERIOR))
-        total = self.schedule.num_timesteps
-        t = sample_timesteps(len(x), control.t_range, total, random.generator(Stream.DIFFUSION_TIME)).to(x.device)
-        noise = torch.randn(x.shape, generator=random.generator(Stream.DIFFUSION_NOISE)).to(x.device)
-        out = sds_gradient(self.schedule, options.weighting, x, predict, mix, t, noise)
-        loss = inject(x, out.gradient, image)
-        decoded = None
-        if debug:
-            encoded = {"image": x.detach(), "noisy": out.noisy, "x0": out.x0}
-            decoded = {name: self.codec.decode(value) for name, value in encoded.items()}
-        fraction = t.float().mean() / total
-        return GuidanceOutput(loss, {"t": fraction, "gradient_norm": out.norm.mean()}, decoded)
+        x = self.encode(image, part)
+        t, noise = self.draw(x, part, control.t_range)
+        return self.output(image, x, sds_gradient(self.schedule, weighting, x, predict, mix, t, noise), debug)
 
     @torch.no_grad()
     def sample(self, predict: Denoiser, mix: Mixer, count: int, generator: torch.Generator, steps: int) -> Tensor:

@@ -88,7 +88,7 @@ class EmbeddedPrior(Guidance):
             self.detail = loader.load_part(self.folder, "detail", UNet2DConditionModel, self.device, dtype)
         self.codec = PixelCodec(description.size, description.unshuffle)
         self.distiller = Distiller(self.codec, loader.load_schedule(self.folder, self.device, clamp=1.0), self.device)
-        self.spaces, self.image_size = self.distiller.spaces, self.codec.size
+        self.spaces = self.distiller.spaces
         self._check_fit()
         self.text: Tensor | None = None  # [2, L, D] text embeddings: negative prompt, prompt
         if self.device.type == "cuda":
@@ -190,7 +190,7 @@ class EmbeddedPrior(Guidance):
         return rescale_cfg(classifier_free(scale), 0 if scale == 1 else options.rescale)
 
     def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.loss`.
+        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.sds`.
 
         Raises:
             ValueError: the images are not square.
@@ -202,7 +202,7 @@ class EmbeddedPrior(Guidance):
             raise ValueError(f"guidance: the embedded prior takes square images, got {list(image.shape)}; set --w equal to --h")
         with self.distiller.full_precision():
             predict = self.denoiser(views, len(image), options.detail, conditional_only=scale == 1)
-            return self.distiller.loss(image, part, control, options, predict, self.mixer(scale, options), debug)
+            return self.distiller.sds(image, part, control, options.weighting, predict, self.mixer(scale, options), debug)
 
     def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
         """Images [B, 3, size, size] in [0, 1] of the prompt, for ``count`` = B views or none; see :meth:`Distiller.sample`."""

@@ -13,12 +13,10 @@ from tests.helpers.parts import part_of
 DISTILLER = Distiller(PixelCodec(16, 2), NoiseSchedule(torch.linspace(0.999, 0.005, 1000), "sample", 1.0), torch.device("cpu"))
 
 
-def loss(image, part=None, options=DiffusionOptions(1.0), t_range=(0.02, 0.98), **how):  # noqa: B008 (frozen)
+def loss(image, t_range=(0.02, 0.98), debug=False):
     """The loss under a denoiser that predicts grey."""
-    part = part or part_of("guided")
-    return DISTILLER.loss(
-        image, part, Control(t_range), options, lambda x, t: torch.zeros(1, *x.shape), classifier_free(1.0), **how
-    )
+    grey, mix = (lambda x, t: torch.zeros(1, *x.shape)), classifier_free(1.0)
+    return DISTILLER.sds(image, part_of("guided"), Control(t_range), "sds", grey, mix, debug)
 
 
 def test_log_holds_the_timestep_and_the_norm_of_the_gradient():
