@@ -23,7 +23,7 @@ from guidance.prior.dataset import over, shaded
 from guidance.prior.degrade import degrade
 from guidance.prior.model import Prior, load
 from guidance.prior.render import render
-from guidance.prior.shapes import palette, random_proportions
+from guidance.prior.shapes import caption_of, palette, random_proportions
 
 KINDS = ("chair", "car", "house", "mug")
 TURNS = (0, 90, 180)
@@ -167,7 +167,7 @@ def x0_errors(
         ``degraded details``, from noise on degraded images (:mod:`guidance.prior.degrade`).
     """
 
-    captions = [caption for caption in (parse(prompt).caption for prompt in prompts) if caption is not None]
+    captions = [caption_of(prompt) for prompt in prompts]
 
     def error(prior: Prior, t: int, degraded: bool) -> float:
         errors = [camera_error(prior, caption, t, count, turns=(0,), degraded=degraded)[0] for caption in captions]

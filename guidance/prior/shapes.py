@@ -60,14 +60,14 @@ def palette(caption: Caption) -> Tensor:
 
 def canonical(caption: Caption | str) -> Shape:
     """The member with mean proportions, in the colours of the caption (or prompt)."""
-    caption = _caption(caption)
+    caption = caption_of(caption)
     ranges = KINDS[caption.kind].ranges
     return Shape(caption.kind, {k: (low + high) / 2 for k, (low, high) in ranges.items()}, palette(caption))
 
 
 def family(caption: Caption | str, count: int, seed: int = 0) -> list[Shape]:
     """``count`` members with random proportions; the first is the canonical one."""
-    caption = _caption(caption)
+    caption = caption_of(caption)
     members = random_proportions(caption.kind, count, torch.Generator().manual_seed(seed))
     shapes = [Shape(caption.kind, {k: float(v[i]) for k, v in members.items()}, palette(caption)) for i in range(count)]
     return [canonical(caption), *shapes[1:]]
@@ -80,8 +80,8 @@ def random_proportions(kind: str, count: int, generator: torch.Generator) -> dic
     }
 
 
-def _caption(caption: Caption | str) -> Caption:
-    """A caption, or that of a prompt.
+def caption_of(caption: Caption | str) -> Caption:
+    """The caption of a prompt; a caption is returned as it is.
 
     Raises:
         ValueError: the prompt names no known kind.
