@@ -101,7 +101,7 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
     if plan.weights is not None:
         import guidance
 
-        inputs.guidance = [guidance.build(config, device, plan.weights)]
+        inputs.guidance = guidance.build(config, device, plan.weights)
         name = "the embedded prior" if plan.weights.kind == "embedded" else "Stable Diffusion"
         inputs.notes = {"guidance": name, "licence of the weights": plan.weights.licence}
     if config.data.data is not None:

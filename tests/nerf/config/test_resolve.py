@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nerf.config.config import Config, parse, to_json, with_values
-from nerf.config.groups import KEPT, RUN
+from nerf.config.config import KEPT, Config, parse, to_json, with_values
+from nerf.config.groups import RUN
 from nerf.config.presets import PRESETS
 from nerf.config.resolve import StoredRun, StoredStart, needs_start, resolve
 from nerf.core.errors import UserError
