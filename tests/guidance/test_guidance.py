@@ -9,10 +9,11 @@ from guidance.perpneg_utils import PerpNeg
 from guidance.prior.guidance import EmbeddedPrior
 from guidance.prompts import ViewAngles
 from guidance.sd_utils import StableDiffusion
-from nerf.config.config import for_stage, parse, with_values
+from nerf.config.config import parse, with_values
 from nerf.config.groups import GuidanceConfig
 from nerf.config.parser import iterate
 from nerf.config.presets import PRESETS
+from nerf.config.resolve import StoredRun, resolve
 from nerf.core.errors import UserError
 from nerf.core.structs import Control
 from tests.guidance.models import gradient, image_of, views_at
@@ -47,6 +48,12 @@ class LinkedSquares(Dummy):
 
 def options(folder, *flags):
     return parse(["--text", "a red car", "--hf_key", str(folder), *flags])
+
+
+def of_both_stages(folder):
+    """The guidance group of the options as the NeRF stage and the mesh stage see it."""
+    plan = resolve(options(folder, "--stages", "nerf,dmtet"), StoredRun())
+    return [stage.config.guidance for stage in plan.stages]
 
 
 def build(folder, *flags):
@@ -136,10 +143,10 @@ def test_flags_reach_the_options_of_a_stage(sd_folder):
 @pytest.mark.parametrize("preset", [{"guidance_rescale": 0.7}, {"guidance_weighting": "uniform"}])
 def test_a_preset_of_the_mesh_stage_changes_the_gradient_of_that_stage_alone(monkeypatch, request, folder, preset):
     monkeypatch.setitem(PRESETS, "dmtet", PRESETS["dmtet"] | preset)
-    config = options(request.getfixturevalue(folder))
-    (model,) = guidance.build(config, "cpu")
+    folder = request.getfixturevalue(folder)
+    model = build(folder)
     image, views = image_of(2), views_at(0, 100)
-    nerf, mesh = (model.stage_options(for_stage(config, stage).guidance) for stage in ("nerf", "dmtet"))
+    nerf, mesh = (model.stage_options(group) for group in of_both_stages(folder))
     first, second, again = (gradient(model, image, views, part_of(seed=3), options=record) for record in (nerf, mesh, nerf))
     assert torch.equal(first, again) and not torch.allclose(first, second)
 
@@ -147,8 +154,7 @@ def test_a_preset_of_the_mesh_stage_changes_the_gradient_of_that_stage_alone(mon
 @pytest.mark.parametrize("preset", [{"perpneg": True}, {"angle_front": 40.0}])
 def test_a_preset_of_the_mesh_stage_for_view_words_changes_the_gradient_of_that_stage(monkeypatch, sd_folder, preset):
     monkeypatch.setitem(PRESETS, "dmtet", PRESETS["dmtet"] | preset)
-    config = options(sd_folder)
-    (model,) = guidance.build(config, "cpu")
-    records = [model.stage_options(for_stage(config, stage).guidance) for stage in ("nerf", "dmtet")]
+    model = build(sd_folder)
+    records = [model.stage_options(group) for group in of_both_stages(sd_folder)]
     nerf, mesh = (gradient(model, image_of(1), views_at(30), part_of(seed=3), options=record) for record in records)
     assert not torch.allclose(nerf, mesh)
