@@ -101,7 +101,7 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
     if plan.weights is not None:
         import guidance
 
-        inputs.guidance = [guidance.build(config, device, plan.weights)]
+        inputs.guidance = guidance.build(config, device, plan.weights)
         name = "the embedded prior" if plan.weights.kind == "embedded" else "Stable Diffusion"
         inputs.notes = {"guidance": name, "licence of the weights": plan.weights.licence}
     if config.data.data is not None:
@@ -141,7 +141,7 @@ def make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") ->
     if stage.kind.starts_from is not None and not restored:
         from nerf.run import mesh_init
 
-        trainer.begin(lambda: mesh_init.begin(model, config, inputs.photos))
+        trainer.begin(lambda: mesh_init.initialize_mesh(model, config, inputs.photos))
     return trainer
 
 

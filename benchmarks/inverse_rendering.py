@@ -1,11 +1,11 @@
-"""How well the mesh stage finds a known surface again from pictures of it.
+"""How accurately the mesh stage reconstructs a known surface from images of it.
 
     python -m benchmarks.inverse_rendering MESH [--pictures normals|photographs] [--workspace DIR] [any flags of main.py]
 
-An independent renderer (ray casting by trimesh and Embree) makes posed pictures of the mesh: silhouettes with normals, or
-shaded photographs with masks and nothing else. ``main.py --data`` learns from them as from anybody's, and the mesh that it
-writes is compared with the original: the Chamfer distance is the mean distance from points on one surface to the other,
-averaged over both directions, as a share of the diagonal of the original's box. P points.
+An independent renderer (ray casting by trimesh and Embree) makes posed images of the mesh: silhouettes with normals, or
+shaded photographs with masks only. ``main.py --data`` is trained on them like on any data set, and the mesh that it writes
+is compared with the original: the Chamfer distance is the mean distance from points on one surface to the other, averaged
+over both directions, as a percentage of the diagonal of the original's bounding box. B images of S x S pixels.
 """
 
 import argparse
@@ -24,12 +24,12 @@ MAIN = Path(__file__).resolve().parent.parent / "main.py"
 FOV = 40.0  # degrees, both ways
 DISTANCE = 1.45  # of the cameras from the middle, in diagonals of the box
 LIGHT, AMBIENT, GREY = np.array([0.4, 0.8, 0.45]), 0.3, 0.9
-SUPERSAMPLE = 3  # rays a pixel, each way
-QUERIES, POINTS = 100_000, 2_000_000  # sampled: asked about, and compared with
+SUPERSAMPLE = 3  # rays per pixel along each axis
+QUERIES, POINTS = 100_000, 2_000_000  # sampled points: on the surface that is measured, and on the one compared with
 
 
 def camera_poses(count: int, centre: np.ndarray, distance: float) -> np.ndarray:
-    """Camera-to-world matrices [B, 4, 4], OpenGL axes, on a Fibonacci lattice of the whole sphere around ``centre``."""
+    """Camera-to-world matrices [B, 4, 4], OpenGL axes, on a Fibonacci sphere around ``centre``."""
     index = np.arange(count) + 0.5
     height, turn = 1 - 2 * index / count, np.pi * (1 + 5**0.5) * index
     flat = np.sqrt(1 - height**2)
@@ -46,7 +46,7 @@ def render(mesh, pose: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     directions = local @ pose[:3, :3].T
     hit = mesh.ray.intersects_first(np.broadcast_to(pose[:3, 3], directions.shape), directions)
     normals = np.where(hit[:, None] >= 0, mesh.face_normals[hit], 0.0)
-    facing = -np.sign((normals * directions).sum(-1, keepdims=True))  # an open mesh may show its inside
+    facing = -np.sign((normals * directions).sum(-1, keepdims=True))  # an open mesh may show its back faces
     blocks = (size, SUPERSAMPLE, size, SUPERSAMPLE)
     coverage = (hit >= 0).reshape(blocks).mean((1, 3))
     mean = (normals * facing).reshape(*blocks, 3).mean((1, 3))
@@ -54,7 +54,7 @@ def render(mesh, pose: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_views(mesh, folder: Path, pictures: str, count: int, size: int) -> None:
-    """A data set of ``count`` pictures as ``--data`` reads it; with "normals" all colours are one grey."""
+    """Write a data set of ``count`` images for ``--data``; with "normals" all colours are the same grey."""
     from PIL import Image
 
     centre, diagonal = mesh.bounds.mean(0), float(np.linalg.norm(np.ptp(mesh.bounds, axis=0)))
@@ -74,9 +74,9 @@ def write_views(mesh, folder: Path, pictures: str, count: int, size: int) -> Non
 
 
 def chamfer(one, other, queries: int = QUERIES, points: int = POINTS, seed: int = 0) -> tuple[float, float]:
-    """Mean distance of random points on each of two meshes to the other, one -> other and back.
+    """Mean distance of random points on each of two meshes to the other: from one to other, and from other to one.
 
-    The other is ``points`` random points; their spacing adds what two samples of the same surface are apart.
+    The other is represented by ``points`` random points, so the distance of two samplings of one surface is not zero.
     """
     import trimesh
     from scipy.spatial import cKDTree
@@ -89,7 +89,7 @@ def chamfer(one, other, queries: int = QUERIES, points: int = POINTS, seed: int 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make the pictures, run the command line, and print the figures; returns the exit code of the run."""
+    """Render the images, run the command line, and print the measures; returns the exit code of the run."""
     import trimesh
 
     parser = argparse.ArgumentParser(
@@ -97,9 +97,9 @@ def main(argv: list[str] | None = None) -> int:
         epilog="Other flags go to main.py as they are.", allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("mesh", type=Path, help="the known surface, OBJ, GLB or PLY")
-    parser.add_argument("--pictures", choices=("normals", "photographs"), default="normals", help="what is seen of it")
-    parser.add_argument("--count", type=int, default=32, help="pictures (default 32)")
-    parser.add_argument("--size", type=int, default=256, help="pixels a side (default 256)")
+    parser.add_argument("--pictures", choices=("normals", "photographs"), default="normals", help="what the images show")
+    parser.add_argument("--count", type=int, default=32, help="number of images (default 32)")
+    parser.add_argument("--size", type=int, default=256, help="pixels along a side (default 256)")
     parser.add_argument("--workspace", help="where the run writes; a temporary folder by default")
     args, extra = parser.parse_known_args(argv)
     truth = trimesh.load(args.mesh, force="mesh", process=False)

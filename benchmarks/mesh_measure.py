@@ -1,7 +1,7 @@
-"""Measuring a written mesh against a known solid: voxels, silhouettes, colours, and which way it faces.
+"""Measures a written mesh against a known solid: voxels, silhouettes, colours, and the direction of its front.
 
-G voxels a side of the box [-HALF, HALF]^3, V vertices, T triangles, K views of S x S pixels. World: +Y up, front +Z.
-numpy does the work; the truth comes from ``guidance.prior.shapes``.
+G voxels along a side of the box [-HALF, HALF]^3, V vertices, T triangles, K views of S x S pixels. World: +Y up, front +Z.
+All in numpy; the known solids are those of ``guidance.prior.shapes``.
 """
 
 from dataclasses import dataclass
@@ -16,25 +16,25 @@ from guidance.prior.render import render
 from guidance.prior.shapes import EMPTY, Shape, family, occupancy
 from nerf.mesh import io as mesh_io
 
-HALF = 0.7
-GRID = 64
-# Mean difference of two pictures below which they count as one: a hamburger's lettuce is 0.007, a house's door 0.009.
+HALF = 0.7  # half the side of the measured box, scene units
+GRID = 64  # voxels along a side
+# Mean difference of two images below which they count as equal: a hamburger's lettuce is 0.007, a house's door 0.009.
 SAME_SIDES = 8e-3
 
 
 @dataclass(frozen=True)
 class ColoredMesh:
-    """vertices [V, 3], faces [T, 3], and colour in [0, 1]: uv [V, 2] into texture [H, W, 3], or color [V, 3]."""
+    """A mesh whose colour is a texture or given per vertex."""
 
-    vertices: np.ndarray
-    faces: np.ndarray
-    uv: np.ndarray | None = None
-    texture: np.ndarray | None = None
-    color: np.ndarray | None = None
+    vertices: np.ndarray  # [V, 3]
+    faces: np.ndarray  # [T, 3]
+    uv: np.ndarray | None = None  # [V, 2]
+    texture: np.ndarray | None = None  # [H, W, 3] in [0, 1]
+    color: np.ndarray | None = None  # [V, 3] in [0, 1]
 
 
 def read_mesh(path: Path) -> ColoredMesh:
-    """Read a GLB or OBJ with a texture, vertex colours, or neither (then it is mid-grey)."""
+    """Read a GLB or OBJ with a texture, vertex colours, or neither (then its colour is 0.5)."""
     mesh = mesh_io.read_mesh(path)
     if mesh.texture is not None:
         return ColoredMesh(mesh.vertices, mesh.faces, mesh.uv, mesh.texture / 255.0)
@@ -43,14 +43,14 @@ def read_mesh(path: Path) -> ColoredMesh:
 
 
 def _covered(corner: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which integer points lie in which 2-D triangles.
+    """All pairs (C of them) of a 2-D triangle and an integer point inside it.
 
     Args:
-        corner: [T, 3, 2] in units of the integer lattice.
-        low, high: [2] first and last lattice point.
+        corner: [T, 3, 2].
+        low, high: [2] lowest and highest integer point.
 
     Returns:
-        triangle index [C], lattice point [C, 2] and barycentric weights [C, 3] of all C coverings.
+        Triangle index [C], integer point [C, 2] and barycentric weights [C, 3].
     """
     first = np.maximum(np.ceil(corner.min(1)), low).astype(np.int64)
     last = np.minimum(np.floor(corner.max(1)), high).astype(np.int64)
@@ -77,14 +77,14 @@ def _covered(corner: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.
 def voxelize(mesh: ColoredMesh, grid: int = GRID) -> np.ndarray:
     """Voxel centres inside the mesh, bool [G, G, G] indexed x, y, z.
 
-    Along each axis the signed crossings of a line of voxels are added up: a non-zero winding number is inside. Two of
-    three axes decide, so that a small hole does not let a whole line leak. Closed cavities are filled.
+    Along each axis the signed crossings of a line of voxels are summed: a non-zero winding number is inside. The majority
+    of the three axes decides, so that a small hole does not turn a whole line inside out. Closed cavities are filled.
     """
     from scipy.ndimage import binary_fill_holes
 
     votes = np.zeros((grid, grid, grid), np.int8)
     scaled = (mesh.vertices + HALF) / (2 * HALF) * grid - 0.5
-    # Off the lattice by a hair: a line of voxels must not run exactly along an edge that two triangles share.
+    # A small offset: a line of voxels must not pass exactly through an edge that two triangles share.
     corners = (scaled + np.array([1.37e-4, 2.11e-4, 2.93e-4]))[mesh.faces]
     for axis in range(3):
         flat = [(axis + 1) % 3, (axis + 2) % 3]
@@ -107,10 +107,10 @@ def true_voxels(shape: Shape, grid: int = GRID) -> np.ndarray:
     """Voxel centres inside a captioned shape, closed cavities filled, bool [G, G, G]."""
     from scipy.ndimage import binary_fill_holes
 
-    return binary_fill_holes(occupancy(shape, lattice(grid)).numpy())
+    return binary_fill_holes(occupancy(shape, voxel_centres(grid)).numpy())
 
 
-def lattice(grid: int = GRID) -> torch.Tensor:
+def voxel_centres(grid: int = GRID) -> torch.Tensor:
     """Voxel centres [G, G, G, 3]."""
     axis = ((torch.arange(grid) + 0.5) / grid * 2 - 1) * HALF
     return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1)
@@ -136,12 +136,12 @@ def family_voxels(caption: Caption, count: int = 64, seed: int = 7) -> tuple[lis
 
 
 def best_ball(truths: list[np.ndarray]) -> float:
-    """Highest IoU that any single ball reaches with any member: the baseline that a blob gets for nothing.
+    """Highest IoU of any single ball with any member: the score of a shapeless blob.
 
-    Centres lie on a coarse lattice about each member's centroid; every radius is tried (sorting by distance).
+    Centres are on a coarse grid around each member's centroid; every radius is tried (by sorting the distances).
     """
     grid = truths[0].shape[0]
-    points = lattice(grid).reshape(-1, 3).numpy()
+    points = voxel_centres(grid).reshape(-1, 3).numpy()
     best = 0.0
     for truth in truths:
         flat = truth.reshape(-1)
@@ -165,9 +165,9 @@ def project(vertices: np.ndarray, pose: np.ndarray, fovy: float, size: int) -> n
 
 
 def rasterize(mesh: ColoredMesh, pose: np.ndarray, fovy: float, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unlit picture of a mesh: colour [S, S, 3] (white where nothing is) and mask bool [S, S].
+    """Unlit image of a mesh: colour [S, S, 3] over white, and mask bool [S, S].
 
-    Barycentric weights are taken on the screen: exact for the small triangles and long lenses used here.
+    Barycentric weights are those on the screen: accurate for the small triangles and long focal lengths used here.
     """
     screen = project(mesh.vertices, pose, fovy, size)
     corners = screen[mesh.faces]
@@ -184,6 +184,7 @@ def rasterize(mesh: ColoredMesh, pose: np.ndarray, fovy: float, size: int) -> tu
 
 
 def _color(mesh: ColoredMesh, triangle: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Colours [C, 3] at barycentric weights [C, 3] of triangles [C]."""
     corners = mesh.faces[triangle]
     if mesh.texture is None:
         return (mesh.color[corners] * weights[..., None]).sum(1)
@@ -195,7 +196,7 @@ def _color(mesh: ColoredMesh, triangle: np.ndarray, weights: np.ndarray) -> np.n
 
 
 def view_angles(count: int = 8, polar: float = 70.0) -> dict[str, torch.Tensor]:
-    """Cameras round the object, the first in front: ``polar``, ``azimuth``, ``radius``, ``fovy``, each [K]."""
+    """Cameras around the object, the first in front: ``polar``, ``azimuth``, ``radius``, ``fovy``, each [K]."""
     azimuth = torch.arange(count) * 360.0 / count
     return {
         "polar": torch.full((count,), polar),
@@ -206,14 +207,14 @@ def view_angles(count: int = 8, polar: float = 70.0) -> dict[str, torch.Tensor]:
 
 
 def mesh_views(mesh: ColoredMesh, cameras: dict[str, torch.Tensor], size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Unlit pictures [K, S, S, 3] and masks [K, S, S] of a mesh."""
+    """Unlit images [K, S, S, 3] and masks [K, S, S] of a mesh."""
     poses = look_at(cameras["polar"], cameras["azimuth"], cameras["radius"]).double().numpy()
     views = [rasterize(mesh, pose, float(fovy), size) for pose, fovy in zip(poses, cameras["fovy"], strict=True)]
     return np.stack([picture for picture, _ in views]), np.stack([mask for _, mask in views])
 
 
 def true_views(shape: Shape, cameras: dict[str, torch.Tensor], size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Unlit pictures [K, S, S, 3] and masks [K, S, S] of a captioned shape."""
+    """Unlit images [K, S, S, 3] and masks [K, S, S] of a captioned shape."""
     count = len(cameras["polar"])
     proportions = {name: torch.full((count,), value) for name, value in shape.proportions.items()}
     material, _ = render(shape.kind, proportions, cameras, size, supersample=1)
@@ -223,34 +224,34 @@ def true_views(shape: Shape, cameras: dict[str, torch.Tensor], size: int = 64) -
 
 
 def facing(seen: np.ndarray, truth: np.ndarray) -> tuple[float, bool | None]:
-    """Does each view show the side it should? Guards against the Janus problem (a front on every side).
+    """Whether each view shows the correct side; detects the Janus problem (a front on every side).
 
     Args:
-        seen, truth: [K, S, S, 3] pictures of the result and of the true shape, the same K cameras on a circle.
+        seen, truth: [K, S, S, 3] images of the result and of the true shape by the same K cameras on a circle.
 
     Returns:
-        The share of views that resemble the right true view, or a neighbour of it, as much as any other (within 5 %: a
-        house is the same on the left and on the right), and whether front and back are each more like themselves than
-        like the other (None where the true front and back look the same).
+        The fraction of views that resemble the corresponding true view, or a neighbour of it, as much as any other (within
+        5 %: a house looks the same from the left and from the right), and whether front and back each resemble themselves
+        more than the other (None if the true front and back look the same).
     """
     count = len(truth)
     error = np.abs(seen[:, None] - truth[None]).mean((2, 3, 4))
     here = np.arange(count)
     near = np.minimum(error[here, here], np.minimum(error[here, here - 1], error[here, (here + 1) % count]))
-    share = float((near <= 1.05 * error.min(1) + 1e-6).mean())
+    fraction = float((near <= 1.05 * error.min(1) + 1e-6).mean())
     back = count // 2
     if np.abs(truth[0] - truth[back]).mean() < SAME_SIDES:
-        return share, None
+        return fraction, None
     right = error[0, 0] < error[0, back] and error[back, back] < error[back, 0]
-    return share, bool(right)
+    return fraction, bool(right)
 
 
 def measure(mesh: ColoredMesh, caption: Caption, members: int = 64, views: int = 8) -> dict[str, object]:
-    """All figures of one mesh: IoU with the nearest family member, silhouette IoU, albedo error, facing.
+    """All measures of one mesh: IoU with the nearest family member, silhouette IoU, albedo error, facing.
 
     Returns:
         ``iou``, ``silhouette`` (mean over views), ``albedo`` (mean absolute error where both are visible), ``facing``
-        (share of views), ``front_back`` (bool or None) and ``proportions`` of the nearest member.
+        (fraction of views), ``front_back`` (bool or None) and ``proportions`` of the nearest member.
     """
     shapes, truths = family_voxels(caption, members)
     score, shape = nearest_member(voxelize(mesh), shapes, truths)
@@ -258,12 +259,12 @@ def measure(mesh: ColoredMesh, caption: Caption, members: int = 64, views: int =
     seen, mask = mesh_views(mesh, cameras)
     truth, true_mask = true_views(shape, cameras)
     both = mask & true_mask
-    share, right = facing(seen, truth)
+    fraction, right = facing(seen, truth)
     return {
         "iou": score,
         "silhouette": float(np.mean([iou(a, b) for a, b in zip(mask, true_mask, strict=True)])),
         "albedo": float(np.abs(seen - truth)[both].mean()) if both.any() else 1.0,
-        "facing": share,
+        "facing": fraction,
         "front_back": right,
         "proportions": {name: round(value, 4) for name, value in shape.proportions.items()},
     }

@@ -1,8 +1,8 @@
-"""From the command line to the written GLB, measured: 16 prompts whose colours were never trained.
+"""Measures complete runs, from the command line to the written GLB: 16 prompts with colours that were not trained.
 
-``python benchmarks/text_to_3d.py --minutes 60`` runs ``main.py`` for one prompt after the other until the minutes are
-spent, measures every ``mesh.glb`` against the true family, and writes ``text_to_3d.json``, ``text_to_3d.md`` and
-``text_to_3d.png``. What is measured already is not run again.
+``python benchmarks/text_to_3d.py --minutes 60`` runs ``main.py`` for one prompt after the other until the time is over,
+measures every ``mesh.glb`` against the true family, and writes ``text_to_3d.json``, ``text_to_3d.md`` and
+``text_to_3d.png``. Finished measurements are not repeated.
 """
 
 import argparse
@@ -23,8 +23,8 @@ import numpy as np  # noqa: E402
 from benchmarks import mesh_measure  # noqa: E402
 from guidance.prior.captions import BENCHMARK_PROMPTS, parse  # noqa: E402
 
-BALL_FAMILY = 8
-BARS = {
+BALL_FAMILY = 8  # members of a family that the best ball is fitted to
+TARGETS = {
     "symmetric": "IoU >= 0.72 and >= ball + 0.15, silhouette >= 0.85, albedo error <= 0.10",
     "view": "IoU >= 0.60, every prompt above its ball",
 }
@@ -63,7 +63,7 @@ def run_prompt(prompt: str, seed: int, workspace: Path, extra: list[str]) -> dic
 
 
 def measure_prompt(prompt: str, path: Path) -> dict[str, object]:
-    """Figures of one GLB: those of :func:`benchmarks.mesh_measure.measure`, and the best ball's IoU."""
+    """Measures of one GLB: those of :func:`benchmarks.mesh_measure.measure`, and the IoU of the best ball."""
     caption = parse(prompt).caption
     found = mesh_measure.measure(mesh_measure.read_mesh(path), caption)
     _, truths = mesh_measure.family_voxels(caption, BALL_FAMILY)
@@ -84,7 +84,7 @@ def picture_row(prompt: str, path: Path | None, views: int = 6, size: int = 96) 
 
 
 def table(results: dict[str, dict]) -> str:
-    """Results as Markdown: a line for each run, and the means of each group beside its bar."""
+    """Results as a Markdown table: a line for each run, and the means of each group beside its target."""
     head = (
         "| prompt | seed | IoU | best ball | silhouette | albedo error | facing | front/back | seconds |\n"
         "|---|---|---|---|---|---|---|---|---|\n"
@@ -97,17 +97,17 @@ def table(results: dict[str, dict]) -> str:
             if "iou" not in r:
                 lines.append(f"| {r['prompt']} | {r['seed']} | failed: {r['failure']} | | | | | | {r['seconds']} |")
                 continue
-            verdict = {True: "right", False: "WRONG", None: "same"}[r["front_back"]]
+            front = {True: "right", False: "WRONG", None: "same"}[r["front_back"]]
             lines.append(
                 f"| {r['prompt']} | {r['seed']} | {r['iou']:.3f} | {r['ball']:.3f} | {r['silhouette']:.3f} "
-                f"| {r['albedo']:.3f} | {r['facing']:.2f} | {verdict} | {r['seconds']:.0f} |"
+                f"| {r['albedo']:.3f} | {r['facing']:.2f} | {front} | {r['seconds']:.0f} |"
             )
         first = [r for r in done if r["seed"] == min(q["seed"] for q in done)]
         if first:
             names = ("iou", "ball", "silhouette", "albedo", "seconds")
             mean = {name: float(np.mean([r[name] for r in first])) for name in names}
             lines.append(
-                f"| **mean, {group}** ({len(first)}; bar: {BARS[group]}) | | **{mean['iou']:.3f}** "
+                f"| **mean, {group}** ({len(first)}; target: {TARGETS[group]}) | | **{mean['iou']:.3f}** "
                 f"| {mean['ball']:.3f} | {mean['silhouette']:.3f} | {mean['albedo']:.3f} | | "
                 f"| {mean['seconds']:.0f} |"
             )
@@ -115,7 +115,7 @@ def table(results: dict[str, dict]) -> str:
 
 
 def write(results: dict[str, dict], out: Path, work: Path) -> None:
-    """Write the JSON, the Markdown table, and the sheet of pictures of the first seed."""
+    """Write the JSON, the Markdown table, and the contact sheet of the first seed."""
     import imageio.v3 as imageio
 
     (out / "text_to_3d.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -132,7 +132,7 @@ def write(results: dict[str, dict], out: Path, work: Path) -> None:
 
 
 def one_run(prompt: str, seed: int, work: Path, extra: list[str]) -> dict[str, object]:
-    """Run and measure one prompt; a failure is a result too."""
+    """Run and measure one prompt; a failure is recorded as a result."""
     workspace = work / slug(prompt, seed)
     group = dict(BENCHMARK_PROMPTS).get(prompt, "view")
     result = {"prompt": prompt, "group": group, "seed": seed, **run_prompt(prompt, seed, workspace, extra)}
@@ -146,14 +146,14 @@ def one_run(prompt: str, seed: int, work: Path, extra: list[str]) -> dict[str, o
 def main() -> None:
     """Run prompts from the command line to the GLB and measure them; resumable, within a budget of minutes."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--minutes", type=float, default=75, help="start no new prompt after so many minutes")
+    parser.add_argument("--minutes", type=float, default=75, help="start no new prompt after this many minutes")
     parser.add_argument("--prompts", nargs="*", default=[p for p, _ in BENCHMARK_PROMPTS], help="which prompts")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--work", type=Path, default=ROOT / "local" / "text_to_3d", help="where the workspaces go")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the report goes")
-    parser.add_argument("--again", action="store_true", help="run prompts again that have been measured already")
+    parser.add_argument("--again", action="store_true", help="repeat prompts that have been measured already")
     parser.add_argument("--measure", action="store_true", help="run nothing; measure the meshes of measured runs again")
-    parser.add_argument("--jobs", type=int, default=1, help="prompts at once; the seconds of each are then longer")
+    parser.add_argument("--jobs", type=int, default=1, help="prompts in parallel; each then takes longer")
     parser.add_argument("--extra", default="", help="more flags for main.py, in one string")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ def main() -> None:
             write(results, args.out, args.work)
     print(table(results))
     if skipped:
-        print(f"{args.minutes:g} minutes are spent; run the same command again for the {skipped} that are left")
+        print(f"{args.minutes:g} minutes are over; run the same command again for the remaining {skipped} prompts")
 
 
 if __name__ == "__main__":

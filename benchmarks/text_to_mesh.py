@@ -1,10 +1,10 @@
-"""What the mesh stage adds to a NeRF from words: 16 prompts, marching cubes of the NeRF against DMTet at as many triangles.
+"""Compares the mesh stage with marching cubes of the NeRF at equal numbers of triangles, on 16 prompts.
 
 ``python benchmarks/text_to_mesh.py`` takes the workspaces of ``benchmarks/text_to_3d.py`` (and makes those that are
 missing), runs ``main.py --dmtet --init_with`` on each, decimates the NeRF's own mesh to the triangles of the new one, and
 measures both against the true family: volumetric IoU, the boundary F-score of silhouettes at 256 pixels (the harmonic
-mean of the shares of outline pixels that lie within two pixels of the other's outline), and the error of the colours of the
-written meshes. What is measured already is not run again.
+mean of the fractions of outline pixels within two pixels of the other outline), and the colour error of the written meshes.
+Finished measurements are not repeated.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from guidance.prior.captions import BENCHMARK_PROMPTS, parse  # noqa: E402
 
 SIZE, TOLERANCE, VIEWS = 256, 2.0, 8
 KINDS = ("iou", "boundary_f", "albedo")
-BAR = "IoU not lower by more than 0.01 in the mean, F higher on at least 12 of 16, all watertight, at most 600 s"
+TARGET = "IoU not lower by more than 0.01 in the mean, F higher on at least 12 of 16, all watertight, at most 600 s"
 
 
 def boundary_f(mask: np.ndarray, truth: np.ndarray) -> float:
@@ -68,7 +68,7 @@ def measure(mesh: mesh_measure.ColoredMesh, prompt: str) -> dict[str, float]:
 
 
 def one_run(prompt: str, seed: int, work: Path, extra: list[str]) -> dict[str, object]:
-    """Both stages of one prompt, measured; a failure is a result too."""
+    """Run and measure both stages of one prompt; a failure is recorded as a result."""
     nerf = work / text_to_3d.slug(prompt, seed)
     result: dict[str, object] = {"prompt": prompt, "seed": seed, "group": dict(BENCHMARK_PROMPTS).get(prompt, "view")}
     if not (nerf / "mesh" / "mesh.glb").is_file():
@@ -90,7 +90,7 @@ def one_run(prompt: str, seed: int, work: Path, extra: list[str]) -> dict[str, o
 
 
 def compared(nerf: Path, workspace: Path, prompt: str) -> dict[str, dict[str, float]]:
-    """Figures of the meshes of two workspaces; the shape of the first is measured at as many triangles as the second has."""
+    """Measures of the meshes of two workspaces; the first is decimated to the number of triangles of the second."""
     written = {"nerf": nerf, "dmtet": workspace}
     meshes = {stage: mesh_measure.read_mesh(folder / "mesh" / "mesh.glb") for stage, folder in written.items()}
     shapes = {**meshes, "nerf": decimated(meshes["nerf"], len(meshes["dmtet"].faces))}
@@ -100,7 +100,7 @@ def compared(nerf: Path, workspace: Path, prompt: str) -> dict[str, dict[str, fl
 
 
 def table(results: dict[str, dict]) -> str:
-    """Results as Markdown, with the verdicts on the bar below."""
+    """Results as a Markdown table, with the target below it."""
     lines = ["| prompt | triangles | IoU, NeRF | DMTet | F, NeRF | DMTet | albedo error, NeRF | DMTet | closed | seconds |",
              "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     done = [r for r in results.values() if "dmtet" in r]
@@ -119,11 +119,11 @@ def table(results: dict[str, dict]) -> str:
         figures[1] += f" (higher on {better})"
         lines.append(f"| **mean of {len(done)}** | | {' | '.join(figures)} | {sum(r['watertight'] for r in done)} | "
                      f"{max(r['seconds'] for r in done):.0f} at most |")  # fmt: skip
-    return "\n".join(lines) + f"\n\nBar: {BAR}.\n"
+    return "\n".join(lines) + f"\n\nTarget: {TARGET}.\n"
 
 
 def write(results: dict[str, dict], out: Path, work: Path) -> None:
-    """Write the JSON, the table, and a sheet: truth, NeRF and mesh of each prompt from six sides."""
+    """Write the JSON, the table, and a contact sheet: truth, NeRF and mesh of each prompt from six sides."""
     import imageio.v3 as imageio
 
     (out / "text_to_mesh.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -141,15 +141,15 @@ def write(results: dict[str, dict], out: Path, work: Path) -> None:
 
 
 def main() -> None:
-    """Run the mesh stage on what the NeRFs of the prompts came to, and measure both; resumable."""
+    """Run the mesh stage on the NeRFs of the prompts, and measure both; resumable."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--minutes", type=float, default=120, help="start no new prompt after so many minutes")
+    parser.add_argument("--minutes", type=float, default=120, help="start no new prompt after this many minutes")
     parser.add_argument("--prompts", nargs="*", default=[p for p, _ in BENCHMARK_PROMPTS], help="which prompts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=ROOT / "local" / "text_to_3d", help="where the workspaces are")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the report goes")
-    parser.add_argument("--again", action="store_true", help="run prompts again that have been measured already")
-    parser.add_argument("--jobs", type=int, default=1, help="prompts at once; the seconds of each are then longer")
+    parser.add_argument("--again", action="store_true", help="repeat prompts that have been measured already")
+    parser.add_argument("--jobs", type=int, default=1, help="prompts in parallel; each then takes longer")
     parser.add_argument("--extra", default="", help="more flags for main.py, in one string")
     args = parser.parse_args()
     for folder in (args.work, args.out):

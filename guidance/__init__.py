@@ -1,5 +1,8 @@
-"""Guidance: what a diffusion model thinks of a rendered image."""
+"""Guidance: models that give a loss for rendered images. The registry of model families, and what builds those of a run."""
 
+import importlib
+import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,55 +12,64 @@ if TYPE_CHECKING:
     from guidance.weights import Resolved
     from nerf.config.config import Config
 
+log = logging.getLogger("somnia.guidance")
 
-def build(config: "Config", device: "torch.device | str", resolved: "Resolved | None" = None) -> "Guidance":
-    """The guidance model of a run, its prompt embedded.
+Builder = Callable[["Config", "torch.device", "Resolved | None"], "Guidance"]
+"""(options, device, resolved weights of ``--sd_version``, if any) -> a model that is loaded and not yet prepared."""
+
+
+def _stable_diffusion(config: "Config", device: "torch.device", resolved: "Resolved | None") -> "Guidance":
+    """Stable Diffusion, or the embedded prior if those are the weights that the run uses."""
+    from guidance import weights
+
+    if resolved is None:
+        resolved = weights.resolve(config.guidance.sd_version, config.guidance.hf_key, config.prompt.text)
+    log.info(resolved.sentence)
+    module = {"sd": "guidance.sd_utils", "embedded": "guidance.prior.guidance"}[resolved.kind]
+    model: Guidance = importlib.import_module(module).build(config, device, resolved)
+    return model
+
+
+# Name in --guidance -> builder. Builders import their model when they are called: torch and diffusers take seconds.
+FAMILIES: dict[str, Builder] = {"SD": _stable_diffusion}
+
+
+def build(config: "Config", device: "torch.device | str", resolved: "Resolved | None" = None) -> "list[Guidance]":
+    """The guidance models of a run in the order of ``--guidance``, prepared.
 
     Args:
         config: the frozen options.
-        device: where the diffusion model runs.
-        resolved: ``weights.Resolved``, if the caller asked already (presets depend on it); None asks now.
+        device: where the models run.
+        resolved: the weights behind ``--sd_version``, if the caller resolved them already (presets depend on them).
 
     Returns:
-        A prepared :class:`guidance.base.Guidance`.
+        Models with distinct names.
 
     Raises:
-        UserError: guidance that is not built yet, no usable weights, or a prompt or a picture size the model cannot take.
+        UserError: a family that does not exist or is named twice, no usable weights, or a prompt, an image size or a flag
+            that a model cannot take.
     """
     import torch
 
-    from guidance import weights
     from guidance.base import Conditions
-    from guidance.perpneg_utils import PerpNeg
-    from guidance.sd_utils import Settings, StableDiffusion, log
     from nerf.core.errors import UserError
 
-    wanted = config.guidance
-    others = [name for name in wanted.guidance if name != "SD"]
-    if others or wanted.IF:
-        raise UserError(f"--guidance {(others or ['IF'])[0]} is not built yet; use --guidance SD")
-    device = torch.device(device)
-    if resolved is None:
-        resolved = weights.resolve(wanted.sd_version, wanted.hf_key, config.prompt.text)
-    if resolved.kind == "embedded" and config.camera.w != config.camera.h:
-        raise UserError(
-            f"--w and --h must be one number under the embedded prior, which sees square pictures, got "
-            f"{config.camera.w} and {config.camera.h}"
-        )
-    log.info(resolved.sentence)
-    if resolved.kind == "sd" and device.type == "cpu":
-        log.warning("guidance: Stable Diffusion takes about a minute a step on a CPU; try --sd_version embedded")
-    dtype = torch.float32
-    if config.optim.bf16:
-        dtype = torch.bfloat16
-    elif config.optim.fp16 and device.type == "cuda":
-        dtype = torch.float16
-    perpneg = None
-    if wanted.perpneg:
-        perpneg = PerpNeg(wanted.negative_w, wanted.front_decay_factor, wanted.side_decay_factor)
-    settings = Settings(
-        wanted.guidance_scale, wanted.guidance_rescale, wanted.guidance_weighting, perpneg=perpneg, vram_O=wanted.vram_O
-    )
-    model = StableDiffusion(weights.fetch(resolved), device, dtype, settings)
-    model.prepare(Conditions(config.prompt.text, config.prompt.negative))
-    return model
+    camera, names = config.camera, config.guidance.guidance
+    if config.guidance.IF:
+        names = tuple("IF" if name == "SD" else name for name in names)
+    for name in names:
+        if name not in FAMILIES:
+            raise UserError(f"--guidance {name} is not built yet; use --guidance {' '.join(FAMILIES)}")
+        if names.count(name) > 1:
+            raise UserError(f"--guidance names {name} twice; each model guides once")
+    models = [FAMILIES[name](config, torch.device(device), resolved) for name in names]
+    for name, model in zip(names, models, strict=True):
+        assert model.name == name, (model.name, name)  # loss terms and checkpoints are keyed by it
+        if model.requirements().square and camera.w != camera.h:
+            raise UserError(
+                f"--w and --h must be equal, as guidance {name} takes square images with these weights, got "
+                f"{camera.w} and {camera.h}"
+            )
+        model.stage_options(config.guidance)  # refuses flags that the model cannot serve, before anything takes time
+        model.prepare(Conditions(config.prompt.text, config.prompt.negative))
+    return models

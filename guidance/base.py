@@ -1,4 +1,4 @@
-"""What every guidance model offers to the trainer, and the records that pass between them. B views, C channels."""
+"""The interface between the trainer and a guidance model, and the records that pass between them. B views, C channels."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -10,107 +10,118 @@ from nerf.core.structs import Control, Part, Views
 
 
 @dataclass(frozen=True)
+class ImageCondition:
+    """An image prompt and the camera it was taken with. Angles are degrees, lengths scene units."""
+
+    image: Tensor  # [4, H, W] RGBA in [0, 1], colour not premultiplied by alpha
+    polar: float = 90.0  # 0 = straight above, 90 = horizon
+    azimuth: float = 0.0  # 0 = front (+Z), 90 = +X
+    radius: float = 3.2  # distance of the camera from the origin
+    fovy: float = 20.0  # vertical field of view
+    weight: float = 1.0  # relative to the other image prompts
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or self.image.shape[0] != 4:
+            raise ValueError(f"ImageCondition: expected image [4, H, W] (RGBA), got {list(self.image.shape)}")
+        if not self.weight >= 0:
+            raise ValueError(f"ImageCondition: expected a weight of 0 or more, got {self.weight}")
+
+
+@dataclass(frozen=True)
 class Conditions:
-    """What the user asked for, given to a guidance model once before training."""
+    """The prompts of a run. A model uses those of its kind and ignores the others."""
 
     text: str | None = None
-    negative: str = ""  # what the picture should not show; takes the place of the empty prompt
-    images: tuple[Tensor, ...] = ()  # [4, H, W] RGBA in [0, 1], for models that take image prompts
+    negative: str = ""  # replaces the empty prompt as the unconditional input
+    images: tuple[ImageCondition, ...] = ()
 
 
 @dataclass(frozen=True)
 class CameraRequirements:
-    """The views that a guidance model was made for. A source of views keeps within them."""
+    """The views that a guidance model was trained on. Sources of views keep to them."""
 
     square: bool = False  # height must equal width
-    linked_views: int = 1  # so many views of a batch share polar angle, radius and lens, at equal steps of azimuth
+    linked_views: int = 1  # groups of this many views share polar angle, radius and lens, at equal steps of azimuth
     radius_range: tuple[float, float] | None = None  # scene units
     fovy_range: tuple[float, float] | None = None  # degrees
     polar_range: tuple[float, float] | None = None  # degrees
 
-    def violations(self, camera: Any) -> list[str]:
-        """Which of the requirements the camera group of the options goes against, a sentence each."""
-        said = []
-        for flag, wanted in (
-            ("radius_range", self.radius_range),
-            ("fovy_range", self.fovy_range),
-            ("theta_range", self.polar_range),
-        ):
-            low, high = getattr(camera, flag)
-            if wanted is not None and (low < wanted[0] or high > wanted[1]):
-                said.append(
-                    f"--{flag} {low:g} {high:g} goes beyond {wanted[0]:g} to {wanted[1]:g}, which the guidance was made for"
-                )
-        if self.square and camera.h != camera.w:
-            said.append(f"--w {camera.w} --h {camera.h}: the guidance was made for square images and will stretch these")
-        return said
-
 
 @dataclass(frozen=True)
 class GuidanceOutput:
-    """One answer of a guidance model."""
+    """The result of one evaluation of a guidance model."""
 
     loss: Tensor  # scalar, unweighted
     stats: dict[str, Tensor] = field(default_factory=dict)  # for the log: scalars on any device, read when they are written
-    debug: dict[str, Tensor] | None = None  # name -> [B, 3, H, W] in [0, 1], only when asked for
+    debug: dict[str, Tensor] | None = None  # name -> [B, 3, H, W] in [0, 1], only if asked for
 
 
 class Guidance(ABC):
-    """A frozen (or, for some, learning) model that judges rendered images.
+    """A model, frozen or trained alongside the field, that gives a loss for rendered images.
 
-    A model declares the ``spaces`` of image it accepts (``"rgb"`` [B, 3, H, W] in [0, 1], ``"latent"`` [B, 4, H, W] in
-    [0, 1]) and draws every random number from ``part.random``, so that a step can be repeated exactly.
+    All random numbers are drawn from ``part.random``, so that a step can be repeated exactly.
+
+    Attributes:
+        name: unique within a run; names the loss term ``sds/<name>`` and the state in a checkpoint.
+        spaces: accepted image spaces: ``"rgb"`` [B, 3, H, W] in [0, 1], ``"latent"`` [B, 4, H, W] in [0, 1]. Images may have
+            any size; a model that works at one resolution resizes them.
     """
 
     name: str
     spaces: tuple[str, ...] = ("rgb",)
-    image_size: int | None = None  # side in pixels the model works at; images of another size are resized inside
 
     @abstractmethod
     def prepare(self, conditions: Conditions) -> None:
-        """Take the user's conditions, once before training (or again after they changed)."""
+        """Encode the prompts. Called once before training, and again if they change."""
 
     @abstractmethod
     def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """Judge B rendered images.
+        """The loss of B rendered images.
 
         Args:
             image: [B, C, H, W] in [0, 1], in ``part.settings.space``; differentiable once.
             views: the B cameras.
-            part: the part of the step; the source of randomness.
-            control: what the schedule asks of this model: diffusion times, scale, its own options.
-            debug: also return pictures of what the model sees and wants.
+            part: the part of the step; the source of random numbers.
+            control: what the schedule sets for this model at this step: timestep range, guidance scale, and ``options``,
+                the record that :meth:`stage_options` made for the stage (None: the model's own defaults).
+            debug: also return images of the model's input and prediction.
 
         Raises:
-            ValueError: the images do not fit the views or the space.
+            ValueError: the images do not match the views or the space.
             DivergenceError: an input or the gradient is not finite.
         """
 
     def requirements(self) -> CameraRequirements:
-        """The views this model was made for; by default any."""
+        """The views this model was trained on; by default any."""
         return CameraRequirements()
 
     def stage_options(self, options: Any) -> Any:
-        """The record of this family's own options for one stage, which comes back as ``control.options``.
+        """Everything that a stage's flags and presets set for this model, as one frozen record.
+
+        The record comes back as ``control.options`` at every step of the stage. What cannot change between stages (weights,
+        device, memory options) belongs in the constructor.
 
         Args:
             options: the guidance group of the stage's flags.
+
+        Raises:
+            UserError: a flag that this model cannot serve.
         """
         return None
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Optimiser groups of parameters that learn beside the field; none for a frozen model."""
+        """Optimiser groups of parameters that are trained alongside the field; none for a frozen model."""
         return []
 
     def after_step(self) -> None:  # noqa: B027 (most models have nothing to do here)
-        """Called once after every optimiser step."""
+        """Called after every optimiser step."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint must hold beyond the published weights; nothing for a frozen model."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what :meth:`state_dict` gave.
+        """Restore what :meth:`state_dict` returned.
 
         Raises:
             ValueError: the checkpoint holds a state and this model has none.

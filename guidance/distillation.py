@@ -1,9 +1,10 @@
-"""Score distillation without a model: from any denoiser to a gradient on images. B images, K branches, T times.
+"""Score distillation without a model: from any denoiser to a gradient on images. B images, K conditions, T timesteps.
 
-A picture x is noised to ``x_t = alpha x + sigma noise`` with ``alpha^2 = abar_t`` and ``sigma^2 = 1 - abar_t``. A
-denoiser looks at x_t under K conditions (nothing, the prompt, ...). Its answers are turned into estimates of x_0 and
-mixed there; the residual ``noise_hat - noise = alpha / sigma * (x - x0_hat)`` is, up to the weight w(t), the gradient
-of DreamFusion (Poole et al. 2022, arXiv 2209.14988, eq. 3).
+A clean image x_0 is noised to ``x_t = alpha x_0 + sigma noise`` with ``alpha^2 = alphas_cumprod[t]`` and ``sigma^2 = 1 -
+alpha^2``. A denoiser predicts noise, v or x_0 from x_t under K conditions (unconditional, conditional, ...). The
+predictions are converted to x_0 and mixed there (classifier-free guidance); the noise residual ``noise_hat - noise =
+alpha / sigma * (x - x0_hat)`` is, up to the weight w(t), the gradient of DreamFusion (Poole et al. 2022, arXiv 2209.14988,
+eq. 3).
 """
 
 from collections.abc import Callable
@@ -16,23 +17,23 @@ from torch.autograd.function import once_differentiable
 
 from nerf.core.errors import DivergenceError
 
-PARAMETERISATIONS = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 WEIGHTINGS = ("sds", "uniform", "fantasia")
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(x_t [B, ...], t [B] int64) -> [K, B, ...]: what the model predicts under each of K conditions, x_t's dtype."""
+"""(x_t [B, ...], t [B] int64) -> [K, B, ...]: the raw prediction under each of K conditions, in the dtype of x_t."""
 Mixer = Callable[[Tensor], Tensor]
-"""[K, B, ...] estimates of x_0 -> [B, ...] the one that guides."""
+"""x_0 predictions [K, B, ...] under K conditions -> the guided x_0 prediction [B, ...]."""
 
 
-def draw_times(count: int, t_range: tuple[float, float], num_times: int, generator: torch.Generator) -> Tensor:
-    """Uniform diffusion times, one per image.
+def sample_timesteps(count: int, t_range: tuple[float, float], num_timesteps: int, generator: torch.Generator) -> Tensor:
+    """Uniform timesteps, one per image.
 
     Args:
         count: B.
-        t_range: share of the ``num_times`` times, both ends included.
-        num_times: T.
-        generator: a generator on the CPU.
+        t_range: fractions of ``num_timesteps``, both ends included.
+        num_timesteps: T.
+        generator: on the CPU.
 
     Returns:
         [B] int64 on the CPU, in ``[floor(T low), floor(T high)]`` and below T.
@@ -42,75 +43,94 @@ def draw_times(count: int, t_range: tuple[float, float], num_times: int, generat
     """
     low, high = t_range
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"draw_times: expected t_range with 0 <= low <= high <= 1, got {tuple(t_range)} (--t_range)")
-    first = min(int(low * num_times), num_times - 1)
-    last = min(int(high * num_times), num_times - 1)
+        raise ValueError(f"sample_timesteps: expected t_range with 0 <= low <= high <= 1, got {tuple(t_range)} (--t_range)")
+    first = min(int(low * num_timesteps), num_timesteps - 1)
+    last = min(int(high * num_timesteps), num_timesteps - 1)
     return torch.randint(first, last + 1, (count,), generator=generator)
 
 
-def estimate(prediction: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor, parameterisation: str) -> Tensor:
-    """The clean picture that a prediction stands for.
+def predict_x0(prediction: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
+    """Convert a prediction to x_0.
 
     ``epsilon``: ``(x_t - sigma eps) / alpha``; ``v_prediction`` (Salimans and Ho 2022, arXiv 2202.00512, app. D):
-    ``alpha x_t - sigma v``; ``sample``: the prediction itself. The shapes broadcast.
+    ``alpha x_t - sigma v``; ``sample``: the prediction itself.
+
+    Args:
+        prediction: [K, B, ...] or [B, ...] output of the denoiser.
+        noisy: [B, ...] x_t.
+        alpha, sigma: [B, 1, ...] from :meth:`NoiseSchedule.levels`.
+        prediction_type: one of :data:`PREDICTION_TYPES`.
+
+    Returns:
+        Like the prediction. Differentiable.
 
     Raises:
-        ValueError: an unknown parameterisation.
+        ValueError: an unknown prediction type.
     """
-    if parameterisation == "epsilon":
+    if prediction_type == "epsilon":
         return (noisy - sigma * prediction) / alpha
-    if parameterisation == "v_prediction":
+    if prediction_type == "v_prediction":
         return alpha * noisy - sigma * prediction
-    if parameterisation == "sample":
+    if prediction_type == "sample":
         return prediction
-    raise ValueError(f"estimate: expected a parameterisation among {PARAMETERISATIONS}, got {parameterisation!r}")
+    raise ValueError(f"predict_x0: expected a prediction_type among {PREDICTION_TYPES}, got {prediction_type!r}")
 
 
 def classifier_free(scale: float) -> Mixer:
     """Classifier-free guidance: ``u + scale (c - u)`` (Ho and Salimans 2022, arXiv 2207.12598, eq. 6).
 
-    It is an affine mixture, so mixing in x_0, in the noise or in v is the same.
+    The combination is affine, so combining x_0, noise or v predictions is the same.
 
     Args:
-        scale: 1 follows the prompt plainly, 0 ignores it.
+        scale: 1 is the conditional prediction, 0 the unconditional one.
 
     Returns:
-        A function of the two branches [2, B, ...] (unconditional, conditional). For scale 1 the first may be left out.
+        A mixer of the predictions [2, B, ...] (unconditional, conditional). For scale 1 the first may be left out.
     """
 
-    def mix(branches: Tensor) -> Tensor:
+    def mix(predictions: Tensor) -> Tensor:
         if scale == 1:
-            return branches[-1]
-        unconditional, conditional = branches
-        return unconditional + scale * (conditional - unconditional)
+            return predictions[-1]
+        unconditional, conditional = predictions
+        guided: Tensor = unconditional + scale * (conditional - unconditional)
+        return guided
 
     return mix
 
 
-def keeping_spread(mix: Mixer, share: float) -> Mixer:
-    """``mix``, whose result's spread is pulled back to that of the conditional branch, against washed-out colours.
-
-    Lin et al. 2023, arXiv 2305.08891, eq. 15-16, applied to the estimates of x_0.
+def rescale_cfg(mix: Mixer, rescale: float) -> Mixer:
+    """``mix``, followed by :func:`rescale_std` towards the conditional prediction, against over-exposed colours.
 
     Args:
-        mix: of two or more branches, of which the second is the plainly conditional one.
-        share: how far it is pulled, in [0, 1]; they advise 0.7.
+        mix: of two or more predictions, of which the second is the conditional one.
+        rescale: in [0, 1]; Lin et al. recommend 0.7.
     """
-    return mix if share == 0 else lambda branches: rescaled(mix(branches), branches[1], share)
+    return mix if rescale == 0 else lambda predictions: rescale_std(mix(predictions), predictions[1], rescale)
 
 
-def rescaled(guided: Tensor, conditional: Tensor, share: float) -> Tensor:
-    """``guided`` [B, ...] with its per-image spread moved by ``share`` towards that of ``conditional`` [B, ...]."""
+def rescale_std(guided: Tensor, conditional: Tensor, rescale: float) -> Tensor:
+    """Move the standard deviation of each image towards that of the conditional prediction.
+
+    Lin et al. 2023, arXiv 2305.08891, eq. 15-16, applied to x_0.
+
+    Args:
+        guided: [B, ...] prediction after classifier-free guidance.
+        conditional: [B, ...] prediction under the prompt alone.
+        rescale: 0 changes nothing, 1 takes the standard deviation of ``conditional``.
+
+    Returns:
+        [B, ...]. Differentiable.
+    """
     axes = tuple(range(1, guided.ndim))
     ratio = conditional.std(axes, keepdim=True) / guided.std(axes, keepdim=True).clamp(min=1e-8)
-    return guided * (share * ratio + 1 - share)
+    return guided * (rescale * ratio + 1 - rescale)
 
 
-def weight(weighting: str, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """w(t), the factor of the noise residual.
+def timestep_weight(weighting: str, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """w(t), the factor of the noise residual; shaped like ``alpha`` and ``sigma`` [B, 1, ...].
 
     ``sds``: ``sigma^2`` (DreamFusion), so that the gradient is ``alpha sigma (x - x0_hat)``; ``uniform``: 1;
-    ``fantasia``: ``alpha sigma^2`` (Fantasia3D, arXiv 2303.13873, sec. 3.2), which quiets the noisiest times.
+    ``fantasia``: ``alpha sigma^2`` (Fantasia3D, arXiv 2303.13873, sec. 3.2), smaller at the noisiest timesteps.
 
     Raises:
         ValueError: an unknown weighting.
@@ -121,87 +141,84 @@ def weight(weighting: str, alpha: Tensor, sigma: Tensor) -> Tensor:
         return torch.ones_like(sigma)
     if weighting == "fantasia":
         return alpha * sigma**2
-    raise ValueError(f"weight: expected a weighting among {WEIGHTINGS}, got {weighting!r}")
+    raise ValueError(f"timestep_weight: expected a weighting among {WEIGHTINGS}, got {weighting!r}")
 
 
 @dataclass(frozen=True)
-class Distilled:
-    """What one look of the denoiser gave."""
+class NoiseSchedule:
+    """The noise levels of a denoiser and what it predicts. Works in any dtype; float32 or wider is advised."""
 
-    gradient: Tensor  # [B, ...] of x
-    x0: Tensor  # [B, ...] guided estimate of the clean picture
-    noisy: Tensor  # [B, ...] x_t
-    t: Tensor  # [B] int64
-    norm: Tensor  # [B] Euclidean norm of each picture's gradient, before clipping
+    alphas_cumprod: Tensor  # [T], decreasing, in [0, 1)
+    prediction_type: str = "epsilon"  # one of PREDICTION_TYPES
+    clamp: float | None = None  # bound on |x0_hat|: 1 for pixels in [-1, 1], none for latents
 
-
-@dataclass(frozen=True)
-class Distillation:
-    """Score distillation sampling with one noise schedule. Works in any dtype; float32 or wider is advised."""
-
-    alphas_cumprod: Tensor  # [T] abar, falling, in [0, 1)
-    parameterisation: str = "epsilon"  # what the denoiser predicts, one of PARAMETERISATIONS
-    weighting: str = "sds"  # one of WEIGHTINGS
-    clamp: float | None = None  # bound on |x0_hat|; for pictures in [-1, 1]
-    max_norm: float | None = None  # longest gradient of one picture; longer ones keep their direction
-
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.alphas_cumprod.ndim != 1 or not ((self.alphas_cumprod >= 0) & (self.alphas_cumprod < 1)).all():
             raise ValueError(
-                f"Distillation: expected alphas_cumprod [T] with values in [0, 1), got shape {list(self.alphas_cumprod.shape)}"
+                f"NoiseSchedule: expected alphas_cumprod [T] with values in [0, 1), got shape {list(self.alphas_cumprod.shape)}"
             )
-        if self.parameterisation not in PARAMETERISATIONS:
+        if self.prediction_type not in PREDICTION_TYPES:
             raise ValueError(
-                f"Distillation: expected a parameterisation among {PARAMETERISATIONS}, got {self.parameterisation!r}"
+                f"NoiseSchedule: expected a prediction_type among {PREDICTION_TYPES}, got {self.prediction_type!r}"
             )
-        if self.weighting not in WEIGHTINGS:
-            raise ValueError(f"Distillation: expected a weighting among {WEIGHTINGS}, got {self.weighting!r}")
 
     @property
-    def num_times(self) -> int:
+    def num_timesteps(self) -> int:
         """T."""
         return len(self.alphas_cumprod)
 
     def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at times t [B], each [B, 1, ...] of the rank, dtype and device of ``like``."""
+        """alpha and sigma at timesteps t [B], each [B, 1, ...] of the rank, dtype and device of ``like``."""
         abar = self.alphas_cumprod[t.to(self.alphas_cumprod.device)].to(like)
         abar = abar.reshape(-1, *(1,) * (like.ndim - 1))
         return abar.sqrt(), (1 - abar).sqrt()
 
     def denoise(self, noisy: Tensor, t: Tensor, predict: Denoiser, mix: Mixer) -> Tensor:
-        """Guided estimate of the clean picture behind ``noisy`` [B, ...] at times t [B], clamped; no gradient."""
+        """Guided x_0 prediction [B, ...] from x_t ``noisy`` [B, ...] at timesteps t [B], clamped; without gradient."""
         with torch.no_grad():
             alpha, sigma = self.levels(t, noisy)
-            x0 = mix(estimate(predict(noisy, t), noisy, alpha, sigma, self.parameterisation))
+            x0 = mix(predict_x0(predict(noisy, t), noisy, alpha, sigma, self.prediction_type))
             return x0 if self.clamp is None else x0.clamp(-self.clamp, self.clamp)
 
-    def gradient(self, x: Tensor, predict: Denoiser, mix: Mixer, t: Tensor, noise: Tensor) -> Distilled:
-        """``w(t) (noise_hat - noise)``, written as ``w(t) alpha / sigma (x - x0_hat)``.
 
-        Args:
-            x: [B, ...] pictures or latents; no gradient flows through this function.
-            predict: the denoiser, see :data:`Denoiser`.
-            mix: how its branches are combined, see :data:`Mixer`.
-            t: [B] int64 diffusion times.
-            noise: like x, standard normal.
+@dataclass(frozen=True)
+class Distilled:
+    """A distillation gradient and the quantities behind it."""
 
-        Raises:
-            ValueError: shapes that do not fit.
-        """
-        if noise.shape != x.shape or t.shape != x.shape[:1]:
-            raise ValueError(
-                f"gradient: expected noise {list(x.shape)} and t [{x.shape[0]}], got {list(noise.shape)} and {list(t.shape)}"
-            )
-        x = x.detach()
-        alpha, sigma = self.levels(t, x)
-        noisy = alpha * x + sigma * noise
-        x0 = self.denoise(noisy, t, predict, mix)
-        gradient = weight(self.weighting, alpha, sigma) * (alpha / sigma) * (x - x0)
-        norm = gradient.flatten(1).norm(dim=1)
-        if self.max_norm is not None:
-            shrink = (self.max_norm / norm.clamp(min=1e-12)).clamp(max=1)
-            gradient = gradient * shrink.reshape(alpha.shape)
-        return Distilled(gradient, x0, noisy, t, norm)
+    gradient: Tensor  # [B, ...] with respect to x
+    x0: Tensor  # [B, ...] guided x_0 prediction
+    noisy: Tensor  # [B, ...] x_t
+    t: Tensor  # [B] int64
+    norm: Tensor  # [B] Euclidean norm of each image's gradient
+
+
+def sds_gradient(
+    schedule: NoiseSchedule, weighting: str, x: Tensor, predict: Denoiser, mix: Mixer, t: Tensor, noise: Tensor
+) -> Distilled:
+    """Score distillation sampling: ``w(t) (noise_hat - noise)``, computed as ``w(t) alpha / sigma (x - x0_hat)``.
+
+    Args:
+        schedule: of the denoiser.
+        weighting: one of :data:`WEIGHTINGS`.
+        x: [B, ...] images or latents; no gradient flows through this function.
+        predict: the denoiser.
+        mix: how its predictions are combined.
+        t: [B] int64 timesteps.
+        noise: like x, standard normal.
+
+    Raises:
+        ValueError: shapes that do not match.
+    """
+    if noise.shape != x.shape or t.shape != x.shape[:1]:
+        raise ValueError(
+            f"sds_gradient: expected noise {list(x.shape)} and t [{x.shape[0]}], got {list(noise.shape)} and {list(t.shape)}"
+        )
+    x = x.detach()
+    alpha, sigma = schedule.levels(t, x)
+    noisy = alpha * x + sigma * noise
+    x0 = schedule.denoise(noisy, t, predict, mix)
+    gradient = timestep_weight(weighting, alpha, sigma) * (alpha / sigma) * (x - x0)
+    return Distilled(gradient, x0, noisy, t, gradient.flatten(1).norm(dim=1))
 
 
 class _Inject(torch.autograd.Function):
@@ -223,17 +240,17 @@ class _Inject(torch.autograd.Function):
         return (upstream * gradient / len(gradient)).to(ctx.dtype), None
 
 
-def inject(x: Tensor, gradient: Tensor, pictures: Tensor | None = None) -> Tensor:
+def inject(x: Tensor, gradient: Tensor, images: Tensor | None = None) -> Tensor:
     """A loss whose gradient with respect to x is ``gradient / B``.
 
-    Its value is ``1/2 |gradient|^2`` of a picture, averaged over the B pictures: zero exactly where the denoiser is
-    content. Unlike a squared distance to a shifted copy of x, nothing is lost when the gradient is far smaller than x.
-    Differentiable once, in x. Reads one number back from the device.
+    Its value is ``1/2 |gradient|^2`` of an image, averaged over the B images. Unlike a squared distance to a shifted copy of
+    x, nothing is lost to rounding when the gradient is far smaller than x. Differentiable once, in x. Reads one number back
+    from the device.
 
     Args:
-        x: [B, ...] what the denoiser judged.
+        x: [B, ...] what the denoiser saw.
         gradient: like x, in its dtype or a wider one.
-        pictures: [B, ...] the rendering that x was made from, if it was not x itself; named in the error message.
+        images: [B, ...] the rendering that x was encoded from, if it is not x itself; named in the error message.
 
     Raises:
         ValueError: the shapes differ.
@@ -241,22 +258,22 @@ def inject(x: Tensor, gradient: Tensor, pictures: Tensor | None = None) -> Tenso
     """
     if x.shape != gradient.shape:
         raise ValueError(f"inject: expected a gradient {list(x.shape)}, got {list(gradient.shape)}")
-    loss = _Inject.apply(x, gradient.detach())
+    loss: Tensor = _Inject.apply(x, gradient.detach())  # type: ignore[no-untyped-call]  # torch leaves it without types
     if not torch.isfinite(loss):
-        raise DivergenceError(_diagnosis(x if pictures is None else pictures, gradient))
+        raise DivergenceError(_diagnosis(x if images is None else images, gradient))
     return loss
 
 
-def _diagnosis(pictures: Tensor, gradient: Tensor) -> str:
-    """Which pictures went wrong, and on which side of the denoiser."""
-    bad = [i for i in range(len(pictures)) if not torch.isfinite(gradient[i]).all()]
-    broken_input = [i for i in bad if not torch.isfinite(pictures[i]).all()]
+def _diagnosis(images: Tensor, gradient: Tensor) -> str:
+    """Which images are affected, and whether the rendering or the denoiser is the cause."""
+    bad = [i for i in range(len(images)) if not torch.isfinite(gradient[i]).all()]
+    broken_input = [i for i in bad if not torch.isfinite(images[i]).all()]
     if broken_input:
         return (
-            f"score distillation: the rendered pictures {broken_input} of {len(pictures)} hold NaN or infinity "
+            f"score distillation: the rendered images {broken_input} of {len(images)} hold NaN or infinity "
             "before the diffusion model sees them; lower --lr, set --grad_clip, or resume an earlier checkpoint"
         )
     return (
-        f"score distillation: the gradient of pictures {bad or 'all'} of {len(pictures)} is not finite though the "
-        "pictures are; the diffusion model overflowed: leave out --fp16 or use --bf16, or lower --guidance_scale"
+        f"score distillation: the gradient of images {bad or 'all'} of {len(images)} is not finite though the "
+        "images are; the diffusion model overflowed: leave out --fp16 or use --bf16, or lower --guidance_scale"
     )

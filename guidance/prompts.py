@@ -1,9 +1,11 @@
-"""View-dependent prompts: which words describe a view, by how much, continuously in its angles. B views, V words.
+"""View-dependent prompts: the weight of each view word, continuous in the camera angles. B views, V view words.
 
-A single view word per view jumps at the borders between words and teaches a wrong view on either side of them; blending
-the text embeddings with weights that sum to one and never jump does not. Angles are degrees: azimuth 0 = front,
-polar 0 = straight above.
+A single view word per view jumps at the borders between words and is wrong on either side of them; a blend of text
+embeddings whose weights are continuous and sum to one is not. Angles are degrees: azimuth 0 = front, polar 0 = straight
+above.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,10 +13,52 @@ from torch import Tensor
 from nerf.core.cameras import wrap_degrees
 
 VIEW_WORDS = ("front", "side", "back", "overhead", "bottom")
-VIEW_ENDINGS = tuple(f", {word} view" for word in VIEW_WORDS)  # what is added to the prompt
-OVERHEAD = 30.0  # polar angle at which a view is half from above (DreamFusion switches at 60 degrees of elevation)
-BOTTOM = 150.0  # polar angle at which a view is half from below
-RAMP = 20.0  # degrees over which the polar words fade in
+VIEW_SUFFIXES = tuple(f", {word} view" for word in VIEW_WORDS)  # appended to the prompt
+RAMP = 20.0  # degrees over which overhead and bottom fade in, and the steepest blend of front, side and back
+
+
+@dataclass(frozen=True)
+class ViewAngles:
+    """Where two view words have equal weight. Front is |azimuth| < front / 2, overhead is polar < overhead.
+
+    The back mirrors the front and the bottom mirrors the overhead view. The limits leave at least :data:`RAMP` degrees for
+    every transition, so that each principal view has its word alone.
+    """
+
+    front: float = 90.0  # degrees of azimuth that count as front, in [RAMP, 180 - RAMP]
+    overhead: float = 30.0  # degrees of polar angle that count as overhead, in [RAMP / 2, 90 - RAMP / 2]
+
+    def __post_init__(self) -> None:
+        limits = (("front", self.front, RAMP, 180 - RAMP), ("overhead", self.overhead, RAMP / 2, 90 - RAMP / 2))
+        for word, value, low, high in limits:
+            if not low <= value <= high:
+                raise ValueError(f"--angle_{word} must be between {low:g} and {high:g} degrees, got {value:g}")
+
+    def turn(self, azimuth: Tensor) -> Tensor:
+        """Position of views between front (0), side (1) and back (2); [B] from azimuth [B] in degrees.
+
+        Piecewise linear: 0.5 at front / 2 and 1.5 at 180 - front / 2. The transitions are as wide as the angles allow.
+        """
+        angle = wrap_degrees(azimuth).abs()
+        half = min(self.front, 180 - self.front) / 2  # of the width of a transition
+        to_side = ((angle - (self.front / 2 - half)) * (45 / half)).clamp(0, 90)
+        to_back = ((angle - (180 - self.front / 2 - half)) * (45 / half)).clamp(0, 90)
+        return (to_side + to_back) / 90
+
+    def not_overhead(self, polar: Tensor) -> Tensor:
+        """1 minus the weight of "overhead"; [B] in [0, 1] from polar [B] in degrees."""
+        return _ramp(polar, self.overhead)
+
+    def bottom(self, polar: Tensor) -> Tensor:
+        """The weight of "bottom"; [B] in [0, 1] from polar [B] in degrees."""
+        return _ramp(polar, 180 - self.overhead)
+
+    def horizontal(self, polar: Tensor) -> Tensor:
+        """The weight left to front, side and back; [B] in [0, 1] from polar [B] in degrees."""
+        return self.not_overhead(polar) * (1 - self.bottom(polar))
+
+
+DEFAULT_ANGLES = ViewAngles()
 
 
 def _ramp(x: Tensor, middle: float) -> Tensor:
@@ -22,21 +66,16 @@ def _ramp(x: Tensor, middle: float) -> Tensor:
     return ((x - middle) / RAMP + 0.5).clamp(0, 1)
 
 
-def horizontal_share(polar: Tensor) -> Tensor:
-    """How much of a view is neither from above nor from below, in [0, 1]; [B] from polar [B] in degrees."""
-    return _ramp(polar, OVERHEAD) * (1 - _ramp(polar, BOTTOM))
-
-
-def view_weights(azimuth: Tensor, polar: Tensor) -> Tensor:
+def view_weights(azimuth: Tensor, polar: Tensor, angles: ViewAngles = DEFAULT_ANGLES) -> Tensor:
     """Weight of each view word: a partition of unity, continuous in both angles.
 
-    Around the horizon front, side and back are blended linearly in the azimuth (0, +-90, 180 degrees are pure);
-    overhead and bottom fade in with the polar angle, so that at the poles, where the azimuth means nothing, it counts
-    for nothing.
+    Front, side and back are blended linearly in the azimuth; overhead and bottom fade in with the polar angle, so that at
+    the poles, where the azimuth is undefined, it has no effect.
 
     Args:
         azimuth: [B] degrees, any turn.
         polar: [B] degrees in [0, 180].
+        angles: where the words change.
 
     Returns:
         [B, V], >= 0, rows sum to 1.
@@ -46,12 +85,12 @@ def view_weights(azimuth: Tensor, polar: Tensor) -> Tensor:
     """
     if azimuth.shape != polar.shape or azimuth.ndim != 1:
         raise ValueError(f"view_weights: expected azimuth [B] and polar [B], got {list(azimuth.shape)} and {list(polar.shape)}")
-    turn = wrap_degrees(azimuth).abs() / 90
+    turn = angles.turn(azimuth)
     front, back = (1 - turn).clamp(min=0), (turn - 1).clamp(min=0)
-    around = torch.stack([front, 1 - front - back, back], -1) * horizontal_share(polar)[:, None]
-    return torch.cat([around, 1 - _ramp(polar, OVERHEAD)[:, None], _ramp(polar, BOTTOM)[:, None]], -1)
+    around = torch.stack([front, 1 - front - back, back], -1) * angles.horizontal(polar)[:, None]
+    return torch.cat([around, 1 - angles.not_overhead(polar)[:, None], angles.bottom(polar)[:, None]], -1)
 
 
 def blend(embeddings: Tensor, weights: Tensor) -> Tensor:
-    """Text embeddings of the views: [B, L, D] from the words' embeddings [V, L, D] and weights [B, V]."""
+    """Text embeddings of the views: [B, L, D] from the view words' embeddings [V, L, D] and weights [B, V]."""
     return torch.einsum("bv,vld->bld", weights.to(embeddings), embeddings)

@@ -1,10 +1,9 @@
-"""Where the weights of a diffusion model are: logical name -> folder, cache first, and a way out when there is none.
+"""Where the weights of a diffusion model are: logical name -> folder, cache first; errors say how to get them.
 
 The ids under which Stable Diffusion 1.5 and 2.x were first published have been withdrawn (2024 and 2025), so a name
 stands for an ordered list of mirrors, and for ids that can now only be found in a cache.
 """
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Literal
 
 from guidance import prior
 from guidance.prior import captions
+from guidance.prior.description import FILE, read
 from nerf.core.errors import UserError
 
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DIFFUSERS_OFFLINE")
@@ -32,7 +32,7 @@ class Model:
 
     name: str
     mirrors: tuple[str, ...]  # hub ids that can be downloaded, best first
-    withdrawn: tuple[str, ...]  # ids that only a cache may still hold
+    withdrawn: tuple[str, ...]  # ids that can only be in a cache
     gigabytes: float  # of the half-precision weights that are used
     licence: str
 
@@ -87,18 +87,18 @@ def weight_file(files: Iterable[str], part: str) -> str | None:
 
 
 def parts_of(files: Iterable[str]) -> tuple[str, ...]:
-    """The parts that a diffusers folder with these files must have: an embedded prior has no vae and may have details."""
+    """The parts required of a diffusers folder with these files: an embedded prior has no vae and may have a detail network."""
     have = list(files)
-    if "somnia.json" not in have:
+    if FILE not in have:
         return PARTS
-    fine = ("detail",) if any(name.startswith("detail/") for name in have) else ()
-    return (*(part for part in PARTS if part != "vae"), *fine)
+    detail = ("detail",) if any(name.startswith("detail/") for name in have) else ()
+    return (*(part for part in PARTS if part != "vae"), *detail)
 
 
 def missing_part(files: Iterable[str]) -> str | None:
-    """What a diffusers folder lacks, in words; None if it is complete.
+    """The name of what a diffusers folder lacks; None if it is complete.
 
-    transformers makes up a dummy tokenizer for a folder without one, so this is asked before anything is loaded.
+    transformers creates a dummy tokenizer for a folder without one, so this is checked before anything is loaded.
     """
     have = set(files)
     for part in parts_of(have):
@@ -120,32 +120,6 @@ def files_of(folder: Path) -> list[str]:
     return [f.relative_to(folder).as_posix() for f in found if f.is_file() and f.stat().st_size > 0]
 
 
-def somnia_of(folder: Path) -> dict | None:
-    """The content of ``somnia.json`` of an embedded prior, None for any other model.
-
-    Raises:
-        UserError: the file is not JSON or lacks what the guidance needs.
-    """
-    path = folder / "somnia.json"
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path} is not valid JSON; restore it from version control") from None
-    needed = ("space", "size", "unshuffle", "camera_dim", "ray_channels", "guidance_scale")
-    lacking = [key for key in needed if not isinstance(content, dict) or key not in content]
-    if lacking or content["space"] != "pixels":
-        raise UserError(
-            f'{path}: expected "space": "pixels" and the keys {", ".join(needed)}'
-            + (f"; {lacking[0]} is missing" if lacking else f", got space {content['space']!r}")
-        )
-    for key in needed[1:5]:
-        if not isinstance(content[key], int) or content[key] <= 0:
-            raise UserError(f"{path}: expected {key} as a positive whole number, got {content[key]!r}")
-    return content
-
-
 def check_folder(folder: Path) -> None:
     """Refuse a weights folder that is not complete.
 
@@ -155,7 +129,7 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         hint = "; a single checkpoint file is not read: convert it to a diffusers folder" if folder.is_file() else ""
         raise UserError(f"weights: expected a diffusers folder, and {folder} is not a folder{hint}")
-    somnia_of(folder)
+    read(folder)
     files = files_of(folder)
     missing = missing_part(files)
     if missing is not None:
@@ -166,7 +140,7 @@ def check_folder(folder: Path) -> None:
 
 
 def cached(hub_id: str) -> Path | None:
-    """The folder of a model that is complete in the Hugging Face cache (HF_HOME); never asks the network."""
+    """The folder of a model that is complete in the Hugging Face cache (HF_HOME); never uses the network."""
     try:
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
@@ -184,30 +158,31 @@ def cached(hub_id: str) -> Path | None:
 
 
 def _vocabulary() -> str:
+    """The embedded prior's vocabulary, for messages."""
     stacks = f"a {' or '.join(captions.TOPS)} on a {' or '.join(captions.BASES)}"
     return f"kinds: {', '.join(captions.WORDINGS)}, {stacks}; colours: {', '.join(captions.COLORS)}"
 
 
 def unknown_words(text: str, vocabulary: bool = False) -> str:
-    """A sentence that names each word of a prompt that the embedded prior does not know; may be empty.
+    """A sentence that names each word of a prompt outside the embedded prior's vocabulary; may be empty.
 
     Args:
         text: the prompt.
-        vocabulary: say what is known if nothing is near to one of the words.
+        vocabulary: list the vocabulary if one of the words has no near match.
     """
     unknown = captions.parse(text).unknown
     if not unknown:
         return ""
-    said = [f"{word!r} (nearest: {', '.join(near)})" if near else repr(word) for word, near in unknown.items()]
+    named = [f"{word!r} (nearest: {', '.join(near)})" if near else repr(word) for word, near in unknown.items()]
     known = f", but {_vocabulary()}" if vocabulary and not all(unknown.values()) else ""
-    return f"the embedded prior does not know {', '.join(said)}{known}"
+    return f"the embedded prior does not know {', '.join(named)}{known}"
 
 
 def _embedded(text: str | None, why: str) -> Resolved:
     """The prior that ships with the program.
 
     Raises:
-        UserError: its weights are not there, or the prompt names nothing it knows.
+        UserError: its weights are missing, or the prompt names no object of its vocabulary.
     """
     if not prior.WEIGHTS.is_dir():
         raise UserError(
@@ -216,12 +191,17 @@ def _embedded(text: str | None, why: str) -> Resolved:
         )
     check_folder(prior.WEIGHTS)
     if text is not None and captions.parse(text).caption is None:
-        told = unknown_words(text)
+        unknown = unknown_words(text)
         raise UserError(
-            f"--sd_version embedded: the prompt {text!r} names no thing that the embedded prior knows"
-            f"{'; ' + told if told else ''}; it knows {_vocabulary()}"
+            f"--sd_version embedded: the prompt {text!r} names no object that the embedded prior knows"
+            f"{'; ' + unknown if unknown else ''}; it knows {_vocabulary()}"
         )
     return Resolved(str(prior.WEIGHTS), "embedded", f"guidance: the embedded prior ({why})", "Apache-2.0")
+
+
+def _kind(folder: Path) -> Literal["sd", "embedded"]:
+    """The model family of a complete folder."""
+    return "sd" if read(folder) is None else "embedded"
 
 
 def _from_key(key: str) -> Resolved:
@@ -229,11 +209,11 @@ def _from_key(key: str) -> Resolved:
     path = Path(key).expanduser()
     if path.exists() or key.startswith((".", "/", "~")) or key.count("/") != 1:
         check_folder(path)
-        kind = "embedded" if somnia_of(path) else "sd"
+        kind = _kind(path)
         return Resolved(str(path), kind, f"guidance: the weights in {path} (--hf_key)")
     folder = cached(key)
     if folder is not None:
-        kind = "embedded" if somnia_of(folder) else "sd"
+        kind = _kind(folder)
         return Resolved(str(folder), kind, f"guidance: {key} from the cache (--hf_key)")
     if offline():
         raise UserError(
@@ -245,6 +225,7 @@ def _from_key(key: str) -> Resolved:
 
 
 def _from_cache(version: str) -> Resolved | None:
+    """Weights of one version that are complete in the cache."""
     model = MODELS[version]
     for hub_id in (*model.mirrors, *model.withdrawn):
         folder = cached(hub_id)
@@ -253,21 +234,21 @@ def _from_cache(version: str) -> Resolved | None:
     return None
 
 
-def ways_out() -> str:
-    """What a user can do who has no weights: which command downloads what, how large, under which licence."""
-    said = [
+def download_commands() -> str:
+    """How to get weights: which command downloads what, its size and licence."""
+    commands = [
         f"--sd_version {version} downloads {model.name} ({model.gigabytes} GB, licence {model.licence}, "
         f"from {model.mirrors[0]})"
         for version, model in MODELS.items()
     ]
-    return f"{'; '.join(said)}; --hf_key takes a local diffusers folder or another hub id"
+    return f"{'; '.join(commands)}; --hf_key takes a local diffusers folder or another hub id"
 
 
 def resolve(sd_version: str = "auto", hf_key: str | None = None, text: str | None = None) -> Resolved:
     """Decide which weights to use, without touching the network.
 
     ``auto``: weights of Stable Diffusion that are already in the cache (2.1, 2.0, 1.5 in this order); else the embedded
-    prior, if it knows every word of the prompt; else an error that names the ways out. ``hf_key`` goes over it.
+    prior, if it knows every word of the prompt; else an error that says how to get weights. ``hf_key`` overrides it.
 
     Args:
         sd_version: auto, embedded, or a key of :data:`MODELS`.
@@ -309,10 +290,10 @@ def resolve(sd_version: str = "auto", hf_key: str | None = None, text: str | Non
             return _embedded(text, "no Stable Diffusion weights on this machine, and it knows the words of the prompt")
         why = f"the embedded prior's are not at {prior.WEIGHTS}"
     else:
-        why = unknown_words(text or "") or f"the embedded prior knows no thing called {text!r}"
+        why = unknown_words(text or "") or f"the embedded prior knows no object called {text!r}"
     raise UserError(
-        f"--sd_version auto: no Stable Diffusion weights are on this machine, and {why}. Ways out: "
-        f"{ways_out()}; or a prompt that the embedded prior knows ({_vocabulary()})"
+        f"--sd_version auto: no Stable Diffusion weights are on this machine, and {why}. What you can do: "
+        f"{download_commands()}; or a prompt that the embedded prior knows ({_vocabulary()})"
     )
 
 
@@ -349,7 +330,7 @@ def fetch(resolved: Resolved) -> Path:
 
 
 def _download(hub_id: str) -> Path:
-    """One snapshot with the used parts alone.
+    """Download a snapshot of the parts that are used.
 
     Raises:
         OSError: of the network or the hub.
@@ -362,8 +343,9 @@ def _download(hub_id: str) -> Path:
     missing = missing_part(files)
     if missing is not None:
         raise ValueError(f"the repository lacks {missing}")
-    wanted = ["model_index.json", "somnia.json", "tokenizer/*", "*/config.json", "scheduler/scheduler_config.json"]
+    wanted = ["model_index.json", FILE, "tokenizer/*", "*/config.json", "scheduler/scheduler_config.json"]
     for part in (p for p in parts_of(files) if p in _STEMS):
         best = weight_file(files, part)
+        assert best is not None, part  # missing_part found one
         wanted += [best, f"{part}/*-of-*.safetensors"] if best.endswith(".index.json") else [best]
     return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))

@@ -1,4 +1,4 @@
-"""Measure mesh files: closed, manifold, facing outwards, crossing itself, uv, textures, size, material, extras.
+"""Measures mesh files: closed, manifold, outward, self-intersections, uv, textures, size, material, extras.
 
 Example: python scripts/mesh_report.py trial/mesh/mesh.glb
 """
@@ -16,31 +16,31 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the report of every file that can be measured; returns 0, or 2 if one cannot."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a GLB, glTF, OBJ, PLY or STL")
-    parser.add_argument("--json", action="store_true", help="print a JSON list, an object for each file")
+    parser.add_argument("--json", action="store_true", help="print a JSON list with an object per file")
     parser.add_argument("--samples", type=int, default=5_000, help="triangles tested for crossing others (5000)")
-    given = parser.parse_args(arguments)
-    if given.samples < 0:
-        parser.error(f"--samples must be at least 0, got {given.samples}")
+    args = parser.parse_args(arguments)
+    if args.samples < 0:
+        parser.error(f"--samples must be at least 0, got {args.samples}")
     from nerf.mesh.report import report_file
 
     reports = []
-    for path in given.files:
+    for path in args.files:
         try:
-            reports.append(report_file(path, given.samples))
+            reports.append(report_file(path, args.samples))
         except (ValueError, OSError) as error:
             print(f"mesh_report: {error}", file=sys.stderr)
-    if given.json:
+    if args.json:
         print(json.dumps([report.as_dict() for report in reports], indent=1, ensure_ascii=False))
     elif reports:
         print("\n\n".join("\n".join([report.file, *report.lines()]) for report in reports))
-    return 0 if len(reports) == len(given.files) else 2
+    return 0 if len(reports) == len(args.files) else 2
 
 
 if __name__ == "__main__":
     try:
         code = main()
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read, such as head, has seen enough
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code)

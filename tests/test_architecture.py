@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from extension import KERNEL_FOLDERS
-from nerf.config.groups import GROUPS
+from nerf.config.config import GROUPS
 from nerf.config.parser import iterate
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -258,4 +258,4 @@ def test_a_profile_is_written_to_the_workspace(run, tmp_path, photographs):
 
 def test_pictures_that_the_embedded_prior_cannot_see_are_one_sentence(run, tmp_path):
     words = ("--text", "a ball", "--sd_version", "embedded", "--workspace", tmp_path, "--w", 9, "--h", 5)
-    assert_refused(run(*words), "--w and --h must be one number.*got 9 and 5")
+    assert_refused(run(*words), "--w and --h must be equal.*got 9 and 5")

@@ -1,4 +1,4 @@
-"""The camera as a condition of the embedded prior: a vector and a map of rays.
+"""The camera conditions of the embedded prior: a vector and a ray map.
 
 B views; degrees outside, radians inside. The world and the poses are those of ``nerf/core/cameras.py``.
 """
@@ -10,12 +10,14 @@ from nerf.core.cameras import direction_of, orbit_up, pose_from
 
 CONDITION_DIM = 8
 RAY_CHANNELS = 13
-RADIUS_RANGE = (3.0, 3.5)
-FOVY_RANGE = (18.0, 24.0)
-POLAR_RANGE = (30.0, 105.0)
+# The cameras of the training set. The preset "embedded" of the command line draws views from the same ranges.
+RADIUS_RANGE = (3.0, 3.5)  # scene units
+FOVY_RANGE = (18.0, 24.0)  # degrees
+POLAR_RANGE = (30.0, 105.0)  # degrees
 
 
-def _views(value: Tensor | float, name: str) -> Tensor:
+def _per_view(value: Tensor | float, name: str) -> Tensor:
+    """A number or [B] as a float32 tensor of one dimension."""
     value = torch.as_tensor(value, dtype=torch.float32)
     if value.ndim > 1:
         raise ValueError(f"condition: expected {name} as a number or [B], got {list(value.shape)}")
@@ -23,10 +25,11 @@ def _views(value: Tensor | float, name: str) -> Tensor:
 
 
 def condition(polar: Tensor | float, azimuth: Tensor | float, radius: Tensor | float, fovy: Tensor | float) -> Tensor:
-    """Camera vector for the UNet's projected class embedding; all zeros would mean "camera unknown".
+    """Camera vector for the UNet's projected class embedding; all zeros mean "camera unknown".
 
-    The first harmonic of the azimuth weighs twice the second and four times the fourth, because front and back are what
-    a network confuses longest. Radius and field of view enter as the visible half-height ``radius * tan(fovy / 2)``.
+    The first harmonic of the azimuth has twice the weight of the second and four times that of the fourth, because front and
+    back take a network longest to tell apart. Radius and field of view enter as the visible half-height
+    ``radius * tan(fovy / 2)``.
 
     Args:
         polar: degrees or [B], 0 = above, 90 = horizon.
@@ -37,11 +40,10 @@ def condition(polar: Tensor | float, azimuth: Tensor | float, radius: Tensor | f
     Returns:
         [B, 8] float32 on the device of the arguments. Not meant to be differentiated.
     """
-    polar, azimuth, radius, fovy = torch.broadcast_tensors(
-        _views(polar, "polar"), _views(azimuth, "azimuth"), _views(radius, "radius"), _views(fovy, "fovy")
-    )
-    a = torch.deg2rad(azimuth)
-    extent = radius * torch.tan(torch.deg2rad(fovy) / 2)
+    given = {"polar": polar, "azimuth": azimuth, "radius": radius, "fovy": fovy}
+    p, a, r, f = torch.broadcast_tensors(*(_per_view(value, name) for name, value in given.items()))
+    a = torch.deg2rad(a)
+    extent = r * torch.tan(torch.deg2rad(f) / 2)
     return torch.stack(
         [
             2 * a.sin(),
@@ -49,7 +51,7 @@ def condition(polar: Tensor | float, azimuth: Tensor | float, radius: Tensor | f
             (2 * a).sin(),
             (2 * a).cos(),
             0.5 * (4 * a).cos(),
-            (polar - 75) / 20,
+            (p - 75) / 20,
             (extent - 0.6) * 5,
             torch.ones_like(a),
         ],
@@ -96,10 +98,10 @@ def rays(pose: Tensor, fovy: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def ray_map(pose: Tensor, fovy: Tensor, size: int = 8) -> Tensor:
-    """What each patch of the image looks at, as extra input channels; all zeros would mean "camera unknown".
+    """The central ray of each patch of the image, as extra input channels; all zeros mean "camera unknown".
 
-    Channels: the world point where the patch's central ray passes nearest to the origin (3, times 2), the six products
-    of its coordinates (times 4), the unit direction (3), and ones.
+    Channels: the point of the ray nearest to the origin, in world coordinates (3, times 2), the six products of its
+    coordinates (times 4), the unit direction (3), and ones.
 
     Args:
         pose: [B, 3, 4] or [B, 4, 4] camera-to-world.

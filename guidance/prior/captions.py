@@ -1,6 +1,7 @@
-"""What the embedded prior can be told: kinds, colours, phrases, and the way back from a prompt to its parts."""
+"""The vocabulary of the embedded prior: kinds of object, colours, captions, and the parser of prompts."""
 
 import difflib
+import functools
 import random
 import re
 import zlib
@@ -22,13 +23,13 @@ COLORS: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True)
 class Wording:
-    """How a kind may be spoken of.
+    """How captions describe a kind.
 
     Attributes:
-        default: colour names of the two colour slots when none is said.
+        default: colour names of the two colour slots where the caption names none.
         single: which slot (0 or 1) takes the colour of "a red <kind>"; the other keeps its default. None: both take it.
         part: words after "with" for "a <first> <kind> with <a second part>", "" if the kind has no such phrase.
-        plain: whether the kind has no colours to choose at all.
+        plain: whether the kind has fixed colours.
     """
 
     default: tuple[str, str]
@@ -72,9 +73,9 @@ BASES = ("cylinder", "cube")
 STACKED = {f"{top} on {base}": (top, base) for top in TOPS for base in BASES}
 KIND_NAMES: tuple[str, ...] = (*WORDINGS, *STACKED)
 
-# The same words written otherwise; these are replaced.
+# Spellings that are replaced.
 SPELLINGS = {"aeroplane": "airplane", "doughnut": "donut", "icecream": "ice cream", "teddybear": "teddy bear"}
-# Words that mean something near; these are only suggested, as a jet is not the airplane that would come.
+# Words of similar meaning: only suggested, never replaced, as a jet is not the airplane that the prior would generate.
 MEANINGS: dict[str, str] = {
     "airplane": "plane jet aircraft airliner biplane glider helicopter drone zeppelin airship bird",
     "ball": "sphere globe orb football planet moon",
@@ -113,10 +114,10 @@ MEANINGS: dict[str, str] = {
     "white": "ivory silver grey gray beige",
     "black": "dark grey gray",
 }
-LIKENESS = 0.7  # of two words, as difflib measures it: a slip of the keys or a plural, not a rhyme
+SIMILARITY = 0.7  # difflib ratio from which two words count as spelled alike: a typing error or a plural, not a rhyme
 FILLERS = {"a", "an", "the", "with", "on", "and", "of", "photo", "picture", "render", "3d", "model", "toy", "its"}
 
-# What the benchmark asks for; none of these combinations is ever trained (the hamburger, which has no colour, is).
+# The benchmark. None of these combinations is trained, except for the hamburger, which has no colour.
 BENCHMARK_PROMPTS: tuple[tuple[str, str], ...] = (
     ("a purple mushroom", "symmetric"),
     ("a pink tree", "symmetric"),
@@ -139,14 +140,14 @@ BENCHMARK_PROMPTS: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Caption:
-    """A kind and the colours said aloud: none, one, or two."""
+    """A kind and the colours that are named: none, one, or two."""
 
     kind: str
     colors: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
-        """The phrase, for example "a blue house with a red roof"."""
+        """The caption, for example "a blue house with a red roof"."""
         if self.kind in STACKED:
             top, base = STACKED[self.kind]
             words = self.colors or ("", "")
@@ -158,12 +159,12 @@ class Caption:
 
     @property
     def slots(self) -> tuple[str, str]:
-        """Names of the colours of slots 0 and 1, defaults filled in."""
-        if self.kind in STACKED:
-            return self.colors or ("red", "blue")
-        wording = WORDINGS[self.kind]
+        """Colour names of slots 0 and 1, with defaults filled in."""
         if len(self.colors) == 2:
-            return self.colors
+            return (self.colors[0], self.colors[1])
+        if self.kind in STACKED:
+            return ("red", "blue")
+        wording = WORDINGS[self.kind]
         if not self.colors or wording.plain:
             return wording.default
         if wording.single is None:
@@ -175,13 +176,13 @@ class Caption:
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a prompt was understood as.
+    """A parsed prompt.
 
     Attributes:
-        text: what the text encoder should read (spellings unified, unknown words left out).
+        text: the input of the text encoder (spellings unified, unknown words left out).
         caption: kind and colours, or None if no kind was recognised.
-        unknown: each word that is not in the vocabulary, with the known words nearest to it in meaning and spelling; none
-            where nothing is near.
+        unknown: each word outside the vocabulary, with the known words nearest to it in meaning and spelling; an empty list
+            where there is no near match.
     """
 
     text: str
@@ -190,15 +191,17 @@ class Parsed:
 
 
 def _article(phrase: str) -> str:
+    """ "a" becomes "an" before a vowel."""
     return re.sub(r"\ba (?=[aeiou])", "an ", phrase)
 
 
 def _noun(color: str, noun: str) -> str:
+    """A noun phrase with article and, if given, colour."""
     return _article(" ".join(word for word in ("a", color, noun) if word))
 
 
 def vocabulary() -> list[str]:
-    """Every word that occurs in a caption, sorted."""
+    """Every word that occurs in captions, sorted."""
     words = {"a", "an", "on", "with", *COLORS}
     for kind in KIND_NAMES:
         words.update(kind.split())
@@ -208,10 +211,10 @@ def vocabulary() -> list[str]:
 
 
 def is_held_out(caption: Caption) -> bool:
-    """Whether this combination of kind and colours is kept out of training.
+    """Whether this combination of kind and colours is excluded from training.
 
-    Held out are the 16 benchmark prompts and, by a hash of kind and slot colours, about one combination in eight. What
-    counts is how the object looks, so "a white mushroom with a purple cap" is held out with "a purple mushroom".
+    Held out are the 16 benchmark prompts and, by a hash of kind and slot colours, about one combination in eight. The
+    appearance decides, so "a white mushroom with a purple cap" is held out together with "a purple mushroom".
     """
     if not caption.colors:
         return False
@@ -219,18 +222,15 @@ def is_held_out(caption: Caption) -> bool:
     return key in _benchmark_keys() or zlib.crc32(" ".join(key).encode()) % 8 == 0
 
 
-def _benchmark_keys() -> set[tuple[str, ...]]:
-    if not _BENCHMARK_KEYS:
-        captions = [parse(prompt).caption for prompt, _ in BENCHMARK_PROMPTS]
-        _BENCHMARK_KEYS.update((c.kind, *c.slots) for c in captions if c is not None and c.colors)
-    return _BENCHMARK_KEYS
-
-
-_BENCHMARK_KEYS: set[tuple[str, ...]] = set()
+@functools.cache
+def _benchmark_keys() -> frozenset[tuple[str, ...]]:
+    """Kind and slot colours of the benchmark prompts that name a colour."""
+    captions = [parse(prompt).caption for prompt, _ in BENCHMARK_PROMPTS]
+    return frozenset((c.kind, *c.slots) for c in captions if c is not None and c.colors)
 
 
 def random_caption(kind: str, rng: random.Random) -> Caption:
-    """A caption of the training distribution: a tenth without colours, and two-part phrases where the kind has them."""
+    """A caption of the training distribution: 12 % without colours, half of the rest in two parts where the kind has them."""
     names = list(COLORS)
     while True:
         if kind in STACKED:
@@ -245,15 +245,15 @@ def random_caption(kind: str, rng: random.Random) -> Caption:
 
 
 def _known_words() -> set[str]:
-    """Words that mean something on their own, and the kinds of two words as one."""
+    """The words of the vocabulary, with kinds of two words as one word each."""
     pieces = {word for kind in WORDINGS if " " in kind for word in kind.split()}
     return set(vocabulary()) - pieces | set(WORDINGS)
 
 
 def nearest(word: str, count: int = 3) -> list[str]:
-    """Known words near to an unknown one, the nearest first: those of near meaning, then those spelled alike.
+    """Known words near to an unknown one, the nearest first: by meaning, then by spelling.
 
-    A word that is spelled like one of near meaning counts too, so that "zepelin" leads where "zeppelin" does.
+    A word spelled like one of similar meaning counts too, so that "zepelin" gives the suggestions of "zeppelin".
     """
     meaning: dict[str, list[str]] = {}
     for known, words in MEANINGS.items():
@@ -261,13 +261,13 @@ def nearest(word: str, count: int = 3) -> list[str]:
             meaning.setdefault(near, []).append(known)
     meaning |= {spelling: [known] for spelling, known in SPELLINGS.items()}
     names = _known_words() - {"a", "an", "on", "with"}
-    alike = difflib.get_close_matches(word, sorted(names | set(meaning)), n=count, cutoff=LIKENESS)
+    alike = difflib.get_close_matches(word, sorted(names | set(meaning)), n=count, cutoff=SIMILARITY)
     found = [known for near in (word, *alike) for known in ([near] if near in names else meaning.get(near, []))]
     return list(dict.fromkeys(found))[:count]
 
 
 def _split(prompt: str) -> tuple[list[str], dict[str, list[str]]]:
-    """Words of the prompt that are known, spellings unified; and the unknown ones with their neighbours."""
+    """The known words of a prompt, spellings unified; and the unknown ones with suggestions."""
     known = _known_words()
     text = re.sub(r"[^a-z0-9]+", " ", prompt.lower())
     for kind in WORDINGS:
@@ -285,13 +285,13 @@ def _split(prompt: str) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def parse(prompt: str) -> Parsed:
-    """Understand a prompt as far as the vocabulary goes.
+    """Parse a prompt.
 
     Args:
         prompt: free text; case, punctuation and filler words do not matter.
 
     Returns:
-        :class:`Parsed`. If a kind is recognised, ``text`` is the canonical caption the model was trained on.
+        :class:`Parsed`. If a kind is recognised, ``text`` is the canonical caption that the model was trained on.
     """
     words, unknown = _split(prompt)
     nouns = [word for word in words if word in WORDINGS]
@@ -308,6 +308,6 @@ def parse(prompt: str) -> Parsed:
 
 
 def knows(prompt: str) -> bool:
-    """Whether the prior can make this prompt: it names a known kind and holds no unknown word."""
+    """Whether the prior can serve this prompt: it names a known kind and has no unknown word."""
     parsed = parse(prompt)
     return parsed.caption is not None and not parsed.unknown

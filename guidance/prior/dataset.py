@@ -1,7 +1,7 @@
-"""The training set: shards of colourless renders on disk, coloured, lit and put before a background when they are read.
+"""The training set: shards of renders without colour on disk; colour, light and background are applied when they are read.
 
-A render is stored as material ids (two a side of each pixel, for soft edges) and camera-space normals, so that one
-render serves every colour, light and background. Shard n depends on n alone. B images, S renders of a shard.
+A render is stored as material ids (2x2 per pixel, for antialiased edges) and camera-space normals, so that one render
+serves every colour, light and background. Shard n depends on n alone. B images, S renders of a shard.
 
 ``python -m guidance.prior.dataset --shards 0:60`` writes shards; several processes may share the work.
 """
@@ -22,9 +22,9 @@ from torch.nn.functional import avg_pool2d
 from guidance.prior import GRID_SIZE, IMAGE_SIZE
 from guidance.prior.camera import condition, look_at, random_cameras, ray_map
 from guidance.prior.captions import KIND_NAMES, STACKED, random_caption
+from guidance.prior.degrade import degrade
 from guidance.prior.render import render
 from guidance.prior.shapes import EMPTY, KINDS, palette, random_proportions
-from guidance.prior.wear import worn
 
 DATA = Path("local/prior/data")
 SHARD = 512
@@ -34,7 +34,7 @@ VIEW_KINDS = ("chair", "table", "mug", "car", "house", "airplane", "dog", "boat"
 
 @dataclass(frozen=True)
 class Shares:
-    """How often a kind of each group occurs, relative to the others."""
+    """Relative frequency of the kinds of each group."""
 
     view: float
     symmetric: float
@@ -42,7 +42,7 @@ class Shares:
     other: float
 
     def of(self, kind: str) -> float:
-        """The share of one kind."""
+        """The relative frequency of one kind."""
         if kind in VIEW_KINDS:
             return self.view
         if kind in SYMMETRIC_KINDS:
@@ -51,15 +51,15 @@ class Shares:
 
 
 RENDERED = Shares(3.0, 2.0, 0.5, 0.8)
-SHOWN = Shares(3.6, 1.5, 0.4, 0.6)  # kinds whose views differ need the most samples
-HARD = {"house": 4.0, "airplane": 1.6, "mug": 1.4, "rocket": 1.5, "snowman": 1.5}  # more of what was learnt last
-# Weight of the squared error. It may depend on the kind: whatever it is, the best answer is the mean of what can be.
+SAMPLED = Shares(3.6, 1.5, 0.4, 0.6)  # kinds whose views differ need the most samples
+HARD = {"house": 4.0, "airplane": 1.6, "mug": 1.4, "rocket": 1.5, "snowman": 1.5}  # factors for what was learnt last
+# Weight of the squared error. It may depend on the kind: the optimal prediction, the posterior mean, does not change.
 EMPHASIS = {"house": 3.0}
-ENDS = {"house": 0.5}  # share of the renders that are taken from within 50 degrees of the front or the back
+ENDS = {"house": 0.5}  # share of the samples taken from within 50 degrees of the front or the back
 
 
 def write_shard(number: int, folder: Path = DATA, size: int = SHARD) -> Path:
-    """Render shard ``number`` of ``size`` renders and write ``shard_<number>.safetensors``, unless it is there."""
+    """Render shard ``number`` of ``size`` renders and write ``shard_<number>.safetensors``, unless it exists."""
     from safetensors.torch import save_file
 
     target = folder / f"shard_{number:05d}.safetensors"
@@ -101,28 +101,25 @@ def data_hash(folder: Path = DATA) -> str:
 
 @dataclass
 class Batch:
-    """A batch ready for the model: camera [B, 8], ray [B, 13, 8, 8], captions, weight [B], and two pictures of each.
+    """Inputs and targets of B samples."""
 
-    image [B, 3, 64, 64] in [-1, 1] is the clean one, ``shown`` what noise is laid upon: the same, or it :func:`worn`.
-    """
-
-    image: Tensor
-    shown: Tensor
-    camera: Tensor
-    ray: Tensor
+    image: Tensor  # [B, 3, 64, 64] in [-1, 1], the clean image, which is the target
+    degraded: Tensor  # like the image: what noise is added to, the image itself unless the loader degrades
+    camera: Tensor  # [B, 8]
+    ray: Tensor  # [B, 13, 8, 8]
     captions: list[str]
-    weight: Tensor
+    weight: Tensor  # [B] of the squared error
 
 
 def shaded(material: Tensor, normal: Tensor, palettes: Tensor, light: Tensor, ambient: Tensor) -> Tensor:
-    """Colour and light for stored renders.
+    """Apply colours and light to stored renders.
 
     Args:
         material: [B, 2H, 2W] uint8.
         normal: [B, H, W, 3] in camera axes, unit or zero.
         palettes: [B, 16, 3] colour of each material.
         light: [B, 3] unit direction towards the light, in camera axes.
-        ambient: [B] share of the light that comes from everywhere; 1 is flat albedo.
+        ambient: [B] ratio of ambient light; 1 is flat albedo.
 
     Returns:
         [B, 4, 2H, 2W] in [0, 1]: colour times coverage, then coverage, which is 0 or 1.
@@ -139,23 +136,23 @@ def shaded(material: Tensor, normal: Tensor, palettes: Tensor, light: Tensor, am
 
 
 def over(layers: Tensor, background: Tensor) -> Tensor:
-    """Layers [B, 4, 2H, 2W] of :func:`shaded` before a background [B, 3]: [B, 3, H, W], edges antialiased."""
+    """Layers [B, 4, 2H, 2W] of :func:`shaded` composited over a background [B, 3]: [B, 3, H, W], antialiased."""
     pixel = avg_pool2d(layers, 2)
     return pixel[:, :3] + (1 - pixel[:, 3:]) * background[:, :, None, None]
 
 
 class Loader:
-    """Random batches from all shards that exist; looks for new shards every so often.
+    """Random batches from all shards in a folder, including those written while it runs.
 
     Args:
         folder: where the shards are.
         seed: of the choice of renders, captions, colours, lights and backgrounds.
-        rescan: batches between looks for new shards.
-        wear: whether noise is laid upon pictures as an unfinished mesh shows them.
+        rescan: batches between two searches for new shards.
+        degraded: add noise to degraded images, see :mod:`guidance.prior.degrade`.
     """
 
-    def __init__(self, folder: Path = DATA, seed: int = 0, rescan: int = 200, wear: bool = False) -> None:
-        self.folder, self.rescan, self.wear = Path(folder), rescan, wear
+    def __init__(self, folder: Path = DATA, seed: int = 0, rescan: int = 200, degraded: bool = False) -> None:
+        self.folder, self.rescan, self.degraded = Path(folder), rescan, degraded
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.shards: dict[Path, dict[str, Tensor]] = {}
@@ -163,7 +160,7 @@ class Loader:
         self.scan()
 
     def scan(self) -> None:
-        """Open shards that are new (memory-mapped: pages are read when they are used)."""
+        """Open new shards (memory-mapped: pages are read when they are used)."""
         from safetensors.torch import load_file
 
         for path in sorted(self.folder.glob("shard_*.safetensors")):
@@ -174,7 +171,7 @@ class Loader:
                 f"embedded prior: expected shards in {self.folder}, found none; write some with "
                 "python -m guidance.prior.dataset --shards 0:60"
             )
-        self.rows = {kind: [] for kind in KIND_NAMES}
+        self.rows: dict[str, list[tuple[Path, int]]] = {kind: [] for kind in KIND_NAMES}
         for path, shard in self.shards.items():
             for row, kind in enumerate(shard["kind"].tolist()):
                 self.rows[KIND_NAMES[kind]].append((path, row))
@@ -188,23 +185,24 @@ class Loader:
         }
 
     def _pick(self, size: int) -> tuple[dict[str, Tensor], list[str]]:
-        """``size`` random renders, and the names of their kinds."""
-        weights = [SHOWN.of(kind) * HARD.get(kind, 1.0) if self.rows[kind] else 0.0 for kind in KIND_NAMES]
+        """``size`` random renders, each tensor [size, ...], and the names of their kinds."""
+        weights = [SAMPLED.of(kind) * HARD.get(kind, 1.0) if self.rows[kind] else 0.0 for kind in KIND_NAMES]
         kinds = self.rng.choices(KIND_NAMES, weights, k=size)
         places = [self._place(kind) for kind in kinds]
         names = [name for name in self.shards[places[0][0]] if name != "kind"]
         return {name: torch.stack([self.shards[path][name][row] for path, row in places]) for name in names}, kinds
 
     def _place(self, kind: str) -> tuple[Path, int]:
-        """One random render of ``kind``, as often from the ends as :data:`ENDS` says."""
+        """One random render of ``kind``, from front or back with the probability in :data:`ENDS`."""
         ends = self.ends.get(kind, [])
         return self.rng.choice(ends if ends and self.rng.random() < ENDS[kind] else self.rows[kind])
 
     def _uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1)."""
         return torch.rand(*shape, generator=self.generator)
 
     def batch(self, size: int) -> Batch:
-        """A fresh random batch: captions, colours with a little jitter, light, background, mirror images."""
+        """A random batch: captions, slightly jittered colours, light, background, mirroring."""
         self.calls += 1
         if self.calls % self.rescan == 0:
             self.scan()
@@ -217,16 +215,16 @@ class Loader:
         background = torch.where(self._uniform(size, 1) < 0.5, 1.0, self._uniform(size, 3))
         layers = shaded(rows["material"], rows["normal"].float() / 127, palettes, light, ambient)
         image = over(layers, background) * 2 - 1
-        shown = over(worn(layers, self.generator), background) * 2 - 1 if self.wear else image
+        degraded = over(degrade(layers, self.generator), background) * 2 - 1 if self.degraded else image
         azimuth, mirrored = self._augment(rows["azimuth"], kinds)
-        image, shown = (torch.where(mirrored, p.flip(-1), p) for p in (image, shown))
+        image, degraded = (torch.where(mirrored, p.flip(-1), p) for p in (image, degraded))
         camera = condition(rows["polar"], azimuth, rows["radius"], rows["fovy"])
         ray = ray_map(look_at(rows["polar"], azimuth, rows["radius"]), rows["fovy"], GRID_SIZE)
         weight = torch.tensor([EMPHASIS.get(kind, 1.0) for kind in kinds])
-        return Batch(image, shown, camera, ray, [caption.text for caption in captions], weight)
+        return Batch(image, degraded, camera, ray, [caption.text for caption in captions], weight)
 
     def _augment(self, azimuth: Tensor, kinds: list[str]) -> tuple[Tensor, Tensor]:
-        """Azimuths [B] after the symmetries of each kind were used, and which pictures are to be mirrored, [B, 1, 1, 1]."""
+        """Azimuths [B] after augmentation by the symmetry of each kind, and which images are mirrored, bool [B, 1, 1, 1]."""
         azimuth, mirrored = azimuth.clone(), torch.zeros(len(kinds), dtype=torch.bool)
         for i, kind in enumerate(kinds):
             symmetry = KINDS[kind].symmetry
@@ -238,7 +236,7 @@ class Loader:
 
 
 def main() -> None:
-    """Write a range of shards from the command line and say how long it took."""
+    """Write a range of shards and print the time they took."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--shards", default="0:60", help="first:last[:step] of the shards to write")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the shards")

@@ -1,10 +1,10 @@
-"""Does the prior obey the camera? ``python -m guidance.prior.diagnose`` answers with figures and a sheet of samples.
+"""Measures of the prior: ``python -m guidance.prior.diagnose`` prints two tables and can write a sheet of samples.
 
-The figure is the error of the denoised image when the camera it is told is wrong by 90 or 180 degrees, over the error
-with the right one, at t = 850, where the noise hides which way the object faces. One means that the camera is ignored.
-Beside it stands the ceiling: the same ratio for the best denoiser there could be, the posterior mean over renders of
-the family seen by the right or the wrong camera. A second table says how far from the clean image the denoised one is at
-several times, without and with the detail network, and where the noise lies on a worn image. B images.
+The first table measures how far the prior depends on the camera: the error of the x_0 prediction under a camera that is wrong
+by 90 or 180 degrees, over the error under the right one, at t = 850, where the noise hides which way the object faces. 1 means
+that the camera is ignored. Beside it stands the ceiling: the same ratio for the optimal denoiser, the posterior mean over
+renders of the family. The second table is the error of the x_0 prediction at several timesteps, without and with the detail
+network, from noise on clean images and on degraded ones. B images.
 """
 
 import argparse
@@ -20,31 +20,31 @@ from guidance.prior import GRID_SIZE, IMAGE_SIZE, UNSHUFFLE, WEIGHTS
 from guidance.prior.camera import condition, look_at, random_cameras, ray_map
 from guidance.prior.captions import BENCHMARK_PROMPTS, Caption, parse, random_caption
 from guidance.prior.dataset import over, shaded
+from guidance.prior.degrade import degrade
 from guidance.prior.model import Prior, load
 from guidance.prior.render import render
-from guidance.prior.shapes import palette, random_proportions
-from guidance.prior.wear import worn
+from guidance.prior.shapes import caption_of, palette, random_proportions
 
 KINDS = ("chair", "car", "house", "mug")
 TURNS = (0, 90, 180)
-TIMES = (50, 100, 200, 300, 500, 700)
+TIMESTEPS = (50, 100, 200, 300, 500, 700)
 VIEWS = ((75.0, 0.0), (75.0, 90.0), (75.0, 180.0), (75.0, 270.0), (55.0, 35.0), (55.0, 215.0))
 
 
-def pictures(caption: Caption, cameras: dict[str, Tensor], seed: int = 0, wear: bool = False) -> Tensor:
-    """Renders [B, 3, 64, 64] in [-1, 1] of random members of the family, soft light, white background; worn or not."""
+def renders(caption: Caption, cameras: dict[str, Tensor], seed: int = 0, degraded: bool = False) -> Tensor:
+    """Renders [B, 3, 64, 64] in [-1, 1] of random members of the family: soft light, white background."""
     count = len(cameras["polar"])
     proportions = random_proportions(caption.kind, count, torch.Generator().manual_seed(seed))
     material, normal = render(caption.kind, proportions, cameras, IMAGE_SIZE)
     light = torch.nn.functional.normalize(torch.tensor([0.0, 0.25, 1.0]), dim=0).expand(count, 3)
     layers = shaded(material, normal, palette(caption).expand(count, -1, -1), light, torch.full((count,), 0.5))
-    if wear:
-        layers = worn(layers, torch.Generator().manual_seed(seed))
+    if degraded:
+        layers = degrade(layers, torch.Generator().manual_seed(seed))
     return over(layers, torch.ones(count, 3)) * 2 - 1
 
 
-def turned(cameras: dict[str, Tensor], degrees: float) -> dict[str, Tensor]:
-    """The same cameras with another azimuth."""
+def rotated(cameras: dict[str, Tensor], degrees: float) -> dict[str, Tensor]:
+    """The same cameras at another azimuth."""
     return {**cameras, "azimuth": cameras["azimuth"] + degrees}
 
 
@@ -54,10 +54,12 @@ def conditions(cameras: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return condition(**cameras), ray_map(pose, cameras["fovy"], GRID_SIZE)
 
 
-def _noisy(prior: Prior, image: Tensor, t: int, seed: int) -> Tensor:
-    level = prior.scheduler.alphas_cumprod[t]
+def _add_noise(prior: Prior, image: Tensor, t: int, seed: int) -> Tensor:
+    """x_t [B, 3, 64, 64] of an image, unpacked."""
+    abar = prior.scheduler.alphas_cumprod[t]
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed))
-    return level.sqrt() * image + (1 - level).sqrt() * noise
+    noisy: Tensor = abar.sqrt() * image + (1 - abar).sqrt() * noise
+    return noisy
 
 
 @torch.no_grad()
@@ -68,20 +70,20 @@ def camera_error(
     count: int = 40,
     seed: int = 1,
     turns: tuple[int, ...] = TURNS,
-    wear: bool = False,
+    degraded: bool = False,
 ) -> dict[int, float]:
-    """Mean squared error of the denoised image ([-1, 1] scale) for a camera wrong by each of ``turns``, in degrees."""
+    """Mean squared error of the x_0 prediction ([-1, 1] scale) for a camera wrong by each of ``turns``, in degrees."""
     cameras = random_cameras(count, torch.Generator().manual_seed(seed))
-    image = pictures(caption, cameras, seed)
-    shown = pictures(caption, cameras, seed, wear)
-    noisy = torch.nn.functional.pixel_unshuffle(_noisy(prior, shown, t, seed), UNSHUFFLE)
+    image = renders(caption, cameras, seed)
+    source = renders(caption, cameras, seed, degraded)
+    noisy = torch.nn.functional.pixel_unshuffle(_add_noise(prior, source, t, seed), UNSHUFFLE)
     text = prior.encode_text([caption.text]).expand(count, -1, -1)
-    steps = torch.full((count,), t)
+    timesteps = torch.full((count,), t)
     errors = {}
     for turn in turns:
-        estimate = prior.predict(noisy, steps, text, *conditions(turned(cameras, turn)))
-        estimate = torch.nn.functional.pixel_shuffle(estimate, UNSHUFFLE)
-        errors[turn] = float((estimate - image).square().mean())
+        x0 = prior.predict(noisy, timesteps, text, *conditions(rotated(cameras, turn)))
+        x0 = torch.nn.functional.pixel_shuffle(x0, UNSHUFFLE)
+        errors[turn] = float((x0 - image).square().mean())
     return errors
 
 
@@ -89,19 +91,19 @@ def camera_error(
 def ceiling_error(
     prior: Prior, caption: Caption, t: int = 850, count: int = 8, references: int = 48, seed: int = 1
 ) -> dict[int, float]:
-    """As :func:`camera_error`, for the posterior mean over ``references`` renders of the family by the told camera."""
+    """As :func:`camera_error`, for the posterior mean over ``references`` renders of the family by the given camera."""
     cameras = random_cameras(count, torch.Generator().manual_seed(seed))
-    image = pictures(caption, cameras, seed)
-    noisy = _noisy(prior, image, t, seed)
-    level = prior.scheduler.alphas_cumprod[t]
+    image = renders(caption, cameras, seed)
+    noisy = _add_noise(prior, image, t, seed)
+    abar = prior.scheduler.alphas_cumprod[t]
     errors = dict.fromkeys(TURNS, 0.0)
     for i in range(count):
         for turn in TURNS:
-            told = {k: v[i : i + 1].expand(references) for k, v in turned(cameras, turn).items()}
-            choices = pictures(caption, told, seed + 1000 + i)
-            likelihood = -(noisy[i] - level.sqrt() * choices).square().sum((1, 2, 3)) / (2 * (1 - level))
-            estimate = (torch.softmax(likelihood, 0)[:, None, None, None] * choices).sum(0)
-            errors[turn] += float((estimate - image[i]).square().mean()) / count
+            given = {k: v[i : i + 1].expand(references) for k, v in rotated(cameras, turn).items()}
+            members = renders(caption, given, seed + 1000 + i)
+            likelihood = -(noisy[i] - abar.sqrt() * members).square().sum((1, 2, 3)) / (2 * (1 - abar))
+            mean = (torch.softmax(likelihood, 0)[:, None, None, None] * members).sum(0)
+            errors[turn] += float((mean - image[i]).square().mean()) / count
     return errors
 
 
@@ -109,25 +111,27 @@ def ceiling_error(
 def sample(
     prior: Prior, prompts: list[str], cameras: dict[str, Tensor], steps: int = 25, scale: float = 3.0, seed: int = 0
 ) -> Tensor:
-    """Pictures [B, 3, 64, 64] in [0, 1] by DDIM (Song et al. 2021, eq. 12, eta = 0), the same noise for each."""
+    """Images [B, 3, 64, 64] in [0, 1] by DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12, eta = 0), all from one noise."""
     count = len(prompts)
     camera, ray = (torch.cat([c, c]) for c in conditions(cameras))
     text = prior.encode_text([*prompts, *[""] * count])
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator).expand(count, -1, -1, -1)
     x = torch.nn.functional.pixel_unshuffle(x, UNSHUFFLE)
-    times = torch.linspace(999, 0, steps + 1).long().tolist()
-    for now, after in zip(times, times[1:], strict=False):
-        level, target = prior.scheduler.alphas_cumprod[now], prior.scheduler.alphas_cumprod[after]
-        told, free = prior.predict(torch.cat([x, x]), torch.full((2 * count,), now), text, camera, ray).chunk(2)
-        clean = (free + scale * (told - free)).clamp(-1, 1)
-        noise = (x - level.sqrt() * clean) / (1 - level).sqrt()
-        x = target.sqrt() * clean + (1 - target).sqrt() * noise
-    return (torch.nn.functional.pixel_shuffle(clean, UNSHUFFLE) + 1) / 2
+    timesteps = torch.linspace(999, 0, steps + 1).long().tolist()
+    x0 = x
+    for now, following in zip(timesteps, timesteps[1:], strict=False):
+        abar, abar_next = prior.scheduler.alphas_cumprod[now], prior.scheduler.alphas_cumprod[following]
+        t = torch.full((2 * count,), now)
+        conditional, unconditional = prior.predict(torch.cat([x, x]), t, text, camera, ray).chunk(2)
+        x0 = (unconditional + scale * (conditional - unconditional)).clamp(-1, 1)
+        noise = (x - abar.sqrt() * x0) / (1 - abar).sqrt()
+        x = abar_next.sqrt() * x0 + (1 - abar_next).sqrt() * noise
+    return (torch.nn.functional.pixel_shuffle(x0, UNSHUFFLE) + 1) / 2
 
 
 def sheet(prior: Prior, prompts: list[str], scale: float = 3.0, steps: int = 25) -> Tensor:
-    """Samples in a grid [H, W, 3] uint8: a row for each prompt, a column for each of six views."""
+    """Samples in a grid [H, W, 3] uint8: a row per prompt, a column per view of :data:`VIEWS`."""
     polar, azimuth = torch.tensor(VIEWS).T
     cameras = {
         "polar": polar,
@@ -139,8 +143,8 @@ def sheet(prior: Prior, prompts: list[str], scale: float = 3.0, steps: int = 25)
     return (torch.cat(rows, 1).permute(1, 2, 0) * 255).round().to(torch.uint8)
 
 
-def gate(prior: Prior, t: int = 850, count: int = 40, ceiling: bool = True) -> dict[str, dict[str, float]]:
-    """Ratios for the four kinds: wrong by 90 and 180 over right, the error with the right camera, and the ceiling."""
+def camera_ratios(prior: Prior, t: int = 850, count: int = 40, ceiling: bool = True) -> dict[str, dict[str, float]]:
+    """For four kinds: error ratios of cameras wrong by 90 and 180 degrees, error of the right one, and the ceiling of each."""
     table = {}
     for kind in KINDS:
         caption = random_caption(kind, random.Random(0))
@@ -153,26 +157,31 @@ def gate(prior: Prior, t: int = 850, count: int = 40, ceiling: bool = True) -> d
     return table
 
 
-def sharpness(prior: Prior, prompts: list[str], times: tuple[int, ...] = TIMES, count: int = 8) -> dict[int, dict[str, float]]:
-    """Root mean squared error of the denoised image ([-1, 1] scale) at each time.
+def x0_errors(
+    prior: Prior, prompts: list[str], timesteps: tuple[int, ...] = TIMESTEPS, count: int = 8
+) -> dict[int, dict[str, float]]:
+    """Root mean squared error of the x_0 prediction ([-1, 1] scale) at each timestep.
 
     Returns:
-        For each time ``patches`` and ``details``, without and with the detail network, and ``worn patches`` and ``worn
-        details``, where the noise lies on a worn image (:mod:`guidance.prior.wear`).
+        For each timestep ``patches`` and ``details``, without and with the detail network, and ``degraded patches`` and
+        ``degraded details``, from noise on degraded images (:mod:`guidance.prior.degrade`).
     """
 
-    def error(prior: Prior, t: int, wear: bool) -> float:
-        errors = [camera_error(prior, parse(prompt).caption, t, count, turns=(0,), wear=wear)[0] for prompt in prompts]
+    captions = [caption_of(prompt) for prompt in prompts]
+
+    def error(prior: Prior, t: int, degraded: bool) -> float:
+        errors = [camera_error(prior, caption, t, count, turns=(0,), degraded=degraded)[0] for caption in captions]
         return round((sum(errors) / len(errors)) ** 0.5, 4)
 
     kinds = {"patches": replace(prior, detail=None), "details": prior}
     return {
-        t: {start + name: error(kind, t, bool(start)) for start in ("", "worn ") for name, kind in kinds.items()} for t in times
+        t: {start + name: error(kind, t, bool(start)) for start in ("", "degraded ") for name, kind in kinds.items()}
+        for t in timesteps
     }
 
 
 def main() -> None:
-    """Print the camera ratios (aim: 2.0 at 90 degrees, 1.3 at 180) and the errors; write a sheet of samples."""
+    """Print the camera ratios (target: 2.0 at 90 degrees, 1.3 at 180) and the errors of x_0; write a sheet of samples."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="diffusers folder")
     parser.add_argument("--t", type=int, default=850)
@@ -183,8 +192,8 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=3.0, help="guidance scale of the samples")
     args = parser.parse_args()
     prior = load(args.weights)
-    print(json.dumps(gate(prior, args.t, args.count, args.ceiling), indent=1))
-    print(json.dumps(sharpness(prior, args.prompts), indent=1))
+    print(json.dumps(camera_ratios(prior, args.t, args.count, args.ceiling), indent=1))
+    print(json.dumps(x0_errors(prior, args.prompts), indent=1))
     if args.sheet:
         import imageio.v3 as imageio
 

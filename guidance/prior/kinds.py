@@ -1,4 +1,4 @@
-"""The kinds, one function each: proportions p and points x, y, z [M] in, parts [(material, distance [M]), ...] out.
+"""The kinds of object, one function each: from proportions p and points x, y, z [M] to parts [(material, distance [M]), ...].
 
 Materials: FIRST and SECOND are the colours a caption names; the others are fixed. Units: the object fills a ball of
 radius 0.5. +Y up, front +Z.
@@ -23,7 +23,7 @@ from guidance.prior.primitives import (
     union,
 )
 
-# No kind is made of METAL; it stays, because the data that the prior is trained on holds the others by their numbers.
+# No kind uses METAL; it stays, because the training data stores the others by their numbers.
 FIRST, SECOND, DARK, GLASS, LIGHT, WOOD, CARROT, PATTY, CHEESE, LETTUCE, BUN, METAL, CREAM = range(13)
 FIXED_COLORS = {
     "dark": (0.09, 0.09, 0.10),

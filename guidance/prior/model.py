@@ -1,16 +1,21 @@
-"""Building, saving and loading the embedded prior as an ordinary diffusers folder."""
+"""Building, saving and loading the embedded prior as a diffusers folder. B images."""
 
+import copy
 import json
 import math
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from guidance.diffusion import Network
 from guidance.prior import GRID_SIZE, IMAGE_CHANNELS, IMAGE_SIZE, TEXT_DIM, TINY_TEXT_DIM, UNSHUFFLE, detail
 from guidance.prior.camera import CONDITION_DIM, RAY_CHANNELS
 from guidance.prior.captions import vocabulary
+from guidance.prior.description import FILE
 
 MAX_TOKENS = 16
 TRAIN_STEPS = 1000
@@ -30,23 +35,24 @@ SOMNIA = {
 class Prior:
     """The parts of the model, as diffusers and transformers objects."""
 
-    unet: nn.Module
-    text_encoder: nn.Module
-    tokenizer: object
-    scheduler: object
-    detail: nn.Module | None = None  # see guidance.prior.detail
+    unet: Network
+    text_encoder: Network
+    tokenizer: Any
+    scheduler: Any
+    detail: Network | None = None  # see guidance.prior.detail
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained together: UNet first, then text encoder. The detail network is trained after them."""
+        """The parameters trained together: UNet first, then text encoder. The detail network is trained afterwards."""
         return [*self.unet.parameters(), *self.text_encoder.parameters()]
 
     def encode_text(self, prompts: list[str]) -> Tensor:
-        """Hidden states [B, 16, 64] of the prompts; "" is the prompt that says nothing. Differentiable."""
+        """Text embeddings [B, 16, 64] of the prompts; "" is the unconditional one. Differentiable."""
         tokens = self.tokenizer(prompts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-        return self.text_encoder(tokens["input_ids"]).last_hidden_state
+        embeddings: Tensor = self.text_encoder(tokens["input_ids"]).last_hidden_state
+        return embeddings
 
     def predict(self, noisy: Tensor, t: Tensor, text: Tensor, camera: Tensor, ray: Tensor) -> Tensor:
-        """Estimate of the clean image, packed; with its details, if there is a network for them.
+        """Predict x_0, packed; refined by the detail network, if there is one.
 
         Args:
             noisy: [B, 192, 8, 8] packed noisy images.
@@ -58,15 +64,15 @@ class Prior:
         Returns:
             [B, 192, 8, 8]. Differentiable in everything but ``t``.
         """
-        estimate = self.unet(torch.cat([noisy, ray], 1), t, encoder_hidden_states=text, class_labels=camera).sample
-        return estimate if self.detail is None else detail.sharpen(self.detail, noisy, estimate, t, text, camera)
+        x0: Tensor = self.unet(torch.cat([noisy, ray], 1), t, encoder_hidden_states=text, class_labels=camera).sample
+        return x0 if self.detail is None else detail.refine(self.detail, noisy, x0, t, text, camera)
 
 
 def shifted_cosine_betas(steps: int = TRAIN_STEPS, size: int = IMAGE_SIZE) -> list[float]:
-    """Cosine schedule whose log signal-to-noise ratio is lowered by ``2 log(size / 32)``.
+    """Cosine noise schedule whose log signal-to-noise ratio is lowered by ``2 log(size / 32)``.
 
-    At a larger image the same noise hides less, because neighbouring pixels average it away (Hoogeboom et al. 2023,
-    "simple diffusion", eq. 6). Returns ``steps`` betas; the first betas are at least 1e-5, the last at most 0.999.
+    The same noise hides less of a larger image, because it averages out over neighbouring pixels (Hoogeboom et al. 2023,
+    "simple diffusion", eq. 6). Returns ``steps`` betas in [1e-5, 0.999].
     """
     shift = 2 * math.log(size / 32)
 
@@ -89,7 +95,7 @@ def _byte_pair_files(folder: Path) -> tuple[Path, Path]:
         for pieces in words.values():
             for pair in zip(pieces, pieces[1:], strict=False):
                 count[pair] = count.get(pair, 0) + 1
-        best = max(sorted(count), key=count.get)
+        best = max(sorted(count), key=count.__getitem__)
         merges.append(best)
         tokens.append("".join(best))
         words = {word: _merge(pieces, best) for word, pieces in words.items()}
@@ -101,6 +107,7 @@ def _byte_pair_files(folder: Path) -> tuple[Path, Path]:
 
 
 def _merge(pieces: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    """``pieces`` with every occurrence of ``pair`` joined."""
     merged, i = [], 0
     while i < len(pieces):
         if pieces[i : i + 2] == pair:
@@ -112,9 +119,8 @@ def _merge(pieces: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
     return tuple(merged)
 
 
-def _build_tokenizer():
-    import tempfile
-
+def _build_tokenizer() -> Any:
+    """A CLIP tokenizer whose tokens are the words of the vocabulary."""
     from transformers import CLIPTokenizer
 
     with tempfile.TemporaryDirectory() as name:
@@ -150,7 +156,7 @@ def build(tiny: bool = False, seed: int = 0) -> Prior:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    unet = UNet2DConditionModel(
+    unet: Network = UNet2DConditionModel(
         sample_size=GRID_SIZE,
         in_channels=IMAGE_CHANNELS + RAY_CHANNELS,
         out_channels=IMAGE_CHANNELS,
@@ -175,10 +181,8 @@ def build(tiny: bool = False, seed: int = 0) -> Prior:
     return Prior(unet.eval(), text_encoder.eval(), tokenizer, scheduler)
 
 
-def save(prior: Prior, folder: Path | str, recipe: dict | None = None, half: bool = True) -> None:
-    """Write the diffusers folder: safetensors in fp16 (or as they are), JSON beside them, ``recipe.json`` if given."""
-    import copy
-
+def save(prior: Prior, folder: Path | str, recipe: dict[str, Any] | None = None, half: bool = True) -> None:
+    """Write the diffusers folder: safetensors in fp16 (or in their own dtype), JSON beside them, ``recipe.json`` if given."""
     import diffusers
 
     folder = Path(folder)
@@ -188,7 +192,7 @@ def save(prior: Prior, folder: Path | str, recipe: dict | None = None, half: boo
     for name, network in (("unet", prior.unet), ("detail", prior.detail)):
         if network is not None:
             written = copy.deepcopy(network).to(dtype)
-            written.register_to_config(_name_or_path="")  # diffusers would write the folder that it was read from
+            written.register_to_config(_name_or_path="")  # else diffusers writes the folder it was read from
             written.save_pretrained(folder / name)
     prior.tokenizer.save_pretrained(folder / "tokenizer")
     _byte_pair_files(folder / "tokenizer")
@@ -206,15 +210,16 @@ def save(prior: Prior, folder: Path | str, recipe: dict | None = None, half: boo
         "vae": [None, None],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (folder / "somnia.json").write_text(json.dumps(SOMNIA, indent=2) + "\n")
+    (folder / FILE).write_text(json.dumps(SOMNIA, indent=2) + "\n")
     if recipe is not None:
         (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
 
 
 def load(folder: Path | str) -> Prior:
-    """Read a folder written by :func:`save`, in fp32, in evaluation mode.
+    """Read a folder written by :func:`save`, in float32, in evaluation mode.
 
-    Raises ``FileNotFoundError`` that names the missing part; transformers would silently make up a tokenizer.
+    Raises:
+        FileNotFoundError: a part is missing; it is named (transformers would silently create a tokenizer).
     """
     from diffusers import DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -225,20 +230,22 @@ def load(folder: Path | str) -> Prior:
         "text_encoder/config.json",
         "tokenizer/vocab.json",
         "scheduler/scheduler_config.json",
-        "somnia.json",
+        FILE,
     ):
         if not (folder / part).is_file():
             raise FileNotFoundError(
                 f"embedded prior: expected {folder / part}, which is missing; restore the folder "
                 "from version control or run python -m guidance.prior.train"
             )
-    fine = None
-    if (folder / "detail").is_dir():
-        fine = UNet2DConditionModel.from_pretrained(folder / "detail", torch_dtype=torch.float32).eval()
+    networks: list[Network] = []
+    for name in ("unet", "detail"):
+        if (folder / name).is_dir():
+            networks.append(UNet2DConditionModel.from_pretrained(folder / name, torch_dtype=torch.float32))
+    text_encoder: Network = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
     return Prior(
-        UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).eval(),
-        CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval(),
+        networks[0].eval(),
+        text_encoder.eval(),
         CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         DDPMScheduler.from_pretrained(folder / "scheduler"),
-        fine,
+        networks[1].eval() if len(networks) > 1 else None,
     )

@@ -13,7 +13,7 @@ NORMAL_STEP = 2e-3
 
 
 def _entry(origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where rays enter and leave the ball of radius BOUND, and which of them meet it."""
+    """Distances [M] at which rays enter and leave the ball of radius BOUND, and which rays intersect it, bool [M]."""
     along = -(origins * directions).sum(-1)
     closest = (origins + along[:, None] * directions).square().sum(-1)
     half = (BOUND**2 - closest).clamp(min=0).sqrt()
@@ -23,13 +23,13 @@ def _entry(origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]
 def trace(
     kind: str, proportions: dict[str, Tensor], origins: Tensor, directions: Tensor, shape_index: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """First hits of rays with shapes of one kind.
+    """First intersections of rays with shapes of one kind.
 
     Args:
         kind: of all shapes.
         proportions: each [S].
         origins, directions: [M, 3], unit directions.
-        shape_index: [M] int64, which shape each ray looks at.
+        shape_index: [M] int64, the shape that each ray is traced against.
 
     Returns:
         distance along each ray [M] (inf where nothing is hit) and material [M] uint8 (EMPTY where nothing is hit).
@@ -58,7 +58,7 @@ def trace(
 
 
 def normals(kind: str, proportions: dict[str, Tensor], points: Tensor) -> Tensor:
-    """Outward unit normals [M, 3] by differences over the corners of a tetrahedron; proportions are [M]."""
+    """Outward unit normals [M, 3] at points [M, 3] by finite differences over a tetrahedron; proportions are [M]."""
     corners = torch.tensor([[1.0, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]])
     total = torch.zeros_like(points)
     for corner in corners:
@@ -70,7 +70,7 @@ def normals(kind: str, proportions: dict[str, Tensor], points: Tensor) -> Tensor
 def render(
     kind: str, proportions: dict[str, Tensor], cameras: dict[str, Tensor], size: int, supersample: int = 2
 ) -> tuple[Tensor, Tensor]:
-    """Pictures without colour: what is where, and which way it faces.
+    """Render material ids and normals.
 
     Args:
         kind: of all shapes.

@@ -1,11 +1,11 @@
-"""The captioned shapes: kinds, families with random proportions, and questions about their geometry and colour.
+"""The captioned shapes: families with random proportions, their signed distances, occupancy and colours.
 
 A kind lists its proportions as ranges and its parts as (material, signed distance). S shapes, M points. The object sits
 at the origin in a ball of radius about 0.5, +Y up, its front towards +Z. Materials 0 and 1 are the colour slots that a
 caption names; the others have fixed colours.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -33,7 +33,7 @@ class Kind:
 
     name: str
     ranges: dict[str, tuple[float, float]]
-    parts: Callable
+    parts: Callable[..., list[tuple[int, Tensor]]]
     symmetry: str
 
 
@@ -59,15 +59,15 @@ def palette(caption: Caption) -> Tensor:
 
 
 def canonical(caption: Caption | str) -> Shape:
-    """The member in the middle of the family, coloured as the caption (or prompt) says."""
-    caption = _caption(caption)
+    """The member with mean proportions, in the colours of the caption (or prompt)."""
+    caption = caption_of(caption)
     ranges = KINDS[caption.kind].ranges
     return Shape(caption.kind, {k: (low + high) / 2 for k, (low, high) in ranges.items()}, palette(caption))
 
 
 def family(caption: Caption | str, count: int, seed: int = 0) -> list[Shape]:
     """``count`` members with random proportions; the first is the canonical one."""
-    caption = _caption(caption)
+    caption = caption_of(caption)
     members = random_proportions(caption.kind, count, torch.Generator().manual_seed(seed))
     shapes = [Shape(caption.kind, {k: float(v[i]) for k, v in members.items()}, palette(caption)) for i in range(count)]
     return [canonical(caption), *shapes[1:]]
@@ -80,7 +80,12 @@ def random_proportions(kind: str, count: int, generator: torch.Generator) -> dic
     }
 
 
-def _caption(caption: Caption | str) -> Caption:
+def caption_of(caption: Caption | str) -> Caption:
+    """The caption of a prompt; a caption is returned as it is.
+
+    Raises:
+        ValueError: the prompt names no known kind.
+    """
     if isinstance(caption, Caption):
         return caption
     parsed = parse(caption)
@@ -89,7 +94,7 @@ def _caption(caption: Caption | str) -> Caption:
     return parsed.caption
 
 
-def distances(kind: str, proportions: dict[str, Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+def distances(kind: str, proportions: Mapping[str, Tensor | float], points: Tensor) -> tuple[Tensor, Tensor]:
     """Signed distance [M] and material [M] uint8 of points [M, 3]; proportions are numbers or [M]."""
     p = SimpleNamespace(**proportions)
     parts = KINDS[kind].parts(p, *points.unbind(-1))

@@ -1,11 +1,11 @@
-"""Training of the embedded prior: ``python -m guidance.prior.train --minutes 120`` starts it or goes on with it.
+"""Training of the embedded prior: ``python -m guidance.prior.train --minutes 120`` starts or resumes it.
 
-x_0 prediction with a plain squared error in x_0: every noise level counts by how much it hides, so the loss lives at
-high noise, where the camera decides (and a narrow network can say what the clean image is, but not what full-rank noise
-is: Li and He 2025, "Back to basics: let denoising generative models denoise"). The learning rate is constant and falls
-only in the last minutes, from a state that is kept, so a later run goes on as if it had never fallen.
+x_0 prediction with an unweighted squared error in x_0: the error is largest at high noise, so the loss is dominated by the
+timesteps where the camera matters; and a narrow network can represent clean images, but not full-rank noise (Li and He 2025,
+"Back to basics: let denoising generative models denoise"). The learning rate is constant and decays only in the last
+minutes, after the state has been saved, so a later run resumes from before the decay.
 
-B images a process; processes average their gradients (gloo), one thread each.
+B images per process; processes average their gradients (gloo), one thread each.
 """
 
 import argparse
@@ -29,18 +29,18 @@ from guidance.prior.dataset import DATA, Batch, Loader, data_hash
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run depends on; written beside the weights."""
+    """Hyperparameters of a run; written beside the weights."""
 
     seed: int = 0
-    batch: int = 16  # images a process and step
+    batch: int = 16  # images per process and step
     processes: int = 2
     lr: float = 1.2e-3  # AdamW, constant phase
     warmup: int = 300  # steps
-    decay_minutes: float = 22  # linear fall to 2 % at the end of a run
+    decay_minutes: float = 22  # linear decay to 2 % at the end of a run
     weight_decay: float = 0.01
     ema: float = 0.999
     clip: float = 1.0  # gradient norm
-    drop_text: float = 0.09  # text alone, camera alone, both
+    drop_text: float = 0.09  # probability of dropping the text alone, the camera alone, both
     drop_camera: float = 0.04
     drop_both: float = 0.03
     t_bias: float = 1.7  # t = 1000 (1 - u^bias), u uniform
@@ -48,7 +48,7 @@ class Recipe:
 
 @dataclass
 class Progress:
-    """Where a run is."""
+    """How far a run has come."""
 
     step: int = 0
     samples: int = 0
@@ -61,18 +61,18 @@ class Trainer:
     Args:
         recipe: see :class:`Recipe`.
         data: folder of the shards.
-        run: folder of the state; it is read if it is there.
-        rank: 0 writes and sets the pace.
+        run: folder of the state; training resumes from it if it exists.
+        rank: 0 writes the state and sets the learning rate.
     """
 
-    wear = False  # whether noise is laid upon worn pictures, see guidance.prior.wear
+    degraded = False  # whether noise is added to degraded images, see guidance.prior.degrade
 
     def __init__(self, recipe: Recipe, data: Path, run: Path, rank: int = 0) -> None:
         from diffusers.models.attention_processor import AttnProcessor
 
         self.recipe, self.data, self.run_folder, self.rank = recipe, data, run, rank
         self.prior = self.build()
-        self.prior.unet.set_attn_processor(AttnProcessor())  # the fused one is 4 times slower in bf16 on a CPU
+        self.prior.unet.set_attn_processor(AttnProcessor())  # fused attention is 4 times slower in bf16 on a CPU
         self.prior.text_encoder.set_attn_implementation("eager")
         self._flatten()
         self.optimizer = torch.optim.AdamW(
@@ -82,22 +82,23 @@ class Trainer:
         if (run / "state.pt").exists():
             self.load(run / "state.pt")
         seed = recipe.seed + 1000 * rank + 7919 * self.progress.step
-        self.loader = Loader(data, seed, wear=self.wear)
+        self.loader = Loader(data, seed, degraded=self.degraded)
         self.generator = torch.Generator().manual_seed(seed + 1)
-        self.levels = self.prior.scheduler.alphas_cumprod
+        self.alphas_cumprod: Tensor = self.prior.scheduler.alphas_cumprod  # [1000]
+        self.share = 1.0  # of the learning rate, at the last step
         self.tokens: dict[str, Tensor] = {}
 
     def build(self) -> prior_model.Prior:
-        """The prior with the weights that training starts from."""
+        """The prior with its initial weights."""
         return prior_model.build(seed=self.recipe.seed)
 
     @staticmethod
     def trained(prior: prior_model.Prior) -> list[nn.Parameter]:
-        """Which parameters of a prior are trained."""
+        """The parameters of a prior that are trained."""
         return prior.parameters()
 
     def about(self) -> dict[str, Any]:
-        """What ``recipe.json`` says of this run."""
+        """The content of ``recipe.json`` for this run."""
         return {
             "recipe": asdict(self.recipe),
             **asdict(self.progress),
@@ -107,65 +108,67 @@ class Trainer:
         }
 
     def _flatten(self) -> None:
-        """Let all parameters, and all gradients, be views of one tensor: one message, one update, no copies."""
+        """Make all parameters, and all gradients, views of one tensor: one all-reduce, one update, no copies."""
         parameters = self.trained(self.prior)
         self.weights = torch.nn.Parameter(torch.cat([p.detach().reshape(-1) for p in parameters]))
         self.average = self.weights.detach().clone()
-        self.gradient = torch.zeros(self.weights.numel() + 1)  # its last number carries rank 0's pace
-        self.weights.grad = self.gradient[:-1]
+        self.buffer = torch.zeros(self.weights.numel() + 1)  # its last number carries rank 0's share of the learning rate
+        self.gradient = self.buffer[:-1]
+        self.weights.grad = self.gradient
         sizes = [p.numel() for p in parameters]
-        for p, value, grad in zip(parameters, self.weights.detach().split(sizes), self.weights.grad.split(sizes), strict=True):
+        for p, value, grad in zip(parameters, self.weights.detach().split(sizes), self.gradient.split(sizes), strict=True):
             p.data, p.grad = value.view_as(p), grad.view_as(p)
 
     def encode_text(self, captions: list[str]) -> Tensor:
-        """Text states [B, 16, 64]; token ids are kept, because captions repeat."""
+        """Text embeddings [B, 16, 64]; token ids are cached, because captions repeat."""
         for caption in set(captions) - self.tokens.keys():
             self.tokens[caption] = self.prior.tokenizer(
                 caption, padding="max_length", max_length=prior_model.MAX_TOKENS, truncation=True, return_tensors="pt"
             )["input_ids"][0]
         ids = torch.stack([self.tokens[caption] for caption in captions])
-        return self.prior.text_encoder(ids).last_hidden_state
+        embeddings: Tensor = self.prior.text_encoder(ids).last_hidden_state
+        return embeddings
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean squared error of the estimate of x_0, weighted by kind."""
+        """Mean squared error of the x_0 prediction, weighted by kind."""
         u = torch.rand(len(batch.captions), generator=self.generator)
         error, _ = self.error(batch, (1000 * (1 - u**self.recipe.t_bias)).long().clamp(0, 999))
         return (error * batch.weight).mean()
 
     def error(self, batch: Batch, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean squared error [B] of x_0 behind noise of times t [B], conditions dropped at random; and sigma [B]."""
+        """Mean squared error [B] of x_0 at timesteps t [B], conditions dropped at random; and sigma [B]."""
         r, g = self.recipe, self.generator
         chance = torch.rand(len(t), generator=g)
         no_text = chance < r.drop_text + r.drop_both
         keep_camera = ((chance < r.drop_text) | (chance >= r.drop_text + r.drop_both + r.drop_camera)).float()
         captions = ["" if no else text for no, text in zip(no_text.tolist(), batch.captions, strict=True)]
         clean = torch.nn.functional.pixel_unshuffle(batch.image, UNSHUFFLE)
-        level = self.levels[t][:, None, None, None]
+        abar = self.alphas_cumprod[t][:, None, None, None]
         noise = torch.randn(clean.shape, generator=g)
-        noisy = level.sqrt() * torch.nn.functional.pixel_unshuffle(batch.shown, UNSHUFFLE) + (1 - level).sqrt() * noise
+        noisy = abar.sqrt() * torch.nn.functional.pixel_unshuffle(batch.degraded, UNSHUFFLE) + (1 - abar).sqrt() * noise
         with torch.autocast("cpu", torch.bfloat16):
             text = self.encode_text(captions)
-            estimate = self.prior.predict(
+            x0 = self.prior.predict(
                 noisy, t, text, batch.camera * keep_camera[:, None], batch.ray * keep_camera[:, None, None, None]
             )
-        return (estimate.float() - clean).square().mean((1, 2, 3)), (1 - level).sqrt().flatten()
+        return (x0.float() - clean).square().mean((1, 2, 3)), (1 - abar).sqrt().flatten()
 
     def step(self, share: float) -> float:
         """One optimiser step at ``share`` of the learning rate (rank 0's counts); returns the loss of this process."""
         loss = self.loss(self.loader.batch(self.recipe.batch))
         loss.backward()
         if dist.is_initialized():
-            self.gradient[-1] = share if self.rank == 0 else 0.0
-            dist.all_reduce(self.gradient)
-            share = float(self.gradient[-1])
-            self.gradient /= dist.get_world_size()
-        norm = self.weights.grad.norm()
-        self.weights.grad.mul_((self.recipe.clip / (norm + 1e-6)).clamp(max=1))
+            self.buffer[-1] = share if self.rank == 0 else 0.0
+            dist.all_reduce(self.buffer)
+            share = float(self.buffer[-1])
+            self.buffer /= dist.get_world_size()
+        norm = self.gradient.norm()
+        self.gradient.mul_((self.recipe.clip / (norm + 1e-6)).clamp(max=1))
         warm = min(1, (self.progress.step + 1) / self.recipe.warmup)
         self.optimizer.param_groups[0]["lr"] = self.recipe.lr * share * warm
         if share > 0 and torch.isfinite(norm):
             self.optimizer.step()
-        self.gradient.zero_()
+        self.buffer.zero_()
         decay = min(self.recipe.ema, (1 + self.progress.step) / (10 + self.progress.step))
         self.average.lerp_(self.weights.detach(), 1 - decay)
         self.progress.step += 1
@@ -174,7 +177,7 @@ class Trainer:
         return float(loss.detach())
 
     def save(self, name: str = "state.pt") -> None:
-        """Write everything a resumed run needs, whole or not at all."""
+        """Write everything a resumed run needs, atomically."""
         self.run_folder.mkdir(parents=True, exist_ok=True)
         temporary = self.run_folder / (name + ".tmp")
         state = {
@@ -187,7 +190,7 @@ class Trainer:
         temporary.rename(self.run_folder / name)
 
     def load(self, path: Path) -> None:
-        """Go on from a state that :meth:`save` wrote."""
+        """Restore a state that :meth:`save` wrote."""
         state = torch.load(path, weights_only=True)
         self.weights.data.copy_(state["weights"])
         self.average.copy_(state["average"])
@@ -211,8 +214,21 @@ def train(
     export_every: float = 20.0,
     kind: type[Trainer] = Trainer,
 ) -> Trainer:
-    """Train for some minutes of wall clock; the state is saved every ``save_every`` minutes, weights every
-    ``export_every`` minutes to ``run/../snapshot``."""
+    """Train for some minutes.
+
+    Args:
+        recipe: see :class:`Recipe`.
+        data: folder of the shards.
+        run: folder of the state; weights are exported to ``snapshot`` beside it.
+        minutes: wall clock.
+        rank: of this process.
+        save_every: minutes between two saves of the state.
+        export_every: minutes between two exports of the weights.
+        kind: what is trained.
+
+    Returns:
+        The trainer, after the last step.
+    """
     trainer = kind(recipe, data, run, rank)
     start = last = time.monotonic()
     end, saved, exported = start + 60 * minutes, start, start
@@ -256,30 +272,31 @@ def train(
     return trainer
 
 
-def _worker(rank: int, kind: type[Trainer], recipe: Recipe, data: Path, run: Path, minutes: float, meeting: str) -> None:
+def _worker(rank: int, kind: type[Trainer], recipe: Recipe, data: Path, run: Path, minutes: float, rendezvous: str) -> None:
+    """The main function of one process."""
     torch.set_num_threads(1)
     if recipe.processes > 1:
-        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=recipe.processes)
+        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=recipe.processes)
     train(recipe, data, run, minutes, rank, kind=kind)
 
 
 def main(kind: type[Trainer] = Trainer, recipe: Recipe | None = None, run: str = "run") -> None:
-    """Train a part of the embedded prior, or go on with it; renders must exist (``python -m guidance.prior.dataset``)."""
+    """Train a part of the embedded prior, or resume it; renders must exist (``python -m guidance.prior.dataset``)."""
     recipe = recipe or Recipe()
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--minutes", type=float, default=120, help="wall clock of this run")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the shards")
     parser.add_argument("--run", type=Path, default=DATA.parent / run, help="folder of the state")
-    parser.add_argument("--batch", type=int, default=recipe.batch, help="images a process and step")
+    parser.add_argument("--batch", type=int, default=recipe.batch, help="images per process and step")
     parser.add_argument("--processes", type=int, default=recipe.processes, help="one thread each")
     parser.add_argument("--lr", type=float, default=recipe.lr)
     parser.add_argument("--seed", type=int, default=recipe.seed)
     args = parser.parse_args()
     recipe = replace(recipe, seed=args.seed, batch=args.batch, processes=args.processes, lr=args.lr)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with tempfile.TemporaryDirectory() as meeting:
+    with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(
-            _worker, (kind, recipe, args.data, args.run, args.minutes, f"{meeting}/meet"), nprocs=recipe.processes
+            _worker, (kind, recipe, args.data, args.run, args.minutes, f"{folder}/rendezvous"), nprocs=recipe.processes
         )
 
 

@@ -1,11 +1,12 @@
-"""Training of the detail network: ``python -m guidance.prior.train_detail --minutes 45`` starts it or goes on with it.
+"""Training of the detail network: ``python -m guidance.prior.train_detail --minutes 45`` starts or resumes it.
 
-The prior's other parts stay as they ship. Noise is laid on worn pictures, and the clean ones are asked for
-(:mod:`guidance.prior.wear`). Every noise level counts by its error over what there is to be said: at little
-noise the error is small, and it is there that outlines are found.
+The prior's other parts are frozen. Noise is added to degraded images, and the clean ones are the target
+(:mod:`guidance.prior.degrade`). The squared error is divided by about sigma: at low noise it is small, and that is where
+outlines are decided.
 """
 
 import json
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,14 @@ from guidance.prior import WEIGHTS, detail, train
 from guidance.prior import model as prior_model
 from guidance.prior.dataset import Batch
 
-RECIPE = train.Recipe(lr=2e-3, warmup=100, decay_minutes=20, t_bias=1.5)  # t = 1000 u^bias here: more of little noise
-FLOOR = 0.1  # an error's weight is 1 / (FLOOR + sigma)
+RECIPE = train.Recipe(lr=2e-3, warmup=100, decay_minutes=20, t_bias=1.5)  # t = 1000 u^bias here: more samples at low noise
+FLOOR = 0.1  # the weight of a squared error is 1 / (FLOOR + sigma)
 
 
 class DetailTrainer(train.Trainer):
-    """One process of the training; the prior is the one that ships."""
+    """One process of the training, on top of the shipped prior."""
 
-    wear = True
+    degraded = True
 
     def build(self) -> prior_model.Prior:
         """The shipped prior, frozen, with its detail network or a new one."""
@@ -38,14 +39,14 @@ class DetailTrainer(train.Trainer):
     @staticmethod
     def trained(prior: prior_model.Prior) -> list[nn.Parameter]:
         """Those of the detail network alone."""
-        return list(prior.detail.parameters())
+        return [] if prior.detail is None else list(prior.detail.parameters())
 
-    def about(self) -> dict:
-        """The prior's own ``recipe.json``, and this run under ``detail``."""
+    def about(self) -> dict[str, Any]:
+        """The prior's own ``recipe.json``, with this run under the key ``detail``."""
         return {**json.loads((WEIGHTS / "recipe.json").read_text()), "detail": super().about()}
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean squared error of the estimate of x_0 over ``FLOOR + sigma``."""
+        """Mean squared error of the x_0 prediction over ``FLOOR + sigma``."""
         u = torch.rand(len(batch.captions), generator=self.generator)
         error, sigma = self.error(batch, (1000 * u**self.recipe.t_bias).long().clamp(0, 999))
         return (error / (FLOOR + sigma)).mean()

@@ -16,16 +16,6 @@ class Refused:
 
 
 REFUSED: dict[str, Refused] = {
-    "angle_overhead": Refused(
-        30.0,
-        "it had no effect in stable-dreamfusion; the overhead and bottom words of the prompt are weighted continuously "
-        "with the polar angle",
-    ),
-    "angle_front": Refused(
-        60.0,
-        "it had no effect in stable-dreamfusion; the front, side and back words of the prompt are blended continuously "
-        "with the azimuth",
-    ),
     "dont_override_stuff": Refused(False, "presets never override flags that are typed, so there is nothing to switch off"),
 }
 

@@ -6,18 +6,47 @@ What a run finally uses is decided in ``nerf/config/resolve.py``. Nothing here i
 import dataclasses
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nerf.config.compat import add_refused, without_refused
-from nerf.config.groups import GROUPS, KEPT, OPTIONS, SOURCES, Config
-from nerf.config.parser import build_parser, dashed, help_text, kind_of, read_words, refuse_unbuilt, split_file
+from nerf.config.groups import (
+    CameraConfig,
+    DataConfig,
+    DmtetConfig,
+    FieldConfig,
+    GuiConfig,
+    GuidanceConfig,
+    LossConfig,
+    OptimConfig,
+    OutputConfig,
+    PromptConfig,
+    RenderConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+)
+from nerf.config.parser import (
+    Field,
+    Group,
+    build_parser,
+    dashed,
+    flag_of,
+    help_text,
+    iterate,
+    kind_of,
+    read_words,
+    refuse_unbuilt,
+    split_file,
+)
 from nerf.config.presets import PRESETS, REASONS
 from nerf.config.stages import STAGE_KINDS
 from nerf.core.errors import UserError
 
 __all__ = ["GROUPS", "KEPT", "OPTIONS", "SOURCES", "Config"]
 
+SOURCES = ("default", "preset", "workspace", "file", "typed")  # of a value, weakest first
+ASKED = ("file", "typed")  # sources that are the user's own words in this run
 JSON_FORMAT = 2  # of config.json
 
 _HELP_OPENING = """\
@@ -34,6 +63,84 @@ Other
   -h, --help                        show this text
 
 Exit codes: 0 success, 1 failure, 2 bad input (the message says what to do), 130 stopped by Ctrl-C, 143 by SIGTERM."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every option, by group.
+
+    ``sources`` maps a flag's name to one of :data:`SOURCES`, and ``presets`` names those applied, in order; neither counts
+    when two configs are compared.
+    """
+
+    prompt: PromptConfig = PromptConfig()
+    data: DataConfig = DataConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
+    camera: CameraConfig = CameraConfig()
+    field: FieldConfig = FieldConfig()
+    render: RenderConfig = RenderConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    optim: OptimConfig = OptimConfig()
+    loss: LossConfig = LossConfig()
+    output: OutputConfig = OutputConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    dmtet: DmtetConfig = DmtetConfig()
+    gui: GuiConfig = GuiConfig()
+    sources: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    presets: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+
+    def value(self, flag: str) -> Any:
+        """The value of a flag by its name on the command line.
+
+        Raises:
+            KeyError: there is no such flag.
+        """
+        group, option = OPTIONS[flag]
+        return getattr(getattr(self, group), option.name)
+
+    def source(self, flag: str) -> str:
+        """Where the value of a flag came from."""
+        return self.sources.get(flag, "default")
+
+    def asked(self, flag: str) -> bool:
+        """Whether the user gave the value: on the command line or in a ``--file``."""
+        return self.source(flag) in ASKED
+
+    def items(self) -> Iterator[tuple[str, Any, str]]:
+        """(flag, value, source) of every option."""
+        for flag in OPTIONS:
+            yield flag, self.value(flag), self.source(flag)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First and last step of the schedule: ``--exp_start_iter`` and ``--exp_end_iter``, or the whole run."""
+        end = self.schedule.exp_end_iter
+        return self.schedule.exp_start_iter or 0, self.optim.iters if end is None else end
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages of the run, in their order."""
+        return self.dmtet.stages
+
+    @property
+    def trains(self) -> bool:
+        """Whether this run trains, rather than only writing images or a mesh of a finished one."""
+        return not (self.output.test or self.output.six_views)
+
+    @property
+    def starts_over(self) -> bool:
+        """Whether the run discards the checkpoints of its stages (``--ckpt scratch``)."""
+        return self.trains and self.runtime.ckpt == "scratch"
+
+
+# Group name -> class, read off the annotations of Config.
+GROUPS: dict[str, type[Group]] = {
+    f.name: f.type for f in dataclasses.fields(Config) if isinstance(f.type, type) and issubclass(f.type, Group)
+}
+# Flag name -> (group name, field).
+OPTIONS: dict[str, tuple[str, Field]] = {flag_of(f): (group, f) for group, f in iterate(GROUPS)}
+# Flag name -> the stage whose first checkpoint fixes it for the workspace, or RUN for that of any stage.
+KEPT: dict[str, str] = {flag: field.metadata["kept"] for flag, (_, field) in OPTIONS.items() if field.metadata["kept"]}
 
 
 def with_values(config: Config, values: Mapping[str, Any], source: str) -> Config:

@@ -4,23 +4,17 @@ Defaults are those of stable-dreamfusion except where docs/flags.md gives anothe
 useful value; they catch typing errors and overflows. Angles are degrees, lengths scene units.
 """
 
-import dataclasses
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
-from typing import Any
 
 from nerf.config.parser import (
     Check,
-    Field,
     Group,
     above,
     at_least,
     between,
     expected_words,
-    flag_of,
-    iterate,
     option,
     ordered,
     power_of_two,
@@ -35,8 +29,9 @@ STAGE_RUNS = tuple(STAGES[i : i + n] for n in range(1, len(STAGES) + 1) for i in
 DEVICE = Check(lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v) is not None, "auto, cpu, cuda or cuda:N")
 KNOWN = "training from image prompts"
 RUN = "run"  # an option that a workspace keeps once it holds a checkpoint of any stage
-SOURCES = ("default", "preset", "workspace", "file", "typed")  # of a value, weakest first
-ASKED = ("file", "typed")  # sources that are the user's own words in this run
+# Extinction per scene unit at the surface of an object, as in stable-dreamfusion (its density_thresh): 0.1 units of it
+# let exp(-1) of the light through. One value for every run, fixed before any shape was measured.
+SURFACE_DENSITY = 10.0
 CKPT_WORDS = ("latest", "best", "latest_model", "scratch")  # what --ckpt accepts beside a file
 
 
@@ -118,6 +113,16 @@ class GuidanceConfig(Group):
         "linear decrease of the upper end of --t_range towards the lower over the run (0: constant, 1: ends at the lower)",
         check=FRACTION,
     )
+    angle_front: float = option(
+        90.0,
+        "view words: azimuth that counts as front, degrees; at its borders front and side have equal weights",
+        check=between(20, 160),
+    )
+    angle_overhead: float = option(
+        30.0,
+        "view words: polar angle at which overhead and the others have equal weights; bottom mirrors it",
+        check=between(10, 80),
+    )
     lambda_guidance: float = option(1.0, "weight of the guidance loss", check=at_least(0))
     perpneg: bool = option(False, "Perp-Neg: negative prompts of the other views, perpendicular to the positive one")
     negative_w: float = option(-2.0, "Perp-Neg: weight of the negative prompts, 0 to -4", check=between(-100, 0))
@@ -193,7 +198,7 @@ class FieldConfig(Group):
     bg_radius: float = option(1.4, "above 0: a background network; 0 or less: a constant background", kept=RUN)
     density_activation: str = option("exp", "density activation", choices=("exp", "softplus"), kept=RUN)
     density_thresh: float = option(
-        10.0, "occupancy threshold on the density (the mean density of the grid if that is lower)", check=above(0)
+        SURFACE_DENSITY, "occupancy threshold on the density (the mean density of the grid if that is lower)", check=above(0)
     )
     density_bias: float = option(0.0, "bias of the raw density, before its activation, at initialisation", kept=RUN)
     blob_density: float = option(5.0, "raw density at the centre of the initial blob", kept=RUN)
@@ -312,7 +317,7 @@ class OutputConfig(Group):
     six_views: bool = option(False, "do not train: write six images from fixed views")
     save_mesh: bool = option(False, "write the textured mesh at the end")
     mcubes_resolution: int = option(256, "marching-cubes resolution", check=between(8, 1024))
-    mesh_threshold: float = option(10.0, "density of the level set that marching cubes extracts", check=above(0))
+    mesh_threshold: float = option(SURFACE_DENSITY, "density of the level set that marching cubes extracts", check=above(0))
     mesh_smooth: float = option(
         0.0, "Gaussian smoothing of the density before marching cubes, sigma in cells (0: none)", check=between(0, 16)
     )
@@ -425,81 +430,3 @@ class GuiConfig(Group):
     light_theta: float = option(60.0, "polar angle of the light in the viewer", unbuilt="the viewer")
     light_phi: float = option(0.0, "azimuth of the light in the viewer", unbuilt="the viewer")
     max_spp: int = option(1, "maximum samples per pixel in the viewer", unbuilt="the viewer")
-
-
-@dataclass(frozen=True)
-class Config:
-    """Every option, by group.
-
-    ``sources`` maps a flag's name to one of :data:`SOURCES`, and ``presets`` names those applied, in order; neither counts
-    when two configs are compared.
-    """
-
-    prompt: PromptConfig = PromptConfig()
-    data: DataConfig = DataConfig()
-    guidance: GuidanceConfig = GuidanceConfig()
-    camera: CameraConfig = CameraConfig()
-    field: FieldConfig = FieldConfig()
-    render: RenderConfig = RenderConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    optim: OptimConfig = OptimConfig()
-    loss: LossConfig = LossConfig()
-    output: OutputConfig = OutputConfig()
-    runtime: RuntimeConfig = RuntimeConfig()
-    dmtet: DmtetConfig = DmtetConfig()
-    gui: GuiConfig = GuiConfig()
-    sources: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
-    presets: tuple[str, ...] = dataclasses.field(default=(), compare=False)
-
-    def value(self, flag: str) -> Any:
-        """The value of a flag by its name on the command line.
-
-        Raises:
-            KeyError: there is no such flag.
-        """
-        group, option = OPTIONS[flag]
-        return getattr(getattr(self, group), option.name)
-
-    def source(self, flag: str) -> str:
-        """Where the value of a flag came from."""
-        return self.sources.get(flag, "default")
-
-    def asked(self, flag: str) -> bool:
-        """Whether the user gave the value: on the command line or in a ``--file``."""
-        return self.source(flag) in ASKED
-
-    def items(self) -> Iterator[tuple[str, Any, str]]:
-        """(flag, value, source) of every option."""
-        for flag in OPTIONS:
-            yield flag, self.value(flag), self.source(flag)
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """First and last step of the schedule: ``--exp_start_iter`` and ``--exp_end_iter``, or the whole run."""
-        end = self.schedule.exp_end_iter
-        return self.schedule.exp_start_iter or 0, self.optim.iters if end is None else end
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Names of the stages of the run, in their order."""
-        return self.dmtet.stages
-
-    @property
-    def trains(self) -> bool:
-        """Whether this run trains, rather than only writing images or a mesh of a finished one."""
-        return not (self.output.test or self.output.six_views)
-
-    @property
-    def starts_over(self) -> bool:
-        """Whether the run discards the checkpoints of its stages (``--ckpt scratch``)."""
-        return self.trains and self.runtime.ckpt == "scratch"
-
-
-# Group name -> class, read off the annotations of Config.
-GROUPS: dict[str, type[Group]] = {
-    f.name: f.type for f in dataclasses.fields(Config) if isinstance(f.type, type) and issubclass(f.type, Group)
-}
-# Flag name -> (group name, field).
-OPTIONS: dict[str, tuple[str, Field]] = {flag_of(f): (group, f) for group, f in iterate(GROUPS)}
-# Flag name -> the stage whose first checkpoint fixes it for the workspace, or RUN for that of any stage.
-KEPT: dict[str, str] = {flag: field.metadata["kept"] for flag, (_, field) in OPTIONS.items() if field.metadata["kept"]}

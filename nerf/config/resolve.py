@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from nerf.config.config import describe, mesh_stages, with_preset, with_values
-from nerf.config.groups import CKPT_WORDS, KEPT, OPTIONS, RUN, Config
+from nerf.config.config import KEPT, OPTIONS, Config, describe, mesh_stages, with_preset, with_values
+from nerf.config.groups import CKPT_WORDS, RUN
 from nerf.config.parser import dashed
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from nerf.config.groups import Config
+    from nerf.config.config import Config
 
 
 class Trouble(StrEnum):

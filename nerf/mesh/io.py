@@ -1,14 +1,14 @@
-"""Mesh files: OBJ with MTL and PNG, GLB, PLY; each is written to a temporary name, renamed, and read again.
+"""Mesh files: OBJ with MTL and PNG, GLB, PLY; written atomically, and read back to be compared.
 
-All three are right-handed with +Y up and the front towards +Z, as the program is, so nothing is turned. OBJ and GLB
+All three formats are right-handed with +Y up and the front towards +Z, as the program is, so no axis changes. OBJ and GLB
 hold uv, normals, the texture and the normal map; PLY holds vertex colours. Colours are sRGB, as glTF's base colour
-texture and MTL's map_Kd are by definition; the normal map is not a colour.
+texture and MTL's map_Kd are by definition; the normal map is linear data. V vertices, T triangles, S texture size.
 """
 
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,7 @@ from nerf.mesh.mesh import Mesh, signed_volume
 if TYPE_CHECKING:
     from trimesh import Trimesh
 
-_POSITION_TOLERANCE = 2e-6  # of the longest edge of the bounding box: six decimals in OBJ, float32 in GLB and PLY
+_POSITION_TOLERANCE = 2e-6  # of the longest side of the bounding box: six decimals in OBJ, float32 in GLB and PLY
 _UV_TOLERANCE = 2e-6
 _NORMAL_TOLERANCE = 1e-4
 UNREADABLE = (
@@ -35,19 +35,19 @@ UNREADABLE = (
     NotImplementedError,
     EOFError,
     struct.error,
-)  # what trimesh's readers raise on files that are not whole
+)  # what trimesh's readers raise on damaged files
 
 
 @dataclass(frozen=True)
 class Material:
-    """How a surface reflects: constants over all of it, as in glTF.
+    """How a surface reflects: constants over the whole surface, as in glTF.
 
     Raises:
         ValueError: one is outside [0, 1].
     """
 
-    roughness: float = 1.0  # 0 mirror, 1 chalk
-    metallic: float = 0.0
+    roughness: float  # 0 mirror, 1 fully diffuse
+    metallic: float  # 0 dielectric, 1 metal
 
     def __post_init__(self):
         for name in ("roughness", "metallic"):
@@ -55,10 +55,10 @@ class Material:
                 raise ValueError(f"Material: expected {name} in [0, 1], got {getattr(self, name)}")
 
     def mtl(self, normal_map: bool) -> str:
-        """The MTL's text: Pr, Pm and norm are its physically based extension, Ns the exponent of older readers.
+        """The text of the MTL: Pr, Pm and norm are its physically based extension, Ns the exponent for older readers.
 
-        ``Ns = 1000 (1 - roughness)^2``, which Blender's importer inverts. ``Tr`` is left out: readers understand it in
-        two opposite ways, while ``d 1`` is opaque to all.
+        ``Ns = 1000 (1 - roughness)^2``, which Blender's importer inverts. ``Tr`` is left out, because readers interpret it
+        in two opposite ways, while ``d 1`` is opaque for all of them.
         """
         shine = 1000.0 * (1.0 - self.roughness) ** 2
         gloss = 0.04 * (1.0 - self.metallic) + self.metallic if shine > 0 or self.metallic > 0 else 0.0
@@ -75,36 +75,33 @@ class Material:
         )
 
 
-CHALK = Material()
-
-
 def _rows(pattern: str, values: np.ndarray) -> str:
     """One formatted line for each row of ``values``."""
     return (pattern * len(values)) % tuple(values.reshape(-1).tolist())
 
 
-def write_obj(folder: Path, mesh: Mesh, comment: str = "", material: Material = CHALK) -> dict[str, Path]:
-    """Write the pictures, ``mesh.mtl`` and ``mesh.obj``, in this order; what refers to a file comes after it.
+def write_obj(folder: Path, mesh: Mesh, material: Material, comment: str = "") -> dict[str, Path]:
+    """Write the textures, ``mesh.mtl`` and ``mesh.obj``, in this order: a file comes after those that it refers to.
 
     Positions and normals are those of the welded surface, so a reader finds it closed; uv has its own indices.
 
     Args:
-        folder: made if missing.
-        mesh: with normals, uv, weld and texture; perhaps with a normal texture.
-        comment: lines for the head of the OBJ.
+        folder: created if missing.
+        mesh: with normals [V, 3], uv [V, 2], weld [V] and texture [S, S, 3]; optionally with a normal texture.
         material: constants for the MTL.
+        comment: lines for the header of the OBJ.
 
     Returns:
         The files: "obj", "mtl", "albedo", and "normal" where there is a normal texture.
     """
-    files = {"albedo": write_png(folder / "albedo.png", mesh.texture)}
+    normals, weld = mesh.require("normals"), mesh.require("weld")
+    files = {"albedo": write_png(folder / "albedo.png", mesh.require("texture"))}
     if mesh.normal_texture is not None:
         files["normal"] = write_png(folder / "normal.png", mesh.normal_texture)
     look = material.mtl("normal" in files)
     files["mtl"] = write_atomically(folder / "mesh.mtl", lambda path: path.write_text(look, encoding="utf-8"))
-    count = int(mesh.weld.max()) + 1
-    first = np.zeros(count, dtype=np.int64)
-    first[mesh.weld] = np.arange(len(mesh.weld))
+    first = np.zeros(int(weld.max()) + 1, dtype=np.int64)
+    first[weld] = np.arange(len(weld))
     decimals = max(6, 6 - int(np.floor(np.log10(max(np.ptp(mesh.bounds, axis=0).max(), 1e-12)))))
     position = " ".join([f"%.{decimals}f"] * 3)
     welded, corner = mesh.welded_faces + 1, mesh.faces + 1
@@ -113,8 +110,8 @@ def write_obj(folder: Path, mesh: Mesh, comment: str = "", material: Material = 
             "".join(f"# {line}\n" for line in comment.splitlines()),
             "mtllib mesh.mtl\no mesh\nusemtl albedo\n",
             _rows(f"v {position}\n", mesh.vertices[first]),
-            _rows("vt %.7f %.7f\n", mesh.uv),
-            _rows("vn %.5f %.5f %.5f\n", mesh.normals[first]),
+            _rows("vt %.7f %.7f\n", mesh.require("uv")),
+            _rows("vn %.5f %.5f %.5f\n", normals[first]),
             _rows("f %d/%d/%d %d/%d/%d %d/%d/%d\n", np.stack([welded, corner, welded], axis=2)),
         ]
     )
@@ -122,21 +119,21 @@ def write_obj(folder: Path, mesh: Mesh, comment: str = "", material: Material = 
     return files
 
 
-def write_glb(path: Path, mesh: Mesh, extras: dict, material: Material = CHALK) -> Path:
+def write_glb(path: Path, mesh: Mesh, material: Material, extras: dict) -> Path:
     """Write a binary glTF 2.0 with NORMAL, TEXCOORD_0, one material, and TANGENT where there is a normal texture.
 
     Args:
         path: the .glb.
-        mesh: with normals, uv and texture; perhaps with a normal texture and the tangents it was baked with.
+        mesh: with normals [V, 3], uv [V, 2] and texture [S, S, 3]; optionally with a normal texture and its tangents [V, 4].
+        material: constants of the material.
         extras: JSON values for ``asset.extras``: prompt, seed, licence notes.
-        material: its constants.
     """
     import trimesh
 
     bumps = None if mesh.normal_texture is None else Image.fromarray(mesh.normal_texture)
     look = trimesh.visual.material.PBRMaterial(
         name="albedo",
-        baseColorTexture=Image.fromarray(mesh.texture),
+        baseColorTexture=Image.fromarray(mesh.require("texture")),
         baseColorFactor=[255, 255, 255, 255],
         metallicFactor=material.metallic,
         roughnessFactor=material.roughness,
@@ -160,7 +157,7 @@ def write_glb(path: Path, mesh: Mesh, extras: dict, material: Material = CHALK) 
     def stamp(tree: dict) -> None:
         tree["asset"] = {"version": "2.0", "generator": "Somnia", "extras": extras}
         attributes = tree["meshes"][0]["primitives"][0]["attributes"]
-        if "_TANGENT" in attributes:  # trimesh writes names of its own with an underscore only
+        if "_TANGENT" in attributes:  # trimesh writes custom attributes with a leading underscore only
             attributes["TANGENT"] = attributes.pop("_TANGENT")
 
     data = trimesh.exchange.gltf.export_glb(scene, include_normals=True, tree_postprocessor=stamp)
@@ -168,7 +165,7 @@ def write_glb(path: Path, mesh: Mesh, extras: dict, material: Material = CHALK) 
 
 
 def write_ply(path: Path, mesh: Mesh) -> Path:
-    """Write a welded mesh with normals and vertex colours as binary little-endian PLY."""
+    """Write a welded mesh with normals [V, 3] and vertex colours [V, 3] as binary little-endian PLY."""
     columns = [
         ("x", "<f4"),
         ("y", "<f4"),
@@ -181,7 +178,8 @@ def write_ply(path: Path, mesh: Mesh) -> Path:
         ("blue", "u1"),
     ]
     vertex = np.zeros(len(mesh.vertices), dtype=columns)
-    for name, value in zip(vertex.dtype.names, [*mesh.vertices.T, *mesh.normals.T, *mesh.colors.T], strict=True):
+    values = [*mesh.vertices.T, *mesh.require("normals").T, *mesh.require("colors").T]
+    for (name, _), value in zip(columns, values, strict=True):
         vertex[name] = value
     face = np.zeros(len(mesh.faces), dtype=[("count", "u1"), ("index", "<i4", 3)])
     face["count"], face["index"] = 3, mesh.faces
@@ -200,32 +198,36 @@ def write_ply(path: Path, mesh: Mesh) -> Path:
 
 
 def read_parts(path: Path) -> list[tuple["Trimesh", np.ndarray]]:
-    """The triangle meshes of a file as trimesh has them, each with the matrix [4, 4] that places it in the file's space.
+    """The triangle meshes of a file as read by trimesh, each with the matrix [4, 4] that places it in the file's space.
 
-    A mesh that several nodes of a scene show comes once for each. Points and lines are left out.
+    A mesh that several nodes of a scene refer to is returned once for each. Points and lines are left out.
 
     Raises:
-        One of UNREADABLE or an OSError in trimesh's words; the caller knows what to advise.
+        One of UNREADABLE, or an OSError, with trimesh's message; the caller adds what to do.
     """
     import trimesh
 
-    scene = trimesh.load_scene(path, process=False)
-    placements = [scene.graph[node] for node in scene.graph.nodes_geometry]
-    parts = [(scene.geometry[name], matrix) for matrix, name in placements]
-    return [(part, matrix) for part, matrix in parts if isinstance(part, trimesh.Trimesh)]
+    scene, parts = trimesh.load_scene(path, process=False), []
+    for node in scene.graph.nodes_geometry:
+        matrix, name = scene.graph[node]
+        part = scene.geometry[name]
+        if isinstance(part, trimesh.Trimesh):
+            parts.append((part, matrix))
+    return parts
 
 
 def joined(parts: list[tuple["Trimesh", np.ndarray]]) -> "Trimesh":
-    """The parts of a file as one, where their matrices put them; without triangles if there are none."""
+    """The parts of a file as one mesh, transformed by their matrices; without triangles if there are none."""
     import trimesh
 
-    return trimesh.util.concatenate([part.copy().apply_transform(matrix) for part, matrix in parts])
+    transformed = [part.copy().apply_transform(matrix) for part, matrix in parts]
+    return cast("Trimesh", trimesh.util.concatenate(transformed))  # all meshes, so it is one too
 
 
 def read_mesh(path: Path) -> Mesh:
-    """Read an OBJ, GLB or PLY as it stands, with uv and texture where it has them; normals are computed if missing.
+    """Read an OBJ, GLB or PLY unchanged, with uv and texture where it has them; normals are computed if missing.
 
-    The one mesh of a GLB is taken without its node's transform, which files of ours do not have.
+    The single mesh of a GLB is taken without its node's transform, which our files do not have.
 
     Raises:
         ExportError: it cannot be read or holds no triangles.
@@ -235,14 +237,14 @@ def read_mesh(path: Path) -> Mesh:
         raise FileNotFoundError(f"read_mesh: there is no file {path}")
     try:
         parts = read_parts(path)
-        loaded = parts[0][0] if len(parts) == 1 else joined(parts)  # one as it stands keeps the normals of the file
+        loaded = parts[0][0] if len(parts) == 1 else joined(parts)  # an untransformed one keeps the normals of the file
         normals = np.asarray(loaded.vertex_normals, dtype=np.float64)
         vertices, faces = np.asarray(loaded.vertices, dtype=np.float64), np.asarray(loaded.faces, dtype=np.int64)
     except UNREADABLE as error:
         raise ExportError(f"{path.name} cannot be read as a mesh ({error}); write it again") from error
     if len(faces) == 0:
         raise ExportError(f"{path.name} holds no triangles; write it again")
-    visual = loaded.visual
+    visual: Any = loaded.visual  # one of two classes without a common interface
     uv, texture, bumps = getattr(visual, "uv", None), None, None
     if uv is not None:
         material = visual.material
@@ -256,10 +258,10 @@ def read_mesh(path: Path) -> Mesh:
 
 
 def check_file(path: Path, mesh: Mesh) -> None:
-    """Read a written file again and compare it, triangle by triangle, with what it should hold.
+    """Read a written file back and compare it, triangle by triangle, with the mesh that it should hold.
 
     Raises:
-        ExportError: another number of triangles, another position, uv or texture, or inside out.
+        ExportError: the number of triangles, a position, a uv or the texture differs, or the mesh is inside out.
         OSError: the file is missing.
     """
     read = read_mesh(path)
@@ -273,9 +275,9 @@ def check_file(path: Path, mesh: Mesh) -> None:
     reach = float(np.abs(mesh.bounds).max())  # float32 rounds relative to the distance from the origin
     if worst > _POSITION_TOLERANCE * max(size, reach):
         raise ExportError(f"{path.name} moved a vertex by {worst:.3g}; check the disk and write it again")
-    turned = float(np.abs(read.normals[read.faces] - mesh.normals[mesh.faces]).max())
-    if turned > _NORMAL_TOLERANCE:
-        raise ExportError(f"{path.name} was read back with normals {turned:.2g} off; check the disk and write it again")
+    off = float(np.abs(read.require("normals")[read.faces] - mesh.require("normals")[mesh.faces]).max())
+    if off > _NORMAL_TOLERANCE:
+        raise ExportError(f"{path.name} was read back with normals {off:.2g} off; check the disk and write it again")
     if mesh.uv is not None:
         _check_texture(path, read, mesh)
     if signed_volume(read) <= 0:
@@ -287,13 +289,14 @@ def check_file(path: Path, mesh: Mesh) -> None:
 
 def _check_texture(path: Path, read: Mesh, mesh: Mesh) -> None:
     """Compare uv, corner by corner, and the texture, texel by texel."""
+    uv, texture = mesh.require("uv"), mesh.require("texture")
     if read.uv is None or read.texture is None:
         missing = "uv" if read.uv is None else "texture"
         raise ExportError(f"{path.name} was read back without its {missing}; check that all its files are in one folder")
-    worst = float(np.abs(read.uv[read.faces] - mesh.uv[mesh.faces]).max())
+    worst = float(np.abs(read.uv[read.faces] - uv[mesh.faces]).max())
     if worst > _UV_TOLERANCE:
         raise ExportError(f"{path.name} moved a uv by {worst:.3g}; check the disk and write it again")
-    if read.texture.shape != mesh.texture.shape or not np.array_equal(read.texture, mesh.texture):
+    if not np.array_equal(read.texture, texture):
         raise ExportError(f"{path.name} was read back with another texture; check the disk and write it again")
     if path.suffix == ".glb" and mesh.normal_texture is not None:  # trimesh does not read an MTL's norm
         if read.normal_texture is None or not np.array_equal(read.normal_texture, mesh.normal_texture):

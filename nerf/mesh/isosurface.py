@@ -1,87 +1,119 @@
-"""Marching cubes on a grid of densities, with vertices refined along their edges. V vertices, T triangles."""
+"""Marching cubes on a grid of values, with vertices refined along their edges. V vertices, T triangles."""
 
 import numpy as np
 import torch
 
 from nerf.core.errors import ExportError
-from nerf.mesh.density_grid import Density, Lattice, query_density
+from nerf.core.structs import LevelSet
+from nerf.mesh.level_set_grid import LevelSetGrid, Values, quantity, query_values, sample_level_set, smoothed
 from nerf.mesh.mesh import Mesh
 
-_LEVEL_CLIP = 1e3  # densities further than this factor from the threshold look alike to marching cubes
+_RATIO_CLIP = 1e3  # densities further than this factor from the threshold look alike to marching cubes
+_ON_LEVEL = 1e-5  # of the implicit function: a value this close to the level makes triangles without area
+# The implicit function in the layer outside the box: so low that vertices on the way there land on the wall.
+_OUTSIDE = -1e4 * np.log(_RATIO_CLIP)
+_SOLID = 0.99  # a field of which more than this fraction is inside is not an object
 
 
-_SOLID = 0.99  # a field of which more than this fraction is inside is fog, not an object
+def extract_surface(
+    level_set: LevelSet, bound: float, resolution: int, smooth: float = 0.0, device: torch.device | str = "cpu"
+) -> tuple[Mesh, LevelSetGrid]:
+    """The surface of a level set in the box [-bound, bound]^3, with its floaters, and the grid it was extracted from.
+
+    Args:
+        level_set: a density or a signed distance.
+        bound: half the edge of the box, scene units.
+        resolution: grid cells along an edge.
+        smooth: standard deviation, in cells, of the Gaussian that smooths the grid first; 0 for none.
+        device: of the field.
+
+    Raises:
+        ExportError: the field is empty, solid or NaN.
+        ValueError: an argument out of range.
+    """
+    grid = smoothed(sample_level_set(level_set, bound, resolution, device), smooth)
+    return marching_cubes(grid, level_set.value if smooth == 0 else None, device), grid
 
 
 def marching_cubes(
-    lattice: Lattice, density: Density | None = None, device: torch.device | str = "cpu", refine_steps: int = 5
+    grid: LevelSetGrid, value: Values | None = None, device: torch.device | str = "cpu", refine_steps: int = 5
 ) -> Mesh:
-    """The surface where the density crosses the lattice's threshold, closed at the walls of the box.
+    """The surface where the values cross the grid's level, closed at the walls of the box.
 
-    Lewiner's marching cubes (2003) on the logarithm of the density, with one layer outside the box that is empty. A
-    field that rises steeply is anything but linear between two lattice points, so each vertex is then moved along its
-    lattice edge to where the field itself crosses the threshold, by bisection.
+    Lewiner's marching cubes (2003) on the implicit function, with one layer outside the box that is empty. A density that
+    rises steeply is anything but linear between two grid points, so each vertex is then moved along its grid edge to where
+    the field itself crosses the level, by bisection.
 
     Args:
-        lattice: densities and threshold.
-        density: the field, for the bisection; None leaves the vertices where interpolation put them.
-        device: where the field lives.
-        refine_steps: bisections; each halves the error and asks about every vertex once.
+        grid: values and level.
+        value: the field, for the bisection; None leaves the vertices where interpolation put them.
+        device: of the field.
+        refine_steps: bisections; each halves the error and evaluates the field once at every vertex.
 
     Returns:
-        A watertight, welded mesh inside [-bound, bound]^3, normals outwards.
+        A watertight, welded mesh inside [-bound, bound]^3, vertices [V, 3] and faces [T, 3], normals outwards.
 
     Raises:
-        ExportError: nothing is above the threshold, or everything is.
+        ExportError: nothing is inside, or everything is.
     """
     from skimage import measure
 
-    _check_lattice(lattice)
-    ratio = np.clip(lattice.density / lattice.threshold, 1.0 / _LEVEL_CLIP, _LEVEL_CLIP)
-    level = np.log(ratio)
-    level[np.abs(level) < 1e-5] = -1e-5  # a value on the threshold itself makes triangles without area
-    level = np.pad(level, 1, constant_values=-1e4 * np.log(_LEVEL_CLIP))
-    vertices, faces, _, _ = measure.marching_cubes(level, 0.0, gradient_direction="ascent")
+    _check_grid(grid)
+    implicit = grid.implicit(_RATIO_CLIP)
+    implicit[np.abs(implicit) < _ON_LEVEL] = -_ON_LEVEL
+    implicit = np.pad(implicit, 1, constant_values=_OUTSIDE)
+    vertices, faces, _, _ = measure.marching_cubes(implicit, 0.0, gradient_direction="ascent")
     index = vertices.astype(np.float64)
-    if density is not None and refine_steps > 0:
-        index = _bisect(index, level, lattice, density, device, refine_steps)
-    points = np.clip((index - 1.0) * lattice.spacing - lattice.bound, -lattice.bound, lattice.bound)
+    if value is not None and refine_steps > 0:
+        index = _bisect(index, implicit, grid, value, device, refine_steps)
+    points = np.clip((index - 1.0) * grid.spacing - grid.bound, -grid.bound, grid.bound)
     return Mesh(points, faces.astype(np.int64))
 
 
-def _check_lattice(lattice: Lattice) -> None:
-    """Refuse a field without a surface, with the figures that say why."""
-    highest = float(lattice.density.max())
-    if highest <= lattice.threshold:
+def _check_grid(grid: LevelSetGrid) -> None:
+    """Refuse a field without a surface, with the values that explain why."""
+    low, high, level = float(grid.values.min()), float(grid.values.max()), f"{grid.level:.3g}"
+    inside = grid.is_inside(grid.values)
+    if grid.logarithmic and not inside.any():
         raise ExportError(
-            f"the field is empty: its highest density is {highest:.3g}, and the surface is where it is "
-            f"{lattice.threshold:.3g}; train longer, or export with a threshold below {highest:.3g}"
+            f"the field is empty: its highest density is {high:.3g}, and the surface is where it is "
+            f"{level}; train longer, or export with a threshold below {high:.3g}"
         )
-    inside = float((lattice.density > lattice.threshold).mean())
-    if inside > _SOLID:
+    if not inside.any():
         raise ExportError(
-            f"the field is solid: {100 * inside:.1f} % of the box is denser than {lattice.threshold:.3g} (the mean is "
-            f"{float(lattice.density.mean()):.3g}); it is fog and not an object: raise --lambda_opacity, or train "
+            f"the field is empty: its {quantity(grid)} is nowhere on the inner side of {level} (it lies between {low:.3g} "
+            f"and {high:.3g}); train longer, or start from an initial shape inside the box"
+        )
+    fraction = float(inside.mean())
+    if fraction > _SOLID and grid.logarithmic:
+        raise ExportError(
+            f"the field is solid: {100 * fraction:.1f} % of the box is denser than {level} (the mean is "
+            f"{float(grid.values.mean()):.3g}); it is fog and not an object: raise --lambda_opacity, or train "
             "again"
         )
+    if fraction > _SOLID:
+        raise ExportError(
+            f"the field is solid: {100 * fraction:.1f} % of the box has a {quantity(grid)} on the inner side of {level} (it "
+            f"lies between {low:.3g} and {high:.3g}), so there is no outside; raise --bound, or train again"
+        )
 
 
-def _bisect(index: np.ndarray, level: np.ndarray, lattice: Lattice, density: Density, device, steps: int) -> np.ndarray:
-    """Move vertices (in padded lattice coordinates) along their lattice edges to the field's own crossing."""
+def _bisect(index: np.ndarray, implicit: np.ndarray, grid: LevelSetGrid, value: Values, device, steps: int) -> np.ndarray:
+    """Move vertices [V, 3] (in padded grid coordinates) along their grid edges to the field's own crossing."""
     low = np.floor(index + 1e-4)
     part = index - low
     axis = part.argmax(axis=1)
     rows = np.arange(len(index))
-    inner = (low >= 1).all(axis=1) & (low[rows, axis] + 1 <= lattice.cells + 1) & (part[rows, axis] > 1e-4)
+    inner = (low >= 1).all(axis=1) & (low[rows, axis] + 1 <= grid.cells + 1) & (part[rows, axis] > 1e-4)
     rows, axis, low = rows[inner], axis[inner], np.round(low[inner]).astype(np.int64)
     high = low.copy()
     high[np.arange(len(low)), axis] += 1
-    inside_low = level[tuple(low.T)] > 0
+    inside_low = implicit[tuple(low.T)] > 0
     a, b = low.astype(np.float64), high.astype(np.float64)
     for _ in range(steps):
         middle = 0.5 * (a + b)
-        points = torch.from_numpy(((middle - 1.0) * lattice.spacing - lattice.bound).astype(np.float32))
-        same = (query_density(density, points, device).numpy() > lattice.threshold) == inside_low
+        points = torch.from_numpy(((middle - 1.0) * grid.spacing - grid.bound).astype(np.float32))
+        same = grid.is_inside(query_values(value, points, device, quantity(grid)).numpy()) == inside_low
         a, b = np.where(same[:, None], middle, a), np.where(same[:, None], b, middle)
     moved = index.copy()
     moved[rows] = 0.5 * (a + b)

@@ -1,4 +1,4 @@
-"""Triangle meshes: from a lattice of densities to a clean, decimated, unwrapped surface. Pure functions on arrays.
+"""Triangle meshes: the record, and its topology and geometry. Pure functions on arrays.
 
 Letters: V vertices, T triangles. Triangles are counter-clockwise seen from outside, so their normals point outwards and
 the signed volume is positive. uv has its origin at the lower left of the texture, as in OBJ.
@@ -10,14 +10,17 @@ import numpy as np
 
 from nerf.core.errors import ExportError
 
-_WELD = 1e-6  # vertices closer than this share of the diagonal are one
+_WELD = 1e-6  # vertices closer than this fraction of the diagonal are one
+# Fraction of the largest part's volume below which a part counts as a floater, noise of the field rather than part of the
+# object. A part of a hundredth of the volume is about a fifth as large in each direction.
+MIN_PART = 0.01
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """A triangle mesh; the optional parts appear as it is worked on.
+    """A triangle mesh; the optional attributes are added step by step.
 
-    A vertex may occur several times with different uv; ``weld`` then says which vertex of the closed surface it is.
+    A vertex may occur several times with different uv; ``weld`` is then the vertex of the closed surface that each belongs to.
     """
 
     vertices: np.ndarray  # [V, 3] float64, scene units
@@ -29,6 +32,17 @@ class Mesh:
     texture: np.ndarray | None = None  # [H, W, 3] uint8 sRGB, row 0 at v = 1
     normal_texture: np.ndarray | None = None  # [H, W, 3] uint8, tangent space as in glTF, row 0 at v = 1
     colors: np.ndarray | None = None  # [V, 3] uint8 sRGB
+
+    def require(self, name: str) -> np.ndarray:
+        """An optional attribute that a step needs, such as ``normals`` [V, 3].
+
+        Raises:
+            ValueError: the mesh does not have it.
+        """
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f"mesh: expected one with {name}, got one of {len(self.faces)} triangles without; add them first")
+        return value
 
     @property
     def corners(self) -> np.ndarray:
@@ -53,12 +67,12 @@ class Mesh:
 
 
 def half_edges(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the half-edges of triangles [T, 3] start and end, [3 T] each; 3 t + k leads from corner k of t to the next."""
+    """Start and end vertices [3 T] of the half-edges of triangles [T, 3]; 3 t + k leads from corner k of t to the next."""
     return faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
 
 
 def components(pairs: np.ndarray, count: int) -> tuple[int, np.ndarray]:
-    """Which of ``count`` things hang together, if each of the pairs [n, 2] does: how many groups, and each one's [count]."""
+    """Connected components of a graph of ``count`` nodes with edges [n, 2]: their number, and each node's label [count]."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -72,13 +86,13 @@ def signed_volume(mesh: Mesh) -> float:
 
 
 def _pyramids(mesh: Mesh) -> np.ndarray:
-    """Signed volumes [T] between the triangles and the middle of the mesh's bounds."""
+    """Signed volumes [T] of the tetrahedra between the triangles and the centre of the mesh's bounds."""
     a, b, c = np.moveaxis(mesh.corners - mesh.bounds.mean(axis=0), 1, 0)
     return (np.cross(a, b) * c).sum(axis=1) / 6.0
 
 
 def is_watertight(mesh: Mesh) -> bool:
-    """Whether every directed edge of the welded surface has its opposite exactly once: closed, and oriented alike."""
+    """Whether every half-edge of the welded surface has exactly one opposite: closed, and consistently oriented."""
     faces = mesh.welded_faces
     if len(faces) == 0:
         return False
@@ -89,7 +103,7 @@ def is_watertight(mesh: Mesh) -> bool:
 
 
 def drop_unused(mesh: Mesh) -> Mesh:
-    """The mesh without vertices that no triangle uses; only for meshes that are not unwrapped yet."""
+    """The mesh without vertices that no triangle uses; for meshes that are not unwrapped yet."""
     used, faces = np.unique(mesh.faces, return_inverse=True)
     picked = {k: None if (v := getattr(mesh, k)) is None else v[used] for k in ("normals", "colors")}
     return replace(mesh, vertices=mesh.vertices[used], faces=faces.reshape(-1, 3), **picked)
@@ -99,8 +113,8 @@ def weld(mesh: Mesh, tolerance: float | None = None) -> Mesh:
     """Join vertices that are closer than a tolerance, and drop the triangles that collapse.
 
     Args:
-        mesh: vertices and faces; other parts are dropped.
-        tolerance: in scene units; default a millionth of the diagonal.
+        mesh: vertices [V, 3] and faces [T, 3]; other attributes are dropped.
+        tolerance: scene units; default a millionth of the diagonal.
     """
     from scipy.spatial import cKDTree
 
@@ -115,18 +129,17 @@ def weld(mesh: Mesh, tolerance: float | None = None) -> Mesh:
     return drop_unused(Mesh(unique[representative], faces[whole]))
 
 
-def largest_parts(mesh: Mesh, min_part: float = 0.01) -> tuple[Mesh, int]:
-    """Keep the parts whose volume is at least ``min_part`` of the biggest part's; the rest are floaters.
+def largest_parts(mesh: Mesh, min_part: float = MIN_PART) -> tuple[Mesh, int]:
+    """Keep the connected components whose volume is at least ``min_part`` of the largest one's; the rest are floaters.
 
-    A part is a connected component of the surface. Cavities (components of negative volume) can never be seen, so they
-    are dropped too, and the object is solid.
+    Cavities (components of negative volume) cannot be seen, so they are dropped too, and the object is solid.
 
     Args:
-        mesh: welded.
-        min_part: fraction of the biggest volume; 0 keeps everything that is not a cavity.
+        mesh: welded, vertices [V, 3] and faces [T, 3].
+        min_part: fraction of the largest volume; 0 keeps everything that is not a cavity.
 
     Returns:
-        The mesh, and how many components were dropped.
+        The mesh, and the number of components that were dropped.
 
     Raises:
         ExportError: no component has a positive volume: the mesh is inside out or flat.
@@ -136,7 +149,7 @@ def largest_parts(mesh: Mesh, min_part: float = 0.01) -> tuple[Mesh, int]:
     present = np.bincount(label) > 0
     if volume.max(initial=0.0) <= 0:
         raise ExportError(
-            f"the mesh is inside out or flat: the volume of its biggest part is "
+            f"the mesh is inside out or flat: the volume of its largest part is "
             f"{volume.max(initial=0.0):.3g}; its triangles must be counter-clockwise seen from outside"
         )
     keep = present & (volume > 0) & (volume >= min_part * volume.max())
@@ -146,9 +159,9 @@ def largest_parts(mesh: Mesh, min_part: float = 0.01) -> tuple[Mesh, int]:
 def vertex_normals(mesh: Mesh) -> np.ndarray:
     """Smooth unit normals [V, 3] of a welded mesh: face normals weighted by area and by the angle at the vertex.
 
-    The angle (Thuermer and Wuethrich, 1998) keeps a normal from depending on how a flat region is cut; the area takes
-    the say from the slivers of marching cubes, whose own normals are noise: on a ball the worst vertex is off by 3
-    degrees and not by 29. A vertex of nothing but triangles without area gets +Y.
+    With the angle (Thuermer and Wuethrich, 1998) a normal does not depend on how a flat region is triangulated; the area
+    reduces the weight of the slivers of marching cubes, whose own normals are noise: the worst vertex of a ball is off by
+    3 degrees instead of 29. A vertex whose triangles all have no area gets +Y.
     """
     corners, face_normal = mesh.corners, mesh.face_normals
     total = np.zeros_like(mesh.vertices)
@@ -167,7 +180,7 @@ def transformed(mesh: Mesh, matrix: np.ndarray) -> Mesh:
     """The mesh moved by a similarity (rotation, one scale, translation).
 
     Args:
-        mesh: any.
+        mesh: vertices [V, 3] and any attributes; normals and tangents are rotated with it.
         matrix: [4, 4], column vectors; det > 0, so nothing is mirrored.
 
     Raises:

@@ -1,7 +1,7 @@
-"""What can be measured of any mesh file: is it closed and manifold, does it cross itself, which way does it face, its uv.
+"""Measures any mesh file: whether it is closed, manifold and free of self-intersections, its orientation, and its uv.
 
-Letters: V vertices, T triangles, E edges, n pairs of triangles. Vertices at one place count as one, as a reader has to
-take them who knows positions alone. Lengths are the file's units; glTF's are metres.
+Letters: V vertices, T triangles. Vertices at the same position count as one, as for a reader that knows positions only.
+Lengths are in the file's units; those of glTF are metres.
 """
 
 import json
@@ -12,47 +12,48 @@ from pathlib import Path
 import numpy as np
 
 from nerf.core.errors import UserError
+from nerf.mesh.holes import boundary_loops
+from nerf.mesh.intersections import self_crossings
 from nerf.mesh.io import UNREADABLE, read_parts
 from nerf.mesh.mesh import Mesh, components, half_edges, is_watertight, signed_volume
-from nerf.mesh.repair import boundary_loops, crossing_faces
 from nerf.mesh.texture import uv_layers
 
 FORMATS = (".glb", ".gltf", ".obj", ".ply", ".stl")
-_LARGEST = 1e30  # coordinate whose cube still is a number
-_LARGEST_GRID = 4096  # texels along an edge that uv are counted on
+_LARGEST = 1e30  # coordinate whose cube is still finite
+_LARGEST_GRID = 4096  # texels along an edge of the largest grid on which the coverage of the uv is counted
 
 
 @dataclass(frozen=True)
 class MeshReport:
-    """The figures of a mesh."""
+    """The properties of a mesh."""
 
     file: str
     faces: int
-    vertices: int  # places
+    vertices: int  # distinct positions
     parts: int  # connected by edges
-    watertight: bool  # every directed edge has its opposite exactly once
-    openings: int  # rims of holes
+    watertight: bool  # every half-edge has exactly one opposite
+    openings: int  # boundary loops
     edges_manifold: bool  # no edge has more than two triangles
     vertices_manifold: bool  # the triangles of every vertex form one fan
     flat_faces: int  # triangles without area
-    crossing: int  # of the sampled triangles, how many cross another one that they share no vertex with
-    sampled: int  # triangles that were tested for that
+    crossing: int  # those of the sampled triangles that cross another one that they share no vertex with
+    sampled: int  # triangles that were tested for crossings
     volume: float  # signed; positive where triangles are counter-clockwise seen from outside
     area: float
-    normals_agreeing: float  # fraction of the area, a third for each corner whose vertex normal looks to the front
+    normals_agreeing: float  # fraction of the area, a third for each corner whose vertex normal is on the front side
     bounds: tuple[tuple[float, ...], tuple[float, ...]]
     size: tuple[float, ...]  # along x, y, z
     uv: bool
-    uv_coverage: float | None  # fraction of the unit square under a triangle
+    uv_coverage: float | None  # fraction of the unit square under a triangle; this and the next two None without uv
     uv_overlap: float | None  # fraction of the covered part under more than one triangle
     uv_outside: float | None  # fraction of uv outside the unit square, where textures repeat
-    textures: dict[str, tuple[int, int]]  # width and height of each picture
-    material: dict  # its constants
+    textures: dict[str, tuple[int, int]]  # width and height of each image
+    material: dict  # constants of the material
     extras: dict  # asset.extras of a GLB
 
     @property
     def outward(self) -> bool:
-        """Whether the surface encloses a positive volume, and its vertex normals look out of most of it."""
+        """Whether the surface encloses a positive volume, and most of its vertex normals point outwards."""
         return self.volume > 0 and self.normals_agreeing > 0.5
 
     def as_dict(self) -> dict:
@@ -60,12 +61,15 @@ class MeshReport:
         return asdict(self) | {"outward": self.outward}
 
     def lines(self) -> list[str]:
-        """The report for people, a line for each property."""
+        """The report as text, a line for each property."""
 
         def yes(value: bool) -> str:
             return "yes" if value else "NO"
 
-        size = " x ".join(f"{side:.4g}" for side in self.size)
+        size, uv = " x ".join(f"{side:.4g}" for side in self.size), "none"
+        if self.uv_coverage is not None and self.uv_overlap is not None and self.uv_outside is not None:
+            uv = f"{100 * self.uv_coverage:.1f} % covered, {100 * self.uv_overlap:.3f} % of that twice, "
+            uv += f"{100 * self.uv_outside:.2f} % outside"
         found = [
             ("triangles, vertices, parts", f"{self.faces:,}, {self.vertices:,}, {self.parts:,}"),
             ("watertight", yes(self.watertight) + (f", {self.openings} openings" if self.openings else "")),
@@ -78,13 +82,7 @@ class MeshReport:
                 "the area agrees with its vertex normals",
             ),
             ("size (glTF: metres)", f"{size}, area {self.area:.4g}"),
-            (
-                "uv",
-                "none"
-                if not self.uv
-                else f"{100 * self.uv_coverage:.1f} % covered, {100 * self.uv_overlap:.3f} % of "
-                f"that twice, {100 * self.uv_outside:.2f} % outside",
-            ),
+            ("uv", uv),
             ("textures", ", ".join(f"{name} {w} x {h}" for name, (w, h) in self.textures.items()) or "none"),
             ("material", ", ".join(f"{name} {value}" for name, value in self.material.items()) or "none"),
             ("extras", json.dumps(self.extras, ensure_ascii=False) if self.extras else "none"),
@@ -96,13 +94,13 @@ def report_file(path: str | Path, samples: int = 5_000, seed: int = 0) -> MeshRe
     """Read a mesh file and measure it.
 
     Args:
-        path: a GLB, glTF, OBJ, PLY or STL; the meshes of a scene are taken together, where their nodes put them.
+        path: a GLB, glTF, OBJ, PLY or STL; the meshes of a scene are measured together, transformed by their nodes.
         samples: triangles that are tested for crossing others.
         seed: of their choice.
 
     Raises:
-        UserError: it is no mesh, or holds no triangles.
-        OSError: it is missing.
+        UserError: the file is not a mesh, or holds no triangles.
+        OSError: the file is missing.
     """
     path = Path(path)
     parts = _read(path)
@@ -126,47 +124,49 @@ def report_file(path: str | Path, samples: int = 5_000, seed: int = 0) -> MeshRe
 
 
 def _read(path: Path) -> list:
-    """The trimesh meshes of a file, in one space."""
+    """The meshes of a file as read by trimesh, in the file's space."""
     if path.suffix.lower() not in FORMATS:
-        raise UserError(f"expected a file of the kinds {', '.join(FORMATS)}, got {path.name}")
+        raise UserError(f"expected a mesh file ({', '.join(FORMATS)}), got {path.name}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
         return [
-            part if np.allclose(matrix, np.eye(4)) else part.copy().apply_transform(matrix)  # which drops the file's normals
+            part
+            if np.allclose(matrix, np.eye(4))
+            else part.copy().apply_transform(matrix)  # a transform drops the normals of the file
             for part, matrix in read_parts(path)
         ]
     except (*UNREADABLE, OSError) as error:
-        raise UserError(f"{path.name} cannot be read as a mesh ({type(error).__name__}: {error}); is it whole?") from error
+        raise UserError(f"{path.name} cannot be read as a mesh ({type(error).__name__}: {error}); write it again") from error
 
 
 def _joined(parts: list) -> Mesh:
-    """All meshes as one, with normals (computed where a file has none), and with uv where all have them."""
+    """All meshes as one, with normals (computed where the file has none), and with uv if all of them have uv."""
     if not parts:
         return Mesh(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64))
     normals = np.concatenate([np.asarray(part.vertex_normals, dtype=np.float64) for part in parts])
     offset = np.cumsum([0] + [len(part.vertices) for part in parts])
     vertices = np.concatenate([np.asarray(part.vertices, dtype=np.float64) for part in parts])
     faces = np.concatenate([np.asarray(part.faces, dtype=np.int64) + o for part, o in zip(parts, offset, strict=False)])
-    uv = [getattr(part.visual, "uv", None) for part in parts]
-    uv = None if any(some is None for some in uv) else np.concatenate(uv).astype(np.float64)
+    uvs = [uv for part in parts if (uv := getattr(part.visual, "uv", None)) is not None]
+    uv = np.concatenate(uvs).astype(np.float64) if len(uvs) == len(parts) else None
     weld = np.unique(vertices.astype(np.float32), axis=0, return_inverse=True)[1].reshape(-1)
     return Mesh(vertices, faces, normals, uv, weld)
 
 
 def _shape(mesh: Mesh, samples: int, seed: int) -> dict:
-    """The figures of the surface."""
-    welded = mesh.welded_faces
-    whole = (welded != np.roll(welded, 1, axis=1)).all(axis=1)  # slivers that welding closed are no triangles
-    welded, count = welded[whole], int(mesh.weld.max()) + 1
+    """The properties of the surface."""
+    welded, weld = mesh.welded_faces, mesh.require("weld")
+    whole = (welded != np.roll(welded, 1, axis=1)).all(axis=1)  # slivers that the weld collapsed are not triangles
+    welded, count = welded[whole], int(weld.max()) + 1
     edges = np.sort(np.stack(half_edges(welded), axis=1), axis=1)
     uses = np.unique(edges, axis=0, return_counts=True)[1]
     parts = components(edges, count)[1][welded[:, 0]]
     front = mesh.face_normals
     length = np.linalg.norm(front, axis=1)
-    agreeing = (np.einsum("tkc,tc->tk", mesh.normals[mesh.faces], front) > 0).mean(axis=1)
+    agreeing = (np.einsum("tkc,tc->tk", mesh.require("normals")[mesh.faces], front) > 0).mean(axis=1)
     place = np.zeros((count, 3))
-    place[mesh.weld] = mesh.vertices
+    place[weld] = mesh.vertices
     crossing, sampled = self_crossings(Mesh(place, welded), samples, seed)
     return {
         "faces": len(mesh.faces),
@@ -188,7 +188,7 @@ def _shape(mesh: Mesh, samples: int, seed: int) -> dict:
 
 
 def _fans(faces: np.ndarray) -> int:
-    """How many fans of triangles all vertices have together; corners are of one fan where an edge of two joins them."""
+    """The number of triangle fans of all vertices; corners belong to one fan if an edge of two triangles connects them."""
     corner, following = half_edges(np.arange(faces.size).reshape(-1, 3))
     ends = np.stack(half_edges(faces), axis=1)
     swapped = ends[:, 0] > ends[:, 1]
@@ -200,17 +200,8 @@ def _fans(faces: np.ndarray) -> int:
     return int(components(joined, faces.size)[0])
 
 
-def self_crossings(mesh: Mesh, samples: int = 5_000, seed: int = 0) -> tuple[int, int]:
-    """How many of some random triangles cross another triangle that they share no vertex with, and how many were tested.
-
-    What counts is said in ``clean.crossing_faces``.
-    """
-    chosen = np.random.default_rng(seed).permutation(len(mesh.faces))[:samples]
-    return int(crossing_faces(mesh, chosen).sum()), len(chosen)
-
-
 def _unwrapping(mesh: Mesh, parts: list) -> dict:
-    """The figures of the uv, counted on texels of the texture's own size where it has one."""
+    """The properties of the uv, counted on as many texels as the largest texture has."""
     if mesh.uv is None:
         return {"uv": False, "uv_coverage": None, "uv_overlap": None, "uv_outside": None}
     sizes = [max(size) for size in _textures(parts).values()]
@@ -231,16 +222,16 @@ def _materials(parts: list) -> list:
 
 
 def _textures(parts: list) -> dict[str, tuple[int, int]]:
-    """Sizes of all pictures, by what they are for."""
+    """Width and height of all images, by their purpose."""
     kinds = ("baseColorTexture", "image", "normalTexture", "metallicRoughnessTexture", "occlusionTexture", "emissiveTexture")
     names = {"baseColorTexture": "color", "image": "color", "normalTexture": "normal"}
-    pictures = {}
+    images: dict[str, tuple[int, int]] = {}
     for material in _materials(parts):
         for kind in kinds:
-            picture = getattr(material, kind, None)
-            if picture is not None:
-                pictures.setdefault(names.get(kind, kind), tuple(picture.size))
-    return pictures
+            image = getattr(material, kind, None)
+            if image is not None:
+                images.setdefault(names.get(kind, kind), tuple(image.size))
+    return images
 
 
 def _material(parts: list) -> dict:

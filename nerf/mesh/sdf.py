@@ -1,7 +1,7 @@
-"""Mesh files as shapes: read, welded, fitted into the box, and their signed distance at any points. Numpy throughout.
+"""Mesh files as solids: read, welded, fitted into the box, and their signed distance at any points. Numpy throughout.
 
-Letters: M points, T triangles, C clusters of triangles, P pieces of triangles. Distances are negative inside. What is
-inside is told by the generalized winding number, so a small hole does no harm.
+Letters: M points, T triangles, C clusters of triangles, P pieces of triangles. Distances are negative inside. The
+generalized winding number decides what is inside, so small holes are tolerated.
 """
 
 from dataclasses import dataclass, replace
@@ -14,30 +14,31 @@ from nerf.mesh.io import UNREADABLE, joined, read_parts
 from nerf.mesh.mesh import Mesh, drop_unused, is_watertight, signed_volume, weld
 
 SUFFIXES = (".obj", ".glb", ".gltf", ".ply")
-_CHUNK = 1 << 12  # points whose temporaries fit into the cache
-_CLUSTER = 0.4  # of sqrt(T) triangles are seen as one dipole from afar, which balances near work and far
-_FAR = 2.5  # a cluster is far beyond this many of its radii
-_PAIRS = 1 << 11  # pairs of a point and a near cluster at once
-_CANDIDATES = (6, 24, 96)  # how many pieces are tried, until the nearest is proven to be among them
-_NEAR = 8.0  # further than this many radii of a piece, the first answer is good enough
-_PROBES = 20  # points along each side of the lattice that judges an open mesh
-_LARGEST = 1e30  # coordinate whose cube still is a number
-_SMALLEST = 1e-5  # size as a share of the largest coordinate: below, single precision, which files are in, has no shape left
-_THINNEST = 1e-7  # volume of the thinnest solid, as a share of its longest side cubed
+_CHUNK = 1 << 12  # points per chunk, whose temporaries fit into the cache
+_CLUSTER = 0.4  # times sqrt(T) triangles form a cluster, which balances the work on near clusters and on far ones
+_FAR = 2.5  # a cluster further than this many of its radii is evaluated as one dipole
+_PAIRS = 1 << 11  # pairs of a point and a near cluster per chunk
+_CANDIDATES = (6, 24, 96)  # pieces that are tried, until the nearest triangle is proven to be among them
+_NEAR = 8.0  # radii of a piece beyond which the first candidates suffice
+_PIECES = 50_000  # triangles are cut into at least so many pieces
+_PROBES = 20  # points along each side of the grid on which an open mesh is tested for an inside
+_LARGEST = 1e30  # coordinate whose cube is still finite
+_SMALLEST = 1e-5  # size as a fraction of the largest coordinate below which the single precision of files has no shape left
+_THINNEST = 1e-7  # volume of the thinnest solid, as a fraction of its longest side cubed
 
 
 def load_mesh(path: str | Path) -> Mesh:
-    """Read the triangles of a mesh file, with all parts of a scene where its transforms put them.
+    """Read the triangles of a mesh file, the parts of a scene transformed by their nodes.
 
     Vertices closer than a millionth of the diagonal are welded (files repeat them along the seams of their textures),
-    and triangles that have no three corners left are dropped.
+    and triangles that collapse are dropped.
 
     Returns:
-        A welded mesh of vertices and faces only, in the file's own frame.
+        A welded mesh of vertices [V, 3] and faces [T, 3] only, in the file's own frame.
 
     Raises:
-        UserError: there is no such file, it is of another kind or damaged, it has no triangles, coordinates that are
-            no numbers, or no size.
+        UserError: the file does not exist, is of another kind or damaged, or has no triangles, coordinates that are not
+            finite, or no size.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -54,10 +55,10 @@ def load_mesh(path: str | Path) -> Mesh:
     except (*UNREADABLE, OSError) as error:
         raise UserError(f"mesh {path} cannot be read ({type(error).__name__}: {error}); export it again") from error
     if len(faces) == 0:
-        raise UserError(f"mesh {path} holds no triangles, points at most; export it as a surface")
+        raise UserError(f"mesh {path} holds no triangles; export it as a surface")
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise UserError(
-            f"mesh {path} is damaged: its triangles name vertices up to {faces.max()}, and it has {len(vertices)}; "
+            f"mesh {path} is damaged: its triangles refer to vertices up to {faces.max()}, and it has {len(vertices)}; "
             "export it again"
         )
     mesh = drop_unused(Mesh(vertices, faces))
@@ -80,11 +81,11 @@ def load_mesh(path: str | Path) -> Mesh:
     return mesh
 
 
-def fit(mesh: Mesh, half_extent: float = 0.8) -> tuple[Mesh, np.ndarray]:
-    """Centre a mesh and scale it so that its longest side just fits [-half_extent, half_extent].
+def fit(mesh: Mesh, half_extent: float) -> tuple[Mesh, np.ndarray]:
+    """Centre a mesh and scale it so that its longest side spans [-half_extent, half_extent].
 
     Returns:
-        The mesh, and the matrix [4, 4] that leads from the box back to the mesh's own frame.
+        The mesh, and the matrix [4, 4] from the box back to the mesh's own frame.
     """
     low, high = mesh.bounds
     scale = float((high - low).max()) / (2.0 * half_extent)
@@ -97,9 +98,9 @@ def signed_distance(mesh: Mesh, points: np.ndarray) -> np.ndarray:
     """Distance [M] from points [M, 3] to the surface of a mesh, negative inside.
 
     The distance is exact near the surface. Further than eight radii of a piece (triangles are cut into some 50,000 or
-    more) it is the distance to one of the six likeliest triangles: never too small, and too large by less than the
-    radius of a piece. Inside is where the generalized winding number is beyond a half, whichever way the triangles are
-    turned, so that a mesh that is inside out is no different.
+    more) it is the distance to the nearest of the triangles of the six nearest pieces: never too small, and too large by
+    less than the radius of a piece. Inside is where the magnitude of the generalized winding number exceeds a half, so
+    that the orientation of the triangles does not matter.
 
     Args:
         mesh: triangles; it may have holes.
@@ -107,7 +108,7 @@ def signed_distance(mesh: Mesh, points: np.ndarray) -> np.ndarray:
 
     Raises:
         UserError: the mesh encloses nothing (see :func:`check_solid`).
-        ValueError: points of another shape.
+        ValueError: the points have another shape, or are not finite.
     """
     points = np.ascontiguousarray(points, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
@@ -123,11 +124,11 @@ def signed_distance(mesh: Mesh, points: np.ndarray) -> np.ndarray:
 def check_solid(mesh: Mesh) -> None:
     """Refuse a mesh that has no inside.
 
-    A closed mesh has one if it has a volume. An open one is asked for its winding number on a lattice over its bounds:
-    where that is neither near 0 nor near 1 nobody can say what is inside, and most of what it encloses must not be so.
+    A closed mesh has one if it has a volume. For an open one the winding number is evaluated on a grid over its bounds:
+    where it is neither near 0 nor near 1 the inside is undefined, and there must be fewer such points than enclosed ones.
 
     Raises:
-        UserError: with what was found and what to do.
+        UserError: the mesh is empty, flat, or open without a clear inside.
     """
     extent = float(np.ptp(mesh.bounds, axis=0).max()) if len(mesh.vertices) else 0.0
     if len(mesh.faces) == 0 or not np.isfinite(mesh.vertices).all() or extent <= 0:
@@ -138,7 +139,7 @@ def check_solid(mesh: Mesh) -> None:
     if is_watertight(mesh):
         if abs(signed_volume(mesh)) < _THINNEST * extent**3:
             raise UserError(
-                f"the mesh is closed but encloses a volume of {signed_volume(mesh):.3g} only; give a solid, "
+                f"the mesh is closed but encloses a volume of only {signed_volume(mesh):.3g}; give a solid, "
                 "or give the sheet a thickness"
             )
         return
@@ -146,20 +147,21 @@ def check_solid(mesh: Mesh) -> None:
     axes = [np.linspace(low - pad, high + pad, _PROBES) for low, high in mesh.bounds.T]
     probes = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     winding = np.abs(winding_number(mesh, probes))
-    enclosed, doubtful = int((winding > 0.75).sum()), int(((winding > 0.25) & (winding <= 0.75)).sum())
-    if enclosed <= doubtful:
+    enclosed, undefined = int((winding > 0.75).sum()), int(((winding > 0.25) & (winding <= 0.75)).sum())
+    if enclosed <= undefined:
         raise UserError(
             f"the mesh is open and has no clear inside: of {len(probes)} points in its bounds, {enclosed} have a winding "
-            f"number near 1 or beyond and {doubtful} one between 0.25 and 0.75; close its holes, turn its triangles "
-            "one way, or give sheets a thickness"
+            f"number near 1 or beyond and {undefined} one between 0.25 and 0.75; close its holes, orient its triangles "
+            "consistently, or give sheets a thickness"
         )
 
 
 def unsigned_distance(mesh: Mesh, points: np.ndarray) -> np.ndarray:
-    """Distance [M] from points [M, 3] to the nearest triangle; for its exactness see :func:`signed_distance`.
+    """Distance [M] from points [M, 3] to the nearest triangle; for its accuracy see :func:`signed_distance`.
 
-    Triangles are cut into pieces of one size, whose centroids lie in a k-d tree. The nearest k are tried exactly; the
-    nearest triangle is among them if the k-th centroid is further away than the best distance and a radius together.
+    Triangles are cut into pieces of similar size, whose centroids are in a k-d tree. The distances to the triangles of the
+    nearest k are exact; the nearest triangle is among them if the k-th centroid is further away than the sum of the best
+    distance and the radius of a piece.
     """
     from scipy.spatial import cKDTree
 
@@ -189,21 +191,21 @@ class _Pieces:
     """Triangles cut into small similar ones."""
 
     centroid: np.ndarray  # [P, 3]
-    owner: np.ndarray  # [P] the triangle each belongs to
-    radius: float  # no point of a piece is further from its centroid
+    owner: np.ndarray  # [P] the triangle that each belongs to
+    radius: float  # largest distance of a point of a piece from its centroid
 
 
-def _cut(triangles: np.ndarray, least: int = 50_000) -> _Pieces:
-    """Cut triangles [T, 3, 3] into n^2 similar ones each, about 50,000 or twice as many as there were."""
+def _cut(triangles: np.ndarray) -> _Pieces:
+    """Cut triangles [T, 3, 3] into n^2 similar ones each, in total about ``_PIECES`` or twice their number."""
     centroid = triangles.mean(axis=1)
     radius = np.linalg.norm(triangles - centroid[:, None], axis=2).max(axis=1)
-    target = float(np.sqrt(np.square(radius).sum() / max(least, 2 * len(triangles))))
+    target = float(np.sqrt(np.square(radius).sum() / max(_PIECES, 2 * len(triangles))))
     parts = np.maximum(np.ceil(radius / target), 1).astype(np.int64)
     centroids, owners = [], []
     for n in np.unique(parts):
         own = np.nonzero(parts == n)[0]
         i, j = (grid.reshape(-1) for grid in np.meshgrid(np.arange(n), np.arange(n), indexing="ij"))
-        up, down = i + j < n, i + j < n - 1  # pieces that lie like their triangle, and those turned round
+        up, down = i + j < n, i + j < n - 1  # pieces oriented like their triangle, and those rotated by half a turn
         first = np.concatenate([i[up] + 1 / 3, i[down] + 2 / 3]) / n
         second = np.concatenate([j[up] + 1 / 3, j[down] + 2 / 3]) / n
         weight = np.stack([1.0 - first - second, first, second], axis=1)
@@ -213,14 +215,15 @@ def _cut(triangles: np.ndarray, least: int = 50_000) -> _Pieces:
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Dot products [...] of vectors [..., 3]."""
     return np.einsum("...i,...i->...", a, b)
 
 
 def _to_triangles(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     """Exact distances [...] from points [..., 3] to triangles [..., 3, 3].
 
-    It is the distance to the plane where the point projects into the triangle, and to the nearest of its sides
-    otherwise. A triangle without area is its sides.
+    The distance to the plane if the point projects into the triangle, to the nearest side otherwise. A triangle without
+    area consists of its sides.
     """
     corner, side = triangles, np.roll(triangles, -1, axis=-2) - triangles
     away = points[..., None, :] - corner
@@ -238,9 +241,9 @@ def _to_triangles(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
 def winding_number(mesh: Mesh, points: np.ndarray) -> np.ndarray:
     """Generalized winding number [M] of a triangle mesh at points [M, 3] (Jacobson et al. 2013, eq. 5).
 
-    The solid angles of the triangles, summed and divided by 4 pi: 1 inside a closed mesh, 0 outside, and something
-    between near holes. A cluster of triangles further away than 2.5 of its radii counts as one dipole (Barill et al.
-    2018, eq. 4), which errs by about a hundredth in all; nearer ones are exact.
+    The sum of the solid angles of the triangles over 4 pi: 1 inside a closed mesh, 0 outside, and in between near holes. A
+    cluster of triangles further away than 2.5 of its radii is evaluated as one dipole (Barill et al. 2018, eq. 4), with
+    an error of about a hundredth in total; nearer ones are exact.
     """
     clusters = _clusters(mesh.corners)
     result = np.empty(len(points))
@@ -265,10 +268,10 @@ def winding_number(mesh: Mesh, points: np.ndarray) -> np.ndarray:
 class _Clusters:
     """Triangles in groups of neighbours."""
 
-    triangles: np.ndarray  # [C, n, 3, 3], filled up with triangles without area
+    triangles: np.ndarray  # [C, n, 3, 3], padded with triangles without area
     centre: np.ndarray  # [C, 3] weighted by area
     area: np.ndarray  # [C, 3] sum of the area vectors
-    radius: np.ndarray  # [C] no corner is further from the centre
+    radius: np.ndarray  # [C] largest distance of a corner from the centre
 
 
 def _clusters(triangles: np.ndarray) -> _Clusters:

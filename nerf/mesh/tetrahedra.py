@@ -1,9 +1,9 @@
-"""Tetrahedral grids and the surface where a signed distance on them is zero; every formula of the mesh stage's geometry.
+"""Tetrahedral grids, and marching tetrahedra: the geometry of the mesh stage.
 
 Letters: V vertices, K tetrahedra and E edges of the grid; Vs vertices and T triangles of the surface. Distances are
-negative inside. The lattice is body-centred cubic: corners and centres of n^3 cubes of side h, and four congruent
-tetrahedra round every face that two cubes share, each of two neighbouring centres and two ends of a cube's edge. All
-their dihedral angles are 60 or 90 degrees (Sommerville, 1923), so no direction is served badly.
+negative inside. The grid is body-centred cubic (BCC): corners and centres of n^3 cubes of side h, and four congruent
+tetrahedra around every face that two cubes share, each of the two neighbouring centres and the two ends of an edge of the
+face. All their dihedral angles are 60 or 90 degrees (Sommerville, 1923), so the grid is nearly isotropic.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ from torch.nn import functional
 
 from nerf.core.errors import UserError
 
-TET_EDGES = tuple(combinations(range(4), 2))  # which two corners each of a tetrahedron's six edges joins
+TET_EDGES = tuple(combinations(range(4), 2))  # the two corners of each of a tetrahedron's six edges
 _CUBE = np.array([(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)])  # corner 4i + 2j + k of a cube
-_RING = ((0, 0), (1, 0), (1, 1), (0, 1))  # corners of a face, counter-clockwise seen from the end of its axis
-_MAX_RESOLUTION = 512  # 201 million tetrahedra; their 1.2 billion edge numbers still fit an int32 index
+_RING = ((0, 0), (1, 0), (1, 1), (0, 1))  # corners of a face, counter-clockwise around its axis
+_MAX_RESOLUTION = 512  # 201 million tetrahedra, whose 1.2 billion edge indices still fit an int32
 
 
 @dataclass(frozen=True, eq=False)
 class TetGrid:
-    """Tetrahedra that fill the box [-1, 1]^3, each face shared by two of them or on the box's wall."""
+    """Tetrahedra that fill the box [-1, 1]^3; each of their faces is shared by two of them or lies on a wall."""
 
     vertices: Tensor  # [V, 3] float32 in [-1, 1]^3
     tets: Tensor  # [K, 4] int32, positively oriented: det(v1 - v0, v2 - v0, v3 - v0) > 0
@@ -44,33 +44,33 @@ class TetGrid:
 
     @property
     def nbytes(self) -> int:
-        """Memory of its tensors in bytes."""
+        """Size of the tensors in bytes."""
         tensors = (self.vertices, self.tets, self.edges, self.tet_edges, self.boundary)
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """A triangle mesh cut out of a tetrahedral grid; closed where the grid's boundary is outside."""
+    """A triangle mesh extracted from a tetrahedral grid; closed if the boundary of the grid is outside."""
 
     vertices: Tensor  # [Vs, 3], differentiable in positions and distances
     faces: Tensor  # [T, 3] int64, counter-clockwise seen from outside
-    edges: Tensor  # [Vs, 2] int64, the grid vertices between which each vertex lies: all edges that change sign
+    edges: Tensor  # [Vs, 2] int64, the grid edge on which each vertex lies: all edges that change sign
 
 
 def tet_grid(resolution: int) -> TetGrid:
     """The body-centred cubic grid with ``resolution`` layers along a side: n = resolution / 2 cubes.
 
     It has (n + 1)^3 + n^3 vertices and 12 n^3 tetrahedra, all of volume h^3 / 12 with h = 2 / n. At the walls, where a
-    cube has no neighbour, the pyramid between its centre and its face is cut in two, so the box is filled exactly;
+    cube has no neighbour, the pyramid between its centre and its face is split in two, so the box is filled exactly;
     these tetrahedra have dihedral angles from 45 to 120 degrees. Memory: 20 MiB at resolution 64, 155 MiB at 128,
-    eight times that at 256. The last two grids asked for are kept, so do not write into one.
+    eight times that at 256. The last two grids are cached, so their tensors must not be written to.
 
     Args:
         resolution: even, at least 2.
 
     Raises:
-        UserError: it is not.
+        UserError: the resolution is odd or out of range.
     """
     if (
         isinstance(resolution, bool)
@@ -87,18 +87,18 @@ def tet_grid(resolution: int) -> TetGrid:
 @lru_cache(maxsize=2)
 def _build(n: int) -> TetGrid:
     """The grid of n^3 cubes."""
-    lattice = _Lattice(n)
+    index = _BccIndex(n)
     h = 2.0 / n
-    corners = _grid_points(n + 1) * h - 1.0
-    centres = (_grid_points(n) + 0.5) * h - 1.0
+    corners = _box_points((n + 1,) * 3) * h - 1.0
+    centres = (_box_points((n,) * 3) + 0.5) * h - 1.0
     boundary = np.zeros(len(corners) + len(centres), dtype=bool)
     boundary[: len(corners)] = (np.abs(corners) > 1.0 - 0.25 * h).any(axis=1)
-    blocks = [block for axis in range(3) for block in (lattice.between(axis), *lattice.walls(axis))]
+    blocks = [block for axis in range(3) for block in (index.between(axis), *index.walls(axis))]
     tets, tet_edges = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     return TetGrid(
         torch.from_numpy(np.concatenate([corners, centres]).astype(np.float32)),
         torch.from_numpy(tets),
-        torch.from_numpy(lattice.edges()),
+        torch.from_numpy(index.edges()),
         torch.from_numpy(tet_edges),
         torch.from_numpy(boundary),
         spacing=0.5 * sqrt(3.0) * h,
@@ -106,16 +106,11 @@ def _build(n: int) -> TetGrid:
     )
 
 
-def _grid_points(count: int) -> np.ndarray:
-    """Integer coordinates of a count^3 lattice, last axis fastest, [count^3, 3]."""
-    return np.stack(np.meshgrid(*[np.arange(count)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+class _BccIndex:
+    """Indices of the vertices and edges of a BCC grid of n^3 cubes in closed form, without sorting or searching.
 
-
-class _Lattice:
-    """Numbers of vertices and edges of n^3 cubes, by formula, so that nothing has to be sorted or made unique.
-
-    Edges are numbered in four blocks: along the cubes' edges (axis by axis), from each centre to the eight corners of
-    its cube, from centre to centre (axis by axis), and the diagonals on the walls (axis by axis, low wall first).
+    Edges are numbered in four blocks: the cubes' edges (axis by axis), from each centre to the eight corners of its cube,
+    from centre to centre (axis by axis), and the diagonals on the walls (axis by axis, low wall first).
     """
 
     def __init__(self, n: int):
@@ -127,21 +122,21 @@ class _Lattice:
         self.start = np.concatenate([[0], np.cumsum(sizes)])
 
     def corner(self, at: np.ndarray) -> np.ndarray:
-        """Vertex numbers of corners at integer coordinates [..., 3]."""
+        """Vertex indices [...] of corners at integer coordinates [..., 3]."""
         return np.ravel_multi_index(tuple(np.moveaxis(at, -1, 0)), (self.n + 1,) * 3).astype(np.int32)
 
     def centre(self, at: np.ndarray) -> np.ndarray:
-        """Vertex numbers of the centres of cubes [..., 3]."""
+        """Vertex indices [...] of the centres of cubes [..., 3]."""
         return (self.corners + self.cube(at)).astype(np.int32)
 
     def cube(self, at: np.ndarray) -> np.ndarray:
-        """Numbers of cubes [..., 3]."""
+        """Indices [...] of cubes [..., 3]."""
         return np.ravel_multi_index(tuple(np.moveaxis(at, -1, 0)), (self.n,) * 3)
 
     def edges(self) -> np.ndarray:
         """The ends of all edges, [E, 2] int32, lower index first."""
         n, step = self.n, np.eye(3, dtype=np.int64)
-        cubes = _grid_points(n)
+        cubes = _box_points((n,) * 3)
         along = [
             np.stack([self.corner(low), self.corner(low + step[axis])], axis=1)
             for axis in range(3)
@@ -162,7 +157,7 @@ class _Lattice:
         return np.concatenate([*along, spokes.reshape(-1, 2), *across, *walls])
 
     def between(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
-        """The four tetrahedra round every face across ``axis`` that two cubes share, and their edges."""
+        """The four tetrahedra around every face normal to ``axis`` that two cubes share, [K, 4], and their edges [K, 6]."""
         low = _box_points(self.inner[axis])[:, None]
         step, ring = np.eye(3, dtype=np.int64)[axis], _ring(axis)
         first, second = ring, np.roll(ring, -1, axis=0)
@@ -185,7 +180,7 @@ class _Lattice:
         return tets.reshape(-1, 4), edges.reshape(-1, 6).astype(np.int32)
 
     def walls(self, axis: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The two tetrahedra between each outermost centre and its wall across ``axis``, and their edges; both walls."""
+        """The two tetrahedra between each outermost centre and the wall normal to ``axis``, and their edges, of both walls."""
         blocks = []
         for side in (0, 1):
             low = self._wall_cubes(axis, side)[:, None]
@@ -207,11 +202,11 @@ class _Lattice:
         return _box_points(extent) + side * (self.n - 1) * np.eye(3, dtype=np.int64)[axis]
 
     def _spoke(self, cube: np.ndarray, corner: np.ndarray) -> np.ndarray:
-        """Numbers of the edges from the centres of cubes to one of their corners (offsets 0 or 1)."""
+        """Indices [...] of the edges from the centres of cubes [..., 3] to one of their corners (offsets 0 or 1)."""
         return self.start[3] + 8 * self.cube(cube) + corner @ np.array([4, 2, 1])
 
     def _along(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Numbers of the cubes' edges between two neighbouring corners, [...]."""
+        """Indices [...] of the cubes' edges between two neighbouring corners [..., 3]."""
         first, second = np.broadcast_arrays(first, second)
         low, axis = np.minimum(first, second), np.abs(second - first).argmax(axis=-1)
         extent = self.side[axis]
@@ -219,13 +214,13 @@ class _Lattice:
         return self.start[axis] + place
 
 
-def _box_points(extent: np.ndarray) -> np.ndarray:
-    """Integer coordinates of a lattice with an extent along each axis, last axis fastest, [N, 3]."""
+def _box_points(extent: Sequence[int] | np.ndarray) -> np.ndarray:
+    """All integer coordinates below an extent [3] along each axis, last axis fastest, [N, 3]."""
     return np.stack(np.meshgrid(*map(np.arange, extent), indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 def _ring(axis: int) -> np.ndarray:
-    """Offsets of a face's four corners from the low corner of its cube, counter-clockwise round +axis, [4, 3]."""
+    """Offsets of a face's four corners from the low corner of its cube, counter-clockwise around +axis, [4, 3]."""
     ring = np.zeros((4, 3), dtype=np.int64)
     ring[:, [(axis + 1) % 3, (axis + 2) % 3]] = _RING
     return ring
@@ -234,8 +229,8 @@ def _ring(axis: int) -> np.ndarray:
 def _make_table() -> np.ndarray:
     """Local edges of the triangles in each of the 16 cases, [16, 2, 3]; -1 where there is none.
 
-    Corner c is inside if bit c of the case is set. One corner alone gives a triangle across its three edges, two and
-    two a quadrilateral, cut in two; each is turned so that its normal points away from the corners inside.
+    Corner c is inside if bit c of the case is set. A single corner gives a triangle across its three edges, two pairs of
+    corners a quadrilateral, which is split; both are oriented so that the normal points away from the corners inside.
     """
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float64)
     number = {pair: i for i, pair in enumerate(TET_EDGES)}
@@ -264,32 +259,32 @@ _TABLE = torch.from_numpy(_make_table())
 
 
 def marching_tetrahedra(positions: Tensor, sdf: Tensor, grid: TetGrid) -> Surface:
-    """The surface where a signed distance, linear in each tetrahedron, is zero.
+    """The surface where a signed distance that is linear in each tetrahedron is zero.
 
     Marching tetrahedra (Doi and Koide, 1991) with the crossing of DMTet (Shen et al. 2021, eq. 1): on an edge whose ends
-    a and b differ in sign, ``(p_a s_b - p_b s_a) / (s_b - s_a)``. A distance of exactly zero is outside, so every edge
-    changes sign or does not, and the surface is closed whatever the values (a triangle may then have no area).
+    a and b differ in sign, ``(p_a s_b - p_b s_a) / (s_b - s_a)``. A distance of exactly zero is outside, so the sign change
+    of every edge is well defined and the surface is closed for any values (triangles may then have no area).
 
     Args:
-        positions: [V, 3] the grid's vertices, moved or not; no tetrahedron should be turned inside out.
+        positions: [V, 3] of the grid's vertices, displaced or not; no tetrahedron should be inverted.
         sdf: [V] signed distance at them, negative inside.
         grid: on the same device.
 
     Returns:
-        The surface: closed where the grid's boundary vertices are outside (``close_at_walls`` sees to it), with 0
-        vertices and 0 faces where no edge changes sign. Vertices are in the order of the grid's edges.
+        The surface: closed if the grid's boundary vertices are outside (:func:`close_at_walls` ensures it), with 0
+        vertices and 0 faces if no edge changes sign. Vertices are in the order of the grid's edges.
 
-    Differentiable once in ``positions`` and ``sdf``; the choice of the triangles is not.
+    Differentiable once in ``positions`` and ``sdf``; the topology is not.
 
     Raises:
-        ValueError: a shape or a device is wrong.
+        ValueError: a shape or a device does not match the grid's.
     """
     _check(positions, sdf, grid)
     inside = sdf.detach() < 0
     corner = torch.index_select(inside.view(torch.uint8), 0, grid.tets.reshape(-1)).view(torch.int32)
     mixed = ((corner != 0) & (corner != 0x01010101)).nonzero()[:, 0]
     code = torch.index_select(corner, 0, mixed)
-    # The four corners are four bytes of one number: gather the lowest bit of each into four bits.
+    # The four corners are the four bytes of an int32: gather the lowest bit of each.
     case = (code & 1 | code >> 7 & 2 | code >> 14 & 4 | code >> 21 & 8).long()
     local = _TABLE.to(sdf.device)[case].reshape(-1, 3)
     owner = torch.repeat_interleave(mixed, 2)[local[:, 0] >= 0]
@@ -306,51 +301,51 @@ def marching_tetrahedra(positions: Tensor, sdf: Tensor, grid: TetGrid) -> Surfac
 
 
 def _crossing(positions: Tensor, sdf: Tensor, ends: Tensor) -> Tensor:
-    """Where the distance is zero on edges [Vs, 2] whose ends differ in sign, [Vs, 3]."""
+    """The points [Vs, 3] at which the distance is zero on edges [Vs, 2] whose ends differ in sign."""
     p = torch.index_select(positions, 0, ends.reshape(-1)).reshape(-1, 2, 3)
     s = torch.index_select(sdf, 0, ends.reshape(-1)).reshape(-1, 2)
     return (p[:, 0] * s[:, 1:] - p[:, 1] * s[:, :1]) / (s[:, 1:] - s[:, :1])
 
 
-def close_at_walls(sdf: Tensor, grid: TetGrid, margin: float | None = None) -> Tensor:
-    """A distance [V] that is at least ``margin`` on the walls of the box, so that its surface is always closed.
+def close_at_walls(sdf: Tensor, grid: TetGrid, margin: float) -> Tensor:
+    """The distance [V], raised to at least ``margin`` on the walls of the box, so that its surface is always closed.
 
     Args:
         sdf: [V] negative inside.
         grid: its grid.
-        margin: default a hundredth of the grid's spacing, so a cut object ends just inside the wall.
+        margin: > 0, in the unit of ``sdf``; an object that the box cuts ends about this far inside the wall.
 
     Differentiable; values that are raised get no gradient.
     """
-    low = 0.01 * grid.spacing if margin is None else margin
-    return torch.where(grid.boundary, sdf.clamp(min=low), sdf)
+    return torch.where(grid.boundary, sdf.clamp(min=margin), sdf)
 
 
-def summed_lattices(lattices: Sequence[Tensor], grid: TetGrid) -> Tensor:
-    """The sum, at the grid's vertices, of values on cubic lattices that span the same box, each trilinear in between, [V].
+def sum_coarse_sdf(coarse: Sequence[Tensor], grid: TetGrid) -> Tensor:
+    """The sum [V], at the vertices of a tetrahedral grid, of distances on coarser regular grids of points over the same box.
 
     Args:
-        lattices: [m, m, m] indexed x, y, z, at least two points a side, coarsest first.
+        coarse: [m, m, m] indexed x, y, z, at least two points along a side, the coarsest first; trilinear in between.
         grid: on the same device.
 
-    Differentiable in the lattices. Each is taken to the size of the next, so the work is that of the finest; between
-    lattices that are not halves of each other the sum is only nearly trilinear, and exact for linear values always.
+    Differentiable in the coarse distances. Each grid is resampled to the size of the next, so the cost is that of the
+    finest. If the number of cells does not double from one to the next the sum is only approximately trilinear; linear
+    values are always exact.
     """
-    total = lattices[0][None, None]
-    for lattice in lattices[1:]:
-        total = _resized(total, len(lattice)) + lattice
+    total = coarse[0][None, None]
+    for distances in coarse[1:]:
+        total = _resized(total, len(distances)) + distances
     corners = _resized(total, grid.cubes + 1)
     centres = functional.avg_pool3d(corners, 2, stride=1)
     return torch.cat([corners.reshape(-1), centres.reshape(-1)])
 
 
-def _resized(lattice: Tensor, side: int) -> Tensor:
-    """A lattice [1, 1, m, m, m] with ``side`` points a side."""
-    return functional.interpolate(lattice, size=(side,) * 3, mode="trilinear", align_corners=True)
+def _resized(values: Tensor, side: int) -> Tensor:
+    """Values [1, 1, m, m, m] resampled to ``side`` points along a side."""
+    return functional.interpolate(values, size=(side,) * 3, mode="trilinear", align_corners=True)
 
 
 def _check(positions: Tensor, sdf: Tensor, grid: TetGrid) -> None:
-    """Refuse tensors that do not belong to the grid."""
+    """Refuse tensors that do not match the grid."""
     count = len(grid.vertices)
     if positions.shape != (count, 3) or sdf.shape != (count,):
         raise ValueError(

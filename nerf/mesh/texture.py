@@ -1,4 +1,4 @@
-"""Textures: which texel sees which point of the surface, its colour, and no seams. All triangles at once, on the CPU.
+"""Texture baking: the surface point of every texel, its colour, and padding beyond the charts. Vectorised, on the CPU.
 
 Letters: V vertices, T triangles, P covered texels, S texture size, C channels, n samples of a texel along an edge.
 """
@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from nerf.core.errors import ExportError
-from nerf.mesh.density_grid import Density, query_density
+from nerf.mesh.level_set_grid import QUERY_CHUNK, Values, query_values
 from nerf.mesh.mesh import Mesh
 
 Color = Callable[[Tensor], Tensor]
-Progress = Callable[[int, int], None]  # how much is done, of how much
+Progress = Callable[[int, int], None]  # how much of the work is done, and all of it
 
-_BAND = 2**21  # samples that are worked on at once
-_RIM = 2.0  # texels beyond a chart that are baked from its triangles, drawn on; a bilinear lookup reaches one
-_BEYOND = 20.0  # barycentric coordinates further out are a sliver's, and mean nothing
+_BAND = 2**21  # samples per band of rows
+_RIM = 2.0  # texels beyond a chart that are extrapolated from its triangles; a bilinear lookup reaches one
+_BEYOND = 20.0  # barycentric coordinates further out belong to a sliver and cannot be extrapolated
 
 
 @dataclass(frozen=True)
 class Texels:
-    """P texels that a triangle covers, each once; beyond a chart, with weights outside [0, 1]."""
+    """P texels and the triangle of each; texels beyond a chart have weights outside [0, 1]."""
 
     index: np.ndarray  # [P] int64, row * S + column, row 0 at the top (v = 1)
     face: np.ndarray  # [P] int64
@@ -40,10 +40,10 @@ class Texels:
 
 
 def rasterize_uv(uv: np.ndarray, faces: np.ndarray, size: int, rows: tuple[int, int] | None = None) -> Texels:
-    """Find the texels whose centre lies in a triangle's uv; a triangle without one gets the texel of its centroid.
+    """The texels whose centre lies in a triangle of the uv map; a triangle without any gets the texel of its centroid.
 
-    Each triangle is cut into rows of texel centres, each row into the span between its two crossed edges, so the work
-    is the number of covered texels and not of bounding boxes. Where triangles overlap or share an edge, one wins.
+    Triangles are scan-converted: each row of texel centres gives the span between the two edges that it crosses, so the
+    cost is proportional to the covered texels. Where triangles overlap or share an edge, one of them gets the texel.
 
     Args:
         uv: [V, 2] in [0, 1], origin at the lower left.
@@ -70,17 +70,21 @@ def rasterize_uv(uv: np.ndarray, faces: np.ndarray, size: int, rows: tuple[int, 
 
 
 def uv_layers(uv: np.ndarray, faces: np.ndarray, size: int) -> np.ndarray:
-    """How many triangles lie over each texel, int64 [S, S]; more than one is an overlap.
+    """The number of triangles over each texel, int64 [S, S]; more than one is an overlap.
 
-    Points a little off the texel centres are counted, in an odd direction: a centre may lie on the edge of two triangles.
+    Args:
+        uv: [V, 2] in [0, 1], origin at the lower left.
+        faces: [T, 3].
+        size: S, texels along an edge.
     """
+    # Sample points are off the texel centres, which may lie on the edge of two triangles and would count twice.
     points = _in_texels(uv, faces, size) + [0.0137, 0.0211]
     _, row, column = _spans(points, 0, size, size)
     return np.bincount(row * size + column, minlength=size * size).reshape(size, size)
 
 
 def _spans(points: np.ndarray, top: int, bottom: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Triangle, row and column of every texel centre in [top, bottom) rows that lies in a triangle [T, 3, 2]."""
+    """Triangle, row and column [P] of every texel centre that lies in a triangle [T, 3, 2], of rows in [top, bottom)."""
     face, row, low, high = _rows(points, top, bottom)
     left = np.clip(np.ceil(low - 0.5), 0, size).astype(np.int64)
     count = np.maximum(np.clip(np.floor(high - 0.5), -1, size - 1).astype(np.int64) - left + 1, 0)
@@ -90,12 +94,12 @@ def _spans(points: np.ndarray, top: int, bottom: int, size: int) -> tuple[np.nda
 
 
 def _in_texels(uv: np.ndarray, faces: np.ndarray, size: int) -> np.ndarray:
-    """Corners of triangles [T, 3, 2] as column and row of the texture, row 0 at the top."""
+    """Corners of the triangles [T, 3, 2] in texels: column, and row with 0 at the top."""
     return np.stack([uv[:, 0], 1.0 - uv[:, 1]], axis=1)[faces] * size
 
 
 def _rows(points: np.ndarray, first: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows in [first, end) that triangles [T, 3, 2] cross: triangle, row, and the lowest and highest x on it."""
+    """Rows in [first, end) that triangles [T, 3, 2] cross: triangle, row, lowest and highest x on it, [n] each."""
     top = np.clip(np.ceil(points[..., 1].min(axis=1) - 0.5), first, end).astype(np.int64)
     bottom = np.clip(np.floor(points[..., 1].max(axis=1) - 0.5), first - 1, end - 1).astype(np.int64)
     count = np.maximum(bottom - top + 1, 0)
@@ -128,11 +132,14 @@ def _barycentric(triangle: np.ndarray, point: np.ndarray) -> np.ndarray:
 
 
 def pad_texture(texture: np.ndarray, covered: np.ndarray) -> np.ndarray:
-    """Give every texel [S, S, 3] without a colour that of the nearest one with a colour, so that no filter sees a seam.
+    """Fill every texel that is not covered with the value of the nearest one that is, so that no filter shows a seam.
 
     Args:
-        texture: [S, S, 3].
+        texture: [S, S, C].
         covered: [S, S] bool; True somewhere.
+
+    Returns:
+        [S, S, C].
     """
     from scipy.ndimage import distance_transform_edt
 
@@ -141,43 +148,43 @@ def pad_texture(texture: np.ndarray, covered: np.ndarray) -> np.ndarray:
 
 
 def light_depth(
-    density: Density,
+    density: Values,
     points: np.ndarray,
     normals: np.ndarray,
     spacing: float,
     samples: int = 8,
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
-    """How deep below the surface the light comes from that somebody sees who looks straight at it, [V] scene units.
+    """The mean depth below the surface from which light reaches an observer who looks along the normal, [V] scene units.
 
-    A density field has no colour at its surface but a little below it. This is the mean depth of emission and
+    What is seen of a density field is emitted a little below its level set. This is the mean depth of emission and
     absorption (Max 1995, eq. 3) along the inward normal, down to samples / 2 spacings: sum_i w_i t_i / sum_i w_i.
-    Where nothing is met it is 0.
+    It is 0 where there is no density.
 
     Args:
-        density: maps [M, 3] to [M].
+        density: maps positions [M, 3] to extinctions [M] per scene unit.
         points: [V, 3] on the surface.
         normals: [V, 3] unit, outward.
-        spacing: that of the lattice the surface came from; samples are half of it apart.
-        samples: samples a point.
-        device: where the field lives.
+        spacing: of the grid that the surface was extracted from; samples are half of it apart.
+        samples: per point.
+        device: of the field.
     """
     step = 0.5 * spacing
     depth = (np.arange(samples) + 0.5) * step
     below = points[:, None] - depth[:, None] * normals[:, None]
-    asked = torch.from_numpy(below.reshape(-1, 3).astype(np.float32))
-    optical = query_density(density, asked, device).numpy().reshape(-1, samples).astype(np.float64).clip(min=0) * step
+    positions = torch.from_numpy(below.reshape(-1, 3).astype(np.float32))
+    optical = query_values(density, positions, device).numpy().reshape(-1, samples).astype(np.float64).clip(min=0) * step
     before = np.cumsum(optical, axis=1) - optical
     weight = np.exp(-before) * -np.expm1(-optical)
     return (weight * depth).sum(axis=1) / (weight.sum(axis=1) + 1e-6)
 
 
-def query_color(albedo: Color, points: np.ndarray, device: torch.device | str = "cpu", chunk: int = 2**18) -> np.ndarray:
-    """Ask a field for the colours of points [P, 3], a chunk at a time: [P, 3] in [0, 1].
+def query_color(albedo: Color, points: np.ndarray, device: torch.device | str = "cpu", chunk: int = QUERY_CHUNK) -> np.ndarray:
+    """Evaluate a field's colours at points [P, 3], a chunk at a time: float32 [P, 3] in [0, 1].
 
     Raises:
         ExportError: a colour is NaN.
-        ValueError: the field answers with another shape.
+        ValueError: the field returns another shape.
     """
     color = np.empty((len(points), 3), dtype=np.float32)
     for start in range(0, len(points), chunk):
@@ -202,30 +209,30 @@ def bake_texels(
     supersample: int = 1,
     progress: Progress | None = None,
 ) -> tuple[np.ndarray, float]:
-    """Fill a texture: covered texels with the mean of their samples, the rim by drawing charts on, the rest padded.
+    """Fill a texture: covered texels with the mean of their samples, their rim by extrapolation, the rest by padding.
 
-    A texel just beyond a chart's border gets the value where the chart's plane would be there, and not a copy of its
-    neighbour, so that a bilinear lookup at the border sees the same from both of its sides. Everything further out
-    repeats the nearest of these, so that no mipmap sees a texel without a value.
+    A texel just beyond a chart's boundary gets the value at the point where the plane of the nearest triangle continues,
+    rather than a copy of its neighbour, so that bilinear lookups on both sides of a seam agree. All texels further out
+    repeat the nearest one with a value, so that mipmaps have no texel without one.
 
     Args:
         mesh: unwrapped.
-        value: maps texels to values [P, C]; it is asked about two million at most at once.
+        value: maps texels to values [P, C]; called with two million texels at most.
         channels: C.
         size: S, texels along an edge. Working memory is about 45 S^2 bytes, 0.75 GB at 4096, and 400 MB for the samples.
-        supersample: n; a texel that is covered all over is the mean of n x n samples.
-        progress: told after every band of rows.
+        supersample: n; a texel that is covered entirely is the mean of n x n samples.
+        progress: called after every band of rows.
 
     Returns:
         float32 [S, S, C] with row 0 at v = 1, and the fraction of texels that triangles cover.
     """
-    n, width = supersample, size * supersample
+    n, width, uv = supersample, size * supersample, mesh.require("uv")
     total = np.zeros((size * size, channels), dtype=np.float32)
     owner, partly = np.full(size * size, -1, dtype=np.int32), np.zeros(size * size, dtype=bool)
     step = max(1, _BAND // (width * n))  # rows of texels
     for top in range(0, size, step):
         end = min(size, top + step)
-        texels = rasterize_uv(mesh.uv, mesh.faces, width, (top * n, end * n))
+        texels = rasterize_uv(uv, mesh.faces, width, (top * n, end * n))
         if len(texels):
             place = (texels.index // width // n - top) * size + texels.index % width // n
             seen, count = value(texels), np.bincount(place, minlength=(end - top) * size)
@@ -240,15 +247,15 @@ def bake_texels(
     covered = owner >= 0
     if not covered.any():
         return total.reshape(size, size, channels), 0.0
-    return _draw_on(mesh, value, total, owner, partly, size), float(covered.mean())
+    return _extrapolated(mesh, value, total, owner, partly, size), float(covered.mean())
 
 
-def _draw_on(
+def _extrapolated(
     mesh: Mesh, value: Callable[[Texels], np.ndarray], total: np.ndarray, owner: np.ndarray, partly: np.ndarray, size: int
 ) -> np.ndarray:
-    """Bake the texels of the rim from the triangle that owns the nearest covered one, and pad the rest [S, S, C].
+    """Bake the texels of the rim from the triangle of the nearest covered texel, and pad the rest: [S, S, C].
 
-    Those that are covered in part are of the rim too: the mean of their covered side is not the colour of their middle.
+    Texels that are covered in part belong to the rim too: the mean over their covered side is not the value at their centre.
     """
     from scipy.ndimage import distance_transform_edt
 
@@ -259,9 +266,9 @@ def _draw_on(
     for start in range(0, len(rim), _BAND):
         part = slice(start, start + _BAND)
         centre = np.stack([rim[part] % size, rim[part] // size], axis=1) + 0.5
-        weights = _barycentric(_in_texels(mesh.uv, mesh.faces[face[part]], size), centre)
-        sound = np.abs(weights).max(axis=1) < _BEYOND
-        texels = Texels(rim[part][sound], face[part][sound], weights[sound], size)
+        weights = _barycentric(_in_texels(mesh.require("uv"), mesh.faces[face[part]], size), centre)
+        usable = np.abs(weights).max(axis=1) < _BEYOND
+        texels = Texels(rim[part][usable], face[part][usable], weights[usable], size)
         total[texels.index] = value(texels)
         owner[texels.index] = texels.face
     shape = (size, size)
@@ -282,18 +289,18 @@ def bake(
         mesh: unwrapped, with normals.
         color: maps points [P, 3] to colours [P, 3] in [0, 1].
         size: S, texels along an edge.
-        inset: [V] how far below the surface to ask for the colour, against the normal.
+        inset: [V] depth below the surface, against the normal, at which the colour is evaluated.
         supersample: n; a texel is the mean of n x n colours.
-        progress: told how many rows are done, of how many.
+        progress: called with the number of finished rows, and S.
 
     Returns:
         The texture, uint8 sRGB [S, S, 3] with row 0 at v = 1, and the fraction of it that triangles cover.
     """
-    where = mesh.vertices if inset is None else mesh.vertices - inset[:, None] * mesh.normals
+    where = mesh.vertices if inset is None else mesh.vertices - inset[:, None] * mesh.require("normals")
     texture, coverage = bake_texels(mesh, lambda texels: color(texels.interpolate(mesh, where)), 3, size, supersample, progress)
     return to_bytes(texture), coverage
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Values in [0, 1] as uint8, rounded."""
+    """Values [...] in [0, 1] as uint8 [...], rounded."""
     return np.round(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8)

@@ -1,4 +1,7 @@
-"""Texture coordinates: unwrapping with xatlas, in blocks. V vertices, T triangles; uv has its origin at the lower left."""
+"""Texture coordinates: unwrapping with xatlas, in blocks. V vertices, T triangles, t of them in a block, n new vertices.
+
+uv has its origin at the lower left.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,24 +11,26 @@ import numpy as np
 from nerf.core.errors import ExportError
 from nerf.mesh.mesh import Mesh
 
-_UNWRAP_BLOCK = 1000  # triangles that xatlas is given at once
+_UNWRAP_BLOCK = 1000  # triangles per call of xatlas' charting
+_PADDING, _PADDING_SHARE = 3, 256  # texels between charts: at least so many, and this fraction of the texture
+_MAX_COST = 1.0  # half of xatlas' default: compact charts, whose boundary does not come near itself
 
 
 def unwrap(mesh: Mesh, texture_size: int, progress: Callable[[int, int], None] | None = None) -> Mesh:
-    """Cut the surface into charts and lay them into the unit square (xatlas).
+    """Cut the surface into charts and pack them into the unit square (xatlas).
 
-    xatlas' time grows faster than the number of triangles, so it charts blocks of at most a thousand triangles that lie
-    near each other, one after the other, and packs the charts of all of them in the end: 20,000 take 1.6 s and not
-    3.6 s of one core, with hardly more charts, and there is progress to tell. Packing for a texture of 4096 takes 3 s more.
-    Charts are a 256th of the texture apart, 3 texels at least, so that mipmaps down to half that many texels keep them apart.
+    The time of xatlas grows faster than the number of triangles, so it charts blocks of at most a thousand neighbouring
+    triangles, and packs the charts of all blocks at the end: 20,000 triangles take 1.6 s instead of 3.6 s of one core, with
+    hardly more charts, and progress can be reported. Packing for a texture of 4096 takes 3 s more. Charts are a 256th of
+    the texture apart, 3 texels at least, so that they stay apart in mipmaps down to half that many texels.
 
     Args:
-        mesh: welded.
+        mesh: welded, vertices [V, 3] and faces [T, 3].
         texture_size: edge of the texture in texels.
-        progress: told after every block how many triangles are charted, of how many.
+        progress: called after every block with the number of charted triangles, and T.
 
     Returns:
-        The mesh with uv and weld, its vertices repeated along the seams; normals are carried over.
+        The mesh with uv and weld, its vertices repeated along the seams; normals and colours are copied.
 
     Raises:
         ExportError: the atlas lost triangles or needs several textures.
@@ -33,7 +38,8 @@ def unwrap(mesh: Mesh, texture_size: int, progress: Callable[[int, int], None] |
     import xatlas
 
     blocks = _blocks(mesh.corners.mean(axis=1), np.arange(len(mesh.faces)))
-    atlas, vertices_of, done = xatlas.Atlas(), [], 0
+    atlas, done = xatlas.Atlas(), 0
+    vertices_of: list[np.ndarray] = []
     for block in blocks:
         source, local, uv = _chart(mesh, block)
         vertices_of.append(source)
@@ -42,7 +48,7 @@ def unwrap(mesh: Mesh, texture_size: int, progress: Callable[[int, int], None] |
         if progress is not None:
             progress(done, len(mesh.faces))
     pack = xatlas.PackOptions()
-    pack.padding = max(3, texture_size // 256)
+    pack.padding = max(_PADDING, texture_size // _PADDING_SHARE)
     pack.resolution = texture_size
     atlas.generate(xatlas.ChartOptions(), pack)
     if atlas.atlas_count != 1:
@@ -50,31 +56,32 @@ def unwrap(mesh: Mesh, texture_size: int, progress: Callable[[int, int], None] |
             f"the charts fill {atlas.atlas_count} textures of {texture_size}, and one is written; raise "
             "--texture_size or lower --decimate_target"
         )
-    faces, weld, uv, count = np.empty_like(mesh.faces), [], [], 0
+    faces, count = np.empty_like(mesh.faces), 0
+    welds, uvs = [], []
     for k, block in enumerate(blocks):
         source, local, coordinates = atlas[k]
         if local.shape == (len(block), 3):
             faces[block] = local.astype(np.int64) + count
-        weld.append(vertices_of[k][source])
-        uv.append(coordinates.astype(np.float64))
+        welds.append(vertices_of[k][source])
+        uvs.append(coordinates.astype(np.float64))
         count += len(source)
-    weld, uv = np.concatenate(weld), np.clip(np.concatenate(uv), 0.0, 1.0)
+    weld, uv = np.concatenate(welds), np.clip(np.concatenate(uvs), 0.0, 1.0)
     if int(faces.max(initial=0)) >= count or not np.array_equal(weld[faces], mesh.faces):
         raise ExportError("unwrapping lost triangles or changed their order; export with another --decimate_target")
-    carried = {k: None if (v := getattr(mesh, k)) is None else v[weld] for k in ("normals", "colors")}
-    return replace(mesh, vertices=mesh.vertices[weld], faces=faces, uv=uv, weld=weld, **carried)
+    copied = {k: None if (v := getattr(mesh, k)) is None else v[weld] for k in ("normals", "colors")}
+    return replace(mesh, vertices=mesh.vertices[weld], faces=faces, uv=uv, weld=weld, **copied)
 
 
 def _chart(mesh: Mesh, block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Charts of some triangles: the vertex of each new vertex [n], triangles [t, 3], and uv [n, 2] in scene units."""
+    """Charts of a block [t] of triangles: the source of each new vertex [n], triangles [t, 3], and uv [n, 2] in scene units."""
     import xatlas
 
     used, local = np.unique(mesh.faces[block], return_inverse=True)
     atlas, pack = xatlas.Atlas(), xatlas.PackOptions()
     atlas.add_mesh(mesh.vertices[used].astype(np.float32), local.reshape(-1, 3).astype(np.uint32))
-    pack.padding = 2  # charts of a block never touch, or they would count as one
+    pack.padding = 2  # charts of a block must not touch, or they would count as one
     options = xatlas.ChartOptions()
-    options.max_cost = 1.0  # half of xatlas' own: compact charts, whose border does not come near itself
+    options.max_cost = _MAX_COST
     atlas.generate(options, pack)
     source, local, uv = atlas[0]
     if local.shape != (len(block), 3):
@@ -89,7 +96,7 @@ def _chart(mesh: Mesh, block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _blocks(centre: np.ndarray, index: np.ndarray) -> list[np.ndarray]:
-    """Halve a set of triangles along its longest axis until no part has more than a thousand; centres [T, 3]."""
+    """Halve a set of triangles (indices [t], centres [T, 3]) along its longest axis until no part exceeds a block."""
     if len(index) <= _UNWRAP_BLOCK:
         return [index]
     some = centre[index]

@@ -21,7 +21,7 @@ from nerf.core.cameras import clip_space
 from nerf.core.errors import DivergenceError
 from nerf.core.structs import FieldOutput, Rays, RenderSettings, SurfaceState, join_records
 from nerf.fields.base import QUERY_CHUNK, Field
-from nerf.mesh.tetrahedra import Surface, TetGrid, close_at_walls, marching_tetrahedra, summed_lattices, tet_grid
+from nerf.mesh.tetrahedra import Surface, TetGrid, close_at_walls, marching_tetrahedra, sum_coarse_sdf, tet_grid
 from nerf.render.base import RaySums, RenderPath, points_on, sample_colours, split_extras
 from rasterizer import antialias, interpolate, rasterize
 
@@ -144,7 +144,7 @@ class DMTetPath(RenderPath):
         """The surface, and the distances [V] that it is the zero level of."""
         total: Tensor = self.distance
         if len(self.coarse_sdf) > 0:
-            total = total + summed_lattices(list(self.coarse_sdf), self.grid)
+            total = total + sum_coarse_sdf(list(self.coarse_sdf), self.grid)
         distance = close_at_walls(total, self.grid, WALL_MARGIN)
         return marching_tetrahedra(self.positions(), distance, self.grid), distance
 

@@ -23,6 +23,7 @@ from nerf.run import metrics
 from nerf.run.checkpoint import run_name
 from nerf.run.distributed import main_only
 from nerf.run.logger import Report
+from nerf.run.mesh_init import field_surface
 from nerf.run.workspace import has_later_stage
 from nerf.training.sources import RunInfo
 
@@ -125,26 +126,14 @@ class Evaluator:
             albedo=self.model.albedo,
             bound=self.model.bound,
             folder=self.workspace / (f"mesh_{self.stage.name}" if shown_again else "mesh"),
-            options=export.ExportOptions(
-                decimate_target=output.decimate_target,
-                max_error=output.decimate_error,
-                texture_size=output.texture_size,
-                supersample=output.texture_supersample,
-                normal_map=output.normal_map,
-                roughness=output.roughness,
-                metallic=output.metallic,
-                ply=output.mesh_ply,
-                export_frame=output.export_frame,
-            ),
+            options=export.ExportOptions.from_config(output),
             transform=run.transform,
             metadata=said | {"seed": self.config.runtime.seed, "stage": self.stage.name} | run.notes,
             report=self.report.log,
             device=self.device,
         )
         if surface is None:
-            level_set, cells = self.model.level_set(output.mesh_threshold), output.mcubes_resolution
-            cut = dict(resolution=cells, threshold=level_set.level, smooth=output.mesh_smooth)
-            report = export.export_mesh(level_set.value, **cut, **common)
+            report = export.export_level_set(field_surface(self.model, output.mesh_threshold), **common)
         else:
             mesh = Mesh(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())
             report = export.export_surface(mesh, **common)

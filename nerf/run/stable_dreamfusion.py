@@ -1,12 +1,12 @@
-"""A NeRF of stable-dreamfusion as one of ours: its ``df.pth``, grid backbone, becomes options and weights of GridField.
+"""Imports a NeRF of stable-dreamfusion: its ``df.pth``, grid backbone, becomes options and weights of GridField.
 
-The two agree number for number: resolutions, rows and hash of the table, smoothstep, ReLU network, blob and activation.
-What a checkpoint does not hold are the density's activation and blob; ours and the peer's defaults are the same.
+The two fields are numerically equal: resolutions, rows and hash of the table, smoothstep, ReLU network, blob and activation.
+A checkpoint does not hold the activation and the blob of the density; both programs have the same defaults.
 
-The peer's training cameras have determinant -1: camera to world, x points left. So its objects are mirror images of what
-its renders show, in its own exports too, and so they are here. Turning one round would mean x -> -x, with azimuth -> -azimuth
-then. On a dense level that permutes the rows (i -> resolution - 1 - i), but on a hashed one different corners that share
-a row would have to part, unless the resolution is a power of two; so it cannot be done exactly in the table, and is not done.
+The training cameras of stable-dreamfusion have determinant -1: camera to world, x points left. So its objects are mirror
+images of what its renders show, in its own exports and here. Mirroring a field means x -> -x, and azimuth -> -azimuth. On a
+dense level this permutes the rows (i -> resolution - 1 - i), but on a hashed one corners that share a row would need
+different rows, unless the resolution is a power of two; so it is not possible exactly in the table, and not done.
 """
 
 import math
@@ -19,34 +19,34 @@ import torch
 from torch import Tensor
 
 from gridencoder.layout import GridLayout
+from nerf.config.groups import SURFACE_DENSITY
 from nerf.core.errors import UserError
 from nerf.fields.neural import ViewColour
 from nerf.run.checkpoint import read_pickle
 
-COARSEST, FINEST = 16, 2048  # corners along a side of the peer's levels; the finest times bound
-DENSITY_THRESH = 10.0  # the peer's surface is where the density is this, or the mean if that is lower
+COARSEST, FINEST = 16, 2048  # corners along a side of stable-dreamfusion's levels; the finest times bound
 _WAY_OUT = "give the df.pth of a NeRF that was trained with --backbone grid"
 
 
 @dataclass(frozen=True)
-class PeerField:
-    """A field of the peer in our terms."""
+class StableDreamfusionField:
+    """A field of stable-dreamfusion as options and weights of GridField."""
 
     options: dict[str, Any]  # flag without dashes -> value: the options for which GridField takes the tensors
     tensors: dict[str, Tensor]  # the whole state of that GridField, float32
-    threshold: float  # density at the surface, as the peer's own export takes it
+    threshold: float  # density at the surface in stable-dreamfusion's own export
     meta: dict[str, Any]  # "step" and "epoch" of its training, "mean_density" (None without occupancy grid)
 
 
-def read_peer_field(path: str | Path) -> PeerField:
-    """Read the field of a peer's checkpoint through the allow-list of :func:`nerf.run.checkpoint.read_pickle`.
+def read_stable_dreamfusion_field(path: str | Path) -> StableDreamfusionField:
+    """Read the field of a stable-dreamfusion checkpoint, through the allow-list of :func:`nerf.run.checkpoint.read_pickle`.
 
-    Densities and albedo are those the peer computes, at the same points of its world, which is a mirror image (see the
-    top of this file). It has no view-dependent colour; that head starts at zero, as a new one does.
+    Densities and albedo are equal to those of stable-dreamfusion at the same points of its world, which is a mirror image
+    (see the top of this file). It has no view-dependent colour; the weights of that head are those of a new one.
 
     Raises:
         UserError: the file is missing or damaged, would run code, is of the mesh stage or another backbone, lacks a
-            tensor, or has a table that our layout cannot express.
+            tensor, or has a table that ``GridLayout`` cannot express.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,18 +78,20 @@ def read_peer_field(path: str | Path) -> PeerField:
         tensors |= {f"{name}.weight": weight.float(), f"{name}.bias": bias.float()}
     tensors |= _no_view_colour(weights[-1].shape[1])
     mean = float(state["density_grid"].float().mean()) if "density_grid" in state else None
-    threshold = min(mean, DENSITY_THRESH) if mean else DENSITY_THRESH
-    return PeerField(options, tensors, threshold, {"step": meta["step"], "epoch": meta["epoch"], "mean_density": mean})
+    threshold = min(mean, SURFACE_DENSITY) if mean else SURFACE_DENSITY  # as stable-dreamfusion's export_mesh
+    return StableDreamfusionField(
+        options, tensors, threshold, {"step": meta["step"], "epoch": meta["epoch"], "mean_density": mean}
+    )
 
 
 def _check_kind(path: Path, state: dict[str, Tensor]) -> None:
-    """Refuse what is no NeRF on a grid, and weights that are no numbers."""
+    """Refuse files that are not a NeRF with a grid backbone, and weights that are not finite."""
     if "sdf" in state or "deform" in state:
         raise UserError(
-            f"{path} is of the peer's mesh stage (it holds sdf and deform), and this wants the stage before; {_WAY_OUT}"
+            f"{path} is of stable-dreamfusion's mesh stage (it holds sdf and deform); expected the stage before: {_WAY_OUT}"
         )
     if "encoder.params" in state:
-        raise UserError(f"{path} was trained with --backbone grid_tcnn, whose table is laid out otherwise; {_WAY_OUT}")
+        raise UserError(f"{path} was trained with --backbone grid_tcnn, whose table has another layout; {_WAY_OUT}")
     if "encoder.embeddings" not in state or "encoder.offsets" not in state:
         raise UserError(
             f"{path} lacks encoder.embeddings or encoder.offsets, so it was trained with another backbone; {_WAY_OUT}"
@@ -101,7 +103,7 @@ def _check_kind(path: Path, state: dict[str, Tensor]) -> None:
 
 
 def _network(path: Path, state: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Matrices and biases of the ReLU network from features to raw density and albedo logits."""
+    """Weights and biases of the ReLU network from features to raw density and albedo logits."""
     count = len([name for name in state if name.startswith("sigma_net.net.") and name.endswith(".weight")])
     names = [f"sigma_net.net.{i}.{kind}" for i in range(max(count, 1)) for kind in ("weight", "bias")]
     missing = [name for name in names if name not in state]
@@ -120,7 +122,7 @@ def _network(path: Path, state: dict[str, Tensor]) -> tuple[list[Tensor], list[T
 
 
 def _layout(path: Path, state: dict[str, Tensor]) -> tuple[GridLayout, float]:
-    """The layout of the peer's table, checked against its offsets, and the bound of its box."""
+    """The layout of the table, checked against its offsets, and the bound of its box."""
     table, offsets = state["encoder.embeddings"], [int(o) for o in state["encoder.offsets"]]
     box = state.get("aabb_train")
     bound = 1.0 if box is None else float(box.reshape(-1)[-1])
@@ -131,7 +133,7 @@ def _layout(path: Path, state: dict[str, Tensor]) -> tuple[GridLayout, float]:
             f"{bound:g}; the file is damaged"
         )
     levels, rows = len(offsets) - 1, math.ceil(math.log2(largest))
-    wanted = _peer_resolutions(levels, bound)
+    wanted = _resolutions(levels, bound)
     for finest in {math.floor(FINEST * bound), math.ceil(FINEST * bound)}:
         try:
             layout = GridLayout(3, levels, table.shape[1], COARSEST, finest, rows)
@@ -141,18 +143,18 @@ def _layout(path: Path, state: dict[str, Tensor]) -> tuple[GridLayout, float]:
             return layout, bound
     raise UserError(
         f"{path}: its table has offsets {offsets}, which are not those of {levels} levels from {COARSEST} to "
-        f"{FINEST * bound:g} corners a side; it was trained with another grid and cannot be expressed here"
+        f"{FINEST * bound:g} corners along a side; it was trained with another grid and cannot be expressed here"
     )
 
 
-def _peer_resolutions(levels: int, bound: float) -> tuple[int, ...]:
-    """Corners along a side of the peer's levels as its kernel has them: ``ceil(16 * 2^(l S))`` in single precision."""
+def _resolutions(levels: int, bound: float) -> tuple[int, ...]:
+    """Corners along a side of the levels as in stable-dreamfusion's kernel: ``ceil(16 * 2^(l S))`` in single precision."""
     growth = np.float32(math.log2(FINEST * bound / COARSEST) / max(levels - 1, 1))
     return tuple(int(np.ceil(np.exp2(np.float32(level) * growth) * np.float32(COARSEST))) for level in range(levels))
 
 
 def _no_view_colour(width: int) -> dict[str, Tensor]:
-    """The state of a new view-dependent head, which adds nothing; leaves the random state alone."""
+    """The state of a new view-dependent head, whose output is zero; the global random state is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return {f"view_colour.{name}": value for name, value in ViewColour(width).state_dict().items()}

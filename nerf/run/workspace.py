@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nerf.config.config import from_json, to_json
-from nerf.config.groups import CKPT_WORDS, STAGES, Config
+from nerf.config.config import Config, from_json, to_json
+from nerf.config.groups import CKPT_WORDS, STAGES
 from nerf.config.resolve import RunPlan, StoredRun
 from nerf.core.errors import UserError
 from nerf.core.files import read_json, write_json

@@ -1,4 +1,4 @@
-"""Measuring meshes: closed forms for a box and a ball, and true shapes that must measure as themselves."""
+"""Measures of meshes: closed forms for a box and a ball, and true shapes that match themselves."""
 
 import numpy as np
 import pytest
@@ -11,12 +11,12 @@ from benchmarks.mesh_measure import (
     facing,
     family_voxels,
     iou,
-    lattice,
     measure,
     read_mesh,
     true_views,
     true_voxels,
     view_angles,
+    voxel_centres,
     voxelize,
 )
 from guidance.prior.captions import parse
@@ -28,7 +28,7 @@ def mesh_of(prompt, grid=96):
     from skimage.measure import marching_cubes
 
     shape = canonical(prompt)
-    points = lattice(grid)
+    points = voxel_centres(grid)
     volume = signed_distance(shape, points).numpy()
     vertices, faces, _, _ = marching_cubes(volume, 0.0, gradient_direction="ascent")
     vertices = (vertices + 0.5) / grid * 2 * HALF - HALF
@@ -37,6 +37,7 @@ def mesh_of(prompt, grid=96):
 
 
 def box(half):
+    """A white cube with half the side ``half``."""
     import trimesh
 
     mesh = trimesh.creation.box(extents=[2 * half] * 3)
@@ -60,7 +61,7 @@ def test_voxels_of_a_mesh_with_a_hole_do_not_leak():
     assert iou(voxelize(mesh), voxelize(holed)) > 0.98
 
 
-def test_a_hollow_ball_counts_as_filled():
+def test_hollow_ball_counts_as_filled():
     outer, inner = mesh_of("a ball", 48), mesh_of("a ball", 48)
     both = np.concatenate([outer.vertices, 0.5 * inner.vertices])
     faces = np.concatenate([outer.faces, inner.faces[:, ::-1] + len(outer.vertices)])
@@ -69,45 +70,45 @@ def test_a_hollow_ball_counts_as_filled():
 
 
 @pytest.mark.parametrize("prompt", ["an orange chair", "a yellow mug", "a green house with a yellow roof"])
-def test_a_true_shape_measures_as_itself(prompt):
+def test_true_shape_matches_itself(prompt):
     found = measure(mesh_of(prompt), parse(prompt).caption, members=3)
     assert found["iou"] > 0.93 and found["silhouette"] > 0.93 and found["albedo"] < 0.03
     assert found["facing"] == 1.0
 
 
-def test_a_car_that_faces_backwards_is_found_out():
+def test_car_that_faces_backwards_is_detected():
     cameras = view_angles()
     truth, _ = true_views(canonical("a pink car"), cameras)
     assert facing(truth, truth) == (1.0, True)
     assert facing(np.roll(truth, 4, 0), truth)[1] is False
 
 
-def test_a_car_with_two_fronts_is_found_out():
+def test_car_with_two_fronts_is_detected():
     truth, _ = true_views(canonical("a pink car"), view_angles())
     janus = truth.copy()
     janus[3:6] = truth[[1, 0, 7]]
     assert facing(janus, truth)[1] is False
 
 
-def test_front_and_back_of_a_mushroom_are_not_judged():
+def test_equal_front_and_back_are_not_compared():
     truth, _ = true_views(canonical("a mushroom"), view_angles())
     assert facing(truth, truth)[1] is None
 
 
-def test_the_best_ball_for_a_ball_is_that_ball():
+def test_best_ball_for_a_ball_is_that_ball():
     assert best_ball([true_voxels(canonical("a ball"), 32)]) > 0.97
 
 
-def test_the_best_ball_for_a_chair_is_poor():
+def test_best_ball_for_a_chair_is_poor():
     assert best_ball([true_voxels(canonical("a chair"), 32)]) < 0.4
 
 
-def test_a_family_contains_its_canonical_member_first():
+def test_family_contains_its_canonical_member_first():
     members, truths = family_voxels(parse("a table").caption, count=2)
     assert np.array_equal(truths[0], true_voxels(canonical("a table"))) and len(members) == 2
 
 
-def test_a_textured_glb_is_read_with_its_texture(tmp_path):
+def test_textured_glb_is_read_with_its_texture(tmp_path):
     import trimesh
     from PIL import Image
 

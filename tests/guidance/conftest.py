@@ -20,18 +20,18 @@ def layout():
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Any attempt to reach the network fails the test."""
+    """Any attempt to use the network fails the test."""
     import socket
 
     def refuse(*args):
-        raise AssertionError("a test reached for the network")
+        raise AssertionError("a test tried to use the network")
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 def write_tokenizer(folder: Path) -> int:
-    """A byte-pair tokenizer that knows letters and no words, in the files of the published ones; returns its size."""
+    """A byte-pair tokenizer of single letters, in the files of the published ones; returns its size."""
     folder.mkdir(parents=True)
     letters = string.ascii_lowercase + string.digits + ",.!'-"
     tokens = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]

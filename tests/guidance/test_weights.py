@@ -1,4 +1,4 @@
-"""Which weights a run uses: cache first, no network, and errors that name the way out."""
+"""Which weights a run uses: cache first, no network, and errors that say how to get them."""
 
 import shutil
 import socket
@@ -41,7 +41,7 @@ def test_auto_takes_weights_that_are_already_on_the_machine(new_machine, sd_fold
 
 
 @pytest.mark.parametrize("version", MODELS)
-def test_withdrawn_ids_in_the_cache_still_serve(new_machine, sd_folder, version):
+def test_withdrawn_ids_in_the_cache_are_used(new_machine, sd_folder, version):
     folder = put_into_cache(new_machine, MODELS[version].withdrawn[0], sd_folder)
     assert fetch(resolve(version)) == folder
 
@@ -57,30 +57,30 @@ def test_auto_passes_over_an_incomplete_snapshot(new_machine, sd_folder):
     assert resolve("auto", text="a red car").kind == "embedded"
 
 
-def test_auto_takes_the_embedded_prior_on_a_new_machine_and_says_so(prior_folder):
+def test_auto_takes_the_embedded_prior_on_a_new_machine_and_logs_it(prior_folder):
     found = resolve("auto", text="a hamburger")
     assert found.kind == "embedded" and found.source == str(prior_folder)
     assert "\n" not in found.sentence and "the embedded prior" in found.sentence
 
 
-def test_auto_names_the_ways_out_for_words_nobody_knows():
+def test_auto_says_how_to_get_weights_for_words_outside_the_vocabulary():
     with pytest.raises(UserError) as error:
         resolve("auto", text="a red zeppelin")
-    said = str(error.value)
+    message = str(error.value)
     for part in ("'zeppelin' (nearest:", "--sd_version 2.1 downloads", "2.6 GB", "licence", "--hf_key", "chair"):
-        assert part in said
+        assert part in message
 
 
 def test_embedded_on_request_takes_a_prompt_with_an_unknown_word(prior_folder):
     assert resolve("embedded", text="a shiny red car").source == str(prior_folder)
 
 
-def test_embedded_on_request_refuses_a_prompt_without_any_known_thing():
+def test_embedded_on_request_refuses_a_prompt_without_any_known_object():
     with pytest.raises(UserError, match="'chaair' .nearest: chair.*it knows kinds: mushroom"):
         resolve("embedded", text="a red chaair")
 
 
-def test_what_the_prior_knows_is_listed_on_request_if_nothing_is_near():
+def test_the_vocabulary_is_listed_on_request_if_there_is_no_near_word():
     assert weights.unknown_words("a quantum car").endswith("does not know 'quantum'")
     assert "'quantum', but kinds: mushroom, tree" in weights.unknown_words("a quantum car", vocabulary=True)
     assert "kinds" not in weights.unknown_words("a red zeppelin", vocabulary=True)
@@ -93,9 +93,9 @@ def test_embedded_without_its_weights_says_how_to_get_them(monkeypatch, tmp_path
         resolve("embedded", text="a red car")
 
 
-def test_auto_without_any_weights_names_the_ways_out(monkeypatch, tmp_path):
+def test_auto_without_any_weights_says_how_to_get_them(monkeypatch, tmp_path):
     monkeypatch.setattr(prior, "WEIGHTS", tmp_path / "gone")
-    with pytest.raises(UserError, match="the embedded prior's are not at .*gone.*Ways out: --sd_version 2.1 downloads"):
+    with pytest.raises(UserError, match="the embedded prior's are not at .*gone.*What you can do: --sd_version 2.1 downloads"):
         resolve("auto", text="a red car")
 
 
@@ -125,7 +125,7 @@ def test_a_hub_id_that_is_not_cached_is_remote_or_refused_offline(monkeypatch):
         resolve(hf_key="someone/some-model")
 
 
-def test_a_local_folder_goes_over_the_version(sd_folder):
+def test_a_local_folder_overrides_the_version(sd_folder):
     assert resolve("embedded", str(sd_folder), "a zeppelin").source == str(sd_folder)
 
 
@@ -247,12 +247,12 @@ def test_a_refused_connection_is_one_sentence(monkeypatch):
         fetch(resolve("2.0"))
 
 
-def test_the_word_of_an_unknown_version_is_refused():
+def test_an_unknown_version_is_refused():
     with pytest.raises(UserError, match="got '3.0'"):
         resolve("3.0")
 
 
-def test_nothing_is_asked_of_the_network_to_resolve(monkeypatch):
+def test_resolving_uses_no_network(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "list_repo_files", None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     assert weights.resolve("auto", text="a red car").kind == "embedded"

@@ -1,4 +1,4 @@
-"""An independent look at a written mesh: trimesh reads it and casts rays at it, and nothing of ours helps.
+"""An independent renderer of mesh files: trimesh reads them and casts rays, without code of the project.
 
 B views of H x W pixels. Ray casting is Embree's through embreex, or trimesh's own (slow) through rtree; one of them
 must be installed. Tests hold the export to ``SAME_SILHOUETTE`` and ``SAME_COLOR``.

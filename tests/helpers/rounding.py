@@ -1,3 +1,3 @@
-"""How far results may be apart that differ by nothing but the order of additions."""
+"""Tolerances for results that differ in nothing but the order of summation."""
 
-ANY_ORDER = 1e-9  # two backward passes in float64; on CUDA what several threads add up comes in any order
+ANY_ORDER = 1e-9  # two backward passes in float64; on CUDA threads add up in any order

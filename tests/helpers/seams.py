@@ -1,12 +1,12 @@
-"""Points along the seams of an unwrapped mesh, as seen from either side."""
+"""Points along the seams of an unwrapped mesh, on both sides of each."""
 
 import numpy as np
 
-ALONG = (0.1, 0.3, 0.5, 0.7, 0.9)  # where on a seam's edge
+ALONG = (0.1, 0.3, 0.5, 0.7, 0.9)  # fractions of the length of an edge
 
 
 def along_seams(mesh, values):
-    """Values at vertices [V, C], interpolated at points along all edges that are cut: [n, 2, C], both sides of each."""
+    """Values at vertices [V, C], interpolated at points along all seam edges: [n, 2, C], both sides of each."""
     corner, following = mesh.faces.reshape(-1), np.roll(mesh.faces, -1, axis=1).reshape(-1)
     start, end = mesh.weld[corner], mesh.weld[following]
     count = len(mesh.vertices)

@@ -1,4 +1,4 @@
-"""Coloured solids in closed form: signed distances, densities of 10 exactly at the surface, and their ray cast."""
+"""Coloured solids in closed form: signed distances, densities with the same surface, their ray cast; and simple meshes."""
 
 import math
 from collections.abc import Callable
@@ -8,10 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nerf.config.groups import SURFACE_DENSITY
 from nerf.core.cameras import view_rays
-from nerf.core.structs import Views
+from nerf.core.structs import LevelSet, Views
+from nerf.mesh.isosurface import extract_surface
+from nerf.mesh.mesh import Mesh, drop_unused
 
-SURFACE = 10.0  # the density at signed distance 0
+BOX_CORNERS = np.array([[x, y, z] for x in (0.0, 1.0) for y in (0.0, 1.0) for z in (0.0, 1.0)])
+_QUADS = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
+BOX_FACES = np.array([triangle for a, b, c, d in _QUADS for triangle in ([a, b, c], [a, c, d])])  # outwards
 
 
 def ball(points: Tensor, centre=(0.0, 0.0, 0.0), radius=0.5) -> Tensor:
@@ -33,16 +38,25 @@ def torus(points: Tensor, major=0.5, minor=0.2) -> Tensor:
 
 @dataclass(frozen=True)
 class Solid:
-    """A solid and its paint."""
+    """A solid and its colour."""
 
     distance: Callable[[Tensor], Tensor]  # [M, 3] -> [M]
-    albedo: Callable[[Tensor], Tensor]  # [M, 3] -> [M, 3]
+    albedo: Callable[[Tensor], Tensor] | None = None  # [M, 3] -> [M, 3]
     steepness: float = 60.0  # how fast the density grows inwards
     densest: float = 300.0
 
     def density(self, points: Tensor) -> Tensor:
         """Density [M]: 10 at the surface, growing by a factor e each 1 / steepness inwards, up to ``densest``."""
-        return SURFACE * torch.exp((-self.steepness * self.distance(points)).clamp(max=math.log(self.densest / SURFACE)))
+        highest = math.log(self.densest / SURFACE_DENSITY)
+        return SURFACE_DENSITY * torch.exp((-self.steepness * self.distance(points)).clamp(max=highest))
+
+    def as_density(self) -> LevelSet:
+        """The surface as a level of the density."""
+        return LevelSet(self.density, SURFACE_DENSITY)
+
+    def as_distance(self) -> LevelSet:
+        """The surface as the zero of the signed distance."""
+        return LevelSet(self.distance, 0.0, inside="below", logarithmic=False)
 
 
 _BODY = ((0.0, -0.05, 0.0), (0.42, 0.5, 0.25))
@@ -100,3 +114,50 @@ def ray_cast(solid: Solid, views: Views, steps: int = 96) -> tuple[np.ndarray, n
     points = rays.origins + torch.where(hit, t, torch.zeros_like(t))[:, None] * rays.directions
     color = torch.where(hit[:, None], solid.albedo(points), torch.ones(3))
     return color.reshape(*rays.shape, 3).numpy(), hit.reshape(rays.shape).numpy()
+
+
+def surface(distance: Callable[[Tensor], Tensor], resolution: int = 32, bound: float = 1.0) -> Mesh:
+    """Marching cubes of the density of the solid with a signed distance."""
+    return extract_surface(Solid(distance).as_density(), bound, resolution)[0]
+
+
+def noise(cells: int, strength: float, seed: int = 0) -> LevelSet:
+    """A random density over [-1, 1]^3, trilinear in the logarithm between ``cells`` points along an edge."""
+    values = torch.randn((1, 1, cells, cells, cells), generator=torch.Generator().manual_seed(seed))
+
+    def density(points: Tensor) -> Tensor:
+        where = points[None, None, None].flip(-1)
+        return 10 * torch.exp(strength * torch.nn.functional.grid_sample(values, where, align_corners=True)[0, 0, 0, 0])
+
+    return LevelSet(density, SURFACE_DENSITY)
+
+
+def tetrahedron(at=(0.0, 0.0, 0.0), size=1.0) -> Mesh:
+    """A tetrahedron with outward faces and volume size^3 / 6."""
+    corners = np.array([[0.0, 0.0, 0.0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]) * size + np.array(at)
+    return Mesh(corners, np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]))
+
+
+def box_mesh(size=(1.0, 2.0, 3.0), at=(0.0, 0.0, 0.0)) -> Mesh:
+    """A box of twelve triangles with outward faces; ``at`` is its lowest corner."""
+    return Mesh(BOX_CORNERS * size + at, BOX_FACES)
+
+
+def joined(*parts: Mesh) -> Mesh:
+    """Several meshes as one, their vertices kept apart."""
+    offsets = np.cumsum([0] + [len(part.vertices) for part in parts])
+    faces = np.concatenate([part.faces + offset for part, offset in zip(parts, offsets, strict=False)])
+    return Mesh(np.concatenate([part.vertices for part in parts]), faces)
+
+
+def without_walls(mesh: Mesh, bound: float = 1.0) -> Mesh:
+    """A surface that the box cut, without the triangles that lie in its walls."""
+    flat = (np.abs(mesh.corners) >= bound * (1 - 1e-9)).all(axis=1).any(axis=1)
+    return drop_unused(Mesh(mesh.vertices, mesh.faces[~flat]))
+
+
+def soup(mesh: Mesh, spread: float = 0.0) -> Mesh:
+    """The mesh with corners of its own for every triangle, each moved by up to ``spread``."""
+    corners = mesh.corners.reshape(-1, 3)
+    moved = corners + np.random.default_rng(0).uniform(-spread, spread, corners.shape)
+    return Mesh(moved, np.arange(len(corners)).reshape(-1, 3))

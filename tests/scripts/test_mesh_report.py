@@ -1,15 +1,16 @@
-"""scripts/mesh_report.py: a report to read, a report to parse, and a sentence for what is no mesh."""
+"""scripts/mesh_report.py: text, JSON, and a message for a file that is not a mesh."""
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from nerf.mesh import io as mesh_io
 from nerf.mesh import mesh as meshes
-from nerf.mesh.mesh import Mesh
+from tests.helpers import solids
 from tests.helpers.scripts import ROOT, load_script
 
 
@@ -22,36 +23,35 @@ def main():
 @pytest.fixture
 def ply(tmp_path):
     """A tetrahedron."""
-    corners = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
-    mesh = Mesh(corners, np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]), colors=np.zeros((4, 3), dtype=np.uint8))
-    mesh = Mesh(mesh.vertices, mesh.faces, meshes.vertex_normals(mesh), colors=mesh.colors)
+    mesh = solids.tetrahedron()
+    mesh = replace(mesh, normals=meshes.vertex_normals(mesh), colors=np.zeros((4, 3), dtype=np.uint8))
     return mesh_io.write_ply(tmp_path / "mesh.ply", mesh)
 
 
 def test_report_is_readable(main, ply, capsys):
     assert main([str(ply)]) == 0
-    said = capsys.readouterr().out
-    assert "watertight                 yes" in said and "0 of 4 triangles tested" in said and "1 x 1 x 1" in said
+    output = capsys.readouterr().out
+    assert "watertight                 yes" in output and "0 of 4 triangles tested" in output and "1 x 1 x 1" in output
 
 
-def test_json_is_a_list_with_an_object_for_each_file(main, ply, capsys):
+def test_json_is_a_list_with_an_object_per_file(main, ply, capsys):
     assert main([str(ply), str(ply), "--json"]) == 0
     reports = json.loads(capsys.readouterr().out)
     assert [report["volume"] for report in reports] == pytest.approx([1 / 6] * 2) and reports[0]["outward"]
 
 
 @pytest.mark.parametrize("name", ["none.glb", "rubbish.glb"])
-def test_bad_file_is_a_sentence_and_exit_code_2(main, tmp_path, capsys, name):
+def test_bad_file_gives_a_message_and_exit_code_2(main, tmp_path, capsys, name):
     (tmp_path / "rubbish.glb").write_bytes(b"rubbish")
     assert main([str(tmp_path / name)]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("mesh_report: ") and name in said.err and said.err.count("\n") == 1 and said.out == ""
+    output = capsys.readouterr()
+    assert output.err.startswith("mesh_report: ") and name in output.err and output.err.count("\n") == 1 and output.out == ""
 
 
-def test_files_that_can_be_measured_are_though_another_cannot(main, ply, tmp_path, capsys):
+def test_other_files_are_measured_if_one_cannot_be(main, ply, tmp_path, capsys):
     assert main([str(tmp_path / "none.glb"), str(ply), "--json"]) == 2
-    said = capsys.readouterr()
-    assert [report["file"] for report in json.loads(said.out)] == ["mesh.ply"] and "none.glb" in said.err
+    output = capsys.readouterr()
+    assert [report["file"] for report in json.loads(output.out)] == ["mesh.ply"] and "none.glb" in output.err
 
 
 def test_a_negative_number_of_samples_is_refused(main, ply, capsys):
@@ -60,7 +60,7 @@ def test_a_negative_number_of_samples_is_refused(main, ply, capsys):
     assert "--samples must be at least 0, got -3" in capsys.readouterr().err
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(ply):
+def test_closed_pipe_is_not_an_error(ply):
     words = [sys.executable, str(ROOT / "scripts" / "mesh_report.py"), str(ply)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from guidance.prior import camera
 from guidance.prior.camera import CONDITION_DIM, RAY_CHANNELS, condition, look_at, random_cameras, ray_map, rays
+from nerf.config.presets import PRESETS
 from nerf.core.cameras import orbit
 
 
@@ -11,7 +13,7 @@ def cameras(count=5):
     return random_cameras(count, torch.Generator().manual_seed(0))
 
 
-def test_condition_has_a_row_for_each_view_and_says_that_the_camera_is_known():
+def test_condition_has_a_row_for_each_view_and_marks_the_camera_as_known():
     vector = condition(**cameras())
     assert vector.shape == (5, CONDITION_DIM)
     assert (vector[:, -1] == 1).all()
@@ -22,7 +24,7 @@ def test_condition_repeats_after_a_full_turn():
     torch.testing.assert_close(condition(**c), condition(**{**c, "azimuth": c["azimuth"] + 360}), atol=1e-4, rtol=0)
 
 
-def test_condition_tells_front_from_back_louder_than_anything_else():
+def test_condition_separates_front_and_back_most():
     c = cameras()
     turns = [(condition(**c) - condition(**{**c, "azimuth": c["azimuth"] + turn})).norm(dim=-1).min() for turn in (180, 20)]
     assert turns[0] > 3.9 and turns[0] > turns[1]
@@ -40,7 +42,7 @@ def test_look_at_agrees_with_the_cameras_of_the_trainer():
     torch.testing.assert_close(ours, theirs[:, :3].float(), atol=1e-5, rtol=0)
 
 
-def test_azimuth_ninety_stands_on_the_positive_x_axis():
+def test_azimuth_ninety_is_on_the_positive_x_axis():
     pose = look_at(torch.tensor([90.0]), torch.tensor([90.0]), torch.tensor([3.0]))
     torch.testing.assert_close(pose[0, :, 3], torch.tensor([3.0, 0, 0]), atol=1e-5, rtol=0)
 
@@ -59,6 +61,11 @@ def test_ray_map_of_a_mirrored_camera_is_the_mirrored_ray_map():
     assert ray.shape == (5, RAY_CHANNELS, 8, 8)
     sign = torch.tensor([-1, 1, 1, 1, 1, 1, -1, 1, -1, -1, 1, 1, 1.0])[None, :, None, None]
     torch.testing.assert_close(ray, sign * mirror, atol=1e-4, rtol=0)
+
+
+def test_the_preset_draws_views_from_the_ranges_of_the_training_set():
+    ranges = {"radius_range": camera.RADIUS_RANGE, "fovy_range": camera.FOVY_RANGE, "theta_range": camera.POLAR_RANGE}
+    assert {flag: PRESETS["embedded"][flag] for flag in ranges} == ranges
 
 
 def test_ray_map_refuses_a_pose_of_the_wrong_shape():

@@ -1,4 +1,4 @@
-"""The vocabulary: phrases there and back, what is held out, and words nobody knows."""
+"""The vocabulary: captions and their parser, held-out combinations, and unknown words."""
 
 import random
 
@@ -74,27 +74,27 @@ def test_other_spellings_are_replaced_and_fillers_left_out():
     ("bear", "teddy bear"), ("couch", "sofa"), ("crimson", "red"), ("zepelin", "airplane"), ("hauses", "house"),
     ("ballon", "ball"), ("bred", "red"),
 ])  # fmt: skip
-def test_a_word_of_near_meaning_or_spelling_is_suggested_and_not_replaced(word, known):
+def test_for_a_word_of_similar_meaning_or_spelling_a_known_one_is_suggested(word, known):
     parsed = parse(f"a {word}")
     assert known in parsed.unknown[word] and parsed.caption is None and not knows(f"a {word}")
 
 
-def test_what_means_much_the_same_is_suggested_before_what_looks_alike():
+def test_words_of_similar_meaning_are_suggested_before_words_of_similar_spelling():
     assert nearest("cat")[0] == "dog" and nearest("grey")[:2] == ["white", "black"]
 
 
-def test_nothing_is_suggested_for_a_word_that_is_near_to_nothing():
+def test_a_word_without_a_near_match_gets_no_suggestion():
     assert nearest("quantum") == [] and parse("a quantum chair").unknown == {"quantum": []}
 
 
-def test_every_word_of_near_meaning_is_unknown_and_leads_to_a_known_one():
+def test_every_word_of_similar_meaning_is_unknown_and_suggests_a_known_one():
     for known, words in MEANINGS.items():
         assert known in COLORS or known in WORDINGS
         for word in words.split():
             assert known in nearest(word) and word in parse(word).unknown
 
 
-def test_an_unknown_word_is_named_with_its_neighbours():
+def test_an_unknown_word_is_named_with_suggestions():
     parsed = parse("a grean chiar")
     assert parsed.unknown["grean"][0] == "green" and parsed.unknown["chiar"][0] == "chair"
     assert not knows("a grean chiar") and knows("a green chair")

@@ -1,4 +1,4 @@
-"""The training set: colour, light and background in closed form, shards that repeat, batches that are whole."""
+"""The training set: shading in closed form, reproducible shards, complete batches."""
 
 import pytest
 import torch
@@ -43,18 +43,18 @@ def test_a_shard_depends_on_its_number_alone(shards, tmp_path):
     assert data_hash(tmp_path) == data_hash(shards)
 
 
-def test_a_batch_is_whole_and_in_range(shards):
+def test_a_batch_is_complete_and_in_range(shards):
     batch = Loader(shards).batch(10)
     assert batch.image.shape == (10, 3, 64, 64) and batch.ray.shape == (10, 13, 8, 8) and len(batch.captions) == 10
-    assert batch.image.min() >= -1 and batch.image.max() <= 1.0001 and torch.equal(batch.image, batch.shown)
+    assert batch.image.min() >= -1 and batch.image.max() <= 1.0001 and torch.equal(batch.image, batch.degraded)
     assert torch.isfinite(batch.camera).all()
 
 
-def test_worn_pictures_lie_where_the_clean_ones_do(shards):
-    batch = Loader(shards, wear=True).batch(24)
-    apart = (batch.shown - batch.image).square().mean((1, 2, 3)).sqrt()
-    turned = (batch.shown - batch.image.flip(-1)).square().mean((1, 2, 3)).sqrt()
-    assert batch.shown.shape == batch.image.shape and (apart > 0.01).any() and apart.mean() < 0.7 * turned.mean()
+def test_degraded_images_are_near_the_clean_ones(shards):
+    batch = Loader(shards, degraded=True).batch(24)
+    distance = (batch.degraded - batch.image).square().mean((1, 2, 3)).sqrt()
+    mirrored = (batch.degraded - batch.image.flip(-1)).square().mean((1, 2, 3)).sqrt()
+    assert batch.degraded.shape == batch.image.shape and (distance > 0.01).any() and distance.mean() < 0.7 * mirrored.mean()
 
 
 def test_a_kind_can_be_shown_from_its_ends(shards, monkeypatch):

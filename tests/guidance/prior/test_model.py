@@ -31,18 +31,18 @@ def test_every_known_word_is_one_token(prior):
         assert len(prior.tokenizer(word)["input_ids"]) == 3, word
 
 
-def test_the_estimate_has_the_shape_of_the_packed_image(prior):
+def test_the_prediction_has_the_shape_of_the_packed_image(prior):
     noisy, t, camera, ray = inputs()
-    estimate = prior.predict(noisy, t, prior.encode_text(["a red car", ""]), camera, ray)
-    assert estimate.shape == noisy.shape
+    x0 = prior.predict(noisy, t, prior.encode_text(["a red car", ""]), camera, ray)
+    assert x0.shape == noisy.shape
 
 
-def test_camera_and_ray_map_each_change_the_estimate(prior):
+def test_camera_and_ray_map_each_change_the_prediction(prior):
     noisy, t, camera, ray = inputs()
     text = prior.encode_text(["a red car", "a mug"])
-    estimate = prior.predict(noisy, t, text, camera, ray)
-    assert not torch.equal(estimate, prior.predict(noisy, t, text, camera * 0, ray))
-    assert not torch.equal(estimate, prior.predict(noisy, t, text, camera, ray * 0))
+    x0 = prior.predict(noisy, t, text, camera, ray)
+    assert not torch.equal(x0, prior.predict(noisy, t, text, camera * 0, ray))
+    assert not torch.equal(x0, prior.predict(noisy, t, text, camera, ray * 0))
 
 
 def test_noise_grows_from_almost_none_to_almost_all():
@@ -69,27 +69,27 @@ def test_a_saved_prior_loads_as_the_same_prior(prior, tmp_path):
     assert (tmp_path / "recipe.json").is_file() and again.scheduler.config.prediction_type == "sample"
 
 
-def test_a_detail_network_is_saved_with_the_prior_and_adds_to_its_estimate(prior, tmp_path):
+def test_a_detail_network_is_saved_with_the_prior_and_refines_its_prediction(prior, tmp_path):
     fine = detail.build(tiny=True)
     torch.nn.init.normal_(fine.conv_out.weight, std=0.1)
     save(replace(prior, detail=fine), tmp_path, half=False)
     noisy, t, camera, ray = inputs()
     text = prior.encode_text(["a red car", "a mug"])
     with torch.no_grad():
-        estimate = prior.predict(noisy, t, text, camera, ray)
-        expected = detail.sharpen(fine, noisy, estimate, t, text, camera)
+        x0 = prior.predict(noisy, t, text, camera, ray)
+        expected = detail.refine(fine, noisy, x0, t, text, camera)
         torch.testing.assert_close(load(tmp_path).predict(noisy, t, text, camera, ray), expected)
-    assert (expected - estimate).abs().max() > 1e-3
+    assert (expected - x0).abs().max() > 1e-3
 
 
-def test_what_is_written_does_not_say_where_it_was_read(prior, tmp_path):
+def test_no_written_file_names_the_folder_that_was_read(prior, tmp_path):
     save(replace(prior, detail=detail.build(tiny=True)), tmp_path / "first")
     save(load(tmp_path / "first"), tmp_path / "second")
     for name in ("unet", "detail", "text_encoder"):
         assert str(tmp_path) not in (tmp_path / "second" / name / "config.json").read_text()
 
 
-def test_a_missing_tokenizer_is_named_and_not_made_up(prior, tmp_path):
+def test_a_missing_tokenizer_is_named_and_not_created(prior, tmp_path):
     save(prior, tmp_path)
     (tmp_path / "tokenizer" / "vocab.json").unlink()
     with pytest.raises(FileNotFoundError, match="vocab.json, which is missing"):

@@ -1,4 +1,4 @@
-"""The captioned shapes: distances that never overshoot, families, colours, and what the pictures show."""
+"""The captioned shapes: distances that are bounds, families, colours, and renders."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_a_shape_fills_the_ball_it_is_meant_for_and_no_more(kind):
 
 
 @pytest.mark.parametrize("kind", KIND_NAMES)
-def test_distance_outside_is_a_bound_that_a_ray_marcher_can_trust(kind):
+def test_distance_outside_is_a_lower_bound(kind):
     """No two points may differ in distance by more than they lie apart (1.8: thin ellipsoids are first-order)."""
     shape = canonical(parse(f"a {kind.replace(' on ', ' on a ')}").caption)
     generator = torch.Generator().manual_seed(0)
@@ -125,7 +125,7 @@ def test_render_shows_the_handle_on_the_right_from_the_front_and_on_the_left_fro
 
 def test_render_is_the_same_for_the_same_generator():
     cameras = random_cameras(2, torch.Generator().manual_seed(0))
-    pictures = [
+    renders = [
         render("chair", random_proportions("chair", 2, torch.Generator().manual_seed(1)), cameras, 16)[0] for _ in range(2)
     ]
-    assert torch.equal(*pictures)
+    assert torch.equal(*renders)

@@ -1,4 +1,4 @@
-"""Training of the prior: it learns, it goes on where it stopped, and conditions are dropped as often as said."""
+"""Training of the prior: it learns, and it resumes where it stopped."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_the_loss_falls_within_a_few_steps(trainer):
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-def test_a_run_goes_on_with_the_weights_averages_and_counts_it_stopped_with(trainer, shards):
+def test_a_run_resumes_with_the_weights_averages_and_counts_it_stopped_with(trainer, shards):
     trainer.step(1.0)
     trainer.save()
     again = train.Trainer(trainer.recipe, shards, trainer.run_folder)

@@ -1,4 +1,4 @@
-"""Training of the detail network: it learns, the rest of the prior keeps its bits, and a run goes on."""
+"""Training of the detail network: it learns, the rest of the prior keeps its bits, and a run resumes."""
 
 import pytest
 import torch
@@ -35,16 +35,16 @@ def test_the_loss_falls_within_a_few_steps(trainer):
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
-def test_noise_lies_on_worn_pictures_and_the_clean_ones_are_asked_for(trainer):
+def test_noise_is_added_to_degraded_images_and_the_clean_ones_are_the_target(trainer):
     seen = {}
     predict = trainer.prior.predict
     trainer.prior.predict = lambda noisy, *rest: predict(seen.setdefault("noisy", noisy), *rest)
     batch = trainer.loader.batch(8)
     trainer.error(batch, torch.zeros(8, dtype=torch.long))
-    shown = torch.nn.functional.pixel_shuffle(seen["noisy"], 8)
-    noise = (1 - trainer.levels[0]).sqrt()
-    assert not torch.equal(batch.shown, batch.image)
-    torch.testing.assert_close(shown.mean((2, 3)), batch.shown.mean((2, 3)), atol=float(noise) / 10, rtol=0.01)
+    given = torch.nn.functional.pixel_shuffle(seen["noisy"], 8)
+    noise = (1 - trainer.alphas_cumprod[0]).sqrt()
+    assert not torch.equal(batch.degraded, batch.image)
+    torch.testing.assert_close(given.mean((2, 3)), batch.degraded.mean((2, 3)), atol=float(noise) / 10, rtol=0.01)
 
 
 def test_only_the_detail_network_changes_and_the_rest_is_written_as_it_shipped(trainer, shipped, tmp_path):
@@ -61,7 +61,7 @@ def test_only_the_detail_network_changes_and_the_rest_is_written_as_it_shipped(t
     assert '"seed": 7' in recipe and '"detail"' in recipe
 
 
-def test_a_run_goes_on_with_the_weights_it_stopped_with(trainer, shards):
+def test_a_run_resumes_with_the_weights_it_stopped_with(trainer, shards):
     trainer.step(1.0)
     trainer.save()
     again = train_detail.DetailTrainer(trainer.recipe, shards, trainer.run_folder)
@@ -69,7 +69,7 @@ def test_a_run_goes_on_with_the_weights_it_stopped_with(trainer, shards):
     assert all(map(torch.equal, trainer.prior.detail.parameters(), again.prior.detail.parameters()))
 
 
-def test_training_begins_from_the_details_that_ship(trainer, shards, tmp_path, monkeypatch):
+def test_training_starts_from_the_shipped_detail_network(trainer, shards, tmp_path, monkeypatch):
     trainer.step(1.0)
     trainer.export(tmp_path / "out")
     monkeypatch.setattr(train_detail, "WEIGHTS", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""nerf/mesh/export.py and nerf/mesh/io.py: from a field to files, which another program's reader renders like the field."""
+"""The export pipeline: files that an independent reader renders like the field they were made from."""
 
 import json
 import struct
@@ -11,11 +11,14 @@ import torch
 from PIL import Image
 
 from nerf.config.config import Config
+from nerf.config.groups import OutputConfig
 from nerf.core.cameras import orbit, view_rays
-from nerf.core.structs import FieldOutput, RenderSettings
+from nerf.core.errors import ExportError
+from nerf.core.structs import FieldOutput, LevelSet, RenderSettings
 from nerf.fields.base import DensityField
 from nerf.mesh import export
-from nerf.mesh.export import ExportError, ExportOptions, export_mesh, export_surface
+from nerf.mesh.export import ExportOptions, export_level_set, export_surface
+from nerf.mesh.io import Material
 from nerf.mesh.mesh import Mesh
 from nerf.render.background import ConstantBackground
 from nerf.renderer import NeRFRenderer, make_volume_path
@@ -44,31 +47,33 @@ def painted(points):
 
 
 BALL = solids.Solid(partial(solids.ball, centre=(0.1, 0.0, 0.0), radius=0.5), painted)
-SMALL = ExportOptions(decimate_target=1500, texture_size=128)
-quick = partial(export_mesh, bound=1.0, resolution=32, options=SMALL)
+
+
+def flags(**changes):
+    """Export options as the flags give them."""
+    return ExportOptions.from_config(OutputConfig(**changes))
+
+
+SMALL = flags(mcubes_resolution=32, decimate_target=1500, texture_size=128)
+
+
+def quick(solid, folder, options=SMALL, **more):
+    """Export the density of a solid."""
+    return export_level_set(solid.as_density(), solid.albedo, 1.0, folder, options, **more)
 
 
 @pytest.fixture(scope="module")
 def lettered(tmp_path_factory):
-    """The lettered block, exported, and the lines that were said."""
+    """The lettered block, the report of its export, and the lines that were logged."""
     solid, folder, lines = solids.lettered(), tmp_path_factory.mktemp("mesh"), []
-    options = ExportOptions(decimate_target=12_000, texture_size=512, ply=True)
-    report = export_mesh(
-        solid.density,
-        solid.albedo,
-        1.0,
-        folder,
-        options,
-        resolution=96,
-        report=lines.append,
-        metadata={"prompt": "a block", "seed": 3},
-    )
+    options = flags(mcubes_resolution=96, decimate_target=12_000, texture_size=512, mesh_ply=True)
+    report = quick(solid, folder, options, report=lines.append, metadata={"prompt": "a block", "seed": 3})
     return solid, report, lines
 
 
 @pytest.fixture(scope="module")
 def lettered_views(lettered):
-    """The block seen from six sides: views, the field's own ray cast (colour and mask), and the GLB's picture."""
+    """The block from six sides: views, the field's own ray cast (colour and mask), and the render of the GLB."""
     views = orbit(*SIX, 2.2, 40.0, 96, 80)
     return views, *solids.ray_cast(lettered[0], views), render_glb(lettered[1].files["glb"], views)
 
@@ -166,8 +171,8 @@ def test_glb_looks_like_the_field_s_own_render(lettered, cuda_ray):
 
 @looks
 def test_glb_of_thin_parts_and_colour_edges_looks_like_the_field_s_own_render_at_256(tmp_path):
-    solid, options = solids.spindly(), ExportOptions(decimate_target=12_000, texture_size=1024)
-    report = export_mesh(solid.density, solid.albedo, 1.0, tmp_path, options, resolution=256)
+    solid, options = solids.spindly(), flags(mcubes_resolution=256, decimate_target=12_000, texture_size=1024)
+    report = quick(solid, tmp_path, options)
     assert_sound(report.files)
     views = orbit(torch.tensor([65.0, 100.0]), torch.tensor([30.0, -75.0]), 2.2, 40.0, 256, 256)
     own, mask, _ = own_render(solid, views, cuda_ray=True, max_steps=1024)
@@ -232,7 +237,7 @@ def test_hard_decimation_leaves_sound_files(tmp_path, name):
         ),
     }[name]
     solid = solids.Solid(distance, painted, steepness=300.0)
-    report = quick(solid.density, solid.albedo, folder=tmp_path, options=replace(SMALL, decimate_target=300, ply=True))
+    report = quick(solid, tmp_path, replace(SMALL, decimate_target=300, ply=True))
     assert report.watertight and report.faces <= 300
     assert_sound(report.files)
 
@@ -245,13 +250,11 @@ def bumpy(tmp_path_factory):
         return solids.ball(points) + 0.01 * torch.sin(25 * points).sum(dim=-1)
 
     solid = solids.Solid(distance, painted)
-    options = ExportOptions(decimate_target=400, texture_size=256, normal_map=True, roughness=0.5, metallic=0.25)
+    options = flags(mcubes_resolution=64, decimate_target=400, texture_size=256, normal_map=True, roughness=0.5, metallic=0.25)
     report = quick(
-        solid.density,
-        solid.albedo,
-        folder=tmp_path_factory.mktemp("bumpy"),
-        resolution=64,
-        options=options,
+        solid,
+        tmp_path_factory.mktemp("bumpy"),
+        options,
         metadata={"prompt": "waves", "seed": 0, "licence": "weights: CC0"},
         transform=similarity(),
     )
@@ -284,34 +287,34 @@ def test_decimation_and_its_bound_are_in_the_report(bumpy, tmp_path):
     free = bumpy[0].decimation
     assert free.farthest > free.mean > 0 and free.target == 400
     options = replace(SMALL, decimate_target=60, max_error=0.01)
-    report = quick(BALL.density, BALL.albedo, folder=tmp_path, options=options)
+    report = quick(BALL, tmp_path, options)
     assert 0 < report.decimation.farthest <= 0.01 and report.faces > 60
-    assert any("triangles were kept and not 60" in note for note in report.notes)
+    assert any("triangles were kept instead of 60" in note for note in report.notes)
 
 
 def test_target_that_decimation_cannot_reach_is_noted(tmp_path):
-    report = quick(BALL.density, BALL.albedo, folder=tmp_path, options=replace(SMALL, decimate_target=1))
-    assert report.watertight and any("triangles were kept and not 1," in note for note in report.notes)
+    report = quick(BALL, tmp_path, replace(SMALL, decimate_target=1))
+    assert report.watertight and any("triangles were kept instead of 1;" in note for note in report.notes)
 
 
-def test_surface_cut_open_by_the_wall_is_closed_and_a_hole_elsewhere_is_noted(tmp_path):
+def test_surface_cut_by_the_wall_is_closed_and_a_hole_elsewhere_is_noted(tmp_path):
     walls = block((0.3, 1.0, 0.2))
     tube = replace(walls, faces=walls.faces[(np.ptp(walls.corners[..., 1], axis=1) > 0)])
     report = export_surface(tube, painted, tmp_path / "tube", SMALL, bound=1.0)
     assert report.watertight and report.cleaning.capped == 2 and report.volume == pytest.approx(8 * 0.3 * 0.2)
     torn = export_surface(replace(block(), faces=block().faces[1:]), painted, tmp_path / "torn", SMALL, bound=1.0)
-    assert not torn.watertight and "1 openings away from the walls" in torn.notes[0]
+    assert not torn.watertight and "1 holes away from the walls" in torn.notes[0]
 
 
-def test_long_stages_tell_how_far_they_are(tmp_path, monkeypatch):
+def test_long_stages_report_their_progress(tmp_path, monkeypatch):
     lines = []
-    monkeypatch.setattr(export, "_SAY_SECONDS", 0.0)
-    quick(BALL.density, BALL.albedo, folder=tmp_path, report=lines.append)
+    monkeypatch.setattr(export, "_REPORT_SECONDS", 0.0)
+    quick(BALL, tmp_path, report=lines.append)
     assert any(line.startswith("export: unwrapping, 50 %") for line in lines)
 
 
 def test_mesh_is_closed_and_has_the_volume_of_the_solid(tmp_path):
-    report = quick(BALL.density, BALL.albedo, folder=tmp_path)
+    report = quick(BALL, tmp_path)
     assert report.watertight and report.volume == pytest.approx(4 / 3 * np.pi * 0.125, rel=0.02)
     assert load_single(report.files["ply"] if "ply" in report.files else report.files["obj"]).volume > 0
     np.testing.assert_allclose(report.bounds, [[-0.4, -0.5, -0.5], [0.6, 0.5, 0.5]], atol=0.01)
@@ -330,13 +333,14 @@ def test_folder_holds_the_named_files_and_nothing_temporary(lettered):
     assert sorted(p.name for p in folder.iterdir()) == ["albedo.png", "mesh.glb", "mesh.mtl", "mesh.obj", "mesh.ply"]
 
 
-def test_report_says_what_was_done_and_is_json(lettered):
+def test_report_is_complete_and_is_json(lettered):
     _, report, lines = lettered
-    assert [line.split(":")[0] for line in lines] == ["export"] * 5 and "lattice" in lines[0]
+    assert [line.split(":")[0] for line in lines] == ["export"] * 5 and "grid of 96^3 cells; the density" in lines[0]
     values = json.loads(json.dumps(report.as_dict()))
     assert (
         values["faces"] == report.faces
-        and values["threshold"] == 10.0
+        and values["level"] == 10.0
+        and values["max_density"] > 200
         and set(values["seconds"]) == {"surface", "clean", "unwrap", "bake", "write"}
     )
     assert "closed" in str(report) and "mesh.glb" in str(report) and report.notes == ()
@@ -352,7 +356,7 @@ def similarity(scale=3.0):
 
 def test_object_frame_undoes_scale_and_offset_and_keeps_up(tmp_path):
     block = solids.Solid(lambda p: solids.box(p, (0.1, 0.2, 0.0), (0.2, 0.5, 0.3)), painted)
-    report = quick(block.density, block.albedo, folder=tmp_path, transform=similarity())
+    report = quick(block, tmp_path, transform=similarity())
     assert np.ptp(report.bounds, axis=0) == pytest.approx([1.2, 3.0, 1.8], rel=0.01)  # tall along +Y
     content = json.loads((tmp_path / "transform.json").read_text())
     middle = np.append(np.mean(report.bounds, axis=0), 1.0)
@@ -361,11 +365,9 @@ def test_object_frame_undoes_scale_and_offset_and_keeps_up(tmp_path):
     assert np.linalg.det(np.array(content["file_to_source"])[:3, :3]) == pytest.approx(1.0)
 
 
-def test_source_frame_writes_the_source_s_own_axes(tmp_path):
+def test_source_frame_writes_the_axes_of_the_source(tmp_path):
     block = solids.Solid(lambda p: solids.box(p, (0.1, 0.2, 0.0), (0.2, 0.5, 0.3)), painted)
-    report = quick(
-        block.density, block.albedo, folder=tmp_path, transform=similarity(), options=replace(SMALL, export_frame="source")
-    )
+    report = quick(block, tmp_path, replace(SMALL, export_frame="source"), transform=similarity())
     np.testing.assert_allclose(np.mean(report.bounds, axis=0), (similarity() @ [0.1, 0.2, 0.0, 1.0])[:3], atol=0.02)
     assert np.ptp(report.bounds, axis=0) == pytest.approx([1.2, 1.8, 3.0], rel=0.01)  # tall along +Z
 
@@ -373,61 +375,59 @@ def test_source_frame_writes_the_source_s_own_axes(tmp_path):
 def test_missing_package_is_named_with_its_pip_command(monkeypatch, tmp_path):
     monkeypatch.setitem(export._PACKAGES, "no_such_module", "no-such-package")
     with pytest.raises(ExportError, match="needs no-such-package; run: pip install no-such-package"):
-        quick(None, None, folder=tmp_path)
+        quick(BALL, tmp_path)
 
 
 def test_transform_that_mirrors_is_refused_before_any_work(tmp_path):
     with pytest.raises(ValueError, match="mirrors or flattens"):
-        quick(None, None, folder=tmp_path, transform=np.diag([1.0, 1, -1, 1]))
+        quick(solids.Solid(None), tmp_path, transform=np.diag([1.0, 1, -1, 1]))
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"export_frame": "blender"},
-        {"texture_size": 4},
-        {"texture_size": 8192},
-        {"supersample": 0},
-        {"max_error": -1.0},
-        {"roughness": 1.5},
-        {"metallic": -0.1},
-    ],
-)
-def test_options_out_of_range_are_refused_with_a_sentence(wrong):
-    with pytest.raises(ValueError, match="ExportOptions: expected|Material: expected"):
-        ExportOptions(**wrong)
+def test_every_option_is_taken_from_its_flag():
+    changed = flags(
+        mcubes_resolution=40, mesh_smooth=1.0, decimate_target=7, decimate_error=0.5, texture_size=64, texture_supersample=2,
+        normal_map=True, roughness=0.25, metallic=0.5, mesh_ply=True, export_frame="source",
+    )  # fmt: skip
+    assert changed == ExportOptions(
+        resolution=40, smooth=1.0, decimate_target=7, max_error=0.5, texture_size=64, supersample=2,
+        normal_map=True, material=Material(0.25, 0.5), ply=True, export_frame="source",
+    )  # fmt: skip
 
 
 def block(half=(0.3, 0.4, 0.2)):
-    """A box of twelve triangles, faces outwards."""
-    corners = np.array([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)]) * half
-    quads = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
-    return Mesh(corners, np.array([triangle for a, b, c, d in quads for triangle in ([a, b, c], [a, c, d])]))
+    """A box around the origin."""
+    return solids.box_mesh(2 * np.array(half), -np.array(half))
 
 
-def test_surface_from_elsewhere_takes_the_same_road(tmp_path):
+def test_given_surface_is_exported_like_an_extracted_one(tmp_path):
     report = export_surface(block(), painted, tmp_path, SMALL, bound=1.0, metadata={"prompt": "a box"})
-    assert report.watertight and report.volume == pytest.approx(8 * 0.3 * 0.4 * 0.2) and report.queries is None
+    assert (
+        report.watertight
+        and report.volume == pytest.approx(8 * 0.3 * 0.4 * 0.2)
+        and report.queries is None
+        and report.level is None
+    )
     assert set(report.files) == {"obj", "mtl", "albedo", "glb"}
     np.testing.assert_allclose(report.bounds, [[-0.3, -0.4, -0.2], [0.3, 0.4, 0.2]], atol=1e-6)
 
 
 def test_empty_surface_and_one_that_is_nan_are_refused(tmp_path):
     with pytest.raises(ExportError, match="the surface is empty"):
-        export_surface(Mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int64)), painted, tmp_path, bound=1.0)
+        export_surface(Mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int64)), painted, tmp_path, SMALL, bound=1.0)
     with pytest.raises(ExportError, match="8 of 8 vertices are NaN"):
-        export_surface(replace(block(), vertices=block().vertices * np.nan), painted, tmp_path, bound=1.0)
+        export_surface(replace(block(), vertices=block().vertices * np.nan), painted, tmp_path, SMALL, bound=1.0)
 
 
 def test_empty_field_is_an_error_that_gives_the_figures_and_writes_nothing(tmp_path):
     with pytest.raises(ExportError, match=r"highest density is 4, and the surface is where it is 10"):
-        quick(lambda p: torch.full((len(p),), 4.0), painted, folder=tmp_path / "mesh")
+        flat = LevelSet(lambda p: torch.full((len(p),), 4.0), 10.0)
+        export_level_set(flat, painted, 1.0, tmp_path / "mesh", SMALL)
     assert not (tmp_path / "mesh").exists()
 
 
 def test_floater_is_dropped_and_counted(tmp_path):
     two = solids.Solid(lambda p: torch.minimum(BALL.distance(p), solids.ball(p, (-0.8, 0.8, 0.0), 0.08)), painted)
-    report = quick(two.density, two.albedo, folder=tmp_path)
+    report = quick(two, tmp_path)
     assert report.parts_dropped == 1 and report.bounds[0][0] > -0.5
 
 
@@ -435,18 +435,50 @@ def test_young_field_is_exported_with_a_lower_threshold_on_request_and_a_note(tm
     def young(points):
         return 8.0 * torch.sigmoid(-60 * BALL.distance(points))
 
-    report = quick(young, painted, folder=tmp_path, threshold=None)
-    assert report.threshold == pytest.approx(4.0, rel=0.01)
+    report = export_level_set(LevelSet(young, None), painted, 1.0, tmp_path, SMALL)
+    assert report.level == pytest.approx(4.0, rel=0.01)
     assert report.volume == pytest.approx(4 / 3 * np.pi * 0.125, rel=0.03) and "foggy" in report.notes[0]
 
 
 def test_object_at_the_wall_is_closed_and_noted(tmp_path):
     slab = solids.Solid(lambda p: solids.box(p, (0.8, 0.0, 0.0), (0.5, 0.4, 0.4)), painted)
-    report = quick(slab.density, slab.albedo, folder=tmp_path)
+    report = quick(slab, tmp_path)
     assert report.watertight and "touches the wall" in report.notes[0]
 
 
 def test_export_twice_gives_the_same_bytes(tmp_path):
-    first, second = (quick(BALL.density, BALL.albedo, folder=tmp_path / name) for name in "ab")
+    first, second = (quick(BALL, tmp_path / name) for name in "ab")
     for name in ("obj", "mtl", "albedo", "glb"):
         assert first.files[name].read_bytes() == second.files[name].read_bytes()
+
+
+@looks
+def test_signed_distance_is_exported_like_the_density_of_the_same_solid(tmp_path):
+    solid, options = solids.lettered(), replace(SMALL, resolution=96, decimate_target=12_000, texture_size=512)
+    report = export_level_set(solid.as_distance(), solid.albedo, 1.0, tmp_path / "distance", options)
+    density = quick(solid, tmp_path / "density", options)
+    assert_sound(report.files)
+    assert report.level == 0.0 and report.max_density is None and report.notes == ()
+    assert report.grid_points == density.grid_points and report.volume == pytest.approx(density.volume, rel=0.002)
+    views = orbit(*SIX, 2.2, 40.0, 96, 80)
+    picture = render_glb(report.files["glb"], views)
+    for iou, error in agreement(*solids.ray_cast(solid, views), picture):
+        assert iou >= SAME_SILHOUETTE and error <= SAME_COLOR
+
+
+def test_colour_of_a_signed_distance_is_that_on_the_surface(tmp_path):
+    def shells(points):
+        return torch.where(BALL.distance(points).abs() < 0.02, 1.0, 0.0)[:, None].expand(-1, 3)
+
+    report = export_level_set(BALL.as_distance(), shells, 1.0, tmp_path, replace(SMALL, decimate_target=0))
+    assert (np.asarray(Image.open(report.files["albedo"])) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"), [(0.1, "the field is empty: its signed"), (-0.1, "the field is solid: 100.0 %")]
+)
+def test_signed_distance_of_one_sign_is_an_error_that_writes_nothing(tmp_path, value, sentence):
+    flat = LevelSet(lambda p: torch.full((len(p),), value), 0.0, inside="below", logarithmic=False)
+    with pytest.raises(ExportError, match=sentence):
+        export_level_set(flat, painted, 1.0, tmp_path / "mesh", SMALL)
+    assert not (tmp_path / "mesh").exists()

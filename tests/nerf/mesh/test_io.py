@@ -1,4 +1,4 @@
-"""nerf/mesh/io.py: what was written is read again, and whatever is wrong with a file is noticed."""
+"""Mesh files: what was written is read back, and whatever is wrong with a file is detected."""
 
 from dataclasses import replace
 
@@ -9,13 +9,16 @@ from nerf.core.errors import ExportError
 from nerf.mesh import io as mesh_io
 from nerf.mesh import mesh as meshes
 from nerf.mesh.mesh import Mesh
+from tests.helpers import solids
+
+DIFFUSE = mesh_io.Material(1.0, 0.0)
 
 
 @pytest.fixture
 def mesh():
-    """A tetrahedron, every triangle in a corner of its own of the texture."""
-    corners = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
-    faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
+    """A tetrahedron, every triangle in its own quarter of the texture."""
+    solid = solids.tetrahedron()
+    corners, faces = solid.vertices, solid.faces
     weld = faces.reshape(-1)
     place = np.array([[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [0.5, 0.5]])
     uv = (place[:, None] + [[0.05, 0.05], [0.45, 0.05], [0.05, 0.45]]).reshape(-1, 2)
@@ -31,7 +34,7 @@ def with_normal_map(mesh):
 
 
 def test_glb_and_obj_are_read_back_as_they_were_written(tmp_path, mesh):
-    for path in (mesh_io.write_glb(tmp_path / "x.glb", mesh, {}), mesh_io.write_obj(tmp_path, mesh)["obj"]):
+    for path in (mesh_io.write_glb(tmp_path / "x.glb", mesh, DIFFUSE, {}), mesh_io.write_obj(tmp_path, mesh, DIFFUSE)["obj"]):
         read = mesh_io.read_mesh(path)
         np.testing.assert_allclose(read.corners, mesh.corners, atol=1e-6)
         np.testing.assert_allclose(read.uv[read.faces], mesh.uv[mesh.faces], atol=1e-6)
@@ -39,9 +42,9 @@ def test_glb_and_obj_are_read_back_as_they_were_written(tmp_path, mesh):
         mesh_io.check_file(path, mesh)
 
 
-def test_normal_map_is_read_back_from_the_glb_and_another_one_is_noticed(tmp_path, mesh):
+def test_normal_map_is_read_back_from_the_glb_and_another_one_is_detected(tmp_path, mesh):
     bumpy = with_normal_map(mesh)
-    path = mesh_io.write_glb(tmp_path / "x.glb", bumpy, {})
+    path = mesh_io.write_glb(tmp_path / "x.glb", bumpy, DIFFUSE, {})
     mesh_io.check_file(path, bumpy)
     with pytest.raises(ExportError, match="another normal map"):
         mesh_io.check_file(path, replace(bumpy, normal_texture=255 - bumpy.normal_texture))
@@ -49,43 +52,43 @@ def test_normal_map_is_read_back_from_the_glb_and_another_one_is_noticed(tmp_pat
 
 def test_mtl_has_an_exponent_that_blender_reads_as_the_roughness_and_no_tr():
     for roughness in (0.0, 0.3, 1.0):
-        words = dict(line.split(" ", 1) for line in mesh_io.Material(roughness).mtl(True).splitlines())
+        words = dict(line.split(" ", 1) for line in mesh_io.Material(roughness, 0.0).mtl(True).splitlines())
         assert 1 - np.sqrt(float(words["Ns"]) / 1000) == pytest.approx(roughness, abs=1e-5)
         assert words["d"] == "1" and float(words["Pr"]) == roughness and words["norm"] == "normal.png" and "Tr" not in words
-    assert "norm" not in mesh_io.Material().mtl(False)
+    assert "norm" not in DIFFUSE.mtl(False)
 
 
-@pytest.mark.parametrize("wrong", [{"roughness": 1.5}, {"metallic": -0.1}, {"roughness": float("nan")}])
+@pytest.mark.parametrize("wrong", [(1.5, 0.0), (1.0, -0.1), (float("nan"), 0.0)])
 def test_material_out_of_range_is_refused(wrong):
     with pytest.raises(ValueError, match="Material: expected"):
-        mesh_io.Material(**wrong)
+        mesh_io.Material(*wrong)
 
 
-def test_check_notices_a_moved_vertex(tmp_path, mesh):
-    path = mesh_io.write_glb(tmp_path / "x.glb", mesh, {})
+def test_check_detects_a_moved_vertex(tmp_path, mesh):
+    path = mesh_io.write_glb(tmp_path / "x.glb", mesh, DIFFUSE, {})
     moved = mesh.vertices.copy()
     moved[5] += 1e-3
     with pytest.raises(ExportError, match="moved a vertex by 0.001"):
         mesh_io.check_file(path, replace(mesh, vertices=moved))
 
 
-def test_check_notices_another_texture_and_a_missing_triangle(tmp_path, mesh):
-    path = mesh_io.write_glb(tmp_path / "x.glb", mesh, {})
+def test_check_detects_another_texture_and_a_missing_triangle(tmp_path, mesh):
+    path = mesh_io.write_glb(tmp_path / "x.glb", mesh, DIFFUSE, {})
     with pytest.raises(ExportError, match="another texture"):
         mesh_io.check_file(path, replace(mesh, texture=255 - mesh.texture))
     with pytest.raises(ExportError, match="read back with"):
         mesh_io.check_file(path, replace(mesh, faces=mesh.faces[1:]))
 
 
-def test_check_notices_a_mesh_that_is_inside_out(tmp_path, mesh):
+def test_check_detects_a_mesh_that_is_inside_out(tmp_path, mesh):
     mesh = replace(mesh, faces=mesh.faces[:, ::-1].copy())
-    path = mesh_io.write_glb(tmp_path / "x.glb", mesh, {})
+    path = mesh_io.write_glb(tmp_path / "x.glb", mesh, DIFFUSE, {})
     with pytest.raises(ExportError, match="inside out: its volume is -"):
         mesh_io.check_file(path, mesh)
 
 
-def test_obj_without_its_texture_is_noticed(tmp_path, mesh):
-    obj = mesh_io.write_obj(tmp_path, mesh)["obj"]
+def test_obj_without_its_texture_is_detected(tmp_path, mesh):
+    obj = mesh_io.write_obj(tmp_path, mesh, DIFFUSE)["obj"]
     (tmp_path / "albedo.png").unlink()
     with pytest.raises(ExportError, match="read back without its"):
         mesh_io.check_file(obj, mesh)
@@ -98,6 +101,6 @@ def test_broken_glb_is_refused_with_a_sentence(tmp_path, content):
         mesh_io.read_mesh(tmp_path / "x.glb")
 
 
-def test_missing_file_is_said_to_be_missing(tmp_path):
+def test_missing_file_is_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         mesh_io.read_mesh(tmp_path / "none.glb")

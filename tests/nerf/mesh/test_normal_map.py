@@ -1,4 +1,4 @@
-"""nerf/mesh/normal_map.py: frames along the texture, and normal maps that decode to the fine surface's normals."""
+"""Normal maps: frames along the texture, and maps that decode to the normals of the fine surface."""
 
 from dataclasses import replace
 from functools import cache
@@ -6,9 +6,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from nerf.mesh import decimate, isosurface, normal_map, uv
+from nerf.mesh import decimate, normal_map, uv
 from nerf.mesh import mesh as meshes
-from nerf.mesh.density_grid import sample_lattice
 from nerf.mesh.mesh import Mesh
 from nerf.mesh.texture import rasterize_uv
 from tests.helpers import solids
@@ -29,8 +28,7 @@ def square(mirrored=False):
 @cache
 def torus():
     """A fine torus, and a coarse one unwrapped, both with normals; the coarse one with tangents."""
-    density = solids.Solid(solids.torus, None).density
-    fine = isosurface.marching_cubes(sample_lattice(density, 1.0, 64), density)
+    fine = solids.surface(solids.torus, 64)
     fine = replace(fine, normals=meshes.vertex_normals(fine))
     coarse = decimate.decimate(replace(fine, normals=None), 600)
     flat = uv.unwrap(replace(coarse, normals=meshes.vertex_normals(coarse)), SIZE)
@@ -58,21 +56,21 @@ def degrees(a, b):
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_tangent_runs_along_u_and_its_sign_says_where_v_grows(mirrored):
+def test_tangent_points_along_u_and_its_sign_gives_the_direction_of_v(mirrored):
     mesh = square(mirrored)
     np.testing.assert_allclose(mesh.tangents, [[-1.0 if mirrored else 1, 0, 0, -1.0 if mirrored else 1]] * 4, atol=1e-12)
     bitangent = mesh.tangents[:, 3:] * np.cross(mesh.normals, mesh.tangents[:, :3])
     np.testing.assert_allclose(bitangent, [[0.0, 1, 0]] * 4, atol=1e-12)
 
 
-def test_tangents_are_unit_and_lie_across_the_normals():
+def test_tangents_are_unit_and_orthogonal_to_the_normals():
     mesh = torus()[1]
     np.testing.assert_allclose(np.linalg.norm(mesh.tangents[:, :3], axis=1), 1.0, atol=1e-9)
     assert np.abs((mesh.tangents[:, :3] * mesh.normals).sum(axis=1)).max() < 1e-9
     assert set(mesh.tangents[:, 3]) <= {-1.0, 1.0}
 
 
-def test_all_triangles_of_a_chart_are_laid_down_alike():
+def test_all_triangles_of_a_chart_have_one_orientation():
     mesh = torus()[1]
     a, b, c = np.moveaxis(mesh.uv[mesh.faces], 1, 0)
     area = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
@@ -95,7 +93,7 @@ def test_normals_of_the_mesh_itself_give_a_flat_map():
     assert np.abs(picture.astype(int) - [128, 128, 255]).max() <= 1
 
 
-def test_viewer_reads_the_given_normals_back_to_a_byte():
+def test_viewer_reconstructs_the_given_normals_to_a_byte():
     mesh = torus()[1]
     picture = normal_map.bake_normals(mesh, lambda points, rough: true_normals(points), SIZE)
     texels = rasterize_uv(mesh.uv, mesh.faces, SIZE)
@@ -103,7 +101,7 @@ def test_viewer_reads_the_given_normals_back_to_a_byte():
     assert np.percentile(degrees(decoded(mesh, picture, texels), true_normals(points)), 99) < 1.0  # half a byte: 0.3
 
 
-def test_normal_map_of_the_fine_surface_brings_its_normals_back_to_the_coarse_one():
+def test_normal_map_restores_the_normals_of_the_fine_surface_on_the_coarse_one():
     fine, mesh = torus()
     picture = normal_map.bake_normals(mesh, normal_map.nearest_normals(fine), SIZE)
     texels = rasterize_uv(mesh.uv, mesh.faces, SIZE)
@@ -136,3 +134,12 @@ def test_nearest_normals_do_not_leak_through_a_thin_sheet():
     sheet = Mesh(np.concatenate(sides), np.array([[0, 1, 2]]), normals)
     points, rough = np.array([[0.1, 0.1, -0.001]]), np.array([[0.0, 0.6, 0.8]])
     np.testing.assert_allclose(normal_map.nearest_normals(sheet)(points, rough), [[0.0, 0, 1]])
+
+
+@pytest.mark.parametrize("bound", [1e-4, 1e4])
+def test_nearest_normals_do_not_depend_on_the_unit_of_length(bound):
+    fine, mesh = torus()
+    scaled = replace(fine, vertices=fine.vertices * bound)
+    points, rough = mesh.vertices + 1e-3 * mesh.normals, mesh.normals
+    found = normal_map.nearest_normals(scaled, bound)(points * bound, rough)
+    np.testing.assert_allclose(found, normal_map.nearest_normals(fine)(points, rough), atol=1e-9)

@@ -1,4 +1,4 @@
-"""nerf/mesh/report.py: every figure against a mesh of which it is known."""
+"""The mesh report: every property against a mesh of which it is known."""
 
 import json
 from dataclasses import replace
@@ -10,25 +10,10 @@ from nerf.core.errors import UserError
 from nerf.mesh import io as mesh_io
 from nerf.mesh import mesh as meshes
 from nerf.mesh.mesh import Mesh
-from nerf.mesh.report import report_file, self_crossings
+from nerf.mesh.report import report_file
+from tests.helpers import solids
 
-BOX = np.array([[x, y, z] for x in (0.0, 1.0) for y in (0.0, 1.0) for z in (0.0, 1.0)])
-QUADS = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
-SIDES = np.array([triangle for a, b, c, d in QUADS for triangle in ([a, b, c], [a, c, d])])
-
-
-def box(size=(1.0, 2.0, 3.0), at=(0.0, 0.0, 0.0)):
-    """A box of twelve triangles, faces outwards."""
-    return Mesh(BOX * size + at, SIDES)
-
-
-def joined(*parts):
-    """Several meshes as one, their vertices kept apart."""
-    offsets = np.cumsum([0] + [len(part.vertices) for part in parts])
-    return Mesh(
-        np.concatenate([part.vertices for part in parts]),
-        np.concatenate([part.faces + offset for part, offset in zip(parts, offsets, strict=False)]),
-    )
+DIFFUSE = mesh_io.Material(1.0, 0.0)
 
 
 @pytest.fixture
@@ -45,8 +30,8 @@ def measured(tmp_path):
 
 @pytest.fixture
 def textured(tmp_path):
-    """A box, each of its triangles in a cell of its own of a 4 x 3 grid of the texture, written as GLB and OBJ."""
-    mesh = box()
+    """A box with each triangle in its own cell of a 4 x 3 grid of the texture, and a folder."""
+    mesh = solids.box_mesh()
     corners = np.arange(36).reshape(12, 3)
     cell = np.stack([np.arange(12) % 4, np.arange(12) // 4], axis=1)
     uv = (cell[:, None] + [[0.1, 0.1], [0.9, 0.1], [0.1, 0.9]]).reshape(-1, 2) / [4, 3]
@@ -63,7 +48,7 @@ def textured(tmp_path):
 
 
 def test_box_is_found_closed_manifold_and_outwards_with_its_size_volume_and_area(measured):
-    report = measured(box())
+    report = measured(solids.box_mesh())
     assert (report.faces, report.vertices, report.parts) == (12, 8, 1)
     assert report.watertight and report.edges_manifold and report.vertices_manifold and report.outward
     assert report.volume == pytest.approx(6.0) and report.area == pytest.approx(22.0) and report.size == (1.0, 2.0, 3.0)
@@ -71,62 +56,39 @@ def test_box_is_found_closed_manifold_and_outwards_with_its_size_volume_and_area
 
 
 def test_missing_triangle_is_an_opening(measured):
-    report = measured(replace(box(), faces=SIDES[1:]))
+    report = measured(replace(solids.box_mesh(), faces=solids.BOX_FACES[1:]))
     assert not report.watertight and report.openings == 1 and report.edges_manifold
 
 
 def test_inside_out_box_has_a_negative_volume_and_does_not_face_outwards(measured):
-    report = measured(replace(box(), faces=SIDES[:, ::-1]))
+    report = measured(replace(solids.box_mesh(), faces=solids.BOX_FACES[:, ::-1]))
     assert report.volume == pytest.approx(-6.0) and report.watertight and not report.outward
 
 
-def test_normals_that_look_inwards_are_noticed(measured):
-    mesh = box()
+def test_normals_that_point_inwards_are_detected(measured):
+    mesh = solids.box_mesh()
     report = measured(replace(mesh, normals=-meshes.vertex_normals(mesh)))
     assert report.volume > 0 and report.normals_agreeing == 0.0 and not report.outward
 
 
 def test_two_boxes_that_share_an_edge_are_not_manifold_there(measured):
-    report = measured(joined(box((1, 1, 1)), box((1, 1, 1), (1.0, 1.0, 0.0))))
+    report = measured(solids.joined(solids.box_mesh((1, 1, 1)), solids.box_mesh((1, 1, 1), (1.0, 1.0, 0.0))))
     assert not report.edges_manifold and not report.watertight
 
 
 def test_two_boxes_that_share_a_corner_have_a_vertex_of_two_fans(measured):
-    report = measured(joined(box((1, 1, 1)), box((1, 1, 1), (1.0, 1.0, 1.0))))
+    report = measured(solids.joined(solids.box_mesh((1, 1, 1)), solids.box_mesh((1, 1, 1), (1.0, 1.0, 1.0))))
     assert report.edges_manifold and report.watertight and not report.vertices_manifold and report.vertices == 15
 
 
 def test_parts_are_counted(measured):
-    report = measured(joined(box(), box(at=(5.0, 0, 0)), box(at=(9.0, 0, 0))))
+    report = measured(solids.joined(solids.box_mesh(), solids.box_mesh(at=(5.0, 0, 0)), solids.box_mesh(at=(9.0, 0, 0))))
     assert report.parts == 3 and report.vertices_manifold
 
 
-def test_boxes_that_pass_through_each_other_cross_and_nested_ones_do_not():
-    through = joined(box((3, 1, 1)), box((1, 3, 1), (1.1, -0.9, 0.13)))
-    nested = joined(box((3, 3, 3)), box((1, 1, 1), (1, 1, 1)))
-    assert self_crossings(through)[0] >= 8 and self_crossings(nested)[0] == 0
-
-
-def test_crossings_equal_those_of_every_pair_tested_by_brute_force():
-    rng = np.random.default_rng(0)
-    corners = rng.normal(size=(120, 1, 3)) + rng.normal(size=(120, 3, 3)) * rng.choice([0.05, 0.8], (120, 1, 1))
-    crosses = np.zeros(120, dtype=bool)
-    for i in range(120):
-        for j in range(120):
-            for p, q in ((0, 1), (1, 2), (2, 0)):
-                a, b = corners[i, p], corners[i, q]
-                c = corners[j]
-                matrix = np.stack([a - b, c[1] - c[0], c[2] - c[0]], axis=1)
-                t, u, v = np.linalg.solve(matrix, a - c[0]) if i != j else (-1, -1, -1)
-                if 0 < t < 1 and u > 0 and v > 0 and u + v < 1:
-                    crosses[i] = crosses[j] = True
-    found, tested = self_crossings(Mesh(corners.reshape(-1, 3), np.arange(360).reshape(-1, 3)), 1000)
-    assert found == crosses.sum() and tested == 120 and 10 < found < 120
-
-
-def test_glb_tells_its_uv_textures_material_and_extras(textured):
+def test_uv_textures_material_and_extras_of_a_glb_are_reported(textured):
     mesh, folder = textured
-    report = report_file(mesh_io.write_glb(folder / "x.glb", mesh, {"seed": 3}, mesh_io.Material(0.25, 0.5)))
+    report = report_file(mesh_io.write_glb(folder / "x.glb", mesh, mesh_io.Material(0.25, 0.5), {"seed": 3}))
     assert report.watertight and report.vertices == 8 and report.extras == {"seed": 3}
     assert report.textures == {"color": (96, 96)} and report.material["roughness"] == 0.25
     assert report.uv_coverage == pytest.approx(0.32, abs=0.02) and report.uv_overlap == 0.0 and report.uv_outside == 0.0
@@ -135,26 +97,26 @@ def test_glb_tells_its_uv_textures_material_and_extras(textured):
     }
 
 
-def test_triangles_that_share_texels_are_an_overlap_and_uv_beyond_the_square_are_told(textured):
+def test_triangles_that_share_texels_are_an_overlap_and_uv_outside_the_square_are_reported(textured):
     mesh, folder = textured
     uv = mesh.uv.copy()
     uv[:3], uv[-3:] = uv[3:6], uv[-3:] + [0.3, 0.0]
-    report = report_file(mesh_io.write_glb(folder / "x.glb", replace(mesh, uv=uv), {}))
+    report = report_file(mesh_io.write_glb(folder / "x.glb", replace(mesh, uv=uv), DIFFUSE, {}))
     assert report.uv_overlap == pytest.approx(1 / 10, abs=0.03) and report.uv_outside == pytest.approx(3 / 36)
 
 
-def test_obj_tells_the_constants_of_its_mtl(textured):
+def test_constants_of_an_mtl_are_reported(textured):
     mesh, folder = textured
-    report = report_file(mesh_io.write_obj(folder, mesh, material=mesh_io.Material(0.5, 0.0))["obj"])
+    report = report_file(mesh_io.write_obj(folder, mesh, mesh_io.Material(0.5, 0.0))["obj"])
     assert report.watertight and report.textures == {"color": (96, 96)}
     assert float(report.material["Pr"]) == 0.5 and float(report.material["Ns"]) == 250.0 and "Tr" not in report.material
 
 
-def test_nodes_of_a_scene_are_put_where_they_stand(tmp_path):
+def test_meshes_of_a_scene_are_transformed_by_their_nodes(tmp_path):
     import trimesh
 
     scene = trimesh.Scene()
-    solid = trimesh.Trimesh(box().vertices, SIDES, process=False)
+    solid = trimesh.Trimesh(solids.box_mesh().vertices, solids.BOX_FACES, process=False)
     for shift in (0.0, 5.0):
         scene.add_geometry(solid, transform=trimesh.transformations.translation_matrix([shift, 0, 0]))
     scene.export(tmp_path / "x.glb")
@@ -162,7 +124,7 @@ def test_nodes_of_a_scene_are_put_where_they_stand(tmp_path):
     assert report.parts == 2 and report.size == (6.0, 2.0, 3.0) and report.volume == pytest.approx(12.0)
 
 
-RUBBISH = [
+DAMAGED = [
     ("x.glb", b"glTF\x02\x00\x00\x00rubbish"),
     ("x.glb", b""),
     ("x.ply", b"ply\nrubbish"),
@@ -172,14 +134,14 @@ RUBBISH = [
 ]
 
 
-@pytest.mark.parametrize("name, content", RUBBISH)
-def test_file_that_is_no_mesh_is_refused_with_a_sentence(tmp_path, name, content):
+@pytest.mark.parametrize("name, content", DAMAGED)
+def test_file_that_is_not_a_mesh_is_refused_with_a_sentence(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match="x\\.(glb|ply|obj|stl|txt)"):
         report_file(tmp_path / name)
 
 
-def test_missing_file_is_said_to_be_missing(tmp_path):
+def test_missing_file_is_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         report_file(tmp_path / "x.glb")
 

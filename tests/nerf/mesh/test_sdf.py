@@ -1,4 +1,4 @@
-"""Mesh files are read, and their signed distances agree with closed forms and with brute force."""
+"""Mesh files are read, and signed distances agree with closed forms and with brute force."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_distance_to_a_box_equals_the_closed_form_on_both_sides():
     np.testing.assert_allclose(signed_distance(ours(CUBE), p), box_distance(p, [0.5, 0.6, 0.4]), atol=1e-9)
 
 
-def test_distance_to_a_ball_equals_the_closed_form_but_for_its_facets():
+def test_distance_to_a_ball_equals_the_closed_form_up_to_its_facets():
     p = points()
     sagitta = 0.7 * (1 - np.cos(0.05))  # half the longest edge spans an angle of 0.04
     np.testing.assert_allclose(signed_distance(ours(BALL), p), np.linalg.norm(p, axis=1) - 0.7, atol=sagitta)
@@ -90,7 +90,7 @@ def test_winding_number_is_one_inside_and_zero_outside():
     np.testing.assert_allclose(winding_number(ours(BALL), p)[clear], (np.linalg.norm(p, axis=1) < 0.7)[clear], atol=0.03)
 
 
-def test_winding_number_far_away_agrees_with_near_by():
+def test_winding_number_of_distant_clusters_agrees_with_the_exact_sum():
     """Dipoles of clusters against the exact sum, which one cluster alone gives."""
     mesh = ours(BALL)
     half = Mesh(mesh.vertices, mesh.faces[: len(mesh.faces) // 2])
@@ -147,7 +147,7 @@ def test_thin_closed_plate_is_accepted():
 @pytest.mark.parametrize(
     "mesh", [Mesh(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64)), Mesh(np.full((3, 3), np.nan), np.array([[0, 1, 2]]))]
 )
-def test_mesh_of_nothing_is_refused(mesh):
+def test_mesh_without_triangles_or_with_nan_is_refused(mesh):
     with pytest.raises(UserError, match="give one with a surface"):
         check_solid(mesh)
 
@@ -158,7 +158,7 @@ def test_points_of_another_shape_are_refused(bad):
         signed_distance(ours(CUBE), bad)
 
 
-def test_fit_centres_the_mesh_and_its_matrix_leads_back():
+def test_fit_centres_the_mesh_and_its_matrix_is_the_inverse():
     mesh = Mesh(ours(CUBE).vertices * 30 + [5, 6, 7], ours(CUBE).faces)
     fitted, back = fit(mesh, 0.8)
     np.testing.assert_allclose(fitted.bounds, [[-0.8 / 1.2, -0.8, -0.8 / 1.5], [0.8 / 1.2, 0.8, 0.8 / 1.5]])
@@ -173,7 +173,7 @@ def test_load_reads_what_was_written(tmp_path, suffix):
     assert signed_volume(mesh) == pytest.approx(1.0 * 1.2 * 0.8, rel=1e-6)
 
 
-def test_load_puts_the_parts_of_a_scene_where_they_belong(tmp_path):
+def test_load_transforms_the_parts_of_a_scene(tmp_path):
     scene = trimesh.Scene()
     scene.add_geometry(CUBE)
     move = np.eye(4)
@@ -186,7 +186,7 @@ def test_load_puts_the_parts_of_a_scene_where_they_belong(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, text, said",
+    "name, text, sentence",
     [
         ("no.stl", "", "expected one of .obj, .glb"),
         ("none", "", "no suffix"),
@@ -196,24 +196,24 @@ def test_load_puts_the_parts_of_a_scene_where_they_belong(tmp_path):
         ("far.obj", "v 1e6 0 0\nv 1e6 0.1 0\nv 1e6 0 0.1\nf 1 2 3\n", "0.1 large and reaches 1e\\+06.*move it to the origin"),
         ("dot.obj", "v 1 2 3\nv 1 2 3\nv 1 2 3\nf 1 2 3\n", "has no size"),
         ("line.obj", "v 0 0 0\nv 1 0 0\nv 0 0 0\nf 1 2 3\n", "no triangle with an area"),
-        ("beyond.ply", PLY.format(3), "name vertices up to 3, and it has 3"),
+        ("beyond.ply", PLY.format(3), "refer to vertices up to 3, and it has 3"),
         ("noise.glb", "this is no glTF", "cannot be read"),
         ("noise.ply", "this is no PLY", "cannot be read"),
     ],
 )
-def test_load_says_what_is_wrong_with_a_file(tmp_path, name, text, said):
+def test_load_reports_what_is_wrong_with_a_file(tmp_path, name, text, sentence):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=sentence):
         load_mesh(tmp_path / name)
 
 
-def test_load_says_that_a_glb_without_views_of_its_buffer_cannot_be_read(tmp_path):
+def test_load_reports_a_glb_without_buffer_views(tmp_path):
     (tmp_path / "cube.glb").write_bytes(CUBE.export(file_type="glb").replace(b"bufferViews", b"bufferVxxxs"))
     with pytest.raises(UserError, match="cannot be read .*export it again"):
         load_mesh(tmp_path / "cube.glb")
 
 
-def test_load_says_that_a_file_is_missing(tmp_path):
+def test_load_reports_a_missing_file(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load_mesh(tmp_path / "nowhere.obj")
 

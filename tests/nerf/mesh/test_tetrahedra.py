@@ -1,4 +1,4 @@
-"""The lattice fills its box with good tetrahedra, and the surface cut from it is closed, oriented and differentiable."""
+"""The BCC grid fills its box with good tetrahedra, and its surfaces are closed, oriented and differentiable."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nerf.mesh.mesh import Mesh, is_watertight, signed_volume
-from nerf.mesh.tetrahedra import TET_EDGES, close_at_walls, marching_tetrahedra, summed_lattices, tet_grid
+from nerf.mesh.tetrahedra import TET_EDGES, close_at_walls, marching_tetrahedra, sum_coarse_sdf, tet_grid
 
 RESOLUTIONS = (2, 4, 10)
 
@@ -109,7 +109,7 @@ def test_grid_at_128_takes_less_memory_than_is_stated():
     assert tet_grid(128).nbytes < 155 * 2**20
 
 
-def test_grid_is_made_once():
+def test_grid_is_cached():
     assert tet_grid(4) is tet_grid(4)
 
 
@@ -159,19 +159,19 @@ def test_surface_is_closed_when_distances_are_exactly_zero():
 
 def test_surface_of_random_signs_is_closed():
     grid = tet_grid(10)
-    sdf = close_at_walls(torch.randn(len(grid.vertices)), grid)
+    sdf = close_at_walls(torch.randn(len(grid.vertices)), grid, 0.01)
     mesh = as_mesh(marching_tetrahedra(grid.vertices, sdf, grid))
     assert is_watertight(mesh) and signed_volume(mesh) > 0
 
 
-def test_object_that_is_cut_by_the_box_is_closed_just_inside_the_walls():
+def test_object_that_the_box_cuts_is_closed_just_inside_the_walls():
     grid = tet_grid(16)
-    mesh = as_mesh(marching_tetrahedra(grid.vertices, close_at_walls(-torch.ones(len(grid.vertices)), grid), grid))
+    mesh = as_mesh(marching_tetrahedra(grid.vertices, close_at_walls(-torch.ones(len(grid.vertices)), grid, 0.01), grid))
     assert is_watertight(mesh)
     assert 7.9 < signed_volume(mesh) < 8
 
 
-def test_closing_leaves_other_distances_and_their_gradients_alone():
+def test_closing_does_not_change_other_distances_and_their_gradients():
     grid = tet_grid(4)
     sdf = torch.full((len(grid.vertices),), -1.0, requires_grad=True)
     closed = close_at_walls(sdf, grid, margin=0.5)
@@ -190,7 +190,7 @@ def test_field_of_one_sign_gives_an_empty_surface_that_can_be_differentiated(val
     assert torch.equal(sdf.grad, torch.zeros_like(sdf))
 
 
-def test_gradients_in_positions_and_distances_are_right():
+def test_marching_tetrahedra_gradcheck():
     grid = tet_grid(4)
     positions = grid.vertices.double() + 0.05 * torch.randn(len(grid.vertices), 3, dtype=torch.float64)
     sdf = sphere(positions)
@@ -237,28 +237,28 @@ def test_grid_moves_to_a_device_whole(device):
 
 
 def linear(side):
-    """Values of 1 + 2 x - 3 y + 0.5 z on a lattice of the box, [side, side, side]."""
+    """Values of 1 + 2 x - 3 y + 0.5 z on a regular grid over the box, [side, side, side]."""
     axis = torch.linspace(-1, 1, side, dtype=torch.float64)
     x, y, z = torch.meshgrid(axis, axis, axis, indexing="ij")
     return 1 + 2 * x - 3 * y + 0.5 * z
 
 
 @pytest.mark.parametrize("sides", [(2,), (3, 5), (2, 4, 7)])
-def test_lattices_add_up_to_linear_values_exactly(sides):
+def test_sum_of_coarse_linear_values_is_exact(sides):
     grid = tet_grid(10)
     x, y, z = grid.vertices.double().unbind(1)
-    found = summed_lattices([linear(side) for side in sides], grid)
+    found = sum_coarse_sdf([linear(side) for side in sides], grid)
     torch.testing.assert_close(found, len(sides) * (1 + 2 * x - 3 * y + 0.5 * z), atol=1e-6, rtol=0)
 
 
-def test_a_lattice_point_reaches_as_far_as_its_own_cubes():
-    grid, lattice = tet_grid(16), torch.zeros(5, 5, 5)
-    lattice[2, 2, 2] = 1.0
+def test_point_of_a_coarse_grid_has_an_effect_in_its_own_cubes_only():
+    grid, coarse = tet_grid(16), torch.zeros(5, 5, 5)
+    coarse[2, 2, 2] = 1.0
     away = grid.vertices.abs().amax(1)
-    found = summed_lattices([lattice], grid)
+    found = sum_coarse_sdf([coarse], grid)
     assert (found[away >= 0.5] == 0).all() and (found[away < 0.49] > 0).all() and float(found.max()) == 1.0
 
 
-def test_the_gradient_of_summed_lattices_is_right():
-    lattices = [torch.randn(side, side, side, dtype=torch.float64, requires_grad=True) for side in (2, 3)]
-    assert torch.autograd.gradcheck(lambda *given: summed_lattices(given, tet_grid(6)), lattices)
+def test_sum_of_coarse_distances_gradcheck():
+    coarse = [torch.randn(side, side, side, dtype=torch.float64, requires_grad=True) for side in (2, 3)]
+    assert torch.autograd.gradcheck(lambda *given: sum_coarse_sdf(given, tet_grid(6)), coarse)

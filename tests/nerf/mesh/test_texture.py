@@ -1,4 +1,4 @@
-"""nerf/mesh/texture.py: every covered texel knows its point, colours are those below the surface, and padding has no seams."""
+"""Texture baking: the point of every covered texel, colours below the surface, and padding without seams."""
 
 from dataclasses import replace
 from functools import cache
@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from nerf.core.errors import ExportError
-from nerf.mesh import decimate, isosurface, repair, texture, uv
+from nerf.mesh import decimate, repair, texture, uv
 from nerf.mesh import mesh as meshes
-from nerf.mesh.density_grid import sample_lattice
 from nerf.mesh.mesh import Mesh
 from tests.helpers import solids
 from tests.helpers.glb_render import bilinear
@@ -71,7 +70,7 @@ def test_triangle_between_texel_centres_gets_the_texel_of_its_centroid():
     np.testing.assert_allclose(texels.weights, [[1 / 3] * 3])
 
 
-def test_triangle_without_area_does_no_harm():
+def test_triangle_without_area_gives_finite_weights():
     uv = np.array([[0.2, 0.2], [0.8, 0.8], [0.5, 0.5]])
     assert np.isfinite(texture.rasterize_uv(uv, np.array([[0, 1, 2]]), 16).weights).all()
 
@@ -99,7 +98,7 @@ UP = np.array([[0.0, 0.0, 1.0]])
 
 
 @pytest.mark.parametrize("extinction", [5.0, 40.0, 1000.0])
-def test_light_of_an_even_body_comes_from_its_mean_free_path(extinction):
+def test_light_of_a_uniform_body_comes_from_its_mean_free_path(extinction):
     depth = texture.light_depth(lambda p: torch.full((len(p),), extinction), np.zeros((1, 3)), UP, 0.01, samples=400)
     step = 0.005  # samples sit in the middle of their step, so a dense body is seen half a step deep
     assert depth[0] == pytest.approx(max(1 / extinction, step / 2), rel=0.15)
@@ -115,19 +114,19 @@ def test_light_of_a_thin_sheet_comes_from_the_sheet():
     assert depth[0] == pytest.approx(0.005, rel=0.05)
 
 
-def test_light_depth_is_zero_where_nothing_is_met():
+def test_light_depth_is_zero_without_density():
     assert texture.light_depth(lambda p: torch.zeros(len(p)), np.zeros((1, 3)), UP, 0.1)[0] == 0.0
 
 
-def test_colour_is_asked_for_below_the_surface_by_the_inset():
-    asked = []
+def test_colour_is_evaluated_below_the_surface_by_the_inset():
+    points_of_calls = []
 
     def color(points):
-        asked.append(points)
+        points_of_calls.append(points)
         return points
 
     texture.bake(square(), color, 16, inset=np.array([0.1, 0.1, 0.3, 0.3]))
-    np.testing.assert_allclose(asked[0][:, 2], -0.1 - 0.2 * asked[0][:, 1], atol=1e-9)
+    np.testing.assert_allclose(points_of_calls[0][:, 2], -0.1 - 0.2 * points_of_calls[0][:, 1], atol=1e-9)
 
 
 def test_colours_in_chunks_equal_colours_at_once():
@@ -155,41 +154,40 @@ def test_layers_count_the_triangles_over_a_texel_and_shared_edges_once():
 @cache
 def torus(size=256):
     """A torus, unwrapped for a texture of ``size``."""
-    density = solids.Solid(solids.torus, None).density
-    mesh = repair.without_slivers(isosurface.marching_cubes(sample_lattice(density, 1.0, 48), density), 1.0)
-    mesh = repair.without_slivers(decimate.decimate(mesh, 3000), 1.0)  # xatlas lays down triangles without area anywhere
+    mesh = repair.without_slivers(solids.surface(solids.torus, 48), 1.0)
+    mesh = repair.without_slivers(decimate.decimate(mesh, 3000), 1.0)  # xatlas places triangles without area anywhere
     return uv.unwrap(replace(mesh, normals=meshes.vertex_normals(mesh)), size)
 
 
 def waves(points):
-    """A colour that goes up and down every quarter of a unit, about ten texels."""
+    """A colour with a period of a quarter of a unit, about ten texels."""
     return 0.5 + 0.5 * np.sin(25.0 * points)
 
 
 def across_seams(mesh, texture):
-    """What a bilinear lookup sees [n, 2, 3] on both sides of points along all seams."""
+    """Bilinear lookups [n, 2, 3] on both sides of points along all seams."""
     uv = along_seams(mesh, mesh.uv)
     return np.stack([bilinear(texture, uv[:, side]) for side in (0, 1)], axis=1) / 255.0
 
 
 @pytest.mark.parametrize("supersample", [1, 2])
-def test_lookup_on_both_sides_of_every_seam_sees_the_same(supersample):
+def test_lookups_on_both_sides_of_every_seam_agree(supersample):
     seen = across_seams(torus(), texture.bake(torus(), waves, 256, supersample=supersample)[0])
     apart = np.abs(seen[:, 0] - seen[:, 1]).max(axis=1)
     assert len(apart) > 1000 and apart.max() < 0.12 and np.percentile(apart, 99) < 0.03 and apart.mean() < 0.005
 
 
-def test_charts_drawn_on_beyond_their_border_halve_what_is_seen_of_seams():
+def test_extrapolation_beyond_the_charts_halves_the_seams():
     mesh = torus()
     texels = texture.rasterize_uv(mesh.uv, mesh.faces, 256)
     copied = np.zeros((256 * 256, 3), dtype=np.uint8)
     copied[texels.index] = texture.to_bytes(waves(texels.interpolate(mesh, mesh.vertices)))
     copied = texture.pad_texture(copied.reshape(256, 256, 3), covered(texels))
-    plain, drawn = (across_seams(mesh, picture) for picture in (copied, texture.bake(mesh, waves, 256)[0]))
-    assert np.abs(drawn[:, 0] - drawn[:, 1]).mean() < 0.5 * np.abs(plain[:, 0] - plain[:, 1]).mean()
+    plain, extrapolated = (across_seams(mesh, picture) for picture in (copied, texture.bake(mesh, waves, 256)[0]))
+    assert np.abs(extrapolated[:, 0] - extrapolated[:, 1]).mean() < 0.5 * np.abs(plain[:, 0] - plain[:, 1]).mean()
 
 
-def test_mipmaps_see_no_seams_either():
+def test_mipmaps_have_no_seams():
     def slow(points):
         return 0.5 + 0.5 * np.sin(4.0 * points)
 
@@ -218,7 +216,7 @@ def test_supersampling_takes_the_mean_of_what_a_texel_covers():
 def test_baking_in_bands_equals_baking_at_once(monkeypatch):
     whole = texture.bake(torus(), waves, 256, supersample=2)[0]
     monkeypatch.setattr(texture, "_BAND", 2**13)
-    told = []
-    bands = texture.bake(torus(), waves, 256, supersample=2, progress=lambda done, total: told.append((done, total)))[0]
+    calls = []
+    bands = texture.bake(torus(), waves, 256, supersample=2, progress=lambda done, total: calls.append((done, total)))[0]
     np.testing.assert_array_equal(bands, whole)
-    assert len(told) > 8 and told[-1] == (256, 256)
+    assert len(calls) > 8 and calls[-1] == (256, 256)

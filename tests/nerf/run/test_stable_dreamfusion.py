@@ -1,4 +1,4 @@
-"""A checkpoint in the peer's layout, made here, against the peer's formulas written out once more."""
+"""A checkpoint in the layout of stable-dreamfusion, made here, against its formulas written out independently."""
 
 import math
 import os
@@ -13,18 +13,19 @@ from nerf.core.errors import UserError
 from nerf.core.structs import SceneInfo
 from nerf.network_grid import GridField
 from nerf.run.checkpoint import load_module
-from nerf.run.stable_dreamfusion import read_peer_field
+from nerf.run.stable_dreamfusion import read_stable_dreamfusion_field
 
 LEVELS, LOG2 = 16, 15
 
 
 def resolutions(bound):
+    """Corners along a side of every level."""
     growth = math.log2(2048 * bound / 16) / (LEVELS - 1)
     return [math.ceil(16 * 2 ** (growth * level) - 1e-6) for level in range(LEVELS)]
 
 
 def their_model(bound=1.0, hidden=64):
-    """The state dict of the peer's NeRFNetwork (grid backbone), with a smaller table than its own."""
+    """The state dict of stable-dreamfusion's NeRFNetwork (grid backbone), with a smaller table."""
     rows = [-(-min(2**LOG2, r**3) // 8) * 8 for r in resolutions(bound)]
     offsets = torch.tensor([0, *rows]).cumsum(0).int()
     widths = [2 * LEVELS, hidden, hidden, 4]
@@ -44,8 +45,8 @@ def their_model(bound=1.0, hidden=64):
     return state
 
 
-def their_answer(state, bound, points):
-    """Density [M] and albedo [M, 3] by the peer's formulas, in float64, corner by corner."""
+def their_output(state, bound, points):
+    """Density [M] and albedo [M, 3] by stable-dreamfusion's formulas, in float64, corner by corner."""
     features = []
     for level, resolution in enumerate(resolutions(bound)):
         low, high = int(state["encoder.offsets"][level]), int(state["encoder.offsets"][level + 1])
@@ -73,12 +74,14 @@ def their_answer(state, bound, points):
 
 
 def saved(tmp_path, model, **more):
+    """A df.pth."""
     path = tmp_path / "df.pth"
     torch.save({"epoch": 100, "global_step": 10000, "stats": {}, "mean_density": 3.0, "model": model, **more}, path)
     return path
 
 
 def our_field(found):
+    """A GridField with the imported options and weights."""
     names = {flag_of(field): field.name for field in FieldConfig.__dataclass_fields__.values()}
     config = FieldConfig(**{names[flag]: value for flag, value in found.options.items()})
     field = GridField(config, SceneInfo(config.bound))
@@ -87,19 +90,19 @@ def our_field(found):
 
 
 @pytest.mark.parametrize("bound", [1.0, 2.0])
-def test_density_and_albedo_are_what_the_peers_formulas_give(tmp_path, bound):
+def test_density_and_albedo_are_equal_to_the_formulas_of_stable_dreamfusion(tmp_path, bound):
     model = their_model(bound)
-    field = our_field(read_peer_field(saved(tmp_path, model)))
+    field = our_field(read_stable_dreamfusion_field(saved(tmp_path, model)))
     points = (2 * torch.rand(500, 3) - 1) * bound
     points[:8] = torch.tensor([[a, b, c] for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)]) * bound
-    density, albedo = their_answer(model, bound, points.double())
+    density, albedo = their_output(model, bound, points.double())
     with torch.no_grad():
         torch.testing.assert_close(field.density(points).double(), density, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(field.albedo(points).double(), albedo, rtol=0, atol=1e-4)
 
 
 def test_options_and_threshold_are_read_from_the_tensors(tmp_path):
-    found = read_peer_field(saved(tmp_path, their_model(2.0, hidden=32)))
+    found = read_stable_dreamfusion_field(saved(tmp_path, their_model(2.0, hidden=32)))
     assert found.options == {
         "backbone": "grid", "bound": 2.0, "grid_levels": 16, "grid_features": 2, "grid_coarsest": 16,
         "grid_finest": 4096, "grid_log2": LOG2, "hidden": 32, "layers": 3,
@@ -111,12 +114,12 @@ def test_options_and_threshold_are_read_from_the_tensors(tmp_path):
 def test_threshold_is_ten_without_an_occupancy_grid_and_at_most_ten_with_one(tmp_path):
     model = their_model()
     model["density_grid"] += 100
-    assert read_peer_field(saved(tmp_path, model)).threshold == 10
+    assert read_stable_dreamfusion_field(saved(tmp_path, model)).threshold == 10
     del model["density_grid"]
-    assert read_peer_field(saved(tmp_path, model)).threshold == 10
+    assert read_stable_dreamfusion_field(saved(tmp_path, model)).threshold == 10
 
 
-def test_table_of_the_peers_own_size_is_laid_out_as_ours():
+def test_table_of_the_default_size_has_the_layout_of_stable_dreamfusion():
     layout = GridLayout()
     assert layout.resolutions == (16, 23, 31, 43, 59, 81, 112, 154, 213, 295, 407, 562, 777, 1073, 1483, 2048)
     assert layout.rows == 6_098_120
@@ -125,7 +128,7 @@ def test_table_of_the_peers_own_size_is_laid_out_as_ours():
 def test_reading_leaves_the_random_state_alone(tmp_path):
     path = saved(tmp_path, their_model())
     before = torch.random.get_rng_state()
-    read_peer_field(path)
+    read_stable_dreamfusion_field(path)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -134,42 +137,42 @@ def test_missing_tensor_is_named(tmp_path, lost):
     model = their_model()
     del model[lost]
     with pytest.raises(UserError, match=f"lacks.*{lost}.*--backbone grid"):
-        read_peer_field(saved(tmp_path, model))
+        read_stable_dreamfusion_field(saved(tmp_path, model))
 
 
-@pytest.mark.parametrize("extra, said", [("sdf", "mesh stage"), ("encoder.params", "grid_tcnn")])
-def test_wrong_stage_and_wrong_backbone_are_named(tmp_path, extra, said):
-    with pytest.raises(UserError, match=said):
-        read_peer_field(saved(tmp_path, their_model() | {extra: torch.zeros(4)}))
+@pytest.mark.parametrize("extra, sentence", [("sdf", "mesh stage"), ("encoder.params", "grid_tcnn")])
+def test_wrong_stage_and_wrong_backbone_are_named(tmp_path, extra, sentence):
+    with pytest.raises(UserError, match=sentence):
+        read_stable_dreamfusion_field(saved(tmp_path, their_model() | {extra: torch.zeros(4)}))
 
 
 def test_table_of_another_shape_is_refused(tmp_path):
     model = their_model()
     model["aabb_train"] *= 1.5  # a box for which the levels would have other resolutions
     with pytest.raises(UserError, match="cannot be expressed here"):
-        read_peer_field(saved(tmp_path, model))
+        read_stable_dreamfusion_field(saved(tmp_path, model))
     model = their_model()
     model["encoder.embeddings"] = model["encoder.embeddings"][:-8]
     with pytest.raises(UserError, match="does not fit offsets"):
-        read_peer_field(saved(tmp_path, model))
+        read_stable_dreamfusion_field(saved(tmp_path, model))
 
 
 def test_network_with_another_head_is_refused(tmp_path):
     model = their_model()
     model["sigma_net.net.2.weight"], model["sigma_net.net.2.bias"] = torch.zeros(7, 64), torch.zeros(7)
     with pytest.raises(UserError, match="four outputs"):
-        read_peer_field(saved(tmp_path, model))
+        read_stable_dreamfusion_field(saved(tmp_path, model))
 
 
 def test_diverged_run_is_refused(tmp_path):
     model = their_model()
     model["sigma_net.net.1.weight"][3, 3] = torch.nan
     with pytest.raises(UserError, match="not finite.*diverged"):
-        read_peer_field(saved(tmp_path, model))
+        read_stable_dreamfusion_field(saved(tmp_path, model))
 
 
 class Evil:
-    """What a pickle may hide."""
+    """A pickle that runs code."""
 
     def __reduce__(self):
         return os.mkdir, ("was_run",)
@@ -178,10 +181,10 @@ class Evil:
 def test_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="would run"):
-        read_peer_field(saved(tmp_path, their_model(), surprise=Evil()))
+        read_stable_dreamfusion_field(saved(tmp_path, their_model(), surprise=Evil()))
     assert not (tmp_path / "was_run").exists()
 
 
-def test_missing_file_is_a_sentence(tmp_path):
+def test_missing_file_is_reported(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        read_peer_field(tmp_path / "df.pth")
+        read_stable_dreamfusion_field(tmp_path / "df.pth")

@@ -1,0 +1,134 @@
+"""Reading the parts of a diffusers folder: networks, noise schedule; and keeping their memory small."""
+
+import logging
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from guidance import weights
+from guidance.diffusion import Network
+from guidance.distillation import NoiseSchedule
+from nerf.core.errors import UserError
+
+log = logging.getLogger("somnia.guidance")
+
+_READ_ERRORS = (OSError, ValueError, TypeError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError)
+
+
+def require_diffusers() -> None:
+    """Check that the libraries of diffusion models are installed.
+
+    Raises:
+        UserError: one of them is not.
+    """
+    if find_spec("diffusers") is None or find_spec("transformers") is None:
+        raise UserError("guidance by a diffusion model needs diffusers and transformers; pip install diffusers transformers")
+
+
+def weights_dtype(optim: Any, device: torch.device) -> torch.dtype:
+    """The dtype of frozen weights under ``--fp16`` (CUDA alone; a CPU is slower in it) or ``--bf16``.
+
+    Args:
+        optim: the optimiser group of the options.
+        device: of the weights.
+    """
+    if optim.bf16:
+        return torch.bfloat16
+    return torch.float16 if optim.fp16 and device.type == "cuda" else torch.float32
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Hide the progress bar that transformers shows even for the smallest file."""
+    from transformers.utils import logging as transformers_logging
+
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def load_part(folder: Path, part: str, kind: Any, device: torch.device, dtype: torch.dtype) -> Network:
+    """Load one network of a diffusers folder, frozen. Nothing is downloaded, and no pickled code is run.
+
+    Args:
+        folder: in diffusers layout.
+        part: name of the subfolder.
+        kind: class of the network, of diffusers or transformers.
+        device: where it will run.
+        dtype: of its weights.
+
+    Raises:
+        UserError: the files are damaged, of another architecture, or lack tensors; the part is named.
+    """
+    from safetensors import SafetensorError
+
+    file = weights.weight_file(weights.files_of(folder), part) or ""
+    how = {"variant": "fp16" if ".fp16." in file else None, "use_safetensors": not file.endswith(".bin")}
+    try:
+        with _without_progress_bar():
+            network, info = kind.from_pretrained(
+                folder / part, dtype=dtype, output_loading_info=True, local_files_only=True, **how
+            )
+    except (*_READ_ERRORS, SafetensorError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"weights: {folder / part} cannot be read as {kind.__name__} ({first}); restore or download it again"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"weights: {folder / file} lacks {len(missing)} tensors of {part}, first {missing[0]}; restore or download it again"
+        )
+    return network.requires_grad_(False).eval().to(device)
+
+
+def load_schedule(folder: Path, device: torch.device, clamp: float | None = None) -> NoiseSchedule:
+    """The noise schedule in ``scheduler/``: alphas_cumprod [T] float32 and the prediction type.
+
+    Args:
+        folder: in diffusers layout.
+        device: of ``alphas_cumprod``.
+        clamp: see :class:`NoiseSchedule`.
+
+    Raises:
+        UserError: the scheduler's config cannot be read.
+    """
+    from diffusers import DDPMScheduler
+
+    try:
+        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+    except (OSError, ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(f"weights: {folder / 'scheduler'} cannot be read ({error}); restore or download it again") from error
+    return NoiseSchedule(scheduler.alphas_cumprod.float().to(device), scheduler.config.prediction_type, clamp)
+
+
+def offload(network: Network, device: torch.device) -> None:
+    """Keep the weights in main memory and copy each layer's to ``device`` while it runs. Input gradients still flow.
+
+    Raises:
+        UserError: accelerate is not installed.
+    """
+    try:
+        from accelerate import cpu_offload  # type: ignore[import-untyped]
+    except ImportError:
+        raise UserError("--vram_O needs accelerate; pip install accelerate, or leave the flag out") from None
+    cpu_offload(network.to("cpu"), device)
+
+
+def save_memory(networks: Sequence[Network], device: torch.device) -> None:
+    """``--vram_O``: move the weights of ``networks`` to main memory, see :func:`offload`."""
+    if device.type != "cuda":
+        log.info("guidance: --vram_O moves no weights on %s", device)
+        return
+    for network in networks:
+        offload(network, device)
+    torch.cuda.empty_cache()

@@ -1,0 +1,278 @@
+"""Values of a level set on a regular grid of points: evaluated near the surface, interpolated far from it.
+
+A level set (:class:`nerf.core.structs.LevelSet`) is a density, which is above its level inside and compared by its
+logarithm, or a signed distance, which is below its level inside and compared as it is.
+Letters: n grid points along an edge, k blocks along an edge, M query points. Lengths are scene units.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf.config.groups import SURFACE_DENSITY
+from nerf.core.errors import ExportError
+from nerf.core.structs import LevelSet
+
+Values = Callable[[Tensor], Tensor]  # positions [M, 3] -> values [M], without gradients
+
+# Points at which a field is evaluated in one call outside training: a hidden layer of 64 floats then takes 64 MiB.
+QUERY_CHUNK = 2**18
+PROBE_CELLS = 64  # cells along an edge of the coarse grid that is evaluated everywhere
+SMOOTH_CLIP = 30.0  # densities further from the threshold than this factor count as this far when they are smoothed
+_NEAR_DENSITY = 0.3  # fraction of the threshold above which a coarse density may belong to a surface nearby
+_FOG = 0.1  # densities below this belong to empty space, and are no evidence of how dense the object is
+_FOG_QUANTILE = 0.999  # of the densities above it; the densest few points may be outliers
+
+
+@dataclass(frozen=True)
+class LevelSetGrid:
+    """Values on the points of a regular grid over [-bound, bound]^3, its walls included."""
+
+    values: np.ndarray  # [n, n, n] float32, axes x, y, z
+    bound: float
+    level: float  # the value at the surface; ``values`` are on its right side at every point next to the surface
+    queries: int = 0  # points at which the field was evaluated
+    inside: Literal["above", "below"] = "above"
+    logarithmic: bool = True
+
+    @property
+    def cells(self) -> int:
+        """Cells along an edge, n - 1."""
+        return self.values.shape[0] - 1
+
+    @property
+    def spacing(self) -> float:
+        """Distance of neighbouring points, scene units."""
+        return 2.0 * self.bound / self.cells
+
+    def is_inside(self, values: np.ndarray) -> np.ndarray:
+        """Whether values [...] belong to points inside the surface, bool [...]."""
+        return values > self.level if self.inside == "above" else values < self.level
+
+    def implicit(self, clip: float) -> np.ndarray:
+        """The implicit function [n, n, n]: 0 on the surface, positive inside, comparable between neighbouring points.
+
+        Args:
+            clip: densities further than this factor from the level count as this far.
+
+        Returns:
+            Of a density the natural logarithm of its ratio to the level; of a signed distance its depth below the surface
+            in cells.
+        """
+        if self.logarithmic:
+            return np.log(np.clip(self.values / self.level, 1.0 / clip, clip))
+        depth = (self.values - self.level) / self.spacing
+        return depth if self.inside == "above" else -depth
+
+
+def quantity(source: LevelSet | LevelSetGrid) -> str:
+    """What the values are, for messages."""
+    return "density" if source.logarithmic else "signed distance"
+
+
+def smoothed(grid: LevelSetGrid, sigma: float) -> LevelSetGrid:
+    """The grid low-passed by a Gaussian, for fields that are noise at the scale of a cell.
+
+    Of a density the logarithm is smoothed, clipped at the same distance on both sides of the threshold so that a flat
+    surface stays where it is however steep the field is around it.
+
+    Args:
+        grid: values and level.
+        sigma: standard deviation in cells, >= 0; 0 returns the grid itself.
+
+    Raises:
+        ValueError: sigma is negative.
+    """
+    if sigma < 0:
+        raise ValueError(f"smoothed: expected sigma >= 0 cells, got {sigma}")
+    if sigma == 0:
+        return grid
+    from scipy.ndimage import gaussian_filter
+
+    if not grid.logarithmic:
+        return replace(grid, values=gaussian_filter(grid.values, sigma, mode="nearest"))
+    ratio = gaussian_filter(grid.implicit(SMOOTH_CLIP), sigma, mode="nearest")
+    return replace(grid, values=(grid.level * np.exp(ratio)).astype(np.float32))
+
+
+def query_values(
+    function: Values, points: Tensor, device: torch.device | str = "cpu", name: str = "density", chunk: int = QUERY_CHUNK
+) -> Tensor:
+    """Evaluate a scalar field at many points, a chunk at a time.
+
+    Args:
+        function: maps positions [M, 3] on ``device`` to values [M].
+        points: [M, 3].
+        device: of the field.
+        name: what the values are, for messages.
+        chunk: largest number of points in one call.
+
+    Returns:
+        float32 [M] on the CPU. Not differentiable.
+
+    Raises:
+        ExportError: a value is NaN or infinite.
+        ValueError: the field returns another shape.
+    """
+    values = torch.empty(len(points))
+    with torch.no_grad():
+        for start in range(0, len(points), chunk):
+            part = points[start : start + chunk].to(device)
+            value = function(part)
+            if value.shape != (len(part),):
+                raise ValueError(
+                    f"query_values: expected {name} [{len(part)}] from points [{len(part)}, 3], got "
+                    f"{list(value.shape)}; squeeze its last axis"
+                )
+            values[start : start + chunk] = value.float().cpu()
+    broken = ~torch.isfinite(values)
+    if bool(broken.any()):
+        where = [round(x, 3) for x in points[int(broken.nonzero()[0, 0])].tolist()]
+        raise ExportError(
+            f"the {name} is NaN or infinite at {int(broken.sum())} of {len(points)} points, first at "
+            f"{where}; training has diverged: resume an earlier checkpoint with a lower --lr"
+        )
+    return values
+
+
+def auto_threshold(density: np.ndarray) -> float:
+    """The density at the surface, chosen from the values of a field.
+
+    ``SURFACE_DENSITY`` serves every field that has become opaque: it was fixed before any shape was measured, and does
+    not adapt to the shape. For a field whose densest part (99.9th percentile of what is above 0.1) stays below twice that,
+    half of the densest part is taken, so that a young run still gives a mesh.
+
+    Args:
+        density: [...] values all over the box.
+
+    Returns:
+        The threshold; ``SURFACE_DENSITY`` if nothing is above 0.1 (the caller then finds the field empty).
+    """
+    some = density[density > _FOG]
+    if some.size == 0:
+        return SURFACE_DENSITY
+    return min(SURFACE_DENSITY, 0.5 * float(np.quantile(some, _FOG_QUANTILE)))
+
+
+def sample_level_set(
+    level_set: LevelSet, bound: float, resolution: int, device: torch.device | str = "cpu", probe_cells: int = PROBE_CELLS
+) -> LevelSetGrid:
+    """Sample a level set over [-bound, bound]^3, spending the evaluations where its surface is.
+
+    A coarse grid of at least ``probe_cells`` cells along an edge is evaluated first. Blocks (one coarse cell each) with a
+    coarse value in their 3x3x3 neighbourhood that may belong to a surface nearby are evaluated at every grid point, and so
+    is every further block into which the surface is found to continue, until none is left. A part of the surface that is
+    thinner than a coarse cell, disjoint from all others *and* far from every coarse point can be missed.
+
+    Args:
+        level_set: a density, or a signed distance that changes by no more than about the distance between two points.
+        bound: half the edge of the box.
+        resolution: cells along an edge, 8 to 1024; rounded up to a multiple of resolution // probe_cells.
+        device: of the field.
+        probe_cells: cells along an edge of the coarse grid.
+
+    Raises:
+        ExportError: a value is NaN or infinite.
+        ValueError: bound, resolution or level out of range.
+    """
+    _check_arguments(level_set, bound, resolution)
+    stride = max(1, resolution // probe_cells)
+    blocks = -(-resolution // stride)
+    cells = blocks * stride
+
+    def evaluate(index: np.ndarray) -> np.ndarray:
+        points = torch.from_numpy((index * (2.0 * bound / cells) - bound).astype(np.float32))
+        return query_values(level_set.value, points, device, quantity(level_set)).numpy()
+
+    everywhere = np.ascontiguousarray(np.indices((blocks + 1,) * 3).reshape(3, -1).T) * stride
+    coarse = evaluate(everywhere).reshape((blocks + 1,) * 3)
+    level = auto_threshold(coarse) if level_set.level is None else float(level_set.level)
+    grid = LevelSetGrid(coarse, bound, level, coarse.size, level_set.inside, level_set.logarithmic)
+    return grid if stride == 1 else _refined(grid, stride, evaluate)
+
+
+def _check_arguments(level_set: LevelSet, bound: float, resolution: int) -> None:
+    """Refuse what cannot be sampled."""
+    level = level_set.level
+    if not bound > 0 or not 8 <= resolution <= 1024:
+        raise ValueError(f"sample_level_set: expected bound > 0 and resolution in [8, 1024], got {bound} and {resolution}")
+    if not level_set.logarithmic:
+        if level is None or not math.isfinite(level):
+            raise ValueError(f"sample_level_set: expected a finite level of a signed distance, got {level}; 0 is its surface")
+        return
+    if level_set.inside == "below":
+        raise ValueError("sample_level_set: expected a logarithmic level set to be above its level inside, got 'below'")
+    if level is not None and not (level > 0 and math.isfinite(level)):
+        raise ValueError(f"sample_level_set: expected a threshold > 0 of a density, got {level}; None chooses one")
+
+
+def _refined(coarse: LevelSetGrid, stride: int, evaluate: Callable[[np.ndarray], np.ndarray]) -> LevelSetGrid:
+    """The grid with ``stride`` times the cells along an edge: evaluated near the surface, interpolated elsewhere."""
+    fine, queries = _upsample(coarse.values, stride), coarse.queries
+    known = np.zeros(fine.shape, dtype=bool)
+    known[::stride, ::stride, ::stride] = True
+    todo = _blocks_near_surface(coarse)
+    done = np.zeros_like(todo)
+    while todo.any():
+        new = _points_of(todo, stride) & ~known
+        fine[new] = evaluate(np.argwhere(new))
+        queries += int(new.sum())
+        known |= new
+        done |= todo
+        todo = _crossed_blocks(coarse.is_inside(fine), stride) & ~done
+    return replace(coarse, values=fine, queries=queries)
+
+
+def _upsample(coarse: np.ndarray, stride: int) -> np.ndarray:
+    """Trilinear interpolation of [k + 1]^3 points to [k * stride + 1]^3, exact at the coarse points."""
+    size = (coarse.shape[0] - 1) * stride + 1
+    volume = torch.from_numpy(coarse)[None, None]
+    fine = torch.nn.functional.interpolate(volume, size=(size,) * 3, mode="trilinear", align_corners=True)
+    result = fine[0, 0].numpy()
+    result[::stride, ::stride, ::stride] = coarse  # the interpolation rounds
+    return result
+
+
+def _corners(points: np.ndarray, combine: np.ufunc) -> np.ndarray:
+    """Combine the eight corners of every cell: [k + 1]^3 -> [k]^3."""
+    for axis in range(3):
+        low = np.take(points, range(points.shape[axis] - 1), axis)
+        points = combine(low, np.take(points, range(1, points.shape[axis]), axis))
+    return points
+
+
+def _blocks_near_surface(coarse: LevelSetGrid) -> np.ndarray:
+    """Blocks [k]^3 with a point near the surface in their 3x3x3 neighbourhood, unless all points there are inside."""
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    if coarse.logarithmic:
+        near = coarse.values > _NEAR_DENSITY * coarse.level
+    else:  # a distance cannot be larger at a corner of a block that the surface crosses
+        near = np.abs(coarse.values - coarse.level) <= math.sqrt(3.0) * coarse.spacing
+    around = maximum_filter(_corners(near, np.logical_or), size=3)
+    solid = minimum_filter(_corners(coarse.is_inside(coarse.values), np.logical_and), size=3)
+    return around & ~solid
+
+
+def _points_of(blocks: np.ndarray, stride: int) -> np.ndarray:
+    """The grid points of some blocks, their faces included: bool [k]^3 -> [k * stride + 1]^3."""
+    for axis in range(3):
+        cells = np.repeat(blocks, stride, axis)
+        edge = [(0, 0)] * 3
+        edge[axis] = (0, 1)
+        below = np.pad(cells, edge)
+        edge[axis] = (1, 0)
+        blocks = below | np.pad(cells, edge)
+    return blocks
+
+
+def _crossed_blocks(inside: np.ndarray, stride: int) -> np.ndarray:
+    """Blocks [k]^3 in which some grid points are inside and some are not."""
+    crossed = _corners(inside, np.logical_or) & ~_corners(inside, np.logical_and)
+    k = crossed.shape[0] // stride
+    return crossed.reshape(k, stride, k, stride, k, stride).any(axis=(1, 3, 5))

@@ -1,0 +1,56 @@
+"""Reading the parts of a diffusers folder: damaged files are refused by name, pickled code is not run."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from guidance.diffusion.loader import load_part, weights_dtype
+from nerf.config.config import parse
+from nerf.core.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def load(folder, part="unet", kind=UNet2DConditionModel):
+    return load_part(folder, part, kind, CPU, torch.float32)
+
+
+def test_a_truncated_weights_file_is_refused_by_name(broken_folder):
+    path = broken_folder / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="vae cannot be read as AutoencoderKL"):
+        load(broken_folder, "vae", AutoencoderKL)
+
+
+def test_weights_that_lack_a_tensor_are_refused_by_name(broken_folder):
+    from safetensors.torch import load_file, save_file
+
+    path = broken_folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v for k, v in load_file(path).items() if k != "conv_out.weight"}, path, {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 tensors of unet, first conv_out\.weight"):
+        load(broken_folder)
+
+
+def test_pickled_code_in_legacy_files_is_refused_and_not_run(legacy_folder, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "exploded"), "w"))
+
+    torch.save({"conv_in.weight": Bomb()}, legacy_folder / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="unet cannot be read"):
+        load(legacy_folder)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "device", "dtype"),
+    [
+        ([], "cuda", torch.float32),
+        (["--fp16"], "cuda", torch.float16),
+        (["--fp16"], "cpu", torch.float32),
+        (["--bf16"], "cpu", torch.bfloat16),
+        (["--bf16"], "cuda", torch.bfloat16),
+    ],
+)
+def test_fp16_weights_are_for_cuda_and_bf16_ones_for_any_device(flags, device, dtype):
+    assert weights_dtype(parse(["--text", "a", *flags]).optim, torch.device(device)) == dtype

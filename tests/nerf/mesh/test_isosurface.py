@@ -1,0 +1,137 @@
+"""Marching cubes: surfaces of densities and of signed distances are closed, lie at the level, and have the right volume."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from nerf.core.errors import ExportError
+from nerf.core.structs import LevelSet
+from nerf.mesh import isosurface
+from nerf.mesh import mesh as meshes
+from nerf.mesh.decimate import surface_distance
+from nerf.mesh.level_set_grid import LevelSetGrid, sample_level_set
+from nerf.mesh.mesh import Mesh
+from tests.helpers import solids
+
+SOLIDS = {
+    "ball": (lambda p: solids.ball(p, (0.05, -0.1, 0.02), 0.5), 4 / 3 * np.pi * 0.5**3),
+    "box": (lambda p: solids.box(p, (0.03, 0.0, -0.02), (0.4, 0.3, 0.5)), 8 * 0.4 * 0.3 * 0.5),
+    "torus": (lambda p: solids.torus(p), 2 * np.pi**2 * 0.5 * 0.2**2),
+}
+
+
+@cache
+def known(name):
+    """The surface of a known solid; shared, never changed."""
+    return solids.surface(SOLIDS[name][0], 48)
+
+
+DENSITY_AND_DISTANCE = pytest.mark.parametrize("kind", ["density", "distance"])
+
+
+def level_set(distance, kind, **shape):
+    """The surface of a solid as a level of its density, or as the zero of its signed distance."""
+    solid = solids.Solid(distance, **shape)
+    return solid.as_density() if kind == "density" else solid.as_distance()
+
+
+def constant(value):
+    """A grid on which the values are the same everywhere."""
+    return np.full((9, 9, 9), value, dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", SOLIDS)
+def test_marching_cubes_is_closed_and_has_the_volume_of_the_solid(name):
+    mesh = known(name)
+    assert meshes.is_watertight(mesh)
+    assert meshes.signed_volume(mesh) == pytest.approx(SOLIDS[name][1], rel=0.015)  # chords of a 48^3 grid
+
+
+@pytest.mark.parametrize("name", ["ball", "torus"])
+def test_vertices_lie_where_the_field_itself_crosses_the_threshold(name):
+    distance = SOLIDS[name][0](torch.from_numpy(known(name).vertices).float())
+    assert distance.abs().max() < 2 / 48 / 2**5  # five bisections of a grid edge
+
+
+@pytest.mark.parametrize("name", SOLIDS)
+@pytest.mark.parametrize(("resolution", "smooth"), [(40, 0.0), (96, 0.0), (128, 0.0), (96, 1.0)])
+def test_density_and_signed_distance_of_a_solid_give_the_same_surface(name, resolution, smooth):
+    found = []
+    for kind in ("density", "distance"):
+        mesh, grid = isosurface.extract_surface(level_set(SOLIDS[name][0], kind), 1.0, resolution, smooth)
+        assert meshes.is_watertight(mesh) and meshes.signed_volume(mesh) > 0
+        found.append(mesh)
+    # Without smoothing both are bisected; a Gaussian of one cell rounds the edges of the box, differently for the two.
+    assert surface_distance(*found)[0] < (0.05 if smooth == 0 else 0.5) * grid.spacing
+
+
+def test_signed_distance_is_extracted_within_a_fraction_of_a_cell_without_bisection():
+    grid = sample_level_set(level_set(solids.ball, "distance"), 1.0, 48)
+    mesh = isosurface.marching_cubes(grid)
+    off = np.abs(np.linalg.norm(mesh.vertices, axis=1) - 0.5)
+    assert off.max() < 0.05 * grid.spacing  # the curvature of a ball twelve cells in radius
+
+
+def test_bisection_beats_interpolation_in_a_field_that_rises_steeply():
+    ball = level_set(SOLIDS["ball"][0], "density", steepness=2000.0)
+    grid = sample_level_set(ball, 1.0, 32)
+
+    def worst(mesh):
+        return float(SOLIDS["ball"][0](torch.from_numpy(mesh.vertices).float()).abs().max())
+
+    interpolated = worst(isosurface.marching_cubes(grid))
+    assert worst(isosurface.marching_cubes(grid, ball.value)) < 0.1 * interpolated
+
+
+@DENSITY_AND_DISTANCE
+@pytest.mark.parametrize("bound", [1.0, 4.0])
+def test_surface_that_meets_the_wall_of_the_box_is_closed_on_the_wall(kind, bound):
+    def distance(p):
+        return bound * solids.box(p / bound, (0.7, 0.0, 0.0), (0.6, 0.3, 0.3))
+
+    mesh = isosurface.extract_surface(level_set(distance, kind), bound, 32)[0]
+    mesh = Mesh(mesh.vertices / bound, mesh.faces)
+    assert meshes.is_watertight(mesh)
+    assert mesh.bounds[1, 0] == 1.0 and mesh.bounds[0, 0] == pytest.approx(0.1, abs=2e-3)
+    assert meshes.signed_volume(mesh) == pytest.approx(0.9 * 0.6 * 0.6, rel=0.03)  # marching cubes cuts edges off
+
+
+def test_random_field_gives_a_closed_surface():
+    assert meshes.is_watertight(isosurface.extract_surface(solids.noise(8, 2.0), 1.0, 32)[0])
+
+
+@pytest.mark.parametrize("scale", [1.0, -1.0], ids=["density", "distance"])
+def test_values_on_the_level_itself_make_no_triangles_without_area(scale):
+    volume = np.zeros((9, 9, 9), dtype=np.float32)
+    volume[3:6, 3:6, 3:6], volume[4, 4, 4] = 10.0, 50.0  # 26 points exactly on the threshold
+    grid = LevelSetGrid(volume, 1.0, 10.0)
+    if scale < 0:
+        grid = LevelSetGrid(10.0 - volume, 1.0, 0.0, inside="below", logarithmic=False)
+    mesh = isosurface.marching_cubes(grid)
+    a, b, c = np.moveaxis(mesh.corners, 1, 0)
+    assert meshes.is_watertight(mesh) and np.linalg.norm(np.cross(b - a, c - a), axis=1).min() > 0
+
+
+def test_empty_field_is_refused_with_its_highest_density_and_a_way_out():
+    with pytest.raises(ExportError, match=r"empty: its highest density is 3, and the surface is where it is 10; train"):
+        isosurface.marching_cubes(LevelSetGrid(constant(3.0), 1.0, 10.0))
+
+
+def test_solid_field_is_refused_as_fog():
+    with pytest.raises(ExportError, match="solid: 100.0 % of the box .* fog"):
+        isosurface.marching_cubes(LevelSetGrid(constant(30.0), 1.0, 10.0))
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (0.2, "empty: its signed distance is nowhere on the inner side of 0 .it lies between 0.2 and 0.2"),
+        (-0.2, "solid: 100.0 % of the box has a signed distance on the inner side of 0 .it lies between -0.2 and -0.2"),
+    ],
+)
+def test_signed_distance_of_one_sign_is_refused_with_a_sentence_of_its_own(value, sentence):
+    flat = LevelSet(lambda p: torch.full((len(p),), value), 0.0, inside="below", logarithmic=False)
+    with pytest.raises(ExportError, match=sentence):
+        isosurface.extract_surface(flat, 1.0, 16)
