@@ -11,7 +11,7 @@ import torch
 
 from extension import toolchain
 from extension.toolchain import BuildError, Target
-from tests.helpers.fake_cuda import builder
+from tests.helpers.fake_cuda import builder, session
 from tests.helpers.fake_cuda.device import STREAM
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler on this machine")
@@ -27,6 +27,15 @@ EXPORT int sum_cuda(double* out, int64_t count, int64_t device, void* stream) {
     return somnia::for_each(count, device, stream, Sum{out});
 }
 """
+CALL = """
+import ctypes, sys
+path, count, device, stream = sys.argv[1], *map(int, sys.argv[2:])
+libc = ctypes.CDLL(None)
+libc.calloc.restype, libc.calloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t] * 2
+out = ctypes.c_double.from_address(libc.calloc(1, 8))
+integers = [ctypes.c_int64(count), ctypes.c_int64(device)]
+print(ctypes.CDLL(path).sum_cuda(ctypes.byref(out), *integers, ctypes.c_void_p(stream)), out.value)
+"""
 ATOMIC, LAST_WRITER = "atomicAdd(out, double(i));", "*out = double(i);"
 
 
@@ -34,20 +43,16 @@ def compiled(folder, body, mode="plain"):
     """A library of one kernel whose threads do ``body``."""
     source = folder / "sum_cuda.cu"
     source.write_text(SUM.replace("ADD", body))
-    output = folder / f"sum_{mode}.so"
+    output = folder / f"sum_{len(list(folder.iterdir()))}.so"
     builder.compile_to(output, Target("sum", "cuda", (source,), (), builder.flags(mode)))
     return output
 
 
-def summed(library, order, count=1000, device=0, stream=STREAM):
+def summed(library, order, count=1000, device=0, stream=STREAM, mode="plain"):
     """Status and sum of a call in a process of its own, where the order is chosen."""
-    script = (
-        f"import ctypes; out = ctypes.c_double(0); run = ctypes.CDLL({str(library)!r}).sum_cuda\n"
-        f"integers = [ctypes.c_int64(x) for x in ({count}, {device})]\n"
-        f"print(run(ctypes.byref(out), *integers, ctypes.c_void_p({stream})), out.value)"
-    )
-    command = [sys.executable, "-c", script]
-    said = subprocess.run(command, env={**os.environ, "FAKE_CUDA_ORDER": order}, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", CALL, str(library), str(count), str(device), str(stream)]
+    environment = {**os.environ, "FAKE_CUDA_ORDER": order, **session.sanitizer(mode)}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     status, value = said.stdout.split()
     return int(status), float(value)
 
@@ -81,6 +86,28 @@ def test_every_order_runs_every_thread_once_and_a_kernel_that_depends_on_it_show
     library = compiled(tmp_path, LAST_WRITER)
     assert summed(library, "forward") == (0, 999.0) and summed(library, "reversed") == (0, 0.0)
     assert 0.0 < summed(library, "shuffled")[1] < 999.0
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("mode", "order", "body", "found"),
+    [
+        ("address", "forward", "out[i] = double(i);", "heap-buffer-overflow"),  # there is room for one number
+        ("address", "forward", "*out = double(int32_t(2147483000 + i) + int32_t(i));", "signed integer overflow"),
+        ("thread", "threads", LAST_WRITER, "data race"),
+    ],
+    ids=["beyond the end", "overflow", "race"],
+)
+def test_the_sanitizers_find_what_they_are_for(tmp_path, mode, order, body, found):
+    try:
+        session.sanitizer(mode)
+    except BuildError as error:
+        pytest.skip(str(error))
+    harmless, wrong = compiled(tmp_path, ATOMIC, mode), compiled(tmp_path, body, mode)
+    assert summed(harmless, order, mode=mode) == (0, 499500.0)
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        summed(wrong, order, mode=mode)
+    assert found in caught.value.stderr
 
 
 @needs_compiler

@@ -61,9 +61,9 @@ MESH = {
 }
 FIRST_MESH = {("TetGrid.to", "copy to the device"): 5, ("check_finite", "item"): 2}  # the grid, and two more terms
 DISTILLATION = {
-    ("StableDiffusion.loss", "copy to the device"): 2,  # the time step's level and the noise, drawn on the host
+    ("Distiller.draw", "copy to the device"): 2,  # time and noise, drawn on the host
     ("LatentCodec.encode", "copy to the device"): 1,  # noise of the posterior
-    ("inject", "item"): 1,
+    ("inject", "item"): 1,  # whether the gradient is finite
 }
 # With --vram_O the weights visit the device, one copy for each tensor of a layer.
 VISITS = (("StableDiffusion.denoiser", "copy to the device"), ("LatentCodec.encode", "copy to the device"))
@@ -94,7 +94,7 @@ def trainer_of(folder, words, guidance=None, stage=0):
     made = opened(*TINY, "--workspace", folder, *words.split()).pending[stage]
     report, guidance = Report(folder, terminal=False), guidance or Grey()
     torch.manual_seed(3)
-    run = RunInfo(made, guidances=(GuidanceInfo(guidance.name, guidance.spaces),))
+    run = RunInfo(made, guidances=(GuidanceInfo(guidance.name, guidance.spaces, guidance.stage_options(made.config.guidance)),))
     model = build_model(made, run.scene).to("cuda")
     sources = {"guided": RandomCameras(made.config, "cuda", requirements=[guidance.requirements()])}
     return Trainer(run, model, sources, [guidance], Evaluator(made, model, report), report)
@@ -153,7 +153,7 @@ def test_a_step_of_the_mesh_stage_waits_for_what_is_listed(tmp_path):
 def test_a_step_under_stable_diffusion_waits_for_what_is_listed(tmp_path, sd_folder, less_memory):  # noqa: F811
     words = f"--cuda_ray --fp16 --hf_key {sd_folder} {less_memory}"
     asked = parse([*TINY, "--workspace", str(tmp_path), *words.split()])
-    guidance = build(asked, "cuda", weights.resolve(asked.guidance.sd_version, asked.guidance.hf_key, "something"))
+    (guidance,) = build(asked, "cuda", weights.resolve(asked.guidance.sd_version, asked.guidance.hf_key, "something"))
     trainer = trainer_of(tmp_path, "--cuda_ray --fp16", guidance)
     step(trainer)
     seen = step(trainer)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from extension import toolchain
+from extension.toolchain import BuildError
 from tests.helpers.fake_cuda import builder
 from tests.helpers.fake_cuda.waits import ROOT
 
@@ -56,7 +57,7 @@ def run(paths: tuple[str, ...], mode: str = "plain", order: str = "forward") -> 
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env={**os.environ, **settings, **_sanitizer(mode)},
+            env={**os.environ, **settings, **sanitizer(mode)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -67,8 +68,12 @@ def run(paths: tuple[str, ...], mode: str = "plain", order: str = "forward") -> 
     return Outcome(done.returncode, int(passed[-1]) if passed else 0, told["launches"], told["kernels"], done.stdout)
 
 
-def _sanitizer(mode: str) -> dict[str, str]:
-    """The environment in which a mode's sanitizer comes before everything else in the process."""
+def sanitizer(mode: str) -> dict[str, str]:
+    """The environment in which a mode's sanitizer comes before everything else in the process.
+
+    Raises:
+        BuildError: the compiler has no such library.
+    """
     if mode not in builder.SANITIZER_LIBRARIES:
         return {}
     compiler = toolchain.compiler("cpu")[0]
@@ -77,6 +82,8 @@ def _sanitizer(mode: str) -> dict[str, str]:
         subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
         for name in names
     ]
+    if not Path(paths[0]).exists():
+        raise BuildError(f"the compiler has no {paths[0]}; install its sanitizers")
     return {"LD_PRELOAD": " ".join(paths), **SANITIZER_OPTIONS}
 
 
