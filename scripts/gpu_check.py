@@ -158,7 +158,7 @@ def choose(every: dict[str, list[Step]], only: list[str] | None) -> dict[str, li
     return {stage: [step for step in found if stage in only or step.name in only] for stage, found in every.items()}
 
 
-# ---- Doing it ---------------------------------------------------------------------------------------------------------
+# ---- Running it --------------------------------------------------------------------------------------------------------
 
 
 def run_stage(stage: str, of_stage: list[Step], logs: Path, seconds: float) -> dict[str, Result]:
@@ -245,7 +245,7 @@ def read_tests(path: Path) -> tuple[dict[str, int], list[str]]:
     return counts, failures
 
 
-# ---- Telling it -------------------------------------------------------------------------------------------------------
+# ---- Reporting it -----------------------------------------------------------------------------------------------------
 
 
 def machine(torch: Any) -> dict[str, str]:

@@ -22,6 +22,8 @@ TINY = (
 @pytest.fixture
 def run(tmp_path):
     """Run main.py in this process: words -> what result.json says."""
+    for package in ("trimesh", "skimage"):  # which write the mesh
+        pytest.importorskip(package)
     before = torch.get_num_threads()
     yield lambda *words: (main.main([*map(str, words), *TINY, "--workspace", str(tmp_path / "run")]),
                           json.loads((tmp_path / "run" / "result.json").read_text()))  # fmt: skip

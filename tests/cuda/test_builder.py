@@ -92,7 +92,7 @@ def test_every_order_runs_every_thread_once_and_a_kernel_that_depends_on_it_show
 @pytest.mark.parametrize(
     ("mode", "order", "body", "found"),
     [
-        ("address", "forward", "out[i] = double(i);", "heap-buffer-overflow"),  # there is room for one number
+        ("address", "forward", "out[i] = double(i);", "heap-buffer-overflow"),  # one number was allocated
         ("address", "forward", "*out = double(int32_t(2147483000 + i) + int32_t(i));", "signed integer overflow"),
         ("thread", "threads", LAST_WRITER, "data race"),
     ],

@@ -108,7 +108,7 @@ def test_results_of_earlier_runs_stay_beside_those_of_a_later_one(gpu_check, run
     assert known["bench"]["bench_b"]["machine"]["GPU"] == "a GPU"
 
 
-def test_a_name_that_is_no_stage_is_told(run, capsys):
+def test_a_name_that_is_no_stage_is_refused(run, capsys):
     assert run("--only", "kernel")[0] == 2
     assert "--only kernel names no stage and no step; stages are build, kernels, suite, bench" in capsys.readouterr().out
 

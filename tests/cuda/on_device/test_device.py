@@ -124,7 +124,7 @@ def test_waits_can_be_forbidden(x):
     try:
         with pytest.raises(SynchronizationError, match="item"):
             x.sum().item()
-        torch.cuda.synchronize()  # whoever asks to wait may
+        torch.cuda.synchronize()  # an explicit wait is allowed
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

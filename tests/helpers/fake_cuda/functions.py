@@ -1,4 +1,4 @@
-"""torch's functions that take a device, taught that there is a fake one: they replace torch's own in this process."""
+"""torch's functions that take a device, for the fake one: they replace torch's own in this process."""
 
 import functools
 

@@ -63,9 +63,9 @@ def run(paths: tuple[str, ...], mode: str = "plain", order: str = "forward") -> 
             text=True,
             check=False,
         )
-        told = json.loads(report.read_text()) if report.exists() else {"launches": 0, "kernels": {}}
+        written = json.loads(report.read_text()) if report.exists() else {"launches": 0, "kernels": {}}
     passed = re.findall(r"(\d+) passed", done.stdout)
-    return Outcome(done.returncode, int(passed[-1]) if passed else 0, told["launches"], told["kernels"], done.stdout)
+    return Outcome(done.returncode, int(passed[-1]) if passed else 0, written["launches"], written["kernels"], done.stdout)
 
 
 def sanitizer(mode: str) -> dict[str, str]:

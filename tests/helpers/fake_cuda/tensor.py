@@ -74,7 +74,7 @@ class CudaTensor(Tensor):
         layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "layout": inner.layout}
         made = Tensor._make_wrapper_subclass(cls, inner.size(), dtype=inner.dtype, device=CPU, **layout)
         made.inner = inner.detach() if inner.requires_grad else inner
-        if requires_grad is not None:  # whoever takes the type of a parameter for its constructor, as accelerate does
+        if requires_grad is not None:  # accelerate makes a parameter by calling the type of another
             made._is_param = True
             made.requires_grad_(requires_grad)
         return made

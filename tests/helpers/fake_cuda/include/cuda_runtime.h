@@ -1,7 +1,7 @@
 // CUDA's runtime for a C++ compiler: a kernel runs on the CPU, one thread of its grid after the other, in a chosen order.
 //
 // It stands before CUDA's own header on the include path and has only what the project's sources use: the rest does not compile,
-// so whoever uses more has to describe it here. There is one device, number 0, and one stream, whose handle is kFakeStream.
+// and a source that uses more needs it added here. There is one device, number 0, and one stream, whose handle is kFakeStream.
 // FAKE_CUDA_ORDER is the order: forward, reversed, shuffled, or threads (neighbours on four threads of the host, side by side).
 #pragma once
 
