@@ -1,9 +1,9 @@
 # make demo       a textured model from a sentence, in minutes, into demo/ (PROMPT="..." for your own)
-# make test       the whole test suite
+# make test       style, types and the whole test suite (ARGS="-m 'not slow'" leaves out the slow ones)
 # make sanitize   the tests of the CUDA kernels, emulated on a CPU, under the address, undefined-behaviour and thread
 #                 sanitizers and with fused multiply-adds, as nvcc compiles them; no GPU is needed
 # make gpu-check  build, tests and benchmarks on a machine with a GPU, with the interpreter's own torch
-# make lint       style
+# make lint       style and types alone
 # Everything sets up .venv by itself the first time. Nothing needs root.
 
 PYTHON ?= python3
@@ -21,7 +21,7 @@ demo: $(STAMP)
 	 $(VENV_PYTHON) main.py --text "$$PROMPT" --workspace "$$folder" -O --stages nerf,dmtet $(ARGS) && \
 	 printf '\nYour model is in %s: the videos and the contact sheet in results/, the mesh in mesh/.\n' "$$folder"
 
-test: $(STAMP)
+test: lint
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q $(ARGS)
 
 sanitize: $(STAMP)
@@ -37,6 +37,8 @@ gpu-check:
 
 lint: $(STAMP)
 	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy
 
 help-text: $(STAMP)
 	$(VENV_PYTHON) main.py --help > docs/help.txt

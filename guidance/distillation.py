@@ -258,7 +258,7 @@ def inject(x: Tensor, gradient: Tensor, images: Tensor | None = None) -> Tensor:
     """
     if x.shape != gradient.shape:
         raise ValueError(f"inject: expected a gradient {list(x.shape)}, got {list(gradient.shape)}")
-    loss: Tensor = _Inject.apply(x, gradient.detach())  # type: ignore[no-untyped-call]  # torch leaves it without types
+    loss: Tensor = _Inject.apply(x, gradient.detach())
     if not torch.isfinite(loss):
         raise DivergenceError(_diagnosis(x if images is None else images, gradient))
     return loss

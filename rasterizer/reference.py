@@ -60,8 +60,7 @@ def edge_adjacency(faces: Tensor) -> Tensor:
     if len(ends) == 0:
         return faces.new_zeros(0, 3, dtype=torch.int32)
     key, half_edge = (ends[:, 0] * (int(ends.max()) + 1) + ends[:, 1]).sort(stable=True)
-    # torch does not annotate unique_consecutive.
-    _, group, count = key.unique_consecutive(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
+    _, group, count = key.unique_consecutive(return_inverse=True, return_counts=True)
     count = count[group]
     follows = torch.zeros_like(key, dtype=torch.bool)
     follows[1:] = key[1:] == key[:-1]

@@ -1,6 +1,7 @@
 """Density activations that stay finite for large inputs, and the initial density blob. M points."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +20,13 @@ def at_least_single(x: Tensor) -> Tensor:
 
 class _TruncatedExp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return x.clamp(max=MAX_EXPONENT).exp()
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x: Tensor = ctx.saved_tensors[0]
         return grad * x.clamp(max=MAX_SLOPE_EXPONENT).exp()
 
 
@@ -35,7 +36,8 @@ def truncated_exp(x: Tensor) -> Tensor:
     Computed in at least float32, so that half precision cannot overflow. Any shape; differentiable twice (the second
     derivative is that of the clamped derivative).
     """
-    return _TruncatedExp.apply(at_least_single(x))
+    result: Tensor = _TruncatedExp.apply(at_least_single(x))
+    return result
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ def orbit_up(polar: Tensor, azimuth: Tensor) -> Tensor:
 
 def _normalize(vector: Tensor) -> Tensor:
     """Unit vectors [..., 3]; a zero vector stays zero."""
-    return vector / vector.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(vector.dtype).tiny)
+    length: Tensor = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+    return vector / length.clamp(min=torch.finfo(vector.dtype).tiny)
 
 
 def _per_view(value: Tensor | float, name: str, like: Tensor | None = None) -> Tensor:

@@ -8,6 +8,7 @@ see a partial file.
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ def to_uint8(image: ImageLike) -> np.ndarray:
         TypeError: another dtype.
         ValueError: a float image that holds NaN or infinity.
     """
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+    array: np.ndarray[Any, Any] = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     if array.dtype == np.uint8:
         return array
     if not np.issubdtype(array.dtype, np.floating):
@@ -66,7 +67,7 @@ def write_png(path: str | Path, image: ImageLike) -> Path:
 def ffmpeg_available() -> bool:
     """Whether imageio finds an ffmpeg executable, which it needs to write mp4."""
     try:
-        import imageio_ffmpeg  # type: ignore[import-untyped]
+        import imageio_ffmpeg
 
         imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError):

@@ -41,7 +41,8 @@ def join_records(records: Sequence[Record], join: Callable[[list[Tensor]], Tenso
         A record whose tensors are the joined ones, nested records and dictionaries included. An entry that is None in any
         of the records is None; all other values are those of the first record.
     """
-    return _joined(list(records), join)
+    joined: Record = _joined(list(records), join)
+    return joined
 
 
 def _joined(values: list[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
@@ -102,7 +103,7 @@ class Rays:
     origins: Tensor  # [N, 3]
     directions: Tensor  # [N, 3] unit length
     view_index: Tensor  # [N] int64: which of the batch's views a ray belongs to (lights and backgrounds are per view)
-    shape: tuple[int, int, int] | None = None  # (B, H, W) with B * H * W == N, row-major, if the rays are whole images
+    shape: tuple[int, int, int] | None = None  # (B, H, W) with B * H * W == N, row-major: whole images or patches
     image_index: Tensor | None = None  # [N] int64: which photograph of the data set, for in-the-wild fields
     uv: Tensor | None = None  # [N, 2] pixel position in [0, 1]
     views: Views | None = None  # the B cameras whose whole images the rays are; what rasterises needs them
@@ -271,7 +272,7 @@ class FieldOutput:
         Raises:
             ValueError: the field did not compute it.
         """
-        value = getattr(self, name)
+        value: Tensor | None = getattr(self, name)
         if value is None:
             raise ValueError(f"FieldOutput: {name} is needed here, and the field did not compute it under these settings")
         return value
@@ -321,17 +322,26 @@ class RenderOutput:
     extras: dict[str, Tensor] = field(default_factory=dict)  # name -> [N, C] sum of weight * extra output, or of the path
     trace: Trace | None = None  # training only, and only where rays are sampled
     surface: SurfaceState | None = None  # training only, and only where triangles are rasterised
-    shape: tuple[int, int, int] | None = None  # (B, H, W) if the rays are whole images
+    shape: tuple[int, int, int] | None = None  # (B, H, W) if the rays are whole images or patches
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(B, H, W) of whole images or patches.
+
+        Raises:
+            ValueError: the rays were neither.
+        """
+        if self.shape is None:
+            raise ValueError("RenderOutput: these rays are not whole images; render Rays with a shape (B, H, W)")
+        return self.shape
 
     def as_images(self, tensor: Tensor) -> Tensor:
         """A per-ray tensor [N, C] or [N] as images [B, C, H, W].
 
         Raises:
-            ValueError: the rays were not whole images.
+            ValueError: the rays were not whole images or patches.
         """
-        if self.shape is None:
-            raise ValueError("as_images: these rays are not whole images; render Rays with a shape (B, H, W)")
-        b, h, w = self.shape
+        b, h, w = self.image_shape
         return tensor.reshape(b, h, w, -1).permute(0, 3, 1, 2)
 
 

@@ -169,7 +169,7 @@ class Evaluator:
 
     def _write_frame(self, folder: str, name: str, out: RenderOutput) -> None:
         base = self.workspace / folder
-        shape = out.shape[1:]
+        shape = out.image_shape[1:]
         images.write_png(base / f"{name}_rgb.png", _pictures(out)[0])
         images.write_png(base / f"{name}_depth.png", images.depth_image(out.depth, out.opacity, shape))
 
@@ -178,12 +178,13 @@ class Evaluator:
         photos = self.held_out[split]
         rows = []
         for i in range(len(photos)):
-            batch, usable = photos.eval_batch(i, undistorted=self.stage.kind.photo_layout == "image")
+            batch, valid = photos.eval_batch(i, undistorted=self.stage.kind.photo_layout == "image")
+            assert batch.views is not None and batch.rgb is not None, "a photograph has a camera and colours"
             out = self.render(batch.views, batch.settings(self.settings()))
-            shape = out.shape[1:]
+            shape = out.image_shape[1:]
             image, truth = (colour.reshape(*shape, 3) for colour in (out.image.clamp(0, 1), batch.rgb.to(self.device)))
-            usable = None if usable is None else usable.reshape(shape)
-            rows.append((metrics.psnr(image, truth, usable), metrics.ssim(image, truth, usable)))
+            valid = None if valid is None else valid.reshape(shape)
+            rows.append((metrics.psnr(image, truth, valid), metrics.ssim(image, truth, valid)))
             if i < PREVIEW_VIEWS:
                 pair = np.concatenate([images.to_uint8(image), images.to_uint8(truth)], axis=1)
                 images.write_png(self.workspace / "validation" / f"{run_name(step, self.stage.name)}_{split}_{i:04d}.png", pair)
@@ -197,4 +198,4 @@ class Evaluator:
 
 def _pictures(out: RenderOutput) -> np.ndarray:
     """The rendered views as uint8 [B, H, W, 3]."""
-    return images.to_uint8(out.image.reshape(*out.shape, 3))
+    return images.to_uint8(out.image.reshape(*out.image_shape, 3))

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from nerf.config.config import Config
 from nerf.config.resolve import StoredStart, start_from_run
-from nerf.config.stages import DMTET, STAGE_KINDS
+from nerf.config.stages import NERF, STAGE_KINDS
 from nerf.core.cameras import project
 from nerf.core.errors import UserError
 from nerf.core.structs import LevelSet
@@ -101,7 +101,7 @@ def read_start(config: Config) -> StoredStart:
         return StoredStart()
     if source.kind == "stable-dreamfusion":
         return StoredStart(stable_dreamfusion.read_stable_dreamfusion_field(source.path).options)
-    stage = checkpoint.stage_of(source.path) or DMTET.starts_from
+    stage = checkpoint.stage_of(source.path) or NERF.name
     own = source.path.parent.resolve() == (Path(config.output.workspace) / "checkpoints").resolve()
     folder = source.path.parent.parent
     if not (folder / CONFIG_FILE).is_file():
@@ -152,11 +152,11 @@ def _initialize(model: NeRFRenderer, config: Config, photos: Photographs | None)
         if photos is None and meta.get("transform") is not None:
             transform = np.asarray(meta["transform"])
         state = tensors["model"] | {name: value for name, value in tensors["ema"].items() if name != "updates"}
-        kind = STAGE_KINDS.get(meta.get("stage"))
+        kind = STAGE_KINDS.get(str(meta.get("stage")))
         if kind is not None and kind.triangles:
             checkpoint.load_module(model, state, source.path)
             return f"the mesh is initialised from the mesh of {source.path}", transform
-        checkpoint.require_stage(meta, DMTET.starts_from, source.path)
+        checkpoint.require_stage(meta, NERF.name, source.path)
         for name in ("field", "background"):
             inside = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
             checkpoint.load_module(getattr(model, name), inside, source.path)

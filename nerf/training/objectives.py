@@ -168,6 +168,7 @@ class Guided(Objective):
         if part.settings.space == "latent":
             # Shaded normals and opacity stand in for the four latent channels while the shape forms (Fantasia3D, sec. 3.2).
             image = torch.cat([image, out.opacity[:, None]], dim=-1)
+        assert batch.views is not None, "guidance judges whole images of known cameras"
         pictures = out.as_images(self._clipped(image))
         debug = self.debug_interval > 0 and plan.step % self.debug_interval == 0
         result = ObjectiveOutput()
@@ -235,11 +236,10 @@ class Smoothness(Objective):
         if plan.wants("normal_smooth_3d") and trace is not None and trace.field.normal is not None:
             at = trace.samples.positions
             rng = part.random.generator(Stream.NORMAL_NEIGHBOURS, at.device)
-            near = at + NEIGHBOUR_DISTANCE * self.field.bound * torch.randn(
-                at.shape, generator=rng, device=at.device, dtype=at.dtype
-            )
+            noise = torch.randn(at.shape, generator=rng, device=at.device, dtype=at.dtype)
+            near = at + NEIGHBOUR_DISTANCE * self.field.bound * noise
             points = replace(points_at(trace.samples, batch.rays), positions=near)
-            neighbour = self.field.query(points, part.settings).normal
+            neighbour = self.field.query(points, part.settings).require("normal")
             terms["normal_smooth_3d"] = losses.normal_smooth_3d(trace.field.normal, neighbour, trace.weights, len(batch.rays))
         return ObjectiveOutput(terms)
 

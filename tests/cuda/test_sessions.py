@@ -13,6 +13,7 @@ from tests.helpers.fake_cuda import builder, session
 ORDERS = ("forward", "reversed", "shuffled")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.timeout(600),  # the first session compiles everything
     pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler on this machine"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, and the same tests run on it"),

@@ -1,7 +1,7 @@
 // CUDA's runtime for a C++ compiler: a kernel runs on the CPU, one thread of its grid after the other, in a chosen order.
 //
-// It stands before CUDA's own header on the include path and has only what the project's sources use: the rest does not compile,
-// and a source that uses more needs it added here. There is one device, number 0, and one stream, whose handle is kFakeStream.
+// It stands before CUDA's own header on the include path and has only what the project's sources use; the rest does not compile
+// and has to be added here. There is one device, number 0, and one stream, whose handle is kFakeStream.
 // FAKE_CUDA_ORDER is the order: forward, reversed, shuffled, or threads (neighbours on four threads of the host, side by side).
 #pragma once
 
@@ -170,8 +170,8 @@ inline Order order() {
     abort();
 }
 
-// What kernel<<<blocks, threads, shared, stream>>>(...) becomes: kernel() once for each thread of the grid. What a GPU refuses is
-// refused with its error.
+// What kernel<<<blocks, threads, shared, stream>>>(...) becomes: kernel() once for each thread of the grid. What a GPU refuses
+// is refused with its error.
 template <typename Kernel>
 inline void launch(unsigned blocks, unsigned threads, size_t shared, cudaStream_t stream, const Kernel& kernel) {
     if (uintptr_t(stream) != kFakeStream) {
