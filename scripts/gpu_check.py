@@ -250,12 +250,16 @@ def read_tests(path: Path) -> tuple[dict[str, int], list[str]]:
 
 def machine(torch: Any) -> dict[str, str]:
     """What the results depend on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # a copy of the tree on a machine without git
+        commit = ""
     return {
         "GPU": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "CUDA": str(torch.version.cuda),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
     }
 
 
