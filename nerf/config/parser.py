@@ -90,7 +90,7 @@ def option(
             a resumed run that asks for another value is refused (see ``resolve.merge_kept_options``). None: never fixed.
         unbuilt: a str names the feature behind the flag that does not exist yet, a tuple the choices that do not.
     """
-    metadata = {"help": help, "flag": flag, "choices": choices, "extensible": extensible}
+    metadata: dict[str, Any] = {"help": help, "flag": flag, "choices": choices, "extensible": extensible}
     metadata |= {"check": check, "kept": kept, "unbuilt": unbuilt}
     return dataclasses.field(default=default, metadata=metadata)
 
