@@ -54,14 +54,17 @@ def read_disk(asked: Config) -> StoredRun:
     return stored
 
 
-def choose_weights(config: Config) -> "Resolved":
-    """The weights that the guidance of a run will use.
+def choose_weights(config: Config) -> "Resolved | None":
+    """The weights behind ``--sd_version`` that the guidance of a run will use; None for guidance without them.
 
     Raises:
-        UserError: there are none for its prompt on this machine.
+        UserError: unknown guidance, or there are no weights for its prompt on this machine.
     """
+    import guidance
     from guidance import weights
 
+    if "SD" not in guidance.family_names(config):
+        return None
     return weights.resolve(config.guidance.sd_version, config.guidance.hf_key, config.prompt.text)
 
 
@@ -98,10 +101,11 @@ def prepare_machine(config: Config) -> str:
 def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
     """Photographs and prepared guidance."""
     config, inputs = plan.config, Inputs()
-    if plan.weights is not None:
+    if config.trains and config.prompt.text is not None:
         import guidance
 
         inputs.guidance = guidance.build(config, device, plan.weights)
+    if plan.weights is not None:
         name = "the embedded prior" if plan.weights.kind == "embedded" else "Stable Diffusion"
         inputs.notes = {"guidance": name, "licence of the weights": plan.weights.licence}
     if config.data.data is not None:

@@ -9,13 +9,13 @@ from torch import Tensor
 from nerf.core.cameras import orbit, view_rays
 from nerf.core.images import write_png
 from nerf.core.structs import FieldOutput, Points, RenderSettings
-from nerf.fields.base import Field
+from nerf.fields.base import DensityField
 from nerf.render.background import ConstantBackground
 from nerf.render.plain import PlainPath
 from nerf.renderer import NeRFRenderer
 
 
-class Ball(Field):
+class Ball(DensityField):
     """A ball of radius 0.5, coloured by its position."""
 
     bound = 1.0

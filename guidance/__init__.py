@@ -34,6 +34,25 @@ def _stable_diffusion(config: "Config", device: "torch.device", resolved: "Resol
 FAMILIES: dict[str, Builder] = {"SD": _stable_diffusion}
 
 
+def family_names(config: "Config") -> tuple[str, ...]:
+    """The names of the families that ``--guidance`` asks for, in its order.
+
+    Raises:
+        UserError: a family that does not exist or is named twice.
+    """
+    from nerf.core.errors import UserError
+
+    names = config.guidance.guidance
+    if config.guidance.IF:
+        names = tuple("IF" if name == "SD" else name for name in names)
+    for name in names:
+        if name not in FAMILIES:
+            raise UserError(f"--guidance {name} is not known or not built yet; use --guidance {' or '.join(FAMILIES)}")
+        if names.count(name) > 1:
+            raise UserError(f"--guidance names {name} twice; each model guides once")
+    return names
+
+
 def build(config: "Config", device: "torch.device | str", resolved: "Resolved | None" = None) -> "list[Guidance]":
     """The guidance models of a run in the order of ``--guidance``, prepared.
 
@@ -54,14 +73,7 @@ def build(config: "Config", device: "torch.device | str", resolved: "Resolved | 
     from guidance.base import Conditions
     from nerf.core.errors import UserError
 
-    camera, names = config.camera, config.guidance.guidance
-    if config.guidance.IF:
-        names = tuple("IF" if name == "SD" else name for name in names)
-    for name in names:
-        if name not in FAMILIES:
-            raise UserError(f"--guidance {name} is not built yet; use --guidance {' '.join(FAMILIES)}")
-        if names.count(name) > 1:
-            raise UserError(f"--guidance names {name} twice; each model guides once")
+    camera, names = config.camera, family_names(config)
     models = [FAMILIES[name](config, torch.device(device), resolved) for name in names]
     for name, model in zip(names, models, strict=True):
         assert model.name == name, (model.name, name)  # loss terms and checkpoints are keyed by it

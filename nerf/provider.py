@@ -24,7 +24,7 @@ from nerf.training.sources import RunInfo, Source
 
 log = logging.getLogger("somnia.provider")
 
-PROGRESSIVE_RATE = 2.0  # of the training progress: the ranges are whole by half-time, as in the peer
+PROGRESSIVE_RATE = 2.0  # of the training progress: the ranges are whole by half-time, as in stable-dreamfusion
 SIX_VIEWS = ((90.0, 0.0), (90.0, 90.0), (90.0, 180.0), (90.0, -90.0), (0.0, 0.0), (180.0, 0.0))  # polar, azimuth
 
 

@@ -77,6 +77,7 @@ class GuidanceConfig(Group):
         ("SD",),
         "guidance models",
         choices=("SD", "IF", "zero123", "clip"),
+        extensible=True,
         unbuilt=("IF", "zero123", "clip"),
         kept=RUN,
     )
@@ -183,6 +184,7 @@ class FieldConfig(Group):
         "grid",
         "grid: multiresolution hash grid and a small MLP; vanilla: frequency encoding and a larger MLP",
         choices=("grid", "vanilla", "grid_tcnn", "grid_taichi"),
+        extensible=True,
         unbuilt=("grid_tcnn", "grid_taichi"),
         kept=RUN,
     )
@@ -193,6 +195,7 @@ class FieldConfig(Group):
         "auto",
         "background model: one colour, or a network of the ray direction; auto follows --bg_radius",
         choices=("auto", "constant", "network"),
+        extensible=True,
         kept=RUN,
     )
     bg_radius: float = option(1.4, "above 0: a background network; 0 or less: a constant background", kept=RUN)

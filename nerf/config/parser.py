@@ -72,6 +72,7 @@ def option(
     *,
     flag: str | None = None,
     choices: tuple[str, ...] | None = None,
+    extensible: bool = False,
     check: Check | None = None,
     kept: str | None = None,
     unbuilt: str | tuple[str, ...] | None = None,
@@ -83,12 +84,14 @@ def option(
         help: one line for ``--help``.
         flag: name on the command line if it is not the field's.
         choices: the words a str (or each word of a tuple of str) may take.
+        extensible: other words may be registered; whoever builds what the word names refuses those that are not.
         check: a test of the value; None values are not tested.
         kept: the stage whose first checkpoint fixes the value for its workspace, or ``groups.RUN`` for that of any stage:
             a resumed run that asks for another value is refused (see ``resolve.merge_kept_options``). None: never fixed.
         unbuilt: a str names the feature behind the flag that does not exist yet, a tuple the choices that do not.
     """
-    metadata = {"help": help, "flag": flag, "choices": choices, "check": check, "kept": kept, "unbuilt": unbuilt}
+    metadata: dict[str, Any] = {"help": help, "flag": flag, "choices": choices, "extensible": extensible}
+    metadata |= {"check": check, "kept": kept, "unbuilt": unbuilt}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -157,7 +160,7 @@ def check_value(field: Field, value: Any) -> None:
         raise UserError(f"{name} must be {_NOUNS[kind.scalar]}{several}, got {value!r}")
     if kind.count and len(words) != kind.count:
         raise UserError(f"{name} takes {kind.count} values, got {len(words)}")
-    for word in words if meta["choices"] else ():
+    for word in words if meta["choices"] and not meta["extensible"] else ():
         if word not in meta["choices"]:
             hint = did_you_mean(word, meta["choices"])
             raise UserError(f"{name} must be one of {', '.join(meta['choices'])}, got {word!r}{hint}")

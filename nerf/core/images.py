@@ -46,7 +46,8 @@ def to_uint8(image: ImageLike) -> np.ndarray:
         raise TypeError(f"to_uint8: expected a uint8 or float image, got {array.dtype}; convert it to floats in [0, 1]")
     if not np.isfinite(array).all():
         raise ValueError(f"to_uint8: the image of shape {list(array.shape)} holds NaN or infinity; it cannot be shown")
-    return np.round(np.clip(array, 0.0, 1.0) * 255.0).astype(np.uint8)
+    rounded: np.ndarray[Any, Any] = np.round(np.clip(array, 0.0, 1.0) * 255.0).astype(np.uint8)
+    return rounded
 
 
 def write_png(path: str | Path, image: ImageLike) -> Path:

@@ -2,29 +2,34 @@
 
 import hashlib
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import torch
 
 
+@unique
 class Stream(IntEnum):
-    """What a random number is for. Each use has a stream of its own, so that adding one moves no other."""
+    """What a random number is for. Each use has a stream of its own, so that adding one changes no other.
 
-    COARSE_SAMPLES = 1  # plain path: place of each sample in its stratum
-    FINE_SAMPLES = 2
-    MARCH_OFFSET = 3  # accelerated path: shift of each ray's first sample
-    DIFFUSE_RAYS = 4  # which rays of photographs are shaded without the view-dependent head
-    CAMERAS = 1
-    LIGHTS = 2
-    PHOTO_PIXELS = 11
-    PHOTO_BACKGROUND = 12
-    PHOTO_CHOICE = 13
-    NORMAL_NEIGHBOURS = 101
-    TOTAL_VARIATION = 102
-    DIFFUSION_TIME = 101
-    DIFFUSION_NOISE = 102
-    VAE_POSTERIOR = 103
-    OCCUPANCY = 201
+    The numbers are part of what makes a run repeatable: never reuse or change one.
+    """
+
+    SCHEDULE = 1  # shading, ambient light and background colours of a part
+    CAMERAS = 2
+    LIGHTS = 3
+    COARSE_SAMPLES = 4  # plain path: place of each sample in its stratum
+    FINE_SAMPLES = 5
+    MARCH_OFFSET = 6  # accelerated path: shift of the first sample of each ray
+    OCCUPANCY = 7  # where in its cell the occupancy grid queries the field
+    DIFFUSE_RAYS = 8  # which rays of photographs are shaded without the view-dependent head
+    PHOTO_CHOICE = 9
+    PHOTO_PIXELS = 10
+    PHOTO_BACKGROUND = 11
+    NORMAL_NEIGHBOURS = 12
+    TOTAL_VARIATION = 13
+    DIFFUSION_TIME = 14
+    DIFFUSION_NOISE = 15
+    VAE_POSTERIOR = 16
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Random:
 
     def generator(self, stream: Stream, device: torch.device | str = "cpu") -> torch.Generator:
         """A fresh generator on ``device``; different streams are independent."""
-        return torch.Generator(device).manual_seed((self.seed * 1_000_003 + stream) % (2**63 - 1))
+        return torch.Generator(device).manual_seed(derived_seed(self.seed, int(stream)))
 
 
 def derived_seed(seed: int, *path: int | str) -> int:

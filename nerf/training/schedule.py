@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from nerf.config.config import Config
-from nerf.core.streams import Random, derived_seed
+from nerf.core.streams import Random, Stream, derived_seed
 from nerf.core.structs import Control, Part, RenderSettings, Shading, StepPlan, ViewRequest
 from nerf.render.background import background_kind
 from nerf.training.sources import RunInfo, Source
@@ -34,12 +34,12 @@ def plan(step: int, run: RunInfo, sources: Mapping[str, Source]) -> StepPlan:
     config, fraction = run.config, run.fraction(step)
     weights = term_weights(fraction, run)
     parts = []
-    for number, source in enumerate(sources.values()):
-        part = source.plan_part(step, run, Random(derived_seed(run.seed, step, number)))
+    for name, source in sources.items():
+        part = source.plan_part(step, run, Random(derived_seed(run.seed, step, name)))
         if part is not None:
             parts.append(_with_normals(part, weights, run))
     lr_scale = config.optim.lr_decay**fraction
-    random = Random(derived_seed(run.seed, step, 0))
+    random = Random(derived_seed(run.seed, step))
     return StepPlan(step, fraction, tuple(parts), weights, controls(fraction, run), lr_scale, random)
 
 
@@ -112,7 +112,7 @@ def guided_part(source: str, step: int, run: RunInfo, random: Random) -> Part:
     """Shading, light and background of the views that guidance looks at (the modes of DreamFusion, sec. 3.2)."""
     config, fraction = run.config, run.fraction(step)
     schedule, views = config.schedule, config.camera.batch_size
-    rng = torch.Generator().manual_seed(random.seed)
+    rng = random.generator(Stream.SCHEDULE)
     draw = torch.rand(4, generator=rng).tolist()
     height, width = _size(fraction, config)
     request = ViewRequest(source, num_views=views, height=height, width=width, fraction=fraction, random=random)

@@ -13,7 +13,7 @@ from tests.helpers.parts import part_of
 
 
 def options(**camera):
-    """The camera group with the peer's defaults and some changes."""
+    """The camera group with the defaults of stable-dreamfusion and some changes."""
     defaults = {
         "radius_range": (3.0, 3.5),
         "theta_range": (45.0, 105.0),

@@ -1,4 +1,4 @@
-"""The trainer: every configuration takes steps, a resumed run is the run it resumes, and trouble is told."""
+"""The trainer: every configuration takes steps, a resumed run is the run it resumes, and trouble is reported."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The set-up of a fresh machine: what it installs is what pyproject.toml says, and an unsuitable Python is told so."""
+"""The set-up of a fresh machine: what it installs is what pyproject.toml says, and an unsuitable Python gets a message."""
 
 import subprocess
 

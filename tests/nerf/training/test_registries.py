@@ -137,3 +137,10 @@ def test_a_regulariser_of_the_model_counts_once_in_a_step_of_two_parts(tmp_path,
         trainer.train_step()
         calls.append(len(count))
     assert calls == [1, 1]
+
+
+def test_what_a_source_draws_depends_on_its_name_and_not_on_its_place(tmp_path, registered, monkeypatch):
+    alone = make(tmp_path / "alone").plan(0).parts
+    monkeypatch.setattr(provider, "SOURCES", {"second": lambda inputs: SecondWall(), **provider.SOURCES})
+    both = {part.source: part for part in make(tmp_path / "both").plan(0).parts}
+    assert both["wall"].random == alone[0].random != both["second"].random
