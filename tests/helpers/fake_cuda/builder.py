@@ -19,7 +19,7 @@ LAUNCH_HEADER = toolchain.include_dir / "launch.h"
 
 _COMMON = ("-x", "c++", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-fno-gnu-unique", "-Wall")
 _COMMON += ("-Wno-unknown-pragmas", "-D__CUDACC__=1")
-_SANITIZED = ("-O1", "-g", "-fno-omit-frame-pointer", "-ffp-contract=off", "-D__CUDA_ARCH__=800", "-fno-sanitize-recover=all")
+_SANITIZED = ("-O0", "-g1", "-fno-omit-frame-pointer", "-ffp-contract=off", "-D__CUDA_ARCH__=800", "-fno-sanitize-recover=all")
 MODES = {  # two roundings and two architectures, as nvcc contracts where it likes; and the sanitizers
     "plain": ("-O2", "-ffp-contract=off", "-D__CUDA_ARCH__=800"),
     "contracted": ("-O2", "-mfma", "-ffp-contract=fast", "-D__CUDA_ARCH__=900"),
