@@ -26,7 +26,7 @@ class Ball(DensityField):
 
     def query(self, points: Points, settings: RenderSettings) -> FieldOutput:
         """Density and colour at M points."""
-        return FieldOutput(density=self.density(points.positions), albedo=points.positions + 0.5)
+        return FieldOutput(density=self.density(points.positions), albedo=(points.positions + 0.5).clamp(0, 1))
 
 
 def main(path: str = "ball.png") -> None:

@@ -144,7 +144,7 @@ def make_volume_path(config: Config, field: Field) -> RenderPath:
     return PlainPath(render.num_steps, render.upsample_steps, render.min_near)
 
 
-# What a model is built from, by name. A new field, background or render path is one more entry.
+# What a model is built from, by name: --backbone, --background, and StageKind.render_path.
 FIELDS: dict[str, Callable[[FieldConfig, SceneInfo], Field]] = {"grid": GridField, "vanilla": VanillaField}
 BACKGROUNDS: dict[str, Callable[[FieldConfig, SceneInfo], Background]] = {
     "constant": lambda config, scene: ConstantBackground(),

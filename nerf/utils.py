@@ -43,7 +43,7 @@ class StepRecord:
 
     step: int  # 0-based number of the step just taken
     total: int
-    terms: dict[str, Tensor]  # unweighted
+    terms: dict[str, Tensor]  # unweighted loss terms, and what guidance and objectives add for the log
 
 
 class Trainer:
@@ -72,7 +72,7 @@ class Trainer:
         self.evaluator, self.report = evaluator, report
         self.device = next(model.parameters()).device
         self.workspace = Path(self.config.output.workspace)
-        self.objectives = objectives.build(ObjectiveInputs(self.stage, model.field, guidance))
+        self.objectives = objectives.build(ObjectiveInputs(run, model.field, guidance, self.device))
         self.optimizer = self._make_optimizer()
         self.amp_dtype = self._amp_dtype()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
@@ -81,9 +81,10 @@ class Trainer:
         self.step = 0
         self.unread: dict[str, Tensor] = {}  # terms of the last step, where nobody has waited for them yet
         self.seconds = 0.0  # of training, over all the processes that worked on this run
-        first = self.plan(0)
-        objectives.check(self.objectives.values(), first)
-        for line in objectives.inapplicable_terms(self.objectives.values(), first, self.stage):
+        plans = [self.plan(step) for step in (0, self.config.optim.iters // 2, self.config.optim.iters - 1)]  # weights ramp
+        for plan in plans:
+            objectives.check(self.objectives.values(), plan)
+        for line in objectives.inapplicable_terms(self.objectives.values(), plans[-1], self.stage):
             report.log(f"warning: {line}")
 
     # ---- one step -------------------------------------------------------------------------------------------------
@@ -96,7 +97,8 @@ class Trainer:
         """Take one optimiser step; returns the unweighted loss terms and what objectives add for the log.
 
         Raises:
-            DivergenceError: a term is not finite; no weight has been touched by this step.
+            DivergenceError: a term is not finite; no weight has been changed by this step. On CUDA terms are read back once in
+                :data:`CUDA_CHECK_INTERVAL` steps, and before every checkpoint.
         """
         plan = self.plan(self.step)
         if self.step % self.config.render.update_extra_interval == 0:
@@ -146,7 +148,7 @@ class Trainer:
                 objective.loss_scale = self.scaler.get_scale() if objective.needs_loss_scale else 1.0
                 result.update(objective(out, batch, part, plan))
         if source.frames_object and self._reads_back():
-            self.monitor.update(out.opacity.detach())
+            self.monitor.update(out.opacity.detach(), 1 if self.device.type == "cpu" else CUDA_CHECK_INTERVAL)
         return result
 
     def _backward(self, terms: dict[str, Tensor], plan: StepPlan) -> None:
@@ -157,6 +159,8 @@ class Trainer:
             self.scaler.scale(total).backward()
 
     def _apply_gradients(self, plan: StepPlan) -> None:
+        if all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
+            return  # no part had a loss; the gradient scaler refuses such a step
         self.scaler.unscale_(self.optimizer)
         if self.config.optim.grad_clip > 0:
             torch.nn.utils.clip_grad_value_(self.model.parameters(), self.config.optim.grad_clip)

@@ -43,8 +43,6 @@ from nerf.config.presets import PRESETS, REASONS
 from nerf.config.stages import STAGE_KINDS
 from nerf.core.errors import UserError
 
-__all__ = ["GROUPS", "KEPT", "OPTIONS", "SOURCES", "Config"]
-
 SOURCES = ("default", "preset", "workspace", "file", "typed")  # of a value, weakest first
 ASKED = ("file", "typed")  # sources that are the user's own words in this run
 JSON_FORMAT = 2  # of config.json

@@ -240,7 +240,11 @@ class RenderConfig(Group):
     cuda_ray: bool = option(False, "accelerated render path: ray marching with an occupancy grid, on CPU and GPU", kept=RUN)
     taichi_ray: bool = option(False, "accelerated render path in Taichi", unbuilt="the Taichi render path")
     backend: str = option(
-        "auto", "backend of the native kernels", choices=("auto", "cuda", "cpu", "torch", "taichi"), unbuilt=("taichi",)
+        "auto",
+        "backend of the native kernels",
+        choices=("auto", "cuda", "cpu", "torch", "taichi"),
+        extensible=True,
+        unbuilt=("taichi",),
     )
     max_steps: int = option(1024, "maximum number of samples per ray, accelerated path", check=between(1, 2**16))
     num_steps: int = option(64, "coarse samples per ray, plain path", check=between(1, 4096))

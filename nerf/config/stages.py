@@ -1,6 +1,5 @@
-"""The kinds of stage that a run can consist of, in their order: whatever depends on the kind is a field of its record.
-
-Other code reads these fields and never compares names or flags to find out which stage it is in.
+"""The kinds of stage that a run can consist of, in their order: what depends on the kind is a field of its record,
+so that other code need not compare names or flags to find out which stage it is in.
 """
 
 import re
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from nerf.config.config import Config
 
 
-class Trouble(StrEnum):
+class Failure(StrEnum):
     """How a run goes wrong; a stage knows what may help against each."""
 
     NOT_FINITE = "not finite"
@@ -30,7 +29,7 @@ class StageKind:
     name: str  # in flags, logs and checkpoints
     noun: str  # what it trains, for sentences
     file_prefix: str  # of the names of its checkpoints, pictures and videos, and of its TensorBoard run
-    render_path: Literal["volume", "dmtet"]  # how its rays are rendered, see ``nerf.renderer.PATHS``
+    render_path: str  # how its rays are rendered, see ``nerf.renderer.PATHS``
     photo_layout: Literal["rays", "image"]  # photographs as random rays, or whole and undistorted
     triangles: bool  # it has a surface of its own: mesh losses apply, normals of photographs too, no samples along rays
     starts_from: str | None  # the stage whose result it begins with, where there is one
@@ -39,7 +38,7 @@ class StageKind:
     restart: str  # flags that start it over
     fog: str  # what its half transparent pixels mean
     memory: str  # flags that lower the memory of a step
-    remedies: Mapping[Trouble, str]  # what to try, with the parameters and rates that the stage has
+    remedies: Mapping[Failure, str]  # what to try, with the parameters and rates that the stage has
 
     def run_name(self, step: int) -> str:
         """``df_step_00001000`` for step 1000, ``df_dmtet_step_00001000`` in the mesh stage."""
@@ -73,10 +72,10 @@ NERF = StageKind(
     fog="turned into fog",
     memory="--batch_size, --w and --h, --num_rays or --max_steps, or add --vram_O",
     remedies={
-        Trouble.NOT_FINITE: "a smaller --lr, --grad_clip 1, or --no_fp16",
-        Trouble.EMPTY: "another --seed, a larger --blob_density, a smaller --lambda_opacity or a smaller --lr",
-        Trouble.FULL: "a larger --lambda_opacity, a smaller --blob_radius, or a larger --radius_range",
-        Trouble.FOG: "a smaller --guidance_scale, a larger --lambda_entropy or another --seed",
+        Failure.NOT_FINITE: "a smaller --lr, --grad_clip 1, or --no_fp16",
+        Failure.EMPTY: "another --seed, a larger --blob_density, a smaller --lambda_opacity or a smaller --lr",
+        Failure.FULL: "a larger --lambda_opacity, a smaller --blob_radius, or a larger --radius_range",
+        Failure.FOG: "a smaller --guidance_scale, a larger --lambda_entropy or another --seed",
     },
 )
 
@@ -94,10 +93,10 @@ DMTET = StageKind(
     fog="broke into splinters",  # only its edges are half transparent
     memory="--batch_size, --w and --h or --dmtet_reso_scale, or add --vram_O",
     remedies={
-        Trouble.NOT_FINITE: "smaller --lr_distance, --lr_offset and --lr_coarse_sdf, smaller --lr, --grad_clip 1, or --no_fp16",
-        Trouble.EMPTY: "smaller --lr_distance and --lr_coarse_sdf, a smaller --radius_range, or a larger start (--init_with)",
-        Trouble.FULL: "smaller --lr_distance and --lr_coarse_sdf, a larger --radius_range, or a smaller start (--init_with)",
-        Trouble.FOG: "smaller --lr_distance and --lr_offset, or a larger --lambda_mesh_normal",
+        Failure.NOT_FINITE: "smaller --lr_distance, --lr_offset and --lr_coarse_sdf, smaller --lr, --grad_clip 1, or --no_fp16",
+        Failure.EMPTY: "smaller --lr_distance and --lr_coarse_sdf, a smaller --radius_range, or a larger start (--init_with)",
+        Failure.FULL: "smaller --lr_distance and --lr_coarse_sdf, a larger --radius_range, or a smaller start (--init_with)",
+        Failure.FOG: "smaller --lr_distance and --lr_offset, or a larger --lambda_mesh_normal",
     },
 )
 

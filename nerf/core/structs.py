@@ -153,6 +153,7 @@ class RenderSettings:
 
     source: str = "eval"  # source of the rays; the sizes of sample buffers are remembered by source
     training: bool = True  # perturbed sampling, gradients, and a trace of the samples for the regularisers
+    fraction: float = 1.0  # training progress in [0, 1], for fields whose opacity or encoding is annealed
     shading: Shading = "albedo"
     ambient: float = 1.0  # ambient ratio of lambertian and textureless shading, in [0, 1]
     light: Tensor | None = None  # [B, 3] unit direction from the surface to the light, per view; None: at the camera
@@ -177,6 +178,19 @@ class Part:
     settings: RenderSettings
     guided: bool = False  # guidance judges the rendering
     has_targets: bool = False  # the source knows colours (masks, depths, normals) to compare with
+
+    def __post_init__(self) -> None:
+        """The two halves belong together.
+
+        Raises:
+            ValueError: they name different sources, or draw from different seeds.
+        """
+        halves = (self.request, self.settings)
+        if len({half.source for half in halves}) > 1 or len({half.random for half in halves}) > 1:
+            raise ValueError(
+                f"Part: expected one source and one Random in request and settings, got {[half.source for half in halves]} and "
+                f"{[half.random for half in halves]}; pass both of them what plan_part was given"
+            )
 
     @property
     def source(self) -> str:
@@ -217,7 +231,11 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Samples:
-    """M samples of N rays, packed end to end: ray n owns samples [first[n], first[n] + count[n])."""
+    """M samples of N rays, packed end to end: ray n owns samples [first[n], first[n] + count[n]).
+
+    On CUDA they lie in a buffer that may be longer than what the rays own: rows that no ray owns are at the origin with ray
+    index 0, weigh nothing in compositing, and are False in ``valid_mask``.
+    """
 
     positions: Tensor  # [M, 3]
     t: Tensor  # [M] distance along the ray, at the middle of the step
@@ -228,6 +246,11 @@ class Samples:
 
     def __len__(self) -> int:
         return self.positions.shape[0]
+
+    @property
+    def valid_mask(self) -> Tensor:
+        """Which samples [M] belong to a ray, bool on their device; a loss that does not use the weights needs it."""
+        return torch.arange(len(self), device=self.t.device) < self.count.sum()
 
 
 @dataclass(frozen=True)

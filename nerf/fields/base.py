@@ -11,6 +11,9 @@ from nerf.core.structs import FieldOutput, LevelSet, Points, RenderSettings
 from nerf.fields.opacity import density_to_alpha
 
 # Points of one query where no gradients are needed, so that the temporaries of a field stay small.
+NO_GRID = (
+    "--lambda_tv and --lambda_wd regularise a feature grid, which this backbone lacks; set both to 0 or use --backbone grid"
+)
 QUERY_CHUNK = 1 << 17
 
 
@@ -95,7 +98,7 @@ class Field(nn.Module, ABC):
         Raises:
             UserError: this field has no table.
         """
-        raise UserError("lambda_tv: this backbone has no feature grid; set --lambda_tv 0 or --backbone grid")
+        raise UserError(NO_GRID)
 
     def weight_decay(self) -> Tensor:
         """Mean square [] of the encoder's table, for fields that have one. Differentiable.
@@ -103,7 +106,7 @@ class Field(nn.Module, ABC):
         Raises:
             UserError: this field has no table.
         """
-        raise UserError("lambda_wd: this backbone has no feature grid; set --lambda_wd 0 or --backbone grid")
+        raise UserError(NO_GRID)
 
 
 class DensityField(Field):

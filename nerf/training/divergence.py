@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nerf.config.stages import NERF, StageKind, Trouble
+from nerf.config.stages import NERF, Failure, StageKind
 from nerf.core.errors import DivergenceError
 
 # Limits on moving averages over whole images that frame the object, checked after the first part of training. They are set
@@ -14,49 +14,52 @@ EMPTY_OPACITY = 0.004  # 16 pixels of a 64x64 image: less than the thinnest obje
 FULL_OPACITY = 0.985  # less than a pixel's width of background around a 64x64 image, which no framed object leaves
 FOG_SHARE = 0.60  # share of pixels with an opacity between FOG_LOW and FOG_HIGH; an object has them along its outline only
 FOG_LOW, FOG_HIGH = 0.1, 0.9
-SMOOTHING = 0.05  # weight of the newest image, so that about the last 20 count
+SMOOTHING = 0.05  # weight of the newest step, so that about the last 20 count
 START_FRACTION, START_STEPS = 0.3, 100  # objects form from fog, so young runs are not judged
 
 
 @dataclass
 class DivergenceMonitor:
-    """Moving averages of what the renders look like, updated once per step.
+    """Moving averages of what the renders look like, updated at every step that is read back.
 
     Attributes:
         opacity: mean opacity of the images.
         fog: share of their pixels that are half transparent.
-        updates: how many images went into the averages.
+        updates: number of images in the averages.
+        steps: number of training steps that they stand for; on CUDA not every step is read back.
     """
 
     opacity: float = math.nan
     fog: float = math.nan
     updates: int = 0
+    steps: int = 0
 
-    def update(self, opacity: Tensor) -> None:
-        """Add the opacity [N] of one render that frames the object."""
+    def update(self, opacity: Tensor, steps: int = 1) -> None:
+        """Add the opacity [N] of one render that frames the object and stands for so many steps."""
         mean = float(opacity.mean())
         fog = float(((opacity > FOG_LOW) & (opacity < FOG_HIGH)).float().mean())
         self.updates += 1
-        rate = max(SMOOTHING, 1.0 / self.updates)
+        self.steps += steps
+        rate = max(SMOOTHING if steps == 1 else 1.0 - (1.0 - SMOOTHING) ** steps, 1.0 / self.updates)
         self.opacity = mean if self.updates == 1 else self.opacity + rate * (mean - self.opacity)
         self.fog = fog if self.updates == 1 else self.fog + rate * (fog - self.fog)
 
     def diagnose(self, fraction: float, stage: StageKind = NERF) -> str | None:
         """What is wrong at this point of a stage, as a sentence with a remedy, or None."""
-        if fraction < START_FRACTION or self.updates < START_STEPS:
+        if fraction < START_FRACTION or self.steps < START_STEPS:
             return None
         if self.opacity < EMPTY_OPACITY:
-            return _sentence(stage, Trouble.EMPTY, f"went empty (mean opacity {self.opacity:.4f})")
+            return _sentence(stage, Failure.EMPTY, f"went empty (mean opacity {self.opacity:.4f})")
         if self.opacity > FULL_OPACITY:
-            return _sentence(stage, Trouble.FULL, f"filled the whole view (mean opacity {self.opacity:.3f})")
+            return _sentence(stage, Failure.FULL, f"filled the whole view (mean opacity {self.opacity:.3f})")
         if self.fog > FOG_SHARE:
-            return _sentence(stage, Trouble.FOG, f"{stage.fog} ({100 * self.fog:.0f} % of the pixels are half transparent)")
+            return _sentence(stage, Failure.FOG, f"{stage.fog} ({100 * self.fog:.0f} % of the pixels are half transparent)")
         return None
 
 
-def _sentence(stage: StageKind, trouble: Trouble, seen: str) -> str:
+def _sentence(stage: StageKind, failure: Failure, seen: str) -> str:
     """What was observed and what to try; from the start, because the newest checkpoint already has the problem."""
-    return f"the {stage.noun} {seen}; start over with {stage.restart} and {stage.remedies[trouble]}"
+    return f"the {stage.noun} {seen}; start over with {stage.restart} and {stage.remedies[failure]}"
 
 
 def check_finite(terms: dict[str, Tensor], step: int, stage: StageKind = NERF) -> None:
@@ -68,4 +71,4 @@ def check_finite(terms: dict[str, Tensor], step: int, stage: StageKind = NERF) -
     bad = [name for name, value in terms.items() if not math.isfinite(float(value.detach()))]
     if bad:
         raise DivergenceError(f"step {step}: the loss term {', '.join(bad)} is not finite; the last checkpoint is untouched. "
-                              f"Try {stage.remedies[Trouble.NOT_FINITE]}")  # fmt: skip
+                              f"Try {stage.remedies[Failure.NOT_FINITE]}")  # fmt: skip

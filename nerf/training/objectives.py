@@ -21,22 +21,22 @@ from nerf.core.structs import Batch, Part, RenderOutput, StepPlan
 from nerf.fields.base import Field
 from nerf.render.base import points_at
 from nerf.training import losses
+from nerf.training.sources import RunInfo
 
 # Distance of the second point of the 3-D smoothness from the first (standard deviation), as a share of the field's bound.
 NEIGHBOUR_DISTANCE = 1e-2
-Need = Literal["image", "samples"]
 
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """What one objective says of one rendered part."""
+    """What one objective returns for one rendered part."""
 
     terms: dict[str, Tensor] = field(default_factory=dict)  # name -> unweighted scalar; only terms with a weight
     stats: dict[str, Tensor] = field(default_factory=dict)  # for the log: scalars, read when they are written
-    images: dict[str, Tensor] = field(default_factory=dict)  # for people: name -> [B, 3, H, W] in [0, 1]
+    images: dict[str, Tensor] = field(default_factory=dict)  # for --save_guidance: name -> [B, 3, H, W] in [0, 1]
 
     def update(self, other: "ObjectiveOutput") -> None:
-        """Add what another objective says of the same part."""
+        """Add the output of another objective for the same part."""
         self.terms.update(other.terms)
         self.stats.update(other.stats)
         self.images.update(other.images)
@@ -49,22 +49,35 @@ class Objective(ABC):
         terms: names of the loss terms it can make.
         scope: "part", evaluated for every part it applies to, or "step", for the first of them alone: regularisers of the
             model itself, which do not count twice because a step has two parts.
-        needs: what it looks at beyond pixels: "image" (whole images) or "samples" (along the rays).
-        sample_terms: those of the terms that look at samples.
+        needs_image: it is defined on whole images only, not on random rays or patches.
+        sample_terms: those of the terms that need samples along the rays.
         needs_loss_scale: it looks at ``loss_scale``, the factor that automatic mixed precision puts on the losses of this
             step; the trainer then sets it, which costs a wait on CUDA.
     """
 
     terms: tuple[str, ...]
     scope: Literal["part", "step"] = "part"
-    needs: frozenset[Need] = frozenset()
+    needs_image = False
     sample_terms: tuple[str, ...] = ()
     needs_loss_scale = False
     loss_scale: float = 1.0
 
     def applies(self, part: Part, plan: StepPlan) -> bool:
-        """Whether this objective has something to say about the part under the plan's weights."""
+        """Whether this objective is evaluated on the part under the plan's weights."""
         return any(plan.wants(term) for term in self.terms)
+
+    def check(self, part: Part, plan: StepPlan) -> None:
+        """Check before training that the objective can be evaluated on a part that it applies to.
+
+        Raises:
+            UserError: it needs whole images, and the part has random rays or patches.
+        """
+        if self.needs_image and part.request.layout != "image":
+            raise UserError(
+                f"{type(self).__name__} needs whole images, but the source {part.source!r} supplies {part.request.num_rays} "
+                f"rays in the layout {part.request.layout!r}; set the weights of {', '.join(self.terms)} to 0 or drop that "
+                "source"
+            )
 
     @abstractmethod
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
@@ -89,27 +102,29 @@ class Objective(ABC):
 
 
 def check(objectives: Iterable[Objective], plan: StepPlan) -> None:
-    """Compare what the objectives need with what the parts of a plan deliver.
+    """Check every objective against the parts of a plan that it applies to.
 
     Raises:
-        UserError: an objective needs whole images and the part draws random rays.
+        UserError: an objective cannot be evaluated on a part.
+        ValueError: two objectives make the same term, or a term has no weight in ``schedule.TERM_WEIGHTS``.
     """
-    pairs = ((objective, part) for objective in objectives for part in plan.parts)
-    for objective, part in pairs:
-        if objective.applies(part, plan):
-            if "image" in objective.needs and part.request.layout == "rays":
-                raise UserError(
-                    f"{type(objective).__name__} needs whole images, but the source {part.source!r} draws "
-                    f"{part.request.num_rays} random rays; set the weights of {', '.join(objective.terms)} to 0 or drop "
-                    "that source"
-                )
+    made: set[str] = set()
+    for objective in objectives:
+        if doubled := made & set(objective.terms):
+            raise ValueError(f"objectives: two of them make the term {min(doubled)!r}; rename one")
+        if unknown := set(objective.terms) - set(plan.weights):
+            raise ValueError(f"objectives: the term {min(unknown)!r} has no weight; add it to schedule.TERM_WEIGHTS")
+        made |= set(objective.terms)
+        for part in plan.parts:
+            if objective.applies(part, plan):
+                objective.check(part, plan)
 
 
 def inapplicable_terms(objectives: Iterable[Objective], plan: StepPlan, stage: Stage) -> list[str]:
-    """Sentences about terms that have a weight in the plan and, in this stage, nothing to look at."""
+    """Sentences about terms that have a weight in the plan and no effect in this stage."""
     if not stage.kind.triangles:
         return []
-    along_rays = [term for o in objectives if "samples" in o.needs for term in o.sample_terms if plan.wants(term)]
+    along_rays = [term for objective in objectives for term in objective.sample_terms if plan.wants(term)]
     return [
         f"{name} has a weight, but needs samples along rays, and triangles have none; it has no effect in the mesh "
         "stage, where --lambda_mesh_normal and --lambda_mesh_laplacian keep the surface smooth"
@@ -140,9 +155,9 @@ class KnownView(Objective):
 
 
 class Guided(Objective):
-    """What the guidance models think of a rendered image: score distillation and its descendants."""
+    """The losses of the guidance models on rendered images: score distillation sampling (SDS) and its variants."""
 
-    needs = frozenset({"image"})
+    needs_image = True
 
     def __init__(self, guidance: list[Guidance], grad_clip_rgb: float = -1.0, debug_interval: int = 0):
         """Make the objective.
@@ -196,7 +211,6 @@ class RayRegularisers(Objective):
     """Opacity, entropy and orientation: sums along a ray, means over rays, equal in meaning on every render path."""
 
     terms = ("opacity", "entropy", "orient")
-    needs = frozenset({"samples"})
     sample_terms = ("orient",)
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
@@ -216,7 +230,7 @@ class Smoothness(Objective):
     """Normals that change slowly: across the image (2-D) and between near points of the field (3-D)."""
 
     terms = ("normal_smooth_2d", "normal_smooth_3d")
-    needs = frozenset({"image", "samples"})
+    needs_image = True
     sample_terms = ("normal_smooth_3d",)
 
     def __init__(self, field: Field):
@@ -252,6 +266,12 @@ class GridRegularisers(Objective):
 
     def __init__(self, field: Field):
         self.field = field
+
+    def check(self, part: Part, plan: StepPlan) -> None:
+        """See :meth:`Objective.check`; a field without a table is refused, too."""
+        if plan.wants("tv") or plan.wants("weight_decay"):
+            with torch.no_grad():
+                self.field.weight_decay()
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
         terms: dict[str, Tensor] = {}
@@ -290,9 +310,15 @@ class MeshRegularisers(Objective):
 class ObjectiveInputs:
     """What objectives are built from."""
 
-    stage: Stage
+    run: RunInfo  # the stage with its options, the scene
     field: Field
     guidance: list[Guidance]
+    device: torch.device  # where parameters of an objective belong
+
+    @property
+    def stage(self) -> Stage:
+        """The stage of the run."""
+        return self.run.stage
 
 
 def _guided(inputs: ObjectiveInputs) -> Objective | None:

@@ -20,7 +20,7 @@ ENTROPY_RAMP = 2.0
 TV_RAMP = 2.0
 LEVEL_START, LEVEL_RAMP = 0.25, 2.0
 WHITE_BACKGROUND_RATE = 0.3
-NORMAL_TERMS = ("orient", "normal_smooth_2d", "normal")  # what looks at rendered normals
+NORMAL_TERMS = ("orient", "normal_smooth_2d", "normal_smooth_3d", "normal")  # those that need rendered normals
 
 
 def plan(step: int, run: RunInfo, sources: Mapping[str, Source]) -> StepPlan:
@@ -29,7 +29,7 @@ def plan(step: int, run: RunInfo, sources: Mapping[str, Source]) -> StepPlan:
     Args:
         step: 0-based.
         run: the stage of the run.
-        sources: name -> source of views, in the order of the parts; each may sit the step out.
+        sources: name -> source of views, in the order of the parts; each may skip the step.
     """
     config, fraction = run.config, run.fraction(step)
     weights = term_weights(fraction, run)
@@ -109,14 +109,14 @@ def _size(fraction: float, config: Config) -> tuple[int, int]:
 
 
 def guided_part(source: str, step: int, run: RunInfo, random: Random) -> Part:
-    """Shading, light and background of the views that guidance looks at (the modes of DreamFusion, sec. 3.2)."""
+    """Size, shading and background of the views that guidance is evaluated on (the modes of DreamFusion, sec. 3.2)."""
     config, fraction = run.config, run.fraction(step)
     schedule, views = config.schedule, config.camera.batch_size
     rng = random.generator(Stream.SCHEDULE)
     draw = torch.rand(4, generator=rng).tolist()
     height, width = _size(fraction, config)
     request = ViewRequest(source, num_views=views, height=height, width=width, fraction=fraction, random=random)
-    settings = RenderSettings(source, max_level=max_level(fraction, config), random=random)
+    settings = RenderSettings(source, fraction=fraction, max_level=max_level(fraction, config), random=random)
     if fraction < schedule.latent_iter_ratio and "latent" in run.spaces:
         return Part(request, replace(settings, shading="normal", space="latent"), guided=True)
     shading: Shading = "albedo"
@@ -141,5 +141,5 @@ def photo_part(source: str, step: int, run: RunInfo, random: Random) -> Part:
     else:
         request = replace(request, layout="rays", num_rays=config.data.num_rays)
     level = max_level(fraction, config)
-    settings = RenderSettings(source, view_dependent=True, max_level=level, random=random)
+    settings = RenderSettings(source, fraction=fraction, view_dependent=True, max_level=level, random=random)
     return Part(request, settings, has_targets=True)

@@ -107,7 +107,7 @@ def test_a_family_that_is_not_in_the_registry_is_refused_by_name(prior_folder, v
 
 def test_the_choices_of_the_flag_that_are_built_are_the_registered_families():
     (flag,) = [field for _, field in iterate({"guidance": GuidanceConfig}) if field.name == "guidance"]
-    assert set(flag.metadata["choices"]) - set(flag.metadata["unbuilt"]) == set(guidance.FAMILIES)
+    assert set(flag.metadata["choices"]) - set(flag.metadata["unbuilt"]) <= set(guidance.FAMILIES)
 
 
 @pytest.mark.parametrize("dummy", [False, True])

@@ -369,3 +369,8 @@ def test_clipping_at_the_image_means_the_same_under_a_scaled_loss(tmp_path):
     image = torch.zeros(4, 3, requires_grad=True)
     (8.0 * guided._clipped(image)).sum().backward()
     torch.testing.assert_close(image.grad, torch.full((4, 3), 8e-4))
+
+
+def test_a_field_without_a_table_cannot_be_regularised_as_one(tmp_path):
+    with pytest.raises(UserError, match="lambda_tv|lambda_wd"):
+        make(tmp_path, *"--backbone vanilla --no_cuda_ray --lambda_tv 1".split())

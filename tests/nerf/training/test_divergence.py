@@ -65,3 +65,10 @@ def test_every_flag_that_is_advised_exists():
     advice = " ".join(text for kind in STAGE_KINDS.values() for text in [kind.memory, *kind.remedies.values()])
     advised = re.findall("--([A-Za-z0-9_]+)", advice)
     assert {flag.removeprefix("no_") for flag in advised} <= OPTIONS.keys()
+
+
+def test_steps_that_are_not_read_back_count_as_well():
+    monitor = DivergenceMonitor()
+    for _ in range(7):
+        monitor.update(torch.zeros(100), steps=16)
+    assert "empty" in monitor.diagnose(0.5)

@@ -31,8 +31,11 @@ def tetrahedron():
 def test_random_rays_are_refused_by_what_needs_whole_images():
     random, whole = part_of("guided", num_rays=8), part_of("guided")
     guided, weights = objectives.Guided([Space(name="SD")]), {"sds/SD": 1.0}
+    patches = part_of("guided", layout="patches", num_rays=8, patch_size=2)
     objectives.check([guided], plan(whole, **weights))
-    with pytest.raises(UserError, match="Guided needs whole images.*draws 8 random rays"):
+    with pytest.raises(UserError, match="in the layout 'patches'"):
+        objectives.check([guided], plan(patches, **weights))
+    with pytest.raises(UserError, match="Guided needs whole images.*supplies 8 rays in the layout 'rays'"):
         objectives.check([guided], plan(random, **weights))
 
 
@@ -60,3 +63,21 @@ def test_the_laplacian_that_was_asked_for_is_taken():
 def test_a_path_without_triangles_has_no_surface_terms():
     asked = plan(part_of("guided"), mesh_normal=1.0)
     assert objectives.MeshRegularisers("uniform")(Space(surface=None), None, part_of("guided"), asked).terms == {}
+
+
+class Twin(objectives.RayRegularisers):
+    """Makes the same terms as another objective."""
+
+
+WEIGHTS = {"opacity": 1.0, "entropy": 1.0, "orient": 1.0}
+
+
+def test_two_objectives_that_make_the_same_term_are_refused():
+    objectives.check([objectives.RayRegularisers()], plan(part_of(), **WEIGHTS))
+    with pytest.raises(ValueError, match="two of them make the term 'entropy'"):
+        objectives.check([objectives.RayRegularisers(), Twin()], plan(part_of(), **WEIGHTS))
+
+
+def test_a_term_without_a_weight_of_its_own_is_refused():
+    with pytest.raises(ValueError, match="'orient' has no weight; add it to schedule.TERM_WEIGHTS"):
+        objectives.check([objectives.RayRegularisers()], plan(part_of(), opacity=1.0, entropy=1.0))

@@ -178,3 +178,9 @@ class Resting(Guided):
 
 def test_a_source_may_sit_a_step_out():
     assert [len(plan(step, options(), sources=(Resting(),)).parts) for step in range(4)] == [1, 0, 1, 0]
+
+
+def test_smoothness_of_normals_in_space_asks_for_normals():
+    quiet = {"lambda_orient": 0.0, "albedo_iter_ratio": 1.0}
+    assert settings(0, options(**quiet, lambda_3d_normal_smooth=1.0)).need_normals
+    assert not settings(0, options(**quiet)).need_normals
