@@ -143,6 +143,7 @@ def test_a_corrupt_checkpoint_is_one_sentence(run, tmp_path, photographs):
     assert_refused(run(*words), f"checkpoint {saved} is damaged.*--ckpt scratch")
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_the_checkpoint_is_one_sentence(tmp_path, photographs):
     def small_files():  # larger than the log and the options, not the checkpoint; in a process whose stderr is a pipe
         resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, 16_000))

@@ -15,6 +15,7 @@ from PIL import Image
 from nerf.core.cameras import orbit
 from nerf.run import checkpoint
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = (
     "--seed 5 --iters 60 --num_rays 64 --max_steps 48 --grid_size 16 --grid_levels 4 --grid_log2 10 --grid_finest 32 "

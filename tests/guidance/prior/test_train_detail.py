@@ -30,6 +30,7 @@ def trainer(shards, shipped, tmp_path, monkeypatch):
     return train_detail.DetailTrainer(recipe, shards, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_loss_falls_within_a_few_steps(trainer):
     losses = [trainer.step(1.0) for _ in range(60)]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])

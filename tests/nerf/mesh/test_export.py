@@ -170,6 +170,7 @@ def test_glb_looks_like_the_field_s_own_render(lettered, cuda_ray):
 
 
 @looks
+@pytest.mark.slow
 def test_glb_of_thin_parts_and_colour_edges_looks_like_the_field_s_own_render_at_256(tmp_path):
     solid, options = solids.spindly(), flags(mcubes_resolution=256, decimate_target=12_000, texture_size=1024)
     report = quick(solid, tmp_path, options)

@@ -67,6 +67,7 @@ def test_a_function_for_the_main_process_does_nothing_elsewhere(monkeypatch):
 
 
 @needs_gloo
+@pytest.mark.slow
 def test_of_two_processes_the_first_writes_everything_and_the_second_nothing(tmp_path):
     processes = [
         subprocess.Popen([sys.executable, "-c", PROCESS, str(i), str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
