@@ -100,10 +100,11 @@ def prepare_machine(config: Config) -> str:
 
 def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
     """Photographs and prepared guidance."""
-    config, inputs = plan.config, Inputs()
-    if config.trains and config.prompt.text is not None:
-        import guidance
+    import guidance
 
+    config, inputs = plan.config, Inputs()
+    guidance.family_names(config)  # a name that is not known is refused also where it would not be used
+    if config.trains and config.prompt.text is not None:
         inputs.guidance = guidance.build(config, device, plan.weights)
     if plan.weights is not None:
         name = "the embedded prior" if plan.weights.kind == "embedded" else "Stable Diffusion"
@@ -164,7 +165,8 @@ def train(trainer: "Trainer") -> None:
             after_step()
             if request.number is not None:
                 path = trainer.save()
-                trainer.report.log(f"stopped after step {trainer.step}, saved {path}; the same command resumes from there")
+                again = "the same command" if trainer.config.runtime.ckpt == "latest" else "the same command without --ckpt"
+                trainer.report.log(f"stopped after step {trainer.step}, saved {path}; {again} resumes from there")
                 raise Stopped(request.number)
 
 

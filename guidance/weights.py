@@ -72,6 +72,7 @@ class Resolved:
     licence: str = "that of the weights; see where they came from"  # for the notes in exported files
     remote: bool = False  # whether it must be downloaded first
     alternatives: tuple[str, ...] = ()  # further ids to try
+    version: str = "auto"  # the value of --sd_version that finds them again; "auto" for those of --hf_key
 
 
 def offline() -> bool:
@@ -196,7 +197,7 @@ def _embedded(text: str | None, why: str) -> Resolved:
             f"--sd_version embedded: the prompt {text!r} names no object that the embedded prior knows"
             f"{'; ' + unknown if unknown else ''}; it knows {_vocabulary()}"
         )
-    return Resolved(str(prior.WEIGHTS), "embedded", f"guidance: the embedded prior ({why})", "Apache-2.0")
+    return Resolved(str(prior.WEIGHTS), "embedded", f"guidance: the embedded prior ({why})", "Apache-2.0", version="embedded")
 
 
 def _kind(folder: Path) -> Literal["sd", "embedded"]:
@@ -230,7 +231,8 @@ def _from_cache(version: str) -> Resolved | None:
     for hub_id in (*model.mirrors, *model.withdrawn):
         folder = cached(hub_id)
         if folder is not None:
-            return Resolved(str(folder), "sd", f"guidance: {model.name} from the cache ({hub_id})", model.licence)
+            sentence = f"guidance: {model.name} from the cache ({hub_id})"
+            return Resolved(str(folder), "sd", sentence, model.licence, version=version)
     return None
 
 
@@ -278,6 +280,7 @@ def resolve(sd_version: str = "auto", hf_key: str | None = None, text: str | Non
             model.licence,
             True,
             tuple(others),
+            sd_version,
         )
     if sd_version != "auto":
         raise UserError(f"--sd_version must be auto, embedded or one of {', '.join(MODELS)}, got {sd_version!r}")

@@ -206,6 +206,11 @@ class Trainer:
                 self.save()
                 last_saved = time.monotonic()
             yield StepRecord(done - 1, total, terms)
+        if self.step < total:
+            self.report.log(
+                f"the {self.config.runtime.minutes:g} minutes of --minutes are over at step {self.step} of {total}; they count "
+                "all the training of a stage, so the same command with more of them goes on"
+            )
         self.save()
 
     def train(self) -> None:

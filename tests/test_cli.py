@@ -243,7 +243,7 @@ def test_a_run_that_fails_a_later_check_leaves_the_workspace_untouched(
         assert run("--data", photographs, "--workspace", folder, *TINY)[0] == 0
         checkpoint.save(folder / "checkpoints" / checkpoint.file_name(4, "dmtet"), {}, {"stage": "dmtet", "step": 4})
         if "--ckpt" not in words:
-            words += " --ckpt scratch"
+            words += " --ckpt scratch" if "--dmtet" in words else " --ckpt scratch --stages nerf,dmtet"
     before = contents(tmp_path)
     mesh = ["--tet_grid_size", "4", "--w", "8", "--h", "8"] if "--dmtet" in words else []
     assert_refused(run(*words.split(), "--workspace", folder, *TINY, *mesh), sentence)

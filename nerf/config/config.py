@@ -226,13 +226,13 @@ def describe(config: Config) -> list[str]:
     lines = []
     presets = ", ".join(REASONS[name] for name in config.presets)
     for source in reversed(SOURCES[1:]):
-        words = [_as_typed(flag, value) for flag, value, came_from in config.items() if came_from == source]
+        words = [as_typed(flag, value) for flag, value, came_from in config.items() if came_from == source]
         if words:
             lines.append(f"{source}{f' ({presets})' if source == 'preset' else ''}: {' '.join(words)}")
     return [*lines, "default: all others (config.json lists every value)"]
 
 
-def _as_typed(flag: str, value: Any) -> str:
+def as_typed(flag: str, value: Any) -> str:
     """One flag with its value as it could be typed."""
     kind = kind_of(OPTIONS[flag][1])
     if kind.scalar is bool:

@@ -378,7 +378,9 @@ class RuntimeConfig(Group):
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one", check=DEVICE)
     threads: int = option(0, "CPU threads (0: as many as there are cores)", check=between(0, 1024))
     minutes: float = option(
-        0.0, "time limit of training in minutes; then save and write the results (0: no limit)", check=at_least(0)
+        0.0,
+        "time limit of the training of a stage in minutes, resumed runs included; then save and write the results (0: none)",
+        check=at_least(0),
     )
     profile: int = option(
         0,

@@ -6,10 +6,10 @@ Order of precedence, weakest first: defaults, presets, what the workspace keeps,
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from nerf.config.config import KEPT, OPTIONS, Config, describe, mesh_stages, with_preset, with_values
+from nerf.config.config import KEPT, OPTIONS, Config, as_typed, describe, mesh_stages, with_preset, with_values
 from nerf.config.groups import CKPT_WORDS, RUN
 from nerf.config.parser import dashed
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
@@ -26,6 +26,10 @@ class Weights(Protocol):
     @property
     def kind(self) -> str:
         """ "embedded" or "sd"."""
+
+    @property
+    def version(self) -> str:
+        """The value of --sd_version that finds them again; "auto" if none does."""
 
 
 W = TypeVar("W", bound=Weights)
@@ -44,8 +48,8 @@ class StoredStart:
 class StoredRun:
     """What is on disk, as far as the options depend on it; ``nerf.run.workspace`` reads it."""
 
-    config: Config | None = None  # options of the run in the workspace; None: there is none, or it starts over
-    trained: frozenset[str] = frozenset()  # stages that have a checkpoint in the workspace
+    config: Config | None = None  # options of the run in the workspace; None: there is none
+    trained: frozenset[str] = frozenset()  # stages that have a checkpoint in the workspace and do not start over
     checkpoint_exists: bool = False  # --ckpt names a file that exists
     start: StoredStart | None = None  # read where :func:`needs_start` says so
 
@@ -88,6 +92,7 @@ def resolve(
     Raises:
         UserError: options that contradict each other, the workspace or what the run starts from; nothing to do.
     """
+    workspace = remaining_run(asked, workspace)
     kept = restore_options(asked, workspace)
     restored = with_values(asked, kept, "workspace")
     check_task(restored, workspace)
@@ -97,6 +102,8 @@ def resolve(
     # A kept value that is there anyway is not reported as coming from the workspace.
     changed = {flag: value for flag, value in kept.items() if _in_its_stage(plain, flag) != value}
     config = _with_presets(with_values(asked, changed, "workspace"), presets)
+    if found is not None and config.guidance.sd_version == "auto":  # the same weights again, whatever is installed later
+        config = with_values(config, {"sd_version": found.version}, "preset")
     if config.runtime.seed is None:
         config = with_values(config, {"seed": new_seed()}, "default")
     check_numbers(config)
@@ -111,8 +118,20 @@ def resolve(
 # ---- what the workspace keeps ---------------------------------------------------------------------------------------------
 
 
+def remaining_run(asked: Config, workspace: StoredRun) -> StoredRun:
+    """What is left of a stored run under ``--ckpt scratch``; without it, all.
+
+    The stages of this run start over. Options of the run are kept as long as another stage has a checkpoint.
+    """
+    if not asked.starts_over:
+        return workspace
+    remaining = workspace.trained - set(asked.stages)
+    return replace(workspace, trained=remaining, config=workspace.config if remaining else None)
+
+
 def needs_start(asked: Config, workspace: StoredRun) -> bool:
     """Whether the run begins with a stage that is initialised from something on disk (``StoredRun.start``)."""
+    workspace = remaining_run(asked, workspace)
     name = _stages(asked, workspace)[0]
     return STAGE_KINDS[name].starts_from is not None and (name not in workspace.trained or asked.starts_over)
 
@@ -146,12 +165,15 @@ def merge_kept_options(asked: Config, stored: Config, trained: frozenset[str]) -
         mine, stored_value = asked.value(flag), _in_its_stage(stored, flag)
         if not asked.asked(flag):
             kept[flag] = stored_value
-        elif mine != stored_value and not (flag == "data" and _same_folder(mine, stored_value)):
+        elif mine != stored_value and not _means_the_same(flag, mine, stored_value):
             if owner == RUN or owner in trained:
                 raise UserError(
-                    f"workspace {asked.output.workspace} holds a run with {dashed(flag)} {stored_value!r}, this run asks for "
-                    f"{mine!r}: choose another --workspace, or start over in it with --ckpt scratch"
+                    f"workspace {asked.output.workspace} holds a run with {_shown(flag, stored_value)}, this run asks for "
+                    f"{_shown(flag, mine)}: choose another --workspace{_way_to_start_over(asked, trained)}"
                 )
+            continue
+        if asked.asked(flag) and mine != stored_value and flag == "sd_version":
+            kept[flag] = stored_value
     return kept
 
 
@@ -201,6 +223,26 @@ def _options_of_start(config: Config, workspace: StoredRun, start: StoredStart) 
     return {flag: value for flag, value in {**start.preferred, **start.required}.items() if not config.asked(flag)}
 
 
+def _means_the_same(flag: str, mine: Any, stored: Any) -> bool:
+    """Whether two values of a kept option that differ ask for the same thing."""
+    return (flag == "data" and _same_folder(mine, stored)) or (flag == "sd_version" and mine == "auto")
+
+
+def _shown(flag: str, value: Any) -> str:
+    """A flag with its value as it is typed."""
+    return f"no {dashed(flag)}" if value is None else as_typed(flag, value)
+
+
+def _way_to_start_over(asked: Config, trained: frozenset[str]) -> str:
+    """The end of a message that refuses another value of a kept option."""
+    if not asked.trains:
+        return ", or leave the flag out"
+    if not asked.starts_over:
+        return ", or start over in it with --ckpt scratch"
+    stages = ",".join(name for name in STAGE_KINDS if name in trained or name in asked.stages)
+    return f", or start over with all its stages: --stages {stages} --ckpt scratch"
+
+
 def _same_folder(one: str | None, other: str | None) -> bool:
     """Whether two paths, such as a relative and an absolute one, mean the same folder."""
     return one is not None and other is not None and os.path.realpath(one) == os.path.realpath(other)
@@ -215,6 +257,11 @@ def _presets(asked: Config, workspace: StoredRun, weights: Weights | None) -> li
     names = [name for name, on in wanted.items() if on]
     names += workspace.config.presets if workspace.config is not None else ()
     names += ["embedded"] if weights is not None and weights.kind == "embedded" else []
+    if {"O", "O2"} <= set(names):
+        raise UserError(
+            f"workspace {asked.output.workspace} holds a run with {'-O' if asked.runtime.O2 else '-O2'}, a preset for another "
+            f"network than {'-O2' if asked.runtime.O2 else '-O'}; leave the flag out, or choose another --workspace"
+        )
     return list(dict.fromkeys(names))
 
 
@@ -252,8 +299,7 @@ def _first_pending(config: Config, workspace: StoredRun) -> int:
     named = parse_run_name(config.runtime.ckpt)
     if named is not None and named[0].name in config.stages:
         return config.stages.index(named[0].name)
-    trained = frozenset() if config.starts_over else workspace.trained
-    return max((i for i, name in enumerate(config.stages) if name in trained), default=0)
+    return max((i for i, name in enumerate(config.stages) if name in workspace.trained), default=0)
 
 
 def _ignored_start(config: Config, kind: StageKind, workspace: StoredRun) -> list[str]:
@@ -276,6 +322,8 @@ def check_task(config: Config, workspace: StoredRun) -> None:
         raise UserError("--data is empty; name a folder with transforms.json, a COLMAP model or NeuS cameras")
     if config.trains and text is None and data is None:
         raise UserError('nothing to do: give --text "a hamburger", --data FOLDER, or --test for a finished workspace')
+    if not config.trains and ckpt == "scratch":
+        raise UserError("--ckpt scratch starts over, and --test and --six_views only show a run; leave one of the flags out")
     if ckpt not in CKPT_WORDS and not workspace.checkpoint_exists:
         raise UserError(f"--ckpt {ckpt}: no such file; give {', '.join(CKPT_WORDS)} or the path of a checkpoint")
     if not config.trains and not workspace.trained and not workspace.checkpoint_exists:

@@ -16,15 +16,20 @@ CONFIG_FILE = "config.json"
 
 
 def read(asked: Config) -> StoredRun:
-    """What the workspace of a run holds; a run that starts over keeps nothing of it. Changes nothing on disk.
+    """What the workspace of a run holds. Changes nothing on disk.
 
     Raises:
-        UserError: its ``config.json`` is broken.
+        UserError: its ``config.json`` is broken, and the run does not start over.
     """
     folder = Path(asked.output.workspace)
     trained = frozenset(stage for stage in STAGES if _is_trained(folder, stage))
     has_run = bool(trained) and (folder / CONFIG_FILE).is_file()
-    config = stored_config(folder) if has_run and not asked.starts_over else None
+    try:
+        config = stored_config(folder) if has_run else None
+    except UserError:
+        if not asked.starts_over:
+            raise
+        config = None
     ckpt = asked.runtime.ckpt
     return StoredRun(config, trained, checkpoint_exists=ckpt not in CKPT_WORDS and Path(ckpt).is_file())
 

@@ -7,7 +7,7 @@ from nerf.config.config import parse
 from nerf.config.resolve import RunPlan, resolve
 from nerf.run import workspace
 
-EMBEDDED = SimpleNamespace(kind="embedded")
+EMBEDDED = SimpleNamespace(kind="embedded", version="embedded")
 
 
 def planned(*words: object, weights: object = None) -> RunPlan:

@@ -19,7 +19,7 @@ from nerf.config.stages import STAGE_KINDS
 from nerf.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
-EMBEDDED = SimpleNamespace(kind="embedded")
+EMBEDDED = SimpleNamespace(kind="embedded", version="embedded")
 TEXT = ["--text", "a hamburger"]
 
 # The command line of stable-dreamfusion: flag -> default. What differs on purpose is in DIFFERENT, with docs/flags.md.

@@ -14,7 +14,7 @@ from nerf.core.errors import UserError
 from tests.helpers.plans import planned
 
 TEXT = ["--text", "a hamburger"]
-EMBEDDED = SimpleNamespace(kind="embedded")
+EMBEDDED = SimpleNamespace(kind="embedded", version="embedded")
 CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod", "os.utime")
 audited: list[str] | None = None  # changes of files, while a test listens
 
@@ -101,7 +101,7 @@ def test_no_weights_are_chosen_without_guidance(words):
 
 
 def test_other_weights_bring_no_preset():
-    plan = resolve(parse(TEXT), StoredRun(), lambda _: SimpleNamespace(kind="sd"))
+    plan = resolve(parse(TEXT), StoredRun(), lambda _: SimpleNamespace(kind="sd", version="2.1"))
     assert plan.config.presets == ()
 
 
@@ -140,11 +140,11 @@ OTHERS = {
 @pytest.mark.parametrize("flag", [flag for flag, owner in KEPT.items() if owner == RUN])
 def test_every_kept_option_comes_back_and_another_value_is_refused(flag):
     run = stored("--seed", "1")
-    mine = run.config.value(flag)
+    mine = "2.0" if flag == "sd_version" else run.config.value(flag)  # its default, auto, takes what there is
     run = dataclasses.replace(run, config=with_values(run.config, {flag: OTHERS[flag]}, "typed"))
     assert resolve(parse([]), run).config.value(flag) == OTHERS[flag]
     assert resolve(with_values(parse([]), {flag: OTHERS[flag]}, "file"), run).config.source(flag) == "file"
-    with pytest.raises(UserError, match=f"--{flag} .*, this run asks for .*--ckpt scratch"):
+    with pytest.raises(UserError, match=f"--(no_)?{flag}.*, this run asks for .*--ckpt scratch"):
         resolve(with_values(parse([]), {flag: mine}, "typed"), run)
 
 
@@ -225,3 +225,39 @@ def test_a_start_that_is_ignored_is_logged():
     run = StoredRun(trained=frozenset(["dmtet"]))
     lines = resolve(parse([*TEXT, "--dmtet", "--init_with", "x"]), run).lines
     assert "--init_with x was for the first step; --dmtet --ckpt scratch starts over from it" in lines
+
+
+# ---- starting over ----
+
+
+def test_starting_one_stage_over_keeps_the_run_of_the_other():
+    run = stored("--stages", "nerf,dmtet", "--bound", "0.8", trained=("nerf", "dmtet"))
+    again = resolve(parse(["--dmtet", "--ckpt", "scratch"]), run)
+    assert again.config.prompt.text == run.config.prompt.text and again.config.field.bound == 0.8
+    assert again.config.runtime.seed == run.config.runtime.seed and again.first == 0
+    with pytest.raises(UserError, match="--text .*start over with all its stages: --stages nerf,dmtet --ckpt scratch"):
+        resolve(parse(["--ckpt", "scratch", "--text", "another thing"]), run)
+
+
+def test_starting_every_stage_over_keeps_nothing():
+    run = stored("--stages", "nerf,dmtet", "--bound", "0.8", trained=("nerf", "dmtet"))
+    words = ["--ckpt", "scratch", "--stages", "nerf,dmtet", "--text", "another thing"]
+    config = resolve(parse(words), run).config
+    assert config.prompt.text == "another thing" and config.field.bound == 1.0
+
+
+def test_weights_that_auto_found_are_those_of_the_run_for_good():
+    run = stored(embedded=True)
+    assert run.config.guidance.sd_version == "embedded"
+    for words in ([], ["--sd_version", "auto"], ["--sd_version", "embedded"]):
+        assert resolve(parse(words), run, lambda _: EMBEDDED).config.guidance.sd_version == "embedded"
+
+
+def test_a_preset_for_another_network_than_that_of_the_workspace_is_refused():
+    with pytest.raises(UserError, match="holds a run with -O, a preset for another network than -O2"):
+        resolve(parse(["-O2"]), stored("-O"))
+
+
+def test_showing_and_starting_over_contradict_each_other():
+    with pytest.raises(UserError, match="--ckpt scratch starts over, and --test"):
+        resolve(parse(["--test", "--ckpt", "scratch"]), stored())
