@@ -1,6 +1,7 @@
 """``--profile``: a trace of a few training steps, for chrome://tracing or Perfetto."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import torch
 from torch import profiler
 
 from nerf.run.distributed import is_main
+
+log = logging.getLogger("somnia.profile")
+
 
 WARMUP_STEPS = 3  # not recorded: they allocate memory, build kernels and fill caches
 
@@ -17,7 +21,8 @@ def profiled(path: str | Path, steps: int) -> Iterator[Callable[[], object]]:
     """Context that records ``steps`` training steps after :data:`WARMUP_STEPS` others.
 
     Args:
-        path: the Chrome JSON file, written once the steps are over, or on leaving the context if fewer came.
+        path: the Chrome JSON file, written once the steps are over, or on leaving the context if fewer were recorded; not if none
+            was.
         steps: how many steps are recorded; 0 records nothing and writes nothing, as do all ranks but 0.
 
     Yields:
@@ -26,15 +31,30 @@ def profiled(path: str | Path, steps: int) -> Iterator[Callable[[], object]]:
     if steps == 0 or not is_main():
         yield lambda: None
         return
-    path = Path(path)
+    path, taken = Path(path), 0
+
+    def step() -> None:
+        nonlocal taken
+        taken += 1
+        recording.step()
 
     def write(trace: profiler.profile) -> None:
+        if taken <= WARMUP_STEPS:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         trace.export_chrome_trace(str(path))
+        log.info("wrote %s, a trace of %d steps for chrome://tracing or Perfetto", path, min(taken - WARMUP_STEPS, steps))
 
     activities = [profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(profiler.ProfilerActivity.CUDA)
     schedule = profiler.schedule(wait=0, warmup=WARMUP_STEPS, active=steps, repeat=1)
     with profiler.profile(activities=activities, schedule=schedule, on_trace_ready=write) as recording:
-        yield recording.step
+        yield step
+    if taken <= WARMUP_STEPS:
+        log.warning(
+            "--profile %d recorded nothing: %d steps ran, and the first %d only warm up; give more --iters",
+            steps,
+            taken,
+            WARMUP_STEPS,
+        )

@@ -28,3 +28,11 @@ def test_nothing_is_written_without_steps(tmp_path):
     with profiled(tmp_path / "profile" / "trace.json", 0) as after_step:
         after_step()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("taken", [0, WARMUP_STEPS])
+def test_a_run_that_is_over_before_the_warm_up_gets_a_warning_and_no_file(tmp_path, taken, caplog):
+    with profiled(tmp_path / "profile" / "trace.json", 2) as after_step:
+        for _ in range(taken):
+            after_step()
+    assert "recorded nothing" in caplog.text and list(tmp_path.iterdir()) == []
