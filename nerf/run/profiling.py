@@ -21,8 +21,8 @@ def profiled(path: str | Path, steps: int) -> Iterator[Callable[[], object]]:
     """Context that records ``steps`` training steps after :data:`WARMUP_STEPS` others.
 
     Args:
-        path: the Chrome JSON file, written once the steps are over, or on leaving the context if fewer were recorded; not if none
-            was.
+        path: the Chrome JSON file, written once the steps are over, or on leaving the context if fewer were recorded; without
+            any there is no file.
         steps: how many steps are recorded; 0 records nothing and writes nothing, as do all ranks but 0.
 
     Yields:
