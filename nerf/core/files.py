@@ -149,10 +149,10 @@ def read_json(path: str | Path, hint: str) -> Any:
         UserError: the file cannot be read or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; {hint}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of text that is not UTF-8, numbers of 5,000 digits, and all that is no JSON
         raise UserError(f"{path} is not valid JSON ({error}); {hint}") from None
 
 

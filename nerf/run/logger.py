@@ -191,7 +191,7 @@ class Report:
         self._next_step = next_step
         path = self.workspace / "metrics.jsonl"
         if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _remains(line, self.stage.name, next_step)]
             text = "".join(f"{line}\n" for line in kept)
             write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -273,7 +273,7 @@ def _remains(line: str, stage: str, next_step: int) -> bool:
     try:
         row = json.loads(line)
         return bool(row.get("stage", FIRST.name) != stage or row["step"] < next_step)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return False
 
 

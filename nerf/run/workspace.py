@@ -140,6 +140,16 @@ def _aside(folder: str | Path) -> tuple[Path, Path]:
     return checkpoints / ".replacing", checkpoints / "replaced"
 
 
+def _begun_anew(replaced: Path) -> set[str]:
+    """Names of the stages whose run moved checkpoints to a folder."""
+    try:
+        found = read_json(replaced / STAGES_FILE, "")
+    except UserError:
+        found = None
+    names = found if isinstance(found, list) else [checkpoint.stage_of(path) for path in replaced.iterdir()]
+    return {stage for stage in STAGES if stage in names}
+
+
 def _put_back(folder: Path, aside: Path) -> str:
     """Undo :func:`set_aside`."""
     names = sorted(path.name for path in aside.iterdir() if checkpoint.stage_of(path) is not None)

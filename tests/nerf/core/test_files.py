@@ -46,7 +46,16 @@ def test_json_comes_back_with_its_umlauts(tmp_path):
     assert files.read_json(files.write_json(tmp_path / "x.json", value), "") == value
 
 
-@pytest.mark.parametrize(("content", "sentence"), [(b"{", "not valid JSON"), (b"\xff", "not valid JSON"), (None, "No such")])
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"9" * 5000, "not valid JSON"),
+        (b"[" * 10**5, "not valid JSON"),
+        (None, "No such"),
+    ],
+)
 def test_unreadable_json_is_a_sentence_with_the_way_out(tmp_path, content, sentence):
     if content is not None:
         (tmp_path / "x.json").write_bytes(content)

@@ -66,7 +66,10 @@ def test_a_resumed_run_replaces_the_steps_it_takes_again(tmp_path):
         for step in range(1, 41):
             first.scalars(step, {"sds": 1.0}, total=60)
     with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write("[" * 10**5 + "\n" + '{"step": ' + "9" * 5000 + "}\n[]\n")  # not by this program
         file.write('{"step": 4')  # the process was killed in mid-line
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(b"\xff")
     with Report(tmp_path, terminal=False) as second:
         for step in range(21, 61):
             second.scalars(step, {"sds": 2.0}, total=60)

@@ -264,6 +264,14 @@ def test_a_process_killed_while_it_sets_checkpoints_aside_loses_none(used, monke
     assert stored_config(used).prompt.text == "a hamburger"
 
 
+@pytest.mark.parametrize("content", ["{", "3", '[["nerf"]]'])
+def test_a_damaged_note_of_the_stages_loses_no_checkpoint(used, content):
+    opened("--text", "a chair", "--ckpt", "scratch", "--workspace", used)
+    (Path(used) / "checkpoints" / "replaced" / workspace.STAGES_FILE).write_text(content)
+    workspace.recover(used)
+    assert names(used) == ["df_step_00000100.safetensors"]
+
+
 def test_what_is_set_aside_for_good_is_not_put_back(used):
     save_checkpoint(used, 7, "dmtet")
     workspace.set_aside(used, ["dmtet"], for_good=True)
