@@ -1,6 +1,7 @@
 # make demo       a textured model from a sentence, in minutes, into demo/ (PROMPT="..." for your own)
 # make test       style, types and the whole test suite (ARGS="-m 'not slow'" leaves out the slow ones)
 # make gpu-check  build, tests and benchmarks on a machine with a GPU, with the interpreter's own torch
+# make soak       kills of tiny runs at random moments, and two programs at once, for an hour (ARGS="--minutes 5" for less)
 # make lint       style and types alone
 # Everything sets up .venv by itself the first time. Nothing needs root.
 
@@ -12,7 +13,7 @@ export PROMPT
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.complete
 
-.PHONY: demo test venv gpu-check lint help-text clean
+.PHONY: demo test venv gpu-check soak lint help-text clean
 
 demo: $(STAMP)
 	@folder="demo/$$(printf '%s' "$$PROMPT" | tr -cs 'a-zA-Z0-9' '_' | cut -c1-60)"; \
@@ -29,6 +30,9 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup_venv.py
 
 gpu-check:
 	$(PYTHON) scripts/gpu_check.py $(ARGS)
+
+soak: $(STAMP)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) scripts/soak.py $(ARGS)
 
 lint: $(STAMP)
 	$(VENV_PYTHON) -m ruff check .

@@ -124,10 +124,7 @@ def recover(folder: str | Path) -> list[str]:
     if unfinished.is_dir():
         return [*lines, _put_back(Path(folder), unfinished)]
     if (replaced / STAGES_FILE).is_file():
-        stages = read_json(
-            replaced / STAGES_FILE, f"move the checkpoints in {replaced} back to the folder above, and remove it"
-        )
-        if any(stage in stages for stage in STAGES if _is_trained(Path(folder), stage)):
+        if any(_is_trained(Path(folder), stage) for stage in _begun_anew(replaced)):
             remove_replaced(folder)
         else:
             lines.append(_put_back(Path(folder), replaced))
