@@ -80,7 +80,7 @@ class Trainer:
         self.monitor = DivergenceMonitor()
         self.step = 0
         self.lineage: checkpoint.Lineage | None = None  # of the checkpoints that it writes; set by the first of them
-        self.named: Path | None = None  # the checkpoint that --ckpt names, which is never pruned
+        self.named: Path | None = None  # what --ckpt takes other than the newest to resume; it is never pruned
         self.unread: dict[str, Tensor] = {}  # terms of the last step, where nobody has waited for them yet
         self.seconds = 0.0  # of training, over all the processes that worked on this run
         plans = [self.plan(step) for step in (0, self.config.optim.iters // 2, self.config.optim.iters - 1)]  # weights ramp
@@ -294,7 +294,7 @@ class Trainer:
                 self._load(path, found.tensors, found.meta, weights_only=ckpt == "latest_model")
             else:
                 self.load(path)
-                self.named = path
+            self.named = path if ckpt not in ("latest", "best") else None
             of_total = f" of {self.config.optim.iters}" if self.config.trains else ""
             self.report.log(f"{'going on from' if of_total else 'showing'} {path} (step {self.step}{of_total})")
         elif not self.config.trains:
@@ -307,8 +307,6 @@ class Trainer:
     def begin(self, fill: Callable[[], tuple[str, object]]) -> None:
         """Let ``fill`` put something into the model before the first step, and begin the average of the weights there.
 
-        Checkpoints that the stage has from an earlier run are set aside until it has one of its own.
-
         Args:
             fill: returns a line for the log and the transform [4, 4] of the export, or None to keep that.
         """
@@ -317,7 +315,6 @@ class Trainer:
         if transform is not None:
             self.info = replace(self.info, transform=transform)
         self.ema = Ema(self.model, self.config.optim.ema_decay)
-        workspace.set_aside(self.workspace, [self.stage.name], for_good=True)
 
     def load(self, path: Path, weights_only: bool = False) -> None:
         """Continue from a checkpoint; with ``weights_only`` take the model alone and start counting at 0.

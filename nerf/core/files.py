@@ -99,6 +99,8 @@ def remove_unfinished(folder: str | Path) -> list[Path]:
     """
     folder, found = Path(folder), []
     for place in (folder, *(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())):
+        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):  # of another user, so no run writes there
+            continue
         for path in list(place.iterdir()) if place.exists() else ():
             replaced = REPLACED.fullmatch(path.name)
             if replaced is None and not UNFINISHED.fullmatch(path.name):

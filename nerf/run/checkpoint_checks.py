@@ -17,7 +17,7 @@ SCALER_KEYS = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_
 
 
 def check_finite_state(tensors: Mapping[str, Any], step: int, stage: StageKind) -> None:
-    """Refuse to save weights, averages or moments of an optimiser that are not finite. The device is waited for once.
+    """Refuse to save weights, averages or moments of an optimiser that are not finite. Each device is waited for once.
 
     Args:
         tensors: nested dicts, as for ``checkpoint.save``.
@@ -30,8 +30,11 @@ def check_finite_state(tensors: Mapping[str, Any], step: int, stage: StageKind) 
     found = {name: value for name, value in _leaves(tensors) if _is_float(value) and value.numel()}
     if not found:
         return
-    finite = torch.stack([value.detach().isfinite().all() for value in found.values()]).cpu()
-    bad = [name for name, good in zip(found, finite.tolist(), strict=True) if not good]
+    bad: list[str] = []
+    for device in {value.device for value in found.values()}:
+        names = [name for name, value in found.items() if value.device == device]
+        finite = torch.stack([found[name].detach().isfinite().all() for name in names]).tolist()
+        bad += [name for name, good in zip(names, finite, strict=True) if not good]
     if bad:
         raise DivergenceError(
             f"after step {step - 1}: {bad[0]} is not finite, so no checkpoint was written; earlier ones are untouched. "

@@ -59,7 +59,7 @@ def check_writable(folder: str | Path) -> None:
 
 
 def open_workspace(plan: RunPlan[Any]) -> None:
-    """Make the folder; if the run trains, write ``config.json``, and under ``--ckpt scratch`` set its old checkpoints aside.
+    """Make the folder; if the run trains, set the checkpoints of stages that begin anew aside and write ``config.json``.
 
     From here on a run changes files; call it after everything that may refuse the run.
 
@@ -71,13 +71,14 @@ def open_workspace(plan: RunPlan[Any]) -> None:
     config = plan.config
     folder = Path(config.output.workspace)
     _make(folder)
-    if config.starts_over:
-        set_aside(folder, [stage.name for stage in plan.stages])
     if config.trains:
+        # Stages after the first of this run begin anew, because what they started from changes.
+        anew = plan.stages if config.starts_over else plan.stages[plan.first + 1 :]
+        set_aside(folder, [stage.name for stage in anew])
         write_json(folder / CONFIG_FILE, to_json(config) | {"stages": [stage.name for stage in plan.stages]})
 
 
-def set_aside(folder: str | Path, stages: Sequence[str], for_good: bool = False) -> None:
+def set_aside(folder: str | Path, stages: Sequence[str]) -> None:
     """Move the checkpoints of stages to ``checkpoints/replaced``, with the options of their run (on rank 0).
 
     :func:`remove_replaced` removes them once a new checkpoint is whole. If the run ends before, :func:`recover` puts them back.
@@ -85,7 +86,6 @@ def set_aside(folder: str | Path, stages: Sequence[str], for_good: bool = False)
     Args:
         folder: a workspace.
         stages: names of the stages that are begun anew.
-        for_good: do not put them back; they do not fit what was trained since.
     """
     checkpoints = Path(folder) / "checkpoints"
     paths = [path for stage in stages for _, path in checkpoint.steps(checkpoints, stage)]
@@ -93,11 +93,10 @@ def set_aside(folder: str | Path, stages: Sequence[str], for_good: bool = False)
         return
     unfinished, replaced = _aside(folder)
     unfinished.mkdir(exist_ok=True)
-    if not for_good:
-        write_json(unfinished / STAGES_FILE, list(stages))
-        if (Path(folder) / CONFIG_FILE).is_file():
-            options = (Path(folder) / CONFIG_FILE).read_bytes()
-            write_atomically(unfinished / CONFIG_FILE, lambda temporary: temporary.write_bytes(options))
+    write_json(unfinished / STAGES_FILE, list(stages))
+    if (Path(folder) / CONFIG_FILE).is_file():
+        options = (Path(folder) / CONFIG_FILE).read_bytes()
+        write_atomically(unfinished / CONFIG_FILE, lambda temporary: temporary.write_bytes(options))
     for path in paths:
         os.replace(path, unfinished / path.name)
     shutil.rmtree(replaced, ignore_errors=True)
@@ -123,7 +122,7 @@ def recover(folder: str | Path) -> list[str]:
     unfinished, replaced = _aside(folder)
     if unfinished.is_dir():
         return [*lines, _put_back(Path(folder), unfinished)]
-    if (replaced / STAGES_FILE).is_file():
+    if replaced.is_dir():
         if any(_is_trained(Path(folder), stage) for stage in _begun_anew(replaced)):
             remove_replaced(folder)
         else:

@@ -272,10 +272,13 @@ def test_a_damaged_note_of_the_stages_loses_no_checkpoint(used, content):
     assert names(used) == ["df_step_00000100.safetensors"]
 
 
-def test_what_is_set_aside_for_good_is_not_put_back(used):
+def test_going_back_to_the_first_stage_sets_the_mesh_aside_until_the_new_one_has_a_checkpoint(used):
     save_checkpoint(used, 7, "dmtet")
-    workspace.set_aside(used, ["dmtet"], for_good=True)
-    assert workspace.recover(used) == [] and names(used) == ["df_step_00000100.safetensors", "replaced"]
+    options(used, "--stages", "nerf,dmtet", "--ckpt", f"{used}/checkpoints/{checkpoint.file_name(100)}")
+    assert names(used) == ["df_step_00000100.safetensors", "replaced"]
+    workspace.recover(used)
+    assert names(used) == ["df_dmtet_step_00000007.safetensors", "df_step_00000100.safetensors"]
+    workspace.set_aside(used, ["dmtet"])
     workspace.remove_replaced(used)
     assert names(used) == ["df_step_00000100.safetensors"]
 
