@@ -282,7 +282,7 @@ def test_a_second_program_in_a_workspace_is_one_sentence_and_changes_nothing(run
     folder = tmp_path / "w"
     first = start(photographs, folder, "--iters", 10**6, "--checkpoint_seconds", 1e6)
     try:
-        wait_for(lambda: (folder / "config.json").exists(), first)
+        wait_for((folder / "metrics.jsonl").exists, first)
         options = (folder / "config.json").read_bytes()
         assert_refused(run("--data", photographs, "--workspace", folder, *TINY, *words), f"in use by process {first.pid} on")
         assert (folder / "config.json").read_bytes() == options

@@ -237,7 +237,7 @@ def _parse_name(path: Path) -> tuple[str, int] | None:
 def steps(folder: str | Path, stage: str = FIRST.name) -> list[tuple[int, Path]]:
     """(step, path) of every checkpoint of a stage in a folder, oldest first, ordered by step and not by name."""
     folder = Path(folder)
-    names = [(path, _parse_name(path)) for path in folder.iterdir()] if folder.is_dir() else []
+    names = [(path, _parse_name(path)) for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     return sorted((found[1], path) for path, found in names if found is not None and found[0] == stage)
 
 

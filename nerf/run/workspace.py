@@ -22,12 +22,17 @@ def read(asked: Config) -> StoredRun:
     """What the workspace of a run holds; a run that starts over keeps nothing of it. Changes nothing on disk.
 
     Raises:
-        UserError: its ``config.json`` is broken.
+        UserError: its ``config.json`` is broken, or missing though it has checkpoints.
     """
     folder = Path(asked.output.workspace)
     trained = frozenset(stage for stage in STAGES if _is_trained(folder, stage))
-    has_run = bool(trained) and (folder / CONFIG_FILE).is_file()
-    config = stored_config(folder) if has_run and not asked.starts_over else None
+    keeps = bool(trained) and not asked.starts_over
+    if keeps and not (folder / CONFIG_FILE).is_file():
+        raise UserError(
+            f"workspace {folder} has checkpoints and no {CONFIG_FILE}, so what they were trained on is not known: put the file "
+            "back, choose another --workspace (--ckpt takes a file of any), or start over with --ckpt scratch"
+        )
+    config = stored_config(folder) if keeps else None
     ckpt = asked.runtime.ckpt
     return StoredRun(config, trained, checkpoint_exists=ckpt not in CKPT_WORDS and Path(ckpt).is_file())
 

@@ -271,6 +271,13 @@ def test_every_flipped_byte_of_a_checkpoint_is_noticed_or_means_nothing(tmp_path
     assert accepted < 16  # white space between the values of the header
 
 
+def test_a_folder_with_the_name_of_a_checkpoint_is_none(tmp_path):
+    written(tmp_path, 10)
+    (tmp_path / checkpoint.file_name(20)).mkdir()
+    checkpoint.prune(tmp_path, 1)
+    assert left(tmp_path) == [10] and (tmp_path / checkpoint.file_name(20)).is_dir()
+
+
 def test_resolve_knows_the_words_of_the_flag(saved):
     folder = saved[0].parent
     assert checkpoint.resolve(folder, "scratch") is None

@@ -121,6 +121,13 @@ def test_a_broken_config_is_a_sentence_unless_the_run_starts_over(used, content)
     options(used, "--ckpt", "scratch")
 
 
+def test_checkpoints_without_their_options_are_not_continued_with_others(used):
+    os.unlink(f"{used}/config.json")
+    with pytest.raises(UserError, match="has checkpoints and no config.json.*--ckpt scratch"):
+        opened("--text", "a chair", "--workspace", used)
+    assert opened("--text", "a chair", "--ckpt", "scratch", "--workspace", used).config.prompt.text == "a chair"
+
+
 @pytest.mark.parametrize("value", ['"eight"', "-3", "null", "[8]"])
 def test_a_stored_value_of_the_wrong_kind_is_a_sentence(used, value):
     path = f"{used}/config.json"
