@@ -11,8 +11,10 @@ its checkpoints are newer than those of higher steps on the branch that it left.
 import _codecs
 import collections
 import json
+import os
 import pickle
 import re
+import shutil
 import struct
 import zlib
 from collections.abc import Collection
@@ -122,12 +124,23 @@ def save(path: str | Path, tensors: dict[str, Any], meta: dict[str, Any], lineag
     text = json.dumps(content | {"sums": {name: _checksum(tensor) for name, tensor in flat.items()}})
     header = {HEADER_KEY: text, HEADER_SUM_KEY: str(zlib.crc32(text.encode()))}
     try:
-        return write_atomically(path, lambda temporary: save_file(flat, temporary, header), durable=True)
+        return write_atomically(path, lambda temporary: _save_file(flat, temporary, header), durable=True)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"checkpoint {path} could not be written: {error}; earlier checkpoints are intact. "
             "Free some space (or choose another --workspace) and start again: the run resumes from the newest one"
         ) from error
+
+
+def _save_file(flat: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+    """``save_file`` in a folder of its own, as it makes temporary files of other names; a killed process leaves the folder."""
+    folder = path.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    try:
+        save_file(flat, folder / path.name, header)
+        os.replace(folder / path.name, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -247,11 +260,10 @@ def by_age(folder: str | Path, stage: str = FIRST.name) -> list[Stored]:
     for step, path in steps(folder, stage):
         try:
             header = _header(path)
+            lineage = Lineage(header["branch"], tuple((branch, last) for branch, last in header["ancestors"]))
+            found.append(Stored(False, lineage.branch, step, path, lineage))
         except UserError:
             found.append(Stored(True, 0, step, path, Lineage()))
-            continue
-        lineage = Lineage(header["branch"], tuple((branch, last) for branch, last in header["ancestors"]))
-        found.append(Stored(False, lineage.branch, step, path, lineage))
     return sorted(found)
 
 
@@ -317,8 +329,7 @@ def lineage_after(folder: str | Path, stage: str = FIRST.name, path: Path | None
         stage: of the run.
         path: the checkpoint that its steps go on from; None if they begin at 0.
     """
-    readable = [one for one in by_age(folder, stage) if not one.unreadable]
-    if not readable:
+    if not (readable := [one for one in by_age(folder, stage) if not one.unreadable]):
         return Lineage()
     start = next((one for one in readable if path is not None and one.path.resolve() == path.resolve()), None)
     if start is readable[-1]:
@@ -380,17 +391,6 @@ def require_stage(meta: dict[str, Any], stage: str, path: str | Path) -> None:
         other = f", or add --stages {theirs} to use this one" if theirs in STAGE_KINDS else ""
         other += f"; --init_with starts a {kind.noun} from it" if theirs is not None and theirs == kind.starts_from else ""
         raise UserError(f"checkpoint {path} is of stage {theirs!r}, this is stage {stage!r}; give one of this stage{other}")
-
-
-def require_parts(tensors: dict[str, Any], names: Collection[str], path: str | Path) -> None:
-    """Check that a checkpoint has parts, such as "model" and "ema".
-
-    Raises:
-        UserError: one is missing.
-    """
-    for name in names:
-        if not isinstance(tensors.get(name), dict):
-            raise UserError(f"checkpoint {path} has no {name}: another program changed it; give another file")
 
 
 def load_module(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:

@@ -1,7 +1,7 @@
 """Checks of what a checkpoint holds against what the run expects, made before any of it is used."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -40,6 +40,17 @@ def check_finite_state(tensors: Mapping[str, Any], step: int, stage: StageKind) 
             f"after step {step - 1}: {bad[0]} is not finite, so no checkpoint was written; earlier ones are untouched. "
             f"Try {stage.remedies[Failure.NOT_FINITE]}"
         )
+
+
+def require_parts(tensors: Mapping[str, Any], names: Iterable[str], path: object) -> None:
+    """Check that a checkpoint has parts, such as "model" and "ema".
+
+    Raises:
+        UserError: one is missing.
+    """
+    for name in names:
+        if not isinstance(tensors.get(name), dict):
+            raise UserError(f"checkpoint {path} has no {name}: another program changed it; give another file")
 
 
 def check_meta(meta: Mapping[str, Any], path: object) -> None:

@@ -27,7 +27,7 @@ from nerf.mesh.mesh import MIN_PART, transformed
 from nerf.mesh.placement import placement
 from nerf.render.dmtet import DMTetPath
 from nerf.renderer import NeRFRenderer
-from nerf.run import checkpoint, stable_dreamfusion
+from nerf.run import checkpoint, checkpoint_checks, stable_dreamfusion
 from nerf.run.workspace import CONFIG_FILE, stored_config
 
 Kind = Literal["checkpoint", "stable-dreamfusion", "mesh"]
@@ -151,7 +151,7 @@ def _initialize(model: NeRFRenderer, config: Config, photos: Photographs | None)
         tensors, meta = checkpoint.load(source.path)
         if photos is None and meta.get("transform") is not None:
             transform = np.asarray(meta["transform"])
-        checkpoint.require_parts(tensors, ("model", "ema"), source.path)
+        checkpoint_checks.require_parts(tensors, ("model", "ema"), source.path)
         state = tensors["model"] | {name: value for name, value in tensors["ema"].items() if name != "updates"}
         kind = STAGE_KINDS.get(str(meta.get("stage")))
         if kind is not None and kind.triangles:
