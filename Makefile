@@ -3,6 +3,7 @@
 # make sanitize   the tests of the CUDA kernels, emulated on a CPU, under the address, undefined-behaviour and thread
 #                 sanitizers and with fused multiply-adds, as nvcc compiles them; no GPU is needed
 # make gpu-check  build, tests and benchmarks on a machine with a GPU, with the interpreter's own torch
+# make soak       kills of tiny runs at random moments, and two programs at once, for an hour (ARGS="--minutes 5" for less)
 # make lint       style and types alone
 # Everything sets up .venv by itself the first time. Nothing needs root.
 
@@ -14,7 +15,7 @@ export PROMPT
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.complete
 
-.PHONY: demo test sanitize venv gpu-check lint help-text clean
+.PHONY: demo test sanitize venv gpu-check soak lint help-text clean
 
 demo: $(STAMP)
 	@folder="demo/$$(printf '%s' "$$PROMPT" | tr -cs 'a-zA-Z0-9' '_' | cut -c1-60)"; \
@@ -34,6 +35,9 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup_venv.py
 
 gpu-check:
 	$(PYTHON) scripts/gpu_check.py $(ARGS)
+
+soak: $(STAMP)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) scripts/soak.py $(ARGS)
 
 lint: $(STAMP)
 	$(VENV_PYTHON) -m ruff check .

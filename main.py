@@ -177,22 +177,36 @@ def finish(trainer: "Trainer", started: float) -> None:
     report.result(train_seconds=round(trainer.seconds, 2), **trainer.test())
     if trainer.config.output.save_mesh:
         mesh = trainer.save_mesh()
-        report.result(mesh=None if mesh is None else mesh.as_dict())
+        made_by = {"stage": trainer.stage.name, "step": trainer.step}
+        report.result(mesh=None if mesh is None else mesh.as_dict() | made_by)
     path = report.result(seconds=round(time.monotonic() - started, 2))
     report.log(f"done in {time.monotonic() - started:.0f} s; {path} lists what was written")
 
 
 def run(asked: Config) -> int:
-    """One whole run; returns the exit code. Nothing in the workspace changes before its first stage is ready to train."""
+    """One whole run, alone in its workspace; returns the exit code."""
+    from nerf.run import lock, workspace
+
+    workspace.check_writable(asked.output.workspace)
+    with lock.hold(asked.output.workspace):
+        return run_alone(asked, workspace.recover(asked.output.workspace))
+
+
+def run_alone(asked: Config, lines: list[str]) -> int:
+    """:func:`run` with the lock of the workspace held. Nothing there changes before its first stage is ready to train.
+
+    Args:
+        asked: what the user asked for.
+        lines: the first ones of the log.
+    """
     from nerf.run import workspace
     from nerf.run.logger import Report
 
     started = time.monotonic()
     plan = resolve(asked, read_disk(asked), choose_weights)
     folder = plan.config.output.workspace
-    workspace.check_writable(folder)
     device = prepare_machine(plan.config)
-    with Report(folder, plan.lines, hold=True) as report:
+    with Report(folder, [*lines, *plan.lines], hold=True) as report:
         inputs = make_inputs(plan, device)
         for stage in plan.pending:
             trainer = make_trainer(stage, inputs, device, report)

@@ -21,7 +21,7 @@ from nerf.core.streams import Stream
 from nerf.core.structs import Part, StepPlan
 from nerf.mesh.export import ExportReport
 from nerf.renderer import NeRFRenderer
-from nerf.run import checkpoint
+from nerf.run import checkpoint, checkpoint_checks, workspace
 from nerf.run.evaluation import Evaluator
 from nerf.run.logger import Report
 from nerf.training import objectives, schedule
@@ -79,6 +79,8 @@ class Trainer:
         self.ema = Ema(model, self.config.optim.ema_decay)
         self.monitor = DivergenceMonitor()
         self.step = 0
+        self.lineage: checkpoint.Lineage | None = None  # of the checkpoints that it writes; set by the first of them
+        self.named: Path | None = None  # what --ckpt takes other than the newest to resume; it is never pruned
         self.unread: dict[str, Tensor] = {}  # terms of the last step, where nobody has waited for them yet
         self.seconds = 0.0  # of training, over all the processes that worked on this run
         plans = [self.plan(step) for step in (0, self.config.optim.iters // 2, self.config.optim.iters - 1)]  # weights ramp
@@ -246,30 +248,37 @@ class Trainer:
         """Write a checkpoint of everything that the next step depends on.
 
         Raises:
-            DivergenceError: a term of the last step is not finite; the checkpoints before it are untouched.
+            DivergenceError: a term of the last step, or a weight after it, is not finite; nothing is written, and the
+                checkpoints before it are untouched.
         """
         check_finite(self.unread, self.step - 1, self.stage.kind)
-        optimizer = self.optimizer.state_dict()
+        optimizer = self.optimizer.state_dict()["state"]
         tensors = {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer": {str(k): v for k, v in optimizer["state"].items()},
+            "optimizer": {str(k): v for k, v in optimizer.items()},
             "guidance": {g.name: g.state_dict() for g in self.guidance},
             "objectives": {name: objective.state_dict() for name, objective in self.objectives.items()},
             "random": {"torch": torch.get_rng_state()},
         }
+        checkpoint_checks.check_finite_state(tensors, self.step, self.stage.kind)
         meta = {
             "stage": self.stage.name,
             "step": self.step,
             "seconds": self.seconds,
+            "optimized": len(optimizer),
             "scaler": self.scaler.state_dict(),
             "monitor": self.monitor.__dict__,
             "notes": self.info.notes,
             "transform": None if self.info.transform is None else np.asarray(self.info.transform).tolist(),
         }
-        folder = self.workspace / "checkpoints"
-        path = checkpoint.save(folder / checkpoint.file_name(self.step, self.stage.name), tensors, meta)
-        checkpoint.prune(folder, self.config.output.keep_checkpoints, self.stage.name)
+        folder, stage = self.workspace / "checkpoints", self.stage.name
+        if self.lineage is None:
+            self.lineage = checkpoint.lineage_after(folder, stage)
+        path = checkpoint.save(folder / checkpoint.file_name(self.step, stage), tensors, meta, self.lineage)
+        in_use = () if self.named is None else (self.named,)
+        checkpoint.prune(folder, self.config.output.keep_checkpoints, stage, in_use, whole=path)
+        workspace.remove_replaced(self.workspace)
         return path
 
     def restore(self) -> bool:
@@ -278,10 +287,19 @@ class Trainer:
         Raises:
             UserError: this run does not train and there is nothing to show, or the checkpoint does not fit.
         """
-        ckpt = self.config.runtime.ckpt
-        path = checkpoint.resolve(self.workspace / "checkpoints", ckpt, self.stage.name)
+        ckpt, folder = self.config.runtime.ckpt, self.workspace / "checkpoints"
+        path = checkpoint.resolve(folder, ckpt, self.stage.name)
         if path is not None:
-            self.load(path, weights_only=ckpt == "latest_model")
+            if ckpt in checkpoint.LATEST_WORDS:
+                found = checkpoint.load_latest(folder, self.stage.name)
+                assert found is not None, "there is a newest checkpoint"
+                path = found.path
+                for line in found.skipped:
+                    self.report.log(f"warning: {line}; the newest whole checkpoint before it is {path}")
+                self._load(path, found.tensors, found.meta, weights_only=ckpt == "latest_model")
+            else:
+                self.load(path)
+            self.named = path if ckpt not in ("latest", "best") else None
             of_total = f" of {self.config.optim.iters}" if self.config.trains else ""
             self.report.log(f"{'going on from' if of_total else 'showing'} {path} (step {self.step}{of_total})")
         elif not self.config.trains:
@@ -294,8 +312,6 @@ class Trainer:
     def begin(self, fill: Callable[[], tuple[str, object]]) -> None:
         """Let ``fill`` put something into the model before the first step, and begin the average of the weights there.
 
-        Checkpoints that the stage has from an earlier run are removed.
-
         Args:
             fill: returns a line for the log and the transform [4, 4] of the export, or None to keep that.
         """
@@ -304,36 +320,53 @@ class Trainer:
         if transform is not None:
             self.info = replace(self.info, transform=transform)
         self.ema = Ema(self.model, self.config.optim.ema_decay)
-        checkpoint.prune(self.workspace / "checkpoints", 0, self.stage.name)
 
     def load(self, path: Path, weights_only: bool = False) -> None:
         """Continue from a checkpoint; with ``weights_only`` take the model alone and start counting at 0.
 
+        All of it is checked before any of it is used.
+
         Raises:
-            UserError: the file is unreadable, of another stage, or of a model with other shapes.
+            UserError: the file is unreadable, of another stage, of a model with other shapes, or was changed.
         """
-        tensors, meta = checkpoint.load(path)
+        self._load(path, *checkpoint.load(path), weights_only)
+
+    def _load(self, path: Path, tensors: dict, meta: dict, weights_only: bool) -> None:
         checkpoint.require_stage(meta, self.stage.name, path)
+        checkpoint_checks.check_meta(meta, path)
+        checkpoint_checks.check_model(self.model, tensors, self.ema.state_dict(), path)
+        resumed = None if weights_only else self._check_resumable(path, tensors, meta)
         checkpoint.load_module(self.model, tensors["model"], path)
         self.ema.load_state_dict(tensors["ema"])
         if self.info.transform is None and meta.get("transform") is not None:
             self.info = replace(self.info, transform=np.asarray(meta["transform"]))
         # A run that only shows has no guidance to ask for its notes.
         self.info = replace(self.info, notes=meta.get("notes", {}) | self.info.notes)
-        if weights_only:
+        folder = self.workspace / "checkpoints"
+        self.lineage = checkpoint.lineage_after(folder, self.stage.name, None if weights_only else path)
+        if resumed is None:
             return
-        state = {int(k): v for k, v in tensors.get("optimizer", {}).items()}
+        random, state = resumed
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         for guidance in self.guidance:
             guidance.load_state_dict(tensors.get("guidance", {}).get(guidance.name, {}))
         for name, objective in self.objectives.items():
             objective.load_state_dict(tensors.get("objectives", {}).get(name, {}))
-        torch.set_rng_state(tensors["random"]["torch"].cpu())
+        torch.set_rng_state(random)
         if meta["scaler"]:  # empty in a run without float16, on a CPU for instance; a scale is then found anew
             self.scaler.load_state_dict(meta["scaler"])
         self.monitor = DivergenceMonitor(**meta["monitor"])
         self.step, self.seconds = meta["step"], meta["seconds"]
+
+    def _check_resumable(self, path: Path, tensors: dict, meta: dict) -> tuple[Tensor, dict[int, dict]]:
+        """Check what a checkpoint holds beside the model; returns the states of the random numbers and of the optimiser."""
+        for kind, things in (("guidance", {g.name: g for g in self.guidance}), ("objectives", self.objectives)):
+            stored = tensors.get(kind, {})
+            for name, thing in things.items():
+                checkpoint_checks.check_like(thing.state_dict(), stored.get(name, {}), path, f"{kind}/{name}")
+        random = checkpoint_checks.check_random(tensors.get("random"), path)
+        return random, checkpoint_checks.check_optimizer(self.optimizer, tensors.get("optimizer"), meta.get("optimized"), path)
 
     # ---- making ---------------------------------------------------------------------------------------------------
 

@@ -4,8 +4,10 @@ import errno
 import json
 import re
 import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace as Space
 
@@ -260,3 +262,61 @@ def test_a_profile_is_written_to_the_workspace(run, tmp_path, photographs):
 def test_pictures_that_the_embedded_prior_cannot_see_are_one_sentence(run, tmp_path):
     words = ("--text", "a ball", "--sd_version", "embedded", "--workspace", tmp_path, "--w", 9, "--h", 5)
     assert_refused(run(*words), "--w and --h must be equal.*got 9 and 5")
+
+
+def start(photographs, folder, *words):
+    """Start main.py on photographs as a user does; returns the running process."""
+    command = [sys.executable, "main.py", "--data", photographs, "--workspace", folder, "--threads", "1", *TINY, *words]
+    return subprocess.Popen([*map(str, command)], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def wait_for(condition, process):
+    """Return once a condition holds, while a process runs."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()[1]
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("words", [(), ("--ckpt", "scratch"), ("--test",), ("--six_views",)])
+def test_a_second_program_in_a_workspace_is_one_sentence_and_changes_nothing(run, tmp_path, photographs, words):
+    folder = tmp_path / "w"
+    first = start(photographs, folder, "--iters", 10**6, "--checkpoint_seconds", 1e6)
+    try:
+        wait_for((folder / "metrics.jsonl").exists, first)
+        options = (folder / "config.json").read_bytes()
+        assert_refused(run("--data", photographs, "--workspace", folder, *TINY, *words), f"in use by process {first.pid} on")
+        assert (folder / "config.json").read_bytes() == options
+    finally:
+        first.send_signal(signal.SIGINT)
+        assert first.wait(timeout=60) == 130
+    assert "in use" not in (folder / "log_df.txt").read_text() and not list(folder.glob(".*"))
+
+
+def test_a_run_that_starts_over_and_is_killed_before_its_first_checkpoint_loses_nothing(run, tmp_path, photographs):
+    folder = tmp_path / "w"
+    words = ("--data", photographs, "--workspace", folder, *TINY)
+    assert run(*words)[0] == 0
+    (path,) = (folder / "checkpoints").iterdir()
+    before = checkpoint.load(path)
+    again = start(photographs, folder, "--ckpt", "scratch", "--iters", 10**6, "--checkpoint_seconds", 1e6)
+    wait_for((folder / "checkpoints" / "replaced").exists, again)
+    again.kill()
+    again.wait()
+    assert run(*words)[0] == 0
+    assert [*(folder / "checkpoints").iterdir()] == [path] and not list(folder.glob(".*"))
+    assert torch.equal(checkpoint.load(path)[0]["random"]["torch"], before[0]["random"]["torch"])
+    assert "put back df_step_00000002.safetensors" in (folder / "log_df.txt").read_text()
+    assert run(*words, "--ckpt", "scratch", "--iters", 3)[0] == 0
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [checkpoint.file_name(3)]
+
+
+def test_a_later_look_at_a_run_keeps_its_mesh_in_the_result(run, tmp_path, photographs):
+    words = ("--data", photographs, "--workspace", tmp_path / "w", *TINY, "--texture_size", 32, "--mcubes_resolution", 16)
+    blob = ("--mesh_threshold", 2, "--blob_density", 4, "--blob_radius", 0.6)
+    code, last = run(*words, "--save_mesh", *blob)
+    assert code == 0, last
+    mesh = json.loads((tmp_path / "w" / "result.json").read_text())["mesh"]
+    assert (mesh["stage"], mesh["step"]) == ("nerf", 2)
+    assert run("--workspace", tmp_path / "w", "--test", *TINY, "--no_save_mesh")[0] == 0
+    assert json.loads((tmp_path / "w" / "result.json").read_text())["mesh"] == mesh

@@ -18,6 +18,7 @@ import torch
 
 from nerf.config.groups import SURFACE_DENSITY, OutputConfig
 from nerf.core.errors import ExportError
+from nerf.core.files import replace_folder
 from nerf.core.structs import LevelSet
 from nerf.mesh.decimate import Decimation, decimate_within
 from nerf.mesh.io import Material, check_file, write_glb, write_obj, write_ply
@@ -37,6 +38,8 @@ _PACKAGES = {
     "xatlas": "xatlas",
     "fast_simplification": "fast-simplification",
 }  # module -> its name for pip
+# All files that an export may write; others in its folder are the user's.
+FILES = ("mesh.obj", "mesh.mtl", "albedo.png", "normal.png", "mesh.glb", "mesh.ply", "transform.json")
 _REPORT_SECONDS = 5.0  # between two lines on the progress of one stage
 _LOW_COVERAGE = 0.25  # of the texture below which a note is made
 _OPAQUE = 2.0 * SURFACE_DENSITY  # a field whose highest density is lower is still foggy
@@ -174,7 +177,8 @@ def export_level_set(
         level_set: a density or a signed distance, evaluated at points [M, 3] in [-bound, bound]^3.
         albedo: maps points [M, 3] to sRGB colours [M, 3] in [0, 1].
         bound: half the edge of the box; a surface that touches a wall is closed there.
-        folder: where the files are written; created if missing.
+        folder: where the files are written, all at once at the end; created if missing. Files of an earlier export are
+            replaced, others are kept.
         options: of the extraction, and of everything after it.
         transform: [4, 4] from the box to the data's own world, if the data was normalised on loading.
         metadata: JSON values for the GLB's ``asset.extras`` and the header of the OBJ: prompt, seed, licence notes.
@@ -291,15 +295,11 @@ def _finish(raw: Mesh, job: _Job, inset: Callable[[Mesh], np.ndarray] | None = N
     flat, coverage = _bake(fine, flat, depth, job)
     progress.done("bake", f"baked {options.texture_size}^2 texels, {100 * coverage:.0f} % covered")
     placing = placement(job.transform, options.export_frame)
-    flat = transformed(flat, placing)
-    files = _write(job, flat)
+    flat, painted = transformed(flat, placing), None
     if options.ply:
         colors = job.colors_at(mesh.vertices - depth[:, None] * mesh.require("normals"))
         painted = transformed(replace(mesh, colors=to_bytes(colors)), placing)
-        files["ply"] = write_ply(job.folder / "mesh.ply", painted)
-        check_file(files["ply"], painted)
-    if job.transform is not None:
-        files["transform"] = write_transform(job.folder, job.transform, placing, options.export_frame)
+    files = _write(job, flat, painted, placing)
     progress.done("write", "wrote and read back " + ", ".join(path.name for path in files.values()))
     return ExportReport(
         files=files,
@@ -342,14 +342,27 @@ def _checked(transform) -> np.ndarray | None:
     return None if transform is None else check_transform(transform)
 
 
-def _write(job: _Job, mesh: Mesh) -> dict[str, Path]:
-    """Write OBJ (with MTL and textures) and GLB, and compare what is read back."""
+def _write(job: _Job, mesh: Mesh, painted: Mesh | None, placing: np.ndarray) -> dict[str, Path]:
+    """Write OBJ (with MTL and textures), GLB and the rest, and compare what is read back; then they replace the old ones.
+
+    Args:
+        job: the arguments of the export.
+        mesh: with its textures, in the axes of the files.
+        painted: the same surface with vertex colours, for ``mesh.ply``; None: not asked for.
+        placing: matrix [4, 4] from the box to the files.
+    """
     comment = "\n".join(f"{key}: {value}" for key, value in job.metadata.items())
-    files = write_obj(job.folder, mesh, job.options.material, comment)
-    files["glb"] = write_glb(job.folder / "mesh.glb", mesh, job.options.material, job.metadata)
-    check_file(files["obj"], mesh)
-    check_file(files["glb"], mesh)
-    return files
+    with replace_folder(job.folder, FILES) as fresh:
+        files = write_obj(fresh, mesh, job.options.material, comment)
+        files["glb"] = write_glb(fresh / "mesh.glb", mesh, job.options.material, job.metadata)
+        check_file(files["obj"], mesh)
+        check_file(files["glb"], mesh)
+        if painted is not None:
+            files["ply"] = write_ply(fresh / "mesh.ply", painted)
+            check_file(files["ply"], painted)
+        if job.transform is not None:
+            files["transform"] = write_transform(fresh, job.transform, placing, job.options.export_frame)
+    return {name: job.folder / path.name for name, path in files.items()}
 
 
 def _notes(mesh: Mesh, job: _Job, cleaning: Cleaning, coverage: float) -> tuple[str, ...]:

@@ -1,17 +1,26 @@
 """Checkpoints: one safetensors file each, with JSON in its header, written atomically and never executed.
 
 A checkpoint is a tree (nested dicts with text keys) whose leaves are tensors or plain JSON values, and a flat ``meta``.
-Tensors are stored under their path ("model/field.encoder.embeddings"); everything else is JSON in the header.
+Tensors are stored under their path ("model/field.encoder.embeddings"); everything else is JSON in the header, with a checksum
+of each tensor and of the JSON itself.
+
+Checkpoints of a stage are ordered by age. A run that goes back to an earlier step starts a new branch (:class:`Lineage`):
+its checkpoints are newer than those of higher steps on the branch that it left.
 """
 
 import _codecs
 import collections
 import json
+import os
 import pickle
 import re
+import shutil
 import struct
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +36,10 @@ from nerf.run.distributed import is_main
 
 FORMAT = 2  # of what a checkpoint holds; raised when names or meanings in it change
 HEADER_KEY = "somnia"
+HEADER_SUM_KEY = "somnia_crc32"  # of the text under HEADER_KEY
 SEPARATOR = "/"
 SUFFIX = ".safetensors"
+LATEST_WORDS = ("latest", "latest_model", "best")  # values of --ckpt; in stable-dreamfusion the best was the newest one, too
 PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt")  # of checkpoints of stable-dreamfusion
 PICKLE_STAGE = "stable-dreamfusion"  # "stage" in the meta of such a checkpoint
 BROKEN_PICKLE = (
@@ -56,7 +67,42 @@ def file_name(step: int, stage: str = FIRST.name) -> str:
     return run_name(step, stage) + SUFFIX
 
 
-def save(path: str | Path, tensors: dict[str, Any], meta: dict[str, Any]) -> Path:
+class DamagedError(UserError):
+    """A file that is no whole checkpoint: truncated, changed, or of another kind."""
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a checkpoint stands among those of its stage in a folder."""
+
+    branch: int = 0  # raised when a run goes back to an earlier step, so that a higher branch is newer
+    ancestors: tuple[tuple[int, int], ...] = ()  # (branch, last step on it) of the checkpoints that it goes back to
+
+    def holds(self, branch: int, step: int) -> bool:
+        """Whether the weights of this branch come from that step of a branch."""
+        return branch == self.branch or any(branch == b and step <= last for b, last in self.ancestors)
+
+
+class Stored(NamedTuple):
+    """A checkpoint in a folder; the order of these is that of their age, and what cannot be read counts as the newest."""
+
+    unreadable: bool
+    branch: int
+    step: int
+    path: Path
+    lineage: Lineage
+
+
+class Loaded(NamedTuple):
+    """What :func:`load_latest` found."""
+
+    path: Path
+    tensors: dict[str, Any]
+    meta: dict[str, Any]
+    skipped: tuple[str, ...]  # what is wrong with newer files
+
+
+def save(path: str | Path, tensors: dict[str, Any], meta: dict[str, Any], lineage: Lineage = Lineage()) -> Path:  # noqa: B008
     """Write a checkpoint atomically: its name appears once it is complete and synced. Other ranks than 0 write nothing.
 
     Args:
@@ -64,6 +110,7 @@ def save(path: str | Path, tensors: dict[str, Any], meta: dict[str, Any]) -> Pat
         tensors: nested dicts with text keys; leaves are tensors (on any device), None, bool, int, float, str or lists
             of these.
         meta: plain JSON values; "stage" and "step" are expected by the trainer.
+        lineage: as :func:`lineage_after` returned it when the run began.
 
     Raises:
         UserError: it cannot be written (disk full, no permission); a file of that name is unchanged.
@@ -72,10 +119,12 @@ def save(path: str | Path, tensors: dict[str, Any], meta: dict[str, Any]) -> Pat
     if not is_main():
         return Path(path)
     flat: dict[str, Tensor] = {}
-    plain = _flatten(tensors, "", flat)
-    header = {HEADER_KEY: json.dumps({"format": FORMAT, "meta": meta, "plain": plain})}
+    content = {"format": FORMAT, "meta": meta, "plain": _flatten(tensors, "", flat)}
+    content |= {"branch": lineage.branch, "ancestors": lineage.ancestors}
+    text = json.dumps(content | {"sums": {name: _checksum(tensor) for name, tensor in flat.items()}})
+    header = {HEADER_KEY: text, HEADER_SUM_KEY: str(zlib.crc32(text.encode()))}
     try:
-        return write_atomically(path, lambda temporary: save_file(flat, temporary, header), durable=True)
+        return write_atomically(path, lambda temporary: _save_file(flat, temporary, header), durable=True)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"checkpoint {path} could not be written: {error}; earlier checkpoints are intact. "
@@ -83,13 +132,25 @@ def save(path: str | Path, tensors: dict[str, Any], meta: dict[str, Any]) -> Pat
         ) from error
 
 
+def _save_file(flat: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+    """``save_file`` in a folder of its own, as it makes temporary files of other names; a killed process leaves the folder."""
+    folder = path.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    try:
+        save_file(flat, folder / path.name, header)
+        os.replace(folder / path.name, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a checkpoint back as the ``(tensors, meta)`` given to :func:`save`, tensors on the CPU.
+    """Read a checkpoint back as the ``(tensors, meta)`` given to :func:`save`, tensors on the CPU, and check its checksums.
 
     A file of stable-dreamfusion (``.pth``, ``.pt``, ``.ckpt``) is read by :func:`read_pickle`.
 
     Raises:
-        UserError: there is no such file, it is truncated, corrupt, not a checkpoint, or of another format.
+        UserError: there is no such file, or it is of another format.
+        DamagedError: it is truncated, changed since it was written, or not a checkpoint.
     """
     path = Path(path)
     if not path.is_file():
@@ -97,35 +158,81 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if path.suffix in PICKLE_SUFFIXES:
         return read_pickle(path)
     try:
+        return _read(path)
+    except DamagedError as error:
+        raise DamagedError(f"{error}; {_way_out(path)}") from None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """:func:`load` of a file of ours; what it says of a damaged one names no way out."""
+    try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            header = (file.metadata() or {}).get(HEADER_KEY)
+            stored = _parse_header(path, file.metadata() or {})
             # A copy each: the file is mapped into memory, and may be pruned while the tensors live.
             flat = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UserError(f"checkpoint {path} is damaged ({error}); {_way_out(path)}") from None
-    if header is None:
-        raise UserError(f"{path} is a safetensors file but no checkpoint of this program; give one from checkpoints/")
-    stored = json.loads(header)
-    if stored.get("format") != FORMAT:
+        raise DamagedError(f"checkpoint {path} is damaged ({error})") from None
+    for name in sorted(flat.keys() | stored["sums"].keys()):
+        if name not in flat or stored["sums"].get(name) != _checksum(flat[name]):
+            raise DamagedError(f"checkpoint {path} is damaged ({name} is not as it was written)")
+    try:
+        return _unflatten(stored["plain"], flat), stored["meta"]
+    except AttributeError:  # a value where a dict of tensors should be
+        raise DamagedError(f"checkpoint {path} is damaged (its header contradicts its tensors)") from None
+
+
+def _parse_header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """The JSON in a checkpoint's header, with the keys that :func:`save` writes and values of their types.
+
+    Raises:
+        UserError: it is of another format.
+        DamagedError: it is not as :func:`save` wrote it.
+    """
+    text = metadata.get(HEADER_KEY)
+    if text is None:
+        raise DamagedError(f"{path} is a safetensors file but no checkpoint of this program")
+    try:
+        stored = json.loads(text)
+        found = stored["format"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DamagedError(f"checkpoint {path} is damaged (its header is not as it was written)") from None
+    if found != FORMAT:
         raise UserError(
-            f"checkpoint {path} has format {stored.get('format')}, this version reads {FORMAT}; "
+            f"checkpoint {path} has format {found}, this version reads {FORMAT}; "
             "use the version that wrote it, or start over with --ckpt scratch"
         )
-    return _unflatten(stored["plain"], flat), stored["meta"]
+    kinds = {"meta": dict, "plain": dict, "sums": dict, "branch": int, "ancestors": list}
+    whole = metadata.get(HEADER_SUM_KEY) == str(zlib.crc32(text.encode("utf-8", "surrogatepass")))
+    pairs = stored.get("ancestors") if whole and isinstance(stored, dict) else None
+    if (
+        not isinstance(pairs, list)
+        or any(not isinstance(stored.get(key), kind) for key, kind in kinds.items())
+        or any(not isinstance(pair, list) or [type(number) for number in pair] != [int, int] for pair in pairs)
+    ):
+        raise DamagedError(f"checkpoint {path} is damaged (its header is not as it was written)")
+    return dict(stored)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """:func:`_parse_header` of a file, whose tensors are not read."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return _parse_header(path, file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise DamagedError(f"checkpoint {path} is damaged ({error})") from None
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
     """The ``meta`` of a checkpoint of ours, without its tensors.
 
     Raises:
-        UserError: it is missing, damaged, or no checkpoint of this program.
+        UserError: it is missing, damaged, of another format, or no checkpoint of this program.
     """
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            meta: dict[str, Any] = json.loads((file.metadata() or {})[HEADER_KEY])["meta"]
-            return meta
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"checkpoint {path} is damaged ({error}); {_way_out(Path(path))}") from None
+        meta: dict[str, Any] = _header(Path(path))["meta"]
+        return meta
+    except DamagedError as error:
+        raise DamagedError(f"{error}; {_way_out(Path(path))}") from None
 
 
 def stage_of(path: str | Path) -> str | None:
@@ -143,14 +250,58 @@ def _parse_name(path: Path) -> tuple[str, int] | None:
 def steps(folder: str | Path, stage: str = FIRST.name) -> list[tuple[int, Path]]:
     """(step, path) of every checkpoint of a stage in a folder, oldest first, ordered by step and not by name."""
     folder = Path(folder)
-    names = [(path, _parse_name(path)) for path in folder.iterdir()] if folder.is_dir() else []
+    names = [(path, _parse_name(path)) for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     return sorted((found[1], path) for path, found in names if found is not None and found[0] == stage)
 
 
+def by_age(folder: str | Path, stage: str = FIRST.name) -> list[Stored]:
+    """The checkpoints of a stage in a folder, oldest first; their headers are read."""
+    found = []
+    for step, path in steps(folder, stage):
+        try:
+            header = _header(path)
+            lineage = Lineage(header["branch"], tuple((branch, last) for branch, last in header["ancestors"]))
+            found.append(Stored(False, lineage.branch, step, path, lineage))
+        except UserError:
+            found.append(Stored(True, 0, step, path, Lineage()))
+    return sorted(found)
+
+
 def latest(folder: str | Path, stage: str = FIRST.name) -> Path | None:
-    """A stage's checkpoint with the highest step, or None if the folder has none or does not exist."""
-    found = steps(folder, stage)
-    return found[-1][1] if found else None
+    """A stage's newest checkpoint, whole or not; None if the folder has none or does not exist."""
+    found = by_age(folder, stage)
+    return found[-1].path if found else None
+
+
+def load_latest(folder: str | Path, stage: str = FIRST.name) -> Loaded | None:
+    """Load the newest whole checkpoint of a stage, or one before it that it goes back to; None if the folder has none.
+
+    Raises:
+        DamagedError: none is whole; it is about the newest.
+        UserError: the newest that can be read is of another format.
+    """
+    found = by_age(folder, stage)
+    skipped: list[str] = []
+    readable = [one for one in found if not one.unreadable]
+    for one in reversed(found):
+        if readable and not one.unreadable and not readable[-1].lineage.holds(one.branch, one.step):
+            continue
+        try:
+            return Loaded(one.path, *_read(one.path), tuple(skipped))
+        except DamagedError as error:
+            skipped.append(str(error))
+    if skipped:
+        raise DamagedError(f"{skipped[0]}; {_way_out(found[-1].path)}")
+    return None
+
+
+def latest_whole(folder: str | Path, stage: str = FIRST.name) -> Path | None:
+    """The file that :func:`load_latest` loads; where none is whole, :func:`latest`."""
+    try:
+        found = load_latest(folder, stage)
+    except UserError:
+        return latest(folder, stage)
+    return None if found is None else found.path
 
 
 def resolve(folder: str | Path, ckpt: str, stage: str = FIRST.name) -> Path | None:
@@ -163,21 +314,70 @@ def resolve(folder: str | Path, ckpt: str, stage: str = FIRST.name) -> Path | No
     """
     if ckpt == "scratch":
         return None
-    if ckpt in ("latest", "latest_model", "best"):
+    if ckpt in LATEST_WORDS:
         return latest(folder, stage)
     if not Path(ckpt).is_file():
         raise UserError(f"--ckpt {ckpt}: no such file; give latest, latest_model, scratch or the path of a checkpoint")
     return Path(ckpt)
 
 
-def prune(folder: str | Path, keep: int, stage: str = FIRST.name) -> None:
-    """Remove all but the newest ``keep`` checkpoints of a stage and the leftovers of interrupted writes (on rank 0)."""
+def lineage_after(folder: str | Path, stage: str = FIRST.name, path: Path | None = None) -> Lineage:
+    """The lineage of the checkpoints that a run writes to a folder.
+
+    Args:
+        folder: that it writes to.
+        stage: of the run.
+        path: the checkpoint that its steps go on from; None if they begin at 0.
+    """
+    if not (readable := [one for one in by_age(folder, stage) if not one.unreadable]):
+        return Lineage()
+    start = next((one for one in readable if path is not None and one.path.resolve() == path.resolve()), None)
+    if start is readable[-1]:
+        return start.lineage
+    ancestors = () if start is None else (*start.lineage.ancestors, (start.branch, start.step))
+    return Lineage(readable[-1].branch + 1, ancestors)
+
+
+def prune(
+    folder: str | Path, keep: int, stage: str = FIRST.name, in_use: Collection[Path] = (), whole: Path | None = None
+) -> None:
+    """Remove all but the newest ``keep`` checkpoints that the newest one goes back to (on rank 0).
+
+    Those of a branch that the run has left, and damaged ones, go once the branch of the newest has ``keep`` of its own. The
+    last whole checkpoint is never removed.
+
+    Args:
+        folder: of checkpoints.
+        keep: how many, at least 1.
+        stage: whose checkpoints.
+        in_use: files that stay in any case, such as the one that the user named.
+        whole: a file that is known to be whole, because this process has written it.
+    """
     if not is_main():
         return
-    for _, path in steps(folder, stage)[: -keep or None]:
-        path.unlink(missing_ok=True)
-    for path in Path(folder).glob(".df_*step_*"):
-        path.unlink(missing_ok=True)
+    found = by_age(folder, stage)
+    newest = next((one for one in reversed(found) if not one.unreadable), None)
+    if newest is None:
+        return
+    line = [one for one in found if not one.unreadable and newest.lineage.holds(one.branch, one.step)]
+    kept = {one.path for one in line[-max(keep, 1) :]}
+    if sum(one.branch == newest.branch for one in line) < keep:
+        kept |= {one.path for one in found if one not in line}
+    if whole not in kept and not any(is_whole(path) for path in kept):
+        kept |= {next((one.path for one in reversed(found) if is_whole(one.path)), newest.path)}
+    protected = {path.resolve() for path in (*kept, *in_use)}
+    for one in found:
+        if one.path.resolve() not in protected:
+            one.path.unlink(missing_ok=True)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint can be read and its checksums are right."""
+    try:
+        _read(path)
+    except UserError:
+        return False
+    return True
 
 
 def require_stage(meta: dict[str, Any], stage: str, path: str | Path) -> None:
@@ -205,11 +405,15 @@ def load_module(module: nn.Module, state: dict[str, Tensor], path: str | Path) -
         verb = "lacks" if name in wanted else "has an extra"
         raise UserError(f"checkpoint {path} {verb} {name}; it is of another kind of model: {way_out}")
     for name, tensor in wanted.items():
-        if tensor.shape != state[name].shape:
+        found = state[name]
+        if not isinstance(found, Tensor):
+            raise UserError(f"checkpoint {path} has a {type(found).__name__} as {name} and not a tensor: {way_out}")
+        if tensor.shape != found.shape:
             raise UserError(
-                f"checkpoint {path} has {name} of shape {list(state[name].shape)}, this run asks for "
-                f"{list(tensor.shape)}: {way_out}"
+                f"checkpoint {path} has {name} of shape {list(found.shape)}, this run asks for {list(tensor.shape)}: {way_out}"
             )
+        if tensor.dtype.is_floating_point != found.dtype.is_floating_point:
+            raise UserError(f"checkpoint {path} has {name} of type {found.dtype}, this run asks for {tensor.dtype}: {way_out}")
     module.load_state_dict(state)
 
 
@@ -266,6 +470,12 @@ def _flatten(node: dict[str, Any], path: str, flat: dict[str, Tensor]) -> dict[s
     return left
 
 
+def _checksum(tensor: Tensor) -> int:
+    """CRC-32 of a contiguous tensor's type, shape and bytes; 0.24 s per GB."""
+    start = zlib.crc32(f"{tensor.dtype}{list(tensor.shape)}".encode())
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, start)
+
+
 def _unflatten(tree: dict[str, Any], flat: dict[str, Tensor]) -> dict[str, Any]:
     """Put tensors back into the tree of the plain values."""
     for path, tensor in flat.items():
@@ -278,11 +488,12 @@ def _unflatten(tree: dict[str, Any], flat: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _way_out(path: Path) -> str:
-    """What to do about a damaged file: use the checkpoint before it, if there is one."""
+    """What to do about a damaged file: use the newest whole one of its stage instead, if there is one."""
     stage = stage_of(path)
     if stage is None:
         return "give another file"
-    others = [p for _, p in steps(path.parent, stage) if p != path]
-    if others:
-        return f"give --ckpt or --init_with the one before it, {others[-1]}"
+    others = [one.path for one in by_age(path.parent, stage) if one.path != path]
+    whole = next((other for other in reversed(others) if is_whole(other)), None)
+    if whole is not None:
+        return f"give --ckpt or --init_with the one before it, {whole}"
     return f"start this stage over with {STAGE_KINDS[stage].restart}"

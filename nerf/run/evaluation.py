@@ -29,7 +29,6 @@ from nerf.training.sources import RunInfo
 
 PREVIEW_SIZE = 128
 PREVIEW_VIEWS = 4
-OPTIONAL_FILES = ("mesh.ply", "normal.png", "transform.json")  # of a mesh; not every export writes them
 
 
 class Evaluator:
@@ -116,8 +115,8 @@ class Evaluator:
     def save_mesh(self, run: RunInfo) -> export.ExportReport | None:
         """Extract the surface (or take that of the mesh stage), clean, unwrap, bake and write it to ``mesh/``.
 
-        A stage that is exported again after a later one has run writes to ``mesh_<stage>/``. Files that an earlier export with
-        other flags left in the folder are removed, so that all files there belong to one mesh.
+        A stage that is exported again after a later one has run writes to ``mesh_<stage>/``. The folder is replaced as a whole,
+        so that all files of the program there belong to one mesh; other files in it are kept.
         """
         output, surface = self.config.output, self.model.surface()
         shown_again = has_later_stage(self.workspace, self.stage.name)
@@ -137,8 +136,6 @@ class Evaluator:
         else:
             mesh = Mesh(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())
             report = export.export_surface(mesh, **common)
-        for name in set(OPTIONAL_FILES) - {path.name for path in report.files.values()}:
-            (common["folder"] / name).unlink(missing_ok=True)
         self.report.log(f"mesh: {report}")
         for note in report.notes:
             self.report.log(f"mesh: {note}")

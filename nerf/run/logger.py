@@ -21,12 +21,14 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from nerf.config.stages import FIRST, StageKind
-from nerf.core.files import write_atomically, write_json
+from nerf.core.errors import UserError
+from nerf.core.files import read_json, write_atomically, write_json
 from nerf.run.distributed import is_main
 
 SCALAR_STEPS = 10  # reading a loss stalls CUDA, so terms are read back once in so many steps
 LINE_SECONDS = 10.0  # without a terminal: a line of progress this often
 TINY = 1e-9  # seconds, or steps per second: keeps divisions finite
+RESULT_FILE = "result.json"
 LOGGER = "somnia"  # parent of the loggers of all modules
 
 
@@ -78,6 +80,7 @@ class Report:
         if self._log_file is not None or not self._main:
             return
         self._log_file = open(self.workspace / "log_df.txt", "a", encoding="utf-8")  # noqa: SIM115
+        self.results |= _earlier_mesh(self.workspace / RESULT_FILE)
         held, self._held = self._held, []
         for line in held:
             self._write_line(line)
@@ -153,7 +156,7 @@ class Report:
         self._write(step, {f"eval/{name}": float(value) for name, value in values.items()})
 
     def result(self, **values: Any) -> Path:
-        """Add values to ``result.json``; the file always holds all values so far.
+        """Add values to ``result.json``; the file always holds all values so far, and the ``mesh`` that is in the folder.
 
         Returns:
             Its path.
@@ -162,7 +165,7 @@ class Report:
             OSError: it cannot be written.
         """
         self.results |= {name: _finite(value) for name, value in values.items()}
-        path = self.workspace / "result.json"
+        path = self.workspace / RESULT_FILE
         return write_json(path, self.results) if self._main else path
 
     def close(self) -> None:
@@ -188,7 +191,7 @@ class Report:
         self._next_step = next_step
         path = self.workspace / "metrics.jsonl"
         if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _remains(line, self.stage.name, next_step)]
             text = "".join(f"{line}\n" for line in kept)
             write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -270,8 +273,17 @@ def _remains(line: str, stage: str, next_step: int) -> bool:
     try:
         row = json.loads(line)
         return bool(row.get("stage", FIRST.name) != stage or row["step"] < next_step)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return False
+
+
+def _earlier_mesh(path: Path) -> dict[str, Any]:
+    """The ``mesh`` section of the ``result.json`` of an earlier run, if the files that it lists are still there."""
+    try:
+        mesh = read_json(path, "")["mesh"]
+        return {"mesh": mesh} if all(Path(file).is_file() for file in mesh["files"].values()) else {}
+    except (UserError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _finite(value: Any) -> Any:

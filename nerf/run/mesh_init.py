@@ -27,7 +27,7 @@ from nerf.mesh.mesh import MIN_PART, transformed
 from nerf.mesh.placement import placement
 from nerf.render.dmtet import DMTetPath
 from nerf.renderer import NeRFRenderer
-from nerf.run import checkpoint, stable_dreamfusion
+from nerf.run import checkpoint, checkpoint_checks, stable_dreamfusion
 from nerf.run.workspace import CONFIG_FILE, stored_config
 
 Kind = Literal["checkpoint", "stable-dreamfusion", "mesh"]
@@ -69,12 +69,12 @@ def find_source(config: Config) -> InitSource | None:
     """
     given = config.dmtet.init_with
     if not given:
-        own = checkpoint.latest(Path(config.output.workspace) / "checkpoints")
+        own = checkpoint.latest_whole(Path(config.output.workspace) / "checkpoints")
         return None if own is None else InitSource("checkpoint", own)
     path = Path(given).expanduser()
     if path.is_dir():
         folder = path / "checkpoints"
-        found = next(filter(None, (checkpoint.latest(folder, stage) for stage in STAGE_KINDS)), None)
+        found = next(filter(None, (checkpoint.latest_whole(folder, stage) for stage in STAGE_KINDS)), None)
         if found is None:
             raise UserError(f"--init_with {given}: the folder has no checkpoints/df_step_*.safetensors; give a workspace of a "
                             "finished NeRF, a checkpoint, a df.pth or a mesh")  # fmt: skip
@@ -151,6 +151,7 @@ def _initialize(model: NeRFRenderer, config: Config, photos: Photographs | None)
         tensors, meta = checkpoint.load(source.path)
         if photos is None and meta.get("transform") is not None:
             transform = np.asarray(meta["transform"])
+        checkpoint_checks.require_parts(tensors, ("model", "ema"), source.path)
         state = tensors["model"] | {name: value for name, value in tensors["ema"].items() if name != "updates"}
         kind = STAGE_KINDS.get(str(meta.get("stage")))
         if kind is not None and kind.triangles:

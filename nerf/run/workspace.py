@@ -1,6 +1,8 @@
 """The folder of a run: what is read from it before the run is planned, and what is written to it afterwards."""
 
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,24 +10,30 @@ from nerf.config.config import Config, from_json, to_json
 from nerf.config.groups import CKPT_WORDS, STAGES
 from nerf.config.resolve import RunPlan, StoredRun
 from nerf.core.errors import UserError
-from nerf.core.files import read_json, write_json
+from nerf.core.files import read_json, remove_unfinished, write_atomically, write_json
 from nerf.run import checkpoint
 from nerf.run.distributed import is_main
 
 CONFIG_FILE = "config.json"
+STAGES_FILE = "stages.json"  # of a run that starts over: the stages that it begins anew
 
 
 def read(asked: Config) -> StoredRun:
     """What the workspace of a run holds. Changes nothing on disk.
 
     Raises:
-        UserError: its ``config.json`` is broken, and the run does not start over.
+        UserError: its ``config.json`` is broken, or missing though it has checkpoints, and the run does not start over.
     """
     folder = Path(asked.output.workspace)
     trained = frozenset(stage for stage in STAGES if _is_trained(folder, stage))
-    has_run = bool(trained) and (folder / CONFIG_FILE).is_file()
+    has_config = (folder / CONFIG_FILE).is_file()
+    if trained and not has_config and not asked.starts_over:
+        raise UserError(
+            f"workspace {folder} has checkpoints and no {CONFIG_FILE}, so what they were trained on is not known: put the file "
+            "back, choose another --workspace (--ckpt takes a file of any), or start over with --ckpt scratch"
+        )
     try:
-        config = stored_config(folder) if has_run else None
+        config = stored_config(folder) if trained and has_config else None
     except UserError:
         if not asked.starts_over:
             raise
@@ -61,7 +69,7 @@ def check_writable(folder: str | Path) -> None:
 
 
 def open_workspace(plan: RunPlan[Any]) -> None:
-    """Make the folder; if the run trains, write ``config.json``, and under ``--ckpt scratch`` remove its stages' checkpoints.
+    """Make the folder; if the run trains, set the checkpoints of stages that begin anew aside and write ``config.json``.
 
     From here on a run changes files; call it after everything that may refuse the run.
 
@@ -73,25 +81,100 @@ def open_workspace(plan: RunPlan[Any]) -> None:
     config = plan.config
     folder = Path(config.output.workspace)
     _make(folder)
-    if config.starts_over:
-        for stage in plan.stages:
-            checkpoint.prune(folder / "checkpoints", 0, stage.name)
     if config.trains:
+        # Stages after the first of this run begin anew, because what they started from changes.
+        anew = plan.stages if config.starts_over else plan.stages[plan.first + 1 :]
+        set_aside(folder, [stage.name for stage in anew])
         write_json(folder / CONFIG_FILE, to_json(config) | {"stages": [stage.name for stage in plan.stages]})
 
 
+def set_aside(folder: str | Path, stages: Sequence[str]) -> None:
+    """Move the checkpoints of stages to ``checkpoints/replaced``, with the options of their run (on rank 0).
+
+    :func:`remove_replaced` removes them once a new checkpoint is whole. If the run ends before, :func:`recover` puts them back.
+
+    Args:
+        folder: a workspace.
+        stages: names of the stages that are begun anew.
+    """
+    checkpoints = Path(folder) / "checkpoints"
+    paths = [path for stage in stages for _, path in checkpoint.steps(checkpoints, stage)]
+    if not paths or not is_main():
+        return
+    unfinished, replaced = _aside(folder)
+    unfinished.mkdir(exist_ok=True)
+    write_json(unfinished / STAGES_FILE, list(stages))
+    if (Path(folder) / CONFIG_FILE).is_file():
+        options = (Path(folder) / CONFIG_FILE).read_bytes()
+        write_atomically(unfinished / CONFIG_FILE, lambda temporary: temporary.write_bytes(options))
+    for path in paths:
+        os.replace(path, unfinished / path.name)
+    shutil.rmtree(replaced, ignore_errors=True)
+    os.rename(unfinished, replaced)
+
+
+def remove_replaced(folder: str | Path) -> None:
+    """Remove what :func:`set_aside` set aside; call it when a new checkpoint is whole (on rank 0)."""
+    if is_main():
+        shutil.rmtree(_aside(folder)[1], ignore_errors=True)
+
+
+def recover(folder: str | Path) -> list[str]:
+    """Repair what a killed process left in a workspace; call it while its lock is held (on rank 0).
+
+    Returns:
+        Lines for the log.
+    """
+    if not is_main() or not Path(folder).is_dir():
+        return []
+    found = remove_unfinished(folder)
+    lines = [f"removed what an interrupted run left: {', '.join(path.name for path in found)}"] if found else []
+    unfinished, replaced = _aside(folder)
+    if unfinished.is_dir():
+        return [*lines, _put_back(Path(folder), unfinished)]
+    if replaced.is_dir():
+        if any(_is_trained(Path(folder), stage) for stage in _begun_anew(replaced)):
+            remove_replaced(folder)
+        else:
+            lines.append(_put_back(Path(folder), replaced))
+    return lines
+
+
+def _aside(folder: str | Path) -> tuple[Path, Path]:
+    """Where checkpoints are being moved to, and where they are afterwards."""
+    checkpoints = Path(folder) / "checkpoints"
+    return checkpoints / ".replacing", checkpoints / "replaced"
+
+
+def _begun_anew(replaced: Path) -> set[str]:
+    """Names of the stages whose run moved checkpoints to a folder."""
+    try:
+        found = read_json(replaced / STAGES_FILE, "")
+    except UserError:
+        found = None
+    names = found if isinstance(found, list) else [checkpoint.stage_of(path) for path in replaced.iterdir()]
+    return {stage for stage in STAGES if stage in names}
+
+
+def _put_back(folder: Path, aside: Path) -> str:
+    """Undo :func:`set_aside`."""
+    names = sorted(path.name for path in aside.iterdir() if checkpoint.stage_of(path) is not None)
+    for name in names:
+        os.replace(aside / name, folder / "checkpoints" / name)
+    if (aside / CONFIG_FILE).is_file():
+        os.replace(aside / CONFIG_FILE, folder / CONFIG_FILE)
+    shutil.rmtree(aside)
+    return f"put back {', '.join(names) or 'the options'}: the run that started over ended before its first checkpoint"
+
+
 def stage_progress(folder: str | Path) -> dict[str, dict[str, float]]:
-    """Stage -> "steps" and "seconds" of training so far, from its newest checkpoint in a workspace."""
+    """Stage -> "steps" and "seconds" of training so far, from its newest readable checkpoint in a workspace."""
     found = {}
     for stage in STAGES:
-        path = checkpoint.latest(Path(folder) / "checkpoints", stage)
-        if path is None:
-            continue
-        try:
-            meta = checkpoint.read_meta(path)
-        except UserError:  # the stage that reads it will report it
-            continue
-        found[stage] = {"steps": meta.get("step", 0), "seconds": round(meta.get("seconds", 0.0), 2)}
+        readable = [one.path for one in checkpoint.by_age(Path(folder) / "checkpoints", stage) if not one.unreadable]
+        if readable:  # the stage that reads a damaged one will report it
+            meta = checkpoint.read_meta(readable[-1])
+            found[stage] = {"steps": meta.get("step", 0), "seconds": round(meta.get("seconds", 0.0), 2)}
     return found
 
 

@@ -1,6 +1,7 @@
 """A file is whole or absent, and JSON that cannot be read is a sentence."""
 
 import errno
+import os
 
 import pytest
 
@@ -45,7 +46,16 @@ def test_json_comes_back_with_its_umlauts(tmp_path):
     assert files.read_json(files.write_json(tmp_path / "x.json", value), "") == value
 
 
-@pytest.mark.parametrize(("content", "sentence"), [(b"{", "not valid JSON"), (b"\xff", "not valid JSON"), (None, "No such")])
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"9" * 5000, "not valid JSON"),
+        (b"[" * 10**5, "not valid JSON"),
+        (None, "No such"),
+    ],
+)
 def test_unreadable_json_is_a_sentence_with_the_way_out(tmp_path, content, sentence):
     if content is not None:
         (tmp_path / "x.json").write_bytes(content)
@@ -61,3 +71,77 @@ def test_a_write_that_fails_names_the_file_and_not_its_temporary_name(tmp_path):
         with pytest.raises(OSError) as caught:
             files.write_atomically(tmp_path / "a.json", write)
         assert caught.value.filename == str(tmp_path / "a.json") and list(tmp_path.iterdir()) == []
+
+
+def fill(folder, names, content="new", own=("a", "b")):
+    """Replace a folder by one with these files."""
+    with files.replace_folder(folder, own) as fresh:
+        for name in names:
+            (fresh / name).write_text(content)
+
+
+def texts(folder):
+    """Name -> text of the files in a folder."""
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_a_folder_is_replaced_as_a_whole_and_keeps_the_files_of_others(tmp_path):
+    fill(tmp_path / "mesh", ["a", "b"], "old")
+    (tmp_path / "mesh" / "notes").mkdir()
+    (tmp_path / "mesh" / "notes" / "mine").write_text("mine")
+    (tmp_path / "mesh" / "license").write_text("mine")
+    fill(tmp_path / "mesh", ["a"])
+    assert (tmp_path / "mesh" / "notes" / "mine").read_text() == "mine"
+    (tmp_path / "mesh" / "notes" / "mine").unlink()
+    (tmp_path / "mesh" / "notes").rmdir()
+    assert texts(tmp_path / "mesh") == {"a": "new", "license": "mine"}
+    assert [p.name for p in tmp_path.iterdir()] == ["mesh"]
+
+
+def test_a_folder_whose_files_cannot_be_written_stays_as_it_was(tmp_path):
+    fill(tmp_path / "mesh", ["a"], "old")
+    with pytest.raises(OSError, match="No space"), files.replace_folder(tmp_path / "mesh", ["a"]) as fresh:
+        (fresh / "a").write_text("half")
+        raise OSError(28, "No space left on device")
+    assert texts(tmp_path / "mesh") == {"a": "old"} and [p.name for p in tmp_path.iterdir()] == ["mesh"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_not_removed(tmp_path):
+    (tmp_path / "mesh").write_text("mine")
+    with pytest.raises(OSError, match="not a folder"):
+        fill(tmp_path / "mesh", ["a"])
+    assert (tmp_path / "mesh").read_text() == "mine"
+
+
+def test_a_link_to_a_folder_elsewhere_stays_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "mesh").symlink_to(tmp_path / "disk")
+    fill(tmp_path / "mesh", ["a"])
+    assert (tmp_path / "mesh").is_symlink() and texts(tmp_path / "disk") == {"a": "new"}
+
+
+@pytest.mark.parametrize("rename", [0, 1])
+def test_a_process_killed_while_it_replaces_a_folder_leaves_one_of_the_two_whole(tmp_path, monkeypatch, rename):
+    """The kill comes before one of the two renames; the next start repairs what it left."""
+    fill(tmp_path / "mesh", ["a", "b"], "old")
+    process = os.fork()
+    if process == 0:
+        real, count = os.rename, iter(range(9))
+        monkeypatch.setattr(files.os, "rename", lambda *names: os._exit(9) if next(count) == rename else real(*names))
+        fill(tmp_path / "mesh", ["a"])
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    files.remove_unfinished(tmp_path)
+    assert texts(tmp_path / "mesh") == {"a": "old", "b": "old"} and [p.name for p in tmp_path.iterdir()] == ["mesh"]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / "results").mkdir()
+    mine = [".bashrc", "a.txt", ".x.12.png", "results/.y.3.tmp"]
+    left = [".a.12.unfinished.txt", "results/.df.7.unfinished.mp4", "results/.no_suffix.7.unfinished"]
+    for name in mine + left:
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".mesh.7.unfinished").mkdir()
+    (tmp_path / ".mesh.7.unfinished" / "mesh.obj").write_text("x")
+    assert len(files.remove_unfinished(tmp_path)) == 4
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == sorted(mine)

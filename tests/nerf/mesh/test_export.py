@@ -483,3 +483,19 @@ def test_signed_distance_of_one_sign_is_an_error_that_writes_nothing(tmp_path, v
     with pytest.raises(ExportError, match=sentence):
         export_level_set(flat, painted, 1.0, tmp_path / "mesh", SMALL)
     assert not (tmp_path / "mesh").exists()
+
+
+@pytest.mark.parametrize("writer", ["write_glb", "check_file"])
+def test_an_export_that_fails_leaves_the_old_mesh_whole(tmp_path, monkeypatch, writer):
+    folder = tmp_path / "mesh"
+    export_surface(block(), painted, folder, SMALL, bound=1.0)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, writer, fail)
+    with pytest.raises(OSError, match="No space"):
+        export_surface(block((0.2, 0.2, 0.2)), painted, folder, SMALL, bound=1.0)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mesh"]

@@ -12,10 +12,28 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from nerf.core import files
 from nerf.core.errors import UserError
 from nerf.run import checkpoint
 
 META = {"stage": "nerf", "step": 1000, "scaler": {"scale": 65536.0}}
+
+
+def written(folder, *steps, after=None, stage="nerf"):
+    """Checkpoints of a run that goes on from the step ``after`` of the folder; their paths."""
+    parent = None if after is None else folder / checkpoint.file_name(after, stage)
+    lineage = checkpoint.lineage_after(folder, stage, parent)
+    meta = {"stage": stage}
+    return [
+        checkpoint.save(folder / checkpoint.file_name(step, stage), {"x": torch.full((3,), float(step))}, meta | {"step": step},
+                        lineage)
+        for step in steps
+    ]  # fmt: skip
+
+
+def left(folder):
+    """Steps of the checkpoints in a folder."""
+    return [step for step, _ in checkpoint.steps(folder)]
 
 
 def tree():
@@ -144,13 +162,17 @@ def test_a_process_killed_in_mid_write_leaves_the_old_checkpoint_whole(saved):
     path, content = saved
     script = (
         "import os, sys, torch; from nerf.run import checkpoint\n"
-        "checkpoint.save_file = lambda flat, name, header: (open(name, 'wb').write(b'half'), os.kill(os.getpid(), 9))\n"
+        "def half(flat, name, header):\n"
+        "    for file in (name, name.parent / '.tmpm0pdQU'):\n"  # safetensors has temporary files of its own
+        "        file.write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "checkpoint.save_file = half\n"
         "checkpoint.save(sys.argv[1], {'x': torch.zeros(3)}, {})"
     )
     assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
     assert_equal(checkpoint.load(path)[0], content)
-    checkpoint.prune(path.parent, keep=1)
-    assert [p.name for p in path.parent.iterdir()] == [path.name], "prune sweeps what the killed process left"
+    files.remove_unfinished(path.parent.parent)
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "the next start removes what the killed process left"
 
 
 def test_a_folder_without_permission_is_a_sentence(tmp_path, monkeypatch):
@@ -173,12 +195,91 @@ def test_latest_of_a_folder_that_does_not_exist_is_none(tmp_path):
     assert checkpoint.latest(tmp_path / "nowhere") is None
 
 
-@pytest.mark.parametrize(("keep", "left"), [(0, []), (1, [30]), (2, [20, 30]), (9, [10, 20, 30])])
-def test_prune_keeps_the_newest(tmp_path, keep, left):
-    for step in (20, 30, 10):
-        checkpoint.save(tmp_path / checkpoint.file_name(step), {"x": torch.zeros(1)}, META)
+@pytest.mark.parametrize(("keep", "kept"), [(1, [30]), (2, [20, 30]), (9, [10, 20, 30])])
+def test_prune_keeps_the_newest(tmp_path, keep, kept):
+    written(tmp_path, 10, 20, 30)
     checkpoint.prune(tmp_path, keep)
-    assert [step for step, _ in checkpoint.steps(tmp_path)] == left
+    assert left(tmp_path) == kept
+
+
+def test_checkpoints_after_an_earlier_step_are_the_newest(tmp_path):
+    written(tmp_path, 100, 200, 300)
+    (newest,) = written(tmp_path, 110, after=100)
+    assert checkpoint.latest(tmp_path) == newest
+    assert checkpoint.lineage_after(tmp_path, path=newest) == checkpoint.Lineage(1, ((0, 100),))
+
+
+def test_after_an_earlier_step_the_other_branch_goes_once_the_new_one_has_as_many(tmp_path):
+    written(tmp_path, 100, 200, 300)
+    for step, kept in ((110, [100, 110, 200, 300]), (120, [110, 120]), (130, [120, 130])):
+        written(tmp_path, step, after=100 if step == 110 else step - 10)
+        checkpoint.prune(tmp_path, 2)
+        assert left(tmp_path) == kept
+
+
+def test_a_checkpoint_in_use_is_not_pruned(tmp_path):
+    used, *_ = written(tmp_path, 10, 20, 30)
+    checkpoint.prune(tmp_path, 1, in_use=[used])
+    assert left(tmp_path) == [10, 30]
+
+
+def test_the_last_whole_checkpoint_is_not_pruned(tmp_path):
+    *_, newest = written(tmp_path, 10, 20, 30)
+    newest.write_bytes(newest.read_bytes()[:-1] + b"x")
+    checkpoint.prune(tmp_path, 1)
+    assert left(tmp_path) == [20, 30]
+    newest.write_bytes(b"half")
+    checkpoint.prune(tmp_path, 1)
+    assert left(tmp_path) == [20]
+
+
+def test_the_newest_whole_checkpoint_is_loaded_and_what_is_wrong_with_newer_ones_is_said(tmp_path):
+    written(tmp_path, 10, 20, 30, 40)
+    checkpoint.steps(tmp_path)[-1][1].write_bytes(b"half")
+    third = checkpoint.steps(tmp_path)[-2][1]
+    third.write_bytes(third.read_bytes()[:-1] + b"x")
+    found = checkpoint.load_latest(tmp_path)
+    assert found.meta["step"] == 20 and found.tensors["x"].tolist() == [20.0] * 3
+    assert ["00000040" in found.skipped[0], "00000030" in found.skipped[1]] == [True, True]
+    assert checkpoint.latest_whole(tmp_path) == found.path
+
+
+def test_the_branch_that_a_run_left_does_not_stand_in_for_a_damaged_checkpoint(tmp_path):
+    written(tmp_path, 100, 200, 300)
+    (newest,) = written(tmp_path, 110, after=100)
+    newest.write_bytes(newest.read_bytes()[:-1] + b"x")
+    assert checkpoint.load_latest(tmp_path).meta["step"] == 100
+
+
+def test_where_no_checkpoint_is_whole_the_newest_is_named(tmp_path):
+    for path in written(tmp_path, 10, 20):
+        path.write_bytes(b"half")
+    with pytest.raises(UserError, match="00000020.safetensors is damaged.*--ckpt scratch"):
+        checkpoint.load_latest(tmp_path)
+
+
+def test_every_flipped_byte_of_a_checkpoint_is_noticed_or_means_nothing(tmp_path):
+    (path,) = written(tmp_path, 10)
+    content = path.read_bytes()
+    accepted = 0
+    for at in range(len(content)):
+        changed = bytearray(content)
+        changed[at] ^= 1 << at % 8
+        path.write_bytes(bytes(changed))
+        try:
+            tensors, meta = checkpoint.load(path)
+        except UserError:
+            continue
+        assert (tensors["x"].tolist(), meta) == ([10.0] * 3, {"stage": "nerf", "step": 10}), at
+        accepted += 1
+    assert accepted < 16  # white space between the values of the header
+
+
+def test_a_folder_with_the_name_of_a_checkpoint_is_none(tmp_path):
+    written(tmp_path, 10)
+    (tmp_path / checkpoint.file_name(20)).mkdir()
+    checkpoint.prune(tmp_path, 1)
+    assert left(tmp_path) == [10] and (tmp_path / checkpoint.file_name(20)).is_dir()
 
 
 def test_resolve_knows_the_words_of_the_flag(saved):

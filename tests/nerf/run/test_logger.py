@@ -66,7 +66,10 @@ def test_a_resumed_run_replaces_the_steps_it_takes_again(tmp_path):
         for step in range(1, 41):
             first.scalars(step, {"sds": 1.0}, total=60)
     with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write("[" * 10**5 + "\n" + '{"step": ' + "9" * 5000 + "}\n[]\n")  # not by this program
         file.write('{"step": 4')  # the process was killed in mid-line
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(b"\xff")
     with Report(tmp_path, terminal=False) as second:
         for step in range(21, 61):
             second.scalars(step, {"sds": 2.0}, total=60)
@@ -179,3 +182,29 @@ def test_steps_of_a_later_stage_carry_its_name_and_leave_those_before_it(report,
     report.begin_stage(DMTET)
     report.scalars(10, {"sds": 2.0}, total=10)
     assert [(row.get("stage"), row["train/sds"]) for row in rows(tmp_path)] == [(None, 1.0), ("dmtet", 2.0)]
+
+
+def written_mesh(folder):
+    """A result.json with a mesh that exists."""
+    (folder / "mesh.glb").write_bytes(b"x")
+    with Report(folder, terminal=False) as first:
+        first.result(steps=5, mesh={"files": {"glb": folder / "mesh.glb"}, "step": 5})
+
+
+def test_a_run_without_an_export_keeps_what_the_result_says_of_the_mesh(tmp_path):
+    written_mesh(tmp_path)
+    with Report(tmp_path, terminal=False) as second:
+        second.result(steps=9)
+    assert json.loads((tmp_path / "result.json").read_text()) == {
+        "mesh": {"files": {"glb": str(tmp_path / "mesh.glb")}, "step": 5},
+        "steps": 9,
+    }
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"mesh": 3}', '{"mesh": {"files": []}}', '{"mesh": null}'])
+def test_a_mesh_that_is_gone_and_a_broken_result_are_forgotten(tmp_path, content):
+    written_mesh(tmp_path)
+    (tmp_path / "mesh.glb").unlink() if content is None else (tmp_path / "result.json").write_text(content)
+    with Report(tmp_path, terminal=False) as second:
+        second.result(steps=9)
+    assert json.loads((tmp_path / "result.json").read_text()) == {"steps": 9}

@@ -255,6 +255,7 @@ def test_with_photographs_a_mesh_outside_their_box_is_refused(tmp_path):
 
 
 def test_stage_with_a_checkpoint_does_not_need_its_source(tmp_path):
+    opened(*TINY, "--workspace", tmp_path, "--dmtet")
     checkpoint.save(tmp_path / "checkpoints" / checkpoint.file_name(4, "dmtet"), {}, {"stage": "dmtet", "step": 4})
     assert options(tmp_path, "--init_with", "gone").dmtet.init_with == "gone"
     with pytest.raises(UserError, match="gone: no such file"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,6 +121,13 @@ def test_a_broken_config_is_a_sentence_unless_the_run_starts_over(used, content)
     options(used, "--ckpt", "scratch")
 
 
+def test_checkpoints_without_their_options_are_not_continued_with_others(used):
+    os.unlink(f"{used}/config.json")
+    with pytest.raises(UserError, match="has checkpoints and no config.json.*--ckpt scratch"):
+        opened("--text", "a chair", "--workspace", used)
+    assert opened("--text", "a chair", "--ckpt", "scratch", "--workspace", used).config.prompt.text == "a chair"
+
+
 @pytest.mark.parametrize("value", ['"eight"', "-3", "null", "[8]"])
 def test_a_stored_value_of_the_wrong_kind_is_a_sentence(used, value):
     path = f"{used}/config.json"
@@ -214,3 +222,76 @@ def test_a_later_stage_is_one_that_has_a_checkpoint(used):
 def test_reading_a_workspace_makes_nothing(tmp_path):
     found = workspace.read(parse(["--text", "a", "--workspace", str(tmp_path / "none")]))
     assert (found.config, found.trained) == (None, frozenset()) and list(tmp_path.iterdir()) == []
+
+
+def names(folder):
+    """Names of the checkpoints in a workspace."""
+    return sorted(path.name for path in (Path(folder) / "checkpoints").iterdir())
+
+
+def test_a_run_that_starts_over_and_ends_before_its_first_checkpoint_is_undone_at_the_next_start(used):
+    opened("--text", "a chair", "--ckpt", "scratch", "--workspace", used)
+    assert names(used) == ["replaced"] and stored_config(used).prompt.text == "a chair"
+    (line,) = workspace.recover(used)
+    assert line.startswith("put back df_step_00000100.safetensors: the run that started over ended before")
+    assert names(used) == ["df_step_00000100.safetensors"] and stored_config(used).prompt.text == "a hamburger"
+    assert workspace.recover(used) == []
+
+
+def test_a_first_new_checkpoint_ends_what_was_set_aside(used):
+    opened("--text", "a chair", "--ckpt", "scratch", "--workspace", used)
+    save_checkpoint(used, 5)
+    assert workspace.recover(used) == [] and names(used) == ["df_step_00000005.safetensors"]
+
+
+def test_starting_over_in_one_stage_leaves_the_other_alone(used):
+    options(used, "--dmtet")
+    save_checkpoint(used, 7, "dmtet")
+    options(used, "--dmtet", "--ckpt", "scratch")
+    assert names(used) == ["df_step_00000100.safetensors", "replaced"]
+    workspace.recover(used)
+    assert names(used) == ["df_dmtet_step_00000007.safetensors", "df_step_00000100.safetensors"]
+
+
+@pytest.mark.parametrize("kill", range(6))
+def test_a_process_killed_while_it_sets_checkpoints_aside_loses_none(used, monkeypatch, kill):
+    save_checkpoint(used, 200)
+    before = {name: (Path(used) / "checkpoints" / name).read_bytes() for name in names(used)}
+    process = os.fork()
+    if process == 0:
+        left = iter(range(kill, -1, -1))
+        for module, name in ((workspace.os, "replace"), (workspace.os, "rename")):
+            real = getattr(module, name)
+            monkeypatch.setattr(module, name, lambda *a, real=real: os._exit(9) if next(left) == 0 else real(*a))
+        opened("--text", "a chair", "--ckpt", "scratch", "--workspace", used)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    workspace.recover(used)
+    assert {name: (Path(used) / "checkpoints" / name).read_bytes() for name in names(used)} == before
+    assert stored_config(used).prompt.text == "a hamburger"
+
+
+@pytest.mark.parametrize("content", ["{", "3", '[["nerf"]]'])
+def test_a_damaged_note_of_the_stages_loses_no_checkpoint(used, content):
+    opened("--text", "a chair", "--ckpt", "scratch", "--workspace", used)
+    (Path(used) / "checkpoints" / "replaced" / workspace.STAGES_FILE).write_text(content)
+    workspace.recover(used)
+    assert names(used) == ["df_step_00000100.safetensors"]
+
+
+def test_going_back_to_the_first_stage_sets_the_mesh_aside_until_the_new_one_has_a_checkpoint(used):
+    save_checkpoint(used, 7, "dmtet")
+    options(used, "--stages", "nerf,dmtet", "--ckpt", f"{used}/checkpoints/{checkpoint.file_name(100)}")
+    assert names(used) == ["df_step_00000100.safetensors", "replaced"]
+    workspace.recover(used)
+    assert names(used) == ["df_dmtet_step_00000007.safetensors", "df_step_00000100.safetensors"]
+    workspace.set_aside(used, ["dmtet"])
+    workspace.remove_replaced(used)
+    assert names(used) == ["df_step_00000100.safetensors"]
+
+
+def test_what_a_killed_process_left_is_removed_at_the_next_start(used):
+    (Path(used) / "checkpoints" / ".df_step_00000200.77.unfinished.safetensors").write_bytes(b"half")
+    (line,) = workspace.recover(used)
+    assert "unfinished" in line and names(used) == ["df_step_00000100.safetensors"]
+    assert workspace.recover(Path(used) / "none") == []

@@ -1,0 +1,239 @@
+#!/usr/bin/env python3
+"""Kill tiny runs at random moments and resume them, and start two programs at once in a workspace, for a given time.
+
+Every run ends with the bits of an undisturbed one, and of two programs one is refused with a sentence, or the script says what
+happened instead, keeps the folder, and exits with 1.
+"""
+
+import argparse
+import collections
+import hashlib
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from nerf.core.cameras import orbit  # noqa: E402
+from nerf.core.errors import UserError  # noqa: E402
+from nerf.run import checkpoint  # noqa: E402
+
+# Both stages and an export in a few seconds; a checkpoint after almost every step, so that many kills hit one.
+FLAGS = (
+    "--seed 5 --iters 40 --num_rays 64 --max_steps 48 --grid_size 16 --grid_levels 4 --grid_log2 10 --grid_finest 32 "
+    "--hidden 16 --holdout 4 --W 8 --H 8 --dataset_size_test 2 --threads 1 --checkpoint_seconds 0.02 --preview_interval 1000 "
+    "--ema_decay 0.9 --eval_interval 1000 --device cpu --stages nerf,dmtet --dmtet_iters 30 --tet_grid_size 8 --w 12 --h 12 "
+    "--batch_size 2 --mesh_threshold 2 --mcubes_resolution 24 --lambda_mask 1 --blob_density 4 --blob_radius 0.6 --save_mesh "
+    "--texture_size 64"
+).split()
+LIMIT = 300.0  # seconds for one run; a slower one hangs
+
+
+class Failure(Exception):
+    """Something was lost or mixed."""
+
+
+@dataclass
+class Soak:
+    """Counts, and what every run needs.
+
+    Attributes:
+        base: folder of all workspaces.
+        choose: random numbers.
+        bits: of an undisturbed run.
+        seconds: that it took.
+        counts: what was done, by name.
+    """
+
+    base: Path
+    choose: random.Random
+    bits: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    counts: collections.Counter = field(default_factory=collections.Counter)
+
+    def start(self, workspace: Path, *words: str) -> subprocess.Popen:
+        """Start a run in a workspace."""
+        command = [sys.executable, "main.py", "--data", str(self.base / "photographs"), "--workspace", str(workspace), *FLAGS]
+        with open(self.base / "output.txt", "w") as output:
+            return subprocess.Popen([*command, *words], cwd=ROOT, stdout=output, stderr=output)
+
+    def finish(self, workspace: Path) -> None:
+        """Run to the end and compare with the undisturbed run."""
+        process = self.start(workspace)
+        self.require(process.wait(LIMIT) == 0, "a resumed run failed")
+        self.compare(workspace)
+        self.counts["resumes"] += 1
+
+    def compare(self, workspace: Path) -> None:
+        """Compare checkpoints and mesh with those of the undisturbed run, and look for leftovers."""
+        found = digests(workspace)
+        different = sorted(name for name in self.bits.keys() | found.keys() if self.bits.get(name) != found.get(name))
+        self.require(not different, f"other bits than an undisturbed run: {different}")
+        left = [path for path in workspace.rglob("*") if path.name.startswith(".") or path.name == "replaced"]
+        self.require(not left, f"leftovers: {left}")
+        json.loads((workspace / "result.json").read_text())["mesh"]["files"]["glb"]
+        self.counts["same bits"] += 1
+
+    def require(self, good: bool, what: str) -> None:
+        """Raise a failure with the output of the newest run."""
+        if not good:
+            raise Failure(f"{what}\n{(self.base / 'output.txt').read_text()[-4000:]}")
+
+    def kill_once(self, workspace: Path, *words: str) -> bool:
+        """Start a run and kill it at a random moment; returns whether it was still running."""
+        process = self.start(workspace, *words)
+        try:
+            code = process.wait(self.choose.uniform(0.0, 1.05 * self.seconds))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            self.counts["kills"] += 1
+            self.counts[f"kills in {moment(workspace)}"] += 1
+            return True
+        self.require(code == 0, "a run failed that was not killed")
+        return False
+
+    # ---- the three kinds of rounds --------------------------------------------------------------------------------
+
+    def kills(self, workspace: Path) -> None:
+        """Kill a new run up to three times, then let it end."""
+        for _ in range(self.choose.randint(1, 3)):
+            if not self.kill_once(workspace):
+                break
+        self.finish(workspace)
+
+    def start_over(self, workspace: Path) -> None:
+        """Kill a run that starts over in a finished workspace; the same command without --ckpt ends with the same bits."""
+        shutil.copytree(self.base / "straight", workspace)
+        self.kill_once(workspace, "--ckpt", "scratch")
+        self.require(bool(trained(workspace)), "a run that started over left no checkpoint")
+        self.finish(workspace)
+
+    def two_programs(self, workspace: Path) -> None:
+        """Start two programs in one workspace; one ends, the other is refused."""
+        outputs, processes = [self.base / f"output{i}.txt" for i in range(2)], []
+        for path in outputs:
+            processes.append(self.start(workspace))
+            (self.base / "output.txt").rename(path)
+            time.sleep(self.choose.choice([0.0, 0.5]) * self.choose.random())
+        codes = [process.wait(LIMIT) for process in processes]
+        self.require(sorted(codes) == [0, 2], f"two programs ended with {codes}: {[path.read_text() for path in outputs]}")
+        winner, loser = codes.index(0), codes.index(2)
+        said = outputs[loser].read_text().strip()
+        pattern = rf"main\.py: workspace \S+ is in use by process {processes[winner].pid} on \S+, since [^\n]*"
+        self.require(re.fullmatch(pattern, said) is not None, f"the second program said: {said}")
+        self.compare(workspace)
+        self.counts["two programs"] += 1
+        self.counts["sentences"] += 1
+
+
+def digests(workspace: Path) -> dict[str, str]:
+    """A hash of every tensor of the newest checkpoints, and of every file of the mesh but those with times in them."""
+    found = {}
+    for stage in ("nerf", "dmtet"):
+        loaded = checkpoint.load_latest(workspace / "checkpoints", stage)
+        if loaded is None:
+            continue
+        found[f"{stage} step"] = str(loaded.meta["step"])
+        found |= {f"{stage} {name}": digest for name, digest in leaves(loaded.tensors)}
+    for path in sorted((workspace / "mesh").glob("*")):
+        found[f"mesh {path.name}"] = hashlib.sha1(path.read_bytes()).hexdigest()
+    return found
+
+
+def leaves(tree: dict, prefix: str = "") -> list[tuple[str, str]]:
+    """(name, hash or value) of everything in a checkpoint."""
+    found = []
+    for key, value in tree.items():
+        name = f"{prefix}/{key}" if prefix else key
+        if isinstance(value, dict):
+            found += leaves(value, name)
+        elif isinstance(value, torch.Tensor):
+            found.append((name, hashlib.sha1(value.numpy().tobytes()).hexdigest()))
+        else:
+            found.append((name, str(value)))
+    return found
+
+
+def trained(workspace: Path) -> list[Path]:
+    """Whole checkpoints of a workspace, also those that a run which starts over has set aside."""
+    places = [workspace / "checkpoints" / name for name in (".", "replaced", ".replacing")]
+    return [path for place in places for path in place.glob("df_*.safetensors") if checkpoint.is_whole(path)]
+
+
+def moment(workspace: Path) -> str:
+    """What a killed run was doing, as far as its files say."""
+    checkpoints = workspace / "checkpoints"
+    if not (workspace / "config.json").exists():
+        return "start-up"
+    if any(checkpoints.glob(".*.unfinished.*")):
+        return "a checkpoint"
+    if any(workspace.glob(".mesh.*")) or (workspace / "mesh").exists():
+        return "the export"
+    if any((workspace / "results").glob("*")):
+        return "the video or the export"
+    return "training"
+
+
+def make_photographs(folder: Path) -> None:
+    """Eight tiny pictures of a square from all sides."""
+    folder.mkdir()
+    views = orbit(torch.full((8,), 70.0), torch.arange(8) * 45.0, 3.0, 40.0, 12, 12)
+    frames = []
+    for i in range(8):
+        picture = np.zeros((12, 12, 4), np.uint8)
+        picture[4:8, 4:8] = (200, 30 * i, 20, 255)
+        Image.fromarray(picture).save(folder / f"{i}.png")
+        frames.append({"file_path": f"{i}.png", "transform_matrix": views.pose[i].tolist()})
+    lens = {"fl_x": float(views.fx[0]), "fl_y": float(views.fy[0]), "cx": 6, "cy": 6, "w": 12, "h": 12}
+    (folder / "transforms.json").write_text(json.dumps(lens | {"frames": frames}))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Repeat rounds until the time is over; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long")
+    parser.add_argument("--rounds", type=int, default=10**9, help="end after so many rounds")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    options = parser.parse_args(argv)
+    soak = Soak(Path(tempfile.mkdtemp(prefix="soak_")), random.Random(options.seed))
+    make_photographs(soak.base / "photographs")
+    end = time.monotonic() + 60.0 * options.minutes
+    began = time.monotonic()
+    process = soak.start(soak.base / "straight")
+    if process.wait(LIMIT) != 0:
+        print((soak.base / "output.txt").read_text(), file=sys.stderr)
+        return 1
+    soak.seconds, soak.bits = time.monotonic() - began, digests(soak.base / "straight")
+    rounds = [soak.kills, soak.two_programs, soak.kills, soak.start_over, soak.kills]
+    for number in range(options.rounds):
+        if time.monotonic() > end:
+            break
+        workspace = soak.base / f"round{number}"
+        try:
+            rounds[number % len(rounds)](workspace)
+        except (Failure, UserError, subprocess.TimeoutExpired, OSError, LookupError) as error:
+            print(f"soak: round {number} (--seed {options.seed}): {error}\nthe workspace is {workspace}", file=sys.stderr)
+            return 1
+        shutil.rmtree(workspace)
+        shown = ", ".join(f"{count} {name}" for name, count in sorted(soak.counts.items()))
+        print(f"soak: {number + 1} rounds: {shown}", flush=True)
+    shutil.rmtree(soak.base)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
