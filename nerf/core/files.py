@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -125,12 +125,12 @@ def read_bytes(path: str | Path, hint: str, limit: int = MAX_BYTES) -> bytes:
     """
     with reading(path, hint):
         with open(path, "rb", opener=_open_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise UserError(f"{path} cannot be read: it is not a file; {hint}")
-            data = file.read(limit + 1)
-    if len(data) > limit:
-        raise UserError(f"{path} is larger than {limit >> 20} MiB, which no such file is; {hint}")
-    return data
+            if status.st_size > limit:
+                raise UserError(f"{path} is larger than {limit >> 20} MiB, which no such file is; {hint}")
+            return file.read()
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
@@ -223,10 +223,6 @@ def as_shape(value: Any, what: object, hint: str, shape: type[T]) -> T:
         raise UserError(f"{what}{inside}: {text[:1].lower()}{text[1:]}; {hint}") from None
 
 
-@overload
-def read_json(path: str | Path, hint: str) -> Any: ...
-@overload
-def read_json(path: str | Path, hint: str, shape: type[T], limit: int = MAX_BYTES) -> T: ...
 def read_json(path: str | Path, hint: str, shape: Any = Any, limit: int = MAX_BYTES) -> Any:
     """The value in a JSON file.
 
