@@ -112,25 +112,31 @@ def reason_of(error: BaseException) -> str:
     return line if " " in line else " ".join(filter(None, (type(error).__name__, line)))
 
 
-def read_bytes(path: str | Path, hint: str, limit: int = MAX_BYTES) -> bytes:
+def read_bytes(path: str | Path, hint: str, limit: int = MAX_BYTES, pipe: bool = False, what: str = "") -> bytes:
     """The bytes of a regular file.
 
     Args:
         path: the file.
         hint: what the user can do; the end of the message.
         limit: in bytes.
+        pipe: it may also be a pipe, such as a shell makes for ``<(command)``; it is waited for.
+        what: the file, as the message begins, if that is not its path.
 
     Raises:
-        UserError: it does not exist, cannot be read, is larger than ``limit``, or is no file (a pipe would never end).
+        UserError: it does not exist, cannot be read, is larger than ``limit``, or is no file (a pipe might never end).
     """
-    with reading(path, hint):
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise UserError(f"{path} cannot be read: it is not a file; {hint}")
-            if status.st_size > limit:
-                raise UserError(f"{path} is larger than {limit >> 20} MiB, which no such file is; {hint}")
-            return file.read()
+    what = what or str(path)
+    too_large = UserError(f"{what} is larger than {limit >> 20} MiB, which no such file is; {hint}")
+    with reading(what, hint), open(path, "rb", opener=None if pipe else _open_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not pipe and not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{what} cannot be read: it is not a file; {hint}")
+        if status.st_size > limit:
+            raise too_large
+        data = file.read(limit + 1) if pipe else file.read()
+    if len(data) > limit:
+        raise too_large
+    return data
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
@@ -153,7 +159,9 @@ def decode_text(data: bytes, what: object, hint: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if data.startswith(UTF16_MARKS):
-            raise UserError(f"{what} is text in UTF-16; save it as UTF-8, and start again") from None
+            raise UserError(
+                f"{what} is not a text file in UTF-8, but one in UTF-16; save it as UTF-8, and start again"
+            ) from None
         raise UserError(f"{what} is not a text file in UTF-8 (byte {error.start}: {error.reason}); {hint}") from None
 
 
