@@ -291,6 +291,9 @@ def from_json(stored: Any) -> Config:
     config = Config()
     for source in SOURCES:
         values = {flag: entry.value for flag, entry in options.items() if entry.source == source}
-        config = with_values(config, values, source)
+        try:
+            config = with_values(config, values, source)
+        except UserError as error:
+            raise UserError(f"the stored options are damaged: {error}; {_START_OVER}") from error
     sources = {flag: source for flag, source in config.sources.items() if source != "default"}
     return dataclasses.replace(config, sources=sources, presets=presets)

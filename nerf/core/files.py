@@ -69,7 +69,7 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 
 @contextmanager
-def reading(what: object, hint: str, kind: type[UserError] = UserError) -> Iterator[None]:
+def reading(what: object, hint: str, kind: type[UserError] = UserError, problem: str = "cannot be read") -> Iterator[None]:
     """Run a parser in this block: whatever it raises on damaged bytes becomes one sentence.
 
     Only for code that parses a file. A list of the exceptions of a library is never complete, and a damaged file must not
@@ -79,6 +79,7 @@ def reading(what: object, hint: str, kind: type[UserError] = UserError) -> Itera
         what: the file, as the sentence begins.
         hint: what the user can do; the end of the sentence.
         kind: of the error.
+        problem: what the sentence says of the file.
 
     Raises:
         UserError: the block raised anything else.
@@ -88,13 +89,13 @@ def reading(what: object, hint: str, kind: type[UserError] = UserError) -> Itera
     except UserError:
         raise
     except MemoryError as error:
-        raise kind(f"{what} cannot be read: it needs more memory than there is; {hint}") from error
+        raise kind(f"{what} {problem}: it needs more memory than there is; {hint}") from error
     except Exception as error:
-        raise kind(f"{what} cannot be read: {reason_of(error)}; {hint}") from error
+        raise kind(f"{what} {problem}: {reason_of(error)}; {hint}") from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # an error inside a library written in Rust
             raise
-        raise kind(f"{what} cannot be read: {reason_of(error)}; {hint}") from error
+        raise kind(f"{what} {problem}: {reason_of(error)}; {hint}") from error
 
 
 def reason_of(error: BaseException) -> str:

@@ -9,10 +9,10 @@ import collections
 import json
 import pickle
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy._core import multiarray
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from nerf.config.stages import FIRST, STAGE_KINDS, parse_run_name
 from nerf.core.errors import UserError
-from nerf.core.files import write_atomically
+from nerf.core.files import as_shape, parse_json, reading, write_atomically
 from nerf.run.distributed import is_main
 
 FORMAT = 2  # of what a checkpoint holds; raised when names or meanings in it change
@@ -31,19 +31,36 @@ SEPARATOR = "/"
 SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt")  # of checkpoints of stable-dreamfusion
 PICKLE_STAGE = "stable-dreamfusion"  # "stage" in the meta of such a checkpoint
-BROKEN_PICKLE = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    struct.error,
-)  # what torch.load raises on bytes that are no pickle, or a truncated one
+
+
+class Header(msgspec.Struct):
+    """The JSON in a checkpoint's header; what a run does with the values, it checks where it does it."""
+
+    format: int
+    meta: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
+
+
+def read_header(text: str | None, path: Path) -> Header:
+    """The header of a checkpoint of ours.
+
+    Args:
+        text: the header's entry :data:`HEADER_KEY`, None if there is none.
+        path: the file.
+
+    Raises:
+        UserError: there is none, it is damaged, or of another format.
+    """
+    if text is None:
+        raise UserError(f"{path} is a safetensors file but no checkpoint of this program; give one from checkpoints/")
+    what = f"the header of checkpoint {path}"
+    header = as_shape(parse_json(text, what, _way_out(path)), what, _way_out(path), Header)
+    if header.format != FORMAT:
+        raise UserError(
+            f"checkpoint {path} has format {header.format}, this version reads {FORMAT}; "
+            "use the version that wrote it, or start over with --ckpt scratch"
+        )
+    return header
 
 
 def run_name(step: int, stage: str = FIRST.name) -> str:
@@ -96,22 +113,14 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"checkpoint {path} does not exist; --ckpt latest takes the newest one, --ckpt scratch none")
     if path.suffix in PICKLE_SUFFIXES:
         return read_pickle(path)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = (file.metadata() or {}).get(HEADER_KEY)
-            # A copy each: the file is mapped into memory, and may be pruned while the tensors live.
-            flat = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"checkpoint {path} is damaged ({error}); {_way_out(path)}") from None
-    if header is None:
-        raise UserError(f"{path} is a safetensors file but no checkpoint of this program; give one from checkpoints/")
-    stored = json.loads(header)
-    if stored.get("format") != FORMAT:
-        raise UserError(
-            f"checkpoint {path} has format {stored.get('format')}, this version reads {FORMAT}; "
-            "use the version that wrote it, or start over with --ckpt scratch"
-        )
-    return _unflatten(stored["plain"], flat), stored["meta"]
+    with (
+        reading(f"checkpoint {path}", _way_out(path), problem="is damaged"),
+        safe_open(path, framework="pt", device="cpu") as file,
+    ):
+        header = read_header((file.metadata() or {}).get(HEADER_KEY), path)
+        # A copy each: the file is mapped into memory, and may be pruned while the tensors live.
+        flat = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    return _unflatten(header.plain, flat, path), header.meta
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
@@ -120,12 +129,12 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, damaged, or no checkpoint of this program.
     """
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            meta: dict[str, Any] = json.loads((file.metadata() or {})[HEADER_KEY])["meta"]
-            return meta
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"checkpoint {path} is damaged ({error}); {_way_out(Path(path))}") from None
+    path = Path(path)
+    with (
+        reading(f"checkpoint {path}", _way_out(path), problem="is damaged"),
+        safe_open(path, framework="pt", device="cpu") as file,
+    ):
+        return read_header((file.metadata() or {}).get(HEADER_KEY), path).meta
 
 
 def stage_of(path: str | Path) -> str | None:
@@ -230,14 +239,20 @@ def read_pickle(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         named = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
         reason = f"it would run {named[1]}" if named else "it is damaged or not a checkpoint"
         raise UserError(f"{path} was not read: {reason}; only tensors and numbers are taken from a pickle") from None
-    except BROKEN_PICKLE as error:
+    except Exception as error:  # on bytes that are no pickle, torch.load raises whatever comes
         raise UserError(f"{path} is damaged or not a checkpoint ({type(error).__name__}); nothing was loaded") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__} and not a checkpoint; nothing was loaded")
     if "model" not in content:
         content = {"model": content.get("state_dict", content)}
-    meta = {"stage": PICKLE_STAGE, "step": int(content.get("global_step", 0)), "epoch": int(content.get("epoch", 0))}
-    return {key: value for key, value in content.items() if isinstance(value, dict)}, meta
+    if not isinstance(content["model"], dict) or not all(isinstance(name, str) for name in content["model"]):
+        raise UserError(f"{path} holds no model: expected tensors by name; nothing was loaded")
+    counts = {key: content.get(name, 0) for key, name in (("step", "global_step"), ("epoch", "epoch"))}
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise UserError(f"{path} gives {count!r:.40} as its {name}; expected a whole number; nothing was loaded")
+    meta = {"stage": PICKLE_STAGE} | counts
+    return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, dict)}, meta
 
 
 def _harmless() -> list[Any]:
@@ -266,13 +281,15 @@ def _flatten(node: dict[str, Any], path: str, flat: dict[str, Tensor]) -> dict[s
     return left
 
 
-def _unflatten(tree: dict[str, Any], flat: dict[str, Tensor]) -> dict[str, Any]:
-    """Put tensors back into the tree of the plain values."""
-    for path, tensor in flat.items():
-        *folders, name = path.split(SEPARATOR)
+def _unflatten(tree: dict[str, Any], flat: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    """Put the tensors of a file back into the tree of the plain values."""
+    for place, tensor in flat.items():
+        *folders, name = place.split(SEPARATOR)
         node = tree
         for folder in folders:
             node = node.setdefault(folder, {})
+            if not isinstance(node, dict):
+                raise UserError(f"checkpoint {path} is damaged (it has {place} inside of a value); {_way_out(path)}")
         node[name] = tensor
     return tree
 
