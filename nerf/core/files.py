@@ -224,6 +224,8 @@ def as_shape(value: Any, what: object, hint: str, shape: type[T]) -> T:
     """
     try:
         return msgspec.convert(value, shape)
+    except UnicodeEncodeError as error:  # a lone surrogate, written as an escape
+        raise UserError(f"{what} holds text that is not UTF-8 ({error.object!r:.40}); {hint}") from None
     except msgspec.ValidationError as error:
         found = re.fullmatch(r"(.*?)(?: - at `(.*)`)?", str(error), re.DOTALL)
         text, place = (str(error), None) if found is None else found.groups()

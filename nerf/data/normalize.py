@@ -170,7 +170,7 @@ def normalize_scene(
         kind, centre, half_side = "scene", focus, SCENE_MARGIN * distance.max().item()
         if points is not None:
             middle, radius = bounding_ball(points)
-            if SCENE_MARGIN * radius < half_side:
+            if MIN_HALF_SIDE < SCENE_MARGIN * radius < half_side:  # a single point says nothing of the size
                 kind, centre, half_side = "points", middle, SCENE_MARGIN * radius
     if not half_side > MIN_HALF_SIDE:
         raise UserError(

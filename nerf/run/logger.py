@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import time
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -190,7 +191,7 @@ class Report:
         self._next_step = next_step
         path = self.workspace / "metrics.jsonl"
         if path.is_file():
-            lines = path.read_bytes().split(b"\n")
+            lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
             rows = [(line, _row(line)) for line in lines if line.strip()]
             damaged = [number for number, (_, row) in enumerate(rows, 1) if row is None]
             if damaged:
@@ -280,6 +281,8 @@ class _Row(msgspec.Struct):
 
 def _row(line: bytes) -> _Row | None:
     """A line of ``metrics.jsonl``, None if it is damaged or was cut off."""
+    if line.startswith(BOM_UTF8):
+        return None
     try:
         return as_shape(parse_json(line, "", ""), "", "", _Row)
     except UserError:

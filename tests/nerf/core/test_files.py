@@ -4,6 +4,7 @@ import errno
 import os
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -144,3 +145,8 @@ def test_an_interruption_and_our_own_sentence_pass_a_parser(error):
 def test_text_that_is_not_utf8_survives_json(tmp_path):
     value = {"workspace": os.fsdecode(b"t\xff"), "prompt": "Würfel"}
     assert files.read_json(files.write_json(tmp_path / "x.json", value), "") == value
+
+
+def test_a_lone_surrogate_where_text_is_expected_is_one_sentence():
+    with pytest.raises(UserError, match="x holds text that is not UTF-8 .*; do that"):
+        files.as_shape("\ud800", "x", "do that", Literal["a", "b"])

@@ -177,3 +177,8 @@ def test_a_box_without_end_is_refused(half_side):
     box = torch.zeros(3).double(), half_side
     with pytest.raises(UserError, match="the scene would be .* units wide"):
         normalize_scene(around(), torch.full((8,), 0.5).double(), box, False, 1.0)
+
+
+def test_a_single_point_does_not_size_the_box():
+    point = torch.zeros(1, 3).double()
+    assert normalize_scene(around(), torch.full((8,), 0.5).double(), None, False, 1.0, point).kind == "scene"
