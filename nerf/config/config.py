@@ -5,6 +5,7 @@ What a run finally uses is decided in ``nerf/config/resolve.py``. Nothing here i
 
 import dataclasses
 import json
+import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -204,6 +205,13 @@ def _checked(config: Config) -> Config:
     """The options of a command line, unless two of them exclude each other or the workspace is not named."""
     if not config.output.workspace.strip():
         raise UserError("--workspace is empty; name a folder, as in --workspace trial")
+    try:
+        os.fsencode(config.output.workspace).decode()
+    except UnicodeDecodeError:
+        raise UserError(
+            f"--workspace {config.output.workspace!r} is not a name in UTF-8, and checkpoints in such a folder could not be read "
+            "again; choose another name"
+        ) from None
     if config.runtime.O and config.runtime.O2:
         raise UserError("-O and -O2 are two presets for different networks; give one of them")
     if config.optim.fp16 and config.optim.bf16:

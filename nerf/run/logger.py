@@ -221,7 +221,11 @@ class Report:
                 self._board = _Nothing()
             else:
                 folder = self.workspace / "run" / self.stage.file_prefix
-                self._board = SummaryWriter(str(folder), purge_step=self._next_step)
+                try:
+                    self._board = SummaryWriter(str(folder), purge_step=self._next_step)
+                except UnicodeError:
+                    self.log(f"{folder}: nothing is written for TensorBoard, which takes no folder whose name is not UTF-8")
+                    self._board = _Nothing()
         return None if isinstance(self._board, _Nothing) else self._board
 
 
