@@ -209,8 +209,8 @@ def _checked(config: Config) -> Config:
         os.fsencode(config.output.workspace).decode()
     except UnicodeDecodeError:
         raise UserError(
-            f"--workspace {config.output.workspace!r} is not a name in UTF-8, and checkpoints in such a folder could not be read "
-            "again; choose another name"
+            f"--workspace {config.output.workspace!r} is not a name in UTF-8, and checkpoints in such a folder could not be "
+            "read again; choose another name"
         ) from None
     if config.runtime.O and config.runtime.O2:
         raise UserError("-O and -O2 are two presets for different networks; give one of them")

@@ -392,7 +392,7 @@ def test_a_prompt_that_is_not_utf8_is_refused(flag):
 def test_a_path_that_is_not_utf8_may_be_read_but_not_written():
     name = os.fsdecode(b"t\xff")
     assert parse(["--data", name]).data.data == name
-    assert "is not a name in UTF-8, and checkpoints in such a folder could not be read" in refusal(*TEXT, "--workspace", name)
+    assert "is not a name in UTF-8, and checkpoints in such a folder could not be" in refusal(*TEXT, "--workspace", name)
     assert "--workspace is not the name of a file here" in refusal(*TEXT, "--workspace", "\ud800")
 
 
