@@ -224,8 +224,10 @@ def main(argv: list[str] | None = None) -> int:
     """Read the flags, run, and turn an error into one sentence and an exit code."""
     # Idle OpenMP threads sleep rather than spin: with as many threads as cores, spinning slows everything else down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    asked = None
     try:
-        return run(options.parse(sys.argv[1:] if argv is None else argv))
+        asked = options.parse(sys.argv[1:] if argv is None else argv)
+        return run(asked)
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -235,12 +237,19 @@ def main(argv: list[str] | None = None) -> int:
         print(f"main.py: {what}{way_out}", file=sys.stderr)
         return EXIT_USAGE
     except (DivergenceError, MemoryError) as error:
-        print(f"main.py: {error}", file=sys.stderr)
+        print(f"main.py: {str(error) or 'the machine has not enough memory'}", file=sys.stderr)
         return EXIT_FAILURE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Stopped as stopped:
         return stopped.exit_code
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # also what a library written in Rust raises, which is no Exception
+        from nerf.run import crash
+
+        print(f"main.py: {crash.sentence_of(error, None if asked is None else asked.output.workspace)}", file=sys.stderr)
+        return EXIT_FAILURE
 
 
 if __name__ == "__main__":

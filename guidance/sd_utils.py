@@ -95,11 +95,6 @@ class StableDiffusion(Guidance):
             )
         self.vae = loader.load_part(self.folder, "vae", AutoencoderKL, self.device, dtype)
         codec = LatentCodec(self.vae, grid)
-        if self.unet.config.in_channels != codec.shape[0]:
-            raise UserError(
-                f"weights: expected a UNet of {codec.shape[0]} input channels, and {self.folder / 'unet'} takes "
-                f"{self.unet.config.in_channels}; inpainting and depth models cannot guide"
-            )
         self.distiller = Distiller(codec, loader.load_schedule(self.folder, self.device), self.device)
         self.spaces = self.distiller.spaces
         self.positive: Tensor | None = None  # [V, L, D] text embeddings of the prompt with each view word

@@ -5,15 +5,20 @@ stands for an ordered list of mirrors, and for ids that can now only be found in
 """
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from guidance import prior
 from guidance.prior import captions
 from guidance.prior.description import FILE, read
 from nerf.core.errors import UserError
+from nerf.core.files import read_json
 
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DIFFUSERS_OFFLINE")
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -23,7 +28,19 @@ _STEMS = {
     "text_encoder": ("model", "pytorch_model"),
     "detail": ("diffusion_pytorch_model",),
 }
-_ENDINGS = (".fp16.safetensors", ".safetensors", ".safetensors.index.json", ".fp16.bin", ".bin")
+# Half precision and safetensors first. A file in shards is named by its index; diffusers puts the variant at two places.
+_ENDINGS = (
+    ".fp16.safetensors",
+    ".safetensors.index.fp16.json",
+    ".fp16.safetensors.index.json",
+    ".safetensors",
+    ".safetensors.index.json",
+    ".fp16.bin",
+    ".bin.index.fp16.json",
+    ".bin",
+    ".bin.index.json",
+)
+_RESTORE = "restore or download it again"
 
 
 @dataclass(frozen=True)
@@ -84,7 +101,23 @@ def weight_file(files: Iterable[str], part: str) -> str | None:
     """The best weight file of a part among paths relative to the folder: half precision and safetensors first."""
     have = set(files)
     wanted = (f"{part}/{stem}{ending}" for ending in _ENDINGS for stem in _STEMS[part])
-    return next((name for name in wanted if name in have), None)
+    return next((name for name in wanted if name in have and shards_of(name, have) != []), None)
+
+
+def shards_of(name: str, files: Iterable[str]) -> list[str] | None:
+    """The shards that the index file ``name`` stands for: all of them, or none if one is missing; None if it is no index.
+
+    They are named STEM-00001-of-00007.safetensors, with the variant, if any, at the end of STEM.
+    """
+    if ".index." not in name:
+        return None
+    stem, kind = name.split(".")[0], "safetensors" if ".safetensors" in name else "bin"
+    variant = ".fp16" if ".fp16." in name else ""
+    pattern = re.compile(re.escape(stem + variant) + r"-(\d{5})-of-(\d{5})\." + kind)
+    found = [(int(m[1]), int(m[2]), m[0]) for m in map(pattern.fullmatch, files) if m]
+    count = found[0][1] if found else 0
+    whole = {(number, count) for number in range(1, count + 1)} == {(number, of) for number, of, _ in found}
+    return [file for *_, file in sorted(found)] if whole else []
 
 
 def parts_of(files: Iterable[str]) -> tuple[str, ...]:
@@ -136,7 +169,60 @@ def check_folder(folder: Path) -> None:
     if missing is not None:
         raise UserError(
             f"weights folder {folder} lacks {missing}; expected the diffusers layout with "
-            f"{', '.join(p + '/' for p in parts_of(files))}; restore or download it again"
+            f"{', '.join(p + '/' for p in parts_of(files))}; {_RESTORE}"
+        )
+    if FILE not in files:
+        check_conditions(folder, f"the weights in {folder}")
+
+
+class _UNet(msgspec.Struct):
+    """What of a UNet's config decides whether text-to-image guidance can use it."""
+
+    in_channels: int = 4
+    sample_size: int | list[int] | None = None
+    cross_attention_dim: int | list[int] = 1280
+    addition_embed_type: str | None = None
+    class_embed_type: str | None = None
+    num_class_embeds: int | None = None
+    encoder_hid_dim_type: str | None = None
+
+
+class _VAE(msgspec.Struct):
+    latent_channels: int = 4
+
+
+class _TextEncoder(msgspec.Struct):
+    hidden_size: int | None = None
+
+
+_FURTHER = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+# What :func:`check_conditions` reads, without any weights.
+CONFIGS: dict[str, Any] = {"unet/config.json": _UNet, "vae/config.json": _VAE, "text_encoder/config.json": _TextEncoder}
+
+
+def check_conditions(folder: Path, name: str) -> None:
+    """Refuse a UNet that must be given more than noisy latents, a timestep and the text of one encoder.
+
+    Args:
+        folder: with at least :data:`CONFIGS`; no weights are read.
+        name: of the weights, in words.
+
+    Raises:
+        UserError: it wants further conditions, as SDXL, DeepFloyd IF, inpainting and depth models do, or a file is damaged.
+    """
+    unet, vae, text = (read_json(folder / path, _RESTORE, kind) for path, kind in CONFIGS.items())
+    if unet.in_channels != vae.latent_channels:
+        raise UserError(
+            f"weights: expected a UNet of {vae.latent_channels} input channels, and that of {name} takes {unet.in_channels}; "
+            "inpainting and depth models cannot guide"
+        )
+    further = [f"{key} {getattr(unet, key)}" for key in _FURTHER if getattr(unet, key) is not None]
+    if text.hidden_size is not None and unet.cross_attention_dim != text.hidden_size:
+        further.append(f"text of {unet.cross_attention_dim} channels where its encoder gives {text.hidden_size}")
+    if further:
+        raise UserError(
+            f"weights: the UNet of {name} wants more than a prompt ({', '.join(further)}), as SDXL and DeepFloyd IF do, and "
+            "those cannot guide; give a model of the kind of Stable Diffusion 1.5 or 2.x"
         )
 
 
@@ -207,7 +293,7 @@ def _kind(folder: Path) -> Literal["sd", "embedded"]:
 
 def _from_key(key: str) -> Resolved:
     """``--hf_key``: a folder, or a hub id with an optional @revision."""
-    path = Path(key).expanduser()
+    path = Path(os.path.expanduser(key))
     if path.exists() or key.startswith((".", "/", "~")) or key.count("/") != 1:
         check_folder(path)
         kind = _kind(path)
@@ -310,17 +396,17 @@ def fetch(resolved: Resolved) -> Path:
     """
     if not resolved.remote:
         return Path(resolved.source)
-    try:
-        from huggingface_hub.errors import HTTPError  # a connection that fails is not an OSError there
-    except ImportError:
+    if find_spec("huggingface_hub") is None:
         raise UserError(
             "downloading weights needs huggingface_hub; pip install diffusers transformers, or give --hf_key FOLDER"
-        ) from None
+        )
     failures = []
     for hub_id in (resolved.source, *resolved.alternatives):
         try:
             folder = _download(hub_id)
-        except (OSError, ValueError, HTTPError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # of the network, the hub, or the disk, in any of their libraries
             lines = str(error).strip().splitlines()
             failures.append(f"{hub_id}: {lines[0] if lines else type(error).__name__}")
             continue
@@ -333,9 +419,10 @@ def fetch(resolved: Resolved) -> Path:
 
 
 def _download(hub_id: str) -> Path:
-    """Download a snapshot of the parts that are used.
+    """Download a snapshot of the parts that are used; first the configs alone, so that unfit weights are never downloaded.
 
     Raises:
+        UserError: the UNet wants more than a prompt.
         OSError: of the network or the hub.
         ValueError: the repository is not a complete diffusers model.
     """
@@ -346,9 +433,12 @@ def _download(hub_id: str) -> Path:
     missing = missing_part(files)
     if missing is not None:
         raise ValueError(f"the repository lacks {missing}")
+    if FILE not in files:
+        configs = snapshot_download(name, revision=revision or None, allow_patterns=list(CONFIGS))
+        check_conditions(Path(configs), hub_id)
     wanted = ["model_index.json", FILE, "tokenizer/*", "*/config.json", "scheduler/scheduler_config.json"]
     for part in (p for p in parts_of(files) if p in _STEMS):
         best = weight_file(files, part)
         assert best is not None, part  # missing_part found one
-        wanted += [best, f"{part}/*-of-*.safetensors"] if best.endswith(".index.json") else [best]
+        wanted += [best, *(shards_of(best, files) or ())]
     return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))

@@ -4,6 +4,7 @@ Example: python scripts/mesh_report.py trial/mesh/mesh.glb
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -22,6 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     if args.samples < 0:
         parser.error(f"--samples must be at least 0, got {args.samples}")
     from nerf.mesh.report import report_file
+
+    for stream in (sys.stdout, sys.stderr):  # extras and names of files may hold what the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
     reports = []
     for path in args.files:

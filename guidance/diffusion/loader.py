@@ -1,23 +1,34 @@
 """Reading the parts of a diffusers folder: networks, noise schedule; and keeping their memory small."""
 
 import logging
-import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import torch
 
 from guidance import weights
 from guidance.diffusion import Network
 from guidance.distillation import NoiseSchedule
 from nerf.core.errors import UserError
+from nerf.core.files import read_json, reading
 
 log = logging.getLogger("somnia.guidance")
 
-_READ_ERRORS = (OSError, ValueError, TypeError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError)
+_RESTORE = "restore or download it again"
+MOST_STEPS = 100_000  # of a noise schedule
+
+
+class _Schedule(msgspec.Struct):
+    """What of a scheduler's config the noise schedule depends on."""
+
+    num_train_timesteps: int = 1000
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    beta_schedule: str = "linear"
+    trained_betas: list[float] | None = None
 
 
 def require_diffusers() -> None:
@@ -69,20 +80,10 @@ def load_part(folder: Path, part: str, kind: Any, device: torch.device, dtype: t
     Raises:
         UserError: the files are damaged, of another architecture, or lack tensors; the part is named.
     """
-    from safetensors import SafetensorError
-
     file = weights.weight_file(weights.files_of(folder), part) or ""
-    how = {"variant": "fp16" if ".fp16." in file else None, "use_safetensors": not file.endswith(".bin")}
-    try:
-        with _without_progress_bar():
-            network, info = kind.from_pretrained(
-                folder / part, dtype=dtype, output_loading_info=True, local_files_only=True, **how
-            )
-    except (*_READ_ERRORS, SafetensorError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"weights: {folder / part} cannot be read as {kind.__name__} ({first}); restore or download it again"
-        ) from error
+    how = {"variant": "fp16" if ".fp16." in file else None, "use_safetensors": ".bin" not in file}
+    with reading(f"weights: {folder / part}", _RESTORE, problem=f"cannot be read as {kind.__name__}"), _without_progress_bar():
+        network, info = kind.from_pretrained(folder / part, dtype=dtype, output_loading_info=True, local_files_only=True, **how)
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
@@ -104,11 +105,17 @@ def load_schedule(folder: Path, device: torch.device, clamp: float | None = None
     """
     from diffusers import DDPMScheduler
 
-    try:
+    path = folder / "scheduler" / "scheduler_config.json"
+    shape = read_json(path, _RESTORE, _Schedule)
+    steps = shape.num_train_timesteps
+    if not 1 <= steps <= MOST_STEPS or (shape.trained_betas is not None and len(shape.trained_betas) != steps):
+        raise UserError(f"weights: {path} gives a schedule of {steps} steps that cannot be; {_RESTORE}")
+    with reading(f"weights: {path}", _RESTORE):
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-    except (OSError, ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"weights: {folder / 'scheduler'} cannot be read ({error}); restore or download it again") from error
-    return NoiseSchedule(scheduler.alphas_cumprod.float().to(device), scheduler.config.prediction_type, clamp)
+        signal = scheduler.alphas_cumprod.float()
+    if signal.shape != (steps,) or not ((signal >= 0) & (signal <= 1)).all():
+        raise UserError(f"weights: {path} gives noise levels that are no fractions; {_RESTORE}")
+    return NoiseSchedule(signal.to(device), scheduler.config.prediction_type, clamp)
 
 
 def offload(network: Network, device: torch.device) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from guidance import weights
 from guidance.diffusion.loader import load_part
 from nerf.core.errors import UserError
+from nerf.core.files import reading
 
 log = logging.getLogger("somnia.guidance")
 
@@ -52,18 +53,21 @@ def encode_prompts(
     from transformers import CLIPTextModel, CLIPTokenizer
 
     weights.check_folder(folder)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     encoder = load_part(folder, "text_encoder", CLIPTextModel, device, dtype)
-    length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-    longest = max(len(tokenizer(suffix, add_special_tokens=False)["input_ids"]) for suffix in suffixes)
-    text, negative = _truncated(tokenizer, text, length - 2 - longest), _truncated(tokenizer, negative, length - 2)
-    prompts = [*(text + suffix for suffix in suffixes), negative]
-    ids = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")["input_ids"]
+    with reading(f"weights: the tokenizer in {folder}", "restore or download it again"):
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        longest = max(len(tokenizer(suffix, add_special_tokens=False)["input_ids"]) for suffix in suffixes)
+        text, negative = _truncated(tokenizer, text, length - 2 - longest), _truncated(tokenizer, negative, length - 2)
+        prompts = [*(text + suffix for suffix in suffixes), negative]
+        ids = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")["input_ids"]
     if int(ids.max()) >= encoder.config.vocab_size:
         raise UserError(
             f"weights: the tokenizer in {folder} has more tokens than its text encoder "
             f"({encoder.config.vocab_size}); they are not of one model"
         )
+    if int(ids.min()) < 0:
+        raise UserError(f"weights: the tokenizer in {folder} gives token {int(ids.min())}; restore or download it again")
     with torch.no_grad():
         embeddings: Tensor = encoder(input_ids=ids.to(device)).last_hidden_state.clone()
     del encoder

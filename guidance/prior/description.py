@@ -1,12 +1,14 @@
 """``somnia.json``: how the input of an embedded prior is prepared, and what marks a weights folder as one."""
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from nerf.core.errors import UserError
+from nerf.core.files import read_json
 
 FILE = "somnia.json"
+LARGEST = 4096  # of each number in it
+_RESTORE = "restore it from version control"
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,22 @@ def read(folder: Path) -> Description | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path} is not valid JSON; restore it from version control") from None
+    content = read_json(path, _RESTORE)
     names = [field.name for field in fields(Description)]
     needed = ("space", *names)
     missing = [key for key in needed if not isinstance(content, dict) or key not in content]
     if missing or content["space"] != "pixels":
         raise UserError(
             f'{path}: expected "space": "pixels" and the keys {", ".join(needed)}'
-            + (f"; {missing[0]} is missing" if missing else f", got space {content['space']!r}")
+            + (f"; {missing[0]} is missing" if missing else f", got space {content['space']!r:.40}")
         )
     for key in names[:-1]:
-        if not isinstance(content[key], int) or content[key] <= 0:
-            raise UserError(f"{path}: expected {key} as a positive whole number, got {content[key]!r}")
+        value = content[key]
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LARGEST:
+            raise UserError(f"{path}: expected {key} as a positive whole number, got {value!r:.40}; {_RESTORE}")
+    scale = content["guidance_scale"]
+    if not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 <= scale <= LARGEST:
+        raise UserError(f"{path}: expected guidance_scale as a number of at least 0, got {scale!r:.40}; {_RESTORE}")
+    if content["size"] % content["unshuffle"]:
+        raise UserError(f"{path}: expected size as a multiple of unshuffle, got {content['size']}; {_RESTORE}")
     return Description(**{name: content[name] for name in names})

@@ -5,10 +5,13 @@ What a run finally uses is decided in ``nerf/config/resolve.py``. Nothing here i
 
 import dataclasses
 import json
+import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from nerf.config.compat import add_refused, without_refused
 from nerf.config.groups import (
@@ -29,6 +32,7 @@ from nerf.config.groups import (
 from nerf.config.parser import (
     Field,
     Group,
+    as_given,
     build_parser,
     dashed,
     flag_of,
@@ -42,10 +46,12 @@ from nerf.config.parser import (
 from nerf.config.presets import PRESETS, REASONS
 from nerf.config.stages import STAGE_KINDS
 from nerf.core.errors import UserError
+from nerf.core.files import as_shape
 
 SOURCES = ("default", "preset", "workspace", "file", "typed")  # of a value, weakest first
 ASKED = ("file", "typed")  # sources that are the user's own words in this run
 JSON_FORMAT = 2  # of config.json
+_START_OVER = "start over with --ckpt scratch"
 
 _HELP_OPENING = """\
 Somnia: text or posed photographs to a textured 3D model.
@@ -188,6 +194,7 @@ def parse(argv: Sequence[str]) -> Config:
     config = Config()
     for values, source in ((in_files, "file"), (typed, "typed")):
         values = without_refused(values)
+        values = {flag: as_given(OPTIONS[flag][1], value) for flag, value in values.items()}
         for flag, value in values.items():
             refuse_unbuilt(OPTIONS[flag][1], value)
         config = with_values(config, values, source)
@@ -198,6 +205,13 @@ def _checked(config: Config) -> Config:
     """The options of a command line, unless two of them exclude each other or the workspace is not named."""
     if not config.output.workspace.strip():
         raise UserError("--workspace is empty; name a folder, as in --workspace trial")
+    try:
+        os.fsencode(config.output.workspace).decode()
+    except UnicodeDecodeError:
+        raise UserError(
+            f"--workspace {config.output.workspace!r} is not a name in UTF-8, and checkpoints in such a folder could not be "
+            "read again; choose another name"
+        ) from None
     if config.runtime.O and config.runtime.O2:
         raise UserError("-O and -O2 are two presets for different networks; give one of them")
     if config.optim.fp16 and config.optim.bf16:
@@ -248,28 +262,46 @@ def to_json(config: Config) -> dict[str, Any]:
     return plain
 
 
+class _Entry(msgspec.Struct):
+    """What ``to_json`` writes of an option; whether the value is allowed is for the option to say."""
+
+    value: Any
+    source: Literal["default", "preset", "workspace", "file", "typed"]
+
+
+class _Stored(msgspec.Struct):
+    """What ``to_json`` writes."""
+
+    format: int
+    options: dict[str, _Entry]
+    presets: list[str] = []
+
+
 def from_json(stored: Any) -> Config:
     """The config that ``to_json`` wrote; options it lacks keep their defaults.
 
     Raises:
         UserError: the value is of another format, names an unknown option or preset, or holds a value that is refused.
     """
-    options = stored.get("options") if isinstance(stored, dict) else None
-    if not isinstance(options, dict) or stored.get("format") != JSON_FORMAT or not all(map(_is_entry, options.values())):
-        raise UserError(f"the stored options are not of format {JSON_FORMAT}; start over with --ckpt scratch")
-    presets = tuple(stored.get("presets", ()))
+    try:
+        found = as_shape(stored, "the stored options", _START_OVER, _Stored)
+    except UserError as error:
+        if isinstance(stored, dict) and stored.get("format") == JSON_FORMAT:
+            raise
+        raise UserError(f"the stored options are not of format {JSON_FORMAT}; {_START_OVER}") from error
+    if found.format != JSON_FORMAT:
+        raise UserError(f"the stored options are not of format {JSON_FORMAT}; {_START_OVER}")
+    options, presets = found.options, tuple(found.presets)
     unknown = [f"option --{flag}" for flag in sorted(set(options) - set(OPTIONS))]
     unknown += [f"preset {name!r}" for name in presets if name not in PRESETS]
     if unknown:
-        raise UserError(f"this version does not know the stored {unknown[0]}; start over with --ckpt scratch")
+        raise UserError(f"this version does not know the stored {unknown[0]:.80}; {_START_OVER}")
     config = Config()
     for source in SOURCES:
-        values = {flag: entry["value"] for flag, entry in options.items() if entry.get("source") == source}
-        config = with_values(config, values, source)
+        values = {flag: entry.value for flag, entry in options.items() if entry.source == source}
+        try:
+            config = with_values(config, values, source)
+        except UserError as error:
+            raise UserError(f"the stored options are damaged: {error}; {_START_OVER}") from error
     sources = {flag: source for flag, source in config.sources.items() if source != "default"}
     return dataclasses.replace(config, sources=sources, presets=presets)
-
-
-def _is_entry(entry: Any) -> bool:
-    """Whether a stored option has what ``to_json`` writes of it."""
-    return isinstance(entry, dict) and "value" in entry and entry.get("source") in SOURCES

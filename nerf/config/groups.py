@@ -41,8 +41,8 @@ class PromptConfig(Group):
 
     text: str | None = option(None, "the prompt, in quotes", kept=RUN)
     negative: str = option("", "negative prompt", kept=RUN)
-    image: str | None = option(None, "image prompt, RGBA", unbuilt=KNOWN)
-    image_config: str | None = option(None, "CSV of several image prompts", unbuilt=KNOWN)
+    image: str | None = option(None, "image prompt, RGBA", unbuilt=KNOWN, path=True)
+    image_config: str | None = option(None, "CSV of several image prompts", unbuilt=KNOWN, path=True)
     known_view_interval: int = option(4, "train the view of --image in every N-th step", check=at_least(1), unbuilt=KNOWN)
     known_view_scale: float = option(
         1.5, "render size of the known view, as a multiple of --w and --h", check=above(0), unbuilt=KNOWN
@@ -56,7 +56,9 @@ class PromptConfig(Group):
 class DataConfig(Group):
     """Posed photographs"""
 
-    data: str | None = option(None, "folder of posed photographs: transforms.json, a COLMAP model or NeuS cameras", kept=RUN)
+    data: str | None = option(
+        None, "folder of posed photographs: transforms.json, a COLMAP model or NeuS cameras", kept=RUN, path=True
+    )
     num_rays: int = option(4096, "random rays per step from the photographs", check=between(1, 2**22))
     holdout: int = option(
         8, "hold out every N-th photograph for testing if the data has no split (0: none)", check=at_least(0), kept=RUN
@@ -87,7 +89,7 @@ class GuidanceConfig(Group):
         choices=("auto", "embedded", "1.5", "2.0", "2.1"),
         kept=RUN,
     )
-    hf_key: str | None = option(None, "diffusers folder or hub id, in place of --sd_version", kept=RUN)
+    hf_key: str | None = option(None, "diffusers folder or hub id, in place of --sd_version", kept=RUN, path=True)
     IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion", unbuilt="DeepFloyd IF guidance")
     guidance_scale: float = option(100.0, "classifier-free guidance (CFG) scale", check=at_least(0))
     guidance_rescale: float = option(
@@ -133,9 +135,12 @@ class GuidanceConfig(Group):
     save_guidance: bool = option(False, "write the images that the guidance receives and predicts to guidance/")
     save_guidance_interval: int = option(10, "steps between two images of --save_guidance", check=at_least(1))
     zero123_config: str = option(
-        "./pretrained/zero123/sd-objaverse-finetune-c_concat-256.yaml", "zero123 model config", unbuilt="zero123 guidance"
+        "./pretrained/zero123/sd-objaverse-finetune-c_concat-256.yaml",
+        "zero123 model config",
+        path=True,
+        unbuilt="zero123 guidance",
     )
-    zero123_ckpt: str = option("pretrained/zero123/zero123-xl.ckpt", "zero123 weights", unbuilt="zero123 guidance")
+    zero123_ckpt: str = option("pretrained/zero123/zero123-xl.ckpt", "zero123 weights", path=True, unbuilt="zero123 guidance")
     zero123_grad_scale: str = option("angle", "zero123 gradient scale", choices=("angle", "None"), unbuilt="zero123 guidance")
 
 
@@ -319,7 +324,7 @@ class LossConfig(Group):
 class OutputConfig(Group):
     """Output"""
 
-    workspace: str = option("workspace", "folder of the run")
+    workspace: str = option("workspace", "folder of the run", path=True)
     test: bool = option(False, "do not train: write the turntable video, and the mesh with --save_mesh")
     six_views: bool = option(False, "do not train: write six images from fixed views")
     save_mesh: bool = option(False, "write the textured mesh at the end")
@@ -374,6 +379,7 @@ class RuntimeConfig(Group):
     ckpt: str = option(
         "latest",
         "checkpoint to resume: latest, best, latest_model (weights only), scratch (start over), or a checkpoint file",
+        path=True,
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one", check=DEVICE)
     threads: int = option(0, "CPU threads (0: as many as there are cores)", check=between(0, 1024))
@@ -410,6 +416,7 @@ class DmtetConfig(Group):
         "",
         "initialisation of the mesh: a workspace, a checkpoint, a stable-dreamfusion df.pth, or a mesh (OBJ, GLB, glTF, PLY); "
         "by default the NeRF of the workspace, else a ball",
+        path=True,
     )
     lock_geo: bool = option(False, "freeze the geometry and train the texture only")
     dmtet_reso_scale: float = option(

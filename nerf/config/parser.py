@@ -6,9 +6,12 @@ The flags themselves are in ``nerf/config/groups.py``. Nothing here imports torc
 import argparse
 import dataclasses
 import difflib
+import io
 import math
+import os
 import re
 import shlex
+import sys
 import textwrap
 import types
 import typing
@@ -17,12 +20,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from nerf.core.errors import UserError
+from nerf.core.files import decode_text, read_bytes
 
 Field = dataclasses.Field[Any]
 
 HELP_WIDTH = 118  # columns of --help
 USAGE_WIDTH = 34  # columns of a flag and its values; a longer one has its help on the next line
 INDENT = USAGE_WIDTH + 2
+MAX_FLAG_BYTES = 1 << 20  # of a file of flags
 NEAR = 0.6  # similarity in [0, 1] from which a known word is suggested for an unknown one; difflib's own default
 
 
@@ -76,6 +81,7 @@ def option(
     check: Check | None = None,
     kept: str | None = None,
     unbuilt: str | tuple[str, ...] | None = None,
+    path: bool = False,
 ) -> Any:
     """A config field that is also a command-line flag.
 
@@ -89,9 +95,10 @@ def option(
         kept: the stage whose first checkpoint fixes the value for its workspace, or ``groups.RUN`` for that of any stage:
             a resumed run that asks for another value is refused (see ``resolve.merge_kept_options``). None: never fixed.
         unbuilt: a str names the feature behind the flag that does not exist yet, a tuple the choices that do not.
+        path: the value names a file or folder, where ``~`` is the user's home and the bytes need not be UTF-8.
     """
     metadata: dict[str, Any] = {"help": help, "flag": flag, "choices": choices, "extensible": extensible}
-    metadata |= {"check": check, "kept": kept, "unbuilt": unbuilt}
+    metadata |= {"check": check, "kept": kept, "unbuilt": unbuilt, "path": path}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -142,7 +149,7 @@ def kind_of(field: Field) -> Kind:
 
 def _is_a(value: Any, scalar: Any) -> bool:
     if scalar is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return isinstance(value, scalar) and not (scalar is int and isinstance(value, bool))
 
 
@@ -158,6 +165,8 @@ def check_value(field: Field, value: Any) -> None:
     if (kind.count is not None) != isinstance(value, tuple | list) or not all(_is_a(w, kind.scalar) for w in words):
         several = "" if kind.count is None else " each (several words)"
         raise UserError(f"{name} must be {_NOUNS[kind.scalar]}{several}, got {value!r}")
+    for word in words if kind.scalar is str else ():
+        _check_text(name, word, meta["path"])
     if kind.count and len(words) != kind.count:
         raise UserError(f"{name} takes {kind.count} values, got {len(words)}")
     for word in words if meta["choices"] and not meta["extensible"] else ():
@@ -166,6 +175,35 @@ def check_value(field: Field, value: Any) -> None:
             raise UserError(f"{name} must be one of {', '.join(meta['choices'])}, got {word!r}{hint}")
     if meta["check"] and not meta["check"].holds(value):
         raise UserError(f"{name} must be {meta['check'].expected}, got {_shown(value)}")
+
+
+def _check_text(name: str, word: str, path: bool) -> None:
+    """Refuse text that no file system, or for anything but a path no UTF-8 file, can hold."""
+    if "\0" in word:
+        raise UserError(f"{name} holds a null character, got {word!r:.80}; leave it out")
+    try:
+        os.fsencode(word) if path else word.encode()
+    except UnicodeEncodeError:
+        what = "the name of a file here" if path else "text in UTF-8"
+        raise UserError(f"{name} is not {what}, got {word!r:.80}; set the locale of the terminal to UTF-8") from None
+
+
+def as_given(field: Field, value: Any) -> Any:
+    """A value as it is meant: ``~`` in a path is the user's home, and text that the locale hid is UTF-8 again.
+
+    The shell replaces ``~`` in ``--data ~/x`` but not in ``--data=~/x``. Under the C locale, Python stores the bytes of other
+    characters as lone surrogates.
+    """
+    if isinstance(value, tuple):
+        return tuple(as_given(field, word) for word in value)
+    if not isinstance(value, str):
+        return value
+    if field.metadata["path"]:
+        return os.path.expanduser(value)
+    try:
+        return os.fsencode(value).decode()
+    except UnicodeError:  # check_value says what is wrong
+        return value
 
 
 def refuse_unbuilt(field: Field, value: Any) -> None:
@@ -291,14 +329,11 @@ def split_file(path: str) -> list[str]:
     Raises:
         UserError: the file cannot be read, is not text, or a quote is not closed.
     """
+    what, hint = f"--file {path}", "expected flags as on the command line"
+    text = decode_text(read_bytes(os.path.expanduser(path), hint, MAX_FLAG_BYTES, pipe=True, what=what), what, hint)
+    lines = [line for line in io.StringIO(text) if not line.lstrip().startswith("#")]
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line for line in file if not line.lstrip().startswith("#")]
         words = shlex.split("".join(lines))
-    except OSError as error:
-        raise UserError(f"--file {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"--file {path}: not a text file; expected flags as on the command line") from None
     except ValueError as error:
         raise UserError(f"--file {path}: {str(error).lower()}; quotes are read as a shell reads them") from None
     if any(w == "--file" or w.startswith("--file=") for w in words):

@@ -1,13 +1,21 @@
-"""Atomic writes of files and folders (a temporary one beside the target, renamed over it), and JSON."""
+"""Files: atomic writes (a temporary file beside the target, renamed over it), and reading that ends in a value or a UserError.
+
+Whatever a user gives may be damaged. :func:`read_text` and :func:`read_json` are the one way to read text; a JSON value is
+checked against a declared shape, so that the code after it need not look at types again. :func:`reading` does the same for
+the parsers of libraries, which raise exceptions of any kind.
+"""
 
 import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from nerf.core.errors import UserError
 
@@ -15,6 +23,12 @@ from nerf.core.errors import UserError
 # being replaced. A process that is killed leaves them behind.
 UNFINISHED = re.compile(r"\..+\.\d+\.unfinished(\.[^.]*)?")
 REPLACED = re.compile(r"\.(?P<name>.+)\.\d+\.replaced")
+T = TypeVar("T")
+
+MAX_BYTES = 1 << 28  # of a file that is read as a whole; the JSON of ten thousand photographs stays below a tenth of it
+MAX_DEPTH = 64  # of nested lists and objects in JSON
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_REASON_LENGTH = 200  # characters of another library's message that are repeated in ours
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object], durable: bool = False) -> Path:
@@ -137,25 +151,190 @@ def write_json(path: str | Path, value: Any) -> Path:
         OSError: it cannot be written.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # a path that is not UTF-8 has lone surrogates
+        text = json.dumps(value, indent=2) + "\n"
     return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: str | Path, hint: str) -> Any:
+@contextmanager
+def reading(what: object, hint: str, kind: type[UserError] = UserError, problem: str = "cannot be read") -> Iterator[None]:
+    """Run a parser in this block: whatever it raises on damaged bytes becomes one sentence.
+
+    Only for code that parses a file. A list of the exceptions of a library is never complete, and a damaged file must not
+    end in a traceback, so nothing is let through but a UserError and an interruption.
+
+    Args:
+        what: the file, as the sentence begins.
+        hint: what the user can do; the end of the sentence.
+        kind: of the error.
+        problem: what the sentence says of the file.
+
+    Raises:
+        UserError: the block raised anything else.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise kind(f"{what} {problem}: it needs more memory than there is; {hint}") from error
+    except Exception as error:
+        raise kind(f"{what} {problem}: {reason_of(error)}; {hint}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # an error inside a library written in Rust
+            raise
+        raise kind(f"{what} {problem}: {reason_of(error)}; {hint}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The message of another library's exception in one line; the exception's name where the message says too little."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    try:
+        text = str(error)
+    except Exception:  # of a damaged file, even the message of the error may not be printable
+        text = ""
+    line = " ".join(text.split()).rstrip(".;: ")
+    line = line if len(line) <= _REASON_LENGTH else f"{line[:_REASON_LENGTH]} ..."
+    if isinstance(error, KeyError):
+        return f"there is no {line}"
+    return line if " " in line else " ".join(filter(None, (type(error).__name__, line)))
+
+
+def read_bytes(path: str | Path, hint: str, limit: int = MAX_BYTES, pipe: bool = False, what: str = "") -> bytes:
+    """The bytes of a regular file.
+
+    Args:
+        path: the file.
+        hint: what the user can do; the end of the message.
+        limit: in bytes.
+        pipe: it may also be a pipe, such as a shell makes for ``<(command)``; it is waited for.
+        what: the file, as the message begins, if that is not its path.
+
+    Raises:
+        UserError: it does not exist, cannot be read, is larger than ``limit``, or is no file (a pipe might never end).
+    """
+    what = what or str(path)
+    too_large = UserError(f"{what} is larger than {limit >> 20} MiB, which no such file is; {hint}")
+    with reading(what, hint), open(path, "rb", opener=None if pipe else _open_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not pipe and not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{what} cannot be read: it is not a file; {hint}")
+        if status.st_size > limit:
+            raise too_large
+        data = file.read(limit + 1) if pipe else file.read()
+    if len(data) > limit:
+        raise too_large
+    return data
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a file; of a pipe that nobody writes to, return at once."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def decode_text(data: bytes, what: object, hint: str) -> str:
+    """UTF-8 bytes as text, without a byte order mark.
+
+    Args:
+        data: the content of a file.
+        what: the file, as the message begins.
+        hint: what the user can do; the end of the message.
+
+    Raises:
+        UserError: they are not UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if data.startswith(UTF16_MARKS):
+            raise UserError(
+                f"{what} is not a text file in UTF-8, but one in UTF-16; save it as UTF-8, and start again"
+            ) from None
+        raise UserError(f"{what} is not a text file in UTF-8 (byte {error.start}: {error.reason}); {hint}") from None
+
+
+def read_text(path: str | Path, hint: str, limit: int = MAX_BYTES) -> str:
+    """The text of a UTF-8 file without its byte order mark; see :func:`read_bytes`.
+
+    Raises:
+        UserError: it cannot be read, is not UTF-8, or is larger than ``limit`` bytes.
+    """
+    return decode_text(read_bytes(path, hint, limit), path, hint)
+
+
+def parse_json(text: str | bytes, what: object, hint: str) -> Any:
+    """The value of a JSON text, of whatever shape; NaN and Infinity are numbers, as Python writes them.
+
+    Args:
+        text: the JSON, in UTF-8 if bytes.
+        what: where it is from, as the message begins.
+        hint: what the user can do; the end of the message.
+
+    Raises:
+        UserError: it is not JSON, has a number of thousands of digits, or is nested deeper than :data:`MAX_DEPTH`.
+    """
+    text = decode_text(text, what, hint) if isinstance(text, bytes) else text
+    try:
+        value = json.loads(text.removeprefix("\ufeff"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{what} is not valid JSON, line {error.lineno} column {error.colno}: {error.msg}; {hint}") from None
+    except RecursionError:
+        raise UserError(f"{what}: its JSON is nested too deeply; {hint}") from None
+    except ValueError:
+        raise UserError(f"{what}: its JSON has a number of thousands of digits; {hint}") from None
+    if _deeper_than(value, MAX_DEPTH):
+        raise UserError(f"{what}: its JSON is nested too deeply; {hint}")
+    return value
+
+
+def _deeper_than(value: Any, limit: int) -> bool:
+    """Whether lists and dicts are nested more than ``limit`` deep; level by level, as recursion might not come back."""
+    level = [value]
+    for _ in range(limit):
+        level = [inside for v in level if isinstance(v, dict | list) for inside in (v.values() if isinstance(v, dict) else v)]
+        if not level:
+            return False
+    return any(isinstance(v, dict | list) for v in level)
+
+
+def as_shape(value: Any, what: object, hint: str, shape: type[T]) -> T:
+    """A parsed JSON value as a declared shape: a ``msgspec.Struct``, or ``dict[str, float]`` and the like.
+
+    Args:
+        value: of :func:`parse_json`.
+        what: where it is from, as the message begins.
+        hint: what the user can do; the end of the message.
+        shape: keys that a Struct does not declare are left out.
+
+    Raises:
+        UserError: it has another shape; the message names the place inside it.
+    """
+    try:
+        return msgspec.convert(value, shape)
+    except UnicodeEncodeError as error:  # a lone surrogate, written as an escape
+        raise UserError(f"{what} holds text that is not UTF-8 ({error.object!r:.40}); {hint}") from None
+    except msgspec.ValidationError as error:
+        found = re.fullmatch(r"(.*?)(?: - at `(.*)`)?", str(error), re.DOTALL)
+        text, place = (str(error), None) if found is None else found.groups()
+        inside = "" if place in (None, "$") else f", {str(place).removeprefix('$').removeprefix('.')}"
+        text = text.replace("`", "")
+        raise UserError(f"{what}{inside}: {text[:1].lower()}{text[1:]}; {hint}") from None
+
+
+def read_json(path: str | Path, hint: str, shape: Any = Any, limit: int = MAX_BYTES) -> Any:
     """The value in a JSON file.
 
     Args:
         path: the file.
         hint: what the user can do if it is broken; the end of the message.
+        shape: see :func:`as_shape`; without it, the value may be anything.
+        limit: in bytes.
 
     Raises:
-        UserError: the file cannot be read or is not JSON.
+        UserError: the file cannot be read, is too large, is not JSON, or holds a value of another shape.
     """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; {hint}") from None
-    except (ValueError, RecursionError) as error:  # of text that is not UTF-8, numbers of 5,000 digits, and all that is no JSON
-        raise UserError(f"{path} is not valid JSON ({error}); {hint}") from None
+    return as_shape(parse_json(read_text(path, hint, limit), path, hint), path, hint, shape)
 
 
 def _sync(path: Path) -> None:

@@ -1,7 +1,7 @@
 """COLMAP's sparse models: cameras, images and points, as text or binary. P points.
 
 The format is described in COLMAP's documentation under "Output Format": ``sparse/0/{cameras,images,points3D}.{bin,txt}``
-beside ``images/``, and masks as ``masks/NAME`` or ``masks/NAME.png``.
+beside ``images/``, and masks as ``masks/NAME`` or ``masks/NAME.png`` (or with another suffix in place of NAME's own).
 """
 
 import math
@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 
 from nerf.core.errors import UserError
+from nerf.core.files import read_bytes
 from nerf.data.frames import (
     Frame,
     Intrinsics,
     ParsedDataset,
     find_image,
+    find_mask,
     make_dataset,
     pose_from_opencv,
     raise_no_images,
     split_by_holdout,
+    warn_of_unused_masks,
 )
 
 # Parameters of each camera model in the order of the file; a model's number in binary files is its position here.
@@ -35,6 +38,7 @@ CAMERA_MODELS: dict[str, tuple[str, ...]] = {
 }
 QUATERNION_TOLERANCE = 1e-2  # deviation of a quaternion's length from 1; rounding in text files stays far below it
 FEATURE_BYTES = 24  # of a feature of an image: x, y (float64) and the id of its 3-D point (int64)
+LARGEST_FILE = 1 << 34  # bytes; images.bin of thirty thousand photographs is a tenth of it
 TRACK_BYTES = 8  # of an element of a point's track: image and feature (int32 each)
 
 
@@ -96,11 +100,12 @@ def read_colmap(folder: Path, models: Sequence[ModelFiles], holdout: int) -> Par
         if image is None:
             missing.append(entry.name)
             continue
-        mask = next((p for p in (folder / "masks" / entry.name, folder / "masks" / f"{entry.name}.png") if p.is_file()), None)
+        mask = find_mask(folder / "masks", entry.name)
         centre = -entry.rotation.T @ entry.translation
         frames.append(Frame(entry.name, image, pose_from_opencv(entry.rotation, centre), cameras[entry.camera], mask))
     if not frames:
         raise_no_images(model.folder, image_folder / missing[0] if missing else None, missing)
+    warn_of_unused_masks(folder / "masks", frames, "the mask of a.jpg is a.jpg, a.jpg.png or a.png")
     splits = split_by_holdout(frames, holdout)
     return make_dataset(folder, model.folder, splits, missing, holdout, points=_read_points(model.points))
 
@@ -250,7 +255,7 @@ def _binary_points(path: Path) -> Iterator[tuple[float, ...]]:
 def _lines(path: Path, blank: bool = False) -> Iterator[tuple[str, str]]:
     """(location for error messages, line) of a text file, without comments, and without blank lines unless ``blank``."""
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.startswith("#") and (blank or line.strip()):
                     yield f"{path}, line {number}", line.rstrip("\n")
@@ -276,7 +281,7 @@ class BinaryReader:
     """
 
     def __init__(self, path: Path):
-        self.path, self.data, self.position = path, path.read_bytes(), 0
+        self.path, self.data, self.position = path, read_bytes(path, "export the model again", LARGEST_FILE), 0
 
     def read(self, layout: str) -> tuple:
         """The next values in the format of ``struct``, without padding."""

@@ -3,7 +3,10 @@
 Poses are camera-to-world with OpenGL axes (x right, y up, looking along -z) in the dataset's own world.
 """
 
+import errno
+import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +17,15 @@ from torch import Tensor
 
 from nerf.core.errors import UserError
 
+log = logging.getLogger("somnia.photographs")
+
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")  # "": the name already has its suffix
 NO_DISTORTION = (0.0,) * 6
+LARGEST_SIZE = 1e6  # pixels along an edge
+FOCAL_RANGE = (1e-3, 1e9)  # pixels; a lens outside of it has no picture, or no perspective
+FARTHEST = 1e12  # of a camera from the origin of its dataset; squares of larger numbers overflow in single precision
+STRONGEST_DISTORTION = 1e6  # of a coefficient of a lens
 ASPECT_TOLERANCE = 0.02  # relative; rounding of a resized image stays below it, a rotated or cropped image far exceeds it
 
 
@@ -41,6 +50,8 @@ class Intrinsics:
             UserError: the aspect ratio of the image differs from the camera's.
         """
         own_width, own_height = self.width or width, self.height or height
+        if not max(own_width, own_height) <= LARGEST_SIZE:
+            raise UserError(f"its camera is for {own_width:g}x{own_height:g} pixels; correct its width and height")
         scale_x, scale_y = width / own_width, height / own_height
         if abs(scale_x / scale_y - 1) > ASPECT_TOLERANCE:
             raise UserError(
@@ -54,7 +65,17 @@ class Intrinsics:
             raise UserError("its camera has neither a focal length nor a field of view; give one of them")
         cx = own_width / 2 if self.cx is None else self.cx
         cy = own_height / 2 if self.cy is None else self.cy
-        return fx * scale_x, fy * scale_y, cx * scale_x, cy * scale_y
+        fx, fy, cx, cy = fx * scale_x, fy * scale_y, cx * scale_x, cy * scale_y
+        low, high = FOCAL_RANGE
+        if not (low <= fx <= high and low <= fy <= high and abs(cx) <= high and abs(cy) <= high):
+            raise UserError(
+                f"its camera has focal lengths of {fx:g} and {fy:g} and its centre at {cx:g}, {cy:g} in pixels of the image, "
+                "which no camera has; correct them"
+            )
+        strongest = max(map(abs, self.distortion))
+        if not strongest <= STRONGEST_DISTORTION:
+            raise UserError(f"its camera has a distortion coefficient of {strongest:g}, which no lens has; correct it")
+        return fx, fy, cx, cy
 
 
 def _focal_length(pixels: float | None, fov: float | None, size: float) -> float | None:
@@ -72,7 +93,7 @@ class Frame:
     image: Path
     pose: Tensor  # [4, 4] float64, camera to the dataset's world
     intrinsics: Intrinsics
-    mask: Path | None = None  # pixels that are black in it are ignored
+    mask: Path | None = None  # black pixels are ignored, all others are valid
     normal: Path | None = None  # normal map in the axes of the dataset's world, colour = (n + 1) / 2
     alpha: Path | None = None  # alpha channel in a file of its own; white is opaque
 
@@ -93,7 +114,48 @@ class ParsedDataset:
 def find_image(folder: Path, name: str) -> Path | None:
     """The image file ``folder/name``, with an image suffix appended if the name lacks one; None if there is none."""
     base = folder / name.replace("\\", "/")
-    return next((path for path in (Path(f"{base}{suffix}") for suffix in IMAGE_SUFFIXES) if path.is_file()), None)
+    return next((path for path in (Path(f"{base}{suffix}") for suffix in IMAGE_SUFFIXES) if _is_file(path)), None)
+
+
+def find_mask(folder: Path, name: str) -> Path | None:
+    """The mask of the photograph ``name``: ``NAME``, ``NAME.png``, or the same name with another image suffix."""
+    names = (name, f"{name}.png", *(os.path.splitext(name)[0] + suffix for suffix in IMAGE_SUFFIXES))
+    return next((path for path in (folder / name for name in names) if _is_file(path)), None)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is that of a file; a name that is too long is that of none."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
+            return False
+        raise
+
+
+def same_path(path: str | Path) -> str:
+    """A path in the form in which two paths to one file are equal: without ``./``, ``a/../`` and backslashes."""
+    return os.path.normpath(str(path).replace("\\", "/"))
+
+
+def warn_of_unused_masks(folder: Path, frames: Sequence[Frame], way_out: str) -> None:
+    """Log a warning if there is a folder of masks, and photographs have none.
+
+    Args:
+        folder: of masks; it may be missing.
+        frames: the photographs that were found.
+        way_out: how a mask is found.
+    """
+    without = [frame for frame in frames if frame.mask is None]
+    if without and folder.is_dir() and any(folder.iterdir()):
+        log.warning(
+            "%s: %d of %d photographs have no mask there, first %s, so all of their pixels are used; %s",
+            folder,
+            len(without),
+            len(frames),
+            without[0].name,
+            way_out,
+        )
 
 
 def pose_from_opencv(rotation: Tensor, centre: Tensor) -> Tensor:
@@ -153,7 +215,24 @@ def make_dataset(
     splits.setdefault("test", splits["val"])
     if not splits["train"]:
         raise UserError(f"{source}: no photograph is left for training; raise --holdout, which is {holdout}")
+    for frame in frames:
+        if not frame.pose.abs().max() <= FARTHEST:
+            raise UserError(f"{source}: the pose of {frame.name} has numbers beyond {FARTHEST:g}; correct it")
+    _warn_of_leaks(source, frames, splits)
     return ParsedDataset(folder, tuple(frames), splits, tuple(missing), box, to_reconstruction, points)
+
+
+def _warn_of_leaks(source: Path, frames: Sequence[Frame], splits: Mapping[str, tuple[int, ...]]) -> None:
+    """Log a warning if a photograph is both trained on and held out."""
+    trained = {same_path(frames[i].image) for i in splits["train"]}
+    both = [frame.name for frame in frames[len(splits["train"]) :] if same_path(frame.image) in trained]
+    if both:
+        log.warning(
+            "%s: %d held-out photographs are also trained on, first %s, so test results are too good; list each only once",
+            source,
+            len(both),
+            both[0],
+        )
 
 
 def raise_no_images(source: Path, first: Path | None, missing: Sequence[str]) -> NoReturn:

@@ -1,39 +1,37 @@
 """Images in memory: decoded once and stored as bytes in one tensor. I images, P pixels of all images, C channels, N pixels."""
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from nerf.core.errors import UserError
+from nerf.core.pictures import as_mode, nonzero, open_picture
+
+log = logging.getLogger("somnia.photographs")
 
 DECODE_THREADS = 4
-VALID_LEVEL = 128  # a mask's grey level from which a pixel is valid
+HALF_VALID = 128  # mean level of a block of mask pixels of 0 and 255 from which the block is valid
 UNKNOWN_NORMAL = 128  # byte of all three components where there is no normal map; decodes to a length near 0
 NORMAL_TOLERANCE = 0.25  # of a normal's length: 8-bit rounding and resampling stay below it, plain backgrounds exceed it
 MIN_LENGTH = 1e-6  # lower limit of a divisor
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"photograph {path} cannot be read: {error}; replace the file, or remove it from the dataset")
+_WAY_OUT = "replace the file, or remove it from the dataset"
 
 
 def read_header(path: Path) -> tuple[int, int, bool]:
     """Width, height, and whether there is an alpha channel or a transparent colour, without decoding the image.
 
     Raises:
-        UserError: the file is not an image.
+        UserError: the file is not a picture in one of the formats of :mod:`nerf.core.pictures`.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return *image.size, "A" in image.getbands() or "transparency" in image.info
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
+    with open_picture(path, f"photograph {path}", _WAY_OUT) as image:
+        return *image.size, "A" in image.getbands() or "transparency" in image.info
 
 
 def decode_image(path: Path, mode: str, factor: int = 1) -> Tensor:
@@ -42,25 +40,42 @@ def decode_image(path: Path, mode: str, factor: int = 1) -> Tensor:
     Downscaling averages blocks of ``factor`` x ``factor`` pixels, with premultiplied alpha in mode "RGBA".
 
     Args:
-        path: any format that PIL reads; 16-bit grey is scaled to 8 bits.
+        path: in one of the formats of :mod:`nerf.core.pictures`; 16-bit grey is scaled to 8 bits.
         mode: "RGB", "RGBA" or "L".
         factor: width and height are divided by it and rounded up.
 
     Raises:
-        UserError: the file is not an image, is broken, or is too large to be decoded safely.
+        UserError: the file is not a picture, is broken, or is too large to be decoded safely.
     """
-    import numpy as np
-    from PIL import Image
-
-    try:
-        with Image.open(path) as opened:
-            if opened.mode.startswith("I"):  # 16-bit grey, which PIL would clip to 8 bits instead of scaling
-                image = opened.convert("I").point(lambda value: value / 257).convert("L").convert(mode)
-            else:
-                image = opened.convert(mode)
+    with open_picture(path, f"photograph {path}", _WAY_OUT) as opened:
+        image = as_mode(opened, mode)
         return torch.from_numpy(np.array(image.reduce(factor) if factor > 1 else image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
+
+
+def decode_mask(path: Path, factor: int = 1) -> Tensor:
+    """Pixels [H, W] bool of a mask that are not black; downscaled, those of which at least half is not black.
+
+    Args:
+        path: in one of the formats of :mod:`nerf.core.pictures`; white may be any level, also 1 of 255.
+        factor: width and height are divided by it and rounded up.
+
+    Raises:
+        UserError: the file is not a picture, is broken, or is too large to be decoded safely.
+    """
+    with open_picture(path, f"mask {path}", _WAY_OUT) as opened:
+        valid = Image.fromarray(np.where(nonzero(opened), np.uint8(255), np.uint8(0)))
+        return torch.from_numpy(np.array(valid.reduce(factor) if factor > 1 else valid) >= HALF_VALID)
+
+
+def decode_opacity(path: Path, factor: int = 1) -> Tensor:
+    """An alpha channel uint8 [H, W] in a file of its own; one of zeros and ones is scaled to 255.
+
+    Raises:
+        UserError: the file is not a picture, is broken, or is too large to be decoded safely.
+    """
+    alpha = decode_image(path, "L")
+    alpha = alpha * 255 if int(alpha.max()) == 1 else alpha
+    return alpha if factor == 1 else torch.from_numpy(np.array(Image.fromarray(alpha.numpy()).reduce(factor)))
 
 
 def has_transparency(path: Path) -> bool:
@@ -75,7 +90,7 @@ class ImageStore:
 
     Args:
         paths: I image files.
-        masks: I mask files, or None; white pixels are valid.
+        masks: I mask files, or None; pixels that are not black are valid.
         normals: I normal maps, or None.
         alphas: I files that replace the alpha channels of the images, or None.
         factor: downscale by this factor.
@@ -119,18 +134,23 @@ class ImageStore:
             size, inside = (int(height[i]), int(width[i])), slice(int(ends[i] - width[i] * height[i]), int(ends[i]))
             pixels[inside] = decode_image(paths[i], mode, factor).reshape(-1, len(mode))
             if (path := alphas[i]) is not None:
-                pixels[inside, 3] = _decode_companion("mask", path, "L", factor, size).reshape(-1)
+                pixels[inside, 3] = _of_size("mask", path, decode_opacity(path, factor), size).reshape(-1)
             if (path := masks[i]) is not None:
-                valid[inside] = (_decode_companion("mask", path, "L", factor, size) >= VALID_LEVEL).reshape(-1)
+                valid[inside] = _of_size("mask", path, decode_mask(path, factor), size).reshape(-1)
             if (path := normals[i]) is not None:
-                normal[inside] = _decode_companion("normals", path, "RGB", factor, size).reshape(-1, 3)
+                normal[inside] = _of_size("normals", path, decode_image(path, "RGB", factor), size).reshape(-1, 3)
 
         _run_in_threads(load, len(paths))
         if mode == "RGBA" and bool((pixels[:, 3] == 255).all()):
             pixels = pixels[:, :3].contiguous()
+        if mode == "RGBA" and not bool(pixels[:, -1].any()):
+            log.warning(
+                "all %d photographs are transparent everywhere, so there is nothing to learn; check their alpha channels",
+                len(paths),
+            )
         if any(masks) and not valid.any():
             raise UserError(
-                f"{next(filter(None, masks))}: all masks are black everywhere, and only white pixels are used; "
+                f"{next(filter(None, masks))}: all masks are black everywhere, and only the other pixels are used; "
                 "invert the masks, or remove them"
             )
         self.pixels = pixels.to(device)
@@ -262,9 +282,8 @@ def _run_in_threads(load: Callable[[int], None], count: int) -> None:
         list(pool.map(load, range(count)))
 
 
-def _decode_companion(kind: str, path: Path, mode: str, factor: int, size: tuple[int, int]) -> Tensor:
-    """Decode a mask or normal map, whose size must be that of its photograph: ``size`` (height, width) pixels."""
-    image = decode_image(path, mode, factor)
+def _of_size(kind: str, path: Path, image: Tensor, size: tuple[int, int]) -> Tensor:
+    """A decoded mask or normal map [H, W, ...], which must have the size of its photograph: ``size`` (height, width)."""
     if tuple(image.shape[:2]) != size:
         raise UserError(
             f"{kind} {path} must have its photograph's size, {size[1]}x{size[0]} pixels after --downscale, "

@@ -1,12 +1,16 @@
 """The format of NeuS and IDR, in which DTU is distributed: ``image/``, ``mask/`` and matrices in ``cameras_sphere.npz``."""
 
+import io
+import re
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nerf.core.errors import UserError
+from nerf.core.files import read_bytes, reading
 from nerf.data.frames import (
     Frame,
     Intrinsics,
@@ -19,6 +23,9 @@ from nerf.data.frames import (
 
 CAMERA_FILES = ("cameras_sphere.npz", "cameras.npz")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+MATRIX_FILE = re.compile(r"((?:world|scale)_mat_\d+)\.npy")  # in the archive
+LARGEST_MATRIX = 1 << 16  # bytes of 4x4 numbers with their header
+_WAY_OUT = "export the cameras again"
 PIXEL_CENTRE = 0.5  # the format has pixel centres at integer coordinates, this program at integer + 0.5
 MIN_DETERMINANT = 1e-12  # of a matrix's left 3x3; below it the matrix counts as singular
 MAX_ASPECT = 10.0  # of a pixel, fx / fy or its inverse; a larger one means that the matrix is no camera's
@@ -36,7 +43,7 @@ def read_neus(folder: Path, cameras: Path, holdout: int) -> ParsedDataset:
     the scene box is the cube around that sphere, and poses stay in the dataset's own world.
 
     Args:
-        folder: contains ``image`` (or ``images``) and optionally ``mask``.
+        folder: contains ``image`` (or ``images``) and optionally ``mask`` (or ``masks``).
         cameras: the npz file of the matrices, see :func:`find_camera_file`.
         holdout: every ``holdout``-th photograph is held out; 0: none.
 
@@ -47,7 +54,7 @@ def read_neus(folder: Path, cameras: Path, holdout: int) -> ParsedDataset:
     images = _list_images(folder / "image") or _list_images(folder / "images")
     if not images:
         raise_no_images(cameras, None, ())
-    masks = _list_images(folder / "mask")
+    masks = _list_images(folder / "mask") or _list_images(folder / "masks")
     if masks and len(masks) != len(images):
         raise UserError(
             f"{folder}: expected one mask for each of {len(images)} photographs, got {len(masks)} in mask; add the missing "
@@ -57,9 +64,10 @@ def read_neus(folder: Path, cameras: Path, holdout: int) -> ParsedDataset:
     frames = []
     for i, image in enumerate(images):
         world = _matrix(matrices, f"world_mat_{i}", cameras)
-        if scale is not None:  # bring every camera to the world in which the first unit sphere is given
-            world = world @ scale[i] @ torch.linalg.inv(scale[0])
-        intrinsics, pose = decompose_projection(world[:3], f"{cameras}, world_mat_{i}")
+        with reading(f"{cameras}, world_mat_{i}", _WAY_OUT):  # a matrix may be singular after rounding
+            if scale is not None:  # bring every camera to the world in which the first unit sphere is given
+                world = world @ scale[i] @ torch.linalg.inv(scale[0])
+            intrinsics, pose = decompose_projection(world[:3], f"{cameras}, world_mat_{i}")
         frames.append(Frame(image.name, image, pose, intrinsics, alpha=masks[i] if masks else None))
     box = None if scale is None else (scale[0][:3, 3], torch.linalg.det(scale[0][:3, :3]).abs().item() ** (1 / 3))
     return make_dataset(folder, cameras, split_by_holdout(frames, holdout), (), holdout, box=box)
@@ -73,14 +81,19 @@ def _list_images(folder: Path) -> list[Path]:
 
 
 def _read_matrices(path: Path) -> dict[str, Tensor]:
-    """The arrays of an npz file as float64; pickled objects are refused and never executed."""
-    import numpy as np
-
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: torch.from_numpy(np.asarray(file[name], np.float64)) for name in file.files}
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as arrays of numbers: {error}") from error
+    """The matrices of an npz file as float64; nothing else in it is read, and pickled objects are never executed."""
+    found = {}
+    with reading(path, _WAY_OUT), zipfile.ZipFile(io.BytesIO(read_bytes(path, _WAY_OUT))) as archive:
+        for entry in archive.infolist():
+            if (name := MATRIX_FILE.fullmatch(entry.filename)) is None:
+                continue
+            if entry.file_size > LARGEST_MATRIX:
+                raise UserError(f"{path}: {name[1]} must be 4x4 numbers, got {entry.file_size} bytes; {_WAY_OUT}")
+            array = np.lib.format.read_array(io.BytesIO(archive.read(entry)), allow_pickle=False)
+            if array.dtype.kind not in "fiu":
+                raise UserError(f"{path}: {name[1]} must be 4x4 numbers, got {array.dtype}; {_WAY_OUT}")
+            found[name[1]] = torch.from_numpy(array.astype(np.float64))
+    return found
 
 
 def _matrix(matrices: dict[str, Tensor], name: str, path: Path) -> Tensor:

@@ -4,6 +4,7 @@ A dataset's own world may have any up axis, origin and scale. The normalised wor
 [-bound, bound]^3.
 """
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +12,16 @@ from torch import Tensor
 
 from nerf.core.errors import UserError
 
+log = logging.getLogger("somnia.photographs")
+
 MIN_MEAN_UP = 0.3  # length of the mean up vector below which the cameras do not agree on an up direction; +Z is used then
 UP_SNAP_DEGREES = 25.0  # a mean up vector closer than this to an axis of the dataset means that axis
 MIN_ONE_SIDED = 0.3  # length of the mean horizontal direction to the cameras above which they are on one side of the scene
 MIN_HALF_SIDE = 1e-6  # of the scene box, in units of the dataset; below it there is no baseline between the cameras
 SCENE_MARGIN = 1.1  # factor on the radius of a captured scene that gives half the side of its box
 POINT_QUANTILE = 0.98  # fraction of a sparse point cloud that the box must contain; the others count as outliers
+MAX_HALF_SIDE = 1e12  # of the scene box, in units of the dataset
+SAME_POSE = 1e-9  # difference of two poses, as a fraction of their largest number, below which they are one
 MIN_AXIS_SPREAD = 1e-3  # mean squared sine of the optical axes' angle to their common direction; below it they are parallel
 MIN_SPREAD = 1e-6  # distance of camera centres from their mean below which they coincide
 OPPOSITE = 1e-9  # 1 + cosine below which two directions are opposite, and the rotation between them is not unique
@@ -49,15 +54,37 @@ def focus_point(pose: Tensor) -> Tensor:
         pose: [I, 4, 4] camera-to-world.
     """
     origin, forward = pose[:, :3, 3], -pose[:, :3, 2]
-    projector = torch.eye(3, dtype=pose.dtype) - forward[:, :, None] * forward[:, None, :]  # onto the plane across each axis
-    normal_matrix = projector.mean(0)
     mean_origin = origin.mean(0)
     spread = (origin - mean_origin).norm(dim=-1).max()
-    if torch.linalg.eigvalsh(normal_matrix)[0] > MIN_AXIS_SPREAD:
-        point = torch.linalg.solve(normal_matrix, (projector @ origin[:, :, None]).mean(0)[:, 0])
-        if (((point - origin) * forward).sum(-1) > 0).double().mean() > 0.5:
-            return point
+    point, in_front = _nearest_to_axes(pose)
+    if point is not None and in_front > 0.5:
+        return point
     return mean_origin + forward.mean(0) * (spread if spread > MIN_SPREAD else 1.0)
+
+
+def _nearest_to_axes(pose: Tensor) -> tuple[Tensor | None, float]:
+    """The point [3] nearest to all optical axes, None if these are parallel; and the fraction of cameras it is in front of."""
+    origin, forward = pose[:, :3, 3], -pose[:, :3, 2]
+    projector = torch.eye(3, dtype=pose.dtype) - forward[:, :, None] * forward[:, None, :]  # onto the plane across each axis
+    normal_matrix = projector.mean(0)
+    if not torch.linalg.eigvalsh(normal_matrix)[0] > MIN_AXIS_SPREAD:
+        return None, 0.0
+    point = torch.linalg.solve(normal_matrix, (projector @ origin[:, :, None]).mean(0)[:, 0])
+    return point, (((point - origin) * forward).sum(-1) > 0).double().mean().item()
+
+
+def warn_of_poses(pose: Tensor) -> None:
+    """Log a warning if poses [I, 4, 4] are all equal, or the cameras look away from what their axes have in common."""
+    if len(pose) > 1 and (pose - pose[0]).abs().max() <= SAME_POSE * pose.abs().max():
+        log.warning("all %d photographs have the same pose, so nothing tells how far anything is; check the poses", len(pose))
+        return
+    point, in_front = _nearest_to_axes(pose)
+    if point is not None and in_front < 0.5:
+        log.warning(
+            "the cameras look away from the point where their axes meet: expected poses with OpenGL axes (y up, looking along "
+            "-z). If these have OpenCV's (y down, looking along z), negate the second and third column of each; photographs "
+            "taken outwards from one place are right as they are"
+        )
 
 
 def estimate_up(pose: Tensor) -> Tensor:
@@ -131,7 +158,7 @@ def normalize_scene(
         points: [P, 3] float64 point cloud in the dataset's world, or None.
 
     Raises:
-        UserError: all cameras have the same position and look in different directions.
+        UserError: all cameras have the same position and look in different directions, or the box is too large.
     """
     focus = focus_point(pose)
     distance = (pose[:, :3, 3] - focus).norm(dim=-1)
@@ -143,13 +170,15 @@ def normalize_scene(
         kind, centre, half_side = "scene", focus, SCENE_MARGIN * distance.max().item()
         if points is not None:
             middle, radius = bounding_ball(points)
-            if SCENE_MARGIN * radius < half_side:
+            if MIN_HALF_SIDE < SCENE_MARGIN * radius < half_side:  # a single point says nothing of the size
                 kind, centre, half_side = "points", middle, SCENE_MARGIN * radius
     if not half_side > MIN_HALF_SIDE:
         raise UserError(
             f"the {len(pose)} photographs were all taken from one position in different directions, so there is no parallax "
             "to learn depth from; add photographs from other positions"
         )
+    if not half_side < MAX_HALF_SIDE:
+        raise UserError(f"the scene would be {2 * half_side:.3g} units wide; correct its poses, or the box that it prescribes")
     rotation = rotation_to_y_up(estimate_up(pose))
     if kind != "object":
         rotation = _rotation_to_front((pose[:, :3, 3] - focus) @ rotation.T) @ rotation

@@ -19,7 +19,7 @@ from nerf.core.streams import Stream
 from nerf.core.structs import Batch, Rays, SceneInfo, ViewRequest, Views
 from nerf.data.frames import SPLITS, Frame, ParsedDataset
 from nerf.data.image_store import ImageStore, has_transparency, read_header, resample
-from nerf.data.normalize import SceneNormalization, focus_point, normalize_scene
+from nerf.data.normalize import SceneNormalization, focus_point, normalize_scene, warn_of_poses
 from nerf.data.transforms import read_folder
 
 log = logging.getLogger("somnia.photographs")
@@ -53,6 +53,7 @@ def choose_normalization(dataset: ParsedDataset, bound: float) -> SceneNormaliza
         fx, fy, _, _ = _scaled_intrinsics(frame, width, height)
         half_fov.append(math.atan(max(width / 2 / fx, height / 2 / fy)))
     poses = torch.stack([frame.pose for frame in training])
+    warn_of_poses(poses)
     transparent = training[0].alpha is not None or has_transparency(training[0].image)
     return normalize_scene(poses, torch.tensor(half_fov, dtype=torch.float64), dataset.box, transparent, bound, dataset.points)
 

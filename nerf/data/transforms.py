@@ -4,16 +4,17 @@ Four formats: Blender's ``transforms_{train,val,test}.json`` and the ``transform
 COLMAP's sparse models (``nerf/data/colmap.py``), and NeuS's projection matrices (``nerf/data/neus.py``).
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 from nerf.core.errors import UserError
+from nerf.core.files import read_json
 from nerf.data.colmap import find_models, read_colmap
 from nerf.data.frames import (
     SPLITS,
@@ -23,7 +24,9 @@ from nerf.data.frames import (
     find_image,
     make_dataset,
     raise_no_images,
+    same_path,
     split_by_holdout,
+    warn_of_unused_masks,
 )
 from nerf.data.neus import find_camera_file, read_neus
 
@@ -32,6 +35,7 @@ DISTORTION_TERMS = ("k1", "k2", "k3", "k4", "p1", "p2")
 ROTATION_TOLERANCE = 1e-2  # of |R^T R - 1|: rounding to a few digits stays below it, a scale or shear far exceeds it
 NGP_SCALE = 0.33  # instant-ngp's default "scale" from the file's world to its own
 NGP_OFFSET = (0.5, 0.5, 0.5)  # and its default "offset": the centre of its box
+MASK_FOLDERS = ("masks", "mask")  # where other programs put masks
 MIN_DETERMINANT = 1e-12  # below it a transform counts as singular
 
 
@@ -84,7 +88,7 @@ def _read_folder(folder: Path, holdout: int) -> ParsedDataset:
 
 def _read_transforms(folder: Path, files: Mapping[str, Path], holdout: int) -> ParsedDataset:
     """The dataset of one ``transforms*.json`` per split, or of a single one under "train"."""
-    documents = {split: _read_json(path) for split, path in files.items()}
+    documents = {split: _read_document(path) for split, path in files.items()}
     for split in SPLITS:
         _check_file_names(documents["train"].get(f"{split}_filenames", []), files["train"], f"{split}_filenames")
     found, missing = {}, []
@@ -94,10 +98,14 @@ def _read_transforms(folder: Path, files: Mapping[str, Path], holdout: int) -> P
     if not found["train"]:
         raise_no_images(files["train"], folder / missing[0] if missing else None, missing)
     train, path = documents["train"], files["train"]
+    everything = [frame for frames in found.values() for frame in frames]
+    if not any(frame.mask for frame in everything):
+        for name in MASK_FOLDERS:
+            warn_of_unused_masks(folder / name, everything, 'a frame names its mask as "mask_path"')
     return make_dataset(
         folder,
         path,
-        _split(found, train, holdout),
+        _split(found, missing, train, folder, path, holdout),
         missing,
         holdout,
         box=_prescribed_box(train, path),
@@ -105,20 +113,9 @@ def _read_transforms(folder: Path, files: Mapping[str, Path], holdout: int) -> P
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a file, with a list "frames"."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is not valid JSON, line {error.lineno} column {error.colno}: {error.msg}; correct it there"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file (byte {error.start}: {error.reason}); write it again") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except RecursionError as error:
-        raise UserError(f"{path} is not a list of photographs: its JSON is nested too deeply") from error
+def _read_document(path: Path) -> dict[str, Any]:
+    """The JSON object of a file, with a list "frames"; what is inside is checked where it is read."""
+    document = read_json(path, "correct it there, or export the cameras again")
     if not isinstance(document, dict) or not isinstance(document.get("frames"), list):
         raise UserError(f'{path}: expected an object with a list "frames", got {_describe(document)}')
     return document
@@ -179,8 +176,8 @@ def _number(value: Any, where: str, key: str, positive: bool = False) -> float:
 def _matrix(value: Any, rows: tuple[int, ...], where: str, key: str) -> Tensor:
     """A JSON value as a matrix [4, 4] float64; ``rows`` are the allowed numbers of rows."""
     try:
-        matrix = torch.tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError, OverflowError) as error:
+        matrix = torch.tensor(msgspec.convert(value, list[list[float]]), dtype=torch.float64)
+    except (msgspec.ValidationError, ValueError) as error:
         raise UserError(f'{where}: "{key}" must be 4x4 numbers, got {value!r:.60}') from error
     if matrix.ndim != 2 or matrix.shape[0] not in rows or matrix.shape[1] != 4:
         raise UserError(f'{where}: "{key}" must be 4x4 numbers, got {"x".join(map(str, matrix.shape)) or value}')
@@ -239,18 +236,36 @@ def _read_intrinsics(entry: dict, document: dict, where: str) -> Intrinsics:
     return Intrinsics(fx, fy, cx, cy, fov_x, fov_y, number("w", positive=True), number("h", positive=True), distortion)
 
 
-def _split(found: dict[str, list[Frame]], document: dict, holdout: int) -> dict[str, list[Frame]]:
+def _split(
+    found: dict[str, list[Frame]], missing: list[str], document: dict, folder: Path, path: Path, holdout: int
+) -> dict[str, list[Frame]]:
     """Frames by split: from one file per split, from the lists of file names in a single file, or by holdout."""
     if set(found) != {"train"}:
         return found
     frames = found["train"]
-    listed = {s: set(document[f"{s}_filenames"]) for s in SPLITS if f"{s}_filenames" in document}
+    listed = {s: document[f"{s}_filenames"] for s in SPLITS if f"{s}_filenames" in document}
     if not set(listed) & {"val", "test"}:
         return split_by_holdout(frames, holdout)
-    held_out = set().union(*(names for s, names in listed.items() if s != "train"))
-    listed.setdefault("train", {frame.name for frame in frames} - held_out)
+    photograph = {same_path(frame.image): frame.name for frame in frames}  # names may differ: ./a.png, a.png, a
+    known = {same_path(folder / name) for name in missing} | set(photograph)
+    names = {}
+    for split, entries in listed.items():
+        files = [same_path(find_image(folder, entry) or folder / entry) for entry in entries]
+        unknown = [entry for entry, file in zip(entries, files, strict=True) if file not in known]
+        if unknown:
+            raise UserError(
+                f'{path}: "{split}_filenames" names {len(unknown)} photographs that no frame has, first {unknown[0]!r:.80}; '
+                "write them as the frames do, or remove the list"
+            )
+        names[split] = set(files)
+    held_out = set().union(*(inside for split, inside in names.items() if split != "train"))
+    if both := names.setdefault("train", set(photograph) - held_out) & held_out:
+        raise UserError(
+            f"{path}: {len(both)} photographs are listed both for training and for testing, first {sorted(both)[0]}; "
+            "list each once"
+        )
     ordered = sorted(frames, key=lambda frame: frame.name)
-    return {s: [frame for frame in ordered if frame.name in names] for s, names in listed.items()}
+    return {split: [frame for frame in ordered if same_path(frame.image) in inside] for split, inside in names.items()}
 
 
 def _prescribed_box(document: dict, path: Path) -> tuple[Tensor, float] | None:
@@ -273,6 +288,6 @@ def _to_reconstruction(document: dict, path: Path) -> Tensor:
     if "applied_transform" in document:
         applied = _matrix(document["applied_transform"], (3, 4), str(path), "applied_transform")
     applied[:3] *= _number(document.get("applied_scale", 1.0), str(path), "applied_scale", positive=True)
-    if torch.linalg.det(applied).abs() < MIN_DETERMINANT:
+    if not MIN_DETERMINANT <= torch.linalg.det(applied).abs() < math.inf:
         raise UserError(f'{path}: "applied_transform" is not invertible; correct or remove it')
     return torch.linalg.inv(applied)

@@ -5,7 +5,7 @@ hold uv, normals, the texture and the normal map; PLY holds vertex colours. Colo
 texture and MTL's map_Kd are by definition; the normal map is linear data. V vertices, T triangles, S texture size.
 """
 
-import struct
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,29 +13,21 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from PIL import Image
 
-from nerf.core.errors import ExportError
-from nerf.core.files import write_atomically
+from nerf.core.errors import ExportError, UserError
+from nerf.core.files import read_bytes, reading, write_atomically
 from nerf.core.images import write_png
+from nerf.core.pictures import open_picture
+from nerf.mesh.gltf import MAX_FILE, WAY_OUT, open_gltf
 from nerf.mesh.mesh import Mesh, signed_volume
 
 if TYPE_CHECKING:
     from trimesh import Trimesh
 
+log = logging.getLogger("somnia.mesh")
+
 _POSITION_TOLERANCE = 2e-6  # of the longest side of the bounding box: six decimals in OBJ, float32 in GLB and PLY
 _UV_TOLERANCE = 2e-6
 _NORMAL_TOLERANCE = 1e-4
-UNREADABLE = (
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    NameError,
-    AssertionError,
-    NotImplementedError,
-    EOFError,
-    struct.error,
-)  # what trimesh's readers raise on damaged files
 
 
 @dataclass(frozen=True)
@@ -198,22 +190,65 @@ def write_ply(path: Path, mesh: Mesh) -> Path:
 
 
 def read_parts(path: Path) -> list[tuple["Trimesh", np.ndarray]]:
-    """The triangle meshes of a file as read by trimesh, each with the matrix [4, 4] that places it in the file's space.
+    """The triangle meshes of a file, each with the matrix [4, 4] that places it in the file's space.
 
-    A mesh that several nodes of a scene refer to is returned once for each. Points and lines are left out.
+    A mesh that several nodes of a scene refer to is returned once for each. Points and lines are left out, and so are textures
+    that are no pictures in one of the formats of :mod:`nerf.core.pictures`, with a warning.
 
     Raises:
-        One of UNREADABLE, or an OSError, with trimesh's message; the caller adds what to do.
+        UserError: the file cannot be read as a mesh.
     """
     import trimesh
 
-    scene, parts = trimesh.load_scene(path, process=False), []
-    for node in scene.graph.nodes_geometry:
-        matrix, name = scene.graph[node]
-        part = scene.geometry[name]
-        if isinstance(part, trimesh.Trimesh):
-            parts.append((part, matrix))
-    return parts
+    with reading(path, WAY_OUT, problem="cannot be read as a mesh"):
+        if path.suffix.lower() in (".glb", ".gltf"):
+            return open_gltf(path).parts()
+        scene, parts = trimesh.load_scene(str(path), resolver=_pictures_only(path), process=False), []
+        for node in scene.graph.nodes_geometry:
+            matrix, name = scene.graph[node]
+            part = scene.geometry[name]
+            if isinstance(part, trimesh.Trimesh):
+                parts.append((part, matrix))
+        return parts
+
+
+def _pictures_only(path: Path) -> Any:
+    """What trimesh asks for the files that belong to a mesh: materials, and pictures in a format that is read."""
+    import trimesh
+
+    class Beside(trimesh.resolvers.FilePathResolver):
+        """The files in the folder of the mesh."""
+
+        def get(self, name: str) -> bytes:
+            """The content of a file; one that is neither text of materials nor a picture is refused."""
+            place = Path(self.absolute(name))
+            data = read_bytes(place, "it is left out", MAX_FILE)
+            if place.suffix.lower() == ".mtl":
+                return data
+            try:
+                with open_picture(data, f"texture {place}", "it is left out") as picture:
+                    picture.load()
+            except UserError as error:
+                log.warning("%s", error)
+                raise
+            return data
+
+    return Beside(str(path))
+
+
+def triangles(parts: list[tuple["Trimesh", np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices [V, 3] and faces [T, 3] of all parts of a file in the file's space; none if there are no parts.
+
+    A part that its matrix mirrors is turned, so that its triangles stay counter-clockwise seen from outside.
+    """
+    vertices, faces, count = [np.zeros((0, 3))], [np.zeros((0, 3), dtype=np.int64)], 0
+    for part, matrix in parts:
+        own = np.asarray(part.faces, dtype=np.int64).reshape(-1, 3)
+        placed = np.asarray(part.vertices, dtype=np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+        vertices.append(placed)
+        faces.append((own[:, ::-1] if np.linalg.det(matrix[:3, :3]) < 0 else own) + count)
+        count += len(placed)
+    return np.concatenate(vertices), np.concatenate(faces)
 
 
 def joined(parts: list[tuple["Trimesh", np.ndarray]]) -> "Trimesh":
@@ -236,14 +271,20 @@ def read_mesh(path: Path) -> Mesh:
     if not path.is_file():
         raise FileNotFoundError(f"read_mesh: there is no file {path}")
     try:
-        parts = read_parts(path)
-        loaded = parts[0][0] if len(parts) == 1 else joined(parts)  # an untransformed one keeps the normals of the file
-        normals = np.asarray(loaded.vertex_normals, dtype=np.float64)
-        vertices, faces = np.asarray(loaded.vertices, dtype=np.float64), np.asarray(loaded.faces, dtype=np.int64)
-    except UNREADABLE as error:
-        raise ExportError(f"{path.name} cannot be read as a mesh ({error}); write it again") from error
-    if len(faces) == 0:
+        with reading(path.name, WAY_OUT, problem="cannot be read as a mesh"):
+            parts = read_parts(path)
+            mesh = _as_mesh(parts[0][0] if len(parts) == 1 else joined(parts)) if parts else None
+    except UserError as error:
+        raise ExportError(str(error)) from error
+    if mesh is None or len(mesh.faces) == 0:
         raise ExportError(f"{path.name} holds no triangles; write it again")
+    return mesh
+
+
+def _as_mesh(loaded: "Trimesh") -> Mesh:
+    """A mesh as read by trimesh; one that was not transformed keeps the normals of its file."""
+    normals = np.asarray(loaded.vertex_normals, dtype=np.float64)
+    vertices, faces = np.asarray(loaded.vertices, dtype=np.float64), np.asarray(loaded.faces, dtype=np.int64)
     visual: Any = loaded.visual  # one of two classes without a common interface
     uv, texture, bumps = getattr(visual, "uv", None), None, None
     if uv is not None:

@@ -5,16 +5,17 @@ Lengths are in the file's units; those of glTF are metres.
 """
 
 import json
-import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nerf.core.errors import UserError
+from nerf.core.files import reading
+from nerf.mesh.gltf import open_gltf
 from nerf.mesh.holes import boundary_loops
 from nerf.mesh.intersections import self_crossings
-from nerf.mesh.io import UNREADABLE, read_parts
+from nerf.mesh.io import read_parts
 from nerf.mesh.mesh import Mesh, components, half_edges, is_watertight, signed_volume
 from nerf.mesh.texture import uv_layers
 
@@ -110,17 +111,18 @@ def report_file(path: str | Path, samples: int = 5_000, seed: int = 0) -> MeshRe
                 f"{path.name} has vertices that are NaN, infinite or beyond {_LARGEST:g}, or triangles without a "
                 "vertex; write it again"
             )
-    mesh = _joined(parts)
-    if len(mesh.faces) == 0:
+    if sum(len(part.faces) for part in parts) == 0:
         raise UserError(f"{path.name} holds no triangles; there is nothing to measure")
-    return MeshReport(
-        file=path.name,
-        textures=_textures(parts),
-        material=_material(parts),
-        extras=_extras(path),
-        **_shape(mesh, samples, seed),
-        **_unwrapping(mesh, parts),
-    )
+    with reading(path.name, "write it again", problem="cannot be measured"):
+        mesh = _joined(parts)
+        return MeshReport(
+            file=path.name,
+            textures=_textures(parts),
+            material=_material(parts),
+            extras=open_gltf(path).extras() if path.suffix.lower() in (".glb", ".gltf") else {},
+            **_shape(mesh, samples, seed),
+            **_unwrapping(mesh, parts),
+        )
 
 
 def _read(path: Path) -> list:
@@ -129,15 +131,13 @@ def _read(path: Path) -> list:
         raise UserError(f"expected a mesh file ({', '.join(FORMATS)}), got {path.name}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    try:
+    with reading(path.name, "write it again", problem="cannot be read as a mesh"):
         return [
             part
             if np.allclose(matrix, np.eye(4))
             else part.copy().apply_transform(matrix)  # a transform drops the normals of the file
             for part, matrix in read_parts(path)
         ]
-    except (*UNREADABLE, OSError) as error:
-        raise UserError(f"{path.name} cannot be read as a mesh ({type(error).__name__}: {error}); write it again") from error
 
 
 def _joined(parts: list) -> Mesh:
@@ -243,16 +243,3 @@ def _material(parts: list) -> dict:
         old = {name: value[0] if isinstance(value, list) else value for name, value in words.items() if value is not None}
         return {name: value for name, value in values.items() if value is not None} | old
     return {}
-
-
-def _extras(path: Path) -> dict:
-    """``asset.extras`` of a GLB or glTF."""
-    if path.suffix.lower() == ".glb":
-        data = path.read_bytes()
-        tree = json.loads(data[20 : 20 + struct.unpack("<I", data[12:16])[0]])
-    elif path.suffix.lower() == ".gltf":
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        return {}
-    extras = tree.get("asset", {}).get("extras", {})
-    return extras if isinstance(extras, dict) else {"extras": extras}

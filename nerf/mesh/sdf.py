@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from nerf.core.errors import UserError
-from nerf.mesh.io import UNREADABLE, joined, read_parts
+from nerf.core.files import reading
+from nerf.mesh.io import read_parts, triangles
 from nerf.mesh.mesh import Mesh, drop_unused, is_watertight, signed_volume, weld
 
 SUFFIXES = (".obj", ".glb", ".gltf", ".ply")
@@ -48,12 +49,8 @@ def load_mesh(path: str | Path) -> Mesh:
         )
     if not path.is_file():
         raise UserError(f"mesh {path} does not exist; give the path of an OBJ, GLB or PLY")
-    try:
-        loaded = joined(read_parts(path))
-        vertices = np.asarray(loaded.vertices, dtype=np.float64)
-        faces = np.asarray(loaded.faces, dtype=np.int64).reshape(-1, 3)
-    except (*UNREADABLE, OSError) as error:
-        raise UserError(f"mesh {path} cannot be read ({type(error).__name__}: {error}); export it again") from error
+    with reading(f"mesh {path}", "export it again"):
+        vertices, faces = triangles(read_parts(path))
     if len(faces) == 0:
         raise UserError(f"mesh {path} holds no triangles; export it as a surface")
     if faces.min() < 0 or faces.max() >= len(vertices):

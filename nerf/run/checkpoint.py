@@ -15,7 +15,6 @@ import os
 import pickle
 import re
 import shutil
-import struct
 import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -42,19 +41,6 @@ SUFFIX = ".safetensors"
 LATEST_WORDS = ("latest", "latest_model", "best")  # values of --ckpt; in stable-dreamfusion the best was the newest one, too
 PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt")  # of checkpoints of stable-dreamfusion
 PICKLE_STAGE = "stable-dreamfusion"  # "stage" in the meta of such a checkpoint
-BROKEN_PICKLE = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    struct.error,
-)  # what torch.load raises on bytes that are no pickle, or a truncated one
 
 
 def run_name(step: int, stage: str = FIRST.name) -> str:
@@ -175,10 +161,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in sorted(flat.keys() | stored["sums"].keys()):
         if name not in flat or stored["sums"].get(name) != _checksum(flat[name]):
             raise DamagedError(f"checkpoint {path} is damaged ({name} is not as it was written)")
-    try:
-        return _unflatten(stored["plain"], flat), stored["meta"]
-    except AttributeError:  # a value where a dict of tensors should be
-        raise DamagedError(f"checkpoint {path} is damaged (its header contradicts its tensors)") from None
+    return _unflatten(stored["plain"], flat, path), stored["meta"]
 
 
 def _parse_header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
@@ -434,14 +417,20 @@ def read_pickle(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         named = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
         reason = f"it would run {named[1]}" if named else "it is damaged or not a checkpoint"
         raise UserError(f"{path} was not read: {reason}; only tensors and numbers are taken from a pickle") from None
-    except BROKEN_PICKLE as error:
+    except Exception as error:  # on bytes that are no pickle, torch.load raises whatever comes
         raise UserError(f"{path} is damaged or not a checkpoint ({type(error).__name__}); nothing was loaded") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__} and not a checkpoint; nothing was loaded")
     if "model" not in content:
         content = {"model": content.get("state_dict", content)}
-    meta = {"stage": PICKLE_STAGE, "step": int(content.get("global_step", 0)), "epoch": int(content.get("epoch", 0))}
-    return {key: value for key, value in content.items() if isinstance(value, dict)}, meta
+    if not isinstance(content["model"], dict) or not all(isinstance(name, str) for name in content["model"]):
+        raise UserError(f"{path} holds no model: expected tensors by name; nothing was loaded")
+    counts = {key: content.get(name, 0) for key, name in (("step", "global_step"), ("epoch", "epoch"))}
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise UserError(f"{path} gives {count!r:.40} as its {name}; expected a whole number; nothing was loaded")
+    meta = {"stage": PICKLE_STAGE} | counts
+    return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, dict)}, meta
 
 
 def _harmless() -> list[Any]:
@@ -476,13 +465,19 @@ def _checksum(tensor: Tensor) -> int:
     return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, start)
 
 
-def _unflatten(tree: dict[str, Any], flat: dict[str, Tensor]) -> dict[str, Any]:
-    """Put tensors back into the tree of the plain values."""
-    for path, tensor in flat.items():
-        *folders, name = path.split(SEPARATOR)
+def _unflatten(tree: dict[str, Any], flat: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    """Put the tensors of a file back into the tree of the plain values.
+
+    Raises:
+        DamagedError: there is a plain value where tensors should be.
+    """
+    for place, tensor in flat.items():
+        *folders, name = place.split(SEPARATOR)
         node = tree
         for folder in folders:
             node = node.setdefault(folder, {})
+            if not isinstance(node, dict):
+                raise DamagedError(f"checkpoint {path} is damaged (its header has a value in the place of {place})")
         node[name] = tensor
     return tree
 

@@ -11,18 +11,20 @@ import math
 import os
 import sys
 import time
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+import msgspec
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from nerf.config.stages import FIRST, StageKind
 from nerf.core.errors import UserError
-from nerf.core.files import read_json, write_atomically, write_json
+from nerf.core.files import as_shape, parse_json, read_json, write_atomically, write_json
 from nerf.run.distributed import is_main
 
 SCALAR_STEPS = 10  # reading a loss stalls CUDA, so terms are read back once in so many steps
@@ -118,7 +120,7 @@ class Report:
     def _write_line(self, stamped: str) -> None:
         """Write past all buffers: what a full disk refuses is not tried again on closing."""
         assert self._log_file is not None
-        os.write(self._log_file.fileno(), stamped.encode())
+        os.write(self._log_file.fileno(), stamped.encode(errors="backslashreplace"))
 
     def scalars(self, step: int, terms: Mapping[str, Tensor | float], total: int) -> None:
         """Take the named scalars of a training step; every :data:`SCALAR_STEPS` they are read and written.
@@ -191,10 +193,14 @@ class Report:
         self._next_step = next_step
         path = self.workspace / "metrics.jsonl"
         if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if _remains(line, self.stage.name, next_step)]
-            text = "".join(f"{line}\n" for line in kept)
-            write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
+            rows = [(line, _row(line)) for line in lines if line.strip()]
+            damaged = [number for number, (_, row) in enumerate(rows, 1) if row is None]
+            if damaged:
+                self.log(f"{path}: {len(damaged)} damaged lines are left out, first line {damaged[0]}")
+            kept = [line for line, row in rows if row is not None and _remains(row, self.stage.name, next_step)]
+            data = b"".join(line + b"\n" for line in kept)
+            write_atomically(path, lambda temporary: temporary.write_bytes(data))
         self._metrics_file = open(path, "a", encoding="utf-8")  # noqa: SIM115
         return self._metrics_file
 
@@ -217,7 +223,11 @@ class Report:
                 self._board = _Nothing()
             else:
                 folder = self.workspace / "run" / self.stage.file_prefix
-                self._board = SummaryWriter(str(folder), purge_step=self._next_step)
+                try:
+                    self._board = SummaryWriter(str(folder), purge_step=self._next_step)
+                except UnicodeError:
+                    self.log(f"{folder}: nothing is written for TensorBoard, which takes no folder whose name is not UTF-8")
+                    self._board = _Nothing()
         return None if isinstance(self._board, _Nothing) else self._board
 
 
@@ -268,13 +278,26 @@ class _Rate:
         return f"{rate:.2f} it/s, {tqdm.format_interval(left / max(rate, TINY))} left"
 
 
-def _remains(line: str, stage: str, next_step: int) -> bool:
-    """Whether a line of ``metrics.jsonl`` is of another stage or of a step before ``next_step``; a truncated one is not."""
+class _Row(msgspec.Struct):
+    """What every line of ``metrics.jsonl`` has, beside the values."""
+
+    step: int
+    stage: str = FIRST.name
+
+
+def _row(line: bytes) -> _Row | None:
+    """A line of ``metrics.jsonl``, None if it is damaged or was cut off."""
+    if line.startswith(BOM_UTF8):
+        return None
     try:
-        row = json.loads(line)
-        return bool(row.get("stage", FIRST.name) != stage or row["step"] < next_step)
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        return False
+        return as_shape(parse_json(line, "", ""), "", "", _Row)
+    except UserError:
+        return None
+
+
+def _remains(row: _Row, stage: str, next_step: int) -> bool:
+    """Whether a line of ``metrics.jsonl`` is of another stage, or of a step before ``next_step``."""
+    return row.stage != stage or row.step < next_step
 
 
 def _earlier_mesh(path: Path) -> dict[str, Any]:

@@ -21,10 +21,13 @@ from torch import Tensor
 from gridencoder.layout import GridLayout
 from nerf.config.groups import SURFACE_DENSITY
 from nerf.core.errors import UserError
+from nerf.core.files import reading
 from nerf.fields.neural import ViewColour
 from nerf.run.checkpoint import read_pickle
 
 COARSEST, FINEST = 16, 2048  # corners along a side of stable-dreamfusion's levels; the finest times bound
+MOST_LEVELS = 32  # of a table here
+WIDEST = 128.0  # half the side of a scene box here
 _WAY_OUT = "give the df.pth of a NeRF that was trained with --backbone grid"
 
 
@@ -52,6 +55,12 @@ def read_stable_dreamfusion_field(path: str | Path) -> StableDreamfusionField:
     if not path.is_file():
         raise UserError(f"{path} does not exist; {_WAY_OUT}")
     found, meta = read_pickle(path)
+    with reading(path, _WAY_OUT):  # the checks below name what is wrong with a whole file; a damaged one has any shape
+        return _field(path, found, meta)
+
+
+def _field(path: Path, found: dict[str, Any], meta: dict[str, Any]) -> StableDreamfusionField:
+    """The field of a checkpoint that was read as a dictionary."""
     state = {name: value for name, value in found["model"].items() if isinstance(value, Tensor)}
     _check_kind(path, state)
     weights, biases = _network(path, state)
@@ -78,7 +87,10 @@ def read_stable_dreamfusion_field(path: str | Path) -> StableDreamfusionField:
         tensors |= {f"{name}.weight": weight.float(), f"{name}.bias": bias.float()}
     tensors |= _no_view_colour(weights[-1].shape[1])
     mean = float(state["density_grid"].float().mean()) if "density_grid" in state else None
-    threshold = min(mean, SURFACE_DENSITY) if mean else SURFACE_DENSITY  # as stable-dreamfusion's export_mesh
+    mean = mean if mean is not None and math.isfinite(mean) else None  # the grid is empty, or the run diverged later
+    threshold = (
+        min(mean, SURFACE_DENSITY) if mean is not None and mean > 0 else SURFACE_DENSITY
+    )  # as stable-dreamfusion's export_mesh
     return StableDreamfusionField(
         options, tensors, threshold, {"step": meta["step"], "epoch": meta["epoch"], "mean_density": mean}
     )
@@ -97,6 +109,9 @@ def _check_kind(path: Path, state: dict[str, Tensor]) -> None:
             f"{path} lacks encoder.embeddings or encoder.offsets, so it was trained with another backbone; {_WAY_OUT}"
         )
     names = [name for name in state if name.startswith(("encoder.embeddings", "sigma_net."))]
+    flat = [name for name in names if state[name].ndim not in (1, 2) or not state[name].is_floating_point()]
+    if flat:
+        raise UserError(f"{path}: {flat[0]} is no matrix of numbers, so the file is damaged; {_WAY_OUT}")
     bad = [name for name in names if not torch.isfinite(state[name]).all()]
     if bad:
         raise UserError(f"{path}: {bad[0]} has values that are not finite, so that run diverged; give an earlier checkpoint")
@@ -123,11 +138,17 @@ def _network(path: Path, state: dict[str, Tensor]) -> tuple[list[Tensor], list[T
 
 def _layout(path: Path, state: dict[str, Tensor]) -> tuple[GridLayout, float]:
     """The layout of the table, checked against its offsets, and the bound of its box."""
-    table, offsets = state["encoder.embeddings"], [int(o) for o in state["encoder.offsets"]]
+    table, starts = state["encoder.embeddings"], state["encoder.offsets"]
+    if starts.ndim != 1 or not 2 <= len(starts) <= MOST_LEVELS + 1 or starts.is_floating_point() or starts.is_complex():
+        raise UserError(
+            f"{path}: encoder.offsets has shape {list(starts.shape)} of {starts.dtype}; expected the first row of each of at "
+            f"most {MOST_LEVELS} levels, and the number of rows; {_WAY_OUT}"
+        )
+    offsets = [int(o) for o in starts]
     box = state.get("aabb_train")
-    bound = 1.0 if box is None else float(box.reshape(-1)[-1])
+    bound = 1.0 if box is None else float(box.reshape(-1)[-1]) if box.numel() else math.nan
     largest = max((b - a for a, b in zip(offsets, offsets[1:], strict=False)), default=0)
-    if table.ndim != 2 or offsets[0] != 0 or largest <= 0 or offsets[-1] != len(table) or not bound > 0:
+    if table.ndim != 2 or offsets[0] != 0 or largest <= 0 or offsets[-1] != len(table) or not 0 < bound <= WIDEST:
         raise UserError(
             f"{path}: a table of shape {list(table.shape)} does not fit offsets {offsets} and a box of half side "
             f"{bound:g}; the file is damaged"

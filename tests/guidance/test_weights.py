@@ -1,13 +1,17 @@
 """Which weights a run uses: cache first, no network, and errors that say how to get them."""
 
+import json
+import re
 import shutil
 import socket
 import time
 
 import huggingface_hub
 import pytest
+import torch
 
 from guidance import prior, weights
+from guidance.diffusion import loader
 from guidance.weights import MODELS, OFFLINE_VARIABLES, fetch, missing_part, resolve, weight_file
 from nerf.core.errors import UserError
 
@@ -221,7 +225,8 @@ def test_download_tries_the_next_mirror_and_fetches_only_what_is_used(monkeypatc
     monkeypatch.setattr(huggingface_hub, "list_repo_files", listing)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert fetch(resolve("1.5")) == sd_folder
-    ((name, patterns),) = asked
+    (_, configs), (name, patterns) = asked  # configs first, so that unfit weights are never downloaded
+    assert set(configs) == {"unet/config.json", "vae/config.json", "text_encoder/config.json"}
     assert name == MODELS["1.5"].mirrors[1] and "unet/diffusion_pytorch_model.fp16.safetensors" in patterns
     assert not any("safety" in p or p.endswith((".bin", ".ckpt")) for p in patterns)
 
@@ -256,3 +261,87 @@ def test_resolving_uses_no_network(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "list_repo_files", None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     assert weights.resolve("auto", text="a red car").kind == "embedded"
+
+
+# ---- shards, and models that want more than a prompt ----
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("safe", [True, False])
+def test_shards_as_diffusers_writes_them_are_known_and_read(broken_folder, variant, safe):
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(broken_folder / "unet")
+    shutil.rmtree(broken_folder / "unet")
+    unet.save_pretrained(broken_folder / "unet", variant=variant, safe_serialization=safe, max_shard_size="200KB")
+    files = weights.files_of(broken_folder)
+    best = weight_file(files, "unet")
+    assert ".index." in best and len(weights.shards_of(best, files)) > 2 and missing_part(files) is None
+    loaded = loader.load_part(broken_folder, "unet", UNet2DConditionModel, torch.device("cpu"), torch.float32)
+    assert torch.equal(loaded.conv_in.weight, unet.conv_in.weight)
+    (broken_folder / weights.shards_of(best, files)[1]).unlink()
+    with pytest.raises(UserError, match="lacks the weights in unet/"):
+        resolve(hf_key=str(broken_folder))
+
+
+def test_of_two_precisions_in_shards_only_the_half_is_downloaded(monkeypatch, sd_folder, layout):
+    stem = "unet/diffusion_pytorch_model"
+    shards = [f"{stem}{kind}-{i:05d}-of-00002.safetensors" for kind in ("", ".fp16") for i in (1, 2)]
+    indices = [f"{stem}.safetensors.index.json", f"{stem}.safetensors.index.fp16.json"]
+    files = [f for f in layout["files"]["1.5"] if not f.startswith(stem)] + shards + indices
+    asked = []
+
+    def snapshot(name, revision=None, allow_patterns=None):
+        asked.append(allow_patterns)
+        return str(sd_folder)
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: files)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    fetch(resolve("1.5"))
+    assert {p for p in asked[1] if p.startswith(stem)} == {indices[1], *shards[2:]}
+
+
+def change(folder, part, **values):
+    path = folder / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"addition_embed_type": "text_time"}, "wants more than a prompt .addition_embed_type text_time., as SDXL"),
+        ({"encoder_hid_dim_type": "text_proj"}, "encoder_hid_dim_type text_proj"),
+        ({"class_embed_type": "timestep"}, "class_embed_type timestep"),
+        ({"cross_attention_dim": 2048}, "text of 2048 channels where its encoder gives 16"),
+        ({"in_channels": 9}, "expected a UNet of 4 input channels, and that of .* takes 9"),
+        ({"in_channels": "four"}, r"unet/config.json, in_channels: expected int, got str; restore or download it again"),
+    ],
+)
+def test_a_unet_that_wants_more_than_a_prompt_is_refused_before_it_is_loaded_or_downloaded(
+    broken_folder, monkeypatch, layout, values, words
+):
+    change(broken_folder, "unet", **values)
+    with pytest.raises(UserError, match=words):
+        resolve(hf_key=str(broken_folder))
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: layout["files"]["1.5"])
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **how: asked.append(how["allow_patterns"]) or str(broken_folder)
+    )
+    with pytest.raises(UserError, match=words):
+        fetch(resolve(hf_key="someone/something"))
+    assert asked == [list(weights.CONFIGS)]
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-1", "true", "1e9", '"7"'])
+def test_a_guidance_scale_that_is_no_number_is_refused(prior_folder, tmp_path, value):
+    folder = shutil.copytree(prior_folder, tmp_path / "damaged")
+    text = (folder / "somnia.json").read_text()
+    (folder / "somnia.json").write_text(re.sub(r'"guidance_scale": [^,}]+', f'"guidance_scale": {value}', text))
+    with pytest.raises(UserError, match="expected guidance_scale as a number"):
+        resolve(hf_key=str(folder))
+
+
+def test_a_home_of_nobody_is_one_sentence():
+    with pytest.raises(UserError, match="~nobody-of-this-name/x is not a folder"):
+        resolve(hf_key="~nobody-of-this-name/x")

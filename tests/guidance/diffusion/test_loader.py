@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from guidance.diffusion.loader import load_part, weights_dtype
+from guidance.diffusion.loader import load_part, load_schedule, weights_dtype
 from nerf.config.config import parse
 from nerf.core.errors import UserError
 
@@ -54,3 +54,31 @@ def test_pickled_code_in_legacy_files_is_refused_and_not_run(legacy_folder, tmp_
 )
 def test_fp16_weights_are_for_cuda_and_bf16_ones_for_any_device(flags, device, dtype):
     assert weights_dtype(parse(["--text", "a", *flags]).optim, torch.device(device)) == dtype
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"num_train_timesteps": 1e12}', "num_train_timesteps: expected int"),
+        ('{"num_train_timesteps": 1000000000000}', "a schedule of 1000000000000 steps"),
+        ('{"num_train_timesteps": 5, "trained_betas": [0.1]}', "a schedule of 5 steps"),
+        ('{"prediction_type": "guess"}', "prediction_type: invalid enum value"),
+        ('{"beta_schedule": "steep"}', "scheduler_config.json cannot be read"),
+        ('{"trained_betas": [NaN], "num_train_timesteps": 1}', "noise levels that are no fractions"),
+        ('{"trained_betas": [2.5, 1.5], "num_train_timesteps": 2}', "noise levels that are no fractions"),
+        ("3", "expected object, got int"),
+    ],
+)
+def test_a_damaged_schedule_is_one_sentence(broken_folder, text, words):
+    (broken_folder / "scheduler" / "scheduler_config.json").write_text(text)
+    with pytest.raises(UserError, match=f"{words}.*restore or download it again"):
+        load_schedule(broken_folder, CPU)
+
+
+@pytest.mark.parametrize("file", ["config.json", "diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b'{"block_out_channels": 3}', b"\xff"])
+def test_a_damaged_part_is_one_sentence(broken_folder, file, content):
+    (broken_folder / "unet" / file).write_bytes(content)
+    with pytest.raises(UserError, match="unet cannot be read as UNet2DConditionModel"):
+        load(broken_folder)

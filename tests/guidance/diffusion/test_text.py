@@ -55,3 +55,13 @@ def test_a_tokenizer_of_another_model_is_refused(broken_folder):
     CLIPTextModel(config).save_pretrained(broken_folder / "text_encoder")
     with pytest.raises(UserError, match=r"more tokens than its text encoder \(10\)"):
         encode(broken_folder)
+
+
+@pytest.mark.parametrize("file", ["vocab.json", "merges.txt", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [b"[", b"3", b"\xff\xfe", b'{"a": []}', b"[" * 100_000])
+def test_a_damaged_tokenizer_is_one_sentence_or_read(broken_folder, file, content):
+    (broken_folder / "tokenizer" / file).write_bytes(content)
+    try:
+        text.encode_prompts(broken_folder, "a red car", [""], "", torch.device("cpu"), torch.float32)
+    except UserError as error:
+        assert "tokenizer" in str(error)

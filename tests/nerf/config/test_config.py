@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -235,7 +238,7 @@ def test_options_missing_from_an_older_file_keep_their_defaults():
         ([*TEXT, "--fp16", "--bf16"], r"--fp16 and --bf16 exclude each other"),
         ([*TEXT, "--export_frame", "source"], r"--export_frame source needs the axes of --data"),
         ([*TEXT, "--workspace", " "], r"--workspace is empty"),
-        ([*TEXT, "--file", "/nowhere/run.args"], r"--file /nowhere/run.args: No such file"),
+        ([*TEXT, "--file", "/nowhere/run.args"], r"--file /nowhere/run.args cannot be read: No such file"),
     ],
 )
 def test_bad_input_is_refused_with_a_sentence(words, sentence):
@@ -360,3 +363,84 @@ def test_every_stage_names_presets_and_run_presets_that_exist():
     for kind in STAGE_KINDS.values():
         for name, needed in kind.presets:
             assert name in PRESETS and (needed is None or needed in PRESETS)
+
+
+# ---- text as it comes from terminals and files ----
+
+
+def test_a_byte_order_mark_is_no_flag(tmp_path):
+    (tmp_path / "run.args").write_bytes(b"\xef\xbb\xbf--iters 7\r\n# no more\r\n--lr 0.5\r\n")
+    config = parse([*TEXT, "--file", str(tmp_path / "run.args")])
+    assert (config.optim.iters, config.optim.lr) == (7, 0.5)
+
+
+@pytest.mark.parametrize("flag", ["data", "workspace", "init_with", "hf_key", "ckpt"])
+def test_a_tilde_is_the_users_home_in_every_flag_that_names_a_file(tmp_path, monkeypatch, flag):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.args").write_text("--iters 3")
+    config = parse([*TEXT, f"--{flag}=~/x y", "--file=~/run.args"])
+    assert config.value(flag) == str(tmp_path / "x y") and config.optim.iters == 3
+    assert parse(["--text", "~/x"]).prompt.text == "~/x"
+    assert parse([*TEXT, f"--{flag}=~nobody-of-this-name/x"]).value(flag) == "~nobody-of-this-name/x"
+
+
+@pytest.mark.parametrize("flag", ["text", "negative"])
+def test_a_prompt_that_is_not_utf8_is_refused(flag):
+    assert f"--{flag} is not text in UTF-8, got 'a \\udcff'" in refusal(*TEXT, f"--{flag}", os.fsdecode(b"a \xff"))
+
+
+def test_a_path_that_is_not_utf8_may_be_read_but_not_written():
+    name = os.fsdecode(b"t\xff")
+    assert parse(["--data", name]).data.data == name
+    assert "is not a name in UTF-8, and checkpoints in such a folder could not be" in refusal(*TEXT, "--workspace", name)
+    assert "--workspace is not the name of a file here" in refusal(*TEXT, "--workspace", "\ud800")
+
+
+def test_a_prompt_under_the_c_locale_is_read_as_utf8():
+    script = "import sys; from nerf.config.config import parse; print(ascii(parse(sys.argv[1:]).prompt.text))"
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PATH": os.environ["PATH"]}
+    words = [sys.executable, "-c", script, "--text", "ein Würfel"]
+    said = subprocess.run(words, cwd=ROOT, env=locale, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == r"'ein W\xfcrfel'"
+
+
+@pytest.mark.parametrize("flag", ["text", "workspace"])
+def test_a_null_character_is_refused(tmp_path, flag):
+    (tmp_path / "run.args").write_bytes(f"--{flag} a\0b".encode())
+    assert f"--{flag} holds a null character" in refusal(*TEXT[: 2 * (flag != "text")], "--file", str(tmp_path / "run.args"))
+
+
+def test_a_file_of_flags_may_be_a_pipe():
+    ends = os.pipe()
+    os.write(ends[1], b"--iters 9")
+    os.close(ends[1])
+    assert parse([*TEXT, "--file", f"/dev/fd/{ends[0]}"]).optim.iters == 9
+    os.close(ends[0])
+
+
+ENTRY = {"value": 5, "source": "typed"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"presets": 5}, "the stored options, presets: expected array, got int"),
+        ({"presets": [{}]}, r"presets\[0\]: expected str, got object"),
+        ({"presets": ["fast"]}, "does not know the stored preset 'fast'"),
+        ({"options": [ENTRY]}, "options: expected object, got array"),
+        ({"options": {"iters": 5}}, r"options\[.*\]: expected object, got int"),
+        ({"options": {"iters": {"value": 5}}}, "missing required field source"),
+        ({"options": {"iters": ENTRY | {"source": []}}}, "expected str, got array"),
+        ({"options": {"iters": ENTRY | {"source": "sky"}}}, "invalid enum value 'sky'"),
+        ({"options": {"iters": ENTRY | {"value": [5]}}}, "--iters must be a whole number"),
+        ({"options": {"lr": ENTRY | {"value": 10**400}}}, "--lr must be a finite number"),
+        ({"options": {"stages": ENTRY | {"value": [{}, []]}}}, "--stages must be text"),
+        ({"options": {"workspace": ENTRY | {"value": "a\0b"}}}, "--workspace holds a null character"),
+        ({"options": {"nothing": ENTRY}}, "does not know the stored option --nothing"),
+        ({"format": "2"}, "not of format 2"),
+        ({"format": 99}, "not of format 2"),
+    ],
+)
+def test_stored_options_of_another_shape_are_refused(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        from_json(to_json(Config()) | changes)

@@ -2,7 +2,11 @@
 
 import errno
 import os
+import zlib
+from pathlib import Path
+from typing import Literal
 
+import msgspec
 import pytest
 
 from nerf.core import files
@@ -50,9 +54,9 @@ def test_json_comes_back_with_its_umlauts(tmp_path):
     ("content", "sentence"),
     [
         (b"{", "not valid JSON"),
-        (b"\xff", "not valid JSON"),
-        (b"9" * 5000, "not valid JSON"),
-        (b"[" * 10**5, "not valid JSON"),
+        (b"\xff", "not a text file"),
+        (b"9" * 5000, "thousands of digits"),
+        (b"[" * 10**5, "nested too deeply"),
         (None, "No such"),
     ],
 )
@@ -145,3 +149,87 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     (tmp_path / ".mesh.7.unfinished" / "mesh.obj").write_text("x")
     assert len(files.remove_unfinished(tmp_path)) == 4
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == sorted(mine)
+
+
+# ---- reading what a user gives ----
+
+
+class Shape(msgspec.Struct):
+    """What the tests read."""
+
+    size: int
+    scales: list[float] = []
+
+
+DAMAGED = {
+    "nested": (b"[" * 100_000, "nested too deeply"),
+    "nested and closed": (b'{"size": ' * 90 + b"1" + b"}" * 90, "nested too deeply"),
+    "digits": (b'{"size": ' + b"1" * 5000 + b"}", "a number of thousands of digits"),
+    "large": (b'{"size": 1' + b" " * 200 + b"}", "larger than 0 MiB"),
+    "utf-16": ('{"size": 1}'.encode("utf-16"), "UTF-16; save it as UTF-8"),
+    "list": (b"[1]", ": expected object, got array; do"),
+    "missing": (b"{}", "object missing required field size; do"),
+    "inside": (b'{"size": 1, "scales": [1, null]}', r", scales\[1\]: expected float, got null; do"),
+    "huge": (b'{"size": 1, "scales": [1' + b"0" * 400 + b"]}", r"scales\[0\]: number out of range; do"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_json_is_one_sentence_that_names_the_place(tmp_path, name):
+    content, sentence = DAMAGED[name]
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(UserError, match=f"x.json.*{sentence}"):
+        files.read_json(tmp_path / "x.json", "do that", Shape, limit=150 if name == "large" else files.MAX_BYTES)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_one_sentence_at_once(tmp_path, make):
+    make(tmp_path / "x.json")
+    with pytest.raises(UserError, match="x.json cannot be read: .*; do that"):
+        files.read_json(tmp_path / "x.json", "do that", Shape)
+
+
+def test_a_byte_order_mark_is_no_data(tmp_path):
+    (tmp_path / "x.json").write_bytes(b'\xef\xbb\xbf{"size": 3, "more": 1}')
+    assert files.read_json(tmp_path / "x.json", "", Shape) == Shape(3)
+    assert files.parse_json("\ufeff[1]", "x", "") == [1]
+
+
+def test_a_name_with_a_null_is_one_sentence():
+    with pytest.raises(UserError, match="embedded null"):
+        files.read_text("a\0b", "do that")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (KeyError("model"), "there is no 'model'"),
+        (IndexError(), "IndexError"),
+        (zlib.error("bad block"), "bad block"),
+        (RecursionError("too deep"), "too deep"),
+        (NotImplementedError("no such method"), "no such method"),
+        (MemoryError(), "more memory than there is"),
+        (type("PanicException", (BaseException,), {})("called unwrap"), "called unwrap"),
+    ],
+)
+def test_whatever_a_parser_raises_is_one_sentence(error, sentence):
+    with pytest.raises(UserError, match=f"^x.npz cannot be read: .*{sentence}; write it again$"):
+        with files.reading("x.npz", "write it again"):
+            raise error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), UserError("mine")])
+def test_an_interruption_and_our_own_sentence_pass_a_parser(error):
+    with pytest.raises(type(error)) as caught, files.reading("x.npz", "write it again"):
+        raise error
+    assert caught.value is error
+
+
+def test_text_that_is_not_utf8_survives_json(tmp_path):
+    value = {"workspace": os.fsdecode(b"t\xff"), "prompt": "Würfel"}
+    assert files.read_json(files.write_json(tmp_path / "x.json", value), "") == value
+
+
+def test_a_lone_surrogate_where_text_is_expected_is_one_sentence():
+    with pytest.raises(UserError, match="x holds text that is not UTF-8 .*; do that"):
+        files.as_shape("\ud800", "x", "do that", Literal["a", "b"])

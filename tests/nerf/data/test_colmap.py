@@ -247,3 +247,31 @@ def test_points_of_lund_door_project_to_their_features(test_data):
         distorted = distort(plane, torch.tensor(frame.intrinsics.distortion).double())
         projected = distorted * torch.tensor([fx, fy]) + torch.tensor([cx, cy])
         assert len(points) > 100 and (projected - features[:, :2]).norm(dim=-1).median() < 1.0
+
+
+# ---- files as they come ----
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text_file(tmp_path):
+    for path in (write_text(tmp_path) / "sparse" / "0").iterdir():
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        path.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode() + b"\n")
+    assert len(read_folder(tmp_path, 0).frames) == 4
+
+
+@pytest.mark.parametrize("name", ["{:02d}.jpg", "a/{:02d}.JPG"])
+def test_masks_named_by_a_neighbours_rule_are_found(tmp_path, name, caplog):
+    write_text(tmp_path, name=name)
+    for i in range(4):
+        path = (tmp_path / "masks" / name.format(i)).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert [f.mask.name for f in read_folder(tmp_path, 0).frames] == [f"{i:02d}.png" for i in range(4)]
+    assert caplog.text == ""
+
+
+def test_masks_that_belong_to_no_photograph_are_a_warning(tmp_path, caplog):
+    (write_text(tmp_path) / "masks").mkdir()
+    (tmp_path / "masks" / "mask_00.png").touch()
+    read_folder(tmp_path, 0)
+    assert "masks: 4 of 4 photographs have no mask there, first 00.png" in caplog.text

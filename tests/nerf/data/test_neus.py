@@ -1,11 +1,15 @@
 """NeuS's format: projection matrices are decomposed into the intrinsics and poses that they were composed of."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from nerf.core.cameras import look_at
 from nerf.core.errors import UserError
+from nerf.data.image_store import decode_opacity
 from nerf.data.neus import decompose_projection
 from nerf.data.transforms import read_folder
 
@@ -125,7 +129,7 @@ def test_a_folder_without_photographs_is_refused(tmp_path):
 
 def test_a_file_that_is_not_an_archive_is_refused(tmp_path):
     (write(tmp_path) / "cameras_sphere.npz").write_bytes(b"not an archive")
-    refuse(tmp_path, "cannot be read as arrays of numbers")
+    refuse(tmp_path, "cannot be read: File is not a zip file; export the cameras again")
 
 
 def test_pickled_objects_are_never_loaded(tmp_path):
@@ -134,7 +138,7 @@ def test_pickled_objects_are_never_loaded(tmp_path):
             return (pytest.fail, ("a pickle was executed",))
 
     write(tmp_path, world_mat_1=np.array([Trap()], dtype=object))
-    refuse(tmp_path, "cannot be read as arrays of numbers: Object arrays cannot be loaded")
+    refuse(tmp_path, "cannot be read: Object arrays cannot be loaded")
 
 
 # ---- real data ----
@@ -149,3 +153,70 @@ def test_cameras_of_dtu_surround_their_unit_sphere_and_look_at_it(test_data):
         assert 2.5 < offset.norm() / radius < 3.5
         assert torch.dot(offset / offset.norm(), -frame.pose[:3, 2]) > 0.95
         assert frame.intrinsics.fx == pytest.approx(frame.intrinsics.fy, rel=0.01)
+
+
+# ---- damaged archives ----
+
+
+def rewrite(folder, **how):
+    """The archive of a folder, packed again."""
+    path = write(folder) / "cameras_sphere.npz"
+    with zipfile.ZipFile(path) as archive:
+        content = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w", **how) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    return path
+
+
+def test_a_truncated_archive_is_one_sentence(tmp_path):
+    path = rewrite(tmp_path)
+    path.write_bytes(path.read_bytes()[:-40])
+    refuse(tmp_path, "cameras_sphere.npz cannot be read: .*; export the cameras again")
+
+
+def test_damaged_compressed_data_is_one_sentence(tmp_path):
+    path = rewrite(tmp_path, compression=zipfile.ZIP_DEFLATED)
+    data = bytearray(path.read_bytes())
+    data[60:90] = b"\xff" * 30
+    path.write_bytes(data)
+    refuse(tmp_path, "cameras_sphere.npz cannot be read: .*; export the cameras again")
+
+
+@pytest.mark.parametrize("place, value, words", [(8, 99, "compression method"), (6, 1, "encrypted|password")])
+def test_an_archive_that_python_cannot_unpack_is_one_sentence(tmp_path, place, value, words):
+    path = rewrite(tmp_path)
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\3\4", 0), (b"PK\1\2", 2)):
+        at = data.find(signature)
+        while at >= 0:
+            data[at + offset + place] |= value
+            at = data.find(signature, at + 4)
+    path.write_bytes(data)
+    refuse(tmp_path, f"cameras_sphere.npz cannot be read: .*({words})")
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (np.eye(4).astype(complex), "world_mat_1 must be 4x4 numbers, got complex128"),
+        (np.full((4, 4), "a"), "world_mat_1 must be 4x4 numbers, got <U1"),
+        (np.zeros((4, 4), dtype=[("x", "f8")]), "world_mat_1 must be 4x4 numbers, got"),
+        (np.eye(200), "world_mat_1 must be 4x4 numbers, got 320128 bytes"),
+        (np.full((4, 4), np.inf), "world_mat_1 must be 4x4 finite numbers"),
+        (np.eye(4) * 1e200, "cameras_sphere.npz"),
+    ],
+)
+def test_an_array_of_another_kind_is_one_sentence(tmp_path, wrong, words):
+    refuse(write(tmp_path, world_mat_1=wrong), words)
+
+
+def test_arrays_that_are_no_cameras_are_not_read(tmp_path):
+    write(tmp_path, notes=np.array([object()], dtype=object))
+    assert len(read_folder(tmp_path, 0).frames) == 4
+
+
+def test_opacity_of_zeros_and_ones_is_opaque_where_it_is_one(tmp_path):
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "a.png")
+    assert torch.equal(decode_opacity(tmp_path / "a.png"), 255 * torch.eye(8, dtype=torch.uint8))
+    assert torch.equal(decode_opacity(tmp_path / "a.png", 2), 128 * torch.eye(4, dtype=torch.uint8))

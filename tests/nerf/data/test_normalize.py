@@ -1,11 +1,13 @@
 """Scene normalisation: the similarity from a dataset's world to the normalised one."""
 
+import math
+
 import pytest
 import torch
 
 from nerf.core.cameras import look_at
 from nerf.core.errors import UserError
-from nerf.data.normalize import bounding_ball, estimate_up, focus_point, normalize_scene, rotation_to_y_up
+from nerf.data.normalize import bounding_ball, estimate_up, focus_point, normalize_scene, rotation_to_y_up, warn_of_poses
 
 Z_UP = (0.0, 0.0, 1.0)
 AXES = [(0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (1, 0, 0), (0.6, 0.0, 0.8)]
@@ -144,3 +146,39 @@ def test_points_beyond_the_cameras_do_not_decide_the_box():
     normalization = normalize_scene(circle(), half_fovs(), None, False, 1.0, cloud(50.0))
     assert normalization.kind == "scene"
     torch.testing.assert_close(normalization.to_source, normalize_scene(circle(), half_fovs(), None, False, 1.0).to_source)
+
+
+# ---- poses that cannot be meant ----
+
+
+def around(count=8, flip=1.0):
+    angle = torch.arange(count).double() * 2 * math.pi / count
+    pose = look_at(torch.stack([4 * angle.sin(), torch.ones_like(angle), 4 * angle.cos()], -1), (0.0, 0.0, 0.0))
+    pose[:, :3, 1:3] *= flip
+    return pose
+
+
+def test_cameras_with_opencv_axes_are_a_warning(caplog):
+    warn_of_poses(around())
+    assert caplog.text == ""
+    warn_of_poses(around(flip=-1.0))
+    assert "the cameras look away from the point where their axes meet" in caplog.text and "OpenCV" in caplog.text
+
+
+def test_poses_that_are_all_equal_are_a_warning(caplog):
+    warn_of_poses(around(1))
+    assert caplog.text == ""
+    warn_of_poses(around(1).expand(5, -1, -1))
+    assert "all 5 photographs have the same pose" in caplog.text
+
+
+@pytest.mark.parametrize("half_side", [math.inf, 1e20])
+def test_a_box_without_end_is_refused(half_side):
+    box = torch.zeros(3).double(), half_side
+    with pytest.raises(UserError, match="the scene would be .* units wide"):
+        normalize_scene(around(), torch.full((8,), 0.5).double(), box, False, 1.0)
+
+
+def test_a_single_point_does_not_size_the_box():
+    point = torch.zeros(1, 3).double()
+    assert normalize_scene(around(), torch.full((8,), 0.5).double(), None, False, 1.0, point).kind == "scene"

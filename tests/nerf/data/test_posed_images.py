@@ -1,6 +1,7 @@
 """Photographs in memory: colours, rays and cameras belong together, and broken images are refused."""
 
 import logging
+import subprocess
 
 import numpy as np
 import pytest
@@ -288,3 +289,31 @@ def test_reichstag_has_intrinsics_per_photograph_and_is_upright(test_data):
     photos = load(test_data / "reichstag", "train")
     assert len(photos) == 10 and len({float(photos.view(i).fx) for i in range(10)}) == 10
     assert (photos.cameras.pose[:, 1, 1] > 0.95).all() and photos.cameras.pose[:, :3, 3].abs().max() <= 1
+
+
+# ---- pictures as they come ----
+
+
+def test_masks_of_zeros_and_ones_are_read_as_valid_where_they_are_one(tmp_path):
+    masks = [np.zeros((14, 20), np.uint8) for _ in range(2)]
+    for mask in masks:
+        mask[4:8, 4:10] = 1
+    for factor in (1, 2):
+        photos = load(write(tmp_path, [pattern(i, 20, 14) for i in range(2)], masks=masks), downscale=factor)
+        expected = torch.zeros(14 // factor, 20 // factor, dtype=torch.bool)
+        expected[4 // factor : 8 // factor, 4 // factor : 10 // factor] = True
+        torch.testing.assert_close(photos.valid_mask(0), expected)
+
+
+def test_photographs_that_are_all_transparent_are_a_warning(tmp_path, caplog):
+    images = [np.zeros((8, 8, 4), np.uint8) for _ in range(3)]
+    load(write(tmp_path, images))
+    assert "all 3 photographs are transparent everywhere" in caplog.text
+
+
+def test_an_eps_called_png_starts_no_program(tmp_path, monkeypatch):
+    write(tmp_path, [pattern(i, 20, 14) for i in range(2)])
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a photograph started a program"))
+    (tmp_path / "01.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    with pytest.raises(UserError, match="photograph .*01.png cannot be read: it is not a picture"):
+        load(tmp_path)

@@ -271,3 +271,81 @@ def test_missing_intrinsics_are_refused(tmp_path):
 )
 def test_entries_of_the_wrong_kind_are_refused(tmp_path, top, words):
     refuse(one(tmp_path, top), words, holdout=0)
+
+
+# ---- files as they come from other programs ----
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
+    path = write(tmp_path) / "transforms.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_folder(tmp_path, 0).frames) == 10
+
+
+def test_a_number_of_thousands_of_digits_is_refused(tmp_path):
+    (write(tmp_path) / "transforms.json").write_text('{"fl_x": ' + "1" * 5000 + ', "frames": []}')
+    refuse(tmp_path, "transforms.json: its JSON has a number of thousands of digits")
+
+
+@pytest.mark.parametrize("listed", ["images/00.png", "./images/00.png", "images//00.png", "images\\00.png", "images/00"])
+@pytest.mark.parametrize("in_frame", ["images/00.png", "./images/00.png", "images/00", "images/x/../00.png"])
+def test_a_photograph_that_is_listed_for_testing_is_not_trained_on_however_it_is_written(tmp_path, listed, in_frame):
+    (tmp_path / "images" / "x").mkdir(parents=True)
+    for i in range(3):
+        (tmp_path / "images" / f"{i:02d}.png").touch()
+    frames = [{"file_path": name, "transform_matrix": IDENTITY} for name in (in_frame, "images/01.png", "images/02.png")]
+    text = json.dumps({"fl_x": 50.0, "test_filenames": [listed], "frames": frames})
+    (tmp_path / "transforms.json").write_text(text)
+    files = read_folder(tmp_path)
+    assert names(files, "train") == ["images/01.png", "images/02.png"] and names(files, "test") == [in_frame]
+
+
+def test_a_listed_name_that_no_frame_has_is_refused(tmp_path):
+    refuse(
+        write(tmp_path, test_filenames=["00.png", "image/03.png"]), "\"test_filenames\" names 1 photographs .* 'image/03.png'"
+    )
+
+
+def test_a_listed_photograph_that_does_not_exist_is_only_missing(tmp_path):
+    write(tmp_path, test_filenames=["00.png", "01.png"])
+    (tmp_path / "01.png").unlink()
+    files = read_folder(tmp_path)
+    assert names(files, "test") == ["00.png"] and files.missing == ("01.png",)
+
+
+def test_a_photograph_in_two_lists_is_refused(tmp_path):
+    both = write(tmp_path, train_filenames=["00.png", "01.png"], test_filenames=["./01.png"])
+    refuse(both, "1 photographs are listed both for training and for testing, first .*01.png")
+
+
+def test_a_photograph_in_two_files_is_a_warning(tmp_path, caplog):
+    for split in ("train", "test"):
+        frames = [{"file_path": f"./{name}.png", "transform_matrix": IDENTITY} for name in (split, "a")]
+        write(tmp_path, frames, f"transforms_{split}.json")
+    read_folder(tmp_path)
+    assert "1 held-out photographs are also trained on, first ./a.png" in caplog.text
+
+
+def test_masks_that_no_frame_names_are_a_warning(tmp_path, caplog):
+    (write(tmp_path) / "masks").mkdir()
+    (tmp_path / "masks" / "00.png").touch()
+    read_folder(tmp_path, 0)
+    assert "masks: 10 of 10 photographs have no mask there" in caplog.text and '"mask_path"' in caplog.text
+
+
+@pytest.mark.parametrize("value", [{}, [[{}] * 4] * 4, [[None] * 4] * 4, [["1"] * 4] * 4, [[True] * 4] * 4, [[[1]] * 4] * 4])
+def test_poses_of_another_shape_are_refused(tmp_path, value):
+    refuse(one(tmp_path, transform_matrix=value), "must be 4x4 numbers")
+
+
+def test_a_pose_beyond_single_precision_is_refused(tmp_path):
+    far = torch.eye(4).tolist()
+    far[0][3] = 1e30
+    refuse(one(tmp_path, transform_matrix=far), "the pose of a.png has numbers beyond 1e[+]12", holdout=0)
+
+
+def test_a_name_too_long_for_a_file_is_only_missing(tmp_path):
+    frames = [{"file_path": name, "transform_matrix": IDENTITY} for name in ("a.png", "b" * 5000, "c\0d", "\ud800")]
+    (tmp_path / "a.png").touch()
+    (tmp_path / "transforms.json").write_text(json.dumps({"fl_x": 50.0, "frames": frames}))
+    assert len(read_folder(tmp_path, 0).missing) == 3

@@ -354,3 +354,46 @@ def test_a_broken_pickle_is_a_sentence(tmp_path, content):
     (tmp_path / "broken.ckpt").write_bytes(content)
     with pytest.raises(UserError, match="broken.ckpt"):
         checkpoint.load(tmp_path / "broken.ckpt")
+
+
+# ---- headers and pickles of another shape ----
+
+
+@pytest.mark.parametrize(
+    ("header", "sentence"),
+    [
+        ("[" * 100_000, "is damaged"),
+        ('{"format": ' + "1" * 5000 + "}", "is damaged"),
+        ("[]", "is damaged"),
+        ("{}", "is damaged"),
+        ('{"format": 2, "meta": 3}', "is damaged"),
+        ('{"format": 2, "plain": []}', "is damaged"),
+        ('{"format": 1}', "has format 1, this version reads 2"),
+        ('{"format": 2, "plain": {"model": 3}}', "is damaged"),
+        ("{", "is damaged"),
+        (None, "no checkpoint of this program"),
+    ],
+)
+def test_a_header_of_another_shape_is_one_sentence(tmp_path, header, sentence):
+    path = tmp_path / checkpoint.file_name(1)
+    save_file({"model/w": torch.zeros(2)}, path, {} if header is None else {checkpoint.HEADER_KEY: header})
+    for read in (checkpoint.load, checkpoint.read_meta):
+        with pytest.raises(UserError, match=f"{path.name}.*{sentence}"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ({"model": [1]}, "holds no model"),
+        ({"model": {1: torch.zeros(1)}}, "holds no model"),
+        ({"model": {}, "epoch": "many"}, "gives 'many' as its epoch; expected a whole number"),
+        ({"model": {}, "global_step": [1]}, "as its step"),
+        ({"model": {}, "global_step": -5}, "gives -5 as its step"),
+        ({"model": {}, "global_step": float("nan")}, "as its step"),
+    ],
+)
+def test_a_pickle_of_another_shape_is_one_sentence(tmp_path, content, sentence):
+    torch.save(content, tmp_path / "df.pth")
+    with pytest.raises(UserError, match=sentence):
+        checkpoint.load(tmp_path / "df.pth")

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import math
+import os
 
 import pytest
 import torch
@@ -208,3 +209,28 @@ def test_a_mesh_that_is_gone_and_a_broken_result_are_forgotten(tmp_path, content
     with Report(tmp_path, terminal=False) as second:
         second.result(steps=9)
     assert json.loads((tmp_path / "result.json").read_text()) == {"steps": 9}
+
+
+def test_a_bad_byte_in_the_metrics_loses_its_line_alone_and_is_logged(tmp_path, capfd):
+    lines = [
+        b'{"step": 1}',
+        b'{"step": 2, "a": "\xff"}',
+        b"[" * 9000,
+        b"3",
+        b'{"step": "4"}',
+        b'{"step": 5}',
+        b'{"step": 60}',
+        b'{"st',
+    ]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    with Report(tmp_path, terminal=False) as report:
+        report.scalars(10, {"loss": 1.0}, total=20)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 5, 10]
+    assert "metrics.jsonl: 5 damaged lines are left out, first line 2" in capfd.readouterr().err
+
+
+def test_a_line_with_a_path_that_is_not_utf8_is_logged(tmp_path):
+    with Report(tmp_path, terminal=False) as report:
+        report.log(f"read {os.fsdecode(bytes([0x74, 0xFF]))}")
+    assert "read t\\udcff" in (tmp_path / "log_df.txt").read_text()

@@ -188,3 +188,28 @@ def test_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, monkey
 def test_missing_file_is_reported(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_stable_dreamfusion_field(tmp_path / "df.pth")
+
+
+WRONG = {
+    "encoder.offsets": [torch.zeros(0), torch.tensor(3), torch.zeros(2, 2), torch.zeros(17), torch.arange(100_000), 3],
+    "encoder.embeddings": [
+        torch.tensor(1.0),
+        torch.zeros(3, dtype=torch.int64),
+        torch.zeros(0, 2),
+        torch.zeros(4, 2).to_sparse(),
+    ],
+    "sigma_net.net.0.weight": [torch.tensor(1.0), torch.zeros(2, 3, 4), torch.zeros(0, 0)],
+    "sigma_net.net.2.bias": [torch.tensor(1.0), torch.zeros(4, dtype=torch.complex64)],
+    "aabb_train": [torch.zeros(0), torch.full((6,), torch.inf), torch.full((6,), torch.nan), torch.full((6,), 1e30)],
+    "density_grid": [torch.zeros(0)],
+}
+
+
+@pytest.mark.parametrize("name, number", [(name, i) for name, values in WRONG.items() for i in range(len(values))])
+def test_a_tensor_of_another_kind_is_one_sentence(tmp_path, name, number):
+    path = saved(tmp_path, their_model() | {name: WRONG[name][number]})
+    if name == "density_grid":
+        assert read_stable_dreamfusion_field(path).threshold == 10
+        return
+    with pytest.raises(UserError, match="df.pth"):
+        read_stable_dreamfusion_field(path)

@@ -1,0 +1,86 @@
+"""Reading pictures: only the formats named here, recognised by their content, and only up to a size.
+
+The library that decodes pictures knows some forty formats. One of them, PostScript, starts another program on the file,
+whatever its name. H rows, W columns.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from nerf.core.errors import UserError
+from nerf.core.files import reading
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+NAMES = "PNG, JPEG, WebP, BMP or TIFF"
+LOSSY = ("JPEG", "MPO", "WEBP")  # formats in which a pixel that was black may be stored as almost black
+MAX_PIXELS = 178_956_970  # twice what the library warns of; 512 MiB of colours
+GREY_LEVELS = 255  # of 8 bits; a 16-bit level divided by 257 has as many
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
+
+# Pictures up to MAX_PIXELS are read without a warning on the terminal; larger ones are refused here.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def is_picture(data: bytes) -> bool:
+    """Whether bytes begin as a picture in one of :data:`FORMATS`."""
+    return data.startswith(_SIGNATURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+
+
+@contextmanager
+def open_picture(source: Path | bytes, what: str, hint: str) -> Iterator[Image.Image]:
+    """Open a picture; whatever goes wrong with it inside the block is one sentence.
+
+    Args:
+        source: a file, or its content.
+        what: the picture in words, as the message begins.
+        hint: what the user can do; the end of the message.
+
+    Raises:
+        UserError: it is in none of :data:`FORMATS`, damaged, or of more than :data:`MAX_PIXELS` pixels.
+    """
+    too_large = f"{what} cannot be read: it has more than {MAX_PIXELS // 1_000_000} million pixels; {hint}"
+    with reading(what, hint):
+        stream = io.BytesIO(source) if isinstance(source, bytes) else _opened(source)
+        with stream:
+            if not is_picture(stream.read(12)):
+                raise UserError(f"{what} cannot be read: it is not a picture in one of the formats {NAMES}; {hint}")
+            stream.seek(0)
+            try:
+                with Image.open(stream, formats=FORMATS) as image:
+                    if image.width * image.height > MAX_PIXELS:
+                        raise UserError(too_large)
+                    yield image
+            except Image.DecompressionBombError:
+                raise UserError(too_large) from None
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    """A file that is open for reading; a pipe is refused, as it might never end."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} cannot be read: it is not a file")
+    return path.open("rb")
+
+
+def as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """A picture in the mode "RGB", "RGBA" or "L" of 8 bits; 16-bit grey is scaled, where the library would clip it."""
+    if image.mode.startswith("I"):
+        return image.convert("I").point(lambda value: value / 257).convert("L").convert(mode)
+    return image.convert(mode)
+
+
+def nonzero(image: Image.Image) -> np.ndarray:
+    """The pixels [H, W] bool of a mask that are not black, whatever the mask's white is: 1, 255 or 65535.
+
+    In a lossy format, where black may have become almost black: those of at least half of the largest level.
+    """
+    lossy = image.format in LOSSY
+    plain = image if image.mode in ("1", "L", "I", "I;16", "I;16B", "I;16L", "F") else image.convert("RGB")
+    levels = np.asarray(plain)
+    levels = levels.max(-1) if levels.ndim == 3 else levels
+    return np.asarray(levels >= max(0.5 * float(levels.max(initial=0)), 0.5) if lossy else levels > 0)

@@ -1,0 +1,54 @@
+"""The last net: an exception that nobody foresaw ends as one sentence, and its traceback in a file that can be sent."""
+
+import platform
+import sys
+import tempfile
+import time
+import traceback
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from nerf.core.files import reason_of
+
+PACKAGES = ("torch", "numpy", "pillow", "trimesh", "safetensors", "diffusers", "transformers")  # whose versions are recorded
+
+
+def sentence_of(error: BaseException, folder: str | Path | None) -> str:
+    """Write the traceback of an exception to a file; returns the sentence for the user.
+
+    Args:
+        error: the exception.
+        folder: the workspace of the run, where the file goes if the folder exists; else it goes to the temporary folder.
+    """
+    what = f"an error that was not foreseen ({reason_of(error)})"
+    text = _report(error)
+    for place in (folder, tempfile.gettempdir()):
+        path = None if place is None or not Path(place).is_dir() else _written(Path(place), text)
+        if path is not None:
+            return f"{what}; {path} has its traceback: please report it with that file"
+    print(text, file=sys.stderr)
+    return f"{what}; its traceback could be written nowhere, and is above: please report it"
+
+
+def _report(error: BaseException) -> str:
+    """The command, the versions and the traceback."""
+    versions = [f"python {platform.python_version()}", platform.platform(), *map(_version, PACKAGES)]
+    trace = "".join(traceback.format_exception(error))
+    return f"command: {sys.argv!r}\nversions: {', '.join(versions)}\n\n{trace}"
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"no {package}"
+
+
+def _written(folder: Path, text: str) -> Path | None:
+    """Write the report under a name of its own; None if that is impossible."""
+    path = folder / f"crash_{time.strftime('%Y%m%d_%H%M%S')}_{time.monotonic_ns()}.txt"
+    try:
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return None
+    return path
