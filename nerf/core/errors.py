@@ -1,8 +1,19 @@
 """Exceptions that end a run with a message and an exit code: bad input (2), divergence (1), a signal (130, 143)."""
 
+import re
+
+# Characters that would break a line, move the cursor or change the terminal; a name inside a damaged file may hold any.
+_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
 
 class UserError(ValueError):
-    """Bad input from the user: what was expected, what came, what to do next, in one sentence."""
+    """Bad input from the user: what was expected, what came, what to do next, in one sentence.
+
+    Control characters of the message, which come with names out of files, are shown as escapes.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_CONTROLS.sub(lambda found: repr(found[0])[1:-1], str(message)))
 
 
 class DivergenceError(RuntimeError):

@@ -20,6 +20,7 @@ MIN_ONE_SIDED = 0.3  # length of the mean horizontal direction to the cameras ab
 MIN_HALF_SIDE = 1e-6  # of the scene box, in units of the dataset; below it there is no baseline between the cameras
 SCENE_MARGIN = 1.1  # factor on the radius of a captured scene that gives half the side of its box
 POINT_QUANTILE = 0.98  # fraction of a sparse point cloud that the box must contain; the others count as outliers
+LARGE_BOX = 2.0  # times the box that holds all cameras: a prescribed box beyond it gets a warning
 MAX_HALF_SIDE = 1e12  # of the scene box, in units of the dataset
 SAME_POSE = 1e-9  # difference of two poses, as a fraction of their largest number, below which they are one
 MIN_AXIS_SPREAD = 1e-3  # mean squared sine of the optical axes' angle to their common direction; below it they are parallel
@@ -131,6 +132,17 @@ def bounding_ball(points: Tensor) -> tuple[Tensor, float]:
     return centre, distance.kthvalue(max(1, round(POINT_QUANTILE * len(points)))).values.item()
 
 
+def _warn_of_large_box(half_side: float, needed: float) -> None:
+    """Log a warning if the prescribed box has several times the side that would hold all cameras, which wastes resolution."""
+    if half_side > LARGE_BOX * needed > 0:
+        log.warning(
+            "the dataset prescribes a box %.0f times as wide as the cameras need, so little of the model's resolution is left "
+            "for what they see; if nothing far away matters, divide aabb_scale by %.0f, or remove it",
+            half_side / needed,
+            half_side / needed,
+        )
+
+
 def normalize_scene(
     pose: Tensor,
     half_fov: Tensor,
@@ -164,6 +176,7 @@ def normalize_scene(
     distance = (pose[:, :3, 3] - focus).norm(dim=-1)
     if prescribed_box is not None:
         kind, (centre, half_side) = "box", prescribed_box
+        _warn_of_large_box(half_side, SCENE_MARGIN * (pose[:, :3, 3] - centre).norm(dim=-1).max().item())
     elif has_transparency:
         kind, centre, half_side = "object", focus, (distance * torch.tan(half_fov)).median().item()
     else:

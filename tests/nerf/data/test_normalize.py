@@ -182,3 +182,11 @@ def test_a_box_without_end_is_refused(half_side):
 def test_a_single_point_does_not_size_the_box():
     point = torch.zeros(1, 3).double()
     assert normalize_scene(around(), torch.full((8,), 0.5).double(), None, False, 1.0, point).kind == "scene"
+
+
+def test_a_prescribed_box_much_wider_than_the_cameras_need_is_a_warning(caplog):
+    reach = 1.1 * 17**0.5
+    for times, warned in ((0.3, False), (1.9, False), (12.0, True)):
+        caplog.clear()
+        normalize_scene(around(), torch.full((8,), 0.5).double(), (torch.zeros(3).double(), times * reach), False, 1.0)
+        assert ("a box 12 times as wide as the cameras need" in caplog.text) == warned
