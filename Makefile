@@ -1,5 +1,6 @@
 # make demo       a textured model from a sentence, in minutes, into demo/ (PROMPT="..." for your own)
-# make test       style, types and the whole test suite (ARGS="-m 'not slow'" leaves out the slow ones)
+# make test       style, types and the whole test suite
+# make quick      the tests that are not slow, two at a time: a minute and a half
 # make sanitize   the tests of the CUDA kernels, emulated on a CPU, under the address, undefined-behaviour and thread
 #                 sanitizers and with fused multiply-adds, as nvcc compiles them; no GPU is needed
 # make gpu-check  build, tests and benchmarks on a machine with a GPU, with the interpreter's own torch
@@ -15,7 +16,7 @@ export PROMPT
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.complete
 
-.PHONY: demo test sanitize venv gpu-check soak lint help-text clean
+.PHONY: demo test quick sanitize venv gpu-check soak lint help-text clean
 
 demo: $(STAMP)
 	@folder="demo/$$(printf '%s' "$$PROMPT" | tr -cs 'a-zA-Z0-9' '_' | cut -c1-60)"; \
@@ -24,6 +25,9 @@ demo: $(STAMP)
 
 test: lint
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q $(ARGS)
+
+quick: $(STAMP)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 -m "not slow" $(ARGS)
 
 sanitize: $(STAMP)
 	$(VENV_PYTHON) -m tests.helpers.fake_cuda.session $(ARGS)
