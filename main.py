@@ -47,7 +47,10 @@ def read_disk(asked: Config) -> StoredRun:
     from nerf.run import workspace
 
     stored = workspace.read(asked)
-    if needs_start(asked, stored):
+    start = workspace.checkpoint_start(asked)
+    if start is not None:
+        stored = replace(stored, start=start)
+    elif needs_start(asked, stored):
         from nerf.run import mesh_init
 
         stored = replace(stored, start=mesh_init.read_start(asked))

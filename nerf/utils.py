@@ -335,7 +335,8 @@ class Trainer:
         checkpoint.require_stage(meta, self.stage.name, path)
         checkpoint_checks.check_meta(meta, path)
         checkpoint_checks.check_model(self.model, tensors, self.ema.state_dict(), path)
-        resumed = None if weights_only else self._check_resumable(path, tensors, meta)
+        # A run that only shows needs no optimiser, which may be of another kind.
+        resumed = None if weights_only or not self.config.trains else self._check_resumable(path, tensors, meta)
         checkpoint.load_module(self.model, tensors["model"], path)
         self.ema.load_state_dict(tensors["ema"])
         if self.info.transform is None and meta.get("transform") is not None:
@@ -344,6 +345,8 @@ class Trainer:
         self.info = replace(self.info, notes=meta.get("notes", {}) | self.info.notes)
         folder = self.workspace / "checkpoints"
         self.lineage = checkpoint.lineage_after(folder, self.stage.name, None if weights_only else path)
+        if not weights_only:
+            self.step, self.seconds = meta["step"], meta["seconds"]
         if resumed is None:
             return
         random, state = resumed
@@ -357,7 +360,6 @@ class Trainer:
         if meta["scaler"]:  # empty in a run without float16, on a CPU for instance; a scale is then found anew
             self.scaler.load_state_dict(meta["scaler"])
         self.monitor = DivergenceMonitor(**meta["monitor"])
-        self.step, self.seconds = meta["step"], meta["seconds"]
 
     def _check_resumable(self, path: Path, tensors: dict, meta: dict) -> tuple[Tensor, dict[int, dict]]:
         """Check what a checkpoint holds beside the model; returns the states of the random numbers and of the optimiser."""

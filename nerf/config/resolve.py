@@ -42,6 +42,7 @@ class StoredStart:
     required: Mapping[str, Any] = field(default_factory=dict)  # flag -> value that its weights were made for
     preferred: Mapping[str, Any] = field(default_factory=dict)  # flag -> value that is used if the user gives no other
     own_stage: str | None = None  # the stage, if it is a checkpoint of the run's own workspace
+    flag: str = "--init_with"  # the flag that names it: "--init_with", or "--ckpt" for a checkpoint of another workspace
 
 
 @dataclass(frozen=True)
@@ -199,14 +200,15 @@ def _options_of_start(config: Config, workspace: StoredRun, start: StoredStart) 
     Raises:
         UserError: the user, or a NeRF in the workspace, has another value; or starting over would remove the start.
     """
-    name = f"--init_with {config.dmtet.init_with}"
+    of_ckpt = start.flag == "--ckpt"
+    name = f"{start.flag} {config.runtime.ckpt if of_ckpt else config.dmtet.init_with}"
     if config.dmtet.init_with and start.own_stage in config.stages:
         raise UserError(
             f"{name}: --ckpt scratch would remove that checkpoint before it is read; choose another --workspace, or leave "
             "both flags out to resume from it"
         )
     source = STAGE_KINDS[config.stages[0]].starts_from
-    other_source = source in workspace.trained and start.own_stage != source
+    other_source = bool(workspace.trained) if of_ckpt else source in workspace.trained and start.own_stage != source
     for flag, value in start.required.items():
         mine = config.value(flag)
         if mine == value:

@@ -3,12 +3,14 @@
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nerf.config.config import Config, from_json, to_json
 from nerf.config.groups import CKPT_WORDS, STAGES
-from nerf.config.resolve import RunPlan, StoredRun
+from nerf.config.resolve import RunPlan, StoredRun, StoredStart, start_from_run
+from nerf.config.stages import FIRST
 from nerf.core.errors import UserError
 from nerf.core.files import read_json, remove_unfinished, write_atomically, write_json
 from nerf.run import checkpoint
@@ -40,6 +42,23 @@ def read(asked: Config) -> StoredRun:
         config = None
     ckpt = asked.runtime.ckpt
     return StoredRun(config, trained, checkpoint_exists=ckpt not in CKPT_WORDS and Path(ckpt).is_file())
+
+
+def checkpoint_start(asked: Config) -> StoredStart | None:
+    """What a run takes over from a checkpoint of another workspace that ``--ckpt`` names; None if it names none.
+
+    Raises:
+        UserError: the ``config.json`` of that workspace is broken.
+    """
+    path = Path(asked.runtime.ckpt)
+    folder = path.resolve().parent.parent
+    own = Path(asked.output.workspace).resolve()
+    if asked.runtime.ckpt in CKPT_WORDS or not path.is_file() or folder == own or not (folder / CONFIG_FILE).is_file():
+        return None
+    stage = checkpoint.stage_of(path) or FIRST.name
+    stored = stored_config(folder)
+    start = start_from_run(stored, stage, own=False)
+    return replace(start, required={**start.required, "optim": stored.optim.optim}, flag="--ckpt")  # its state is resumed
 
 
 def stored_config(folder: str | Path) -> Config:
