@@ -1,19 +1,16 @@
 """A run that is killed and resumed ends with the bits of an uninterrupted one: the command line and real signals."""
 
-import json
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from nerf.core.cameras import orbit
 from nerf.run import checkpoint
+from tests.helpers.scripts import load_script
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,16 +30,8 @@ STEPS = {"nerf": 60, "dmtet": 40}
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     """Eight tiny pictures of a red square from all sides."""
-    folder = tmp_path_factory.mktemp("photographs")
-    views = orbit(torch.full((8,), 70.0), torch.arange(8) * 45.0, 3.0, 40.0, 12, 12)
-    frames = []
-    for i in range(8):
-        picture = np.zeros((12, 12, 4), np.uint8)
-        picture[4:8, 4:8] = (200, 30 * i, 20, 255)
-        Image.fromarray(picture).save(folder / f"{i}.png")
-        frames.append({"file_path": f"{i}.png", "transform_matrix": views.pose[i].tolist()})
-    lens = {"fl_x": float(views.fx[0]), "fl_y": float(views.fy[0]), "cx": 6, "cy": 6, "w": 12, "h": 12}
-    (folder / "transforms.json").write_text(json.dumps(lens | {"frames": frames}))
+    folder = tmp_path_factory.mktemp("data") / "photographs"
+    load_script("soak").make_photographs(folder)
     return folder
 
 
