@@ -1,9 +1,10 @@
 """Flags of stable-dreamfusion that have no counterpart here: they are read, so that the message can say why."""
 
-import argparse
 from dataclasses import dataclass
 from typing import Any
 
+from nerf.config.parser import Kind
+from nerf.config.typed import Flag
 from nerf.core.errors import UserError
 
 
@@ -20,13 +21,9 @@ REFUSED: dict[str, Refused] = {
 }
 
 
-def add_refused(parser: argparse.ArgumentParser) -> None:
-    """Let a parser read the flags of :data:`REFUSED`."""
-    for flag, refused in REFUSED.items():
-        if isinstance(refused.default, bool):
-            parser.add_argument(f"--{flag}", action="store_true", default=argparse.SUPPRESS)
-        else:
-            parser.add_argument(f"--{flag}", type=float, default=argparse.SUPPRESS)
+def refused_flags() -> dict[str, Flag]:
+    """The flags of :data:`REFUSED`, by name."""
+    return {flag: Flag(Kind(type(refused.default), None, False)) for flag, refused in REFUSED.items()}
 
 
 def without_refused(values: dict[str, Any]) -> dict[str, Any]:

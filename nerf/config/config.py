@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from nerf.config.compat import add_refused, without_refused
+from nerf.config.compat import refused_flags, without_refused
 from nerf.config.groups import (
     CameraConfig,
     DataConfig,
@@ -33,18 +33,17 @@ from nerf.config.parser import (
     Field,
     Group,
     as_given,
-    build_parser,
+    as_words,
     dashed,
     flag_of,
     help_text,
     iterate,
     kind_of,
-    read_words,
     refuse_unbuilt,
-    split_file,
 )
 from nerf.config.presets import PRESETS, REASONS
 from nerf.config.stages import STAGE_KINDS
+from nerf.config.typed import FILE, HELP, flag_for, read_words, split_file
 from nerf.core.errors import UserError
 from nerf.core.files import as_shape
 
@@ -60,7 +59,8 @@ Somnia: text or posed photographs to a textured 3D model.
   python main.py --workspace trial -O --test --save_mesh              write them again from the newest checkpoint
   python main.py --data photographs/ --workspace trial                train from photographs
 
-Defaults are in brackets. Every switch has a --no_ form. Typed flags override --file, and files override presets."""
+Ranges are in parentheses, defaults in brackets. Every switch has a --no_ form. Typed flags override --file, and files
+override presets."""
 _HELP_CLOSING = """\
 Other
   --file FILE                       read more flags from a file with shell quoting; may be given several times
@@ -180,17 +180,18 @@ def parse(argv: Sequence[str]) -> Config:
         SystemExit: ``--help`` was printed.
     """
     words = list(argv[1:] if argv and argv[0] == "--" else argv)
-    if "-h" in words or "--help" in words:
+    if any(word in words for word in HELP):
         print(help_text(GROUPS, _HELP_OPENING, _HELP_CLOSING), end="")
         raise SystemExit(0)
-    parser = build_parser(GROUPS)
-    parser.add_argument("--file", action="append")
-    add_refused(parser)
-    known = [dashed(flag) for flag in OPTIONS] + ["--file", "--help"]
-    typed = read_words(parser, words, known)
+    flags = {flag: flag_for(field) for flag, (_, field) in OPTIONS.items()} | refused_flags()
+    typed = read_words(words, flags | {"file": FILE})
     in_files: dict[str, Any] = {}
     for path in typed.pop("file", []):
-        in_files |= read_words(parser, split_file(path), known)
+        inside = split_file(path)
+        try:
+            in_files |= read_words(inside, flags)
+        except UserError as error:
+            raise UserError(f"--file {path}: {error}") from None
     config = Config()
     for values, source in ((in_files, "file"), (typed, "typed")):
         values = without_refused(values)
@@ -203,8 +204,6 @@ def parse(argv: Sequence[str]) -> Config:
 
 def _checked(config: Config) -> Config:
     """The options of a command line, unless two of them exclude each other or the workspace is not named."""
-    if not config.output.workspace.strip():
-        raise UserError("--workspace is empty; name a folder, as in --workspace trial")
     try:
         os.fsencode(config.output.workspace).decode()
     except UnicodeDecodeError:
@@ -252,7 +251,7 @@ def as_typed(flag: str, value: Any) -> str:
     if kind.scalar is bool:
         return dashed(flag) if value else f"--no_{flag}"
     words = value if isinstance(value, tuple) else (value,)
-    return " ".join([dashed(flag), *(shlex.quote(f"{w:g}" if isinstance(w, float) else str(w)) for w in words)])
+    return " ".join([dashed(flag), *(shlex.quote(as_words(word)) for word in words)])
 
 
 def to_json(config: Config) -> dict[str, Any]:

@@ -318,10 +318,6 @@ def _ignored_start(config: Config, kind: StageKind, workspace: StoredRun) -> lis
 def check_task(config: Config, workspace: StoredRun) -> None:
     """Refuse a run with nothing to do, or whose stages contradict other options; presets change none of these."""
     text, data, ckpt = config.prompt.text, config.data.data, config.runtime.ckpt
-    if text is not None and not text.strip():
-        raise UserError('--text is empty; give a prompt, as in --text "a hamburger"')
-    if data is not None and not data.strip():
-        raise UserError("--data is empty; name a folder with transforms.json, a COLMAP model or NeuS cameras")
     if config.trains and text is None and data is None:
         raise UserError('nothing to do: give --text "a hamburger", --data FOLDER, or --test for a finished workspace')
     if not config.trains and ckpt == "scratch":

@@ -22,6 +22,9 @@ class Failure(StrEnum):
     FOG = "fog"
 
 
+MAX_SIDE = 8192  # pixels of a rendered image
+
+
 @dataclass(frozen=True)
 class StageKind:
     """What is known of a stage before any option is read."""
