@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
+from nerf.config.checks import check_numbers, warnings
 from nerf.config.config import KEPT, OPTIONS, Config, as_typed, describe, mesh_stages, with_preset, with_values
 from nerf.config.groups import CKPT_WORDS, RUN
 from nerf.config.parser import dashed
+from nerf.config.presets import PRESETS
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError
 
@@ -71,6 +73,15 @@ class RunPlan(Generic[W]):
         return self.stages[self.first :] if self.config.trains else self.stages[self.first : self.first + 1]
 
 
+def _with_whole_paths(asked: Config) -> Config:
+    """The paths that a workspace keeps in full, so that they mean the same folder when the run is resumed from elsewhere."""
+    given = {flag: asked.value(flag) for flag in ("data", "hf_key") if asked.asked(flag)}
+    for flag, path in given.items():
+        if path is not None and os.path.exists(path):  # a model of the hub is no path
+            asked = with_values(asked, {flag: os.path.abspath(path)}, asked.source(flag))
+    return asked
+
+
 def draw_seed() -> int:
     """A seed for a run that is given none."""
     return secrets.randbelow(SEEDS)
@@ -82,7 +93,7 @@ def resolve(
     weights: Callable[[Config], W | None] | None = None,
     new_seed: Callable[[], int] = draw_seed,
 ) -> RunPlan[W]:
-    """Decide the options of every stage of a run. Writes nothing, and reads only where the path of ``--data`` leads.
+    """Decide the options of every stage of a run. Writes nothing, and reads only where ``--data`` and ``--hf_key`` lead.
 
     Args:
         asked: what the user asked for, as ``config.parse`` returns it.
@@ -93,6 +104,7 @@ def resolve(
     Raises:
         UserError: options that contradict each other, the workspace or what the run starts from; nothing to do.
     """
+    asked = _with_whole_paths(asked)
     workspace = remaining_run(asked, workspace)
     kept = restore_options(asked, workspace)
     restored = with_values(asked, kept, "workspace")
@@ -107,12 +119,12 @@ def resolve(
         config = with_values(config, {"sd_version": found.version}, "preset")
     if config.runtime.seed is None:
         config = with_values(config, {"seed": new_seed()}, "default")
-    check_numbers(config)
     stages = [_make_stage(config, STAGE_KINDS[name]) for name in config.stages]
+    check_numbers(config, stages)
     first = _first_pending(config, workspace)
     for i in range(first + 1, len(stages)):  # later ones start from its result, not from a checkpoint
         stages[i] = Stage(stages[i].kind, with_values(stages[i].config, {"ckpt": "scratch"}, "preset"))
-    lines = [*describe(config), *_ignored_start(config, stages[first].kind, workspace)]
+    lines = [*describe(config), *warnings(config, stages), *_ignored_start(config, stages[first].kind, workspace)]
     return RunPlan(config, tuple(stages), first, found, tuple(lines))
 
 
@@ -145,6 +157,7 @@ def restore_options(asked: Config, workspace: StoredRun) -> dict[str, Any]:
     """
     kept: dict[str, Any] = {}
     if workspace.config is not None:
+        kept |= _chosen_over_presets(asked, workspace.config)
         kept |= merge_kept_options(asked, workspace.config, workspace.trained)
     if not asked.asked("stages"):
         kept["stages"] = _stages(asked, workspace)
@@ -170,12 +183,23 @@ def merge_kept_options(asked: Config, stored: Config, trained: frozenset[str]) -
             if owner == RUN or owner in trained:
                 raise UserError(
                     f"workspace {asked.output.workspace} holds a run with {_shown(flag, stored_value)}, this run asks for "
-                    f"{_shown(flag, mine)}: choose another --workspace{_way_to_start_over(asked, trained)}"
+                    f"{_shown(flag, mine)}: {_ways_out(asked, trained)}"
                 )
             continue
         if asked.asked(flag) and mine != stored_value and flag == "sd_version":
             kept[flag] = stored_value
     return kept
+
+
+def _chosen_over_presets(asked: Config, stored: Config) -> dict[str, Any]:
+    """Flag -> value that an earlier run had in place of that of its ``-O`` or ``-O2``, if the preset comes back by itself."""
+    names = [name for name in ("O", "O2") if name in stored.presets and not asked.asked(name)]
+    chosen = {
+        flag: stored.value(flag) for name in names for flag, value in PRESETS[name].items() if stored.value(flag) != value
+    }
+    if "fp16" in chosen and stored.optim.bf16 and not asked.asked("fp16"):
+        chosen["bf16"] = True
+    return {flag: value for flag, value in chosen.items() if not asked.asked(flag)}
 
 
 def start_from_run(stored: Config, stage: str, own: bool) -> StoredStart:
@@ -235,14 +259,15 @@ def _shown(flag: str, value: Any) -> str:
     return f"no {dashed(flag)}" if value is None else as_typed(flag, value)
 
 
-def _way_to_start_over(asked: Config, trained: frozenset[str]) -> str:
-    """The end of a message that refuses another value of a kept option."""
+def _ways_out(asked: Config, trained: frozenset[str]) -> str:
+    """The end of a message that refuses another value of a kept option; what loses nothing comes first."""
     if not asked.trains:
-        return ", or leave the flag out"
+        return "leave the flag out, or choose another --workspace"
+    first = "leave the flag out to go on with that run, choose another --workspace for a new one, or start over "
     if not asked.starts_over:
-        return ", or start over in it with --ckpt scratch"
+        return f"{first}in it with --ckpt scratch"
     stages = ",".join(name for name in STAGE_KINDS if name in trained or name in asked.stages)
-    return f", or start over with all its stages: --stages {stages} --ckpt scratch"
+    return f"{first}with all its stages: --stages {stages} --ckpt scratch"
 
 
 def _same_folder(one: str | None, other: str | None) -> bool:
@@ -257,7 +282,8 @@ def _presets(asked: Config, workspace: StoredRun, weights: Weights | None) -> li
     """Names of the presets of a run in their order: those of its flags, of the run in the workspace, of its weights."""
     wanted = {"O": asked.runtime.O, "O2": asked.runtime.O2, "photographs": asked.data.data is not None}
     names = [name for name, on in wanted.items() if on]
-    names += workspace.config.presets if workspace.config is not None else ()
+    stored = () if workspace.config is None else workspace.config.presets
+    names += [name for name in stored if not (name in OPTIONS and asked.asked(name))]  # --no_O takes it back
     names += ["embedded"] if weights is not None and weights.kind == "embedded" else []
     if {"O", "O2"} <= set(names):
         raise UserError(
@@ -285,15 +311,19 @@ def _stages(asked: Config, workspace: StoredRun) -> tuple[str, ...]:
 
 def _make_stage(config: Config, kind: StageKind) -> Stage:
     """A stage of the run with the options as it sees them: its own presets, and what it derives from other options."""
-    names = [name for name, needed in kind.presets if needed is None or needed in config.presets]
-    config = _with_presets(config, names)
+    config = _with_presets_of_stage(config, kind)
     return Stage(kind, with_values(config, kind.derived(config), "preset"))
+
+
+def _with_presets_of_stage(config: Config, kind: StageKind) -> Config:
+    """A copy in which the presets of a stage have filled what is not given."""
+    return _with_presets(config, [name for name, needed in kind.presets if needed is None or needed in config.presets])
 
 
 def _in_its_stage(config: Config, flag: str) -> Any:
     """The value of a flag as the stage sees it that the option belongs to, if it belongs to one."""
     owner = KEPT.get(flag, RUN)
-    return (config if owner == RUN else _make_stage(config, STAGE_KINDS[owner]).config).value(flag)
+    return (config if owner == RUN else _with_presets_of_stage(config, STAGE_KINDS[owner])).value(flag)
 
 
 def _first_pending(config: Config, workspace: StoredRun) -> int:
@@ -345,15 +375,4 @@ def _check_stages(config: Config) -> None:
         raise UserError(
             f"--init_with and --stages {','.join(config.stages)} contradict each other: the mesh of both stages starts from "
             "their own NeRF; leave --init_with out, or train the mesh alone with --dmtet"
-        )
-
-
-def check_numbers(config: Config) -> None:
-    """Refuse values that contradict each other once the presets have filled theirs."""
-    (start, end), grid = config.span, config.field
-    if not start < end:
-        raise UserError(f"--exp_start_iter must be below --exp_end_iter (or --iters), got {start} and {end}")
-    if grid.base_resolution > grid.finest_resolution:
-        raise UserError(
-            f"--grid_finest must be at least --grid_coarsest, got {grid.finest_resolution} and {grid.base_resolution}"
         )

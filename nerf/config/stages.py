@@ -9,6 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from nerf.core.errors import UserError
+
 if TYPE_CHECKING:
     from nerf.config.config import Config
 
@@ -57,6 +59,11 @@ def _mesh_options(config: "Config") -> dict[str, Any]:
     """The mesh stage renders larger and has its own number of steps; a fixed shape always shows its texture."""
     mesh, camera = config.dmtet, config.camera
     size = {flag: max(int(side * mesh.dmtet_reso_scale), 1) for flag, side in (("w", camera.w), ("h", camera.h))}
+    if max(size.values()) > MAX_SIDE:
+        raise UserError(
+            f"--dmtet_reso_scale {mesh.dmtet_reso_scale:g} makes {size['w']}x{size['h']} pixels of --w {camera.w} and --h "
+            f"{camera.h}, and a side has {MAX_SIDE} at most; lower one of them"
+        )
     textureless = {"textureless_ratio": 0.0} if mesh.lock_geo else {}
     return size | textureless | {"iters": mesh.dmtet_iters or config.optim.iters}
 
