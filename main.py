@@ -12,7 +12,7 @@ from nerf.config import config as options
 from nerf.config.config import Config
 from nerf.config.resolve import RunPlan, StoredRun, needs_start, resolve
 from nerf.config.stages import Stage
-from nerf.core.errors import DivergenceError, Stopped, UserError
+from nerf.core.errors import DivergenceError, Stopped, UserError, visible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +55,22 @@ def read_disk(asked: Config) -> StoredRun:
 
         stored = replace(stored, start=mesh_init.read_start(asked))
     return stored
+
+
+def check_names(config: Config) -> None:
+    """Refuse a name that its registry does not have, before anything is read, loaded or downloaded.
+
+    Raises:
+        UserError: an unknown guidance, backbone, background or backend.
+    """
+    import extension
+    import guidance
+    from nerf import renderer
+    from nerf.config.parser import check_choice
+
+    guidance.family_names(config)
+    renderer.check_names(config.field)
+    check_choice("--backend", config.render.backend, ("auto", *(backend.name for backend in extension.registered_backends())))
 
 
 def choose_weights(config: Config) -> "Resolved | None":
@@ -106,7 +122,6 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
     import guidance
 
     config, inputs = plan.config, Inputs()
-    guidance.family_names(config)  # a name that is not known is refused also where it would not be used
     if config.trains and config.prompt.text is not None:
         inputs.guidance = guidance.build(config, device, plan.weights)
     if plan.weights is not None:
@@ -190,6 +205,7 @@ def run(asked: Config) -> int:
     """One whole run, alone in its workspace; returns the exit code."""
     from nerf.run import lock, workspace
 
+    check_names(asked)
     workspace.check_writable(asked.output.workspace)
     with lock.hold(asked.output.workspace):
         return run_alone(asked, workspace.recover(asked.output.workspace))
@@ -207,6 +223,7 @@ def run_alone(asked: Config, lines: list[str]) -> int:
 
     started = time.monotonic()
     plan = resolve(asked, read_disk(asked), choose_weights)
+    check_names(plan.config)  # those that the workspace keeps
     folder = plan.config.output.workspace
     device = prepare_machine(plan.config)
     with Report(folder, [*lines, *plan.lines], hold=True) as report:
@@ -237,10 +254,10 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         way_out = "; free some space, or choose another --workspace, and start again" if error.errno in DISK_FULL else ""
         what = f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}"
-        print(f"main.py: {what}{way_out}", file=sys.stderr)
+        print(visible(f"main.py: {what}{way_out}"), file=sys.stderr)
         return EXIT_USAGE
     except (DivergenceError, MemoryError) as error:
-        print(f"main.py: {str(error) or 'the machine has not enough memory'}", file=sys.stderr)
+        print(visible(f"main.py: {str(error) or 'the machine has not enough memory'}"), file=sys.stderr)
         return EXIT_FAILURE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nerf.core.errors import UserError
+from nerf.core.words import expected_words
 
 if TYPE_CHECKING:
     from nerf.config.config import Config
@@ -43,11 +44,28 @@ class StageKind:
     restart: str  # flags that start it over
     fog: str  # what its half transparent pixels mean
     memory: str  # flags that lower the memory of a step
-    remedies: Mapping[Failure, str]  # what to try, with the parameters and rates that the stage has
+    remedies: Mapping[Failure, tuple[str, ...]]  # what to try, with the parameters and rates that the stage has
+
+    def advice(self, failure: Failure, config: "Config | None" = None, mixed_precision: bool = False) -> str:
+        """What to try against a failure, as "a, b or c".
+
+        Args:
+            failure: what went wrong.
+            config: the options of the stage; what cannot be followed, as its value is 0 already, is left out.
+            mixed_precision: the run computes in float16, and may do without.
+        """
+        tried = [text for text in self.remedies[failure] if config is None or _can_be_tried(text, config)]
+        return expected_words([*tried, *(["--no_fp16"] if mixed_precision and failure is Failure.NOT_FINITE else [])])
 
     def run_name(self, step: int) -> str:
         """``df_step_00001000`` for step 1000, ``df_dmtet_step_00001000`` in the mesh stage."""
         return f"{self.file_prefix}_step_{step:08d}"
+
+
+def _can_be_tried(remedy: str, config: "Config") -> bool:
+    """Whether a remedy is not that of a smaller value than 0."""
+    flags = re.findall(r"--(\w+)", remedy)
+    return not (remedy.startswith(("a smaller", "smaller")) and all(config.value(flag) == 0 for flag in flags))
 
 
 def _nothing(config: "Config") -> dict[str, Any]:
@@ -82,10 +100,10 @@ NERF = StageKind(
     fog="turned into fog",
     memory="--batch_size, --w and --h, --num_rays or --max_steps, or add --vram_O",
     remedies={
-        Failure.NOT_FINITE: "a smaller --lr, --grad_clip 1, or --no_fp16",
-        Failure.EMPTY: "another --seed, a larger --blob_density, a smaller --lambda_opacity or a smaller --lr",
-        Failure.FULL: "a larger --lambda_opacity, a smaller --blob_radius, or a larger --radius_range",
-        Failure.FOG: "a smaller --guidance_scale, a larger --lambda_entropy or another --seed",
+        Failure.NOT_FINITE: ("a smaller --lr", "--grad_clip 1"),
+        Failure.EMPTY: ("another --seed", "a larger --blob_density", "a smaller --lambda_opacity", "a smaller --lr"),
+        Failure.FULL: ("a larger --lambda_opacity", "a smaller --blob_radius", "a larger --radius_range"),
+        Failure.FOG: ("a smaller --guidance_scale", "a larger --lambda_entropy", "another --seed"),
     },
 )
 
@@ -103,10 +121,18 @@ DMTET = StageKind(
     fog="broke into splinters",  # only its edges are half transparent
     memory="--batch_size, --w and --h or --dmtet_reso_scale, or add --vram_O",
     remedies={
-        Failure.NOT_FINITE: "smaller --lr_distance, --lr_offset and --lr_coarse_sdf, smaller --lr, --grad_clip 1, or --no_fp16",
-        Failure.EMPTY: "smaller --lr_distance and --lr_coarse_sdf, a smaller --radius_range, or a larger start (--init_with)",
-        Failure.FULL: "smaller --lr_distance and --lr_coarse_sdf, a larger --radius_range, or a smaller start (--init_with)",
-        Failure.FOG: "smaller --lr_distance and --lr_offset, or a larger --lambda_mesh_normal",
+        Failure.NOT_FINITE: ("smaller --lr_distance, --lr_offset and --lr_coarse_sdf", "a smaller --lr", "--grad_clip 1"),
+        Failure.EMPTY: (
+            "smaller --lr_distance and --lr_coarse_sdf",
+            "a smaller --radius_range",
+            "a larger shape to start from (--init_with)",
+        ),
+        Failure.FULL: (
+            "smaller --lr_distance and --lr_coarse_sdf",
+            "a larger --radius_range",
+            "another shape to start from (--init_with)",
+        ),
+        Failure.FOG: ("smaller --lr_distance and --lr_offset", "a larger --lambda_mesh_normal"),
     },
 )
 
