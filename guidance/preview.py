@@ -1,8 +1,6 @@
 """``python -m guidance.sd_utils "a red car"``: draw a prompt in two dimensions, to see what a model knows."""
 
-import argparse
 import logging
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +12,8 @@ from guidance.sd_utils import StableDiffusion
 from nerf.core.cameras import orbit
 from nerf.core.errors import UserError
 from nerf.core.images import contact_sheet, write_png
+from nerf.core.ranges import between
+from nerf.core.script import SEED, Parser, log_to_stderr, refuse
 
 log = logging.getLogger("somnia.guidance")
 
@@ -26,18 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(prog="python -m guidance.sd_utils", description="draw a prompt in two dimensions")
-    parser.add_argument("text")
-    parser.add_argument("--negative", default="")
+    parser = Parser(prog="python -m guidance.sd_utils", description="draw a prompt in two dimensions")
+    parser.add_argument("text", help="the prompt, in quotes")
+    parser.add_argument("--negative", default="", help="negative prompt")
     parser.add_argument("--sd_version", default="auto")
     parser.add_argument("--hf_key")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance_scale", type=float, default=7.5)
-    parser.add_argument("--polar", type=float, default=75.0, help="degrees from above, for the embedded prior")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.number("--steps", int, 50, between(1, 1000), "of the sampler")
+    parser.number("--guidance_scale", float, 7.5, between(0, 1e6), "of the sampler")
+    parser.number("--polar", float, 75.0, between(0, 180), "degrees from above, for the embedded prior")
+    parser.number("--seed", int, 0, SEED, "of the random numbers")
     parser.add_argument("--output", default="sample.png")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_stderr()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator().manual_seed(options.seed)
     try:
@@ -56,8 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             model.prepare(conditions)
             images = model.sample(None, 1, generator, options.steps, options.guidance_scale)
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    write_png(options.output, contact_sheet(list(images.movedim(1, -1)), min(4, len(images)), gap=0))
+        return refuse(str(error), parser.prog)
+    try:
+        write_png(options.output, contact_sheet(list(images.movedim(1, -1)), min(4, len(images)), gap=0))
+    except OSError as error:
+        return refuse(
+            f"--output {options.output} cannot be written: {error.strerror or error}; choose another place", parser.prog
+        )
     log.info("wrote %s%s", options.output, " (azimuth 0, 45, ... 315 degrees)" if len(images) > 1 else "")
     return 0

@@ -1,6 +1,7 @@
 """Command lines of scripts and benchmarks: argparse whose errors are one sentence, and numbers with documented ranges."""
 
 import argparse
+import logging
 import os
 import re
 import sys
@@ -9,8 +10,11 @@ from typing import Any, NoReturn
 
 from nerf.core import words
 from nerf.core.errors import UserError, visible
-from nerf.core.ranges import Check, shown
+from nerf.core.ranges import Check, between, shown
 
+SEED = between(0, 2**31 - 1)
+POINTS = between(1, 2**28)  # of a benchmark of kernels
+BAD_INPUT = 2  # exit code
 _READERS: dict[type, Callable[[str], Any]] = {int: words.whole_number, float: words.number}
 
 
@@ -48,8 +52,7 @@ class Parser(argparse.ArgumentParser):
             name = first.split("=")[0]
             hint = words.did_you_mean(name, known) if first.startswith("-") else ""
             message = f"{'unknown flag' if first.startswith('-') else 'unexpected word'} {name}{hint or '; see --help'}"
-        print(visible(f"{os.path.basename(self.prog)}: {message}"), file=sys.stderr)
-        raise SystemExit(2)
+        raise SystemExit(refuse(message, self.prog))
 
 
 def reader(kind: type, check: Check) -> Callable[[str], Any]:
@@ -65,3 +68,31 @@ def reader(kind: type, check: Check) -> Callable[[str], Any]:
         return value
 
     return read
+
+
+class _Visible(logging.Formatter):
+    """The message of a record in one line, whose control characters are escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(record.getMessage())
+
+
+def log_to_stderr() -> None:
+    """Show what the modules log, a line for each record."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Visible())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def refuse(message: str, program: str = "") -> int:
+    """Print what is wrong in one line that begins with the program's name; returns the exit code, 2."""
+    print(visible(f"{os.path.basename(program or sys.argv[0])}: {message}"), file=sys.stderr)
+    return BAD_INPUT
+
+
+def run(main: Callable[[], int | None]) -> int:
+    """Run the main function of a script; returns its exit code. A UserError is printed in one line, with exit code 2."""
+    try:
+        return main() or 0
+    except UserError as error:
+        return refuse(str(error))
