@@ -41,6 +41,7 @@ _ENDINGS = (
     ".bin.index.json",
 )
 _RESTORE = "restore or download it again"
+TITLES = {"sd": "Stable Diffusion", "embedded": "the embedded prior"}  # kind of weights -> name in exported files
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,13 @@ class Resolved:
     """Which weights a run will use."""
 
     source: str  # a local folder, or a hub id that :func:`fetch` downloads
-    kind: Literal["sd", "embedded"]
+    kind: str  # "sd", "embedded" ...: which code reads them, and the name of the preset that applies, if there is one
     sentence: str  # one line for the log: which, and why
     licence: str = "that of the weights; see where they came from"  # for the notes in exported files
     remote: bool = False  # whether it must be downloaded first
     alternatives: tuple[str, ...] = ()  # further ids to try
     version: str = "auto"  # the value of --sd_version that finds them again; "auto" for those of --hf_key
+    title: str = "Stable Diffusion"  # in the notes of exported files
 
 
 def offline() -> bool:
@@ -283,7 +285,8 @@ def _embedded(text: str | None, why: str) -> Resolved:
             f"--sd_version embedded: the prompt {text!r} names no object that the embedded prior knows"
             f"{'; ' + unknown if unknown else ''}; it knows {_vocabulary()}"
         )
-    return Resolved(str(prior.WEIGHTS), "embedded", f"guidance: the embedded prior ({why})", "Apache-2.0", version="embedded")
+    sentence = f"guidance: the embedded prior ({why})"
+    return Resolved(str(prior.WEIGHTS), "embedded", sentence, "Apache-2.0", version="embedded", title=TITLES["embedded"])
 
 
 def _kind(folder: Path) -> Literal["sd", "embedded"]:
@@ -297,11 +300,11 @@ def _from_key(key: str) -> Resolved:
     if path.exists() or key.startswith((".", "/", "~")) or key.count("/") != 1:
         check_folder(path)
         kind = _kind(path)
-        return Resolved(str(path), kind, f"guidance: the weights in {path} (--hf_key)")
+        return Resolved(str(path), kind, f"guidance: the weights in {path} (--hf_key)", title=TITLES[kind])
     folder = cached(key)
     if folder is not None:
         kind = _kind(folder)
-        return Resolved(str(folder), kind, f"guidance: {key} from the cache (--hf_key)")
+        return Resolved(str(folder), kind, f"guidance: {key} from the cache (--hf_key)", title=TITLES[kind])
     if offline():
         raise UserError(
             f"--hf_key {key} is neither a folder nor complete in the Hugging Face cache, and the "
