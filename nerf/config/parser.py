@@ -388,7 +388,7 @@ def _usage_of(field: Field) -> str:
 
 
 def _default_of(field: Field) -> str:
-    if field.default is None or field.default == "" or field.default is False:
+    if field.default in (None, "", ()) or field.default is False:
         return ""
     return f" [{'on, see --no_' + flag_of(field) if field.default is True else _shown(field.default)}]"
 
