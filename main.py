@@ -13,6 +13,7 @@ from nerf.config import config as options
 from nerf.config.config import Config
 from nerf.config.resolve import RunPlan, StoredRun, needs_start, resolve
 from nerf.config.stages import Stage
+from nerf.core import console
 from nerf.core.errors import DivergenceError, Stopped, UserError
 
 if TYPE_CHECKING:
@@ -222,11 +223,17 @@ def run_alone(asked: Config, lines: list[str]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Read the flags, run, and turn an error into one sentence and an exit code."""
+    with console.protected():
+        return _main(sys.argv[1:] if argv is None else argv)
+
+
+def _main(argv: list[str]) -> int:
+    """:func:`main` with streams that cannot fail."""
     # Idle OpenMP threads sleep rather than spin: with as many threads as cores, spinning slows everything else down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     asked = None
     try:
-        asked = options.parse(sys.argv[1:] if argv is None else argv)
+        asked = options.parse(argv)
         return run(asked)
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)

@@ -236,5 +236,7 @@ class StableDiffusion(Guidance):
 
 if __name__ == "__main__":
     from guidance.preview import main
+    from nerf.core.console import protected
 
-    sys.exit(main())
+    with protected():
+        sys.exit(main())

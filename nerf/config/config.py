@@ -67,7 +67,8 @@ Other
   --file FILE                       read more flags from a file with shell quoting; may be given several times
   -h, --help                        show this text
 
-Exit codes: 0 success, 1 failure, 2 bad input (the message says what to do), 130 stopped by Ctrl-C, 143 by SIGTERM."""
+Exit codes: 0 success, 1 failure, 2 bad input (the message says what to do), 130 stopped by Ctrl-C, 143 by SIGTERM,
+129 by a closed terminal (use nohup to go on without it)."""
 
 
 @dataclass(frozen=True)
