@@ -1,8 +1,7 @@
 """Text embeddings of prompts by a CLIP text encoder. L tokens, D channels."""
 
-import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor
 
 from guidance import weights
-from guidance.diffusion.loader import load_part
+from guidance.diffusion import Network
+from guidance.diffusion.loader import load_part, release
 from nerf.core.errors import UserError
 from nerf.core.files import reading
 
@@ -32,7 +32,13 @@ def _truncated(tokenizer: Any, text: str, limit: int) -> str:
 
 
 def encode_prompts(
-    folder: Path, text: str, suffixes: Sequence[str], negative: str, device: torch.device, dtype: torch.dtype
+    folder: Path,
+    text: str,
+    suffixes: Sequence[str],
+    negative: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    load_encoder: Callable[[], Network] | None = None,
 ) -> Tensor:
     """Text embeddings [len(suffixes) + 1, L, D]: the text with each suffix, then the negative prompt.
 
@@ -46,14 +52,18 @@ def encode_prompts(
         negative: the prompt of the unconditional input.
         device: where the encoder runs and the embeddings go.
         dtype: of both.
+        load_encoder: where the encoder is not that of a folder of Stable Diffusion.
 
     Raises:
         UserError: tokenizer or text encoder cannot be read, or do not belong together.
     """
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    weights.check_folder(folder)
-    encoder = load_part(folder, "text_encoder", CLIPTextModel, device, dtype)
+    if load_encoder is None:
+        weights.check_folder(folder)
+        encoder = load_part(folder, "text_encoder", CLIPTextModel, device, dtype)
+    else:
+        encoder = load_encoder()
     with reading(f"weights: the tokenizer in {folder}", "restore or download it again"):
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
@@ -71,7 +81,5 @@ def encode_prompts(
     with torch.no_grad():
         embeddings: Tensor = encoder(input_ids=ids.to(device)).last_hidden_state.clone()
     del encoder
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    release(device)
     return embeddings
