@@ -18,7 +18,7 @@ from guidance.diffusion import clip_image, loader, multiview_parts
 from guidance.diffusion.codecs import LatentCodec, resized
 from guidance.diffusion.distiller import DiffusionOptions, Distiller, shared_options
 from guidance.diffusion.multiview import LINKED, camera_numbers, check_linked
-from guidance.diffusion.text import encode_prompts
+from guidance.diffusion.text import embed, prompts_of
 from guidance.distillation import Denoiser, Mixer, classifier_free, rescale_std
 from nerf.core.errors import UserError
 from nerf.core.structs import Control, Part, Views
@@ -106,7 +106,7 @@ class MVDream(Guidance):
         options: Options | None = None,
         vram_O: bool = False,
     ):
-        self.path, self.device, self.dtype = Path(path), torch.device(device), dtype
+        self.path, self.device, self.dtype, self.vram_O = Path(path), torch.device(device), dtype, vram_O
         self.options = options or self.recipe
         self.parts = multiview_parts.load(self.path, self.pictures, self.device, dtype)
         self.unet, self.vae = self.parts.unet, self.parts.vae
@@ -137,8 +137,8 @@ class MVDream(Guidance):
         text = conditions.text or ""
         if not text.strip() and not self.pictures:
             raise UserError(f'guidance {self.name} needs a prompt; give --text "a hamburger"')
-        folder, load = self.parts.text_folder, self.parts.text_encoder
-        self.text = encode_prompts(folder, text, [""], conditions.negative, self.device, self.dtype, load).flip(0)
+        prompts = prompts_of(text, [""], conditions.negative)
+        self.text = embed(self.parts.text_encoder, prompts, self.device, self.dtype, self.vram_O)["tokens"].flip(0)
 
     def _inputs(self, noisy: Tensor, num: int, cameras: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the UNet is given for K conditions of B views: latents, tokens and cameras, each with K times B' rows."""

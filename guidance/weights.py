@@ -27,6 +27,8 @@ STEMS = {
     "vae": ("diffusion_pytorch_model",),
     "text_encoder": ("model", "pytorch_model"),
     "image_encoder": ("model", "pytorch_model"),
+    "text_encoder_2": ("model", "pytorch_model"),
+    ".": ("model", "pytorch_model", "diffusion_pytorch_model"),  # a model of one network, in the folder itself
     "detail": ("diffusion_pytorch_model",),
     "cc_projection": ("diffusion_pytorch_model",),
     "clip_camera_projection": ("diffusion_pytorch_model",),
@@ -43,7 +45,10 @@ _ENDINGS = (
     ".bin",
     ".bin.index.json",
 )
+# Files of which one group makes a tokenizer: byte pairs, any kind, T5's (which needs the package sentencepiece).
+TOKENIZERS = (("vocab.json", "merges.txt"), ("tokenizer.json",), ("spiece.model",))
 _RESTORE = "restore or download it again"
+TITLES = {"sd": "Stable Diffusion", "embedded": "the embedded prior"}  # kind of weights -> name in exported files
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,8 @@ def offline() -> bool:
 def weight_file(files: Iterable[str], part: str) -> str | None:
     """The best weight file of a part among paths relative to the folder: half precision and safetensors first."""
     have = set(files)
-    wanted = (f"{part}/{stem}{ending}" for ending in _ENDINGS for stem in STEMS[part])
+    inside = "" if part == "." else f"{part}/"
+    wanted = (f"{inside}{stem}{ending}" for ending in _ENDINGS for stem in STEMS[part])
     return next((name for name in wanted if name in have and shards_of(name, have) != []), None)
 
 
@@ -144,9 +150,9 @@ def missing_part(files: Iterable[str], parts: Iterable[str] | None = None) -> st
     """
     have = set(files)
     for part in parts_of(have) if parts is None else parts:
-        if part == "tokenizer":
-            if not {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= have and "tokenizer/tokenizer.json" not in have:
-                return "tokenizer/ (vocab.json and merges.txt, or tokenizer.json)"
+        if part.startswith("tokenizer"):
+            if not any({f"{part}/{name}" for name in names} <= have for names in TOKENIZERS):
+                return f"{part}/ ({' or '.join(' and '.join(names) for names in TOKENIZERS)})"
             continue
         config = f"{part}/{'scheduler_config' if part == 'scheduler' else 'config'}.json"
         if config not in have:
@@ -296,7 +302,8 @@ def _embedded(text: str | None, why: str) -> Resolved:
             f"--sd_version embedded: the prompt {text!r} names no object that the embedded prior knows"
             f"{'; ' + unknown if unknown else ''}; it knows {_vocabulary()}"
         )
-    return Resolved(str(prior.WEIGHTS), "embedded", f"guidance: the embedded prior ({why})", "Apache-2.0", version="embedded")
+    sentence = f"guidance: the embedded prior ({why})"
+    return Resolved(str(prior.WEIGHTS), "embedded", sentence, "Apache-2.0", version="embedded", title=TITLES["embedded"])
 
 
 def _kind(folder: Path) -> Literal["sd", "embedded"]:
@@ -310,11 +317,11 @@ def _from_key(key: str) -> Resolved:
     if path.exists() or key.startswith((".", "/", "~")) or key.count("/") != 1:
         check_folder(path)
         kind = _kind(path)
-        return Resolved(str(path), kind, f"guidance: the weights in {path} (--hf_key)")
+        return Resolved(str(path), kind, f"guidance: the weights in {path} (--hf_key)", title=TITLES[kind])
     folder = cached(key)
     if folder is not None:
         kind = _kind(folder)
-        return Resolved(str(folder), kind, f"guidance: {key} from the cache (--hf_key)")
+        return Resolved(str(folder), kind, f"guidance: {key} from the cache (--hf_key)", title=TITLES[kind])
     if offline():
         raise UserError(
             f"--hf_key {key} is neither a folder nor complete in the Hugging Face cache, and the "

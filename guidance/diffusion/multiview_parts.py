@@ -18,6 +18,7 @@ from guidance import weights
 from guidance.diffusion import Network, ldm, loader
 from guidance.diffusion.multiview import CAMERA_DIM, LINKED, link_frames
 from guidance.diffusion.single_file import TensorFile
+from guidance.diffusion.text import Checkpoint, TextEncoder
 from guidance.distillation import NoiseSchedule
 from nerf.core.errors import UserError
 from nerf.core.files import read_json
@@ -46,8 +47,7 @@ class Parts:
     unet: Network
     vae: Network
     schedule: NoiseSchedule
-    text_folder: Path  # has tokenizer/
-    text_encoder: Callable[[], Network]
+    text_encoder: TextEncoder
     image_encoder: Callable[[], Network] | None  # of ImageDream
     resampler: Network | None  # of ImageDream: image features [1, L, D] -> tokens [1, T, C]
 
@@ -155,7 +155,7 @@ def load_resampler(file: TensorFile, prefix: str, dtype: torch.dtype) -> Network
 
 def _from_folder(folder: Path, image: bool, device: torch.device, dtype: torch.dtype) -> Parts:
     from diffusers import AutoencoderKL
-    from transformers import CLIPTextModel, CLIPVisionModel
+    from transformers import CLIPVisionModel
 
     files = weights.files_of(folder)
     lacks = missing(files, image)
@@ -176,8 +176,7 @@ def _from_folder(folder: Path, image: bool, device: torch.device, dtype: torch.d
         unet,
         loader.load_part(folder, "vae", AutoencoderKL, device, dtype),
         loader.load_schedule(folder, device),
-        folder,
-        lambda: loader.load_part(folder, "text_encoder", CLIPTextModel, device, dtype),
+        TextEncoder(folder),
         (lambda: loader.load_part(folder, "image_encoder", CLIPVisionModel, device, dtype)) if image else None,
         resampler,
     )
@@ -189,9 +188,10 @@ def _from_file(path: Path, image: bool, device: torch.device, dtype: torch.dtype
     file = TensorFile(path)
     unet = _multi_view_unet(file, ldm.UNET, image, lambda width: max(width // HEAD_WIDTH, 1), GRID, dtype).to(device)
     clip = CLIP[image]
+    text = ldm.clip_text_config(file, clip)
 
     def text_encoder() -> Network:
-        return ldm.load_clip(CLIPTextModel, CLIPTextConfig(**ldm.clip_text_config(file, clip)), file, clip, dtype).to(device)
+        return ldm.load_clip(CLIPTextModel, CLIPTextConfig(**text), file, clip, dtype)
 
     def image_encoder() -> Network:
         prefix = f"{clip}visual."
@@ -202,8 +202,7 @@ def _from_file(path: Path, image: bool, device: torch.device, dtype: torch.dtype
         unet,
         ldm.load_vae(file, dtype, VAE[image]).to(device),
         ldm.noise_schedule(device),
-        tokenizer_folder(path),
-        text_encoder,
+        TextEncoder(tokenizer_folder(path), checkpoint=Checkpoint(path, text["max_position_embeddings"], text_encoder)),
         image_encoder if image else None,
         load_resampler(file, f"{ldm.UNET}image_embed.", dtype).to(device) if image else None,
     )

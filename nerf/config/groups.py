@@ -5,8 +5,10 @@ useful value; they catch typing errors and overflows. Angles are degrees, length
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf
+from types import SimpleNamespace
+from typing import Any
 
 from nerf.config.parser import (
     Check,
@@ -18,6 +20,7 @@ from nerf.config.parser import (
     option,
     ordered,
     power_of_two,
+    value_of,
 )
 from nerf.config.stages import DMTET, STAGE_KINDS
 
@@ -51,6 +54,12 @@ class PromptConfig(Group):
         2e-3, "standard deviation of the camera noise of the known view", check=at_least(0), unbuilt=KNOWN
     )
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Which kinds of prompt are given, of "text" and "image"; none in a run without guidance."""
+        images = self.image is not None or self.image_config is not None
+        return (("text",) if self.text is not None else ()) + (("image",) if images else ())
+
 
 @dataclass(frozen=True)
 class DataConfig(Group):
@@ -73,7 +82,7 @@ class DataConfig(Group):
 
 @dataclass(frozen=True)
 class GuidanceConfig(Group):
-    """Guidance by a diffusion model"""
+    """Guidance by diffusion models (several values: one for each model in the order of --guidance)"""
 
     guidance: tuple[str, ...] = option(
         ("SD",),
@@ -91,30 +100,49 @@ class GuidanceConfig(Group):
     )
     hf_key: str | None = option(None, "diffusers folder or hub id, in place of --sd_version", kept=RUN, path=True)
     IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion", unbuilt="DeepFloyd IF guidance")
-    guidance_scale: float = option(100.0, "classifier-free guidance (CFG) scale", check=at_least(0))
-    guidance_rescale: float = option(
-        0.0,
+    guidance_weights: tuple[float, ...] = option(
+        (1.0,), "weight of each model's loss, a factor of --lambda_guidance", check=at_least(0), each=1
+    )
+    guidance_scale: tuple[float, ...] = option((100.0,), "classifier-free guidance (CFG) scale", check=at_least(0), each=1)
+    guidance_rescale: tuple[float, ...] = option(
+        (0.0,),
         "CFG rescale (Lin et al. 2023): share of the guided prediction that gets the standard deviation of the conditional one",
         check=FRACTION,
+        each=1,
     )
-    guidance_weighting: str = option(
-        "sds",
+    guidance_weighting: tuple[str, ...] = option(
+        ("sds",),
         "w(t) of score distillation: sds is sigma^2, uniform 1, fantasia alpha sigma^2",
         choices=("sds", "uniform", "fantasia"),
+        each=1,
     )
-    guidance_anneal: float = option(
-        0.0,
+    guidance_anneal: tuple[float, ...] = option(
+        (0.0,),
         "linear decrease of the CFG scale towards 1 over the run (0: constant, 1: ends at 1)",
         check=FRACTION,
+        each=1,
     )
     prior_detail: bool = option(True, "embedded prior: refine its x0 estimates with the detail network, for a fifth more time")
-    t_range: tuple[float, float] = option(
-        (0.02, 0.98), "range of diffusion timesteps, as fractions of the schedule", check=ordered(0, 1, "fractions")
+    t_range: tuple[float, ...] = option(
+        (0.02, 0.98), "range of diffusion timesteps, as fractions of the schedule", check=ordered(0, 1, "fractions"), each=2
     )
-    t_anneal: float = option(
-        0.0,
+    t_anneal: tuple[float, ...] = option(
+        (0.0,),
         "linear decrease of the upper end of --t_range towards the lower over the run (0: constant, 1: ends at the lower)",
         check=FRACTION,
+        each=1,
+    )
+    t_anneal_low: tuple[float, ...] = option(
+        (0.0,),
+        "the same of the lower end, which begins this share of the width of --t_range higher and ends at its place",
+        check=FRACTION,
+        each=1,
+    )
+    anneal_span: tuple[float, ...] = option(
+        (0.0, 1.0),
+        "part of the run, as fractions, over which --t_anneal, --t_anneal_low and --guidance_anneal act",
+        check=ordered(0, 1, "fractions"),
+        each=2,
     )
     angle_front: float = option(
         90.0,
@@ -142,6 +170,20 @@ class GuidanceConfig(Group):
     )
     zero123_ckpt: str = option("pretrained/zero123/zero123-xl.ckpt", "zero123 weights", path=True, unbuilt="zero123 guidance")
     zero123_grad_scale: str = option("angle", "zero123 gradient scale", choices=("angle", "None"), unbuilt="zero123 guidance")
+
+    def of(self, name: str) -> Any:
+        """The options as one of the guidance models sees them.
+
+        Returns:
+            A record with every option of this group; those that belong to each model hold the value of this one alone, a
+            number or a word, or a tuple of several.
+
+        Raises:
+            ValueError: no such model guides this run.
+        """
+        index = self.guidance.index(name)
+        values = {field.name: value_of(field, getattr(self, field.name), index) for field in fields(self)}
+        return SimpleNamespace(**values)
 
 
 @dataclass(frozen=True)
