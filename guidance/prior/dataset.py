@@ -26,6 +26,7 @@ from guidance.prior.captions import KIND_NAMES, STACKED, random_caption
 from guidance.prior.degrade import degrade
 from guidance.prior.render import render
 from guidance.prior.shapes import EMPTY, KINDS, palette, random_proportions
+from nerf.core.console import protected
 from nerf.core.script import Parser
 
 DATA = Path("local/prior/data")
@@ -259,4 +260,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with protected():
+        main()

@@ -5,11 +5,25 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from nerf.config.config import OPTIONS, Config, as_typed, mesh_stages
-from nerf.config.parser import dashed
+from nerf.config.parser import dashed, split_each
 from nerf.config.stages import Stage
 from nerf.core.errors import UserError
 
 TEXELS_PER_TRIANGLE = 2  # below it, most triangles have no colour of their own
+
+
+def check_counts(config: Config) -> None:
+    """Refuse options that belong to each guidance model and have neither one value nor one for each."""
+    models = config.guidance.guidance
+    for flag, (_, option) in OPTIONS.items():
+        each = option.metadata["each"]
+        given = len(split_each(config.value(flag), each)) if each else 1
+        if given not in (1, len(models)):
+            words = "values" if each == 1 else f"groups of {each} values"
+            raise UserError(
+                f"{dashed(flag)} gives {given} {words}, and --guidance {' '.join(models)} names {len(models)}; give one for "
+                "all of them, or one for each in that order"
+            )
 
 
 def check_numbers(config: Config, stages: Iterable[Stage] = ()) -> None:
@@ -74,7 +88,7 @@ _GRID = ("grid_levels", "grid_features", "grid_coarsest", "grid_finest", "grid_l
 IDLE = (
     Idle(_EXPORT, lambda c: not c.output.save_mesh, "without --save_mesh"),
     Idle(("num_rays", "holdout", "downscale", "data_background"), lambda c: c.data.data is None, "without --data"),
-    Idle(("negative", *_GUIDANCE), lambda c: c.prompt.text is None, "without --text"),
+    Idle(("negative", *_GUIDANCE), lambda c: not c.prompt.kinds, "without a prompt (--text)"),
     Idle(
         ("dmtet_reso_scale", "dmtet_iters", "lr_distance", "lr_offset", "lr_coarse_sdf"),
         lambda c: not mesh_stages(c.stages),

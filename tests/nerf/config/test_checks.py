@@ -105,7 +105,9 @@ def test_what_has_an_effect_gets_none(words):
 
 
 def test_guidance_flags_have_no_effect_on_photographs_alone():
-    assert warnings("--guidance_scale", "5", text=["--data", "x"]) == ["--guidance_scale has no effect without --text"]
+    assert warnings("--guidance_scale", "5", text=["--data", "x"]) == [
+        "--guidance_scale has no effect without a prompt (--text)"
+    ]
 
 
 @pytest.mark.parametrize("idle", IDLE, ids=lambda idle: idle.why)

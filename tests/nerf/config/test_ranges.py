@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from nerf.config.config import GROUPS, OPTIONS, Config, parse, with_values
-from nerf.config.parser import dashed, help_text, kind_of
+from nerf.config.config import GROUPS, OPTIONS, Config, parse, with_preset, with_values
+from nerf.config.parser import dashed, help_text, kind_of, split_each
 from nerf.config.presets import PRESETS
 from nerf.core.errors import UserError
 from nerf.core.ranges import above, between, even, ordered, power_of_two, shown
@@ -31,7 +31,8 @@ def with_value(flag, value):
 
 def pair(flag, low, high):
     """A value of a flag: a pair if it takes two."""
-    return (low, high) if kind_of(OPTIONS[flag][1]).count else low
+    each = OPTIONS[flag][1].metadata["each"] or kind_of(OPTIONS[flag][1]).count
+    return low if not each else (low, high)[:each]
 
 
 @pytest.mark.parametrize("flag", NUMBERS)
@@ -65,8 +66,10 @@ def test_what_is_not_finite_is_refused(flag, word):
 
 @pytest.mark.parametrize("flag", NUMBERS)
 def test_defaults_and_presets_are_in_their_ranges(flag):
-    values = [OPTIONS[flag][1].default, *(preset[flag] for preset in PRESETS.values() if flag in preset)]
-    assert all(value is None or check_of(flag).holds(value) for value in values)
+    for name in [name for name, values in PRESETS.items() if flag in values]:
+        with_preset(Config(), name)  # refuses what is out of range
+    value, each = OPTIONS[flag][1].default, OPTIONS[flag][1].metadata["each"]
+    assert value is None or all(map(check_of(flag).holds, split_each(value, each) if each else [value]))
 
 
 @pytest.mark.parametrize(
