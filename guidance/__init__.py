@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from guidance.base import Guidance
+    from guidance.base import Guidance, ImageCondition
     from guidance.weights import Resolved
     from nerf.config.config import Config
 
@@ -53,13 +53,19 @@ def family_names(config: "Config") -> tuple[str, ...]:
     return names
 
 
-def build(config: "Config", device: "torch.device | str", resolved: "Resolved | None" = None) -> "list[Guidance]":
+def build(
+    config: "Config",
+    device: "torch.device | str",
+    resolved: "Resolved | None" = None,
+    images: "tuple[ImageCondition, ...]" = (),
+) -> "list[Guidance]":
     """The guidance models of a run in the order of ``--guidance``, prepared.
 
     Args:
         config: the frozen options.
         device: where the models run.
         resolved: the weights behind ``--sd_version``, if the caller resolved them already (presets depend on them).
+        images: the image prompts.
 
     Returns:
         Models with distinct names.
@@ -83,5 +89,5 @@ def build(config: "Config", device: "torch.device | str", resolved: "Resolved | 
                 f"{camera.w} and {camera.h}"
             )
         model.stage_options(config.guidance)  # refuses flags that the model cannot serve, before anything takes time
-        model.prepare(Conditions(config.prompt.text, config.prompt.negative))
+        model.prepare(Conditions(config.prompt.text, config.prompt.negative, images))
     return models

@@ -54,10 +54,11 @@ JSON_FORMAT = 2  # of config.json
 _START_OVER = "start over with --ckpt scratch"
 
 _HELP_OPENING = """\
-Somnia: text or posed photographs to a textured 3D model.
+Somnia: text, a picture or posed photographs to a textured 3D model.
 
   python main.py --text "a hamburger" --workspace trial -O            train, then write the video and the mesh
   python main.py --workspace trial -O --test --save_mesh              write them again from the newest checkpoint
+  python main.py --image burger_rgba.png --workspace trial -O         train from a picture (see preprocess_image.py)
   python main.py --data photographs/ --workspace trial                train from photographs
 
 Defaults are in brackets. Every switch has a --no_ form. Typed flags override --file, and files override presets."""
@@ -122,6 +123,16 @@ class Config:
         return self.schedule.exp_start_iter or 0, self.optim.iters if end is None else end
 
     @property
+    def has_images(self) -> bool:
+        """Whether the run has image prompts."""
+        return bool(self.prompt.image) or self.prompt.image_config is not None
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether the run has a prompt, in words or in pictures, and so needs guidance."""
+        return self.prompt.text is not None or self.has_images
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """Names of the stages of the run, in their order."""
         return self.dmtet.stages
@@ -163,10 +174,16 @@ def with_values(config: Config, values: Mapping[str, Any], source: str) -> Confi
 
 def with_preset(config: Config, name: str) -> Config:
     """A copy with the values of ``presets.PRESETS[name]`` where no stronger source than a preset gave one."""
-    unset = {flag: value for flag, value in PRESETS[name].items() if config.source(flag) in ("default", "preset")}
+    config = with_weak_values(config, PRESETS[name])
+    return dataclasses.replace(config, presets=(*config.presets, name))
+
+
+def with_weak_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """A copy with the values, by flag name, that no stronger source than a preset gave."""
+    unset = {flag: value for flag, value in values.items() if config.source(flag) in ("default", "preset")}
     if config.optim.bf16:  # the user's choice of mixed precision replaces that of the preset
         unset.pop("fp16", None)
-    return dataclasses.replace(with_values(config, unset, "preset"), presets=(*config.presets, name))
+    return with_values(config, unset, "preset")
 
 
 def parse(argv: Sequence[str]) -> Config:

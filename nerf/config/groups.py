@@ -14,6 +14,7 @@ from nerf.config.parser import (
     above,
     at_least,
     between,
+    each,
     expected_words,
     option,
     ordered,
@@ -27,7 +28,6 @@ STAGES = tuple(STAGE_KINDS)  # of a run, in their order
 # Consecutive stages, short runs first: what --stages accepts.
 STAGE_RUNS = tuple(STAGES[i : i + n] for n in range(1, len(STAGES) + 1) for i in range(len(STAGES) - n + 1))
 DEVICE = Check(lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v) is not None, "auto, cpu, cuda or cuda:N")
-KNOWN = "training from image prompts"
 RUN = "run"  # an option that a workspace keeps once it holds a checkpoint of any stage
 # Extinction per scene unit at the surface of an object, as in stable-dreamfusion (its density_thresh): 0.1 units of it
 # let exp(-1) of the light through. One value for every run, fixed before any shape was measured.
@@ -41,14 +41,37 @@ class PromptConfig(Group):
 
     text: str | None = option(None, "the prompt, in quotes", kept=RUN)
     negative: str = option("", "negative prompt", kept=RUN)
-    image: str | None = option(None, "image prompt, RGBA", unbuilt=KNOWN, path=True)
-    image_config: str | None = option(None, "CSV of several image prompts", unbuilt=KNOWN, path=True)
-    known_view_interval: int = option(4, "train the view of --image in every N-th step", check=at_least(1), unbuilt=KNOWN)
-    known_view_scale: float = option(
-        1.5, "render size of the known view, as a multiple of --w and --h", check=above(0), unbuilt=KNOWN
+    image: tuple[str, ...] = option(
+        (),
+        "pictures of the object with alpha, as preprocess_image.py writes them: NAME_rgba.png, and NAME_depth.png and "
+        "NAME_normal.png beside it where they exist; without --text the guidance is zero123, with it SD and clip",
+        kept=RUN,
+        path=True,
     )
+    image_config: str | None = option(
+        None,
+        "CSV of pictures, one a line: image, and zero123_weight, radius, polar, azimuth, fovy where they are known",
+        kept=RUN,
+        path=True,
+    )
+    ref_radii: tuple[float, ...] = option(
+        (), "camera distance of each --image [--default_radius]", check=each(above(0)), kept=RUN
+    )
+    ref_polars: tuple[float, ...] = option(
+        (), "polar angle of each --image [--default_polar]", check=each(between(0, 180)), kept=RUN
+    )
+    ref_azimuths: tuple[float, ...] = option(
+        (), "azimuth of each --image [--default_azimuth]", check=each(between(-360, 360)), kept=RUN
+    )
+    zero123_ws: tuple[float, ...] = option(
+        (), "weight of each --image in zero123 guidance, relative to the others [1]", check=each(at_least(0)), kept=RUN
+    )
+    known_view_interval: int = option(
+        4, "every N-th step renders the views of --image and compares them with the pictures", check=at_least(1)
+    )
+    known_view_scale: float = option(1.5, "render size of the known views, as a multiple of --h", check=between(0.0625, 64))
     known_view_noise_scale: float = option(
-        2e-3, "standard deviation of the camera noise of the known view", check=at_least(0), unbuilt=KNOWN
+        2e-3, "standard deviation of the camera noise of the known views, scene units", check=between(0, 1)
     )
 
 
@@ -310,8 +333,8 @@ class LossConfig(Group):
     lambda_3d_normal_smooth: float = option(0.0, "smoothness of normals in space", check=at_least(0))
     lambda_rgb: float = option(1000.0, "RGB loss of photographs and known views", check=at_least(0))
     lambda_mask: float = option(500.0, "mask loss of photographs and known views with alpha", check=at_least(0))
-    lambda_normal: float = option(0.0, "normal loss of photographs with normals, mesh stage", check=at_least(0))
-    lambda_depth: float = option(10.0, "depth loss of known views", check=at_least(0), unbuilt=KNOWN)
+    lambda_normal: float = option(0.0, "normal loss of known views, and of photographs in the mesh stage", check=at_least(0))
+    lambda_depth: float = option(10.0, "correlation of the depth of known views with _depth.png", check=at_least(0))
     lambda_mesh_normal: float = option(0.5, "mesh stage: normal consistency of adjacent triangles", check=at_least(0))
     lambda_mesh_laplacian: float = option(0.5, "mesh stage: Laplacian smoothness of the vertices", check=at_least(0))
     mesh_laplacian: str = option("uniform", "mesh stage: weights of the Laplacian", choices=("uniform", "cotangent"))

@@ -61,6 +61,11 @@ def ordered(low: float, high: float, what: str) -> Check:
     return Check(lambda v: len(v) == 2 and low <= v[0] <= v[1] <= high, expected)
 
 
+def each(check: Check) -> Check:
+    """Every value of a tuple holds to a check."""
+    return Check(lambda values: all(check.holds(v) for v in values), f"{check.expected} each")
+
+
 def power_of_two(low: int, high: int) -> Check:
     """The value is a power of two in [low, high]."""
     return Check(lambda v: low <= v <= high and v & (v - 1) == 0, f"a power of two between {low} and {high}")
@@ -195,7 +200,13 @@ def as_given(field: Field, value: Any) -> Any:
     characters as lone surrogates.
     """
     if isinstance(value, tuple):
-        return tuple(as_given(field, word) for word in value)
+        words = value if field.metadata["path"] else _unpacked(value)  # the name of a file may have a comma
+        return tuple(_word_as_given(field, word) for word in words)
+    return _word_as_given(field, value)
+
+
+def _word_as_given(field: Field, value: Any) -> Any:
+    """See :func:`as_given`."""
     if not isinstance(value, str):
         return value
     if field.metadata["path"]:
@@ -315,10 +326,10 @@ def read_words(parser: argparse.ArgumentParser, words: list[str], known: list[st
             name = word.split("=")[0]
             raise UserError(f"unknown flag {name}{did_you_mean(name, known) or '; see --help'}")
         raise UserError(f'unexpected word {word!r}; put quotes around a value with spaces, as in --text "a hamburger"')
-    return {k: _unpacked(v) if isinstance(v, list) else v for k, v in vars(namespace).items()}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(namespace).items()}
 
 
-def _unpacked(words: list[Any]) -> tuple[Any, ...]:
+def _unpacked(words: tuple[Any, ...]) -> tuple[Any, ...]:
     """The words of a list, which may also be separated by commas."""
     return tuple(part for word in words for part in (word.split(",") if isinstance(word, str) else (word,)))
 
@@ -352,7 +363,7 @@ def _usage_of(field: Field) -> str:
 
 
 def _default_of(field: Field) -> str:
-    if field.default is None or field.default == "" or field.default is False:
+    if field.default in (None, "", ()) or field.default is False:
         return ""
     return f" [{'on, see --no_' + flag_of(field) if field.default is True else _shown(field.default)}]"
 

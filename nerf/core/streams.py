@@ -30,6 +30,9 @@ class Stream(IntEnum):
     DIFFUSION_TIME = 14
     DIFFUSION_NOISE = 15
     VAE_POSTERIOR = 16
+    KNOWN_CHOICE = 17  # which of the image prompts a step looks at
+    KNOWN_CAMERAS = 18
+    KNOWN_BACKGROUND = 19
 
 
 @dataclass(frozen=True)
