@@ -72,7 +72,7 @@ def load_part(folder: Path, part: str, kind: Any, device: torch.device, dtype: t
 
     Args:
         folder: in diffusers layout.
-        part: name of the subfolder.
+        part: name of the subfolder; "." for the folder itself.
         kind: class of the network, of diffusers or transformers.
         device: where it will run.
         dtype: of its weights.

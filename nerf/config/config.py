@@ -16,7 +16,6 @@ import msgspec
 from nerf.config.compat import add_refused, without_refused
 from nerf.config.groups import (
     CameraConfig,
-    DataConfig,
     DmtetConfig,
     FieldConfig,
     GuiConfig,
@@ -24,11 +23,11 @@ from nerf.config.groups import (
     LossConfig,
     OptimConfig,
     OutputConfig,
-    PromptConfig,
     RenderConfig,
     RuntimeConfig,
     ScheduleConfig,
 )
+from nerf.config.inputs import DataConfig, PromptConfig
 from nerf.config.parser import (
     Field,
     Group,
@@ -42,8 +41,9 @@ from nerf.config.parser import (
     read_words,
     refuse_unbuilt,
     split_file,
+    with_value_of,
 )
-from nerf.config.presets import PRESETS, REASONS
+from nerf.config.presets import GUIDANCE_OF, PRESETS, REASONS
 from nerf.config.stages import STAGE_KINDS
 from nerf.core.errors import UserError
 from nerf.core.files import as_shape
@@ -67,7 +67,8 @@ Other
   --file FILE                       read more flags from a file with shell quoting; may be given several times
   -h, --help                        show this text
 
-Exit codes: 0 success, 1 failure, 2 bad input (the message says what to do), 130 stopped by Ctrl-C, 143 by SIGTERM."""
+Exit codes: 0 success, 1 failure, 2 bad input (the message says what to do), 130 stopped by Ctrl-C, 143 by SIGTERM,
+129 by a closed terminal (use nohup to go on without it)."""
 
 
 @dataclass(frozen=True)
@@ -123,16 +124,6 @@ class Config:
         return self.schedule.exp_start_iter or 0, self.optim.iters if end is None else end
 
     @property
-    def has_images(self) -> bool:
-        """Whether the run has image prompts."""
-        return bool(self.prompt.image) or self.prompt.image_config is not None
-
-    @property
-    def has_prompt(self) -> bool:
-        """Whether the run has a prompt, in words or in pictures, and so needs guidance."""
-        return self.prompt.text is not None or self.has_images
-
-    @property
     def stages(self) -> tuple[str, ...]:
         """Names of the stages of the run, in their order."""
         return self.dmtet.stages
@@ -167,15 +158,28 @@ def with_values(config: Config, values: Mapping[str, Any], source: str) -> Confi
     changed: dict[str, dict[str, Any]] = {}
     for flag, value in values.items():
         group, option = OPTIONS[flag]
-        changed.setdefault(group, {})[option.name] = tuple(value) if isinstance(value, list) else value
+        value = tuple(value) if isinstance(value, list) else value
+        if option.metadata["each"] and not isinstance(value, tuple):
+            value = (value,)  # one for all guidance models
+        changed.setdefault(group, {})[option.name] = value
     groups = {group: dataclasses.replace(getattr(config, group), **inside) for group, inside in changed.items()}
     return dataclasses.replace(config, **groups, sources=config.sources | dict.fromkeys(values, source))
 
 
 def with_preset(config: Config, name: str) -> Config:
-    """A copy with the values of ``presets.PRESETS[name]`` where no stronger source than a preset gave one."""
-    config = with_weak_values(config, PRESETS[name])
-    return dataclasses.replace(config, presets=(*config.presets, name))
+    """A copy with the values of ``presets.PRESETS[name]`` where no stronger source than a preset gave one.
+
+    Options that belong to each guidance model are set for the model that the preset is of (``presets.GUIDANCE_OF``), else for
+    all of them.
+    """
+    values = dict(PRESETS[name])
+    models, of = config.guidance.guidance, GUIDANCE_OF.get(name)
+    for flag in [flag for flag in values if of is not None and OPTIONS[flag][1].metadata["each"]]:
+        value = values.pop(flag)
+        if of in models:
+            place, option = models.index(of), OPTIONS[flag][1]
+            values[flag] = with_value_of(option, config.value(flag), place, len(models), value)
+    return dataclasses.replace(with_weak_values(config, values), presets=(*config.presets, name))
 
 
 def with_weak_values(config: Config, values: Mapping[str, Any]) -> Config:
@@ -215,7 +219,7 @@ def parse(argv: Sequence[str]) -> Config:
         for flag, value in values.items():
             refuse_unbuilt(OPTIONS[flag][1], value)
         config = with_values(config, values, source)
-    return _with_stages_of_switches(_checked(config))
+    return _with_stages_of_switches(_with_guidance_of_switches(_checked(config)))
 
 
 def _checked(config: Config) -> Config:
@@ -234,6 +238,15 @@ def _checked(config: Config) -> Config:
     if config.optim.fp16 and config.optim.bf16:
         raise UserError("--fp16 and --bf16 exclude each other; give one of them")
     return config
+
+
+def _with_guidance_of_switches(config: Config) -> Config:
+    """``--IF`` stands for IF in place of SD in ``--guidance``; from here on only the latter counts."""
+    names = config.guidance.guidance
+    if not config.guidance.IF or "IF" in names:
+        return config
+    names = tuple("IF" if name == "SD" else name for name in names) if "SD" in names else (*names, "IF")
+    return with_values(config, {"guidance": names}, config.source("IF"))
 
 
 def _with_stages_of_switches(config: Config) -> Config:

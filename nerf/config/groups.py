@@ -1,24 +1,28 @@
-"""Every option of a run, in groups: each field is a command-line flag with its type, default, help and check.
+"""Options of a run, in groups: each field is a command-line flag with its type, default, help and check.
 
 Defaults are those of stable-dreamfusion except where docs/flags.md gives another and why. Upper bounds are far above any
-useful value; they catch typing errors and overflows. Angles are degrees, lengths scene units.
+useful value; they catch typing errors and overflows. Angles are degrees, lengths scene units. The
+groups of prompts and photographs are in ``nerf/config/inputs.py``.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf
+from types import SimpleNamespace
+from typing import Any
 
 from nerf.config.parser import (
+    RUN,
     Check,
     Group,
     above,
     at_least,
     between,
-    each,
     expected_words,
     option,
     ordered,
     power_of_two,
+    value_of,
 )
 from nerf.config.stages import DMTET, STAGE_KINDS
 
@@ -28,7 +32,6 @@ STAGES = tuple(STAGE_KINDS)  # of a run, in their order
 # Consecutive stages, short runs first: what --stages accepts.
 STAGE_RUNS = tuple(STAGES[i : i + n] for n in range(1, len(STAGES) + 1) for i in range(len(STAGES) - n + 1))
 DEVICE = Check(lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v) is not None, "auto, cpu, cuda or cuda:N")
-RUN = "run"  # an option that a workspace keeps once it holds a checkpoint of any stage
 # Extinction per scene unit at the surface of an object, as in stable-dreamfusion (its density_thresh): 0.1 units of it
 # let exp(-1) of the light through. One value for every run, fixed before any shape was measured.
 SURFACE_DENSITY = 10.0
@@ -36,67 +39,8 @@ CKPT_WORDS = ("latest", "best", "latest_model", "scratch")  # what --ckpt accept
 
 
 @dataclass(frozen=True)
-class PromptConfig(Group):
-    """Prompt"""
-
-    text: str | None = option(None, "the prompt, in quotes", kept=RUN)
-    negative: str = option("", "negative prompt", kept=RUN)
-    image: tuple[str, ...] = option(
-        (),
-        "pictures of the object with alpha, as preprocess_image.py writes them: NAME_rgba.png, and NAME_depth.png and "
-        "NAME_normal.png beside it where they exist; without --text the guidance is zero123, with it SD and clip",
-        kept=RUN,
-        path=True,
-    )
-    image_config: str | None = option(
-        None,
-        "CSV of pictures, one a line: image, and zero123_weight, radius, polar, azimuth, fovy where they are known",
-        kept=RUN,
-        path=True,
-    )
-    ref_radii: tuple[float, ...] = option(
-        (), "camera distance of each --image [--default_radius]", check=each(above(0)), kept=RUN
-    )
-    ref_polars: tuple[float, ...] = option(
-        (), "polar angle of each --image [--default_polar]", check=each(between(0, 180)), kept=RUN
-    )
-    ref_azimuths: tuple[float, ...] = option(
-        (), "azimuth of each --image [--default_azimuth]", check=each(between(-360, 360)), kept=RUN
-    )
-    zero123_ws: tuple[float, ...] = option(
-        (), "weight of each --image in zero123 guidance, relative to the others [1]", check=each(at_least(0)), kept=RUN
-    )
-    known_view_interval: int = option(
-        4, "every N-th step renders the views of --image and compares them with the pictures", check=at_least(1)
-    )
-    known_view_scale: float = option(1.5, "render size of the known views, as a multiple of --h", check=between(0.0625, 64))
-    known_view_noise_scale: float = option(
-        2e-3, "standard deviation of the camera noise of the known views, scene units", check=between(0, 1)
-    )
-
-
-@dataclass(frozen=True)
-class DataConfig(Group):
-    """Posed photographs"""
-
-    data: str | None = option(
-        None, "folder of posed photographs: transforms.json, a COLMAP model or NeuS cameras", kept=RUN, path=True
-    )
-    num_rays: int = option(4096, "random rays per step from the photographs", check=between(1, 2**22))
-    holdout: int = option(
-        8, "hold out every N-th photograph for testing if the data has no split (0: none)", check=at_least(0), kept=RUN
-    )
-    downscale: int = option(1, "downscale the photographs by this integer factor on loading", check=between(1, 64), kept=RUN)
-    data_background: str = option(
-        "random",
-        "training background of photographs with alpha; tests use white unless this is black",
-        choices=("random", "white", "black"),
-    )
-
-
-@dataclass(frozen=True)
 class GuidanceConfig(Group):
-    """Guidance by a diffusion model"""
+    """Guidance by diffusion models (several values: one for each model in the order of --guidance)"""
 
     guidance: tuple[str, ...] = option(
         ("SD",),
@@ -114,30 +58,49 @@ class GuidanceConfig(Group):
     )
     hf_key: str | None = option(None, "diffusers folder or hub id, in place of --sd_version", kept=RUN, path=True)
     IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion", unbuilt="DeepFloyd IF guidance")
-    guidance_scale: float = option(100.0, "classifier-free guidance (CFG) scale", check=at_least(0))
-    guidance_rescale: float = option(
-        0.0,
+    guidance_weights: tuple[float, ...] = option(
+        (1.0,), "weight of each model's loss, a factor of --lambda_guidance", check=at_least(0), each=1
+    )
+    guidance_scale: tuple[float, ...] = option((100.0,), "classifier-free guidance (CFG) scale", check=at_least(0), each=1)
+    guidance_rescale: tuple[float, ...] = option(
+        (0.0,),
         "CFG rescale (Lin et al. 2023): share of the guided prediction that gets the standard deviation of the conditional one",
         check=FRACTION,
+        each=1,
     )
-    guidance_weighting: str = option(
-        "sds",
+    guidance_weighting: tuple[str, ...] = option(
+        ("sds",),
         "w(t) of score distillation: sds is sigma^2, uniform 1, fantasia alpha sigma^2",
         choices=("sds", "uniform", "fantasia"),
+        each=1,
     )
-    guidance_anneal: float = option(
-        0.0,
+    guidance_anneal: tuple[float, ...] = option(
+        (0.0,),
         "linear decrease of the CFG scale towards 1 over the run (0: constant, 1: ends at 1)",
         check=FRACTION,
+        each=1,
     )
     prior_detail: bool = option(True, "embedded prior: refine its x0 estimates with the detail network, for a fifth more time")
-    t_range: tuple[float, float] = option(
-        (0.02, 0.98), "range of diffusion timesteps, as fractions of the schedule", check=ordered(0, 1, "fractions")
+    t_range: tuple[float, ...] = option(
+        (0.02, 0.98), "range of diffusion timesteps, as fractions of the schedule", check=ordered(0, 1, "fractions"), each=2
     )
-    t_anneal: float = option(
-        0.0,
+    t_anneal: tuple[float, ...] = option(
+        (0.0,),
         "linear decrease of the upper end of --t_range towards the lower over the run (0: constant, 1: ends at the lower)",
         check=FRACTION,
+        each=1,
+    )
+    t_anneal_low: tuple[float, ...] = option(
+        (0.0,),
+        "the same of the lower end, which begins this share of the width of --t_range higher and ends at its place",
+        check=FRACTION,
+        each=1,
+    )
+    anneal_span: tuple[float, ...] = option(
+        (0.0, 1.0),
+        "part of the run, as fractions, over which --t_anneal, --t_anneal_low and --guidance_anneal act",
+        check=ordered(0, 1, "fractions"),
+        each=2,
     )
     angle_front: float = option(
         90.0,
@@ -165,6 +128,20 @@ class GuidanceConfig(Group):
     )
     zero123_ckpt: str = option("pretrained/zero123/zero123-xl.ckpt", "zero123 weights", path=True, unbuilt="zero123 guidance")
     zero123_grad_scale: str = option("angle", "zero123 gradient scale", choices=("angle", "None"), unbuilt="zero123 guidance")
+
+    def of(self, name: str) -> Any:
+        """The options as one of the guidance models sees them.
+
+        Returns:
+            A record with every option of this group; those that belong to each model hold the value of this one alone, a
+            number or a word, or a tuple of several.
+
+        Raises:
+            ValueError: no such model guides this run.
+        """
+        index = self.guidance.index(name)
+        values = {field.name: value_of(field, getattr(self, field.name), index) for field in fields(self)}
+        return SimpleNamespace(**values)
 
 
 @dataclass(frozen=True)

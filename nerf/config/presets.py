@@ -1,9 +1,9 @@
 """The presets in one table: flag -> value. A preset fills only what the user neither typed nor gave in a file.
 
 ``O`` and ``O2`` are flags; ``photographs`` applies with ``--data``, ``image`` with ``--image`` or ``--image_config`` and
-``image text`` if there is a prompt in words too, ``embedded`` when the guidance is the embedded prior, and those of a stage
-(``StageKind.presets``) in that stage alone. Later ones override earlier ones. How the numbers of the embedded prior were chosen
-is in docs/benchmarks/README.md.
+``image text`` if there is a prompt in words too, one named after a guidance model or the kind of its weights (``embedded``)
+where that guides, and those of a stage (``StageKind.presets``) in that stage alone. Later ones override earlier ones. How the
+numbers of the embedded prior were chosen is in docs/benchmarks/README.md.
 """
 
 from typing import Any
@@ -157,6 +157,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lambda_mesh_laplacian": 20.0,
     },
 }
+
+# Presets of one guidance model: their values of options that belong to each model (``parser.option(each=...)``) are its own.
+GUIDANCE_OF: dict[str, str] = {"embedded": "SD", "dmtet embedded": "SD"}
 
 # What a preset is called in the log.
 REASONS: dict[str, str] = {

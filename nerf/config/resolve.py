@@ -20,8 +20,9 @@ from nerf.config.config import (
     with_values,
     with_weak_values,
 )
-from nerf.config.groups import CKPT_WORDS, RUN
-from nerf.config.parser import dashed
+from nerf.config.groups import CKPT_WORDS
+from nerf.config.parser import RUN, dashed, split_each
+from nerf.config.presets import GUIDANCE_OF
 from nerf.config.references import Reference, digest_of, references
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError
@@ -32,11 +33,11 @@ SEEDS = 2**31  # seeds that are drawn are below this, as --seed must be
 
 
 class Weights(Protocol):
-    """Which weights the guidance will use."""
+    """Which weights a guidance model will use."""
 
     @property
     def kind(self) -> str:
-        """ "embedded" or "sd"."""
+        """Of weights: "sd", "embedded" ...; a preset of that name applies."""
 
     @property
     def version(self) -> str:
@@ -74,7 +75,7 @@ class RunPlan(Generic[W]):
     config: Config  # run-wide options, as config.json stores them
     stages: tuple[Stage, ...]  # all stages of the run in their order, each with its own options
     first: int  # index of the first stage that remains; --ckpt applies to it alone
-    weights: W | None  # of the guidance, where there is one
+    weights: Mapping[str, W]  # guidance model -> its weights, for those that have some
     lines: tuple[str, ...]  # for the log
     references: tuple[Reference, ...] = ()  # the image prompts
     images: str | None = None  # their fingerprint, where the run trains
@@ -93,7 +94,7 @@ def draw_seed() -> int:
 def resolve(
     asked: Config,
     workspace: StoredRun,
-    weights: Callable[[Config], W | None] | None = None,
+    weights: Callable[[Config], Mapping[str, W]] | None = None,
     new_seed: Callable[[], int] = draw_seed,
 ) -> RunPlan[W]:
     """Decide the options of every stage of a run. Writes nothing, and reads only where ``--data`` and ``--image`` lead.
@@ -101,7 +102,8 @@ def resolve(
     Args:
         asked: what the user asked for, as ``config.parse`` returns it.
         workspace: what is on disk.
-        weights: which weights the guidance of a run with these options will use; asked once, if a prompt or a picture trains.
+        weights: which weights the guidance models of a run with these options will use, by name; asked once, if a prompt
+            trains.
         new_seed: called if neither the user nor the workspace gives a seed.
 
     Raises:
@@ -112,15 +114,18 @@ def resolve(
     restored = with_values(asked, kept, "workspace")
     check_task(restored, workspace)
     presets = _presets(restored, workspace)
-    with_guidance = restored.trains and restored.has_prompt
-    found = weights(_with_presets(restored, presets)) if weights and with_guidance else None
-    presets += ["embedded"] if found is not None and found.kind == "embedded" and "embedded" not in presets else []
+    if restored.trains and restored.prompt.kinds:
+        guided = _with_presets(restored, presets)  # pictures change which models guide
+        found = weights(guided) if weights else {}
+        presets = list(dict.fromkeys(presets + _presets_of_models(guided.guidance.guidance, found)))
+    else:
+        found = {}
     plain = _with_presets(asked, presets)
     # A kept value that is there anyway is not reported as coming from the workspace.
     changed = {flag: value for flag, value in kept.items() if _in_its_stage(plain, flag) != value}
     config = _with_presets(with_values(asked, changed, "workspace"), presets)
-    if found is not None and config.guidance.sd_version == "auto":  # the same weights again, whatever is installed later
-        config = with_values(config, {"sd_version": found.version}, "preset")
+    if "SD" in found and config.guidance.sd_version == "auto":  # the same weights again, whatever is installed later
+        config = with_values(config, {"sd_version": found["SD"].version}, "preset")
     if config.runtime.seed is None:
         config = with_values(config, {"seed": new_seed()}, "default")
     check_numbers(config)
@@ -280,8 +285,8 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
         "O": config.runtime.O,
         "O2": config.runtime.O2,
         "photographs": config.data.data is not None,
-        "image": config.has_images,
-        "image text": config.has_images and config.prompt.text is not None,
+        "image": config.prompt.has_images,
+        "image text": config.prompt.has_images and config.prompt.text is not None,
     }
     names = [name for name, on in wanted.items() if on]
     names += workspace.config.presets if workspace.config is not None else ()
@@ -293,11 +298,17 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _presets_of_models(models: tuple[str, ...], weights: Mapping[str, Weights]) -> list[str]:
+    """Names of the presets of the guidance models of a run and of the kinds of their weights, in the order of the models."""
+    names = [name for model in models for name in (model, weights[model].kind if model in weights else model)]
+    return [name for name in names if GUIDANCE_OF.get(name) in models]
+
+
 def _with_presets(config: Config, names: list[str]) -> Config:
     """A copy in which each preset has filled what is not given, later ones over earlier ones."""
     for name in names:
         config = with_preset(config, name)
-        if name == "image" and config.has_images:
+        if name == "image" and config.prompt.has_images:
             config = with_weak_values(config, _default_view(config))
     return config
 
@@ -383,12 +394,12 @@ def check_task(config: Config, workspace: StoredRun) -> None:
         raise UserError("--data is empty; name a folder with transforms.json, a COLMAP model or NeuS cameras")
     if any(not name.strip() for name in (*config.prompt.image, config.prompt.image_config or "-")):
         raise UserError("--image or --image_config is empty; name a picture, as in --image burger_rgba.png")
-    if config.trains and not config.has_prompt and data is None:
+    if config.trains and not config.prompt.kinds and data is None:
         raise UserError(
             'nothing to do: give --text "a hamburger", --image burger_rgba.png, --data FOLDER, or --test for a finished '
             "workspace"
         )
-    if config.has_images and data is not None:
+    if config.prompt.has_images and data is not None:
         raise UserError(
             "--image and --data are two ways to show the object, and where the picture was taken among the photographs is not "
             "known; give one of them"
@@ -426,7 +437,16 @@ def _check_stages(config: Config) -> None:
 
 def check_numbers(config: Config) -> None:
     """Refuse values that contradict each other once the presets have filled theirs."""
-    (start, end), grid = config.span, config.field
+    (start, end), grid, models = config.span, config.field, config.guidance.guidance
+    for flag, (_, option) in OPTIONS.items():
+        each = option.metadata["each"]
+        given = len(split_each(config.value(flag), each)) if each else 1
+        if given not in (1, len(models)):
+            words = "values" if each == 1 else f"groups of {each} values"
+            raise UserError(
+                f"{dashed(flag)} gives {given} {words}, and --guidance {' '.join(models)} names {len(models)}; give one for "
+                "all of them, or one for each in that order"
+            )
     if not start < end:
         raise UserError(f"--exp_start_iter must be below --exp_end_iter (or --iters), got {start} and {end}")
     if grid.base_resolution > grid.finest_resolution:

@@ -6,6 +6,7 @@ resumed run makes the plans that an uninterrupted one would have made.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -58,7 +59,7 @@ TERM_WEIGHTS: dict[str, Callable[[float, Config], float]] = {
     "rgb": lambda fraction, config: config.loss.lambda_rgb,
     "mask": lambda fraction, config: config.loss.lambda_mask,
     "depth": lambda fraction, config: config.loss.lambda_depth * fraction,
-    "normal": lambda fraction, config: config.loss.lambda_normal * (fraction if config.has_images else 1.0),
+    "normal": lambda fraction, config: config.loss.lambda_normal * (fraction if config.prompt.has_images else 1.0),
     "opacity": lambda fraction, config: config.loss.lambda_opacity,
     "entropy": lambda fraction, config: config.loss.lambda_entropy * min(1.0, ENTROPY_RAMP * fraction),
     "orient": lambda fraction, config: config.loss.lambda_orient,
@@ -74,26 +75,31 @@ TERM_WEIGHTS: dict[str, Callable[[float, Config], float]] = {
 
 def term_weights(fraction: float, run: RunInfo) -> dict[str, float]:
     """Weight of every loss term at this point of training, by the name that the logs show."""
-    weights = {f"sds/{guidance.name}": run.config.guidance.lambda_guidance for guidance in run.guidances}
+    options = run.config.guidance
+    weights = {
+        f"sds/{model.name}": options.lambda_guidance * options.of(model.name).guidance_weights for model in run.guidances
+    }
     return weights | {name: weight(fraction, run.config) for name, weight in TERM_WEIGHTS.items()}
 
 
 def controls(fraction: float, run: RunInfo) -> dict[str, Control]:
     """What is asked of each guidance at this point of training."""
-    control = Control(_t_range(fraction, run.config), _guidance_scale(fraction, run.config))
-    return {guidance.name: replace(control, options=guidance.options) for guidance in run.guidances}
+    return {model.name: _control(fraction, run.config.guidance.of(model.name), model.options) for model in run.guidances}
 
 
-def _t_range(fraction: float, config: Config) -> tuple[float, float]:
-    """Diffusion time range; its upper end comes down by the share ``--t_anneal`` of its width over the run."""
-    low, high = config.guidance.t_range
-    return low, high - config.guidance.t_anneal * fraction * (high - low)
+def _control(fraction: float, options: Any, own: Any) -> Control:
+    """Diffusion time range and classifier-free guidance scale of one guidance.
 
-
-def _guidance_scale(fraction: float, config: Config) -> float:
-    """Classifier-free guidance scale; it comes down to 1 by the share ``--guidance_anneal`` of the way over the run."""
-    scale = config.guidance.guidance_scale
-    return scale - config.guidance.guidance_anneal * fraction * (scale - 1.0)
+    Over ``--anneal_span`` the upper end of the range comes down by the share ``--t_anneal`` of its width, the lower end comes
+    down to its place from the share ``--t_anneal_low`` above it, and the scale comes down to 1 by the share
+    ``--guidance_anneal`` of the way.
+    """
+    start, end = options.anneal_span
+    way = min(max((fraction - start) / (end - start), 0.0), 1.0) if end > start else float(fraction >= end)
+    (low, high), scale = options.t_range, options.guidance_scale
+    width = high - low
+    t_range = (low + options.t_anneal_low * (1.0 - way) * width, high - options.t_anneal * way * width)
+    return Control(t_range, scale - options.guidance_anneal * way * (scale - 1.0), own)
 
 
 def max_level(fraction: float, config: Config) -> float:
@@ -133,7 +139,7 @@ def guided_part(source: str, step: int, run: RunInfo, random: Random) -> Part:
 
 def is_known_view_step(step: int, run: RunInfo) -> bool:
     """Whether a step looks at the views of the image prompts: every ``--known_view_interval``-th, all without guidance."""
-    if not run.config.has_images:
+    if not run.config.prompt.has_images:
         return False
     return not run.guidances or (step + 1) % run.config.prompt.known_view_interval == 0
 

@@ -19,6 +19,14 @@ def layout():
 
 
 @pytest.fixture(autouse=True)
+def text_cache_folder(tmp_path_factory, monkeypatch):
+    """An empty folder for the text embeddings of each test."""
+    folder = tmp_path_factory.mktemp("text")
+    monkeypatch.setenv("SOMNIA_TEXT_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Any attempt to use the network fails the test."""
     import socket

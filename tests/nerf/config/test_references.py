@@ -126,7 +126,7 @@ def test_an_empty_name_is_refused(pictures):
 def test_a_picture_alone_asks_for_zero123_and_with_words_for_sd_and_clip(pictures):
     alone, both = planned("--image", "a_rgba.png"), planned("--image", "a_rgba.png", "--text", "a cactus")
     assert alone.config.guidance.guidance == ("zero123",) and both.config.guidance.guidance == ("SD", "clip")
-    assert alone.config.guidance.guidance_scale == 5 and both.config.guidance.guidance_scale == 10
+    assert alone.config.guidance.guidance_scale == (5,) and both.config.guidance.guidance_scale == (10,)
     assert alone.config.camera.fovy_range == (20, 20) and both.config.camera.fovy_range == (10, 30)
     assert both.config.guidance.t_range == (0.2, 0.6) and both.config.prompt.known_view_interval == 2
     for plan in (alone, both):
@@ -137,7 +137,7 @@ def test_a_picture_alone_asks_for_zero123_and_with_words_for_sd_and_clip(picture
 def test_what_the_user_types_beats_the_presets_of_a_picture(pictures):
     words = "--guidance SD --guidance_scale 7 --fovy_range 15 25 --default_azimuth 10 --lambda_entropy 0 --no_progressive_view"
     config = planned("--image", "a_rgba.png", "--ref_azimuths", "45", *words.split()).config
-    assert config.guidance.guidance == ("SD",) and config.guidance.guidance_scale == 7
+    assert config.guidance.guidance == ("SD",) and config.guidance.guidance_scale == (7,)
     assert config.camera.fovy_range == (15, 25) and config.camera.default_azimuth == 10
     assert config.loss.lambda_entropy == 0 and not config.camera.progressive_view
 
@@ -160,7 +160,7 @@ def test_the_mesh_stage_looks_at_the_picture_without_its_depth_and_at_low_noise_
 def test_weights_are_asked_for_with_the_guidance_of_the_presets(pictures):
     asked = []
     config = parse(["--image", "a_rgba.png"])
-    resolve(config, StoredRun(), lambda config: asked.append(config.guidance.guidance))
+    resolve(config, StoredRun(), lambda config: asked.append(config.guidance.guidance) or {})
     assert asked == [("zero123",)]
 
 
