@@ -34,9 +34,9 @@ class Family:
 
 def _stable_diffusion_weights(config: "Config") -> "Resolved":
     """The weights behind ``--sd_version`` or ``--hf_key``: Stable Diffusion's or the embedded prior's."""
-    from guidance import weights
+    from guidance import text_weights, weights
 
-    return weights.resolve(config.guidance.sd_version, config.guidance.hf_key, config.prompt.text)
+    return weights.resolve(config.guidance.sd_version, text_weights.keys(config.guidance).get("SD"), config.prompt.text)
 
 
 def _stable_diffusion(config: "Config", device: "torch.device", resolved: "Resolved | None") -> "Guidance":
@@ -47,10 +47,29 @@ def _stable_diffusion(config: "Config", device: "torch.device", resolved: "Resol
     return model
 
 
+def _module(module: str) -> Builder:
+    """The ``build`` of a module, which is imported when it is called."""
+    return lambda config, device, resolved: importlib.import_module(module).build(config, device, resolved)
+
+
+def _text_weights(name: str) -> "Callable[[Config], Resolved]":
+    """Which weights of SDXL, DeepFloyd IF or CLIP a run would use."""
+
+    def resolve(config: "Config") -> "Resolved":
+        from guidance import text_weights
+
+        return text_weights.resolve(config, name)
+
+    return resolve
+
+
 # Name in --guidance -> family. The values of options that a family has by default are in ``nerf.config.presets``, under its
 # name or the kind of its weights.
 FAMILIES: dict[str, Family] = {
     "SD": Family(_stable_diffusion, requires=("text",), weights=_stable_diffusion_weights),
+    "SDXL": Family(_module("guidance.sdxl_utils"), requires=("text",), weights=_text_weights("SDXL")),
+    "IF": Family(_module("guidance.if_utils"), requires=("text",), weights=_text_weights("IF")),
+    "clip": Family(_module("guidance.clip_utils"), takes=("text", "image"), weights=_text_weights("clip")),
 }
 
 

@@ -45,9 +45,9 @@ class GuidanceConfig(Group):
     guidance: tuple[str, ...] = option(
         ("SD",),
         "guidance models",
-        choices=("SD", "IF", "zero123", "clip"),
+        choices=("SD", "SDXL", "IF", "zero123", "clip"),
         extensible=True,
-        unbuilt=("IF", "zero123", "clip"),
+        unbuilt=("zero123",),
         kept=RUN,
     )
     sd_version: str = option(
@@ -56,8 +56,19 @@ class GuidanceConfig(Group):
         choices=("auto", "embedded", "1.5", "2.0", "2.1"),
         kept=RUN,
     )
-    hf_key: str | None = option(None, "diffusers folder or hub id, in place of --sd_version", kept=RUN, path=True)
-    IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion", unbuilt="DeepFloyd IF guidance")
+    hf_key: str | None = option(
+        None,
+        "diffusers folder or hub id, in place of --sd_version; without SD, of the first model that takes one",
+        kept=RUN,
+        path=True,
+    )
+    hf_keys: tuple[str, ...] = option(
+        (),
+        "weights of each model: NAME=FOLDER or NAME=HUB_ID, as in clip=openai/clip-vit-large-patch14; with the name SDXL_vae "
+        "another codec for SDXL, as madebyollin/taesdxl",
+        kept=RUN,
+    )
+    IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion: --guidance IF")
     guidance_weights: tuple[float, ...] = option(
         (1.0,), "weight of each model's loss, a factor of --lambda_guidance", check=at_least(0), each=1
     )
@@ -118,6 +129,7 @@ class GuidanceConfig(Group):
     front_decay_factor: float = option(2.0, "Perp-Neg: decay of the negative weight near the front view", check=at_least(0))
     side_decay_factor: float = option(10.0, "Perp-Neg: decay of the negative weight near the side view", check=at_least(0))
     vram_O: bool = option(False, "offload the diffusion model to main memory and slice its VAE: less GPU memory, slower")
+    clip_crops: int = option(4, "clip: random crops of each view in a step (0: the whole picture)", check=between(0, 64))
     save_guidance: bool = option(False, "write the images that the guidance receives and predicts to guidance/")
     save_guidance_interval: int = option(10, "steps between two images of --save_guidance", check=at_least(1))
     zero123_config: str = option(
@@ -272,6 +284,11 @@ class ScheduleConfig(Group):
     )
     albedo_iter_ratio: float = option(0.0, "fraction of the run up to which shading is albedo only", check=FRACTION)
     albedo_rate: float = option(0.0, "probability of albedo shading after --albedo_iter_ratio", check=FRACTION)
+    background_textures: float = option(
+        0.0,
+        "share of the steps with plain backgrounds that have noise, checkerboards or random waves instead (Dream Fields)",
+        check=FRACTION,
+    )
     min_ambient_ratio: float = option(0.1, "minimum ambient light of lambertian shading", check=FRACTION)
     textureless_ratio: float = option(0.2, "probability of textureless shading among shaded views", check=FRACTION)
     exp_start_iter: int | None = option(None, "step at which the schedule begins [0]", check=at_least(0))

@@ -101,6 +101,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decimate_target": 20_000,
         "texture_size": 1024,
     },
+    # The loss of CLIP is at most 2 and that of score distillation thousands; 10 is stable-dreamfusion's factor.
+    "clip": {"guidance_weights": 10.0},
+    # CLIP alone, as Dream Fields: textured backgrounds, colours without shading, a penalty on opacity, no latent warm-up.
+    "clip alone": {
+        "latent_iter_ratio": 0.0,
+        "bg_radius": -1.0,
+        "background_textures": 1.0,
+        "albedo_iter_ratio": 1.0,
+        "lambda_opacity": 0.5,
+        "batch_size": 4,
+    },
     # There is a surface from the first step on (Magic3D, sec. 4.2): low noise levels, no regularisers against fog, no latent
     # warm-up.
     "dmtet": {
@@ -158,8 +169,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Presets of one guidance model: their values of options that belong to each model (``parser.option(each=...)``) are its own.
-GUIDANCE_OF: dict[str, str] = {"embedded": "SD", "dmtet embedded": "SD"}
+# Presets of one guidance model: of its name, of the kind of its weights, or of its name and "alone" where no other guides.
+# Their values of options that belong to each model (``parser.option(each=...)``) are its own.
+GUIDANCE_OF: dict[str, str] = {"embedded": "SD", "dmtet embedded": "SD", "clip": "clip", "clip alone": "clip"}
 
 # What a preset is called in the log.
 REASONS: dict[str, str] = {
@@ -174,4 +186,6 @@ REASONS: dict[str, str] = {
     "image": "--image",
     "image text": "--image and --text",
     "embedded": "the embedded prior",
+    "clip": "CLIP",
+    "clip alone": "CLIP without another guidance",
 }

@@ -114,12 +114,12 @@ def resolve(
     restored = with_values(asked, kept, "workspace")
     check_task(restored, workspace)
     presets = _presets(restored, workspace)
-    if restored.trains and restored.prompt.kinds:
-        guided = _with_presets(restored, presets)  # pictures change which models guide
-        found = weights(guided) if weights else {}
-        presets = list(dict.fromkeys(presets + _presets_of_models(guided.guidance.guidance, found)))
-    else:
-        found = {}
+    prompted = _with_presets(restored, presets)  # pictures change which models guide
+    check_counts(prompted)
+    found: Mapping[str, W] = {}
+    if prompted.trains and prompted.prompt.kinds:
+        found = weights(prompted) if weights else {}
+        presets = list(dict.fromkeys(presets + _presets_of_models(prompted.guidance.guidance, found)))
     plain = _with_presets(asked, presets)
     # A kept value that is there anyway is not reported as coming from the workspace.
     changed = {flag: value for flag, value in kept.items() if _in_its_stage(plain, flag) != value}
@@ -301,6 +301,7 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
 def _presets_of_models(models: tuple[str, ...], weights: Mapping[str, Weights]) -> list[str]:
     """Names of the presets of the guidance models of a run and of the kinds of their weights, in the order of the models."""
     names = [name for model in models for name in (model, weights[model].kind if model in weights else model)]
+    names += [f"{model} alone" for model in models[:1] if len(models) == 1]
     return [name for name in names if GUIDANCE_OF.get(name) in models]
 
 
@@ -435,9 +436,9 @@ def _check_stages(config: Config) -> None:
         )
 
 
-def check_numbers(config: Config) -> None:
-    """Refuse values that contradict each other once the presets have filled theirs."""
-    (start, end), grid, models = config.span, config.field, config.guidance.guidance
+def check_counts(config: Config) -> None:
+    """Refuse options that belong to each guidance model and have neither one value nor one for each."""
+    models = config.guidance.guidance
     for flag, (_, option) in OPTIONS.items():
         each = option.metadata["each"]
         given = len(split_each(config.value(flag), each)) if each else 1
@@ -447,6 +448,11 @@ def check_numbers(config: Config) -> None:
                 f"{dashed(flag)} gives {given} {words}, and --guidance {' '.join(models)} names {len(models)}; give one for "
                 "all of them, or one for each in that order"
             )
+
+
+def check_numbers(config: Config) -> None:
+    """Refuse values that contradict each other once the presets have filled theirs."""
+    (start, end), grid = config.span, config.field
     if not start < end:
         raise UserError(f"--exp_start_iter must be below --exp_end_iter (or --iters), got {start} and {end}")
     if grid.base_resolution > grid.finest_resolution:
