@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _RESTORE = "restore or download it again"
 VAE = "SDXL_vae"  # in --hf_keys: another codec for SDXL
+DIFFUSION = ("SD", "SDXL", "IF")  # models that --hf_key may mean
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,9 @@ def keys(options: Any) -> dict[str, str]:
         if name in found:
             raise UserError(f"--hf_keys names {name} twice; give it one folder or hub id")
         found[name] = key
-    first = next((name for name in ("SD", *options.guidance) if name in options.guidance), None)
-    if options.hf_key is not None and (first == "SD" or (first in MODELS and first != "clip")):
-        found.setdefault(first, options.hf_key)
+    diffusion = [name for name in ("SD", *options.guidance) if name in options.guidance and name in DIFFUSION]
+    if options.hf_key is not None and diffusion:
+        found.setdefault(diffusion[0], options.hf_key)
     return found
 
 
