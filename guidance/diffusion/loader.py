@@ -1,5 +1,6 @@
 """Reading the parts of a diffusers folder: networks, noise schedule; and keeping their memory small."""
 
+import gc
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -121,6 +122,13 @@ def load_schedule(folder: Path, device: torch.device, clamp: float | None = None
     if signal.shape != (steps,) or not ((signal >= 0) & (signal <= 1)).all():
         raise UserError(f"weights: {path} gives noise levels that are no fractions; {_RESTORE}")
     return NoiseSchedule(signal.to(device), scheduler.config.prediction_type, clamp)
+
+
+def release(device: torch.device) -> None:
+    """Give back the memory of networks that are no longer referred to."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def offload(network: Network, device: torch.device) -> None:

@@ -3,7 +3,6 @@
 An encoder is loaded when a prompt is new, and freed at once; embeddings are kept on disk (``text_cache.py``).
 """
 
-import gc
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from guidance import weights
 from guidance.diffusion import Network, text_cache
-from guidance.diffusion.loader import load_part, offload
+from guidance.diffusion.loader import load_part, offload, release
 from nerf.core.errors import UserError
 from nerf.core.files import reading
 
@@ -69,6 +68,15 @@ KINDS: dict[str, Kind] = {
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """An encoder in a single file that holds a whole model."""
+
+    file: Path
+    length: int  # tokens that the encoder takes
+    load: Callable[[], Network]
+
+
+@dataclass(frozen=True)
 class TextEncoder:
     """A text encoder on disk.
 
@@ -77,26 +85,30 @@ class TextEncoder:
         kind: one of :data:`KINDS`.
         part: subfolder of the encoder; "." if it lies in ``folder`` itself.
         tokenizer: subfolder of the tokenizer, likewise.
+        checkpoint: an encoder that is in a single file, and not in a subfolder.
     """
 
     folder: Path
     kind: str = "clip"
     part: str = "text_encoder"
     tokenizer: str = "tokenizer"
+    checkpoint: Checkpoint | None = None
 
     def identity(self) -> str:
         """What embeddings depend on beside the prompt: the files of the encoder and the tokenizer, and how they are read."""
         names = weights.files_of(self.folder)
+        inside = "" if self.tokenizer == "." else f"{self.tokenizer}/"
+        # The files of a tokenizer are small; weights that lie beside them are not its own.
+        texts = [
+            n for n in names if n.startswith(inside) and "/" not in n[len(inside) :] and n.endswith((".json", ".txt", ".model"))
+        ]
+        if self.checkpoint is not None:
+            return text_cache.identity([self.checkpoint.file, *(self.folder / name for name in texts)]) + self.kind
         best = weights.weight_file(names, self.part) or ""
         used = [
             best,
             *(weights.shards_of(best, names) or ()),
             "config.json" if self.part == "." else f"{self.part}/config.json",
-        ]
-        inside = "" if self.tokenizer == "." else f"{self.tokenizer}/"
-        # The files of a tokenizer are small; weights that lie beside them are not its own.
-        texts = [
-            n for n in names if n.startswith(inside) and "/" not in n[len(inside) :] and n.endswith((".json", ".txt", ".model"))
         ]
         return text_cache.identity(self.folder / name for name in {*used, *texts} if name) + self.kind
 
@@ -160,6 +172,8 @@ def _tokenizer(encoder: TextEncoder, kind: Kind) -> tuple[Any, int]:
         longest = int(tokenizer.model_max_length)
     if kind.length is not None:
         return tokenizer, kind.length
+    if encoder.checkpoint is not None:
+        return tokenizer, min(longest, encoder.checkpoint.length)
     with reading(f"weights: {folder / encoder.part}", _RESTORE, problem=f"cannot be read as {kind.model}"):
         config = getattr(transformers, kind.model).config_class.from_pretrained(folder / encoder.part, local_files_only=True)
         return tokenizer, min(longest, int(config.max_position_embeddings))
@@ -216,7 +230,10 @@ def _encode(
 
     folder, in_main_memory = encoder.folder, vram_O and device.type == "cuda"
     there = torch.device("cpu") if in_main_memory else device
-    network = load_part(folder, encoder.part, getattr(transformers, kind.model), there, dtype)
+    if encoder.checkpoint is None:
+        network = load_part(folder, encoder.part, getattr(transformers, kind.model), there, dtype)
+    else:
+        network = encoder.checkpoint.load().to(there, dtype)
     with reading(f"weights: the tokenizer in {folder}", _RESTORE):
         words = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         ids, mask = words["input_ids"], words["attention_mask"]
@@ -232,9 +249,7 @@ def _encode(
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         out = {name: value.to(dtype).clone() for name, value in kind.run(network, ids.to(device), mask.to(device)).items()}
     del network
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    release(device)
     return out
 
 
