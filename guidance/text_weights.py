@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _RESTORE = "restore or download it again"
 VAE = "SDXL_vae"  # in --hf_keys: another codec for SDXL
-DIFFUSION = ("SD", "SDXL", "IF")  # models that --hf_key may mean
+DIFFUSION = ("SD", "SDXL", "IF", "MVDream", "ImageDream")  # models that --hf_key may mean
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def keys(options: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for word in options.hf_keys:
         name, equals, key = word.partition("=")
-        known = ("SD", *LAYOUTS)
+        known = (*DIFFUSION, "clip", VAE)
         if not equals or not key or name not in known:
             raise UserError(f"--hf_keys must be NAME=FOLDER or NAME=HUB_ID, with a name of {', '.join(known)}, got {word!r}")
         if name in found:

@@ -19,7 +19,6 @@ from nerf.config.groups import (
     DataConfig,
     DmtetConfig,
     FieldConfig,
-    GuiConfig,
     GuidanceConfig,
     LossConfig,
     OptimConfig,
@@ -46,6 +45,7 @@ from nerf.config.parser import (
 )
 from nerf.config.presets import GUIDANCE_OF, PRESETS, REASONS
 from nerf.config.stages import STAGE_KINDS
+from nerf.config.viewer import GuiConfig
 from nerf.core.errors import UserError
 from nerf.core.files import as_shape
 
