@@ -1,4 +1,4 @@
-"""Every option of a run, in groups: each field is a command-line flag with its type, default, help and check.
+"""Options of a run, in groups: each field is a command-line flag with its type, default, help and check.
 
 Defaults are those of stable-dreamfusion except where docs/flags.md gives another and why. Upper bounds are far above any
 useful value; they catch typing errors and overflows. Every number has both bounds, which --help gives. Angles are degrees,
@@ -323,8 +323,8 @@ class LossConfig(Group):
     lambda_3d_normal_smooth: float = option(0.0, "smoothness of normals in space", check=WEIGHT)
     lambda_rgb: float = option(1000.0, "RGB loss of photographs and known views", check=WEIGHT)
     lambda_mask: float = option(500.0, "mask loss of photographs and known views with alpha", check=WEIGHT)
-    lambda_normal: float = option(0.0, "normal loss of photographs with normals, mesh stage", check=WEIGHT)
-    lambda_depth: float = option(10.0, "depth loss of known views", check=WEIGHT, unbuilt="training from image prompts")
+    lambda_normal: float = option(0.0, "normal loss of known views, and of photographs in the mesh stage", check=WEIGHT)
+    lambda_depth: float = option(10.0, "correlation of the depth of known views with _depth.png", check=WEIGHT)
     lambda_mesh_normal: float = option(0.5, "mesh stage: normal consistency of adjacent triangles", check=WEIGHT)
     lambda_mesh_laplacian: float = option(0.5, "mesh stage: Laplacian smoothness of the vertices", check=WEIGHT)
     mesh_laplacian: str = option("uniform", "mesh stage: weights of the Laplacian", choices=("uniform", "cotangent"))
@@ -449,15 +449,3 @@ class DmtetConfig(Group):
         kept=DMTET.name,
     )
     lr_coarse_sdf: float = option(0.03, "learning rate of the coarse SDF grids, in grid cells", check=between(0, 10))
-
-
-@dataclass(frozen=True)
-class GuiConfig(Group):
-    """GUI"""
-
-    gui: bool = option(False, "open the viewer", unbuilt="the viewer")
-    radius: float = option(5.0, "camera distance in the viewer", check=POSITIVE_LENGTH, unbuilt="the viewer")
-    fovy: float = option(20.0, "vertical field of view in the viewer", check=FOV, unbuilt="the viewer")
-    light_theta: float = option(60.0, "polar angle of the light in the viewer", check=POLAR, unbuilt="the viewer")
-    light_phi: float = option(0.0, "azimuth of the light in the viewer", check=AZIMUTH, unbuilt="the viewer")
-    max_spp: int = option(1, "maximum samples per pixel in the viewer", check=between(1, 4096), unbuilt="the viewer")

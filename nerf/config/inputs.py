@@ -1,12 +1,10 @@
-"""The options that say what a run learns from: prompts, and photographs. See ``nerf/config/groups.py``."""
+"""What a run learns from, as options (see ``nerf/config/groups.py``): prompts in words and pictures, and photographs."""
 
 from dataclasses import dataclass
 
-from nerf.config.limits import LENGTH, MOST, STEPS
+from nerf.config.limits import AZIMUTH, MOST, POLAR, POSITIVE_LENGTH, STEPS, WEIGHT
 from nerf.config.parser import RUN, Group, option
-from nerf.core.ranges import above, between
-
-KNOWN = "training from image prompts"
+from nerf.core.ranges import between, each
 
 
 @dataclass(frozen=True)
@@ -15,21 +13,44 @@ class PromptConfig(Group):
 
     text: str | None = option(None, "the prompt, in quotes", kept=RUN)
     negative: str = option("", "negative prompt", kept=RUN)
-    image: str | None = option(None, "image prompt, RGBA", unbuilt=KNOWN, path=True)
-    image_config: str | None = option(None, "CSV of several image prompts", unbuilt=KNOWN, path=True)
-    known_view_interval: int = option(4, "train the view of --image in every N-th step", check=STEPS, unbuilt=KNOWN)
-    known_view_scale: float = option(
-        1.5, "render size of the known view, as a multiple of --w and --h", check=above(0, 64), unbuilt=KNOWN
+    image: tuple[str, ...] = option(
+        (),
+        "pictures of the object with alpha, as preprocess_image.py writes them: NAME_rgba.png, and NAME_depth.png and "
+        "NAME_normal.png beside it where they exist; without --text the guidance is zero123, with it SD and clip",
+        kept=RUN,
+        path=True,
     )
+    image_config: str | None = option(
+        None,
+        "CSV of pictures, one a line: image, and zero123_weight, radius, polar, azimuth, fovy where they are known",
+        kept=RUN,
+        path=True,
+    )
+    ref_radii: tuple[float, ...] = option(
+        (), "camera distance of each --image [--default_radius]", check=each(POSITIVE_LENGTH), kept=RUN
+    )
+    ref_polars: tuple[float, ...] = option((), "polar angle of each --image [--default_polar]", check=each(POLAR), kept=RUN)
+    ref_azimuths: tuple[float, ...] = option((), "azimuth of each --image [--default_azimuth]", check=each(AZIMUTH), kept=RUN)
+    zero123_ws: tuple[float, ...] = option(
+        (), "weight of each --image in zero123 guidance, relative to the others [1]", check=each(WEIGHT), kept=RUN
+    )
+    known_view_interval: int = option(
+        4, "every N-th step renders the views of --image and compares them with the pictures", check=STEPS
+    )
+    known_view_scale: float = option(1.5, "render size of the known views, as a multiple of --h", check=between(0.0625, 64))
     known_view_noise_scale: float = option(
-        2e-3, "standard deviation of the camera noise of the known view", check=LENGTH, unbuilt=KNOWN
+        2e-3, "standard deviation of the camera noise of the known views, scene units", check=between(0, 1)
     )
+
+    @property
+    def has_images(self) -> bool:
+        """Whether pictures are given."""
+        return bool(self.image) or self.image_config is not None
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """Which kinds of prompt are given, of "text" and "image"; none in a run without guidance."""
-        images = self.image is not None or self.image_config is not None
-        return (("text",) if self.text is not None else ()) + (("image",) if images else ())
+        return (("text",) if self.text is not None else ()) + (("image",) if self.has_images else ())
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def option(
         choices: the words a str (or each word of a tuple of str) may take.
         extensible: other words may be registered; whoever builds what the word names refuses those that are not.
         check: a test of the value; None values are not tested. Every number has one, with two finite ends, that --help shows.
-        kept: the stage whose first checkpoint fixes the value for its workspace, or ``RUN`` for that of any stage:
+        kept: the stage whose first checkpoint fixes the value for its workspace, or :data:`RUN` for that of any stage:
             a resumed run that asks for another value is refused (see ``resolve.merge_kept_options``). None: never fixed.
         unbuilt: a str names the feature behind the flag that does not exist yet, a tuple the choices that do not.
         path: the value names a file or folder, where ``~`` is the user's home and the bytes need not be UTF-8.
@@ -191,6 +191,11 @@ def _check_text(name: str, word: str, path: bool) -> None:
         raise UserError(f"{name} is not {what}, got {word!r:.80}; set the locale of the terminal to UTF-8") from None
 
 
+def _unpacked(words: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The words of a list, which may also be separated by commas."""
+    return tuple(part.strip() for word in words for part in word.split(","))
+
+
 def as_given(field: Field, value: Any) -> Any:
     """A value as it is meant: ``~`` in a path is the user's home, and text that the locale hid is UTF-8 again.
 
@@ -198,7 +203,14 @@ def as_given(field: Field, value: Any) -> Any:
     characters as lone surrogates.
     """
     if isinstance(value, tuple):
-        return tuple(as_given(field, word) for word in value)
+        listed = kind_of(field).scalar is str and not field.metadata["path"]  # the name of a file may have a comma
+        words = _unpacked(value) if listed else value
+        return tuple(_word_as_given(field, word) for word in words)
+    return _word_as_given(field, value)
+
+
+def _word_as_given(field: Field, value: Any) -> Any:
+    """See :func:`as_given`."""
     if not isinstance(value, str):
         return value
     if field.metadata["path"]:
@@ -234,8 +246,10 @@ def as_words(value: Any) -> str:
 def example_of(field: Field) -> str:
     """A value of an option as it could be typed: its default, where there is one."""
     check: Check | None = field.metadata["check"]
-    least = "VALUE" if check is None or check.low is None else as_words(check.low)
-    return as_words(field.default) or EXAMPLES.get(flag_of(field), least)
+    if field.default not in (None, "", ()) or check is None or check.low is None:
+        return as_words(field.default) or EXAMPLES.get(flag_of(field), "VALUE")
+    several = kind_of(field).count is not None
+    return next(as_words(v) for v in (check.low, check.low + 1, check.high) if check.holds((v,) if several else v))
 
 
 def iterate(groups: dict[str, type[Group]]) -> Iterator[tuple[str, Field]]:

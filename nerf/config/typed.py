@@ -104,9 +104,9 @@ class _Reader:
         try:
             if kind.count is None:
                 return _READERS[kind.scalar](found[0])
-            split = [part.strip() for word in found for part in word.split(",")]
-            if kind.scalar is not str:
-                split = [part for part in split if part]  # 3, 3.5
+            split = found
+            if kind.scalar is not str:  # 3,3.5 or 3, 3.5
+                split = [part.strip() for word in found for part in word.split(",") if part.strip()] or found
             if kind.count and len(split) != kind.count:
                 count = f"{_COUNTS[kind.count]} {'numbers' if kind.scalar is not str else 'values'}"
                 raise UserError(f"takes {count}, as in {self.example(flag, name)}, got {words.quoted(' '.join(found))}")

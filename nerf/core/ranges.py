@@ -61,6 +61,12 @@ def ordered(low: float, high: float, what: str) -> Check:
     )
 
 
+def each(check: Check) -> Check:
+    """Every value of a tuple holds to a check."""
+    expected = f"{check.expected} each"
+    return Check(lambda values: all(map(check.holds, values)), expected, f"each {check.span}", check.low, check.high)
+
+
 def power_of_two(low: int, high: int) -> Check:
     """The value is a power of two in [low, high]."""
     expected = f"a power of two between {shown(low)} and {shown(high)}"
