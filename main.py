@@ -223,7 +223,7 @@ def run_alone(asked: Config, lines: list[str]) -> int:
         asked: what the user asked for.
         lines: the first ones of the log.
     """
-    from nerf.run import workspace
+    from nerf.run import memory, workspace
     from nerf.run.logger import Report
 
     started = time.monotonic()
@@ -231,6 +231,7 @@ def run_alone(asked: Config, lines: list[str]) -> int:
     check_names(plan.config)  # those that the workspace keeps
     folder = plan.config.output.workspace
     device = prepare_machine(plan.config)
+    memory.check_memory(plan.pending, device)
     with Report(folder, [*lines, *plan.lines], hold=True) as report:
         inputs = make_inputs(plan, device)
         for stage in plan.pending:
