@@ -118,7 +118,7 @@ def _named(name: str, key: str, flag: str) -> Resolved:
     if weights.offline():
         raise UserError(
             f"{flag} {key} is not complete in the Hugging Face cache, and the environment says offline "
-            f"({', '.join(weights.OFFLINE_VARIABLES)}); give a local folder or file, or unset the variable"
+            f"({weights.offline_because()}); give a local folder or file, or unset the variable"
         )
     sentence = f"guidance: downloading {words}"
     return Resolved(first, kind_of(name, first), sentence, licence, remote=True, alternatives=tuple(others))
