@@ -325,7 +325,8 @@ def from_json(stored: Any) -> Config:
     unknown += [f"preset {name!r}" for name in presets if name not in PRESETS]
     if unknown:
         raise UserError(
-            f"this version does not know the stored {unknown[0]:.80}; use the version that wrote it, or start over with --ckpt scratch"
+        what = f"this version does not know the stored {unknown[0]:.80}"
+        raise UserError(f"{what}; use the version that wrote it, or start over with --ckpt scratch")
         )
     config = Config()
     for source in SOURCES:
