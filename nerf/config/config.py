@@ -324,10 +324,8 @@ def from_json(stored: Any) -> Config:
     unknown = [f"option --{flag}" for flag in sorted(set(options) - set(OPTIONS))]
     unknown += [f"preset {name!r}" for name in presets if name not in PRESETS]
     if unknown:
-        raise UserError(
         what = f"this version does not know the stored {unknown[0]:.80}"
         raise UserError(f"{what}; use the version that wrote it, or start over with --ckpt scratch")
-        )
     config = Config()
     for source in SOURCES:
         values = {flag: entry.value for flag, entry in options.items() if entry.source == source}
