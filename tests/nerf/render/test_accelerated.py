@@ -293,7 +293,7 @@ def test_training_in_buffers_continues_with_the_step_scale_of_a_checkpoint(monke
 def test_rays_that_are_not_finite_are_reported_when_the_next_part_begins(monkeypatch):
     path, field, rays = path_of(Ball(), buffered=True), Ball(), image_rays(4, 4)
     path.render(field, rays, RenderSettings(source="guided"))
-    path._pending[0].need[2] = 3  # a CPU refuses rays that are not finite at once; a GPU counts them
+    path._pending[0].need.result()[2] = 3  # a CPU refuses rays that are not finite at once; a GPU counts them
     with pytest.raises(ValueError, match="3 of 16 rays of the last part .guided. were not finite"):
         path.render(field, rays, RenderSettings(source="guided"))
 
