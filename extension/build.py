@@ -62,15 +62,17 @@ def shared_object(folder: str, device_type: str, archs: tuple[str, ...] | None =
         BuildError: it is neither there nor can it be built.
     """
     target = toolchain.target(folder, device_type, archs)
-    prebuilt = _prebuilt_path(ROOT, target)
-    if prebuilt.exists():
+    prebuilt = target.find(_prebuilt_folder(ROOT, target))
+    if prebuilt is not None:
         return prebuilt
     path, version = toolchain.compiler(device_type)
-    output = cache_dir() / f"{folder}_{device_type}-{target.fingerprint(version)}.so"
-    if not output.exists():
-        with _lock(output.with_suffix(".lock")) as locked:
-            if not output.exists():
-                _build(target, path, output, remove_leftovers=locked)
+    cached = target.find(cache_dir(), version)
+    if cached is not None:
+        return cached
+    output = cache_dir() / target.file_name(version)
+    with _lock(output.with_suffix(".lock")) as locked:
+        if not output.exists():
+            _build(target, path, output, remove_leftovers=locked)
     return output
 
 
@@ -83,7 +85,8 @@ def build_ahead(target_dir: str | os.PathLike[str], device_types: tuple[str, ...
 
     Args:
         target_dir: the folder that holds (or will hold) the packages, such as setuptools' ``build_lib``.
-        device_types: which of "cpu" and "cuda"; CUDA code is compiled for the present GPU, or sm_80 and sm_90.
+        device_types: which of "cpu" and "cuda"; CUDA code is compiled for the architectures in TORCH_CUDA_ARCH_LIST, or for
+            the present GPUs, or sm_80 and sm_90. It is found on every machine whose GPUs it serves.
 
     Returns:
         The files written.
@@ -92,8 +95,8 @@ def build_ahead(target_dir: str | os.PathLike[str], device_types: tuple[str, ...
 
     def one(item: tuple[str, str]) -> Path | None:
         try:
-            target = toolchain.target(*item)
-            output = _prebuilt_path(Path(target_dir).resolve(), target)
+            target = toolchain.target(*item, toolchain.cuda_archs_to_build())
+            output = _prebuilt_folder(Path(target_dir).resolve(), target) / target.file_name()
             output.parent.mkdir(parents=True, exist_ok=True)
             _build(target, toolchain.compiler(target.device_type)[0], output, remove_leftovers=True)
         except (BuildError, OSError) as error:
@@ -124,9 +127,9 @@ def cache_dir() -> Path:
     raise BuildError("no folder for compiled kernels can be written; set SOMNIA_KERNEL_CACHE to one of your own")
 
 
-def _prebuilt_path(root: Path, target: Target) -> Path:
+def _prebuilt_folder(root: Path, target: Target) -> Path:
     """Where an ahead-of-time build of ``target`` lies under ``root``."""
-    return root / target.folder / "prebuilt" / f"{target.folder}_{target.device_type}-{target.fingerprint()}.so"
+    return root / target.folder / "prebuilt"
 
 
 @contextlib.contextmanager
@@ -158,7 +161,7 @@ def _build(target: Target, compiler: str, output: Path, remove_leftovers: bool) 
     work = Path(tempfile.mkdtemp(prefix=f"{output.stem}.build-", dir=output.parent))
     start = time.monotonic()
     try:
-        error = _compile(target, compiler, target.flags, work)
+        error = _compile(target, compiler, target.all_flags, work)
         if error is not None and "-fopenmp" in target.flags:
             flags = tuple(flag for flag in target.flags if flag != "-fopenmp")
             if _compile(target, compiler, flags, work) is None:

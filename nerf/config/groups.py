@@ -255,7 +255,11 @@ class RenderConfig(Group):
     num_steps: int = option(64, "coarse samples per ray, plain path", check=between(1, 4096))
     upsample_steps: int = option(32, "fine samples per ray (sample_pdf), plain path", check=between(0, 4096))
     update_extra_interval: int = option(16, "steps between two updates of the occupancy grid", check=at_least(1))
-    max_ray_batch: int = option(4096, "rays per chunk outside training; lower it if memory runs out", check=between(1, 2**24))
+    max_ray_batch: int = option(
+        0,
+        "rays per chunk outside training; lower it if memory runs out (0: 4096 on a CPU, up to 262144 on a GPU)",
+        check=between(0, 2**24),
+    )
     dt_gamma: float = option(
         0.0, "exponential stepping of the ray march: step growth with distance (0: uniform steps)", check=FRACTION
     )

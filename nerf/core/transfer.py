@@ -5,7 +5,7 @@ does not. What is sent to the GPU together goes in one copy, because starting a 
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -66,6 +66,16 @@ def indices_of(mask: Tensor, count: int | None) -> Tensor:
         count: how many those are, so that a GPU is not waited for; None: not known.
     """
     return (mask.nonzero() if count is None else torch.nonzero_static(mask, size=count))[:, 0]
+
+
+def read_scalars(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Numbers and 0-d tensors of any devices as numbers; each GPU is waited for once."""
+    found = {name: value for name, value in values.items() if isinstance(value, Tensor) and value.device.type != "cpu"}
+    read: dict[str, float] = {}
+    for device in {value.device for value in found.values()}:
+        there = {name: value.detach().double() for name, value in found.items() if value.device == device}
+        read |= dict(zip(there, torch.stack([*there.values()]).tolist(), strict=True))
+    return {name: read[name] if name in read else float(value) for name, value in values.items()}
 
 
 class Download:

@@ -78,6 +78,7 @@ class AcceleratedPath(RenderPath):
     shortest ones.
     """
 
+    samples_per_ray = FIRST_ROUND
     log2_step_scale: Tensor
 
     def __init__(

@@ -25,6 +25,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from nerf.config.stages import FIRST, StageKind
 from nerf.core.errors import UserError
 from nerf.core.files import as_shape, parse_json, read_json, write_atomically, write_json
+from nerf.core.transfer import read_scalars
 from nerf.run.distributed import is_main
 
 SCALAR_STEPS = 10  # reading a loss stalls CUDA, so terms are read back once in so many steps
@@ -140,7 +141,7 @@ class Report:
         late = self._bar is None and rate.line_is_due(step == total)
         if not (due or late):
             return
-        values = {name: float(value) for name, value in terms.items()}
+        values = read_scalars(terms)
         if due:
             self._write(step, {f"train/{name}": value for name, value in values.items()})
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())

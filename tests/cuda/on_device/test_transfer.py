@@ -2,7 +2,7 @@
 
 import torch
 
-from nerf.core.transfer import Download, upload
+from nerf.core.transfer import Download, read_scalars, upload
 from tests.helpers.fake_cuda import waits
 
 
@@ -20,3 +20,9 @@ def test_a_download_is_waited_for_once_and_not_at_all_after_a_later_one():
         assert second.result().tolist() == [0.0] * 3 and first.result().tolist() == [1.0] * 3
         second.result()
     assert seen.by_function() == {("Download.result", "event"): 1}
+
+
+def test_all_scalars_of_a_log_line_are_read_in_one_go():
+    with waits.record() as seen:
+        read_scalars({name: torch.ones((), device="cuda") for name in "abc"})
+    assert seen.by_function() == {("read_scalars", "tolist"): 1}

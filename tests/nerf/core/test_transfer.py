@@ -3,7 +3,7 @@
 import torch
 
 from nerf.core.structs import move_record
-from nerf.core.transfer import Download, upload
+from nerf.core.transfer import Download, counts, indices_of, read_scalars, upload
 from tests.nerf.analytic import image_rays
 
 
@@ -51,3 +51,15 @@ def test_a_download_brings_the_values_of_its_time(device):
     second = Download(x.clone())
     assert second.result().tolist() == [1.0, 2.0, 3.0]
     assert first.arrived and first.result().tolist() == [0.0, 1.0, 2.0]
+
+
+def test_scalars_are_read_as_they_are(device):
+    given = {"a": torch.tensor(0.1, device=device), "b": 2, "c": torch.tensor(3.0, dtype=torch.float64), "d": torch.tensor(4)}
+    assert read_scalars(given) == {"a": float(torch.tensor(0.1)), "b": 2.0, "c": 3.0, "d": 4.0}
+
+
+def test_the_indices_of_a_mask_are_the_same_with_and_without_their_number(device):
+    mask = torch.tensor([True, False, True, True], device=device)
+    assert indices_of(mask, None).tolist() == indices_of(mask, 3).tolist() == [0, 2, 3]
+    assert indices_of(mask[1:2], 0).tolist() == []
+    assert counts(mask, mask[:2]) == ([None, None] if device.type == "cpu" else [3, 1])
