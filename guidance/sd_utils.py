@@ -53,7 +53,9 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
     if device.type == "cpu":
         log.warning("guidance: Stable Diffusion takes about a minute a step on a CPU; try --sd_version embedded")
     dtype = loader.weights_dtype(config.optim, device)
-    return StableDiffusion(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    options = config.guidance
+    folder = weights.fetch(resolved)
+    return StableDiffusion(folder, device, dtype, vram_O=options.vram_O, compile_mode=options.compile_guidance)
 
 
 class StableDiffusion(Guidance):
@@ -65,6 +67,7 @@ class StableDiffusion(Guidance):
         dtype: of their weights; gradients are computed in float32.
         options: used where a step has none of its stage.
         vram_O: keep the weights in main memory and encode one image at a time.
+        compile_mode: of the UNet, see :func:`guidance.diffusion.loader.compile_network`.
 
     Raises:
         UserError: the folder is incomplete or damaged, or the UNet is not one of text-to-image.
@@ -79,6 +82,7 @@ class StableDiffusion(Guidance):
         dtype: torch.dtype = torch.float32,
         options: Options | None = None,
         vram_O: bool = False,
+        compile_mode: str = "none",
     ):
         self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype
         self.options = options or Options()
@@ -101,6 +105,7 @@ class StableDiffusion(Guidance):
         self.negative: Tensor | None = None  # [1, L, D] of the negative prompt
         if self.device.type == "cuda":
             self.unet.to(memory_format=torch.channels_last)
+        loader.compile_network(self.unet, compile_mode, self.device)
         if vram_O:
             self.vae.enable_slicing()
             loader.save_memory([self.unet, self.vae], self.device)

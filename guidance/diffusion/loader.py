@@ -120,6 +120,27 @@ def load_schedule(folder: Path, device: torch.device, clamp: float | None = None
     return NoiseSchedule(signal.to(device), scheduler.config.prediction_type, clamp)
 
 
+def compile_network(network: Network, mode: str, device: torch.device) -> None:
+    """``--compile_guidance``: let torch.compile make the network's forward pass; it is compiled at the first call.
+
+    Sizes are taken as fixed, so a step of another size compiles again. Not measured on a GPU yet; ``benchmarks/guidance.py``
+    does it.
+
+    Args:
+        network: frozen; compiled in place, so that its attributes stay.
+        mode: "none", or one of torch.compile's.
+        device: of the network.
+
+    Raises:
+        UserError: a GPU needs Triton, and it is not installed.
+    """
+    if mode == "none":
+        return
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise UserError("--compile_guidance needs Triton on a GPU; pip install triton, or leave the flag out")
+    network.compile(mode=mode, dynamic=False)
+
+
 def offload(network: Network, device: torch.device) -> None:
     """Keep the weights of a frozen network in main memory and copy each layer's to ``device`` while it runs.
 

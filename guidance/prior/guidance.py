@@ -45,7 +45,9 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
         UserError: the folder is damaged.
     """
     dtype = loader.weights_dtype(config.optim, device)
-    return EmbeddedPrior(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    options = config.guidance
+    folder = weights.fetch(resolved)
+    return EmbeddedPrior(folder, device, dtype, vram_O=options.vram_O, compile_mode=options.compile_guidance)
 
 
 class EmbeddedPrior(Guidance):
@@ -57,6 +59,7 @@ class EmbeddedPrior(Guidance):
         dtype: of their weights; gradients are computed in float32.
         options: used where a step has none of its stage.
         vram_O: keep the weights in main memory.
+        compile_mode: of UNet and detail network, see :func:`guidance.diffusion.loader.compile_network`.
 
     Raises:
         UserError: the folder is incomplete or damaged, or its parts do not fit each other.
@@ -71,6 +74,7 @@ class EmbeddedPrior(Guidance):
         dtype: torch.dtype = torch.float32,
         options: Options | None = None,
         vram_O: bool = False,
+        compile_mode: str = "none",
     ):
         self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype
         weights.check_folder(self.folder)
@@ -93,8 +97,11 @@ class EmbeddedPrior(Guidance):
         self.text: Tensor | None = None  # [2, L, D] text embeddings: negative prompt, prompt
         if self.device.type == "cuda":
             self.unet.to(memory_format=torch.channels_last)
+        networks = [network for network in (self.unet, self.detail) if network is not None]
+        for network in networks:
+            loader.compile_network(network, compile_mode, self.device)
         if vram_O:
-            loader.save_memory([network for network in (self.unet, self.detail) if network is not None], self.device)
+            loader.save_memory(networks, self.device)
 
     def _check_fit(self) -> None:
         """Check that the networks take the packed pixels, the ray map and the camera vector of ``somnia.json``."""

@@ -132,6 +132,12 @@ class GuidanceConfig(Group):
     front_decay_factor: float = option(2.0, "Perp-Neg: decay of the negative weight near the front view", check=at_least(0))
     side_decay_factor: float = option(10.0, "Perp-Neg: decay of the negative weight near the side view", check=at_least(0))
     vram_O: bool = option(False, "offload the diffusion model to main memory and slice its VAE: less GPU memory, slower")
+    compile_guidance: str = option(
+        "none",
+        "torch.compile of the diffusion model's UNet: default fuses its operations, reduce-overhead also replays them as a "
+        "CUDA graph, which helps where launches bound it (batch 1); the first step then takes a minute or more",
+        choices=("none", "default", "reduce-overhead"),
+    )
     save_guidance: bool = option(False, "write the images that the guidance receives and predicts to guidance/")
     save_guidance_interval: int = option(10, "steps between two images of --save_guidance", check=at_least(1))
     zero123_config: str = option(
@@ -386,6 +392,11 @@ class RuntimeConfig(Group):
         path=True,
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one", check=DEVICE)
+    tf32: bool = option(False, "CUDA: products of float32 matrices in TF32, faster and with 10 bits of mantissa instead of 23")
+    cudnn_benchmark: bool = option(
+        False,
+        "CUDA: take the fastest of cuDNN's algorithms for each size of a convolution, which may be another one in each run",
+    )
     threads: int = option(0, "CPU threads (0: as many as there are cores)", check=between(0, 1024))
     minutes: float = option(
         0.0,

@@ -33,7 +33,7 @@ STABLE_DREAMFUSION = {
     "mcubes_resolution": 256, "decimate_target": 50_000, "dmtet": False, "tet_grid_size": 128, "init_with": "",
     "lock_geo": False, "perpneg": False, "negative_w": -2, "front_decay_factor": 2, "side_decay_factor": 10,
     "iters": 10_000, "lr": 1e-3, "ckpt": "latest", "cuda_ray": False, "taichi_ray": False, "max_steps": 1024,
-    "num_steps": 64, "upsample_steps": 32, "update_extra_interval": 16, "max_ray_batch": 0,
+    "num_steps": 64, "upsample_steps": 32, "update_extra_interval": 16, "max_ray_batch": 4096,
     "latent_iter_ratio": 0.2, "albedo_iter_ratio": 0, "min_ambient_ratio": 0.1, "textureless_ratio": 0.2,
     "jitter_pose": False, "jitter_center": 0.2, "jitter_target": 0.2, "jitter_up": 0.02, "uniform_sphere_rate": 0,
     "grad_clip": -1, "grad_clip_rgb": -1, "bg_radius": 1.4, "density_activation": "exp", "density_thresh": 10,
@@ -52,7 +52,7 @@ STABLE_DREAMFUSION = {
     "zero123_ckpt": "pretrained/zero123/zero123-xl.ckpt", "zero123_grad_scale": "angle", "dataset_size_train": 100,
     "dataset_size_valid": 8, "dataset_size_test": 100, "exp_start_iter": None, "exp_end_iter": None,
 }  # fmt: skip
-DIFFERENT = {"sd_version": "auto", "eval_interval": 10, "angle_front": 90}
+DIFFERENT = {"sd_version": "auto", "eval_interval": 10, "angle_front": 90, "max_ray_batch": 0}
 
 
 def options(*words):
