@@ -47,10 +47,54 @@ def _stable_diffusion(config: "Config", device: "torch.device", resolved: "Resol
     return model
 
 
+def _zero123_weights(config: "Config") -> "Resolved":
+    """The weights behind ``--zero123``: those of Zero123 or Stable Zero123, or of the embedded view-conditioned prior."""
+    from guidance import camera_weights
+
+    return camera_weights.zero123(config.guidance, type(config.guidance).zero123_ckpt)
+
+
+def _zero123(config: "Config", device: "torch.device", resolved: "Resolved | None") -> "Guidance":
+    """Zero123 or Stable Zero123, or the embedded view-conditioned prior if those are the weights that the run uses."""
+    from guidance import camera_weights, zero123_utils
+
+    assert resolved is not None, "the family has weights"
+    build = camera_weights.embedded if resolved.kind == "embedded view" else zero123_utils.build
+    return build(config, device, resolved)
+
+
+def _multiview_weights(name: str) -> "Callable[[Config], Resolved]":
+    """The weights of MVDream or ImageDream, behind ``--hf_key`` or in the cache."""
+
+    def choose(config: "Config") -> "Resolved":
+        from guidance import camera_weights
+
+        return camera_weights.multiview(name, config.guidance)
+
+    return choose
+
+
+def _multiview(name: str) -> Builder:
+    """MVDream or ImageDream."""
+
+    def build(config: "Config", device: "torch.device", resolved: "Resolved | None") -> "Guidance":
+        from guidance import mvdream_utils
+
+        assert resolved is not None, "the family has weights"
+        return mvdream_utils.build(name, config, device, resolved)
+
+    return build
+
+
 # Name in --guidance -> family. The values of options that a family has by default are in ``nerf.config.presets``, under its
 # name or the kind of its weights.
 FAMILIES: dict[str, Family] = {
     "SD": Family(_stable_diffusion, requires=("text",), weights=_stable_diffusion_weights),
+    "zero123": Family(_zero123, takes=("image",), requires=("image",), weights=_zero123_weights),
+    "MVDream": Family(_multiview("MVDream"), requires=("text",), weights=_multiview_weights("MVDream")),
+    "ImageDream": Family(
+        _multiview("ImageDream"), takes=("image", "text"), requires=("image",), weights=_multiview_weights("ImageDream")
+    ),
 }
 
 

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 MULTIVIEW = ("MVDream", "ImageDream")
 STABLE = "stable"  # in the name of Stable Zero123
 EMBEDDED_VIEW = Path(weights.prior.WEIGHTS.parent) / "view_weights"
+# Kind of weights -> name in exported files.
+TITLES = {
+    "zero123": "Zero123",
+    "stable zero123": "Stable Zero123",
+    "embedded view": "the embedded view-conditioned prior",
+    "MVDream": "MVDream",
+    "ImageDream": "ImageDream",
+}
 FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
 # Name -> model; the first that is complete in the cache is taken. Licences as their model pages gave them; look there again.
@@ -70,7 +78,7 @@ def _from_cache(name: str) -> Resolved | None:
         folder = weights.cached(hub_id, _missing(name))
         if folder is not None:
             sentence = f"guidance: {model.name} from the cache ({hub_id})"
-            return Resolved(str(folder), kind_of(name, hub_id), sentence, model.licence)
+            return Resolved(str(folder), kind_of(name, hub_id), sentence, model.licence, version=name, title=model.name)
     return None
 
 
@@ -99,7 +107,8 @@ def _named(name: str, key: str, flag: str) -> Resolved:
             lacks = _missing(name)(weights.files_of(path))
             if lacks is not None:
                 raise UserError(f"{flag}: the folder {path} lacks {lacks}; it is not one of {name}")
-        return Resolved(str(path), kind_of(name, os.path.realpath(path)), f"guidance: the weights in {path} ({flag})")
+        kind = kind_of(name, os.path.realpath(path))
+        return Resolved(str(path), kind, f"guidance: the weights in {path} ({flag})", title=TITLES[kind])
     if key.lower() in known:
         model = MODELS[known[key.lower()]]
         found = _from_cache(known[key.lower()])
@@ -111,7 +120,8 @@ def _named(name: str, key: str, flag: str) -> Resolved:
     elif key.count("/") == 1:
         cached = weights.cached(key, _missing(name))
         if cached is not None:
-            return Resolved(str(cached), kind_of(name, key), f"guidance: {key} from the cache ({flag})")
+            kind = kind_of(name, key)
+            return Resolved(str(cached), kind, f"guidance: {key} from the cache ({flag})", title=TITLES[kind])
         first, others, licence, words = key, [], Resolved.licence, key
     else:
         raise UserError(f"{flag} {key}: no such folder or file, and no name among {', '.join(known.values())}")
@@ -120,15 +130,16 @@ def _named(name: str, key: str, flag: str) -> Resolved:
             f"{flag} {key} is not complete in the Hugging Face cache, and the environment says offline "
             f"({', '.join(weights.OFFLINE_VARIABLES)}); give a local folder or file, or unset the variable"
         )
-    sentence = f"guidance: downloading {words}"
-    return Resolved(first, kind_of(name, first), sentence, licence, remote=True, alternatives=tuple(others))
+    sentence, kind = f"guidance: downloading {words}", kind_of(name, first)
+    return Resolved(first, kind, sentence, licence, remote=True, alternatives=tuple(others), title=TITLES[kind])
 
 
-def zero123(options: Any) -> Resolved:
+def zero123(options: Any, default_ckpt: str = "") -> Resolved:
     """The weights that ``--zero123`` names; "auto" takes those on this machine, else the embedded view-conditioned prior.
 
     Args:
         options: the guidance group of the flags.
+        default_ckpt: the value of ``--zero123_ckpt`` that need not exist.
 
     Raises:
         UserError: there are none of that name.
@@ -138,8 +149,7 @@ def zero123(options: Any) -> Resolved:
         return _embedded("--zero123 embedded")
     if key != "auto":
         return _named("zero123", key, flag)
-    given = Path(options.zero123_ckpt)
-    if given.exists() or options.zero123_ckpt != type(options).zero123_ckpt:
+    if options.zero123_ckpt != default_ckpt or Path(options.zero123_ckpt).exists():
         return _named("zero123", options.zero123_ckpt, "--zero123_ckpt")
     for name in ZERO123:
         found = _from_cache(name)
@@ -161,7 +171,8 @@ def _embedded(why: str) -> Resolved:
             f"FILE.ckpt, or a name to download: {names}"
         )
     sentence = f"guidance: the embedded view-conditioned prior ({why})"
-    return Resolved(str(EMBEDDED_VIEW), "embedded view", sentence, "Apache-2.0")
+    title = TITLES["embedded view"]
+    return Resolved(str(EMBEDDED_VIEW), "embedded view", sentence, "Apache-2.0", version="embedded", title=title)
 
 
 def embedded(config: "Config", device: "torch.device", resolved: Resolved) -> "Guidance":

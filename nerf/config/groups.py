@@ -31,6 +31,7 @@ STAGES = tuple(STAGE_KINDS)  # of a run, in their order
 STAGE_RUNS = tuple(STAGES[i : i + n] for n in range(1, len(STAGES) + 1) for i in range(len(STAGES) - n + 1))
 DEVICE = Check(lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v) is not None, "auto, cpu, cuda or cuda:N")
 KNOWN = "training from image prompts"
+ZERO123_CKPT = "pretrained/zero123/zero123-xl.ckpt"
 RUN = "run"  # an option that a workspace keeps once it holds a checkpoint of any stage
 # Extinction per scene unit at the surface of an object, as in stable-dreamfusion (its density_thresh): 0.1 units of it
 # let exp(-1) of the light through. One value for every run, fixed before any shape was measured.
@@ -87,9 +88,9 @@ class GuidanceConfig(Group):
     guidance: tuple[str, ...] = option(
         ("SD",),
         "guidance models",
-        choices=("SD", "IF", "zero123", "clip"),
+        choices=("SD", "IF", "zero123", "clip", "MVDream", "ImageDream"),
         extensible=True,
-        unbuilt=("IF", "zero123", "clip"),
+        unbuilt=("IF", "clip"),
         kept=RUN,
     )
     sd_version: str = option(
@@ -98,7 +99,9 @@ class GuidanceConfig(Group):
         choices=("auto", "embedded", "1.5", "2.0", "2.1"),
         kept=RUN,
     )
-    hf_key: str | None = option(None, "diffusers folder or hub id, in place of --sd_version", kept=RUN, path=True)
+    hf_key: str | None = option(
+        None, "diffusers folder or hub id, in place of --sd_version; without SD, of MVDream or ImageDream", kept=RUN, path=True
+    )
     IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion", unbuilt="DeepFloyd IF guidance")
     guidance_weights: tuple[float, ...] = option(
         (1.0,), "weight of each model's loss, a factor of --lambda_guidance", check=at_least(0), each=1
@@ -112,8 +115,8 @@ class GuidanceConfig(Group):
     )
     guidance_weighting: tuple[str, ...] = option(
         ("sds",),
-        "w(t) of score distillation: sds is sigma^2, uniform 1, fantasia alpha sigma^2",
-        choices=("sds", "uniform", "fantasia"),
+        "w(t) of score distillation: sds is sigma^2, uniform 1, fantasia alpha sigma^2, x0 sigma / alpha (the x0 residual)",
+        choices=("sds", "uniform", "fantasia", "x0"),
         each=1,
     )
     guidance_anneal: tuple[float, ...] = option(
@@ -162,14 +165,16 @@ class GuidanceConfig(Group):
     vram_O: bool = option(False, "offload the diffusion model to main memory and slice its VAE: less GPU memory, slower")
     save_guidance: bool = option(False, "write the images that the guidance receives and predicts to guidance/")
     save_guidance_interval: int = option(10, "steps between two images of --save_guidance", check=at_least(1))
-    zero123_config: str = option(
-        "./pretrained/zero123/sd-objaverse-finetune-c_concat-256.yaml",
-        "zero123 model config",
+    zero123: str = option(
+        "auto",
+        "weights of zero123: folder, .ckpt, hub id, zero123-xl or stable-zero123, or embedded; auto takes what is there",
+        kept=RUN,
         path=True,
-        unbuilt="zero123 guidance",
     )
-    zero123_ckpt: str = option("pretrained/zero123/zero123-xl.ckpt", "zero123 weights", path=True, unbuilt="zero123 guidance")
-    zero123_grad_scale: str = option("angle", "zero123 gradient scale", choices=("angle", "None"), unbuilt="zero123 guidance")
+    zero123_ckpt: str = option(ZERO123_CKPT, "the .ckpt that --zero123 auto takes first", kept=RUN, path=True)
+    zero123_grad_scale: str = option(
+        "angle", "factor of zero123's gradient: angle grows with that to the nearest picture, None 1", choices=("angle", "None")
+    )
 
     def of(self, name: str) -> Any:
         """The options as one of the guidance models sees them.

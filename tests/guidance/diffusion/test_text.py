@@ -90,7 +90,9 @@ def test_only_the_prompts_that_are_new_are_encoded(sd_folder, monkeypatch, text_
     assert seen == ["text_encoder"] and len(list(text_cache_folder.glob("*.safetensors"))) == 4
 
 
-@pytest.mark.parametrize("part", ["text_encoder/model.safetensors", "text_encoder/config.json", "tokenizer/tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "part", ["text_encoder/model.safetensors", "text_encoder/config.json", "tokenizer/tokenizer_config.json"]
+)
 def test_embeddings_of_other_weights_are_not_used(broken_folder, monkeypatch, part):
     from safetensors.torch import load_file, save_file
 
