@@ -34,9 +34,9 @@ class Family:
 
 def _stable_diffusion_weights(config: "Config") -> "Resolved":
     """The weights behind ``--sd_version`` or ``--hf_key``: Stable Diffusion's or the embedded prior's."""
-    from guidance import weights
+    from guidance import text_weights, weights
 
-    return weights.resolve(config.guidance.sd_version, config.guidance.hf_key, config.prompt.text)
+    return weights.resolve(config.guidance.sd_version, text_weights.keys(config.guidance).get("SD"), config.prompt.text)
 
 
 def _stable_diffusion(config: "Config", device: "torch.device", resolved: "Resolved | None") -> "Guidance":
@@ -49,41 +49,33 @@ def _stable_diffusion(config: "Config", device: "torch.device", resolved: "Resol
 
 def _zero123_weights(config: "Config") -> "Resolved":
     """The weights behind ``--zero123``: those of Zero123 or Stable Zero123, or of the embedded view-conditioned prior."""
-    from guidance import camera_weights
+    from guidance import zero123_weights
 
-    return camera_weights.zero123(config.guidance, type(config.guidance).zero123_ckpt)
+    return zero123_weights.resolve(config.guidance, type(config.guidance).zero123_ckpt)
 
 
 def _zero123(config: "Config", device: "torch.device", resolved: "Resolved | None") -> "Guidance":
     """Zero123 or Stable Zero123, or the embedded view-conditioned prior if those are the weights that the run uses."""
-    from guidance import camera_weights, zero123_utils
-
     assert resolved is not None, "the family has weights"
-    build = camera_weights.embedded if resolved.kind == "embedded view" else zero123_utils.build
-    return build(config, device, resolved)
+    module = "guidance.prior.view_guidance" if resolved.kind == "embedded view" else "guidance.zero123_utils"
+    model: Guidance = importlib.import_module(module).build(config, device, resolved)
+    return model
 
 
-def _multiview_weights(name: str) -> "Callable[[Config], Resolved]":
-    """The weights of MVDream or ImageDream, behind ``--hf_key`` or in the cache."""
-
-    def choose(config: "Config") -> "Resolved":
-        from guidance import camera_weights
-
-        return camera_weights.multiview(name, config.guidance)
-
-    return choose
+def _module(module: str) -> Builder:
+    """The ``build`` of a module, which is imported when it is called."""
+    return lambda config, device, resolved: importlib.import_module(module).build(config, device, resolved)
 
 
-def _multiview(name: str) -> Builder:
-    """MVDream or ImageDream."""
+def _text_weights(name: str) -> "Callable[[Config], Resolved]":
+    """Which weights of SDXL, DeepFloyd IF, CLIP, MVDream or ImageDream a run would use."""
 
-    def build(config: "Config", device: "torch.device", resolved: "Resolved | None") -> "Guidance":
-        from guidance import mvdream_utils
+    def resolve(config: "Config") -> "Resolved":
+        from guidance import text_weights
 
-        assert resolved is not None, "the family has weights"
-        return mvdream_utils.build(name, config, device, resolved)
+        return text_weights.resolve(config, name)
 
-    return build
+    return resolve
 
 
 # Name in --guidance -> family. The values of options that a family has by default are in ``nerf.config.presets``, under its
@@ -91,9 +83,12 @@ def _multiview(name: str) -> Builder:
 FAMILIES: dict[str, Family] = {
     "SD": Family(_stable_diffusion, requires=("text",), weights=_stable_diffusion_weights),
     "zero123": Family(_zero123, takes=("image",), requires=("image",), weights=_zero123_weights),
-    "MVDream": Family(_multiview("MVDream"), requires=("text",), weights=_multiview_weights("MVDream")),
+    "SDXL": Family(_module("guidance.sdxl_utils"), requires=("text",), weights=_text_weights("SDXL")),
+    "IF": Family(_module("guidance.if_utils"), requires=("text",), weights=_text_weights("IF")),
+    "clip": Family(_module("guidance.clip_utils"), takes=("text", "image"), weights=_text_weights("clip")),
+    "MVDream": Family(_module("guidance.mvdream_utils"), requires=("text",), weights=_text_weights("MVDream")),
     "ImageDream": Family(
-        _multiview("ImageDream"), takes=("image", "text"), requires=("image",), weights=_multiview_weights("ImageDream")
+        _module("guidance.mvdream_utils"), takes=("image", "text"), requires=("image",), weights=_text_weights("ImageDream")
     ),
 }
 

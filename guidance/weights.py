@@ -235,17 +235,20 @@ def check_conditions(folder: Path, name: str) -> None:
         further.append(f"text of {unet.cross_attention_dim} channels where its encoder gives {text.hidden_size}")
     if further:
         raise UserError(
-            f"weights: the UNet of {name} wants more than a prompt ({', '.join(further)}), as SDXL and DeepFloyd IF do, and "
-            "those cannot guide; give a model of the kind of Stable Diffusion 1.5 or 2.x"
+            f"weights: the UNet of {name} wants more than a prompt ({', '.join(further)}), as SDXL and DeepFloyd IF do; "
+            "give those with --guidance SDXL or IF, and to --guidance SD one of the kind of Stable Diffusion 1.5 or 2.x"
         )
 
 
-def cached(hub_id: str, missing: Callable[[Iterable[str]], str | None] = missing_part) -> Path | None:
+def cached(
+    hub_id: str, missing: Callable[[Iterable[str]], str | None] = missing_part, probe: str = "unet/config.json"
+) -> Path | None:
     """The folder of a model that is complete in the Hugging Face cache (HF_HOME); never uses the network.
 
     Args:
         hub_id: owner/name, with an optional @revision.
         missing: the name of what a folder with these files lacks, None if it is complete.
+        probe: a file that every such model has.
     """
     try:
         from huggingface_hub import try_to_load_from_cache
@@ -254,12 +257,12 @@ def cached(hub_id: str, missing: Callable[[Iterable[str]], str | None] = missing
         return None
     name, _, revision = hub_id.partition("@")
     try:
-        found = try_to_load_from_cache(name, "unet/config.json", revision=revision or None)
+        found = try_to_load_from_cache(name, probe, revision=revision or None)
     except HFValidationError:
         return None
     if not isinstance(found, str):
         return None
-    folder = Path(found).parent.parent
+    folder = Path(found).parents[probe.count("/")]
     return folder if missing(files_of(folder)) is None else None
 
 

@@ -55,15 +55,20 @@ def weights_dtype(optim: Any, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """Hide the progress bar that transformers shows even for the smallest file."""
+def _quietly() -> Iterator[None]:
+    """Hide the progress bar that transformers shows even for the smallest file, and its list of tensors that are not used.
+
+    Those are usual: one half of CLIP, buffers that older versions wrote. What is lacking is checked by :func:`load_part`.
+    """
     from transformers.utils import logging as transformers_logging
 
-    enabled = transformers_logging.is_progress_bar_enabled()
+    enabled, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if enabled:
             transformers_logging.enable_progress_bar()
 
@@ -83,7 +88,7 @@ def load_part(folder: Path, part: str, kind: Any, device: torch.device, dtype: t
     """
     file = weights.weight_file(weights.files_of(folder), part) or ""
     how = {"variant": "fp16" if ".fp16." in file else None, "use_safetensors": ".bin" not in file}
-    with reading(f"weights: {folder / part}", _RESTORE, problem=f"cannot be read as {kind.__name__}"), _without_progress_bar():
+    with reading(f"weights: {folder / part}", _RESTORE, problem=f"cannot be read as {kind.__name__}"), _quietly():
         network, info = kind.from_pretrained(folder / part, dtype=dtype, output_loading_info=True, local_files_only=True, **how)
     missing = sorted(info["missing_keys"])
     if missing:

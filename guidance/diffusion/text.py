@@ -6,6 +6,7 @@ An encoder is loaded when a prompt is new, and freed at once; embeddings are kep
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,10 @@ def _tokenizer(encoder: TextEncoder, kind: Kind) -> tuple[Any, int]:
     import transformers
 
     folder = encoder.folder
+    pieces = folder / encoder.tokenizer / "spiece.model"
+    alone = pieces.is_file() and not pieces.with_name("tokenizer.json").is_file()
+    if alone and not (_installed("sentencepiece") and _installed("google.protobuf")):
+        raise UserError(f"the tokenizer in {folder} needs two more packages; pip install sentencepiece protobuf")
     with reading(f"weights: the tokenizer in {folder}", _RESTORE):
         tokenizer = getattr(transformers, kind.tokenizer).from_pretrained(folder / encoder.tokenizer, local_files_only=True)
         longest = int(tokenizer.model_max_length)
@@ -172,6 +177,14 @@ def _tokenizer(encoder: TextEncoder, kind: Kind) -> tuple[Any, int]:
     with reading(f"weights: {folder / encoder.part}", _RESTORE, problem=f"cannot be read as {kind.model}"):
         config = getattr(transformers, kind.model).config_class.from_pretrained(folder / encoder.part, local_files_only=True)
         return tokenizer, min(longest, int(config.max_position_embeddings))
+
+
+def _installed(module: str) -> bool:
+    """Whether a module, or one inside a package, can be imported."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it is missing
+        return False
 
 
 def _cut(tokenizer: Any, prompts: Sequence[tuple[str, str]], limit: int) -> list[str]:

@@ -10,6 +10,7 @@ from math import inf
 from types import SimpleNamespace
 from typing import Any
 
+from nerf.config.parser import RUN as RUN
 from nerf.config.parser import (
     Check,
     Group,
@@ -23,6 +24,7 @@ from nerf.config.parser import (
     value_of,
 )
 from nerf.config.stages import DMTET, STAGE_KINDS
+from nerf.config.zero123 import Zero123Config
 
 SIZE = between(1, 8192)  # pixels
 FRACTION = between(0, 1)
@@ -31,8 +33,6 @@ STAGES = tuple(STAGE_KINDS)  # of a run, in their order
 STAGE_RUNS = tuple(STAGES[i : i + n] for n in range(1, len(STAGES) + 1) for i in range(len(STAGES) - n + 1))
 DEVICE = Check(lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v) is not None, "auto, cpu, cuda or cuda:N")
 KNOWN = "training from image prompts"
-ZERO123_CKPT = "pretrained/zero123/zero123-xl.ckpt"
-RUN = "run"  # an option that a workspace keeps once it holds a checkpoint of any stage
 # Extinction per scene unit at the surface of an object, as in stable-dreamfusion (its density_thresh): 0.1 units of it
 # let exp(-1) of the light through. One value for every run, fixed before any shape was measured.
 SURFACE_DENSITY = 10.0
@@ -82,15 +82,14 @@ class DataConfig(Group):
 
 
 @dataclass(frozen=True)
-class GuidanceConfig(Group):
+class GuidanceConfig(Zero123Config):
     """Guidance by diffusion models (several values: one for each model in the order of --guidance)"""
 
     guidance: tuple[str, ...] = option(
         ("SD",),
         "guidance models",
-        choices=("SD", "IF", "zero123", "clip", "MVDream", "ImageDream"),
+        choices=("SD", "SDXL", "IF", "zero123", "clip", "MVDream", "ImageDream"),
         extensible=True,
-        unbuilt=("IF", "clip"),
         kept=RUN,
     )
     sd_version: str = option(
@@ -100,9 +99,18 @@ class GuidanceConfig(Group):
         kept=RUN,
     )
     hf_key: str | None = option(
-        None, "diffusers folder or hub id, in place of --sd_version; without SD, of MVDream or ImageDream", kept=RUN, path=True
+        None,
+        "diffusers folder or hub id, in place of --sd_version; without SD, of the first model that takes one",
+        kept=RUN,
+        path=True,
     )
-    IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion", unbuilt="DeepFloyd IF guidance")
+    hf_keys: tuple[str, ...] = option(
+        (),
+        "weights of each model: NAME=FOLDER or NAME=HUB_ID, as in clip=openai/clip-vit-large-patch14; with the name SDXL_vae "
+        "another codec for SDXL, as madebyollin/taesdxl",
+        kept=RUN,
+    )
+    IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion: --guidance IF")
     guidance_weights: tuple[float, ...] = option(
         (1.0,), "weight of each model's loss, a factor of --lambda_guidance", check=at_least(0), each=1
     )
@@ -163,18 +171,9 @@ class GuidanceConfig(Group):
     front_decay_factor: float = option(2.0, "Perp-Neg: decay of the negative weight near the front view", check=at_least(0))
     side_decay_factor: float = option(10.0, "Perp-Neg: decay of the negative weight near the side view", check=at_least(0))
     vram_O: bool = option(False, "offload the diffusion model to main memory and slice its VAE: less GPU memory, slower")
+    clip_crops: int = option(4, "clip: random crops of each view in a step (0: the whole picture)", check=between(0, 64))
     save_guidance: bool = option(False, "write the images that the guidance receives and predicts to guidance/")
     save_guidance_interval: int = option(10, "steps between two images of --save_guidance", check=at_least(1))
-    zero123: str = option(
-        "auto",
-        "weights of zero123: folder, .ckpt, hub id, zero123-xl or stable-zero123, or embedded; auto takes what is there",
-        kept=RUN,
-        path=True,
-    )
-    zero123_ckpt: str = option(ZERO123_CKPT, "the .ckpt that --zero123 auto takes first", kept=RUN, path=True)
-    zero123_grad_scale: str = option(
-        "angle", "factor of zero123's gradient: angle grows with that to the nearest picture, None 1", choices=("angle", "None")
-    )
 
     def of(self, name: str) -> Any:
         """The options as one of the guidance models sees them.
@@ -319,6 +318,11 @@ class ScheduleConfig(Group):
     )
     albedo_iter_ratio: float = option(0.0, "fraction of the run up to which shading is albedo only", check=FRACTION)
     albedo_rate: float = option(0.0, "probability of albedo shading after --albedo_iter_ratio", check=FRACTION)
+    background_textures: float = option(
+        0.0,
+        "share of the steps with plain backgrounds that have noise, checkerboards or random waves instead (Dream Fields)",
+        check=FRACTION,
+    )
     min_ambient_ratio: float = option(0.1, "minimum ambient light of lambertian shading", check=FRACTION)
     textureless_ratio: float = option(0.2, "probability of textureless shading among shaded views", check=FRACTION)
     exp_start_iter: int | None = option(None, "step at which the schedule begins [0]", check=at_least(0))

@@ -92,7 +92,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "t_anneal": 0.265,
         "t_anneal_low": 0.588,
         "anneal_span": (0.08, 0.33),
-        "lambda_guidance": 0.1,
+        "guidance_weights": 0.1,
         "lambda_rgb": 500.0,
         "lambda_mask": 50.0,
         "textureless_ratio": 0.05,
@@ -150,6 +150,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "uniform_sphere_rate": 0.0,
         "latent_iter_ratio": 0.0,
     },
+    # The loss of CLIP is at most 2 and that of score distillation thousands; 10 is stable-dreamfusion's factor.
+    "clip": {"guidance_weights": 10.0},
+    # CLIP alone, as Dream Fields: textured backgrounds, colours without shading, a penalty on opacity, no latent warm-up.
+    "clip alone": {
+        "latent_iter_ratio": 0.0,
+        "bg_radius": -1.0,
+        "background_textures": 1.0,
+        "albedo_iter_ratio": 1.0,
+        "lambda_opacity": 0.5,
+        "batch_size": 4,
+    },
     # There is a surface from the first step on (Magic3D, sec. 4.2): low noise levels, no regularisers against fog, no latent
     # warm-up.
     "dmtet": {
@@ -206,10 +217,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Presets of one guidance model: their values of options that belong to each model (``parser.option(each=...)``) are its own.
+# Presets of one guidance model: of its name, of the kind of its weights, or of its name and "alone" where no other guides.
+# Their values of options that belong to each model (``parser.option(each=...)``) are its own.
 GUIDANCE_OF: dict[str, str] = {
     "embedded": "SD",
     "dmtet embedded": "SD",
+    "clip": "clip",
+    "clip alone": "clip",
     "zero123": "zero123",
     "stable zero123": "zero123",
     "MVDream": "MVDream",
@@ -229,4 +243,6 @@ REASONS: dict[str, str] = {
     "stable zero123": "Stable Zero123",
     "MVDream": "MVDream",
     "ImageDream": "ImageDream",
+    "clip": "CLIP",
+    "clip alone": "CLIP without another guidance",
 }

@@ -101,6 +101,7 @@ def resolve(
     kept = restore_options(asked, workspace)
     restored = with_values(asked, kept, "workspace")
     check_task(restored, workspace)
+    check_counts(restored)
     found = weights(restored) if weights and restored.trains and restored.prompt.kinds else {}
     guided = restored.trains and restored.prompt.kinds
     presets = _presets(asked, workspace, restored.guidance.guidance if guided else (), found)
@@ -238,7 +239,7 @@ def _means_the_same(flag: str, mine: Any, stored: Any) -> bool:
 
 def _shown(flag: str, value: Any) -> str:
     """A flag with its value as it is typed."""
-    return f"no {dashed(flag)}" if value is None else as_typed(flag, value)
+    return f"no {dashed(flag)}" if value in (None, ()) else as_typed(flag, value)
 
 
 def _way_to_start_over(asked: Config, trained: frozenset[str]) -> str:
@@ -272,6 +273,7 @@ def _presets(asked: Config, workspace: StoredRun, models: tuple[str, ...], weigh
     names = [name for name, on in wanted.items() if on]
     names += workspace.config.presets if workspace.config is not None else ()
     of_models = [name for model in models for name in (model, weights[model].kind if model in weights else model)]
+    of_models += [f"{model} alone" for model in models[:1] if len(models) == 1]
     names += [name for name in of_models if GUIDANCE_OF.get(name) in models]
     if {"O", "O2"} <= set(names):
         raise UserError(
@@ -367,9 +369,9 @@ def _check_stages(config: Config) -> None:
         )
 
 
-def check_numbers(config: Config) -> None:
-    """Refuse values that contradict each other once the presets have filled theirs."""
-    (start, end), grid, models = config.span, config.field, config.guidance.guidance
+def check_counts(config: Config) -> None:
+    """Refuse options that belong to each guidance model and have neither one value nor one for each."""
+    models = config.guidance.guidance
     for flag, (_, option) in OPTIONS.items():
         each = option.metadata["each"]
         given = len(split_each(config.value(flag), each)) if each else 1
@@ -379,6 +381,11 @@ def check_numbers(config: Config) -> None:
                 f"{dashed(flag)} gives {given} {words}, and --guidance {' '.join(models)} names {len(models)}; give one for "
                 "all of them, or one for each in that order"
             )
+
+
+def check_numbers(config: Config) -> None:
+    """Refuse values that contradict each other once the presets have filled theirs."""
+    (start, end), grid = config.span, config.field
     if not start < end:
         raise UserError(f"--exp_start_iter must be below --exp_end_iter (or --iters), got {start} and {end}")
     if grid.base_resolution > grid.finest_resolution:

@@ -9,12 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nerf.config.config import Config
 from nerf.core.streams import Random, Stream, derived_seed
 from nerf.core.structs import Control, Part, RenderSettings, Shading, StepPlan, ViewRequest
 from nerf.render.background import background_kind
 from nerf.training.sources import RunInfo, Source
+from nerf.training.textures import random_textures
 
 # How quickly the regularisers and the encoder's levels come in, as multiples of the training progress.
 ENTROPY_RAMP = 2.0
@@ -134,7 +136,16 @@ def guided_part(source: str, step: int, run: RunInfo, random: Random) -> Part:
     if background_kind(config.field) == "constant" or draw[2] > 0.5:
         background = torch.rand(views, 3, generator=rng)
         background[torch.rand(views, generator=rng) < WHITE_BACKGROUND_RATE] = 1.0
+        background = _with_textures(background, height, width, schedule.background_textures, random)
     return Part(request, replace(settings, shading=shading, ambient=ambient, background=background), guided=True)
+
+
+def _with_textures(colours: Tensor, height: int, width: int, rate: float, random: Random) -> Tensor:
+    """Backgrounds of whole views: [B, 3] colours, or in a share of the steps [B H W, 3] textures in place of them."""
+    rng = random.generator(Stream.BACKGROUND_TEXTURES)
+    if float(torch.rand((), generator=rng)) >= rate:
+        return colours
+    return random_textures(len(colours), height, width, rng)
 
 
 def photo_part(source: str, step: int, run: RunInfo, random: Random) -> Part:

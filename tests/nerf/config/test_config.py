@@ -253,9 +253,8 @@ def test_bad_input_is_refused_with_a_sentence(words, sentence):
 
 @pytest.mark.parametrize(
     "words",
-    ["--IF", "--image x.png", "--image_config x.csv", "--gui", "--taichi_ray", "--backbone grid_tcnn",
-     "--backbone grid_taichi", "--backend taichi", "--guidance clip", "--guidance SD IF",
-     "--known_view_interval 2", "--lambda_depth 3"],
+    ["--image x.png", "--image_config x.csv", "--gui", "--taichi_ray", "--backbone grid_tcnn",
+     "--backbone grid_taichi", "--backend taichi", "--known_view_interval 2", "--lambda_depth 3"],
 )  # fmt: skip
 def test_what_is_not_built_yet_is_refused_by_name(words):
     sentence = refusal(*TEXT, *words.split())

@@ -1,0 +1,177 @@
+"""MVDream and ImageDream in a run: their weights, recipes and linked views; the recipes of Zero123 too."""
+
+import shutil
+
+import pytest
+import torch
+
+import guidance
+from guidance import text_weights
+from guidance.base import Conditions
+from guidance.mvdream_utils import ImageDream, MVDream
+from nerf.config import presets
+from nerf.config.config import parse
+from nerf.config.resolve import StoredRun, resolve
+from nerf.core.errors import UserError
+from tests.guidance.camera_models import picture, write_multiview_folder, write_original
+
+
+@pytest.fixture(scope="module")
+def mvdream_folder(tmp_path_factory):
+    return write_multiview_folder(tmp_path_factory.mktemp("weights") / "mvdream", "MVDream")
+
+
+@pytest.fixture(scope="module")
+def imagedream_folder(tmp_path_factory):
+    return write_multiview_folder(tmp_path_factory.mktemp("weights") / "imagedream", "ImageDream")
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    """No weights on this machine, and no network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "hub"
+
+
+def in_cache(cache, hub_id, folder):
+    """Put a folder into the Hugging Face cache."""
+    place = cache / f"models--{hub_id.replace('/', '--')}"
+    shutil.copytree(folder, place / "snapshots" / "abc123")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc123")
+    return place / "snapshots" / "abc123"
+
+
+# ---- weights ----
+
+
+def weights_of(name, *words):
+    """The weights of one model of a command line."""
+    return text_weights.resolve(parse([str(word) for word in words]), name)
+
+
+def test_hf_key_names_a_multiview_model_unless_it_is_stable_diffusion_s(mvdream_folder):
+    found = weights_of("MVDream", "--guidance", "MVDream", "--hf_key", mvdream_folder)
+    assert (found.source, found.kind, found.title) == (str(mvdream_folder), "MVDream", "MVDream")
+    with pytest.raises(UserError, match="--guidance MVDream: MVDream is not in the Hugging Face cache"):
+        weights_of("MVDream", "--guidance", "SD", "MVDream", "--hf_key", mvdream_folder)
+    keyed = weights_of("MVDream", "--guidance", "SD", "MVDream", "--hf_keys", f"MVDream={mvdream_folder}")
+    assert keyed.source == str(mvdream_folder)
+
+
+def test_the_original_file_is_taken_as_it_is_named(tmp_path):
+    path = write_original(tmp_path, "mvdream")
+    assert weights_of("MVDream", "--guidance", "MVDream", "--hf_key", path).source == str(path)
+    with pytest.raises(UserError, match="expected a folder of SDXL"):
+        weights_of("SDXL", "--guidance", "SDXL", "--hf_key", path)
+
+
+@pytest.mark.parametrize(("name", "lacks"), [("ImageDream", "image_encoder/config.json"), ("MVDream", None)])
+def test_a_folder_of_the_other_model_is_refused_before_anything_is_loaded(mvdream_folder, imagedream_folder, name, lacks):
+    folder = mvdream_folder if name == "ImageDream" else imagedream_folder
+    words = f"lacks {lacks}" if lacks else "is not MVDream: expected a UNet with camera_dim and no ip_dim, and it has 16 and 16"
+    with pytest.raises(UserError, match=words):
+        weights_of(name, "--guidance", name, "--hf_key", folder)
+
+
+def test_a_multiview_model_is_found_in_the_cache(mvdream_folder, empty_cache):
+    folder = in_cache(empty_cache, text_weights.MODELS["MVDream"].mirrors[0], mvdream_folder)
+    assert weights_of("MVDream", "--guidance", "MVDream").source == str(folder)
+    with pytest.raises(UserError, match="ImageDream is not in the Hugging Face cache"):
+        weights_of("ImageDream", "--guidance", "ImageDream")
+
+
+# ---- a run ----
+
+
+def plan(*words):
+    """The plan of a new run."""
+    return resolve(parse([str(word) for word in words]), StoredRun(), guidance.choose_weights)
+
+
+def test_a_run_with_mvdream_has_its_recipe_and_four_linked_views(mvdream_folder):
+    found = plan("--text", "a red car", "--guidance", "MVDream", "--hf_key", mvdream_folder)
+    config = found.config
+    assert config.presets == ("MVDream",) and config.camera.batch_size == 4
+    own = config.guidance.of("MVDream")
+    assert (own.guidance_scale, own.guidance_rescale, own.guidance_weighting) == (50.0, 0.5, "x0")
+    (model,) = guidance.build(config, "cpu", found.weights)
+    assert isinstance(model, MVDream) and model.stage_options(own) == model.recipe
+    assert guidance.notes(found.weights)["guidance"] == "MVDream"
+
+
+def test_what_the_user_types_is_not_replaced_by_a_recipe(mvdream_folder):
+    config = plan(
+        "--text", "x", "--guidance", "MVDream", "--hf_key", mvdream_folder, "--batch_size", 8, "--guidance_scale", 7
+    ).config
+    assert config.camera.batch_size == 8 and config.guidance.of("MVDream").guidance_scale == 7
+
+
+def test_a_batch_that_holds_no_whole_group_is_one_sentence(mvdream_folder):
+    from nerf.provider import RandomCameras
+
+    found = plan("--text", "x", "--guidance", "MVDream", "--hf_key", mvdream_folder, "--batch_size", 6)
+    models = guidance.build(found.config, "cpu", found.weights)
+    with pytest.raises(UserError, match="--batch_size must be a multiple of 4"):
+        RandomCameras(found.config, requirements=[model.requirements() for model in models])
+
+
+def test_the_source_of_views_gives_views_that_the_model_accepts(mvdream_folder):
+    from guidance.diffusion.multiview import check_linked
+    from nerf.core.structs import ViewRequest
+    from nerf.provider import RandomCameras
+
+    found = plan("--text", "x", "--guidance", "MVDream", "--hf_key", mvdream_folder, "--batch_size", 8)
+    (model,) = guidance.build(found.config, "cpu", found.weights)
+    source = RandomCameras(found.config, requirements=[model.requirements()])
+    for height in (64, 32):
+        check_linked(source.views(ViewRequest("guided", num_views=8, height=height, width=height)), "MVDream")
+
+
+@pytest.mark.parametrize(("name", "takes"), [("zero123", "--image"), ("ImageDream", "--image"), ("MVDream", "--text")])
+def test_a_model_without_its_kind_of_prompt_is_refused_at_once(name, takes):
+    words = ["--data", "x"] if name == "MVDream" else ["--text", "a car"]
+    config = parse([*words, "--guidance", name])
+    with pytest.raises(UserError, match=f"--guidance {name} needs a prompt of another kind: give {takes}"):
+        guidance.check_prompts(config)
+
+
+def test_the_builder_of_imagedream_makes_one(imagedream_folder):
+    config = parse(["--guidance", "ImageDream", "--hf_key", str(imagedream_folder)])
+    family = guidance.FAMILIES["ImageDream"]
+    model = family.build(config, torch.device("cpu"), family.weights(config))
+    assert isinstance(model, ImageDream)
+    model.prepare(Conditions(images=(picture(),)))
+
+
+@pytest.mark.parametrize("name", ["zero123", "stable zero123", "MVDream", "ImageDream"])
+def test_every_recipe_belongs_to_a_model_and_holds_valid_values(name):
+    from nerf.config.config import with_preset
+
+    model = presets.GUIDANCE_OF[name]
+    config = with_preset(parse(["--guidance", model]), name)
+    own = config.guidance.of(model)
+    assert own.guidance_scale == presets.PRESETS[name]["guidance_scale"] and name in presets.REASONS
+    assert config.camera.batch_size % (4 if model in ("MVDream", "ImageDream") else 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "end"),
+    [
+        ("stable zero123", (0.7, 0.98), (0.3, 0.8)),
+        ("MVDream", (0.98, 0.98), (0.02, 0.5)),
+        ("ImageDream", (0.98, 0.98), (0.02, 0.5)),
+    ],
+)
+def test_timesteps_of_the_recipes_start_and_end_where_the_authors_say(name, start, end):
+    from nerf.config.config import with_preset
+    from nerf.training.schedule import _control
+
+    model = presets.GUIDANCE_OF[name]
+    options = with_preset(parse(["--guidance", model]), name).guidance.of(model)
+    for fraction, expected in ((0.0, start), (options.anneal_span[1], end), (1.0, end)):
+        assert _control(fraction, options, None).t_range == pytest.approx(expected, abs=1e-3)
