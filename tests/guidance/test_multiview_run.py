@@ -1,5 +1,6 @@
 """MVDream and ImageDream in a run: their weights, recipes and linked views; the recipes of Zero123 too."""
 
+import json
 import shutil
 
 import pytest
@@ -44,6 +45,23 @@ def in_cache(cache, hub_id, folder):
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text("abc123")
     return place / "snapshots" / "abc123"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capfd):
+    """Run main.py in this process with a prompt: words -> (exit code, result.json, what it printed)."""
+    import main
+    from tests.guidance.test_runs import TINY
+
+    before = torch.get_num_threads()
+
+    def run(*words):
+        code = main.main(["--text", "a red car", *TINY, *map(str, words), "--workspace", str(tmp_path / "run")])
+        result = tmp_path / "run" / "result.json"
+        return code, json.loads(result.read_text()) if result.is_file() else None, "".join(capfd.readouterr())
+
+    yield run
+    torch.set_num_threads(before)
 
 
 # ---- weights ----
@@ -175,3 +193,46 @@ def test_timesteps_of_the_recipes_start_and_end_where_the_authors_say(name, star
     options = with_preset(parse(["--guidance", model]), name).guidance.of(model)
     for fraction, expected in ((0.0, start), (options.anneal_span[1], end), (1.0, end)):
         assert _control(fraction, options, None).t_range == pytest.approx(expected, abs=1e-3)
+
+
+# ---- main.py ----
+
+
+@pytest.mark.parametrize("vram", [(), ("--vram_O",)])
+def test_mvdream_trains_from_a_prompt_alone_and_resumes(run, mvdream_folder, vram):
+    code, result, printed = run("--guidance", "MVDream", "--hf_key", mvdream_folder, *vram)
+    assert code == 0 and result["stages"]["nerf"]["steps"] == 2 and "sds/MVDream" in printed
+    assert "--batch_size 4" in printed and f"the weights of MVDream in {mvdream_folder}" in printed
+    code, result, printed = run("--iters", "3")
+    assert code == 0 and result["stages"]["nerf"]["steps"] == 3 and "going on from" in printed
+
+
+def test_mvdream_and_stable_diffusion_guide_together(run, mvdream_folder, sd_folder):
+    keys = ("--hf_key", sd_folder, "--hf_keys", f"MVDream={mvdream_folder}")
+    code, result, printed = run("--guidance", "SD", "MVDream", *keys, "--guidance_weights", "1", "0.5")
+    assert code == 0 and result["stages"]["nerf"]["steps"] == 2
+    assert "sds/SD" in printed and "sds/MVDream" in printed and "--guidance_scale 100 50" in printed
+
+
+def test_the_original_file_of_mvdream_trains_too(run, tmp_path):
+    from guidance.diffusion import multiview_parts
+
+    path = write_original(tmp_path / "weights", "mvdream")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiview_parts, "GRID", 8)  # latents of 64 pixels, to be quick
+        code, result, _ = run("--guidance", "MVDream", "--hf_key", path)
+    assert code == 0 and result["stages"]["nerf"]["steps"] == 2
+
+
+def test_a_batch_of_six_views_is_refused_before_anything_is_written(run, mvdream_folder, tmp_path):
+    code, _, printed = run("--guidance", "MVDream", "--hf_key", mvdream_folder, "--batch_size", "6")
+    assert code == 2 and "--batch_size must be a multiple of 4" in printed and not (tmp_path / "run" / "config.json").exists()
+
+
+def test_mvdream_guides_the_mesh_stage_without_the_falling_timesteps_of_its_recipe(run, mvdream_folder, tmp_path):
+    words = "--dmtet --tet_grid_size 8 --dmtet_reso_scale 1"
+    code, result, printed = run("--guidance", "MVDream", "--hf_key", mvdream_folder, *words.split())
+    assert code == 0 and result["stages"]["dmtet"]["steps"] == 2, printed
+    stage = plan("--text", "a", "--guidance", "MVDream", "--hf_key", mvdream_folder, "--dmtet").stages[0]
+    own = stage.config.guidance.of("MVDream")
+    assert (own.t_range, own.t_anneal, own.t_anneal_low) == ((0.02, 0.5), 0.0, 0.0) and stage.config.camera.w == 512
