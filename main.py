@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from guidance.base import Guidance
     from guidance.weights import Resolved
+    from nerf.data.image_prompt import KnownViews
     from nerf.data.posed_images import Photographs
     from nerf.run.logger import Report
     from nerf.utils import Trainer
@@ -35,6 +36,7 @@ class Inputs:
 
     photos: "Photographs | None" = None  # the photographs to train on
     held_out: "dict[str, Photographs]" = field(default_factory=dict)  # split -> photographs that training does not see
+    known: "KnownViews | None" = None  # the views of image prompts
     guidance: "list[Guidance]" = field(default_factory=list)  # prepared models
     notes: dict[str, str] = field(default_factory=dict)  # metadata of exported files
     transform: "Tensor | None" = None  # [4, 4] from the trained box to the data's own world
@@ -107,7 +109,11 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
     config, inputs = plan.config, Inputs()
     guidance.check_names(config)  # a name that is not known is refused also where it would not be used
     if config.trains and config.prompt.kinds:
-        inputs.guidance = guidance.build(config, device, plan.weights)
+        from nerf.data.image_prompt import KnownViews, image_prompts
+
+        prompts = image_prompts(plan.references)
+        inputs.known = KnownViews(prompts, device) if prompts else None
+        inputs.guidance = guidance.build(config, device, plan.weights, [prompt.condition for prompt in prompts])
     if plan.weights:
         inputs.notes = guidance.notes(plan.weights)
     if config.data.data is not None:
@@ -140,8 +146,8 @@ def make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") ->
     run = RunInfo(stage, scene, guidances, inputs.transform, inputs.notes)
     model = build_model(stage, scene).to(device)
     requirements = tuple(g.requirements() for g in inputs.guidance)
-    sources = build_sources(SourceInputs(config, device, requirements, inputs.photos))
-    evaluator = Evaluator(stage, model, report, inputs.held_out)
+    sources = build_sources(SourceInputs(config, device, requirements, inputs.photos, inputs.known))
+    evaluator = Evaluator(stage, model, report, inputs.held_out, inputs.known)
     trainer = Trainer(run, model, sources, inputs.guidance, evaluator, report)
     restored = trainer.restore()
     if stage.kind.starts_from is not None and not restored:
@@ -174,7 +180,8 @@ def train(trainer: "Trainer") -> None:
 def finish(trainer: "Trainer", started: float) -> None:
     """Write videos or views, the mesh if it is asked for, and ``result.json``."""
     report = trainer.report
-    report.result(prompt=trainer.config.prompt.text, seed=trainer.config.runtime.seed, steps=trainer.step)
+    prompt = trainer.config.prompt
+    report.result(prompt=prompt.text, images=list(prompt.image) or None, seed=trainer.config.runtime.seed, steps=trainer.step)
     report.result(train_seconds=round(trainer.seconds, 2), **trainer.test())
     if trainer.config.output.save_mesh:
         mesh = trainer.save_mesh()

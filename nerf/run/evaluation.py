@@ -15,6 +15,7 @@ from nerf import provider
 from nerf.config.stages import Stage
 from nerf.core import cameras, images
 from nerf.core.structs import RenderOutput, RenderSettings, Views, join_records
+from nerf.data.image_prompt import KnownViews
 from nerf.data.posed_images import Photographs
 from nerf.mesh import export
 from nerf.mesh.mesh import Mesh
@@ -25,6 +26,7 @@ from nerf.run.distributed import main_only
 from nerf.run.logger import Report
 from nerf.run.mesh_init import field_surface
 from nerf.run.workspace import has_later_stage
+from nerf.training.schedule import known_side
 from nerf.training.sources import RunInfo
 
 PREVIEW_SIZE = 128
@@ -39,6 +41,7 @@ class Evaluator:
         model: renders.
         report: where log lines, scalars and ``result.json`` go.
         held_out: held-out photographs by split ("val", "test"); empty for text.
+        known: the views of image prompts, where there are some.
     """
 
     def __init__(
@@ -47,10 +50,11 @@ class Evaluator:
         model: NeRFRenderer,
         report: Report,
         held_out: dict[str, Photographs] | None = None,
+        known: KnownViews | None = None,
     ):
         self.stage, self.model, self.report = stage, model, report
         self.config = stage.config
-        self.held_out = held_out or {}
+        self.held_out, self.known = held_out or {}, known
         self.device = next(model.parameters()).device
         self.workspace = Path(self.config.output.workspace)
 
@@ -88,14 +92,14 @@ class Evaluator:
 
     @main_only(dict)
     def validate(self, step: int) -> dict[str, float]:
-        """Write validation pictures; returns PSNR and SSIM where photographs were held out."""
+        """Write validation pictures; returns PSNR and SSIM of photographs that were held out, or of image prompts."""
         if self.held_out:
             return self._measure("val" if "val" in self.held_out else "test", step)
         output = self.config.output
         views = self._show_views(output.dataset_size_valid, output.H, output.W)
         for i in range(len(views)):
             self._write_frame("validation", f"{run_name(step, self.stage.name)}_{i + 1:04d}", self.render(views[i]))
-        return {}
+        return self._measure_known(step)
 
     @main_only(dict)
     def test(self, step: int) -> dict[str, float]:
@@ -109,7 +113,7 @@ class Evaluator:
             self.report.log(f"wrote {len(views)} views, {self.workspace / 'results' / name}_0000_rgb.png and so on")
         else:
             self._write_turntable(name)
-        return self._measure("test", step) if "test" in self.held_out else {}
+        return self._measure("test", step) if "test" in self.held_out else self._measure_known(step)
 
     @main_only(lambda: None)
     def save_mesh(self, run: RunInfo) -> export.ExportReport | None:
@@ -182,13 +186,35 @@ class Evaluator:
             image, truth = (colour.reshape(*shape, 3) for colour in (out.image.clamp(0, 1), batch.rgb.to(self.device)))
             valid = None if valid is None else valid.reshape(shape)
             rows.append((metrics.psnr(image, truth, valid), metrics.ssim(image, truth, valid)))
-            if i < PREVIEW_VIEWS:
-                pair = np.concatenate([images.to_uint8(image), images.to_uint8(truth)], axis=1)
-                images.write_png(self.workspace / "validation" / f"{run_name(step, self.stage.name)}_{split}_{i:04d}.png", pair)
-        found = {
-            f"{split}_psnr": float(np.nanmean([float(r[0]) for r in rows])),
-            f"{split}_ssim": float(np.nanmean([float(r[1]) for r in rows])),
-        }
+            self._write_pair(f"{run_name(step, self.stage.name)}_{split}", i, image, truth)
+        return self._report_measures(split, step, rows)
+
+    def _measure_known(self, step: int) -> dict[str, float]:
+        """PSNR and SSIM of the views of image prompts, over the pixels of the object: those of the picture or the render."""
+        if self.known is None:
+            return {}
+        rows = []
+        for i in range(len(self.known)):
+            batch = self.known.eval_batch(i, known_side(self.config))
+            assert batch.views is not None and batch.rgb is not None and batch.mask is not None, "the picture has all of them"
+            out = self.render(batch.views, batch.settings(self.settings()))
+            shape = out.image_shape[1:]
+            image, truth = (colour.reshape(*shape, 3) for colour in (out.image.clamp(0, 1), batch.rgb))
+            valid = ((out.opacity > 0.5) | (batch.mask > 0.5)).reshape(shape)
+            rows.append((metrics.psnr(image, truth, valid), metrics.ssim(image, truth, valid)))
+            self._write_pair(f"{run_name(step, self.stage.name)}_image", i, image, truth)
+        return self._report_measures("image", step, rows)
+
+    def _write_pair(self, name: str, i: int, image: Tensor, truth: Tensor) -> None:
+        """Write the first few renders [H, W, 3] beside what they are compared with."""
+        if i < PREVIEW_VIEWS:
+            pair = np.concatenate([images.to_uint8(image), images.to_uint8(truth)], axis=1)
+            images.write_png(self.workspace / "validation" / f"{name}_{i:04d}.png", pair)
+
+    def _report_measures(self, split: str, step: int, rows: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """The means of PSNR and SSIM over some views, logged."""
+        psnr, ssim = (float(np.nanmean([float(row[k]) for row in rows])) for k in (0, 1))
+        found = {f"{split}_psnr": psnr, f"{split}_ssim": ssim}
         self.report.metrics(step, found)
         return found
 

@@ -187,12 +187,12 @@ def test_every_recipe_belongs_to_a_model_and_holds_valid_values(name):
 )
 def test_timesteps_of_the_recipes_start_and_end_where_the_authors_say(name, start, end):
     from nerf.config.config import with_preset
-    from nerf.training.schedule import _control
+    from nerf.training.schedule import control_at
 
     model = presets.GUIDANCE_OF[name]
     options = with_preset(parse(["--guidance", model]), name).guidance.of(model)
     for fraction, expected in ((0.0, start), (options.anneal_span[1], end), (1.0, end)):
-        assert _control(fraction, options, None).t_range == pytest.approx(expected, abs=1e-3)
+        assert control_at(fraction, options, None).t_range == pytest.approx(expected, abs=1e-3)
 
 
 # ---- main.py ----
@@ -236,3 +236,13 @@ def test_mvdream_guides_the_mesh_stage_without_the_falling_timesteps_of_its_reci
     stage = plan("--text", "a", "--guidance", "MVDream", "--hf_key", mvdream_folder, "--dmtet").stages[0]
     own = stage.config.guidance.of("MVDream")
     assert (own.t_range, own.t_anneal, own.t_anneal_low) == ((0.02, 0.5), 0.0, 0.0) and stage.config.camera.w == 512
+
+
+def test_imagedream_trains_from_a_picture(run, imagedream_folder, tmp_path):
+    from nerf.core.images import write_png
+
+    write_png(tmp_path / "x_rgba.png", picture().image.movedim(0, -1))
+    words = ("--image", tmp_path / "x_rgba.png", "--guidance", "ImageDream", "--hf_key", imagedream_folder)
+    code, result, printed = run(*words, "--known_view_interval", "100")
+    assert code == 0 and result["stages"]["nerf"]["steps"] == 2, printed
+    assert "sds/ImageDream" in printed and "--batch_size 4" in printed

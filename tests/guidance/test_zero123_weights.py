@@ -1,5 +1,6 @@
 """Where the weights of Zero123 are found, and what a run does with them."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from guidance.zero123_utils import Zero123
 from guidance.zero123_weights import MODELS, kind_of
 from nerf.config.config import parse
 from nerf.core.errors import UserError
-from tests.guidance.camera_models import tiny_tensors, write_zero123_folder
+from tests.guidance.camera_models import picture, tiny_tensors, write_zero123_folder
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +165,73 @@ def test_the_builder_of_zero123_takes_what_the_flag_names(zero123_file, tmp_path
     model = family.build(config, torch.device("cpu"), resolved)
     assert isinstance(model, Zero123) and resolved.kind == kind and model.absolute == (kind == "stable zero123")
     assert model.stage_options(config.guidance.of("zero123")).grad_scale == "None"
+
+
+@pytest.fixture(scope="module")
+def small_folder(zero123_file, tmp_path_factory):
+    """A tiny folder for 64 x 64 pixels."""
+    folder = tmp_path_factory.mktemp("weights") / "zero123-xl"
+    write_zero123_folder(folder, "zero123 (a)", Zero123(zero123_file).parts, grid=8)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, capfd):
+    """Run main.py in this process with pictures: words -> (exit code, result.json, options, what it printed)."""
+    import main
+    from nerf.core.images import write_png
+    from tests.guidance.test_runs import TINY
+
+    before = torch.get_num_threads()
+    for index in range(2):
+        write_png(tmp_path / f"{index}_rgba.png", picture(seed=index).image.movedim(0, -1))
+
+    def run(*words):
+        code = main.main([*TINY, *map(str, words), "--workspace", str(tmp_path / "run")])
+        found = [tmp_path / "run" / name for name in ("result.json", "config.json")]
+        return code, *(json.loads(p.read_text()) if p.is_file() else None for p in found), "".join(capfd.readouterr())
+
+    yield run
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("vram", [(), ("--vram_O",)])
+def test_a_picture_alone_is_guided_by_zero123_and_the_run_resumes(run, small_folder, vram):
+    code, result, options, printed = run(
+        "--image", "0_rgba.png", "--zero123", small_folder, "--known_view_interval", 100, *vram
+    )
+    assert code == 0 and result["stages"]["nerf"]["steps"] == 2, printed
+    assert "sds/zero123" in printed and options["options"]["guidance_scale"]["value"] == [5.0]
+    code, result, options, printed = run("--iters", "3")
+    assert code == 0 and result["stages"]["nerf"]["steps"] == 3 and "going on from" in printed
+
+
+def test_several_pictures_with_weights_guide_together(run, small_folder):
+    words = ("--image", "0_rgba.png", "1_rgba.png", "--ref_azimuths", 0, 180, "--zero123_ws", 1, 0.5)
+    code, result, _, printed = run(*words, "--zero123", small_folder, "--known_view_interval", 100)
+    assert code == 0 and result["stages"]["nerf"]["steps"] == 2, printed
+
+
+def test_zero123_and_stable_diffusion_guide_together(run, small_folder, sd_folder):
+    words = ("--image", "0_rgba.png", "--text", "a red car", "--guidance", "SD", "zero123", "--hf_key", sd_folder)
+    code, result, options, printed = run(*words, "--zero123", small_folder, "--known_view_interval", 100)
+    assert code == 0 and result["stages"]["nerf"]["steps"] == 2, printed
+    assert "sds/SD" in printed and "sds/zero123" in printed
+    assert options["options"]["guidance_scale"]["value"][1] == 5.0
+
+
+def test_stable_zero123_has_its_recipe(run, small_folder, tmp_path):
+    folder = shutil.copytree(small_folder, tmp_path / "stable-zero123")
+    code, _, options, printed = run(
+        "--image", "0_rgba.png", "--zero123", folder, "--known_view_interval", 100, "--batch_size", 1
+    )
+    values = {flag: entry["value"] for flag, entry in options["options"].items()}
+    assert code == 0 and "preset (" in printed and "Stable Zero123" in printed
+    assert values["guidance_scale"] == [3.0] and values["guidance_weights"] == [0.1] and values["default_radius"] == 3.8
+
+
+def test_no_weights_are_one_sentence_before_anything_is_written(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(zero123_weights, "EMBEDDED", tmp_path / "none")
+    code, result, options, printed = run("--image", "0_rgba.png")
+    assert code == 2 and "no weights of Zero123 on this machine" in printed and result is None and options is None
+    assert "Traceback" not in printed
