@@ -246,3 +246,13 @@ def test_imagedream_trains_from_a_picture(run, imagedream_folder, tmp_path):
     code, result, printed = run(*words, "--known_view_interval", "100")
     assert code == 0 and result["stages"]["nerf"]["steps"] == 2, printed
     assert "sds/ImageDream" in printed and "--batch_size 4" in printed
+
+
+@pytest.mark.parametrize(("views", "way"), [(8, ()), (4, ("--optimise",))])
+def test_mvdream_draws_whole_groups_of_linked_views(mvdream_folder, tmp_path, views, way):
+    from scripts import guidance_2d
+
+    words = ["--text", "a car", "--guidance", "MVDream", "--hf_key", str(mvdream_folder), "--device", "cpu", "--w", "32"]
+    sheet = tmp_path / "sheet.png"
+    assert guidance_2d.main([*words, "--h", "32", "--views", str(views), "--steps", "2", "--out", str(sheet), *way]) == 0
+    assert sheet.stat().st_size > 1000

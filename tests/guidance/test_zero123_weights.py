@@ -235,3 +235,13 @@ def test_no_weights_are_one_sentence_before_anything_is_written(run, monkeypatch
     code, result, options, printed = run("--image", "0_rgba.png")
     assert code == 2 and "no weights of Zero123 on this machine" in printed and result is None and options is None
     assert "Traceback" not in printed
+
+
+def test_zero123_draws_a_picture_from_other_sides(small_folder, tmp_path):
+    from nerf.core.images import write_png
+    from scripts import guidance_2d
+
+    write_png(tmp_path / "x_rgba.png", picture().image.movedim(0, -1))
+    words = ["--image", str(tmp_path / "x_rgba.png"), "--zero123", str(small_folder), "--device", "cpu", "--views", "3"]
+    assert guidance_2d.main([*words, "--steps", "2", "--out", str(tmp_path / "sheet.png")]) == 0
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
