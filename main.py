@@ -105,18 +105,21 @@ def prepare_machine(config: Config) -> str:
 def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
     """Photographs and prepared guidance."""
     import guidance
+    from nerf.core.memory import explained
 
     config, inputs = plan.config, Inputs()
     guidance.family_names(config)  # a name that is not known is refused also where it would not be used
     if config.trains and config.prompt.text is not None:
-        inputs.guidance = guidance.build(config, device, plan.weights)
+        with explained("loading the guidance model", "add --vram_O, or choose smaller weights with --sd_version"):
+            inputs.guidance = guidance.build(config, device, plan.weights)
     if plan.weights is not None:
         name = "the embedded prior" if plan.weights.kind == "embedded" else "Stable Diffusion"
         inputs.notes = {"guidance": name, "licence of the weights": plan.weights.licence}
     if config.data.data is not None:
         from nerf.data.posed_images import Photographs
 
-        photos = Photographs.splits_of(config.data.data, config.data, device, config.field.bound)
+        with explained("reading the photographs", "give a larger --downscale"):
+            photos = Photographs.splits_of(config.data.data, config.data, device, config.field.bound)
         inputs.photos = photos.pop("train")
         inputs.transform = inputs.photos.transform
         inputs.held_out = photos
@@ -125,6 +128,15 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
 
 def make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -> "Trainer":
     """Model, evaluator and trainer of a stage: restored from its checkpoint, or initialised with what it starts from."""
+    from nerf.core.memory import explained
+
+    report.begin_stage(stage.kind)
+    with explained("making the model", f"lower {stage.kind.model_memory}"):
+        return _make_trainer(stage, inputs, device, report)
+
+
+def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -> "Trainer":
+    """:func:`make_trainer`, with the errors of memory as they come."""
     import torch
 
     from nerf.core.structs import SceneInfo
@@ -135,7 +147,6 @@ def make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") ->
     from nerf.utils import Trainer
 
     config = stage.config
-    report.begin_stage(stage.kind)
     torch.manual_seed(config.runtime.seed)
     bound = config.field.bound
     scene = SceneInfo(bound) if inputs.photos is None else inputs.photos.scene(bound)
@@ -242,12 +253,14 @@ def _main(argv: list[str]) -> int:
         print(f"main.py: {error}", file=sys.stderr)
         return EXIT_USAGE
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            return fail(error, asked)
         way_out = "; free some space, or choose another --workspace, and start again" if error.errno in DISK_FULL else ""
         what = f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}"
         print(f"main.py: {what}{way_out}", file=sys.stderr)
         return EXIT_USAGE
-    except (DivergenceError, MemoryError) as error:
-        print(f"main.py: {str(error) or 'the machine has not enough memory'}", file=sys.stderr)
+    except DivergenceError as error:
+        print(f"main.py: {error}", file=sys.stderr)
         return EXIT_FAILURE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -256,10 +269,15 @@ def _main(argv: list[str]) -> int:
     except (SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # also what a library written in Rust raises, which is no Exception
-        from nerf.run import crash
+        return fail(error, asked)
 
-        print(f"main.py: {crash.sentence_of(error, None if asked is None else asked.output.workspace)}", file=sys.stderr)
-        return EXIT_FAILURE
+
+def fail(error: BaseException, asked: Config | None) -> int:
+    """Say what an exception means that nothing else explains; returns the exit code."""
+    from nerf.run import crash
+
+    print(f"main.py: {crash.sentence_of(error, None if asked is None else asked.output.workspace)}", file=sys.stderr)
+    return EXIT_FAILURE
 
 
 if __name__ == "__main__":

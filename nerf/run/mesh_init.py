@@ -19,6 +19,7 @@ from nerf.config.resolve import StoredStart, start_from_run
 from nerf.config.stages import NERF, STAGE_KINDS
 from nerf.core.cameras import project
 from nerf.core.errors import UserError
+from nerf.core.progress import track
 from nerf.core.structs import LevelSet
 from nerf.data.posed_images import Photographs
 from nerf.mesh import sdf
@@ -275,7 +276,7 @@ def visual_hull(photos: Photographs, points: Tensor) -> Tensor:
     from scipy.ndimage import distance_transform_edt
 
     hull = torch.full((len(points),), -torch.inf, device=points.device)
-    for i in range(len(photos)):
+    for i in track(range(len(photos)), "carving the visual hull"):
         shown, view = silhouette(photos, i), photos.view(i)
         if shown is None:
             continue
