@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Flags -> run plan -> data, model, guidance -> Trainer. Slow imports come after the flags are read."""
 
+import contextlib
 import errno
 import os
 import sys
@@ -13,7 +14,7 @@ from nerf.config.config import Config
 from nerf.config.resolve import RunPlan, StoredRun, needs_start, resolve
 from nerf.config.stages import Stage
 from nerf.core import console
-from nerf.core.errors import DivergenceError, Stopped, UserError
+from nerf.core.errors import DivergenceError, ExportError, Stopped, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -223,16 +224,38 @@ def run_alone(asked: Config, lines: list[str]) -> int:
     device = prepare_machine(plan.config)
     with Report(folder, [*lines, *plan.lines], hold=True) as report:
         inputs = make_inputs(plan, device)
-        for stage in plan.pending:
-            trainer = make_trainer(stage, inputs, device, report)
-            if stage is plan.pending[0]:
-                workspace.open_workspace(plan)
-                report.open()
+        trainer = make_trainer(plan.pending[0], inputs, device, report)
+        workspace.open_workspace(plan)
+        report.open()
+        try:
+            for stage in plan.pending[1:]:
+                train(trainer)
+                trainer = next_trainer(trainer, stage, inputs, device, report, started)
             if plan.config.trains:
                 train(trainer)
-        report.result(stages=workspace.stage_progress(folder))
-        finish(trainer, started)
+            report.result(stages=workspace.stage_progress(folder))
+            finish(trainer, started)
+        except (DivergenceError, ExportError, MemoryError) as error:
+            known = {"steps": trainer.step, "stages": workspace.stage_progress(folder), "error": str(error)}
+            report.result(prompt=plan.config.prompt.text, seed=plan.config.runtime.seed, **known)
+            raise
     return 0
+
+
+def next_trainer(trainer: "Trainer", stage: Stage, inputs: Inputs, device: str, report: "Report", started: float) -> "Trainer":
+    """The trainer of the stage after that of ``trainer``.
+
+    Raises:
+        ExportError: the stage before has nothing that this one could start from; the results of that stage are written.
+    """
+    try:
+        return make_trainer(stage, inputs, device, report)
+    except ExportError as error:
+        report.log(f"the stage {stage.name} cannot start: {error}; the results of the stage before are written instead")
+        report.begin_stage(trainer.stage.kind)
+        with contextlib.suppress(ExportError):  # it has no mesh either
+            finish(trainer, started)
+        raise
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -249,6 +272,9 @@ def _main(argv: list[str]) -> int:
     try:
         asked = options.parse(argv)
         return run(asked)
+    except (DivergenceError, ExportError) as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        return EXIT_FAILURE
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -259,9 +285,6 @@ def _main(argv: list[str]) -> int:
         what = f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}"
         print(f"main.py: {what}{way_out}", file=sys.stderr)
         return EXIT_USAGE
-    except DivergenceError as error:
-        print(f"main.py: {error}", file=sys.stderr)
-        return EXIT_FAILURE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Stopped as stopped:

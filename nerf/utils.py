@@ -22,7 +22,7 @@ from nerf.core.streams import Stream
 from nerf.core.structs import Part, StepPlan
 from nerf.mesh.export import ExportReport
 from nerf.renderer import NeRFRenderer
-from nerf.run import checkpoint, checkpoint_checks, workspace
+from nerf.run import checkpoint, checkpoint_checks, lock, workspace
 from nerf.run.evaluation import Evaluator
 from nerf.run.logger import Report
 from nerf.training import objectives, schedule
@@ -178,8 +178,16 @@ class Trainer:
         """Train to the last step (or the time budget), yielding after each.
 
         Checkpoints, previews and validations happen in between. Whoever stops iterating loses nothing: call
-        :meth:`save` and go.
+        :meth:`save` and go. The lock of the workspace is held meanwhile, unless the process holds it already.
+
+        Raises:
+            UserError: another program holds the workspace.
         """
+        with lock.hold(self.workspace):
+            yield from self._run()
+
+    def _run(self) -> Iterator[StepRecord]:
+        """:meth:`run` in a workspace that no other program writes to."""
         budget = 60.0 * self.config.runtime.minutes if self.config.runtime.minutes else None
         total = self.config.optim.iters
         self.report.after_training = self.evaluator.after_training

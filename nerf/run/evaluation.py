@@ -102,9 +102,8 @@ class Evaluator:
     def _mesh_seconds(self) -> float:
         """An estimate of the duration of an export from the time that a point takes."""
         if self._query_seconds is None:
-            points = (
-                torch.rand(QUERY_PROBE, 3, generator=torch.Generator()) * 2 - 1
-            )  # training's random numbers stay as they are
+            own = torch.Generator()  # the random numbers of training stay as they are
+            points = torch.rand(QUERY_PROBE, 3, generator=own) * 2 - 1
             points = points.to(self.device) * self.model.bound
             began = time.monotonic()
             self.model.albedo(points).sum().item()
@@ -174,7 +173,7 @@ class Evaluator:
         said = {} if self.config.prompt.text is None else {"prompt": self.config.prompt.text}
         common = dict(
             albedo=self.model.albedo,
-            bound=self.model.bound,
+            bound=self.model.path.surface_extent(self.model.bound, output.mesh_threshold),
             folder=self.workspace / (f"mesh_{self.stage.name}" if shown_again else "mesh"),
             options=export.ExportOptions.from_config(output),
             transform=run.transform,

@@ -1,6 +1,9 @@
 """The trainer: every configuration takes steps, a resumed run is the run it resumes, and trouble is reported."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -366,6 +369,17 @@ def test_the_time_after_training_is_known_once_a_view_was_rendered(tmp_path):
     assert torch.equal(torch.get_rng_state(), random)
     trainer.evaluator.config = with_values(trainer.config, {"stages": ("nerf", "dmtet")}, "typed")
     assert not trainer.evaluator.after_training().complete
+
+
+def test_training_from_python_holds_the_lock_of_the_workspace(tmp_path):
+    trainer = make(tmp_path, "--cuda_ray")
+    loop = trainer.run()
+    next(loop)
+    command = [sys.executable, "-c", "import sys\nfrom nerf.run import lock\nwith lock.hold(sys.argv[1]): pass", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"in use by process {os.getpid()}" in done.stderr
+    loop.close()
+    assert subprocess.run(command, check=False).returncode == 0
 
 
 def test_videos_and_views_show_their_progress(tmp_path):
