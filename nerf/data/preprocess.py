@@ -141,6 +141,8 @@ def preprocess(path: Path, options: Options, tools: Tools) -> Result:
     elif tools.matting is not None:
         alpha = _cut_out(rgb, tools.matting, path)
         rgb = without_background(rgb, alpha)
+        if tools.matting is grabcut:
+            result.lines.append("cut out by GrabCut, which needs a plain background; if it is not, use --matting MODEL.onnx")
     alpha = _separate(alpha, options.largest, result)
     if not (alpha > VISIBLE).any():
         raise UserError(f"{path} shows nothing: all of it is transparent; give a picture of an object")
