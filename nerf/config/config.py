@@ -18,7 +18,6 @@ from nerf.config.groups import (
     CameraConfig,
     DmtetConfig,
     FieldConfig,
-    GuiConfig,
     GuidanceConfig,
     LossConfig,
     OptimConfig,
@@ -45,6 +44,7 @@ from nerf.config.parser import (
 )
 from nerf.config.presets import GUIDANCE_OF, PRESETS, REASONS
 from nerf.config.stages import STAGE_KINDS
+from nerf.config.viewer import GuiConfig
 from nerf.core.errors import UserError
 from nerf.core.files import as_shape
 

@@ -451,15 +451,3 @@ class DmtetConfig(Group):
         kept=DMTET.name,
     )
     lr_coarse_sdf: float = option(0.03, "learning rate of the coarse SDF grids, in grid cells", check=between(0, 10))
-
-
-@dataclass(frozen=True)
-class GuiConfig(Group):
-    """GUI"""
-
-    gui: bool = option(False, "open the viewer", unbuilt="the viewer")
-    radius: float = option(5.0, "camera distance in the viewer", unbuilt="the viewer")
-    fovy: float = option(20.0, "vertical field of view in the viewer", unbuilt="the viewer")
-    light_theta: float = option(60.0, "polar angle of the light in the viewer", unbuilt="the viewer")
-    light_phi: float = option(0.0, "azimuth of the light in the viewer", unbuilt="the viewer")
-    max_spp: int = option(1, "maximum samples per pixel in the viewer", unbuilt="the viewer")

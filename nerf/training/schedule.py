@@ -86,10 +86,10 @@ def term_weights(fraction: float, run: RunInfo) -> dict[str, float]:
 
 def controls(fraction: float, run: RunInfo) -> dict[str, Control]:
     """What is asked of each guidance at this point of training."""
-    return {model.name: _control(fraction, run.config.guidance.of(model.name), model.options) for model in run.guidances}
+    return {model.name: control_at(fraction, run.config.guidance.of(model.name), model.options) for model in run.guidances}
 
 
-def _control(fraction: float, options: Any, own: Any) -> Control:
+def control_at(fraction: float, options: Any, own: Any) -> Control:
     """Diffusion time range and classifier-free guidance scale of one guidance.
 
     Over ``--anneal_span`` the upper end of the range comes down by the share ``--t_anneal`` of its width, the lower end comes
