@@ -364,7 +364,14 @@ class OutputConfig(Group):
     eval_interval: int = option(10, "epochs between two validations", check=at_least(1))
     test_interval: int = option(100, "epochs between two test videos; one is always written at the end", check=at_least(1))
     dataset_size_train: int = option(100, "steps per epoch", check=between(1, 10**6))
-    dataset_size_valid: int = option(8, "views per validation", check=between(1, 10_000))
+    dataset_size_valid: int = option(
+        8, "views per validation: rendered, or held-out photographs that are measured, evenly chosen", check=between(1, 10_000)
+    )
+    eval_views: int | None = option(
+        None,
+        "held-out photographs that are measured at the end, evenly chosen (0: all) [all; on a CPU up to 20 megapixels of them]",
+        check=at_least(0),
+    )
     dataset_size_test: int = option(100, "frames of the turntable video", check=between(1, 10_000))
     preview_interval: int = option(100, "steps between two preview images", check=at_least(1))
     checkpoint_seconds: float = option(
