@@ -27,6 +27,7 @@ _STEMS = {
     "vae": ("diffusion_pytorch_model",),
     "text_encoder": ("model", "pytorch_model"),
     "detail": ("diffusion_pytorch_model",),
+    "encoder": ("model",),  # of the reference image, in a view-conditioned embedded prior
 }
 # Half precision and safetensors first. A file in shards is named by its index; diffusers puts the variant at two places.
 _ENDINGS = (
@@ -125,6 +126,8 @@ def parts_of(files: Iterable[str]) -> tuple[str, ...]:
     have = list(files)
     if FILE not in have:
         return PARTS
+    if any(name.startswith("encoder/") for name in have):  # view-conditioned: it reads images, and no text
+        return ("unet", "encoder", "scheduler")
     detail = ("detail",) if any(name.startswith("detail/") for name in have) else ()
     return (*(part for part in PARTS if part != "vae"), *detail)
 
