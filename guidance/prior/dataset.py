@@ -26,6 +26,7 @@ from guidance.prior.captions import KIND_NAMES, STACKED, Caption, random_caption
 from guidance.prior.degrade import degrade
 from guidance.prior.render import render
 from guidance.prior.shapes import EMPTY, KINDS, palette, random_proportions
+from nerf.core.console import protected
 
 DATA = Path("local/prior/data")
 SHARD = 512
@@ -293,4 +294,5 @@ def main(write: Callable[[int, Path], Path] = write_shard, data: Path = DATA) ->
 
 
 if __name__ == "__main__":
-    main()
+    with protected():
+        main()

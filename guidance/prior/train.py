@@ -27,6 +27,7 @@ from guidance.diffusion import Network
 from guidance.prior import UNSHUFFLE
 from guidance.prior import model as prior_model
 from guidance.prior.dataset import DATA, Batch, Loader, data_hash
+from nerf.core.console import protected
 
 
 @dataclass(frozen=True)
@@ -352,7 +353,8 @@ def _worker(
     torch.set_num_threads(1)
     if recipe.processes > 1:
         dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=recipe.processes)
-    train(recipe, data, run, minutes, rank, kind=kind)
+    with protected():
+        train(recipe, data, run, minutes, rank, kind=kind)
 
 
 def main(kind: type[Training[Any, Any]] = Trainer, recipe: Recipe | None = None, run: str = "run", data: Path = DATA) -> None:

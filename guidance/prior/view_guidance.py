@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from guidance import weights
 from guidance.base import Conditions, ImageCondition
 from guidance.diffusion import loader
 from guidance.diffusion.codecs import resized
@@ -15,6 +16,7 @@ from guidance.distillation import Denoiser
 from guidance.prior import VIEW_WEIGHTS, camera
 from guidance.prior.pixels import Options, PixelPrior
 from guidance.prior.view_model import Seen, ViewPrior, load_encoder
+from guidance.zero123_utils import angles_to, reference_weights
 from nerf.core.errors import UserError
 from nerf.core.structs import Views
 
@@ -22,19 +24,19 @@ if TYPE_CHECKING:
     from nerf.config.config import Config
 
 
-def build(config: "Config", device: torch.device, folder: Path = VIEW_WEIGHTS) -> "EmbeddedViewPrior":
+def build(config: "Config", device: torch.device, resolved: weights.Resolved) -> "EmbeddedViewPrior":
     """Load the weights of a run.
 
     Args:
         config: the frozen options.
         device: where the networks run.
-        folder: of the weights; by default the ones that ship.
+        resolved: which weights.
 
     Raises:
         UserError: the folder is damaged.
     """
     dtype = loader.weights_dtype(config.optim, device)
-    return EmbeddedViewPrior(folder, device, dtype, vram_O=config.guidance.vram_O)
+    return EmbeddedViewPrior(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
 
 
 def reference_of(image: Tensor, size: int) -> Tensor:
@@ -97,7 +99,7 @@ class EmbeddedViewPrior(PixelPrior):
             )
         self.prior = ViewPrior(self.unet, encoder, None)
         self.seen: Seen | None = None  # of R references
-        self.shares = torch.ones(0)  # [R] of each in the prediction, sum 1
+        self.references: tuple[ImageCondition, ...] = ()
         if vram_O:
             loader.save_memory([self.unet], self.device)
 
@@ -108,7 +110,7 @@ class EmbeddedViewPrior(PixelPrior):
         Raises:
             UserError: there is none, or one is empty.
         """
-        references = [image for image in conditions.images if image.weight > 0]
+        references = tuple(image for image in conditions.images if image.weight > 0)
         if not references:
             raise UserError("guidance zero123 needs a picture; give --image X_rgba.png, as preprocess_image.py writes it")
         for index, reference in enumerate(references):
@@ -118,10 +120,9 @@ class EmbeddedViewPrior(PixelPrior):
                 )
         images = torch.stack([reference_of(r.image, self.codec.size) for r in references]).to(self.device, self.dtype)
         self.seen = self.prior.see(images, self._cameras(references))
-        weights = torch.tensor([reference.weight for reference in references])
-        self.shares = (weights / weights.sum()).to(self.device)
+        self.references = references
 
-    def _cameras(self, references: list[ImageCondition]) -> dict[str, Tensor]:
+    def _cameras(self, references: tuple[ImageCondition, ...]) -> dict[str, Tensor]:
         """The cameras of the references: ``polar``, ``azimuth``, ``radius``, ``fovy``, each [R]."""
         names = ("polar", "azimuth", "radius", "fovy")
         return {name: torch.tensor([float(getattr(r, name)) for r in references], device=self.device) for name in names}
@@ -137,8 +138,13 @@ class EmbeddedViewPrior(PixelPrior):
         vector = camera.condition(views.polar, views.azimuth + offset.to(views.azimuth), views.radius, views.fovy)
         return vector.to(self.device, self.dtype), rays.to(self.device, self.dtype)
 
+    def shares(self, views: Views) -> Tensor:
+        """How much each reference counts in the prediction of each view, [B, R], rows sum to 1: as in Zero123."""
+        weights = torch.tensor([reference.weight for reference in self.references])
+        return reference_weights(angles_to(views, self.references), weights).to(self.device)
+
     def denoiser(self, views: Views | None, count: int, refine: bool = True, conditional_only: bool = False) -> Denoiser:
-        """See :meth:`PixelPrior.denoiser`; the prediction under several references is their weighted mean.
+        """See :meth:`PixelPrior.denoiser`; the prediction under several references is their mean by :meth:`shares`.
 
         The camera stays when the references are dropped, in the object's frame that the first of them gives.
         """
@@ -146,7 +152,7 @@ class EmbeddedViewPrior(PixelPrior):
             raise RuntimeError("EmbeddedViewPrior: prepare(conditions) must come before loss or sample")
         if views is None:
             raise ValueError("EmbeddedViewPrior: expected the cameras of the views, got none")
-        number = len(self.shares)
+        number, shares = len(self.references), self.shares(views)
         rows = torch.arange(number, device=self.device)
         if not conditional_only:
             rows = torch.cat([rows[:1], rows])
@@ -162,7 +168,7 @@ class EmbeddedViewPrior(PixelPrior):
             x = noisy.to(self.dtype).repeat(number + dropped, 1, 1, 1)
             timesteps = t.to(self.device).repeat(number + dropped)
             out = self.prior.predict(x, timesteps, seen, vector, rays, keep).to(noisy.dtype).unflatten(0, (-1, count))
-            conditional = torch.einsum("r,rb...->b...", self.shares.to(out), out[dropped:])
+            conditional = torch.einsum("br,rb...->b...", shares.to(out), out[dropped:])
             return torch.cat([out[:dropped], conditional[None]])
 
         return predict

@@ -5,8 +5,10 @@ useful value; they catch typing errors and overflows. Angles are degrees, length
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf
+from types import SimpleNamespace
+from typing import Any
 
 from nerf.config.parser import (
     Check,
@@ -18,6 +20,7 @@ from nerf.config.parser import (
     option,
     ordered,
     power_of_two,
+    value_of,
 )
 from nerf.config.stages import DMTET, STAGE_KINDS
 
@@ -51,6 +54,12 @@ class PromptConfig(Group):
         2e-3, "standard deviation of the camera noise of the known view", check=at_least(0), unbuilt=KNOWN
     )
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Which kinds of prompt are given, of "text" and "image"; none in a run without guidance."""
+        images = self.image is not None or self.image_config is not None
+        return (("text",) if self.text is not None else ()) + (("image",) if images else ())
+
 
 @dataclass(frozen=True)
 class DataConfig(Group):
@@ -73,14 +82,14 @@ class DataConfig(Group):
 
 @dataclass(frozen=True)
 class GuidanceConfig(Group):
-    """Guidance by a diffusion model"""
+    """Guidance by diffusion models (several values: one for each model in the order of --guidance)"""
 
     guidance: tuple[str, ...] = option(
         ("SD",),
         "guidance models",
-        choices=("SD", "IF", "zero123", "clip"),
+        choices=("SD", "SDXL", "IF", "zero123", "clip"),
         extensible=True,
-        unbuilt=("IF", "zero123", "clip"),
+        unbuilt=("zero123",),
         kept=RUN,
     )
     sd_version: str = option(
@@ -89,32 +98,62 @@ class GuidanceConfig(Group):
         choices=("auto", "embedded", "1.5", "2.0", "2.1"),
         kept=RUN,
     )
-    hf_key: str | None = option(None, "diffusers folder or hub id, in place of --sd_version", kept=RUN, path=True)
-    IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion", unbuilt="DeepFloyd IF guidance")
-    guidance_scale: float = option(100.0, "classifier-free guidance (CFG) scale", check=at_least(0))
-    guidance_rescale: float = option(
-        0.0,
+    hf_key: str | None = option(
+        None,
+        "diffusers folder or hub id, in place of --sd_version; without SD, of the first model that takes one",
+        kept=RUN,
+        path=True,
+    )
+    hf_keys: tuple[str, ...] = option(
+        (),
+        "weights of each model: NAME=FOLDER or NAME=HUB_ID, as in clip=openai/clip-vit-large-patch14; with the name SDXL_vae "
+        "another codec for SDXL, as madebyollin/taesdxl",
+        kept=RUN,
+    )
+    IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion: --guidance IF")
+    guidance_weights: tuple[float, ...] = option(
+        (1.0,), "weight of each model's loss, a factor of --lambda_guidance", check=at_least(0), each=1
+    )
+    guidance_scale: tuple[float, ...] = option((100.0,), "classifier-free guidance (CFG) scale", check=at_least(0), each=1)
+    guidance_rescale: tuple[float, ...] = option(
+        (0.0,),
         "CFG rescale (Lin et al. 2023): share of the guided prediction that gets the standard deviation of the conditional one",
         check=FRACTION,
+        each=1,
     )
-    guidance_weighting: str = option(
-        "sds",
+    guidance_weighting: tuple[str, ...] = option(
+        ("sds",),
         "w(t) of score distillation: sds is sigma^2, uniform 1, fantasia alpha sigma^2",
         choices=("sds", "uniform", "fantasia"),
+        each=1,
     )
-    guidance_anneal: float = option(
-        0.0,
+    guidance_anneal: tuple[float, ...] = option(
+        (0.0,),
         "linear decrease of the CFG scale towards 1 over the run (0: constant, 1: ends at 1)",
         check=FRACTION,
+        each=1,
     )
     prior_detail: bool = option(True, "embedded prior: refine its x0 estimates with the detail network, for a fifth more time")
-    t_range: tuple[float, float] = option(
-        (0.02, 0.98), "range of diffusion timesteps, as fractions of the schedule", check=ordered(0, 1, "fractions")
+    t_range: tuple[float, ...] = option(
+        (0.02, 0.98), "range of diffusion timesteps, as fractions of the schedule", check=ordered(0, 1, "fractions"), each=2
     )
-    t_anneal: float = option(
-        0.0,
+    t_anneal: tuple[float, ...] = option(
+        (0.0,),
         "linear decrease of the upper end of --t_range towards the lower over the run (0: constant, 1: ends at the lower)",
         check=FRACTION,
+        each=1,
+    )
+    t_anneal_low: tuple[float, ...] = option(
+        (0.0,),
+        "the same of the lower end, which begins this share of the width of --t_range higher and ends at its place",
+        check=FRACTION,
+        each=1,
+    )
+    anneal_span: tuple[float, ...] = option(
+        (0.0, 1.0),
+        "part of the run, as fractions, over which --t_anneal, --t_anneal_low and --guidance_anneal act",
+        check=ordered(0, 1, "fractions"),
+        each=2,
     )
     angle_front: float = option(
         90.0,
@@ -132,6 +171,7 @@ class GuidanceConfig(Group):
     front_decay_factor: float = option(2.0, "Perp-Neg: decay of the negative weight near the front view", check=at_least(0))
     side_decay_factor: float = option(10.0, "Perp-Neg: decay of the negative weight near the side view", check=at_least(0))
     vram_O: bool = option(False, "offload the diffusion model to main memory and slice its VAE: less GPU memory, slower")
+    clip_crops: int = option(4, "clip: random crops of each view in a step (0: the whole picture)", check=between(0, 64))
     save_guidance: bool = option(False, "write the images that the guidance receives and predicts to guidance/")
     save_guidance_interval: int = option(10, "steps between two images of --save_guidance", check=at_least(1))
     zero123_config: str = option(
@@ -142,6 +182,20 @@ class GuidanceConfig(Group):
     )
     zero123_ckpt: str = option("pretrained/zero123/zero123-xl.ckpt", "zero123 weights", path=True, unbuilt="zero123 guidance")
     zero123_grad_scale: str = option("angle", "zero123 gradient scale", choices=("angle", "None"), unbuilt="zero123 guidance")
+
+    def of(self, name: str) -> Any:
+        """The options as one of the guidance models sees them.
+
+        Returns:
+            A record with every option of this group; those that belong to each model hold the value of this one alone, a
+            number or a word, or a tuple of several.
+
+        Raises:
+            ValueError: no such model guides this run.
+        """
+        index = self.guidance.index(name)
+        values = {field.name: value_of(field, getattr(self, field.name), index) for field in fields(self)}
+        return SimpleNamespace(**values)
 
 
 @dataclass(frozen=True)
@@ -272,6 +326,11 @@ class ScheduleConfig(Group):
     )
     albedo_iter_ratio: float = option(0.0, "fraction of the run up to which shading is albedo only", check=FRACTION)
     albedo_rate: float = option(0.0, "probability of albedo shading after --albedo_iter_ratio", check=FRACTION)
+    background_textures: float = option(
+        0.0,
+        "share of the steps with plain backgrounds that have noise, checkerboards or random waves instead (Dream Fields)",
+        check=FRACTION,
+    )
     min_ambient_ratio: float = option(0.1, "minimum ambient light of lambertian shading", check=FRACTION)
     textureless_ratio: float = option(0.2, "probability of textureless shading among shaded views", check=FRACTION)
     exp_start_iter: int | None = option(None, "step at which the schedule begins [0]", check=at_least(0))

@@ -1,8 +1,8 @@
 """The presets in one table: flag -> value. A preset fills only what the user neither typed nor gave in a file.
 
-``O`` and ``O2`` are flags; ``photographs`` applies with ``--data``, ``embedded`` when the guidance is the embedded prior, and
-those of a stage (``StageKind.presets``) in that stage alone. Later ones override earlier ones. How the numbers of the embedded
-prior were chosen is in docs/benchmarks/README.md.
+``O`` and ``O2`` are flags; ``photographs`` applies with ``--data``, one named after a guidance model or the kind of its
+weights (``embedded``) where that guides, and those of a stage (``StageKind.presets``) in that stage alone. Later ones override
+earlier ones. How the numbers of the embedded prior were chosen is in docs/benchmarks/README.md.
 """
 
 from typing import Any
@@ -77,6 +77,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decimate_target": 20_000,
         "texture_size": 1024,
     },
+    # The loss of CLIP is at most 2 and that of score distillation thousands; 10 is stable-dreamfusion's factor.
+    "clip": {"guidance_weights": 10.0},
+    # CLIP alone, as Dream Fields: textured backgrounds, colours without shading, a penalty on opacity, no latent warm-up.
+    "clip alone": {
+        "latent_iter_ratio": 0.0,
+        "bg_radius": -1.0,
+        "background_textures": 1.0,
+        "albedo_iter_ratio": 1.0,
+        "lambda_opacity": 0.5,
+        "batch_size": 4,
+    },
     # There is a surface from the first step on (Magic3D, sec. 4.2): low noise levels, no regularisers against fog, no latent
     # warm-up.
     "dmtet": {
@@ -131,6 +142,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Presets of one guidance model: of its name, of the kind of its weights, or of its name and "alone" where no other guides.
+# Their values of options that belong to each model (``parser.option(each=...)``) are its own.
+GUIDANCE_OF: dict[str, str] = {"embedded": "SD", "dmtet embedded": "SD", "clip": "clip", "clip alone": "clip"}
+
 # What a preset is called in the log.
 REASONS: dict[str, str] = {
     "dmtet": "the mesh stage",
@@ -140,4 +155,6 @@ REASONS: dict[str, str] = {
     "O2": "-O2",
     "photographs": "--data",
     "embedded": "the embedded prior",
+    "clip": "CLIP",
+    "clip alone": "CLIP without another guidance",
 }
