@@ -90,7 +90,7 @@ class Training(ABC, Generic[P, B]):
         self.prior.unet.set_attn_processor(AttnProcessor())  # fused attention is 4 times slower in bf16 on a CPU
         self._flatten()
         self.optimizer = torch.optim.AdamW(
-            [self.weights], lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99), fused=True
+            self._groups(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99), fused=True
         )
         self.progress = Progress()
         if (run / "state.pt").exists():
@@ -108,6 +108,10 @@ class Training(ABC, Generic[P, B]):
     @abstractmethod
     def trained(self, prior: P) -> list[nn.Parameter]:
         """The parameters of a prior that are trained."""
+
+    def rates(self) -> list[tuple[int, float]]:
+        """Factors of the learning rate: (how many numbers, factor), in the order of the trained parameters."""
+        return [(self.weights.numel(), 1.0)]
 
     @abstractmethod
     def open(self, seed: int) -> Loader:
@@ -147,6 +151,15 @@ class Training(ABC, Generic[P, B]):
         for p, value, grad in zip(parameters, self.weights.detach().split(sizes), self.gradient.split(sizes), strict=True):
             p.data, p.grad = value.view_as(p), grad.view_as(p)
 
+    def _groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups: pieces of the one tensor, with the factors of :meth:`rates`."""
+        rates = self.rates()
+        sizes = [size for size, _ in rates]
+        pieces = [nn.Parameter(piece) for piece in self.weights.detach().split(sizes)]
+        for piece, gradient in zip(pieces, self.gradient.split(sizes), strict=True):
+            piece.grad = gradient
+        return [{"params": [piece], "factor": factor} for piece, (_, factor) in zip(pieces, rates, strict=True)]
+
     def timesteps(self, count: int) -> Tensor:
         """Random timesteps [B]; high ones are more frequent, as the recipe says."""
         u = torch.rand(count, generator=self.generator)
@@ -178,7 +191,8 @@ class Training(ABC, Generic[P, B]):
         norm = self.gradient.norm()
         self.gradient.mul_((self.recipe.clip / (norm + 1e-6)).clamp(max=1))
         warm = min(1, (self.progress.step + 1) / self.recipe.warmup)
-        self.optimizer.param_groups[0]["lr"] = self.recipe.lr * share * warm
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * share * warm * group["factor"]
         if share > 0 and torch.isfinite(norm):
             self.optimizer.step()
         self.buffer.zero_()

@@ -23,8 +23,10 @@ class ViewRecipe(train.Recipe):
     """Hyperparameters of the training of the view-conditioned prior."""
 
     lr: float = 1e-3
+    unet_rate: float = 0.3  # factor of the learning rate of the UNet, which is trained already
+    ema: float = 0.995
     decay_minutes: float = 20
-    encoder_steps: int = 2150  # steps of the encoder alone
+    encoder_steps: int = 2800  # steps of the encoder alone
     encoder_batch: int = 64  # references per process and step, while it is alone
     caption_alone: float = 20.0  # weight of the squared error of the tokens that stand for the text, while it is alone
     caption_weight: float = 0.5  # the same afterwards
@@ -45,12 +47,17 @@ class ViewTrainer(train.Training[ViewPrior, PairBatch]):
         self.teacher = prior_model.load(WEIGHTS)
         self.embeddings: dict[str, Tensor] = {}
         with torch.no_grad():
-            prior.encoder.null[: prior_model.MAX_TOKENS] = self.teacher.encode_text([""])[0]
+            prior.encoder.null[:] = self.teacher.encode_text([""])[0]
         return prior
 
     def trained(self, prior: ViewPrior) -> list[nn.Parameter]:
         """All parameters."""
         return prior.parameters()
+
+    def rates(self) -> list[tuple[int, float]]:
+        """A lower one for the UNet."""
+        trained = sum(p.numel() for p in self.prior.unet.parameters())
+        return [(trained, self.recipe.unet_rate), (self.weights.numel() - trained, 1.0)]
 
     def open(self, seed: int) -> PairLoader:
         """The source of pairs."""

@@ -2,9 +2,9 @@
 
 The UNet is that of the text-conditioned prior, whose weights it starts from: it knows the shapes by their own azimuth. A small
 encoder reads the reference. It estimates from which azimuth of the object the reference was taken, so that the UNet is given
-the target's camera in the object's own frame; and it gives tokens in place of the text's: some that say what the text would
-(kind and colours), and one for each 8x8 patch of the reference with the ray of that patch, by which proportions and colours
-are looked up. The reference also enters as extra input channels, which help where the target is near to it.
+the target's camera in the object's own frame; and it gives tokens in place of the text's, which start as what the text would
+say (kind and colours) and learn to say what the image shows beyond that. The reference also enters as extra input channels,
+which help where the target is near to it.
 """
 
 import copy
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from guidance.diffusion import Network
 from guidance.prior import GRID_SIZE, TEXT_DIM, TINY_TEXT_DIM, UNSHUFFLE, WEIGHTS
 from guidance.prior import model as prior_model
-from guidance.prior.camera import CONDITION_DIM, RAY_CHANNELS, condition, look_at, ray_map
+from guidance.prior.camera import CONDITION_DIM, condition, look_at, ray_map
 from guidance.prior.description import FILE
 from guidance.prior.model import MAX_TOKENS
 from nerf.core.errors import UserError
@@ -45,8 +45,7 @@ class EncoderConfig:
 class Reading:
     """What the encoder sees in B references."""
 
-    features: Tensor  # [B, 64, W] of the patches
-    caption: Tensor  # [B, 16, D] tokens that stand for the text
+    caption: Tensor  # [B, 16, D] tokens in place of the text's
     heading: Tensor  # [B, 36] logits of the azimuth that the reference was taken from, in the object's own frame
 
 
@@ -88,23 +87,15 @@ class ReferenceEncoder(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, config.heads) for _ in range(config.depth)))
         self.norm = nn.LayerNorm(width)
         self.caption, self.heading = nn.Linear(width, tokens), nn.Linear(width, HEADINGS)
-        self.patch, self.ray = nn.Linear(width, tokens), nn.Linear(RAY_CHANNELS, tokens)
-        self.patch_norm = nn.LayerNorm(tokens)
-        nn.init.constant_(self.patch_norm.weight, 0.1)
-        self.null = nn.Parameter(torch.zeros(MAX_TOKENS + PATCHES, tokens))  # the tokens of no reference
+        self.null = nn.Parameter(torch.zeros(MAX_TOKENS, tokens))  # the tokens of no reference
 
     def forward(self, reference: Tensor, camera: Tensor) -> Reading:
         """Read references [B, 4, 64, 64] in [-1, 1], taken by cameras [B, 8] whose azimuth counts as 0."""
         patches = self.stem(reference).flatten(2).mT + self.position
         given = self.camera(camera)[:, None]
         x = torch.cat([self.query.expand(len(reference), -1, -1), patches], 1) + given
-        x = self.norm(self.blocks(x))
-        return Reading(x[:, MAX_TOKENS + 1 :], self.caption(x[:, 1 : MAX_TOKENS + 1]), self.heading(x[:, 0]))
-
-    def tokens(self, reading: Reading, ray: Tensor) -> Tensor:
-        """Tokens [B, 80, D] for the UNet; ``ray`` [B, 13, 8, 8] is the reference's ray map in the object's frame."""
-        patches = self.patch_norm(self.patch(reading.features) + self.ray(ray.flatten(2).mT))
-        return torch.cat([reading.caption, patches.to(reading.caption.dtype)], 1)
+        x = self.norm(self.blocks(x)[:, : MAX_TOKENS + 1])
+        return Reading(self.caption(x[:, 1:]), self.heading(x[:, 0]))
 
 
 def azimuth_of(heading: Tensor) -> Tensor:
@@ -131,7 +122,7 @@ class Seen:
     """What the UNet is given of B references; made once, it serves every view."""
 
     offset: Tensor  # [B] degrees: azimuth in the object's own frame less azimuth in the world
-    tokens: Tensor  # [B, 80, D] in place of the text's
+    tokens: Tensor  # [B, 16, D] in place of the text's
     packed: Tensor  # [B, 256, 8, 8] the references as input channels
 
     def __getitem__(self, rows: Tensor) -> "Seen":
@@ -165,10 +156,8 @@ class ViewPrior:
     def see(self, reference: Tensor, source: dict[str, Tensor], reading: Reading | None = None) -> Seen:
         """What the UNet is given of references; arguments as of :meth:`read`, whose result may be given."""
         reading = reading or self.read(reference, source)
-        own = azimuth_of(reading.heading)
-        ray = ray_map(look_at(source["polar"], own, source["radius"]), source["fovy"], GRID_SIZE)
-        tokens = self.encoder.tokens(reading, ray.to(reference))
-        return Seen(own - source["azimuth"], tokens, torch.nn.functional.pixel_unshuffle(reference, UNSHUFFLE))
+        offset = azimuth_of(reading.heading) - source["azimuth"]
+        return Seen(offset, reading.caption, torch.nn.functional.pixel_unshuffle(reference, UNSHUFFLE))
 
     def predict(self, noisy: Tensor, t: Tensor, seen: Seen, camera: Tensor, ray: Tensor, keep: Tensor | None = None) -> Tensor:
         """Predict x_0, packed.

@@ -45,7 +45,7 @@ def test_the_untrained_prior_predicts_what_the_text_prior_does_where_the_referen
     monkeypatch.setattr(view_model.prior_model, "build", lambda tiny: build(tiny=True))
     prior = view_model.build(tiny=True)
     with torch.no_grad():
-        prior.encoder.null[:16] = text.encode_text([""])[0]
+        prior.encoder.null[:] = text.encode_text([""])[0]
     x, t = torch.randn(2, 192, 8, 8), torch.tensor([100, 900])
     seen = prior.see(references(2), cameras([0.0, 90.0]))
     vector, ray = cameras_of(cameras([10.0, 20.0]), torch.zeros(2))
@@ -77,14 +77,6 @@ def test_the_prediction_depends_on_the_reference_only_where_it_is_kept(prior):
         dropped = [prior.predict(x, t, s, vector, ray, torch.zeros(1)) for s in seen]
     assert (kept[0] - kept[1]).abs().max() > 1e-4
     torch.testing.assert_close(dropped[0], dropped[1])
-
-
-def test_tokens_know_the_rays_of_their_patches(prior):
-    reading = prior.read(references(1), cameras([0.0]))
-    rays = [cameras_of(cameras([a]), torch.zeros(1))[1] for a in (0.0, 90.0)]
-    tokens = [prior.encoder.tokens(reading, ray) for ray in rays]
-    assert torch.equal(tokens[0][:, :16], tokens[1][:, :16])
-    assert ((tokens[0] - tokens[1])[:, 16:].abs().amax(-1) > 1e-5).all()
 
 
 def test_a_written_folder_reads_back_in_half_precision(prior, tmp_path):
