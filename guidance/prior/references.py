@@ -18,7 +18,7 @@ FIRST_SEED = 500_000  # of the proportions of the held-out objects
 RADIUS, FOVY = 3.2, 20.0  # the lens of references and of the views that results are measured at
 SIZE = 256  # pixels a side of a reference
 LIGHT = (0.0, 0.25, 1.0)  # direction towards the light, in camera axes: near the camera
-AMBIENT = 0.6
+AMBIENT = 1.0  # unlit: a light that goes with the camera would change the object from view to view
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ def seen_from(reference: Reference, polar: Tensor, azimuth: Tensor) -> dict[str,
     return cameras_at(polar, azimuth + reference.front)
 
 
-def true_layers(shape: Shape, cameras: dict[str, Tensor], size: int) -> Tensor:
-    """Views of a shape under a soft light near each camera: colour times coverage, then coverage, [K, 4, size, size]."""
+def true_layers(shape: Shape, cameras: dict[str, Tensor], size: int, ambient: float = AMBIENT) -> Tensor:
+    """Views of a shape, unlit or under a light near each camera: colour times coverage, then coverage, [K, 4, size, size]."""
     count = len(cameras["polar"])
     proportions = {name: torch.full((count,), value) for name, value in shape.proportions.items()}
     material, normal = render(shape.kind, proportions, cameras, size)
     light = torch.nn.functional.normalize(torch.tensor(LIGHT), dim=0).expand(count, 3)
     colours = shape.palette.clone()
     colours[EMPTY] = 0
-    layers = shaded(material, normal, colours.expand(count, -1, -1), light, torch.full((count,), AMBIENT))
+    layers = shaded(material, normal, colours.expand(count, -1, -1), light, torch.full((count,), ambient))
     return torch.nn.functional.avg_pool2d(layers, 2)
 
 
