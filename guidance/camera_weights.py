@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guidance import weights
+from guidance import text_weights, weights
 from guidance.diffusion import multiview_parts, zero123_parts
 from guidance.weights import Model, Resolved
 from nerf.core.errors import UserError
@@ -181,7 +181,7 @@ def embedded(config: "Config", device: "torch.device", resolved: Resolved) -> "G
 
 
 def multiview(name: str, options: Any) -> Resolved:
-    """The weights of MVDream or ImageDream: those of ``--hf_key``, unless that is for Stable Diffusion; else the cache's.
+    """The weights of MVDream or ImageDream: those of ``--hf_key`` or ``--hf_keys``, else the cache's.
 
     Args:
         name: of the guidance.
@@ -190,8 +190,9 @@ def multiview(name: str, options: Any) -> Resolved:
     Raises:
         UserError: there are none on this machine, and downloading is not possible.
     """
-    if options.hf_key is not None and "SD" not in options.guidance:
-        return _named(name, options.hf_key, "--hf_key")
+    key = text_weights.keys(options).get(name)
+    if key is not None:
+        return _named(name, key, "--hf_key")
     return _named(name, name, f"--guidance {name}:")
 
 

@@ -95,6 +95,7 @@ class MVDream(Guidance):
     """
 
     name = "MVDream"
+    told_camera = True
     pictures = False  # whether it takes one
     recipe = Options()
 
@@ -198,8 +199,9 @@ class MVDream(Guidance):
             return self.distiller.sds(image, part, control, options.weighting, predict, mix, debug)
 
     @torch.no_grad()
-    def sample(self, views: Views, generator: torch.Generator, steps: int, scale: float) -> Tensor:
+    def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
         """Images [B, 3, size, size] in [0, 1] of the prompt as seen from B linked views; see :meth:`Distiller.sample`."""
+        assert views is not None, "the model is told the camera"
         predict, mix = self.denoiser(views), group_mixer(scale, self.options.rescale)
         return self.distiller.sample(predict, mix, len(views), generator, steps)
 
@@ -212,6 +214,7 @@ class ImageDream(MVDream):
     """
 
     name = "ImageDream"
+    sampling_scale = 5.0
     pictures = True
     recipe = Options(guidance_scale=5.0, rescale=0.2)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _RESTORE = "restore or download it again"
 VAE = "SDXL_vae"  # in --hf_keys: another codec for SDXL
+DIFFUSION = ("SD", "SDXL", "IF", "MVDream", "ImageDream")  # models that --hf_key may mean
 
 
 @dataclass(frozen=True)
@@ -158,15 +159,15 @@ def keys(options: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for word in options.hf_keys:
         name, equals, key = word.partition("=")
-        known = ("SD", *LAYOUTS)
+        known = (*DIFFUSION, "clip", VAE)
         if not equals or not key or name not in known:
             raise UserError(f"--hf_keys must be NAME=FOLDER or NAME=HUB_ID, with a name of {', '.join(known)}, got {word!r}")
         if name in found:
             raise UserError(f"--hf_keys names {name} twice; give it one folder or hub id")
         found[name] = key
-    first = next((name for name in ("SD", *options.guidance) if name in options.guidance), None)
-    if options.hf_key is not None and (first == "SD" or (first in MODELS and first != "clip")):
-        found.setdefault(first, options.hf_key)
+    diffusion = [name for name in ("SD", *options.guidance) if name in options.guidance and name in DIFFUSION]
+    if options.hf_key is not None and diffusion:
+        found.setdefault(diffusion[0], options.hf_key)
     return found
 
 

@@ -133,6 +133,8 @@ class Zero123(Guidance):
     """
 
     name = "zero123"
+    told_camera = True
+    sampling_scale = 3.0
 
     def __init__(
         self,
@@ -273,8 +275,9 @@ class Zero123(Guidance):
             )
 
     @torch.no_grad()
-    def sample(self, views: Views, generator: torch.Generator, steps: int, scale: float) -> Tensor:
+    def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
         """Images [B, 3, size, size] in [0, 1] of the references as seen from B views; see :meth:`Distiller.sample`."""
+        assert views is not None, "the model is told the camera"
         predict, mix = self.denoiser(views), self.mixer(views, scale, self.options)
         return self.distiller.sample(predict, mix, len(views), generator, steps)
 

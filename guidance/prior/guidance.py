@@ -54,6 +54,7 @@ class EmbeddedPrior(PixelPrior):
     """
 
     name = "SD"  # it stands in for Stable Diffusion, in flags, logs and checkpoints
+    told_camera = True
 
     def __init__(
         self,

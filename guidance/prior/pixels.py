@@ -54,6 +54,7 @@ class PixelPrior(Guidance):
                 f"conditioned on {kinds[self.reads_references]}"
             )
         self.description = description
+        self.sampling_scale = description.guidance_scale
         self.options = options or Options(guidance_scale=description.guidance_scale)
         loader.require_diffusers()
         from diffusers import UNet2DConditionModel
