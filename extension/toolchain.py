@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,17 +53,15 @@ class Target:
         archs = "".join(f"sm{arch}-" for arch in self.archs)
         return f"{self.folder}_{self.device_type}-{archs}{self.fingerprint(*extra)}.so"
 
-    def find(self, folder: Path, *extra: str) -> Path | None:
-        """A library in ``folder`` that serves: this one, or one built for more architectures; None if there is none."""
+    def files(self, folder: Path, *extra: str) -> Iterator[Path]:
+        """Where libraries that serve may lie in ``folder``: this one, then those that were built for more architectures."""
         exact = folder / self.file_name(*extra)
-        if exact.exists() or not self.archs:
-            return exact if exact.exists() else None
+        yield exact
         start, end = f"{self.folder}_{self.device_type}-", f"-{self.fingerprint(*extra)}.so"
-        for path in sorted(folder.glob(f"{start}*{end}")):
+        for path in sorted(folder.glob(f"{start}*{end}")) if self.archs else ():
             built = path.name.removeprefix(start).removesuffix(end).split("-")
-            if serves(tuple(name.removeprefix("sm") for name in built), self.archs):
-                return path
-        return None
+            if path != exact and serves(tuple(name.removeprefix("sm") for name in built), self.archs):
+                yield path
 
     def fingerprint(self, *extra: str) -> str:
         """16 hex digits that change with any source, header or flag, and with ``extra`` (the compiler's version).

@@ -33,7 +33,7 @@ def name(path):
     return path.relative_to(ROOT).as_posix()
 
 
-PRODUCT = files_of(*OUR_PACKAGES) + [ROOT / "main.py", ROOT / "optimizer.py", ROOT / "setup.py"]
+PRODUCT = files_of(*OUR_PACKAGES) + [ROOT / "main.py", ROOT / "optimizer.py", ROOT / "preprocess_image.py", ROOT / "setup.py"]
 NERF_MODULES = {name(p)[len("nerf/") : -len(".py")] for p in files_of("nerf")}
 TESTS = files_of("tests")
 SIDE = files_of("scripts", "benchmarks")
@@ -210,6 +210,7 @@ def attributes(path):
 @each_product_file
 def test_every_option_that_is_read_exists(path):
     options = {(group, field.name) for group, field in iterate(GROUPS)}
+    options |= {(name, attribute) for name, group in GROUPS.items() for attribute in vars(group)}  # their methods
     modules = {("optim", "Adam"), ("optim", "Optimizer")}
     assert set(attributes(path)) - options - modules == set()
 

@@ -65,6 +65,7 @@ class Distiller:
     codec: Codec
     schedule: NoiseSchedule
     device: torch.device  # of the denoiser
+    linked: int = 1  # consecutive images that have one timestep
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -97,9 +98,9 @@ class Distiller:
     def draw(self, x: Tensor, part: Part, t_range: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """Timesteps [B] int64 and noise [B, c, h, w] for encoded images x [B, c, h, w], on their device."""
         generator = part.random.generator(Stream.DIFFUSION_TIME)
-        t = sample_timesteps(len(x), t_range, self.schedule.num_timesteps, generator)
+        t = sample_timesteps(len(x) // self.linked, t_range, self.schedule.num_timesteps, generator)
         noise = torch.randn(x.shape, generator=part.random.generator(Stream.DIFFUSION_NOISE))
-        t, noise = upload([t, noise], x.device)
+        t, noise = upload([t.repeat_interleave(self.linked), noise], x.device)
         return t, noise
 
     def output(self, image: Tensor, x: Tensor, out: Distilled, debug: bool) -> GuidanceOutput:
