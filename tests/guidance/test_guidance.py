@@ -117,9 +117,9 @@ NEEDS = {
     [
         ({"text": "a"}, "text", None),
         ({"text": "a"}, "any", None),
-        ({"image": "a.png"}, "image", None),
-        ({"image": "a.png"}, "any", None),
-        ({"image": "a.png"}, "text", r"give --text.*or choose another --guidance \(image or any\)"),
+        ({"image": ("a.png",)}, "image", None),
+        ({"image": ("a.png",)}, "any", None),
+        ({"image": ("a.png",)}, "text", r"give --text.*or choose another --guidance \(image or any\)"),
         ({"text": "a"}, "image", r"give --image.*or choose another --guidance \(text or any\)"),
         ({}, "any", "give --text.*or --image"),
     ],
