@@ -64,7 +64,7 @@ def draw(own: argparse.Namespace, others: list[str]) -> int:
     plan = resolve(asked, StoredRun(), guidance.choose_weights)
     config = plan.config
     if not config.prompt.kinds:
-        raise UserError('nothing to draw: give --text "a hamburger"')
+        raise UserError('nothing to draw: give --text "a hamburger" or --image FILE.png')
     import torch
 
     from guidance import preview
@@ -74,7 +74,9 @@ def draw(own: argparse.Namespace, others: list[str]) -> int:
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {name}: torch sees no CUDA device here; leave the flag out to run on the CPU")
-    models = guidance.build(config, name, plan.weights)
+    from nerf.data.image_prompt import image_prompts
+
+    models = guidance.build(config, name, plan.weights, [prompt.condition for prompt in image_prompts(plan.references)])
     steps = own.steps or (OPTIMISATION_STEPS if own.optimise else STEPS)
     scale = config.guidance.of(models[0].name).guidance_scale if config.asked("guidance_scale") else None
     seed = config.runtime.seed if config.asked("seed") else 0
