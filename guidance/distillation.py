@@ -274,9 +274,10 @@ def _diagnosis(images: Tensor, gradient: Tensor) -> str:
     if broken_input:
         return (
             f"score distillation: the rendered images {broken_input} of {len(images)} hold NaN or infinity "
-            "before the diffusion model sees them; lower --lr, set --grad_clip, or resume an earlier checkpoint"
+            "before the diffusion model sees them; run again with a smaller --lr, or with --grad_clip 1"
         )
+    half = ", or where it computes in float16, give --bf16 or --no_fp16" if gradient.device.type == "cuda" else ""
     return (
         f"score distillation: the gradient of images {bad or 'all'} of {len(images)} is not finite though the "
-        "images are; the diffusion model overflowed: leave out --fp16 or use --bf16, or lower --guidance_scale"
+        f"images are; the diffusion model overflowed: lower --guidance_scale{half}"
     )
