@@ -124,16 +124,13 @@ class GuidanceConfig(Zero123Config):
     save_guidance_interval: int = option(10, "steps between two images of --save_guidance", check=STEPS)
 
     def of(self, name: str) -> Any:
-        """The options as one of the guidance models sees them.
+        """The options as one of the guidance models sees them; one that ``--guidance`` does not name sees those of the first.
 
         Returns:
             A record with every option of this group; those that belong to each model hold the value of this one alone, a
             number or a word, or a tuple of several.
-
-        Raises:
-            ValueError: no such model guides this run.
         """
-        index = self.guidance.index(name)
+        index = self.guidance.index(name) if name in self.guidance else 0
         values = {field.name: value_of(field, getattr(self, field.name), index) for field in fields(self)}
         return SimpleNamespace(**values)
 

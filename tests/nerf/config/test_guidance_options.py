@@ -84,5 +84,9 @@ def test_options_of_several_models_survive_a_file_and_a_single_old_value_is_read
     assert from_json(stored).guidance.of("clip").guidance_scale == 3.0
 
 
+def test_a_model_that_is_given_to_the_trainer_by_hand_sees_the_options_of_the_first():
+    assert options("--guidance_scale", "7", "5").guidance.of("mine").guidance_scale == 7.0
+
+
 def test_every_preset_of_a_model_names_a_preset():
     assert set(config_module.GUIDANCE_OF) <= set(PRESETS)
