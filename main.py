@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from guidance.base import Guidance
     from guidance.weights import Resolved
+    from nerf.data.image_prompt import KnownViews
     from nerf.data.posed_images import Photographs
     from nerf.run.logger import Report
     from nerf.utils import Trainer
@@ -35,6 +37,7 @@ class Inputs:
 
     photos: "Photographs | None" = None  # the photographs to train on
     held_out: "dict[str, Photographs]" = field(default_factory=dict)  # split -> photographs that training does not see
+    known: "KnownViews | None" = None  # the views of image prompts
     guidance: "list[Guidance]" = field(default_factory=list)  # prepared models
     notes: dict[str, str] = field(default_factory=dict)  # metadata of exported files
     transform: "Tensor | None" = None  # [4, 4] from the trained box to the data's own world
@@ -59,18 +62,15 @@ def read_disk(asked: Config) -> StoredRun:
     return stored
 
 
-def choose_weights(config: Config) -> "Resolved | None":
-    """The weights behind ``--sd_version`` that the guidance of a run will use; None for guidance without them.
+def choose_weights(config: Config) -> "Mapping[str, Resolved]":
+    """Guidance model -> the weights that it will use in a run with a prompt, for those that have some.
 
     Raises:
-        UserError: unknown guidance, or there are no weights for its prompt on this machine.
+        UserError: unknown guidance, a prompt that it needs is missing, or there are no weights for it on this machine.
     """
     import guidance
-    from guidance import weights
 
-    if "SD" not in guidance.family_names(config):
-        return None
-    return weights.resolve(config.guidance.sd_version, config.guidance.hf_key, config.prompt.text)
+    return guidance.choose_weights(config)
 
 
 def prepare_machine(config: Config) -> str:
@@ -109,13 +109,16 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
     from nerf.core.memory import explained
 
     config, inputs = plan.config, Inputs()
-    guidance.family_names(config)  # a name that is not known is refused also where it would not be used
-    if config.trains and config.prompt.text is not None:
+    guidance.check_names(config)  # a name that is not known is refused also where it would not be used
+    if config.trains and config.prompt.kinds:
+        from nerf.data.image_prompt import KnownViews, image_prompts
+
+        prompts = image_prompts(plan.references)
+        inputs.known = KnownViews(prompts, device) if prompts else None
         with explained("loading the guidance model", "add --vram_O, or choose smaller weights with --sd_version"):
-            inputs.guidance = guidance.build(config, device, plan.weights)
-    if plan.weights is not None:
-        name = "the embedded prior" if plan.weights.kind == "embedded" else "Stable Diffusion"
-        inputs.notes = {"guidance": name, "licence of the weights": plan.weights.licence}
+            inputs.guidance = guidance.build(config, device, plan.weights, [prompt.condition for prompt in prompts])
+    if plan.weights:
+        inputs.notes = guidance.notes(plan.weights)
     if config.data.data is not None:
         from nerf.data.posed_images import Photographs
 
@@ -151,12 +154,12 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     torch.manual_seed(config.runtime.seed)
     bound = config.field.bound
     scene = SceneInfo(bound) if inputs.photos is None else inputs.photos.scene(bound)
-    guidances = tuple(GuidanceInfo(g.name, g.spaces, g.stage_options(config.guidance)) for g in inputs.guidance)
+    guidances = tuple(GuidanceInfo(g.name, g.spaces, g.stage_options(config.guidance.of(g.name))) for g in inputs.guidance)
     run = RunInfo(stage, scene, guidances, inputs.transform, inputs.notes)
     model = build_model(stage, scene).to(device)
     requirements = tuple(g.requirements() for g in inputs.guidance)
-    sources = build_sources(SourceInputs(config, device, requirements, inputs.photos))
-    evaluator = Evaluator(stage, model, report, inputs.held_out)
+    sources = build_sources(SourceInputs(config, device, requirements, inputs.photos, inputs.known))
+    evaluator = Evaluator(stage, model, report, inputs.held_out, inputs.known)
     trainer = Trainer(run, model, sources, inputs.guidance, evaluator, report)
     restored = trainer.restore()
     if stage.kind.starts_from is not None and not restored:
@@ -189,7 +192,8 @@ def train(trainer: "Trainer") -> None:
 def finish(trainer: "Trainer", started: float) -> None:
     """Write videos or views, the mesh if it is asked for, and ``result.json``."""
     report = trainer.report
-    report.result(prompt=trainer.config.prompt.text, seed=trainer.config.runtime.seed, steps=trainer.step)
+    prompt = trainer.config.prompt
+    report.result(prompt=prompt.text, images=list(prompt.image) or None, seed=trainer.config.runtime.seed, steps=trainer.step)
     report.result(train_seconds=round(trainer.seconds, 2), **trainer.test())
     if trainer.config.output.save_mesh:
         mesh = trainer.save_mesh()

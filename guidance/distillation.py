@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from nerf.core.errors import DivergenceError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-WEIGHTINGS = ("sds", "uniform", "fantasia")
+WEIGHTINGS = ("sds", "uniform", "fantasia", "x0")
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x_t [B, ...], t [B] int64) -> [K, B, ...]: the raw prediction under each of K conditions, in the dtype of x_t."""
@@ -130,7 +130,8 @@ def timestep_weight(weighting: str, alpha: Tensor, sigma: Tensor) -> Tensor:
     """w(t), the factor of the noise residual; shaped like ``alpha`` and ``sigma`` [B, 1, ...].
 
     ``sds``: ``sigma^2`` (DreamFusion), so that the gradient is ``alpha sigma (x - x0_hat)``; ``uniform``: 1;
-    ``fantasia``: ``alpha sigma^2`` (Fantasia3D, arXiv 2303.13873, sec. 3.2), smaller at the noisiest timesteps.
+    ``fantasia``: ``alpha sigma^2`` (Fantasia3D, arXiv 2303.13873, sec. 3.2), smaller at the noisiest timesteps; ``x0``:
+    ``sigma / alpha``, so that the gradient is ``x - x0_hat`` (MVDream, arXiv 2308.16512, sec. 3.2: the x0-reconstruction loss).
 
     Raises:
         ValueError: an unknown weighting.
@@ -141,6 +142,8 @@ def timestep_weight(weighting: str, alpha: Tensor, sigma: Tensor) -> Tensor:
         return torch.ones_like(sigma)
     if weighting == "fantasia":
         return alpha * sigma**2
+    if weighting == "x0":
+        return sigma / alpha
     raise ValueError(f"timestep_weight: expected a weighting among {WEIGHTINGS}, got {weighting!r}")
 
 

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from guidance import weights
 from guidance.base import Conditions, Guidance, GuidanceOutput
-from guidance.diffusion import loader
-from guidance.diffusion.codecs import LatentCodec
+from guidance.diffusion import Network, loader, text
+from guidance.diffusion.codecs import Codec, LatentCodec
 from guidance.diffusion.distiller import DiffusionOptions, Distiller, shared_options
-from guidance.diffusion.text import encode_prompts
 from guidance.distillation import Denoiser, Mixer, classifier_free, rescale_cfg
 from guidance.perpneg_utils import NEGATIVE_WORDS, PerpNeg, negative_weights, perpneg_mixer
 from guidance.prompts import DEFAULT_ANGLES, VIEW_SUFFIXES, VIEW_WORDS, ViewAngles, blend, view_weights
@@ -64,7 +63,7 @@ class StableDiffusion(Guidance):
         device: where the networks run.
         dtype: of their weights; gradients are computed in float32.
         options: used where a step has none of its stage.
-        vram_O: keep the weights in main memory and encode one image at a time.
+        vram_O: keep the weights in main memory, those of the text encoder too, and encode one image at a time.
 
     Raises:
         UserError: the folder is incomplete or damaged, or the UNet is not one of text-to-image.
@@ -80,11 +79,11 @@ class StableDiffusion(Guidance):
         options: Options | None = None,
         vram_O: bool = False,
     ):
-        self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype
+        self.folder, self.device, self.dtype, self.vram_O = Path(folder), torch.device(device), dtype, vram_O
         self.options = options or Options()
-        weights.check_folder(self.folder)
+        self.check_folder()
         loader.require_diffusers()
-        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from diffusers import UNet2DConditionModel
 
         self.unet = loader.load_part(self.folder, "unet", UNet2DConditionModel, self.device, dtype)
         grid = self.unet.config.sample_size
@@ -93,17 +92,48 @@ class StableDiffusion(Guidance):
                 f"weights: {self.folder / 'unet' / 'config.json'} must give sample_size, the side "
                 f"of the latents, as a number, and gives {grid}"
             )
-        self.vae = loader.load_part(self.folder, "vae", AutoencoderKL, self.device, dtype)
-        codec = LatentCodec(self.vae, grid)
+        codec, networks = self.load_codec(grid)
         self.distiller = Distiller(codec, loader.load_schedule(self.folder, self.device), self.device)
         self.spaces = self.distiller.spaces
-        self.positive: Tensor | None = None  # [V, L, D] text embeddings of the prompt with each view word
-        self.negative: Tensor | None = None  # [1, L, D] of the negative prompt
+        self.embeddings: dict[str, Tensor] = {}  # name -> [V + 1, ...]: the prompt with each view word, the negative prompt
         if self.device.type == "cuda":
             self.unet.to(memory_format=torch.channels_last)
         if vram_O:
+            loader.save_memory([self.unet, *networks], self.device)
+
+    # ---- what the other models of text to image do in their own way ------------------------------------------------
+
+    def check_folder(self) -> None:
+        """Check that the folder holds a model of this kind, before anything is loaded.
+
+        Raises:
+            UserError: it does not.
+        """
+        weights.check_folder(self.folder)
+
+    def load_codec(self, grid: int) -> tuple[Codec, list[Network]]:
+        """The codec between images and the space of the UNet, and its networks; ``grid`` is the side of that space."""
+        from diffusers import AutoencoderKL
+
+        self.vae = loader.load_part(self.folder, "vae", AutoencoderKL, self.device, self.dtype)
+        if self.vram_O:
             self.vae.enable_slicing()
-            loader.save_memory([self.unet, self.vae], self.device)
+        return LatentCodec(self.vae, grid), [self.vae]
+
+    def embed(self, prompts: list[tuple[str, str]], negative: str) -> dict[str, Tensor]:
+        """Text embeddings of prompts (text, suffix), P rows each: "tokens" [P, L, D] and what else the UNet takes.
+
+        Args:
+            prompts: the last one is the negative prompt.
+            negative: its text.
+        """
+        return text.embed(text.TextEncoder(self.folder), prompts, self.device, self.dtype, self.vram_O)
+
+    def further_conditions(self, rows: dict[str, Tensor]) -> dict[str, Any]:
+        """Keyword arguments of the UNet beside the tokens, from rows [K B, ...] of the embeddings by name."""
+        return {}
+
+    # ---- text to image --------------------------------------------------------------------------------------------
 
     def prepare(self, conditions: Conditions) -> None:
         """Embed the prompt with each view word, and the negative prompt.
@@ -111,11 +141,20 @@ class StableDiffusion(Guidance):
         Raises:
             UserError: there is no prompt.
         """
-        text = conditions.text
-        if text is None or not text.strip():
-            raise UserError('guidance SD needs a prompt; give --text "a hamburger"')
-        embeddings = encode_prompts(self.folder, text, VIEW_SUFFIXES, conditions.negative, self.device, self.dtype)
-        self.positive, self.negative = embeddings[:-1], embeddings[-1:]
+        prompt, negative = conditions.text, conditions.negative
+        if prompt is None or not prompt.strip():
+            raise UserError(f'guidance {self.name} needs a prompt; give --text "a hamburger"')
+        self.embeddings = self.embed(text.prompts_of(prompt, VIEW_SUFFIXES, negative), negative)
+
+    @property
+    def positive(self) -> Tensor | None:
+        """[V, L, D] text embeddings of the prompt with each view word; None before :meth:`prepare`."""
+        return self.embeddings["tokens"][:-1] if self.embeddings else None
+
+    @property
+    def negative(self) -> Tensor | None:
+        """[1, L, D] text embeddings of the negative prompt; None before :meth:`prepare`."""
+        return self.embeddings["tokens"][-1:] if self.embeddings else None
 
     def stage_options(self, options: Any) -> Options:
         """See :meth:`Guidance.stage_options`."""
@@ -125,26 +164,32 @@ class StableDiffusion(Guidance):
         angles = ViewAngles(options.angle_front, options.angle_overhead)
         return Options(**shared_options(options), perpneg=perpneg, angles=angles)
 
-    def text_embeddings(self, views: Views | None, count: int, options: Options) -> Tensor:
+    def text_embeddings(self, views: Views | None, count: int, options: Options, name: str = "tokens") -> Tensor:
         """Text embeddings of the K conditions: unconditional, conditional, and the negative view words of Perp-Neg.
 
         Args:
             views: B cameras; None uses the prompt with the word "front".
             count: B.
             options: of the stage.
+            name: which of the embeddings.
 
         Returns:
-            [K, B, L, D].
+            [K, B, L, D] for "tokens", [K, B, D] for "pooled".
         """
-        if self.positive is None or self.negative is None:
-            raise RuntimeError("StableDiffusion: prepare(conditions) must come before loss or sample")
-        unconditional = self.negative.expand(count, -1, -1)
+        if not self.embeddings:
+            raise RuntimeError(f"{type(self).__name__}: prepare(conditions) must come before loss or sample")
+        positive, negative = self.embeddings[name][:-1], self.embeddings[name][-1:]
+
+        def every(row: Tensor) -> Tensor:
+            """The same for each view."""
+            return row.expand(count, *row.shape[-negative.ndim + 1 :])
+
         if views is None:
-            return torch.stack([unconditional, self.positive[:1].expand(count, -1, -1)])
+            return torch.stack([every(negative), every(positive[:1])])
         shares = view_weights(views.azimuth, views.polar, options.angles).to(self.device)
-        rows = [unconditional, blend(self.positive, shares)]
+        rows = [every(negative), blend(positive, shares)]
         if options.perpneg is not None:
-            rows += [self.positive[VIEW_WORDS.index(word)].expand(count, -1, -1) for word in NEGATIVE_WORDS]
+            rows += [every(positive[VIEW_WORDS.index(word)]) for word in NEGATIVE_WORDS]
         return torch.stack(rows)
 
     def mixer(self, views: Views | None, scale: float, options: Options) -> Mixer:
@@ -157,14 +202,17 @@ class StableDiffusion(Guidance):
 
     def denoiser(self, views: Views | None, count: int, options: Options, conditional_only: bool = False) -> Denoiser:
         """The UNet under all K conditions in one batch, or under the conditional one alone."""
-        text = self.text_embeddings(views, count, options)
-        text = text[1:2] if conditional_only else text
-        num = len(text)
+        chosen = slice(1, 2) if conditional_only else slice(None)
+        names = self.embeddings or ("tokens",)
+        rows = {name: self.text_embeddings(views, count, options, name)[chosen].flatten(0, 1) for name in names}
+        tokens = rows.pop("tokens")
+        num, further = len(tokens) // count, self.further_conditions(rows)
 
         def predict(noisy: Tensor, t: Tensor) -> Tensor:
             x = noisy.to(self.dtype).repeat(num, 1, 1, 1)
             timesteps = t.to(self.device).repeat(num)
-            out: Tensor = self.unet(x, timesteps, encoder_hidden_states=text.flatten(0, 1), return_dict=False)[0]
+            out: Tensor = self.unet(x, timesteps, encoder_hidden_states=tokens, **further, return_dict=False)[0]
+            out = out[:, : noisy.shape[1]]  # a model of DeepFloyd IF predicts a variance as well
             return out.to(noisy.dtype).unflatten(0, (num, count))
 
         return predict

@@ -54,6 +54,7 @@ class Distiller:
     codec: Codec
     schedule: NoiseSchedule
     device: torch.device  # of the denoiser
+    linked: int = 1  # consecutive images that have one timestep
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -86,7 +87,8 @@ class Distiller:
     def draw(self, x: Tensor, part: Part, t_range: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """Timesteps [B] int64 and noise [B, c, h, w] for encoded images x [B, c, h, w], on their device."""
         generator = part.random.generator(Stream.DIFFUSION_TIME)
-        t = sample_timesteps(len(x), t_range, self.schedule.num_timesteps, generator).to(x.device)
+        t = sample_timesteps(len(x) // self.linked, t_range, self.schedule.num_timesteps, generator)
+        t = t.repeat_interleave(self.linked).to(x.device)
         return t, torch.randn(x.shape, generator=part.random.generator(Stream.DIFFUSION_NOISE)).to(x.device)
 
     def output(self, image: Tensor, x: Tensor, out: Distilled, debug: bool) -> GuidanceOutput:

@@ -63,6 +63,7 @@ class EmbeddedPrior(Guidance):
     """
 
     name = "SD"  # it stands in for Stable Diffusion, in flags, logs and checkpoints
+    told_camera = True
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class EmbeddedPrior(Guidance):
         if description is None:
             raise UserError(f"weights: {self.folder} has no somnia.json; it is not an embedded prior")
         self.description = description
+        self.sampling_scale = description.guidance_scale
         self.options = options or Options(guidance_scale=description.guidance_scale)
         loader.require_diffusers()
         from diffusers import UNet2DConditionModel

@@ -16,19 +16,17 @@ import msgspec
 from nerf.config.compat import add_refused, without_refused
 from nerf.config.groups import (
     CameraConfig,
-    DataConfig,
     DmtetConfig,
     FieldConfig,
-    GuiConfig,
     GuidanceConfig,
     LossConfig,
     OptimConfig,
     OutputConfig,
-    PromptConfig,
     RenderConfig,
     RuntimeConfig,
     ScheduleConfig,
 )
+from nerf.config.inputs import DataConfig, PromptConfig
 from nerf.config.parser import (
     Field,
     Group,
@@ -42,9 +40,11 @@ from nerf.config.parser import (
     read_words,
     refuse_unbuilt,
     split_file,
+    with_value_of,
 )
-from nerf.config.presets import PRESETS, REASONS
+from nerf.config.presets import GUIDANCE_OF, PRESETS, REASONS
 from nerf.config.stages import STAGE_KINDS
+from nerf.config.viewer import GuiConfig
 from nerf.core.errors import UserError
 from nerf.core.files import as_shape
 
@@ -54,10 +54,11 @@ JSON_FORMAT = 2  # of config.json
 _START_OVER = "start over with --ckpt scratch"
 
 _HELP_OPENING = """\
-Somnia: text or posed photographs to a textured 3D model.
+Somnia: text, a picture or posed photographs to a textured 3D model.
 
   python main.py --text "a hamburger" --workspace trial -O            train, then write the video and the mesh
   python main.py --workspace trial -O --test --save_mesh              write them again from the newest checkpoint
+  python main.py --image burger_rgba.png --workspace trial -O         train from a picture (see preprocess_image.py)
   python main.py --data photographs/ --workspace trial                train from photographs
 
 Defaults are in brackets. Every switch has a --no_ form. Typed flags override --file, and files override presets."""
@@ -157,17 +158,36 @@ def with_values(config: Config, values: Mapping[str, Any], source: str) -> Confi
     changed: dict[str, dict[str, Any]] = {}
     for flag, value in values.items():
         group, option = OPTIONS[flag]
-        changed.setdefault(group, {})[option.name] = tuple(value) if isinstance(value, list) else value
+        value = tuple(value) if isinstance(value, list) else value
+        if option.metadata["each"] and not isinstance(value, tuple):
+            value = (value,)  # one for all guidance models
+        changed.setdefault(group, {})[option.name] = value
     groups = {group: dataclasses.replace(getattr(config, group), **inside) for group, inside in changed.items()}
     return dataclasses.replace(config, **groups, sources=config.sources | dict.fromkeys(values, source))
 
 
 def with_preset(config: Config, name: str) -> Config:
-    """A copy with the values of ``presets.PRESETS[name]`` where no stronger source than a preset gave one."""
-    unset = {flag: value for flag, value in PRESETS[name].items() if config.source(flag) in ("default", "preset")}
+    """A copy with the values of ``presets.PRESETS[name]`` where no stronger source than a preset gave one.
+
+    Options that belong to each guidance model are set for the model that the preset is of (``presets.GUIDANCE_OF``), else for
+    all of them.
+    """
+    values = dict(PRESETS[name])
+    models, of = config.guidance.guidance, GUIDANCE_OF.get(name)
+    for flag in [flag for flag in values if of is not None and OPTIONS[flag][1].metadata["each"]]:
+        value = values.pop(flag)
+        if of in models:
+            place, option = models.index(of), OPTIONS[flag][1]
+            values[flag] = with_value_of(option, config.value(flag), place, len(models), value)
+    return dataclasses.replace(with_weak_values(config, values), presets=(*config.presets, name))
+
+
+def with_weak_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """A copy with the values, by flag name, that no stronger source than a preset gave."""
+    unset = {flag: value for flag, value in values.items() if config.source(flag) in ("default", "preset")}
     if config.optim.bf16:  # the user's choice of mixed precision replaces that of the preset
         unset.pop("fp16", None)
-    return dataclasses.replace(with_values(config, unset, "preset"), presets=(*config.presets, name))
+    return with_values(config, unset, "preset")
 
 
 def parse(argv: Sequence[str]) -> Config:
@@ -199,7 +219,7 @@ def parse(argv: Sequence[str]) -> Config:
         for flag, value in values.items():
             refuse_unbuilt(OPTIONS[flag][1], value)
         config = with_values(config, values, source)
-    return _with_stages_of_switches(_checked(config))
+    return _with_stages_of_switches(_with_guidance_of_switches(_checked(config)))
 
 
 def _checked(config: Config) -> Config:
@@ -218,6 +238,15 @@ def _checked(config: Config) -> Config:
     if config.optim.fp16 and config.optim.bf16:
         raise UserError("--fp16 and --bf16 exclude each other; give one of them")
     return config
+
+
+def _with_guidance_of_switches(config: Config) -> Config:
+    """``--IF`` stands for IF in place of SD in ``--guidance``; from here on only the latter counts."""
+    names = config.guidance.guidance
+    if not config.guidance.IF or "IF" in names:
+        return config
+    names = tuple("IF" if name == "SD" else name for name in names) if "SD" in names else (*names, "IF")
+    return with_values(config, {"guidance": names}, config.source("IF"))
 
 
 def _with_stages_of_switches(config: Config) -> Config:

@@ -1,14 +1,18 @@
-"""Every option of a run, in groups: each field is a command-line flag with its type, default, help and check.
+"""Options of a run, in groups: each field is a command-line flag with its type, default, help and check.
 
 Defaults are those of stable-dreamfusion except where docs/flags.md gives another and why. Upper bounds are far above any
-useful value; they catch typing errors and overflows. Angles are degrees, lengths scene units.
+useful value; they catch typing errors and overflows. Angles are degrees, lengths scene units. The
+groups of prompts and photographs are in ``nerf/config/inputs.py``.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf
+from types import SimpleNamespace
+from typing import Any
 
 from nerf.config.parser import (
+    RUN,
     Check,
     Group,
     above,
@@ -18,6 +22,7 @@ from nerf.config.parser import (
     option,
     ordered,
     power_of_two,
+    value_of,
 )
 from nerf.config.stages import DMTET, STAGE_KINDS
 
@@ -27,8 +32,6 @@ STAGES = tuple(STAGE_KINDS)  # of a run, in their order
 # Consecutive stages, short runs first: what --stages accepts.
 STAGE_RUNS = tuple(STAGES[i : i + n] for n in range(1, len(STAGES) + 1) for i in range(len(STAGES) - n + 1))
 DEVICE = Check(lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v) is not None, "auto, cpu, cuda or cuda:N")
-KNOWN = "training from image prompts"
-RUN = "run"  # an option that a workspace keeps once it holds a checkpoint of any stage
 # Extinction per scene unit at the surface of an object, as in stable-dreamfusion (its density_thresh): 0.1 units of it
 # let exp(-1) of the light through. One value for every run, fixed before any shape was measured.
 SURFACE_DENSITY = 10.0
@@ -36,51 +39,15 @@ CKPT_WORDS = ("latest", "best", "latest_model", "scratch")  # what --ckpt accept
 
 
 @dataclass(frozen=True)
-class PromptConfig(Group):
-    """Prompt"""
-
-    text: str | None = option(None, "the prompt, in quotes", kept=RUN)
-    negative: str = option("", "negative prompt", kept=RUN)
-    image: str | None = option(None, "image prompt, RGBA", unbuilt=KNOWN, path=True)
-    image_config: str | None = option(None, "CSV of several image prompts", unbuilt=KNOWN, path=True)
-    known_view_interval: int = option(4, "train the view of --image in every N-th step", check=at_least(1), unbuilt=KNOWN)
-    known_view_scale: float = option(
-        1.5, "render size of the known view, as a multiple of --w and --h", check=above(0), unbuilt=KNOWN
-    )
-    known_view_noise_scale: float = option(
-        2e-3, "standard deviation of the camera noise of the known view", check=at_least(0), unbuilt=KNOWN
-    )
-
-
-@dataclass(frozen=True)
-class DataConfig(Group):
-    """Posed photographs"""
-
-    data: str | None = option(
-        None, "folder of posed photographs: transforms.json, a COLMAP model or NeuS cameras", kept=RUN, path=True
-    )
-    num_rays: int = option(4096, "random rays per step from the photographs", check=between(1, 2**22))
-    holdout: int = option(
-        8, "hold out every N-th photograph for testing if the data has no split (0: none)", check=at_least(0), kept=RUN
-    )
-    downscale: int = option(1, "downscale the photographs by this integer factor on loading", check=between(1, 64), kept=RUN)
-    data_background: str = option(
-        "random",
-        "training background of photographs with alpha; tests use white unless this is black",
-        choices=("random", "white", "black"),
-    )
-
-
-@dataclass(frozen=True)
 class GuidanceConfig(Group):
-    """Guidance by a diffusion model"""
+    """Guidance by diffusion models (several values: one for each model in the order of --guidance)"""
 
     guidance: tuple[str, ...] = option(
         ("SD",),
         "guidance models",
-        choices=("SD", "IF", "zero123", "clip"),
+        choices=("SD", "SDXL", "IF", "zero123", "clip"),
         extensible=True,
-        unbuilt=("IF", "zero123", "clip"),
+        unbuilt=("zero123",),
         kept=RUN,
     )
     sd_version: str = option(
@@ -89,32 +56,62 @@ class GuidanceConfig(Group):
         choices=("auto", "embedded", "1.5", "2.0", "2.1"),
         kept=RUN,
     )
-    hf_key: str | None = option(None, "diffusers folder or hub id, in place of --sd_version", kept=RUN, path=True)
-    IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion", unbuilt="DeepFloyd IF guidance")
-    guidance_scale: float = option(100.0, "classifier-free guidance (CFG) scale", check=at_least(0))
-    guidance_rescale: float = option(
-        0.0,
+    hf_key: str | None = option(
+        None,
+        "diffusers folder or hub id, in place of --sd_version; without SD, of the first model that takes one",
+        kept=RUN,
+        path=True,
+    )
+    hf_keys: tuple[str, ...] = option(
+        (),
+        "weights of each model: NAME=FOLDER or NAME=HUB_ID, as in clip=openai/clip-vit-large-patch14; with the name SDXL_vae "
+        "another codec for SDXL, as madebyollin/taesdxl",
+        kept=RUN,
+    )
+    IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion: --guidance IF")
+    guidance_weights: tuple[float, ...] = option(
+        (1.0,), "weight of each model's loss, a factor of --lambda_guidance", check=at_least(0), each=1
+    )
+    guidance_scale: tuple[float, ...] = option((100.0,), "classifier-free guidance (CFG) scale", check=at_least(0), each=1)
+    guidance_rescale: tuple[float, ...] = option(
+        (0.0,),
         "CFG rescale (Lin et al. 2023): share of the guided prediction that gets the standard deviation of the conditional one",
         check=FRACTION,
+        each=1,
     )
-    guidance_weighting: str = option(
-        "sds",
+    guidance_weighting: tuple[str, ...] = option(
+        ("sds",),
         "w(t) of score distillation: sds is sigma^2, uniform 1, fantasia alpha sigma^2",
         choices=("sds", "uniform", "fantasia"),
+        each=1,
     )
-    guidance_anneal: float = option(
-        0.0,
+    guidance_anneal: tuple[float, ...] = option(
+        (0.0,),
         "linear decrease of the CFG scale towards 1 over the run (0: constant, 1: ends at 1)",
         check=FRACTION,
+        each=1,
     )
     prior_detail: bool = option(True, "embedded prior: refine its x0 estimates with the detail network, for a fifth more time")
-    t_range: tuple[float, float] = option(
-        (0.02, 0.98), "range of diffusion timesteps, as fractions of the schedule", check=ordered(0, 1, "fractions")
+    t_range: tuple[float, ...] = option(
+        (0.02, 0.98), "range of diffusion timesteps, as fractions of the schedule", check=ordered(0, 1, "fractions"), each=2
     )
-    t_anneal: float = option(
-        0.0,
+    t_anneal: tuple[float, ...] = option(
+        (0.0,),
         "linear decrease of the upper end of --t_range towards the lower over the run (0: constant, 1: ends at the lower)",
         check=FRACTION,
+        each=1,
+    )
+    t_anneal_low: tuple[float, ...] = option(
+        (0.0,),
+        "the same of the lower end, which begins this share of the width of --t_range higher and ends at its place",
+        check=FRACTION,
+        each=1,
+    )
+    anneal_span: tuple[float, ...] = option(
+        (0.0, 1.0),
+        "part of the run, as fractions, over which --t_anneal, --t_anneal_low and --guidance_anneal act",
+        check=ordered(0, 1, "fractions"),
+        each=2,
     )
     angle_front: float = option(
         90.0,
@@ -132,6 +129,7 @@ class GuidanceConfig(Group):
     front_decay_factor: float = option(2.0, "Perp-Neg: decay of the negative weight near the front view", check=at_least(0))
     side_decay_factor: float = option(10.0, "Perp-Neg: decay of the negative weight near the side view", check=at_least(0))
     vram_O: bool = option(False, "offload the diffusion model to main memory and slice its VAE: less GPU memory, slower")
+    clip_crops: int = option(4, "clip: random crops of each view in a step (0: the whole picture)", check=between(0, 64))
     save_guidance: bool = option(False, "write the images that the guidance receives and predicts to guidance/")
     save_guidance_interval: int = option(10, "steps between two images of --save_guidance", check=at_least(1))
     zero123_config: str = option(
@@ -142,6 +140,20 @@ class GuidanceConfig(Group):
     )
     zero123_ckpt: str = option("pretrained/zero123/zero123-xl.ckpt", "zero123 weights", path=True, unbuilt="zero123 guidance")
     zero123_grad_scale: str = option("angle", "zero123 gradient scale", choices=("angle", "None"), unbuilt="zero123 guidance")
+
+    def of(self, name: str) -> Any:
+        """The options as one of the guidance models sees them.
+
+        Returns:
+            A record with every option of this group; those that belong to each model hold the value of this one alone, a
+            number or a word, or a tuple of several.
+
+        Raises:
+            ValueError: no such model guides this run.
+        """
+        index = self.guidance.index(name)
+        values = {field.name: value_of(field, getattr(self, field.name), index) for field in fields(self)}
+        return SimpleNamespace(**values)
 
 
 @dataclass(frozen=True)
@@ -272,6 +284,11 @@ class ScheduleConfig(Group):
     )
     albedo_iter_ratio: float = option(0.0, "fraction of the run up to which shading is albedo only", check=FRACTION)
     albedo_rate: float = option(0.0, "probability of albedo shading after --albedo_iter_ratio", check=FRACTION)
+    background_textures: float = option(
+        0.0,
+        "share of the steps with plain backgrounds that have noise, checkerboards or random waves instead (Dream Fields)",
+        check=FRACTION,
+    )
     min_ambient_ratio: float = option(0.1, "minimum ambient light of lambertian shading", check=FRACTION)
     textureless_ratio: float = option(0.2, "probability of textureless shading among shaded views", check=FRACTION)
     exp_start_iter: int | None = option(None, "step at which the schedule begins [0]", check=at_least(0))
@@ -310,8 +327,8 @@ class LossConfig(Group):
     lambda_3d_normal_smooth: float = option(0.0, "smoothness of normals in space", check=at_least(0))
     lambda_rgb: float = option(1000.0, "RGB loss of photographs and known views", check=at_least(0))
     lambda_mask: float = option(500.0, "mask loss of photographs and known views with alpha", check=at_least(0))
-    lambda_normal: float = option(0.0, "normal loss of photographs with normals, mesh stage", check=at_least(0))
-    lambda_depth: float = option(10.0, "depth loss of known views", check=at_least(0), unbuilt=KNOWN)
+    lambda_normal: float = option(0.0, "normal loss of known views, and of photographs in the mesh stage", check=at_least(0))
+    lambda_depth: float = option(10.0, "correlation of the depth of known views with _depth.png", check=at_least(0))
     lambda_mesh_normal: float = option(0.5, "mesh stage: normal consistency of adjacent triangles", check=at_least(0))
     lambda_mesh_laplacian: float = option(0.5, "mesh stage: Laplacian smoothness of the vertices", check=at_least(0))
     mesh_laplacian: str = option("uniform", "mesh stage: weights of the Laplacian", choices=("uniform", "cotangent"))
@@ -441,15 +458,3 @@ class DmtetConfig(Group):
         kept=DMTET.name,
     )
     lr_coarse_sdf: float = option(0.03, "learning rate of the coarse SDF grids, in grid cells", check=between(0, 10))
-
-
-@dataclass(frozen=True)
-class GuiConfig(Group):
-    """GUI"""
-
-    gui: bool = option(False, "open the viewer", unbuilt="the viewer")
-    radius: float = option(5.0, "camera distance in the viewer", unbuilt="the viewer")
-    fovy: float = option(20.0, "vertical field of view in the viewer", unbuilt="the viewer")
-    light_theta: float = option(60.0, "polar angle of the light in the viewer", unbuilt="the viewer")
-    light_phi: float = option(0.0, "azimuth of the light in the viewer", unbuilt="the viewer")
-    max_spp: int = option(1, "maximum samples per pixel in the viewer", unbuilt="the viewer")

@@ -15,7 +15,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -28,6 +28,7 @@ HELP_WIDTH = 118  # columns of --help
 USAGE_WIDTH = 34  # columns of a flag and its values; a longer one has its help on the next line
 INDENT = USAGE_WIDTH + 2
 MAX_FLAG_BYTES = 1 << 20  # of a file of flags
+RUN = "run"  # an option that a workspace keeps once it holds a checkpoint of any stage
 NEAR = 0.6  # similarity in [0, 1] from which a known word is suggested for an unknown one; difflib's own default
 
 
@@ -61,6 +62,11 @@ def ordered(low: float, high: float, what: str) -> Check:
     return Check(lambda v: len(v) == 2 and low <= v[0] <= v[1] <= high, expected)
 
 
+def each(check: Check) -> Check:
+    """Every value of a tuple holds to a check."""
+    return Check(lambda values: all(check.holds(v) for v in values), f"{check.expected} each")
+
+
 def power_of_two(low: int, high: int) -> Check:
     """The value is a power of two in [low, high]."""
     return Check(lambda v: low <= v <= high and v & (v - 1) == 0, f"a power of two between {low} and {high}")
@@ -82,6 +88,7 @@ def option(
     kept: str | None = None,
     unbuilt: str | tuple[str, ...] | None = None,
     path: bool = False,
+    each: int = 0,
 ) -> Any:
     """A config field that is also a command-line flag.
 
@@ -92,13 +99,15 @@ def option(
         choices: the words a str (or each word of a tuple of str) may take.
         extensible: other words may be registered; whoever builds what the word names refuses those that are not.
         check: a test of the value; None values are not tested.
-        kept: the stage whose first checkpoint fixes the value for its workspace, or ``groups.RUN`` for that of any stage:
+        kept: the stage whose first checkpoint fixes the value for its workspace, or :data:`RUN` for that of any stage:
             a resumed run that asks for another value is refused (see ``resolve.merge_kept_options``). None: never fixed.
         unbuilt: a str names the feature behind the flag that does not exist yet, a tuple the choices that do not.
         path: the value names a file or folder, where ``~`` is the user's home and the bytes need not be UTF-8.
+        each: the option belongs to each guidance model: so many words are one value, and there is one value for all models
+            or one for each, in the order of ``--guidance``; ``check`` tests each of them. 0: it does not.
     """
     metadata: dict[str, Any] = {"help": help, "flag": flag, "choices": choices, "extensible": extensible}
-    metadata |= {"check": check, "kept": kept, "unbuilt": unbuilt, "path": path}
+    metadata |= {"check": check, "kept": kept, "unbuilt": unbuilt, "path": path, "each": each}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -173,8 +182,40 @@ def check_value(field: Field, value: Any) -> None:
         if word not in meta["choices"]:
             hint = did_you_mean(word, meta["choices"])
             raise UserError(f"{name} must be one of {', '.join(meta['choices'])}, got {word!r}{hint}")
-    if meta["check"] and not meta["check"].holds(value):
-        raise UserError(f"{name} must be {meta['check'].expected}, got {_shown(value)}")
+    for one in _each_value(field, name, value) if meta["each"] else (value,):
+        if meta["check"] and not meta["check"].holds(one):
+            raise UserError(f"{name} must be {meta['check'].expected}, got {_shown(one)}")
+
+
+def split_each(words: Sequence[Any], each: int) -> list[Any]:
+    """The values of an option of each guidance model: single words, or tuples of ``each`` of them."""
+    return list(words) if each == 1 else [tuple(words[i : i + each]) for i in range(0, len(words), each)]
+
+
+def value_of(field: Field, value: Any, index: int) -> Any:
+    """The value of an option as the guidance model at some place of ``--guidance`` sees it."""
+    each = field.metadata["each"]
+    if not each:
+        return value
+    values = split_each(value, each)
+    return values[0] if len(values) == 1 else values[index]
+
+
+def with_value_of(field: Field, value: Any, index: int, count: int, new: Any) -> tuple[Any, ...]:
+    """A value of an option of each of ``count`` guidance models, in which the model at one place has another."""
+    each = field.metadata["each"]
+    values = [value_of(field, value, i) for i in range(count)]
+    values[index] = new
+    return tuple(values) if each == 1 else tuple(word for one in values for word in one)
+
+
+def _each_value(field: Field, name: str, words: Sequence[Any]) -> list[Any]:
+    """The values of an option of each guidance model, if the number of words is a multiple of what one of them takes."""
+    each = field.metadata["each"]
+    if not words or len(words) % each:
+        number = "a value" if each == 1 else f"{each} values"
+        raise UserError(f"{name} takes {number} for all guidance models or for each of them, got {len(words)}")
+    return split_each(words, each)
 
 
 def _check_text(name: str, word: str, path: bool) -> None:
@@ -195,7 +236,13 @@ def as_given(field: Field, value: Any) -> Any:
     characters as lone surrogates.
     """
     if isinstance(value, tuple):
-        return tuple(as_given(field, word) for word in value)
+        words = value if field.metadata["path"] else _unpacked(value)  # the name of a file may have a comma
+        return tuple(_word_as_given(field, word) for word in words)
+    return _word_as_given(field, value)
+
+
+def _word_as_given(field: Field, value: Any) -> Any:
+    """See :func:`as_given`."""
     if not isinstance(value, str):
         return value
     if field.metadata["path"]:
@@ -315,10 +362,10 @@ def read_words(parser: argparse.ArgumentParser, words: list[str], known: list[st
             name = word.split("=")[0]
             raise UserError(f"unknown flag {name}{did_you_mean(name, known) or '; see --help'}")
         raise UserError(f'unexpected word {word!r}; put quotes around a value with spaces, as in --text "a hamburger"')
-    return {k: _unpacked(v) if isinstance(v, list) else v for k, v in vars(namespace).items()}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(namespace).items()}
 
 
-def _unpacked(words: list[Any]) -> tuple[Any, ...]:
+def _unpacked(words: tuple[Any, ...]) -> tuple[Any, ...]:
     """The words of a list, which may also be separated by commas."""
     return tuple(part for word in words for part in (word.split(",") if isinstance(word, str) else (word,)))
 
@@ -348,11 +395,12 @@ def _usage_of(field: Field) -> str:
     noun = {int: "N", float: "X", str: "WORD"}[kind.scalar]
     if field.metadata["choices"]:
         noun = "{" + ",".join(field.metadata["choices"]) + "}"
-    return f"{dashed(flag)} {' '.join([noun] * (kind.count or 1))}{' ...' if kind.count == 0 else ''}"
+    count = kind.count or field.metadata["each"] or 1
+    return f"{dashed(flag)} {' '.join([noun] * count)}{' ...' if kind.count == 0 else ''}"
 
 
 def _default_of(field: Field) -> str:
-    if field.default is None or field.default == "" or field.default is False:
+    if field.default in (None, "", ()) or field.default is False:
         return ""
     return f" [{'on, see --no_' + flag_of(field) if field.default is True else _shown(field.default)}]"
 

@@ -1,8 +1,9 @@
 """The presets in one table: flag -> value. A preset fills only what the user neither typed nor gave in a file.
 
-``O`` and ``O2`` are flags; ``photographs`` applies with ``--data``, ``embedded`` when the guidance is the embedded prior, and
-those of a stage (``StageKind.presets``) in that stage alone. Later ones override earlier ones. How the numbers of the embedded
-prior were chosen is in docs/benchmarks/README.md.
+``O`` and ``O2`` are flags; ``photographs`` applies with ``--data``, ``image`` with ``--image`` or ``--image_config`` and
+``image text`` if there is a prompt in words too, one named after a guidance model or the kind of its weights (``embedded``)
+where that guides, and those of a stage (``StageKind.presets``) in that stage alone. Later ones override earlier ones. How the
+numbers of the embedded prior were chosen is in docs/benchmarks/README.md.
 """
 
 from typing import Any
@@ -29,6 +30,29 @@ PRESETS: dict[str, dict[str, Any]] = {
         "W": 256,
         "H": 256,
         "dataset_size_test": 60,
+    },
+    # A picture alone: zero123 guides, at the scale it was published with. The numbers are those of stable-dreamfusion but for
+    # lambda_orient, which counts per ray here and per sample there (docs/flags.md), and the background: a constant one, as
+    # the models that know the object from a picture were trained on plain backgrounds.
+    "image": {
+        "guidance": ("zero123",),
+        "guidance_scale": 5.0,
+        "bg_radius": -1.0,
+        "lambda_3d_normal_smooth": 10.0,
+        "lambda_entropy": 1.0,
+        "lambda_orient": 0.03,
+        "latent_iter_ratio": 0.0,
+        "albedo_iter_ratio": 0.0,
+        "progressive_view": True,
+        "progressive_level": True,
+    },
+    # A picture and words: low noise levels, so that the words agree with what the picture shows.
+    "image text": {
+        "guidance": ("SD", "clip"),
+        "guidance_scale": 10.0,
+        "t_range": (0.2, 0.6),
+        "known_view_interval": 2,
+        "lambda_3d_normal_smooth": 20.0,
     },
     # Distillation from the embedded prior on a CPU in minutes: low initial density, low guidance scale, small grid.
     "embedded": {
@@ -77,6 +101,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decimate_target": 20_000,
         "texture_size": 1024,
     },
+    # The loss of CLIP is at most 2 and that of score distillation thousands; 10 is stable-dreamfusion's factor.
+    "clip": {"guidance_weights": 10.0},
+    # CLIP alone, as Dream Fields: textured backgrounds, colours without shading, a penalty on opacity, no latent warm-up.
+    "clip alone": {
+        "latent_iter_ratio": 0.0,
+        "bg_radius": -1.0,
+        "background_textures": 1.0,
+        "albedo_iter_ratio": 1.0,
+        "lambda_opacity": 0.5,
+        "batch_size": 4,
+    },
     # There is a surface from the first step on (Magic3D, sec. 4.2): low noise levels, no regularisers against fog, no latent
     # warm-up.
     "dmtet": {
@@ -104,6 +139,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_decay": 0.1,
         "lr_distance": 0.05,
     },
+    # The render is large already, and the surface has left the monocular depth behind that gave it its first shape.
+    "dmtet image": {"known_view_scale": 1.0, "lambda_normal": 0.0, "lambda_depth": 0.0},
+    "dmtet image text": {"t_range": (0.2, 0.5)},
     # The prior sees 64x64 pixels, averaged from a render of twice that. The coarse SDF grids move whole parts of the surface
     # (eaves, tiers, wings); the values of the fine grid change little beyond the smoothing. A grid below a resolution of 128
     # loses detail that the NeRF has.
@@ -131,13 +169,23 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Presets of one guidance model: of its name, of the kind of its weights, or of its name and "alone" where no other guides.
+# Their values of options that belong to each model (``parser.option(each=...)``) are its own.
+GUIDANCE_OF: dict[str, str] = {"embedded": "SD", "dmtet embedded": "SD", "clip": "clip", "clip alone": "clip"}
+
 # What a preset is called in the log.
 REASONS: dict[str, str] = {
     "dmtet": "the mesh stage",
     "dmtet photographs": "the mesh stage of --data",
+    "dmtet image": "the mesh stage of --image",
+    "dmtet image text": "the mesh stage of --image and --text",
     "dmtet embedded": "the mesh stage under the embedded prior",
     "O": "-O",
     "O2": "-O2",
     "photographs": "--data",
+    "image": "--image",
+    "image text": "--image and --text",
     "embedded": "the embedded prior",
+    "clip": "CLIP",
+    "clip alone": "CLIP without another guidance",
 }

@@ -91,7 +91,13 @@ DMTET = StageKind(
     photo_layout="image",
     triangles=True,
     starts_from="nerf",
-    presets=(("dmtet", None), ("dmtet photographs", "photographs"), ("dmtet embedded", "embedded")),
+    presets=(
+        ("dmtet", None),
+        ("dmtet photographs", "photographs"),
+        ("dmtet image", "image"),
+        ("dmtet image text", "image text"),
+        ("dmtet embedded", "embedded"),
+    ),
     derived=_mesh_options,
     restart="--dmtet --ckpt scratch",
     fog="broke into splinters",  # only its edges are half transparent

@@ -30,6 +30,11 @@ class Stream(IntEnum):
     DIFFUSION_TIME = 14
     DIFFUSION_NOISE = 15
     VAE_POSTERIOR = 16
+    CLIP_CROPS = 17
+    BACKGROUND_TEXTURES = 18
+    KNOWN_CHOICE = 19  # which of the image prompts a step looks at
+    KNOWN_CAMERAS = 20
+    KNOWN_BACKGROUND = 21
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nerf.config.groups import DataConfig
+from nerf.config.inputs import DataConfig
 from nerf.core.cameras import angles_of, centred_views, distort, look_at, pixel_rays, undistort, view_rays, wrap_degrees
 from nerf.core.errors import UserError
 from nerf.core.streams import Stream

@@ -20,6 +20,7 @@ from nerf.core import cameras, images
 from nerf.core.memory import explained
 from nerf.core.progress import track
 from nerf.core.structs import RenderOutput, RenderSettings, Views, join_records
+from nerf.data.image_prompt import KnownViews
 from nerf.data.posed_images import Photographs
 from nerf.mesh import export
 from nerf.mesh.level_set_grid import PROBE_CELLS
@@ -31,6 +32,7 @@ from nerf.run.distributed import main_only
 from nerf.run.logger import AfterTraining, Report
 from nerf.run.mesh_init import field_surface
 from nerf.run.workspace import has_later_stage
+from nerf.training.schedule import known_side
 from nerf.training.sources import RunInfo
 
 PREVIEW_SIZE = 128
@@ -49,6 +51,7 @@ class Evaluator:
         model: renders.
         report: where log lines, scalars and ``result.json`` go.
         held_out: held-out photographs by split ("val", "test"); empty for text.
+        known: the views of image prompts, where there are some.
     """
 
     def __init__(
@@ -57,10 +60,11 @@ class Evaluator:
         model: NeRFRenderer,
         report: Report,
         held_out: dict[str, Photographs] | None = None,
+        known: KnownViews | None = None,
     ):
         self.stage, self.model, self.report = stage, model, report
         self.config = stage.config
-        self.held_out = held_out or {}
+        self.held_out, self.known = held_out or {}, known
         self.device = next(model.parameters()).device
         self.workspace = Path(self.config.output.workspace)
         self._pixel_seconds: float | None = None  # of the newest views
@@ -136,7 +140,7 @@ class Evaluator:
 
     @main_only(dict)
     def validate(self, step: int) -> dict[str, float]:
-        """Write validation pictures; returns PSNR and SSIM where photographs were held out."""
+        """Write validation pictures; returns PSNR and SSIM of photographs that were held out, or of image prompts."""
         if self.held_out:
             split = "val" if "val" in self.held_out else "test"
             return self._measure(split, step, evenly(len(self.held_out[split]), self.config.output.dataset_size_valid))
@@ -144,7 +148,7 @@ class Evaluator:
         views = self._show_views(output.dataset_size_valid, output.H, output.W)
         for i in track(range(len(views)), "rendering validation views"):
             self._write_frame("validation", f"{run_name(step, self.stage.name)}_{i + 1:04d}", self.render(views[i]))
-        return {}
+        return self._measure_known(step)
 
     @main_only(dict)
     def test(self, step: int) -> dict[str, float]:
@@ -159,7 +163,7 @@ class Evaluator:
         else:
             with explained("making the video", "lower --dataset_size_test, or --W and --H"):
                 self._write_turntable(name)
-        return self._measure_test(step) if "test" in self.held_out else {}
+        return self._measure_test(step) if "test" in self.held_out else self._measure_known(step)
 
     @main_only(lambda: None)
     def save_mesh(self, run: RunInfo) -> export.ExportReport | None:
@@ -250,12 +254,35 @@ class Evaluator:
             valid = None if valid is None else valid.reshape(shape)
             rows.append((metrics.psnr(image, truth, valid), metrics.ssim(image, truth, valid)))
             if len(rows) <= PREVIEW_VIEWS:
-                pair = np.concatenate([images.to_uint8(image), images.to_uint8(truth)], axis=1)
-                images.write_png(self.workspace / "validation" / f"{run_name(step, self.stage.name)}_{split}_{i:04d}.png", pair)
-        found = {
-            f"{split}_psnr": float(np.nanmean([float(r[0]) for r in rows])),
-            f"{split}_ssim": float(np.nanmean([float(r[1]) for r in rows])),
-        }
+                self._write_pair(f"{run_name(step, self.stage.name)}_{split}", i, image, truth)
+        return self._report_measures(split, step, rows)
+
+    def _measure_known(self, step: int) -> dict[str, float]:
+        """PSNR and SSIM of the views of image prompts, over the pixels of the object: those of the picture or the render."""
+        if self.known is None:
+            return {}
+        rows = []
+        for i in track(range(len(self.known)), "measuring the views of image prompts"):
+            batch = self.known.eval_batch(i, known_side(self.config))
+            assert batch.views is not None and batch.rgb is not None and batch.mask is not None, "the picture has all of them"
+            out = self.render(batch.views, batch.settings(self.settings()))
+            shape = out.image_shape[1:]
+            image, truth = (colour.reshape(*shape, 3) for colour in (out.image.clamp(0, 1), batch.rgb))
+            valid = ((out.opacity > 0.5) | (batch.mask > 0.5)).reshape(shape)
+            rows.append((metrics.psnr(image, truth, valid), metrics.ssim(image, truth, valid)))
+            if len(rows) <= PREVIEW_VIEWS:
+                self._write_pair(f"{run_name(step, self.stage.name)}_image", i, image, truth)
+        return self._report_measures("image", step, rows)
+
+    def _write_pair(self, name: str, i: int, image: Tensor, truth: Tensor) -> None:
+        """Write a render [H, W, 3] beside what it is compared with."""
+        pair = np.concatenate([images.to_uint8(image), images.to_uint8(truth)], axis=1)
+        images.write_png(self.workspace / "validation" / f"{name}_{i:04d}.png", pair)
+
+    def _report_measures(self, split: str, step: int, rows: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """The means of PSNR and SSIM over some views, logged."""
+        psnr, ssim = (float(np.nanmean([float(row[k]) for row in rows])) for k in (0, 1))
+        found = {f"{split}_psnr": psnr, f"{split}_ssim": ssim}
         self.report.metrics(step, found)
         return found
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from guidance.base import Guidance
 from nerf.config.stages import Stage
 from nerf.core.errors import UserError
-from nerf.core.streams import Stream
+from nerf.core.streams import Random, Stream, derived_seed
 from nerf.core.structs import Batch, Part, RenderOutput, StepPlan
 from nerf.fields.base import Field
 from nerf.render.base import points_at
@@ -25,6 +25,7 @@ from nerf.training.sources import RunInfo
 
 # Distance of the second point of the 3-D smoothness from the first (standard deviation), as a share of the field's bound.
 NEIGHBOUR_DISTANCE = 1e-2
+MIN_OPACITY = 0.05  # a ray that is less opaque has no depth of its own
 
 
 @dataclass(frozen=True)
@@ -148,10 +149,17 @@ class KnownView(Objective):
         if plan.wants("mask") and batch.mask is not None:
             terms["mask"] = losses.mask_mse(out.opacity, batch.mask)
         if plan.wants("depth") and batch.depth is not None and batch.mask is not None:
-            terms["depth"] = losses.depth_pearson(out.depth, batch.depth, batch.mask)
+            terms["depth"] = _depth_of_views(out, batch.depth, batch.mask)
         if plan.wants("normal") and batch.normal is not None and batch.mask is not None and out.normal is not None:
             terms["normal"] = losses.normal_cosine(out.normal, batch.normal, batch.mask)
         return ObjectiveOutput(terms)
+
+
+def _depth_of_views(out: RenderOutput, target: Tensor, mask: Tensor) -> Tensor:
+    """The mean over whole views of their depth losses: the depth of each is known up to a scale and an offset of its own."""
+    depth = out.depth / out.opacity.clamp(min=MIN_OPACITY)
+    views = zip(*(plane.chunk(out.image_shape[0]) for plane in (depth, target, mask)), strict=True)
+    return torch.stack([losses.depth_pearson(*view) for view in views]).mean()
 
 
 class Guided(Objective):
@@ -188,7 +196,8 @@ class Guided(Objective):
         debug = self.debug_interval > 0 and plan.step % self.debug_interval == 0
         result = ObjectiveOutput()
         for model in (model for model in self.guidance if plan.wants(f"sds/{model.name}")):
-            answer = model.loss(pictures, batch.views, part, plan.controls[model.name], debug=debug)
+            own = part if model is self.guidance[0] else _part_of(model, part)
+            answer = model.loss(pictures, batch.views, own, plan.controls[model.name], debug=debug)
             result.terms[f"sds/{model.name}"] = answer.loss
             result.stats.update({f"{model.name}_{name}": value for name, value in answer.stats.items()})
             result.images.update({f"{model.name} {name}": value for name, value in (answer.debug or {}).items()})
@@ -205,6 +214,12 @@ class Guided(Objective):
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimiser groups of guidance that learns beside the field."""
         return [group for model in self.guidance for group in model.param_groups(lr)]
+
+
+def _part_of(model: Guidance, part: Part) -> Part:
+    """The part with random numbers of a model's own, so that two models do not look at the same timestep and noise."""
+    random = Random(derived_seed(part.random.seed, model.name))
+    return replace(part, request=replace(part.request, random=random), settings=replace(part.settings, random=random))
 
 
 class RayRegularisers(Objective):
@@ -238,7 +253,7 @@ class Smoothness(Objective):
 
     def applies(self, part: Part, plan: StepPlan) -> bool:
         """See :meth:`Objective.applies`."""
-        return part.guided and super().applies(part, plan)
+        return part.shows_object and super().applies(part, plan)
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
         terms: dict[str, Tensor] = {}

@@ -6,14 +6,17 @@ resumed run makes the plans that an uninterrupted one would have made.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from nerf.config.config import Config
 from nerf.core.streams import Random, Stream, derived_seed
 from nerf.core.structs import Control, Part, RenderSettings, Shading, StepPlan, ViewRequest
 from nerf.render.background import background_kind
 from nerf.training.sources import RunInfo, Source
+from nerf.training.textures import random_textures
 
 # How quickly the regularisers and the encoder's levels come in, as multiples of the training progress.
 ENTROPY_RAMP = 2.0
@@ -48,7 +51,7 @@ def _with_normals(part: Part, weights: Mapping[str, float], run: RunInfo) -> Par
 
     A field's normals serve no objective against photographs; the normals of a surface do.
     """
-    wanted = part.guided and any(weights.get(name, 0.0) > 0 for name in NORMAL_TERMS)
+    wanted = part.shows_object and any(weights.get(name, 0.0) > 0 for name in NORMAL_TERMS)
     wanted |= part.has_targets and run.stage.kind.triangles and weights.get("normal", 0.0) > 0
     return replace(part, settings=replace(part.settings, need_normals=True)) if wanted else part
 
@@ -58,7 +61,7 @@ TERM_WEIGHTS: dict[str, Callable[[float, Config], float]] = {
     "rgb": lambda fraction, config: config.loss.lambda_rgb,
     "mask": lambda fraction, config: config.loss.lambda_mask,
     "depth": lambda fraction, config: config.loss.lambda_depth * fraction,
-    "normal": lambda fraction, config: config.loss.lambda_normal,
+    "normal": lambda fraction, config: config.loss.lambda_normal * (fraction if config.prompt.has_images else 1.0),
     "opacity": lambda fraction, config: config.loss.lambda_opacity,
     "entropy": lambda fraction, config: config.loss.lambda_entropy * min(1.0, ENTROPY_RAMP * fraction),
     "orient": lambda fraction, config: config.loss.lambda_orient,
@@ -74,26 +77,31 @@ TERM_WEIGHTS: dict[str, Callable[[float, Config], float]] = {
 
 def term_weights(fraction: float, run: RunInfo) -> dict[str, float]:
     """Weight of every loss term at this point of training, by the name that the logs show."""
-    weights = {f"sds/{guidance.name}": run.config.guidance.lambda_guidance for guidance in run.guidances}
+    options = run.config.guidance
+    weights = {
+        f"sds/{model.name}": options.lambda_guidance * options.of(model.name).guidance_weights for model in run.guidances
+    }
     return weights | {name: weight(fraction, run.config) for name, weight in TERM_WEIGHTS.items()}
 
 
 def controls(fraction: float, run: RunInfo) -> dict[str, Control]:
     """What is asked of each guidance at this point of training."""
-    control = Control(_t_range(fraction, run.config), _guidance_scale(fraction, run.config))
-    return {guidance.name: replace(control, options=guidance.options) for guidance in run.guidances}
+    return {model.name: control_at(fraction, run.config.guidance.of(model.name), model.options) for model in run.guidances}
 
 
-def _t_range(fraction: float, config: Config) -> tuple[float, float]:
-    """Diffusion time range; its upper end comes down by the share ``--t_anneal`` of its width over the run."""
-    low, high = config.guidance.t_range
-    return low, high - config.guidance.t_anneal * fraction * (high - low)
+def control_at(fraction: float, options: Any, own: Any) -> Control:
+    """Diffusion time range and classifier-free guidance scale of one guidance.
 
-
-def _guidance_scale(fraction: float, config: Config) -> float:
-    """Classifier-free guidance scale; it comes down to 1 by the share ``--guidance_anneal`` of the way over the run."""
-    scale = config.guidance.guidance_scale
-    return scale - config.guidance.guidance_anneal * fraction * (scale - 1.0)
+    Over ``--anneal_span`` the upper end of the range comes down by the share ``--t_anneal`` of its width, the lower end comes
+    down to its place from the share ``--t_anneal_low`` above it, and the scale comes down to 1 by the share
+    ``--guidance_anneal`` of the way.
+    """
+    start, end = options.anneal_span
+    way = min(max((fraction - start) / (end - start), 0.0), 1.0) if end > start else float(fraction >= end)
+    (low, high), scale = options.t_range, options.guidance_scale
+    width = high - low
+    t_range = (low + options.t_anneal_low * (1.0 - way) * width, high - options.t_anneal * way * width)
+    return Control(t_range, scale - options.guidance_anneal * way * (scale - 1.0), own)
 
 
 def max_level(fraction: float, config: Config) -> float:
@@ -128,7 +136,46 @@ def guided_part(source: str, step: int, run: RunInfo, random: Random) -> Part:
     if background_kind(config.field) == "constant" or draw[2] > 0.5:
         background = torch.rand(views, 3, generator=rng)
         background[torch.rand(views, generator=rng) < WHITE_BACKGROUND_RATE] = 1.0
+        background = _with_textures(background, height, width, schedule.background_textures, random)
     return Part(request, replace(settings, shading=shading, ambient=ambient, background=background), guided=True)
+
+
+def _with_textures(colours: Tensor, height: int, width: int, rate: float, random: Random) -> Tensor:
+    """Backgrounds of whole views: [B, 3] colours, or in a share of the steps [B H W, 3] textures in place of them."""
+    rng = random.generator(Stream.BACKGROUND_TEXTURES)
+    if float(torch.rand((), generator=rng)) >= rate:
+        return colours
+    return random_textures(len(colours), height, width, rng)
+
+
+def is_known_view_step(step: int, run: RunInfo) -> bool:
+    """Whether a step looks at the views of the image prompts: every ``--known_view_interval``-th, all without guidance."""
+    if not run.config.prompt.has_images:
+        return False
+    return not run.guidances or (step + 1) % run.config.prompt.known_view_interval == 0
+
+
+def known_view_part(source: str, step: int, run: RunInfo, random: Random, count: int) -> Part:
+    """Whole views of image prompts, whose size does not depend on the phase of the random views.
+
+    Args:
+        source: name.
+        step: 0-based.
+        run: the stage.
+        random: of the part.
+        count: image prompts that there are; a step looks at ``--batch_size`` of them at most.
+    """
+    config, fraction = run.config, run.fraction(step)
+    side = known_side(config)
+    views = min(count, config.camera.batch_size)
+    request = ViewRequest(source, num_views=views, height=side, width=side, fraction=fraction, random=random)
+    settings = RenderSettings(source, fraction=fraction, max_level=max_level(fraction, config), random=random)
+    return Part(request, settings, has_targets=True, known_view=True)
+
+
+def known_side(config: Config) -> int:
+    """Height and width, in pixels, at which the views of image prompts are rendered."""
+    return max(round(config.camera.h * config.prompt.known_view_scale), 1)
 
 
 def photo_part(source: str, step: int, run: RunInfo, random: Random) -> Part:
