@@ -1,7 +1,6 @@
 """The embedded prior as guidance: pixels and cameras instead of latents and view words. B views, K conditions."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,28 +8,20 @@ import torch
 from torch import Tensor
 
 from guidance import weights
-from guidance.base import CameraRequirements, Conditions, Guidance, GuidanceOutput
+from guidance.base import Conditions
 from guidance.diffusion import Network, loader
-from guidance.diffusion.codecs import PixelCodec
-from guidance.diffusion.distiller import DiffusionOptions, Distiller, shared_options
+from guidance.diffusion.distiller import shared_options
 from guidance.diffusion.text import encode_prompts
-from guidance.distillation import Denoiser, Mixer, classifier_free, rescale_cfg
+from guidance.distillation import Denoiser
 from guidance.prior import camera, captions, detail
-from guidance.prior.description import read
+from guidance.prior.pixels import Options, PixelPrior
 from nerf.core.errors import UserError
-from nerf.core.structs import Control, Part, Views
+from nerf.core.structs import Views
 
 if TYPE_CHECKING:
     from nerf.config.config import Config
 
 log = logging.getLogger("somnia.guidance")
-
-
-@dataclass(frozen=True)
-class Options(DiffusionOptions):
-    """What a stage may set for the embedded prior."""
-
-    detail: bool = True  # refine its predictions by the detail network
 
 
 def build(config: "Config", device: torch.device, resolved: weights.Resolved) -> "EmbeddedPrior":
@@ -48,7 +39,7 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
     return EmbeddedPrior(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
 
 
-class EmbeddedPrior(Guidance):
+class EmbeddedPrior(PixelPrior):
     """Score distillation from the embedded prior.
 
     Args:
@@ -73,39 +64,19 @@ class EmbeddedPrior(Guidance):
         options: Options | None = None,
         vram_O: bool = False,
     ):
-        self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype
-        weights.check_folder(self.folder)
-        description = read(self.folder)
-        if description is None:
-            raise UserError(f"weights: {self.folder} has no somnia.json; it is not an embedded prior")
-        self.description = description
-        self.sampling_scale = description.guidance_scale
-        self.options = options or Options(guidance_scale=description.guidance_scale)
-        loader.require_diffusers()
+        super().__init__(folder, device, dtype, options)
         from diffusers import UNet2DConditionModel
 
-        self.unet = loader.load_part(self.folder, "unet", UNet2DConditionModel, self.device, dtype)
         self.detail: Network | None = None
         if (self.folder / "detail").is_dir():
             self.detail = loader.load_part(self.folder, "detail", UNet2DConditionModel, self.device, dtype)
-        self.codec = PixelCodec(description.size, description.unshuffle)
-        self.distiller = Distiller(self.codec, loader.load_schedule(self.folder, self.device, clamp=1.0), self.device)
-        self.spaces = self.distiller.spaces
         self._check_fit()
         self.text: Tensor | None = None  # [2, L, D] text embeddings: negative prompt, prompt
-        if self.device.type == "cuda":
-            self.unet.to(memory_format=torch.channels_last)
         if vram_O:
             loader.save_memory([network for network in (self.unet, self.detail) if network is not None], self.device)
 
     def _check_fit(self) -> None:
-        """Check that the networks take the packed pixels, the ray map and the camera vector of ``somnia.json``."""
-        expected = self.codec.shape[0] + self.description.ray_channels
-        if self.unet.config.in_channels != expected:
-            raise UserError(
-                f"weights: expected a UNet of {expected} input channels, and {self.folder / 'unet'} takes "
-                f"{self.unet.config.in_channels}; restore the folder from version control"
-            )
+        """Check that the detail network takes what the UNet takes."""
         text_dim, camera_dim = self.unet.config.cross_attention_dim, self.description.camera_dim
         if self.detail is not None and not detail.fits(self.detail, self.codec.size, text_dim, camera_dim):
             raise UserError(
@@ -127,15 +98,6 @@ class EmbeddedPrior(Guidance):
             log.warning("guidance: %s; these words are ignored", unknown)
         text, negative = captions.parse(text).text, captions.parse(conditions.negative).text
         self.text = encode_prompts(self.folder, text, [""], negative, self.device, self.dtype).flip(0)
-
-    def requirements(self) -> CameraRequirements:
-        """The cameras it was trained with."""
-        return CameraRequirements(
-            square=True,
-            radius_range=camera.RADIUS_RANGE,
-            fovy_range=camera.FOVY_RANGE,
-            polar_range=camera.POLAR_RANGE,
-        )
 
     def stage_options(self, options: Any) -> Options:
         """See :meth:`Guidance.stage_options`.
@@ -159,14 +121,7 @@ class EmbeddedPrior(Guidance):
         return rays.to(self.device, self.dtype), vector.to(self.device, self.dtype)
 
     def denoiser(self, views: Views | None, count: int, refine: bool = True, conditional_only: bool = False) -> Denoiser:
-        """The UNet, unconditional and conditional in one batch, or conditional alone; all are given the camera.
-
-        Args:
-            views: B cameras; None if they are unknown.
-            count: B.
-            refine: refine the predictions by the detail network, if there is one.
-            conditional_only: leave out the unconditional prediction.
-        """
+        """See :meth:`PixelPrior.denoiser`; all predictions are given the camera, and the words are dropped alone."""
         if self.text is None:
             raise RuntimeError("EmbeddedPrior: prepare(conditions) must come before loss or sample")
         prompts = self.text[1:] if conditional_only else self.text
@@ -185,29 +140,3 @@ class EmbeddedPrior(Guidance):
             return out.unflatten(0, (num, count))
 
         return predict
-
-    def mixer(self, scale: float, options: Options) -> Mixer:
-        """How the predictions are combined: classifier-free guidance."""
-        # At scale 1 the result is the conditional prediction, whose standard deviation it has already.
-        return rescale_cfg(classifier_free(scale), 0 if scale == 1 else options.rescale)
-
-    def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.sds`.
-
-        Raises:
-            ValueError: the images are not square.
-        """
-        options: Options = control.options or self.options
-        scale = options.scale(control)
-        self.distiller.check(image, views, part)
-        if image.shape[2] != image.shape[3]:
-            raise ValueError(f"guidance: the embedded prior takes square images, got {list(image.shape)}; set --w equal to --h")
-        with self.distiller.full_precision():
-            predict = self.denoiser(views, len(image), options.detail, conditional_only=scale == 1)
-            return self.distiller.sds(image, part, control, options.weighting, predict, self.mixer(scale, options), debug)
-
-    def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
-        """Images [B, 3, size, size] in [0, 1] of the prompt, for ``count`` = B views or none; see :meth:`Distiller.sample`."""
-        with torch.no_grad():
-            predict, mix = self.denoiser(views, count, self.options.detail), self.mixer(scale, self.options)
-            return self.distiller.sample(predict, mix, count, generator, steps)

@@ -25,6 +25,7 @@ from nerf.config.parser import (
     value_of,
 )
 from nerf.config.stages import DMTET, STAGE_KINDS
+from nerf.config.zero123 import Zero123Config
 
 SIZE = between(1, 8192)  # pixels
 FRACTION = between(0, 1)
@@ -39,15 +40,14 @@ CKPT_WORDS = ("latest", "best", "latest_model", "scratch")  # what --ckpt accept
 
 
 @dataclass(frozen=True)
-class GuidanceConfig(Group):
+class GuidanceConfig(Zero123Config):
     """Guidance by diffusion models (several values: one for each model in the order of --guidance)"""
 
     guidance: tuple[str, ...] = option(
         ("SD",),
         "guidance models",
-        choices=("SD", "SDXL", "IF", "zero123", "clip"),
+        choices=("SD", "SDXL", "IF", "zero123", "clip", "MVDream", "ImageDream"),
         extensible=True,
-        unbuilt=("zero123",),
         kept=RUN,
     )
     sd_version: str = option(
@@ -81,8 +81,8 @@ class GuidanceConfig(Group):
     )
     guidance_weighting: tuple[str, ...] = option(
         ("sds",),
-        "w(t) of score distillation: sds is sigma^2, uniform 1, fantasia alpha sigma^2",
-        choices=("sds", "uniform", "fantasia"),
+        "w(t) of score distillation: sds is sigma^2, uniform 1, fantasia alpha sigma^2, x0 sigma / alpha (the x0 residual)",
+        choices=("sds", "uniform", "fantasia", "x0"),
         each=1,
     )
     guidance_anneal: tuple[float, ...] = option(
@@ -132,14 +132,6 @@ class GuidanceConfig(Group):
     clip_crops: int = option(4, "clip: random crops of each view in a step (0: the whole picture)", check=between(0, 64))
     save_guidance: bool = option(False, "write the images that the guidance receives and predicts to guidance/")
     save_guidance_interval: int = option(10, "steps between two images of --save_guidance", check=at_least(1))
-    zero123_config: str = option(
-        "./pretrained/zero123/sd-objaverse-finetune-c_concat-256.yaml",
-        "zero123 model config",
-        path=True,
-        unbuilt="zero123 guidance",
-    )
-    zero123_ckpt: str = option("pretrained/zero123/zero123-xl.ckpt", "zero123 weights", path=True, unbuilt="zero123 guidance")
-    zero123_grad_scale: str = option("angle", "zero123 gradient scale", choices=("angle", "None"), unbuilt="zero123 guidance")
 
     def of(self, name: str) -> Any:
         """The options as one of the guidance models sees them.

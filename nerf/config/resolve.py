@@ -29,6 +29,8 @@ from nerf.core.errors import UserError
 
 # Options of a NeRF that say where its surface is; the mesh stage takes them over unless the user gives others.
 SURFACE_FLAGS = ("mesh_threshold", "mesh_smooth", "mcubes_resolution")
+# Guidance model -> the flag that names its weights, for those whose "auto" depends on what is installed.
+WEIGHT_FLAGS = {"SD": "sd_version", "zero123": "zero123"}
 SEEDS = 2**31  # seeds that are drawn are below this, as --seed must be
 
 
@@ -41,7 +43,7 @@ class Weights(Protocol):
 
     @property
     def version(self) -> str:
-        """The value of --sd_version that finds them again; "auto" if none does."""
+        """The value of the flag in :data:`WEIGHT_FLAGS` that finds them again; "auto" if none does."""
 
 
 W = TypeVar("W", bound=Weights)
@@ -124,8 +126,9 @@ def resolve(
     # A kept value that is there anyway is not reported as coming from the workspace.
     changed = {flag: value for flag, value in kept.items() if _in_its_stage(plain, flag) != value}
     config = _with_presets(with_values(asked, changed, "workspace"), presets)
-    if "SD" in found and config.guidance.sd_version == "auto":  # the same weights again, whatever is installed later
-        config = with_values(config, {"sd_version": found["SD"].version}, "preset")
+    for model, flag in WEIGHT_FLAGS.items():  # the same weights again, whatever is installed later
+        if model in found and config.value(flag) == "auto":
+            config = with_values(config, {flag: found[model].version}, "preset")
     if config.runtime.seed is None:
         config = with_values(config, {"seed": new_seed()}, "default")
     check_numbers(config)
@@ -197,7 +200,7 @@ def merge_kept_options(asked: Config, stored: Config, trained: frozenset[str]) -
                     f"{_shown(flag, mine)}: choose another --workspace{_way_to_start_over(asked, trained)}"
                 )
             continue
-        if asked.asked(flag) and mine != stored_value and flag == "sd_version":
+        if asked.asked(flag) and mine != stored_value and flag in WEIGHT_FLAGS.values():
             kept[flag] = stored_value
     return kept
 
@@ -253,7 +256,7 @@ def _means_the_same(flag: str, mine: Any, stored: Any) -> bool:
     """Whether two values of a kept option that differ ask for the same thing; pictures are compared when they are read."""
     if flag in ("image", "image_config"):
         return bool(mine) and bool(stored)
-    return (flag == "data" and _same_folder(mine, stored)) or (flag == "sd_version" and mine == "auto")
+    return (flag == "data" and _same_folder(mine, stored)) or (flag in WEIGHT_FLAGS.values() and mine == "auto")
 
 
 def _shown(flag: str, value: Any) -> str:

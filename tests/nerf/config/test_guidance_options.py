@@ -44,7 +44,7 @@ def test_a_value_of_several_models_holds_for_all_or_one_for_each():
         (["--t_range", "0", "1", "0.5"], "--t_range takes 2 values for all guidance models or for each of them, got 3"),
         (["--t_range", "0", "1", "0.5", "0.4"], "--t_range must be two fractions with 0 <= low <= high <= 1, got 0.5 0.4"),
         (["--guidance_weights", "1", "-1"], "--guidance_weights must be at least 0, got -1"),
-        (["--guidance_weighting", "sds", "best"], "--guidance_weighting must be one of sds, uniform, fantasia, got 'best'"),
+        (["--guidance_weighting", "sds", "best"], "--guidance_weighting must be one of sds, uniform, fantasia, x0, got 'best'"),
     ],
 )
 def test_a_wrong_number_of_values_for_the_models_is_one_sentence(words, expected):
