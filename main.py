@@ -133,7 +133,8 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
 
         prompts = image_prompts(plan.references)
         inputs.known = KnownViews(prompts, device) if prompts else None
-        inputs.guidance = guidance.build(config, device, plan.weights, [prompt.condition for prompt in prompts])
+        with explained("loading the guidance model", "add --vram_O, or choose smaller weights with --sd_version"):
+            inputs.guidance = guidance.build(config, device, plan.weights, [prompt.condition for prompt in prompts])
     if plan.weights:
         inputs.notes = guidance.notes(plan.weights)
     if config.data.data is not None:

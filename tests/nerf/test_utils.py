@@ -26,7 +26,8 @@ from tests.helpers.plans import opened
 from tests.helpers.tasks import listening
 
 TINY = (
-    "--text something --seed 3 --iters 6 --w 8 --h 8 --batch_size 2 --W 8 --H 8 --optim adam --max_steps 32 --grid_size 16 "
+    "--text something --guidance colour "
+    "--seed 3 --iters 6 --w 8 --h 8 --batch_size 2 --W 8 --H 8 --optim adam --max_steps 32 --grid_size 16 "
     "--grid_levels 4 --grid_log2 8 --grid_finest 32 --num_steps 8 --upsample_steps 4 --dataset_size_valid 2 "
     "--dataset_size_test 2 --preview_interval 1000 --latent_iter_ratio 0 --update_extra_interval 2 --hidden 16"
 ).split()
