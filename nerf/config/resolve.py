@@ -312,30 +312,32 @@ def _with_presets(config: Config, names: list[str]) -> Config:
     """A copy in which each preset has filled what is not given, later ones over earlier ones."""
     for name in names:
         config = with_preset(config, name)
-        if name == "image" and config.prompt.has_images:
-            config = with_weak_values(config, _default_view(config))
-    return config
+        if name == "image" and config.prompt.text is None:
+            # A distance and a field of view that change together leave the size of the object open.
+            fovy = _default_view(config).get("default_fovy", config.camera.default_fovy)
+            config = with_weak_values(config, {"fovy_range": (fovy, fovy)})
+    return with_weak_values(config, _default_view(config)) if "image" in names else config
 
 
 def _default_view(config: Config) -> dict[str, Any]:
-    """Flag -> value of the default view of a run with image prompts: that of the first of them.
+    """Flag -> value of the default view of a run with image prompts: that of the first of them, where there is one.
 
-    From a picture alone, every view has its field of view: a distance and a field of view that change together leave the
-    size of the object open. A finished run is shown without its pictures, where they are gone.
+    A finished run is shown without its pictures, where they are gone.
     """
+    if not config.prompt.has_images:
+        return {}
     try:
         first = references(config)[0]
     except UserError:
         if config.trains:
             raise
         return {}
-    view: dict[str, Any] = {
+    return {
         "default_polar": first.polar,
         "default_azimuth": first.azimuth,
         "default_radius": first.radius,
         "default_fovy": first.fovy,
     }
-    return view if config.prompt.text is not None else view | {"fovy_range": (first.fovy, first.fovy)}
 
 
 def _stages(asked: Config, workspace: StoredRun) -> tuple[str, ...]:
