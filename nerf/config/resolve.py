@@ -121,7 +121,9 @@ def resolve(
     found: Mapping[str, W] = {}
     if prompted.trains and prompted.prompt.kinds:
         found = weights(prompted) if weights else {}
-        presets = list(dict.fromkeys(presets + _presets_of_models(prompted.guidance.guidance, found)))
+        presets = list(
+            dict.fromkeys(presets + _presets_of_models(prompted.guidance.guidance, found, prompted.prompt.has_images))
+        )
     plain = _with_presets(asked, presets)
     # A kept value that is there anyway is not reported as coming from the workspace.
     changed = {flag: value for flag, value in kept.items() if _in_its_stage(plain, flag) != value}
@@ -301,10 +303,17 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _presets_of_models(models: tuple[str, ...], weights: Mapping[str, Weights]) -> list[str]:
-    """Names of the presets of the guidance models of a run and of the kinds of their weights, in the order of the models."""
+def _presets_of_models(models: tuple[str, ...], weights: Mapping[str, Weights], pictures: bool) -> list[str]:
+    """Names of the presets of the guidance models of a run and of the kinds of their weights, in the order of the models.
+
+    Args:
+        models: of the run.
+        weights: guidance model -> its weights.
+        pictures: the run has image prompts.
+    """
     names = [name for model in models for name in (model, weights[model].kind if model in weights else model)]
     names += [f"{model} alone" for model in models[:1] if len(models) == 1]
+    names += [f"{name} image" for name in names if pictures]
     return [name for name in names if GUIDANCE_OF.get(name) in models]
 
 

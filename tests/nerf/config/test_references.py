@@ -150,6 +150,14 @@ def test_the_first_picture_is_the_default_view(pictures):
     assert camera.fovy_range == (35, 35)
 
 
+def test_the_embedded_prior_leaves_a_picture_its_weight(pictures):
+    words = ["--image", "a_rgba.png", "--text", "a hamburger", "--guidance", "SD"]
+    found = {"SD": SimpleNamespace(kind="embedded", version="embedded")}
+    with_picture, words_alone = (resolve(parse(w), StoredRun(), lambda _: found).config for w in (words, words[2:]))
+    assert (with_picture.loss.lambda_rgb, words_alone.loss.lambda_rgb) == (20000, 1000)
+    assert resolve(parse([*words, "--lambda_rgb", "5"]), StoredRun(), lambda _: found).config.loss.lambda_rgb == 5
+
+
 STABLE = SimpleNamespace(kind="stable zero123", version="stable", sentence="", title="", licence="")
 
 
