@@ -185,6 +185,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lambda_opacity": 0.5,
         "batch_size": 4,
     },
+    # The gradient of the embedded prior sums over all pixels of a batch, and would outweigh what a picture knows: with the
+    # weights of stable-dreamfusion the view of the picture stays below 14 dB, with these it passes 22 dB in 200 short steps.
+    "embedded image": {"lambda_rgb": 20000.0, "lambda_mask": 10000.0, "lambda_depth": 200.0},
     # There is a surface from the first step on (Magic3D, sec. 4.2): low noise levels, no regularisers against fog, no latent
     # warm-up.
     "dmtet": {
@@ -248,6 +251,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # Their values of options that belong to each model (``parser.option(each=...)``) are its own.
 GUIDANCE_OF: dict[str, str] = {
     "embedded": "SD",
+    "embedded image": "SD",
     "dmtet embedded": "SD",
     "clip": "clip",
     "clip alone": "clip",
@@ -270,6 +274,7 @@ REASONS: dict[str, str] = {
     "image": "--image",
     "image text": "--image and --text",
     "embedded": "the embedded prior",
+    "embedded image": "the embedded prior beside --image",
     "zero123": "Zero123",
     "stable zero123": "Stable Zero123",
     "MVDream": "MVDream",

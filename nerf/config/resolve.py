@@ -137,7 +137,9 @@ def resolve(
     found: Mapping[str, W] = {}
     if prompted.trains and prompted.prompt.kinds:
         found = weights(prompted) if weights else {}
-        presets = list(dict.fromkeys(presets + _presets_of_models(prompted.guidance.guidance, found)))
+        presets = list(
+            dict.fromkeys(presets + _presets_of_models(prompted.guidance.guidance, found, prompted.prompt.has_images))
+        )
     plain = _with_presets(asked, presets)
     # A kept value that is there anyway is not reported as coming from the workspace.
     changed = {flag: value for flag, value in kept.items() if _in_its_stage(plain, flag) != value}
@@ -331,10 +333,17 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _presets_of_models(models: tuple[str, ...], weights: Mapping[str, Weights]) -> list[str]:
-    """Names of the presets of the guidance models of a run and of the kinds of their weights, in the order of the models."""
+def _presets_of_models(models: tuple[str, ...], weights: Mapping[str, Weights], pictures: bool) -> list[str]:
+    """Names of the presets of the guidance models of a run and of the kinds of their weights, in the order of the models.
+
+    Args:
+        models: of the run.
+        weights: guidance model -> its weights.
+        pictures: the run has image prompts.
+    """
     names = [name for model in models for name in (model, weights[model].kind if model in weights else model)]
     names += [f"{model} alone" for model in models[:1] if len(models) == 1]
+    names += [f"{name} image" for name in names if pictures]
     return [name for name in names if GUIDANCE_OF.get(name) in models]
 
 
@@ -342,30 +351,32 @@ def _with_presets(config: Config, names: list[str]) -> Config:
     """A copy in which each preset has filled what is not given, later ones over earlier ones."""
     for name in names:
         config = with_preset(config, name)
-        if name == "image" and config.prompt.has_images:
-            config = with_weak_values(config, _default_view(config))
-    return config
+        if name == "image" and config.prompt.text is None:
+            # A distance and a field of view that change together leave the size of the object open.
+            fovy = _default_view(config).get("default_fovy", config.camera.default_fovy)
+            config = with_weak_values(config, {"fovy_range": (fovy, fovy)})
+    return with_weak_values(config, _default_view(config)) if "image" in names else config
 
 
 def _default_view(config: Config) -> dict[str, Any]:
-    """Flag -> value of the default view of a run with image prompts: that of the first of them.
+    """Flag -> value of the default view of a run with image prompts: that of the first of them, where there is one.
 
-    From a picture alone, every view has its field of view: a distance and a field of view that change together leave the
-    size of the object open. A finished run is shown without its pictures, where they are gone.
+    A finished run is shown without its pictures, where they are gone.
     """
+    if not config.prompt.has_images:
+        return {}
     try:
         first = references(config)[0]
     except UserError:
         if config.trains:
             raise
         return {}
-    view: dict[str, Any] = {
+    return {
         "default_polar": first.polar,
         "default_azimuth": first.azimuth,
         "default_radius": first.radius,
         "default_fovy": first.fovy,
     }
-    return view if config.prompt.text is not None else view | {"fovy_range": (first.fovy, first.fovy)}
 
 
 def _stages(asked: Config, workspace: StoredRun) -> tuple[str, ...]:
