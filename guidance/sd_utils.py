@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from guidance import weights
-from guidance.base import Conditions, Guidance, GuidanceOutput
+from guidance.base import Conditions, GuidanceOutput
+from guidance.debias import debias
 from guidance.diffusion import loader
 from guidance.diffusion.codecs import LatentCodec
-from guidance.diffusion.distiller import DiffusionOptions, Distiller, shared_options
+from guidance.diffusion.distiller import DiffusionOptions, Distiller, distillation_method, shared_options
+from guidance.diffusion.lora import LearningGuidance
 from guidance.diffusion.text import encode_prompts
-from guidance.distillation import Denoiser, Mixer, classifier_free, rescale_cfg
+from guidance.distillation import Conditioned, Denoiser, Learned, Mixer, classifier_free, rescale_cfg
 from guidance.perpneg_utils import NEGATIVE_WORDS, PerpNeg, negative_weights, perpneg_mixer
-from guidance.prompts import DEFAULT_ANGLES, VIEW_SUFFIXES, VIEW_WORDS, ViewAngles, blend, view_weights
+from guidance.prompts import DEFAULT_ANGLES, DEFAULT_NEGATIVE, VIEW_SUFFIXES, VIEW_WORDS, ViewAngles, blend, view_weights
 from nerf.core.errors import UserError
 from nerf.core.structs import Control, Part, Views
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from nerf.config.config import Config
 
 log = logging.getLogger("somnia.guidance")
+
+CAMERA_DIM = 16  # numbers of a camera for a LoRA: its pose
+NAMED = ("null", "negative", "plain")  # conditions that do not depend on the view; plain is the prompt without a view word
 
 
 @dataclass(frozen=True)
@@ -53,10 +58,17 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
     if device.type == "cpu":
         log.warning("guidance: Stable Diffusion takes about a minute a step on a CPU; try --sd_version embedded")
     dtype = loader.weights_dtype(config.optim, device)
-    return StableDiffusion(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    judge = config.guidance.debias_prompt
+    folder = weights.fetch(resolved)
+    model = StableDiffusion(
+        folder, device, dtype, vram_O=config.guidance.vram_O, debias_prompt=None if judge is None else Path(judge)
+    )
+    if distillation_method(config.guidance.distillation).learns:
+        model.learn(config.guidance, CAMERA_DIM)
+    return model
 
 
-class StableDiffusion(Guidance):
+class StableDiffusion(LearningGuidance):
     """Score distillation from a Stable Diffusion folder.
 
     Args:
@@ -65,6 +77,7 @@ class StableDiffusion(Guidance):
         dtype: of their weights; gradients are computed in float32.
         options: used where a step has none of its stage.
         vram_O: keep the weights in main memory and encode one image at a time.
+        debias_prompt: folder of a masked language model, see ``guidance/debias.py``.
 
     Raises:
         UserError: the folder is incomplete or damaged, or the UNet is not one of text-to-image.
@@ -79,8 +92,10 @@ class StableDiffusion(Guidance):
         dtype: torch.dtype = torch.float32,
         options: Options | None = None,
         vram_O: bool = False,
+        debias_prompt: Path | None = None,
     ):
         self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype
+        self.debias_prompt = debias_prompt
         self.options = options or Options()
         weights.check_folder(self.folder)
         loader.require_diffusers()
@@ -99,6 +114,7 @@ class StableDiffusion(Guidance):
         self.spaces = self.distiller.spaces
         self.positive: Tensor | None = None  # [V, L, D] text embeddings of the prompt with each view word
         self.negative: Tensor | None = None  # [1, L, D] of the negative prompt
+        self.named: dict[str, Tensor] = {}  # name of a condition in NAMED -> [1, L, D]
         if self.device.type == "cuda":
             self.unet.to(memory_format=torch.channels_last)
         if vram_O:
@@ -114,8 +130,13 @@ class StableDiffusion(Guidance):
         text = conditions.text
         if text is None or not text.strip():
             raise UserError('guidance SD needs a prompt; give --text "a hamburger"')
-        embeddings = encode_prompts(self.folder, text, VIEW_SUFFIXES, conditions.negative, self.device, self.dtype)
-        self.positive, self.negative = embeddings[:-1], embeddings[-1:]
+        negative = conditions.negative
+        others = ("", negative or DEFAULT_NEGATIVE, text)
+        texts = text if self.debias_prompt is None else debias(text, self.debias_prompt, VIEW_WORDS)
+        rows = encode_prompts(self.folder, texts, VIEW_SUFFIXES, negative, self.device, self.dtype, others)
+        count = len(VIEW_SUFFIXES)
+        self.positive, self.negative = rows[:count], rows[count : count + 1]
+        self.named = {name: rows[count + 1 + i : count + 2 + i] for i, name in enumerate(NAMED)}
 
     def stage_options(self, options: Any) -> Options:
         """See :meth:`Guidance.stage_options`."""
@@ -125,26 +146,41 @@ class StableDiffusion(Guidance):
         angles = ViewAngles(options.angle_front, options.angle_overhead)
         return Options(**shared_options(options), perpneg=perpneg, angles=angles)
 
-    def text_embeddings(self, views: Views | None, count: int, options: Options) -> Tensor:
-        """Text embeddings of the K conditions: unconditional, conditional, and the negative view words of Perp-Neg.
+    def guided_names(self, views: Views | None, options: Options) -> tuple[str, ...]:
+        """The conditions of guidance: unconditional, conditional, and the negative view words of Perp-Neg."""
+        perpneg = options.perpneg is not None and views is not None
+        return ("unconditional", "text", *(NEGATIVE_WORDS if perpneg else ()))
+
+    def text_embeddings(
+        self, views: Views | None, count: int, options: Options, names: tuple[str, ...] | None = None
+    ) -> Tensor:
+        """Text embeddings of K conditions.
 
         Args:
             views: B cameras; None uses the prompt with the word "front".
             count: B.
             options: of the stage.
+            names: of the conditions: "unconditional", "text", one of :data:`NAMED` or a view word; by default those of
+                guidance.
 
         Returns:
             [K, B, L, D].
         """
         if self.positive is None or self.negative is None:
             raise RuntimeError("StableDiffusion: prepare(conditions) must come before loss or sample")
-        unconditional = self.negative.expand(count, -1, -1)
-        if views is None:
-            return torch.stack([unconditional, self.positive[:1].expand(count, -1, -1)])
-        shares = view_weights(views.azimuth, views.polar, options.angles).to(self.device)
-        rows = [unconditional, blend(self.positive, shares)]
-        if options.perpneg is not None:
-            rows += [self.positive[VIEW_WORDS.index(word)].expand(count, -1, -1) for word in NEGATIVE_WORDS]
+        rows = []
+        for name in names or self.guided_names(views, options):
+            if name == "text" and views is not None:
+                rows.append(blend(self.positive, view_weights(views.azimuth, views.polar, options.angles).to(self.device)))
+                continue
+            if name == "unconditional":
+                row = self.negative
+            elif name in self.named:
+                row = self.named[name]
+            else:
+                at = 0 if name == "text" else VIEW_WORDS.index(name)
+                row = self.positive[at : at + 1]
+            rows.append(row.expand(count, -1, -1))
         return torch.stack(rows)
 
     def mixer(self, views: Views | None, scale: float, options: Options) -> Mixer:
@@ -155,29 +191,51 @@ class StableDiffusion(Guidance):
         # At scale 1 the result is the conditional prediction, whose standard deviation it has already.
         return rescale_cfg(classifier_free(scale), 0 if scale == 1 else options.rescale)
 
-    def denoiser(self, views: Views | None, count: int, options: Options, conditional_only: bool = False) -> Denoiser:
-        """The UNet under all K conditions in one batch, or under the conditional one alone."""
-        text = self.text_embeddings(views, count, options)
-        text = text[1:2] if conditional_only else text
-        num = len(text)
+    def denoiser(self, views: Views | None, count: int, options: Options, names: tuple[str, ...] | None = None) -> Denoiser:
+        """The UNet under K conditions in one batch, see :meth:`text_embeddings`."""
+        text = self.text_embeddings(views, count, options, names)
 
         def predict(noisy: Tensor, t: Tensor) -> Tensor:
-            x = noisy.to(self.dtype).repeat(num, 1, 1, 1)
-            timesteps = t.to(self.device).repeat(num)
-            out: Tensor = self.unet(x, timesteps, encoder_hidden_states=text.flatten(0, 1), return_dict=False)[0]
-            return out.to(noisy.dtype).unflatten(0, (num, count))
+            return self._unet(noisy, t, text)
+
+        return predict
+
+    def _unet(self, noisy: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None) -> Tensor:
+        """Raw predictions [K, B, ...] for x_t [B, ...] at t [B] under text [K, B, L, D]; the LoRA takes cameras [B, D]."""
+        num, count = text.shape[:2]
+        x, timesteps = noisy.to(self.dtype).repeat(num, 1, 1, 1), t.to(self.device).repeat(num)
+        out: Tensor = self.unet(x, timesteps, encoder_hidden_states=text.flatten(0, 1), class_labels=camera, return_dict=False)[
+            0
+        ]
+        return out.to(noisy.dtype).unflatten(0, (num, count))
+
+    def learned(self, views: Views, count: int, options: Options) -> Learned | None:
+        """The UNet with its LoRA under the prompt without view words and the poses of the views; None without a LoRA."""
+        lora = self.lora
+        if lora is None:
+            return None
+        text = self.text_embeddings(views, count, options, ("plain",))
+        pose = views.pose.to(self.device).float().flatten(1)
+
+        def predict(noisy: Tensor, t: Tensor, camera: bool) -> Tensor:
+            with lora.active():
+                return self._unet(noisy, t, text, pose if camera else torch.zeros_like(pose))[0]
 
         return predict
 
     def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.sds`."""
+        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.distill`."""
         options: Options = control.options or self.options
-        scale = options.scale(control)
+        count = len(image)
         self.distiller.check(image, views, part)
         with self.distiller.full_precision():
-            predict = self.denoiser(views, len(image), options, scale == 1 and options.perpneg is None)
-            mix = self.mixer(views, scale, options)
-            return self.distiller.sds(image, part, control, options.weighting, predict, mix, debug)
+            model = Conditioned(
+                lambda names: self.denoiser(views, count, options, names),
+                lambda scale: self.mixer(views, scale, options),
+                self.guided_names(views, options)[2:],
+                self.learned(views, count, options),
+            )
+            return self.distiller.distill(image, part, control, options, model, debug)
 
     def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
         """Images [B, 3, size, size] in [0, 1] of the prompt, for ``count`` = B views or none; see :meth:`Distiller.sample`."""

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from guidance import weights
-from guidance.base import CameraRequirements, Conditions, Guidance, GuidanceOutput
+from guidance.base import CameraRequirements, Conditions, GuidanceOutput
 from guidance.diffusion import Network, loader
 from guidance.diffusion.codecs import PixelCodec
-from guidance.diffusion.distiller import DiffusionOptions, Distiller, shared_options
+from guidance.diffusion.distiller import DiffusionOptions, Distiller, distillation_method, shared_options
+from guidance.diffusion.lora import LearningGuidance
 from guidance.diffusion.text import encode_prompts
-from guidance.distillation import Denoiser, Mixer, classifier_free, rescale_cfg
+from guidance.distillation import Conditioned, Denoiser, Learned, Mixer, classifier_free, rescale_cfg
 from guidance.prior import camera, captions, detail
 from guidance.prior.description import read
+from guidance.prompts import DEFAULT_NEGATIVE
 from nerf.core.errors import UserError
 from nerf.core.structs import Control, Part, Views
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from nerf.config.config import Config
 
 log = logging.getLogger("somnia.guidance")
+
+NAMED = ("text", "unconditional", "null", "negative")  # conditions: the prompt, the negative one, the empty one, a negative one
+GUIDED = ("unconditional", "text")  # those of classifier-free guidance
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,13 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
         UserError: the folder is damaged.
     """
     dtype = loader.weights_dtype(config.optim, device)
-    return EmbeddedPrior(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    model = EmbeddedPrior(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    if distillation_method(config.guidance.distillation).learns:
+        model.learn(config.guidance, None)
+    return model
 
 
-class EmbeddedPrior(Guidance):
+class EmbeddedPrior(LearningGuidance):
     """Score distillation from the embedded prior.
 
     Args:
@@ -90,7 +98,7 @@ class EmbeddedPrior(Guidance):
         self.distiller = Distiller(self.codec, loader.load_schedule(self.folder, self.device, clamp=1.0), self.device)
         self.spaces = self.distiller.spaces
         self._check_fit()
-        self.text: Tensor | None = None  # [2, L, D] text embeddings: negative prompt, prompt
+        self.text: dict[str, Tensor] = {}  # name of a condition in NAMED -> [1, L, D] text embedding
         if self.device.type == "cuda":
             self.unet.to(memory_format=torch.channels_last)
         if vram_O:
@@ -124,7 +132,9 @@ class EmbeddedPrior(Guidance):
         if unknown:
             log.warning("guidance: %s; these words are ignored", unknown)
         text, negative = captions.parse(text).text, captions.parse(conditions.negative).text
-        self.text = encode_prompts(self.folder, text, [""], negative, self.device, self.dtype).flip(0)
+        others = ("", negative or captions.parse(DEFAULT_NEGATIVE).text)
+        rows = encode_prompts(self.folder, text, [""], negative, self.device, self.dtype, others)
+        self.text = {name: rows[i : i + 1] for i, name in enumerate(NAMED)}
 
     def requirements(self) -> CameraRequirements:
         """The cameras it was trained with."""
@@ -139,8 +149,12 @@ class EmbeddedPrior(Guidance):
         """See :meth:`Guidance.stage_options`.
 
         Raises:
-            UserError: ``--perpneg``, which needs view words.
+            UserError: ``--perpneg`` or ``--debias_prompt``, which need view words.
         """
+        if options.debias_prompt is not None:
+            raise UserError(
+                "--debias_prompt needs view words, and the embedded prior is given the camera instead; leave it out"
+            )
         if options.perpneg:
             raise UserError("--perpneg needs view words, and the embedded prior is given the camera instead; leave it out")
         return Options(**shared_options(options), detail=options.prior_detail)
@@ -156,31 +170,47 @@ class EmbeddedPrior(Guidance):
             vector = camera.condition(views.polar, views.azimuth, views.radius, views.fovy)
         return rays.to(self.device, self.dtype), vector.to(self.device, self.dtype)
 
-    def denoiser(self, views: Views | None, count: int, refine: bool = True, conditional_only: bool = False) -> Denoiser:
-        """The UNet, unconditional and conditional in one batch, or conditional alone; all are given the camera.
+    def denoiser(self, views: Views | None, count: int, refine: bool = True, names: tuple[str, ...] = GUIDED) -> Denoiser:
+        """The UNet under K conditions in one batch; all are given the camera.
 
         Args:
             views: B cameras; None if they are unknown.
             count: B.
             refine: refine the predictions by the detail network, if there is one.
-            conditional_only: leave out the unconditional prediction.
+            names: of the conditions, see :data:`NAMED`.
         """
-        if self.text is None:
+        if not self.text:
             raise RuntimeError("EmbeddedPrior: prepare(conditions) must come before loss or sample")
-        prompts = self.text[1:] if conditional_only else self.text
-        num = len(prompts)
-        text = prompts.repeat_interleave(count, 0)
+        num = len(names)
+        text = torch.cat([self.text[name] for name in names]).repeat_interleave(count, 0)
         rays, vector = (v.repeat(num, *(1,) * (v.ndim - 1)) for v in self.camera_conditions(views, count))
 
         def predict(noisy: Tensor, t: Tensor) -> Tensor:
-            x = torch.cat([noisy.to(self.dtype).repeat(num, 1, 1, 1), rays], 1)
-            timesteps = t.to(self.device).repeat(num)
-            out: Tensor = self.unet(x, timesteps, encoder_hidden_states=text, class_labels=vector, return_dict=False)[0]
-            out = out.to(noisy.dtype)
-            if refine and self.detail is not None:
-                again = noisy.repeat(num, 1, 1, 1)
-                out = detail.refine(self.detail, again, out, timesteps, text, vector, self.codec.unshuffle)
+            out = self._unet(noisy.repeat(num, 1, 1, 1), t.to(self.device).repeat(num), text, rays, vector, refine)
             return out.unflatten(0, (num, count))
+
+        return predict
+
+    def _unet(self, noisy: Tensor, t: Tensor, text: Tensor, rays: Tensor, vector: Tensor, refine: bool) -> Tensor:
+        """Raw predictions [N, ...] for x_t [N, ...] at t [N] under text [N, L, D], ray maps [N, C, h, w] and cameras [N, D]."""
+        x = torch.cat([noisy.to(self.dtype), rays], 1)
+        out: Tensor = self.unet(x, t, encoder_hidden_states=text, class_labels=vector, return_dict=False)[0]
+        out = out.to(noisy.dtype)
+        if not refine or self.detail is None:
+            return out
+        return detail.refine(self.detail, noisy, out, t, text, vector, self.codec.unshuffle)
+
+    def learned(self, views: Views, count: int, refine: bool) -> Learned | None:
+        """The UNet with its LoRA under the prompt and the cameras of the views; None without a LoRA."""
+        lora = self.lora
+        if lora is None:
+            return None
+        text = self.text["text"].expand(count, -1, -1)
+
+        def predict(noisy: Tensor, t: Tensor, camera: bool) -> Tensor:
+            rays, vector = self.camera_conditions(views if camera else None, count)
+            with lora.active():
+                return self._unet(noisy, t.to(self.device), text, rays, vector, refine)
 
         return predict
 
@@ -190,19 +220,23 @@ class EmbeddedPrior(Guidance):
         return rescale_cfg(classifier_free(scale), 0 if scale == 1 else options.rescale)
 
     def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.sds`.
+        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.distill`.
 
         Raises:
             ValueError: the images are not square.
         """
         options: Options = control.options or self.options
-        scale = options.scale(control)
         self.distiller.check(image, views, part)
         if image.shape[2] != image.shape[3]:
             raise ValueError(f"guidance: the embedded prior takes square images, got {list(image.shape)}; set --w equal to --h")
+        count = len(image)
         with self.distiller.full_precision():
-            predict = self.denoiser(views, len(image), options.detail, conditional_only=scale == 1)
-            return self.distiller.sds(image, part, control, options.weighting, predict, self.mixer(scale, options), debug)
+            model = Conditioned(
+                lambda names: self.denoiser(views, count, options.detail, names),
+                lambda scale: self.mixer(scale, options),
+                learned=self.learned(views, count, options.detail),
+            )
+            return self.distiller.distill(image, part, control, options, model, debug)
 
     def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
         """Images [B, 3, size, size] in [0, 1] of the prompt, for ``count`` = B views or none; see :meth:`Distiller.sample`."""

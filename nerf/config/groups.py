@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from math import inf
 
+from nerf.config.distillation import DistillationConfig
+from nerf.config.parser import RUN as RUN
 from nerf.config.parser import (
     Check,
     Group,
@@ -28,7 +30,6 @@ STAGES = tuple(STAGE_KINDS)  # of a run, in their order
 STAGE_RUNS = tuple(STAGES[i : i + n] for n in range(1, len(STAGES) + 1) for i in range(len(STAGES) - n + 1))
 DEVICE = Check(lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v) is not None, "auto, cpu, cuda or cuda:N")
 KNOWN = "training from image prompts"
-RUN = "run"  # an option that a workspace keeps once it holds a checkpoint of any stage
 # Extinction per scene unit at the surface of an object, as in stable-dreamfusion (its density_thresh): 0.1 units of it
 # let exp(-1) of the light through. One value for every run, fixed before any shape was measured.
 SURFACE_DENSITY = 10.0
@@ -72,7 +73,7 @@ class DataConfig(Group):
 
 
 @dataclass(frozen=True)
-class GuidanceConfig(Group):
+class GuidanceConfig(DistillationConfig):
     """Guidance by a diffusion model"""
 
     guidance: tuple[str, ...] = option(
@@ -99,8 +100,8 @@ class GuidanceConfig(Group):
     )
     guidance_weighting: str = option(
         "sds",
-        "w(t) of score distillation: sds is sigma^2, uniform 1, fantasia alpha sigma^2",
-        choices=("sds", "uniform", "fantasia"),
+        "w(t) of score distillation: sds is sigma^2, uniform 1, fantasia alpha sigma^2, x0 sigma / alpha",
+        choices=("sds", "uniform", "fantasia", "x0"),
     )
     guidance_anneal: float = option(
         0.0,
@@ -113,7 +114,7 @@ class GuidanceConfig(Group):
     )
     t_anneal: float = option(
         0.0,
-        "linear decrease of the upper end of --t_range towards the lower over the run (0: constant, 1: ends at the lower)",
+        "uniform: linear decrease of the upper end of --t_range towards the lower over the run (0: constant, 1: to the lower)",
         check=FRACTION,
     )
     angle_front: float = option(

@@ -31,6 +31,9 @@ MAX_FLAG_BYTES = 1 << 20  # of a file of flags
 NEAR = 0.6  # similarity in [0, 1] from which a known word is suggested for an unknown one; difflib's own default
 
 
+RUN = "run"  # an option that a workspace keeps once it holds a checkpoint of any stage
+
+
 @dataclass(frozen=True)
 class Check:
     """A test of one value and the words that finish the sentence "--flag must be ..."."""
@@ -92,7 +95,7 @@ def option(
         choices: the words a str (or each word of a tuple of str) may take.
         extensible: other words may be registered; whoever builds what the word names refuses those that are not.
         check: a test of the value; None values are not tested.
-        kept: the stage whose first checkpoint fixes the value for its workspace, or ``groups.RUN`` for that of any stage:
+        kept: the stage whose first checkpoint fixes the value for its workspace, or :data:`RUN` for that of any stage:
             a resumed run that asks for another value is refused (see ``resolve.merge_kept_options``). None: never fixed.
         unbuilt: a str names the feature behind the flag that does not exist yet, a tuple the choices that do not.
         path: the value names a file or folder, where ``~`` is the user's home and the bytes need not be UTF-8.

@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from nerf.config.config import KEPT, OPTIONS, Config, as_typed, describe, mesh_stages, with_preset, with_values
 from nerf.config.groups import CKPT_WORDS, RUN
 from nerf.config.parser import dashed
+from nerf.config.presets import PRESETS
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError
 
@@ -98,7 +99,7 @@ def resolve(
     restored = with_values(asked, kept, "workspace")
     check_task(restored, workspace)
     found = weights(restored) if weights and restored.trains and restored.prompt.text is not None else None
-    presets = _presets(asked, workspace, found)
+    presets = _presets(asked, workspace, restored.guidance.distillation, found)
     plain = _with_presets(asked, presets)
     # A kept value that is there anyway is not reported as coming from the workspace.
     changed = {flag: value for flag, value in kept.items() if _in_its_stage(plain, flag) != value}
@@ -253,12 +254,17 @@ def _same_folder(one: str | None, other: str | None) -> bool:
 # ---- presets and stages ---------------------------------------------------------------------------------------------------
 
 
-def _presets(asked: Config, workspace: StoredRun, weights: Weights | None) -> list[str]:
-    """Names of the presets of a run in their order: those of its flags, of the run in the workspace, of its weights."""
+def _presets(asked: Config, workspace: StoredRun, method: str, weights: Weights | None) -> list[str]:
+    """Names of the presets of a run in their order: those of its flags, of the run in the workspace, of its weights.
+
+    Those of a method of distillation come before those of its weights, and those of both after.
+    """
     wanted = {"O": asked.runtime.O, "O2": asked.runtime.O2, "photographs": asked.data.data is not None}
     names = [name for name, on in wanted.items() if on]
+    names += [method] if method in PRESETS else []
     names += workspace.config.presets if workspace.config is not None else ()
     names += ["embedded"] if weights is not None and weights.kind == "embedded" else []
+    names += [f"{method} embedded"] if "embedded" in names and f"{method} embedded" in PRESETS else []
     if {"O", "O2"} <= set(names):
         raise UserError(
             f"workspace {asked.output.workspace} holds a run with {'-O' if asked.runtime.O2 else '-O2'}, a preset for another "

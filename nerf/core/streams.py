@@ -30,6 +30,7 @@ class Stream(IntEnum):
     DIFFUSION_TIME = 14
     DIFFUSION_NOISE = 15
     VAE_POSTERIOR = 16
+    DISTILLATION = 20  # what a method draws beside the timestep and the noise
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,13 @@ def controls(fraction: float, run: RunInfo) -> dict[str, Control]:
 
 
 def _t_range(fraction: float, config: Config) -> tuple[float, float]:
-    """Diffusion time range; its upper end comes down by the share ``--t_anneal`` of its width over the run."""
+    """Diffusion time range; its upper end comes down by the share ``--t_anneal`` of its width over the run.
+
+    A ``--t_schedule`` that falls through the range has it as it is.
+    """
     low, high = config.guidance.t_range
+    if config.guidance.t_schedule != "uniform":
+        return low, high
     return low, high - config.guidance.t_anneal * fraction * (high - low)
 
 

@@ -1,0 +1,96 @@
+"""A gradient on images as a loss, and bounds on it. B images."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nerf.core.errors import DivergenceError
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A distillation gradient and the quantities behind it."""
+
+    gradient: Tensor  # [B, ...] with respect to x
+    x0: Tensor  # [B, ...] guided x_0 prediction
+    noisy: Tensor  # [B, ...] x_t
+    t: Tensor  # [B] int64
+    norm: Tensor  # [B] Euclidean norm of each image's gradient
+    loss: Tensor | None = None  # scalar, of a model that is trained beside the field; added to the loss
+
+
+def bounded(gradient: Tensor, bounds: tuple[float, float], fraction: float) -> Tensor:
+    """Each element of a gradient within a bound that grows with the training progress: gradient debiasing of D-SDS.
+
+    Early on, a large score is mostly the bias of the diffusion model towards front views (Hong et al. 2023, arXiv
+    2303.15413, sec. 4.1).
+
+    Args:
+        gradient: [B, ...].
+        bounds: at the start and at the end; (0, 0) leaves the gradient as it is.
+        fraction: training progress in [0, 1].
+    """
+    start, end = bounds
+    bound = start + fraction * (end - start)
+    return gradient.clamp(-bound, bound) if end > 0 else gradient
+
+
+class _Inject(torch.autograd.Function):
+    """A scalar whose gradient with respect to x is given."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gradient: Tensor) -> Tensor:
+        """``sum(gradient^2) / (2 B)`` in float32 or wider."""
+        ctx.save_for_backward(gradient)
+        ctx.dtype = x.dtype
+        wide = gradient if gradient.dtype == torch.float64 else gradient.float()
+        return wide.square().sum() / (2 * len(x))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        """``upstream * gradient / B``, exactly."""
+        (gradient,) = ctx.saved_tensors
+        return (upstream * gradient / len(gradient)).to(ctx.dtype), None
+
+
+def inject(x: Tensor, gradient: Tensor, images: Tensor | None = None) -> Tensor:
+    """A loss whose gradient with respect to x is ``gradient / B``.
+
+    Its value is ``1/2 |gradient|^2`` of an image, averaged over the B images. Unlike a squared distance to a shifted copy of
+    x, nothing is lost to rounding when the gradient is far smaller than x. Differentiable once, in x. Reads one number back
+    from the device.
+
+    Args:
+        x: [B, ...] what the denoiser saw.
+        gradient: like x, in its dtype or a wider one.
+        images: [B, ...] the rendering that x was encoded from, if it is not x itself; named in the error message.
+
+    Raises:
+        ValueError: the shapes differ.
+        DivergenceError: the gradient is not finite.
+    """
+    if x.shape != gradient.shape:
+        raise ValueError(f"inject: expected a gradient {list(x.shape)}, got {list(gradient.shape)}")
+    loss: Tensor = _Inject.apply(x, gradient.detach())
+    if not torch.isfinite(loss):
+        raise DivergenceError(_diagnosis(x if images is None else images, gradient))
+    return loss
+
+
+def _diagnosis(images: Tensor, gradient: Tensor) -> str:
+    """Which images are affected, and whether the rendering or the denoiser is the cause."""
+    bad = [i for i in range(len(images)) if not torch.isfinite(gradient[i]).all()]
+    broken_input = [i for i in bad if not torch.isfinite(images[i]).all()]
+    if broken_input:
+        return (
+            f"score distillation: the rendered images {broken_input} of {len(images)} hold NaN or infinity "
+            "before the diffusion model sees them; lower --lr, set --grad_clip, or resume an earlier checkpoint"
+        )
+    return (
+        f"score distillation: the gradient of images {bad or 'all'} of {len(images)} is not finite though the "
+        "images are; the diffusion model overflowed: leave out --fp16 or use --bf16, or lower --guidance_scale"
+    )

@@ -1,0 +1,46 @@
+"""Options of score distillation: the method, which timesteps it looks at, and the numbers of single methods."""
+
+from dataclasses import dataclass
+
+from nerf.config.parser import RUN, Check, Group, above, between, option, ordered
+
+METHODS = ("sds", "sjc", "vsd", "csd", "nfsd", "ism", "sdi")  # each with a preset of its published settings
+T_SCHEDULES = ("uniform", "linear", "sqrt", "dreamtime")
+
+
+@dataclass(frozen=True)
+class DistillationConfig(Group):
+    """How a diffusion model guides: part of the options of guidance."""
+
+    distillation: str = option(
+        "sds", "method of score distillation (docs/distillation.md)", choices=METHODS, extensible=True, kept=RUN
+    )
+    t_schedule: str = option(
+        "uniform",
+        "diffusion timesteps: at random in --t_range, or falling through it over the run, the same for all views",
+        choices=T_SCHEDULES,
+    )
+    debias_gradient: tuple[float, float] = option(
+        (0.0, 0.0),
+        "D-SDS: bound on each element of the gradient at the encoded image, at the start and at the end (0 0: none)",
+        check=ordered(0, 1e6, "bounds"),
+    )
+    debias_prompt: str | None = option(
+        None,
+        "D-SDS: folder of a masked language model (BERT); words that contradict a view are left out of its prompt",
+        path=True,
+    )
+    csd_negative: float = option(
+        0.5, "CSD: share of the negative prompt in what is subtracted, reached half-way through the run", check=between(0, 10)
+    )
+    ism_interval: tuple[int, int] = option(
+        (100, 50),
+        "ISM: timesteps between the two that are compared, at the start and after 0.3 of the run",
+        check=Check(lambda v: all(1 <= n <= 1000 for n in v), "two numbers between 1 and 1000"),
+    )
+    ism_stride: int = option(200, "ISM: timesteps of one step of the inversion", check=between(1, 1000))
+    sdi_steps: int = option(10, "SDI: steps of an inversion over the whole schedule", check=between(1, 1000))
+    sdi_scale: float = option(-7.5, "SDI: guidance scale of the inversion", check=between(-1000, 1000))
+    sdi_eta: float = option(0.3, "SDI: noise of the inversion, as a share of DDPM's", check=between(0, 1))
+    lora_rank: int = option(4, "VSD: rank of the LoRA", check=between(1, 1024), kept=RUN)
+    lora_lr: float = option(1e-4, "VSD: learning rate of the LoRA", check=above(0))
