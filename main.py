@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from nerf.config import config as options
 from nerf.config.config import Config
 from nerf.config.resolve import RunPlan, StoredRun, needs_start, resolve
 from nerf.config.stages import Stage
+from nerf.core import console
 from nerf.core.errors import DivergenceError, Stopped, UserError
 
 if TYPE_CHECKING:
@@ -57,18 +59,15 @@ def read_disk(asked: Config) -> StoredRun:
     return stored
 
 
-def choose_weights(config: Config) -> "Resolved | None":
-    """The weights behind ``--sd_version`` that the guidance of a run will use; None for guidance without them.
+def choose_weights(config: Config) -> "Mapping[str, Resolved]":
+    """Guidance model -> the weights that it will use in a run with a prompt, for those that have some.
 
     Raises:
-        UserError: unknown guidance, or there are no weights for its prompt on this machine.
+        UserError: unknown guidance, a prompt that it needs is missing, or there are no weights for it on this machine.
     """
     import guidance
-    from guidance import weights
 
-    if "SD" not in guidance.family_names(config):
-        return None
-    return weights.resolve(config.guidance.sd_version, config.guidance.hf_key, config.prompt.text)
+    return guidance.choose_weights(config)
 
 
 def prepare_machine(config: Config) -> str:
@@ -106,12 +105,11 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
     import guidance
 
     config, inputs = plan.config, Inputs()
-    guidance.family_names(config)  # a name that is not known is refused also where it would not be used
-    if config.trains and config.prompt.text is not None:
+    guidance.check_names(config)  # a name that is not known is refused also where it would not be used
+    if config.trains and config.prompt.kinds:
         inputs.guidance = guidance.build(config, device, plan.weights)
-    if plan.weights is not None:
-        name = "the embedded prior" if plan.weights.kind == "embedded" else "Stable Diffusion"
-        inputs.notes = {"guidance": name, "licence of the weights": plan.weights.licence}
+    if plan.weights:
+        inputs.notes = guidance.notes(plan.weights)
     if config.data.data is not None:
         from nerf.data.posed_images import Photographs
 
@@ -138,7 +136,7 @@ def make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") ->
     torch.manual_seed(config.runtime.seed)
     bound = config.field.bound
     scene = SceneInfo(bound) if inputs.photos is None else inputs.photos.scene(bound)
-    guidances = tuple(GuidanceInfo(g.name, g.spaces, g.stage_options(config.guidance)) for g in inputs.guidance)
+    guidances = tuple(GuidanceInfo(g.name, g.spaces, g.stage_options(config.guidance.of(g.name))) for g in inputs.guidance)
     run = RunInfo(stage, scene, guidances, inputs.transform, inputs.notes)
     model = build_model(stage, scene).to(device)
     requirements = tuple(g.requirements() for g in inputs.guidance)
@@ -225,11 +223,17 @@ def run_alone(asked: Config, lines: list[str]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Read the flags, run, and turn an error into one sentence and an exit code."""
+    with console.protected():
+        return _main(sys.argv[1:] if argv is None else argv)
+
+
+def _main(argv: list[str]) -> int:
+    """:func:`main` with streams that cannot fail."""
     # Idle OpenMP threads sleep rather than spin: with as many threads as cores, spinning slows everything else down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     asked = None
     try:
-        asked = options.parse(sys.argv[1:] if argv is None else argv)
+        asked = options.parse(argv)
         return run(asked)
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)

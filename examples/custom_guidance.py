@@ -31,7 +31,7 @@ class Hill(Guidance):
         return GuidanceOutput((image - target).square().mean(), debug={"target": target.expand_as(image)} if debug else None)
 
 
-guidance.FAMILIES["hill"] = lambda config, device, resolved: Hill()
+guidance.FAMILIES["hill"] = guidance.Family(lambda config, device, resolved: Hill())
 
 if __name__ == "__main__":
     sys.exit(main.main(["--guidance", "hill", *sys.argv[1:]]))

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from extension.build import library
 from extension.calls import kernel
-from extension.toolchain import BuildError
+from extension.toolchain import KERNEL_FOLDERS, BuildError
 
 log = logging.getLogger("somnia.extension")
 
@@ -167,14 +167,29 @@ def implementation(op: str, tensor: Tensor) -> Callable[..., Any]:
     found = _operations.get(op)
     if found is None:
         raise LookupError(f"no operation '{op}' is registered; is its package imported?")
+    missing: str | None = "this operation"
     if name in found:
+        missing = None if found[name] is found.get("torch") else _missing_library(op, name, tensor)
+    if missing is None:
         return found[name]
     if "torch" not in found:
         raise BackendError(f"{op} has no implementation for backend {name}; use --backend {' or '.join(sorted(found))}")
     if (op, name) not in _missing:
         _missing.add((op, name))
-        log.warning("%s: backend torch, because backend %s does not have this operation", op, name)
+        log.warning("%s: backend torch, because backend %s does not have %s", op, name, missing)
     return found["torch"]
+
+
+def _missing_library(op: str, name: str, tensor: Tensor) -> str | None:
+    """Why the library of an operation on a native backend is not there: the disk became full since the first one was built."""
+    folder = op.partition(".")[0]
+    if name not in NATIVE or folder not in KERNEL_FOLDERS:
+        return None
+    try:
+        library(folder, tensor.device.type)
+    except BuildError as error:
+        return f"its library: {error}"
+    return None
 
 
 def use(name: str) -> None:

@@ -1,8 +1,10 @@
 """Build and load a kernel folder's shared library: ahead of time by setup.py, or on first use into a per-user cache.
 
 A library's file name carries the fingerprint of its sources, headers, flags and compiler, so a stale one is never
-loaded. A build happens in a directory of its own and the result is moved into place in one step; an advisory lock,
-which the system frees when its holder dies, only keeps two processes from doing the same work twice.
+loaded; a checksum beside it tells a damaged one, which is built again. A build happens in a directory of its own and the
+result is moved into place in one step; an advisory lock, which the system frees when its holder dies, only keeps two
+processes from doing the same work twice. Where a folder cannot be written to, is full or cannot hold programs, the next one
+is used (:mod:`extension.cache`).
 """
 
 import contextlib
@@ -18,7 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from extension import toolchain
+from extension import cache, toolchain
 from extension.toolchain import KERNEL_FOLDERS, ROOT, BuildError, Target, include_dir
 
 log = logging.getLogger("somnia.extension")
@@ -26,6 +28,7 @@ log = logging.getLogger("somnia.extension")
 _ERROR_LINES, _ERROR_CHARACTERS = 3, 600  # of a compiler's output that an error message quotes
 
 _loaded: dict[tuple[str, str], ctypes.CDLL | BuildError] = {}
+_not_loaded: set[Path] = set()  # libraries that are whole and do not load
 
 
 def library(folder: str, device_type: str) -> ctypes.CDLL:
@@ -42,7 +45,7 @@ def library(folder: str, device_type: str) -> ctypes.CDLL:
     key = (folder, device_type)
     if key not in _loaded:
         try:
-            _loaded[key] = _load(shared_object(folder, device_type))
+            _loaded[key] = _load(folder, device_type)
         except BuildError as error:
             _loaded[key] = error
     found = _loaded[key]
@@ -63,15 +66,32 @@ def shared_object(folder: str, device_type: str, archs: tuple[str, ...] | None =
     """
     target = toolchain.target(folder, device_type, archs)
     prebuilt = _prebuilt_path(ROOT, target)
-    if prebuilt.exists():
+    if prebuilt not in _not_loaded and cache.is_whole(prebuilt, unknown=True):
         return prebuilt
     path, version = toolchain.compiler(device_type)
-    output = cache_dir() / f"{folder}_{device_type}-{target.fingerprint(version)}.so"
-    if not output.exists():
-        with _lock(output.with_suffix(".lock")) as locked:
-            if not output.exists():
-                _build(target, path, output, remove_leftovers=locked)
-    return output
+    name = f"{folder}_{device_type}-{target.fingerprint(version)}.so"
+    for place in cache.candidates():
+        try:
+            if place.is_dir() and cache.is_own(place) and cache.is_whole(place / name):
+                return place / name
+            if cache.make_writable(place):
+                _build_once(target, path, place / name)
+                return place / name
+        except OSError as error:
+            cache.refuse(place, error.strerror or str(error))
+    raise BuildError(cache.nowhere())
+
+
+def _build_once(target: Target, compiler: str, output: Path) -> None:
+    """Compile ``target`` unless another process has done so meanwhile.
+
+    Raises:
+        BuildError: it does not compile.
+        OSError: the folder is full, or cannot be written to.
+    """
+    with _lock(output.with_suffix(".lock")) as locked:
+        if not cache.is_whole(output):
+            _build(target, compiler, output, remove_leftovers=locked)
 
 
 def build_ahead(target_dir: str | os.PathLike[str], device_types: tuple[str, ...] = ("cpu",)) -> list[Path]:
@@ -105,25 +125,6 @@ def build_ahead(target_dir: str | os.PathLike[str], device_types: tuple[str, ...
         return [path for path in pool.map(one, requested) if path is not None]
 
 
-def cache_dir() -> Path:
-    """The per-user folder of compiled kernels: SOMNIA_KERNEL_CACHE, or ``somnia/kernels`` in the user's cache folder.
-
-    Raises:
-        BuildError: neither that nor a private folder of the temporary directory can be written.
-    """
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    chosen = os.environ.get("SOMNIA_KERNEL_CACHE")
-    user = str(os.getuid()) if hasattr(os, "getuid") else "user"
-    fallback = Path(tempfile.gettempdir(), f"somnia-kernels-{user}")
-    for path in [Path(chosen)] if chosen else [Path(base, "somnia", "kernels"), fallback]:
-        with contextlib.suppress(OSError):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            mine = not hasattr(os, "getuid") or path.stat().st_uid == os.getuid()
-            if mine and os.access(path, os.W_OK | os.X_OK):
-                return path
-    raise BuildError("no folder for compiled kernels can be written; set SOMNIA_KERNEL_CACHE to one of your own")
-
-
 def _prebuilt_path(root: Path, target: Target) -> Path:
     """Where an ahead-of-time build of ``target`` lies under ``root``."""
     return root / target.folder / "prebuilt" / f"{target.folder}_{target.device_type}-{target.fingerprint()}.so"
@@ -147,10 +148,11 @@ def _lock(path: Path) -> Iterator[bool]:
 
 
 def _build(target: Target, compiler: str, output: Path, remove_leftovers: bool) -> None:
-    """Compile ``target`` in a temporary folder beside ``output`` and move the result there.
+    """Compile ``target`` in a temporary folder beside ``output`` and move the result there, with its checksum.
 
     Raises:
         BuildError: with the first lines of the compiler's error output.
+        OSError: the folder is full, or cannot be written to.
     """
     if remove_leftovers:  # of a build that was killed; no other process builds while we hold the lock
         for leftover in output.parent.glob(f"{output.stem}.build-*"):
@@ -167,6 +169,7 @@ def _build(target: Target, compiler: str, output: Path, remove_leftovers: bool) 
         if error is not None:
             raise BuildError(f"{target.folder}: the {target.device_type} kernels do not compile: {error}")
         os.replace(work / "out.so", output)
+        cache.write_checksum(output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     log.info("built the %s kernels of %s in %.1f s", target.device_type, target.folder, time.monotonic() - start)
@@ -176,6 +179,9 @@ def _compile(target: Target, compiler: str, flags: tuple[str, ...], work: Path) 
     """Compile to ``work/out.so``, sources in parallel through ninja; returns None, or the compiler's first errors.
 
     Where there is no ninja, the same commands run one after the other.
+
+    Raises:
+        OSError: the folder is full, or cannot be written to.
     """
     include = f"-I{include_dir}"
     objects = {f"{source.stem}.o": str(source) for source in target.sources}
@@ -186,10 +192,15 @@ def _compile(target: Target, compiler: str, flags: tuple[str, ...], work: Path) 
     if ninja is not None:
         (work / "build.ninja").write_text(_ninja_file(commands))
         to_run = [[ninja]]
+    # The compiler's own temporary files go there as well, and its messages are in English.
+    environment = os.environ | {"TMPDIR": str(work), "LC_ALL": "C"}
     for command in to_run:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=work, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=work, check=False, env=environment)
         if done.returncode != 0:
-            lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+            output = done.stdout + done.stderr
+            if (fault := cache.folder_at_fault(output)) is not None:
+                raise OSError(fault)
+            lines = [line for line in output.splitlines() if line.strip()]
             errors = [line for line in lines if "error" in line.lower()] or lines
             return " | ".join(errors[:_ERROR_LINES])[:_ERROR_CHARACTERS]
     return None
@@ -207,15 +218,19 @@ def _ninja_file(commands: dict[str, list[str]]) -> str:
     return "".join(text)
 
 
-def _load(path: Path) -> ctypes.CDLL:
-    """Open a shared library.
+def _load(folder: str, device_type: str) -> ctypes.CDLL:
+    """Open the shared library of a kernel folder, from the first place where it loads.
 
     Raises:
-        BuildError: it does not load. It is removed, so that the next run builds it again.
+        BuildError: there is none.
     """
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise BuildError(f"{path.name} does not load ({error}); it was removed and is built again next time") from error
+    while True:
+        path = shared_object(folder, device_type)
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError as error:  # a folder whose files may not be run as programs, or a library that it needs is missing
+            if path in _not_loaded:
+                raise BuildError(f"{path} does not load ({error})") from error
+            _not_loaded.add(path)
+            if path.parent in cache.candidates():
+                cache.refuse(path.parent, f"{path.name} does not load: {error}")

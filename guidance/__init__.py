@@ -2,39 +2,78 @@
 
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-    from guidance.base import Guidance
+    from guidance.base import Guidance, ImageCondition
     from guidance.weights import Resolved
     from nerf.config.config import Config
 
 log = logging.getLogger("somnia.guidance")
 
 Builder = Callable[["Config", "torch.device", "Resolved | None"], "Guidance"]
-"""(options, device, resolved weights of ``--sd_version``, if any) -> a model that is loaded and not yet prepared."""
+"""(options, device, resolved weights, if the family has some) -> a model that is loaded and not yet prepared."""
+
+# Kind of prompt -> how it is given.
+PROMPTS = {"text": '--text "a hamburger"', "image": "--image FILE.png"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is known of a family of models before one is loaded."""
+
+    build: Builder  # imports its model when it is called: torch and diffusers take seconds
+    takes: tuple[str, ...] = ("text",)  # the kinds of prompt that it can use, of PROMPTS; it needs one of them
+    requires: tuple[str, ...] = ()  # those of them that it cannot do without
+    weights: "Callable[[Config], Resolved] | None" = None  # which weights a run would use; downloads and loads nothing
+
+
+def _stable_diffusion_weights(config: "Config") -> "Resolved":
+    """The weights behind ``--sd_version`` or ``--hf_key``: Stable Diffusion's or the embedded prior's."""
+    from guidance import text_weights, weights
+
+    return weights.resolve(config.guidance.sd_version, text_weights.keys(config.guidance).get("SD"), config.prompt.text)
 
 
 def _stable_diffusion(config: "Config", device: "torch.device", resolved: "Resolved | None") -> "Guidance":
     """Stable Diffusion, or the embedded prior if those are the weights that the run uses."""
-    from guidance import weights
-
-    if resolved is None:
-        resolved = weights.resolve(config.guidance.sd_version, config.guidance.hf_key, config.prompt.text)
-    log.info(resolved.sentence)
+    assert resolved is not None, "the family has weights"
     module = {"sd": "guidance.sd_utils", "embedded": "guidance.prior.guidance"}[resolved.kind]
     model: Guidance = importlib.import_module(module).build(config, device, resolved)
     return model
 
 
-# Name in --guidance -> builder. Builders import their model when they are called: torch and diffusers take seconds.
-FAMILIES: dict[str, Builder] = {"SD": _stable_diffusion}
+def _module(module: str) -> Builder:
+    """The ``build`` of a module, which is imported when it is called."""
+    return lambda config, device, resolved: importlib.import_module(module).build(config, device, resolved)
 
 
-def family_names(config: "Config") -> tuple[str, ...]:
+def _text_weights(name: str) -> "Callable[[Config], Resolved]":
+    """Which weights of SDXL, DeepFloyd IF or CLIP a run would use."""
+
+    def resolve(config: "Config") -> "Resolved":
+        from guidance import text_weights
+
+        return text_weights.resolve(config, name)
+
+    return resolve
+
+
+# Name in --guidance -> family. The values of options that a family has by default are in ``nerf.config.presets``, under its
+# name or the kind of its weights.
+FAMILIES: dict[str, Family] = {
+    "SD": Family(_stable_diffusion, requires=("text",), weights=_stable_diffusion_weights),
+    "SDXL": Family(_module("guidance.sdxl_utils"), requires=("text",), weights=_text_weights("SDXL")),
+    "IF": Family(_module("guidance.if_utils"), requires=("text",), weights=_text_weights("IF")),
+    "clip": Family(_module("guidance.clip_utils"), takes=("text", "image"), weights=_text_weights("clip")),
+}
+
+
+def check_names(config: "Config") -> tuple[str, ...]:
     """The names of the families that ``--guidance`` asks for, in its order.
 
     Raises:
@@ -43,8 +82,6 @@ def family_names(config: "Config") -> tuple[str, ...]:
     from nerf.core.errors import UserError
 
     names = config.guidance.guidance
-    if config.guidance.IF:
-        names = tuple("IF" if name == "SD" else name for name in names)
     for name in names:
         if name not in FAMILIES:
             raise UserError(f"--guidance {name} is not known or not built yet; use --guidance {' or '.join(FAMILIES)}")
@@ -53,28 +90,80 @@ def family_names(config: "Config") -> tuple[str, ...]:
     return names
 
 
-def build(config: "Config", device: "torch.device | str", resolved: "Resolved | None" = None) -> "list[Guidance]":
+def check_prompts(config: "Config") -> None:
+    """Check that the prompts of a run are those that its families need, before anything is loaded.
+
+    Raises:
+        UserError: a family does not exist, is named twice, or lacks a prompt.
+    """
+    from nerf.core.errors import UserError
+
+    given = config.prompt.kinds
+    for name in check_names(config):
+        family = FAMILIES[name]
+        missing = [PROMPTS[kind] for kind in family.requires if kind not in given]
+        if not missing and not set(family.takes) & set(given):
+            missing = [" or ".join(PROMPTS[kind] for kind in family.takes)]
+        if missing:
+            others = [n for n, f in FAMILIES.items() if set(f.requires) <= set(given) and set(f.takes) & set(given)]
+            way_out = f", or choose another --guidance ({' or '.join(others)})" if others else ""
+            raise UserError(f"--guidance {name} needs a prompt of another kind: give {' and '.join(missing)}{way_out}")
+
+
+def choose_weights(config: "Config") -> "dict[str, Resolved]":
+    """Guidance model -> the weights that it will use, for those that have some; nothing is downloaded or loaded.
+
+    Raises:
+        UserError: a family does not exist or lacks a prompt, or there are no weights for it on this machine.
+    """
+    check_prompts(config)
+    families = {name: FAMILIES[name].weights for name in config.guidance.guidance}
+    return {name: choose(config) for name, choose in families.items() if choose is not None}
+
+
+def notes(resolved: "Mapping[str, Resolved]") -> dict[str, str]:
+    """What exported files say about the weights that guided a run, by guidance model."""
+    licences = {weights.title: weights.licence for weights in resolved.values()}
+    if len(licences) == 1:
+        ((title, licence),) = licences.items()
+        return {"guidance": title, "licence of the weights": licence}
+    return {
+        "guidance": ", ".join(licences),
+        "licence of the weights": "; ".join(f"{title}: {licence}" for title, licence in licences.items()),
+    }
+
+
+def build(
+    config: "Config",
+    device: "torch.device | str",
+    resolved: "Mapping[str, Resolved] | None" = None,
+    images: "Sequence[ImageCondition]" = (),
+) -> "list[Guidance]":
     """The guidance models of a run in the order of ``--guidance``, prepared.
 
     Args:
         config: the frozen options.
         device: where the models run.
-        resolved: the weights behind ``--sd_version``, if the caller resolved them already (presets depend on them).
+        resolved: what :func:`choose_weights` returned, if the caller has it already (presets depend on it).
+        images: the image prompts.
 
     Returns:
         Models with distinct names.
 
     Raises:
-        UserError: a family that does not exist or is named twice, no usable weights, or a prompt, an image size or a flag
-            that a model cannot take.
+        UserError: a family that does not exist, is named twice or lacks a prompt, no usable weights, or a prompt, an image
+            size or a flag that a model cannot take.
     """
     import torch
 
     from guidance.base import Conditions
     from nerf.core.errors import UserError
 
-    camera, names = config.camera, family_names(config)
-    models = [FAMILIES[name](config, torch.device(device), resolved) for name in names]
+    camera, names = config.camera, check_names(config)
+    found = choose_weights(config) if resolved is None else resolved
+    for weights in found.values():
+        log.info(weights.sentence)
+    models = [FAMILIES[name].build(config, torch.device(device), found.get(name)) for name in names]
     for name, model in zip(names, models, strict=True):
         assert model.name == name, (model.name, name)  # loss terms and checkpoints are keyed by it
         if model.requirements().square and camera.w != camera.h:
@@ -82,6 +171,6 @@ def build(config: "Config", device: "torch.device | str", resolved: "Resolved | 
                 f"--w and --h must be equal, as guidance {name} takes square images with these weights, got "
                 f"{camera.w} and {camera.h}"
             )
-        model.stage_options(config.guidance)  # refuses flags that the model cannot serve, before anything takes time
-        model.prepare(Conditions(config.prompt.text, config.prompt.negative))
+        model.stage_options(config.guidance.of(name))  # refuses flags that it cannot serve, before anything takes time
+        model.prepare(Conditions(config.prompt.text, config.prompt.negative, tuple(images)))
     return models

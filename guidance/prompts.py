@@ -94,5 +94,5 @@ def view_weights(azimuth: Tensor, polar: Tensor, angles: ViewAngles = DEFAULT_AN
 
 
 def blend(embeddings: Tensor, weights: Tensor) -> Tensor:
-    """Text embeddings of the views: [B, L, D] from the view words' embeddings [V, L, D] and weights [B, V]."""
-    return torch.einsum("bv,vld->bld", weights.to(embeddings), embeddings)
+    """Text embeddings of the views: [B, ...] from the view words' embeddings [V, ...] and weights [B, V]."""
+    return torch.tensordot(weights.to(embeddings), embeddings, 1)

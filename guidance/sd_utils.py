@@ -8,7 +8,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -16,11 +16,10 @@ from torch import Tensor
 from guidance import weights
 from guidance.base import Conditions, GuidanceOutput
 from guidance.debias import debias
-from guidance.diffusion import loader
-from guidance.diffusion.codecs import LatentCodec
-from guidance.diffusion.distiller import DiffusionOptions, Distiller, distillation_method, shared_options
+from guidance.diffusion import Network, loader, text
+from guidance.diffusion.codecs import Codec, LatentCodec
+from guidance.diffusion.distiller import DiffusionOptions, Distiller, shared_options
 from guidance.diffusion.lora import LearningGuidance
-from guidance.diffusion.text import encode_prompts
 from guidance.distillation import Conditioned, Denoiser, Learned, Mixer, classifier_free, rescale_cfg
 from guidance.perpneg_utils import NEGATIVE_WORDS, PerpNeg, negative_weights, perpneg_mixer
 from guidance.prompts import DEFAULT_ANGLES, DEFAULT_NEGATIVE, VIEW_SUFFIXES, VIEW_WORDS, ViewAngles, blend, view_weights
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("somnia.guidance")
 
 CAMERA_DIM = 16  # numbers of a camera for a LoRA: its pose
-NAMED = ("null", "negative", "plain")  # conditions that do not depend on the view; plain is the prompt without a view word
 
 
 @dataclass(frozen=True)
@@ -58,14 +56,7 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
     if device.type == "cpu":
         log.warning("guidance: Stable Diffusion takes about a minute a step on a CPU; try --sd_version embedded")
     dtype = loader.weights_dtype(config.optim, device)
-    judge = config.guidance.debias_prompt
-    folder = weights.fetch(resolved)
-    model = StableDiffusion(
-        folder, device, dtype, vram_O=config.guidance.vram_O, debias_prompt=None if judge is None else Path(judge)
-    )
-    if distillation_method(config.guidance.distillation).learns:
-        model.learn(config.guidance, CAMERA_DIM)
-    return model
+    return StableDiffusion(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O).configured(config)
 
 
 class StableDiffusion(LearningGuidance):
@@ -76,8 +67,7 @@ class StableDiffusion(LearningGuidance):
         device: where the networks run.
         dtype: of their weights; gradients are computed in float32.
         options: used where a step has none of its stage.
-        vram_O: keep the weights in main memory and encode one image at a time.
-        debias_prompt: folder of a masked language model, see ``guidance/debias.py``.
+        vram_O: keep the weights in main memory, those of the text encoder too, and encode one image at a time.
 
     Raises:
         UserError: the folder is incomplete or damaged, or the UNet is not one of text-to-image.
@@ -92,14 +82,12 @@ class StableDiffusion(LearningGuidance):
         dtype: torch.dtype = torch.float32,
         options: Options | None = None,
         vram_O: bool = False,
-        debias_prompt: Path | None = None,
     ):
-        self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype
-        self.debias_prompt = debias_prompt
+        self.folder, self.device, self.dtype, self.vram_O = Path(folder), torch.device(device), dtype, vram_O
         self.options = options or Options()
-        weights.check_folder(self.folder)
+        self.check_folder()
         loader.require_diffusers()
-        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from diffusers import UNet2DConditionModel
 
         self.unet = loader.load_part(self.folder, "unet", UNet2DConditionModel, self.device, dtype)
         grid = self.unet.config.sample_size
@@ -108,18 +96,62 @@ class StableDiffusion(LearningGuidance):
                 f"weights: {self.folder / 'unet' / 'config.json'} must give sample_size, the side "
                 f"of the latents, as a number, and gives {grid}"
             )
-        self.vae = loader.load_part(self.folder, "vae", AutoencoderKL, self.device, dtype)
-        codec = LatentCodec(self.vae, grid)
+        codec, networks = self.load_codec(grid)
         self.distiller = Distiller(codec, loader.load_schedule(self.folder, self.device), self.device)
         self.spaces = self.distiller.spaces
-        self.positive: Tensor | None = None  # [V, L, D] text embeddings of the prompt with each view word
-        self.negative: Tensor | None = None  # [1, L, D] of the negative prompt
-        self.named: dict[str, Tensor] = {}  # name of a condition in NAMED -> [1, L, D]
+        self.embeddings: dict[str, Tensor] = {}  # name -> [V + 1, ...]: the prompt with each view word, the negative prompt
+        self.conditions = Conditions()
+        self.further: dict[str, dict[str, Tensor]] = {}  # condition -> name -> [1, ...], of those that a method has asked for
+        self.debias_prompt: Path | None = None  # folder of a masked language model, see ``guidance/debias.py``
         if self.device.type == "cuda":
             self.unet.to(memory_format=torch.channels_last)
         if vram_O:
+            loader.save_memory([self.unet, *networks], self.device)
+
+    def configured(self, config: "Config") -> Self:
+        """The model itself, with what the options of a run add to it: prompt debiasing, and a LoRA where one is trained.
+
+        Raises:
+            UserError: see :meth:`LearningGuidance.learn`.
+        """
+        if config.guidance.debias_prompt is not None:
+            self.debias_prompt = Path(config.guidance.debias_prompt)
+        self.learn(config.guidance, CAMERA_DIM)
+        return self
+
+    # ---- what the other models of text to image do in their own way ------------------------------------------------
+
+    def check_folder(self) -> None:
+        """Check that the folder holds a model of this kind, before anything is loaded.
+
+        Raises:
+            UserError: it does not.
+        """
+        weights.check_folder(self.folder)
+
+    def load_codec(self, grid: int) -> tuple[Codec, list[Network]]:
+        """The codec between images and the space of the UNet, and its networks; ``grid`` is the side of that space."""
+        from diffusers import AutoencoderKL
+
+        self.vae = loader.load_part(self.folder, "vae", AutoencoderKL, self.device, self.dtype)
+        if self.vram_O:
             self.vae.enable_slicing()
-            loader.save_memory([self.unet, self.vae], self.device)
+        return LatentCodec(self.vae, grid), [self.vae]
+
+    def embed(self, prompts: list[tuple[str, str]], negative: str) -> dict[str, Tensor]:
+        """Text embeddings of prompts (text, suffix), P rows each: "tokens" [P, L, D] and what else the UNet takes.
+
+        Args:
+            prompts: the last one is the negative prompt.
+            negative: its text.
+        """
+        return text.embed(text.TextEncoder(self.folder), prompts, self.device, self.dtype, self.vram_O)
+
+    def further_conditions(self, rows: dict[str, Tensor]) -> dict[str, Any]:
+        """Keyword arguments of the UNet beside the tokens, from rows [K B, ...] of the embeddings by name."""
+        return {}
+
+    # ---- text to image --------------------------------------------------------------------------------------------
 
     def prepare(self, conditions: Conditions) -> None:
         """Embed the prompt with each view word, and the negative prompt.
@@ -127,16 +159,24 @@ class StableDiffusion(LearningGuidance):
         Raises:
             UserError: there is no prompt.
         """
-        text = conditions.text
-        if text is None or not text.strip():
-            raise UserError('guidance SD needs a prompt; give --text "a hamburger"')
-        negative = conditions.negative
-        others = ("", negative or DEFAULT_NEGATIVE, text)
-        texts = text if self.debias_prompt is None else debias(text, self.debias_prompt, VIEW_WORDS)
-        rows = encode_prompts(self.folder, texts, VIEW_SUFFIXES, negative, self.device, self.dtype, others)
-        count = len(VIEW_SUFFIXES)
-        self.positive, self.negative = rows[:count], rows[count : count + 1]
-        self.named = {name: rows[count + 1 + i : count + 2 + i] for i, name in enumerate(NAMED)}
+        prompt, negative = conditions.text, conditions.negative
+        if prompt is None or not prompt.strip():
+            raise UserError(f'guidance {self.name} needs a prompt; give --text "a hamburger"')
+        texts = [prompt] * len(VIEW_WORDS)
+        if self.debias_prompt is not None:
+            texts = debias(prompt, self.debias_prompt, VIEW_WORDS)
+        prompts = [*zip(texts, VIEW_SUFFIXES, strict=True), (negative, "")]
+        self.embeddings, self.conditions, self.further = self.embed(prompts, negative), conditions, {}
+
+    @property
+    def positive(self) -> Tensor | None:
+        """[V, L, D] text embeddings of the prompt with each view word; None before :meth:`prepare`."""
+        return self.embeddings["tokens"][:-1] if self.embeddings else None
+
+    @property
+    def negative(self) -> Tensor | None:
+        """[1, L, D] text embeddings of the negative prompt; None before :meth:`prepare`."""
+        return self.embeddings["tokens"][-1:] if self.embeddings else None
 
     def stage_options(self, options: Any) -> Options:
         """See :meth:`Guidance.stage_options`."""
@@ -144,15 +184,36 @@ class StableDiffusion(LearningGuidance):
         if options.perpneg:
             perpneg = PerpNeg(options.negative_w, options.front_decay_factor, options.side_decay_factor)
         angles = ViewAngles(options.angle_front, options.angle_overhead)
-        return Options(**shared_options(options), perpneg=perpneg, angles=angles)
+        return Options(**shared_options(options, learns=True), perpneg=perpneg, angles=angles)
 
     def guided_names(self, views: Views | None, options: Options) -> tuple[str, ...]:
         """The conditions of guidance: unconditional, conditional, and the negative view words of Perp-Neg."""
         perpneg = options.perpneg is not None and views is not None
         return ("unconditional", "text", *(NEGATIVE_WORDS if perpneg else ()))
 
+    def condition(self, name: str) -> dict[str, Tensor]:
+        """Embeddings [1, ...] by name of a condition that does not depend on the view.
+
+        "unconditional", "null" (the empty prompt), "negative" (:data:`DEFAULT_NEGATIVE` where none was given), "plain" (the
+        prompt without a view word), or one of the view words. A prompt is embedded when it is asked for first.
+        """
+        negative = self.conditions.negative
+        if name in VIEW_WORDS:
+            return {key: value[VIEW_WORDS.index(name)][None] for key, value in self.embeddings.items()}
+        if name == "unconditional" or (name == "null" and not negative) or (name == "negative" and negative):
+            return {key: value[-1:] for key, value in self.embeddings.items()}
+        if name not in self.further:
+            prompt = {"null": "", "negative": DEFAULT_NEGATIVE, "plain": self.conditions.text or ""}[name]
+            self.further[name] = self.embed([(prompt, "")], prompt)
+        return self.further[name]
+
     def text_embeddings(
-        self, views: Views | None, count: int, options: Options, names: tuple[str, ...] | None = None
+        self,
+        views: Views | None,
+        count: int,
+        options: Options,
+        name: str = "tokens",
+        conditions: tuple[str, ...] | None = None,
     ) -> Tensor:
         """Text embeddings of K conditions.
 
@@ -160,27 +221,22 @@ class StableDiffusion(LearningGuidance):
             views: B cameras; None uses the prompt with the word "front".
             count: B.
             options: of the stage.
-            names: of the conditions: "unconditional", "text", one of :data:`NAMED` or a view word; by default those of
-                guidance.
+            name: which of the embeddings.
+            conditions: names: "text", the prompt for the view, or one of :meth:`condition`; by default those of guidance.
 
         Returns:
-            [K, B, L, D].
+            [K, B, L, D] for "tokens", [K, B, D] for "pooled".
         """
-        if self.positive is None or self.negative is None:
-            raise RuntimeError("StableDiffusion: prepare(conditions) must come before loss or sample")
+        if not self.embeddings:
+            raise RuntimeError(f"{type(self).__name__}: prepare(conditions) must come before loss or sample")
         rows = []
-        for name in names or self.guided_names(views, options):
-            if name == "text" and views is not None:
-                rows.append(blend(self.positive, view_weights(views.azimuth, views.polar, options.angles).to(self.device)))
-                continue
-            if name == "unconditional":
-                row = self.negative
-            elif name in self.named:
-                row = self.named[name]
+        for condition in conditions or self.guided_names(views, options):
+            if condition == "text" and views is not None:
+                shares = view_weights(views.azimuth, views.polar, options.angles).to(self.device)
+                rows.append(blend(self.embeddings[name][:-1], shares))
             else:
-                at = 0 if name == "text" else VIEW_WORDS.index(name)
-                row = self.positive[at : at + 1]
-            rows.append(row.expand(count, -1, -1))
+                row = self.condition("front" if condition == "text" else condition)[name]
+                rows.append(row.expand(count, *row.shape[1:]))
         return torch.stack(rows)
 
     def mixer(self, views: Views | None, scale: float, options: Options) -> Mixer:
@@ -191,22 +247,30 @@ class StableDiffusion(LearningGuidance):
         # At scale 1 the result is the conditional prediction, whose standard deviation it has already.
         return rescale_cfg(classifier_free(scale), 0 if scale == 1 else options.rescale)
 
-    def denoiser(self, views: Views | None, count: int, options: Options, names: tuple[str, ...] | None = None) -> Denoiser:
+    def denoiser(
+        self, views: Views | None, count: int, options: Options, conditions: tuple[str, ...] | None = None
+    ) -> Denoiser:
         """The UNet under K conditions in one batch, see :meth:`text_embeddings`."""
-        text = self.text_embeddings(views, count, options, names)
+        names = self.embeddings or ("tokens",)
+        rows = {name: self.text_embeddings(views, count, options, name, conditions) for name in names}
 
         def predict(noisy: Tensor, t: Tensor) -> Tensor:
-            return self._unet(noisy, t, text)
+            return self._unet(noisy, t, rows)
 
         return predict
 
-    def _unet(self, noisy: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None) -> Tensor:
-        """Raw predictions [K, B, ...] for x_t [B, ...] at t [B] under text [K, B, L, D]; the LoRA takes cameras [B, D]."""
-        num, count = text.shape[:2]
-        x, timesteps = noisy.to(self.dtype).repeat(num, 1, 1, 1), t.to(self.device).repeat(num)
-        out: Tensor = self.unet(x, timesteps, encoder_hidden_states=text.flatten(0, 1), class_labels=camera, return_dict=False)[
-            0
-        ]
+    def _unet(self, noisy: Tensor, t: Tensor, rows: dict[str, Tensor], camera: Tensor | None = None) -> Tensor:
+        """Raw predictions [K, B, ...] for x_t [B, ...] at t [B], under embeddings [K, B, ...] by name.
+
+        The LoRA takes cameras [B, D], with K = 1.
+        """
+        num, count = rows["tokens"].shape[:2]
+        flat = {name: value.flatten(0, 1) for name, value in rows.items()}
+        tokens, x = flat.pop("tokens"), noisy.to(self.dtype).repeat(num, 1, 1, 1)
+        further = self.further_conditions(flat) | ({} if camera is None else {"class_labels": camera})
+        timesteps = t.to(self.device).repeat(num)
+        out: Tensor = self.unet(x, timesteps, encoder_hidden_states=tokens, **further, return_dict=False)[0]
+        out = out[:, : noisy.shape[1]]  # a model of DeepFloyd IF predicts a variance as well
         return out.to(noisy.dtype).unflatten(0, (num, count))
 
     def learned(self, views: Views, count: int, options: Options) -> Learned | None:
@@ -214,12 +278,12 @@ class StableDiffusion(LearningGuidance):
         lora = self.lora
         if lora is None:
             return None
-        text = self.text_embeddings(views, count, options, ("plain",))
+        rows = {name: self.text_embeddings(views, count, options, name, ("plain",)) for name in self.embeddings}
         pose = views.pose.to(self.device).float().flatten(1)
 
         def predict(noisy: Tensor, t: Tensor, camera: bool) -> Tensor:
             with lora.active():
-                return self._unet(noisy, t, text, pose if camera else torch.zeros_like(pose))[0]
+                return self._unet(noisy, t, rows, pose if camera else torch.zeros_like(pose))[0]
 
         return predict
 
@@ -246,5 +310,7 @@ class StableDiffusion(LearningGuidance):
 
 if __name__ == "__main__":
     from guidance.preview import main
+    from nerf.core.console import protected
 
-    sys.exit(main())
+    with protected():
+        sys.exit(main())

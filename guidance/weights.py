@@ -6,7 +6,7 @@ stands for an ordered list of mirrors, and for ids that can now only be found in
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,11 +22,16 @@ from nerf.core.files import read_json
 
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DIFFUSERS_OFFLINE")
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_STEMS = {
+STEMS = {
     "unet": ("diffusion_pytorch_model",),
     "vae": ("diffusion_pytorch_model",),
     "text_encoder": ("model", "pytorch_model"),
+    "image_encoder": ("model", "pytorch_model"),
+    "text_encoder_2": ("model", "pytorch_model"),
+    ".": ("model", "pytorch_model", "diffusion_pytorch_model"),  # a model of one network, in the folder itself
     "detail": ("diffusion_pytorch_model",),
+    "cc_projection": ("diffusion_pytorch_model",),
+    "clip_camera_projection": ("diffusion_pytorch_model",),
 }
 # Half precision and safetensors first. A file in shards is named by its index; diffusers puts the variant at two places.
 _ENDINGS = (
@@ -40,7 +45,10 @@ _ENDINGS = (
     ".bin",
     ".bin.index.json",
 )
+# Files of which one group makes a tokenizer: byte pairs, any kind, T5's (which needs the package sentencepiece).
+TOKENIZERS = (("vocab.json", "merges.txt"), ("tokenizer.json",), ("spiece.model",))
 _RESTORE = "restore or download it again"
+TITLES = {"sd": "Stable Diffusion", "embedded": "the embedded prior"}  # kind of weights -> name in exported files
 
 
 @dataclass(frozen=True)
@@ -84,12 +92,13 @@ class Resolved:
     """Which weights a run will use."""
 
     source: str  # a local folder, or a hub id that :func:`fetch` downloads
-    kind: Literal["sd", "embedded"]
+    kind: str  # "sd", "embedded" ...: which code reads them, and the name of the preset that applies, if there is one
     sentence: str  # one line for the log: which, and why
     licence: str = "that of the weights; see where they came from"  # for the notes in exported files
     remote: bool = False  # whether it must be downloaded first
     alternatives: tuple[str, ...] = ()  # further ids to try
     version: str = "auto"  # the value of --sd_version that finds them again; "auto" for those of --hf_key
+    title: str = "Stable Diffusion"  # in the notes of exported files
 
 
 def offline() -> bool:
@@ -100,7 +109,8 @@ def offline() -> bool:
 def weight_file(files: Iterable[str], part: str) -> str | None:
     """The best weight file of a part among paths relative to the folder: half precision and safetensors first."""
     have = set(files)
-    wanted = (f"{part}/{stem}{ending}" for ending in _ENDINGS for stem in _STEMS[part])
+    inside = "" if part == "." else f"{part}/"
+    wanted = (f"{inside}{stem}{ending}" for ending in _ENDINGS for stem in STEMS[part])
     return next((name for name in wanted if name in have and shards_of(name, have) != []), None)
 
 
@@ -129,22 +139,26 @@ def parts_of(files: Iterable[str]) -> tuple[str, ...]:
     return (*(part for part in PARTS if part != "vae"), *detail)
 
 
-def missing_part(files: Iterable[str]) -> str | None:
+def missing_part(files: Iterable[str], parts: Iterable[str] | None = None) -> str | None:
     """The name of what a diffusers folder lacks; None if it is complete.
 
     transformers creates a dummy tokenizer for a folder without one, so this is checked before anything is loaded.
+
+    Args:
+        files: of the folder, relative to it.
+        parts: that it must have; None: those of :func:`parts_of`.
     """
     have = set(files)
-    for part in parts_of(have):
-        if part == "tokenizer":
-            if not {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= have and "tokenizer/tokenizer.json" not in have:
-                return "tokenizer/ (vocab.json and merges.txt, or tokenizer.json)"
+    for part in parts_of(have) if parts is None else parts:
+        if part.startswith("tokenizer"):
+            if not any({f"{part}/{name}" for name in names} <= have for names in TOKENIZERS):
+                return f"{part}/ ({' or '.join(' and '.join(names) for names in TOKENIZERS)})"
             continue
         config = f"{part}/{'scheduler_config' if part == 'scheduler' else 'config'}.json"
         if config not in have:
             return config
-        if part in _STEMS and weight_file(have, part) is None:
-            return f"the weights in {part}/ ({_STEMS[part][0]}.safetensors)"
+        if part in STEMS and weight_file(have, part) is None:
+            return f"the weights in {part}/ ({STEMS[part][0]}.safetensors)"
     return None
 
 
@@ -221,13 +235,21 @@ def check_conditions(folder: Path, name: str) -> None:
         further.append(f"text of {unet.cross_attention_dim} channels where its encoder gives {text.hidden_size}")
     if further:
         raise UserError(
-            f"weights: the UNet of {name} wants more than a prompt ({', '.join(further)}), as SDXL and DeepFloyd IF do, and "
-            "those cannot guide; give a model of the kind of Stable Diffusion 1.5 or 2.x"
+            f"weights: the UNet of {name} wants more than a prompt ({', '.join(further)}), as SDXL and DeepFloyd IF do; "
+            "give those with --guidance SDXL or IF, and to --guidance SD one of the kind of Stable Diffusion 1.5 or 2.x"
         )
 
 
-def cached(hub_id: str) -> Path | None:
-    """The folder of a model that is complete in the Hugging Face cache (HF_HOME); never uses the network."""
+def cached(
+    hub_id: str, missing: Callable[[Iterable[str]], str | None] = missing_part, probe: str = "unet/config.json"
+) -> Path | None:
+    """The folder of a model that is complete in the Hugging Face cache (HF_HOME); never uses the network.
+
+    Args:
+        hub_id: owner/name, with an optional @revision.
+        missing: the name of what a folder with these files lacks, None if it is complete.
+        probe: a file that every such model has.
+    """
     try:
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
@@ -235,13 +257,13 @@ def cached(hub_id: str) -> Path | None:
         return None
     name, _, revision = hub_id.partition("@")
     try:
-        found = try_to_load_from_cache(name, "unet/config.json", revision=revision or None)
+        found = try_to_load_from_cache(name, probe, revision=revision or None)
     except HFValidationError:
         return None
     if not isinstance(found, str):
         return None
-    folder = Path(found).parent.parent
-    return folder if missing_part(files_of(folder)) is None else None
+    folder = Path(found).parents[probe.count("/")]
+    return folder if missing(files_of(folder)) is None else None
 
 
 def _vocabulary() -> str:
@@ -283,7 +305,8 @@ def _embedded(text: str | None, why: str) -> Resolved:
             f"--sd_version embedded: the prompt {text!r} names no object that the embedded prior knows"
             f"{'; ' + unknown if unknown else ''}; it knows {_vocabulary()}"
         )
-    return Resolved(str(prior.WEIGHTS), "embedded", f"guidance: the embedded prior ({why})", "Apache-2.0", version="embedded")
+    sentence = f"guidance: the embedded prior ({why})"
+    return Resolved(str(prior.WEIGHTS), "embedded", sentence, "Apache-2.0", version="embedded", title=TITLES["embedded"])
 
 
 def _kind(folder: Path) -> Literal["sd", "embedded"]:
@@ -297,11 +320,11 @@ def _from_key(key: str) -> Resolved:
     if path.exists() or key.startswith((".", "/", "~")) or key.count("/") != 1:
         check_folder(path)
         kind = _kind(path)
-        return Resolved(str(path), kind, f"guidance: the weights in {path} (--hf_key)")
+        return Resolved(str(path), kind, f"guidance: the weights in {path} (--hf_key)", title=TITLES[kind])
     folder = cached(key)
     if folder is not None:
         kind = _kind(folder)
-        return Resolved(str(folder), kind, f"guidance: {key} from the cache (--hf_key)")
+        return Resolved(str(folder), kind, f"guidance: {key} from the cache (--hf_key)", title=TITLES[kind])
     if offline():
         raise UserError(
             f"--hf_key {key} is neither a folder nor complete in the Hugging Face cache, and the "
@@ -396,25 +419,36 @@ def fetch(resolved: Resolved) -> Path:
     """
     if not resolved.remote:
         return Path(resolved.source)
+    folder = download((resolved.source, *resolved.alternatives), _download)
+    check_folder(folder)
+    return folder
+
+
+def download(ids: Iterable[str], one: Callable[[str], Path], flag: str = "--hf_key FOLDER") -> Path:
+    """The folder of the first of several hub ids that can be downloaded.
+
+    Args:
+        ids: owner/name, with an optional @revision; best first.
+        one: downloads what is used of one of them, and returns its folder.
+        flag: what to give instead, for messages.
+
+    Raises:
+        UserError: no mirror could be reached or holds a complete model.
+    """
     if find_spec("huggingface_hub") is None:
-        raise UserError(
-            "downloading weights needs huggingface_hub; pip install diffusers transformers, or give --hf_key FOLDER"
-        )
+        raise UserError(f"downloading weights needs huggingface_hub; pip install diffusers transformers, or give {flag}")
     failures = []
-    for hub_id in (resolved.source, *resolved.alternatives):
+    for hub_id in ids:
         try:
-            folder = _download(hub_id)
+            return one(hub_id)
         except UserError:
             raise
         except Exception as error:  # of the network, the hub, or the disk, in any of their libraries
             lines = str(error).strip().splitlines()
             failures.append(f"{hub_id}: {lines[0] if lines else type(error).__name__}")
-            continue
-        check_folder(folder)
-        return folder
     raise UserError(
         f"weights: nothing could be downloaded ({'; '.join(failures)}); check the network, HF_ENDPOINT and "
-        "HF_TOKEN, or give --hf_key FOLDER"
+        f"HF_TOKEN, or give {flag}"
     )
 
 
@@ -437,7 +471,7 @@ def _download(hub_id: str) -> Path:
         configs = snapshot_download(name, revision=revision or None, allow_patterns=list(CONFIGS))
         check_conditions(Path(configs), hub_id)
     wanted = ["model_index.json", FILE, "tokenizer/*", "*/config.json", "scheduler/scheduler_config.json"]
-    for part in (p for p in parts_of(files) if p in _STEMS):
+    for part in (p for p in parts_of(files) if p in STEMS):
         best = weight_file(files, part)
         assert best is not None, part  # missing_part found one
         wanted += [best, *(shards_of(best, files) or ())]

@@ -4,13 +4,13 @@ Example: python scripts/mesh_report.py trial/mesh/mesh.glb
 """
 
 import argparse
-import io
 import json
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from nerf.core.console import protected  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,10 +23,6 @@ def main(arguments: list[str] | None = None) -> int:
     if args.samples < 0:
         parser.error(f"--samples must be at least 0, got {args.samples}")
     from nerf.mesh.report import report_file
-
-    for stream in (sys.stdout, sys.stderr):  # extras and names of files may hold what the terminal cannot show
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
     reports = []
     for path in args.files:
@@ -42,10 +38,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code)
+    with protected():  # extras and names of files may hold what the terminal cannot show, and head closes the pipe
+        sys.exit(main())

@@ -17,6 +17,12 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_text_cache(tmp_path_factory):
+    """Text embeddings are stored in a folder of the tests, and not in the user's."""
+    os.environ["SOMNIA_TEXT_CACHE"] = str(tmp_path_factory.mktemp("text_cache"))
+
+
 @pytest.fixture(params=DEVICES)
 def device(request) -> torch.device:
     """Each device of this machine in turn."""

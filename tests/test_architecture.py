@@ -210,6 +210,7 @@ def attributes(path):
 @each_product_file
 def test_every_option_that_is_read_exists(path):
     options = {(group, field.name) for group, field in iterate(GROUPS)}
+    options |= {(name, attribute) for name, group in GROUPS.items() for attribute in vars(group)}  # their methods
     modules = {("optim", "Adam"), ("optim", "Optimizer")}
     assert set(attributes(path)) - options - modules == set()
 

@@ -77,6 +77,29 @@ class LatentCodec:
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
 
+class TinyCodec(LatentCodec):
+    """Images as latents of a distilled VAE (TAESD, TAESDXL), which is deterministic and already gives scaled latents.
+
+    Args:
+        vae: an ``AutoencoderTiny``.
+        grid: h = w, side of the latents.
+    """
+
+    def __init__(self, vae: Network, grid: int):
+        self.vae, self.grid = vae, grid
+        self.size = grid * 2 ** (len(vae.config.encoder_block_out_channels) - 1)
+        self.shape = (vae.config.latent_channels, grid, grid)
+        self.channels = {"rgb": 3, "latent": vae.config.latent_channels}
+
+    def encode(self, image: Tensor, space: str, generator: torch.Generator) -> Tensor:
+        """See :meth:`LatentCodec.encode`; nothing is drawn."""
+        if space == "latent":
+            return super().encode(image, space, generator)
+        pixels = 2 * resized(image, self.size, self.size) - 1
+        latent: Tensor = self.vae.encode(pixels.to(self.vae.dtype)).latents.float() * self.vae.config.scaling_factor
+        return latent
+
+
 class PixelCodec:
     """Images as packed pixels [B, 3 n^2, size / n, size / n] in [-1, 1].
 

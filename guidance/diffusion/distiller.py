@@ -76,13 +76,27 @@ def distillation_method(name: str) -> Method:
     return METHODS[name]
 
 
-def shared_options(options: Any) -> dict[str, Any]:
-    """The fields of :class:`DiffusionOptions` from the guidance group of a stage's flags."""
+def shared_options(options: Any, learns: bool = False) -> dict[str, Any]:
+    """The fields of :class:`DiffusionOptions` from the guidance group of a stage's flags.
+
+    Args:
+        options: the flags.
+        learns: whether the model can train a version of its denoiser beside the field.
+
+    Raises:
+        UserError: a method of distillation that is not known, or that this model cannot serve.
+    """
+    if distillation_method(options.distillation).learns and not learns:
+        able = ", ".join(name for name, method in METHODS.items() if not method.learns)
+        raise UserError(
+            f"--distillation {options.distillation} trains a LoRA, which is built for models of text to image alone; with this "
+            f"--guidance use one of {able}"
+        )
     return {
         "guidance_scale": options.guidance_scale,
         "rescale": options.guidance_rescale,
         "weighting": options.guidance_weighting,
-        "method": distillation_method(options.distillation).name,
+        "method": options.distillation,
         "t_schedule": options.t_schedule,
         "debias_gradient": options.debias_gradient,
         "tuning": Tuning(
@@ -107,6 +121,7 @@ class Distiller:
     codec: Codec
     schedule: NoiseSchedule
     device: torch.device  # of the denoiser
+    linked: int = 1  # consecutive images that have one timestep
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -155,8 +170,9 @@ class Distiller:
         """
         shared = options.distillation.shares_t
         generator = part.random.generator(Stream.DIFFUSION_TIME)
-        fraction = part.request.fraction
-        t = self.times.draw(len(x), options.t_schedule, fraction, control.t_range, generator, shared)
+        fraction, groups = part.request.fraction, len(x) // self.linked
+        t = self.times.draw(groups, options.t_schedule, fraction, control.t_range, generator, shared)
+        t = t.repeat_interleave(self.linked)
         level = int(t[0]) if shared or options.t_schedule != "uniform" else None
         return t.to(x.device), torch.randn(x.shape, generator=part.random.generator(Stream.DIFFUSION_NOISE)).to(x.device), level
 

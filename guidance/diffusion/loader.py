@@ -1,5 +1,6 @@
 """Reading the parts of a diffusers folder: networks, noise schedule; and keeping their memory small."""
 
+import gc
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -54,15 +55,20 @@ def weights_dtype(optim: Any, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """Hide the progress bar that transformers shows even for the smallest file."""
+def _quietly() -> Iterator[None]:
+    """Hide the progress bar that transformers shows even for the smallest file, and its list of tensors that are not used.
+
+    Those are usual: one half of CLIP, buffers that older versions wrote. What is lacking is checked by :func:`load_part`.
+    """
     from transformers.utils import logging as transformers_logging
 
-    enabled = transformers_logging.is_progress_bar_enabled()
+    enabled, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if enabled:
             transformers_logging.enable_progress_bar()
 
@@ -72,7 +78,7 @@ def load_part(folder: Path, part: str, kind: Any, device: torch.device, dtype: t
 
     Args:
         folder: in diffusers layout.
-        part: name of the subfolder.
+        part: name of the subfolder; "." for the folder itself.
         kind: class of the network, of diffusers or transformers.
         device: where it will run.
         dtype: of its weights.
@@ -82,7 +88,7 @@ def load_part(folder: Path, part: str, kind: Any, device: torch.device, dtype: t
     """
     file = weights.weight_file(weights.files_of(folder), part) or ""
     how = {"variant": "fp16" if ".fp16." in file else None, "use_safetensors": ".bin" not in file}
-    with reading(f"weights: {folder / part}", _RESTORE, problem=f"cannot be read as {kind.__name__}"), _without_progress_bar():
+    with reading(f"weights: {folder / part}", _RESTORE, problem=f"cannot be read as {kind.__name__}"), _quietly():
         network, info = kind.from_pretrained(folder / part, dtype=dtype, output_loading_info=True, local_files_only=True, **how)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -116,6 +122,13 @@ def load_schedule(folder: Path, device: torch.device, clamp: float | None = None
     if signal.shape != (steps,) or not ((signal >= 0) & (signal <= 1)).all():
         raise UserError(f"weights: {path} gives noise levels that are no fractions; {_RESTORE}")
     return NoiseSchedule(signal.to(device), scheduler.config.prediction_type, clamp)
+
+
+def release(device: torch.device) -> None:
+    """Give back the memory of networks that are no longer referred to."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def offload(network: Network, device: torch.device) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from guidance.base import Guidance
 from guidance.diffusion import Network
+from guidance.diffusion.distiller import distillation_method
 from nerf.core.errors import UserError
 
 NAME = "vsd"  # of the adapter inside the UNet
@@ -99,7 +100,7 @@ class LearningGuidance(Guidance):
     lora_rate = 1e-4  # learning rate
 
     def learn(self, options: Any, camera_dim: int | None) -> None:
-        """Add a LoRA to the UNet.
+        """Add a LoRA to the UNet, if the method of the run trains one.
 
         Args:
             options: the guidance group of the options.
@@ -108,6 +109,8 @@ class LearningGuidance(Guidance):
         Raises:
             UserError: peft is missing, or the weights are to be moved off the device.
         """
+        if not distillation_method(options.distillation).learns:
+            return
         if options.vram_O:
             raise UserError(
                 f"--distillation {options.distillation} trains a part of the UNet, which --vram_O would move to main memory; "

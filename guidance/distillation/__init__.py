@@ -9,7 +9,7 @@ loss.
 from guidance.distillation.gradient import Distilled, bounded, inject
 from guidance.distillation.methods import METHODS, Method, sds_gradient
 from guidance.distillation.mixing import classifier_free, rescale_cfg, rescale_std
-from guidance.distillation.query import Conditioned, Learned, Query, Tuning
+from guidance.distillation.query import Conditioned, Learned, Query, Tuning, paired
 from guidance.distillation.schedule import (
     PREDICTION_TYPES,
     WEIGHTINGS,
@@ -39,6 +39,7 @@ __all__ = [
     "bounded",
     "classifier_free",
     "inject",
+    "paired",
     "predict_x0",
     "rescale_cfg",
     "rescale_std",

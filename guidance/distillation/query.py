@@ -52,11 +52,33 @@ class Conditioned:
     mixer: Callable[[float], Mixer]  # guidance scale -> mixer of the predictions (unconditional, text, *words)
     words: tuple[str, ...] = ()  # conditions of Perp-Neg, where it is on
     learned: Learned | None = None  # for the methods that train a model beside the field
+    pair: Callable[[bool], Denoiser] | None = None  # see :func:`paired`
 
     def guided(self, scale: float) -> tuple[Denoiser, Mixer]:
         """The denoiser and the mixer of guidance; at scale 1 without Perp-Neg the unconditional prediction is left out."""
+        if self.pair is not None:
+            return self.pair(scale == 1), self.mixer(scale)
         names = ("text",) if scale == 1 and not self.words else ("unconditional", "text", *self.words)
         return self.denoiser(names), self.mixer(scale)
+
+
+def paired(pair: Callable[[bool], Denoiser], mixer: Callable[[float], Mixer]) -> Conditioned:
+    """A model without a negative prompt of its own: its conditions are one unconditional and some conditional predictions.
+
+    Args:
+        pair: whether to leave out the unconditional prediction -> the denoiser; the unconditional prediction comes first.
+        mixer: guidance scale -> mixer of those predictions; at scale 1 it takes the conditional ones alone.
+    """
+
+    def under(names: tuple[str, ...]) -> Denoiser:
+        def predict(noisy: Tensor, t: Tensor) -> Tensor:
+            unconditional, *conditional = pair(False)(noisy, t)
+            text = mixer(1.0)(torch.stack(conditional))
+            return torch.stack([text if name == "text" else unconditional for name in names])
+
+        return predict
+
+    return Conditioned(under, mixer, pair=pair)
 
 
 @dataclass(frozen=True)

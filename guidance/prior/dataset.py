@@ -25,6 +25,7 @@ from guidance.prior.captions import KIND_NAMES, STACKED, random_caption
 from guidance.prior.degrade import degrade
 from guidance.prior.render import render
 from guidance.prior.shapes import EMPTY, KINDS, palette, random_proportions
+from nerf.core.console import protected
 
 DATA = Path("local/prior/data")
 SHARD = 512
@@ -250,4 +251,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with protected():
+        main()

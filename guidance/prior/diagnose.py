@@ -24,6 +24,7 @@ from guidance.prior.degrade import degrade
 from guidance.prior.model import Prior, load
 from guidance.prior.render import render
 from guidance.prior.shapes import caption_of, palette, random_proportions
+from nerf.core.console import protected
 
 KINDS = ("chair", "car", "house", "mug")
 TURNS = (0, 90, 180)
@@ -201,4 +202,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with protected():
+        main()

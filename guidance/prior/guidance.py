@@ -12,7 +12,7 @@ from guidance import weights
 from guidance.base import CameraRequirements, Conditions, GuidanceOutput
 from guidance.diffusion import Network, loader
 from guidance.diffusion.codecs import PixelCodec
-from guidance.diffusion.distiller import DiffusionOptions, Distiller, distillation_method, shared_options
+from guidance.diffusion.distiller import DiffusionOptions, Distiller, shared_options
 from guidance.diffusion.lora import LearningGuidance
 from guidance.diffusion.text import encode_prompts
 from guidance.distillation import Conditioned, Denoiser, Learned, Mixer, classifier_free, rescale_cfg
@@ -51,8 +51,7 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
     """
     dtype = loader.weights_dtype(config.optim, device)
     model = EmbeddedPrior(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
-    if distillation_method(config.guidance.distillation).learns:
-        model.learn(config.guidance, None)
+    model.learn(config.guidance, None)
     return model
 
 
@@ -133,7 +132,7 @@ class EmbeddedPrior(LearningGuidance):
             log.warning("guidance: %s; these words are ignored", unknown)
         text, negative = captions.parse(text).text, captions.parse(conditions.negative).text
         others = ("", negative or captions.parse(DEFAULT_NEGATIVE).text)
-        rows = encode_prompts(self.folder, text, [""], negative, self.device, self.dtype, others)
+        rows = encode_prompts(self.folder, text, [""], negative, self.device, self.dtype, others=others)
         self.text = {name: rows[i : i + 1] for i, name in enumerate(NAMED)}
 
     def requirements(self) -> CameraRequirements:
@@ -157,7 +156,7 @@ class EmbeddedPrior(LearningGuidance):
             )
         if options.perpneg:
             raise UserError("--perpneg needs view words, and the embedded prior is given the camera instead; leave it out")
-        return Options(**shared_options(options), detail=options.prior_detail)
+        return Options(**shared_options(options, learns=True), detail=options.prior_detail)
 
     def camera_conditions(self, views: Views | None, count: int) -> tuple[Tensor, Tensor]:
         """Ray maps [B, C, h, w] and camera vectors [B, D] of the views; zeros, for an unknown camera, without views."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from guidance.prior import UNSHUFFLE
 from guidance.prior import model as prior_model
 from guidance.prior.dataset import DATA, Batch, Loader, data_hash
+from nerf.core.console import protected
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,8 @@ def _worker(rank: int, kind: type[Trainer], recipe: Recipe, data: Path, run: Pat
     torch.set_num_threads(1)
     if recipe.processes > 1:
         dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=recipe.processes)
-    train(recipe, data, run, minutes, rank, kind=kind)
+    with protected():
+        train(recipe, data, run, minutes, rank, kind=kind)
 
 
 def main(kind: type[Trainer] = Trainer, recipe: Recipe | None = None, run: str = "run") -> None:

@@ -42,8 +42,9 @@ from nerf.config.parser import (
     read_words,
     refuse_unbuilt,
     split_file,
+    with_value_of,
 )
-from nerf.config.presets import PRESETS, REASONS
+from nerf.config.presets import GUIDANCE_OF, PRESETS, REASONS
 from nerf.config.stages import STAGE_KINDS
 from nerf.core.errors import UserError
 from nerf.core.files import as_shape
@@ -66,7 +67,8 @@ Other
   --file FILE                       read more flags from a file with shell quoting; may be given several times
   -h, --help                        show this text
 
-Exit codes: 0 success, 1 failure, 2 bad input (the message says what to do), 130 stopped by Ctrl-C, 143 by SIGTERM."""
+Exit codes: 0 success, 1 failure, 2 bad input (the message says what to do), 130 stopped by Ctrl-C, 143 by SIGTERM,
+129 by a closed terminal (use nohup to go on without it)."""
 
 
 @dataclass(frozen=True)
@@ -156,14 +158,27 @@ def with_values(config: Config, values: Mapping[str, Any], source: str) -> Confi
     changed: dict[str, dict[str, Any]] = {}
     for flag, value in values.items():
         group, option = OPTIONS[flag]
-        changed.setdefault(group, {})[option.name] = tuple(value) if isinstance(value, list) else value
+        value = tuple(value) if isinstance(value, list) else value
+        if option.metadata["each"] and not isinstance(value, tuple):
+            value = (value,)  # one for all guidance models
+        changed.setdefault(group, {})[option.name] = value
     groups = {group: dataclasses.replace(getattr(config, group), **inside) for group, inside in changed.items()}
     return dataclasses.replace(config, **groups, sources=config.sources | dict.fromkeys(values, source))
 
 
 def with_preset(config: Config, name: str) -> Config:
-    """A copy with the values of ``presets.PRESETS[name]`` where no stronger source than a preset gave one."""
+    """A copy with the values of ``presets.PRESETS[name]`` where no stronger source than a preset gave one.
+
+    Options that belong to each guidance model are set for the model that the preset is of (``presets.GUIDANCE_OF``), else for
+    all of them.
+    """
     unset = {flag: value for flag, value in PRESETS[name].items() if config.source(flag) in ("default", "preset")}
+    models, of = config.guidance.guidance, GUIDANCE_OF.get(name)
+    for flag in [flag for flag in unset if of is not None and OPTIONS[flag][1].metadata["each"]]:
+        value = unset.pop(flag)
+        if of in models:
+            place, option = models.index(of), OPTIONS[flag][1]
+            unset[flag] = with_value_of(option, config.value(flag), place, len(models), value)
     if config.optim.bf16:  # the user's choice of mixed precision replaces that of the preset
         unset.pop("fp16", None)
     return dataclasses.replace(with_values(config, unset, "preset"), presets=(*config.presets, name))
@@ -198,7 +213,7 @@ def parse(argv: Sequence[str]) -> Config:
         for flag, value in values.items():
             refuse_unbuilt(OPTIONS[flag][1], value)
         config = with_values(config, values, source)
-    return _with_stages_of_switches(_checked(config))
+    return _with_stages_of_switches(_with_guidance_of_switches(_checked(config)))
 
 
 def _checked(config: Config) -> Config:
@@ -217,6 +232,15 @@ def _checked(config: Config) -> Config:
     if config.optim.fp16 and config.optim.bf16:
         raise UserError("--fp16 and --bf16 exclude each other; give one of them")
     return config
+
+
+def _with_guidance_of_switches(config: Config) -> Config:
+    """``--IF`` stands for IF in place of SD in ``--guidance``; from here on only the latter counts."""
+    names = config.guidance.guidance
+    if not config.guidance.IF or "IF" in names:
+        return config
+    names = tuple("IF" if name == "SD" else name for name in names) if "SD" in names else (*names, "IF")
+    return with_values(config, {"guidance": names}, config.source("IF"))
 
 
 def _with_stages_of_switches(config: Config) -> Config:

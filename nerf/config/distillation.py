@@ -1,9 +1,10 @@
-"""Options of score distillation: the method, which timesteps it looks at, and the numbers of single methods."""
+"""Options of score distillation: the method, its weight and timesteps, and the numbers of single methods."""
 
 from dataclasses import dataclass
 
 from nerf.config.parser import RUN, Check, Group, above, between, option, ordered
 
+FRACTION = between(0, 1)
 METHODS = ("sds", "sjc", "vsd", "csd", "nfsd", "ism", "sdi")  # each with a preset of its published settings
 T_SCHEDULES = ("uniform", "linear", "sqrt", "dreamtime")
 
@@ -14,6 +15,45 @@ class DistillationConfig(Group):
 
     distillation: str = option(
         "sds", "method of score distillation (docs/distillation.md)", choices=METHODS, extensible=True, kept=RUN
+    )
+    guidance_rescale: tuple[float, ...] = option(
+        (0.0,),
+        "CFG rescale (Lin et al. 2023): share of the guided prediction that gets the standard deviation of the conditional one",
+        check=FRACTION,
+        each=1,
+    )
+    guidance_weighting: tuple[str, ...] = option(
+        ("sds",),
+        "w(t) of score distillation: sds is sigma^2, uniform 1, fantasia alpha sigma^2, x0 sigma / alpha",
+        choices=("sds", "uniform", "fantasia", "x0"),
+        each=1,
+    )
+    guidance_anneal: tuple[float, ...] = option(
+        (0.0,),
+        "linear decrease of the CFG scale towards 1 over the run (0: constant, 1: ends at 1)",
+        check=FRACTION,
+        each=1,
+    )
+    t_range: tuple[float, ...] = option(
+        (0.02, 0.98), "range of diffusion timesteps, as fractions of the schedule", check=ordered(0, 1, "fractions"), each=2
+    )
+    t_anneal: tuple[float, ...] = option(
+        (0.0,),
+        "uniform: linear decrease of the upper end of --t_range towards the lower over the run (0: constant, 1: to the lower)",
+        check=FRACTION,
+        each=1,
+    )
+    t_anneal_low: tuple[float, ...] = option(
+        (0.0,),
+        "the same of the lower end, which begins this share of the width of --t_range higher and ends at its place",
+        check=FRACTION,
+        each=1,
+    )
+    anneal_span: tuple[float, ...] = option(
+        (0.0, 1.0),
+        "part of the run, as fractions, over which --t_anneal, --t_anneal_low and --guidance_anneal act",
+        check=ordered(0, 1, "fractions"),
+        each=2,
     )
     t_schedule: str = option(
         "uniform",

@@ -5,8 +5,10 @@ useful value; they catch typing errors and overflows. Angles are degrees, length
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf
+from types import SimpleNamespace
+from typing import Any
 
 from nerf.config.distillation import DistillationConfig
 from nerf.config.parser import RUN as RUN
@@ -20,6 +22,7 @@ from nerf.config.parser import (
     option,
     ordered,
     power_of_two,
+    value_of,
 )
 from nerf.config.stages import DMTET, STAGE_KINDS
 
@@ -52,6 +55,12 @@ class PromptConfig(Group):
         2e-3, "standard deviation of the camera noise of the known view", check=at_least(0), unbuilt=KNOWN
     )
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Which kinds of prompt are given, of "text" and "image"; none in a run without guidance."""
+        images = self.image is not None or self.image_config is not None
+        return (("text",) if self.text is not None else ()) + (("image",) if images else ())
+
 
 @dataclass(frozen=True)
 class DataConfig(Group):
@@ -74,14 +83,14 @@ class DataConfig(Group):
 
 @dataclass(frozen=True)
 class GuidanceConfig(DistillationConfig):
-    """Guidance by a diffusion model"""
+    """Guidance by diffusion models (several values: one for each model in the order of --guidance)"""
 
     guidance: tuple[str, ...] = option(
         ("SD",),
         "guidance models",
-        choices=("SD", "IF", "zero123", "clip"),
+        choices=("SD", "SDXL", "IF", "zero123", "clip"),
         extensible=True,
-        unbuilt=("IF", "zero123", "clip"),
+        unbuilt=("zero123",),
         kept=RUN,
     )
     sd_version: str = option(
@@ -90,33 +99,24 @@ class GuidanceConfig(DistillationConfig):
         choices=("auto", "embedded", "1.5", "2.0", "2.1"),
         kept=RUN,
     )
-    hf_key: str | None = option(None, "diffusers folder or hub id, in place of --sd_version", kept=RUN, path=True)
-    IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion", unbuilt="DeepFloyd IF guidance")
-    guidance_scale: float = option(100.0, "classifier-free guidance (CFG) scale", check=at_least(0))
-    guidance_rescale: float = option(
-        0.0,
-        "CFG rescale (Lin et al. 2023): share of the guided prediction that gets the standard deviation of the conditional one",
-        check=FRACTION,
+    hf_key: str | None = option(
+        None,
+        "diffusers folder or hub id, in place of --sd_version; without SD, of the first model that takes one",
+        kept=RUN,
+        path=True,
     )
-    guidance_weighting: str = option(
-        "sds",
-        "w(t) of score distillation: sds is sigma^2, uniform 1, fantasia alpha sigma^2, x0 sigma / alpha",
-        choices=("sds", "uniform", "fantasia", "x0"),
+    hf_keys: tuple[str, ...] = option(
+        (),
+        "weights of each model: NAME=FOLDER or NAME=HUB_ID, as in clip=openai/clip-vit-large-patch14; with the name SDXL_vae "
+        "another codec for SDXL, as madebyollin/taesdxl",
+        kept=RUN,
     )
-    guidance_anneal: float = option(
-        0.0,
-        "linear decrease of the CFG scale towards 1 over the run (0: constant, 1: ends at 1)",
-        check=FRACTION,
+    IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion: --guidance IF")
+    guidance_weights: tuple[float, ...] = option(
+        (1.0,), "weight of each model's loss, a factor of --lambda_guidance", check=at_least(0), each=1
     )
+    guidance_scale: tuple[float, ...] = option((100.0,), "classifier-free guidance (CFG) scale", check=at_least(0), each=1)
     prior_detail: bool = option(True, "embedded prior: refine its x0 estimates with the detail network, for a fifth more time")
-    t_range: tuple[float, float] = option(
-        (0.02, 0.98), "range of diffusion timesteps, as fractions of the schedule", check=ordered(0, 1, "fractions")
-    )
-    t_anneal: float = option(
-        0.0,
-        "uniform: linear decrease of the upper end of --t_range towards the lower over the run (0: constant, 1: to the lower)",
-        check=FRACTION,
-    )
     angle_front: float = option(
         90.0,
         "view words: azimuth that counts as front, degrees; at its borders front and side have equal weights",
@@ -133,6 +133,7 @@ class GuidanceConfig(DistillationConfig):
     front_decay_factor: float = option(2.0, "Perp-Neg: decay of the negative weight near the front view", check=at_least(0))
     side_decay_factor: float = option(10.0, "Perp-Neg: decay of the negative weight near the side view", check=at_least(0))
     vram_O: bool = option(False, "offload the diffusion model to main memory and slice its VAE: less GPU memory, slower")
+    clip_crops: int = option(4, "clip: random crops of each view in a step (0: the whole picture)", check=between(0, 64))
     save_guidance: bool = option(False, "write the images that the guidance receives and predicts to guidance/")
     save_guidance_interval: int = option(10, "steps between two images of --save_guidance", check=at_least(1))
     zero123_config: str = option(
@@ -143,6 +144,20 @@ class GuidanceConfig(DistillationConfig):
     )
     zero123_ckpt: str = option("pretrained/zero123/zero123-xl.ckpt", "zero123 weights", path=True, unbuilt="zero123 guidance")
     zero123_grad_scale: str = option("angle", "zero123 gradient scale", choices=("angle", "None"), unbuilt="zero123 guidance")
+
+    def of(self, name: str) -> Any:
+        """The options as one of the guidance models sees them.
+
+        Returns:
+            A record with every option of this group; those that belong to each model hold the value of this one alone, a
+            number or a word, or a tuple of several.
+
+        Raises:
+            ValueError: no such model guides this run.
+        """
+        index = self.guidance.index(name)
+        values = {field.name: value_of(field, getattr(self, field.name), index) for field in fields(self)}
+        return SimpleNamespace(**values)
 
 
 @dataclass(frozen=True)
@@ -273,6 +288,11 @@ class ScheduleConfig(Group):
     )
     albedo_iter_ratio: float = option(0.0, "fraction of the run up to which shading is albedo only", check=FRACTION)
     albedo_rate: float = option(0.0, "probability of albedo shading after --albedo_iter_ratio", check=FRACTION)
+    background_textures: float = option(
+        0.0,
+        "share of the steps with plain backgrounds that have noise, checkerboards or random waves instead (Dream Fields)",
+        check=FRACTION,
+    )
     min_ambient_ratio: float = option(0.1, "minimum ambient light of lambertian shading", check=FRACTION)
     textureless_ratio: float = option(0.2, "probability of textureless shading among shaded views", check=FRACTION)
     exp_start_iter: int | None = option(None, "step at which the schedule begins [0]", check=at_least(0))

@@ -15,7 +15,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -85,6 +85,7 @@ def option(
     kept: str | None = None,
     unbuilt: str | tuple[str, ...] | None = None,
     path: bool = False,
+    each: int = 0,
 ) -> Any:
     """A config field that is also a command-line flag.
 
@@ -99,9 +100,11 @@ def option(
             a resumed run that asks for another value is refused (see ``resolve.merge_kept_options``). None: never fixed.
         unbuilt: a str names the feature behind the flag that does not exist yet, a tuple the choices that do not.
         path: the value names a file or folder, where ``~`` is the user's home and the bytes need not be UTF-8.
+        each: the option belongs to each guidance model: so many words are one value, and there is one value for all models
+            or one for each, in the order of ``--guidance``; ``check`` tests each of them. 0: it does not.
     """
     metadata: dict[str, Any] = {"help": help, "flag": flag, "choices": choices, "extensible": extensible}
-    metadata |= {"check": check, "kept": kept, "unbuilt": unbuilt, "path": path}
+    metadata |= {"check": check, "kept": kept, "unbuilt": unbuilt, "path": path, "each": each}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -176,8 +179,40 @@ def check_value(field: Field, value: Any) -> None:
         if word not in meta["choices"]:
             hint = did_you_mean(word, meta["choices"])
             raise UserError(f"{name} must be one of {', '.join(meta['choices'])}, got {word!r}{hint}")
-    if meta["check"] and not meta["check"].holds(value):
-        raise UserError(f"{name} must be {meta['check'].expected}, got {_shown(value)}")
+    for one in _each_value(field, name, value) if meta["each"] else (value,):
+        if meta["check"] and not meta["check"].holds(one):
+            raise UserError(f"{name} must be {meta['check'].expected}, got {_shown(one)}")
+
+
+def split_each(words: Sequence[Any], each: int) -> list[Any]:
+    """The values of an option of each guidance model: single words, or tuples of ``each`` of them."""
+    return list(words) if each == 1 else [tuple(words[i : i + each]) for i in range(0, len(words), each)]
+
+
+def value_of(field: Field, value: Any, index: int) -> Any:
+    """The value of an option as the guidance model at some place of ``--guidance`` sees it."""
+    each = field.metadata["each"]
+    if not each:
+        return value
+    values = split_each(value, each)
+    return values[0] if len(values) == 1 else values[index]
+
+
+def with_value_of(field: Field, value: Any, index: int, count: int, new: Any) -> tuple[Any, ...]:
+    """A value of an option of each of ``count`` guidance models, in which the model at one place has another."""
+    each = field.metadata["each"]
+    values = [value_of(field, value, i) for i in range(count)]
+    values[index] = new
+    return tuple(values) if each == 1 else tuple(word for one in values for word in one)
+
+
+def _each_value(field: Field, name: str, words: Sequence[Any]) -> list[Any]:
+    """The values of an option of each guidance model, if the number of words is a multiple of what one of them takes."""
+    each = field.metadata["each"]
+    if not words or len(words) % each:
+        number = "a value" if each == 1 else f"{each} values"
+        raise UserError(f"{name} takes {number} for all guidance models or for each of them, got {len(words)}")
+    return split_each(words, each)
 
 
 def _check_text(name: str, word: str, path: bool) -> None:
@@ -351,11 +386,12 @@ def _usage_of(field: Field) -> str:
     noun = {int: "N", float: "X", str: "WORD"}[kind.scalar]
     if field.metadata["choices"]:
         noun = "{" + ",".join(field.metadata["choices"]) + "}"
-    return f"{dashed(flag)} {' '.join([noun] * (kind.count or 1))}{' ...' if kind.count == 0 else ''}"
+    count = kind.count or field.metadata["each"] or 1
+    return f"{dashed(flag)} {' '.join([noun] * count)}{' ...' if kind.count == 0 else ''}"
 
 
 def _default_of(field: Field) -> str:
-    if field.default is None or field.default == "" or field.default is False:
+    if field.default in (None, "", ()) or field.default is False:
         return ""
     return f" [{'on, see --no_' + flag_of(field) if field.default is True else _shown(field.default)}]"
 

@@ -1,8 +1,9 @@
 """The presets in one table: flag -> value. A preset fills only what the user neither typed nor gave in a file.
 
-``O`` and ``O2`` are flags; those named after a method apply with ``--distillation``, ``photographs`` with ``--data``,
-``embedded`` when the guidance is the embedded prior, and those of a stage (``StageKind.presets``) in that stage alone. Later
-ones override earlier ones. How the numbers of the embedded prior were chosen is in docs/benchmarks/README.md.
+``O`` and ``O2`` are flags; those named after a method apply with ``--distillation``, ``photographs`` with ``--data``, one named
+after a guidance model or the kind of its weights (``embedded``) where that guides, and those of a stage
+(``StageKind.presets``) in that stage alone. Later ones override earlier ones. How the numbers of the embedded prior were chosen
+is in docs/benchmarks/README.md.
 """
 
 from typing import Any
@@ -30,11 +31,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "H": 256,
         "dataset_size_test": 60,
     },
-    # Methods of distillation as they were published, for Stable Diffusion; docs/distillation.md says where. A decrease of the
-    # upper timestep to 0.5 half-way through the run is spread over all of it here.
+    # Methods of distillation as they were published, for Stable Diffusion; docs/distillation.md says where.
     "sjc": {"guidance_scale": 100.0, "guidance_weighting": "uniform", "t_range": (0.01, 0.97)},
-    "vsd": {"guidance_scale": 7.5, "t_range": (0.02, 0.98), "t_anneal": 0.5},
-    "csd": {"guidance_weighting": "uniform", "t_range": (0.02, 0.98), "t_anneal": 0.5},
+    "vsd": {"guidance_scale": 7.5, "t_range": (0.02, 0.98), "t_anneal": 0.5, "anneal_span": (0.5, 0.5)},
+    "csd": {"guidance_weighting": "uniform", "t_range": (0.02, 0.98), "t_anneal": 0.5, "anneal_span": (0.5, 0.5)},
     "nfsd": {"guidance_scale": 7.5, "t_range": (0.02, 0.98)},
     "ism": {
         "guidance_scale": 7.5,
@@ -94,10 +94,22 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The regularisers were weighed for the gradient of SDS: lambda_guidance gives the gradient of each method about its norm
     # (12 in the mean over four views of a sharp and of a blurred car, from the first step to the last).
     "sjc embedded": {"lambda_guidance": 0.3},
-    "csd embedded": {"lambda_guidance": 25.0},
+    "vsd embedded": {"anneal_span": (0.0, 1.0)},
+    "csd embedded": {"lambda_guidance": 25.0, "anneal_span": (0.0, 1.0)},
     "nfsd embedded": {"lambda_guidance": 0.4},
     "ism embedded": {"lambda_guidance": 0.3},
     "sdi embedded": {"lambda_guidance": 0.35, "t_range": (0.25, 0.98)},
+    # The loss of CLIP is at most 2 and that of score distillation thousands; 10 is stable-dreamfusion's factor.
+    "clip": {"guidance_weights": 10.0},
+    # CLIP alone, as Dream Fields: textured backgrounds, colours without shading, a penalty on opacity, no latent warm-up.
+    "clip alone": {
+        "latent_iter_ratio": 0.0,
+        "bg_radius": -1.0,
+        "background_textures": 1.0,
+        "albedo_iter_ratio": 1.0,
+        "lambda_opacity": 0.5,
+        "batch_size": 4,
+    },
     # There is a surface from the first step on (Magic3D, sec. 4.2): low noise levels, no regularisers against fog, no latent
     # warm-up.
     "dmtet": {
@@ -152,6 +164,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Presets of one guidance model: of its name, of the kind of its weights, or of its name and "alone" where no other guides.
+# Their values of options that belong to each model (``parser.option(each=...)``) are its own.
+GUIDANCE_OF: dict[str, str] = {"embedded": "SD", "dmtet embedded": "SD", "clip": "clip", "clip alone": "clip"} | {
+    f"{method} embedded": "SD" for method in ("sjc", "vsd", "csd", "nfsd", "ism", "sdi")
+}
+
 # What a preset is called in the log.
 REASONS: dict[str, str] = {
     "sjc": "--distillation sjc",
@@ -161,6 +179,7 @@ REASONS: dict[str, str] = {
     "ism": "--distillation ism",
     "sdi": "--distillation sdi",
     "sjc embedded": "--distillation sjc under the embedded prior",
+    "vsd embedded": "--distillation vsd under the embedded prior",
     "csd embedded": "--distillation csd under the embedded prior",
     "nfsd embedded": "--distillation nfsd under the embedded prior",
     "ism embedded": "--distillation ism under the embedded prior",
@@ -172,4 +191,6 @@ REASONS: dict[str, str] = {
     "O2": "-O2",
     "photographs": "--data",
     "embedded": "the embedded prior",
+    "clip": "CLIP",
+    "clip alone": "CLIP without another guidance",
 }

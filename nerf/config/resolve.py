@@ -11,8 +11,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from nerf.config.config import KEPT, OPTIONS, Config, as_typed, describe, mesh_stages, with_preset, with_values
 from nerf.config.groups import CKPT_WORDS, RUN
-from nerf.config.parser import dashed
-from nerf.config.presets import PRESETS
+from nerf.config.parser import dashed, split_each
+from nerf.config.presets import GUIDANCE_OF, PRESETS
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError
 
@@ -22,11 +22,11 @@ SEEDS = 2**31  # seeds that are drawn are below this, as --seed must be
 
 
 class Weights(Protocol):
-    """Which weights the guidance will use."""
+    """Which weights a guidance model will use."""
 
     @property
     def kind(self) -> str:
-        """ "embedded" or "sd"."""
+        """Of weights: "sd", "embedded" ...; a preset of that name applies."""
 
     @property
     def version(self) -> str:
@@ -63,7 +63,7 @@ class RunPlan(Generic[W]):
     config: Config  # run-wide options, as config.json stores them
     stages: tuple[Stage, ...]  # all stages of the run in their order, each with its own options
     first: int  # index of the first stage that remains; --ckpt applies to it alone
-    weights: W | None  # of the guidance, where there is one
+    weights: Mapping[str, W]  # guidance model -> its weights, for those that have some
     lines: tuple[str, ...]  # for the log
 
     @property
@@ -80,7 +80,7 @@ def draw_seed() -> int:
 def resolve(
     asked: Config,
     workspace: StoredRun,
-    weights: Callable[[Config], W | None] | None = None,
+    weights: Callable[[Config], Mapping[str, W]] | None = None,
     new_seed: Callable[[], int] = draw_seed,
 ) -> RunPlan[W]:
     """Decide the options of every stage of a run. Writes nothing, and reads only where the path of ``--data`` leads.
@@ -88,7 +88,8 @@ def resolve(
     Args:
         asked: what the user asked for, as ``config.parse`` returns it.
         workspace: what is on disk.
-        weights: which weights the guidance of a run with these options will use; asked once, if a prompt trains.
+        weights: which weights the guidance models of a run with these options will use, by name; asked once, if a prompt
+            trains.
         new_seed: called if neither the user nor the workspace gives a seed.
 
     Raises:
@@ -98,14 +99,16 @@ def resolve(
     kept = restore_options(asked, workspace)
     restored = with_values(asked, kept, "workspace")
     check_task(restored, workspace)
-    found = weights(restored) if weights and restored.trains and restored.prompt.text is not None else None
-    presets = _presets(asked, workspace, restored.guidance.distillation, found)
+    check_counts(restored)
+    found = weights(restored) if weights and restored.trains and restored.prompt.kinds else {}
+    guided = restored.trains and restored.prompt.kinds
+    presets = _presets(asked, workspace, restored.guidance.distillation, restored.guidance.guidance if guided else (), found)
     plain = _with_presets(asked, presets)
     # A kept value that is there anyway is not reported as coming from the workspace.
     changed = {flag: value for flag, value in kept.items() if _in_its_stage(plain, flag) != value}
     config = _with_presets(with_values(asked, changed, "workspace"), presets)
-    if found is not None and config.guidance.sd_version == "auto":  # the same weights again, whatever is installed later
-        config = with_values(config, {"sd_version": found.version}, "preset")
+    if "SD" in found and config.guidance.sd_version == "auto":  # the same weights again, whatever is installed later
+        config = with_values(config, {"sd_version": found["SD"].version}, "preset")
     if config.runtime.seed is None:
         config = with_values(config, {"seed": new_seed()}, "default")
     check_numbers(config)
@@ -233,7 +236,7 @@ def _means_the_same(flag: str, mine: Any, stored: Any) -> bool:
 
 def _shown(flag: str, value: Any) -> str:
     """A flag with its value as it is typed."""
-    return f"no {dashed(flag)}" if value is None else as_typed(flag, value)
+    return f"no {dashed(flag)}" if value in (None, ()) else as_typed(flag, value)
 
 
 def _way_to_start_over(asked: Config, trained: frozenset[str]) -> str:
@@ -254,17 +257,28 @@ def _same_folder(one: str | None, other: str | None) -> bool:
 # ---- presets and stages ---------------------------------------------------------------------------------------------------
 
 
-def _presets(asked: Config, workspace: StoredRun, method: str, weights: Weights | None) -> list[str]:
-    """Names of the presets of a run in their order: those of its flags, of the run in the workspace, of its weights.
+def _presets(
+    asked: Config, workspace: StoredRun, method: str, models: tuple[str, ...], weights: Mapping[str, Weights]
+) -> list[str]:
+    """Names of the presets of a run in their order: those of its flags, of the run in the workspace, of its guidance.
 
-    Those of a method of distillation come before those of its weights, and those of both after.
+    Those of a method of distillation come before those of the weights, and those of both together last.
+
+    Args:
+        asked: what the user asked for.
+        workspace: what is on disk.
+        method: of distillation.
+        models: that guide the run.
+        weights: guidance model -> its weights.
     """
     wanted = {"O": asked.runtime.O, "O2": asked.runtime.O2, "photographs": asked.data.data is not None}
     names = [name for name, on in wanted.items() if on]
     names += [method] if method in PRESETS else []
     names += workspace.config.presets if workspace.config is not None else ()
-    names += ["embedded"] if weights is not None and weights.kind == "embedded" else []
-    names += [f"{method} embedded"] if "embedded" in names and f"{method} embedded" in PRESETS else []
+    of_models = [name for model in models for name in (model, weights[model].kind if model in weights else model)]
+    of_models += [f"{model} alone" for model in models[:1] if len(models) == 1]
+    names += [name for name in of_models if GUIDANCE_OF.get(name) in models]
+    names += [f"{method} {name}" for name in dict.fromkeys(names) if f"{method} {name}" in PRESETS]
     if {"O", "O2"} <= set(names):
         raise UserError(
             f"workspace {asked.output.workspace} holds a run with {'-O' if asked.runtime.O2 else '-O2'}, a preset for another "
@@ -324,11 +338,12 @@ def _ignored_start(config: Config, kind: StageKind, workspace: StoredRun) -> lis
 def check_task(config: Config, workspace: StoredRun) -> None:
     """Refuse a run with nothing to do, or whose stages contradict other options; presets change none of these."""
     text, data, ckpt = config.prompt.text, config.data.data, config.runtime.ckpt
+    prompted = bool(config.prompt.kinds)
     if text is not None and not text.strip():
         raise UserError('--text is empty; give a prompt, as in --text "a hamburger"')
     if data is not None and not data.strip():
         raise UserError("--data is empty; name a folder with transforms.json, a COLMAP model or NeuS cameras")
-    if config.trains and text is None and data is None:
+    if config.trains and not prompted and data is None:
         raise UserError('nothing to do: give --text "a hamburger", --data FOLDER, or --test for a finished workspace')
     if not config.trains and ckpt == "scratch":
         raise UserError("--ckpt scratch starts over, and --test and --six_views only show a run; leave one of the flags out")
@@ -356,6 +371,20 @@ def _check_stages(config: Config) -> None:
             f"--init_with and --stages {','.join(config.stages)} contradict each other: the mesh of both stages starts from "
             "their own NeRF; leave --init_with out, or train the mesh alone with --dmtet"
         )
+
+
+def check_counts(config: Config) -> None:
+    """Refuse options that belong to each guidance model and have neither one value nor one for each."""
+    models = config.guidance.guidance
+    for flag, (_, option) in OPTIONS.items():
+        each = option.metadata["each"]
+        given = len(split_each(config.value(flag), each)) if each else 1
+        if given not in (1, len(models)):
+            words = "values" if each == 1 else f"groups of {each} values"
+            raise UserError(
+                f"{dashed(flag)} gives {given} {words}, and --guidance {' '.join(models)} names {len(models)}; give one for "
+                "all of them, or one for each in that order"
+            )
 
 
 def check_numbers(config: Config) -> None:

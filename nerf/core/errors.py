@@ -1,4 +1,4 @@
-"""Exceptions that end a run with a message and an exit code: bad input (2), divergence (1), a signal (130, 143)."""
+"""Exceptions that end a run with a message and an exit code: bad input (2), divergence (1), a signal (129, 130, 143)."""
 
 import re
 
@@ -24,7 +24,7 @@ class Stopped(Exception):
     """A signal stopped the run, after it saved a checkpoint.
 
     Attributes:
-        exit_code: 130 after Ctrl-C, 143 after SIGTERM, as shells expect.
+        exit_code: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, as shells expect.
     """
 
     def __init__(self, number: int) -> None:

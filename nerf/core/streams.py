@@ -30,6 +30,8 @@ class Stream(IntEnum):
     DIFFUSION_TIME = 14
     DIFFUSION_NOISE = 15
     VAE_POSTERIOR = 16
+    CLIP_CROPS = 17
+    BACKGROUND_TEXTURES = 18
     DISTILLATION = 20  # what a method draws beside the timestep and the noise
 
 

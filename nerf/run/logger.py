@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from nerf.config.stages import FIRST, StageKind
+from nerf.core.console import SafeStream
 from nerf.core.errors import UserError
 from nerf.core.files import as_shape, parse_json, read_json, write_atomically, write_json
 from nerf.run.distributed import is_main
@@ -48,7 +49,8 @@ class Report:
         self, workspace: str | Path, lines: Sequence[str] = (), terminal: bool | None = None, hold: bool = False
     ) -> None:
         self.workspace = Path(workspace)
-        self.terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._screen = SafeStream(lambda: sys.stderr)  # what the screen refuses is in the log
+        self.terminal = self._screen.isatty() if terminal is None else terminal
         self.results: dict[str, Any] = {}
         self.stage: StageKind = FIRST
         self._main = is_main()
@@ -105,7 +107,7 @@ class Report:
         """Print one line, and write it to ``log_df.txt`` with the time."""
         if self._main:
             self._keep(line)
-            tqdm.write(line, file=sys.stderr)
+            tqdm.write(line, file=self._screen)
 
     def _keep(self, line: str) -> None:
         """Write one line to ``log_df.txt`` with the time, or hold it until the file is open."""
@@ -183,7 +185,7 @@ class Report:
         """The first training step of this process: open the metrics where an earlier process stopped, and start the bar."""
         self._open_metrics(step)
         if self.terminal:
-            self._bar = tqdm(total=total, initial=step - 1, unit="it", dynamic_ncols=True, file=sys.stderr)
+            self._bar = tqdm(total=total, initial=step - 1, unit="it", dynamic_ncols=True, file=self._screen)
         return _Rate()
 
     def _open_metrics(self, next_step: int) -> TextIO:

@@ -1,20 +1,26 @@
-"""Ctrl-C and SIGTERM ask a run to stop after the current step; a second Ctrl-C stops it at once."""
+"""Ctrl-C, SIGTERM and a closed terminal ask a run to stop after the current step; a second Ctrl-C stops it at once."""
 
 import signal
 from types import FrameType
 from typing import Any
 
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP says that the terminal was closed; not on every system
+
 
 class StopRequest:
-    """Context in which SIGINT and SIGTERM only set ``number``; the previous handlers are restored on leaving it."""
+    """Context in which the signals of :data:`STOPPING` only set ``number``; leaving it restores the previous handlers.
+
+    A signal that is ignored stays ignored: ``nohup`` lets a run outlive its terminal in this way.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
+        for number in (getattr(signal, name) for name in STOPPING if hasattr(signal, name)):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from guidance.base import Guidance
 from nerf.config.stages import Stage
 from nerf.core.errors import UserError
-from nerf.core.streams import Stream
+from nerf.core.streams import Random, Stream, derived_seed
 from nerf.core.structs import Batch, Part, RenderOutput, StepPlan
 from nerf.fields.base import Field
 from nerf.render.base import points_at
@@ -188,7 +188,8 @@ class Guided(Objective):
         debug = self.debug_interval > 0 and plan.step % self.debug_interval == 0
         result = ObjectiveOutput()
         for model in (model for model in self.guidance if plan.wants(f"sds/{model.name}")):
-            answer = model.loss(pictures, batch.views, part, plan.controls[model.name], debug=debug)
+            own = part if model is self.guidance[0] else _part_of(model, part)
+            answer = model.loss(pictures, batch.views, own, plan.controls[model.name], debug=debug)
             result.terms[f"sds/{model.name}"] = answer.loss
             result.stats.update({f"{model.name}_{name}": value for name, value in answer.stats.items()})
             result.images.update({f"{model.name} {name}": value for name, value in (answer.debug or {}).items()})
@@ -205,6 +206,12 @@ class Guided(Objective):
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimiser groups of guidance that learns beside the field."""
         return [group for model in self.guidance for group in model.param_groups(lr)]
+
+
+def _part_of(model: Guidance, part: Part) -> Part:
+    """The part with random numbers of a model's own, so that two models do not look at the same timestep and noise."""
+    random = Random(derived_seed(part.random.seed, model.name))
+    return replace(part, request=replace(part.request, random=random), settings=replace(part.settings, random=random))
 
 
 class RayRegularisers(Objective):

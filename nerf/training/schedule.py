@@ -6,14 +6,17 @@ resumed run makes the plans that an uninterrupted one would have made.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from nerf.config.config import Config
 from nerf.core.streams import Random, Stream, derived_seed
 from nerf.core.structs import Control, Part, RenderSettings, Shading, StepPlan, ViewRequest
 from nerf.render.background import background_kind
 from nerf.training.sources import RunInfo, Source
+from nerf.training.textures import random_textures
 
 # How quickly the regularisers and the encoder's levels come in, as multiples of the training progress.
 ENTROPY_RAMP = 2.0
@@ -74,31 +77,33 @@ TERM_WEIGHTS: dict[str, Callable[[float, Config], float]] = {
 
 def term_weights(fraction: float, run: RunInfo) -> dict[str, float]:
     """Weight of every loss term at this point of training, by the name that the logs show."""
-    weights = {f"sds/{guidance.name}": run.config.guidance.lambda_guidance for guidance in run.guidances}
+    options = run.config.guidance
+    weights = {
+        f"sds/{model.name}": options.lambda_guidance * options.of(model.name).guidance_weights for model in run.guidances
+    }
     return weights | {name: weight(fraction, run.config) for name, weight in TERM_WEIGHTS.items()}
 
 
 def controls(fraction: float, run: RunInfo) -> dict[str, Control]:
     """What is asked of each guidance at this point of training."""
-    control = Control(_t_range(fraction, run.config), _guidance_scale(fraction, run.config))
-    return {guidance.name: replace(control, options=guidance.options) for guidance in run.guidances}
+    return {model.name: _control(fraction, run.config.guidance.of(model.name), model.options) for model in run.guidances}
 
 
-def _t_range(fraction: float, config: Config) -> tuple[float, float]:
-    """Diffusion time range; its upper end comes down by the share ``--t_anneal`` of its width over the run.
+def _control(fraction: float, options: Any, own: Any) -> Control:
+    """Diffusion time range and classifier-free guidance scale of one guidance.
 
-    A ``--t_schedule`` that falls through the range has it as it is.
+    Over ``--anneal_span`` the upper end of the range comes down by the share ``--t_anneal`` of its width, the lower end comes
+    down to its place from the share ``--t_anneal_low`` above it, and the scale comes down to 1 by the share
+    ``--guidance_anneal`` of the way. A ``--t_schedule`` that falls through the range has it as it is.
     """
-    low, high = config.guidance.t_range
-    if config.guidance.t_schedule != "uniform":
-        return low, high
-    return low, high - config.guidance.t_anneal * fraction * (high - low)
-
-
-def _guidance_scale(fraction: float, config: Config) -> float:
-    """Classifier-free guidance scale; it comes down to 1 by the share ``--guidance_anneal`` of the way over the run."""
-    scale = config.guidance.guidance_scale
-    return scale - config.guidance.guidance_anneal * fraction * (scale - 1.0)
+    start, end = options.anneal_span
+    way = min(max((fraction - start) / (end - start), 0.0), 1.0) if end > start else float(fraction >= end)
+    (low, high), scale = options.t_range, options.guidance_scale
+    width = high - low
+    t_range = (low, high)
+    if options.t_schedule == "uniform":
+        t_range = (low + options.t_anneal_low * (1.0 - way) * width, high - options.t_anneal * way * width)
+    return Control(t_range, scale - options.guidance_anneal * way * (scale - 1.0), own)
 
 
 def max_level(fraction: float, config: Config) -> float:
@@ -133,7 +138,16 @@ def guided_part(source: str, step: int, run: RunInfo, random: Random) -> Part:
     if background_kind(config.field) == "constant" or draw[2] > 0.5:
         background = torch.rand(views, 3, generator=rng)
         background[torch.rand(views, generator=rng) < WHITE_BACKGROUND_RATE] = 1.0
+        background = _with_textures(background, height, width, schedule.background_textures, random)
     return Part(request, replace(settings, shading=shading, ambient=ambient, background=background), guided=True)
+
+
+def _with_textures(colours: Tensor, height: int, width: int, rate: float, random: Random) -> Tensor:
+    """Backgrounds of whole views: [B, 3] colours, or in a share of the steps [B H W, 3] textures in place of them."""
+    rng = random.generator(Stream.BACKGROUND_TEXTURES)
+    if float(torch.rand((), generator=rng)) >= rate:
+        return colours
+    return random_textures(len(colours), height, width, rng)
 
 
 def photo_part(source: str, step: int, run: RunInfo, random: Random) -> Part:

@@ -8,14 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 
-LAYOUT = json.loads((Path(__file__).parent / "stable_diffusion_layout.json").read_text())
+LAYOUT = json.loads((Path(__file__).parent / "layouts" / "stable_diffusion.json").read_text())
 WIDTH = 16
 
 
 @pytest.fixture(scope="session")
 def layout():
-    """What is known of the published folders, see ``stable_diffusion_layout.json``."""
+    """What is known of the published folders, see ``layouts/stable_diffusion.json``."""
     return LAYOUT
+
+
+@pytest.fixture(autouse=True)
+def text_cache_folder(tmp_path_factory, monkeypatch):
+    """An empty folder for the text embeddings of each test."""
+    folder = tmp_path_factory.mktemp("text")
+    monkeypatch.setenv("SOMNIA_TEXT_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +40,7 @@ def no_network(monkeypatch):
 
 def write_tokenizer(folder: Path) -> int:
     """A byte-pair tokenizer of single letters, in the files of the published ones; returns its size."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     letters = string.ascii_lowercase + string.digits + ",.!'-"
     tokens = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
@@ -114,6 +122,24 @@ def prior_folder(tmp_path_factory):
     torch.nn.init.normal_(prior.detail.conv_out.weight, std=0.1)
     model.save(prior, folder)
     return folder
+
+
+def tiny_folder(name):
+    """A fixture of a folder with a tiny random model of ``tests/guidance/tiny.py``; do not change its files."""
+
+    @pytest.fixture(scope="session")
+    def folder(tmp_path_factory):
+        from tests.guidance import tiny
+
+        path = tmp_path_factory.mktemp("weights") / name
+        getattr(tiny, f"write_{name}")(path)
+        return path
+
+    return folder
+
+
+if_folder, sdxl_folder = tiny_folder("deepfloyd_if"), tiny_folder("sdxl")
+clip_folder, taesdxl_folder = tiny_folder("clip"), tiny_folder("taesdxl")
 
 
 @pytest.fixture

@@ -48,7 +48,8 @@ def test_the_likelihood_of_the_view_words_is_a_distribution_that_the_prompt_chan
 
 def test_each_view_is_encoded_with_its_own_prompt(bert, sd_folder, monkeypatch):
     monkeypatch.setattr("guidance.sd_utils.debias", lambda *args: ["a cat", "a red cat", "a cat", "a cat", "a cat"])
-    model = StableDiffusion(sd_folder, debias_prompt=bert)
+    model = StableDiffusion(sd_folder)
+    model.debias_prompt = bert
     model.prepare(Conditions("a red cat"))
     for text, at in (("a cat", 0), ("a red cat", 1)):
         plain = StableDiffusion(sd_folder)

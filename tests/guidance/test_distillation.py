@@ -131,7 +131,8 @@ def test_rescaling_scales_an_image_and_keeps_its_direction():
 def test_timestep_weights_equal_their_closed_forms():
     alpha, sigma = torch.tensor([0.8], dtype=torch.float64), torch.tensor([0.6], dtype=torch.float64)
     found = {name: timestep_weight(name, alpha, sigma).item() for name in WEIGHTINGS}
-    assert found == pytest.approx({"sds": 1 - 0.8**2, "uniform": 1.0, "fantasia": 0.8 * (1 - 0.8**2), "x0": 0.6 / 0.8})
+    expected = {"sds": 1 - 0.8**2, "uniform": 1.0, "fantasia": 0.8 * (1 - 0.8**2), "x0": 0.6 / 0.8}
+    assert found == pytest.approx(expected)
 
 
 def test_rescaling_of_an_image_does_not_depend_on_the_others():

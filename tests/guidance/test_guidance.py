@@ -4,12 +4,13 @@ import pytest
 import torch
 
 import guidance
+from guidance import Family
 from guidance.base import CameraRequirements, Guidance, GuidanceOutput
 from guidance.perpneg_utils import PerpNeg
 from guidance.prior.guidance import EmbeddedPrior
 from guidance.prompts import ViewAngles
 from guidance.sd_utils import StableDiffusion
-from nerf.config.config import parse, with_values
+from nerf.config.config import Config, parse, with_values
 from nerf.config.groups import GuidanceConfig
 from nerf.config.parser import iterate
 from nerf.config.presets import PRESETS
@@ -53,7 +54,7 @@ def options(folder, *flags):
 def of_both_stages(folder):
     """The guidance group of the options as the NeRF stage and the mesh stage see it."""
     plan = resolve(options(folder, "--stages", "nerf,dmtet"), StoredRun())
-    return [stage.config.guidance for stage in plan.stages]
+    return [stage.config.guidance.of("SD") for stage in plan.stages]
 
 
 def build(folder, *flags):
@@ -63,7 +64,7 @@ def build(folder, *flags):
 
 def with_families(monkeypatch, config, *names, kind=Dummy):
     """The options with ``--guidance names``, of which "clip" is a dummy family."""
-    monkeypatch.setitem(guidance.FAMILIES, "clip", lambda config, device, resolved: kind())
+    monkeypatch.setitem(guidance.FAMILIES, "clip", Family(lambda config, device, resolved: kind()))
     return with_values(config, {"guidance": names}, "typed")
 
 
@@ -78,7 +79,7 @@ def test_a_family_is_added_by_one_entry_of_the_registry(monkeypatch, prior_folde
     config = with_families(monkeypatch, options(prior_folder), "clip")
     (model,) = guidance.build(config, "cpu")
     image = torch.full((1, 3, 8, 8), 0.25, requires_grad=True)
-    control = Control(options=model.stage_options(config.guidance))
+    control = Control(options=model.stage_options(config.guidance.of("clip")))
     output = model.loss(image, views_at(0), part_of("guided"), control)
     output.loss.backward()
     assert model.prompt == "a red car" and output.loss.item() == 0.75**2 and image.grad.abs().min() > 0
@@ -89,7 +90,7 @@ def test_several_models_come_in_the_order_of_the_flag_with_options_of_their_own(
     config = with_families(monkeypatch, options(prior_folder), *names)
     models = guidance.build(config, "cpu")
     assert tuple(model.name for model in models) == names
-    records = {model.name: model.stage_options(config.guidance) for model in models}
+    records = {model.name: model.stage_options(config.guidance.of(model.name)) for model in models}
     assert records["clip"] == 1.0 and records["SD"].guidance_scale == 100
 
 
@@ -99,10 +100,45 @@ def test_a_family_named_twice_is_refused(prior_folder):
         guidance.build(config, "cpu")
 
 
-@pytest.mark.parametrize("values", [{"guidance": ("zero123",)}, {"IF": True}])
-def test_a_family_that_is_not_in_the_registry_is_refused_by_name(prior_folder, values):
-    with pytest.raises(UserError, match="--guidance (zero123|IF) is not known or not built yet; use --guidance SD"):
-        guidance.build(with_values(options(prior_folder), values, "typed"), "cpu")
+def test_a_family_that_is_not_in_the_registry_is_refused_by_name(prior_folder):
+    with pytest.raises(UserError, match="--guidance cliff is not known or not built yet; use --guidance SD"):
+        guidance.build(with_values(options(prior_folder), {"guidance": ("cliff",)}, "typed"), "cpu")
+
+
+NEEDS = {
+    "text": Family(lambda *_: Dummy(), requires=("text",)),
+    "image": Family(lambda *_: Dummy(), takes=("image",), requires=("image",)),
+    "any": Family(lambda *_: Dummy(), takes=("text", "image")),
+}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name", "words"),
+    [
+        ({"text": "a"}, "text", None),
+        ({"text": "a"}, "any", None),
+        ({"image": "a.png"}, "image", None),
+        ({"image": "a.png"}, "any", None),
+        ({"image": "a.png"}, "text", r"give --text.*or choose another --guidance \(image or any\)"),
+        ({"text": "a"}, "image", r"give --image.*or choose another --guidance \(text or any\)"),
+        ({}, "any", "give --text.*or --image"),
+    ],
+)
+def test_each_family_needs_its_own_kinds_of_prompt(monkeypatch, prompt, name, words):
+    monkeypatch.setattr(guidance, "FAMILIES", NEEDS)
+    config = with_values(Config(), prompt | {"guidance": (name,)}, "typed")
+    if words is None:
+        assert guidance.choose_weights(config) == {}
+        return
+    with pytest.raises(UserError, match=f"--guidance {name} needs a prompt of another kind: {words}"):
+        guidance.choose_weights(config)
+
+
+def test_a_missing_prompt_is_told_before_any_weights_are_looked_for(monkeypatch):
+    families = NEEDS | {"first": Family(lambda *_: Dummy(), weights=pytest.fail)}
+    monkeypatch.setattr(guidance, "FAMILIES", families)
+    with pytest.raises(UserError, match="--guidance image needs"):
+        guidance.choose_weights(with_values(Config(), {"text": "a", "guidance": ("first", "image")}, "typed"))
 
 
 def test_the_choices_of_the_flag_that_are_built_are_the_registered_families():
@@ -134,7 +170,7 @@ def test_a_missing_weights_folder_is_the_users_error(tmp_path):
 def test_flags_reach_the_options_of_a_stage(sd_folder):
     flags = ["--perpneg", "--negative_w", "-3", "--side_decay_factor", "5", "--angle_front", "60", "--angle_overhead", "20"]
     config = options(sd_folder, *flags, "--guidance_rescale", "0.7", "--guidance_weighting", "uniform")
-    record = build(sd_folder).stage_options(config.guidance)
+    record = build(sd_folder).stage_options(config.guidance.of("SD"))
     assert record.perpneg == PerpNeg(-3.0, 2.0, 5.0) and record.angles == ViewAngles(60.0, 20.0)
     assert (record.rescale, record.weighting) == (0.7, "uniform")
 

@@ -11,9 +11,9 @@ EMBEDDED = SimpleNamespace(kind="embedded", version="embedded")
 
 
 def planned(*words: object, weights: object = None) -> RunPlan:
-    """The plan of a command line, read from the disk as main.py does; ``weights`` are those of the guidance."""
+    """The plan of a command line, read from the disk as main.py does; ``weights`` are those of SD."""
     asked = parse([str(word) for word in words])
-    return resolve(asked, main.read_disk(asked), None if weights is None else lambda _: weights)
+    return resolve(asked, main.read_disk(asked), None if weights is None else lambda _: {"SD": weights})
 
 
 def opened(*words: object, weights: object = None) -> RunPlan:

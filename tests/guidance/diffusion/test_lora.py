@@ -49,9 +49,9 @@ def raw(model, camera=True, seed=0):
 def base(model):
     """The published prediction under the prompt for the same images."""
     noisy = torch.randn((2, *model.distiller.codec.shape), generator=torch.Generator().manual_seed(0))
-    args = (model.options,) if hasattr(model, "positive") else (model.options.detail,)
+    options = model.options if hasattr(model, "positive") else model.options.detail
     with torch.no_grad():
-        return model.denoiser(views_at(0, 120), 2, *args, names=("text",))(noisy, torch.tensor([300, 700]))[0]
+        return model.denoiser(views_at(0, 120), 2, options, ("text",))(noisy, torch.tensor([300, 700]))[0]
 
 
 def test_the_published_predictions_are_untouched_by_a_lora(kind):
@@ -63,7 +63,7 @@ def test_the_published_predictions_are_untouched_by_a_lora(kind):
 def test_a_fresh_lora_predicts_what_the_published_model_does(kind):
     model = kind()
     if hasattr(model, "positive"):  # it is given the prompt without a view word
-        model.named["plain"] = model.positive[:1]
+        model.further["plain"] = model.condition("front")
         torch.testing.assert_close(raw(model)[:1], base(model)[:1], rtol=0, atol=0)
     else:
         assert torch.equal(raw(model), base(model))

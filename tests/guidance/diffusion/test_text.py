@@ -65,3 +65,84 @@ def test_a_damaged_tokenizer_is_one_sentence_or_read(broken_folder, file, conten
         text.encode_prompts(broken_folder, "a red car", [""], "", torch.device("cpu"), torch.float32)
     except UserError as error:
         assert "tokenizer" in str(error)
+
+
+# ---- embeddings on disk ----
+
+
+def loads(monkeypatch):
+    """The parts that are loaded from here on."""
+    seen, load = [], text.load_part
+    monkeypatch.setattr(text, "load_part", lambda folder, part, *args: seen.append(part) or load(folder, part, *args))
+    return seen
+
+
+def test_a_prompt_is_encoded_once_and_then_read(sd_folder, monkeypatch, text_cache_folder):
+    seen, first = loads(monkeypatch), encode(sd_folder)
+    assert seen == ["text_encoder"] and len(list(text_cache_folder.glob("*.safetensors"))) == 3
+    assert torch.equal(encode(sd_folder), first) and seen == ["text_encoder"]
+
+
+def test_only_the_prompts_that_are_new_are_encoded(sd_folder, monkeypatch, text_cache_folder):
+    encode(sd_folder)
+    seen = loads(monkeypatch)
+    encode(sd_folder, negative="blurry")
+    assert seen == ["text_encoder"] and len(list(text_cache_folder.glob("*.safetensors"))) == 4
+
+
+@pytest.mark.parametrize(
+    "part", ["text_encoder/model.safetensors", "text_encoder/config.json", "tokenizer/tokenizer_config.json"]
+)
+def test_embeddings_of_other_weights_are_not_used(broken_folder, monkeypatch, part):
+    from safetensors.torch import load_file, save_file
+
+    encode(broken_folder)
+    path = broken_folder / part
+    if path.suffix == ".safetensors":
+        save_file({name: tensor + 0.01 for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    else:
+        path.write_text(path.read_text() + "\n")
+    seen = loads(monkeypatch)
+    encode(broken_folder)
+    assert seen == ["text_encoder"]
+
+
+def test_embeddings_of_another_dtype_are_not_used(sd_folder, monkeypatch):
+    encode(sd_folder)
+    seen = loads(monkeypatch)
+    halves = text.encode_prompts(sd_folder, "a red car", SUFFIXES, "", CPU, torch.bfloat16)
+    assert seen == ["text_encoder"] and halves.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, None])
+def test_a_damaged_file_of_the_cache_is_replaced(sd_folder, text_cache_folder, content):
+    from safetensors.torch import save_file
+
+    first = encode(sd_folder)
+    for path in text_cache_folder.glob("*.safetensors"):
+        if content is None:
+            save_file({"tokens": torch.full((77, 16), torch.nan)}, path)
+        else:
+            path.write_bytes(content)
+    assert torch.equal(encode(sd_folder), first) and torch.equal(encode(sd_folder), first)
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(sd_folder, monkeypatch, tmp_path, caplog):
+    first = encode(sd_folder)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SOMNIA_TEXT_CACHE", str(tmp_path / "file" / "below"))
+    with caplog.at_level(logging.WARNING, "somnia.guidance"):
+        assert torch.equal(encode(sd_folder), first)
+    assert "cannot be stored" in caplog.text
+
+
+def test_a_large_file_is_told_from_one_that_differs_in_its_samples_alone(tmp_path):
+    from guidance.diffusion import text_cache
+
+    path = tmp_path / "large"
+    path.write_bytes(bytes(text_cache.LARGEST_WHOLE + 1))
+    first = text_cache.identity([path])
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    assert text_cache.identity([path]) != first

@@ -11,7 +11,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from extension import build, toolchain
+from extension import cache, toolchain
 from extension.toolchain import BuildError, Target
 
 INCLUDE = Path(__file__).resolve().parent / "include"
@@ -87,7 +87,7 @@ def shared_object(folder: str, mode: str = "plain") -> Path:
     """
     wanted = target(folder, mode)
     version = toolchain.compiler("cpu")[1]
-    output = build.cache_dir() / f"{folder}_fake_cuda_{mode}-{wanted.fingerprint(version, rewritten_launch_header())}.so"
+    output = cache.cache_dir() / f"{folder}_fake_cuda_{mode}-{wanted.fingerprint(version, rewritten_launch_header())}.so"
     if not output.exists():
         require_emulable()
         compile_to(output, wanted)

@@ -29,7 +29,7 @@ TEXT = ["--text", "a hamburger"]
 STABLE_DREAMFUSION = {
     "text": None, "negative": "", "O": False, "O2": False, "test": False, "six_views": False, "eval_interval": 1,
     "test_interval": 100, "workspace": "workspace", "seed": None, "image": None, "image_config": None,
-    "known_view_interval": 4, "IF": False, "guidance": ("SD",), "guidance_scale": 100, "save_mesh": False,
+    "known_view_interval": 4, "IF": False, "guidance": ("SD",), "guidance_scale": (100,), "save_mesh": False,
     "mcubes_resolution": 256, "decimate_target": 50_000, "dmtet": False, "tet_grid_size": 128, "init_with": "",
     "lock_geo": False, "perpneg": False, "negative_w": -2, "front_decay_factor": 2, "side_decay_factor": 10,
     "iters": 10_000, "lr": 1e-3, "ckpt": "latest", "cuda_ray": False, "taichi_ray": False, "max_steps": 1024,
@@ -145,7 +145,7 @@ def test_photographs_bring_their_preset():
 def test_the_embedded_preset_leaves_what_the_user_chose():
     config = with_preset(options(*TEXT, "-O", "--iters", "77"), "embedded")
     assert config.optim.iters == 77
-    assert config.guidance.guidance_scale == PRESETS["embedded"]["guidance_scale"]
+    assert config.guidance.guidance_scale == (PRESETS["embedded"]["guidance_scale"],)
     assert config.presets == ("O", "embedded")
 
 
@@ -247,8 +247,8 @@ def test_bad_input_is_refused_with_a_sentence(words, sentence):
 
 @pytest.mark.parametrize(
     "words",
-    ["--IF", "--image x.png", "--image_config x.csv", "--gui", "--taichi_ray", "--backbone grid_tcnn",
-     "--backbone grid_taichi", "--backend taichi", "--guidance zero123", "--guidance clip", "--guidance SD IF",
+    ["--image x.png", "--image_config x.csv", "--gui", "--taichi_ray", "--backbone grid_tcnn",
+     "--backbone grid_taichi", "--backend taichi", "--guidance zero123", "--guidance SD zero123",
      "--zero123_ckpt x", "--known_view_interval 2", "--lambda_depth 3"],
 )  # fmt: skip
 def test_what_is_not_built_yet_is_refused_by_name(words):
@@ -303,7 +303,7 @@ def test_a_group_made_in_code_is_checked_as_one_that_was_typed():
 
 def stages(*words, embedded=False):
     """Name -> options of each stage of a command line in a new workspace."""
-    plan = resolve(parse([*TEXT, *words]), StoredRun(), (lambda _: EMBEDDED) if embedded else None)
+    plan = resolve(parse([*TEXT, *words]), StoredRun(), (lambda _: {"SD": EMBEDDED}) if embedded else None)
     return {stage.name: stage.config for stage in plan.stages}
 
 

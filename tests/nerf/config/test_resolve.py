@@ -42,7 +42,7 @@ def changes():
 
 def stored(*words, trained=("nerf",), embedded=False, **others):
     """What a finished run with these flags leaves on disk."""
-    plan = resolve(parse([*TEXT, *words]), StoredRun(), (lambda _: EMBEDDED) if embedded else None)
+    plan = resolve(parse([*TEXT, *words]), StoredRun(), (lambda _: {"SD": EMBEDDED}) if embedded else None)
     return StoredRun(plan.config, frozenset(trained), **others)
 
 
@@ -55,7 +55,7 @@ def test_the_audit_sees_a_file_that_is_written(tmp_path, changes):
 @pytest.mark.parametrize("words", ["--ckpt scratch", "--stages nerf,dmtet -O", "--dmtet --tet_grid_size 16", "--test"])
 def test_a_plan_changes_no_file(tmp_path, changes, folder, words):
     run = stored("--seed", "1") if folder == "used" else StoredRun(trained=frozenset(["nerf"]))
-    resolve(parse([*TEXT, "--workspace", str(tmp_path / folder), *words.split()]), run, lambda _: EMBEDDED)
+    resolve(parse([*TEXT, "--workspace", str(tmp_path / folder), *words.split()]), run, lambda _: {"SD": EMBEDDED})
     assert changes == [] and list(tmp_path.iterdir()) == []
 
 
@@ -66,7 +66,7 @@ def test_planning_from_a_disk_that_cannot_be_written_to_changes_nothing(tmp_path
 
 def test_the_same_arguments_give_the_same_plan():
     def plan():
-        return resolve(parse([*TEXT, "-O", "--stages", "nerf,dmtet"]), StoredRun(), lambda _: EMBEDDED, lambda: 5)
+        return resolve(parse([*TEXT, "-O", "--stages", "nerf,dmtet"]), StoredRun(), lambda _: {"SD": EMBEDDED}, lambda: 5)
 
     assert plan() == plan()
 
@@ -89,19 +89,21 @@ def test_a_seed_is_drawn_once_for_all_stages_unless_one_is_given():
 def test_the_weights_are_chosen_by_the_resolved_prompt():
     seen = []
     run = stored("--sd_version", "embedded")
-    plan = resolve(parse([]), run, lambda config: seen.append((config.prompt.text, config.guidance.sd_version)) or EMBEDDED)
+    plan = resolve(
+        parse([]), run, lambda config: seen.append((config.prompt.text, config.guidance.sd_version)) or {"SD": EMBEDDED}
+    )
     assert seen == [("a hamburger", "embedded")]
-    assert plan.weights is EMBEDDED and plan.config.presets == ("embedded",)
+    assert plan.weights["SD"] is EMBEDDED and plan.config.presets == ("embedded",)
 
 
 @pytest.mark.parametrize("words", [["--data", "x"], [*TEXT, "--test"]])
 def test_no_weights_are_chosen_without_guidance(words):
     run = StoredRun(trained=frozenset(["nerf"]))
-    assert resolve(parse(words), run, pytest.fail).weights is None
+    assert resolve(parse(words), run, pytest.fail).weights == {}
 
 
 def test_other_weights_bring_no_preset():
-    plan = resolve(parse(TEXT), StoredRun(), lambda _: SimpleNamespace(kind="sd", version="2.1"))
+    plan = resolve(parse(TEXT), StoredRun(), lambda _: {"SD": SimpleNamespace(kind="sd", version="2.1")})
     assert plan.config.presets == ()
 
 
@@ -109,7 +111,7 @@ def test_other_weights_bring_no_preset():
 
 
 def test_a_kept_value_overrides_a_preset_and_yields_to_a_file_and_to_typed_words():
-    config = resolve(parse(["-O"]), stored("--grid_levels", "8"), lambda _: EMBEDDED).config
+    config = resolve(parse(["-O"]), stored("--grid_levels", "8"), lambda _: {"SD": EMBEDDED}).config
     assert (config.field.levels, config.source("grid_levels")) == (8, "workspace")
     assert (config.field.bound, config.source("bound")) == (Config().field.bound, "workspace")
     assert PRESETS["embedded"]["bound"] != Config().field.bound
@@ -117,7 +119,7 @@ def test_a_kept_value_overrides_a_preset_and_yields_to_a_file_and_to_typed_words
 
 def test_a_kept_value_that_a_preset_gives_too_is_not_reported():
     run = stored(embedded=True)
-    config = resolve(parse([]), run, lambda _: EMBEDDED).config
+    config = resolve(parse([]), run, lambda _: {"SD": EMBEDDED}).config
     assert (config.field.bound, config.source("bound")) == (PRESETS["embedded"]["bound"], "preset")
     assert config.presets == ("embedded",)
 
@@ -129,8 +131,10 @@ def test_presets_of_the_stored_run_apply_when_it_is_only_shown():
 
 # Values other than the default, and than the prompt of these tests, of every option that is kept by the whole run.
 OTHERS = {
-    "text": "a chair", "negative": "blur", "data": "photos", "holdout": 4, "downscale": 2, "guidance": ("SD", "clip"),
-    "sd_version": "1.5", "hf_key": "x", "backbone": "vanilla", "bound": 2.0, "background": "constant", "bg_radius": -1.0,
+    "text": "a chair", "negative": "blur", "distillation": "csd", "lora_rank": 8,
+    "data": "photos", "holdout": 4, "downscale": 2, "guidance": ("SD", "clip"),
+    "sd_version": "1.5", "hf_key": "x", "hf_keys": ("clip=x",),
+    "backbone": "vanilla", "bound": 2.0, "background": "constant", "bg_radius": -1.0,
     "density_activation": "softplus", "density_bias": -1.0, "blob_density": 1.0, "blob_radius": 0.5, "grid_levels": 8,
     "grid_features": 4, "grid_coarsest": 8, "grid_finest": 64, "grid_log2": 10, "hidden": 32, "layers": 2, "cuda_ray": True,
     "grid_size": 64, "optim": "adam", "seed": 7,
@@ -150,7 +154,7 @@ def test_every_kept_option_comes_back_and_another_value_is_refused(flag):
 
 def test_the_plan_of_the_stored_options_is_the_stored_plan():
     run = stored("-O", "--stages", "nerf,dmtet", "--tet_grid_size", "32", embedded=True)
-    again = resolve(parse(["-O"]), run, lambda _: EMBEDDED)
+    again = resolve(parse(["-O"]), run, lambda _: {"SD": EMBEDDED})
     assert again.config == with_values(run.config, {}, "typed")
     assert to_json(again.config)["options"]["tet_grid_size"]["value"] == 32
 
@@ -208,7 +212,7 @@ def test_a_start_is_needed_by_a_first_stage_that_has_no_checkpoint(words, traine
 def test_options_of_the_start_override_presets_and_yield_to_what_is_typed():
     start = StoredStart({"hidden": 24, "tet_grid_size": 16, "bound": 1.0}, {"mesh_threshold": 5.0, "mesh_smooth": 2.0})
     words = [*TEXT, "--dmtet", "--init_with", "x", "--mesh_smooth", "1"]
-    plan = resolve(parse(words), StoredRun(start=start), lambda _: EMBEDDED)
+    plan = resolve(parse(words), StoredRun(start=start), lambda _: {"SD": EMBEDDED})
     mesh = plan.stages[0].config
     assert (mesh.field.hidden, mesh.dmtet.tet_grid_size, mesh.field.bound) == (24, 16, 1.0)
     assert (mesh.output.mesh_threshold, mesh.output.mesh_smooth) == (5.0, 1.0)
@@ -250,7 +254,7 @@ def test_weights_that_auto_found_are_those_of_the_run_for_good():
     run = stored(embedded=True)
     assert run.config.guidance.sd_version == "embedded"
     for words in ([], ["--sd_version", "auto"], ["--sd_version", "embedded"]):
-        assert resolve(parse(words), run, lambda _: EMBEDDED).config.guidance.sd_version == "embedded"
+        assert resolve(parse(words), run, lambda _: {"SD": EMBEDDED}).config.guidance.sd_version == "embedded"
 
 
 def test_a_preset_for_another_network_than_that_of_the_workspace_is_refused():

@@ -130,6 +130,36 @@ def test_the_guidance_scale_is_annealed_linearly_towards_one():
     assert scale(100, config) == pytest.approx(5.0)
 
 
+def test_both_ends_of_the_time_range_are_annealed_within_their_span():
+    config = options(t_range=(0.02, 0.98), t_anneal=0.5, t_anneal_low=1.0, anneal_span=(0.2, 0.8))
+    ranges = [plan(step, config).controls["SD"].t_range for step in (0, 20, 50, 80, 100)]
+    expected = [(0.98, 0.98), (0.98, 0.98), (0.5, 0.74), (0.02, 0.5), (0.02, 0.5)]
+    assert all(found == pytest.approx(wanted) for found, wanted in zip(ranges, expected, strict=True))
+
+
+def test_a_span_without_length_is_a_step():
+    config = options(guidance_scale=9.0, guidance_anneal=1.0, anneal_span=(0.5, 0.5))
+    assert [scale(step, config) for step in (49, 50, 51)] == [9.0, 1.0, 1.0]
+
+
+def test_each_guidance_has_its_own_scale_times_annealing_and_weight():
+    config = options(
+        guidance=("SD", "clip"),
+        guidance_weights=(1.0, 0.25),
+        guidance_scale=(100.0, 3.0),
+        guidance_anneal=(0.0, 1.0),
+        t_range=(0.02, 0.98, 0.2, 0.6),
+        t_anneal=(0.5, 0.0),
+        lambda_guidance=2.0,
+    )
+    run = RunInfo(Stage(NERF, config), guidances=(GuidanceInfo("SD"), GuidanceInfo("clip", options="own")))
+    made = schedule.plan(100, run, {"guided": Guided()})
+    assert (made.controls["SD"].scale, made.controls["clip"].scale) == (100.0, 1.0)
+    assert made.controls["SD"].t_range == pytest.approx((0.02, 0.5)) and made.controls["clip"].t_range == (0.2, 0.6)
+    assert (made.controls["SD"].options, made.controls["clip"].options) == (None, "own")
+    assert (made.weights["sds/SD"], made.weights["sds/clip"]) == (2.0, 0.5)
+
+
 def test_the_learning_rate_decays_geometrically_to_its_last_factor():
     config = options(lr_decay=0.01, iters=101)
     assert [plan(step, config).lr_scale for step in (0, 101)] == [1.0, pytest.approx(0.01)]

