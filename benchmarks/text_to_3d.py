@@ -39,7 +39,8 @@ def run_prompt(prompt: str, seed: int, workspace: Path, extra: list[str]) -> dic
     """Run the command line once, as a user would.
 
     Returns:
-        ``seconds`` from start to end, ``returncode``, ``command``; the output goes to ``<workspace>.log``.
+        ``seconds`` from start to end, ``returncode``, ``command``, ``megabytes`` of main memory at the peak; the output goes to
+        ``<workspace>.log``.
     """
     shown = os.path.relpath(workspace, ROOT)
     command = [
@@ -58,8 +59,15 @@ def run_prompt(prompt: str, seed: int, workspace: Path, extra: list[str]) -> dic
     ]
     start = time.monotonic()
     with open(workspace.with_suffix(".log"), "w") as log:
-        code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    return {"seconds": round(time.monotonic() - start, 1), "returncode": code, "command": shlex.join(command[1:])}
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for, which the object does not know
+    return {
+        "seconds": round(time.monotonic() - start, 1),
+        "returncode": process.returncode,
+        "command": shlex.join(command[1:]),
+        "megabytes": round(used.ru_maxrss / 1024),
+    }
 
 
 def measure_prompt(prompt: str, path: Path) -> dict[str, object]:
