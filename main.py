@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Flags -> run plan -> data, model, guidance -> Trainer. Slow imports come after the flags are read."""
 
+import contextlib
 import errno
 import os
 import sys
@@ -14,13 +15,14 @@ from nerf.config.config import Config
 from nerf.config.resolve import RunPlan, StoredRun, needs_start, resolve
 from nerf.config.stages import Stage
 from nerf.core import console
-from nerf.core.errors import DivergenceError, Stopped, UserError
+from nerf.core.errors import DivergenceError, ExportError, Stopped, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from guidance.base import Guidance
     from guidance.weights import Resolved
+    from nerf.data.image_prompt import KnownViews
     from nerf.data.posed_images import Photographs
     from nerf.run.logger import Report
     from nerf.utils import Trainer
@@ -35,6 +37,7 @@ class Inputs:
 
     photos: "Photographs | None" = None  # the photographs to train on
     held_out: "dict[str, Photographs]" = field(default_factory=dict)  # split -> photographs that training does not see
+    known: "KnownViews | None" = None  # the views of image prompts
     guidance: "list[Guidance]" = field(default_factory=list)  # prepared models
     notes: dict[str, str] = field(default_factory=dict)  # metadata of exported files
     transform: "Tensor | None" = None  # [4, 4] from the trained box to the data's own world
@@ -103,17 +106,23 @@ def prepare_machine(config: Config) -> str:
 def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
     """Photographs and prepared guidance."""
     import guidance
+    from nerf.core.memory import explained
 
     config, inputs = plan.config, Inputs()
     guidance.check_names(config)  # a name that is not known is refused also where it would not be used
     if config.trains and config.prompt.kinds:
-        inputs.guidance = guidance.build(config, device, plan.weights)
+        from nerf.data.image_prompt import KnownViews, image_prompts
+
+        prompts = image_prompts(plan.references)
+        inputs.known = KnownViews(prompts, device) if prompts else None
+        inputs.guidance = guidance.build(config, device, plan.weights, [prompt.condition for prompt in prompts])
     if plan.weights:
         inputs.notes = guidance.notes(plan.weights)
     if config.data.data is not None:
         from nerf.data.posed_images import Photographs
 
-        photos = Photographs.splits_of(config.data.data, config.data, device, config.field.bound)
+        with explained("reading the photographs", "give a larger --downscale"):
+            photos = Photographs.splits_of(config.data.data, config.data, device, config.field.bound)
         inputs.photos = photos.pop("train")
         inputs.transform = inputs.photos.transform
         inputs.held_out = photos
@@ -122,6 +131,15 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
 
 def make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -> "Trainer":
     """Model, evaluator and trainer of a stage: restored from its checkpoint, or initialised with what it starts from."""
+    from nerf.core.memory import explained
+
+    report.begin_stage(stage.kind)
+    with explained("making the model", f"lower {stage.kind.model_memory}"):
+        return _make_trainer(stage, inputs, device, report)
+
+
+def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -> "Trainer":
+    """:func:`make_trainer`, with the errors of memory as they come."""
     import torch
 
     from nerf.core.structs import SceneInfo
@@ -132,7 +150,6 @@ def make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") ->
     from nerf.utils import Trainer
 
     config = stage.config
-    report.begin_stage(stage.kind)
     torch.manual_seed(config.runtime.seed)
     bound = config.field.bound
     scene = SceneInfo(bound) if inputs.photos is None else inputs.photos.scene(bound)
@@ -140,8 +157,8 @@ def make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") ->
     run = RunInfo(stage, scene, guidances, inputs.transform, inputs.notes)
     model = build_model(stage, scene).to(device)
     requirements = tuple(g.requirements() for g in inputs.guidance)
-    sources = build_sources(SourceInputs(config, device, requirements, inputs.photos))
-    evaluator = Evaluator(stage, model, report, inputs.held_out)
+    sources = build_sources(SourceInputs(config, device, requirements, inputs.photos, inputs.known))
+    evaluator = Evaluator(stage, model, report, inputs.held_out, inputs.known)
     trainer = Trainer(run, model, sources, inputs.guidance, evaluator, report)
     restored = trainer.restore()
     if stage.kind.starts_from is not None and not restored:
@@ -174,7 +191,8 @@ def train(trainer: "Trainer") -> None:
 def finish(trainer: "Trainer", started: float) -> None:
     """Write videos or views, the mesh if it is asked for, and ``result.json``."""
     report = trainer.report
-    report.result(prompt=trainer.config.prompt.text, seed=trainer.config.runtime.seed, steps=trainer.step)
+    prompt = trainer.config.prompt
+    report.result(prompt=prompt.text, images=list(prompt.image) or None, seed=trainer.config.runtime.seed, steps=trainer.step)
     report.result(train_seconds=round(trainer.seconds, 2), **trainer.test())
     if trainer.config.output.save_mesh:
         mesh = trainer.save_mesh()
@@ -209,16 +227,38 @@ def run_alone(asked: Config, lines: list[str]) -> int:
     device = prepare_machine(plan.config)
     with Report(folder, [*lines, *plan.lines], hold=True) as report:
         inputs = make_inputs(plan, device)
-        for stage in plan.pending:
-            trainer = make_trainer(stage, inputs, device, report)
-            if stage is plan.pending[0]:
-                workspace.open_workspace(plan)
-                report.open()
+        trainer = make_trainer(plan.pending[0], inputs, device, report)
+        workspace.open_workspace(plan)
+        report.open()
+        try:
+            for stage in plan.pending[1:]:
+                train(trainer)
+                trainer = next_trainer(trainer, stage, inputs, device, report, started)
             if plan.config.trains:
                 train(trainer)
-        report.result(stages=workspace.stage_progress(folder))
-        finish(trainer, started)
+            report.result(stages=workspace.stage_progress(folder))
+            finish(trainer, started)
+        except (DivergenceError, ExportError, MemoryError) as error:
+            known = {"steps": trainer.step, "stages": workspace.stage_progress(folder), "error": str(error)}
+            report.result(prompt=plan.config.prompt.text, seed=plan.config.runtime.seed, **known)
+            raise
     return 0
+
+
+def next_trainer(trainer: "Trainer", stage: Stage, inputs: Inputs, device: str, report: "Report", started: float) -> "Trainer":
+    """The trainer of the stage after that of ``trainer``.
+
+    Raises:
+        ExportError: the stage before has nothing that this one could start from; the results of that stage are written.
+    """
+    try:
+        return make_trainer(stage, inputs, device, report)
+    except ExportError as error:
+        report.log(f"the stage {stage.name} cannot start: {error}; the results of the stage before are written instead")
+        report.begin_stage(trainer.stage.kind)
+        with contextlib.suppress(ExportError):  # it has no mesh either
+            finish(trainer, started)
+        raise
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -235,17 +275,19 @@ def _main(argv: list[str]) -> int:
     try:
         asked = options.parse(argv)
         return run(asked)
+    except (DivergenceError, ExportError) as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        return EXIT_FAILURE
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return EXIT_USAGE
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            return fail(error, asked)
         way_out = "; free some space, or choose another --workspace, and start again" if error.errno in DISK_FULL else ""
         what = f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}"
         print(f"main.py: {what}{way_out}", file=sys.stderr)
         return EXIT_USAGE
-    except (DivergenceError, MemoryError) as error:
-        print(f"main.py: {str(error) or 'the machine has not enough memory'}", file=sys.stderr)
-        return EXIT_FAILURE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Stopped as stopped:
@@ -253,10 +295,15 @@ def _main(argv: list[str]) -> int:
     except (SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # also what a library written in Rust raises, which is no Exception
-        from nerf.run import crash
+        return fail(error, asked)
 
-        print(f"main.py: {crash.sentence_of(error, None if asked is None else asked.output.workspace)}", file=sys.stderr)
-        return EXIT_FAILURE
+
+def fail(error: BaseException, asked: Config | None) -> int:
+    """Say what an exception means that nothing else explains; returns the exit code."""
+    from nerf.run import crash
+
+    print(f"main.py: {crash.sentence_of(error, None if asked is None else asked.output.workspace)}", file=sys.stderr)
+    return EXIT_FAILURE
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class PlatformWheel(bdist_wheel):
 
 setup(
     packages=find_packages(),
-    py_modules=["main", "optimizer"],
+    py_modules=["main", "optimizer", "preprocess_image"],
     package_data={"": [f"**/{pattern}" for pattern in DATA]},
     distclass=PlatformDistribution,
     cmdclass={"build_py": BuildWithKernels, "bdist_wheel": PlatformWheel},

@@ -114,7 +114,7 @@ def table(results: Results, budget: str) -> str:
 
 
 def sheet(results: Results, budget: str, work: Path, size: int = 64) -> np.ndarray:
-    """Front and back of the true shape, then of what each method made; a row for each prompt, grey where there is nothing."""
+    """Front and back of the true shape, then of what each method made; a row for each prompt, grey where nothing came out."""
     from guidance.prior.shapes import canonical
 
     runs = [row for row in results.values() if row["budget"] == budget]
@@ -124,7 +124,7 @@ def sheet(results: Results, budget: str, work: Path, size: int = 64) -> np.ndarr
     for prompt in dict.fromkeys(row["prompt"] for row in runs):
         truth, _ = mesh_measure.true_views(canonical(prompt), cameras, size)
         cells = [*truth]
-        for method in METHODS:
+        for method in (name for name in METHODS if any(row["method"] == name for row in runs)):
             path = workspace_of(work, method, budget) / slug(prompt, first) / "mesh" / "mesh.glb"
             known = "iou" in results.get(key(method, prompt, first, budget), {}) and path.is_file()
             views = (

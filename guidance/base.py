@@ -4,8 +4,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from nerf.core.errors import UserError
 from nerf.core.structs import Control, Part, Views
 
 
@@ -65,10 +67,14 @@ class Guidance(ABC):
         name: unique within a run; names the loss term ``sds/<name>`` and the state in a checkpoint.
         spaces: accepted image spaces: ``"rgb"`` [B, 3, H, W] in [0, 1], ``"latent"`` [B, 4, H, W] in [0, 1]. Images may have
             any size; a model that works at one resolution resizes them.
+        told_camera: it is told the camera of a view, rather than words for it.
+        sampling_scale: of classifier-free guidance, for :meth:`sample`.
     """
 
     name: str
     spaces: tuple[str, ...] = ("rgb",)
+    told_camera: bool = False
+    sampling_scale: float = 7.5
 
     @abstractmethod
     def prepare(self, conditions: Conditions) -> None:
@@ -90,6 +96,24 @@ class Guidance(ABC):
             ValueError: the images do not match the views or the space.
             DivergenceError: an input or the gradient is not finite.
         """
+
+    def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
+        """Pictures that the model draws by itself; see ``scripts/guidance_2d.py``.
+
+        Args:
+            views: B cameras; None if they are unknown, where the model can do without.
+            count: B.
+            generator: on the CPU.
+            steps: of denoising.
+            scale: of classifier-free guidance.
+
+        Returns:
+            [B, 3, H, W] in [0, 1], of the model's own size.
+
+        Raises:
+            UserError: it only judges pictures.
+        """
+        raise UserError(f"guidance {self.name} judges pictures and draws none; add --optimise to see what it wants")
 
     def requirements(self) -> CameraRequirements:
         """The views this model was trained on; by default any."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from guidance import camera_weights
+from guidance import text_weights
 from guidance.base import CameraRequirements, Conditions, Guidance, GuidanceOutput
 from guidance.diffusion import clip_image, loader, multiview_parts
 from guidance.diffusion.codecs import LatentCodec, resized
@@ -41,11 +41,10 @@ class Options(DiffusionOptions):
     weighting: str = "x0"
 
 
-def build(name: str, config: "Config", device: torch.device, resolved: "Resolved") -> "MVDream":
-    """Load the weights of a run.
+def build(config: "Config", device: torch.device, resolved: "Resolved") -> "MVDream":
+    """Load the weights of a run: MVDream's or ImageDream's.
 
     Args:
-        name: "MVDream" or "ImageDream".
         config: the frozen options.
         device: where the networks run.
         resolved: which weights; they are downloaded here if they are remote.
@@ -54,9 +53,9 @@ def build(name: str, config: "Config", device: torch.device, resolved: "Resolved
         UserError: no usable weights.
     """
     if device.type == "cpu":
-        log.warning("guidance: %s takes minutes a step on a CPU; try --guidance SD --sd_version embedded", name)
+        log.warning("guidance: %s takes minutes a step on a CPU; try --guidance SD --sd_version embedded", resolved.kind)
     dtype = loader.weights_dtype(config.optim, device)
-    return MODELS[name](camera_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    return MODELS[resolved.kind](text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
 
 
 def group_mixer(scale: float, rescale: float) -> Mixer:
@@ -95,6 +94,7 @@ class MVDream(Guidance):
     """
 
     name = "MVDream"
+    told_camera = True
     pictures = False  # whether it takes one
     recipe = Options()
 
@@ -200,8 +200,9 @@ class MVDream(Guidance):
             return self.distiller.distill(image, part, control, options, model, debug)
 
     @torch.no_grad()
-    def sample(self, views: Views, generator: torch.Generator, steps: int, scale: float) -> Tensor:
+    def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
         """Images [B, 3, size, size] in [0, 1] of the prompt as seen from B linked views; see :meth:`Distiller.sample`."""
+        assert views is not None, "the model is told the camera"
         predict, mix = self.denoiser(views), group_mixer(scale, self.options.rescale)
         return self.distiller.sample(predict, mix, len(views), generator, steps)
 
@@ -214,6 +215,7 @@ class ImageDream(MVDream):
     """
 
     name = "ImageDream"
+    sampling_scale = 5.0
     pictures = True
     recipe = Options(guidance_scale=5.0, rescale=0.2)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from guidance import camera_weights
+from guidance import zero123_weights
 from guidance.base import CameraRequirements, Conditions, Guidance, GuidanceOutput, ImageCondition
 from guidance.diffusion import clip_image, loader, zero123_parts
 from guidance.diffusion.codecs import LatentCodec, resized
@@ -63,7 +63,7 @@ def build(config: "Config", device: torch.device, resolved: "Resolved") -> "Zero
         log.warning("guidance: Zero123 takes about half a minute a step on a CPU; try --zero123 embedded")
     dtype = loader.weights_dtype(config.optim, device)
     absolute = resolved.kind == "stable zero123"
-    return Zero123(camera_weights.fetch(resolved), device, dtype, absolute=absolute, vram_O=config.guidance.vram_O)
+    return Zero123(zero123_weights.fetch(resolved), device, dtype, absolute=absolute, vram_O=config.guidance.vram_O)
 
 
 def relative_cameras(views: Views, reference: ImageCondition, absolute: bool) -> Tensor:
@@ -133,6 +133,8 @@ class Zero123(Guidance):
     """
 
     name = "zero123"
+    told_camera = True
+    sampling_scale = 3.0
 
     def __init__(
         self,
@@ -278,8 +280,9 @@ class Zero123(Guidance):
             return self.distiller.distill(image, part, control, options, model, debug)
 
     @torch.no_grad()
-    def sample(self, views: Views, generator: torch.Generator, steps: int, scale: float) -> Tensor:
+    def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
         """Images [B, 3, size, size] in [0, 1] of the references as seen from B views; see :meth:`Distiller.sample`."""
+        assert views is not None, "the model is told the camera"
         predict, mix = self.denoiser(views), self.mixer(views, scale, self.options)
         return self.distiller.sample(predict, mix, len(views), generator, steps)
 

@@ -1,4 +1,4 @@
-"""Sources of views: random cameras and photographs for training; turntables and six views for people. B views.
+"""Sources of views: random cameras, photographs and image prompts for training; turntables and six views for people. B views.
 
 The ranges are those of the camera flags, in degrees and scene units. Every view of a batch draws its own numbers, all
 from its part's generator, on the CPU, so the same step sees the same cameras on every device.
@@ -18,8 +18,9 @@ from nerf.core.cameras import angles_of, look_at, orbit, orbit_up, view_rays, wr
 from nerf.core.errors import UserError
 from nerf.core.streams import Random, Stream
 from nerf.core.structs import Batch, Part, ViewRequest, Views
+from nerf.data.image_prompt import KnownViews
 from nerf.data.posed_images import Photographs
-from nerf.training.schedule import guided_part, photo_part
+from nerf.training.schedule import guided_part, is_known_view_step, known_view_part, photo_part
 from nerf.training.sources import RunInfo, Source
 
 log = logging.getLogger("somnia.provider")
@@ -122,9 +123,9 @@ class RandomCameras(Source):
         self.device = torch.device(device)
         self.stratified = stratified
 
-    def plan_part(self, step: int, run: RunInfo, random: Random) -> Part:
-        """See :meth:`Source.plan_part`."""
-        return guided_part(self.name, step, run, random)
+    def plan_part(self, step: int, run: RunInfo, random: Random) -> Part | None:
+        """See :meth:`Source.plan_part`; steps that look at image prompts have no random views."""
+        return None if is_known_view_step(step, run) else guided_part(self.name, step, run, random)
 
     def views(self, request: ViewRequest) -> Views:
         """``request.num_views`` random views of ``request.height`` x ``request.width`` pixels.
@@ -212,6 +213,31 @@ class PhotographSource(Source):
         return self.photographs.batch(part.request, part.settings.background)
 
 
+class ImagePrompts(Source):
+    """The views that image prompts show, in the steps in which random cameras pause.
+
+    Args:
+        config: the frozen options; the noise of the cameras is read.
+        known: the views.
+    """
+
+    name = "image"
+    frames_object = True
+
+    def __init__(self, config: Config, known: KnownViews):
+        self.noise, self.known = config.prompt.known_view_noise_scale, known
+
+    def plan_part(self, step: int, run: RunInfo, random: Random) -> Part | None:
+        """See :meth:`Source.plan_part`."""
+        return known_view_part(self.name, step, run, random, len(self.known)) if is_known_view_step(step, run) else None
+
+    def batch(self, part: Part) -> Batch:
+        """As many of the views as the part asks for, none twice; see :meth:`KnownViews.batch`."""
+        order = torch.randperm(len(self.known), generator=part.random.generator(Stream.KNOWN_CHOICE))
+        chosen = order[: part.request.num_views].tolist()
+        return self.known.batch(chosen, part.request.height, self.noise, part.random)
+
+
 @dataclass(frozen=True)
 class SourceInputs:
     """What sources of views are built from."""
@@ -220,6 +246,7 @@ class SourceInputs:
     device: torch.device | str
     requirements: tuple[CameraRequirements, ...] = ()  # of each guidance; empty without guidance
     photographs: Photographs | None = None  # the training split
+    known_views: KnownViews | None = None  # of image prompts
 
 
 def _random_cameras(inputs: SourceInputs) -> Source | None:
@@ -232,8 +259,16 @@ def _photographs(inputs: SourceInputs) -> Source | None:
     return None if inputs.photographs is None else PhotographSource(inputs.photographs)
 
 
+def _image_prompts(inputs: SourceInputs) -> Source | None:
+    return None if inputs.known_views is None else ImagePrompts(inputs.config, inputs.known_views)
+
+
 # Name -> builder, in the order of the parts of a step. A builder returns None where the run has no such source.
-SOURCES: dict[str, Callable[[SourceInputs], Source | None]] = {"guided": _random_cameras, "photos": _photographs}
+SOURCES: dict[str, Callable[[SourceInputs], Source | None]] = {
+    "guided": _random_cameras,
+    "photos": _photographs,
+    "image": _image_prompts,
+}
 
 
 def build_sources(inputs: SourceInputs) -> dict[str, Source]:

@@ -11,6 +11,7 @@ from nerf.config.config import Config
 from nerf.config.groups import FieldConfig
 from nerf.config.stages import Stage
 from nerf.core.errors import UserError
+from nerf.core.progress import track
 from nerf.core.structs import LevelSet, Rays, RenderOutput, RenderSettings, SceneInfo, join_records
 from nerf.fields.base import Field
 from nerf.mesh.tetrahedra import Surface
@@ -65,7 +66,7 @@ class NeRFRenderer(nn.Module):
             if settings.training or self.path.whole_images or len(rays) <= self.max_ray_batch:
                 return self._render(rays, behind, settings)
             chunks = []
-            for i in range(0, len(rays), self.max_ray_batch):
+            for i in track(range(0, len(rays), self.max_ray_batch), "rendering a view"):
                 chosen = slice(i, i + self.max_ray_batch)
                 chunks.append(self._render(rays[chosen], None if behind is None else behind[chosen], settings))
             return replace(join_records(chunks, torch.cat), shape=rays.shape)

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from guidance.base import Guidance
 from nerf.core.errors import DivergenceError, UserError
+from nerf.core.memory import OutOfMemoryError, is_out_of_memory
 from nerf.core.streams import Stream
 from nerf.core.structs import Part, StepPlan
 from nerf.mesh.export import ExportReport
 from nerf.renderer import NeRFRenderer
-from nerf.run import checkpoint, checkpoint_checks, workspace
+from nerf.run import checkpoint, checkpoint_checks, lock, workspace
 from nerf.run.evaluation import Evaluator
 from nerf.run.logger import Report
 from nerf.training import objectives, schedule
@@ -179,19 +180,28 @@ class Trainer:
         """Train to the last step (or the time budget), yielding after each.
 
         Checkpoints, previews and validations happen in between. Whoever stops iterating loses nothing: call
-        :meth:`save` and go.
+        :meth:`save` and go. The lock of the workspace is held meanwhile, unless the process holds it already.
+
+        Raises:
+            UserError: another program holds the workspace.
         """
+        with lock.hold(self.workspace):
+            yield from self._run()
+
+    def _run(self) -> Iterator[StepRecord]:
+        """:meth:`run` in a workspace that no other program writes to."""
         budget = 60.0 * self.config.runtime.minutes if self.config.runtime.minutes else None
         total = self.config.optim.iters
+        self.report.after_training = self.evaluator.after_training
         last_saved = time.monotonic()
         while self.step < total and (budget is None or self.seconds < budget):
             began = time.monotonic()
             try:
                 terms = self.train_step()
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
                     raise
-                raise MemoryError(OUT_OF_MEMORY.format(self.stage.kind.memory)) from error
+                raise OutOfMemoryError(OUT_OF_MEMORY.format(self.stage.kind.memory)) from error
             done = self.step
             self.seconds += time.monotonic() - began
             self.report.scalars(done, terms, total=total)
@@ -391,8 +401,3 @@ class Trainer:
 
     def _reads_back(self) -> bool:
         return self.device.type == "cpu" or self.step % CUDA_CHECK_INTERVAL == 0
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory, on either kind of device."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,7 +1,7 @@
 """The embedded prior as guidance: pixels and cameras instead of latents and view words. B views, K conditions."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,18 +9,17 @@ import torch
 from torch import Tensor
 
 from guidance import weights
-from guidance.base import CameraRequirements, Conditions, GuidanceOutput
+from guidance.base import Conditions
 from guidance.diffusion import Network, loader
-from guidance.diffusion.codecs import PixelCodec
-from guidance.diffusion.distiller import DiffusionOptions, Distiller, shared_options
+from guidance.diffusion.distiller import shared_options
 from guidance.diffusion.lora import LearningGuidance
 from guidance.diffusion.text import encode_prompts
-from guidance.distillation import Conditioned, Denoiser, Learned, Mixer, classifier_free, rescale_cfg
+from guidance.distillation import Conditioned, Denoiser, Learned
 from guidance.prior import camera, captions, detail
-from guidance.prior.description import read
+from guidance.prior.pixels import Options, PixelPrior
 from guidance.prompts import DEFAULT_NEGATIVE
 from nerf.core.errors import UserError
-from nerf.core.structs import Control, Part, Views
+from nerf.core.structs import Views
 
 if TYPE_CHECKING:
     from nerf.config.config import Config
@@ -29,13 +28,6 @@ log = logging.getLogger("somnia.guidance")
 
 NAMED = ("text", "unconditional", "null", "negative")  # conditions: the prompt, the negative one, the empty one, a negative one
 GUIDED = ("unconditional", "text")  # those of classifier-free guidance
-
-
-@dataclass(frozen=True)
-class Options(DiffusionOptions):
-    """What a stage may set for the embedded prior."""
-
-    detail: bool = True  # refine its predictions by the detail network
 
 
 def build(config: "Config", device: torch.device, resolved: weights.Resolved) -> "EmbeddedPrior":
@@ -55,7 +47,7 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
     return model
 
 
-class EmbeddedPrior(LearningGuidance):
+class EmbeddedPrior(PixelPrior, LearningGuidance):
     """Score distillation from the embedded prior.
 
     Args:
@@ -70,6 +62,7 @@ class EmbeddedPrior(LearningGuidance):
     """
 
     name = "SD"  # it stands in for Stable Diffusion, in flags, logs and checkpoints
+    told_camera = True
 
     def __init__(
         self,
@@ -79,38 +72,19 @@ class EmbeddedPrior(LearningGuidance):
         options: Options | None = None,
         vram_O: bool = False,
     ):
-        self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype
-        weights.check_folder(self.folder)
-        description = read(self.folder)
-        if description is None:
-            raise UserError(f"weights: {self.folder} has no somnia.json; it is not an embedded prior")
-        self.description = description
-        self.options = options or Options(guidance_scale=description.guidance_scale)
-        loader.require_diffusers()
+        super().__init__(folder, device, dtype, options)
         from diffusers import UNet2DConditionModel
 
-        self.unet = loader.load_part(self.folder, "unet", UNet2DConditionModel, self.device, dtype)
         self.detail: Network | None = None
         if (self.folder / "detail").is_dir():
             self.detail = loader.load_part(self.folder, "detail", UNet2DConditionModel, self.device, dtype)
-        self.codec = PixelCodec(description.size, description.unshuffle)
-        self.distiller = Distiller(self.codec, loader.load_schedule(self.folder, self.device, clamp=1.0), self.device)
-        self.spaces = self.distiller.spaces
         self._check_fit()
         self.text: dict[str, Tensor] = {}  # name of a condition in NAMED -> [1, L, D] text embedding
-        if self.device.type == "cuda":
-            self.unet.to(memory_format=torch.channels_last)
         if vram_O:
             loader.save_memory([network for network in (self.unet, self.detail) if network is not None], self.device)
 
     def _check_fit(self) -> None:
-        """Check that the networks take the packed pixels, the ray map and the camera vector of ``somnia.json``."""
-        expected = self.codec.shape[0] + self.description.ray_channels
-        if self.unet.config.in_channels != expected:
-            raise UserError(
-                f"weights: expected a UNet of {expected} input channels, and {self.folder / 'unet'} takes "
-                f"{self.unet.config.in_channels}; restore the folder from version control"
-            )
+        """Check that the detail network takes what the UNet takes."""
         text_dim, camera_dim = self.unet.config.cross_attention_dim, self.description.camera_dim
         if self.detail is not None and not detail.fits(self.detail, self.codec.size, text_dim, camera_dim):
             raise UserError(
@@ -134,15 +108,6 @@ class EmbeddedPrior(LearningGuidance):
         others = ("", negative or captions.parse(DEFAULT_NEGATIVE).text)
         rows = encode_prompts(self.folder, text, [""], negative, self.device, self.dtype, others=others)
         self.text = {name: rows[i : i + 1] for i, name in enumerate(NAMED)}
-
-    def requirements(self) -> CameraRequirements:
-        """The cameras it was trained with."""
-        return CameraRequirements(
-            square=True,
-            radius_range=camera.RADIUS_RANGE,
-            fovy_range=camera.FOVY_RANGE,
-            polar_range=camera.POLAR_RANGE,
-        )
 
     def stage_options(self, options: Any) -> Options:
         """See :meth:`Guidance.stage_options`.
@@ -169,14 +134,18 @@ class EmbeddedPrior(LearningGuidance):
             vector = camera.condition(views.polar, views.azimuth, views.radius, views.fovy)
         return rays.to(self.device, self.dtype), vector.to(self.device, self.dtype)
 
-    def denoiser(self, views: Views | None, count: int, refine: bool = True, names: tuple[str, ...] = GUIDED) -> Denoiser:
-        """The UNet under K conditions in one batch; all are given the camera.
+    def denoiser(self, views: Views | None, count: int, refine: bool = True, conditional_only: bool = False) -> Denoiser:
+        """See :meth:`PixelPrior.denoiser`; all predictions are given the camera, and the words are dropped alone."""
+        return self.under(views, count, refine, GUIDED[1:] if conditional_only else GUIDED)
+
+    def under(self, views: Views | None, count: int, refine: bool, names: tuple[str, ...]) -> Denoiser:
+        """The UNet under K conditions of :data:`NAMED` in one batch; all are given the camera.
 
         Args:
             views: B cameras; None if they are unknown.
             count: B.
             refine: refine the predictions by the detail network, if there is one.
-            names: of the conditions, see :data:`NAMED`.
+            names: of the conditions.
         """
         if not self.text:
             raise RuntimeError("EmbeddedPrior: prepare(conditions) must come before loss or sample")
@@ -213,32 +182,10 @@ class EmbeddedPrior(LearningGuidance):
 
         return predict
 
-    def mixer(self, scale: float, options: Options) -> Mixer:
-        """How the predictions are combined: classifier-free guidance."""
-        # At scale 1 the result is the conditional prediction, whose standard deviation it has already.
-        return rescale_cfg(classifier_free(scale), 0 if scale == 1 else options.rescale)
-
-    def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.distill`.
-
-        Raises:
-            ValueError: the images are not square.
-        """
-        options: Options = control.options or self.options
-        self.distiller.check(image, views, part)
-        if image.shape[2] != image.shape[3]:
-            raise ValueError(f"guidance: the embedded prior takes square images, got {list(image.shape)}; set --w equal to --h")
-        count = len(image)
-        with self.distiller.full_precision():
-            model = Conditioned(
-                lambda names: self.denoiser(views, count, options.detail, names),
-                lambda scale: self.mixer(scale, options),
-                learned=self.learned(views, count, options.detail),
-            )
-            return self.distiller.distill(image, part, control, options, model, debug)
-
-    def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
-        """Images [B, 3, size, size] in [0, 1] of the prompt, for ``count`` = B views or none; see :meth:`Distiller.sample`."""
-        with torch.no_grad():
-            predict, mix = self.denoiser(views, count, self.options.detail), self.mixer(scale, self.options)
-            return self.distiller.sample(predict, mix, count, generator, steps)
+    def conditioned(self, views: Views, count: int, options: Options) -> Conditioned:
+        """See :meth:`PixelPrior.conditioned`; the empty and the negative prompt are known apart, and a LoRA may be trained."""
+        return replace(
+            super().conditioned(views, count, options),
+            denoiser=lambda names: self.under(views, count, options.detail, names),
+            learned=self.learned(views, count, options.detail),
+        )

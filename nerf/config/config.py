@@ -16,19 +16,17 @@ import msgspec
 from nerf.config.compat import add_refused, without_refused
 from nerf.config.groups import (
     CameraConfig,
-    DataConfig,
     DmtetConfig,
     FieldConfig,
-    GuiConfig,
     GuidanceConfig,
     LossConfig,
     OptimConfig,
     OutputConfig,
-    PromptConfig,
     RenderConfig,
     RuntimeConfig,
     ScheduleConfig,
 )
+from nerf.config.inputs import DataConfig, PromptConfig
 from nerf.config.parser import (
     Field,
     Group,
@@ -46,6 +44,7 @@ from nerf.config.parser import (
 )
 from nerf.config.presets import GUIDANCE_OF, PRESETS, REASONS
 from nerf.config.stages import STAGE_KINDS
+from nerf.config.viewer import GuiConfig
 from nerf.core.errors import UserError
 from nerf.core.files import as_shape
 
@@ -55,10 +54,11 @@ JSON_FORMAT = 2  # of config.json
 _START_OVER = "start over with --ckpt scratch"
 
 _HELP_OPENING = """\
-Somnia: text or posed photographs to a textured 3D model.
+Somnia: text, a picture or posed photographs to a textured 3D model.
 
   python main.py --text "a hamburger" --workspace trial -O            train, then write the video and the mesh
   python main.py --workspace trial -O --test --save_mesh              write them again from the newest checkpoint
+  python main.py --image burger_rgba.png --workspace trial -O         train from a picture (see preprocess_image.py)
   python main.py --data photographs/ --workspace trial                train from photographs
 
 Defaults are in brackets. Every switch has a --no_ form. Typed flags override --file, and files override presets."""
@@ -172,16 +172,22 @@ def with_preset(config: Config, name: str) -> Config:
     Options that belong to each guidance model are set for the model that the preset is of (``presets.GUIDANCE_OF``), else for
     all of them.
     """
-    unset = {flag: value for flag, value in PRESETS[name].items() if config.source(flag) in ("default", "preset")}
+    values = dict(PRESETS[name])
     models, of = config.guidance.guidance, GUIDANCE_OF.get(name)
-    for flag in [flag for flag in unset if of is not None and OPTIONS[flag][1].metadata["each"]]:
-        value = unset.pop(flag)
+    for flag in [flag for flag in values if of is not None and OPTIONS[flag][1].metadata["each"]]:
+        value = values.pop(flag)
         if of in models:
             place, option = models.index(of), OPTIONS[flag][1]
-            unset[flag] = with_value_of(option, config.value(flag), place, len(models), value)
+            values[flag] = with_value_of(option, config.value(flag), place, len(models), value)
+    return dataclasses.replace(with_weak_values(config, values), presets=(*config.presets, name))
+
+
+def with_weak_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """A copy with the values, by flag name, that no stronger source than a preset gave."""
+    unset = {flag: value for flag, value in values.items() if config.source(flag) in ("default", "preset")}
     if config.optim.bf16:  # the user's choice of mixed precision replaces that of the preset
         unset.pop("fp16", None)
-    return dataclasses.replace(with_values(config, unset, "preset"), presets=(*config.presets, name))
+    return with_values(config, unset, "preset")
 
 
 def parse(argv: Sequence[str]) -> Config:

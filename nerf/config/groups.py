@@ -1,7 +1,8 @@
-"""Every option of a run, in groups: each field is a command-line flag with its type, default, help and check.
+"""Options of a run, in groups: each field is a command-line flag with its type, default, help and check.
 
 Defaults are those of stable-dreamfusion except where docs/flags.md gives another and why. Upper bounds are far above any
-useful value; they catch typing errors and overflows. Angles are degrees, lengths scene units.
+useful value; they catch typing errors and overflows. Angles are degrees, lengths scene units. The
+groups of prompts and photographs are in ``nerf/config/inputs.py``.
 """
 
 import re
@@ -11,8 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from nerf.config.distillation import DistillationConfig
-from nerf.config.parser import RUN as RUN
 from nerf.config.parser import (
+    RUN,
     Check,
     Group,
     above,
@@ -25,6 +26,7 @@ from nerf.config.parser import (
     value_of,
 )
 from nerf.config.stages import DMTET, STAGE_KINDS
+from nerf.config.zero123 import Zero123Config
 
 SIZE = between(1, 8192)  # pixels
 FRACTION = between(0, 1)
@@ -32,7 +34,6 @@ STAGES = tuple(STAGE_KINDS)  # of a run, in their order
 # Consecutive stages, short runs first: what --stages accepts.
 STAGE_RUNS = tuple(STAGES[i : i + n] for n in range(1, len(STAGES) + 1) for i in range(len(STAGES) - n + 1))
 DEVICE = Check(lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v) is not None, "auto, cpu, cuda or cuda:N")
-KNOWN = "training from image prompts"
 # Extinction per scene unit at the surface of an object, as in stable-dreamfusion (its density_thresh): 0.1 units of it
 # let exp(-1) of the light through. One value for every run, fixed before any shape was measured.
 SURFACE_DENSITY = 10.0
@@ -40,57 +41,14 @@ CKPT_WORDS = ("latest", "best", "latest_model", "scratch")  # what --ckpt accept
 
 
 @dataclass(frozen=True)
-class PromptConfig(Group):
-    """Prompt"""
-
-    text: str | None = option(None, "the prompt, in quotes", kept=RUN)
-    negative: str = option("", "negative prompt", kept=RUN)
-    image: str | None = option(None, "image prompt, RGBA", unbuilt=KNOWN, path=True)
-    image_config: str | None = option(None, "CSV of several image prompts", unbuilt=KNOWN, path=True)
-    known_view_interval: int = option(4, "train the view of --image in every N-th step", check=at_least(1), unbuilt=KNOWN)
-    known_view_scale: float = option(
-        1.5, "render size of the known view, as a multiple of --w and --h", check=above(0), unbuilt=KNOWN
-    )
-    known_view_noise_scale: float = option(
-        2e-3, "standard deviation of the camera noise of the known view", check=at_least(0), unbuilt=KNOWN
-    )
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Which kinds of prompt are given, of "text" and "image"; none in a run without guidance."""
-        images = self.image is not None or self.image_config is not None
-        return (("text",) if self.text is not None else ()) + (("image",) if images else ())
-
-
-@dataclass(frozen=True)
-class DataConfig(Group):
-    """Posed photographs"""
-
-    data: str | None = option(
-        None, "folder of posed photographs: transforms.json, a COLMAP model or NeuS cameras", kept=RUN, path=True
-    )
-    num_rays: int = option(4096, "random rays per step from the photographs", check=between(1, 2**22))
-    holdout: int = option(
-        8, "hold out every N-th photograph for testing if the data has no split (0: none)", check=at_least(0), kept=RUN
-    )
-    downscale: int = option(1, "downscale the photographs by this integer factor on loading", check=between(1, 64), kept=RUN)
-    data_background: str = option(
-        "random",
-        "training background of photographs with alpha; tests use white unless this is black",
-        choices=("random", "white", "black"),
-    )
-
-
-@dataclass(frozen=True)
-class GuidanceConfig(DistillationConfig):
+class GuidanceConfig(DistillationConfig, Zero123Config):
     """Guidance by diffusion models (several values: one for each model in the order of --guidance)"""
 
     guidance: tuple[str, ...] = option(
         ("SD",),
         "guidance models",
-        choices=("SD", "SDXL", "IF", "zero123", "clip"),
+        choices=("SD", "SDXL", "IF", "zero123", "clip", "MVDream", "ImageDream"),
         extensible=True,
-        unbuilt=("zero123",),
         kept=RUN,
     )
     sd_version: str = option(
@@ -136,14 +94,6 @@ class GuidanceConfig(DistillationConfig):
     clip_crops: int = option(4, "clip: random crops of each view in a step (0: the whole picture)", check=between(0, 64))
     save_guidance: bool = option(False, "write the images that the guidance receives and predicts to guidance/")
     save_guidance_interval: int = option(10, "steps between two images of --save_guidance", check=at_least(1))
-    zero123_config: str = option(
-        "./pretrained/zero123/sd-objaverse-finetune-c_concat-256.yaml",
-        "zero123 model config",
-        path=True,
-        unbuilt="zero123 guidance",
-    )
-    zero123_ckpt: str = option("pretrained/zero123/zero123-xl.ckpt", "zero123 weights", path=True, unbuilt="zero123 guidance")
-    zero123_grad_scale: str = option("angle", "zero123 gradient scale", choices=("angle", "None"), unbuilt="zero123 guidance")
 
     def of(self, name: str) -> Any:
         """The options as one of the guidance models sees them.
@@ -331,8 +281,8 @@ class LossConfig(Group):
     lambda_3d_normal_smooth: float = option(0.0, "smoothness of normals in space", check=at_least(0))
     lambda_rgb: float = option(1000.0, "RGB loss of photographs and known views", check=at_least(0))
     lambda_mask: float = option(500.0, "mask loss of photographs and known views with alpha", check=at_least(0))
-    lambda_normal: float = option(0.0, "normal loss of photographs with normals, mesh stage", check=at_least(0))
-    lambda_depth: float = option(10.0, "depth loss of known views", check=at_least(0), unbuilt=KNOWN)
+    lambda_normal: float = option(0.0, "normal loss of known views, and of photographs in the mesh stage", check=at_least(0))
+    lambda_depth: float = option(10.0, "correlation of the depth of known views with _depth.png", check=at_least(0))
     lambda_mesh_normal: float = option(0.5, "mesh stage: normal consistency of adjacent triangles", check=at_least(0))
     lambda_mesh_laplacian: float = option(0.5, "mesh stage: Laplacian smoothness of the vertices", check=at_least(0))
     mesh_laplacian: str = option("uniform", "mesh stage: weights of the Laplacian", choices=("uniform", "cotangent"))
@@ -376,7 +326,14 @@ class OutputConfig(Group):
     eval_interval: int = option(10, "epochs between two validations", check=at_least(1))
     test_interval: int = option(100, "epochs between two test videos; one is always written at the end", check=at_least(1))
     dataset_size_train: int = option(100, "steps per epoch", check=between(1, 10**6))
-    dataset_size_valid: int = option(8, "views per validation", check=between(1, 10_000))
+    dataset_size_valid: int = option(
+        8, "views per validation: rendered, or held-out photographs that are measured, evenly chosen", check=between(1, 10_000)
+    )
+    eval_views: int | None = option(
+        None,
+        "held-out photographs that are measured at the end, evenly chosen (0: all) [all; on a CPU up to 20 megapixels of them]",
+        check=at_least(0),
+    )
     dataset_size_test: int = option(100, "frames of the turntable video", check=between(1, 10_000))
     preview_interval: int = option(100, "steps between two preview images", check=at_least(1))
     checkpoint_seconds: float = option(
@@ -455,15 +412,3 @@ class DmtetConfig(Group):
         kept=DMTET.name,
     )
     lr_coarse_sdf: float = option(0.03, "learning rate of the coarse SDF grids, in grid cells", check=between(0, 10))
-
-
-@dataclass(frozen=True)
-class GuiConfig(Group):
-    """GUI"""
-
-    gui: bool = option(False, "open the viewer", unbuilt="the viewer")
-    radius: float = option(5.0, "camera distance in the viewer", unbuilt="the viewer")
-    fovy: float = option(20.0, "vertical field of view in the viewer", unbuilt="the viewer")
-    light_theta: float = option(60.0, "polar angle of the light in the viewer", unbuilt="the viewer")
-    light_phi: float = option(0.0, "azimuth of the light in the viewer", unbuilt="the viewer")
-    max_spp: int = option(1, "maximum samples per pixel in the viewer", unbuilt="the viewer")

@@ -28,6 +28,7 @@ HELP_WIDTH = 118  # columns of --help
 USAGE_WIDTH = 34  # columns of a flag and its values; a longer one has its help on the next line
 INDENT = USAGE_WIDTH + 2
 MAX_FLAG_BYTES = 1 << 20  # of a file of flags
+RUN = "run"  # an option that a workspace keeps once it holds a checkpoint of any stage
 NEAR = 0.6  # similarity in [0, 1] from which a known word is suggested for an unknown one; difflib's own default
 
 
@@ -62,6 +63,11 @@ def ordered(low: float, high: float, what: str) -> Check:
     expected = f"two {what} with {low:g} <= low <= high"
     expected += f" <= {high:g}" if math.isfinite(high) else ""
     return Check(lambda v: len(v) == 2 and low <= v[0] <= v[1] <= high, expected)
+
+
+def each(check: Check) -> Check:
+    """Every value of a tuple holds to a check."""
+    return Check(lambda values: all(check.holds(v) for v in values), f"{check.expected} each")
 
 
 def power_of_two(low: int, high: int) -> Check:
@@ -233,7 +239,13 @@ def as_given(field: Field, value: Any) -> Any:
     characters as lone surrogates.
     """
     if isinstance(value, tuple):
-        return tuple(as_given(field, word) for word in value)
+        words = value if field.metadata["path"] else _unpacked(value)  # the name of a file may have a comma
+        return tuple(_word_as_given(field, word) for word in words)
+    return _word_as_given(field, value)
+
+
+def _word_as_given(field: Field, value: Any) -> Any:
+    """See :func:`as_given`."""
     if not isinstance(value, str):
         return value
     if field.metadata["path"]:
@@ -353,10 +365,10 @@ def read_words(parser: argparse.ArgumentParser, words: list[str], known: list[st
             name = word.split("=")[0]
             raise UserError(f"unknown flag {name}{did_you_mean(name, known) or '; see --help'}")
         raise UserError(f'unexpected word {word!r}; put quotes around a value with spaces, as in --text "a hamburger"')
-    return {k: _unpacked(v) if isinstance(v, list) else v for k, v in vars(namespace).items()}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(namespace).items()}
 
 
-def _unpacked(words: list[Any]) -> tuple[Any, ...]:
+def _unpacked(words: tuple[Any, ...]) -> tuple[Any, ...]:
     """The words of a list, which may also be separated by commas."""
     return tuple(part for word in words for part in (word.split(",") if isinstance(word, str) else (word,)))
 

@@ -1,9 +1,9 @@
 """The presets in one table: flag -> value. A preset fills only what the user neither typed nor gave in a file.
 
-``O`` and ``O2`` are flags; those named after a method apply with ``--distillation``, ``photographs`` with ``--data``, one named
-after a guidance model or the kind of its weights (``embedded``) where that guides, and those of a stage
-(``StageKind.presets``) in that stage alone. Later ones override earlier ones. How the numbers of the embedded prior were chosen
-is in docs/benchmarks/README.md.
+``O`` and ``O2`` are flags; ``photographs`` applies with ``--data``, ``image`` with ``--image`` or ``--image_config`` and
+``image text`` if there is a prompt in words too, one named after a method with ``--distillation``, one named after a guidance
+model or the kind of its weights (``embedded``) where that guides, and those of a stage (``StageKind.presets``) in that stage
+alone. Later ones override earlier ones. How the numbers of the embedded prior were chosen is in docs/benchmarks/README.md.
 """
 
 from typing import Any
@@ -30,6 +30,29 @@ PRESETS: dict[str, dict[str, Any]] = {
         "W": 256,
         "H": 256,
         "dataset_size_test": 60,
+    },
+    # A picture alone: zero123 guides, at the scale it was published with. The numbers are those of stable-dreamfusion but for
+    # lambda_orient, which counts per ray here and per sample there (docs/flags.md), and the background: a constant one, as
+    # the models that know the object from a picture were trained on plain backgrounds.
+    "image": {
+        "guidance": ("zero123",),
+        "guidance_scale": 5.0,
+        "bg_radius": -1.0,
+        "lambda_3d_normal_smooth": 10.0,
+        "lambda_entropy": 1.0,
+        "lambda_orient": 0.03,
+        "latent_iter_ratio": 0.0,
+        "albedo_iter_ratio": 0.0,
+        "progressive_view": True,
+        "progressive_level": True,
+    },
+    # A picture and words: low noise levels, so that the words agree with what the picture shows.
+    "image text": {
+        "guidance": ("SD", "clip"),
+        "guidance_scale": 10.0,
+        "t_range": (0.2, 0.6),
+        "known_view_interval": 2,
+        "lambda_3d_normal_smooth": 20.0,
     },
     # Methods of distillation as they were published, for Stable Diffusion; docs/distillation.md says where.
     "sjc": {"guidance_scale": 100.0, "guidance_weighting": "uniform", "t_range": (0.01, 0.97)},
@@ -99,6 +122,79 @@ PRESETS: dict[str, dict[str, Any]] = {
     "nfsd embedded": {"lambda_guidance": 0.4},
     "ism embedded": {"lambda_guidance": 0.3},
     "sdi embedded": {"lambda_guidance": 0.35, "t_range": (0.25, 0.98)},
+    # What users of Zero123 have settled on: a lower scale than for text, as the picture says much more.
+    "zero123": {"guidance_scale": 5.0},
+    # The recipe of threestudio. Timesteps fall from 0.7-0.98 to 0.3-0.8 between its steps 50 and 200 of 600; the picture itself
+    # weighs more than the guidance. Its camera is 3.8 units away with a lens of 20 degrees; the object is as large here.
+    "stable zero123": {
+        "iters": 600,
+        "batch_size": 8,
+        "w": 128,
+        "h": 128,
+        "half_size_ratio": 0.33,
+        "guidance_scale": 3.0,
+        "t_range": (0.3, 0.98),
+        "t_anneal": 0.265,
+        "t_anneal_low": 0.588,
+        "anneal_span": (0.08, 0.33),
+        "guidance_weights": 0.1,
+        "lambda_rgb": 500.0,
+        "lambda_mask": 50.0,
+        "textureless_ratio": 0.05,
+        "optim": "adam",
+        "lr": 1e-2,
+        "radius_range": (3.8, 3.8),
+        "fovy_range": (20.0, 20.0),
+        "dmtet_reso_scale": 4.0,
+        "default_radius": 3.8,
+        "default_polar": 85.0,
+    },
+    # The recipe of its authors (arXiv 2308.16512, appendix): the x0 residual with the standard deviations of the four views
+    # rescaled together, a high scale, timesteps from 0.98 down to 0.02-0.5 during the first 80 % of the run. Its cameras see
+    # a height of 0.8 to 1.0 of the object's ball, at elevations of 0 to 30 degrees; radius and lens give the same here.
+    "MVDream": {
+        "iters": 10000,
+        "batch_size": 4,
+        "w": 256,
+        "h": 256,
+        "half_size_ratio": 0.5,
+        "guidance_scale": 50.0,
+        "guidance_rescale": 0.5,
+        "guidance_weighting": "x0",
+        "t_range": (0.02, 0.98),
+        "t_anneal": 0.5,
+        "t_anneal_low": 1.0,
+        "anneal_span": (0.0, 0.8),
+        "radius_range": (3.0, 3.5),
+        "fovy_range": (30.0, 30.0),
+        "theta_range": (60.0, 90.0),
+        "default_fovy": 30.0,
+        "dmtet_reso_scale": 2.0,
+        "uniform_sphere_rate": 0.0,
+        "latent_iter_ratio": 0.0,
+    },
+    # The same for a picture: a lower scale, nearer cameras, near the horizon (arXiv 2312.02201).
+    "ImageDream": {
+        "iters": 12500,
+        "batch_size": 4,
+        "w": 256,
+        "h": 256,
+        "half_size_ratio": 0.5,
+        "guidance_scale": 5.0,
+        "guidance_rescale": 0.2,
+        "guidance_weighting": "x0",
+        "t_range": (0.02, 0.98),
+        "t_anneal": 0.5,
+        "t_anneal_low": 1.0,
+        "anneal_span": (0.0, 0.64),
+        "radius_range": (3.0, 3.5),
+        "fovy_range": (23.0, 24.0),
+        "theta_range": (85.0, 90.0),
+        "default_fovy": 23.5,
+        "dmtet_reso_scale": 2.0,
+        "uniform_sphere_rate": 0.0,
+        "latent_iter_ratio": 0.0,
+    },
     # The loss of CLIP is at most 2 and that of score distillation thousands; 10 is stable-dreamfusion's factor.
     "clip": {"guidance_weights": 10.0},
     # CLIP alone, as Dream Fields: textured backgrounds, colours without shading, a penalty on opacity, no latent warm-up.
@@ -114,6 +210,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # warm-up.
     "dmtet": {
         "t_range": (0.02, 0.50),
+        "t_anneal": 0.0,
+        "t_anneal_low": 0.0,
         "latent_iter_ratio": 0.0,
         "albedo_iter_ratio": 0.0,
         "half_size_ratio": 0.0,
@@ -137,6 +235,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_decay": 0.1,
         "lr_distance": 0.05,
     },
+    # The render is large already, and the surface has left the monocular depth behind that gave it its first shape.
+    "dmtet image": {"known_view_scale": 1.0, "lambda_normal": 0.0, "lambda_depth": 0.0},
+    "dmtet image text": {"t_range": (0.2, 0.5)},
     # The prior sees 64x64 pixels, averaged from a render of twice that. The coarse SDF grids move whole parts of the surface
     # (eaves, tiers, wings); the values of the fine grid change little beyond the smoothing. A grid below a resolution of 128
     # loses detail that the NeRF has.
@@ -166,9 +267,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # Presets of one guidance model: of its name, of the kind of its weights, or of its name and "alone" where no other guides.
 # Their values of options that belong to each model (``parser.option(each=...)``) are its own.
-GUIDANCE_OF: dict[str, str] = {"embedded": "SD", "dmtet embedded": "SD", "clip": "clip", "clip alone": "clip"} | {
-    f"{method} embedded": "SD" for method in ("sjc", "vsd", "csd", "nfsd", "ism", "sdi")
-}
+GUIDANCE_OF: dict[str, str] = {
+    "embedded": "SD",
+    "dmtet embedded": "SD",
+    "clip": "clip",
+    "clip alone": "clip",
+    "zero123": "zero123",
+    "stable zero123": "zero123",
+    "MVDream": "MVDream",
+    "ImageDream": "ImageDream",
+} | {f"{method} embedded": "SD" for method in ("sjc", "vsd", "csd", "nfsd", "ism", "sdi")}
 
 # What a preset is called in the log.
 REASONS: dict[str, str] = {
@@ -186,11 +294,19 @@ REASONS: dict[str, str] = {
     "sdi embedded": "--distillation sdi under the embedded prior",
     "dmtet": "the mesh stage",
     "dmtet photographs": "the mesh stage of --data",
+    "dmtet image": "the mesh stage of --image",
+    "dmtet image text": "the mesh stage of --image and --text",
     "dmtet embedded": "the mesh stage under the embedded prior",
     "O": "-O",
     "O2": "-O2",
     "photographs": "--data",
+    "image": "--image",
+    "image text": "--image and --text",
     "embedded": "the embedded prior",
+    "zero123": "Zero123",
+    "stable zero123": "Stable Zero123",
+    "MVDream": "MVDream",
+    "ImageDream": "ImageDream",
     "clip": "CLIP",
     "clip alone": "CLIP without another guidance",
 }

@@ -9,15 +9,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from nerf.config.config import KEPT, OPTIONS, Config, as_typed, describe, mesh_stages, with_preset, with_values
-from nerf.config.groups import CKPT_WORDS, RUN
-from nerf.config.parser import dashed, split_each
+from nerf.config.config import (
+    KEPT,
+    OPTIONS,
+    Config,
+    as_typed,
+    describe,
+    mesh_stages,
+    with_preset,
+    with_values,
+    with_weak_values,
+)
+from nerf.config.groups import CKPT_WORDS
+from nerf.config.parser import RUN, dashed, split_each
 from nerf.config.presets import GUIDANCE_OF, PRESETS
+from nerf.config.references import Reference, digest_of, references
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError
 
 # Options of a NeRF that say where its surface is; the mesh stage takes them over unless the user gives others.
 SURFACE_FLAGS = ("mesh_threshold", "mesh_smooth", "mcubes_resolution")
+# Guidance model -> the flag that names its weights, for those whose "auto" depends on what is installed.
+WEIGHT_FLAGS = {"SD": "sd_version", "zero123": "zero123"}
 SEEDS = 2**31  # seeds that are drawn are below this, as --seed must be
 
 
@@ -30,7 +43,7 @@ class Weights(Protocol):
 
     @property
     def version(self) -> str:
-        """The value of --sd_version that finds them again; "auto" if none does."""
+        """The value of the flag in :data:`WEIGHT_FLAGS` that finds them again; "auto" if none does."""
 
 
 W = TypeVar("W", bound=Weights)
@@ -54,6 +67,7 @@ class StoredRun:
     trained: frozenset[str] = frozenset()  # stages that have a checkpoint in the workspace and do not start over
     checkpoint_exists: bool = False  # --ckpt names a file that exists
     start: StoredStart | None = None  # read where :func:`needs_start` says so
+    images: str | None = None  # fingerprint of the image prompts in the workspace, see ``references.digest_of``
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,8 @@ class RunPlan(Generic[W]):
     first: int  # index of the first stage that remains; --ckpt applies to it alone
     weights: Mapping[str, W]  # guidance model -> its weights, for those that have some
     lines: tuple[str, ...]  # for the log
+    references: tuple[Reference, ...] = ()  # the image prompts
+    images: str | None = None  # their fingerprint, where the run trains
 
     @property
     def pending(self) -> tuple[Stage, ...]:
@@ -83,7 +99,7 @@ def resolve(
     weights: Callable[[Config], Mapping[str, W]] | None = None,
     new_seed: Callable[[], int] = draw_seed,
 ) -> RunPlan[W]:
-    """Decide the options of every stage of a run. Writes nothing, and reads only where the path of ``--data`` leads.
+    """Decide the options of every stage of a run. Writes nothing, and reads only where ``--data`` and ``--image`` lead.
 
     Args:
         asked: what the user asked for, as ``config.parse`` returns it.
@@ -99,25 +115,32 @@ def resolve(
     kept = restore_options(asked, workspace)
     restored = with_values(asked, kept, "workspace")
     check_task(restored, workspace)
-    check_counts(restored)
-    found = weights(restored) if weights and restored.trains and restored.prompt.kinds else {}
-    guided = restored.trains and restored.prompt.kinds
-    presets = _presets(asked, workspace, restored.guidance.distillation, restored.guidance.guidance if guided else (), found)
+    presets = _presets(restored, workspace)
+    prompted = _with_presets(restored, presets)  # pictures change which models guide
+    check_counts(prompted)
+    found: Mapping[str, W] = {}
+    if prompted.trains and prompted.prompt.kinds:
+        found = weights(prompted) if weights else {}
+        presets = list(dict.fromkeys(presets + _presets_of_models(prompted, found)))
     plain = _with_presets(asked, presets)
     # A kept value that is there anyway is not reported as coming from the workspace.
     changed = {flag: value for flag, value in kept.items() if _in_its_stage(plain, flag) != value}
     config = _with_presets(with_values(asked, changed, "workspace"), presets)
-    if "SD" in found and config.guidance.sd_version == "auto":  # the same weights again, whatever is installed later
-        config = with_values(config, {"sd_version": found["SD"].version}, "preset")
+    for model, flag in WEIGHT_FLAGS.items():  # the same weights again, whatever is installed later
+        if model in found and config.value(flag) == "auto":
+            config = with_values(config, {flag: found[model].version}, "preset")
     if config.runtime.seed is None:
         config = with_values(config, {"seed": new_seed()}, "default")
     check_numbers(config)
+    pictures = references(config) if config.trains else ()
+    images = digest_of(pictures)
+    _check_images(config, workspace, images)
     stages = [_make_stage(config, STAGE_KINDS[name]) for name in config.stages]
     first = _first_pending(config, workspace)
     for i in range(first + 1, len(stages)):  # later ones start from its result, not from a checkpoint
         stages[i] = Stage(stages[i].kind, with_values(stages[i].config, {"ckpt": "scratch"}, "preset"))
     lines = [*describe(config), *_ignored_start(config, stages[first].kind, workspace)]
-    return RunPlan(config, tuple(stages), first, found, tuple(lines))
+    return RunPlan(config, tuple(stages), first, found, tuple(lines), pictures, images)
 
 
 # ---- what the workspace keeps ---------------------------------------------------------------------------------------------
@@ -177,7 +200,7 @@ def merge_kept_options(asked: Config, stored: Config, trained: frozenset[str]) -
                     f"{_shown(flag, mine)}: choose another --workspace{_way_to_start_over(asked, trained)}"
                 )
             continue
-        if asked.asked(flag) and mine != stored_value and flag == "sd_version":
+        if asked.asked(flag) and mine != stored_value and flag in WEIGHT_FLAGS.values():
             kept[flag] = stored_value
     return kept
 
@@ -230,8 +253,10 @@ def _options_of_start(config: Config, workspace: StoredRun, start: StoredStart) 
 
 
 def _means_the_same(flag: str, mine: Any, stored: Any) -> bool:
-    """Whether two values of a kept option that differ ask for the same thing."""
-    return (flag == "data" and _same_folder(mine, stored)) or (flag == "sd_version" and mine == "auto")
+    """Whether two values of a kept option that differ ask for the same thing; pictures are compared when they are read."""
+    if flag in ("image", "image_config"):
+        return bool(mine) and bool(stored)
+    return (flag == "data" and _same_folder(mine, stored)) or (flag in WEIGHT_FLAGS.values() and mine == "auto")
 
 
 def _shown(flag: str, value: Any) -> str:
@@ -257,41 +282,66 @@ def _same_folder(one: str | None, other: str | None) -> bool:
 # ---- presets and stages ---------------------------------------------------------------------------------------------------
 
 
-def _presets(
-    asked: Config, workspace: StoredRun, method: str, models: tuple[str, ...], weights: Mapping[str, Weights]
-) -> list[str]:
-    """Names of the presets of a run in their order: those of its flags, of the run in the workspace, of its guidance.
-
-    Those of a method of distillation come before those of the weights, and those of both together last.
-
-    Args:
-        asked: what the user asked for.
-        workspace: what is on disk.
-        method: of distillation.
-        models: that guide the run.
-        weights: guidance model -> its weights.
-    """
-    wanted = {"O": asked.runtime.O, "O2": asked.runtime.O2, "photographs": asked.data.data is not None}
+def _presets(config: Config, workspace: StoredRun) -> list[str]:
+    """Names of the presets of a run in their order: those of its flags and prompts, and of the run in the workspace."""
+    wanted = {
+        "O": config.runtime.O,
+        "O2": config.runtime.O2,
+        "photographs": config.data.data is not None,
+        "image": config.prompt.has_images,
+        "image text": config.prompt.has_images and config.prompt.text is not None,
+    }
     names = [name for name, on in wanted.items() if on]
-    names += [method] if method in PRESETS else []
+    names += [config.guidance.distillation] if config.guidance.distillation in PRESETS else []
     names += workspace.config.presets if workspace.config is not None else ()
-    of_models = [name for model in models for name in (model, weights[model].kind if model in weights else model)]
-    of_models += [f"{model} alone" for model in models[:1] if len(models) == 1]
-    names += [name for name in of_models if GUIDANCE_OF.get(name) in models]
-    names += [f"{method} {name}" for name in dict.fromkeys(names) if f"{method} {name}" in PRESETS]
     if {"O", "O2"} <= set(names):
         raise UserError(
-            f"workspace {asked.output.workspace} holds a run with {'-O' if asked.runtime.O2 else '-O2'}, a preset for another "
-            f"network than {'-O2' if asked.runtime.O2 else '-O'}; leave the flag out, or choose another --workspace"
+            f"workspace {config.output.workspace} holds a run with {'-O' if config.runtime.O2 else '-O2'}, a preset for "
+            f"another network than {'-O2' if config.runtime.O2 else '-O'}; leave the flag out, or choose another --workspace"
         )
     return list(dict.fromkeys(names))
+
+
+def _presets_of_models(config: Config, weights: Mapping[str, Weights]) -> list[str]:
+    """Names of the presets of the guidance models of a run and of the kinds of their weights, in the order of the models.
+
+    Those that such a kind has for the method of distillation come last.
+    """
+    models, method = config.guidance.guidance, config.guidance.distillation
+    names = [name for model in models for name in (model, weights[model].kind if model in weights else model)]
+    names += [f"{model} alone" for model in models[:1] if len(models) == 1]
+    names += [f"{method} {name}" for name in names]
+    return [name for name in names if GUIDANCE_OF.get(name) in models]
 
 
 def _with_presets(config: Config, names: list[str]) -> Config:
     """A copy in which each preset has filled what is not given, later ones over earlier ones."""
     for name in names:
         config = with_preset(config, name)
+        if name == "image" and config.prompt.has_images:
+            config = with_weak_values(config, _default_view(config))
     return config
+
+
+def _default_view(config: Config) -> dict[str, Any]:
+    """Flag -> value of the default view of a run with image prompts: that of the first of them.
+
+    From a picture alone, every view has its field of view: a distance and a field of view that change together leave the
+    size of the object open. A finished run is shown without its pictures, where they are gone.
+    """
+    try:
+        first = references(config)[0]
+    except UserError:
+        if config.trains:
+            raise
+        return {}
+    view: dict[str, Any] = {
+        "default_polar": first.polar,
+        "default_azimuth": first.azimuth,
+        "default_radius": first.radius,
+        "default_fovy": first.fovy,
+    }
+    return view if config.prompt.text is not None else view | {"fovy_range": (first.fovy, first.fovy)}
 
 
 def _stages(asked: Config, workspace: StoredRun) -> tuple[str, ...]:
@@ -335,16 +385,38 @@ def _ignored_start(config: Config, kind: StageKind, workspace: StoredRun) -> lis
 # ---- checks ---------------------------------------------------------------------------------------------------------------
 
 
+def _check_images(config: Config, workspace: StoredRun, images: str | None) -> None:
+    """Refuse image prompts that hold something else than those which the workspace was trained on."""
+    if config.trains and workspace.config is not None and workspace.images not in (None, images):
+        way_out = _way_to_start_over(config, workspace.trained)
+        raise UserError(
+            f"workspace {config.output.workspace} holds a run from other pictures or cameras than those of --image and "
+            f"--image_config now: put the old ones back, choose another --workspace{way_out}"
+        )
+
+
 def check_task(config: Config, workspace: StoredRun) -> None:
     """Refuse a run with nothing to do, or whose stages contradict other options; presets change none of these."""
     text, data, ckpt = config.prompt.text, config.data.data, config.runtime.ckpt
-    prompted = bool(config.prompt.kinds)
     if text is not None and not text.strip():
         raise UserError('--text is empty; give a prompt, as in --text "a hamburger"')
     if data is not None and not data.strip():
         raise UserError("--data is empty; name a folder with transforms.json, a COLMAP model or NeuS cameras")
-    if config.trains and not prompted and data is None:
-        raise UserError('nothing to do: give --text "a hamburger", --data FOLDER, or --test for a finished workspace')
+    if any(not name.strip() for name in (*config.prompt.image, config.prompt.image_config or "-")):
+        raise UserError("--image or --image_config is empty; name a picture, as in --image burger_rgba.png")
+    if config.trains and not config.prompt.kinds and data is None:
+        raise UserError(
+            'nothing to do: give --text "a hamburger", --image burger_rgba.png, --data FOLDER, or --test for a finished '
+            "workspace"
+        )
+    if config.prompt.has_images and data is not None:
+        raise UserError(
+            "--image and --data are two ways to show the object, and where the picture was taken among the photographs is not "
+            "known; give one of them"
+        )
+    for flag in ("ref_radii", "ref_polars", "ref_azimuths", "zero123_ws"):
+        if config.value(flag) and not config.prompt.image:
+            raise UserError(f"--{flag} is the camera of --image, which is missing; in --image_config it is a column")
     if not config.trains and ckpt == "scratch":
         raise UserError("--ckpt scratch starts over, and --test and --six_views only show a run; leave one of the flags out")
     if ckpt not in CKPT_WORDS and not workspace.checkpoint_exists:
@@ -355,7 +427,7 @@ def check_task(config: Config, workspace: StoredRun) -> None:
             "--six_views"
         )
     if config.output.export_frame == "source" and config.trains and data is None:
-        raise UserError("--export_frame source needs the axes of --data; a run from text alone has only its own")
+        raise UserError("--export_frame source needs the axes of --data; a run from text or a picture has only its own")
     _check_stages(config)
 
 

@@ -38,6 +38,8 @@ class StageKind:
     restart: str  # flags that start it over
     fog: str  # what its half transparent pixels mean
     memory: str  # flags that lower the memory of a step
+    model_memory: str  # flags that lower the memory of its model
+    render_memory: str  # flags that lower the memory of a view outside training
     remedies: Mapping[Failure, str]  # what to try, with the parameters and rates that the stage has
 
     def run_name(self, step: int) -> str:
@@ -71,6 +73,8 @@ NERF = StageKind(
     restart="--ckpt scratch",
     fog="turned into fog",
     memory="--batch_size, --w and --h, --num_rays or --max_steps, or add --vram_O",
+    model_memory="--grid_log2, --grid_levels, --hidden or --grid_size",
+    render_memory="--max_ray_batch, or --W and --H",
     remedies={
         Failure.NOT_FINITE: "a smaller --lr, --grad_clip 1, or --no_fp16",
         Failure.EMPTY: "another --seed, a larger --blob_density, a smaller --lambda_opacity or a smaller --lr",
@@ -87,11 +91,19 @@ DMTET = StageKind(
     photo_layout="image",
     triangles=True,
     starts_from="nerf",
-    presets=(("dmtet", None), ("dmtet photographs", "photographs"), ("dmtet embedded", "embedded")),
+    presets=(
+        ("dmtet", None),
+        ("dmtet photographs", "photographs"),
+        ("dmtet image", "image"),
+        ("dmtet image text", "image text"),
+        ("dmtet embedded", "embedded"),
+    ),
     derived=_mesh_options,
     restart="--dmtet --ckpt scratch",
     fog="broke into splinters",  # only its edges are half transparent
     memory="--batch_size, --w and --h or --dmtet_reso_scale, or add --vram_O",
+    model_memory="--tet_grid_size, --grid_log2, --grid_levels or --hidden",
+    render_memory="--W and --H",
     remedies={
         Failure.NOT_FINITE: "smaller --lr_distance, --lr_offset and --lr_coarse_sdf, smaller --lr, --grad_clip 1, or --no_fp16",
         Failure.EMPTY: "smaller --lr_distance and --lr_coarse_sdf, a smaller --radius_range, or a larger start (--init_with)",

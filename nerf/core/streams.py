@@ -32,7 +32,10 @@ class Stream(IntEnum):
     VAE_POSTERIOR = 16
     CLIP_CROPS = 17
     BACKGROUND_TEXTURES = 18
-    DISTILLATION = 20  # what a method draws beside the timestep and the noise
+    KNOWN_CHOICE = 19  # which of the image prompts a step looks at
+    KNOWN_CAMERAS = 20
+    KNOWN_BACKGROUND = 21
+    DISTILLATION = 22  # what a method draws beside the timestep and the noise
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,7 @@ class Part:
     settings: RenderSettings
     guided: bool = False  # guidance judges the rendering
     has_targets: bool = False  # the source knows colours (masks, depths, normals) to compare with
+    known_view: bool = False  # it is a view of the object alone that an image prompt shows
 
     def __post_init__(self) -> None:
         """The two halves belong together.
@@ -191,6 +192,11 @@ class Part:
                 f"Part: expected one source and one Random in request and settings, got {[half.source for half in halves]} and "
                 f"{[half.random for half in halves]}; pass both of them what plan_part was given"
             )
+
+    @property
+    def shows_object(self) -> bool:
+        """Whether its views are of the object alone: what regularises normals applies, as it does not to photographs."""
+        return self.guided or self.known_view
 
     @property
     def source(self) -> str:

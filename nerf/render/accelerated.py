@@ -111,6 +111,10 @@ class AcceleratedPath(RenderPath):
             return self._train(field, rays, settings, near, far)
         return self._evaluate(field, rays, settings, near, far)
 
+    def surface_extent(self, bound: float, density: float) -> float:
+        """See :meth:`RenderPath.surface_extent`; the box of an object of unit size is left whole."""
+        return bound if bound <= 1.0 else self.grid.extent(density)
+
     def _steps(self, log2_scale: int) -> int:
         """Steps across the diagonal when the step is 2^log2_scale times the shortest one."""
         return max(self.max_steps >> log2_scale, min(self.max_steps, MIN_MARCH_STEPS))

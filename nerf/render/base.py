@@ -72,6 +72,10 @@ class RenderPath(nn.Module, ABC):
         """Optimiser groups (params, lr, name) of the path's own parameters. By default none."""
         return []
 
+    def surface_extent(self, bound: float, density: float) -> float:
+        """Half the side of a box around the origin, ``bound`` at most, outside of which the field has no such density."""
+        return bound
+
     def surface(self) -> Surface | None:
         """The triangles that the path rasterises; None for a path that renders a volume."""
         return None

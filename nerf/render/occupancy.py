@@ -54,6 +54,21 @@ class OccupancyGrid(nn.Module):
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
+    def extent(self, density: float) -> float:
+        """Half the side of the smallest box around the origin that holds the cells in which ``density`` may be reached.
+
+        Cells of a tenth of it count, as a cell remembers what was sampled at some of its points; without any, it is the bound.
+        """
+        cells = torch.nonzero(self.alpha.view(-1) > -math.expm1(-0.1 * density * self.dt))[:, 0]
+        if len(cells) == 0:
+            return self.bound
+        cascade, middle = torch.div(cells, self.grid_size**3, rounding_mode="floor"), self.positions(cells).abs().amax(dim=1)
+        # What is inside the next finer cascade too is known better there.
+        own = (cascade == 0) | (middle > torch.exp2(cascade - 1.0))
+        half_cell = torch.exp2(cascade.float()).clamp(max=self.bound) / self.grid_size
+        reach = torch.where(own, middle + 3.0 * half_cell, 0.0)  # to the end of the cell, and of one beyond it
+        return min(self.bound, float(reach.max())) if bool(own.any()) else self.bound
+
     @property
     def threshold(self) -> float:
         """Alpha above which a cell counts as occupied."""

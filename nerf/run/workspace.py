@@ -7,17 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from nerf.config.config import Config, from_json, to_json
 from nerf.config.groups import CKPT_WORDS, STAGES
 from nerf.config.resolve import RunPlan, StoredRun, StoredStart, start_from_run
 from nerf.config.stages import FIRST
 from nerf.core.errors import UserError
-from nerf.core.files import read_json, remove_unfinished, write_atomically, write_json
+from nerf.core.files import as_shape, read_json, remove_unfinished, write_atomically, write_json
 from nerf.run import checkpoint
 from nerf.run.distributed import is_main
 
 CONFIG_FILE = "config.json"
 STAGES_FILE = "stages.json"  # of a run that starts over: the stages that it begins anew
+
+
+class _Pictures(msgspec.Struct):
+    """What :func:`open_workspace` writes of the image prompts."""
+
+    images: str | None = None
 
 
 def read(asked: Config) -> StoredRun:
@@ -35,13 +43,13 @@ def read(asked: Config) -> StoredRun:
             "back, choose another --workspace (--ckpt takes a file of any), or start over with --ckpt scratch"
         )
     try:
-        config = stored_config(folder) if trained and has_config else None
+        config, images = stored_run(folder) if trained and has_config else (None, None)
     except UserError:
         if not asked.starts_over:
             raise
-        config = None
+        config, images = None, None
     ckpt = asked.runtime.ckpt
-    return StoredRun(config, trained, checkpoint_exists=ckpt not in CKPT_WORDS and Path(ckpt).is_file())
+    return StoredRun(config, trained, ckpt not in CKPT_WORDS and Path(ckpt).is_file(), images=images)
 
 
 def checkpoint_start(asked: Config) -> StoredStart | None:
@@ -62,13 +70,19 @@ def checkpoint_start(asked: Config) -> StoredStart | None:
 
 
 def stored_config(folder: str | Path) -> Config:
-    """The config of the run in a workspace.
+    """The config of the run in a workspace; see :func:`stored_run`."""
+    return stored_run(folder)[0]
+
+
+def stored_run(folder: str | Path) -> tuple[Config, str | None]:
+    """The config of the run in a workspace, and the fingerprint of its image prompts where it has some.
 
     Raises:
         UserError: ``config.json`` is missing or broken.
     """
-    path = Path(folder) / CONFIG_FILE
-    return from_json(read_json(path, "start over with --ckpt scratch, or choose another --workspace"))
+    path, hint = Path(folder) / CONFIG_FILE, "start over with --ckpt scratch, or choose another --workspace"
+    stored = read_json(path, hint)
+    return from_json(stored), as_shape(stored, path, hint, _Pictures).images
 
 
 def check_writable(folder: str | Path) -> None:
@@ -104,7 +118,8 @@ def open_workspace(plan: RunPlan[Any]) -> None:
         # Stages after the first of this run begin anew, because what they started from changes.
         anew = plan.stages if config.starts_over else plan.stages[plan.first + 1 :]
         set_aside(folder, [stage.name for stage in anew])
-        write_json(folder / CONFIG_FILE, to_json(config) | {"stages": [stage.name for stage in plan.stages]})
+        more = {"stages": [stage.name for stage in plan.stages], "images": plan.images}
+        write_json(folder / CONFIG_FILE, to_json(config) | more)
 
 
 def set_aside(folder: str | Path, stages: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from nerf.training.sources import RunInfo
 
 # Distance of the second point of the 3-D smoothness from the first (standard deviation), as a share of the field's bound.
 NEIGHBOUR_DISTANCE = 1e-2
+MIN_OPACITY = 0.05  # a ray that is less opaque has no depth of its own
 
 
 @dataclass(frozen=True)
@@ -148,10 +149,17 @@ class KnownView(Objective):
         if plan.wants("mask") and batch.mask is not None:
             terms["mask"] = losses.mask_mse(out.opacity, batch.mask)
         if plan.wants("depth") and batch.depth is not None and batch.mask is not None:
-            terms["depth"] = losses.depth_pearson(out.depth, batch.depth, batch.mask)
+            terms["depth"] = _depth_of_views(out, batch.depth, batch.mask)
         if plan.wants("normal") and batch.normal is not None and batch.mask is not None and out.normal is not None:
             terms["normal"] = losses.normal_cosine(out.normal, batch.normal, batch.mask)
         return ObjectiveOutput(terms)
+
+
+def _depth_of_views(out: RenderOutput, target: Tensor, mask: Tensor) -> Tensor:
+    """The mean over whole views of their depth losses: the depth of each is known up to a scale and an offset of its own."""
+    depth = out.depth / out.opacity.clamp(min=MIN_OPACITY)
+    views = zip(*(plane.chunk(out.image_shape[0]) for plane in (depth, target, mask)), strict=True)
+    return torch.stack([losses.depth_pearson(*view) for view in views]).mean()
 
 
 class Guided(Objective):
@@ -245,7 +253,7 @@ class Smoothness(Objective):
 
     def applies(self, part: Part, plan: StepPlan) -> bool:
         """See :meth:`Objective.applies`."""
-        return part.guided and super().applies(part, plan)
+        return part.shows_object and super().applies(part, plan)
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
         terms: dict[str, Tensor] = {}

@@ -51,7 +51,7 @@ def _with_normals(part: Part, weights: Mapping[str, float], run: RunInfo) -> Par
 
     A field's normals serve no objective against photographs; the normals of a surface do.
     """
-    wanted = part.guided and any(weights.get(name, 0.0) > 0 for name in NORMAL_TERMS)
+    wanted = part.shows_object and any(weights.get(name, 0.0) > 0 for name in NORMAL_TERMS)
     wanted |= part.has_targets and run.stage.kind.triangles and weights.get("normal", 0.0) > 0
     return replace(part, settings=replace(part.settings, need_normals=True)) if wanted else part
 
@@ -61,7 +61,7 @@ TERM_WEIGHTS: dict[str, Callable[[float, Config], float]] = {
     "rgb": lambda fraction, config: config.loss.lambda_rgb,
     "mask": lambda fraction, config: config.loss.lambda_mask,
     "depth": lambda fraction, config: config.loss.lambda_depth * fraction,
-    "normal": lambda fraction, config: config.loss.lambda_normal,
+    "normal": lambda fraction, config: config.loss.lambda_normal * (fraction if config.prompt.has_images else 1.0),
     "opacity": lambda fraction, config: config.loss.lambda_opacity,
     "entropy": lambda fraction, config: config.loss.lambda_entropy * min(1.0, ENTROPY_RAMP * fraction),
     "orient": lambda fraction, config: config.loss.lambda_orient,
@@ -86,10 +86,10 @@ def term_weights(fraction: float, run: RunInfo) -> dict[str, float]:
 
 def controls(fraction: float, run: RunInfo) -> dict[str, Control]:
     """What is asked of each guidance at this point of training."""
-    return {model.name: _control(fraction, run.config.guidance.of(model.name), model.options) for model in run.guidances}
+    return {model.name: control_at(fraction, run.config.guidance.of(model.name), model.options) for model in run.guidances}
 
 
-def _control(fraction: float, options: Any, own: Any) -> Control:
+def control_at(fraction: float, options: Any, own: Any) -> Control:
     """Diffusion time range and classifier-free guidance scale of one guidance.
 
     Over ``--anneal_span`` the upper end of the range comes down by the share ``--t_anneal`` of its width, the lower end comes
@@ -148,6 +148,36 @@ def _with_textures(colours: Tensor, height: int, width: int, rate: float, random
     if float(torch.rand((), generator=rng)) >= rate:
         return colours
     return random_textures(len(colours), height, width, rng)
+
+
+def is_known_view_step(step: int, run: RunInfo) -> bool:
+    """Whether a step looks at the views of the image prompts: every ``--known_view_interval``-th, all without guidance."""
+    if not run.config.prompt.has_images:
+        return False
+    return not run.guidances or (step + 1) % run.config.prompt.known_view_interval == 0
+
+
+def known_view_part(source: str, step: int, run: RunInfo, random: Random, count: int) -> Part:
+    """Whole views of image prompts, whose size does not depend on the phase of the random views.
+
+    Args:
+        source: name.
+        step: 0-based.
+        run: the stage.
+        random: of the part.
+        count: image prompts that there are; a step looks at ``--batch_size`` of them at most.
+    """
+    config, fraction = run.config, run.fraction(step)
+    side = known_side(config)
+    views = min(count, config.camera.batch_size)
+    request = ViewRequest(source, num_views=views, height=side, width=side, fraction=fraction, random=random)
+    settings = RenderSettings(source, fraction=fraction, max_level=max_level(fraction, config), random=random)
+    return Part(request, settings, has_targets=True, known_view=True)
+
+
+def known_side(config: Config) -> int:
+    """Height and width, in pixels, at which the views of image prompts are rendered."""
+    return max(round(config.camera.h * config.prompt.known_view_scale), 1)
 
 
 def photo_part(source: str, step: int, run: RunInfo, random: Random) -> Part:

@@ -53,8 +53,8 @@ def test_the_table_replaces_what_was_between_its_marks(tmp_path):
 
 
 def test_a_sheet_has_the_truth_and_a_grey_place_for_what_is_missing(tmp_path):
-    picture = sheet(record(row("SDS", "a pink car")), BUDGET, tmp_path, size=16)
-    assert picture.shape == (16, 16 * 2 * (len(METHODS) + 1), 3)
+    picture = sheet(record(row("SDS", "a pink car"), row("SDI", "a pink car")), BUDGET, tmp_path, size=16)
+    assert picture.shape == (16, 16 * 2 * 3, 3)  # the truth and the two methods that have run
     assert (picture[:, 32:] == 128).all() and np.std(picture[:, :32]) > 1
 
 

@@ -452,7 +452,7 @@ def test_an_original_file_without_a_tokenizer_beside_it_says_what_to_do(original
 
 
 def test_samples_are_images_of_the_views(models):
-    images = models["MVDream"].sample(linked(), torch.Generator().manual_seed(0), steps=2, scale=7.5)
+    images = models["MVDream"].sample(linked(), 4, torch.Generator().manual_seed(0), steps=2, scale=7.5)
     assert images.shape == (4, 3, 64, 64) and 0 <= images.min() and images.max() <= 1
 
 

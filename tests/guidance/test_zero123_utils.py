@@ -387,7 +387,7 @@ def test_debug_images_show_what_the_model_saw(model):
 
 
 def test_samples_are_images_of_the_views(model):
-    images = model.sample(views_at(0, 90), torch.Generator().manual_seed(0), steps=2, scale=3.0)
+    images = model.sample(views_at(0, 90), 2, torch.Generator().manual_seed(0), steps=2, scale=3.0)
     assert images.shape == (2, 3, 64, 64) and 0 <= images.min() and images.max() <= 1
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from nerf.config.config import KEPT, Config, parse, to_json, with_values
-from nerf.config.groups import RUN
+from nerf.config.parser import RUN
 from nerf.config.presets import PRESETS
 from nerf.config.resolve import StoredRun, StoredStart, needs_start, resolve
 from nerf.core.errors import UserError
@@ -137,14 +137,19 @@ OTHERS = {
     "backbone": "vanilla", "bound": 2.0, "background": "constant", "bg_radius": -1.0,
     "density_activation": "softplus", "density_bias": -1.0, "blob_density": 1.0, "blob_radius": 0.5, "grid_levels": 8,
     "grid_features": 4, "grid_coarsest": 8, "grid_finest": 64, "grid_log2": 10, "hidden": 32, "layers": 2, "cuda_ray": True,
-    "grid_size": 64, "optim": "adam", "seed": 7,
+    "grid_size": 64, "optim": "adam", "seed": 7, "image": ("x_rgba.png",), "image_config": "x.csv", "ref_radii": (2.0,),
+    "ref_polars": (60.0,), "ref_azimuths": (30.0,), "zero123_ws": (0.5,), "zero123": "zero123-xl", "zero123_ckpt": "x.ckpt",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("flag", [flag for flag, owner in KEPT.items() if owner == RUN])
-def test_every_kept_option_comes_back_and_another_value_is_refused(flag):
-    run = stored("--seed", "1")
-    mine = "2.0" if flag == "sd_version" else run.config.value(flag)  # its default, auto, takes what there is
+def test_every_kept_option_comes_back_and_another_value_is_refused(tmp_path, monkeypatch, flag):
+    (tmp_path / "x_rgba.png").touch()
+    (tmp_path / "x.csv").write_text("image\nx_rgba.png\n")
+    monkeypatch.chdir(tmp_path)
+    run = stored("--seed", "1", *(["--image", "x_rgba.png"] if flag.startswith(("ref_", "zero123_ws")) else []))
+    auto = {"sd_version": "2.0", "zero123": "embedded"}  # their default, auto, takes what there is
+    mine = auto.get(flag, run.config.value(flag))
     run = dataclasses.replace(run, config=with_values(run.config, {flag: OTHERS[flag]}, "typed"))
     assert resolve(parse([]), run).config.value(flag) == OTHERS[flag]
     assert resolve(with_values(parse([]), {flag: OTHERS[flag]}, "file"), run).config.source(flag) == "file"

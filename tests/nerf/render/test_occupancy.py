@@ -113,3 +113,11 @@ def test_the_state_dict_restores_the_grid_bit_for_bit():
 def test_a_grid_size_that_is_no_power_of_two_is_refused(size):
     with pytest.raises(UserError, match="power of two"):
         OccupancyGrid(1.0, size, 10.0, DT)
+
+
+@pytest.mark.parametrize(("bound", "radius"), [(4.0, 0.5), (4.0, 1.7), (2.0, 1.9)])
+def test_the_extent_is_where_the_density_may_be(bound, radius):
+    grid = updated(OccupancyGrid(bound, 32, 10.0, DT), Ball(radius, density=30.0, margin=0.0), 3)
+    cell = 2 * max(1.0, 2 ** math.ceil(math.log2(radius))) / 32
+    assert radius <= grid.extent(10.0) <= min(radius + 2.5 * cell, bound)
+    assert grid.extent(1e6) == bound  # nowhere

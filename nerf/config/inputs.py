@@ -1,0 +1,74 @@
+"""What a run learns from, as options (see ``nerf/config/groups.py``): prompts in words and pictures, and photographs."""
+
+from dataclasses import dataclass
+
+from nerf.config.parser import RUN, Group, above, at_least, between, each, option
+
+
+@dataclass(frozen=True)
+class PromptConfig(Group):
+    """Prompt"""
+
+    text: str | None = option(None, "the prompt, in quotes", kept=RUN)
+    negative: str = option("", "negative prompt", kept=RUN)
+    image: tuple[str, ...] = option(
+        (),
+        "pictures of the object with alpha, as preprocess_image.py writes them: NAME_rgba.png, and NAME_depth.png and "
+        "NAME_normal.png beside it where they exist; without --text the guidance is zero123, with it SD and clip",
+        kept=RUN,
+        path=True,
+    )
+    image_config: str | None = option(
+        None,
+        "CSV of pictures, one a line: image, and zero123_weight, radius, polar, azimuth, fovy where they are known",
+        kept=RUN,
+        path=True,
+    )
+    ref_radii: tuple[float, ...] = option(
+        (), "camera distance of each --image [--default_radius]", check=each(above(0)), kept=RUN
+    )
+    ref_polars: tuple[float, ...] = option(
+        (), "polar angle of each --image [--default_polar]", check=each(between(0, 180)), kept=RUN
+    )
+    ref_azimuths: tuple[float, ...] = option(
+        (), "azimuth of each --image [--default_azimuth]", check=each(between(-360, 360)), kept=RUN
+    )
+    zero123_ws: tuple[float, ...] = option(
+        (), "weight of each --image in zero123 guidance, relative to the others [1]", check=each(at_least(0)), kept=RUN
+    )
+    known_view_interval: int = option(
+        4, "every N-th step renders the views of --image and compares them with the pictures", check=at_least(1)
+    )
+    known_view_scale: float = option(1.5, "render size of the known views, as a multiple of --h", check=between(0.0625, 64))
+    known_view_noise_scale: float = option(
+        2e-3, "standard deviation of the camera noise of the known views, scene units", check=between(0, 1)
+    )
+
+    @property
+    def has_images(self) -> bool:
+        """Whether pictures are given."""
+        return bool(self.image) or self.image_config is not None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Which kinds of prompt are given, of "text" and "image"; none in a run without guidance."""
+        return (("text",) if self.text is not None else ()) + (("image",) if self.has_images else ())
+
+
+@dataclass(frozen=True)
+class DataConfig(Group):
+    """Posed photographs"""
+
+    data: str | None = option(
+        None, "folder of posed photographs: transforms.json, a COLMAP model or NeuS cameras", kept=RUN, path=True
+    )
+    num_rays: int = option(4096, "random rays per step from the photographs", check=between(1, 2**22))
+    holdout: int = option(
+        8, "hold out every N-th photograph for testing if the data has no split (0: none)", check=at_least(0), kept=RUN
+    )
+    downscale: int = option(1, "downscale the photographs by this integer factor on loading", check=between(1, 64), kept=RUN)
+    data_background: str = option(
+        "random",
+        "training background of photographs with alpha; tests use white unless this is black",
+        choices=("random", "white", "black"),
+    )

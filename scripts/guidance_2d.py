@@ -1,0 +1,128 @@
+"""Draws pictures with any guidance model, to see what it knows before an hour is spent on a shape.
+
+Examples:
+  python scripts/guidance_2d.py --guidance SD --text "a hamburger" --out hamburger.png
+  python scripts/guidance_2d.py --sd_version embedded --text "a red car" --views 8 --out views.png
+  python scripts/guidance_2d.py --guidance SD clip --text "a hamburger" --optimise --steps 500 --out distilled.png
+  python scripts/guidance_2d.py --image hamburger_rgba.png --zero123 zero123-xl --views 4 --out around.png
+
+A model samples as it was published; with --optimise the pixels of a picture are moved by the losses that would move a shape,
+those of several models together. The flags of main.py for prompts, guidance, weights and device are read, too.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from nerf.core.console import protected  # noqa: E402
+from nerf.core.errors import DivergenceError, UserError  # noqa: E402
+
+STEPS, OPTIMISATION_STEPS, SIZE = 50, 300, 256
+
+
+def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The flags of this program, and the others, which are main.py's."""
+    first, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="guidance_2d.py",
+        description=first,
+        epilog=rest,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", default="picture.png", metavar="FILE.png", help="a sheet of all pictures (picture.png)")
+    parser.add_argument("--count", type=int, default=1, help="pictures, where no cameras are given (1)")
+    parser.add_argument(
+        "--views", type=int, default=0, help="cameras around the object (0; 8 for a model that is told the camera)"
+    )
+    parser.add_argument("--polar", type=float, default=75.0, help="polar angle of the cameras, degrees (75)")
+    parser.add_argument("--steps", type=int, help=f"of sampling ({STEPS}) or of optimisation ({OPTIMISATION_STEPS})")
+    parser.add_argument("--optimise", action="store_true", help="move pixels by the losses of the models, instead of sampling")
+    return parser.parse_known_args(argv)
+
+
+def draw(own: argparse.Namespace, others: list[str]) -> int:
+    """Draw; returns the number of pictures.
+
+    Raises:
+        UserError: a flag that contradicts another or that a model cannot serve, or no usable weights.
+    """
+    from nerf.config.config import parse
+    from nerf.config.resolve import StoredRun, resolve
+
+    for name, low in (("count", 1), ("views", 0), ("steps", 1)):
+        if getattr(own, name) is not None and getattr(own, name) < low:
+            raise UserError(f"--{name} must be at least {low}, got {getattr(own, name)}")
+    if not own.out.lower().endswith(".png"):
+        raise UserError(f"--out must name a .png file, got {own.out}")
+    import guidance
+
+    asked = parse(others)
+    plan = resolve(asked, StoredRun(), guidance.choose_weights)
+    config = plan.config
+    if not config.prompt.kinds:
+        raise UserError('nothing to draw: give --text "a hamburger", or --image X_rgba.png')
+    import torch
+
+    from guidance import preview
+    from nerf.data.image_prompt import image_conditions
+    from nerf.training.schedule import control_at
+
+    name = config.runtime.device
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch sees no CUDA device here; leave the flag out to run on the CPU")
+    models = guidance.build(config, name, plan.weights, image_conditions(plan.references))
+    steps = own.steps or (OPTIMISATION_STEPS if own.optimise else STEPS)
+    scale = config.guidance.of(models[0].name).guidance_scale if config.asked("guidance_scale") else None
+    seed = config.runtime.seed if config.asked("seed") else 0
+    drawing = preview.Drawing(own.views, own.count, own.polar, seed or 0, steps, scale)
+    if own.optimise:
+        options = {model.name: config.guidance.of(model.name) for model in models}
+        own_options = {model.name: model.stage_options(options[model.name]) for model in models}
+        pictures = preview.optimise(
+            models,
+            [options[model.name].guidance_weights for model in models],
+            lambda model, fraction: control_at(fraction, options[model.name], own_options[model.name]),
+            drawing,
+            config.camera.w if config.asked("w") else SIZE,
+            report=lambda step, loss: _progress(step, steps, loss),
+        )
+    else:
+        if len(models) > 1:
+            raise UserError("several models cannot sample one picture; name one of them, or add --optimise")
+        pictures = preview.sample(models[0], drawing)
+    preview.write_sheet(own.out, pictures)
+    return len(pictures)
+
+
+def _progress(step: int, steps: int, loss: float) -> None:
+    """A line at every twentieth of the way."""
+    if step % max(steps // 20, 1) == 0:
+        print(f"step {step} of {steps}: loss {loss:.4g}", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read the flags and draw; returns the exit code."""
+    own, others = arguments(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    began = time.monotonic()
+    try:
+        count = draw(own, others)
+    except (UserError, DivergenceError) as error:
+        print(f"guidance_2d.py: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except OSError as error:
+        print(f"guidance_2d.py: {error.filename or own.out} cannot be written: {error.strerror or error}", file=sys.stderr)
+        return 2
+    print(f"wrote {own.out}: {count} picture{'s' if count > 1 else ''} in {time.monotonic() - began:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    with protected():
+        sys.exit(main())
