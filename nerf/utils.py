@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from guidance.base import Guidance
+from nerf.config.stages import Failure
 from nerf.core.errors import DivergenceError, UserError
 from nerf.core.memory import OutOfMemoryError, is_out_of_memory
 from nerf.core.streams import Stream
@@ -35,7 +36,7 @@ from nerf.training.sources import RunInfo, Source
 # On CUDA, reading a loss back stalls the queue: look at them once in so many steps there, and every step on a CPU.
 CUDA_CHECK_INTERVAL = 16
 PREVIEW_STEPS = (10, 30, 100)
-OUT_OF_MEMORY = "memory ran out in a training step; lower {}; the last checkpoint is whole; the same command goes on from it"
+OUT_OF_MEMORY = "memory ran out in a training step; lower {}; {}"
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Trainer:
         for part in plan.parts:
             found = self._evaluate_part(part, plan, once)
             if self._reads_back():
-                check_finite(found.terms, self.step, self.stage.kind)
+                check_finite(found.terms, self.step, self._advice)
             self._backward(found.terms, plan)
             terms |= {name: terms.get(name, 0.0) + value.detach() for name, value in found.terms.items()}
             stats |= found.stats
@@ -201,13 +202,13 @@ class Trainer:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                raise OutOfMemoryError(OUT_OF_MEMORY.format(self.stage.kind.memory)) from error
+                raise OutOfMemoryError(OUT_OF_MEMORY.format(self.stage.kind.memory, self._what_is_left())) from error
             done = self.step
             self.seconds += time.monotonic() - began
             self.report.scalars(done, terms, total=total)
             if done in PREVIEW_STEPS or (done % self.config.output.preview_interval == 0):
                 self.preview()
-            diagnosis = self.monitor.diagnose(self.info.fraction(done), self.stage.kind)
+            diagnosis = self.monitor.diagnose(self.info.fraction(done), self.stage.kind, self.config)
             if diagnosis is not None:
                 self.save()
                 raise DivergenceError(f"step {done}: {diagnosis}")
@@ -263,7 +264,7 @@ class Trainer:
             DivergenceError: a term of the last step, or a weight after it, is not finite; nothing is written, and the
                 checkpoints before it are untouched.
         """
-        check_finite(self.unread, self.step - 1, self.stage.kind)
+        check_finite(self.unread, self.step - 1, self._advice)
         optimizer = self.optimizer.state_dict()["state"]
         tensors = {
             "model": self.model.state_dict(),
@@ -273,7 +274,7 @@ class Trainer:
             "objectives": {name: objective.state_dict() for name, objective in self.objectives.items()},
             "random": {"torch": torch.get_rng_state()},
         }
-        checkpoint_checks.check_finite_state(tensors, self.step, self.stage.kind)
+        checkpoint_checks.check_finite_state(tensors, self.step, self._advice)
         meta = {
             "stage": self.stage.name,
             "step": self.step,
@@ -292,6 +293,19 @@ class Trainer:
         checkpoint.prune(folder, self.config.output.keep_checkpoints, stage, in_use, whole=path)
         workspace.remove_replaced(self.workspace)
         return path
+
+    def _what_is_left(self) -> str:
+        """What the same command does after a failure, for messages."""
+        found = checkpoint.latest(self.workspace / "checkpoints", self.stage.name)
+        if found is None:
+            return "no checkpoint was written yet, so the run begins anew"
+        again = "the same command" + ("" if self.config.runtime.ckpt == "latest" else " without --ckpt")
+        return f"{again} goes on from {found.name}"
+
+    def _advice(self) -> str:
+        """What is left after a loss or a weight that is not finite, and what to try."""
+        half = self.amp_dtype is torch.float16
+        return f"{self._what_is_left()}; try {self.stage.kind.advice(Failure.NOT_FINITE, self.config, half)}"
 
     def restore(self) -> bool:
         """Go on from the checkpoint that ``--ckpt`` means, if there is one; returns whether there was.
@@ -312,14 +326,23 @@ class Trainer:
             else:
                 self.load(path)
             self.named = path if ckpt not in ("latest", "best") else None
-            of_total = f" of {self.config.optim.iters}" if self.config.trains else ""
-            self.report.log(f"{'going on from' if of_total else 'showing'} {path} (step {self.step}{of_total})")
+            self.report.log(self._restored(path))
         elif not self.config.trains:
             raise UserError(
                 f"workspace {self.workspace} has no checkpoint of stage {self.stage.name!r} to show; train first: the same "
                 "command without --test or --six_views"
             )
         return path is not None
+
+    def _restored(self, path: Path) -> str:
+        """What a run does with the checkpoint that it has loaded, for the log."""
+        if not self.config.trains:
+            return f"showing {path} (step {self.step})"
+        total = self.config.optim.iters
+        if self.step < total:
+            return f"going on from {path} (step {self.step} of {total})"
+        more = "" if self.step == total else f", more than the {total} asked for"
+        return f"nothing is left to train: {path} has {self.step} steps{more}; give more --iters to go on"
 
     def begin(self, fill: Callable[[], tuple[str, object]]) -> None:
         """Let ``fill`` put something into the model before the first step, and begin the average of the weights there.

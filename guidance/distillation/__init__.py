@@ -6,7 +6,7 @@ classifier-free guidance, ``methods`` every method on one page (SDS, SJC, VSD, C
 loss.
 """
 
-from guidance.distillation.gradient import Distilled, bounded, inject
+from guidance.distillation.gradient import Distilled, bounded, diagnosis, finite_images, inject
 from guidance.distillation.methods import METHODS, Method, sds_gradient
 from guidance.distillation.mixing import classifier_free, rescale_cfg, rescale_std
 from guidance.distillation.query import Conditioned, Learned, Query, Tuning, paired
@@ -38,6 +38,8 @@ __all__ = [
     "Tuning",
     "bounded",
     "classifier_free",
+    "diagnosis",
+    "finite_images",
     "inject",
     "paired",
     "predict_x0",

@@ -18,6 +18,7 @@ from guidance.distillation.gradient import Distilled
 from guidance.distillation.inversion import invert, start_of, steps_up_to
 from guidance.distillation.query import Query
 from guidance.distillation.schedule import Denoiser, Mixer, NoiseSchedule, timestep_weight
+from nerf.core.transfer import upload
 
 NFSD_LOW = 0.2  # of T; below, the empty prompt's prediction is taken for the correction towards the domain alone
 CSD_ANNEALED = 0.5  # share of the run after which CSD's baseline has its share of the negative prompt
@@ -120,7 +121,7 @@ def vsd(query: Query) -> Distilled:
     wanted = query.guided(noisy, query.t)
     alpha, sigma = schedule.levels(query.t, query.x)
     residual = alpha / sigma * (query.learned_x0(noisy, query.t) - wanted)
-    t = torch.randint(schedule.num_timesteps, query.t.shape, generator=query.random).to(query.t.device)
+    (t,) = upload([torch.randint(schedule.num_timesteps, query.t.shape, generator=query.random)], query.t.device)
     noise = query.drawn_noise()
     camera = torch.rand(1, generator=query.random).item() >= CAMERA_DROPOUT
     error = model(schedule.add_noise(query.x, noise, t), t, camera) - schedule.target(query.x, noise, t)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from guidance.distillation.gradient import Distilled
 from guidance.distillation.schedule import Denoiser, Mixer, NoiseSchedule, predict_x0, timestep_weight
+from nerf.core.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ class Query:
 
     def drawn_noise(self) -> Tensor:
         """Fresh standard normal noise like x."""
-        return torch.randn(self.x.shape, generator=self.random, dtype=self.x.dtype).to(self.x.device)
+        (noise,) = upload([torch.randn(self.x.shape, generator=self.random, dtype=self.x.dtype)], self.x.device)
+        return noise
 
     def guided(self, noisy: Tensor, t: Tensor, scale: float | None = None) -> Tensor:
         """Guided x_0 prediction [B, ...], by default at the scale of the step."""

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from nerf.config.parser import RUN, Check, Group, above, between, option, ordered
+from nerf.config.limits import FRACTION
+from nerf.config.parser import RUN, Group, option
+from nerf.core.ranges import above, between, each, ordered
 
-FRACTION = between(0, 1)
 METHODS = ("sds", "sjc", "vsd", "csd", "nfsd", "ism", "sdi")  # each with a preset of its published settings
 T_SCHEDULES = ("uniform", "linear", "sqrt", "dreamtime")
 
@@ -76,11 +77,11 @@ class DistillationConfig(Group):
     ism_interval: tuple[int, int] = option(
         (100, 50),
         "ISM: timesteps between the two that are compared, at the start and after 0.3 of the run",
-        check=Check(lambda v: all(1 <= n <= 1000 for n in v), "two numbers between 1 and 1000"),
+        check=each(between(1, 1000)),
     )
     ism_stride: int = option(200, "ISM: timesteps of one step of the inversion", check=between(1, 1000))
     sdi_steps: int = option(10, "SDI: steps of an inversion over the whole schedule", check=between(1, 1000))
     sdi_scale: float = option(-7.5, "SDI: guidance scale of the inversion", check=between(-1000, 1000))
     sdi_eta: float = option(0.3, "SDI: noise of the inversion, as a share of DDPM's", check=between(0, 1))
     lora_rank: int = option(4, "VSD: rank of the LoRA", check=between(1, 1024), kept=RUN)
-    lora_lr: float = option(1e-4, "VSD: learning rate of the LoRA", check=above(0))
+    lora_lr: float = option(1e-4, "VSD: learning rate of the LoRA", check=above(0, 1))
