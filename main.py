@@ -111,6 +111,9 @@ def prepare_machine(config: Config) -> str:
         if index >= count:
             raise UserError(f"--device {name}: torch sees {count} CUDA devices here; give cuda:0 to cuda:{count - 1}")
         torch.cuda.set_device(index)  # streams and events are made on the current device
+    if config.runtime.tf32:
+        torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = config.runtime.cudnn_benchmark
     try:
         extension.use(config.render.backend)
         extension.backend(name)

@@ -8,11 +8,11 @@ The budget of a run is the time of its training: a method whose steps cost twice
 end with its last one. ``--iters`` gives every method the same number of steps instead.
 """
 
-import argparse
 import json
 import shlex
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +21,11 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from benchmarks import mesh_measure  # noqa: E402
+from benchmarks.records import read_record, read_result  # noqa: E402
 from benchmarks.text_to_3d import one_run, run_prompt, slug  # noqa: E402
+from nerf.core.errors import UserError  # noqa: E402
+from nerf.core.ranges import above, between  # noqa: E402
+from nerf.core.script import SEED, Parser, run  # noqa: E402
 
 # Name in the table -> flags.
 METHODS = {
@@ -54,16 +58,11 @@ def workspace_of(work: Path, method: str, budget: str) -> Path:
     return work / f"{method} {budget}".replace(" ", "_").replace(",", "")
 
 
-def train_seconds(workspace: Path) -> float:
-    """Seconds of training that a finished run took."""
-    return float(json.loads((workspace / "result.json").read_text())["train_seconds"])
-
-
 def seconds_per_step(method: str, prompt: str, work: Path, extra: list[str]) -> float:
     """Time of a training step of a method, by a short run whose result is thrown away.
 
     Raises:
-        SystemExit: the run failed.
+        UserError: the run failed.
     """
     folder = workspace_of(work, method, "speed")
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,8 +70,8 @@ def seconds_per_step(method: str, prompt: str, work: Path, extra: list[str]) -> 
     flags = ["--iters", str(SPEED_STEPS), "--no_save_mesh", "--dataset_size_test", "1", "--ckpt", "scratch"]
     done = run_prompt(prompt, 0, workspace, [*shlex.split(METHODS[method]), *flags, *extra])
     if done["returncode"] != 0:
-        sys.exit(f"{method}: {done['command']} ended with {done['returncode']}; see {workspace.with_suffix('.log')}")
-    return train_seconds(workspace) / SPEED_STEPS
+        raise UserError(f"{method}: {done['command']} ended with {done['returncode']}; see {workspace.with_suffix('.log')}")
+    return float(read_result(workspace).train_seconds) / SPEED_STEPS
 
 
 def measured(method: str, prompt: str, seed: int, work: Path, steps: int, budget: str, extra: list[str]) -> dict:
@@ -82,7 +81,7 @@ def measured(method: str, prompt: str, seed: int, work: Path, steps: int, budget
     flags = [*shlex.split(METHODS[method]), "--iters", str(steps), "--ckpt", "scratch", *extra]
     found = {"method": method, "budget": budget, "steps": steps, **one_run(prompt, seed, folder, flags)}
     if "iou" in found:
-        found["train_seconds"] = train_seconds(folder / slug(prompt, seed))
+        found["train_seconds"] = read_result(folder / slug(prompt, seed)).train_seconds
     return found
 
 
@@ -148,15 +147,15 @@ def write(results: Results, budget: str, out: Path, page: Path, work: Path) -> N
     page.write_text(before + BEGIN + caption + table(results, budget) + END + after)
 
 
-def arguments() -> argparse.Namespace:
+def arguments() -> Namespace:
     """What was typed."""
-    parser = argparse.ArgumentParser(description="Run every method on every prompt and measure it; resumable, within a budget.")
-    parser.add_argument("--minutes", type=float, default=90, help="start no new run after this many minutes")
-    parser.add_argument("--seconds", type=float, default=60, help="of training for each run")
-    parser.add_argument("--iters", type=int, help="steps for each run, in place of --seconds")
+    parser = Parser(description="Run every method on every prompt and measure it; resumable, within a budget.")
+    parser.number("--minutes", float, 90, between(0, 1e7), "start no new run after this many minutes")
+    parser.number("--seconds", float, 60, above(0, 1e6), "of training for each run")
+    parser.number("--iters", int, None, between(1, 10**9), "steps for each run, in place of --seconds")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), help="which methods")
     parser.add_argument("--prompts", nargs="*", default=list(PROMPTS), help="which prompts")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.number("--seeds", int, [0], SEED, "of the runs", nargs="*")
     parser.add_argument("--work", type=Path, default=ROOT / "local" / "distillation", help="where the workspaces go")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where record and pictures go")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "distillation.md", help="where the table goes")
@@ -173,7 +172,7 @@ def main() -> None:
     for folder in (args.work, args.out):
         folder.mkdir(parents=True, exist_ok=True)
     record = args.out / "distillation.json"
-    results: Results = json.loads(record.read_text()) if record.is_file() else {}
+    results: Results = read_record(record)
     # All methods on one prompt before the next, so that a run that is cut short compares them on the same prompts.
     todo = [(method, prompt, seed) for seed in args.seeds for prompt in args.prompts for method in args.methods]
     todo = [run for run in todo if args.again or "iou" not in results.get(key(*run, budget), {})]
@@ -198,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

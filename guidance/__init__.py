@@ -186,6 +186,11 @@ def build(
     for weights in found.values():
         log.info(weights.sentence)
     models = [FAMILIES[name].build(config, torch.device(device), found.get(name)) for name in names]
+    if config.guidance.compile_guidance != "none":
+        from guidance.diffusion.loader import compile_network
+
+        for network in (network for model in models for network in model.denoisers()):
+            compile_network(network, config.guidance.compile_guidance, torch.device(device))
     for name, model in zip(names, models, strict=True):
         assert model.name == name, (model.name, name)  # loss terms and checkpoints are keyed by it
         if model.requirements().square and camera.w != camera.h:

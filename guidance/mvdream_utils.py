@@ -124,6 +124,10 @@ class MVDream(Guidance):
         """Four linked views a group, square."""
         return CameraRequirements(square=True, linked_views=LINKED)
 
+    def denoisers(self) -> list[Any]:
+        """See :meth:`Guidance.denoisers`."""
+        return [self.unet]
+
     def stage_options(self, options: Any) -> Options:
         """See :meth:`Guidance.stage_options`."""
         return Options(**shared_options(options))

@@ -166,6 +166,10 @@ class Zero123(Guidance):
         """Square images; it was trained on every direction, and on radii and lenses that its users never kept to."""
         return CameraRequirements(square=True)
 
+    def denoisers(self) -> list[Any]:
+        """See :meth:`Guidance.denoisers`."""
+        return [self.unet]
+
     def stage_options(self, options: Any) -> Options:
         """See :meth:`Guidance.stage_options`."""
         return Options(**shared_options(options), grad_scale=options.zero123_grad_scale)

@@ -24,11 +24,13 @@ from guidance.distillation import (
     TimestepSchedule,
     Tuning,
     bounded,
+    finite_images,
     inject,
 )
 from nerf.core.errors import UserError
 from nerf.core.streams import Stream
 from nerf.core.structs import Control, Part, Views
+from nerf.core.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -172,9 +174,10 @@ class Distiller:
         generator = part.random.generator(Stream.DIFFUSION_TIME)
         fraction, groups = part.request.fraction, len(x) // self.linked
         t = self.times.draw(groups, options.t_schedule, fraction, control.t_range, generator, shared)
-        t = t.repeat_interleave(self.linked)
         level = int(t[0]) if shared or options.t_schedule != "uniform" else None
-        return t.to(x.device), torch.randn(x.shape, generator=part.random.generator(Stream.DIFFUSION_NOISE)).to(x.device), level
+        noise = torch.randn(x.shape, generator=part.random.generator(Stream.DIFFUSION_NOISE))
+        t, noise = upload([t.repeat_interleave(self.linked), noise], x.device)
+        return t, noise, level
 
     def output(self, image: Tensor, x: Tensor, out: Distilled, debug: bool) -> GuidanceOutput:
         """The loss with the gradient ``out.gradient`` at x, its statistics, and for ``debug`` the decoded images.
@@ -191,9 +194,11 @@ class Distiller:
             encoded = {"image": x.detach(), "noisy": out.noisy, "x0": out.x0}
             decoded = {name: self.codec.decode(value) for name, value in encoded.items()}
         stats = {"t": out.t.float().mean() / self.schedule.num_timesteps, "gradient_norm": out.norm.mean()}
+        # On a CPU inject has looked already.
+        finite = None if loss.device.type == "cpu" else finite_images(image, out.gradient)
         if out.loss is not None:
             loss, stats = loss + out.loss, stats | {"lora_loss": out.loss.detach()}
-        return GuidanceOutput(loss, stats, decoded)
+        return GuidanceOutput(loss, stats, decoded, finite)
 
     def distill(
         self, image: Tensor, part: Part, control: Control, options: DiffusionOptions, model: Conditioned, debug: bool = False

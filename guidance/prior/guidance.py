@@ -109,6 +109,10 @@ class EmbeddedPrior(PixelPrior, LearningGuidance):
         rows = encode_prompts(self.folder, text, [""], negative, self.device, self.dtype, others=others)
         self.text = {name: rows[i : i + 1] for i, name in enumerate(NAMED)}
 
+    def denoisers(self) -> list[Network]:
+        """See :meth:`Guidance.denoisers`."""
+        return [self.unet] if self.detail is None else [self.unet, self.detail]
+
     def stage_options(self, options: Any) -> Options:
         """See :meth:`Guidance.stage_options`.
 

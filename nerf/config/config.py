@@ -236,6 +236,10 @@ def _checked(config: Config) -> Config:
         raise UserError("-O and -O2 are two presets for different networks; give one of them")
     if config.optim.fp16 and config.optim.bf16:
         raise UserError("--fp16 and --bf16 exclude each other; give one of them")
+    if config.guidance.vram_O and config.guidance.compile_guidance != "none":
+        raise UserError(
+            "--compile_guidance needs the weights to stay on the GPU, and --vram_O moves them; leave one of them out"
+        )
     return config
 
 

@@ -81,6 +81,12 @@ class GuidanceConfig(DistillationConfig, Zero123Config):
     )
     side_decay_factor: float = option(10.0, "Perp-Neg: decay of the negative weight near the side view", check=between(0, 1000))
     vram_O: bool = option(False, "offload the diffusion model to main memory and slice its VAE: less GPU memory, slower")
+    compile_guidance: str = option(
+        "none",
+        "torch.compile of the diffusion model's UNet: default fuses its operations, reduce-overhead also replays them as a "
+        "CUDA graph, which helps where launches bound it (batch 1); the first step then takes a minute or more",
+        choices=("none", "default", "reduce-overhead"),
+    )
     clip_crops: int = option(4, "clip: random crops of each view in a step (0: the whole picture)", check=between(0, 64))
     save_guidance: bool = option(False, "write the images that the guidance receives and predicts to guidance/")
     save_guidance_interval: int = option(10, "steps between two images of --save_guidance", check=STEPS)
@@ -212,7 +218,11 @@ class RenderConfig(Group):
     num_steps: int = option(64, "coarse samples per ray, plain path", check=between(1, 4096))
     upsample_steps: int = option(32, "fine samples per ray (sample_pdf), plain path", check=between(0, 4096))
     update_extra_interval: int = option(16, "steps between two updates of the occupancy grid", check=STEPS)
-    max_ray_batch: int = option(4096, "rays per chunk outside training; lower it if memory runs out", check=between(1, 2**24))
+    max_ray_batch: int = option(
+        0,
+        "rays per chunk outside training; lower it if memory runs out (0: 4096 on a CPU, up to 262144 on a GPU)",
+        check=between(0, 2**24),
+    )
     dt_gamma: float = option(
         0.0, "exponential stepping of the ray march: step growth with distance (0: uniform steps)", check=FRACTION
     )
@@ -355,6 +365,11 @@ class RuntimeConfig(Group):
         path=True,
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one", check=DEVICE)
+    tf32: bool = option(False, "CUDA: products of float32 matrices in TF32, faster and with 10 bits of mantissa instead of 23")
+    cudnn_benchmark: bool = option(
+        False,
+        "CUDA: take the fastest of cuDNN's algorithms for each size of a convolution, which may be another one in each run",
+    )
     threads: int = option(0, "CPU threads (0: as many as there are cores)", check=between(0, 1024))
     minutes: float = option(
         0.0,

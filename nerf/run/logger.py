@@ -28,6 +28,7 @@ from nerf.core import progress
 from nerf.core.console import SafeStream
 from nerf.core.errors import UserError, visible
 from nerf.core.files import as_shape, parse_json, read_json, write_atomically, write_json
+from nerf.core.transfer import read_scalars
 from nerf.run.distributed import is_main
 from nerf.run.task_display import LINE_SECONDS, TaskDisplay
 
@@ -149,7 +150,7 @@ class Report:
         late = self._bar is None and rate.line_is_due(step == total)
         if not (due or late):
             return
-        values = {name: float(value) for name, value in terms.items()}
+        values = read_scalars(terms)
         if due:
             self._write(step, {f"train/{name}": value for name, value in values.items()})
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())

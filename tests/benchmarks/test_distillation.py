@@ -15,7 +15,16 @@ BUDGET = "5 steps"
 
 def row(method, prompt, **changes):
     """A measured run."""
-    found = {"method": method, "prompt": prompt, "budget": BUDGET, "seed": 0, "steps": 5, "iou": 0.5, "silhouette": 0.6}
+    found = {
+        "method": method,
+        "prompt": prompt,
+        "group": "view",
+        "budget": BUDGET,
+        "seed": 0,
+        "steps": 5,
+        "iou": 0.5,
+        "silhouette": 0.6,
+    }
     return (
         found | {"albedo": 0.1, "janus": None, "facing": 1.0, "seconds": 9.0, "train_seconds": 6.0, "megabytes": 800} | changes
     )

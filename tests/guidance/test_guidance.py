@@ -85,6 +85,15 @@ def test_a_family_is_added_by_one_entry_of_the_registry(monkeypatch, prior_folde
     assert model.prompt == "a red car" and output.loss.item() == 0.75**2 and image.grad.abs().min() > 0
 
 
+@pytest.mark.parametrize("mode", ["none", "reduce-overhead"])
+def test_the_denoisers_of_every_model_are_compiled_if_asked_for(monkeypatch, prior_folder, mode):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled.append((self, how["mode"])))
+    config = with_families(monkeypatch, options(prior_folder), "SD", "clip")
+    prior, _ = guidance.build(with_values(config, {"compile_guidance": mode}, "typed"), "cpu")
+    assert compiled == ([] if mode == "none" else [(prior.unet, mode), (prior.detail, mode)])
+
+
 @pytest.mark.parametrize("names", [("SD", "clip"), ("clip", "SD")])
 def test_several_models_come_in_the_order_of_the_flag_with_options_of_their_own(monkeypatch, prior_folder, names):
     config = with_families(monkeypatch, options(prior_folder), *names)

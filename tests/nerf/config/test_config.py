@@ -52,7 +52,7 @@ STABLE_DREAMFUSION = {
     "zero123_ckpt": "pretrained/zero123/zero123-xl.ckpt", "zero123_grad_scale": "angle", "dataset_size_train": 100,
     "dataset_size_valid": 8, "dataset_size_test": 100, "exp_start_iter": None, "exp_end_iter": None,
 }  # fmt: skip
-DIFFERENT = {"sd_version": "auto", "eval_interval": 10, "angle_front": 90, "image": ()}
+DIFFERENT = {"sd_version": "auto", "eval_interval": 10, "angle_front": 90, "image": (), "max_ray_batch": 0}
 
 
 def options(*words):
