@@ -412,6 +412,21 @@ def test_views_to_measure_are_evenly_chosen(count, most, chosen):
     assert evaluation.evenly(count, most) == chosen
 
 
+def test_guidance_is_told_that_a_stage_begins_before_its_parameters_are_taken(tmp_path):
+    told = []
+
+    class Learns(Colour):
+        def begin_stage(self):
+            told.append("begin")
+
+        def param_groups(self, lr):
+            told.append("parameters")
+            return []
+
+    make(tmp_path, "--cuda_ray", guidance=Learns())
+    assert told == ["begin", "parameters"]
+
+
 def test_cameras_beyond_what_the_guidance_was_made_for_are_told(tmp_path):
     make(tmp_path / "a", "--cuda_ray")
     assert "--theta_range" in (tmp_path / "a" / "log_df.txt").read_text()
