@@ -15,7 +15,7 @@ from nerf.config.config import Config
 from nerf.config.resolve import RunPlan, StoredRun, needs_start, resolve
 from nerf.config.stages import Stage
 from nerf.core import console
-from nerf.core.errors import DivergenceError, ExportError, Stopped, UserError
+from nerf.core.errors import DivergenceError, ExportError, Stopped, UserError, visible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +62,22 @@ def read_disk(asked: Config) -> StoredRun:
     return stored
 
 
+def check_names(config: Config) -> None:
+    """Refuse a name that its registry does not have, before anything is read, loaded or downloaded.
+
+    Raises:
+        UserError: an unknown guidance, backbone, background or backend.
+    """
+    import extension
+    import guidance
+    from nerf import renderer
+    from nerf.config.parser import check_choice
+
+    guidance.check_names(config)
+    renderer.check_names(config.field)
+    check_choice("--backend", config.render.backend, ("auto", *(backend.name for backend in extension.registered_backends())))
+
+
 def choose_weights(config: Config) -> "Mapping[str, Resolved]":
     """Guidance model -> the weights that it will use in a run with a prompt, for those that have some.
 
@@ -95,6 +111,9 @@ def prepare_machine(config: Config) -> str:
         if index >= count:
             raise UserError(f"--device {name}: torch sees {count} CUDA devices here; give cuda:0 to cuda:{count - 1}")
         torch.cuda.set_device(index)  # streams and events are made on the current device
+    if config.runtime.tf32:
+        torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = config.runtime.cudnn_benchmark
     try:
         extension.use(config.render.backend)
         extension.backend(name)
@@ -109,7 +128,6 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
     from nerf.core.memory import explained
 
     config, inputs = plan.config, Inputs()
-    guidance.check_names(config)  # a name that is not known is refused also where it would not be used
     if config.trains and config.prompt.kinds:
         from nerf.data.image_prompt import KnownViews, image_prompts
 
@@ -206,6 +224,7 @@ def run(asked: Config) -> int:
     """One whole run, alone in its workspace; returns the exit code."""
     from nerf.run import lock, workspace
 
+    check_names(asked)
     workspace.check_writable(asked.output.workspace)
     with lock.hold(asked.output.workspace):
         return run_alone(asked, workspace.recover(asked.output.workspace))
@@ -218,13 +237,15 @@ def run_alone(asked: Config, lines: list[str]) -> int:
         asked: what the user asked for.
         lines: the first ones of the log.
     """
-    from nerf.run import workspace
+    from nerf.run import memory, workspace
     from nerf.run.logger import Report
 
     started = time.monotonic()
     plan = resolve(asked, read_disk(asked), choose_weights)
+    check_names(plan.config)  # those that the workspace keeps
     folder = plan.config.output.workspace
     device = prepare_machine(plan.config)
+    memory.check_memory(plan.pending, device)
     with Report(folder, [*lines, *plan.lines], hold=True) as report:
         inputs = make_inputs(plan, device)
         trainer = make_trainer(plan.pending[0], inputs, device, report)
@@ -276,17 +297,17 @@ def _main(argv: list[str]) -> int:
         asked = options.parse(argv)
         return run(asked)
     except (DivergenceError, ExportError) as error:
-        print(f"main.py: {error}", file=sys.stderr)
+        print(visible(f"main.py: {error}"), file=sys.stderr)
         return EXIT_FAILURE
     except UserError as error:
-        print(f"main.py: {error}", file=sys.stderr)
+        print(visible(f"main.py: {error}"), file=sys.stderr)
         return EXIT_USAGE
     except OSError as error:
         if error.errno == errno.ENOMEM:
             return fail(error, asked)
         way_out = "; free some space, or choose another --workspace, and start again" if error.errno in DISK_FULL else ""
         what = f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}"
-        print(f"main.py: {what}{way_out}", file=sys.stderr)
+        print(visible(f"main.py: {what}{way_out}"), file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -302,7 +323,7 @@ def fail(error: BaseException, asked: Config | None) -> int:
     """Say what an exception means that nothing else explains; returns the exit code."""
     from nerf.run import crash
 
-    print(f"main.py: {crash.sentence_of(error, None if asked is None else asked.output.workspace)}", file=sys.stderr)
+    print(visible(f"main.py: {crash.sentence_of(error, None if asked is None else asked.output.workspace)}"), file=sys.stderr)
     return EXIT_FAILURE
 
 

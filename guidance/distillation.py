@@ -247,8 +247,7 @@ def inject(x: Tensor, gradient: Tensor, images: Tensor | None = None) -> Tensor:
     """A loss whose gradient with respect to x is ``gradient / B``.
 
     Its value is ``1/2 |gradient|^2`` of an image, averaged over the B images. Unlike a squared distance to a shifted copy of
-    x, nothing is lost to rounding when the gradient is far smaller than x. Differentiable once, in x. Reads one number back
-    from the device.
+    x, nothing is lost to rounding when the gradient is far smaller than x. Differentiable once, in x.
 
     Args:
         x: [B, ...] what the denoiser saw.
@@ -257,26 +256,39 @@ def inject(x: Tensor, gradient: Tensor, images: Tensor | None = None) -> Tensor:
 
     Raises:
         ValueError: the shapes differ.
-        DivergenceError: the gradient is not finite.
+        DivergenceError: the gradient is not finite; on a CPU alone, as looking would wait for a GPU: there the loss is not
+            finite, and whoever reads it explains it by :func:`finite_images` and :func:`diagnosis`.
     """
     if x.shape != gradient.shape:
         raise ValueError(f"inject: expected a gradient {list(x.shape)}, got {list(gradient.shape)}")
     loss: Tensor = _Inject.apply(x, gradient.detach())
-    if not torch.isfinite(loss):
-        raise DivergenceError(_diagnosis(x if images is None else images, gradient))
+    if loss.device.type == "cpu" and not torch.isfinite(loss):
+        raise DivergenceError(diagnosis(finite_images(x if images is None else images, gradient).tolist()))
     return loss
 
 
-def _diagnosis(images: Tensor, gradient: Tensor) -> str:
-    """Which images are affected, and whether the rendering or the denoiser is the cause."""
-    bad = [i for i in range(len(images)) if not torch.isfinite(gradient[i]).all()]
-    broken_input = [i for i in bad if not torch.isfinite(images[i]).all()]
+def finite_images(images: Tensor, gradient: Tensor) -> Tensor:
+    """Which of the images [B, ...] and which of the gradients [B, ...] are finite in all their elements, bool [2, B]."""
+    return torch.stack([each.detach().flatten(1).isfinite().all(1) for each in (images, gradient)])
+
+
+def diagnosis(finite: list[list[bool]], on_gpu: bool = False) -> str:
+    """Why a loss of score distillation is not finite: which images, and whether the rendering or the denoiser is the cause.
+
+    Args:
+        finite: [2, B] of :func:`finite_images`.
+        on_gpu: the model ran on a GPU, where it may compute in float16.
+    """
+    images, gradients = finite
+    bad = [i for i, good in enumerate(gradients) if not good]
+    broken_input = [i for i in bad if not images[i]]
     if broken_input:
         return (
             f"score distillation: the rendered images {broken_input} of {len(images)} hold NaN or infinity "
-            "before the diffusion model sees them; lower --lr, set --grad_clip, or resume an earlier checkpoint"
+            "before the diffusion model sees them; run again with a smaller --lr, or with --grad_clip 1"
         )
+    half = ", or where it computes in float16, give --bf16 or --no_fp16" if on_gpu else ""
     return (
         f"score distillation: the gradient of images {bad or 'all'} of {len(images)} is not finite though the "
-        "images are; the diffusion model overflowed: leave out --fp16 or use --bf16, or lower --guidance_scale"
+        f"images are; the diffusion model overflowed: lower --guidance_scale{half}"
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from guidance import camera_weights
+from guidance import text_weights
 from guidance.base import CameraRequirements, Conditions, Guidance, GuidanceOutput
 from guidance.diffusion import clip_image, loader, multiview_parts
 from guidance.diffusion.codecs import LatentCodec, resized
@@ -41,11 +41,10 @@ class Options(DiffusionOptions):
     weighting: str = "x0"
 
 
-def build(name: str, config: "Config", device: torch.device, resolved: "Resolved") -> "MVDream":
-    """Load the weights of a run.
+def build(config: "Config", device: torch.device, resolved: "Resolved") -> "MVDream":
+    """Load the weights of a run: MVDream's or ImageDream's.
 
     Args:
-        name: "MVDream" or "ImageDream".
         config: the frozen options.
         device: where the networks run.
         resolved: which weights; they are downloaded here if they are remote.
@@ -54,9 +53,9 @@ def build(name: str, config: "Config", device: torch.device, resolved: "Resolved
         UserError: no usable weights.
     """
     if device.type == "cpu":
-        log.warning("guidance: %s takes minutes a step on a CPU; try --guidance SD --sd_version embedded", name)
+        log.warning("guidance: %s takes minutes a step on a CPU; try --guidance SD --sd_version embedded", resolved.kind)
     dtype = loader.weights_dtype(config.optim, device)
-    return MODELS[name](camera_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    return MODELS[resolved.kind](text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
 
 
 def group_mixer(scale: float, rescale: float) -> Mixer:
@@ -124,6 +123,10 @@ class MVDream(Guidance):
     def requirements(self) -> CameraRequirements:
         """Four linked views a group, square."""
         return CameraRequirements(square=True, linked_views=LINKED)
+
+    def denoisers(self) -> list[Any]:
+        """See :meth:`Guidance.denoisers`."""
+        return [self.unet]
 
     def stage_options(self, options: Any) -> Options:
         """See :meth:`Guidance.stage_options`."""

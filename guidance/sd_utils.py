@@ -156,6 +156,10 @@ class StableDiffusion(Guidance):
         """[1, L, D] text embeddings of the negative prompt; None before :meth:`prepare`."""
         return self.embeddings["tokens"][-1:] if self.embeddings else None
 
+    def denoisers(self) -> list[Any]:
+        """See :meth:`Guidance.denoisers`."""
+        return [self.unet]
+
     def stage_options(self, options: Any) -> Options:
         """See :meth:`Guidance.stage_options`."""
         perpneg = None

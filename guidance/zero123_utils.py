@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from guidance import camera_weights
+from guidance import zero123_weights
 from guidance.base import CameraRequirements, Conditions, Guidance, GuidanceOutput, ImageCondition
 from guidance.diffusion import clip_image, loader, zero123_parts
 from guidance.diffusion.codecs import LatentCodec, resized
@@ -63,7 +63,7 @@ def build(config: "Config", device: torch.device, resolved: "Resolved") -> "Zero
         log.warning("guidance: Zero123 takes about half a minute a step on a CPU; try --zero123 embedded")
     dtype = loader.weights_dtype(config.optim, device)
     absolute = resolved.kind == "stable zero123"
-    return Zero123(camera_weights.fetch(resolved), device, dtype, absolute=absolute, vram_O=config.guidance.vram_O)
+    return Zero123(zero123_weights.fetch(resolved), device, dtype, absolute=absolute, vram_O=config.guidance.vram_O)
 
 
 def relative_cameras(views: Views, reference: ImageCondition, absolute: bool) -> Tensor:
@@ -165,6 +165,10 @@ class Zero123(Guidance):
     def requirements(self) -> CameraRequirements:
         """Square images; it was trained on every direction, and on radii and lenses that its users never kept to."""
         return CameraRequirements(square=True)
+
+    def denoisers(self) -> list[Any]:
+        """See :meth:`Guidance.denoisers`."""
+        return [self.unet]
 
     def stage_options(self, options: Any) -> Options:
         """See :meth:`Guidance.stage_options`."""

@@ -9,9 +9,20 @@ from torch import Tensor
 
 from guidance.base import GuidanceOutput
 from guidance.diffusion.codecs import Codec
-from guidance.distillation import WEIGHTINGS, Denoiser, Distilled, Mixer, NoiseSchedule, inject, sample_timesteps, sds_gradient
+from guidance.distillation import (
+    WEIGHTINGS,
+    Denoiser,
+    Distilled,
+    Mixer,
+    NoiseSchedule,
+    finite_images,
+    inject,
+    sample_timesteps,
+    sds_gradient,
+)
 from nerf.core.streams import Stream
 from nerf.core.structs import Control, Part, Views
+from nerf.core.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -88,8 +99,9 @@ class Distiller:
         """Timesteps [B] int64 and noise [B, c, h, w] for encoded images x [B, c, h, w], on their device."""
         generator = part.random.generator(Stream.DIFFUSION_TIME)
         t = sample_timesteps(len(x) // self.linked, t_range, self.schedule.num_timesteps, generator)
-        t = t.repeat_interleave(self.linked).to(x.device)
-        return t, torch.randn(x.shape, generator=part.random.generator(Stream.DIFFUSION_NOISE)).to(x.device)
+        noise = torch.randn(x.shape, generator=part.random.generator(Stream.DIFFUSION_NOISE))
+        t, noise = upload([t.repeat_interleave(self.linked), noise], x.device)
+        return t, noise
 
     def output(self, image: Tensor, x: Tensor, out: Distilled, debug: bool) -> GuidanceOutput:
         """The loss with the gradient ``out.gradient`` at x, its statistics, and for ``debug`` the decoded images.
@@ -105,8 +117,10 @@ class Distiller:
         if debug:
             encoded = {"image": x.detach(), "noisy": out.noisy, "x0": out.x0}
             decoded = {name: self.codec.decode(value) for name, value in encoded.items()}
-        fraction = out.t.float().mean() / self.schedule.num_timesteps
-        return GuidanceOutput(loss, {"t": fraction, "gradient_norm": out.norm.mean()}, decoded)
+        stats = {"t": out.t.float().mean() / self.schedule.num_timesteps, "gradient_norm": out.norm.mean()}
+        # On a CPU inject has looked already.
+        finite = None if loss.device.type == "cpu" else finite_images(image, out.gradient)
+        return GuidanceOutput(loss, stats, decoded, finite)
 
     def sds(
         self, image: Tensor, part: Part, control: Control, weighting: str, predict: Denoiser, mix: Mixer, debug: bool = False

@@ -5,6 +5,7 @@ An encoder is loaded when a prompt is new, and freed at once; embeddings are kep
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -119,6 +120,7 @@ def embed(
     device: torch.device,
     dtype: torch.dtype,
     vram_O: bool = False,
+    around: AbstractContextManager[Any] | None = None,
 ) -> dict[str, Tensor]:
     """Embeddings of prompts, of disk where they are there.
 
@@ -129,6 +131,7 @@ def embed(
         device: where the encoder runs and the embeddings go.
         dtype: of both.
         vram_O: keep the encoder's weights in main memory while it runs on a GPU.
+        around: entered while the encoder is loaded and runs, if it must; what makes room for it.
 
     Returns:
         The outputs of its kind, P rows each: "tokens" [P, L, D], "pooled" [P, D].
@@ -145,7 +148,8 @@ def embed(
     found = {name: text_cache.load(name, kind.outputs) for name in dict.fromkeys(keys)}
     new = [i for i, name in enumerate(keys) if found[name] is None and name not in keys[:i]]
     if new:
-        rows = _encode(encoder, kind, tokenizer, length, [texts[i] for i in new], device, dtype, vram_O)
+        with around or nullcontext():
+            rows = _encode(encoder, kind, tokenizer, length, [texts[i] for i in new], device, dtype, vram_O)
         for row, i in enumerate(new):
             one = {name: value[row] for name, value in rows.items()}
             text_cache.store(keys[i], one)

@@ -99,6 +99,10 @@ class EmbeddedPrior(PixelPrior):
         text, negative = captions.parse(text).text, captions.parse(conditions.negative).text
         self.text = encode_prompts(self.folder, text, [""], negative, self.device, self.dtype).flip(0)
 
+    def denoisers(self) -> list[Network]:
+        """See :meth:`Guidance.denoisers`."""
+        return [self.unet] if self.detail is None else [self.unet, self.detail]
+
     def stage_options(self, options: Any) -> Options:
         """See :meth:`Guidance.stage_options`.
 

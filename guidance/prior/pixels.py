@@ -72,6 +72,10 @@ class PixelPrior(Guidance):
         if self.device.type == "cuda":
             self.unet.to(memory_format=torch.channels_last)
 
+    def denoisers(self) -> list[Network]:
+        """See :meth:`Guidance.denoisers`."""
+        return [self.unet]
+
     def requirements(self) -> CameraRequirements:
         """The cameras it was trained with."""
         return CameraRequirements(

@@ -1,9 +1,10 @@
-"""Flags of stable-dreamfusion that have no counterpart here: they are read, so that the message can say why."""
+"""Flags of stable-dreamfusion that have no counterpart here: refused ones are read, so that the message can say why."""
 
-import argparse
 from dataclasses import dataclass
 from typing import Any
 
+from nerf.config.parser import Kind
+from nerf.config.typed import Flag
 from nerf.core.errors import UserError
 
 
@@ -20,17 +21,18 @@ REFUSED: dict[str, Refused] = {
 }
 
 
-def add_refused(parser: argparse.ArgumentParser) -> None:
-    """Let a parser read the flags of :data:`REFUSED`."""
-    for flag, refused in REFUSED.items():
-        if isinstance(refused.default, bool):
-            parser.add_argument(f"--{flag}", action="store_true", default=argparse.SUPPRESS)
-        else:
-            parser.add_argument(f"--{flag}", type=float, default=argparse.SUPPRESS)
+# Flags that name what is not needed here; any value is accepted.
+IGNORED: dict[str, str] = {"zero123_config": "the shapes of the weights say all that the file says"}
+
+
+def read_only_flags() -> dict[str, Flag]:
+    """The flags of :data:`REFUSED` and :data:`IGNORED`, by name."""
+    refused = {flag: Flag(Kind(type(refused.default), None, False)) for flag, refused in REFUSED.items()}
+    return refused | {flag: Flag(Kind(str, None, False)) for flag in IGNORED}
 
 
 def without_refused(values: dict[str, Any]) -> dict[str, Any]:
-    """The values, by flag, without those of :data:`REFUSED`.
+    """The values, by flag, without those of :data:`REFUSED` and :data:`IGNORED`.
 
     Raises:
         UserError: such a flag has another value than stable-dreamfusion's default, with the reason why it is refused.
@@ -38,4 +40,4 @@ def without_refused(values: dict[str, Any]) -> dict[str, Any]:
     for flag, refused in REFUSED.items():
         if values.get(flag, refused.default) != refused.default:
             raise UserError(f"--{flag} is not supported: {refused.reason}")
-    return {flag: value for flag, value in values.items() if flag not in REFUSED}
+    return {flag: value for flag, value in values.items() if flag not in REFUSED and flag not in IGNORED}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
+from nerf.config.checks import check_counts, check_numbers, warnings
 from nerf.config.config import (
     KEPT,
     OPTIONS,
@@ -21,14 +22,16 @@ from nerf.config.config import (
     with_weak_values,
 )
 from nerf.config.groups import CKPT_WORDS
-from nerf.config.parser import RUN, dashed, split_each
-from nerf.config.presets import GUIDANCE_OF
+from nerf.config.parser import RUN, dashed
+from nerf.config.presets import GUIDANCE_OF, PRESETS
 from nerf.config.references import Reference, digest_of, references
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError
 
 # Options of a NeRF that say where its surface is; the mesh stage takes them over unless the user gives others.
 SURFACE_FLAGS = ("mesh_threshold", "mesh_smooth", "mcubes_resolution")
+# Guidance model -> the flag that names its weights, for those whose "auto" depends on what is installed.
+WEIGHT_FLAGS = {"SD": "sd_version", "zero123": "zero123"}
 SEEDS = 2**31  # seeds that are drawn are below this, as --seed must be
 
 
@@ -41,7 +44,7 @@ class Weights(Protocol):
 
     @property
     def version(self) -> str:
-        """The value of --sd_version that finds them again; "auto" if none does."""
+        """The value of the flag in :data:`WEIGHT_FLAGS` that finds them again; "auto" if none does."""
 
 
 W = TypeVar("W", bound=Weights)
@@ -86,6 +89,20 @@ class RunPlan(Generic[W]):
         return self.stages[self.first :] if self.config.trains else self.stages[self.first : self.first + 1]
 
 
+def _with_whole_paths(asked: Config) -> Config:
+    """The paths that a workspace keeps in full, so that they mean the same folder when the run is resumed from elsewhere."""
+    for flag in [flag for flag in KEPT if asked.asked(flag) and OPTIONS[flag][1].metadata["path"]]:
+        value = asked.value(flag)
+        whole = tuple(map(_whole_path, value)) if isinstance(value, tuple) else _whole_path(value)
+        asked = with_values(asked, {flag: whole}, asked.source(flag))
+    return asked
+
+
+def _whole_path(path: str | None) -> str | None:
+    """The absolute form of a path that exists; a model of the hub is none."""
+    return os.path.abspath(path) if path is not None and os.path.exists(path) else path
+
+
 def draw_seed() -> int:
     """A seed for a run that is given none."""
     return secrets.randbelow(SEEDS)
@@ -97,7 +114,7 @@ def resolve(
     weights: Callable[[Config], Mapping[str, W]] | None = None,
     new_seed: Callable[[], int] = draw_seed,
 ) -> RunPlan[W]:
-    """Decide the options of every stage of a run. Writes nothing, and reads only where ``--data`` and ``--image`` lead.
+    """Decide the options of every stage of a run. Writes nothing, and reads only where flags with paths lead.
 
     Args:
         asked: what the user asked for, as ``config.parse`` returns it.
@@ -109,6 +126,7 @@ def resolve(
     Raises:
         UserError: options that contradict each other, the workspace or what the run starts from; nothing to do.
     """
+    asked = _with_whole_paths(asked)
     workspace = remaining_run(asked, workspace)
     kept = restore_options(asked, workspace)
     restored = with_values(asked, kept, "workspace")
@@ -124,19 +142,20 @@ def resolve(
     # A kept value that is there anyway is not reported as coming from the workspace.
     changed = {flag: value for flag, value in kept.items() if _in_its_stage(plain, flag) != value}
     config = _with_presets(with_values(asked, changed, "workspace"), presets)
-    if "SD" in found and config.guidance.sd_version == "auto":  # the same weights again, whatever is installed later
-        config = with_values(config, {"sd_version": found["SD"].version}, "preset")
+    for model, flag in WEIGHT_FLAGS.items():  # the same weights again, whatever is installed later
+        if model in found and config.value(flag) == "auto":
+            config = with_values(config, {flag: found[model].version}, "preset")
     if config.runtime.seed is None:
         config = with_values(config, {"seed": new_seed()}, "default")
-    check_numbers(config)
     pictures = references(config) if config.trains else ()
     images = digest_of(pictures)
     _check_images(config, workspace, images)
     stages = [_make_stage(config, STAGE_KINDS[name]) for name in config.stages]
+    check_numbers(config, stages)
     first = _first_pending(config, workspace)
     for i in range(first + 1, len(stages)):  # later ones start from its result, not from a checkpoint
         stages[i] = Stage(stages[i].kind, with_values(stages[i].config, {"ckpt": "scratch"}, "preset"))
-    lines = [*describe(config), *_ignored_start(config, stages[first].kind, workspace)]
+    lines = [*describe(config), *warnings(config, stages), *_ignored_start(config, stages[first].kind, workspace)]
     return RunPlan(config, tuple(stages), first, found, tuple(lines), pictures, images)
 
 
@@ -169,6 +188,7 @@ def restore_options(asked: Config, workspace: StoredRun) -> dict[str, Any]:
     """
     kept: dict[str, Any] = {}
     if workspace.config is not None:
+        kept |= _chosen_over_presets(asked, workspace.config)
         kept |= merge_kept_options(asked, workspace.config, workspace.trained)
     if not asked.asked("stages"):
         kept["stages"] = _stages(asked, workspace)
@@ -194,12 +214,23 @@ def merge_kept_options(asked: Config, stored: Config, trained: frozenset[str]) -
             if owner == RUN or owner in trained:
                 raise UserError(
                     f"workspace {asked.output.workspace} holds a run with {_shown(flag, stored_value)}, this run asks for "
-                    f"{_shown(flag, mine)}: choose another --workspace{_way_to_start_over(asked, trained)}"
+                    f"{_shown(flag, mine)}: {_ways_out(asked, trained)}"
                 )
             continue
-        if asked.asked(flag) and mine != stored_value and flag == "sd_version":
+        if asked.asked(flag) and mine != stored_value and flag in WEIGHT_FLAGS.values():
             kept[flag] = stored_value
     return kept
+
+
+def _chosen_over_presets(asked: Config, stored: Config) -> dict[str, Any]:
+    """Flag -> value that an earlier run had in place of that of its ``-O`` or ``-O2``, if the preset comes back by itself."""
+    names = [name for name in ("O", "O2") if name in stored.presets and not asked.asked(name)]
+    chosen = {
+        flag: stored.value(flag) for name in names for flag, value in PRESETS[name].items() if stored.value(flag) != value
+    }
+    if "fp16" in chosen and stored.optim.bf16 and not asked.asked("fp16"):
+        chosen["bf16"] = True
+    return {flag: value for flag, value in chosen.items() if not asked.asked(flag)}
 
 
 def start_from_run(stored: Config, stage: str, own: bool) -> StoredStart:
@@ -253,7 +284,7 @@ def _means_the_same(flag: str, mine: Any, stored: Any) -> bool:
     """Whether two values of a kept option that differ ask for the same thing; pictures are compared when they are read."""
     if flag in ("image", "image_config"):
         return bool(mine) and bool(stored)
-    return (flag == "data" and _same_folder(mine, stored)) or (flag == "sd_version" and mine == "auto")
+    return (flag == "data" and _same_folder(mine, stored)) or (flag in WEIGHT_FLAGS.values() and mine == "auto")
 
 
 def _shown(flag: str, value: Any) -> str:
@@ -261,14 +292,15 @@ def _shown(flag: str, value: Any) -> str:
     return f"no {dashed(flag)}" if value in (None, ()) else as_typed(flag, value)
 
 
-def _way_to_start_over(asked: Config, trained: frozenset[str]) -> str:
-    """The end of a message that refuses another value of a kept option."""
+def _ways_out(asked: Config, trained: frozenset[str], way_back: str = "leave the flag out") -> str:
+    """The end of a message that refuses another value of a kept option; what loses nothing comes first."""
     if not asked.trains:
-        return ", or leave the flag out"
+        return f"{way_back}, or choose another --workspace"
+    first = f"{way_back} to go on with that run, choose another --workspace for a new one, or start over "
     if not asked.starts_over:
-        return ", or start over in it with --ckpt scratch"
+        return f"{first}in it with --ckpt scratch"
     stages = ",".join(name for name in STAGE_KINDS if name in trained or name in asked.stages)
-    return f", or start over with all its stages: --stages {stages} --ckpt scratch"
+    return f"{first}with all its stages: --stages {stages} --ckpt scratch"
 
 
 def _same_folder(one: str | None, other: str | None) -> bool:
@@ -289,7 +321,8 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
         "image text": config.prompt.has_images and config.prompt.text is not None,
     }
     names = [name for name, on in wanted.items() if on]
-    names += workspace.config.presets if workspace.config is not None else ()
+    stored = () if workspace.config is None else workspace.config.presets
+    names += [name for name in stored if not (name in OPTIONS and config.asked(name))]  # --no_O takes it back
     if {"O", "O2"} <= set(names):
         raise UserError(
             f"workspace {config.output.workspace} holds a run with {'-O' if config.runtime.O2 else '-O2'}, a preset for "
@@ -346,15 +379,19 @@ def _stages(asked: Config, workspace: StoredRun) -> tuple[str, ...]:
 
 def _make_stage(config: Config, kind: StageKind) -> Stage:
     """A stage of the run with the options as it sees them: its own presets, and what it derives from other options."""
-    names = [name for name, needed in kind.presets if needed is None or needed in config.presets]
-    config = _with_presets(config, names)
+    config = _with_presets_of_stage(config, kind)
     return Stage(kind, with_values(config, kind.derived(config), "preset"))
+
+
+def _with_presets_of_stage(config: Config, kind: StageKind) -> Config:
+    """A copy in which the presets of a stage have filled what is not given."""
+    return _with_presets(config, [name for name, needed in kind.presets if needed is None or needed in config.presets])
 
 
 def _in_its_stage(config: Config, flag: str) -> Any:
     """The value of a flag as the stage sees it that the option belongs to, if it belongs to one."""
     owner = KEPT.get(flag, RUN)
-    return (config if owner == RUN else _make_stage(config, STAGE_KINDS[owner]).config).value(flag)
+    return (config if owner == RUN else _with_presets_of_stage(config, STAGE_KINDS[owner])).value(flag)
 
 
 def _first_pending(config: Config, workspace: StoredRun) -> int:
@@ -379,22 +416,15 @@ def _ignored_start(config: Config, kind: StageKind, workspace: StoredRun) -> lis
 def _check_images(config: Config, workspace: StoredRun, images: str | None) -> None:
     """Refuse image prompts that hold something else than those which the workspace was trained on."""
     if config.trains and workspace.config is not None and workspace.images not in (None, images):
-        way_out = _way_to_start_over(config, workspace.trained)
         raise UserError(
             f"workspace {config.output.workspace} holds a run from other pictures or cameras than those of --image and "
-            f"--image_config now: put the old ones back, choose another --workspace{way_out}"
+            f"--image_config now: {_ways_out(config, workspace.trained, 'put the old ones back')}"
         )
 
 
 def check_task(config: Config, workspace: StoredRun) -> None:
     """Refuse a run with nothing to do, or whose stages contradict other options; presets change none of these."""
-    text, data, ckpt = config.prompt.text, config.data.data, config.runtime.ckpt
-    if text is not None and not text.strip():
-        raise UserError('--text is empty; give a prompt, as in --text "a hamburger"')
-    if data is not None and not data.strip():
-        raise UserError("--data is empty; name a folder with transforms.json, a COLMAP model or NeuS cameras")
-    if any(not name.strip() for name in (*config.prompt.image, config.prompt.image_config or "-")):
-        raise UserError("--image or --image_config is empty; name a picture, as in --image burger_rgba.png")
+    data, ckpt = config.data.data, config.runtime.ckpt
     if config.trains and not config.prompt.kinds and data is None:
         raise UserError(
             'nothing to do: give --text "a hamburger", --image burger_rgba.png, --data FOLDER, or --test for a finished '
@@ -433,29 +463,4 @@ def _check_stages(config: Config) -> None:
         raise UserError(
             f"--init_with and --stages {','.join(config.stages)} contradict each other: the mesh of both stages starts from "
             "their own NeRF; leave --init_with out, or train the mesh alone with --dmtet"
-        )
-
-
-def check_counts(config: Config) -> None:
-    """Refuse options that belong to each guidance model and have neither one value nor one for each."""
-    models = config.guidance.guidance
-    for flag, (_, option) in OPTIONS.items():
-        each = option.metadata["each"]
-        given = len(split_each(config.value(flag), each)) if each else 1
-        if given not in (1, len(models)):
-            words = "values" if each == 1 else f"groups of {each} values"
-            raise UserError(
-                f"{dashed(flag)} gives {given} {words}, and --guidance {' '.join(models)} names {len(models)}; give one for "
-                "all of them, or one for each in that order"
-            )
-
-
-def check_numbers(config: Config) -> None:
-    """Refuse values that contradict each other once the presets have filled theirs."""
-    (start, end), grid = config.span, config.field
-    if not start < end:
-        raise UserError(f"--exp_start_iter must be below --exp_end_iter (or --iters), got {start} and {end}")
-    if grid.base_resolution > grid.finest_resolution:
-        raise UserError(
-            f"--grid_finest must be at least --grid_coarsest, got {grid.finest_resolution} and {grid.base_resolution}"
         )

@@ -48,9 +48,11 @@ class RenderPath(nn.Module, ABC):
 
     Attributes:
         whole_images: the path can only render rays that are whole images, all of them at once.
+        samples_per_ray: samples of a ray that evaluation holds in memory at once; how many rays fit depends on it.
     """
 
     whole_images = False
+    samples_per_ray = 64
 
     @abstractmethod
     def render(self, field: Field, rays: Rays, settings: RenderSettings) -> RaySums:

@@ -265,7 +265,7 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_is_touched(tmp_path):
 
 def test_where_losses_are_seldom_read_none_that_is_not_finite_gets_into_a_checkpoint(tmp_path, monkeypatch):
     trainer = make(tmp_path, "--cuda_ray", guidance=Broken())
-    monkeypatch.setattr(trainer, "_reads_back", lambda: False)  # as on a GPU, in most steps
+    monkeypatch.setattr(trainer, "_looks_at_once", lambda: False)  # as on a GPU
     trainer.train_step()
     trainer.train_step()
     good = trainer.save()

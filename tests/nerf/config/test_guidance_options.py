@@ -43,8 +43,8 @@ def test_a_value_of_several_models_holds_for_all_or_one_for_each():
         (["--t_range", *"0 1 0 1 0 1".split()], "--t_range gives 3 groups of 2 values, and --guidance SD clip names 2"),
         (["--t_range", "0", "1", "0.5"], "--t_range takes 2 values for all guidance models or for each of them, got 3"),
         (["--t_range", "0", "1", "0.5", "0.4"], "--t_range must be two fractions with 0 <= low <= high <= 1, got 0.5 0.4"),
-        (["--guidance_weights", "1", "-1"], "--guidance_weights must be at least 0, got -1"),
-        (["--guidance_weighting", "sds", "best"], "--guidance_weighting must be one of sds, uniform, fantasia, got 'best'"),
+        (["--guidance_weights", "1", "-1"], "--guidance_weights must be between 0 and 1e9, got -1"),
+        (["--guidance_weighting", "sds", "best"], "--guidance_weighting must be sds, uniform, fantasia or x0, got 'best'"),
     ],
 )
 def test_a_wrong_number_of_values_for_the_models_is_one_sentence(words, expected):
@@ -82,6 +82,10 @@ def test_options_of_several_models_survive_a_file_and_a_single_old_value_is_read
     assert from_json(stored) == config
     stored["options"]["guidance_scale"]["value"] = 3.0
     assert from_json(stored).guidance.of("clip").guidance_scale == 3.0
+
+
+def test_a_model_that_is_given_to_the_trainer_by_hand_sees_the_options_of_the_first():
+    assert options("--guidance_scale", "7", "5").guidance.of("mine").guidance_scale == 7.0
 
 
 def test_every_preset_of_a_model_names_a_preset():
