@@ -268,12 +268,24 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# The view-conditioned prior: the small model's numbers with those of a picture. The prior knows every view from the start, so
+# the views need not spread from the picture's.
+PRESETS["embedded view"] = PRESETS["embedded"] | {
+    "guidance_scale": 3.0,
+    "lambda_3d_normal_smooth": 0.0,
+    "progressive_view": False,
+    "progressive_level": False,
+}
+PRESETS["dmtet embedded view"] = PRESETS["dmtet embedded"]
+
 # Presets of one guidance model: of its name, of the kind of its weights, or of its name and "alone" where no other guides.
 # Their values of options that belong to each model (``parser.option(each=...)``) are its own.
 GUIDANCE_OF: dict[str, str] = {
     "embedded": "SD",
     "embedded image": "SD",
     "dmtet embedded": "SD",
+    "embedded view": "zero123",
+    "dmtet embedded view": "zero123",
     "clip": "clip",
     "clip alone": "clip",
     "zero123": "zero123",
@@ -301,6 +313,7 @@ REASONS: dict[str, str] = {
     "dmtet image": "the mesh stage of --image",
     "dmtet image text": "the mesh stage of --image and --text",
     "dmtet embedded": "the mesh stage under the embedded prior",
+    "dmtet embedded view": "the mesh stage under the embedded view-conditioned prior",
     "O": "-O",
     "O2": "-O2",
     "photographs": "--data",
@@ -308,6 +321,7 @@ REASONS: dict[str, str] = {
     "image text": "--image and --text",
     "embedded": "the embedded prior",
     "embedded image": "the embedded prior beside --image",
+    "embedded view": "the embedded view-conditioned prior",
     "zero123": "Zero123",
     "stable zero123": "Stable Zero123",
     "MVDream": "MVDream",
