@@ -15,7 +15,7 @@ from nerf.config.config import Config
 from nerf.config.resolve import RunPlan, StoredRun, needs_start, resolve
 from nerf.config.stages import Stage
 from nerf.core import console
-from nerf.core.errors import DivergenceError, ExportError, Stopped, UserError
+from nerf.core.errors import DivergenceError, ExportError, Stopped, UserError, visible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +60,22 @@ def read_disk(asked: Config) -> StoredRun:
 
         stored = replace(stored, start=mesh_init.read_start(asked))
     return stored
+
+
+def check_names(config: Config) -> None:
+    """Refuse a name that its registry does not have, before anything is read, loaded or downloaded.
+
+    Raises:
+        UserError: an unknown guidance, backbone, background or backend.
+    """
+    import extension
+    import guidance
+    from nerf import renderer
+    from nerf.config.parser import check_choice
+
+    guidance.check_names(config)
+    renderer.check_names(config.field)
+    check_choice("--backend", config.render.backend, ("auto", *(backend.name for backend in extension.registered_backends())))
 
 
 def choose_weights(config: Config) -> "Mapping[str, Resolved]":
@@ -112,13 +128,13 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
     from nerf.core.memory import explained
 
     config, inputs = plan.config, Inputs()
-    guidance.check_names(config)  # a name that is not known is refused also where it would not be used
     if config.trains and config.prompt.kinds:
         from nerf.data.image_prompt import KnownViews, image_prompts
 
         prompts = image_prompts(plan.references)
         inputs.known = KnownViews(prompts, device) if prompts else None
-        inputs.guidance = guidance.build(config, device, plan.weights, [prompt.condition for prompt in prompts])
+        with explained("loading the guidance model", "add --vram_O, or choose smaller weights with --sd_version"):
+            inputs.guidance = guidance.build(config, device, plan.weights, [prompt.condition for prompt in prompts])
     if plan.weights:
         inputs.notes = guidance.notes(plan.weights)
     if config.data.data is not None:
@@ -209,6 +225,7 @@ def run(asked: Config) -> int:
     """One whole run, alone in its workspace; returns the exit code."""
     from nerf.run import lock, workspace
 
+    check_names(asked)
     workspace.check_writable(asked.output.workspace)
     with lock.hold(asked.output.workspace):
         return run_alone(asked, workspace.recover(asked.output.workspace))
@@ -221,13 +238,15 @@ def run_alone(asked: Config, lines: list[str]) -> int:
         asked: what the user asked for.
         lines: the first ones of the log.
     """
-    from nerf.run import workspace
+    from nerf.run import memory, workspace
     from nerf.run.logger import Report
 
     started = time.monotonic()
     plan = resolve(asked, read_disk(asked), choose_weights)
+    check_names(plan.config)  # those that the workspace keeps
     folder = plan.config.output.workspace
     device = prepare_machine(plan.config)
+    memory.check_memory(plan.pending, device)
     with Report(folder, [*lines, *plan.lines], hold=True) as report:
         inputs = make_inputs(plan, device)
         trainer = make_trainer(plan.pending[0], inputs, device, report)
@@ -279,17 +298,17 @@ def _main(argv: list[str]) -> int:
         asked = options.parse(argv)
         return run(asked)
     except (DivergenceError, ExportError) as error:
-        print(f"main.py: {error}", file=sys.stderr)
+        print(visible(f"main.py: {error}"), file=sys.stderr)
         return EXIT_FAILURE
     except UserError as error:
-        print(f"main.py: {error}", file=sys.stderr)
+        print(visible(f"main.py: {error}"), file=sys.stderr)
         return EXIT_USAGE
     except OSError as error:
         if error.errno == errno.ENOMEM:
             return fail(error, asked)
         way_out = "; free some space, or choose another --workspace, and start again" if error.errno in DISK_FULL else ""
         what = f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}"
-        print(f"main.py: {what}{way_out}", file=sys.stderr)
+        print(visible(f"main.py: {what}{way_out}"), file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -305,7 +324,7 @@ def fail(error: BaseException, asked: Config | None) -> int:
     """Say what an exception means that nothing else explains; returns the exit code."""
     from nerf.run import crash
 
-    print(f"main.py: {crash.sentence_of(error, None if asked is None else asked.output.workspace)}", file=sys.stderr)
+    print(visible(f"main.py: {crash.sentence_of(error, None if asked is None else asked.output.workspace)}"), file=sys.stderr)
     return EXIT_FAILURE
 
 

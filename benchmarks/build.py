@@ -15,6 +15,7 @@ import time
 import extension
 from benchmarks import timing
 from extension import toolchain
+from nerf.core.script import Parser
 
 
 def build_all(device_type: str) -> tuple[float, float]:
@@ -35,7 +36,7 @@ def build_all(device_type: str) -> tuple[float, float]:
 
 def main() -> int:
     """Build for the chosen devices; raises BuildError if a compiler that is there fails."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", nargs="+", choices=["cpu", "cuda"], default=["cpu", "cuda"])
     chosen = parser.parse_args().devices
     print(timing.machine())

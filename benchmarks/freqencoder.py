@@ -14,6 +14,8 @@ from torch import Tensor
 import extension
 from benchmarks import timing
 from freqencoder import encode, reference
+from nerf.core.ranges import between
+from nerf.core.script import POINTS, Parser
 
 BAR, AIM = 1, 2
 
@@ -56,9 +58,9 @@ def contenders(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], ob
 
 def main() -> None:
     """Run the comparison and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=2**17)
-    parser.add_argument("--degree", type=int, default=12, help="octaves")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.number("--points", int, 2**17, POINTS, "points in a batch")
+    parser.number("--degree", int, 12, between(1, 32), "octaves")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out; it builds for a minute")
     timing.add_arguments(parser)
     arguments = parser.parse_args()

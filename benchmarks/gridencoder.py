@@ -22,6 +22,7 @@ from torch import Tensor
 from benchmarks import timing
 from extension import toolchain
 from gridencoder import GridLayout, encode
+from nerf.core.script import POINTS, Parser
 
 PRIMES = (1, 2654435761 - 2**32, 805459861)  # as int32, whose products wrap round like the hash's
 
@@ -202,8 +203,8 @@ def title(order: str, count: int) -> str:
 
 def main() -> None:
     """Run the comparison for every size and order and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[2**17], help="numbers of points")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.number("--sizes", int, [2**17], POINTS, "numbers of points", nargs="+")
     parser.add_argument("--orders", nargs="+", choices=["random", "rays"], default=["random"])
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out; it builds for a minute")
     parser.add_argument("--ours_only", action="store_true", help="leave torch and Taichi out")

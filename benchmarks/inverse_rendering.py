@@ -8,7 +8,6 @@ is compared with the original: the Chamfer distance is the mean distance from po
 over both directions, as a percentage of the diagonal of the original's bounding box. B images of S x S pixels.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -18,7 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.records import read_result
 from nerf.core.cameras import look_at
+from nerf.core.files import reading
+from nerf.core.ranges import between
+from nerf.core.script import Parser, run
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 FOV = 40.0  # degrees, both ways
@@ -92,17 +95,18 @@ def main(argv: list[str] | None = None) -> int:
     """Render the images, run the command line, and print the measures; returns the exit code of the run."""
     import trimesh
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="benchmarks.inverse_rendering", description=__doc__.split("\n", 1)[0],
-        epilog="Other flags go to main.py as they are.", allow_abbrev=False,
+        epilog="Other flags go to main.py as they are.",
     )  # fmt: skip
     parser.add_argument("mesh", type=Path, help="the known surface, OBJ, GLB or PLY")
     parser.add_argument("--pictures", choices=("normals", "photographs"), default="normals", help="what the images show")
-    parser.add_argument("--count", type=int, default=32, help="number of images (default 32)")
-    parser.add_argument("--size", type=int, default=256, help="pixels along a side (default 256)")
+    parser.number("--count", int, 32, between(4, 1000), "number of images")
+    parser.number("--size", int, 256, between(8, 4096), "pixels along a side")
     parser.add_argument("--workspace", help="where the run writes; a temporary folder by default")
     args, extra = parser.parse_known_args(argv)
-    truth = trimesh.load(args.mesh, force="mesh", process=False)
+    with reading(f"mesh {args.mesh}", "give an OBJ, GLB or PLY with triangles"):
+        truth = trimesh.load(args.mesh, force="mesh", process=False)
     with tempfile.TemporaryDirectory() as temporary:
         views = Path(temporary) / "views"
         views.mkdir()
@@ -114,15 +118,15 @@ def main(argv: list[str] | None = None) -> int:
         code = subprocess.run(words, check=False).returncode
         if code != 0:
             return code
-        result = json.loads((workspace / "result.json").read_text(encoding="utf-8"))
+        result = read_result(workspace)
         found = trimesh.load(workspace / "mesh" / "mesh.glb", force="mesh", process=False)
     diagonal = float(np.linalg.norm(np.ptp(truth.bounds, axis=0)))
     there, back = (100 * d / diagonal for d in chamfer(found, truth))
     print(f"Chamfer distance {(there + back) / 2:.3f} % of the diagonal (found to true {there:.3f}, true to found {back:.3f}), "
-          f"{result['mesh']['faces']:,} triangles, watertight {result['mesh']['watertight']}, "
-          f"training {result['train_seconds']:.0f} s, altogether {result['seconds']:.0f} s")  # fmt: skip
+          f"{result.mesh.faces:,} triangles, watertight {result.mesh.watertight}, "
+          f"training {result.train_seconds:.0f} s, altogether {result.seconds:.0f} s")  # fmt: skip
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

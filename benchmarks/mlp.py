@@ -16,6 +16,7 @@ from torch.nn import functional
 
 import mlp
 from benchmarks import timing
+from nerf.core.script import POINTS, Parser
 
 PIECE = 8192
 
@@ -77,8 +78,8 @@ def contenders(arguments: argparse.Namespace) -> dict[str, Callable[[], tuple[Te
 
 def main() -> None:
     """Run the comparison and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=2**17)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.number("--points", int, 2**17, POINTS, "points in a batch")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out; it builds for a minute")
     timing.add_arguments(parser)
     arguments = parser.parse_args()

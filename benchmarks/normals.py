@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import timing
 from nerf.config.groups import FieldConfig
+from nerf.core.script import POINTS, Parser
 from nerf.core.structs import Points, RenderSettings, SceneInfo
 from nerf.network_grid import GridField
 
@@ -44,8 +45,8 @@ def step(model: GridField, positions: torch.Tensor, shading: str) -> Callable[[]
 
 def main() -> None:
     """Run the comparison and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=2**16)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.number("--points", int, 2**16, POINTS, "points in a batch")
     timing.add_arguments(parser)
     arguments = parser.parse_args()
     timing.prepare(arguments)

@@ -5,12 +5,15 @@
 It runs ``main.py`` in a process of its own and reads the metrics from the ``result.json`` of the workspace.
 """
 
-import argparse
-import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from benchmarks.records import read_result
+from nerf.core.ranges import above
+from nerf.core.script import Parser
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 METRICS = (
@@ -53,14 +56,13 @@ def report(result: dict) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run, print the command and its metrics; returns the exit code of the run, or 2 if there are no test metrics."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="benchmarks.photographs",
         description=__doc__.split("\n", 1)[0],
         epilog="Other flags are passed on to main.py.",
-        allow_abbrev=False,
     )
     parser.add_argument("folder", help="posed photographs, as for --data")
-    parser.add_argument("--minutes", type=float, default=10.0, help="training time (default 10)")
+    parser.number("--minutes", float, 10.0, above(0, 1e7), "training time")
     parser.add_argument("--workspace", help="workspace of the run (default: a temporary folder)")
     args, extra = parser.parse_known_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
@@ -71,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         if code != 0:
             return code
         try:
-            print(report(json.loads((Path(workspace) / "result.json").read_text(encoding="utf-8"))))
+            print(report(read_result(Path(workspace), dict[str, Any])))
         except ValueError as error:
             print(f"benchmarks.photographs: {error}", file=sys.stderr)
             return 2

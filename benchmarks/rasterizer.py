@@ -27,6 +27,8 @@ from torch import Tensor
 
 import rasterizer
 from benchmarks import timing
+from nerf.core.ranges import between
+from nerf.core.script import Parser
 
 Work = Callable[[], object]
 
@@ -161,9 +163,9 @@ def contenders(scene: Scene) -> dict[str, tuple[Work, Work]]:
 
 def main() -> None:
     """Run the comparison and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--triangles", type=int, default=20_000)
-    parser.add_argument("--size", type=int, default=512)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.number("--triangles", int, 20_000, between(4, 10**7), "of the mesh")
+    parser.number("--size", int, 512, between(1, 8192), "pixels along a side")
     timing.add_arguments(parser)
     arguments = parser.parse_args()
     timing.prepare(arguments)

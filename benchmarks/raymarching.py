@@ -15,6 +15,8 @@ from torch import Tensor
 import extension
 import raymarching
 from benchmarks import timing
+from nerf.core.ranges import between, power_of_two
+from nerf.core.script import Parser
 
 GROUP = 8  # steps tested at once by the two-level torch march; must stay shorter than a pooled cell
 MIN_TRANSMITTANCE = 1e-4  # early stop of all contenders
@@ -195,11 +197,11 @@ def check(samples: dict[str, tuple[Tensor, ...]]) -> None:
 
 def main() -> None:
     """Run all scenes and print tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     timing.add_arguments(parser)
-    parser.add_argument("--grid_size", type=int, default=128)
-    parser.add_argument("--max_steps", type=int, default=1024)
-    parser.add_argument("--sides", type=int, nargs="+", default=[64, 128], help="image sides")
+    parser.number("--grid_size", int, 128, power_of_two(8, 512), "cells along a side of the occupancy grid")
+    parser.number("--max_steps", int, 1024, between(1, 2**16), "samples of a ray at most")
+    parser.number("--sides", int, [64, 128], between(1, 8192), "image sides", nargs="+")
     parser.add_argument("--compile", action="store_true", help="also torch.compile the best torch march")
     arguments = parser.parse_args()
     timing.prepare(arguments)

@@ -5,7 +5,6 @@ measures every ``mesh.glb`` against the true family, and writes ``text_to_3d.jso
 ``text_to_3d.png``. Finished measurements are not repeated.
 """
 
-import argparse
 import json
 import shlex
 import sys
@@ -17,7 +16,10 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from benchmarks import mesh_measure, runs  # noqa: E402
+from benchmarks.records import read_record  # noqa: E402
 from guidance.prior.captions import BENCHMARK_PROMPTS, parse  # noqa: E402
+from nerf.core.ranges import between  # noqa: E402
+from nerf.core.script import SEED, Parser, run  # noqa: E402
 
 BALL_FAMILY = 8  # members of a family that the best ball is fitted to
 TARGETS = {
@@ -119,21 +121,21 @@ def one_run(prompt: str, seed: int, work: Path, extra: list[str]) -> dict[str, o
 
 def main() -> None:
     """Run prompts from the command line to the GLB and measure them; resumable, within a budget of minutes."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--minutes", type=float, default=75, help="start no new prompt after this many minutes")
+    parser = Parser(description=main.__doc__)
+    parser.number("--minutes", float, 75, between(0, 1e7), "start no new prompt after this many minutes")
     parser.add_argument("--prompts", nargs="*", default=[p for p, _ in BENCHMARK_PROMPTS], help="which prompts")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.number("--seeds", int, [0], SEED, "of the runs", nargs="*")
     parser.add_argument("--work", type=Path, default=ROOT / "local" / "text_to_3d", help="where the workspaces go")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the report goes")
     parser.add_argument("--again", action="store_true", help="repeat prompts that have been measured already")
     parser.add_argument("--measure", action="store_true", help="run nothing; measure the meshes of measured runs again")
-    parser.add_argument("--jobs", type=int, default=1, help="prompts in parallel; each then takes longer")
+    parser.number("--jobs", int, 1, between(1, 256), "prompts in parallel; each then takes longer")
     parser.add_argument("--extra", default="", help="more flags for main.py, in one string")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
     record = args.out / "text_to_3d.json"
-    results = json.loads(record.read_text()) if record.is_file() and not args.again else {}
+    results = {} if args.again else read_record(record)
     if args.measure:
         measured = {name: row for name, row in results.items() if "iou" in row}
         for name, row in measured.items():
@@ -158,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -7,7 +7,6 @@ mean of the fractions of outline pixels within two pixels of the other outline),
 Finished measurements are not repeated.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -23,7 +22,10 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from benchmarks import mesh_measure, text_to_3d  # noqa: E402
+from benchmarks.records import read_record, read_result  # noqa: E402
 from guidance.prior.captions import BENCHMARK_PROMPTS, parse  # noqa: E402
+from nerf.core.ranges import between  # noqa: E402
+from nerf.core.script import SEED, Parser, run  # noqa: E402
 
 SIZE, TOLERANCE, VIEWS = 256, 2.0, 8
 KINDS = ("iou", "boundary_f", "albedo")
@@ -84,9 +86,11 @@ def one_run(prompt: str, seed: int, work: Path, extra: list[str]) -> dict[str, o
     seconds = time.monotonic() - start
     if code != 0:
         return {**result, "failure": f"mesh stage: exit code {code}"}
-    first, second = (json.loads((folder / "result.json").read_text()) for folder in (nerf, workspace))
+    first, second = read_result(nerf), read_result(workspace)
+    if second.mesh is None:
+        return {**result, "failure": "mesh stage: it wrote no mesh"}
     return {**result, "command": shlex.join(words), **compared(nerf, workspace, prompt),
-            "watertight": second["mesh"]["watertight"], "seconds": round(first["seconds"] + seconds, 1)}  # fmt: skip
+            "watertight": second.mesh.watertight, "seconds": round(first.seconds + seconds, 1)}  # fmt: skip
 
 
 def compared(nerf: Path, workspace: Path, prompt: str) -> dict[str, dict[str, float]]:
@@ -142,20 +146,20 @@ def write(results: dict[str, dict], out: Path, work: Path) -> None:
 
 def main() -> None:
     """Run the mesh stage on the NeRFs of the prompts, and measure both; resumable."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--minutes", type=float, default=120, help="start no new prompt after this many minutes")
+    parser = Parser(description=main.__doc__)
+    parser.number("--minutes", float, 120, between(0, 1e7), "start no new prompt after this many minutes")
     parser.add_argument("--prompts", nargs="*", default=[p for p, _ in BENCHMARK_PROMPTS], help="which prompts")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.number("--seed", int, 0, SEED, "of the random numbers")
     parser.add_argument("--work", type=Path, default=ROOT / "local" / "text_to_3d", help="where the workspaces are")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the report goes")
     parser.add_argument("--again", action="store_true", help="repeat prompts that have been measured already")
-    parser.add_argument("--jobs", type=int, default=1, help="prompts in parallel; each then takes longer")
+    parser.number("--jobs", int, 1, between(1, 256), "prompts in parallel; each then takes longer")
     parser.add_argument("--extra", default="", help="more flags for main.py, in one string")
     args = parser.parse_args()
     for folder in (args.work, args.out):
         folder.mkdir(parents=True, exist_ok=True)
     record = args.out / "text_to_mesh.json"
-    results = json.loads(record.read_text()) if record.is_file() and not args.again else {}
+    results = {} if args.again else read_record(record)
     todo = [prompt for prompt in args.prompts if "dmtet" not in results.get(text_to_3d.slug(prompt, args.seed), {})]
     start = time.monotonic()
 
@@ -175,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 
 from extension import keep_freed_memory
+from nerf.core.ranges import between
+from nerf.core.script import Parser, refuse
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,11 @@ class Timing:
     rounds: int
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Flags that every benchmark has."""
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; 1 is timed by CPU time, more by wall time")
-    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds after one warm-up")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it runs")
+    parser.number("--threads", int, 1, between(1, 1024), "CPU threads; 1 is timed by CPU time, more by wall time")
+    parser.number("--rounds", int, 9, between(1, 10_000), "interleaved rounds after one warm-up")
     parser.add_argument(
         "--allocator",
         choices=["kept", "default"],
@@ -45,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def prepare(arguments: argparse.Namespace) -> None:
     """Set threads and allocator as the flags say and print the machine; call it before anything is allocated."""
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(refuse("--device cuda: torch sees no CUDA device here; leave the flag out to run on the CPU"))
     torch.set_num_threads(arguments.threads)
     if arguments.allocator == "kept" and not keep_freed_memory():
         arguments.allocator = "default"

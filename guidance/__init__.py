@@ -100,11 +100,13 @@ def check_names(config: "Config") -> tuple[str, ...]:
         UserError: a family that does not exist or is named twice.
     """
     from nerf.core.errors import UserError
+    from nerf.core.words import did_you_mean, expected_words, quoted
 
     names = config.guidance.guidance
     for name in names:
         if name not in FAMILIES:
-            raise UserError(f"--guidance {name} is not known or not built yet; use --guidance {' or '.join(FAMILIES)}")
+            hint = did_you_mean(name, FAMILIES)
+            raise UserError(f"--guidance must be {expected_words(FAMILIES)}, got {quoted(name)}{hint}")
         if names.count(name) > 1:
             raise UserError(f"--guidance names {name} twice; each model guides once")
     return names

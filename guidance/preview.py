@@ -4,9 +4,7 @@
 any model, and with any flag of main.py.
 """
 
-import argparse
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,8 @@ from guidance.prior.guidance import EmbeddedPrior
 from nerf.core.cameras import orbit
 from nerf.core.errors import UserError
 from nerf.core.images import contact_sheet, write_png
+from nerf.core.ranges import between
+from nerf.core.script import SEED, Parser, log_to_stderr, refuse
 from nerf.core.streams import Random, derived_seed
 from nerf.core.structs import Control, Part, RenderSettings, ViewRequest, Views
 
@@ -150,18 +150,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(prog="python -m guidance.sd_utils", description="draw a prompt in two dimensions")
-    parser.add_argument("text")
-    parser.add_argument("--negative", default="")
+    parser = Parser(prog="python -m guidance.sd_utils", description="draw a prompt in two dimensions")
+    parser.add_argument("text", help="the prompt, in quotes")
+    parser.add_argument("--negative", default="", help="negative prompt")
     parser.add_argument("--sd_version", default="auto")
     parser.add_argument("--hf_key")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance_scale", type=float)
-    parser.add_argument("--polar", type=float, default=POLAR, help="degrees from above, for the embedded prior")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.number("--steps", int, 50, between(1, 1000), "of the sampler")
+    parser.number("--guidance_scale", float, None, between(0, 1e6), "of the sampler; without it, the model's own")
+    parser.number("--polar", float, POLAR, between(0, 180), "degrees from above, for the embedded prior")
+    parser.number("--seed", int, 0, SEED, "of the random numbers")
     parser.add_argument("--output", default="sample.png")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_stderr()
     drawing = Drawing(polar=options.polar, seed=options.seed, steps=options.steps, scale=options.guidance_scale)
     try:
         resolved = weights.resolve(options.sd_version, options.hf_key, options.text)
@@ -170,9 +170,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         model.prepare(Conditions(options.text, options.negative))
         pictures = sample(model, drawing)
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    write_sheet(options.output, pictures)
+        return refuse(str(error), parser.prog)
+    try:
+        write_sheet(options.output, pictures)
+    except OSError as error:
+        return refuse(
+            f"--output {options.output} cannot be written: {error.strerror or error}; choose another place", parser.prog
+        )
     log.info("wrote %s%s", options.output, " (azimuth 0, 45, ... 315 degrees)" if len(pictures) > 1 else "")
     return 0
 

@@ -52,7 +52,8 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
     log.warning("guidance: SDXL is experimental; expect blur, and compare with --guidance SD")
     dtype = loader.weights_dtype(config.optim, device)
     codec = text_weights.codec(config.guidance)
-    return StableDiffusionXL(text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O, codec=codec)
+    model = StableDiffusionXL(text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O, codec=codec)
+    return model.configured(config)
 
 
 class StableDiffusionXL(StableDiffusion):

@@ -319,6 +319,8 @@ def _kind(folder: Path) -> Literal["sd", "embedded"]:
 
 def _from_key(key: str) -> Resolved:
     """``--hf_key``: a folder, or a hub id with an optional @revision."""
+    if not key.strip():
+        raise UserError("--hf_key is empty; give a diffusers folder or a hub id, or leave the flag out")
     path = Path(os.path.expanduser(key))
     if path.exists() or key.startswith((".", "/", "~")) or key.count("/") != 1:
         check_folder(path)

@@ -15,7 +15,7 @@ from guidance.weights import Model, Resolved
 from nerf.core.errors import UserError
 
 STABLE = "stable"  # in the name of Stable Zero123
-EMBEDDED = prior.WEIGHTS.parent / "view_weights"  # the view-conditioned prior that ships with the program
+EMBEDDED = prior.VIEW_WEIGHTS  # the view-conditioned prior that ships with the program
 FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 # Kind of weights -> name in exported files.
 TITLES = {

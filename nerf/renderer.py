@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from nerf.config.config import Config
 from nerf.config.groups import FieldConfig
+from nerf.config.parser import check_choice
 from nerf.config.stages import Stage
-from nerf.core.errors import UserError
 from nerf.core.progress import track
 from nerf.core.structs import LevelSet, Rays, RenderOutput, RenderSettings, SceneInfo, join_records
 from nerf.fields.base import Field
@@ -166,6 +166,17 @@ BACKGROUNDS: dict[str, Callable[[FieldConfig, SceneInfo], Background]] = {
 PATHS: dict[str, Callable[[Config, Field], RenderPath]] = {"volume": make_volume_path, "dmtet": make_dmtet_path}
 
 
+def check_names(config: FieldConfig) -> None:
+    """Refuse a backbone or a background that is not registered.
+
+    Raises:
+        UserError: with the names that are.
+    """
+    check_choice("--backbone", config.backbone, FIELDS)
+    if config.background != "auto":
+        check_choice("--background", config.background, ("auto", *BACKGROUNDS))
+
+
 def build_model(stage: Stage, scene: SceneInfo) -> NeRFRenderer:
     """Build field, background and path of a stage by their names in ``FIELDS``, ``BACKGROUNDS`` and ``PATHS``.
 
@@ -178,10 +189,7 @@ def build_model(stage: Stage, scene: SceneInfo) -> NeRFRenderer:
     """
     config = stage.config
     options, background = config.field, background_kind(config.field)
-    if options.backbone not in FIELDS:
-        raise UserError(f"--backbone must be one of {', '.join(FIELDS)}, got {options.backbone!r}")
-    if background not in BACKGROUNDS:
-        raise UserError(f"--background must be auto or one of {', '.join(BACKGROUNDS)}, got {background!r}")
+    check_names(options)
     behind = BACKGROUNDS[background](options, scene)
     field = FIELDS[options.backbone](options, scene)
     path = PATHS[stage.kind.render_path](config, field)

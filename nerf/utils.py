@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from guidance.base import Guidance
+from nerf.config.stages import Failure
 from nerf.core.errors import DivergenceError, UserError
 from nerf.core.memory import OutOfMemoryError, is_out_of_memory
 from nerf.core.streams import Stream
@@ -37,7 +38,7 @@ from nerf.training.unread import Unread
 # have arrived. On a CPU each step is looked at.
 CUDA_CHECK_INTERVAL = 16
 PREVIEW_STEPS = (10, 30, 100)
-OUT_OF_MEMORY = "memory ran out in a training step; lower {}; the last checkpoint is whole; the same command goes on from it"
+OUT_OF_MEMORY = "memory ran out in a training step; lower {}; {}"
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Trainer:
         self.evaluator, self.report = evaluator, report
         self.device = next(model.parameters()).device
         self.workspace = Path(self.config.output.workspace)
+        for one in guidance:
+            one.begin_stage()
         self.objectives = objectives.build(ObjectiveInputs(run, model.field, guidance, self.device))
         self.optimizer = self._make_optimizer()
         self.amp_dtype = self._amp_dtype()
@@ -84,7 +87,7 @@ class Trainer:
         self.step = 0
         self.lineage: checkpoint.Lineage | None = None  # of the checkpoints that it writes; set by the first of them
         self.named: Path | None = None  # what --ckpt takes other than the newest to resume; it is never pruned
-        self.unread = Unread(self.stage.kind, self.monitor)  # stays empty on a CPU
+        self.unread = Unread(self.monitor, self._advice)  # stays empty on a CPU
         self.seconds = 0.0  # of training, over all the processes that worked on this run
         plans = [self.plan(step) for step in (0, self.config.optim.iters // 2, self.config.optim.iters - 1)]  # weights ramp
         for plan in plans:
@@ -165,7 +168,7 @@ class Trainer:
         if self._looks_at_once():
             if opacity is not None:
                 self.monitor.update(opacity)
-            check_finite(result.terms, self.step, self.stage.kind)
+            check_finite(result.terms, self.step, self._advice)
         else:
             opacity = opacity if self._sends_back() else None
             self.unread.add(self.step, result.terms, result.finite, opacity, CUDA_CHECK_INTERVAL)
@@ -219,13 +222,13 @@ class Trainer:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                raise OutOfMemoryError(OUT_OF_MEMORY.format(self.stage.kind.memory)) from error
+                raise OutOfMemoryError(OUT_OF_MEMORY.format(self.stage.kind.memory, self._what_is_left())) from error
             done = self.step
             self.seconds += time.monotonic() - began
             self.report.scalars(done, terms, total=total)
             if done in PREVIEW_STEPS or (done % self.config.output.preview_interval == 0):
                 self.preview()
-            diagnosis = self.monitor.diagnose(self.info.fraction(done), self.stage.kind)
+            diagnosis = self.monitor.diagnose(self.info.fraction(done), self.stage.kind, self.config)
             if diagnosis is not None:
                 self.save()
                 raise DivergenceError(f"step {done}: {diagnosis}")
@@ -291,7 +294,7 @@ class Trainer:
             "objectives": {name: objective.state_dict() for name, objective in self.objectives.items()},
             "random": {"torch": torch.get_rng_state()},
         }
-        checkpoint_checks.check_finite_state(tensors, self.step, self.stage.kind)
+        checkpoint_checks.check_finite_state(tensors, self.step, self._advice)
         meta = {
             "stage": self.stage.name,
             "step": self.step,
@@ -310,6 +313,19 @@ class Trainer:
         checkpoint.prune(folder, self.config.output.keep_checkpoints, stage, in_use, whole=path)
         workspace.remove_replaced(self.workspace)
         return path
+
+    def _what_is_left(self) -> str:
+        """What the same command does after a failure, for messages."""
+        found = checkpoint.latest(self.workspace / "checkpoints", self.stage.name)
+        if found is None:
+            return "no checkpoint was written yet, so the run begins anew"
+        again = "the same command" + ("" if self.config.runtime.ckpt == "latest" else " without --ckpt")
+        return f"{again} goes on from {found.name}"
+
+    def _advice(self) -> str:
+        """What is left after a loss or a weight that is not finite, and what to try."""
+        half = self.amp_dtype is torch.float16
+        return f"{self._what_is_left()}; try {self.stage.kind.advice(Failure.NOT_FINITE, self.config, half)}"
 
     def restore(self) -> bool:
         """Go on from the checkpoint that ``--ckpt`` means, if there is one; returns whether there was.
@@ -330,14 +346,23 @@ class Trainer:
             else:
                 self.load(path)
             self.named = path if ckpt not in ("latest", "best") else None
-            of_total = f" of {self.config.optim.iters}" if self.config.trains else ""
-            self.report.log(f"{'going on from' if of_total else 'showing'} {path} (step {self.step}{of_total})")
+            self.report.log(self._restored(path))
         elif not self.config.trains:
             raise UserError(
                 f"workspace {self.workspace} has no checkpoint of stage {self.stage.name!r} to show; train first: the same "
                 "command without --test or --six_views"
             )
         return path is not None
+
+    def _restored(self, path: Path) -> str:
+        """What a run does with the checkpoint that it has loaded, for the log."""
+        if not self.config.trains:
+            return f"showing {path} (step {self.step})"
+        total = self.config.optim.iters
+        if self.step < total:
+            return f"going on from {path} (step {self.step} of {total})"
+        more = "" if self.step == total else f", more than the {total} asked for"
+        return f"nothing is left to train: {path} has {self.step} steps{more}; give more --iters to go on"
 
     def begin(self, fill: Callable[[], tuple[str, object]]) -> None:
         """Let ``fill`` put something into the model before the first step, and begin the average of the weights there.
@@ -390,7 +415,7 @@ class Trainer:
         if meta["scaler"]:  # empty in a run without float16, on a CPU for instance; a scale is then found anew
             self.scaler.load_state_dict(meta["scaler"])
         self.monitor = DivergenceMonitor(**meta["monitor"])
-        self.unread = Unread(self.stage.kind, self.monitor)
+        self.unread = Unread(self.monitor, self._advice)
 
     def _check_resumable(self, path: Path, tensors: dict, meta: dict) -> tuple[Tensor, dict[int, dict]]:
         """Check what a checkpoint holds beside the model; returns the states of the random numbers and of the optimiser."""

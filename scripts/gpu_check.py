@@ -7,7 +7,6 @@ to files of its own. It installs nothing: packages that are missing are named, a
 PYTHONPATH; tests that need one of them are skipped.
 """
 
-import argparse
 import concurrent.futures
 import importlib.util
 import json
@@ -17,12 +16,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from nerf.core.ranges import above  # noqa: E402
+from nerf.core.script import Parser, refuse  # noqa: E402
+
 BUILD = """
 from concurrent.futures import ThreadPoolExecutor
 import extension, torch
@@ -43,7 +47,8 @@ FAILURES_SHOWN = 20
 # What the tests import beside torch, and its name on PyPI.
 PACKAGES = {
     "accelerate": "accelerate", "diffusers": "diffusers", "embreex": "embreex", "imageio": "imageio",
-    "imageio_ffmpeg": "imageio-ffmpeg", "fast_simplification": "fast-simplification", "ninja": "ninja", "numpy": "numpy",
+    "imageio_ffmpeg": "imageio-ffmpeg", "fast_simplification": "fast-simplification", "msgspec": "msgspec", "ninja": "ninja",
+    "numpy": "numpy",
     "PIL": "pillow", "pytest": "pytest", "pytest_timeout": "pytest-timeout", "safetensors": "safetensors",
     "scipy": "scipy", "skimage": "scikit-image", "tensorboard": "tensorboard", "tqdm": "tqdm",
     "transformers": "transformers", "trimesh": "trimesh", "xatlas": "xatlas",
@@ -73,8 +78,8 @@ class Result:
 
 def main() -> int:
     """Run the chosen stages, also after a failed one; returns 0 if all of them passed."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--minutes", type=float, default=9, help="for each stage")
+    parser = Parser(description=__doc__.split("\n", 1)[0])
+    parser.number("--minutes", float, 9, above(0, 1e5), "for each stage")
     parser.add_argument("--only", nargs="+", help=f"stages ({', '.join(STAGES)}) or steps, such as bench_mlp; default: all")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where gpu.json and gpu.md go")
     parser.add_argument("--logs", type=Path, default=ROOT / "build" / "gpu_check", help="where the processes' output goes")
@@ -92,10 +97,12 @@ def main() -> int:
               "pip install --target FOLDER puts them where PYTHONPATH=FOLDER finds them", flush=True)  # fmt: skip
     for folder in (arguments.out, arguments.logs):
         folder.mkdir(parents=True, exist_ok=True)
+    read_results(arguments.out)  # before anything takes time
     chosen = choose(steps(arguments.logs), arguments.only)
     if not any(chosen.values()):
-        print(f"gpu-check: --only {' '.join(arguments.only)} names no stage and no step; stages are {', '.join(STAGES)}")
-        return 2
+        return refuse(
+            f"--only {' '.join(arguments.only)} names no stage and no step; stages are {', '.join(STAGES)}", "gpu-check"
+        )
     success = True
     for stage, of_stage in chosen.items():
         found = run_stage(stage, of_stage, arguments.logs, 60 * arguments.minutes)
@@ -226,7 +233,10 @@ def run(step: Step, logs: Path, deadline: float) -> Result:
             result.tests, result.failures = read_tests(step.report)
             result.passed = code in (0, NO_TESTS)
         else:
-            result.figures = json.loads(step.report.read_text())["figures"]
+            try:
+                result.figures = json.loads(step.report.read_text(encoding="utf-8"))["figures"]
+            except (ValueError, LookupError, TypeError):  # it was stopped while it wrote
+                result.passed = False
     if not result.passed and not result.failures:
         result.error = "\n".join(text.splitlines()[-15:])
     return result
@@ -263,10 +273,26 @@ def machine(torch: Any) -> dict[str, str]:
     }
 
 
+def read_results(out: Path) -> dict[str, dict[str, Any]]:
+    """The results of earlier stages in gpu.json, by stage and name; none if there is no file.
+
+    By hand, as the package that checks shapes elsewhere may be missing on this machine. Exits with 2 if it is damaged.
+    """
+    path = out / "gpu.json"
+    needed = {each.name for each in fields(Result)} | {"machine"}
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        whole = all(needed <= set(result) for results in known.values() for result in results.values())
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise SystemExit(refuse(f"{path} is damaged; restore it from version control, or remove it"))
+    return dict(known)
+
+
 def save(out: Path, stage: str, found: dict[str, Result], where: dict[str, str]) -> None:
     """Add a stage's results to gpu.json and write gpu.md anew; steps that did not run this time stay."""
-    path = out / "gpu.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    path, known = out / "gpu.json", read_results(out)
     known.setdefault(stage, {}).update({name: {**asdict(result), "machine": where} for name, result in found.items()})
     known = {name: known[name] for name in STAGES if name in known}
     path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")

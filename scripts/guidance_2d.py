@@ -11,7 +11,6 @@ those of several models together. The flags of main.py for prompts, guidance, we
 """
 
 import argparse
-import logging
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nerf.core.console import protected  # noqa: E402
 from nerf.core.errors import DivergenceError, UserError  # noqa: E402
+from nerf.core.ranges import between  # noqa: E402
+from nerf.core.script import Parser, log_to_stderr, refuse  # noqa: E402
 
 STEPS, OPTIMISATION_STEPS, SIZE = 50, 300, 256
 
@@ -27,20 +28,13 @@ STEPS, OPTIMISATION_STEPS, SIZE = 50, 300, 256
 def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The flags of this program, and the others, which are main.py's."""
     first, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="guidance_2d.py",
-        description=first,
-        epilog=rest,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="guidance_2d.py", description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="picture.png", metavar="FILE.png", help="a sheet of all pictures (picture.png)")
-    parser.add_argument("--count", type=int, default=1, help="pictures, where no cameras are given (1)")
-    parser.add_argument(
-        "--views", type=int, default=0, help="cameras around the object (0; 8 for a model that is told the camera)"
-    )
-    parser.add_argument("--polar", type=float, default=75.0, help="polar angle of the cameras, degrees (75)")
-    parser.add_argument("--steps", type=int, help=f"of sampling ({STEPS}) or of optimisation ({OPTIMISATION_STEPS})")
+    parser.number("--count", int, 1, between(1, 256), "pictures, where no cameras are given")
+    parser.number("--views", int, 0, between(0, 256), "cameras around the object; 8 for a model that is told the camera")
+    parser.number("--polar", float, 75.0, between(0, 180), "polar angle of the cameras, degrees")
+    steps = f"of sampling; if it is not given, {STEPS}, and {OPTIMISATION_STEPS} of optimisation"
+    parser.number("--steps", int, None, between(1, 10**6), steps)
     parser.add_argument("--optimise", action="store_true", help="move pixels by the losses of the models, instead of sampling")
     return parser.parse_known_args(argv)
 
@@ -54,9 +48,6 @@ def draw(own: argparse.Namespace, others: list[str]) -> int:
     from nerf.config.config import parse
     from nerf.config.resolve import StoredRun, resolve
 
-    for name, low in (("count", 1), ("views", 0), ("steps", 1)):
-        if getattr(own, name) is not None and getattr(own, name) < low:
-            raise UserError(f"--{name} must be at least {low}, got {getattr(own, name)}")
     if not own.out.lower().endswith(".png"):
         raise UserError(f"--out must name a .png file, got {own.out}")
     import guidance
@@ -109,16 +100,15 @@ def _progress(step: int, steps: int, loss: float) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Read the flags and draw; returns the exit code."""
     own, others = arguments(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_stderr()
     began = time.monotonic()
     try:
         count = draw(own, others)
     except (UserError, DivergenceError) as error:
-        print(f"guidance_2d.py: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        code = refuse(str(error), "guidance_2d.py")
+        return code if isinstance(error, UserError) else 1
     except OSError as error:
-        print(f"guidance_2d.py: {error.filename or own.out} cannot be written: {error.strerror or error}", file=sys.stderr)
-        return 2
+        return refuse(f"{error.filename or own.out} cannot be written: {error.strerror or error}", "guidance_2d.py")
     print(f"wrote {own.out}: {count} picture{'s' if count > 1 else ''} in {time.monotonic() - began:.0f} s")
     return 0
 

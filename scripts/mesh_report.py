@@ -3,7 +3,6 @@
 Example: python scripts/mesh_report.py trial/mesh/mesh.glb
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -11,17 +10,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nerf.core.console import protected  # noqa: E402
+from nerf.core.errors import visible  # noqa: E402
+from nerf.core.ranges import between  # noqa: E402
+from nerf.core.script import Parser  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the report of every file that can be measured; returns 0, or 2 if one cannot."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = Parser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a GLB, glTF, OBJ, PLY or STL")
     parser.add_argument("--json", action="store_true", help="print a JSON list with an object per file")
-    parser.add_argument("--samples", type=int, default=5_000, help="triangles tested for crossing others (5000)")
+    parser.number("--samples", int, 5_000, between(0, 10**9), "triangles tested for crossing others")
     args = parser.parse_args(arguments)
-    if args.samples < 0:
-        parser.error(f"--samples must be at least 0, got {args.samples}")
     from nerf.mesh.report import report_file
 
     reports = []
@@ -29,11 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             reports.append(report_file(path, args.samples))
         except (ValueError, OSError) as error:
-            print(f"mesh_report: {error}", file=sys.stderr)
+            print(visible(f"mesh_report: {error}"), file=sys.stderr)
     if args.json:
         print(json.dumps([report.as_dict() for report in reports], indent=1, ensure_ascii=False))
     elif reports:
-        print("\n\n".join("\n".join([report.file, *report.lines()]) for report in reports))
+        print("\n\n".join("\n".join(map(visible, [report.file, *report.lines()])) for report in reports))
     return 0 if len(reports) == len(args.files) else 2
 
 

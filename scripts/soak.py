@@ -7,7 +7,6 @@ two programs one is refused with a sentence, or the script says what happened in
 last line has the counts.
 """
 
-import argparse
 import collections
 import hashlib
 import json
@@ -21,6 +20,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ sys.path.insert(0, str(ROOT))
 from nerf.core.cameras import orbit  # noqa: E402
 from nerf.core.console import protected  # noqa: E402
 from nerf.core.errors import UserError  # noqa: E402
+from nerf.core.files import read_json  # noqa: E402
+from nerf.core.ranges import above, between  # noqa: E402
+from nerf.core.script import SEED, Parser  # noqa: E402
 from nerf.run import checkpoint  # noqa: E402
 
 # Both stages and an export in a few seconds; a checkpoint after almost every step, so that many kills hit one.
@@ -102,7 +105,8 @@ class Soak:
         self.require(not different, f"other bits than an undisturbed run: {different}")
         left = [path for path in workspace.rglob("*") if path.name.startswith(".") or path.name == "replaced"]
         self.require(not left, f"leftovers: {left}")
-        json.loads((workspace / "result.json").read_text())["mesh"]["files"]["glb"]
+        result = read_json(workspace / "result.json", "the run left it so", dict[str, Any])
+        self.require("glb" in result.get("mesh", {}).get("files", {}), "result.json names no mesh")
         self.counts["same bits"] += 1
 
     def require(self, good: bool, what: str) -> None:
@@ -254,10 +258,10 @@ def make_photographs(folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Repeat rounds until the time is over; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long")
-    parser.add_argument("--rounds", type=int, default=10**9, help="end after so many rounds")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser = Parser(description=__doc__)
+    parser.number("--minutes", float, 60.0, above(0, 1e6), "how long")
+    parser.number("--rounds", int, 10**9, between(1, 10**9), "end after so many rounds")
+    parser.number("--seed", int, 0, SEED, "of the moments")
     options = parser.parse_args(argv)
     soak = Soak(Path(tempfile.mkdtemp(prefix="soak_")), random.Random(options.seed))
     make_photographs(soak.base / "photographs")

@@ -88,6 +88,31 @@ def test_a_bad_flag_is_one_sentence_and_nothing_else(words, sentence):
     assert len(done.stderr.strip().splitlines()) == 1 and done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--backbone gird", "--backbone must be grid or vanilla, got 'gird'; did you mean grid?"),
+        ("--background sky", "--background must be auto, constant or network, got 'sky'"),
+        ("--backend vulkan", "--backend must be auto, cuda, cpu or torch, got 'vulkan'"),
+        ("--guidance sd", "got 'sd'; did you mean SD?"),
+        ("--guidance SD SD", "--guidance names SD twice"),
+    ],
+)
+def test_a_name_that_is_not_registered_is_refused_before_anything_is_loaded(run, tmp_path, monkeypatch, words, sentence):
+    monkeypatch.setattr(main, "read_disk", pytest.fail)
+    outcome = run("--text", "a ball", "--sd_version", "embedded", "--workspace", tmp_path / "w", *words.split())
+    assert_refused(outcome, re.escape(sentence))
+
+
+@pytest.mark.parametrize("iters", [2, 1])
+def test_a_run_that_has_nothing_left_to_train_says_so(run, tmp_path, photographs, iters):
+    words = ("--data", photographs, "--workspace", tmp_path / "w", *TINY)
+    assert run(*words)[0] == 0
+    assert run(*words, "--iters", iters)[0] == 0
+    more = "" if iters == 2 else ", more than the 1 asked for"
+    assert f"df_step_00000002.safetensors has 2 steps{more}; give more --iters" in (tmp_path / "w" / "log_df.txt").read_text()
+
+
 def test_help_goes_to_standard_output_and_succeeds():
     done = spawn("--help")
     assert done.returncode == 0 and "--text" in done.stdout and done.stderr == ""

@@ -192,6 +192,20 @@ class _Visits:
             setattr(module, name, nn.Parameter(value, requires_grad=False))
 
 
+@contextmanager
+def parked(network: Network, device: torch.device) -> Iterator[None]:
+    """Keep a network of a GPU in main memory within a ``with`` block; one that is offloaded or on a CPU stays as it is."""
+    moved = device.type == "cuda" and all(p.device.type == "cuda" for p in network.parameters())
+    if moved:
+        network.to("cpu")
+        torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        if moved:
+            network.to(device)
+
+
 def save_memory(networks: Sequence[Network], device: torch.device) -> None:
     """``--vram_O``: move the weights of ``networks`` to main memory, see :func:`offload`."""
     if device.type != "cuda":

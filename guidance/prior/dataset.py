@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from guidance.prior.degrade import degrade
 from guidance.prior.render import render
 from guidance.prior.shapes import EMPTY, KINDS, palette, random_proportions
 from nerf.core.console import protected
+from nerf.core.script import Parser
 
 DATA = Path("local/prior/data")
 SHARD = 512
@@ -279,16 +281,23 @@ class Loader:
         return azimuths, mirrored[:, None, None, None]
 
 
+def _numbers(word: str) -> range:
+    """The numbers that first:last[:step] stands for."""
+    found = re.fullmatch(r"(\d{1,6}):(\d{1,6})(?::(\d{1,6}))?", word)
+    if found is None or found[3] is not None and int(found[3]) == 0:
+        raise argparse.ArgumentTypeError(f"must be first:last or first:last:step, as 0:60, got {word!r:.80}")
+    return range(int(found[1]), int(found[2]), int(found[3] or 1))
+
+
 def main(write: Callable[[int, Path], Path] = write_shard, data: Path = DATA) -> None:
     """Write a range of shards and print the time they took."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--shards", default="0:60", help="first:last[:step] of the shards to write")
+    parser = Parser(description=main.__doc__)
+    parser.add_argument("--shards", type=_numbers, default="0:60", help="first:last[:step] of the shards to write")
     parser.add_argument("--data", type=Path, default=data, help="folder of the shards")
     args = parser.parse_args()
     torch.set_num_threads(1)
     start = time.process_time()
-    numbers = range(*(int(n) for n in args.shards.split(":")))
-    for number in numbers:
+    for number in args.shards:
         write(number, args.data)
         print(json.dumps({"shard": number, "cpu_s": round(time.process_time() - start, 1)}), flush=True)
 

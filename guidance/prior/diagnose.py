@@ -25,6 +25,8 @@ from guidance.prior.model import Prior, load
 from guidance.prior.render import render
 from guidance.prior.shapes import caption_of, palette, random_proportions
 from nerf.core.console import protected
+from nerf.core.ranges import between
+from nerf.core.script import Parser
 
 KINDS = ("chair", "car", "house", "mug")
 TURNS = (0, 90, 180)
@@ -183,14 +185,14 @@ def x0_errors(
 
 def main() -> None:
     """Print the camera ratios (target: 2.0 at 90 degrees, 1.3 at 180) and the errors of x_0; write a sheet of samples."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = Parser(description=main.__doc__)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="diffusers folder")
-    parser.add_argument("--t", type=int, default=850)
-    parser.add_argument("--count", type=int, default=40, help="renders of each kind")
+    parser.number("--t", int, 850, between(0, 999), "timestep")
+    parser.number("--count", int, 40, between(1, 10_000), "renders of each kind")
     parser.add_argument("--ceiling", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--sheet", type=Path, default=None, help="PNG to write samples to")
     parser.add_argument("--prompts", nargs="*", default=[prompt for prompt, _ in BENCHMARK_PROMPTS])
-    parser.add_argument("--scale", type=float, default=3.0, help="guidance scale of the samples")
+    parser.number("--scale", float, 3.0, between(0, 1e6), "guidance scale of the samples")
     args = parser.parse_args()
     prior = load(args.weights)
     print(json.dumps(camera_ratios(prior, args.t, args.count, args.ceiling), indent=1))

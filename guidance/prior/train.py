@@ -8,7 +8,6 @@ minutes, after the state has been saved, so a later run resumes from before the 
 B images per process; processes average their gradients (gloo), one thread each.
 """
 
-import argparse
 import copy
 import json
 import os
@@ -28,6 +27,8 @@ from guidance.prior import UNSHUFFLE
 from guidance.prior import model as prior_model
 from guidance.prior.dataset import DATA, Batch, Loader, data_hash
 from nerf.core.console import protected
+from nerf.core.ranges import above, between
+from nerf.core.script import SEED, Parser
 
 
 @dataclass(frozen=True)
@@ -374,14 +375,14 @@ def _worker(
 def main(kind: type[Training[Any, Any]] = Trainer, recipe: Recipe | None = None, run: str = "run", data: Path = DATA) -> None:
     """Train a part of the embedded prior, or resume it; renders must exist (``python -m guidance.prior.dataset``)."""
     recipe = recipe or Recipe()
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--minutes", type=float, default=120, help="wall clock of this run")
+    parser = Parser(description=main.__doc__)
+    parser.number("--minutes", float, 120, between(0, 1e7), "wall clock of this run")
     parser.add_argument("--data", type=Path, default=data, help="folder of the shards")
     parser.add_argument("--run", type=Path, default=data.parent / run, help="folder of the state")
-    parser.add_argument("--batch", type=int, default=recipe.batch, help="images per process and step")
-    parser.add_argument("--processes", type=int, default=recipe.processes, help="one thread each")
-    parser.add_argument("--lr", type=float, default=recipe.lr)
-    parser.add_argument("--seed", type=int, default=recipe.seed)
+    parser.number("--batch", int, recipe.batch, between(1, 2**16), "images per process and step")
+    parser.number("--processes", int, recipe.processes, between(1, 1024), "one thread each")
+    parser.number("--lr", float, recipe.lr, above(0, 10), "learning rate")
+    parser.number("--seed", int, recipe.seed, SEED, "of the random numbers")
     args = parser.parse_args()
     recipe = replace(recipe, seed=args.seed, batch=args.batch, processes=args.processes, lr=args.lr)
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -5,7 +5,6 @@ The prior's other parts are frozen. Noise is added to degraded images, and the c
 outlines are decided.
 """
 
-import json
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from guidance.prior import WEIGHTS, detail, train
 from guidance.prior import model as prior_model
 from guidance.prior.dataset import Batch
+from nerf.core.files import read_json
 
 RECIPE = train.Recipe(lr=2e-3, warmup=100, decay_minutes=20, t_bias=1.5)  # t = 1000 u^bias here: more samples at low noise
 FLOOR = 0.1  # the weight of a squared error is 1 / (FLOOR + sigma)
@@ -42,7 +42,10 @@ class DetailTrainer(train.Trainer):
 
     def about(self) -> dict[str, Any]:
         """The prior's own ``recipe.json``, with this run under the key ``detail``."""
-        return {**json.loads((WEIGHTS / "recipe.json").read_text()), "detail": super().about()}
+        return {
+            **read_json(WEIGHTS / "recipe.json", "restore it from version control", dict[str, Any]),
+            "detail": super().about(),
+        }
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error of the x_0 prediction over ``FLOOR + sigma``."""

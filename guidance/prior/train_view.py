@@ -17,14 +17,16 @@ from guidance.prior import model as prior_model
 from guidance.prior.view_dataset import DATA, PairBatch, PairLoader
 from guidance.prior.view_model import Reading, ViewPrior
 
+GROSS = 25.0  # degrees, from which an error of the estimated azimuth is not trained on
+
 
 @dataclass(frozen=True)
 class ViewRecipe(train.Recipe):
     """Hyperparameters of the training of the view-conditioned prior."""
 
-    lr: float = 1e-3
+    lr: float = 5e-4
     unet_rate: float = 0.3  # factor of the learning rate of the UNet, which is trained already
-    ema: float = 0.995
+    ema: float = 0.998
     decay_minutes: float = 20
     encoder_steps: int = 2800  # steps of the encoder alone
     encoder_batch: int = 64  # references per process and step, while it is alone
@@ -101,12 +103,22 @@ class ViewTrainer(train.Training[ViewPrior, PairBatch]):
         error = self.error(batch, reading, self.timesteps(len(batch.captions)))
         return (error * batch.weight).mean() + r.caption_weight * caption + r.heading_weight * heading
 
+    def azimuths(self, batch: PairBatch, reading: Reading) -> Tensor:
+        """The azimuths [B] of the references that the UNet is trained with: the estimates, and the true ones for gross errors.
+
+        The UNet learns to correct small errors. It can do nothing about great ones but blur, and would learn to ignore the
+        camera; it is better that the object comes out turned.
+        """
+        found, true = view_model.azimuth_of(reading.heading), batch.source["azimuth"]
+        miss = ((found - true + 180) % 360 - 180).abs()
+        return torch.where((miss < GROSS) | ~batch.oriented, found, true)
+
     def error(self, batch: PairBatch, reading: Reading, t: Tensor) -> Tensor:
         """Mean squared error [B] of x_0 at timesteps t [B], the reference dropped at random."""
         keep = (torch.rand(len(t), generator=self.generator) >= self.recipe.drop_reference).float()
         clean, noisy, _ = self.noised(batch.image, batch.degraded, t)
         with torch.autocast("cpu", torch.bfloat16):
-            seen = self.prior.see(batch.reference, batch.source, reading)
+            seen = self.prior.see(batch.reference, batch.source, reading, self.azimuths(batch, reading))
             x0 = self.prior.predict(noisy, t, seen, *view_model.cameras_of(batch.target, seen.offset), keep)
         return (x0.float() - clean).square().mean((1, 2, 3))
 

@@ -153,10 +153,15 @@ class ViewPrior:
         reading: Reading = self.encoder(reference, camera.to(reference))
         return reading
 
-    def see(self, reference: Tensor, source: dict[str, Tensor], reading: Reading | None = None) -> Seen:
-        """What the UNet is given of references; arguments as of :meth:`read`, whose result may be given."""
+    def see(
+        self, reference: Tensor, source: dict[str, Tensor], reading: Reading | None = None, own: Tensor | None = None
+    ) -> Seen:
+        """What the UNet is given of references; arguments as of :meth:`read`, whose result may be given.
+
+        ``own`` [B] replaces the estimated azimuths of the references in the object's own frame, in degrees.
+        """
         reading = reading or self.read(reference, source)
-        offset = azimuth_of(reading.heading) - source["azimuth"]
+        offset = (azimuth_of(reading.heading) if own is None else own) - source["azimuth"]
         return Seen(offset, reading.caption, torch.nn.functional.pixel_unshuffle(reference, UNSHUFFLE))
 
     def predict(self, noisy: Tensor, t: Tensor, seen: Seen, camera: Tensor, ray: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -1,9 +1,10 @@
 """Flags of stable-dreamfusion that have no counterpart here: refused ones are read, so that the message can say why."""
 
-import argparse
 from dataclasses import dataclass
 from typing import Any
 
+from nerf.config.parser import Kind
+from nerf.config.typed import Flag
 from nerf.core.errors import UserError
 
 
@@ -24,15 +25,10 @@ REFUSED: dict[str, Refused] = {
 IGNORED: dict[str, str] = {"zero123_config": "the shapes of the weights say all that the file says"}
 
 
-def add_refused(parser: argparse.ArgumentParser) -> None:
-    """Let a parser read the flags of :data:`REFUSED` and :data:`IGNORED`."""
-    for flag in IGNORED:
-        parser.add_argument(f"--{flag}", default=argparse.SUPPRESS)
-    for flag, refused in REFUSED.items():
-        if isinstance(refused.default, bool):
-            parser.add_argument(f"--{flag}", action="store_true", default=argparse.SUPPRESS)
-        else:
-            parser.add_argument(f"--{flag}", type=float, default=argparse.SUPPRESS)
+def read_only_flags() -> dict[str, Flag]:
+    """The flags of :data:`REFUSED` and :data:`IGNORED`, by name."""
+    refused = {flag: Flag(Kind(type(refused.default), None, False)) for flag, refused in REFUSED.items()}
+    return refused | {flag: Flag(Kind(str, None, False)) for flag in IGNORED}
 
 
 def without_refused(values: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from nerf.config.compat import add_refused, without_refused
+from nerf.config.compat import read_only_flags, without_refused
 from nerf.config.groups import (
     CameraConfig,
     DmtetConfig,
@@ -31,19 +31,18 @@ from nerf.config.parser import (
     Field,
     Group,
     as_given,
-    build_parser,
+    as_words,
     dashed,
     flag_of,
     help_text,
     iterate,
     kind_of,
-    read_words,
     refuse_unbuilt,
-    split_file,
     with_value_of,
 )
 from nerf.config.presets import GUIDANCE_OF, PRESETS, REASONS
 from nerf.config.stages import STAGE_KINDS
+from nerf.config.typed import FILE, HELP, flag_for, read_words, split_file
 from nerf.config.viewer import GuiConfig
 from nerf.core.errors import UserError
 from nerf.core.files import as_shape
@@ -61,7 +60,8 @@ Somnia: text, a picture or posed photographs to a textured 3D model.
   python main.py --image burger_rgba.png --workspace trial -O         train from a picture (see preprocess_image.py)
   python main.py --data photographs/ --workspace trial                train from photographs
 
-Defaults are in brackets. Every switch has a --no_ form. Typed flags override --file, and files override presets."""
+Ranges are in parentheses, defaults in brackets. Every switch has a --no_ form. Typed flags override --file, and files
+override presets."""
 _HELP_CLOSING = """\
 Other
   --file FILE                       read more flags from a file with shell quoting; may be given several times
@@ -201,17 +201,18 @@ def parse(argv: Sequence[str]) -> Config:
         SystemExit: ``--help`` was printed.
     """
     words = list(argv[1:] if argv and argv[0] == "--" else argv)
-    if "-h" in words or "--help" in words:
+    if any(word in words for word in HELP):
         print(help_text(GROUPS, _HELP_OPENING, _HELP_CLOSING), end="")
         raise SystemExit(0)
-    parser = build_parser(GROUPS)
-    parser.add_argument("--file", action="append")
-    add_refused(parser)
-    known = [dashed(flag) for flag in OPTIONS] + ["--file", "--help"]
-    typed = read_words(parser, words, known)
+    flags = {flag: flag_for(field) for flag, (_, field) in OPTIONS.items()} | read_only_flags()
+    typed = read_words(words, flags | {"file": FILE})
     in_files: dict[str, Any] = {}
     for path in typed.pop("file", []):
-        in_files |= read_words(parser, split_file(path), known)
+        inside = split_file(path)
+        try:
+            in_files |= read_words(inside, flags)
+        except UserError as error:
+            raise UserError(f"--file {path}: {error}") from None
     config = Config()
     for values, source in ((in_files, "file"), (typed, "typed")):
         values = without_refused(values)
@@ -224,8 +225,6 @@ def parse(argv: Sequence[str]) -> Config:
 
 def _checked(config: Config) -> Config:
     """The options of a command line, unless two of them exclude each other or the workspace is not named."""
-    if not config.output.workspace.strip():
-        raise UserError("--workspace is empty; name a folder, as in --workspace trial")
     try:
         os.fsencode(config.output.workspace).decode()
     except UnicodeDecodeError:
@@ -286,7 +285,7 @@ def as_typed(flag: str, value: Any) -> str:
     if kind.scalar is bool:
         return dashed(flag) if value else f"--no_{flag}"
     words = value if isinstance(value, tuple) else (value,)
-    return " ".join([dashed(flag), *(shlex.quote(f"{w:g}" if isinstance(w, float) else str(w)) for w in words)])
+    return " ".join([dashed(flag), *(shlex.quote(as_words(word)) for word in words)])
 
 
 def to_json(config: Config) -> dict[str, Any]:

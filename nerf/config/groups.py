@@ -1,34 +1,23 @@
 """Options of a run, in groups: each field is a command-line flag with its type, default, help and check.
 
 Defaults are those of stable-dreamfusion except where docs/flags.md gives another and why. Upper bounds are far above any
-useful value; they catch typing errors and overflows. Angles are degrees, lengths scene units. The
-groups of prompts and photographs are in ``nerf/config/inputs.py``.
+useful value; they catch typing errors and overflows. Every number has both bounds, which --help gives. Angles are degrees,
+lengths scene units. Prompts and photographs are in ``nerf/config/inputs.py``.
 """
 
 import re
 from dataclasses import dataclass, fields
-from math import inf
 from types import SimpleNamespace
 from typing import Any
 
-from nerf.config.parser import (
-    RUN,
-    Check,
-    Group,
-    above,
-    at_least,
-    between,
-    expected_words,
-    option,
-    ordered,
-    power_of_two,
-    value_of,
-)
+from nerf.config.distillation import DistillationConfig
+from nerf.config.limits import AZIMUTH, FAR, FOV, FRACTION, LENGTH, MOST, POLAR, POSITIVE_LENGTH, SIZE, STEPS, WEIGHT
+from nerf.config.parser import RUN, Group, option, value_of
 from nerf.config.stages import DMTET, STAGE_KINDS
 from nerf.config.zero123 import Zero123Config
+from nerf.core.ranges import Check, above, between, even, ordered, power_of_two
+from nerf.core.words import expected_words
 
-SIZE = between(1, 8192)  # pixels
-FRACTION = between(0, 1)
 STAGES = tuple(STAGE_KINDS)  # of a run, in their order
 # Consecutive stages, short runs first: what --stages accepts.
 STAGE_RUNS = tuple(STAGES[i : i + n] for n in range(1, len(STAGES) + 1) for i in range(len(STAGES) - n + 1))
@@ -40,7 +29,7 @@ CKPT_WORDS = ("latest", "best", "latest_model", "scratch")  # what --ckpt accept
 
 
 @dataclass(frozen=True)
-class GuidanceConfig(Zero123Config):
+class GuidanceConfig(DistillationConfig, Zero123Config):
     """Guidance by diffusion models (several values: one for each model in the order of --guidance)"""
 
     guidance: tuple[str, ...] = option(
@@ -70,49 +59,10 @@ class GuidanceConfig(Zero123Config):
     )
     IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion: --guidance IF")
     guidance_weights: tuple[float, ...] = option(
-        (1.0,), "weight of each model's loss, a factor of --lambda_guidance", check=at_least(0), each=1
+        (1.0,), "weight of each model's loss, a factor of --lambda_guidance", check=WEIGHT, each=1
     )
-    guidance_scale: tuple[float, ...] = option((100.0,), "classifier-free guidance (CFG) scale", check=at_least(0), each=1)
-    guidance_rescale: tuple[float, ...] = option(
-        (0.0,),
-        "CFG rescale (Lin et al. 2023): share of the guided prediction that gets the standard deviation of the conditional one",
-        check=FRACTION,
-        each=1,
-    )
-    guidance_weighting: tuple[str, ...] = option(
-        ("sds",),
-        "w(t) of score distillation: sds is sigma^2, uniform 1, fantasia alpha sigma^2, x0 sigma / alpha (the x0 residual)",
-        choices=("sds", "uniform", "fantasia", "x0"),
-        each=1,
-    )
-    guidance_anneal: tuple[float, ...] = option(
-        (0.0,),
-        "linear decrease of the CFG scale towards 1 over the run (0: constant, 1: ends at 1)",
-        check=FRACTION,
-        each=1,
-    )
+    guidance_scale: tuple[float, ...] = option((100.0,), "classifier-free guidance (CFG) scale", check=between(0, 1e6), each=1)
     prior_detail: bool = option(True, "embedded prior: refine its x0 estimates with the detail network, for a fifth more time")
-    t_range: tuple[float, ...] = option(
-        (0.02, 0.98), "range of diffusion timesteps, as fractions of the schedule", check=ordered(0, 1, "fractions"), each=2
-    )
-    t_anneal: tuple[float, ...] = option(
-        (0.0,),
-        "linear decrease of the upper end of --t_range towards the lower over the run (0: constant, 1: ends at the lower)",
-        check=FRACTION,
-        each=1,
-    )
-    t_anneal_low: tuple[float, ...] = option(
-        (0.0,),
-        "the same of the lower end, which begins this share of the width of --t_range higher and ends at its place",
-        check=FRACTION,
-        each=1,
-    )
-    anneal_span: tuple[float, ...] = option(
-        (0.0, 1.0),
-        "part of the run, as fractions, over which --t_anneal, --t_anneal_low and --guidance_anneal act",
-        check=ordered(0, 1, "fractions"),
-        each=2,
-    )
     angle_front: float = option(
         90.0,
         "view words: azimuth that counts as front, degrees; at its borders front and side have equal weights",
@@ -123,11 +73,13 @@ class GuidanceConfig(Zero123Config):
         "view words: polar angle at which overhead and the others have equal weights; bottom mirrors it",
         check=between(10, 80),
     )
-    lambda_guidance: float = option(1.0, "weight of the guidance loss", check=at_least(0))
+    lambda_guidance: float = option(1.0, "weight of the guidance loss", check=WEIGHT)
     perpneg: bool = option(False, "Perp-Neg: negative prompts of the other views, perpendicular to the positive one")
-    negative_w: float = option(-2.0, "Perp-Neg: weight of the negative prompts, 0 to -4", check=between(-100, 0))
-    front_decay_factor: float = option(2.0, "Perp-Neg: decay of the negative weight near the front view", check=at_least(0))
-    side_decay_factor: float = option(10.0, "Perp-Neg: decay of the negative weight near the side view", check=at_least(0))
+    negative_w: float = option(-2.0, "Perp-Neg: weight of the negative prompts, useful from 0 to -4", check=between(-100, 0))
+    front_decay_factor: float = option(
+        2.0, "Perp-Neg: decay of the negative weight near the front view", check=between(0, 1000)
+    )
+    side_decay_factor: float = option(10.0, "Perp-Neg: decay of the negative weight near the side view", check=between(0, 1000))
     vram_O: bool = option(False, "offload the diffusion model to main memory and slice its VAE: less GPU memory, slower")
     compile_guidance: str = option(
         "none",
@@ -137,19 +89,16 @@ class GuidanceConfig(Zero123Config):
     )
     clip_crops: int = option(4, "clip: random crops of each view in a step (0: the whole picture)", check=between(0, 64))
     save_guidance: bool = option(False, "write the images that the guidance receives and predicts to guidance/")
-    save_guidance_interval: int = option(10, "steps between two images of --save_guidance", check=at_least(1))
+    save_guidance_interval: int = option(10, "steps between two images of --save_guidance", check=STEPS)
 
     def of(self, name: str) -> Any:
-        """The options as one of the guidance models sees them.
+        """The options as one of the guidance models sees them; one that ``--guidance`` does not name sees those of the first.
 
         Returns:
             A record with every option of this group; those that belong to each model hold the value of this one alone, a
             number or a word, or a tuple of several.
-
-        Raises:
-            ValueError: no such model guides this run.
         """
-        index = self.guidance.index(name)
+        index = self.guidance.index(name) if name in self.guidance else 0
         values = {field.name: value_of(field, getattr(self, field.name), index) for field in fields(self)}
         return SimpleNamespace(**values)
 
@@ -162,7 +111,7 @@ class CameraConfig(Group):
     w: int = option(64, "render width while training", check=SIZE)
     h: int = option(64, "render height while training", check=SIZE)
     radius_range: tuple[float, float] = option(
-        (3.0, 3.5), "camera distance from the origin", check=ordered(1e-3, inf, "distances")
+        (3.0, 3.5), "camera distance from the origin", check=ordered(1e-3, FAR, "distances")
     )
     theta_range: tuple[float, float] = option(
         (45.0, 105.0), "polar angle of the camera", check=ordered(0, 180, "angles in degrees")
@@ -173,17 +122,17 @@ class CameraConfig(Group):
     fovy_range: tuple[float, float] = option(
         (10.0, 30.0), "vertical field of view", check=ordered(0.1, 170, "angles in degrees")
     )
-    default_radius: float = option(3.2, "camera distance of the default view (turntable, six views)", check=above(0))
-    default_polar: float = option(90.0, "polar angle of the default view", check=between(0, 180))
-    default_azimuth: float = option(0.0, "azimuth of the default view", check=between(-360, 360))
-    default_fovy: float = option(20.0, "vertical field of view of the default view", check=between(0.1, 170))
+    default_radius: float = option(3.2, "camera distance of the default view (turntable, six views)", check=POSITIVE_LENGTH)
+    default_polar: float = option(90.0, "polar angle of the default view", check=POLAR)
+    default_azimuth: float = option(0.0, "azimuth of the default view", check=AZIMUTH)
+    default_fovy: float = option(20.0, "vertical field of view of the default view", check=FOV)
     half_size_ratio: float = option(
         0.0, "fraction of the run, from its start, that renders at half of --w and --h", check=FRACTION
     )
     jitter_pose: bool = option(False, "add noise to the training cameras")
-    jitter_center: float = option(0.2, "width of the uniform noise of the camera position", check=at_least(0))
-    jitter_target: float = option(0.2, "standard deviation of the look-at target", check=at_least(0))
-    jitter_up: float = option(0.02, "standard deviation of the up vector", check=at_least(0))
+    jitter_center: float = option(0.2, "width of the uniform noise of the camera position", check=LENGTH)
+    jitter_target: float = option(0.2, "standard deviation of the look-at target", check=LENGTH)
+    jitter_up: float = option(0.02, "standard deviation of the up vector", check=between(0, 100))
     uniform_sphere_rate: float = option(0.0, "fraction of views sampled uniformly on the sphere", check=FRACTION)
     progressive_view: bool = option(False, "start near the default view and widen the camera ranges during training")
     progressive_view_init_ratio: float = option(
@@ -213,14 +162,20 @@ class FieldConfig(Group):
         extensible=True,
         kept=RUN,
     )
-    bg_radius: float = option(1.4, "above 0: a background network; 0 or less: a constant background", kept=RUN)
+    bg_radius: float = option(
+        1.4, "above 0: a background network; 0 or less: a constant background", check=between(-FAR, FAR), kept=RUN
+    )
     density_activation: str = option("exp", "density activation", choices=("exp", "softplus"), kept=RUN)
     density_thresh: float = option(
-        SURFACE_DENSITY, "occupancy threshold on the density (the mean density of the grid if that is lower)", check=above(0)
+        SURFACE_DENSITY,
+        "occupancy threshold on the density (the mean density of the grid if that is lower)",
+        check=above(0, 1e9),
     )
-    density_bias: float = option(0.0, "bias of the raw density, before its activation, at initialisation", kept=RUN)
-    blob_density: float = option(5.0, "raw density at the centre of the initial blob", kept=RUN)
-    blob_radius: float = option(0.2, "radius of the initial blob", check=above(0), kept=RUN)
+    density_bias: float = option(
+        0.0, "bias of the raw density, before its activation, at initialisation", check=between(-100, 100), kept=RUN
+    )
+    blob_density: float = option(5.0, "raw density at the centre of the initial blob", check=between(-1000, 1000), kept=RUN)
+    blob_radius: float = option(0.2, "radius of the initial blob", check=between(1e-3, FAR), kept=RUN)
     normals: str = option(
         "analytic",
         "normals of the density: analytic gradient, or central finite differences (six queries)",
@@ -228,20 +183,18 @@ class FieldConfig(Group):
     )
     progressive_level: bool = option(False, "coarse to fine: enable the levels of the encoder progressively")
     levels: int = option(16, "levels of the hash grid", flag="grid_levels", check=between(1, 32), kept=RUN)
-    level_dim: int = option(
-        2, "features per level of the hash grid: 1, 2, 4 or 8", flag="grid_features", check=power_of_two(1, 8), kept=RUN
-    )
+    level_dim: int = option(2, "features per level of the hash grid", flag="grid_features", check=power_of_two(1, 8), kept=RUN)
     base_resolution: int = option(
-        16, "resolution of the coarsest level of the hash grid", flag="grid_coarsest", check=between(1, 4096), kept=RUN
+        16, "resolution of the coarsest level of the hash grid", flag="grid_coarsest", check=between(2, 4096), kept=RUN
     )
     finest_resolution: int = option(
-        2048, "resolution of the finest level of the hash grid", flag="grid_finest", check=between(1, 2**19), kept=RUN
+        2048, "resolution of the finest level of the hash grid", flag="grid_finest", check=between(2, 2**19), kept=RUN
     )
     log2_hashmap_size: int = option(
         19,
         "log2 of the maximum number of entries of a level of the hash grid",
         flag="grid_log2",
-        check=between(4, 26),
+        check=between(3, 26),
         kept=RUN,
     )
     hidden: int = option(64, "hidden width of the MLP", check=between(1, 4096), kept=RUN)
@@ -264,7 +217,7 @@ class RenderConfig(Group):
     max_steps: int = option(1024, "maximum number of samples per ray, accelerated path", check=between(1, 2**16))
     num_steps: int = option(64, "coarse samples per ray, plain path", check=between(1, 4096))
     upsample_steps: int = option(32, "fine samples per ray (sample_pdf), plain path", check=between(0, 4096))
-    update_extra_interval: int = option(16, "steps between two updates of the occupancy grid", check=at_least(1))
+    update_extra_interval: int = option(16, "steps between two updates of the occupancy grid", check=STEPS)
     max_ray_batch: int = option(
         0,
         "rays per chunk outside training; lower it if memory runs out (0: 4096 on a CPU, up to 262144 on a GPU)",
@@ -273,7 +226,7 @@ class RenderConfig(Group):
     dt_gamma: float = option(
         0.0, "exponential stepping of the ray march: step growth with distance (0: uniform steps)", check=FRACTION
     )
-    min_near: float = option(0.01, "near plane: minimum distance of a sample from the camera", check=at_least(0))
+    min_near: float = option(0.01, "near plane: minimum distance of a sample from the camera", check=LENGTH)
     grid_size: int = option(128, "resolution of the occupancy grid", check=power_of_two(8, 512), kept=RUN)
 
 
@@ -293,22 +246,24 @@ class ScheduleConfig(Group):
     )
     min_ambient_ratio: float = option(0.1, "minimum ambient light of lambertian shading", check=FRACTION)
     textureless_ratio: float = option(0.2, "probability of textureless shading among shaded views", check=FRACTION)
-    exp_start_iter: int | None = option(None, "step at which the schedule begins [0]", check=at_least(0))
-    exp_end_iter: int | None = option(None, "step at which the schedule ends [--iters]", check=at_least(1))
+    exp_start_iter: int | None = option(None, "step at which the schedule begins [0]", check=between(0, MOST))
+    exp_end_iter: int | None = option(None, "step at which the schedule ends [--iters]", check=STEPS)
 
 
 @dataclass(frozen=True)
 class OptimConfig(Group):
     """Optimisation"""
 
-    iters: int = option(10_000, "training steps", check=between(1, 10**9))
+    iters: int = option(10_000, "training steps", check=STEPS)
     lr: float = option(
         1e-3, "learning rate of the networks; the hash grid uses 10 times this, and adan 5 times both", check=between(0, 10)
     )
     lr_decay: float = option(1.0, "learning-rate factor at the last step, reached exponentially", check=between(1e-6, 1))
     optim: str = option("adan", "optimizer", choices=("adan", "adam"), kept=RUN)
-    grad_clip: float = option(-1.0, "gradient clipping: maximum absolute value of each element (below 0: off)")
-    grad_clip_rgb: float = option(-1.0, "gradient clipping at the rendered image (below 0: off)")
+    grad_clip: float = option(
+        -1.0, "gradient clipping: maximum absolute value of each element (0 or less: off)", check=between(-1, 1e9)
+    )
+    grad_clip_rgb: float = option(-1.0, "gradient clipping at the rendered image (0 or less: off)", check=between(-1e9, 1e9))
     fp16: bool = option(False, "mixed precision on CUDA, half-precision diffusion weights")
     bf16: bool = option(False, "mixed precision with bfloat16, without loss scaling")
     ema_decay: float = option(
@@ -320,23 +275,21 @@ class OptimConfig(Group):
 class LossConfig(Group):
     """Loss weights (0: off)"""
 
-    lambda_entropy: float = option(1e-3, "entropy of opacity, mean over rays", check=at_least(0))
-    lambda_opacity: float = option(0.0, "opacity penalty: mean squared opacity of the rays", check=at_least(0))
-    lambda_orient: float = option(1e-2, "orientation loss: visible normals face the camera", check=at_least(0))
-    lambda_tv: float = option(0.0, "total variation of the hash grid", check=at_least(0))
-    lambda_wd: float = option(0.0, "weight decay of the hash grid", check=at_least(0))
-    lambda_2d_normal_smooth: float = option(0.0, "smoothness of the rendered normal image", check=at_least(0))
-    lambda_3d_normal_smooth: float = option(0.0, "smoothness of normals in space", check=at_least(0))
-    lambda_rgb: float = option(1000.0, "RGB loss of photographs and known views", check=at_least(0))
-    lambda_mask: float = option(500.0, "mask loss of photographs and known views with alpha", check=at_least(0))
-    lambda_normal: float = option(0.0, "normal loss of known views, and of photographs in the mesh stage", check=at_least(0))
-    lambda_depth: float = option(10.0, "correlation of the depth of known views with _depth.png", check=at_least(0))
-    lambda_mesh_normal: float = option(0.5, "mesh stage: normal consistency of adjacent triangles", check=at_least(0))
-    lambda_mesh_laplacian: float = option(0.5, "mesh stage: Laplacian smoothness of the vertices", check=at_least(0))
+    lambda_entropy: float = option(1e-3, "entropy of opacity, mean over rays", check=WEIGHT)
+    lambda_opacity: float = option(0.0, "opacity penalty: mean squared opacity of the rays", check=WEIGHT)
+    lambda_orient: float = option(1e-2, "orientation loss: visible normals face the camera", check=WEIGHT)
+    lambda_tv: float = option(0.0, "total variation of the hash grid", check=WEIGHT)
+    lambda_wd: float = option(0.0, "weight decay of the hash grid", check=WEIGHT)
+    lambda_2d_normal_smooth: float = option(0.0, "smoothness of the rendered normal image", check=WEIGHT)
+    lambda_3d_normal_smooth: float = option(0.0, "smoothness of normals in space", check=WEIGHT)
+    lambda_rgb: float = option(1000.0, "RGB loss of photographs and known views", check=WEIGHT)
+    lambda_mask: float = option(500.0, "mask loss of photographs and known views with alpha", check=WEIGHT)
+    lambda_normal: float = option(0.0, "normal loss of known views, and of photographs in the mesh stage", check=WEIGHT)
+    lambda_depth: float = option(10.0, "correlation of the depth of known views with _depth.png", check=WEIGHT)
+    lambda_mesh_normal: float = option(0.5, "mesh stage: normal consistency of adjacent triangles", check=WEIGHT)
+    lambda_mesh_laplacian: float = option(0.5, "mesh stage: Laplacian smoothness of the vertices", check=WEIGHT)
     mesh_laplacian: str = option("uniform", "mesh stage: weights of the Laplacian", choices=("uniform", "cotangent"))
-    lambda_mesh_sign: float = option(
-        0.01, "mesh stage: cross entropy of SDF signs across grid edges (nvdiffrec)", check=at_least(0)
-    )
+    lambda_mesh_sign: float = option(0.01, "mesh stage: cross entropy of SDF signs across grid edges (nvdiffrec)", check=WEIGHT)
 
 
 @dataclass(frozen=True)
@@ -348,15 +301,19 @@ class OutputConfig(Group):
     six_views: bool = option(False, "do not train: write six images from fixed views")
     save_mesh: bool = option(False, "write the textured mesh at the end")
     mcubes_resolution: int = option(256, "marching-cubes resolution", check=between(8, 1024))
-    mesh_threshold: float = option(SURFACE_DENSITY, "density of the level set that marching cubes extracts", check=above(0))
+    mesh_threshold: float = option(
+        SURFACE_DENSITY, "density of the level set that marching cubes extracts", check=between(1e-6, 1e9)
+    )
     mesh_smooth: float = option(
         0.0, "Gaussian smoothing of the density before marching cubes, sigma in cells (0: none)", check=between(0, 16)
     )
-    decimate_target: int = option(50_000, "maximum number of triangles after decimation (0 or less: no decimation)")
+    decimate_target: int = option(
+        50_000, "maximum number of triangles after decimation (0 or less: no decimation)", check=between(-MOST, MOST)
+    )
     decimate_error: float = option(
         0.0,
         "maximum distance between the meshes before and after decimation, scene units; may keep more triangles (0: no limit)",
-        check=at_least(0),
+        check=LENGTH,
     )
     texture_size: int = option(1024, "texture resolution in pixels", check=between(16, 4096))
     texture_supersample: int = option(1, "supersampling: each texel averages N x N colours", check=between(1, 4))
@@ -371,8 +328,8 @@ class OutputConfig(Group):
     )
     W: int = option(800, "width of validation and test images", check=SIZE)
     H: int = option(800, "height of validation and test images", check=SIZE)
-    eval_interval: int = option(10, "epochs between two validations", check=at_least(1))
-    test_interval: int = option(100, "epochs between two test videos; one is always written at the end", check=at_least(1))
+    eval_interval: int = option(10, "epochs between two validations", check=STEPS)
+    test_interval: int = option(100, "epochs between two test videos; one is always written at the end", check=STEPS)
     dataset_size_train: int = option(100, "steps per epoch", check=between(1, 10**6))
     dataset_size_valid: int = option(
         8, "views per validation: rendered, or held-out photographs that are measured, evenly chosen", check=between(1, 10_000)
@@ -380,12 +337,12 @@ class OutputConfig(Group):
     eval_views: int | None = option(
         None,
         "held-out photographs that are measured at the end, evenly chosen (0: all) [all; on a CPU up to 20 megapixels of them]",
-        check=at_least(0),
+        check=between(0, 10**6),
     )
     dataset_size_test: int = option(100, "frames of the turntable video", check=between(1, 10_000))
-    preview_interval: int = option(100, "steps between two preview images", check=at_least(1))
+    preview_interval: int = option(100, "steps between two preview images", check=STEPS)
     checkpoint_seconds: float = option(
-        120.0, "seconds between two checkpoints; one is always written at the end", check=above(0)
+        120.0, "seconds between two checkpoints; one is always written at the end", check=above(0, 1e9)
     )
     keep_checkpoints: int = option(2, "number of newest checkpoints to keep", check=between(1, 10_000))
 
@@ -417,12 +374,12 @@ class RuntimeConfig(Group):
     minutes: float = option(
         0.0,
         "time limit of the training of a stage in minutes, resumed runs included; then save and write the results (0: none)",
-        check=at_least(0),
+        check=between(0, 1e7),
     )
     profile: int = option(
         0,
         "write a torch profiler trace (Chrome JSON) of N steps to profile/, after a few warm-up steps (0: off)",
-        check=at_least(0),
+        check=between(0, 10_000),
     )
 
 
@@ -440,7 +397,7 @@ class DmtetConfig(Group):
     tet_grid_size: int = option(
         128,
         "resolution of the tetrahedral grid",
-        check=Check(lambda v: 4 <= v <= 512 and v % 2 == 0, "an even number between 4 and 512"),
+        check=even(4, 512),
         kept=DMTET.name,
     )
     init_with: str = option(
@@ -453,7 +410,7 @@ class DmtetConfig(Group):
     dmtet_reso_scale: float = option(
         8.0, "render size of the mesh stage, as a multiple of --w and --h", check=between(0.125, 64)
     )
-    dmtet_iters: int = option(0, "training steps of the mesh stage (0: --iters)", check=between(0, 10**9))
+    dmtet_iters: int = option(0, "training steps of the mesh stage (0: --iters)", check=between(0, MOST))
     lr_distance: float = option(0.02, "learning rate of the SDF values, in grid cells", check=between(0, 10))
     lr_offset: float = option(
         0.02, "learning rate of the vertex offsets (deformation), in half grid cells", check=between(0, 10)

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from nerf.config.parser import RUN, Group, above, at_least, between, each, option
+from nerf.config.limits import AZIMUTH, MOST, POLAR, POSITIVE_LENGTH, STEPS, WEIGHT
+from nerf.config.parser import RUN, Group, option
+from nerf.core.ranges import between, each
 
 
 @dataclass(frozen=True)
@@ -25,19 +27,15 @@ class PromptConfig(Group):
         path=True,
     )
     ref_radii: tuple[float, ...] = option(
-        (), "camera distance of each --image [--default_radius]", check=each(above(0)), kept=RUN
+        (), "camera distance of each --image [--default_radius]", check=each(POSITIVE_LENGTH), kept=RUN
     )
-    ref_polars: tuple[float, ...] = option(
-        (), "polar angle of each --image [--default_polar]", check=each(between(0, 180)), kept=RUN
-    )
-    ref_azimuths: tuple[float, ...] = option(
-        (), "azimuth of each --image [--default_azimuth]", check=each(between(-360, 360)), kept=RUN
-    )
+    ref_polars: tuple[float, ...] = option((), "polar angle of each --image [--default_polar]", check=each(POLAR), kept=RUN)
+    ref_azimuths: tuple[float, ...] = option((), "azimuth of each --image [--default_azimuth]", check=each(AZIMUTH), kept=RUN)
     zero123_ws: tuple[float, ...] = option(
-        (), "weight of each --image in zero123 guidance, relative to the others [1]", check=each(at_least(0)), kept=RUN
+        (), "weight of each --image in zero123 guidance, relative to the others [1]", check=each(WEIGHT), kept=RUN
     )
     known_view_interval: int = option(
-        4, "every N-th step renders the views of --image and compares them with the pictures", check=at_least(1)
+        4, "every N-th step renders the views of --image and compares them with the pictures", check=STEPS
     )
     known_view_scale: float = option(1.5, "render size of the known views, as a multiple of --h", check=between(0.0625, 64))
     known_view_noise_scale: float = option(
@@ -64,7 +62,7 @@ class DataConfig(Group):
     )
     num_rays: int = option(4096, "random rays per step from the photographs", check=between(1, 2**22))
     holdout: int = option(
-        8, "hold out every N-th photograph for testing if the data has no split (0: none)", check=at_least(0), kept=RUN
+        8, "hold out every N-th photograph for testing if the data has no split (0: none)", check=between(0, MOST), kept=RUN
     )
     downscale: int = option(1, "downscale the photographs by this integer factor on loading", check=between(1, 64), kept=RUN)
     data_background: str = option(

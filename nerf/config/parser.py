@@ -1,80 +1,30 @@
-"""How a dataclass becomes command-line flags: the field's metadata, its checks, the parser and the text of ``--help``.
+"""How a dataclass becomes command-line flags: the field's metadata, its checks, and the text of ``--help``.
 
-The flags themselves are in ``nerf/config/groups.py``. Nothing here imports torch, so that ``--help`` is fast.
+The flags themselves are in ``nerf/config/groups.py``; ``nerf/config/typed.py`` reads them. Nothing here imports
+torch, so that ``--help`` is fast.
 """
 
-import argparse
 import dataclasses
-import difflib
-import io
-import math
 import os
-import re
-import shlex
 import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from nerf.core.errors import UserError
-from nerf.core.files import decode_text, read_bytes
+from nerf.core.ranges import Check
+from nerf.core.words import did_you_mean, expected_words, quoted
 
 Field = dataclasses.Field[Any]
 
+RUN = "run"  # ``kept`` of an option that a workspace keeps once it holds a checkpoint of any stage
 HELP_WIDTH = 118  # columns of --help
 USAGE_WIDTH = 34  # columns of a flag and its values; a longer one has its help on the next line
 INDENT = USAGE_WIDTH + 2
-MAX_FLAG_BYTES = 1 << 20  # of a file of flags
-RUN = "run"  # an option that a workspace keeps once it holds a checkpoint of any stage
-NEAR = 0.6  # similarity in [0, 1] from which a known word is suggested for an unknown one; difflib's own default
-
-
-@dataclass(frozen=True)
-class Check:
-    """A test of one value and the words that finish the sentence "--flag must be ..."."""
-
-    holds: Callable[[Any], bool]
-    expected: str
-
-
-def at_least(low: float) -> Check:
-    """The value is ``low`` or more."""
-    return Check(lambda v: v >= low, f"at least {low:g}")
-
-
-def above(low: float) -> Check:
-    """The value is more than ``low``."""
-    return Check(lambda v: v > low, "positive" if low == 0 else f"more than {low:g}")
-
-
-def between(low: float, high: float) -> Check:
-    """The value lies in [low, high]."""
-    return Check(lambda v: low <= v <= high, f"between {low:g} and {high:g}")
-
-
-def ordered(low: float, high: float, what: str) -> Check:
-    """The value is a pair with ``low <= first <= second <= high``."""
-    expected = f"two {what} with {low:g} <= low <= high"
-    expected += f" <= {high:g}" if math.isfinite(high) else ""
-    return Check(lambda v: len(v) == 2 and low <= v[0] <= v[1] <= high, expected)
-
-
-def each(check: Check) -> Check:
-    """Every value of a tuple holds to a check."""
-    return Check(lambda values: all(check.holds(v) for v in values), f"{check.expected} each")
-
-
-def power_of_two(low: int, high: int) -> Check:
-    """The value is a power of two in [low, high]."""
-    return Check(lambda v: low <= v <= high and v & (v - 1) == 0, f"a power of two between {low} and {high}")
-
-
-def expected_words(words: list[str]) -> str:
-    """The end of the sentence "--flag must be ..." for a value that is one of some words."""
-    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+EXAMPLES = {"text": '"a hamburger"', "data": "photographs/"}  # of the values of flags without a default
 
 
 def option(
@@ -98,7 +48,7 @@ def option(
         flag: name on the command line if it is not the field's.
         choices: the words a str (or each word of a tuple of str) may take.
         extensible: other words may be registered; whoever builds what the word names refuses those that are not.
-        check: a test of the value; None values are not tested.
+        check: a test of the value; None values are not tested. Every number has one, with two finite ends, that --help shows.
         kept: the stage whose first checkpoint fixes the value for its workspace, or :data:`RUN` for that of any stage:
             a resumed run that asks for another value is refused (see ``resolve.merge_kept_options``). None: never fixed.
         unbuilt: a str names the feature behind the flag that does not exist yet, a tuple the choices that do not.
@@ -176,15 +126,27 @@ def check_value(field: Field, value: Any) -> None:
         raise UserError(f"{name} must be {_NOUNS[kind.scalar]}{several}, got {value!r}")
     for word in words if kind.scalar is str else ():
         _check_text(name, word, meta["path"])
+        if not word.strip() and field.default != "":
+            raise UserError(f"{name} is empty; give a value, as in {name} {example_of(field)}, or leave the flag out")
     if kind.count and len(words) != kind.count:
         raise UserError(f"{name} takes {kind.count} values, got {len(words)}")
     for word in words if meta["choices"] and not meta["extensible"] else ():
-        if word not in meta["choices"]:
-            hint = did_you_mean(word, meta["choices"])
-            raise UserError(f"{name} must be one of {', '.join(meta['choices'])}, got {word!r}{hint}")
+        check_choice(name, word, meta["choices"])
     for one in _each_value(field, name, value) if meta["each"] else (value,):
         if meta["check"] and not meta["check"].holds(one):
-            raise UserError(f"{name} must be {meta['check'].expected}, got {_shown(one)}")
+            raise UserError(f"{name} must be {meta['check'].expected}, got {as_words(one)}")
+
+
+def check_choice(name: str, word: str, choices: typing.Collection[str]) -> None:
+    """Refuse a word that is not one of some, with those that it may stand for.
+
+    Args:
+        name: the flag, with its dashes.
+        word: as it was typed.
+        choices: the words that are allowed.
+    """
+    if word not in choices:
+        raise UserError(f"{name} must be {expected_words(choices)}, got {quoted(word)}{did_you_mean(word, choices)}")
 
 
 def split_each(words: Sequence[Any], each: int) -> list[Any]:
@@ -229,6 +191,11 @@ def _check_text(name: str, word: str, path: bool) -> None:
         raise UserError(f"{name} is not {what}, got {word!r:.80}; set the locale of the terminal to UTF-8") from None
 
 
+def _unpacked(words: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The words of a list, which may also be separated by commas."""
+    return tuple(part.strip() for word in words for part in word.split(","))
+
+
 def as_given(field: Field, value: Any) -> Any:
     """A value as it is meant: ``~`` in a path is the user's home, and text that the locale hid is UTF-8 again.
 
@@ -236,7 +203,8 @@ def as_given(field: Field, value: Any) -> Any:
     characters as lone surrogates.
     """
     if isinstance(value, tuple):
-        words = value if field.metadata["path"] else _unpacked(value)  # the name of a file may have a comma
+        listed = kind_of(field).scalar is str and not field.metadata["path"]  # the name of a file may have a comma
+        words = _unpacked(value) if listed else value
         return tuple(_word_as_given(field, word) for word in words)
     return _word_as_given(field, value)
 
@@ -266,62 +234,22 @@ def refuse_unbuilt(field: Field, value: Any) -> None:
             raise UserError(f"{name} {missing[0]} is not built yet; take {' or '.join(rest)}")
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean --x?"`` for the nearest known word, or nothing if none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=NEAR)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _shown(value: Any) -> str:
-    """A value as a person would type it."""
+def as_words(value: Any) -> str:
+    """A value as a person would type it, with all its digits; nothing for None."""
     if isinstance(value, tuple | list):
-        return " ".join(_shown(v) for v in value)
+        return " ".join(map(as_words, value))
     if isinstance(value, float):
-        return f"{value:g}"
-    return str(value)
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return "" if value is None else str(value)
 
 
-def _whole_number(word: str) -> int:
-    """An int, also written as 5e4."""
-    try:
-        value = float(word)
-        if value != int(value):
-            raise ValueError(word)
-    except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"expected a whole number, got {word!r}") from None
-    return int(value)
-
-
-def _number(word: str) -> float:
-    try:
-        value = float(word)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number, got {word!r}") from None
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a finite number, got {word!r}")
-    return value
-
-
-_READERS: dict[Any, Callable[[str], Any]] = {int: _whole_number, float: _number, str: str}
-
-
-class _Switch(argparse.Action):
-    """``--flag`` and ``--no_flag`` for a bool."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
-    ) -> None:
-        setattr(namespace, self.dest, not (option_string or "").startswith("--no_"))
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser that raises UserError where argparse would print a usage and exit."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        message = re.sub(r"^argument ([^:]+):", lambda m: m[1].split("/")[0] + ":", message)
-        if message.endswith(": expected one argument"):
-            message += f", as in {message.split(':')[0]}=VALUE, which may begin with a dash too"
-        raise UserError(message)
+def example_of(field: Field) -> str:
+    """A value of an option as it could be typed: its default, where there is one."""
+    check: Check | None = field.metadata["check"]
+    if field.default not in (None, "", ()) or check is None or check.low is None:
+        return as_words(field.default) or EXAMPLES.get(flag_of(field), "VALUE")
+    several = kind_of(field).count is not None
+    return next(as_words(v) for v in (check.low, check.low + 1, check.high) if check.holds((v,) if several else v))
 
 
 def iterate(groups: dict[str, type[Group]]) -> Iterator[tuple[str, Field]]:
@@ -329,63 +257,6 @@ def iterate(groups: dict[str, type[Group]]) -> Iterator[tuple[str, Field]]:
     for name, group in groups.items():
         for field in fields(group):
             yield name, field
-
-
-def build_parser(groups: dict[str, type[Group]]) -> argparse.ArgumentParser:
-    """A parser whose namespace holds only what was typed (argparse.SUPPRESS), keyed by flag name."""
-    parser = _Parser(prog="main.py", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for _, field in iterate(groups):
-        flag, kind = flag_of(field), kind_of(field)
-        if kind.scalar is bool:
-            names = [dashed(flag)] if dashed(flag).startswith("-O") else [f"--{flag}", f"--no_{flag}"]
-            parser.add_argument(*names, dest=flag, action=_Switch, nargs=0)
-        else:
-            nargs = {None: None, 0: "+"}.get(kind.count, kind.count)
-            parser.add_argument(dashed(flag), dest=flag, type=_READERS[kind.scalar], nargs=nargs)
-    return parser
-
-
-def _plain_negative(word: str) -> str:
-    """-1e-3 as -0.001: argparse takes only the second for a number."""
-    return f"{float(word):.20f}".rstrip("0") if re.fullmatch(r"-\d+(\.\d*)?[eE][+-]?\d+", word) else word
-
-
-def read_words(parser: argparse.ArgumentParser, words: list[str], known: list[str]) -> dict[str, Any]:
-    """Parse words into {flag: value} of what they name; lists come as tuples.
-
-    Raises:
-        UserError: an unknown flag (with the nearest known one), a stray word, a value that does not parse.
-    """
-    namespace, extra = parser.parse_known_args([_plain_negative(w) for w in words])
-    for word in extra:
-        if word.startswith("-") and word != "--":
-            name = word.split("=")[0]
-            raise UserError(f"unknown flag {name}{did_you_mean(name, known) or '; see --help'}")
-        raise UserError(f'unexpected word {word!r}; put quotes around a value with spaces, as in --text "a hamburger"')
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(namespace).items()}
-
-
-def _unpacked(words: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The words of a list, which may also be separated by commas."""
-    return tuple(part for word in words for part in (word.split(",") if isinstance(word, str) else (word,)))
-
-
-def split_file(path: str) -> list[str]:
-    """The words of a file of flags: shell quoting, one or many lines, lines that start with # are left out.
-
-    Raises:
-        UserError: the file cannot be read, is not text, or a quote is not closed.
-    """
-    what, hint = f"--file {path}", "expected flags as on the command line"
-    text = decode_text(read_bytes(os.path.expanduser(path), hint, MAX_FLAG_BYTES, pipe=True, what=what), what, hint)
-    lines = [line for line in io.StringIO(text) if not line.lstrip().startswith("#")]
-    try:
-        words = shlex.split("".join(lines))
-    except ValueError as error:
-        raise UserError(f"--file {path}: {str(error).lower()}; quotes are read as a shell reads them") from None
-    if any(w == "--file" or w.startswith("--file=") for w in words):
-        raise UserError(f"--file {path}: a file of flags cannot name another file")
-    return words
 
 
 def _usage_of(field: Field) -> str:
@@ -399,10 +270,16 @@ def _usage_of(field: Field) -> str:
     return f"{dashed(flag)} {' '.join([noun] * count)}{' ...' if kind.count == 0 else ''}"
 
 
+def _range_of(field: Field) -> str:
+    """The range of a number, for its help."""
+    check: Check | None = field.metadata["check"]
+    return f" ({check.span})" if check is not None and check.span else ""
+
+
 def _default_of(field: Field) -> str:
     if field.default in (None, "", ()) or field.default is False:
         return ""
-    return f" [{'on, see --no_' + flag_of(field) if field.default is True else _shown(field.default)}]"
+    return f" [{'on, see --no_' + flag_of(field) if field.default is True else as_words(field.default)}]"
 
 
 def help_text(groups: dict[str, type[Group]], opening: str, closing: str) -> str:
@@ -414,7 +291,8 @@ def help_text(groups: dict[str, type[Group]], opening: str, closing: str) -> str
             meta = field.metadata
             note = " (not built yet)" if isinstance(meta["unbuilt"], str) else ""
             note = f" (not built yet: {', '.join(meta['unbuilt'])})" if isinstance(meta["unbuilt"], tuple) else note
-            text = textwrap.wrap(f"{meta['help']}{note}{_default_of(field)}", HELP_WIDTH - INDENT)
+            about = f"{meta['help']}{_range_of(field)}{note}{_default_of(field)}"
+            text = textwrap.wrap(about, HELP_WIDTH - INDENT)
             usage = f"  {_usage_of(field)}"
             if len(usage) > USAGE_WIDTH:
                 lines.append(usage)

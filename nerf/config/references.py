@@ -12,20 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from nerf.config.config import Config
-from nerf.config.parser import Check, above, at_least, between, did_you_mean
+from nerf.config.limits import AZIMUTH, FOV, POLAR, POSITIVE_LENGTH, WEIGHT
 from nerf.core.errors import UserError
 from nerf.core.files import MAX_BYTES, read_bytes, read_text
+from nerf.core.ranges import Check
+from nerf.core.words import did_you_mean
 
 RGBA, DEPTH, NORMAL = "_rgba", "_depth", "_normal"  # what the names of a picture, its depth and its normals end in
 MAX_CSV_BYTES = 1 << 20
 MAX_REFERENCES = 1000
 # Columns of --image_config beside the picture -> what their numbers must be.
 COLUMNS: dict[str, Check] = {
-    "zero123_weight": at_least(0),
-    "radius": above(0),
-    "polar": between(0, 180),
-    "azimuth": between(-360, 360),
-    "fovy": between(0.1, 170),
+    "zero123_weight": WEIGHT,
+    "radius": POSITIVE_LENGTH,
+    "polar": POLAR,
+    "azimuth": AZIMUTH,
+    "fovy": FOV,
 }
 PICTURE = "image"  # the column with the path
 
@@ -205,7 +207,7 @@ def _number(cell: str, column: str, what: str) -> float:
         value = math.nan
     check = COLUMNS[column]
     if not math.isfinite(value):
-        raise UserError(f"{what}: {column} must be a number that is {check.expected}, got {cell!r:.60}")
+        raise UserError(f"{what}: {column} must be a number {check.expected}, got {cell!r:.60}")
     if not check.holds(value):
         raise UserError(f"{what}: {column} must be {check.expected}, got {cell:.60}")
     return value

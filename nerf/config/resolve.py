@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
+from nerf.config.checks import check_counts, check_numbers, warnings
 from nerf.config.config import (
     KEPT,
     OPTIONS,
@@ -21,8 +22,8 @@ from nerf.config.config import (
     with_weak_values,
 )
 from nerf.config.groups import CKPT_WORDS
-from nerf.config.parser import RUN, dashed, split_each
-from nerf.config.presets import GUIDANCE_OF
+from nerf.config.parser import RUN, dashed
+from nerf.config.presets import GUIDANCE_OF, PRESETS
 from nerf.config.references import Reference, digest_of, references
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError
@@ -88,6 +89,20 @@ class RunPlan(Generic[W]):
         return self.stages[self.first :] if self.config.trains else self.stages[self.first : self.first + 1]
 
 
+def _with_whole_paths(asked: Config) -> Config:
+    """The paths that a workspace keeps in full, so that they mean the same folder when the run is resumed from elsewhere."""
+    for flag in [flag for flag in KEPT if asked.asked(flag) and OPTIONS[flag][1].metadata["path"]]:
+        value = asked.value(flag)
+        whole = tuple(map(_whole_path, value)) if isinstance(value, tuple) else _whole_path(value)
+        asked = with_values(asked, {flag: whole}, asked.source(flag))
+    return asked
+
+
+def _whole_path(path: str | None) -> str | None:
+    """The absolute form of a path that exists; a model of the hub is none."""
+    return os.path.abspath(path) if path is not None and os.path.exists(path) else path
+
+
 def draw_seed() -> int:
     """A seed for a run that is given none."""
     return secrets.randbelow(SEEDS)
@@ -99,7 +114,7 @@ def resolve(
     weights: Callable[[Config], Mapping[str, W]] | None = None,
     new_seed: Callable[[], int] = draw_seed,
 ) -> RunPlan[W]:
-    """Decide the options of every stage of a run. Writes nothing, and reads only where ``--data`` and ``--image`` lead.
+    """Decide the options of every stage of a run. Writes nothing, and reads only where flags with paths lead.
 
     Args:
         asked: what the user asked for, as ``config.parse`` returns it.
@@ -111,6 +126,7 @@ def resolve(
     Raises:
         UserError: options that contradict each other, the workspace or what the run starts from; nothing to do.
     """
+    asked = _with_whole_paths(asked)
     workspace = remaining_run(asked, workspace)
     kept = restore_options(asked, workspace)
     restored = with_values(asked, kept, "workspace")
@@ -121,7 +137,7 @@ def resolve(
     found: Mapping[str, W] = {}
     if prompted.trains and prompted.prompt.kinds:
         found = weights(prompted) if weights else {}
-        presets = list(dict.fromkeys(presets + _presets_of_models(prompted.guidance.guidance, found)))
+        presets = list(dict.fromkeys(presets + _presets_of_models(prompted, found)))
     plain = _with_presets(asked, presets)
     # A kept value that is there anyway is not reported as coming from the workspace.
     changed = {flag: value for flag, value in kept.items() if _in_its_stage(plain, flag) != value}
@@ -131,15 +147,15 @@ def resolve(
             config = with_values(config, {flag: found[model].version}, "preset")
     if config.runtime.seed is None:
         config = with_values(config, {"seed": new_seed()}, "default")
-    check_numbers(config)
     pictures = references(config) if config.trains else ()
     images = digest_of(pictures)
     _check_images(config, workspace, images)
     stages = [_make_stage(config, STAGE_KINDS[name]) for name in config.stages]
+    check_numbers(config, stages)
     first = _first_pending(config, workspace)
     for i in range(first + 1, len(stages)):  # later ones start from its result, not from a checkpoint
         stages[i] = Stage(stages[i].kind, with_values(stages[i].config, {"ckpt": "scratch"}, "preset"))
-    lines = [*describe(config), *_ignored_start(config, stages[first].kind, workspace)]
+    lines = [*describe(config), *warnings(config, stages), *_ignored_start(config, stages[first].kind, workspace)]
     return RunPlan(config, tuple(stages), first, found, tuple(lines), pictures, images)
 
 
@@ -172,6 +188,7 @@ def restore_options(asked: Config, workspace: StoredRun) -> dict[str, Any]:
     """
     kept: dict[str, Any] = {}
     if workspace.config is not None:
+        kept |= _chosen_over_presets(asked, workspace.config)
         kept |= merge_kept_options(asked, workspace.config, workspace.trained)
     if not asked.asked("stages"):
         kept["stages"] = _stages(asked, workspace)
@@ -197,12 +214,23 @@ def merge_kept_options(asked: Config, stored: Config, trained: frozenset[str]) -
             if owner == RUN or owner in trained:
                 raise UserError(
                     f"workspace {asked.output.workspace} holds a run with {_shown(flag, stored_value)}, this run asks for "
-                    f"{_shown(flag, mine)}: choose another --workspace{_way_to_start_over(asked, trained)}"
+                    f"{_shown(flag, mine)}: {_ways_out(asked, trained)}"
                 )
             continue
         if asked.asked(flag) and mine != stored_value and flag in WEIGHT_FLAGS.values():
             kept[flag] = stored_value
     return kept
+
+
+def _chosen_over_presets(asked: Config, stored: Config) -> dict[str, Any]:
+    """Flag -> value that an earlier run had in place of that of its ``-O`` or ``-O2``, if the preset comes back by itself."""
+    names = [name for name in ("O", "O2") if name in stored.presets and not asked.asked(name)]
+    chosen = {
+        flag: stored.value(flag) for name in names for flag, value in PRESETS[name].items() if stored.value(flag) != value
+    }
+    if "fp16" in chosen and stored.optim.bf16 and not asked.asked("fp16"):
+        chosen["bf16"] = True
+    return {flag: value for flag, value in chosen.items() if not asked.asked(flag)}
 
 
 def start_from_run(stored: Config, stage: str, own: bool) -> StoredStart:
@@ -264,14 +292,15 @@ def _shown(flag: str, value: Any) -> str:
     return f"no {dashed(flag)}" if value in (None, ()) else as_typed(flag, value)
 
 
-def _way_to_start_over(asked: Config, trained: frozenset[str]) -> str:
-    """The end of a message that refuses another value of a kept option."""
+def _ways_out(asked: Config, trained: frozenset[str], way_back: str = "leave the flag out") -> str:
+    """The end of a message that refuses another value of a kept option; what loses nothing comes first."""
     if not asked.trains:
-        return ", or leave the flag out"
+        return f"{way_back}, or choose another --workspace"
+    first = f"{way_back} to go on with that run, choose another --workspace for a new one, or start over "
     if not asked.starts_over:
-        return ", or start over in it with --ckpt scratch"
+        return f"{first}in it with --ckpt scratch"
     stages = ",".join(name for name in STAGE_KINDS if name in trained or name in asked.stages)
-    return f", or start over with all its stages: --stages {stages} --ckpt scratch"
+    return f"{first}with all its stages: --stages {stages} --ckpt scratch"
 
 
 def _same_folder(one: str | None, other: str | None) -> bool:
@@ -292,7 +321,9 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
         "image text": config.prompt.has_images and config.prompt.text is not None,
     }
     names = [name for name, on in wanted.items() if on]
-    names += workspace.config.presets if workspace.config is not None else ()
+    names += [config.guidance.distillation] if config.guidance.distillation in PRESETS else []
+    stored = () if workspace.config is None else workspace.config.presets
+    names += [name for name in stored if not (name in OPTIONS and config.asked(name))]  # --no_O takes it back
     if {"O", "O2"} <= set(names):
         raise UserError(
             f"workspace {config.output.workspace} holds a run with {'-O' if config.runtime.O2 else '-O2'}, a preset for "
@@ -301,10 +332,16 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _presets_of_models(models: tuple[str, ...], weights: Mapping[str, Weights]) -> list[str]:
-    """Names of the presets of the guidance models of a run and of the kinds of their weights, in the order of the models."""
+def _presets_of_models(config: Config, weights: Mapping[str, Weights]) -> list[str]:
+    """Names of the presets of the guidance models of a run and of the kinds of their weights, in the order of the models.
+
+    Those that such a kind has for the method of distillation come last.
+    """
+    models, method = config.guidance.guidance, config.guidance.distillation
     names = [name for model in models for name in (model, weights[model].kind if model in weights else model)]
     names += [f"{model} alone" for model in models[:1] if len(models) == 1]
+    names += [f"{name} image" for name in names if config.prompt.has_images]
+    names += [f"{method} {name}" for name in names]
     return [name for name in names if GUIDANCE_OF.get(name) in models]
 
 
@@ -312,30 +349,32 @@ def _with_presets(config: Config, names: list[str]) -> Config:
     """A copy in which each preset has filled what is not given, later ones over earlier ones."""
     for name in names:
         config = with_preset(config, name)
-        if name == "image" and config.prompt.has_images:
-            config = with_weak_values(config, _default_view(config))
-    return config
+        if name == "image" and config.prompt.text is None:
+            # A distance and a field of view that change together leave the size of the object open.
+            fovy = _default_view(config).get("default_fovy", config.camera.default_fovy)
+            config = with_weak_values(config, {"fovy_range": (fovy, fovy)})
+    return with_weak_values(config, _default_view(config)) if "image" in names else config
 
 
 def _default_view(config: Config) -> dict[str, Any]:
-    """Flag -> value of the default view of a run with image prompts: that of the first of them.
+    """Flag -> value of the default view of a run with image prompts: that of the first of them, where there is one.
 
-    From a picture alone, every view has its field of view: a distance and a field of view that change together leave the
-    size of the object open. A finished run is shown without its pictures, where they are gone.
+    A finished run is shown without its pictures, where they are gone.
     """
+    if not config.prompt.has_images:
+        return {}
     try:
         first = references(config)[0]
     except UserError:
         if config.trains:
             raise
         return {}
-    view: dict[str, Any] = {
+    return {
         "default_polar": first.polar,
         "default_azimuth": first.azimuth,
         "default_radius": first.radius,
         "default_fovy": first.fovy,
     }
-    return view if config.prompt.text is not None else view | {"fovy_range": (first.fovy, first.fovy)}
 
 
 def _stages(asked: Config, workspace: StoredRun) -> tuple[str, ...]:
@@ -349,15 +388,19 @@ def _stages(asked: Config, workspace: StoredRun) -> tuple[str, ...]:
 
 def _make_stage(config: Config, kind: StageKind) -> Stage:
     """A stage of the run with the options as it sees them: its own presets, and what it derives from other options."""
-    names = [name for name, needed in kind.presets if needed is None or needed in config.presets]
-    config = _with_presets(config, names)
+    config = _with_presets_of_stage(config, kind)
     return Stage(kind, with_values(config, kind.derived(config), "preset"))
+
+
+def _with_presets_of_stage(config: Config, kind: StageKind) -> Config:
+    """A copy in which the presets of a stage have filled what is not given."""
+    return _with_presets(config, [name for name, needed in kind.presets if needed is None or needed in config.presets])
 
 
 def _in_its_stage(config: Config, flag: str) -> Any:
     """The value of a flag as the stage sees it that the option belongs to, if it belongs to one."""
     owner = KEPT.get(flag, RUN)
-    return (config if owner == RUN else _make_stage(config, STAGE_KINDS[owner]).config).value(flag)
+    return (config if owner == RUN else _with_presets_of_stage(config, STAGE_KINDS[owner])).value(flag)
 
 
 def _first_pending(config: Config, workspace: StoredRun) -> int:
@@ -382,22 +425,15 @@ def _ignored_start(config: Config, kind: StageKind, workspace: StoredRun) -> lis
 def _check_images(config: Config, workspace: StoredRun, images: str | None) -> None:
     """Refuse image prompts that hold something else than those which the workspace was trained on."""
     if config.trains and workspace.config is not None and workspace.images not in (None, images):
-        way_out = _way_to_start_over(config, workspace.trained)
         raise UserError(
             f"workspace {config.output.workspace} holds a run from other pictures or cameras than those of --image and "
-            f"--image_config now: put the old ones back, choose another --workspace{way_out}"
+            f"--image_config now: {_ways_out(config, workspace.trained, 'put the old ones back')}"
         )
 
 
 def check_task(config: Config, workspace: StoredRun) -> None:
     """Refuse a run with nothing to do, or whose stages contradict other options; presets change none of these."""
-    text, data, ckpt = config.prompt.text, config.data.data, config.runtime.ckpt
-    if text is not None and not text.strip():
-        raise UserError('--text is empty; give a prompt, as in --text "a hamburger"')
-    if data is not None and not data.strip():
-        raise UserError("--data is empty; name a folder with transforms.json, a COLMAP model or NeuS cameras")
-    if any(not name.strip() for name in (*config.prompt.image, config.prompt.image_config or "-")):
-        raise UserError("--image or --image_config is empty; name a picture, as in --image burger_rgba.png")
+    data, ckpt = config.data.data, config.runtime.ckpt
     if config.trains and not config.prompt.kinds and data is None:
         raise UserError(
             'nothing to do: give --text "a hamburger", --image burger_rgba.png, --data FOLDER, or --test for a finished '
@@ -436,29 +472,4 @@ def _check_stages(config: Config) -> None:
         raise UserError(
             f"--init_with and --stages {','.join(config.stages)} contradict each other: the mesh of both stages starts from "
             "their own NeRF; leave --init_with out, or train the mesh alone with --dmtet"
-        )
-
-
-def check_counts(config: Config) -> None:
-    """Refuse options that belong to each guidance model and have neither one value nor one for each."""
-    models = config.guidance.guidance
-    for flag, (_, option) in OPTIONS.items():
-        each = option.metadata["each"]
-        given = len(split_each(config.value(flag), each)) if each else 1
-        if given not in (1, len(models)):
-            words = "values" if each == 1 else f"groups of {each} values"
-            raise UserError(
-                f"{dashed(flag)} gives {given} {words}, and --guidance {' '.join(models)} names {len(models)}; give one for "
-                "all of them, or one for each in that order"
-            )
-
-
-def check_numbers(config: Config) -> None:
-    """Refuse values that contradict each other once the presets have filled theirs."""
-    (start, end), grid = config.span, config.field
-    if not start < end:
-        raise UserError(f"--exp_start_iter must be below --exp_end_iter (or --iters), got {start} and {end}")
-    if grid.base_resolution > grid.finest_resolution:
-        raise UserError(
-            f"--grid_finest must be at least --grid_coarsest, got {grid.finest_resolution} and {grid.base_resolution}"
         )

@@ -9,6 +9,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from nerf.core.errors import UserError
+from nerf.core.words import expected_words
+
 if TYPE_CHECKING:
     from nerf.config.config import Config
 
@@ -20,6 +23,9 @@ class Failure(StrEnum):
     EMPTY = "empty"
     FULL = "full"
     FOG = "fog"
+
+
+MAX_SIDE = 8192  # pixels of a rendered image
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,28 @@ class StageKind:
     memory: str  # flags that lower the memory of a step
     model_memory: str  # flags that lower the memory of its model
     render_memory: str  # flags that lower the memory of a view outside training
-    remedies: Mapping[Failure, str]  # what to try, with the parameters and rates that the stage has
+    remedies: Mapping[Failure, tuple[str, ...]]  # what to try, with the parameters and rates that the stage has
+
+    def advice(self, failure: Failure, config: "Config | None" = None, mixed_precision: bool = False) -> str:
+        """What to try against a failure, as "a, b or c".
+
+        Args:
+            failure: what went wrong.
+            config: the options of the stage; what cannot be followed, as its value is 0 already, is left out.
+            mixed_precision: the run computes in float16, and may do without.
+        """
+        tried = [text for text in self.remedies[failure] if config is None or _can_be_tried(text, config)]
+        return expected_words([*tried, *(["--no_fp16"] if mixed_precision and failure is Failure.NOT_FINITE else [])])
 
     def run_name(self, step: int) -> str:
         """``df_step_00001000`` for step 1000, ``df_dmtet_step_00001000`` in the mesh stage."""
         return f"{self.file_prefix}_step_{step:08d}"
+
+
+def _can_be_tried(remedy: str, config: "Config") -> bool:
+    """Whether a remedy is not that of a smaller value than 0."""
+    flags = re.findall(r"--(\w+)", remedy)
+    return not (remedy.startswith(("a smaller", "smaller")) and all(config.value(flag) == 0 for flag in flags))
 
 
 def _nothing(config: "Config") -> dict[str, Any]:
@@ -56,6 +79,11 @@ def _mesh_options(config: "Config") -> dict[str, Any]:
     """The mesh stage renders larger and has its own number of steps; a fixed shape always shows its texture."""
     mesh, camera = config.dmtet, config.camera
     size = {flag: max(int(side * mesh.dmtet_reso_scale), 1) for flag, side in (("w", camera.w), ("h", camera.h))}
+    if max(size.values()) > MAX_SIDE:
+        raise UserError(
+            f"--dmtet_reso_scale {mesh.dmtet_reso_scale:g} makes {size['w']}x{size['h']} pixels of --w {camera.w} and --h "
+            f"{camera.h}, and a side has {MAX_SIDE} at most; lower one of them"
+        )
     textureless = {"textureless_ratio": 0.0} if mesh.lock_geo else {}
     return size | textureless | {"iters": mesh.dmtet_iters or config.optim.iters}
 
@@ -76,10 +104,10 @@ NERF = StageKind(
     model_memory="--grid_log2, --grid_levels, --hidden or --grid_size",
     render_memory="--max_ray_batch, or --W and --H",
     remedies={
-        Failure.NOT_FINITE: "a smaller --lr, --grad_clip 1, or --no_fp16",
-        Failure.EMPTY: "another --seed, a larger --blob_density, a smaller --lambda_opacity or a smaller --lr",
-        Failure.FULL: "a larger --lambda_opacity, a smaller --blob_radius, or a larger --radius_range",
-        Failure.FOG: "a smaller --guidance_scale, a larger --lambda_entropy or another --seed",
+        Failure.NOT_FINITE: ("a smaller --lr", "--grad_clip 1"),
+        Failure.EMPTY: ("another --seed", "a larger --blob_density", "a smaller --lambda_opacity", "a smaller --lr"),
+        Failure.FULL: ("a larger --lambda_opacity", "a smaller --blob_radius", "a larger --radius_range"),
+        Failure.FOG: ("a smaller --guidance_scale", "a larger --lambda_entropy", "another --seed"),
     },
 )
 
@@ -97,6 +125,7 @@ DMTET = StageKind(
         ("dmtet image", "image"),
         ("dmtet image text", "image text"),
         ("dmtet embedded", "embedded"),
+        ("dmtet embedded view", "embedded view"),
     ),
     derived=_mesh_options,
     restart="--dmtet --ckpt scratch",
@@ -105,10 +134,18 @@ DMTET = StageKind(
     model_memory="--tet_grid_size, --grid_log2, --grid_levels or --hidden",
     render_memory="--W and --H",
     remedies={
-        Failure.NOT_FINITE: "smaller --lr_distance, --lr_offset and --lr_coarse_sdf, smaller --lr, --grad_clip 1, or --no_fp16",
-        Failure.EMPTY: "smaller --lr_distance and --lr_coarse_sdf, a smaller --radius_range, or a larger start (--init_with)",
-        Failure.FULL: "smaller --lr_distance and --lr_coarse_sdf, a larger --radius_range, or a smaller start (--init_with)",
-        Failure.FOG: "smaller --lr_distance and --lr_offset, or a larger --lambda_mesh_normal",
+        Failure.NOT_FINITE: ("smaller --lr_distance, --lr_offset and --lr_coarse_sdf", "a smaller --lr", "--grad_clip 1"),
+        Failure.EMPTY: (
+            "smaller --lr_distance and --lr_coarse_sdf",
+            "a smaller --radius_range",
+            "a larger shape to start from (--init_with)",
+        ),
+        Failure.FULL: (
+            "smaller --lr_distance and --lr_coarse_sdf",
+            "a larger --radius_range",
+            "another shape to start from (--init_with)",
+        ),
+        Failure.FOG: ("smaller --lr_distance and --lr_offset", "a larger --lambda_mesh_normal"),
     },
 )
 

@@ -6,6 +6,11 @@ import re
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
+def visible(text: str) -> str:
+    """Text in one line, with the characters that would change the terminal (newline, escape, direction marks) as escapes."""
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 class UserError(ValueError):
     """Bad input from the user: what was expected, what came, what to do next, in one sentence.
 
@@ -13,7 +18,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(_CONTROLS.sub(lambda found: repr(found[0])[1:-1], str(message)))
+        super().__init__(visible(str(message)))
 
 
 class DivergenceError(RuntimeError):

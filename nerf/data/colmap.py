@@ -107,7 +107,7 @@ def read_colmap(folder: Path, models: Sequence[ModelFiles], holdout: int) -> Par
         raise_no_images(model.folder, image_folder / missing[0] if missing else None, missing)
     warn_of_unused_masks(folder / "masks", frames, "the mask of a.jpg is a.jpg, a.jpg.png or a.png")
     splits = split_by_holdout(frames, holdout)
-    return make_dataset(folder, model.folder, splits, missing, holdout, points=_read_points(model.points))
+    return make_dataset(folder, model.folder, splits, missing, points=_read_points(model.points))
 
 
 def _find_file(model: Path, stem: str) -> Path | None:

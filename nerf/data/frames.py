@@ -173,10 +173,23 @@ def pose_from_opencv(rotation: Tensor, centre: Tensor) -> Tensor:
 
 
 def split_by_holdout(frames: Sequence[Frame], holdout: int) -> dict[str, list[Frame]]:
-    """Every ``holdout``-th frame in the order of names as "test", the others as "train"; 0 puts all in "train"."""
+    """Every ``holdout``-th frame in the order of names as "test", the others as "train"; 0 puts all in "train".
+
+    Raises:
+        UserError: nothing would be left for training.
+    """
     ordered = sorted(frames, key=lambda frame: frame.name)
     if not holdout:
         return {"train": ordered}
+    if holdout == 1:
+        raise UserError(
+            f"--holdout 1 holds out every one of the {len(frames)} photographs; give 2 or more, or 0 to hold out none"
+        )
+    if len(frames) == 1:
+        raise UserError(
+            f"there is a single photograph, and --holdout {holdout} holds out the first of every {holdout}; give --holdout 0 "
+            "to train on it, or add photographs from other positions"
+        )
     return {"train": [f for i, f in enumerate(ordered) if i % holdout], "test": ordered[::holdout]}
 
 
@@ -185,7 +198,6 @@ def make_dataset(
     source: Path,
     frames_of_split: Mapping[str, Sequence[Frame]],
     missing: Sequence[str],
-    holdout: int,
     box: tuple[Tensor, float] | None = None,
     limit: tuple[Tensor, float] | None = None,
     to_reconstruction: Tensor | None = None,
@@ -200,7 +212,6 @@ def make_dataset(
         source: the file that describes it, for error messages.
         frames_of_split: frames by split name.
         missing: names of photographs that do not exist.
-        holdout: value of ``--holdout``, for error messages.
         box: see :class:`ParsedDataset`, as the following ones.
         to_reconstruction: [4, 4].
         points: [P, 3].
@@ -216,7 +227,8 @@ def make_dataset(
     splits.setdefault("val", splits.get("test", ()))
     splits.setdefault("test", splits["val"])
     if not splits["train"]:
-        raise UserError(f"{source}: no photograph is left for training; raise --holdout, which is {holdout}")
+        gone = f", and {len(missing)} that it lists do not exist, first {missing[0]}" if missing else ""
+        raise UserError(f"{source}: it lists no photograph for training that exists{gone}; correct its lists of file names")
     for frame in frames:
         if not frame.pose.abs().max() <= FARTHEST:
             raise UserError(f"{source}: the pose of {frame.name} has numbers beyond {FARTHEST:g}; correct it")

@@ -70,7 +70,7 @@ def read_neus(folder: Path, cameras: Path, holdout: int) -> ParsedDataset:
             intrinsics, pose = decompose_projection(world[:3], f"{cameras}, world_mat_{i}")
         frames.append(Frame(image.name, image, pose, intrinsics, alpha=masks[i] if masks else None))
     box = None if scale is None else (scale[0][:3, 3], torch.linalg.det(scale[0][:3, :3]).abs().item() ** (1 / 3))
-    return make_dataset(folder, cameras, split_by_holdout(frames, holdout), (), holdout, box=box)
+    return make_dataset(folder, cameras, split_by_holdout(frames, holdout), (), box=box)
 
 
 def _list_images(folder: Path) -> list[Path]:

@@ -20,6 +20,8 @@ MIN_ONE_SIDED = 0.3  # length of the mean horizontal direction to the cameras ab
 MIN_HALF_SIDE = 1e-6  # of the scene box, in units of the dataset; below it there is no baseline between the cameras
 SCENE_MARGIN = 1.1  # factor on the radius of a captured scene that gives half the side of its box
 POINT_QUANTILE = 0.98  # fraction of a sparse point cloud that the box must contain; the others count as outliers
+MIN_POINTS = 30  # of a sparse point cloud that counts; reconstructions have thousands
+NARROW = 1e-3  # tangent of half a field of view, below which it is no camera's that sees an object
 MAX_HALF_SIDE = 1e12  # of the scene box, in units of the dataset
 SAME_POSE = 1e-9  # difference of two poses, as a fraction of their largest number, below which they are one
 MIN_AXIS_SPREAD = 1e-3  # mean squared sine of the optical axes' angle to their common direction; below it they are parallel
@@ -154,6 +156,28 @@ def _within_limit(limit: tuple[Tensor, float], position: Tensor, bound: float) -
     return min(half_side, max(bound, 1.0) * needed)
 
 
+def _why_no_size(kind: str, half_side: float, pose: Tensor, half_fov: Tensor) -> str:
+    """Why the scene box of a dataset has no size; the message of the error."""
+    origin = pose[:, :3, 3]
+    if kind == "box":
+        return f"the scene box that the dataset prescribes is {2 * half_side:.2g} units wide; correct its size, or remove it"
+    if (origin - origin.mean(0)).norm(dim=-1).max() <= SAME_POSE * max(float(origin.abs().max()), MIN_HALF_SIDE):
+        return (
+            f"the {len(pose)} photographs were all taken from one position in different directions, so there is no parallax "
+            "to learn depth from; add photographs from other positions"
+        )
+    if kind == "object" and torch.tan(half_fov).median() < NARROW:
+        degrees = 2.0 * torch.rad2deg(half_fov).median().item()
+        return (
+            f"the cameras have a field of view of {degrees:.2g} degrees, in which no object has a size; correct their focal "
+            "lengths, which are in pixels"
+        )
+    return (
+        f"the cameras are less than {4 * MIN_HALF_SIDE:.0e} units apart, which single precision cannot hold; multiply the "
+        "positions in the poses by a constant"
+    )
+
+
 def normalize_scene(
     pose: Tensor,
     half_fov: Tensor,
@@ -185,7 +209,7 @@ def normalize_scene(
         limit: centre [3] and half side of a box in the dataset's world that the scene does not exceed, or None.
 
     Raises:
-        UserError: all cameras have the same position and look in different directions, or the box is too large.
+        UserError: the box has no size, as all cameras have the same position for example, or it is too large.
     """
     focus = focus_point(pose)
     distance = (pose[:, :3, 3] - focus).norm(dim=-1)
@@ -201,13 +225,11 @@ def normalize_scene(
         kind, centre, half_side = "scene", focus, SCENE_MARGIN * distance.max().item()
         if points is not None:
             middle, radius = bounding_ball(points)
-            if MIN_HALF_SIDE < SCENE_MARGIN * radius < half_side:  # a single point says nothing of the size
+            # A few points, or one, say nothing of the size.
+            if len(points) >= MIN_POINTS and MIN_HALF_SIDE < SCENE_MARGIN * radius < half_side:
                 kind, centre, half_side = "points", middle, SCENE_MARGIN * radius
     if not half_side > MIN_HALF_SIDE:
-        raise UserError(
-            f"the {len(pose)} photographs were all taken from one position in different directions, so there is no parallax "
-            "to learn depth from; add photographs from other positions"
-        )
+        raise UserError(_why_no_size(kind, half_side, pose, half_fov))
     if not half_side < MAX_HALF_SIDE:
         raise UserError(f"the scene would be {2 * half_side:.3g} units wide; correct its poses, or the box that it prescribes")
     rotation = rotation_to_y_up(estimate_up(pose))

@@ -107,7 +107,6 @@ def _read_transforms(folder: Path, files: Mapping[str, Path], holdout: int) -> P
         path,
         _split(found, missing, train, folder, path, holdout),
         missing,
-        holdout,
         limit=_aabb(train, path),
         to_reconstruction=_to_reconstruction(train, path),
     )

@@ -197,7 +197,7 @@ def export_level_set(
     def inset(clean: Mesh) -> np.ndarray:
         return light_depth(level_set.value, clean.vertices, clean.require("normals"), grid.spacing, device=device)
 
-    done, highest = _finish(mesh, job, inset), float(grid.values.max())
+    done, highest = _finish(mesh, job, inset), grid.span[1]
     foggy = (
         f"the highest density is {highest:.3g}, below {_OPAQUE:g}: the object is still foggy, and "
         "longer training makes it more opaque"

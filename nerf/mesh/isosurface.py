@@ -5,7 +5,7 @@ import torch
 
 from nerf.core.errors import ExportError
 from nerf.core.structs import LevelSet
-from nerf.mesh.level_set_grid import LevelSetGrid, Values, quantity, query_values, sample_level_set, smoothed
+from nerf.mesh.level_set_grid import LevelSetGrid, Values, quantity, query_values, sample_level_set, smoothed, why_empty
 from nerf.mesh.mesh import Mesh
 
 _RATIO_CLIP = 1e3  # densities further than this factor from the threshold look alike to marching cubes
@@ -72,29 +72,21 @@ def marching_cubes(
 
 def _check_grid(grid: LevelSetGrid) -> None:
     """Refuse a field without a surface, with the values that explain why."""
-    low, high, level = float(grid.values.min()), float(grid.values.max()), f"{grid.level:.3g}"
-    inside = grid.is_inside(grid.values)
-    if grid.logarithmic and not inside.any():
-        raise ExportError(
-            f"the field is empty: its highest density is {high:.3g}, and the surface is where it is "
-            f"{level}; train longer, or export with a threshold below {high:.3g}"
-        )
+    inside, level = grid.is_inside(grid.values), f"{grid.level:.3g}"
     if not inside.any():
-        raise ExportError(
-            f"the field is empty: its {quantity(grid)} is nowhere on the inner side of {level} (it lies between {low:.3g} "
-            f"and {high:.3g}); train longer, or start from an initial shape inside the box"
-        )
+        raise ExportError(why_empty(grid, "field"))
     fraction = float(inside.mean())
     if fraction > _SOLID and grid.logarithmic:
         raise ExportError(
-            f"the field is solid: {100 * fraction:.1f} % of the box is denser than {level} (the mean is "
-            f"{float(grid.values.mean()):.3g}); it is fog and not an object: raise --lambda_opacity, or train "
-            "again"
+            f"the field is solid: {100 * fraction:.1f} % of the box is denser than {level}, half of it than "
+            f"{float(np.median(grid.values)):.3g}: it is fog and not an object; give a higher --mesh_threshold, or train again "
+            "with a larger --lambda_opacity"
         )
     if fraction > _SOLID:
+        low, high = grid.span
         raise ExportError(
             f"the field is solid: {100 * fraction:.1f} % of the box has a {quantity(grid)} on the inner side of {level} (it "
-            f"lies between {low:.3g} and {high:.3g}), so there is no outside; raise --bound, or train again"
+            f"lies between {low:.3g} and {high:.3g}), so there is no outside; train again with a larger --bound"
         )
 
 

@@ -40,6 +40,12 @@ class LevelSetGrid:
     queries: int = 0  # points at which the field was evaluated
     inside: Literal["above", "below"] = "above"
     logarithmic: bool = True
+    unsmoothed: tuple[float, float] | None = None  # lowest and highest value before :func:`smoothed`, which clips densities
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Lowest and highest value of the field itself."""
+        return self.unsmoothed or (float(self.values.min()), float(self.values.max()))
 
     @property
     def cells(self) -> int:
@@ -76,6 +82,30 @@ def quantity(source: LevelSet | LevelSetGrid) -> str:
     return "density" if source.logarithmic else "signed distance"
 
 
+def why_empty(grid: LevelSetGrid, what: str, flagged: bool = True) -> str:
+    """Why nothing of a field is inside, and what may help; the message of the error.
+
+    Args:
+        grid: where nothing is inside.
+        what: the field, in words.
+        flagged: its level is that of ``--mesh_threshold``.
+    """
+    (low, high), level = grid.span, f"{grid.level:.3g}"
+    if not grid.logarithmic:
+        return (
+            f"the {what} is empty: its {quantity(grid)} is nowhere on the inner side of {level} (it lies between {low:.3g} and "
+            f"{high:.3g}); train longer, or start from an initial shape inside the box"
+        )
+    lower = " or a lower --mesh_threshold" if flagged else ""
+    if high > grid.level:
+        return (
+            f"the {what} has densities up to {high:.3g}, above the surface at {level}, in parts that are too thin for the "
+            f"smoothing before marching cubes: give a smaller --mesh_smooth, a larger --mcubes_resolution{lower}"
+        )
+    threshold = f"give a --mesh_threshold below {high:.3g}, or train longer" if flagged and high > _FOG else "train longer"
+    return f"the {what} is empty: its highest density is {high:.3g}, and the surface is where it is {level}; {threshold}"
+
+
 def smoothed(grid: LevelSetGrid, sigma: float) -> LevelSetGrid:
     """The grid low-passed by a Gaussian, for fields that are noise at the scale of a cell.
 
@@ -96,9 +126,9 @@ def smoothed(grid: LevelSetGrid, sigma: float) -> LevelSetGrid:
     from scipy.ndimage import gaussian_filter
 
     if not grid.logarithmic:
-        return replace(grid, values=gaussian_filter(grid.values, sigma, mode="nearest"))
+        return replace(grid, values=gaussian_filter(grid.values, sigma, mode="nearest"), unsmoothed=grid.span)
     ratio = gaussian_filter(grid.implicit(SMOOTH_CLIP), sigma, mode="nearest")
-    return replace(grid, values=(grid.level * np.exp(ratio)).astype(np.float32))
+    return replace(grid, values=(grid.level * np.exp(ratio)).astype(np.float32), unsmoothed=grid.span)
 
 
 def query_values(

@@ -1,14 +1,14 @@
 """Checks of what a checkpoint holds against what the run expects, made before any of it is used."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nerf.config.stages import STAGE_KINDS, Failure, StageKind
+from nerf.config.stages import STAGE_KINDS
 from nerf.core.errors import DivergenceError, UserError
 from nerf.training.divergence import DivergenceMonitor
 
@@ -16,16 +16,16 @@ WAY_OUT = "give the options it was trained with (config.json lists them), anothe
 SCALER_KEYS = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 
 
-def check_finite_state(tensors: Mapping[str, Any], step: int, stage: StageKind) -> None:
+def check_finite_state(tensors: Mapping[str, Any], step: int, advice: Callable[[], str]) -> None:
     """Refuse to save weights, averages or moments of an optimiser that are not finite. Each device is waited for once.
 
     Args:
         tensors: nested dicts, as for ``checkpoint.save``.
         step: number of steps taken.
-        stage: of the run.
+        advice: gives the end of the message: what is left, and what to try.
 
     Raises:
-        DivergenceError: names the first such tensor and the remedies of the stage.
+        DivergenceError: names the first such tensor.
     """
     found = {name: value for name, value in _leaves(tensors) if _is_float(value) and value.numel()}
     if not found:
@@ -36,10 +36,7 @@ def check_finite_state(tensors: Mapping[str, Any], step: int, stage: StageKind) 
         finite = torch.stack([found[name].detach().isfinite().all() for name in names]).tolist()
         bad += [name for name, good in zip(names, finite, strict=True) if not good]
     if bad:
-        raise DivergenceError(
-            f"after step {step - 1}: {bad[0]} is not finite, so no checkpoint was written; earlier ones are untouched. "
-            f"Try {stage.remedies[Failure.NOT_FINITE]}"
-        )
+        raise DivergenceError(f"after step {step - 1}: {bad[0]} is not finite, so no checkpoint was written; {advice()}")
 
 
 def require_parts(tensors: Mapping[str, Any], names: Iterable[str], path: object) -> None:

@@ -26,7 +26,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from nerf.config.stages import FIRST, StageKind
 from nerf.core import progress
 from nerf.core.console import SafeStream
-from nerf.core.errors import UserError
+from nerf.core.errors import UserError, visible
 from nerf.core.files import as_shape, parse_json, read_json, write_atomically, write_json
 from nerf.core.transfer import read_scalars
 from nerf.run.distributed import is_main
@@ -83,7 +83,7 @@ class Report:
         """Close; the exception goes into ``log_df.txt`` alone, as the caller prints it."""
         if error is not None:
             with suppress(OSError):  # a full disk has a message of its own
-                self._keep(f"ended by {type(error).__name__}: {error}")
+                self._keep(visible(f"ended by {type(error).__name__}: {error}"))
         self.close()
 
     def open(self) -> None:
@@ -111,8 +111,9 @@ class Report:
         self._bar = self._metrics_file = self._board = self._rate = None
 
     def log(self, line: str) -> None:
-        """Print one line, and write it to ``log_df.txt`` with the time."""
+        """Print one line, and write it to ``log_df.txt`` with the time; control characters are shown as escapes."""
         if self._main:
+            line = visible(line)
             self._keep(line)
             tqdm.write(line, file=self._screen)
 

@@ -23,7 +23,7 @@ from nerf.core.progress import track
 from nerf.core.structs import LevelSet
 from nerf.data.posed_images import Photographs
 from nerf.mesh import sdf
-from nerf.mesh.level_set_grid import SMOOTH_CLIP, LevelSetGrid, quantity, sample_level_set, smoothed
+from nerf.mesh.level_set_grid import SMOOTH_CLIP, LevelSetGrid, quantity, sample_level_set, smoothed, why_empty
 from nerf.mesh.mesh import MIN_PART, transformed
 from nerf.mesh.placement import placement
 from nerf.render.dmtet import DMTetPath
@@ -131,7 +131,7 @@ def initialize_mesh(model: NeRFRenderer, config: Config, photos: Photographs | N
     if surface is None or len(surface.faces) == 0:
         raise ExportError(
             f"{line}; but the object is too thin for a grid of {config.dmtet.tet_grid_size} layers, and nothing of it is "
-            "left: give a larger --tet_grid_size, or a lower --mesh_threshold if it is a NeRF"
+            "left: give a larger --tet_grid_size, or a lower --mesh_threshold if it is a NeRF of this program"
         )
     return line, transform
 
@@ -165,7 +165,7 @@ def _initialize(model: NeRFRenderer, config: Config, photos: Photographs | None)
             checkpoint.load_module(getattr(model, name), inside, source.path)
         threshold = config.output.mesh_threshold
     level_set = field_surface(model, threshold)
-    level = _init_from_level_set(model, config, level_set)
+    level = _init_from_level_set(model, config, level_set, source.kind == "checkpoint")
     return f"the mesh is initialised from {source.path}, where its {quantity(level_set)} is {level:g}", transform
 
 
@@ -176,19 +176,22 @@ def _mesh_path(model: NeRFRenderer) -> DMTetPath:
     return model.path
 
 
-def _init_from_level_set(model: NeRFRenderer, config: Config, level_set: LevelSet) -> float:
-    """Extract the surface that the export would extract, with a grid that fills the object's own box; returns its level."""
+def _init_from_level_set(model: NeRFRenderer, config: Config, level_set: LevelSet, flagged: bool = True) -> float:
+    """Extract the surface that the export would extract, with a grid that fills the object's own box; returns its level.
+
+    ``flagged``: the level is that of ``--mesh_threshold``.
+    """
     path, output = _mesh_path(model), config.output
     grid = sample_level_set(level_set, model.bound, output.mcubes_resolution, device=path.distance.device)
     grid = smoothed(grid, output.mesh_smooth)
     implicit = grid.implicit(SMOOTH_CLIP)
     if not (implicit > 0).any():
-        raise ExportError(_empty(grid))
+        raise ExportError(why_empty(grid, "NeRF", flagged))
     implicit = _solid_parts(implicit.astype(np.float32))
     if (implicit > 0).all():
         raise ExportError(
             f"the NeRF fills its whole box: its {quantity(grid)} is nowhere {_outside(grid)} {grid.level:g}, where the mesh "
-            "would be extracted; train it longer"
+            f"would be extracted; {'give a higher --mesh_threshold, or ' if flagged else ''}train it longer"
         )
     inside = np.argwhere(implicit > 0) * grid.spacing - grid.bound
     points = path.start(*_box_around(inside.min(axis=0), inside.max(axis=0), model.bound))
@@ -199,19 +202,6 @@ def _init_from_level_set(model: NeRFRenderer, config: Config, level_set: LevelSe
 def _outside(grid: LevelSetGrid) -> str:
     """On which side of the level the outside is, for messages."""
     return "below" if grid.inside == "above" else "above"
-
-
-def _empty(grid: LevelSetGrid) -> str:
-    """The message for a field without an inside."""
-    if grid.logarithmic:
-        return (
-            f"the NeRF is empty: its highest density is {float(grid.values.max()):.3g}, and the mesh is extracted where it is "
-            f"{grid.level:g}; train it longer, or give a lower --mesh_threshold"
-        )
-    return (
-        f"the NeRF is empty: its {quantity(grid)} is {_outside(grid)} {grid.level:g} everywhere, between "
-        f"{float(grid.values.min()):.3g} and {float(grid.values.max()):.3g}; train it longer"
-    )
 
 
 def _init_from_mesh(

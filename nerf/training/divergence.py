@@ -1,13 +1,18 @@
 """Detection of divergence: runs whose scene became empty, full or foggy, or whose losses are not finite."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nerf.config.stages import NERF, Failure, StageKind
 from nerf.core.errors import DivergenceError
+
+if TYPE_CHECKING:
+    from nerf.config.config import Config
 
 # Limits on moving averages over whole images that frame the object, checked after the first part of training. They are set
 # far outside what a successful run shows, because a false alarm ends a run.
@@ -48,16 +53,24 @@ class DivergenceMonitor:
         self.opacity = mean if self.updates == 1 else self.opacity + rate * (mean - self.opacity)
         self.fog = fog if self.updates == 1 else self.fog + rate * (fog - self.fog)
 
-    def diagnose(self, fraction: float, stage: StageKind = NERF) -> str | None:
-        """What is wrong at this point of a stage, as a sentence with a remedy, or None."""
+    def diagnose(self, fraction: float, stage: StageKind = NERF, config: "Config | None" = None) -> str | None:
+        """What is wrong at this point of a stage, as a sentence with remedies, or None.
+
+        Args:
+            fraction: training progress in [0, 1].
+            stage: which.
+            config: its options; remedies that they leave no room for are left out.
+        """
         if fraction < START_FRACTION or self.steps < START_STEPS:
             return None
         if self.opacity < EMPTY_OPACITY:
-            return _sentence(stage, Failure.EMPTY, f"went empty (mean opacity {self.opacity:.4f})")
+            return _sentence(stage, config, Failure.EMPTY, f"went empty (mean opacity {self.opacity:.4f})")
         if self.opacity > FULL_OPACITY:
-            return _sentence(stage, Failure.FULL, f"filled the whole view (mean opacity {self.opacity:.3f})")
+            return _sentence(stage, config, Failure.FULL, f"filled the whole view (mean opacity {self.opacity:.3f})")
         if self.fog > FOG_SHARE:
-            return _sentence(stage, Failure.FOG, f"{stage.fog} ({100 * self.fog:.0f} % of the pixels are half transparent)")
+            return _sentence(
+                stage, config, Failure.FOG, f"{stage.fog} ({100 * self.fog:.0f} % of the pixels are half transparent)"
+            )
         return None
 
 
@@ -66,25 +79,27 @@ def mean_and_fog(opacity: Tensor) -> Tensor:
     return torch.stack([opacity.mean(), ((opacity > FOG_LOW) & (opacity < FOG_HIGH)).to(opacity.dtype).mean()])
 
 
-def _sentence(stage: StageKind, failure: Failure, seen: str) -> str:
+def _sentence(stage: StageKind, config: "Config | None", failure: Failure, seen: str) -> str:
     """What was observed and what to try; from the start, because the newest checkpoint already has the problem."""
-    return f"the {stage.noun} {seen}; start over with {stage.restart} and {stage.remedies[failure]}"
+    return f"the {stage.noun} {seen}; start over with {stage.restart} and {stage.advice(failure, config)}"
 
 
-def check_finite(terms: dict[str, Tensor], step: int, stage: StageKind = NERF) -> None:
+def check_finite(terms: dict[str, Tensor], step: int, advice: Callable[[], str]) -> None:
     """Refuse a loss that is not a number.
 
+    Args:
+        terms: scalars by name.
+        step: of the terms.
+        advice: gives the end of the message: what is left, and what to try.
+
     Raises:
-        DivergenceError: names the terms, the step and the remedies of the stage.
+        DivergenceError: names the terms and the step.
     """
     bad = [name for name, value in terms.items() if not math.isfinite(float(value.detach()))]
     if bad:
-        raise DivergenceError(not_finite(bad, step, stage))
+        raise DivergenceError(f"{not_finite(bad, step)}, and the step was not taken; {advice()}")
 
 
-def not_finite(terms: list[str], step: int, stage: StageKind) -> str:
-    """The sentence about loss terms that are not finite."""
-    return (
-        f"step {step}: the loss term {', '.join(terms)} is not finite; the last checkpoint is untouched. "
-        f"Try {stage.remedies[Failure.NOT_FINITE]}"
-    )
+def not_finite(terms: list[str], step: int) -> str:
+    """The beginning of the sentence about loss terms that are not finite."""
+    return f"step {step}: the loss term {', '.join(terms)} is not finite"

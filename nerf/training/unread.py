@@ -5,14 +5,13 @@ the host in one copy, and looked at when that has arrived; before a checkpoint i
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from guidance.distillation import diagnosis
-from nerf.config.stages import StageKind
 from nerf.core.errors import DivergenceError
 from nerf.core.transfer import Download
 from nerf.training.divergence import DivergenceMonitor, mean_and_fog, not_finite
@@ -33,12 +32,12 @@ class Unread:
     """Numbers of training steps that nobody has looked at.
 
     Args:
-        stage: of the run, for the sentences.
         monitor: is told how full the images are.
+        advice: gives the end of the message about a term that is not finite: what is left, and what to try.
     """
 
-    def __init__(self, stage: StageKind, monitor: DivergenceMonitor):
-        self.stage, self.monitor = stage, monitor
+    def __init__(self, monitor: DivergenceMonitor, advice: Callable[[], str]):
+        self.monitor, self.advice = monitor, advice
         self._kept: list[_Step] = []
         self._sent: tuple[list[_Step], Download] | None = None
 
@@ -112,9 +111,9 @@ class Unread:
         for name, count in step.explained:
             if name in bad:
                 flags = [[bool(x) for x in numbers[at + i * count : at + (i + 1) * count]] for i in range(2)]
-                raise DivergenceError(f"step {step.number}: {diagnosis(flags)}")
+                raise DivergenceError(f"step {step.number}: {diagnosis(flags, on_gpu=True)}")
             at += 2 * count
         if bad:
-            raise DivergenceError(not_finite(bad, step.number, self.stage))
+            raise DivergenceError(f"{not_finite(bad, step.number)}; {self.advice()}")
         if step.stands_for:
             self.monitor.add(numbers[at], numbers[at + 1], step.stands_for)

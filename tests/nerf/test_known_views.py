@@ -199,6 +199,7 @@ def trained(folder, *words):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # twenty seconds on an idle processor
 def test_a_scene_comes_to_look_like_its_picture_in_both_stages(tmp_path, test_data):
     image = test_data / "image_prompts" / "hamburger_rgba.png"
     words = "--w 24 --h 24 --known_view_scale 1 --iters 120 --dmtet_iters 60 --stages nerf,dmtet".split()

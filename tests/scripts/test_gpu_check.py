@@ -110,7 +110,7 @@ def test_results_of_earlier_runs_stay_beside_those_of_a_later_one(gpu_check, run
 
 def test_a_name_that_is_no_stage_is_refused(run, capsys):
     assert run("--only", "kernel")[0] == 2
-    assert "--only kernel names no stage and no step; stages are build, kernels, suite, bench" in capsys.readouterr().out
+    assert "--only kernel names no stage and no step; stages are build, kernels, suite, bench" in capsys.readouterr().err
 
 
 def test_a_stage_that_has_no_time_left_fails_and_says_how_to_go_on(gpu_check, tmp_path):
@@ -158,3 +158,13 @@ def test_figures_of_a_benchmark_are_in_the_page(gpu_check, tmp_path):
     gpu_check.save(tmp_path, "bench", gpu_check.run_stage("bench", [step], tmp_path, 60), WHERE)
     page = (tmp_path / "gpu.md").read_text()
     assert "## bench_a: 2^17 points" in page and "| ours | 2.000 | 1.000 |" in page and "GPU a GPU, commit 1234567" in page
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"build": 3}', '{"build": {"build": {"passed": true}}}'])
+def test_a_damaged_file_of_results_is_refused_before_anything_runs(run, tmp_path, monkeypatch, capsys, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "gpu.json").write_text(text)
+    monkeypatch.setattr(subprocess, "run", pytest.fail)
+    with pytest.raises(SystemExit) as caught:
+        run("--only", "build")
+    assert caught.value.code == 2 and "gpu.json is damaged; restore it" in capsys.readouterr().err

@@ -108,7 +108,6 @@ def test_cameras_keep_within_what_the_model_was_made_for(prior_folder):  # noqa:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--steps", "0"], "--steps must be at least 1, got 0"),
         (["--out", "picture.jpg"], "--out must name a .png file"),
         (["--hf_key", "/nowhere"], "/nowhere is not a folder"),
         (["--guidanc", "SD"], "unknown flag --guidanc"),
@@ -118,6 +117,12 @@ def test_cameras_keep_within_what_the_model_was_made_for(prior_folder):  # noqa:
 def test_bad_input_is_one_sentence(draw, words, sentence):
     code, size, printed = draw(*words)
     assert code == 2 and size is None and sentence in printed and "Traceback" not in printed
+
+
+def test_a_number_that_cannot_work_is_refused(draw, capfd):
+    with pytest.raises(SystemExit, match="2"):
+        draw("--steps", "0")
+    assert capfd.readouterr().err == "guidance_2d.py: --steps must be between 1 and 1000000, got 0\n"
 
 
 def test_help_lists_the_flags():

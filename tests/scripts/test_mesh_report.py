@@ -57,7 +57,7 @@ def test_other_files_are_measured_if_one_cannot_be(main, ply, tmp_path, capsys):
 def test_a_negative_number_of_samples_is_refused(main, ply, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([str(ply), "--samples", "-3"])
-    assert "--samples must be at least 0, got -3" in capsys.readouterr().err
+    assert "--samples must be between 0 and 1e9, got -3" in capsys.readouterr().err
 
 
 def test_closed_pipe_is_not_an_error(ply):
@@ -65,3 +65,10 @@ def test_closed_pipe_is_not_an_error(ply):
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait(timeout=60) == 0
+
+
+def test_control_characters_of_a_file_do_not_reach_the_terminal(main, tmp_path, capsys):
+    path = tmp_path / "a\x1b[2Jb.ply"
+    path.write_text("no mesh")
+    assert main([str(path)]) == 2
+    assert "\x1b" not in capsys.readouterr().err

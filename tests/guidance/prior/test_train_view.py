@@ -68,3 +68,26 @@ def test_a_run_exports_a_folder_that_reads_back_and_resumes(trainer, shards, tmp
     assert '"drop_reference"' in (tmp_path / "view_snapshot" / "recipe.json").read_text()
     again = train_view.ViewTrainer(trainer.recipe, shards, tmp_path / "run")
     assert again.progress.step > 0
+
+
+def test_small_errors_of_the_azimuth_are_trained_on_and_gross_ones_are_not(trainer):
+    batch = trainer.batch()
+    true = torch.tensor([10.0, 10.0, 350.0, 10.0]).repeat(3)
+    batch.source["azimuth"] = true
+    batch.oriented = torch.tensor([True, True, True, False]).repeat(3)
+    found = torch.tensor([20.0, 190.0, 10.0, 190.0]).repeat(3)
+    reading = view_model.Reading(torch.zeros(12, 16, 32), view_model.heading_target(found).clamp(min=1e-9).log())
+    expected = torch.tensor([20.0, 10.0, 10.0, 190.0]).repeat(3)
+    torch.testing.assert_close(trainer.azimuths(batch, reading), expected, rtol=0, atol=0.1)
+
+
+def test_the_unet_moves_more_slowly_than_the_encoder(trainer):
+    trainer.progress.step = 1000  # past the warm-up and the encoder's own phase
+    trainer.optimizer.param_groups[0]["weight_decay"] = trainer.optimizer.param_groups[1]["weight_decay"] = 0.0
+    before = [p.detach().clone() for p in trainer.prior.parameters()]
+    trainer.step(1.0)
+    moved = [float((a - b).detach().abs().max()) for a, b in zip(before, trainer.prior.parameters(), strict=True)]
+    unet = len(list(trainer.prior.unet.parameters()))
+    # Adam's first step is the learning rate, whatever the gradient is.
+    assert max(moved[:unet]) == pytest.approx(0.3 * trainer.recipe.lr, rel=0.01)
+    assert max(moved[unet:]) == pytest.approx(trainer.recipe.lr, rel=0.01)

@@ -1,6 +1,7 @@
 """Image prompts in the options: which pictures and cameras they name, their presets, and what a workspace keeps of them."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,12 +78,12 @@ def test_the_paths_of_a_csv_are_relative_to_it(pictures, monkeypatch):
         ("image,azimut\na_rgba.png,0\n", "column 'azimut' is not known; did you mean azimuth?"),
         ("image,polar,polar\na_rgba.png,0,0\n", "column 'polar' twice"),
         ("image,polar\na_rgba.png\n", "line 2 has 1 values for 2 columns"),
-        ("image,polar\na_rgba.png,up\n", "line 2: polar must be a number that is between 0 and 180, got 'up'"),
+        ("image,polar\na_rgba.png,up\n", "line 2: polar must be a number between 0 and 180, got 'up'"),
         ("image,polar\na_rgba.png,181\n", "line 2: polar must be between 0 and 180, got 181"),
         ("image,azimuth\na_rgba.png,nan\n", "line 2: azimuth must be a number"),
-        ("image,radius\na_rgba.png,0\n", "line 2: radius must be positive, got 0"),
+        ("image,radius\na_rgba.png,0\n", "line 2: radius must be above 0 and at most 10000, got 0"),
         ("image,fovy\na_rgba.png,180\n", "line 2: fovy must be between 0.1 and 170"),
-        ("image,zero123_weight\na_rgba.png,-1\n", "line 2: zero123_weight must be at least 0"),
+        ("image,zero123_weight\na_rgba.png,-1\n", "line 2: zero123_weight must be between 0 and 1e9, got -1"),
         ("image,zero123_weight\na_rgba.png,0\n", "zero123_weight is 0 everywhere"),
         ("image,azimuth\na_rgba.png,0\na_rgba.png,\n", "line 3 gives no azimuth"),
         ("image,azimuth\n,0\n", "line 2 names no picture"),
@@ -98,7 +99,7 @@ def test_a_wrong_csv_is_refused_by_line_and_column(pictures, text, sentence):
     ("words", "sentence"),
     [
         ("--image none.png", "--image: none.png does not exist"),
-        ("--image .", "--image: . is not a file"),
+        ("--image .", " is not a file; give the picture"),
         ("--image a_rgba.png a_rgba.png", "give as many --ref_azimuths"),
         ("--image a_rgba.png a_rgba.png --ref_azimuths 0", "give as many --ref_azimuths"),
         (
@@ -149,6 +150,25 @@ def test_the_first_picture_is_the_default_view(pictures):
     assert camera.fovy_range == (35, 35)
 
 
+def test_the_embedded_prior_leaves_a_picture_its_weight(pictures):
+    words = ["--image", "a_rgba.png", "--text", "a hamburger", "--guidance", "SD"]
+    found = {"SD": SimpleNamespace(kind="embedded", version="embedded")}
+    with_picture, words_alone = (resolve(parse(w), StoredRun(), lambda _: found).config for w in (words, words[2:]))
+    assert (with_picture.loss.lambda_rgb, words_alone.loss.lambda_rgb) == (20000, 1000)
+    assert resolve(parse([*words, "--lambda_rgb", "5"]), StoredRun(), lambda _: found).config.loss.lambda_rgb == 5
+
+
+STABLE = SimpleNamespace(kind="stable zero123", version="stable", sentence="", title="", licence="")
+
+
+@pytest.mark.parametrize(("words", "polar", "radius"), [("", 85, 3.8), ("--ref_polars 60 --ref_radii 2", 60, 2)])
+def test_a_preset_of_the_guidance_moves_the_default_view_unless_the_camera_is_given(pictures, words, polar, radius):
+    asked = parse(["--image", "a_rgba.png", *words.split()])
+    plan = resolve(asked, StoredRun(), lambda _: {"zero123": STABLE})
+    camera, (reference,) = plan.config.camera, plan.references
+    assert (camera.default_polar, camera.default_radius) == (reference.polar, reference.radius) == (polar, radius)
+
+
 def test_the_mesh_stage_looks_at_the_picture_without_its_depth_and_at_low_noise_levels(pictures):
     plan = planned("--image", "a_rgba.png", "--text", "a cactus", "--stages", "nerf,dmtet")
     nerf, mesh = (stage.config for stage in plan.stages)
@@ -178,11 +198,11 @@ def workspace(pictures):
 
 def test_a_workspace_keeps_its_picture_by_content(workspace):
     plan = planned("--workspace", "w")
-    assert plan.config.prompt.image == ("a_rgba.png",) and plan.config.guidance.guidance == ("zero123",)
+    assert plan.config.prompt.image == (str(workspace / "a_rgba.png"),) and plan.config.guidance.guidance == ("zero123",)
     (workspace / "moved_rgba.png").write_bytes((workspace / "a_rgba.png").read_bytes())
     (workspace / "moved_depth.png").write_bytes((workspace / "a_depth.png").read_bytes())
     plan = planned("--workspace", "w", "--image", "moved_rgba.png")
-    assert plan.config.prompt.image == ("moved_rgba.png",)
+    assert plan.config.prompt.image == (str(workspace / "moved_rgba.png"),)
 
 
 @pytest.mark.parametrize("change", ["a_rgba.png", "a_depth.png", "--default_azimuth", "--image"])
@@ -205,6 +225,6 @@ def test_words_cannot_be_added_to_a_picture_in_a_used_workspace(workspace):
 
 def test_a_finished_run_is_shown_without_its_picture(workspace):
     (workspace / "a_rgba.png").unlink()
-    assert planned("--workspace", "w", "--test").config.prompt.image == ("a_rgba.png",)
+    assert planned("--workspace", "w", "--test").config.prompt.image == (str(workspace / "a_rgba.png"),)
     with pytest.raises(UserError, match="a_rgba.png does not exist"):
         planned("--workspace", "w")

@@ -131,7 +131,8 @@ def test_presets_of_the_stored_run_apply_when_it_is_only_shown():
 
 # Values other than the default, and than the prompt of these tests, of every option that is kept by the whole run.
 OTHERS = {
-    "text": "a chair", "negative": "blur", "data": "photos", "holdout": 4, "downscale": 2, "guidance": ("SD", "clip"),
+    "text": "a chair", "negative": "blur", "distillation": "csd", "lora_rank": 8,
+    "data": "photos", "holdout": 4, "downscale": 2, "guidance": ("SD", "clip"),
     "sd_version": "1.5", "hf_key": "x", "hf_keys": ("clip=x",),
     "backbone": "vanilla", "bound": 2.0, "background": "constant", "bg_radius": -1.0,
     "density_activation": "softplus", "density_bias": -1.0, "blob_density": 1.0, "blob_radius": 0.5, "grid_levels": 8,
@@ -161,6 +162,54 @@ def test_the_plan_of_the_stored_options_is_the_stored_plan():
     again = resolve(parse(["-O"]), run, lambda _: {"SD": EMBEDDED})
     assert again.config == with_values(run.config, {}, "typed")
     assert to_json(again.config)["options"]["tet_grid_size"]["value"] == 32
+
+
+def again(words, *stored_words):
+    """The options of a command line in the workspace of a run with other words."""
+    return resolve(parse(words.split()), stored(*stored_words)).config
+
+
+@pytest.mark.parametrize(
+    ("words", "fp16", "bf16"),
+    [("", False, True), ("-O", True, False), ("--fp16", True, False), ("--no_bf16", False, False), ("--no_O", False, False)],
+)
+def test_the_precision_that_replaced_a_preset_comes_back_with_it(words, fp16, bf16):
+    config = again(words, "-O", "--bf16", "--seed", "1")
+    assert (config.optim.fp16, config.optim.bf16, config.render.cuda_ray) == (fp16, bf16, True)
+
+
+def test_what_was_switched_off_in_a_preset_stays_off_when_it_comes_back():
+    config = again("", "-O", "--no_fp16", "--no_save_mesh", "--seed", "1")
+    assert not config.optim.fp16 and not config.output.save_mesh
+    assert again("--save_mesh", "-O", "--no_save_mesh", "--seed", "1").output.save_mesh
+    assert again("", "-O", "--seed", "1").optim.fp16
+
+
+def test_another_value_of_a_kept_option_is_refused_with_what_loses_nothing_first():
+    with pytest.raises(UserError) as caught:
+        again("--seed 11", "--seed", "1")
+    assert str(caught.value).endswith(
+        "holds a run with --seed 1, this run asks for --seed 11: leave the flag out to go on with that run, choose another "
+        "--workspace for a new one, or start over in it with --ckpt scratch"
+    )
+
+
+@pytest.mark.parametrize("flag", ["data", "hf_key"])
+def test_a_path_is_kept_in_full_so_that_a_run_can_be_resumed_from_elsewhere(tmp_path, monkeypatch, flag):
+    for folder in ("one/x", "other/x"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "one")
+    run = stored(f"--{flag}", "x")
+    assert run.config.value(flag) == str(tmp_path / "one" / "x")
+    monkeypatch.chdir(tmp_path / "other")
+    assert resolve(parse([]), run).config.value(flag) == str(tmp_path / "one" / "x")
+    with pytest.raises(UserError, match=f"holds a run with --{flag} {tmp_path}/one/x, this run asks for --{flag} {tmp_path}"):
+        resolve(parse([f"--{flag}", "x"]), run)
+    resolve(parse([f"--{flag}", "../one/x"]), run)
+
+
+def test_a_model_of_the_hub_is_no_path():
+    assert stored("--hf_key", "some/model").config.guidance.hf_key == "some/model"
 
 
 # ---- what is left to do ----

@@ -44,14 +44,30 @@ def test_every_nth_photograph_in_the_order_of_names_is_held_out():
 
 
 def test_frames_are_indexed_over_all_splits_training_first():
-    files = make_dataset(Path(), Path(), {"test": frames("x"), "train": frames("ab")}, (), 8)
+    files = make_dataset(Path(), Path(), {"test": frames("x"), "train": frames("ab")}, ())
     assert files.splits == {"train": (0, 1), "test": (2,), "val": (2,)}
     assert "".join(f.name for f in files.frames) == "abx"
 
 
-def test_an_empty_training_split_is_refused():
-    with pytest.raises(UserError, match="photos.json: no photograph is left for training; raise --holdout, which is 1"):
-        make_dataset(Path(), Path("photos.json"), split_by_holdout(frames("ab"), 1), (), 1)
+@pytest.mark.parametrize(
+    ("names", "holdout", "sentence"),
+    [
+        ("ab", 1, "--holdout 1 holds out every one of the 2 photographs; give 2 or more, or 0"),
+        ("a", 8, "there is a single photograph, and --holdout 8 holds out the first of every 8; give --holdout 0"),
+    ],
+)
+def test_holding_out_everything_is_refused_with_the_way_out_that_works(names, holdout, sentence):
+    with pytest.raises(UserError, match=sentence):
+        split_by_holdout(frames(names), holdout)
+    assert split_by_holdout(frames(names), 0)["train"]
+
+
+@pytest.mark.parametrize(("missing", "gone"), [((), ""), (("x", "y"), ", and 2 that it lists do not exist, first x")])
+def test_an_empty_training_split_is_refused(missing, gone):
+    with pytest.raises(
+        UserError, match=f"photos.json: it lists no photograph for training that exists{gone}; correct its lists"
+    ):
+        make_dataset(Path(), Path("photos.json"), {"test": frames("ab")}, missing)
 
 
 def test_an_image_is_found_without_its_suffix_and_with_a_backslash(tmp_path):

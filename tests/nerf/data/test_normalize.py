@@ -51,6 +51,28 @@ def test_photographs_without_baseline_are_refused():
         normalize_scene(pose, half_fovs(), None, False, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("scale", "box", "transparent", "fov", "sentence"),
+    [
+        (1.0, (torch.zeros(3).double(), 1e-9), False, 0.3, "the scene box that the dataset prescribes is 2e-09 units wide"),
+        (1.0, None, True, 1e-8, "the cameras have a field of view of 1.1e-06 degrees.*focal lengths"),
+        (1e-9, None, False, 0.3, "the cameras are less than 4e-06 units apart.*multiply the positions"),
+        (1e-9, None, True, 0.3, "the cameras are less than 4e-06 units apart"),
+    ],
+)
+def test_a_scene_without_a_size_is_refused_with_its_own_cause(scale, box, transparent, fov, sentence):
+    pose = circle()
+    pose[:, :3, 3] *= scale
+    with pytest.raises(UserError, match=sentence):
+        normalize_scene(pose, half_fovs() * fov / 0.3, box, transparent, 1.0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_few_points_say_nothing_of_the_size(count):
+    points = torch.arange(3 * count, dtype=torch.float64).reshape(-1, 3) * 1e-3
+    assert normalize_scene(circle(), half_fovs(), None, False, 1.0, points).kind == "scene"
+
+
 @pytest.mark.parametrize("up", AXES)
 def test_rotation_to_y_up_is_a_rotation_that_maps_up_to_plus_y(up):
     up = torch.tensor(up, dtype=torch.float64)

@@ -205,7 +205,7 @@ def test_photographs_that_are_all_missing_are_refused_with_the_first_path(tmp_pa
 
 
 def test_holding_out_everything_is_refused(tmp_path):
-    refuse(write(tmp_path, count=3), "no photograph is left for training; raise --holdout, which is 1", holdout=1)
+    refuse(write(tmp_path, count=3), "--holdout 1 holds out every one of the 3 photographs", holdout=1)
 
 
 @pytest.mark.parametrize("entry", [3, {}, {"file_path": 7}])

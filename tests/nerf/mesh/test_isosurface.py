@@ -115,12 +115,33 @@ def test_values_on_the_level_itself_make_no_triangles_without_area(scale):
 
 
 def test_empty_field_is_refused_with_its_highest_density_and_a_way_out():
-    with pytest.raises(ExportError, match=r"empty: its highest density is 3, and the surface is where it is 10; train"):
+    with pytest.raises(ExportError, match=r"empty: its highest density is 3, .* is 10; give a --mesh_threshold below 3,"):
         isosurface.marching_cubes(LevelSetGrid(constant(3.0), 1.0, 10.0))
 
 
+@pytest.mark.parametrize("smooth", [0.0, 1.5])
+def test_the_highest_density_that_is_reported_is_the_field_s_own(smooth):
+    flat = LevelSet(lambda p: torch.full((len(p),), 8.8), 1000.0)
+    with pytest.raises(ExportError, match=r"its highest density is 8.8, .* is 1e\+03; give a --mesh_threshold below 8.8"):
+        isosurface.extract_surface(flat, 1.0, 16, smooth)
+
+
+def test_an_empty_scene_is_not_helped_by_a_threshold():
+    with pytest.raises(ExportError, match=r"highest density is 0.001, and the surface is where it is 10; train longer$"):
+        isosurface.marching_cubes(LevelSetGrid(constant(0.001), 1.0, 10.0))
+
+
+def test_an_object_that_smoothing_removes_is_said_to_be_too_thin():
+    needle = LevelSet(lambda p: torch.where(p.abs().amax(-1) < 0.06, 12.0, 0.0), 10.0)
+    isosurface.extract_surface(needle, 1.0, 32)
+    with pytest.raises(
+        ExportError, match="densities up to 12, above the surface at 10, in parts that are too thin.*--mesh_smooth"
+    ):
+        isosurface.extract_surface(needle, 1.0, 32, 2.0)
+
+
 def test_solid_field_is_refused_as_fog():
-    with pytest.raises(ExportError, match="solid: 100.0 % of the box .* fog"):
+    with pytest.raises(ExportError, match="solid: 100.0 % of the box .* half of it than 30: .* fog.* higher --mesh_threshold"):
         isosurface.marching_cubes(LevelSetGrid(constant(30.0), 1.0, 10.0))
 
 

@@ -243,3 +243,11 @@ def test_a_line_with_a_path_that_is_not_utf8_is_logged(tmp_path):
     with Report(tmp_path, terminal=False) as report:
         report.log(f"read {os.fsdecode(bytes([0x74, 0xFF]))}")
     assert "read t\\udcff" in (tmp_path / "log_df.txt").read_text()
+
+
+def test_lines_with_control_characters_do_not_change_the_terminal(tmp_path, capsys):
+    with Report(tmp_path, ["typed: --text 'a\x1b[2J\rred\nhouse \u202e'"]) as report:
+        report.log("wrote \x07.png")
+    said = capsys.readouterr().err
+    assert said == "typed: --text 'a\\x1b[2J\\rred\\nhouse \\u202e'\nwrote \\x07.png\n"
+    assert len((tmp_path / "log_df.txt").read_text(encoding="utf-8").splitlines()) == 2

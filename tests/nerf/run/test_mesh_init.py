@@ -93,7 +93,11 @@ def constant(value, kind):
     [
         (1.0, "density", "empty: its highest density is 1"),
         (50.0, "density", "its density is nowhere below 10"),
-        (0.3, "distance", "empty: its signed distance is above 0 everywhere, between 0.3 and 0.3; train it longer"),
+        (
+            0.3,
+            "distance",
+            "the NeRF is empty: its signed distance is nowhere on the inner side of 0 .it lies between 0.3 and 0.3",
+        ),
         (-0.3, "distance", "its signed distance is nowhere above 0"),
     ],
 )

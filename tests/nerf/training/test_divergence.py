@@ -1,12 +1,13 @@
 """The divergence monitor says what is wrong, and only when it is."""
 
 import re
+from itertools import chain
 
 import pytest
 import torch
 
-from nerf.config.config import OPTIONS
-from nerf.config.stages import DMTET, STAGE_KINDS
+from nerf.config.config import OPTIONS, Config, with_values
+from nerf.config.stages import DMTET, NERF, STAGE_KINDS, Failure
 from nerf.core.errors import DivergenceError
 from nerf.training.divergence import DivergenceMonitor, check_finite
 
@@ -44,9 +45,9 @@ def test_one_foggy_step_does_not_condemn_a_run():
 
 
 def test_a_term_that_is_not_finite_is_named_with_its_step():
-    check_finite({"sds": torch.tensor(1.0)}, 3)
-    with pytest.raises(DivergenceError, match="step 3.*entropy"):
-        check_finite({"sds": torch.tensor(1.0), "entropy": torch.tensor(float("nan"))}, 3)
+    check_finite({"sds": torch.tensor(1.0)}, 3, pytest.fail)
+    with pytest.raises(DivergenceError, match="step 3.*entropy.*; try this$"):
+        check_finite({"sds": torch.tensor(1.0), "entropy": torch.tensor(float("nan"))}, 3, lambda: "try this")
 
 
 @pytest.mark.parametrize("opacity", [torch.zeros(100), torch.ones(100), torch.full((100,), 0.5)])
@@ -56,13 +57,26 @@ def test_a_mesh_that_failed_is_told_of_flags_of_its_own_stage(opacity):
     assert not re.search("--(blob|lambda_opacity|lambda_entropy|density)", sentence)
 
 
-def test_a_term_of_the_mesh_stage_that_is_not_finite_names_its_rates():
-    with pytest.raises(DivergenceError, match="--lr_distance, --lr_offset"):
-        check_finite({"mesh_normal": torch.tensor(float("inf"))}, 3, DMTET)
+def test_advice_against_a_loss_that_is_not_finite_names_the_rates_of_its_stage():
+    assert DMTET.advice(Failure.NOT_FINITE).startswith("smaller --lr_distance, --lr_offset and --lr_coarse_sdf, ")
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_half_precision_is_blamed_only_where_it_is_used(mixed):
+    for kind in STAGE_KINDS.values():
+        assert ("--no_fp16" in kind.advice(Failure.NOT_FINITE, Config(), mixed)) == mixed
+        assert "fp16" not in kind.advice(Failure.EMPTY, Config(), mixed)
+
+
+def test_a_smaller_value_than_zero_is_not_advised():
+    opaque = with_values(Config(), {"lambda_opacity": 0.1}, "typed")
+    assert "a smaller --lambda_opacity" in NERF.advice(Failure.EMPTY, opaque)
+    assert NERF.advice(Failure.EMPTY, Config()) == "another --seed, a larger --blob_density or a smaller --lr"
+    assert "a smaller --lambda_opacity" not in after(torch.zeros(100)).diagnose(0.5, NERF, Config())
 
 
 def test_every_flag_that_is_advised_exists():
-    advice = " ".join(text for kind in STAGE_KINDS.values() for text in [kind.memory, *kind.remedies.values()])
+    advice = " ".join(text for kind in STAGE_KINDS.values() for text in [kind.memory, *chain(*kind.remedies.values())])
     advised = re.findall("--([A-Za-z0-9_]+)", advice)
     assert {flag.removeprefix("no_") for flag in advised} <= OPTIONS.keys()
 

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from nerf.config.stages import NERF
 from nerf.core.errors import DivergenceError
 from nerf.training.divergence import DivergenceMonitor
 from nerf.training.unread import Unread
@@ -16,7 +15,7 @@ GOOD, BAD = torch.tensor(1.0), torch.tensor(math.nan)
 @pytest.fixture
 def unread(device):
     """Nothing yet, with a monitor of its own."""
-    return Unread(NERF, DivergenceMonitor())
+    return Unread(DivergenceMonitor(), lambda: "no checkpoint was written yet")
 
 
 def test_nothing_is_looked_at_before_it_is_sent(unread, device):

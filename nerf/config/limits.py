@@ -1,0 +1,13 @@
+"""Ranges that several options share. Their ends are far beyond useful values: they catch typing errors and overflows."""
+
+from nerf.config.stages import MAX_SIDE
+from nerf.core.ranges import above, between
+
+SIZE = between(1, MAX_SIDE)  # pixels
+FRACTION = between(0, 1)
+MOST = 10**9
+STEPS = between(1, MOST)
+WEIGHT = between(0, 1e9)  # of a loss, and of what scales one
+FAR = 1e4  # scene units; beyond it, float32 is too coarse for a box of a few units
+LENGTH, POSITIVE_LENGTH = between(0, FAR), above(0, FAR)
+AZIMUTH, POLAR, FOV = between(-360, 360), between(0, 180), between(0.1, 170)

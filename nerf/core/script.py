@@ -1,0 +1,98 @@
+"""Command lines of scripts and benchmarks: argparse whose errors are one sentence, and numbers with documented ranges."""
+
+import argparse
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from nerf.core import words
+from nerf.core.errors import UserError, visible
+from nerf.core.ranges import Check, between, shown
+
+SEED = between(0, 2**31 - 1)
+POINTS = between(1, 2**28)  # of a benchmark of kernels
+BAD_INPUT = 2  # exit code
+_READERS: dict[type, Callable[[str], Any]] = {int: words.whole_number, float: words.number}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line on stderr with the program's name, and exit code 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def number(self, flag: str, kind: type, default: Any, check: Check, help: str, **kwargs: Any) -> None:
+        """A flag whose value is an int or a float in a range, which its help gives.
+
+        Args:
+            flag: with its dashes.
+            kind: int or float.
+            default: of the flag; a list where ``nargs`` is given.
+            check: the range.
+            help: one line.
+            kwargs: passed on to ``add_argument``.
+        """
+        assert check.bounded, flag
+        given = "" if default is None else f" [{' '.join(map(shown, default if isinstance(default, list) else [default]))}]"
+        text = f"{help} ({check.span}){given}".replace("%", "%%")
+        self.add_argument(flag, type=reader(kind, check), default=default, help=text, metavar="N", **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong in one line, and exit with 2."""
+        message = re.sub(r"^argument ([^:]+): (?=must )", lambda m: m[1].split("/")[0] + " ", message)
+        message = re.sub(r"^argument ([^:]+):", lambda m: m[1].split("/")[0] + ":", message)
+        unknown = re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL)
+        if unknown is not None:
+            first = unknown[1].split()[0] if unknown[1].split() else ""
+            known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            name = first.split("=")[0]
+            hint = words.did_you_mean(name, known) if first.startswith("-") else ""
+            message = f"{'unknown flag' if first.startswith('-') else 'unexpected word'} {name}{hint or '; see --help'}"
+        raise SystemExit(refuse(message, self.prog))
+
+
+def reader(kind: type, check: Check) -> Callable[[str], Any]:
+    """What argparse calls with a word: the number, if it is one in the range."""
+
+    def read(word: str) -> Any:
+        try:
+            value = _READERS[kind](word)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        if not check.holds(value):
+            raise argparse.ArgumentTypeError(f"must be {check.expected}, got {word}")
+        return value
+
+    return read
+
+
+class _Visible(logging.Formatter):
+    """The message of a record in one line, whose control characters are escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(record.getMessage())
+
+
+def log_to_stderr() -> None:
+    """Show what the modules log, a line for each record."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Visible())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def refuse(message: str, program: str = "") -> int:
+    """Print what is wrong in one line that begins with the program's name; returns the exit code, 2."""
+    print(visible(f"{os.path.basename(program or sys.argv[0])}: {message}"), file=sys.stderr)
+    return BAD_INPUT
+
+
+def run(main: Callable[[], int | None]) -> int:
+    """Run the main function of a script; returns its exit code. A UserError is printed in one line, with exit code 2."""
+    try:
+        return main() or 0
+    except UserError as error:
+        return refuse(str(error))

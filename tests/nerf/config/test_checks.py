@@ -1,0 +1,117 @@
+"""Contradictions are refused before anything happens; flags without effect, and what is regretted later, get a warning."""
+
+import pytest
+
+from nerf.config.checks import IDLE
+from nerf.config.config import OPTIONS, parse
+from nerf.config.resolve import StoredRun, resolve
+from nerf.core.errors import UserError
+
+TEXT = ["--text", "a cone"]
+
+
+def plan(*words, text=TEXT):
+    """The plan of a command line in a new workspace."""
+    return resolve(parse([*text, *words]), StoredRun())
+
+
+def warnings(*words, text=TEXT):
+    """The warnings of a command line."""
+    return [line.removeprefix("warning: ") for line in plan(*words, text=text).lines if line.startswith("warning: ")]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--background network --bg_radius -1", "--background network and --bg_radius -1, which means a constant background,"),
+        ("--background constant --bg_radius 1", "--background constant and --bg_radius 1, which means a network, contradict"),
+        ("--min_near 6", "--min_near must be below 5.23205, where the box ends for cameras at --radius_range 3 3.5, got 6"),
+        ("--iters 5 --exp_start_iter 5", "--exp_start_iter must be below the number of steps, got 5 and 5"),
+        ("--exp_end_iter 4 --exp_start_iter 5", "--exp_start_iter must be below --exp_end_iter, got 5 and 4"),
+        (
+            "--stages nerf,dmtet --iters 9 --dmtet_iters 4 --exp_start_iter 5",
+            "--exp_start_iter must be below the number of steps in stage dmtet, got 5 and 4",
+        ),
+        ("--dmtet --w 2048 --h 64", "--dmtet_reso_scale 8 makes 16384x512 pixels of --w 2048 and --h 64, and a side has 8192"),
+        ("--grid_coarsest 64 --grid_finest 32", "--grid_finest must be at least --grid_coarsest, got 32 and 64"),
+    ],
+)
+def test_contradictions_are_refused(words, sentence):
+    with pytest.raises(UserError) as caught:
+        plan(*words.split())
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--background network --bg_radius 1",
+        "--background constant --bg_radius -1",
+        "--background network",  # bg_radius of a preset or a default does not count
+        "--bg_radius -1",
+        "--min_near 5",
+        "--min_near 6 --jitter_pose",
+        "--min_near 6 --radius_range 6 7",
+        "--w 2048",
+        "--iters 5 --exp_start_iter 4",
+    ],
+)
+def test_what_works_is_not_refused(words):
+    plan(*words.split())
+
+
+def test_a_large_render_size_of_the_nerf_can_be_resumed():
+    stored = plan("--w", "2048", "--h", "8").config
+    assert resolve(parse([]), StoredRun(stored, frozenset(["nerf"]))).config.prompt.text == "a cone"
+
+
+@pytest.mark.parametrize(
+    ("words", "warning"),
+    [
+        ("--texture_size 64", "--texture_size has no effect without --save_mesh"),
+        ("--mesh_ply --roughness 0.5", "--roughness, --mesh_ply have no effect without --save_mesh"),
+        ("--num_rays 64", "--num_rays has no effect without --data"),
+        ("--lr_distance 0.1", "--lr_distance has no effect without a mesh stage (--dmtet, or --stages nerf,dmtet)"),
+        ("--jitter_up 0.1", "--jitter_up has no effect without --jitter_pose"),
+        ("--negative_w -1", "--negative_w has no effect without --perpneg"),
+        ("--max_steps 64", "--max_steps has no effect without --cuda_ray"),
+        ("--cuda_ray --num_steps 64", "--num_steps has no effect with --cuda_ray"),
+        ("--backbone vanilla --grid_levels 4", "--grid_levels has no effect with --backbone vanilla"),
+        (
+            "--save_mesh --texture_size 64",
+            "--texture_size 64 is 4,096 texels for 50,000 triangles at most; raise it or lower --decimate_target, or the mesh "
+            "may have no room for its colours",
+        ),
+    ],
+)
+def test_what_has_no_effect_gets_a_warning_at_the_start(words, warning):
+    assert warning in warnings(*words.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "-O",
+        "--save_mesh --texture_size 512",
+        "--save_mesh --texture_size 64 --decimate_target 2000",
+        "--save_mesh --texture_size 64 --decimate_target 0",
+        "--stages nerf,dmtet --lr_distance 0.1 --mesh_threshold 4",
+        "--no_mesh_ply --no_normal_map",
+    ],
+)
+def test_what_has_an_effect_gets_none(words):
+    assert warnings(*words.split()) == []
+
+
+def test_guidance_flags_have_no_effect_on_photographs_alone():
+    assert warnings("--guidance_scale", "5", text=["--data", "x"]) == [
+        "--guidance_scale has no effect without a prompt (--text)"
+    ]
+
+
+@pytest.mark.parametrize("idle", IDLE, ids=lambda idle: idle.why)
+def test_flags_without_effect_exist_and_have_one_in_other_runs(idle):
+    everything = "--save_mesh --data x --stages nerf,dmtet --coarse_sdf_grids 1 --jitter_pose --progressive_view --perpneg"
+    words = "" if idle.why.startswith("with ") else f"{everything} --save_guidance --cuda_ray"
+    assert set(idle.flags) <= set(OPTIONS) and not idle.where(plan(*words.split()).config)

@@ -1,0 +1,109 @@
+"""Command lines of scripts and benchmarks: each number has a range, each mistake is one sentence and exit code 2."""
+
+import ast
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nerf.core import script
+from nerf.core.errors import UserError
+from nerf.core.ranges import between
+from nerf.core.script import Parser
+
+ROOT = Path(__file__).resolve().parents[3]
+PROGRAMS = [
+    path
+    for folder in ("scripts", "benchmarks", "guidance", "examples")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "Parser(" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.fixture
+def parser():
+    """A program with two numbers, a choice and a switch."""
+    made = Parser(prog="bench", description="measures")
+    made.number("--count", int, 3, between(1, 9), "how many")
+    made.number("--sizes", float, [1.0, 2.0], between(0, 4), "of each, 50 % at least", nargs="+")
+    made.add_argument("--kind", choices=("one", "other"), default="one")
+    made.add_argument("--again", action="store_true")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--count 0", "bench: --count must be between 1 and 9, got 0"),
+        ("--count ten", "bench: --count must be a whole number, got 'ten'"),
+        ("--sizes 1 nan", "bench: --sizes must be a finite number, got 'nan'"),
+        ("--sizes 1 5", "bench: --sizes must be between 0 and 4, got 5"),
+        ("--coutn 3", "bench: unknown flag --coutn; did you mean --count?"),
+        ("--cou 3", "bench: unknown flag --cou; did you mean --count?"),
+        ("--zzz", "bench: unknown flag --zzz; see --help"),
+        ("more", "bench: unexpected word more; see --help"),
+        ("--count", "bench: --count: expected one argument"),
+        ("--again=1", "bench: --again: ignored explicit argument '1'"),
+        ("--kind none", "bench: --kind: invalid choice: 'none'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(parser, capsys, words, sentence):
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(words.split())
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.startswith(sentence) and said.count("\n") == 1
+
+
+def test_values_in_the_range_are_read_and_help_gives_it(parser):
+    found = parser.parse_args(["--count", "1e0", "--sizes", "0", "4"])
+    assert (found.count, found.sizes) == (1, [0.0, 4.0]) and parser.parse_args([]).sizes == [1.0, 2.0]
+    text = " ".join(parser.format_help().split())
+    assert "how many (1 to 9) [3]" in text and "of each, 50 % at least (0 to 4) [1 2]" in text
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_every_number_of_every_program_has_a_range(path):
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    names = [ast.unparse(call.func) for call in calls]
+    assert "argparse.ArgumentParser" not in names
+    kinds = [keyword.value for call in calls for keyword in call.keywords if keyword.arg == "type"]
+    assert not {"int", "float"} & {ast.unparse(kind) for kind in kinds}
+
+
+def test_programs_are_found():
+    assert len(PROGRAMS) >= 18
+
+
+def test_a_user_error_of_a_script_is_one_sentence(capsys, monkeypatch):
+    def main():
+        raise UserError("gpu.json is damaged\x1b[2J")
+
+    monkeypatch.setattr(sys, "argv", ["scripts/measure.py"])
+    assert script.run(main) == 2 and capsys.readouterr().err == "measure.py: gpu.json is damaged\\x1b[2J\n"
+    assert (script.run(lambda: None), script.run(lambda: 3)) == (0, 3)
+
+
+def test_logged_lines_do_not_change_the_terminal():
+    record = logging.LogRecord("x", logging.INFO, "", 0, "wrote %s", ("a\x1b[1m\nb",), None)
+    assert script._Visible().format(record) == "wrote a\\x1b[1m\\nb"
+
+
+@pytest.mark.parametrize(
+    ("program", "sentence"),
+    [
+        ("scripts/mesh_report.py x.glb --samples -1", "mesh_report.py: --samples must be between 0 and 1e9, got -1"),
+        ("scripts/gpu_check.py --minutes 0", "gpu_check.py: --minutes must be above 0 and at most 100000, got 0"),
+        ("scripts/soak.py --rounds 0", "soak.py: --rounds must be between 1 and 1e9, got 0"),
+        ("-m benchmarks.mlp --points 1e99", "mlp.py: --points must be between 1 and 268435456, got 1e99"),
+        ("-m benchmarks.mlp --device cuda:9", "mlp.py: --device: invalid choice: 'cuda:9'"),
+        ("-m guidance.prior.dataset --shards 5", "dataset.py: --shards must be first:last or first:last:step"),
+        ("benchmarks/text_to_3d.py --jobs 0", "text_to_3d.py: --jobs must be between 1 and 256, got 0"),
+    ],
+)
+def test_programs_refuse_what_cannot_work(program, sentence):
+    done = subprocess.run([sys.executable, *program.split()], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith(sentence), done.stderr
+    assert re.fullmatch("[^\n]+\n", done.stderr)
