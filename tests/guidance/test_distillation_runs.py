@@ -12,6 +12,8 @@ from guidance.distillation import METHODS, T_SCHEDULES, Method
 from nerf.core.errors import UserError
 from nerf.run import checkpoint
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     "--text car --seed 5 --max_steps 24 --grid_size 16 --grid_levels 2 --grid_log2 8 --grid_finest 16 --hidden 16 --w 8 --h 8 "
     "--W 8 --H 8 --dataset_size_test 1 --threads 1 --batch_size 2 --cuda_ray --latent_iter_ratio 0 --device cpu --optim adam"
