@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from nerf.config.checks import check_counts, check_numbers, warnings
+from nerf.config.checks import check_background, check_counts, check_numbers, warnings
 from nerf.config.config import (
     KEPT,
     OPTIONS,
@@ -458,6 +458,7 @@ def check_task(config: Config, workspace: StoredRun) -> None:
         )
     if config.output.export_frame == "source" and config.trains and data is None:
         raise UserError("--export_frame source needs the axes of --data; a run from text or a picture has only its own")
+    check_background(config)
     _check_stages(config)
 
 
