@@ -40,6 +40,7 @@ AROUND = 8  # views at the height of the default view, and half as many from abo
 POLAR, RAISED = 75.0, 50.0  # degrees
 BALL_RADII = np.linspace(0.1, 0.6, 21)  # scene units
 BALL_HEIGHTS = np.linspace(-0.2, 0.2, 9)
+BACKGROUNDS = (0.0, 1.0)  # grey levels
 TEXELS = (24, 48)  # of the ball: latitude, longitude
 TARGETS = {"psnr": 15.0, "above_ball": 3.0, "iou": 0.60, "seconds": 360.0, "reference": 25.0}
 
@@ -57,9 +58,19 @@ def reference_view(reference: Reference) -> dict[str, torch.Tensor]:
     return cameras_at(torch.tensor([reference.polar]), torch.zeros(1))
 
 
+def over(layers: np.ndarray, background: float) -> np.ndarray:
+    """Images [K, S, S, 3] of layers [K, S, S, 4] (colour times coverage, then coverage) over a grey background."""
+    return layers[..., :3] + background * (1 - layers[..., 3:])
+
+
 def over_white(layers: np.ndarray) -> np.ndarray:
-    """Images [K, S, S, 3] of layers [K, S, S, 4]: colour times coverage, then coverage."""
-    return layers[..., :3] + 1 - layers[..., 3:]
+    """As :func:`over`, over white."""
+    return over(layers, 1.0)
+
+
+def over_both(layers: np.ndarray) -> np.ndarray:
+    """Images [2, K, S, S, 3] over black and over white: what is measured, so that no texture can imitate the background."""
+    return np.stack([over(layers, background) for background in BACKGROUNDS])
 
 
 def truth(reference: Reference, cameras: dict[str, torch.Tensor], size: int = SIZE) -> np.ndarray:
@@ -76,9 +87,9 @@ def rendered(mesh: mesh_measure.ColoredMesh, cameras: dict[str, torch.Tensor], s
 
 
 def psnr(seen: np.ndarray, true: np.ndarray) -> float:
-    """PSNR in dB of layers [K, S, S, 4] over the pixels that either of them covers, all views together."""
+    """PSNR in dB of layers [K, S, S, 4] over the pixels that either of them covers, all views and both backgrounds together."""
     foreground = (seen[..., 3] > 0) | (true[..., 3] > 0)
-    error = np.square(over_white(seen) - over_white(true))[foreground]
+    error = np.square(over_both(seen) - over_both(true))[:, foreground]
     return decibels(float(error.mean())) if error.size else math.inf
 
 
@@ -111,17 +122,18 @@ def best_ball(true: np.ndarray, cameras: dict[str, torch.Tensor]) -> float:
         true: layers [K, S, S, 4] of the true views.
         cameras: of these.
     """
-    image, covered, best = over_white(true), true[..., 3] > 0, math.inf
+    images, covered, best = over_both(true), true[..., 3] > 0, math.inf
+    middle = images.mean(0)  # the colours that suit both backgrounds best
     for radius in BALL_RADII:
         for height in BALL_HEIGHTS:
             texel = ball_texels(cameras, float(radius), float(height), true.shape[1])
             shown = texel >= 0
-            index, colours = texel[shown], image[shown]
+            index, colours = texel[shown], middle[shown]
             count = np.bincount(index, minlength=TEXELS[0] * TEXELS[1])
             total = np.stack([np.bincount(index, colours[:, c], len(count)) for c in range(3)], -1)
-            fitted = np.ones_like(image)
-            fitted[shown] = (total / np.maximum(count, 1)[:, None])[index]
-            best = min(best, float(np.square(fitted - image)[shown | covered].mean()))
+            fitted = over_both(np.zeros_like(true))
+            fitted[:, shown] = (total / np.maximum(count, 1)[:, None])[index]
+            best = min(best, float(np.square(fitted - images)[:, shown | covered].mean()))
     return decibels(best)
 
 
