@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from nerf.config.checks import check_counts, check_numbers, warnings
+from nerf.config.checks import check_background, check_counts, check_numbers, warnings
 from nerf.config.config import (
     KEPT,
     OPTIONS,
@@ -137,9 +137,7 @@ def resolve(
     found: Mapping[str, W] = {}
     if prompted.trains and prompted.prompt.kinds:
         found = weights(prompted) if weights else {}
-        presets = list(
-            dict.fromkeys(presets + _presets_of_models(prompted.guidance.guidance, found, prompted.prompt.has_images))
-        )
+        presets = list(dict.fromkeys(presets + _presets_of_models(prompted, found)))
     plain = _with_presets(asked, presets)
     # A kept value that is there anyway is not reported as coming from the workspace.
     changed = {flag: value for flag, value in kept.items() if _in_its_stage(plain, flag) != value}
@@ -323,6 +321,7 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
         "image text": config.prompt.has_images and config.prompt.text is not None,
     }
     names = [name for name, on in wanted.items() if on]
+    names += [config.guidance.distillation] if config.guidance.distillation in PRESETS else []
     stored = () if workspace.config is None else workspace.config.presets
     names += [name for name in stored if not (name in OPTIONS and config.asked(name))]  # --no_O takes it back
     if {"O", "O2"} <= set(names):
@@ -333,17 +332,16 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _presets_of_models(models: tuple[str, ...], weights: Mapping[str, Weights], pictures: bool) -> list[str]:
+def _presets_of_models(config: Config, weights: Mapping[str, Weights]) -> list[str]:
     """Names of the presets of the guidance models of a run and of the kinds of their weights, in the order of the models.
 
-    Args:
-        models: of the run.
-        weights: guidance model -> its weights.
-        pictures: the run has image prompts.
+    Those that such a kind has for the method of distillation come last.
     """
+    models, method = config.guidance.guidance, config.guidance.distillation
     names = [name for model in models for name in (model, weights[model].kind if model in weights else model)]
     names += [f"{model} alone" for model in models[:1] if len(models) == 1]
-    names += [f"{name} image" for name in names if pictures]
+    names += [f"{name} image" for name in names if config.prompt.has_images]
+    names += [f"{method} {name}" for name in names]
     return [name for name in names if GUIDANCE_OF.get(name) in models]
 
 
@@ -460,6 +458,7 @@ def check_task(config: Config, workspace: StoredRun) -> None:
         )
     if config.output.export_frame == "source" and config.trains and data is None:
         raise UserError("--export_frame source needs the axes of --data; a run from text or a picture has only its own")
+    check_background(config)
     _check_stages(config)
 
 

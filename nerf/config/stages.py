@@ -125,6 +125,7 @@ DMTET = StageKind(
         ("dmtet image", "image"),
         ("dmtet image text", "image text"),
         ("dmtet embedded", "embedded"),
+        ("dmtet embedded view", "embedded view"),
     ),
     derived=_mesh_options,
     restart="--dmtet --ckpt scratch",

@@ -86,7 +86,7 @@ def test_the_unet_moves_more_slowly_than_the_encoder(trainer):
     trainer.optimizer.param_groups[0]["weight_decay"] = trainer.optimizer.param_groups[1]["weight_decay"] = 0.0
     before = [p.detach().clone() for p in trainer.prior.parameters()]
     trainer.step(1.0)
-    moved = [(a - b).abs().max() for a, b in zip(before, trainer.prior.parameters(), strict=True)]
+    moved = [float((a - b).detach().abs().max()) for a, b in zip(before, trainer.prior.parameters(), strict=True)]
     unet = len(list(trainer.prior.unet.parameters()))
     # Adam's first step is the learning rate, whatever the gradient is.
     assert max(moved[:unet]) == pytest.approx(0.3 * trainer.recipe.lr, rel=0.01)

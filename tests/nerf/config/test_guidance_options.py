@@ -90,3 +90,19 @@ def test_a_model_that_is_given_to_the_trainer_by_hand_sees_the_options_of_the_fi
 
 def test_every_preset_of_a_model_names_a_preset():
     assert set(config_module.GUIDANCE_OF) <= set(PRESETS)
+
+
+def test_the_embedded_view_prior_brings_the_numbers_of_a_small_model_for_a_picture(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "chair_rgba.png"
+    Image.new("RGBA", (8, 8), (200, 100, 0, 255)).save(path)
+    weights = {"zero123": SimpleNamespace(kind="embedded view", version="embedded")}
+    plan = resolve(parse(["--image", str(path), "--stages", "nerf,dmtet"]), StoredRun(), lambda _: weights)
+    config, mesh = plan.config, {stage.name: stage.config for stage in plan.stages}["dmtet"]
+    preset = PRESETS["embedded view"]
+    assert config.guidance.guidance == ("zero123",)
+    assert config.guidance.guidance_scale == (preset["guidance_scale"],) and config.field.bound == preset["bound"]
+    assert config.camera.progressive_view is False and config.camera.fovy_range == preset["fovy_range"]
+    assert mesh.dmtet.coarse_sdf_grids == PRESETS["dmtet embedded view"]["coarse_sdf_grids"]
+    assert mesh.prompt.known_view_scale == PRESETS["dmtet image"]["known_view_scale"]
