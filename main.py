@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Flags -> run plan -> data, model, guidance -> Trainer. Slow imports come after the flags are read."""
 
+import contextlib
 import errno
 import os
 import sys
@@ -14,7 +15,7 @@ from nerf.config.config import Config
 from nerf.config.resolve import RunPlan, StoredRun, needs_start, resolve
 from nerf.config.stages import Stage
 from nerf.core import console
-from nerf.core.errors import DivergenceError, Stopped, UserError, visible
+from nerf.core.errors import DivergenceError, ExportError, Stopped, UserError, visible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,6 +122,9 @@ def prepare_machine(config: Config) -> str:
     name = device_name(config)
     if name.startswith("cuda:"):
         torch.cuda.set_device(torch.device(name).index)  # streams and events are made on the current device
+    if config.runtime.tf32:
+        torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = config.runtime.cudnn_benchmark
     try:
         extension.use(config.render.backend)
         extension.backend(name)
@@ -132,6 +136,7 @@ def prepare_machine(config: Config) -> str:
 def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
     """Photographs and prepared guidance."""
     import guidance
+    from nerf.core.memory import explained
 
     config, inputs = plan.config, Inputs()
     if config.trains and config.prompt.kinds:
@@ -139,13 +144,15 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
 
         prompts = image_prompts(plan.references)
         inputs.known = KnownViews(prompts, device) if prompts else None
-        inputs.guidance = guidance.build(config, device, plan.weights, [prompt.condition for prompt in prompts])
+        with explained("loading the guidance model", "add --vram_O, or choose smaller weights with --sd_version"):
+            inputs.guidance = guidance.build(config, device, plan.weights, [prompt.condition for prompt in prompts])
     if plan.weights:
         inputs.notes = guidance.notes(plan.weights)
     if config.data.data is not None:
         from nerf.data.posed_images import Photographs
 
-        photos = Photographs.splits_of(config.data.data, config.data, device, config.field.bound)
+        with explained("reading the photographs", "give a larger --downscale"):
+            photos = Photographs.splits_of(config.data.data, config.data, device, config.field.bound)
         inputs.photos = photos.pop("train")
         inputs.transform = inputs.photos.transform
         inputs.held_out = photos
@@ -154,6 +161,15 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
 
 def make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -> "Trainer":
     """Model, evaluator and trainer of a stage: restored from its checkpoint, or initialised with what it starts from."""
+    from nerf.core.memory import explained
+
+    report.begin_stage(stage.kind)
+    with explained("making the model", f"lower {stage.kind.model_memory}"):
+        return _make_trainer(stage, inputs, device, report)
+
+
+def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -> "Trainer":
+    """:func:`make_trainer`, with the errors of memory as they come."""
     import torch
 
     from nerf.core.structs import SceneInfo
@@ -164,7 +180,6 @@ def make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") ->
     from nerf.utils import Trainer
 
     config = stage.config
-    report.begin_stage(stage.kind)
     torch.manual_seed(config.runtime.seed)
     bound = config.field.bound
     scene = SceneInfo(bound) if inputs.photos is None else inputs.photos.scene(bound)
@@ -249,16 +264,38 @@ def run_alone(asked: Config, lines: list[str]) -> int:
         require_packages()  # now, and not after the training
     with Report(folder, [*lines, *plan.lines], hold=True) as report:
         inputs = make_inputs(plan, device)
-        for stage in plan.pending:
-            trainer = make_trainer(stage, inputs, device, report)
-            if stage is plan.pending[0]:
-                workspace.open_workspace(plan)
-                report.open()
+        trainer = make_trainer(plan.pending[0], inputs, device, report)
+        workspace.open_workspace(plan)
+        report.open()
+        try:
+            for stage in plan.pending[1:]:
+                train(trainer)
+                trainer = next_trainer(trainer, stage, inputs, device, report, started)
             if plan.config.trains:
                 train(trainer)
-        report.result(stages=workspace.stage_progress(folder))
-        finish(trainer, started)
+            report.result(stages=workspace.stage_progress(folder))
+            finish(trainer, started)
+        except (DivergenceError, ExportError, MemoryError) as error:
+            known = {"steps": trainer.step, "stages": workspace.stage_progress(folder), "error": str(error)}
+            report.result(prompt=plan.config.prompt.text, seed=plan.config.runtime.seed, **known)
+            raise
     return 0
+
+
+def next_trainer(trainer: "Trainer", stage: Stage, inputs: Inputs, device: str, report: "Report", started: float) -> "Trainer":
+    """The trainer of the stage after that of ``trainer``.
+
+    Raises:
+        ExportError: the stage before has nothing that this one could start from; the results of that stage are written.
+    """
+    try:
+        return make_trainer(stage, inputs, device, report)
+    except ExportError as error:
+        report.log(f"the stage {stage.name} cannot start: {error}; the results of the stage before are written instead")
+        report.begin_stage(trainer.stage.kind)
+        with contextlib.suppress(ExportError):  # it has no mesh either
+            finish(trainer, started)
+        raise
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -275,17 +312,19 @@ def _main(argv: list[str]) -> int:
     try:
         asked = options.parse(argv)
         return run(asked)
+    except (DivergenceError, ExportError) as error:
+        print(visible(f"main.py: {error}"), file=sys.stderr)
+        return EXIT_FAILURE
     except UserError as error:
-        print(f"main.py: {error}", file=sys.stderr)
+        print(visible(f"main.py: {error}"), file=sys.stderr)
         return EXIT_USAGE
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            return fail(error, asked)
         way_out = "; free some space, or choose another --workspace, and start again" if error.errno in DISK_FULL else ""
         what = f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}"
         print(visible(f"main.py: {what}{way_out}"), file=sys.stderr)
         return EXIT_USAGE
-    except (DivergenceError, MemoryError) as error:
-        print(visible(f"main.py: {str(error) or 'the machine has not enough memory'}"), file=sys.stderr)
-        return EXIT_FAILURE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Stopped as stopped:
@@ -293,10 +332,15 @@ def _main(argv: list[str]) -> int:
     except (SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # also what a library written in Rust raises, which is no Exception
-        from nerf.run import crash
+        return fail(error, asked)
 
-        print(f"main.py: {crash.sentence_of(error, None if asked is None else asked.output.workspace)}", file=sys.stderr)
-        return EXIT_FAILURE
+
+def fail(error: BaseException, asked: Config | None) -> int:
+    """Say what an exception means that nothing else explains; returns the exit code."""
+    from nerf.run import crash
+
+    print(visible(f"main.py: {crash.sentence_of(error, None if asked is None else asked.output.workspace)}"), file=sys.stderr)
+    return EXIT_FAILURE
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Without a compiler, or without torch in the build environment, nothing is built 
 kernels are then compiled on first use, or plain torch does their work.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ DATA = ("*.h", "*.cpp", "*.cu", "*.json", "*.txt", "*.safetensors")  # kernels, 
 
 
 class BuildWithKernels(build_py):
-    """build_py, and then every kernel that this machine can compile for its CPU."""
+    """build_py, and then every kernel that this machine can compile for its CPU, or for the GPUs that are asked for."""
 
     def run(self) -> None:
         """Copy the packages, then compile beside them."""
@@ -28,7 +29,9 @@ class BuildWithKernels(build_py):
         except ImportError as error:
             self.announce(f"kernels are not built ahead of time ({error}); they are compiled on first use", level=3)
             return
-        built = build_ahead(self.build_lib)
+        # CUDA kernels need nvcc and know for which GPUs; the variable that torch's own extensions read says so.
+        devices = ("cpu", "cuda") if os.environ.get("TORCH_CUDA_ARCH_LIST") else ("cpu",)
+        built = build_ahead(self.build_lib, devices)
         self.announce(f"kernels built ahead of time: {len(built)}", level=3)
 
 
@@ -50,7 +53,7 @@ class PlatformWheel(bdist_wheel):
 
 setup(
     packages=find_packages(),
-    py_modules=["main", "optimizer"],
+    py_modules=["main", "optimizer", "preprocess_image"],
     package_data={"": [f"**/{pattern}" for pattern in DATA]},
     distclass=PlatformDistribution,
     cmdclass={"build_py": BuildWithKernels, "bdist_wheel": PlatformWheel},

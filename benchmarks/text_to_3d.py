@@ -6,12 +6,8 @@ measures every ``mesh.glb`` against the true family, and writes ``text_to_3d.jso
 """
 
 import json
-import os
 import shlex
-import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from benchmarks import mesh_measure  # noqa: E402
+from benchmarks import mesh_measure, runs  # noqa: E402
 from benchmarks.records import read_record  # noqa: E402
 from guidance.prior.captions import BENCHMARK_PROMPTS, parse  # noqa: E402
 from nerf.core.ranges import between  # noqa: E402
@@ -38,30 +34,8 @@ def slug(prompt: str, seed: int) -> str:
 
 
 def run_prompt(prompt: str, seed: int, workspace: Path, extra: list[str]) -> dict[str, object]:
-    """Run the command line once, as a user would.
-
-    Returns:
-        ``seconds`` from start to end, ``returncode``, ``command``; the output goes to ``<workspace>.log``.
-    """
-    shown = os.path.relpath(workspace, ROOT)
-    command = [
-        sys.executable,
-        "main.py",
-        "--text",
-        prompt,
-        "--workspace",
-        shown,
-        "-O",
-        "--sd_version",
-        "embedded",
-        "--seed",
-        str(seed),
-        *extra,
-    ]
-    start = time.monotonic()
-    with open(workspace.with_suffix(".log"), "w") as log:
-        code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    return {"seconds": round(time.monotonic() - start, 1), "returncode": code, "command": shlex.join(command[1:])}
+    """Run the command line once, see :func:`benchmarks.runs.run_main`."""
+    return runs.run_main(["--text", prompt, "-O", "--sd_version", "embedded", "--seed", str(seed), *extra], workspace)
 
 
 def measure_prompt(prompt: str, path: Path) -> dict[str, object]:
@@ -139,8 +113,8 @@ def one_run(prompt: str, seed: int, work: Path, extra: list[str]) -> dict[str, o
     group = dict(BENCHMARK_PROMPTS).get(prompt, "view")
     result = {"prompt": prompt, "group": group, "seed": seed, **run_prompt(prompt, seed, workspace, extra)}
     mesh = workspace / "mesh" / "mesh.glb"
-    if result["returncode"] != 0 or not mesh.is_file():
-        reason = f"exit code {result['returncode']}" if result["returncode"] else f"{mesh.name} was not written"
+    reason = runs.failure(result, mesh)
+    if reason is not None:
         return {**result, "failure": reason}
     return {**result, **measure_prompt(prompt, mesh)}
 
@@ -169,25 +143,17 @@ def main() -> None:
         write(results, args.out, args.work)
         print(table(results))
         return
-    start = time.monotonic()
-    todo = [(prompt, seed) for seed in args.seeds for prompt in args.prompts]
-    todo = [run for run in todo if "iou" not in results.get(slug(*run), {})]
+    wanted = {slug(prompt, seed): (prompt, seed) for seed in args.seeds for prompt in args.prompts}
+    todo = [name for name in wanted if "iou" not in results.get(name, {})]
 
-    def one(run: tuple[str, int]) -> tuple[str, dict | None]:
-        if time.monotonic() - start > 60 * args.minutes:
-            return slug(*run), None
-        return slug(*run), one_run(*run, args.work, shlex.split(args.extra)) | {"jobs": args.jobs}
+    def done(name: str, result: dict) -> None:
+        results[name] = result
+        write(results, args.out, args.work)
 
-    skipped = 0
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for future in as_completed([pool.submit(one, run) for run in todo]):
-            name, result = future.result()
-            if result is None:
-                skipped += 1
-                continue
-            results[name] = result
-            print(json.dumps(result), flush=True)
-            write(results, args.out, args.work)
+    def one(name: str) -> dict:
+        return one_run(*wanted[name], args.work, shlex.split(args.extra))
+
+    skipped = runs.work_through(todo, one, done, args.minutes, args.jobs)
     print(table(results))
     if skipped:
         print(f"{args.minutes:g} minutes are over; run the same command again for the remaining {skipped} prompts")

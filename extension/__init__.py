@@ -34,7 +34,7 @@ from extension.backends import (
     use,
 )
 from extension.build import build_ahead, library, shared_object
-from extension.calls import call, dtype_code, fill, kernel, num_threads, pointer, stream, struct
+from extension.calls import aligned, call, dtype_code, fill, kernel, num_threads, pointer, stream, struct
 from extension.memory import keep_freed_memory
 from extension.toolchain import DEFAULT_CUDA_ARCHS, KERNEL_FOLDERS, BuildError, include_dir
 
@@ -46,6 +46,7 @@ __all__ = [
     "BackendError",
     "BuildError",
     "Function",
+    "aligned",
     "backend",
     "build_ahead",
     "call",

@@ -65,18 +65,19 @@ def shared_object(folder: str, device_type: str, archs: tuple[str, ...] | None =
         BuildError: it is neither there nor can it be built.
     """
     target = toolchain.target(folder, device_type, archs)
-    prebuilt = _prebuilt_path(ROOT, target)
-    if prebuilt not in _not_loaded and cache.is_whole(prebuilt, unknown=True):
-        return prebuilt
+    for prebuilt in target.files(_prebuilt_folder(ROOT, target)):
+        if prebuilt not in _not_loaded and cache.is_whole(prebuilt, unknown=True):
+            return prebuilt
     path, version = toolchain.compiler(device_type)
-    name = f"{folder}_{device_type}-{target.fingerprint(version)}.so"
     for place in cache.candidates():
         try:
-            if place.is_dir() and cache.is_own(place) and cache.is_whole(place / name):
-                return place / name
+            if place.is_dir() and cache.is_own(place):
+                for cached in filter(cache.is_whole, target.files(place, version)):
+                    return cached
             if cache.make_writable(place):
-                _build_once(target, path, place / name)
-                return place / name
+                output = place / target.file_name(version)
+                _build_once(target, path, output)
+                return output
         except OSError as error:
             cache.refuse(place, error.strerror or str(error))
     raise BuildError(cache.nowhere())
@@ -103,7 +104,8 @@ def build_ahead(target_dir: str | os.PathLike[str], device_types: tuple[str, ...
 
     Args:
         target_dir: the folder that holds (or will hold) the packages, such as setuptools' ``build_lib``.
-        device_types: which of "cpu" and "cuda"; CUDA code is compiled for the present GPU, or sm_80 and sm_90.
+        device_types: which of "cpu" and "cuda"; CUDA code is compiled for the architectures in TORCH_CUDA_ARCH_LIST, or for
+            the present GPUs, or sm_80 and sm_90. It is found on every machine whose GPUs it serves.
 
     Returns:
         The files written.
@@ -112,8 +114,8 @@ def build_ahead(target_dir: str | os.PathLike[str], device_types: tuple[str, ...
 
     def one(item: tuple[str, str]) -> Path | None:
         try:
-            target = toolchain.target(*item)
-            output = _prebuilt_path(Path(target_dir).resolve(), target)
+            target = toolchain.target(*item, toolchain.cuda_archs_to_build())
+            output = _prebuilt_folder(Path(target_dir).resolve(), target) / target.file_name()
             output.parent.mkdir(parents=True, exist_ok=True)
             _build(target, toolchain.compiler(target.device_type)[0], output, remove_leftovers=True)
         except (BuildError, OSError) as error:
@@ -125,9 +127,9 @@ def build_ahead(target_dir: str | os.PathLike[str], device_types: tuple[str, ...
         return [path for path in pool.map(one, requested) if path is not None]
 
 
-def _prebuilt_path(root: Path, target: Target) -> Path:
+def _prebuilt_folder(root: Path, target: Target) -> Path:
     """Where an ahead-of-time build of ``target`` lies under ``root``."""
-    return root / target.folder / "prebuilt" / f"{target.folder}_{target.device_type}-{target.fingerprint()}.so"
+    return root / target.folder / "prebuilt"
 
 
 @contextlib.contextmanager
@@ -160,7 +162,7 @@ def _build(target: Target, compiler: str, output: Path, remove_leftovers: bool) 
     work = Path(tempfile.mkdtemp(prefix=f"{output.stem}.build-", dir=output.parent))
     start = time.monotonic()
     try:
-        error = _compile(target, compiler, target.flags, work)
+        error = _compile(target, compiler, target.all_flags, work)
         if error is not None and "-fopenmp" in target.flags:
             flags = tuple(flag for flag in target.flags if flag != "-fopenmp")
             if _compile(target, compiler, flags, work) is None:

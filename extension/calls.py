@@ -9,6 +9,8 @@ from torch import Tensor
 from extension.build import library
 from extension.toolchain import BuildError
 
+ALIGNMENT = 16  # bytes, of the widest vector that a kernel reads at once; torch's own allocations begin at more
+
 
 def pointer(tensor: Tensor | None) -> int | None:
     """Address of a contiguous tensor's first element; None (a null pointer) for None.
@@ -21,6 +23,14 @@ def pointer(tensor: Tensor | None) -> int | None:
     if not tensor.is_contiguous():
         raise ValueError(f"a kernel needs a contiguous tensor, got strides {tensor.stride()}; call .contiguous()")
     return tensor.data_ptr()
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The contiguous tensor, or a copy of it if it does not begin at a multiple of :data:`ALIGNMENT` bytes.
+
+    A view with an odd storage offset does not, and a GPU refuses to read a vector from such a place.
+    """
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def struct(name: str, pointers: str, integers: str, reals: str = "") -> type[ctypes.Structure]:

@@ -4,9 +4,11 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,10 +40,34 @@ class Target:
     device_type: str  # "cpu" | "cuda"
     sources: tuple[Path, ...]
     headers: tuple[Path, ...]
-    flags: tuple[str, ...]
+    flags: tuple[str, ...]  # without those of the architectures
+    archs: tuple[str, ...] = ()  # CUDA's, ascending; a library of more of them serves as well
+
+    @property
+    def all_flags(self) -> tuple[str, ...]:
+        """The compiler's flags."""
+        return (*self.flags, *(cuda_arch_flags(self.archs) if self.archs else ()))
+
+    def file_name(self, *extra: str) -> str:
+        """Of the shared library: folder, device type, architectures, and :meth:`fingerprint`."""
+        archs = "".join(f"sm{arch}-" for arch in self.archs)
+        return f"{self.folder}_{self.device_type}-{archs}{self.fingerprint(*extra)}.so"
+
+    def files(self, folder: Path, *extra: str) -> Iterator[Path]:
+        """Where libraries that serve may lie in ``folder``: this one, then those that were built for more architectures."""
+        exact = folder / self.file_name(*extra)
+        yield exact
+        start, end = f"{self.folder}_{self.device_type}-", f"-{self.fingerprint(*extra)}.so"
+        for path in sorted(folder.glob(f"{start}*{end}")) if self.archs else ():
+            built = path.name.removeprefix(start).removesuffix(end).split("-")
+            if path != exact and serves(tuple(name.removeprefix("sm") for name in built), self.archs):
+                yield path
 
     def fingerprint(self, *extra: str) -> str:
-        """16 hex digits that change with any source, header or flag, and with ``extra`` (the compiler's version)."""
+        """16 hex digits that change with any source, header or flag, and with ``extra`` (the compiler's version).
+
+        Architectures do not count: they are in the file's name.
+        """
         digest = hashlib.sha256("\0".join((platform.machine(), *self.flags, *extra)).encode())
         for path in (*self.sources, *self.headers):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -54,7 +80,7 @@ def target(folder: str, device_type: str, archs: tuple[str, ...] | None = None) 
     Args:
         folder: kernel folder beside the package ``extension``, such as "raymarching".
         device_type: "cpu" or "cuda".
-        archs: CUDA architectures such as ("80", "90"); None: that of the present GPU, or 80 and 90 if there is none.
+        archs: CUDA architectures such as ("80", "90"); None: those of the present GPUs, or 80 and 90 if there is none.
 
     Raises:
         BuildError: the folder has no source for that device.
@@ -63,8 +89,9 @@ def target(folder: str, device_type: str, archs: tuple[str, ...] | None = None) 
     if not found:
         raise BuildError(f"{folder}: there is no native source for device '{device_type}' in {folder}/src")
     headers = tuple(sorted((ROOT / folder / "src").glob("*.h"))) + tuple(sorted(include_dir.glob("*.h")))
-    flags = CPU_FLAGS if device_type == "cpu" else (*CUDA_FLAGS, *cuda_arch_flags(archs or present_cuda_archs()))
-    return Target(folder, device_type, found, headers, flags)
+    if device_type == "cpu":
+        return Target(folder, device_type, found, headers, CPU_FLAGS)
+    return Target(folder, device_type, found, headers, CUDA_FLAGS, archs or present_cuda_archs())
 
 
 def sources(folder: str, device_type: str) -> tuple[Path, ...]:
@@ -77,6 +104,34 @@ def cuda_arch_flags(archs: tuple[str, ...]) -> tuple[str, ...]:
     """nvcc's flags for native code of each architecture, and PTX of the newest for later GPUs."""
     native = tuple(f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs)
     return (*native, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+
+
+def serves(built: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
+    """Whether a library for the architectures ``built`` runs on GPUs of each architecture that is wanted.
+
+    Native code runs on its own generation from its own revision on (80 on 86), the PTX of the newest on all later ones.
+    """
+
+    def runs(arch: int) -> bool:
+        return int(built[-1]) <= arch or any(int(b) // 10 == arch // 10 and int(b) <= arch for b in built)
+
+    return all(runs(int(arch)) for arch in wanted)
+
+
+def cuda_archs_to_build() -> tuple[str, ...] | None:
+    """The architectures that TORCH_CUDA_ARCH_LIST asks for, ascending; None if it is not set.
+
+    Raises:
+        BuildError: it is not a list of numbers such as "8.0 9.0+PTX".
+    """
+    text = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    words = re.split(r"[\s;,]+", text.strip())
+    if not text.strip():
+        return None
+    found = [re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", word) for word in words if word]
+    if not all(found):
+        raise BuildError(f"TORCH_CUDA_ARCH_LIST must be numbers such as '8.0 9.0+PTX', got '{text}'")
+    return tuple(sorted({f"{match[1]}{match[2]}" for match in found if match}, key=int))
 
 
 @functools.cache

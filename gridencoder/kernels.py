@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from extension import fill, kernel
+from extension import aligned, fill, kernel
 from gridencoder.layout import MAX_LEVELS, GridLayout
 
 _TENSORS = (
     "positions table grad_values grad_jacobian known_jacobian grad_contraction values jacobian grad_table grad_positions sums"
 ).split()
+_READ = ("positions", "table", "grad_values", "grad_jacobian", "known_jacobian", "grad_contraction")
 _INTEGERS = "num_points dims features levels active hashed smooth align_corners".split()
 
 
@@ -121,6 +122,7 @@ class GridKernels:
     def _run(self, name: str, table_dtype: torch.dtype, **tensors: Tensor | None) -> None:
         """Fill the parameter struct and call the kernel."""
         layout = self.layout
+        tensors = {k: aligned(v) if k in _READ and v is not None else v for k, v in tensors.items()}
         points = tensors["positions"] if "positions" in tensors else tensors["grad_values"]
         assert points is not None, "every kernel is given positions or the gradient of the values"
         params = fill(

@@ -47,13 +47,28 @@ def _stable_diffusion(config: "Config", device: "torch.device", resolved: "Resol
     return model
 
 
+def _zero123_weights(config: "Config") -> "Resolved":
+    """The weights behind ``--zero123``: those of Zero123 or Stable Zero123, or of the embedded view-conditioned prior."""
+    from guidance import zero123_weights
+
+    return zero123_weights.resolve(config.guidance, type(config.guidance).zero123_ckpt)
+
+
+def _zero123(config: "Config", device: "torch.device", resolved: "Resolved | None") -> "Guidance":
+    """Zero123 or Stable Zero123, or the embedded view-conditioned prior if those are the weights that the run uses."""
+    assert resolved is not None, "the family has weights"
+    module = "guidance.prior.view_guidance" if resolved.kind == "embedded view" else "guidance.zero123_utils"
+    model: Guidance = importlib.import_module(module).build(config, device, resolved)
+    return model
+
+
 def _module(module: str) -> Builder:
     """The ``build`` of a module, which is imported when it is called."""
     return lambda config, device, resolved: importlib.import_module(module).build(config, device, resolved)
 
 
 def _text_weights(name: str) -> "Callable[[Config], Resolved]":
-    """Which weights of SDXL, DeepFloyd IF or CLIP a run would use."""
+    """Which weights of SDXL, DeepFloyd IF, CLIP, MVDream or ImageDream a run would use."""
 
     def resolve(config: "Config") -> "Resolved":
         from guidance import text_weights
@@ -67,9 +82,14 @@ def _text_weights(name: str) -> "Callable[[Config], Resolved]":
 # name or the kind of its weights.
 FAMILIES: dict[str, Family] = {
     "SD": Family(_stable_diffusion, requires=("text",), weights=_stable_diffusion_weights),
+    "zero123": Family(_zero123, takes=("image",), requires=("image",), weights=_zero123_weights),
     "SDXL": Family(_module("guidance.sdxl_utils"), requires=("text",), weights=_text_weights("SDXL")),
     "IF": Family(_module("guidance.if_utils"), requires=("text",), weights=_text_weights("IF")),
     "clip": Family(_module("guidance.clip_utils"), takes=("text", "image"), weights=_text_weights("clip")),
+    "MVDream": Family(_module("guidance.mvdream_utils"), requires=("text",), weights=_text_weights("MVDream")),
+    "ImageDream": Family(
+        _module("guidance.mvdream_utils"), takes=("image", "text"), requires=("image",), weights=_text_weights("ImageDream")
+    ),
 }
 
 
@@ -166,6 +186,11 @@ def build(
     for weights in found.values():
         log.info(weights.sentence)
     models = [FAMILIES[name].build(config, torch.device(device), found.get(name)) for name in names]
+    if config.guidance.compile_guidance != "none":
+        from guidance.diffusion.loader import compile_network
+
+        for network in (network for model in models for network in model.denoisers()):
+            compile_network(network, config.guidance.compile_guidance, torch.device(device))
     for name, model in zip(names, models, strict=True):
         assert model.name == name, (model.name, name)  # loss terms and checkpoints are keyed by it
         if model.requirements().square and camera.w != camera.h:

@@ -56,6 +56,7 @@ class GuidanceOutput:
     loss: Tensor  # scalar, unweighted
     stats: dict[str, Tensor] = field(default_factory=dict)  # for the log: scalars on any device, read when they are written
     debug: dict[str, Tensor] | None = None  # name -> [B, 3, H, W] in [0, 1], only if asked for
+    finite: Tensor | None = None  # [2, B] bool: which images and which gradients are finite, to explain a loss that is not
 
 
 class Guidance(ABC):
@@ -94,7 +95,8 @@ class Guidance(ABC):
 
         Raises:
             ValueError: the images do not match the views or the space.
-            DivergenceError: an input or the gradient is not finite.
+            DivergenceError: an input or the gradient is not finite. On a GPU, which is not waited for, the loss is then not
+                finite either, and ``finite`` says which image was the first to be wrong.
         """
 
     def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
@@ -119,6 +121,10 @@ class Guidance(ABC):
         """The views this model was trained on; by default any."""
         return CameraRequirements()
 
+    def denoisers(self) -> list[Any]:
+        """The frozen networks that run at each step without gradients, for ``--compile_guidance``; by default none."""
+        return []
+
     def stage_options(self, options: Any) -> Any:
         """Everything that a stage's flags and presets set for this model, as one frozen record.
 
@@ -132,6 +138,9 @@ class Guidance(ABC):
             UserError: a flag that this model cannot serve.
         """
         return None
+
+    def begin_stage(self) -> None:  # noqa: B027 (most models have nothing to do here)
+        """Called before the first step of each stage, and before :meth:`load_state_dict` where one is resumed."""
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimiser groups of parameters that are trained alongside the field; none for a frozen model."""

@@ -1,6 +1,6 @@
 """DeepFloyd IF, first stage, as guidance: pixels of 64 x 64 and text of a T5 encoder. B views, V view words.
 
-T5-XXL is larger than the UNet: a prompt is embedded once, kept on disk, and the encoder is freed before the UNet is loaded.
+T5-XXL is larger than the UNet: a prompt is embedded once and kept on disk, and while it is, the UNet is not on the GPU.
 """
 
 from dataclasses import replace
@@ -31,7 +31,7 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
         UserError: no usable weights.
     """
     dtype = loader.weights_dtype(config.optim, device)
-    return DeepFloydIF(text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    return DeepFloydIF(text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O).configured(config)
 
 
 class DeepFloydIF(StableDiffusion):
@@ -52,7 +52,8 @@ class DeepFloydIF(StableDiffusion):
 
     def embed(self, prompts: list[tuple[str, str]], negative: str) -> dict[str, Tensor]:
         """See :meth:`StableDiffusion.embed`."""
-        return text.embed(text.TextEncoder(self.folder, "t5"), prompts, self.device, self.dtype, self.vram_O)
+        encoder, room = text.TextEncoder(self.folder, "t5"), loader.parked(self.unet, self.device)
+        return text.embed(encoder, prompts, self.device, self.dtype, self.vram_O, around=room)
 
     def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
         """See :meth:`StableDiffusion.sample`; predictions are clamped to the range of pixels, as when the model was trained.

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from guidance import camera_weights
+from guidance import text_weights
 from guidance.base import CameraRequirements, Conditions, Guidance, GuidanceOutput
 from guidance.diffusion import clip_image, loader, multiview_parts
 from guidance.diffusion.codecs import LatentCodec, resized
 from guidance.diffusion.distiller import DiffusionOptions, Distiller, shared_options
 from guidance.diffusion.multiview import LINKED, camera_numbers, check_linked
 from guidance.diffusion.text import embed, prompts_of
-from guidance.distillation import Denoiser, Mixer, classifier_free, rescale_std
+from guidance.distillation import Denoiser, Mixer, classifier_free, paired, rescale_std
 from nerf.core.errors import UserError
 from nerf.core.structs import Control, Part, Views
 
@@ -41,11 +41,10 @@ class Options(DiffusionOptions):
     weighting: str = "x0"
 
 
-def build(name: str, config: "Config", device: torch.device, resolved: "Resolved") -> "MVDream":
-    """Load the weights of a run.
+def build(config: "Config", device: torch.device, resolved: "Resolved") -> "MVDream":
+    """Load the weights of a run: MVDream's or ImageDream's.
 
     Args:
-        name: "MVDream" or "ImageDream".
         config: the frozen options.
         device: where the networks run.
         resolved: which weights; they are downloaded here if they are remote.
@@ -54,9 +53,9 @@ def build(name: str, config: "Config", device: torch.device, resolved: "Resolved
         UserError: no usable weights.
     """
     if device.type == "cpu":
-        log.warning("guidance: %s takes minutes a step on a CPU; try --guidance SD --sd_version embedded", name)
+        log.warning("guidance: %s takes minutes a step on a CPU; try --guidance SD --sd_version embedded", resolved.kind)
     dtype = loader.weights_dtype(config.optim, device)
-    return MODELS[name](camera_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    return MODELS[resolved.kind](text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
 
 
 def group_mixer(scale: float, rescale: float) -> Mixer:
@@ -125,6 +124,10 @@ class MVDream(Guidance):
         """Four linked views a group, square."""
         return CameraRequirements(square=True, linked_views=LINKED)
 
+    def denoisers(self) -> list[Any]:
+        """See :meth:`Guidance.denoisers`."""
+        return [self.unet]
+
     def stage_options(self, options: Any) -> Options:
         """See :meth:`Guidance.stage_options`."""
         return Options(**shared_options(options))
@@ -181,22 +184,24 @@ class MVDream(Guidance):
         return 0.0
 
     def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.sds`.
+        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.distill`.
 
         Raises:
             ValueError: the images are not square.
             UserError: the views are not linked.
         """
         options: Options = control.options or self.options
-        scale = options.scale(control)
         self.distiller.check(image, views, part)
         if image.shape[2] != image.shape[3]:
             raise ValueError(f"guidance: {self.name} takes square images, got {list(image.shape)}; set --w equal to --h")
         check_linked(views, self.name)
         with self.distiller.full_precision():
             seen = image.detach() if part.settings.space == "rgb" else None
-            predict, mix = self.denoiser(views, seen, conditional_only=scale == 1), group_mixer(scale, options.rescale)
-            return self.distiller.sds(image, part, control, options.weighting, predict, mix, debug)
+            model = paired(
+                lambda alone: self.denoiser(views, seen, conditional_only=alone),
+                lambda scale: group_mixer(scale, options.rescale),
+            )
+            return self.distiller.distill(image, part, control, options, model, debug)
 
     @torch.no_grad()
     def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:

@@ -63,7 +63,9 @@ class Drawing:
         for name in middle:
             for low, high in (r for r in (getattr(requirement, name) for requirement in wanted) if r is not None):
                 middle[name] = min(max(middle[name], low), high)
-        azimuth = torch.arange(count) * (360.0 / count)
+        # Groups of linked views one after the other, each a step of azimuth further than the one before.
+        first, turn = torch.arange(count // linked) * (360.0 / count), torch.arange(linked) * (360.0 / linked)
+        azimuth = (first[:, None] + turn).flatten()
         return orbit(middle["polar_range"], azimuth, middle["radius_range"], middle["fovy_range"], size, size)
 
 

@@ -1,4 +1,4 @@
-"""Where the weights of SDXL, DeepFloyd IF and CLIP are: what ``weights.py`` is to Stable Diffusion. Cache first.
+"""Where the weights of SDXL, DeepFloyd IF, CLIP, MVDream and ImageDream are, as ``weights.py`` for SD. Cache first.
 
 ``--hf_key`` names the weights of the first model of ``--guidance`` that takes one (Stable Diffusion before all others), and
 ``--hf_keys NAME=KEY`` those of any. Without a key, the first model of the table that is complete in the cache is taken, else
@@ -34,6 +34,7 @@ class Layout:
     check: Callable[[Path], None]  # refuses a complete folder of another model, by its configs
     wanted: Callable[[list[str]], list[str]]  # files of a hub repository -> those that are downloaded
     probe: str  # a file that tells whether the model is in the Hugging Face cache
+    file: bool = False  # whether the original single file is read too
 
 
 class _UNet(msgspec.Struct):
@@ -67,6 +68,25 @@ def _check_sdxl(folder: Path) -> None:
             f"weights: {folder} is not SDXL: expected a UNet of 4 input channels with addition_embed_type text_time, and it "
             f"has {unet.in_channels} and {unet.addition_embed_type}; give Stable Diffusion 1.5 and 2.x to --guidance SD"
         )
+
+
+class _MultiView(msgspec.Struct):
+    camera_dim: int | None = None
+    ip_dim: int = 0
+
+
+def _check_multiview(image: bool) -> Callable[[Path], None]:
+    """Refuse a UNet that is not that of MVDream, or with ``image`` not that of ImageDream."""
+
+    def check(folder: Path) -> None:
+        unet, name = read_json(folder / "unet/config.json", _RESTORE, _MultiView), "ImageDream" if image else "MVDream"
+        if unet.camera_dim is None or bool(unet.ip_dim) != image:
+            raise UserError(
+                f"weights: {folder} is not {name}: expected a UNet with camera_dim and {'an' if image else 'no'} ip_dim, and "
+                f"it has {unet.camera_dim} and {unet.ip_dim}"
+            )
+
+    return check
 
 
 class _Clip(msgspec.Struct):
@@ -105,7 +125,7 @@ def _flat(files: list[str]) -> list[str]:
     return ["*.json", "merges.txt", *([best] if best else []), *(weights.shards_of(best or "", files) or ())]
 
 
-def _folders(parts: tuple[str, ...], check: Callable[[Path], None]) -> Layout:
+def _folders(parts: tuple[str, ...], check: Callable[[Path], None], file: bool = False) -> Layout:
     """The layout of a diffusers folder with some parts."""
 
     def wanted(files: list[str]) -> list[str]:
@@ -116,7 +136,7 @@ def _folders(parts: tuple[str, ...], check: Callable[[Path], None]) -> Layout:
             names += [best, *(weights.shards_of(best, files) or ())]
         return names
 
-    return Layout(lambda files: weights.missing_part(files, parts), check, wanted, "unet/config.json")
+    return Layout(lambda files: weights.missing_part(files, parts), check, wanted, "unet/config.json", file)
 
 
 IF_PARTS = ("unet", "text_encoder", "tokenizer", "scheduler")
@@ -125,6 +145,8 @@ LAYOUTS: dict[str, Layout] = {
     "IF": _folders(IF_PARTS, _check_if),
     "SDXL": _folders(SDXL_PARTS, _check_sdxl),
     "clip": Layout(_missing_clip, _check_clip, _flat, "config.json"),
+    "MVDream": _folders(weights.PARTS, _check_multiview(False), file=True),
+    "ImageDream": _folders((*weights.PARTS, "image_encoder"), _check_multiview(True), file=True),
     VAE: Layout(_missing_vae, lambda folder: None, _flat, "config.json"),
 }
 # Model of --guidance -> what is published; licences as their model pages gave them, look there again.
@@ -143,6 +165,12 @@ MODELS: dict[str, Model] = {
         ("openai/clip-vit-large-patch14", "openai/clip-vit-base-patch32"),
         0.6,
         "MIT",
+    ),
+    "MVDream": Model(
+        "MVDream", ("ashawkey/mvdream-sd2.1-diffusers",), (), 2.6, "Open RAIL, see the model page of MVDream/MVDream"
+    ),
+    "ImageDream": Model(
+        "ImageDream", ("ashawkey/imagedream-ipmv-diffusers",), (), 3.9, "see the model page of Peng-Wang/ImageDream"
     ),
 }
 
@@ -209,7 +237,8 @@ def _from_key(name: str, key: str) -> Resolved:
     """
     path, layout = Path(os.path.expanduser(key)), LAYOUTS[name]
     if path.exists() or key.startswith((".", "/", "~")) or key.count("/") != 1:
-        check_folder(path, name)
+        if not (layout.file and path.is_file()):
+            check_folder(path, name)
         return _resolved(name, str(path), f"guidance: the weights of {name} in {path}")
     folder = weights.cached(key, layout.missing, layout.probe)
     if folder is not None:

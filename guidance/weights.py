@@ -30,6 +30,7 @@ STEMS = {
     "text_encoder_2": ("model", "pytorch_model"),
     ".": ("model", "pytorch_model", "diffusion_pytorch_model"),  # a model of one network, in the folder itself
     "detail": ("diffusion_pytorch_model",),
+    "encoder": ("model",),  # of the reference image, in a view-conditioned embedded prior
     "cc_projection": ("diffusion_pytorch_model",),
     "clip_camera_projection": ("diffusion_pytorch_model",),
 }
@@ -141,6 +142,8 @@ def parts_of(files: Iterable[str]) -> tuple[str, ...]:
     have = list(files)
     if FILE not in have:
         return PARTS
+    if any(name.startswith("encoder/") for name in have):  # view-conditioned: it reads images, and no text
+        return ("unet", "encoder", "scheduler")
     detail = ("detail",) if any(name.startswith("detail/") for name in have) else ()
     return (*(part for part in PARTS if part != "vae"), *detail)
 

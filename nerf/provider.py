@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from nerf.config.config import Config
 from nerf.core.cameras import angles_of, look_at, orbit, orbit_up, view_rays, wrap_degrees
 from nerf.core.errors import UserError
 from nerf.core.streams import Random, Stream
-from nerf.core.structs import Batch, Part, ViewRequest, Views
+from nerf.core.structs import Batch, Part, ViewRequest, Views, move_record
 from nerf.data.image_prompt import KnownViews
 from nerf.data.posed_images import Photographs
 from nerf.training.schedule import guided_part, is_known_view_step, known_view_part, photo_part
@@ -52,7 +53,7 @@ def random_lights(views: Views, generator: torch.Generator) -> Tensor:
         views: B views.
         generator: on the CPU.
     """
-    noise = torch.randn(len(views), 3, generator=generator).to(views.pose)
+    noise = torch.randn(len(views), 3, generator=generator).to(views.pose.dtype)
     return torch.nn.functional.normalize(views.pose[:, :3, 3] + noise, dim=-1)
 
 
@@ -134,7 +135,7 @@ class RandomCameras(Source):
             request: of a step; the same request gives the same views. Its ``fraction`` moves the progressive view.
 
         Returns:
-            B views. Their angles are those of the camera as it stands, after any jitter.
+            B views on the host. Their angles are those of the camera as it stands, after any jitter.
         """
         camera, linked = self.config.camera, self.linked_views
         count = request.num_views // linked  # what is drawn once for each group of linked views
@@ -157,13 +158,15 @@ class RandomCameras(Source):
         views = orbit(polar, azimuth, radius, fovy, request.height, request.width)
         if camera.jitter_pose:
             views = self._jittered(views, generator)
-        return views.to(self.device)
+        return views
 
     def batch(self, part: Part) -> Batch:
-        """The rays of random views as whole images, with a light for each view."""
+        """The rays of random views as whole images, with a light for each view and the background of the part."""
         views = self.views(part.request)
-        lights = random_lights(views, part.random.generator(Stream.LIGHTS))
-        return Batch(view_rays(views), views, light=lights)
+        light = random_lights(views, part.random.generator(Stream.LIGHTS))
+        drawn: dict[str, Any] = {"views": views, "light": light, "background": part.settings.background}
+        there = move_record(drawn, self.device)
+        return Batch(view_rays(there["views"]), **there)
 
     def _azimuth(self, low_high: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
         low, high = low_high

@@ -18,11 +18,12 @@ from torch import Tensor
 from guidance.base import Guidance
 from nerf.config.stages import Failure
 from nerf.core.errors import DivergenceError, UserError
+from nerf.core.memory import OutOfMemoryError, is_out_of_memory
 from nerf.core.streams import Stream
 from nerf.core.structs import Part, StepPlan
 from nerf.mesh.export import ExportReport
 from nerf.renderer import NeRFRenderer
-from nerf.run import checkpoint, checkpoint_checks, workspace
+from nerf.run import checkpoint, checkpoint_checks, lock, workspace
 from nerf.run.evaluation import Evaluator
 from nerf.run.logger import Report
 from nerf.training import objectives, schedule
@@ -31,8 +32,10 @@ from nerf.training.ema import Ema
 from nerf.training.objectives import ObjectiveInputs, ObjectiveOutput
 from nerf.training.optim import build_optimizer
 from nerf.training.sources import RunInfo, Source
+from nerf.training.unread import Unread
 
-# On CUDA, reading a loss back stalls the queue: look at them once in so many steps there, and every step on a CPU.
+# On CUDA, reading a loss back stalls the queue: those of so many steps are sent to the host together, and looked at when they
+# have arrived. On a CPU each step is looked at.
 CUDA_CHECK_INTERVAL = 16
 PREVIEW_STEPS = (10, 30, 100)
 OUT_OF_MEMORY = "memory ran out in a training step; lower {}; {}"
@@ -73,6 +76,8 @@ class Trainer:
         self.evaluator, self.report = evaluator, report
         self.device = next(model.parameters()).device
         self.workspace = Path(self.config.output.workspace)
+        for one in guidance:
+            one.begin_stage()
         self.objectives = objectives.build(ObjectiveInputs(run, model.field, guidance, self.device))
         self.optimizer = self._make_optimizer()
         self.amp_dtype = self._amp_dtype()
@@ -82,7 +87,7 @@ class Trainer:
         self.step = 0
         self.lineage: checkpoint.Lineage | None = None  # of the checkpoints that it writes; set by the first of them
         self.named: Path | None = None  # what --ckpt takes other than the newest to resume; it is never pruned
-        self.unread: dict[str, Tensor] = {}  # terms of the last step, where nobody has waited for them yet
+        self.unread = Unread(self.monitor, self._advice)  # stays empty on a CPU
         self.seconds = 0.0  # of training, over all the processes that worked on this run
         plans = [self.plan(step) for step in (0, self.config.optim.iters // 2, self.config.optim.iters - 1)]  # weights ramp
         for plan in plans:
@@ -100,8 +105,9 @@ class Trainer:
         """Take one optimiser step; returns the unweighted loss terms and what objectives add for the log.
 
         Raises:
-            DivergenceError: a term is not finite; no weight has been changed by this step. On CUDA terms are read back once in
-                :data:`CUDA_CHECK_INTERVAL` steps, and before every checkpoint.
+            DivergenceError: a term is not finite; no weight has been changed by this step. On CUDA it may be that of an earlier
+                step: terms are looked at when they have arrived on the host, at the latest :data:`CUDA_CHECK_INTERVAL` steps
+                after they were sent there, and before every checkpoint.
         """
         plan = self.plan(self.step)
         if self.step % self.config.render.update_extra_interval == 0:
@@ -113,13 +119,13 @@ class Trainer:
         images: dict[str, Tensor] = {}
         for part in plan.parts:
             found = self._evaluate_part(part, plan, once)
-            if self._reads_back():
-                check_finite(found.terms, self.step, self._advice)
             self._backward(found.terms, plan)
             terms |= {name: terms.get(name, 0.0) + value.detach() for name, value in found.terms.items()}
             stats |= found.stats
             images |= found.images
-        self.unread = {} if self._reads_back() else terms
+        if self._sends_back():
+            self.unread.send()
+        self.unread.look()
         self._apply_gradients(plan)
         self.ema.update()
         for guidance in self.guidance:
@@ -148,11 +154,28 @@ class Trainer:
                 if not objective.applies(part, plan) or (objective.scope == "step" and name not in once):
                     continue
                 once.discard(name)
-                objective.loss_scale = self.scaler.get_scale() if objective.needs_loss_scale else 1.0
+                objective.loss_scale = self._loss_scale() if objective.needs_loss_scale else 1.0
                 result.update(objective(out, batch, part, plan))
-        if source.frames_object and self._reads_back():
-            self.monitor.update(out.opacity.detach(), 1 if self.device.type == "cpu" else CUDA_CHECK_INTERVAL)
+        self._check(result, out.opacity.detach() if source.frames_object else None)
         return result
+
+    def _check(self, result: ObjectiveOutput, opacity: Tensor | None) -> None:
+        """Look at the terms of a part, and at the opacity [N] of a render that frames the object; on CUDA, keep them.
+
+        Raises:
+            DivergenceError: on a CPU, a term is not finite.
+        """
+        if self._looks_at_once():
+            if opacity is not None:
+                self.monitor.update(opacity)
+            check_finite(result.terms, self.step, self._advice)
+        else:
+            opacity = opacity if self._sends_back() else None
+            self.unread.add(self.step, result.terms, result.finite, opacity, CUDA_CHECK_INTERVAL)
+
+    def _loss_scale(self) -> Tensor | float:
+        """The factor that mixed precision puts on the losses, left on the device."""
+        return self.scaler.scale(torch.ones((), device=self.device)) if self.scaler.is_enabled() else 1.0
 
     def _backward(self, terms: dict[str, Tensor], plan: StepPlan) -> None:
         """Add the gradients of the weighted sum of the terms."""
@@ -178,19 +201,28 @@ class Trainer:
         """Train to the last step (or the time budget), yielding after each.
 
         Checkpoints, previews and validations happen in between. Whoever stops iterating loses nothing: call
-        :meth:`save` and go.
+        :meth:`save` and go. The lock of the workspace is held meanwhile, unless the process holds it already.
+
+        Raises:
+            UserError: another program holds the workspace.
         """
+        with lock.hold(self.workspace):
+            yield from self._run()
+
+    def _run(self) -> Iterator[StepRecord]:
+        """:meth:`run` in a workspace that no other program writes to."""
         budget = 60.0 * self.config.runtime.minutes if self.config.runtime.minutes else None
         total = self.config.optim.iters
+        self.report.after_training = self.evaluator.after_training
         last_saved = time.monotonic()
         while self.step < total and (budget is None or self.seconds < budget):
             began = time.monotonic()
             try:
                 terms = self.train_step()
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
                     raise
-                raise MemoryError(OUT_OF_MEMORY.format(self.stage.kind.memory, self._what_is_left())) from error
+                raise OutOfMemoryError(OUT_OF_MEMORY.format(self.stage.kind.memory, self._what_is_left())) from error
             done = self.step
             self.seconds += time.monotonic() - began
             self.report.scalars(done, terms, total=total)
@@ -252,7 +284,7 @@ class Trainer:
             DivergenceError: a term of the last step, or a weight after it, is not finite; nothing is written, and the
                 checkpoints before it are untouched.
         """
-        check_finite(self.unread, self.step - 1, self._advice)
+        self.unread.settle()
         optimizer = self.optimizer.state_dict()["state"]
         tensors = {
             "model": self.model.state_dict(),
@@ -383,6 +415,7 @@ class Trainer:
         if meta["scaler"]:  # empty in a run without float16, on a CPU for instance; a scale is then found anew
             self.scaler.load_state_dict(meta["scaler"])
         self.monitor = DivergenceMonitor(**meta["monitor"])
+        self.unread = Unread(self.monitor, self._advice)
 
     def _check_resumable(self, path: Path, tensors: dict, meta: dict) -> tuple[Tensor, dict[int, dict]]:
         """Check what a checkpoint holds beside the model; returns the states of the random numbers and of the optimiser."""
@@ -410,10 +443,10 @@ class Trainer:
         """No cache of cast weights: up to torch 2.10 those that a part without gradients casts never learn after it."""
         return torch.autocast(self.device.type, self.amp_dtype, cache_enabled=False) if self.amp_dtype else nullcontext()
 
-    def _reads_back(self) -> bool:
-        return self.device.type == "cpu" or self.step % CUDA_CHECK_INTERVAL == 0
+    def _looks_at_once(self) -> bool:
+        """Whether the terms of a step are looked at in it."""
+        return self.device.type == "cpu"
 
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory, on either kind of device."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    def _sends_back(self) -> bool:
+        """Whether the terms since the last such step are sent to the host after this one."""
+        return not self._looks_at_once() and self.step % CUDA_CHECK_INTERVAL == 0

@@ -56,17 +56,18 @@ def antialias(image: Tensor, depth: Tensor, triangle: Tensor, clip: Tensor, face
 
 def edge_adjacency(faces: Tensor) -> Tensor:
     """[T, 3] int32; twin of :func:`rasterizer.edge_adjacency`."""
-    ends = faces.long()[:, [[1, 2], [2, 0], [0, 1]]].reshape(-1, 2).sort(1)[0]  # [3 T, 2]
-    if len(ends) == 0:
+    if len(faces) == 0:
         return faces.new_zeros(0, 3, dtype=torch.int32)
-    key, half_edge = (ends[:, 0] * (int(ends.max()) + 1) + ends[:, 1]).sort(stable=True)
-    _, group, count = key.unique_consecutive(return_inverse=True, return_counts=True)
-    count = count[group]
-    follows = torch.zeros_like(key, dtype=torch.bool)
-    follows[1:] = key[1:] == key[:-1]
-    place = torch.arange(len(key), device=key.device)
-    partner = half_edge[torch.where(follows, place - 1, (place + 1).clamp(max=len(key) - 1))]
-    other = torch.where(count == 2, partner, torch.where(count == 1, -1, -2))
+    start, end = faces.long().roll(-1, 1).reshape(-1), faces.long().roll(-2, 1).reshape(-1)  # of the edge opposite corner k
+    key, half_edge = ((torch.minimum(start, end) << 31) + torch.maximum(start, end)).sort(stable=True)
+    # Whether the one before has the same edge, and the one before that; nothing here depends on a size that has to be read.
+    no = torch.zeros(2, dtype=torch.bool, device=key.device)
+    follows = torch.cat([no[:1], key[1:] == key[:-1]])
+    third = torch.cat([no[:1], follows[:-1]]) & follows
+    leads = torch.cat([follows[1:], no[:1]])
+    crowded = third | torch.cat([third[1:], no[:1]]) | torch.cat([third[2:], no])
+    partner = torch.where(follows, half_edge.roll(1), half_edge.roll(-1))
+    other = torch.where(crowded, -2, torch.where(follows | leads, partner, -1))
     return torch.empty_like(other).index_put((half_edge,), other).view(-1, 3).int()
 
 

@@ -4,6 +4,7 @@ Examples:
   python scripts/guidance_2d.py --guidance SD --text "a hamburger" --out hamburger.png
   python scripts/guidance_2d.py --sd_version embedded --text "a red car" --views 8 --out views.png
   python scripts/guidance_2d.py --guidance SD clip --text "a hamburger" --optimise --steps 500 --out distilled.png
+  python scripts/guidance_2d.py --image hamburger_rgba.png --zero123 zero123-xl --views 4 --out around.png
 
 A model samples as it was published; with --optimise the pixels of a picture are moved by the losses that would move a shape,
 those of several models together. The flags of main.py for prompts, guidance, weights and device are read, too.
@@ -55,17 +56,18 @@ def draw(own: argparse.Namespace, others: list[str]) -> int:
     plan = resolve(asked, StoredRun(), guidance.choose_weights)
     config = plan.config
     if not config.prompt.kinds:
-        raise UserError('nothing to draw: give --text "a hamburger"')
+        raise UserError('nothing to draw: give --text "a hamburger", or --image X_rgba.png')
     import torch
 
     from guidance import preview
+    from nerf.data.image_prompt import image_conditions
     from nerf.training.schedule import control_at
 
     name = config.runtime.device
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {name}: torch sees no CUDA device here; leave the flag out to run on the CPU")
-    models = guidance.build(config, name, plan.weights)
+    models = guidance.build(config, name, plan.weights, image_conditions(plan.references))
     steps = own.steps or (OPTIMISATION_STEPS if own.optimise else STEPS)
     scale = config.guidance.of(models[0].name).guidance_scale if config.asked("guidance_scale") else None
     seed = config.runtime.seed if config.asked("seed") else 0

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Kill tiny runs at random moments and resume them, and start two programs at once in a workspace, for a given time.
 
-Every run ends with the bits of an undisturbed one, and of two programs one is refused with a sentence, or the script says what
-happened instead, keeps the folder, and exits with 1.
+An undisturbed run is timed first, phase by phase. A kill then picks a phase (start-up, training, a checkpoint, the export) and
+a moment in it, both uniformly, waits for that phase and strikes. Every run ends with the bits of the undisturbed one, and of
+two programs one is refused with a sentence, or the script says what happened instead, keeps the folder, and exits with 1. The
+last line has the counts.
 """
 
 import collections
@@ -28,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from nerf.core.cameras import orbit  # noqa: E402
+from nerf.core.console import protected  # noqa: E402
 from nerf.core.errors import UserError  # noqa: E402
 from nerf.core.files import read_json  # noqa: E402
 from nerf.core.ranges import above, between  # noqa: E402
@@ -36,13 +39,16 @@ from nerf.run import checkpoint  # noqa: E402
 
 # Both stages and an export in a few seconds; a checkpoint after almost every step, so that many kills hit one.
 FLAGS = (
-    "--seed 5 --iters 40 --num_rays 64 --max_steps 48 --grid_size 16 --grid_levels 4 --grid_log2 10 --grid_finest 32 "
+    "--seed 5 --iters 24 --num_rays 64 --max_steps 48 --grid_size 16 --grid_levels 4 --grid_log2 10 --grid_finest 32 "
     "--hidden 16 --holdout 4 --W 8 --H 8 --dataset_size_test 2 --threads 1 --checkpoint_seconds 0.02 --preview_interval 1000 "
-    "--ema_decay 0.9 --eval_interval 1000 --device cpu --stages nerf,dmtet --dmtet_iters 30 --tet_grid_size 8 --w 12 --h 12 "
+    "--ema_decay 0.9 --eval_interval 1000 --device cpu --stages nerf,dmtet --dmtet_iters 16 --tet_grid_size 8 --w 12 --h 12 "
     "--batch_size 2 --mesh_threshold 2 --mcubes_resolution 24 --lambda_mask 1 --blob_density 4 --blob_radius 0.6 --save_mesh "
     "--texture_size 64"
 ).split()
 LIMIT = 300.0  # seconds for one run; a slower one hangs
+START_UP, TRAINING, CHECKPOINT, EXPORT = PHASES = ("start-up", "training", "a checkpoint", "the export")
+POLL = 0.002  # seconds; a checkpoint of so small a run is written in less than a hundredth
+ENOUGH = {"kills": 100, "same bits": 100, "pairs": 20}  # what an hour on two cores should reach
 
 
 class Failure(Exception):
@@ -57,14 +63,14 @@ class Soak:
         base: folder of all workspaces.
         choose: random numbers.
         bits: of an undisturbed run.
-        seconds: that it took.
+        seconds: how long each of its phases took.
         counts: what was done, by name.
     """
 
     base: Path
     choose: random.Random
     bits: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
     counts: collections.Counter = field(default_factory=collections.Counter)
 
     def start(self, workspace: Path, *words: str) -> subprocess.Popen:
@@ -73,12 +79,24 @@ class Soak:
         with open(self.base / "output.txt", "w") as output:
             return subprocess.Popen([*command, *words], cwd=ROOT, stdout=output, stderr=output)
 
+    def measure(self, workspace: Path) -> None:
+        """Make the undisturbed run, and note how long its phases take."""
+        watch, process = Watch(workspace), self.start(workspace)
+        entered, now = {START_UP: time.monotonic()}, START_UP
+        while process.poll() is None and time.monotonic() - entered[START_UP] < LIMIT:
+            now = watch.phase()
+            entered.setdefault(TRAINING if now == CHECKPOINT else now, time.monotonic())
+            time.sleep(POLL)
+        self.require(process.poll() == 0 and now == EXPORT, "the undisturbed run failed")
+        times = [entered[START_UP], entered[TRAINING], entered[EXPORT], time.monotonic()]
+        self.seconds = dict(zip((START_UP, TRAINING, EXPORT), np.diff(times).tolist(), strict=True)) | {CHECKPOINT: 2 * POLL}
+        self.bits = digests(workspace)
+
     def finish(self, workspace: Path) -> None:
         """Run to the end and compare with the undisturbed run."""
         process = self.start(workspace)
         self.require(process.wait(LIMIT) == 0, "a resumed run failed")
         self.compare(workspace)
-        self.counts["resumes"] += 1
 
     def compare(self, workspace: Path) -> None:
         """Compare checkpoints and mesh with those of the undisturbed run, and look for leftovers."""
@@ -97,24 +115,34 @@ class Soak:
             raise Failure(f"{what}\n{(self.base / 'output.txt').read_text()[-4000:]}")
 
     def kill_once(self, workspace: Path, *words: str) -> bool:
-        """Start a run and kill it at a random moment; returns whether it was still running."""
-        process = self.start(workspace, *words)
-        try:
-            code = process.wait(self.choose.uniform(0.0, 1.05 * self.seconds))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            self.counts["kills"] += 1
-            self.counts[f"kills in {moment(workspace)}"] += 1
-            return True
-        self.require(code == 0, "a run failed that was not killed")
-        return False
+        """Start a run and kill it in a random phase; returns whether it was still running."""
+        phase = self.choose.choice(PHASES)
+        wait = self.choose.uniform(0.0, self.seconds[phase])
+        watch, process, struck = Watch(workspace), self.start(workspace, *words), None
+        began = time.monotonic()
+        while process.poll() is None:
+            now = watch.phase()
+            if struck is None and (now == phase or PHASES.index(now) > PHASES.index(phase)):  # a resumed run may skip a phase
+                struck = time.monotonic() + (wait if now == phase else 0.0)
+            if struck is not None and time.monotonic() >= struck:
+                process.send_signal(signal.SIGKILL)
+                break
+            self.require(time.monotonic() - began < LIMIT, "a run hangs")
+            time.sleep(POLL)
+        code = process.wait()
+        if code != -signal.SIGKILL:
+            self.require(code == 0, "a run failed that was not killed")
+            self.counts["missed"] += 1
+            return False
+        self.counts["kills"] += 1
+        self.counts[f"kills in {watch.phase()}"] += 1
+        return True
 
     # ---- the three kinds of rounds --------------------------------------------------------------------------------
 
     def kills(self, workspace: Path) -> None:
-        """Kill a new run up to three times, then let it end."""
-        for _ in range(self.choose.randint(1, 3)):
+        """Kill a new run once or twice, then let it end."""
+        for _ in range(self.choose.randint(1, 2)):
             if not self.kill_once(workspace):
                 break
         self.finish(workspace)
@@ -140,8 +168,44 @@ class Soak:
         pattern = rf"main\.py: workspace \S+ is in use by process {processes[winner].pid} on \S+, since [^\n]*"
         self.require(re.fullmatch(pattern, said) is not None, f"the second program said: {said}")
         self.compare(workspace)
-        self.counts["two programs"] += 1
+        self.counts["pairs"] += 1
         self.counts["sentences"] += 1
+
+    def summary(self) -> str:
+        """The counts in one line."""
+        counts = self.counts
+        where = ", ".join(f"{counts[f'kills in {phase}']} in {phase}" for phase in PHASES)
+        return (
+            f"{counts['kills']} kills ({where}; {counts['missed']} came too late), {counts['same bits']} runs with the same "
+            f"bits, {counts['pairs']} pairs of programs, {counts['sentences']} sentences"
+        )
+
+    def shortfall(self) -> str:
+        """What is missing of :data:`ENOUGH`, in words; empty if nothing is."""
+        return ", ".join(
+            f"{self.counts[name]} of {least} {name}" for name, least in ENOUGH.items() if self.counts[name] < least
+        )
+
+
+class Watch:
+    """Tells from the files of a workspace what the run that starts there now is doing."""
+
+    def __init__(self, workspace: Path) -> None:
+        self.workspace, self.log = workspace, workspace / "log_df.txt"
+        self.start = self.log.stat().st_size if self.log.exists() else 0
+
+    def phase(self) -> str:
+        """One of :data:`PHASES`."""
+        said = ""
+        if self.log.exists():
+            with open(self.log, "rb") as file:
+                file.seek(self.start)
+                said = file.read().decode(errors="replace")
+        if "/results/df_" in said or "export: " in said:  # the video is written, and the mesh follows
+            return EXPORT
+        if any((self.workspace / "checkpoints").glob(".*.unfinished.*")):
+            return CHECKPOINT
+        return TRAINING if said else START_UP
 
 
 def digests(workspace: Path) -> dict[str, str]:
@@ -178,20 +242,6 @@ def trained(workspace: Path) -> list[Path]:
     return [path for place in places for path in place.glob("df_*.safetensors") if checkpoint.is_whole(path)]
 
 
-def moment(workspace: Path) -> str:
-    """What a killed run was doing, as far as its files say."""
-    checkpoints = workspace / "checkpoints"
-    if not (workspace / "config.json").exists():
-        return "start-up"
-    if any(checkpoints.glob(".*.unfinished.*")):
-        return "a checkpoint"
-    if any(workspace.glob(".mesh.*")) or (workspace / "mesh").exists():
-        return "the export"
-    if any((workspace / "results").glob("*")):
-        return "the video or the export"
-    return "training"
-
-
 def make_photographs(folder: Path) -> None:
     """Eight tiny pictures of a square from all sides."""
     folder.mkdir()
@@ -215,29 +265,32 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     soak = Soak(Path(tempfile.mkdtemp(prefix="soak_")), random.Random(options.seed))
     make_photographs(soak.base / "photographs")
-    end = time.monotonic() + 60.0 * options.minutes
     began = time.monotonic()
-    process = soak.start(soak.base / "straight")
-    if process.wait(LIMIT) != 0:
-        print((soak.base / "output.txt").read_text(), file=sys.stderr)
-        return 1
-    soak.seconds, soak.bits = time.monotonic() - began, digests(soak.base / "straight")
-    rounds = [soak.kills, soak.two_programs, soak.kills, soak.start_over, soak.kills]
-    for number in range(options.rounds):
-        if time.monotonic() > end:
-            break
-        workspace = soak.base / f"round{number}"
-        try:
+    number = 0
+    try:
+        soak.measure(soak.base / "straight")
+        timed = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in soak.seconds.items() if name != CHECKPOINT)
+        print(f"soak: an undisturbed run: {timed}", flush=True)
+        rounds = [soak.kills, soak.two_programs, soak.kills, soak.start_over, soak.kills]
+        while number < options.rounds and time.monotonic() - began < 60.0 * options.minutes:
+            workspace = soak.base / f"round{number}"
             rounds[number % len(rounds)](workspace)
-        except (Failure, UserError, subprocess.TimeoutExpired, OSError, LookupError) as error:
-            print(f"soak: round {number} (--seed {options.seed}): {error}\nthe workspace is {workspace}", file=sys.stderr)
-            return 1
-        shutil.rmtree(workspace)
-        shown = ", ".join(f"{count} {name}" for name, count in sorted(soak.counts.items()))
-        print(f"soak: {number + 1} rounds: {shown}", flush=True)
+            shutil.rmtree(workspace)
+            number += 1
+            print(f"soak: {number} rounds: {soak.summary()}", flush=True)
+    except (Failure, UserError, subprocess.TimeoutExpired, OSError, LookupError) as error:
+        print(f"soak: round {number} (--seed {options.seed}): {error}\nthe workspaces are in {soak.base}", file=sys.stderr)
+        return 1
     shutil.rmtree(soak.base)
+    missing = soak.shortfall()
+    print(
+        f"soak: {(time.monotonic() - began) / 60:.0f} minutes, seed {options.seed}, nothing lost and nothing mixed: "
+        f"{soak.summary()}{f'; fewer than asked for: {missing}' if missing else ''}",
+        flush=True,
+    )
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with protected():
+        sys.exit(main())

@@ -7,7 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+import guidance
 import main
+import preprocess_image
+from guidance import Family
+from guidance.base import CameraRequirements, Guidance, GuidanceOutput
 from nerf.config.config import parse
 from nerf.core.cameras import orbit
 from nerf.core.errors import UserError
@@ -77,3 +81,44 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, devices, name, answe
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
     with pytest.raises(UserError, match=answer):
         main.prepare_machine(parse(["--text", "a cone", "--workspace", "run", "--device", name]))
+
+
+class Lighter(Guidance):
+    """Stands in for a model that knows objects from a picture: it wants other views to have the picture's mean colour."""
+
+    name = "zero123"
+
+    def prepare(self, conditions):
+        """Keep the pictures."""
+        assert conditions.text is None
+        image = conditions.images[0].image
+        self.colour = (image[:3] * image[3:]).sum((1, 2)) / image[3].sum()
+
+    def requirements(self):
+        """Square views."""
+        return CameraRequirements(square=True)
+
+    def loss(self, image, views, part, control, *, debug=False):
+        """Mean squared distance to the colour over the middle of each view."""
+        size = image.shape[-1] // 3
+        middle = image[..., size:-size, size:-size]
+        return GuidanceOutput((middle - self.colour.to(image)[:, None, None]).square().mean())
+
+
+def test_a_picture_becomes_a_mesh_on_every_device(run, tmp_path, monkeypatch, device):
+    """From a photograph on plain ground: cut out, trained on without words, in both stages, exported, resumed."""
+    monkeypatch.setitem(guidance.FAMILIES, "zero123", Family(lambda *_: Lighter(), takes=("image",), requires=("image",)))
+    photograph = np.full((40, 60, 3), 235, np.uint8)
+    photograph[10:32, 18:42] = (200, 90, 20)
+    Image.fromarray(photograph).save(tmp_path / "box.jpg")
+    made = preprocess_image.main([str(tmp_path / "box.jpg"), "--size", "48", "--depth", "none", "--normal", "none"])
+    assert made == 0
+    words = "--w 16 --h 16 --mesh_threshold 2 --density_bias -2.5 --blob_density 5 --lambda_3d_normal_smooth 0"
+    image = tmp_path / "box_rgba.png"
+    outcome = run("--image", image, "--device", device.type, *words.split())
+    assert_whole(outcome, {"nerf": 12, "dmtet": 6})  # the fixture's own words come last
+    result = outcome[1]
+    assert result["images"] == [str(image)] and result["prompt"] is None and 0 < result["image_psnr"] < 100
+    assert (tmp_path / "run" / "mesh" / "mesh.glb").is_file()
+    code, again = run("--test", "--device", device.type)
+    assert code == 0 and again["mesh"]["faces"] > 0

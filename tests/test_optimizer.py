@@ -146,3 +146,108 @@ def test_half_precision_parameters_are_refused_with_the_way_out():
     param.grad = torch.zeros_like(param)
     with pytest.raises(TypeError, match="autocast"):
         Adan([param]).step()
+
+
+# ---- Under a gradient scaler, which leaves the decision whether a step is taken on the device ----
+
+CANCELLED = ([0, 1, 4], [5, 11], [])
+
+
+def scaled(start, gradients, cancelled, scale=None, dtype=torch.float64, **settings):
+    """Adan as a gradient scaler calls it: ``cancelled`` steps have gradients that are not finite, and the flag."""
+    params = [torch.nn.Parameter(piece.clone()) for piece in torch.tensor(start, dtype=dtype).split(3)]
+    optimizer = Adan(params, **settings)
+    for number, gradient in enumerate(gradients):
+        for param, grad in zip(params, torch.tensor(gradient, dtype=dtype).split(3), strict=True):
+            param.grad = grad * (1.0 if scale is None else scale)
+            if number in cancelled:
+                param.grad[0] = float("nan") if number % 2 else float("inf")
+        optimizer.found_inf = torch.tensor(float(number in cancelled))
+        optimizer.grad_scale = None if scale is None else torch.tensor(scale)
+        optimizer.step()
+        del optimizer.found_inf, optimizer.grad_scale
+    return torch.cat([p.detach() for p in params]).numpy(), optimizer
+
+
+@pytest.mark.parametrize("cancelled", CANCELLED)
+@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.1, "max_grad_norm": 0.5, "foreach": False}])
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_steps_that_a_gradient_scaler_cancels_have_never_been(problem, cancelled, settings, scale):
+    start, gradients = problem
+    found, optimizer = scaled(start, gradients, cancelled, scale, lr=0.02, **settings)
+    norm = settings.get("max_grad_norm", 0.0)
+    taken = np.delete(gradients, cancelled, axis=0)
+    expected = reference(start, taken, 0.02, weight_decay=settings.get("weight_decay", 0.0), max_norm=norm)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert {state["step"] for state in optimizer.state_dict()["state"].values()} == {len(taken)}
+
+
+def test_a_cancelled_step_changes_no_bit(problem):
+    start, gradients = problem
+    before, optimizer = scaled(start, gradients[:5], [2], dtype=torch.float32, lr=0.02, weight_decay=0.1, max_grad_norm=0.5)
+    state = copy.deepcopy(optimizer.state_dict()["state"])
+    params = optimizer.param_groups[0]["params"]
+    for param in params:
+        param.grad = torch.full_like(param, float("nan"))
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert (torch.cat([p.detach() for p in params]).numpy() == before).all()
+    for mine, old in zip(optimizer.state_dict()["state"].values(), state.values(), strict=True):
+        assert all(torch.equal(torch.as_tensor(mine[name]), torch.as_tensor(old[name])) for name in old)
+
+
+def test_parameters_that_sit_out_a_cancelled_step_count_their_own():
+    rng = np.random.default_rng(5)
+    gradients, cancelled, absent = rng.normal(size=(12, 2)), {0, 3, 7}, {3, 4, 7}  # the second parameter has no gradient there
+    params = [torch.nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(2)]
+    optimizer = Adan(params, lr=0.02)
+    for number, gradient in enumerate(gradients):
+        for param, value, there in zip(params, gradient, (True, number not in absent), strict=True):
+            param.grad = torch.full((1,), np.inf if number in cancelled else value, dtype=torch.float64) if there else None
+        optimizer.found_inf = torch.tensor(float(number in cancelled))
+        optimizer.step()
+    for k, left_out in enumerate((cancelled, cancelled | absent)):
+        expected = reference([1.0], np.delete(gradients[:, k : k + 1], sorted(left_out), axis=0), 0.02)
+        np.testing.assert_allclose(params[k].detach().numpy(), expected, rtol=1e-12)
+
+
+def test_a_run_goes_on_from_the_state_of_one_with_cancelled_steps(problem):
+    start, gradients = problem
+    expected, _ = scaled(start, gradients, [0, 2], lr=0.02)
+    found, first = scaled(start, gradients[:4], [0, 2], lr=0.02)
+    params = [torch.nn.Parameter(p.detach().clone()) for p in first.param_groups[0]["params"]]
+    second = Adan(params, lr=0.02)
+    second.load_state_dict(first.state_dict())
+    for gradient in gradients[4:]:
+        for param, grad in zip(params, torch.tensor(gradient).split(3), strict=True):
+            param.grad = grad.clone()
+        second.step()  # without a scaler: the same rule
+    np.testing.assert_allclose(torch.cat([p.detach() for p in params]).numpy(), expected, rtol=1e-12)
+
+
+def test_a_state_of_cancelled_steps_alone_begins_anew(problem):
+    start, gradients = problem
+    _, optimizer = scaled(start, gradients[:2], [0, 1], lr=0.02)
+    params = optimizer.param_groups[0]["params"]
+    for gradient in gradients:
+        for param, grad in zip(params, torch.tensor(gradient).split(3), strict=True):
+            param.grad = grad.clone()
+        optimizer.step()
+    np.testing.assert_allclose(torch.cat([p.detach() for p in params]).numpy(), reference(start, gradients, 0.02), rtol=1e-12)
+
+
+@pytest.mark.parametrize("unscale", [True, False])
+def test_torch_s_gradient_scaler_skips_a_step_that_overflows_and_lowers_its_scale(unscale):
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer, scaler = Adan([param], lr=0.1), torch.amp.GradScaler("cpu", init_scale=8.0)
+    for factor in (float("inf"), 3.0):
+        before = param.detach().clone()
+        optimizer.zero_grad()
+        scaler.scale((param * factor).sum()).backward()
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(param.detach(), before) == (factor == float("inf"))
+    assert scaler.get_scale() == 4.0 and optimizer.state_dict()["state"][0]["step"] == 1
+    torch.testing.assert_close(param.detach(), torch.full((2,), 0.9))  # a first step has the length of the learning rate

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from guidance.diffusion import Network
+from nerf.core.transfer import upload
 
 
 def resized(image: Tensor, height: int, width: int) -> Tensor:
@@ -66,7 +67,7 @@ class LatentCodec:
             return 2 * resized(image, self.grid, self.grid).float() - 1
         pixels = 2 * resized(image, self.size, self.size) - 1
         posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean.device)
+        (noise,) = upload([torch.randn(posterior.mean.shape, generator=generator)], posterior.mean.device)
         latent: Tensor = (posterior.mean.float() + posterior.std.float() * noise) * self.vae.config.scaling_factor
         return latent
 

@@ -4,12 +4,14 @@ import gc
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import torch
+from torch import Tensor, nn
 
 from guidance import weights
 from guidance.diffusion import Network
@@ -131,17 +133,77 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def offload(network: Network, device: torch.device) -> None:
-    """Keep the weights in main memory and copy each layer's to ``device`` while it runs. Input gradients still flow.
+def compile_network(network: Network, mode: str, device: torch.device) -> None:
+    """``--compile_guidance``: let torch.compile make the network's forward pass; it is compiled at the first call.
+
+    Sizes are taken as fixed, so a step of another size compiles again. Not measured on a GPU yet; ``benchmarks/guidance.py``
+    does it.
+
+    Args:
+        network: frozen; compiled in place, so that its attributes stay.
+        mode: "none", or one of torch.compile's.
+        device: of the network.
 
     Raises:
-        UserError: accelerate is not installed.
+        UserError: a GPU needs Triton, and it is not installed.
     """
+    if mode == "none":
+        return
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise UserError("--compile_guidance needs Triton on a GPU; pip install triton, or leave the flag out")
+    network.compile(mode=mode, dynamic=False)
+
+
+def offload(network: Network, device: torch.device) -> None:
+    """Keep the weights of a frozen network in main memory and copy each layer's to ``device`` while it runs.
+
+    For a GPU they lie in pinned memory, so that the host does not wait for the copies. Gradients of inputs still flow: autograd
+    keeps the weights that it needs on the device. Buffers, which are small, stay there.
+    """
+    for module in network.modules():
+        weights_of = {name: value.detach().to("cpu") for name, value in module.named_parameters(recurse=False)}
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, buffer.to(device), persistent=name not in module._non_persistent_buffers_set)
+        if not weights_of:
+            continue
+        if device.type == "cuda":
+            weights_of = {name: value.pin_memory() for name, value in weights_of.items()}
+        visits = _Visits(weights_of, device)
+        visits.leave(module)
+        module.register_forward_pre_hook(visits.come)
+        module.register_forward_hook(visits.leave, always_call=True)
+
+
+@dataclass(frozen=True)
+class _Visits:
+    """The weights of one layer, in main memory, as its forward hooks."""
+
+    weights: dict[str, Tensor]
+    device: torch.device
+
+    def come(self, module: nn.Module, *_: Any) -> None:
+        """Put copies on the device into the layer."""
+        for name, value in self.weights.items():
+            setattr(module, name, nn.Parameter(value.to(self.device, non_blocking=True), requires_grad=False))
+
+    def leave(self, module: nn.Module, *_: Any) -> None:
+        """Put the ones in main memory back; torch keeps the memory of the copies until the device has used them."""
+        for name, value in self.weights.items():
+            setattr(module, name, nn.Parameter(value, requires_grad=False))
+
+
+@contextmanager
+def parked(network: Network, device: torch.device) -> Iterator[None]:
+    """Keep a network of a GPU in main memory within a ``with`` block; one that is offloaded or on a CPU stays as it is."""
+    moved = device.type == "cuda" and all(p.device.type == "cuda" for p in network.parameters())
+    if moved:
+        network.to("cpu")
+        torch.cuda.empty_cache()
     try:
-        from accelerate import cpu_offload  # type: ignore[import-untyped]
-    except ImportError:
-        raise UserError("--vram_O needs accelerate; pip install accelerate, or leave the flag out") from None
-    cpu_offload(network.to("cpu"), device)
+        yield
+    finally:
+        if moved:
+            network.to(device)
 
 
 def save_memory(networks: Sequence[Network], device: torch.device) -> None:

@@ -5,6 +5,7 @@ An encoder is loaded when a prompt is new, and freed at once; embeddings are kep
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -119,6 +120,7 @@ def embed(
     device: torch.device,
     dtype: torch.dtype,
     vram_O: bool = False,
+    around: AbstractContextManager[Any] | None = None,
 ) -> dict[str, Tensor]:
     """Embeddings of prompts, of disk where they are there.
 
@@ -129,6 +131,7 @@ def embed(
         device: where the encoder runs and the embeddings go.
         dtype: of both.
         vram_O: keep the encoder's weights in main memory while it runs on a GPU.
+        around: entered while the encoder is loaded and runs, if it must; what makes room for it.
 
     Returns:
         The outputs of its kind, P rows each: "tokens" [P, L, D], "pooled" [P, D].
@@ -145,7 +148,8 @@ def embed(
     found = {name: text_cache.load(name, kind.outputs) for name in dict.fromkeys(keys)}
     new = [i for i, name in enumerate(keys) if found[name] is None and name not in keys[:i]]
     if new:
-        rows = _encode(encoder, kind, tokenizer, length, [texts[i] for i in new], device, dtype, vram_O)
+        with around or nullcontext():
+            rows = _encode(encoder, kind, tokenizer, length, [texts[i] for i in new], device, dtype, vram_O)
         for row, i in enumerate(new):
             one = {name: value[row] for name, value in rows.items()}
             text_cache.store(keys[i], one)
@@ -261,8 +265,11 @@ def encode_prompts(
     device: torch.device,
     dtype: torch.dtype,
     vram_O: bool = False,
+    others: Sequence[str] = (),
 ) -> Tensor:
-    """Text embeddings [len(suffixes) + 1, L, D]: the text with each suffix, then the negative prompt; see :func:`embed`.
+    """Text embeddings [len(suffixes) + 1 + len(others), L, D] of a prompt and those beside it; see :func:`embed`.
+
+    In the order of the text with each suffix, the negative prompt, the others.
 
     Args:
         folder: in diffusers layout, with ``tokenizer`` and ``text_encoder`` (CLIP).
@@ -272,12 +279,15 @@ def encode_prompts(
         device: where the encoder runs and the embeddings go.
         dtype: of both.
         vram_O: keep the encoder's weights in main memory.
+        others: further prompts.
 
     Raises:
         UserError: tokenizer or text encoder cannot be read, or do not belong together.
     """
     weights.check_folder(folder)
-    return embed(TextEncoder(folder), prompts_of(text, suffixes, negative), device, dtype, vram_O)["tokens"]
+    return embed(
+        TextEncoder(folder), [*prompts_of(text, suffixes, negative), *((one, "") for one in others)], device, dtype, vram_O
+    )["tokens"]
 
 
 def prompts_of(text: str, suffixes: Sequence[str], negative: str) -> list[tuple[str, str]]:

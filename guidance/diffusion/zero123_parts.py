@@ -5,7 +5,7 @@
 tensors are those of public code (tests/guidance/layouts/).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,15 +38,11 @@ class Parts:
     image_encoder: Callable[[], Network]
 
 
-def is_folder(files: list[str]) -> bool:
-    """Whether these files are those of layout (a) or (b)."""
-    return missing(files) is None
-
-
-def missing(files: list[str]) -> str | None:
+def missing(files: Iterable[str]) -> str | None:
     """The name of what a folder of layout (a) or (b) lacks; None if it is complete."""
-    lacks = weights.missing_part(files, PARTS)
-    if lacks is None and projection_of(files) is None:
+    have = list(files)
+    lacks = weights.missing_part(have, PARTS)
+    if lacks is None and projection_of(have) is None:
         return f"{' or '.join(f'{name}/' for name in PROJECTIONS)} with its weights"
     return lacks
 

@@ -13,6 +13,7 @@ import math
 import random
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from torch.nn.functional import avg_pool2d
 
 from guidance.prior import GRID_SIZE, IMAGE_SIZE
 from guidance.prior.camera import condition, look_at, random_cameras, ray_map
-from guidance.prior.captions import KIND_NAMES, STACKED, random_caption
+from guidance.prior.captions import KIND_NAMES, STACKED, Caption, random_caption
 from guidance.prior.degrade import degrade
 from guidance.prior.render import render
 from guidance.prior.shapes import EMPTY, KINDS, palette, random_proportions
@@ -63,35 +64,48 @@ ENDS = {"house": 0.5}  # share of the samples taken from within 50 degrees of th
 
 def write_shard(number: int, folder: Path = DATA, size: int = SHARD) -> Path:
     """Render shard ``number`` of ``size`` renders and write ``shard_<number>.safetensors``, unless it exists."""
+    target = folder / f"shard_{number:05d}.safetensors"
+    if not target.exists():
+        generator = torch.Generator().manual_seed(number)
+        kinds = random.Random(number).choices(KIND_NAMES, [RENDERED.of(kind) for kind in KIND_NAMES], k=size)
+        render_shard(target, kinds, 1, random_cameras(size, generator), generator)
+    return target
+
+
+def render_shard(target: Path, kinds: list[str], views: int, cameras: dict[str, Tensor], generator: torch.Generator) -> None:
+    """Render objects with random proportions and write them to ``target``.
+
+    Args:
+        target: the file, which is complete when it appears.
+        kinds: kind of each of G objects.
+        views: V, renders of each object; they follow each other.
+        cameras: of the G V renders, see :func:`guidance.prior.camera.random_cameras`.
+        generator: draws the proportions.
+    """
     from safetensors.torch import save_file
 
-    target = folder / f"shard_{number:05d}.safetensors"
-    if target.exists():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(number)
-    generator = torch.Generator().manual_seed(number)
-    kinds = rng.choices(KIND_NAMES, [RENDERED.of(kind) for kind in KIND_NAMES], k=size)
-    cameras = random_cameras(size, generator)
+    size = len(kinds) * views
+    target.parent.mkdir(parents=True, exist_ok=True)
     material = torch.zeros(size, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE, dtype=torch.uint8)
     normal = torch.zeros(size, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.int8)
     for kind in dict.fromkeys(kinds):
-        rows = torch.tensor([i for i, name in enumerate(kinds) if name == kind])
-        for part in rows.split(16):
+        objects = torch.tensor([i for i, name in enumerate(kinds) if name == kind])
+        for part in objects.split(max(1, 16 // views)):
             proportions = random_proportions(kind, len(part), generator)
-            ids, facing = render(kind, proportions, {k: v[part] for k, v in cameras.items()}, IMAGE_SIZE)
-            material[part] = ids
-            normal[part] = (facing * 127).round().to(torch.int8)
+            rows = (part[:, None] * views + torch.arange(views)).flatten()
+            repeated = {name: value.repeat_interleave(views) for name, value in proportions.items()}
+            ids, facing = render(kind, repeated, {k: v[rows] for k, v in cameras.items()}, IMAGE_SIZE)
+            material[rows] = ids
+            normal[rows] = (facing * 127).round().to(torch.int8)
     tensors = {
         "material": material,
         "normal": normal,
         **cameras,
-        "kind": torch.tensor([KIND_NAMES.index(kind) for kind in kinds], dtype=torch.uint8),
+        "kind": torch.tensor([KIND_NAMES.index(kind) for kind in kinds], dtype=torch.uint8).repeat_interleave(views),
     }
-    temporary = target.with_suffix(f".tmp{number}")
+    temporary = target.with_suffix(f".tmp{target.stem}")
     save_file(tensors, temporary)
     temporary.rename(target)
-    return target
 
 
 def data_hash(folder: Path = DATA) -> str:
@@ -187,13 +201,20 @@ class Loader:
             for kind in ENDS
         }
 
+    def _kinds(self, size: int) -> list[str]:
+        """``size`` random kinds by their frequency."""
+        weights = [SAMPLED.of(kind) * HARD.get(kind, 1.0) if self.rows[kind] else 0.0 for kind in KIND_NAMES]
+        return self.rng.choices(KIND_NAMES, weights, k=size)
+
+    def _rows(self, places: list[tuple[Path, int]]) -> dict[str, Tensor]:
+        """The renders at these places, each tensor [B, ...]."""
+        names = [name for name in self.shards[places[0][0]] if name != "kind"]
+        return {name: torch.stack([self.shards[path][name][row] for path, row in places]) for name in names}
+
     def _pick(self, size: int) -> tuple[dict[str, Tensor], list[str]]:
         """``size`` random renders, each tensor [size, ...], and the names of their kinds."""
-        weights = [SAMPLED.of(kind) * HARD.get(kind, 1.0) if self.rows[kind] else 0.0 for kind in KIND_NAMES]
-        kinds = self.rng.choices(KIND_NAMES, weights, k=size)
-        places = [self._place(kind) for kind in kinds]
-        names = [name for name in self.shards[places[0][0]] if name != "kind"]
-        return {name: torch.stack([self.shards[path][name][row] for path, row in places]) for name in names}, kinds
+        kinds = self._kinds(size)
+        return self._rows([self._place(kind) for kind in kinds]), kinds
 
     def _place(self, kind: str) -> tuple[Path, int]:
         """One random render of ``kind``, from front or back with the probability in :data:`ENDS`."""
@@ -204,38 +225,60 @@ class Loader:
         """Uniform numbers in [0, 1)."""
         return torch.rand(*shape, generator=self.generator)
 
-    def batch(self, size: int) -> Batch:
-        """A random batch: captions, slightly jittered colours, light, background, mirroring."""
+    def _next(self) -> None:
+        """Count a batch, and look for new shards from time to time."""
         self.calls += 1
         if self.calls % self.rescan == 0:
             self.scan()
-        rows, kinds = self._pick(size)
+
+    def _colours(self, kinds: list[str]) -> tuple[list[Caption], Tensor]:
+        """A random caption for each kind, and its slightly jittered colours [B, 16, 3]."""
         captions = [random_caption(kind, self.rng) for kind in kinds]
         palettes = torch.stack([palette(caption) for caption in captions])
-        palettes = (palettes + 0.06 * (self._uniform(*palettes.shape) - 0.5)).clamp(0, 1)
+        return captions, (palettes + 0.06 * (self._uniform(*palettes.shape) - 0.5)).clamp(0, 1)
+
+    def _lit(self, rows: dict[str, Tensor], palettes: Tensor) -> Tensor:
+        """Layers [B, 4, 2H, 2W] of stored renders in these colours under random light, see :func:`shaded`."""
+        size = len(palettes)
         light = torch.nn.functional.normalize(torch.tensor([0.0, 0.25, 1.0]) + 0.8 * (self._uniform(size, 3) - 0.5), dim=-1)
         ambient = torch.where(self._uniform(size) < 0.3, 1.0, 0.35 + 0.25 * self._uniform(size))
-        background = torch.where(self._uniform(size, 1) < 0.5, 1.0, self._uniform(size, 3))
-        layers = shaded(rows["material"], rows["normal"].float() / 127, palettes, light, ambient)
+        return shaded(rows["material"], rows["normal"].float() / 127, palettes, light, ambient)
+
+    def _backgrounds(self, size: int) -> Tensor:
+        """Background colours [B, 3]: every second one white, the others random."""
+        return torch.where(self._uniform(size, 1) < 0.5, 1.0, self._uniform(size, 3))
+
+    def batch(self, size: int) -> Batch:
+        """A random batch: captions, slightly jittered colours, light, background, mirroring."""
+        self._next()
+        rows, kinds = self._pick(size)
+        captions, palettes = self._colours(kinds)
+        layers, background = self._lit(rows, palettes), self._backgrounds(size)
         image = over(layers, background) * 2 - 1
         degraded = over(degrade(layers, self.generator), background) * 2 - 1 if self.degraded else image
-        azimuth, mirrored = self._augment(rows["azimuth"], kinds)
+        azimuths, mirrored = self._augment(rows["azimuth"][None], kinds)
+        azimuth = azimuths[0]
         image, degraded = (torch.where(mirrored, p.flip(-1), p) for p in (image, degraded))
         camera = condition(rows["polar"], azimuth, rows["radius"], rows["fovy"])
         ray = ray_map(look_at(rows["polar"], azimuth, rows["radius"]), rows["fovy"], GRID_SIZE)
-        weight = torch.tensor([EMPHASIS.get(kind, 1.0) for kind in kinds])
-        return Batch(image, degraded, camera, ray, [caption.text for caption in captions], weight)
+        return Batch(image, degraded, camera, ray, [caption.text for caption in captions], self._emphasis(kinds))
 
-    def _augment(self, azimuth: Tensor, kinds: list[str]) -> tuple[Tensor, Tensor]:
-        """Azimuths [B] after augmentation by the symmetry of each kind, and which images are mirrored, bool [B, 1, 1, 1]."""
-        azimuth, mirrored = azimuth.clone(), torch.zeros(len(kinds), dtype=torch.bool)
+    @staticmethod
+    def _emphasis(kinds: list[str]) -> Tensor:
+        """Weight [B] of the squared error of each kind."""
+        return torch.tensor([EMPHASIS.get(kind, 1.0) for kind in kinds])
+
+    def _augment(self, azimuths: Tensor, kinds: list[str]) -> tuple[Tensor, Tensor]:
+        """Azimuths [V, B] of V views of each object after augmentation by the symmetry of its kind, and which objects are
+        mirrored, bool [B, 1, 1, 1]."""
+        azimuths, mirrored = azimuths.clone(), torch.zeros(len(kinds), dtype=torch.bool)
         for i, kind in enumerate(kinds):
             symmetry = KINDS[kind].symmetry
             if symmetry == "round":
-                azimuth[i] = 360 * self.rng.random()
+                azimuths[:, i] = torch.tensor([360 * self.rng.random() for _ in azimuths])
             elif symmetry == "mirror" and self.rng.random() < 0.5:
-                azimuth[i], mirrored[i] = -azimuth[i], True
-        return azimuth, mirrored[:, None, None, None]
+                azimuths[:, i], mirrored[i] = -azimuths[:, i], True
+        return azimuths, mirrored[:, None, None, None]
 
 
 def _numbers(word: str) -> range:
@@ -246,16 +289,16 @@ def _numbers(word: str) -> range:
     return range(int(found[1]), int(found[2]), int(found[3] or 1))
 
 
-def main() -> None:
+def main(write: Callable[[int, Path], Path] = write_shard, data: Path = DATA) -> None:
     """Write a range of shards and print the time they took."""
     parser = Parser(description=main.__doc__)
     parser.add_argument("--shards", type=_numbers, default="0:60", help="first:last[:step] of the shards to write")
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the shards")
+    parser.add_argument("--data", type=Path, default=data, help="folder of the shards")
     args = parser.parse_args()
     torch.set_num_threads(1)
     start = time.process_time()
     for number in args.shards:
-        write_shard(number, args.data)
+        write(number, args.data)
         print(json.dumps({"shard": number, "cpu_s": round(time.process_time() - start, 1)}), flush=True)
 
 

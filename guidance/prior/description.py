@@ -1,6 +1,6 @@
 """``somnia.json``: how the input of an embedded prior is prepared, and what marks a weights folder as one."""
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from nerf.core.errors import UserError
@@ -20,6 +20,7 @@ class Description:
     camera_dim: int  # length of the camera vector
     ray_channels: int  # channels of the ray map
     guidance_scale: float  # recommended scale of classifier-free guidance
+    reference_channels: int = 0  # input channels of a packed reference image; absent where the prior reads none
 
 
 def read(folder: Path) -> Description | None:
@@ -32,7 +33,7 @@ def read(folder: Path) -> Description | None:
     if not path.is_file():
         return None
     content = read_json(path, _RESTORE)
-    names = [field.name for field in fields(Description)]
+    names = [field.name for field in fields(Description) if field.default is MISSING]
     needed = ("space", *names)
     missing = [key for key in needed if not isinstance(content, dict) or key not in content]
     if missing or content["space"] != "pixels":
@@ -40,7 +41,8 @@ def read(folder: Path) -> Description | None:
             f'{path}: expected "space": "pixels" and the keys {", ".join(needed)}'
             + (f"; {missing[0]} is missing" if missing else f", got space {content['space']!r:.40}")
         )
-    for key in names[:-1]:
+    optional = [field.name for field in fields(Description) if field.name in content and field.name not in names]
+    for key in (*names[:-1], *optional):
         value = content[key]
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LARGEST:
             raise UserError(f"{path}: expected {key} as a positive whole number, got {value!r:.40}; {_RESTORE}")
@@ -49,4 +51,4 @@ def read(folder: Path) -> Description | None:
         raise UserError(f"{path}: expected guidance_scale as a number of at least 0, got {scale!r:.40}; {_RESTORE}")
     if content["size"] % content["unshuffle"]:
         raise UserError(f"{path}: expected size as a multiple of unshuffle, got {content['size']}; {_RESTORE}")
-    return Description(**{name: content[name] for name in names})
+    return Description(**{name: content[name] for name in (*names, *optional)})

@@ -1,7 +1,7 @@
 """The embedded prior as guidance: pixels and cameras instead of latents and view words. B views, K conditions."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,28 +9,25 @@ import torch
 from torch import Tensor
 
 from guidance import weights
-from guidance.base import CameraRequirements, Conditions, Guidance, GuidanceOutput
+from guidance.base import Conditions
 from guidance.diffusion import Network, loader
-from guidance.diffusion.codecs import PixelCodec
-from guidance.diffusion.distiller import DiffusionOptions, Distiller, shared_options
+from guidance.diffusion.distiller import shared_options
+from guidance.diffusion.lora import LearningGuidance
 from guidance.diffusion.text import encode_prompts
-from guidance.distillation import Denoiser, Mixer, classifier_free, rescale_cfg
+from guidance.distillation import Conditioned, Denoiser, Learned
 from guidance.prior import camera, captions, detail
-from guidance.prior.description import read
+from guidance.prior.pixels import Options, PixelPrior
+from guidance.prompts import DEFAULT_NEGATIVE
 from nerf.core.errors import UserError
-from nerf.core.structs import Control, Part, Views
+from nerf.core.structs import Views
 
 if TYPE_CHECKING:
     from nerf.config.config import Config
 
 log = logging.getLogger("somnia.guidance")
 
-
-@dataclass(frozen=True)
-class Options(DiffusionOptions):
-    """What a stage may set for the embedded prior."""
-
-    detail: bool = True  # refine its predictions by the detail network
+NAMED = ("text", "unconditional", "null", "negative")  # conditions: the prompt, the negative one, the empty one, a negative one
+GUIDED = ("unconditional", "text")  # those of classifier-free guidance
 
 
 def build(config: "Config", device: torch.device, resolved: weights.Resolved) -> "EmbeddedPrior":
@@ -45,10 +42,12 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
         UserError: the folder is damaged.
     """
     dtype = loader.weights_dtype(config.optim, device)
-    return EmbeddedPrior(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    model = EmbeddedPrior(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    model.learn(config.guidance, None)
+    return model
 
 
-class EmbeddedPrior(Guidance):
+class EmbeddedPrior(PixelPrior, LearningGuidance):
     """Score distillation from the embedded prior.
 
     Args:
@@ -73,39 +72,19 @@ class EmbeddedPrior(Guidance):
         options: Options | None = None,
         vram_O: bool = False,
     ):
-        self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype
-        weights.check_folder(self.folder)
-        description = read(self.folder)
-        if description is None:
-            raise UserError(f"weights: {self.folder} has no somnia.json; it is not an embedded prior")
-        self.description = description
-        self.sampling_scale = description.guidance_scale
-        self.options = options or Options(guidance_scale=description.guidance_scale)
-        loader.require_diffusers()
+        super().__init__(folder, device, dtype, options)
         from diffusers import UNet2DConditionModel
 
-        self.unet = loader.load_part(self.folder, "unet", UNet2DConditionModel, self.device, dtype)
         self.detail: Network | None = None
         if (self.folder / "detail").is_dir():
             self.detail = loader.load_part(self.folder, "detail", UNet2DConditionModel, self.device, dtype)
-        self.codec = PixelCodec(description.size, description.unshuffle)
-        self.distiller = Distiller(self.codec, loader.load_schedule(self.folder, self.device, clamp=1.0), self.device)
-        self.spaces = self.distiller.spaces
         self._check_fit()
-        self.text: Tensor | None = None  # [2, L, D] text embeddings: negative prompt, prompt
-        if self.device.type == "cuda":
-            self.unet.to(memory_format=torch.channels_last)
+        self.text: dict[str, Tensor] = {}  # name of a condition in NAMED -> [1, L, D] text embedding
         if vram_O:
             loader.save_memory([network for network in (self.unet, self.detail) if network is not None], self.device)
 
     def _check_fit(self) -> None:
-        """Check that the networks take the packed pixels, the ray map and the camera vector of ``somnia.json``."""
-        expected = self.codec.shape[0] + self.description.ray_channels
-        if self.unet.config.in_channels != expected:
-            raise UserError(
-                f"weights: expected a UNet of {expected} input channels, and {self.folder / 'unet'} takes "
-                f"{self.unet.config.in_channels}; restore the folder from version control"
-            )
+        """Check that the detail network takes what the UNet takes."""
         text_dim, camera_dim = self.unet.config.cross_attention_dim, self.description.camera_dim
         if self.detail is not None and not detail.fits(self.detail, self.codec.size, text_dim, camera_dim):
             raise UserError(
@@ -126,26 +105,27 @@ class EmbeddedPrior(Guidance):
         if unknown:
             log.warning("guidance: %s; these words are ignored", unknown)
         text, negative = captions.parse(text).text, captions.parse(conditions.negative).text
-        self.text = encode_prompts(self.folder, text, [""], negative, self.device, self.dtype).flip(0)
+        others = ("", negative or captions.parse(DEFAULT_NEGATIVE).text)
+        rows = encode_prompts(self.folder, text, [""], negative, self.device, self.dtype, others=others)
+        self.text = {name: rows[i : i + 1] for i, name in enumerate(NAMED)}
 
-    def requirements(self) -> CameraRequirements:
-        """The cameras it was trained with."""
-        return CameraRequirements(
-            square=True,
-            radius_range=camera.RADIUS_RANGE,
-            fovy_range=camera.FOVY_RANGE,
-            polar_range=camera.POLAR_RANGE,
-        )
+    def denoisers(self) -> list[Network]:
+        """See :meth:`Guidance.denoisers`."""
+        return [self.unet] if self.detail is None else [self.unet, self.detail]
 
     def stage_options(self, options: Any) -> Options:
         """See :meth:`Guidance.stage_options`.
 
         Raises:
-            UserError: ``--perpneg``, which needs view words.
+            UserError: ``--perpneg`` or ``--debias_prompt``, which need view words.
         """
+        if options.debias_prompt is not None:
+            raise UserError(
+                "--debias_prompt needs view words, and the embedded prior is given the camera instead; leave it out"
+            )
         if options.perpneg:
             raise UserError("--perpneg needs view words, and the embedded prior is given the camera instead; leave it out")
-        return Options(**shared_options(options), detail=options.prior_detail)
+        return Options(**shared_options(options, learns=True), detail=options.prior_detail)
 
     def camera_conditions(self, views: Views | None, count: int) -> tuple[Tensor, Tensor]:
         """Ray maps [B, C, h, w] and camera vectors [B, D] of the views; zeros, for an unknown camera, without views."""
@@ -159,55 +139,57 @@ class EmbeddedPrior(Guidance):
         return rays.to(self.device, self.dtype), vector.to(self.device, self.dtype)
 
     def denoiser(self, views: Views | None, count: int, refine: bool = True, conditional_only: bool = False) -> Denoiser:
-        """The UNet, unconditional and conditional in one batch, or conditional alone; all are given the camera.
+        """See :meth:`PixelPrior.denoiser`; all predictions are given the camera, and the words are dropped alone."""
+        return self.under(views, count, refine, GUIDED[1:] if conditional_only else GUIDED)
+
+    def under(self, views: Views | None, count: int, refine: bool, names: tuple[str, ...]) -> Denoiser:
+        """The UNet under K conditions of :data:`NAMED` in one batch; all are given the camera.
 
         Args:
             views: B cameras; None if they are unknown.
             count: B.
             refine: refine the predictions by the detail network, if there is one.
-            conditional_only: leave out the unconditional prediction.
+            names: of the conditions.
         """
-        if self.text is None:
+        if not self.text:
             raise RuntimeError("EmbeddedPrior: prepare(conditions) must come before loss or sample")
-        prompts = self.text[1:] if conditional_only else self.text
-        num = len(prompts)
-        text = prompts.repeat_interleave(count, 0)
+        num = len(names)
+        text = torch.cat([self.text[name] for name in names]).repeat_interleave(count, 0)
         rays, vector = (v.repeat(num, *(1,) * (v.ndim - 1)) for v in self.camera_conditions(views, count))
 
         def predict(noisy: Tensor, t: Tensor) -> Tensor:
-            x = torch.cat([noisy.to(self.dtype).repeat(num, 1, 1, 1), rays], 1)
-            timesteps = t.to(self.device).repeat(num)
-            out: Tensor = self.unet(x, timesteps, encoder_hidden_states=text, class_labels=vector, return_dict=False)[0]
-            out = out.to(noisy.dtype)
-            if refine and self.detail is not None:
-                again = noisy.repeat(num, 1, 1, 1)
-                out = detail.refine(self.detail, again, out, timesteps, text, vector, self.codec.unshuffle)
+            out = self._unet(noisy.repeat(num, 1, 1, 1), t.to(self.device).repeat(num), text, rays, vector, refine)
             return out.unflatten(0, (num, count))
 
         return predict
 
-    def mixer(self, scale: float, options: Options) -> Mixer:
-        """How the predictions are combined: classifier-free guidance."""
-        # At scale 1 the result is the conditional prediction, whose standard deviation it has already.
-        return rescale_cfg(classifier_free(scale), 0 if scale == 1 else options.rescale)
+    def _unet(self, noisy: Tensor, t: Tensor, text: Tensor, rays: Tensor, vector: Tensor, refine: bool) -> Tensor:
+        """Raw predictions [N, ...] for x_t [N, ...] at t [N] under text [N, L, D], ray maps [N, C, h, w] and cameras [N, D]."""
+        x = torch.cat([noisy.to(self.dtype), rays], 1)
+        out: Tensor = self.unet(x, t, encoder_hidden_states=text, class_labels=vector, return_dict=False)[0]
+        out = out.to(noisy.dtype)
+        if not refine or self.detail is None:
+            return out
+        return detail.refine(self.detail, noisy, out, t, text, vector, self.codec.unshuffle)
 
-    def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.sds`.
+    def learned(self, views: Views, count: int, refine: bool) -> Learned | None:
+        """The UNet with its LoRA under the prompt and the cameras of the views; None without a LoRA."""
+        lora = self.lora
+        if lora is None:
+            return None
+        text = self.text["text"].expand(count, -1, -1)
 
-        Raises:
-            ValueError: the images are not square.
-        """
-        options: Options = control.options or self.options
-        scale = options.scale(control)
-        self.distiller.check(image, views, part)
-        if image.shape[2] != image.shape[3]:
-            raise ValueError(f"guidance: the embedded prior takes square images, got {list(image.shape)}; set --w equal to --h")
-        with self.distiller.full_precision():
-            predict = self.denoiser(views, len(image), options.detail, conditional_only=scale == 1)
-            return self.distiller.sds(image, part, control, options.weighting, predict, self.mixer(scale, options), debug)
+        def predict(noisy: Tensor, t: Tensor, camera: bool) -> Tensor:
+            rays, vector = self.camera_conditions(views if camera else None, count)
+            with lora.active():
+                return self._unet(noisy, t.to(self.device), text, rays, vector, refine)
 
-    def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
-        """Images [B, 3, size, size] in [0, 1] of the prompt, for ``count`` = B views or none; see :meth:`Distiller.sample`."""
-        with torch.no_grad():
-            predict, mix = self.denoiser(views, count, self.options.detail), self.mixer(scale, self.options)
-            return self.distiller.sample(predict, mix, count, generator, steps)
+        return predict
+
+    def conditioned(self, views: Views, count: int, options: Options) -> Conditioned:
+        """See :meth:`PixelPrior.conditioned`; the empty and the negative prompt are known apart, and a LoRA may be trained."""
+        return replace(
+            super().conditioned(views, count, options),
+            denoiser=lambda names: self.under(views, count, options.detail, names),
+            learned=self.learned(views, count, options.detail),
+        )

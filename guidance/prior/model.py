@@ -128,6 +128,19 @@ def _build_tokenizer() -> Any:
         return CLIPTokenizer.from_pretrained(name, model_max_length=MAX_TOKENS, pad_token="<|endoftext|>")
 
 
+def schedule() -> Any:
+    """The noise schedule, as a diffusers scheduler that takes x_0 predictions."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(
+        num_train_timesteps=TRAIN_STEPS,
+        trained_betas=shifted_cosine_betas(),
+        prediction_type="sample",
+        clip_sample=True,
+        clip_sample_range=1.0,
+    )
+
+
 def build(tiny: bool = False, seed: int = 0) -> Prior:
     """A prior with random weights: levels of 8x8 and 4x4 patches, text attention in both.
 
@@ -135,7 +148,7 @@ def build(tiny: bool = False, seed: int = 0) -> Prior:
         tiny: a few thousand parameters and the same interface, for tests.
         seed: of the weights.
     """
-    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(seed)
@@ -171,14 +184,7 @@ def build(tiny: bool = False, seed: int = 0) -> Prior:
         class_embed_type="projection",
         projection_class_embeddings_input_dim=CONDITION_DIM,
     )
-    scheduler = DDPMScheduler(
-        num_train_timesteps=TRAIN_STEPS,
-        trained_betas=shifted_cosine_betas(),
-        prediction_type="sample",
-        clip_sample=True,
-        clip_sample_range=1.0,
-    )
-    return Prior(unet.eval(), text_encoder.eval(), tokenizer, scheduler)
+    return Prior(unet.eval(), text_encoder.eval(), tokenizer, schedule())
 
 
 def save(prior: Prior, folder: Path | str, recipe: dict[str, Any] | None = None, half: bool = True) -> None:

@@ -13,14 +13,16 @@ import json
 import os
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from guidance.diffusion import Network
 from guidance.prior import UNSHUFFLE
 from guidance.prior import model as prior_model
 from guidance.prior.dataset import DATA, Batch, Loader, data_hash
@@ -57,8 +59,19 @@ class Progress:
     seconds: float = 0.0
 
 
-class Trainer:
-    """One process of the training.
+P = TypeVar("P", bound="Trainable")
+B = TypeVar("B")
+
+
+class Trainable(Protocol):
+    """What a prior must have to be trained."""
+
+    unet: Network
+    scheduler: Any
+
+
+class Training(ABC, Generic[P, B]):
+    """One process of the training of a prior P on batches B.
 
     Args:
         recipe: see :class:`Recipe`.
@@ -67,7 +80,8 @@ class Trainer:
         rank: 0 writes the state and sets the learning rate.
     """
 
-    degraded = False  # whether noise is added to degraded images, see guidance.prior.degrade
+    loader: Loader
+    snapshot = "snapshot"  # folder of the exports, beside that of the state
 
     def __init__(self, recipe: Recipe, data: Path, run: Path, rank: int = 0) -> None:
         from diffusers.models.attention_processor import AttnProcessor
@@ -75,29 +89,46 @@ class Trainer:
         self.recipe, self.data, self.run_folder, self.rank = recipe, data, run, rank
         self.prior = self.build()
         self.prior.unet.set_attn_processor(AttnProcessor())  # fused attention is 4 times slower in bf16 on a CPU
-        self.prior.text_encoder.set_attn_implementation("eager")
         self._flatten()
         self.optimizer = torch.optim.AdamW(
-            [self.weights], lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99), fused=True
+            self._groups(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99), fused=True
         )
         self.progress = Progress()
         if (run / "state.pt").exists():
             self.load(run / "state.pt")
         seed = recipe.seed + 1000 * rank + 7919 * self.progress.step
-        self.loader = Loader(data, seed, degraded=self.degraded)
+        self.loader = self.open(seed)
         self.generator = torch.Generator().manual_seed(seed + 1)
         self.alphas_cumprod: Tensor = self.prior.scheduler.alphas_cumprod  # [1000]
         self.share = 1.0  # of the learning rate, at the last step
-        self.tokens: dict[str, Tensor] = {}
 
-    def build(self) -> prior_model.Prior:
+    @abstractmethod
+    def build(self) -> P:
         """The prior with its initial weights."""
-        return prior_model.build(seed=self.recipe.seed)
 
-    @staticmethod
-    def trained(prior: prior_model.Prior) -> list[nn.Parameter]:
+    @abstractmethod
+    def trained(self, prior: P) -> list[nn.Parameter]:
         """The parameters of a prior that are trained."""
-        return prior.parameters()
+
+    def rates(self) -> list[tuple[int, float]]:
+        """Factors of the learning rate: (how many numbers, factor), in the order of the trained parameters."""
+        return [(self.weights.numel(), 1.0)]
+
+    @abstractmethod
+    def open(self, seed: int) -> Loader:
+        """The source of batches."""
+
+    @abstractmethod
+    def batch(self) -> B:
+        """The next batch."""
+
+    @abstractmethod
+    def loss(self, batch: B) -> Tensor:
+        """What a step reduces; differentiable."""
+
+    @abstractmethod
+    def write(self, prior: P, folder: Path) -> None:
+        """Write a prior, with ``recipe.json``, to a folder."""
 
     def about(self) -> dict[str, Any]:
         """The content of ``recipe.json`` for this run."""
@@ -121,43 +152,37 @@ class Trainer:
         for p, value, grad in zip(parameters, self.weights.detach().split(sizes), self.gradient.split(sizes), strict=True):
             p.data, p.grad = value.view_as(p), grad.view_as(p)
 
-    def encode_text(self, captions: list[str]) -> Tensor:
-        """Text embeddings [B, 16, 64]; token ids are cached, because captions repeat."""
-        for caption in set(captions) - self.tokens.keys():
-            self.tokens[caption] = self.prior.tokenizer(
-                caption, padding="max_length", max_length=prior_model.MAX_TOKENS, truncation=True, return_tensors="pt"
-            )["input_ids"][0]
-        ids = torch.stack([self.tokens[caption] for caption in captions])
-        embeddings: Tensor = self.prior.text_encoder(ids).last_hidden_state
-        return embeddings
+    def _groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups: pieces of the one tensor, with the factors of :meth:`rates`."""
+        rates = self.rates()
+        sizes = [size for size, _ in rates]
+        pieces = [nn.Parameter(piece) for piece in self.weights.detach().split(sizes)]
+        for piece, gradient in zip(pieces, self.gradient.split(sizes), strict=True):
+            piece.grad = gradient
+        return [{"params": [piece], "factor": factor} for piece, (_, factor) in zip(pieces, rates, strict=True)]
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean squared error of the x_0 prediction, weighted by kind."""
-        u = torch.rand(len(batch.captions), generator=self.generator)
-        error, _ = self.error(batch, (1000 * (1 - u**self.recipe.t_bias)).long().clamp(0, 999))
-        return (error * batch.weight).mean()
+    def timesteps(self, count: int) -> Tensor:
+        """Random timesteps [B]; high ones are more frequent, as the recipe says."""
+        u = torch.rand(count, generator=self.generator)
+        return (1000 * (1 - u**self.recipe.t_bias)).long().clamp(0, 999)
 
-    def error(self, batch: Batch, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean squared error [B] of x_0 at timesteps t [B], conditions dropped at random; and sigma [B]."""
-        r, g = self.recipe, self.generator
-        chance = torch.rand(len(t), generator=g)
-        no_text = chance < r.drop_text + r.drop_both
-        keep_camera = ((chance < r.drop_text) | (chance >= r.drop_text + r.drop_both + r.drop_camera)).float()
-        captions = ["" if no else text for no, text in zip(no_text.tolist(), batch.captions, strict=True)]
-        clean = torch.nn.functional.pixel_unshuffle(batch.image, UNSHUFFLE)
+    def noised(self, image: Tensor, degraded: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The packed target and the packed noisy image [B, 192, 8, 8] at timesteps t [B], and sigma [B].
+
+        Args:
+            image: [B, 3, 64, 64] in [-1, 1], the target.
+            degraded: like the image; what noise is added to.
+            t: [B] int64.
+        """
+        clean = torch.nn.functional.pixel_unshuffle(image, UNSHUFFLE)
         abar = self.alphas_cumprod[t][:, None, None, None]
-        noise = torch.randn(clean.shape, generator=g)
-        noisy = abar.sqrt() * torch.nn.functional.pixel_unshuffle(batch.degraded, UNSHUFFLE) + (1 - abar).sqrt() * noise
-        with torch.autocast("cpu", torch.bfloat16):
-            text = self.encode_text(captions)
-            x0 = self.prior.predict(
-                noisy, t, text, batch.camera * keep_camera[:, None], batch.ray * keep_camera[:, None, None, None]
-            )
-        return (x0.float() - clean).square().mean((1, 2, 3)), (1 - abar).sqrt().flatten()
+        noise = torch.randn(clean.shape, generator=self.generator)
+        noisy = abar.sqrt() * torch.nn.functional.pixel_unshuffle(degraded, UNSHUFFLE) + (1 - abar).sqrt() * noise
+        return clean, noisy, (1 - abar).sqrt().flatten()
 
     def step(self, share: float) -> float:
         """One optimiser step at ``share`` of the learning rate (rank 0's counts); returns the loss of this process."""
-        loss = self.loss(self.loader.batch(self.recipe.batch))
+        loss = self.loss(self.batch())
         loss.backward()
         if dist.is_initialized():
             self.buffer[-1] = share if self.rank == 0 else 0.0
@@ -167,7 +192,8 @@ class Trainer:
         norm = self.gradient.norm()
         self.gradient.mul_((self.recipe.clip / (norm + 1e-6)).clamp(max=1))
         warm = min(1, (self.progress.step + 1) / self.recipe.warmup)
-        self.optimizer.param_groups[0]["lr"] = self.recipe.lr * share * warm
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * share * warm * group["factor"]
         if share > 0 and torch.isfinite(norm):
             self.optimizer.step()
         self.buffer.zero_()
@@ -203,7 +229,68 @@ class Trainer:
         """Write the averaged weights as a diffusers folder in fp16, with ``recipe.json``."""
         smooth = copy.deepcopy(self.prior)
         torch.nn.utils.vector_to_parameters(self.average.clone(), self.trained(smooth))
-        prior_model.save(smooth, folder, self.about())
+        self.write(smooth, folder)
+
+
+class Trainer(Training[prior_model.Prior, Batch]):
+    """Training of the text-conditioned prior."""
+
+    degraded = False  # whether noise is added to degraded images, see guidance.prior.degrade
+
+    def __init__(self, recipe: Recipe, data: Path, run: Path, rank: int = 0) -> None:
+        super().__init__(recipe, data, run, rank)
+        self.prior.text_encoder.set_attn_implementation("eager")
+        self.tokens: dict[str, Tensor] = {}
+
+    def build(self) -> prior_model.Prior:
+        """The prior with its initial weights."""
+        return prior_model.build(seed=self.recipe.seed)
+
+    def trained(self, prior: prior_model.Prior) -> list[nn.Parameter]:
+        """The parameters of a prior that are trained."""
+        return prior.parameters()
+
+    def open(self, seed: int) -> Loader:
+        """The source of batches."""
+        return Loader(self.data, seed, degraded=self.degraded)
+
+    def batch(self) -> Batch:
+        """The next batch."""
+        return self.loader.batch(self.recipe.batch)
+
+    def write(self, prior: prior_model.Prior, folder: Path) -> None:
+        """Write a prior, with ``recipe.json``, to a folder."""
+        prior_model.save(prior, folder, self.about())
+
+    def encode_text(self, captions: list[str]) -> Tensor:
+        """Text embeddings [B, 16, 64]; token ids are cached, because captions repeat."""
+        for caption in set(captions) - self.tokens.keys():
+            self.tokens[caption] = self.prior.tokenizer(
+                caption, padding="max_length", max_length=prior_model.MAX_TOKENS, truncation=True, return_tensors="pt"
+            )["input_ids"][0]
+        ids = torch.stack([self.tokens[caption] for caption in captions])
+        embeddings: Tensor = self.prior.text_encoder(ids).last_hidden_state
+        return embeddings
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean squared error of the x_0 prediction, weighted by kind."""
+        error, _ = self.error(batch, self.timesteps(len(batch.captions)))
+        return (error * batch.weight).mean()
+
+    def error(self, batch: Batch, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean squared error [B] of x_0 at timesteps t [B], conditions dropped at random; and sigma [B]."""
+        r = self.recipe
+        chance = torch.rand(len(t), generator=self.generator)
+        no_text = chance < r.drop_text + r.drop_both
+        keep_camera = ((chance < r.drop_text) | (chance >= r.drop_text + r.drop_both + r.drop_camera)).float()
+        captions = ["" if no else text for no, text in zip(no_text.tolist(), batch.captions, strict=True)]
+        clean, noisy, sigma = self.noised(batch.image, batch.degraded, t)
+        with torch.autocast("cpu", torch.bfloat16):
+            text = self.encode_text(captions)
+            x0 = self.prior.predict(
+                noisy, t, text, batch.camera * keep_camera[:, None], batch.ray * keep_camera[:, None, None, None]
+            )
+        return (x0.float() - clean).square().mean((1, 2, 3)), sigma
 
 
 def train(
@@ -214,14 +301,14 @@ def train(
     rank: int = 0,
     save_every: float = 3.0,
     export_every: float = 20.0,
-    kind: type[Trainer] = Trainer,
-) -> Trainer:
+    kind: type[Training[Any, Any]] = Trainer,
+) -> Training[Any, Any]:
     """Train for some minutes.
 
     Args:
         recipe: see :class:`Recipe`.
         data: folder of the shards.
-        run: folder of the state; weights are exported to ``snapshot`` beside it.
+        run: folder of the state; weights are exported beside it, to ``kind.snapshot``.
         minutes: wall clock.
         rank: of this process.
         save_every: minutes between two saves of the state.
@@ -264,17 +351,19 @@ def train(
             trainer.save()
             saved = now
         if now - exported > 60 * export_every:
-            trainer.export(run.parent / "snapshot")
+            trainer.export(run.parent / kind.snapshot)
             exported = now
     if rank == 0:
         trainer.save("state.pt" if not kept else "final.pt")
         if kept:
             (run / "stable.pt").replace(run / "state.pt")
-        trainer.export(run.parent / "snapshot")
+        trainer.export(run.parent / kind.snapshot)
     return trainer
 
 
-def _worker(rank: int, kind: type[Trainer], recipe: Recipe, data: Path, run: Path, minutes: float, rendezvous: str) -> None:
+def _worker(
+    rank: int, kind: type[Training[Any, Any]], recipe: Recipe, data: Path, run: Path, minutes: float, rendezvous: str
+) -> None:
     """The main function of one process."""
     torch.set_num_threads(1)
     if recipe.processes > 1:
@@ -283,13 +372,13 @@ def _worker(rank: int, kind: type[Trainer], recipe: Recipe, data: Path, run: Pat
         train(recipe, data, run, minutes, rank, kind=kind)
 
 
-def main(kind: type[Trainer] = Trainer, recipe: Recipe | None = None, run: str = "run") -> None:
+def main(kind: type[Training[Any, Any]] = Trainer, recipe: Recipe | None = None, run: str = "run", data: Path = DATA) -> None:
     """Train a part of the embedded prior, or resume it; renders must exist (``python -m guidance.prior.dataset``)."""
     recipe = recipe or Recipe()
     parser = Parser(description=main.__doc__)
     parser.number("--minutes", float, 120, between(0, 1e7), "wall clock of this run")
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the shards")
-    parser.add_argument("--run", type=Path, default=DATA.parent / run, help="folder of the state")
+    parser.add_argument("--data", type=Path, default=data, help="folder of the shards")
+    parser.add_argument("--run", type=Path, default=data.parent / run, help="folder of the state")
     parser.number("--batch", int, recipe.batch, between(1, 2**16), "images per process and step")
     parser.number("--processes", int, recipe.processes, between(1, 1024), "one thread each")
     parser.number("--lr", float, recipe.lr, above(0, 10), "learning rate")

@@ -36,8 +36,7 @@ class DetailTrainer(train.Trainer):
         prior.detail.set_attn_processor(AttnProcessor())
         return prior
 
-    @staticmethod
-    def trained(prior: prior_model.Prior) -> list[nn.Parameter]:
+    def trained(self, prior: prior_model.Prior) -> list[nn.Parameter]:
         """Those of the detail network alone."""
         return [] if prior.detail is None else list(prior.detail.parameters())
 
@@ -50,7 +49,7 @@ class DetailTrainer(train.Trainer):
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error of the x_0 prediction over ``FLOOR + sigma``."""
-        u = torch.rand(len(batch.captions), generator=self.generator)
+        u = torch.rand(len(batch.captions), generator=self.generator)  # here low timesteps are frequent
         error, sigma = self.error(batch, (1000 * u**self.recipe.t_bias).long().clamp(0, 999))
         return (error / (FLOOR + sigma)).mean()
 

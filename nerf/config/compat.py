@@ -1,4 +1,4 @@
-"""Flags of stable-dreamfusion that have no counterpart here: they are read, so that the message can say why."""
+"""Flags of stable-dreamfusion that have no counterpart here: refused ones are read, so that the message can say why."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +21,18 @@ REFUSED: dict[str, Refused] = {
 }
 
 
-def refused_flags() -> dict[str, Flag]:
-    """The flags of :data:`REFUSED`, by name."""
-    return {flag: Flag(Kind(type(refused.default), None, False)) for flag, refused in REFUSED.items()}
+# Flags that name what is not needed here; any value is accepted.
+IGNORED: dict[str, str] = {"zero123_config": "the shapes of the weights say all that the file says"}
+
+
+def read_only_flags() -> dict[str, Flag]:
+    """The flags of :data:`REFUSED` and :data:`IGNORED`, by name."""
+    refused = {flag: Flag(Kind(type(refused.default), None, False)) for flag, refused in REFUSED.items()}
+    return refused | {flag: Flag(Kind(str, None, False)) for flag in IGNORED}
 
 
 def without_refused(values: dict[str, Any]) -> dict[str, Any]:
-    """The values, by flag, without those of :data:`REFUSED`.
+    """The values, by flag, without those of :data:`REFUSED` and :data:`IGNORED`.
 
     Raises:
         UserError: such a flag has another value than stable-dreamfusion's default, with the reason why it is refused.
@@ -35,4 +40,4 @@ def without_refused(values: dict[str, Any]) -> dict[str, Any]:
     for flag, refused in REFUSED.items():
         if values.get(flag, refused.default) != refused.default:
             raise UserError(f"--{flag} is not supported: {refused.reason}")
-    return {flag: value for flag, value in values.items() if flag not in REFUSED}
+    return {flag: value for flag, value in values.items() if flag not in REFUSED and flag not in IGNORED}

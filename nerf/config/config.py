@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from nerf.config.compat import refused_flags, without_refused
+from nerf.config.compat import read_only_flags, without_refused
 from nerf.config.groups import (
     CameraConfig,
     DmtetConfig,
@@ -204,7 +204,7 @@ def parse(argv: Sequence[str]) -> Config:
     if any(word in words for word in HELP):
         print(help_text(GROUPS, _HELP_OPENING, _HELP_CLOSING), end="")
         raise SystemExit(0)
-    flags = {flag: flag_for(field) for flag, (_, field) in OPTIONS.items()} | refused_flags()
+    flags = {flag: flag_for(field) for flag, (_, field) in OPTIONS.items()} | read_only_flags()
     typed = read_words(words, flags | {"file": FILE})
     in_files: dict[str, Any] = {}
     for path in typed.pop("file", []):
@@ -236,6 +236,10 @@ def _checked(config: Config) -> Config:
         raise UserError("-O and -O2 are two presets for different networks; give one of them")
     if config.optim.fp16 and config.optim.bf16:
         raise UserError("--fp16 and --bf16 exclude each other; give one of them")
+    if config.guidance.vram_O and config.guidance.compile_guidance != "none":
+        raise UserError(
+            "--compile_guidance needs the weights to stay on the GPU, and --vram_O moves them; leave one of them out"
+        )
     return config
 
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
+from nerf.config.distillation import DistillationConfig
 from nerf.config.limits import AZIMUTH, FAR, FOV, FRACTION, LENGTH, MOST, POLAR, POSITIVE_LENGTH, SIZE, STEPS, WEIGHT
 from nerf.config.parser import RUN, Group, option, value_of
 from nerf.config.stages import DMTET, STAGE_KINDS
+from nerf.config.zero123 import Zero123Config
 from nerf.core.ranges import Check, above, between, even, ordered, power_of_two
 from nerf.core.words import expected_words
 
@@ -27,15 +29,14 @@ CKPT_WORDS = ("latest", "best", "latest_model", "scratch")  # what --ckpt accept
 
 
 @dataclass(frozen=True)
-class GuidanceConfig(Group):
+class GuidanceConfig(DistillationConfig, Zero123Config):
     """Guidance by diffusion models (several values: one for each model in the order of --guidance)"""
 
     guidance: tuple[str, ...] = option(
         ("SD",),
         "guidance models",
-        choices=("SD", "SDXL", "IF", "zero123", "clip"),
+        choices=("SD", "SDXL", "IF", "zero123", "clip", "MVDream", "ImageDream"),
         extensible=True,
-        unbuilt=("zero123",),
         kept=RUN,
     )
     sd_version: str = option(
@@ -61,46 +62,7 @@ class GuidanceConfig(Group):
         (1.0,), "weight of each model's loss, a factor of --lambda_guidance", check=WEIGHT, each=1
     )
     guidance_scale: tuple[float, ...] = option((100.0,), "classifier-free guidance (CFG) scale", check=between(0, 1e6), each=1)
-    guidance_rescale: tuple[float, ...] = option(
-        (0.0,),
-        "CFG rescale (Lin et al. 2023): share of the guided prediction that gets the standard deviation of the conditional one",
-        check=FRACTION,
-        each=1,
-    )
-    guidance_weighting: tuple[str, ...] = option(
-        ("sds",),
-        "w(t) of score distillation: sds is sigma^2, uniform 1, fantasia alpha sigma^2",
-        choices=("sds", "uniform", "fantasia"),
-        each=1,
-    )
-    guidance_anneal: tuple[float, ...] = option(
-        (0.0,),
-        "linear decrease of the CFG scale towards 1 over the run (0: constant, 1: ends at 1)",
-        check=FRACTION,
-        each=1,
-    )
     prior_detail: bool = option(True, "embedded prior: refine its x0 estimates with the detail network, for a fifth more time")
-    t_range: tuple[float, ...] = option(
-        (0.02, 0.98), "range of diffusion timesteps, as fractions of the schedule", check=ordered(0, 1, "fractions"), each=2
-    )
-    t_anneal: tuple[float, ...] = option(
-        (0.0,),
-        "linear decrease of the upper end of --t_range towards the lower over the run (0: constant, 1: ends at the lower)",
-        check=FRACTION,
-        each=1,
-    )
-    t_anneal_low: tuple[float, ...] = option(
-        (0.0,),
-        "the same of the lower end, which begins this share of the width of --t_range higher and ends at its place",
-        check=FRACTION,
-        each=1,
-    )
-    anneal_span: tuple[float, ...] = option(
-        (0.0, 1.0),
-        "part of the run, as fractions, over which --t_anneal, --t_anneal_low and --guidance_anneal act",
-        check=ordered(0, 1, "fractions"),
-        each=2,
-    )
     angle_front: float = option(
         90.0,
         "view words: azimuth that counts as front, degrees; at its borders front and side have equal weights",
@@ -119,29 +81,24 @@ class GuidanceConfig(Group):
     )
     side_decay_factor: float = option(10.0, "Perp-Neg: decay of the negative weight near the side view", check=between(0, 1000))
     vram_O: bool = option(False, "offload the diffusion model to main memory and slice its VAE: less GPU memory, slower")
+    compile_guidance: str = option(
+        "none",
+        "torch.compile of the diffusion model's UNet: default fuses its operations, reduce-overhead also replays them as a "
+        "CUDA graph, which helps where launches bound it (batch 1); the first step then takes a minute or more",
+        choices=("none", "default", "reduce-overhead"),
+    )
     clip_crops: int = option(4, "clip: random crops of each view in a step (0: the whole picture)", check=between(0, 64))
     save_guidance: bool = option(False, "write the images that the guidance receives and predicts to guidance/")
     save_guidance_interval: int = option(10, "steps between two images of --save_guidance", check=STEPS)
-    zero123_config: str = option(
-        "./pretrained/zero123/sd-objaverse-finetune-c_concat-256.yaml",
-        "zero123 model config",
-        path=True,
-        unbuilt="zero123 guidance",
-    )
-    zero123_ckpt: str = option("pretrained/zero123/zero123-xl.ckpt", "zero123 weights", path=True, unbuilt="zero123 guidance")
-    zero123_grad_scale: str = option("angle", "zero123 gradient scale", choices=("angle", "None"), unbuilt="zero123 guidance")
 
     def of(self, name: str) -> Any:
-        """The options as one of the guidance models sees them.
+        """The options as one of the guidance models sees them; one that ``--guidance`` does not name sees those of the first.
 
         Returns:
             A record with every option of this group; those that belong to each model hold the value of this one alone, a
             number or a word, or a tuple of several.
-
-        Raises:
-            ValueError: no such model guides this run.
         """
-        index = self.guidance.index(name)
+        index = self.guidance.index(name) if name in self.guidance else 0
         values = {field.name: value_of(field, getattr(self, field.name), index) for field in fields(self)}
         return SimpleNamespace(**values)
 
@@ -261,7 +218,11 @@ class RenderConfig(Group):
     num_steps: int = option(64, "coarse samples per ray, plain path", check=between(1, 4096))
     upsample_steps: int = option(32, "fine samples per ray (sample_pdf), plain path", check=between(0, 4096))
     update_extra_interval: int = option(16, "steps between two updates of the occupancy grid", check=STEPS)
-    max_ray_batch: int = option(4096, "rays per chunk outside training; lower it if memory runs out", check=between(1, 2**24))
+    max_ray_batch: int = option(
+        0,
+        "rays per chunk outside training; lower it if memory runs out (0: 4096 on a CPU, up to 262144 on a GPU)",
+        check=between(0, 2**24),
+    )
     dt_gamma: float = option(
         0.0, "exponential stepping of the ray march: step growth with distance (0: uniform steps)", check=FRACTION
     )
@@ -370,7 +331,14 @@ class OutputConfig(Group):
     eval_interval: int = option(10, "epochs between two validations", check=STEPS)
     test_interval: int = option(100, "epochs between two test videos; one is always written at the end", check=STEPS)
     dataset_size_train: int = option(100, "steps per epoch", check=between(1, 10**6))
-    dataset_size_valid: int = option(8, "views per validation", check=between(1, 10_000))
+    dataset_size_valid: int = option(
+        8, "views per validation: rendered, or held-out photographs that are measured, evenly chosen", check=between(1, 10_000)
+    )
+    eval_views: int | None = option(
+        None,
+        "held-out photographs that are measured at the end, evenly chosen (0: all) [all; on a CPU up to 20 megapixels of them]",
+        check=between(0, 10**6),
+    )
     dataset_size_test: int = option(100, "frames of the turntable video", check=between(1, 10_000))
     preview_interval: int = option(100, "steps between two preview images", check=STEPS)
     checkpoint_seconds: float = option(
@@ -397,6 +365,11 @@ class RuntimeConfig(Group):
         path=True,
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU if there is one", check=DEVICE)
+    tf32: bool = option(False, "CUDA: products of float32 matrices in TF32, faster and with 10 bits of mantissa instead of 23")
+    cudnn_benchmark: bool = option(
+        False,
+        "CUDA: take the fastest of cuDNN's algorithms for each size of a convolution, which may be another one in each run",
+    )
     threads: int = option(0, "CPU threads (0: as many as there are cores)", check=between(0, 1024))
     minutes: float = option(
         0.0,

@@ -31,6 +31,8 @@ from nerf.core.words import did_you_mean
 
 # Options of a NeRF that say where its surface is; the mesh stage takes them over unless the user gives others.
 SURFACE_FLAGS = ("mesh_threshold", "mesh_smooth", "mcubes_resolution")
+# Guidance model -> the flag that names its weights, for those whose "auto" depends on what is installed.
+WEIGHT_FLAGS = {"SD": "sd_version", "zero123": "zero123"}
 SEEDS = 2**31  # seeds that are drawn are below this, as --seed must be
 
 
@@ -43,7 +45,7 @@ class Weights(Protocol):
 
     @property
     def version(self) -> str:
-        """The value of --sd_version that finds them again; "auto" if none does."""
+        """The value of the flag in :data:`WEIGHT_FLAGS` that finds them again; "auto" if none does."""
 
 
 W = TypeVar("W", bound=Weights)
@@ -136,13 +138,14 @@ def resolve(
     found: Mapping[str, W] = {}
     if prompted.trains and prompted.prompt.kinds:
         found = weights(prompted) if weights else {}
-        presets = list(dict.fromkeys(presets + _presets_of_models(prompted.guidance.guidance, found)))
+        presets = list(dict.fromkeys(presets + _presets_of_models(prompted, found)))
     plain = _with_presets(asked, presets)
     # A kept value that is there anyway is not reported as coming from the workspace.
     changed = {flag: value for flag, value in kept.items() if _in_its_stage(plain, flag) != value}
     config = _with_presets(with_values(asked, changed, "workspace"), presets)
-    if "SD" in found and config.guidance.sd_version == "auto":  # the same weights again, whatever is installed later
-        config = with_values(config, {"sd_version": found["SD"].version}, "preset")
+    for model, flag in WEIGHT_FLAGS.items():  # the same weights again, whatever is installed later
+        if model in found and config.value(flag) == "auto":
+            config = with_values(config, {flag: found[model].version}, "preset")
     if config.runtime.seed is None:
         config = with_values(config, {"seed": new_seed()}, "default")
     pictures = references(config) if config.trains else ()
@@ -215,7 +218,7 @@ def merge_kept_options(asked: Config, stored: Config, trained: frozenset[str]) -
                     f"{_shown(flag, mine)}: {_ways_out(asked, trained)}"
                 )
             continue
-        if asked.asked(flag) and mine != stored_value and flag == "sd_version":
+        if asked.asked(flag) and mine != stored_value and flag in WEIGHT_FLAGS.values():
             kept[flag] = stored_value
     return kept
 
@@ -282,7 +285,7 @@ def _means_the_same(flag: str, mine: Any, stored: Any) -> bool:
     """Whether two values of a kept option that differ ask for the same thing; pictures are compared when they are read."""
     if flag in ("image", "image_config"):
         return bool(mine) and bool(stored)
-    return (flag == "data" and _same_folder(mine, stored)) or (flag == "sd_version" and mine == "auto")
+    return (flag == "data" and _same_folder(mine, stored)) or (flag in WEIGHT_FLAGS.values() and mine == "auto")
 
 
 def _shown(flag: str, value: Any) -> str:
@@ -319,6 +322,7 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
         "image text": config.prompt.has_images and config.prompt.text is not None,
     }
     names = [name for name, on in wanted.items() if on]
+    names += [config.guidance.distillation] if config.guidance.distillation in PRESETS else []
     stored = () if workspace.config is None else workspace.config.presets
     names += [name for name in stored if not (name in OPTIONS and config.asked(name))]  # --no_O takes it back
     if {"O", "O2"} <= set(names):
@@ -329,10 +333,16 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _presets_of_models(models: tuple[str, ...], weights: Mapping[str, Weights]) -> list[str]:
-    """Names of the presets of the guidance models of a run and of the kinds of their weights, in the order of the models."""
+def _presets_of_models(config: Config, weights: Mapping[str, Weights]) -> list[str]:
+    """Names of the presets of the guidance models of a run and of the kinds of their weights, in the order of the models.
+
+    Those that such a kind has for the method of distillation come last.
+    """
+    models, method = config.guidance.guidance, config.guidance.distillation
     names = [name for model in models for name in (model, weights[model].kind if model in weights else model)]
     names += [f"{model} alone" for model in models[:1] if len(models) == 1]
+    names += [f"{name} image" for name in names if config.prompt.has_images]
+    names += [f"{method} {name}" for name in names]
     return [name for name in names if GUIDANCE_OF.get(name) in models]
 
 
@@ -340,30 +350,32 @@ def _with_presets(config: Config, names: list[str]) -> Config:
     """A copy in which each preset has filled what is not given, later ones over earlier ones."""
     for name in names:
         config = with_preset(config, name)
-        if name == "image" and config.prompt.has_images:
-            config = with_weak_values(config, _default_view(config))
-    return config
+        if name == "image" and config.prompt.text is None:
+            # A distance and a field of view that change together leave the size of the object open.
+            fovy = _default_view(config).get("default_fovy", config.camera.default_fovy)
+            config = with_weak_values(config, {"fovy_range": (fovy, fovy)})
+    return with_weak_values(config, _default_view(config)) if "image" in names else config
 
 
 def _default_view(config: Config) -> dict[str, Any]:
-    """Flag -> value of the default view of a run with image prompts: that of the first of them.
+    """Flag -> value of the default view of a run with image prompts: that of the first of them, where there is one.
 
-    From a picture alone, every view has its field of view: a distance and a field of view that change together leave the
-    size of the object open. A finished run is shown without its pictures, where they are gone.
+    A finished run is shown without its pictures, where they are gone.
     """
+    if not config.prompt.has_images:
+        return {}
     try:
         first = references(config)[0]
     except UserError:
         if config.trains:
             raise
         return {}
-    view: dict[str, Any] = {
+    return {
         "default_polar": first.polar,
         "default_azimuth": first.azimuth,
         "default_radius": first.radius,
         "default_fovy": first.fovy,
     }
-    return view if config.prompt.text is not None else view | {"fovy_range": (first.fovy, first.fovy)}
 
 
 def _stages(asked: Config, workspace: StoredRun) -> tuple[str, ...]:

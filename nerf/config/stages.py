@@ -44,6 +44,8 @@ class StageKind:
     restart: str  # flags that start it over
     fog: str  # what its half transparent pixels mean
     memory: str  # flags that lower the memory of a step
+    model_memory: str  # flags that lower the memory of its model
+    render_memory: str  # flags that lower the memory of a view outside training
     remedies: Mapping[Failure, tuple[str, ...]]  # what to try, with the parameters and rates that the stage has
 
     def advice(self, failure: Failure, config: "Config | None" = None, mixed_precision: bool = False) -> str:
@@ -99,6 +101,8 @@ NERF = StageKind(
     restart="--ckpt scratch",
     fog="turned into fog",
     memory="--batch_size, --w and --h, --num_rays or --max_steps, or add --vram_O",
+    model_memory="--grid_log2, --grid_levels, --hidden or --grid_size",
+    render_memory="--max_ray_batch, or --W and --H",
     remedies={
         Failure.NOT_FINITE: ("a smaller --lr", "--grad_clip 1"),
         Failure.EMPTY: ("another --seed", "a larger --blob_density", "a smaller --lambda_opacity", "a smaller --lr"),
@@ -121,11 +125,14 @@ DMTET = StageKind(
         ("dmtet image", "image"),
         ("dmtet image text", "image text"),
         ("dmtet embedded", "embedded"),
+        ("dmtet embedded view", "embedded view"),
     ),
     derived=_mesh_options,
     restart="--dmtet --ckpt scratch",
     fog="broke into splinters",  # only its edges are half transparent
     memory="--batch_size, --w and --h or --dmtet_reso_scale, or add --vram_O",
+    model_memory="--tet_grid_size, --grid_log2, --grid_levels or --hidden",
+    render_memory="--W and --H",
     remedies={
         Failure.NOT_FINITE: ("smaller --lr_distance, --lr_offset and --lr_coarse_sdf", "a smaller --lr", "--grad_clip 1"),
         Failure.EMPTY: (

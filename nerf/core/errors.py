@@ -1,4 +1,4 @@
-"""Exceptions that end a run with a message and an exit code: bad input (2), divergence (1), a signal (129, 130, 143)."""
+"""Exceptions that end a run with a message and an exit code: bad input (2), no result (1), a signal (129, 130, 143)."""
 
 import re
 
@@ -38,4 +38,4 @@ class Stopped(Exception):
 
 
 class ExportError(UserError):
-    """No mesh can be written, for the reason in the message: an empty, solid or invalid field, or an invalid mesh."""
+    """There is no mesh to write or to train, for the reason in the message: an empty, solid or invalid field or mesh."""

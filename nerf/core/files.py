@@ -46,7 +46,10 @@ def write_atomically(path: str | Path, write: Callable[[Path], object], durable:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # of the umask; safetensors would give 0600
         write(temporary)
+        os.chmod(temporary, mode)
         if durable:
             _sync(temporary)
         os.replace(temporary, path)

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from nerf.core.files import write_atomically
+from nerf.core.progress import track
 
 ImageLike = np.ndarray | Tensor
 
@@ -109,10 +110,10 @@ def write_video(
         warn(f"no ffmpeg was found, so {path.name} is written as a GIF; pip install imageio-ffmpeg for mp4")
     if path.suffix.lower() == ".gif":
         return write_atomically(path, lambda temporary: _write_gif(temporary, arrays, fps))
-    return write_atomically(path, lambda temporary: _write_mp4(temporary, arrays, fps))
+    return write_atomically(path, lambda temporary: _write_mp4(temporary, arrays, fps, path.name))
 
 
-def _write_mp4(path: Path, arrays: list[np.ndarray], fps: int) -> None:
+def _write_mp4(path: Path, arrays: list[np.ndarray], fps: int, name: str) -> None:
     """Write uint8 frames [H, W, 3] as H.264 in yuv420p, the pixel format that every player decodes."""
     import imageio.v2 as imageio
 
@@ -128,7 +129,7 @@ def _write_mp4(path: Path, arrays: list[np.ndarray], fps: int) -> None:
         pixelformat="yuv420p",
         ffmpeg_log_level="error",
     ) as writer:
-        for array in arrays:
+        for array in track(arrays, f"encoding {name}"):
             writer.append_data(np.pad(array, pad, mode="edge"))  # type: ignore[attr-defined]  # typed as its base class
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nerf.core.streams import Random
+from nerf.core.transfer import upload
 
 Layout = Literal["image", "rays", "patches"]
 Shading = Literal["albedo", "lambertian", "textureless", "normal"]
@@ -43,6 +44,12 @@ def join_records(records: Sequence[Record], join: Callable[[list[Tensor]], Tenso
     """
     joined: Record = _joined(list(records), join)
     return joined
+
+
+def move_record(record: Record, device: torch.device | str) -> Record:
+    """A record, or a dictionary of records and tensors, on a device, in one copy; see :func:`nerf.core.transfer.upload`."""
+    moved = iter(upload(list(tensors_of(record)), device))
+    return join_records([record], lambda _: next(moved))
 
 
 def _joined(values: list[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
@@ -85,8 +92,7 @@ class Views:
 
     def to(self, device: torch.device | str) -> "Views":
         """The same views with every tensor on ``device``."""
-        moved: dict[str, Any] = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        return move_record(self, device)
 
     def __getitem__(self, index: Tensor | slice | int) -> "Views":
         """A subset of the views, still a batch (an int gives a batch of one)."""

@@ -107,6 +107,7 @@ class ParsedDataset:
     splits: Mapping[str, tuple[int, ...]]  # split name -> indices into ``frames``
     missing: tuple[str, ...]  # names of photographs that are listed in the dataset but do not exist
     box: tuple[Tensor, float] | None = None  # centre [3] and half side of the scene box, where the dataset prescribes one
+    limit: tuple[Tensor, float] | None = None  # centre [3] and half side of a box that the scene does not exceed
     to_reconstruction: Tensor | None = None  # [4, 4] from the dataset's world to the original reconstruction's; None: identity
     points: Tensor | None = None  # [P, 3] float64 sparse point cloud of the reconstruction, if it was kept
 
@@ -198,6 +199,7 @@ def make_dataset(
     frames_of_split: Mapping[str, Sequence[Frame]],
     missing: Sequence[str],
     box: tuple[Tensor, float] | None = None,
+    limit: tuple[Tensor, float] | None = None,
     to_reconstruction: Tensor | None = None,
     points: Tensor | None = None,
 ) -> ParsedDataset:
@@ -231,7 +233,7 @@ def make_dataset(
         if not frame.pose.abs().max() <= FARTHEST:
             raise UserError(f"{source}: the pose of {frame.name} has numbers beyond {FARTHEST:g}; correct it")
     _warn_of_leaks(source, frames, splits)
-    return ParsedDataset(folder, tuple(frames), splits, tuple(missing), box, to_reconstruction, points)
+    return ParsedDataset(folder, tuple(frames), splits, tuple(missing), box, limit, to_reconstruction, points)
 
 
 def _warn_of_leaks(source: Path, frames: Sequence[Frame], splits: Mapping[str, tuple[int, ...]]) -> None:

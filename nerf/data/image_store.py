@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nerf.core.errors import UserError
 from nerf.core.pictures import as_mode, nonzero, open_picture
+from nerf.core.progress import task
 
 log = logging.getLogger("somnia.photographs")
 
@@ -278,8 +279,9 @@ def _locate(index: Tensor, ends: Tensor, width: Tensor, height: Tensor) -> tuple
 
 def _run_in_threads(load: Callable[[int], None], count: int) -> None:
     """Call ``load`` with 0 to ``count`` - 1 in ``DECODE_THREADS`` threads; the first error is raised."""
-    with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        list(pool.map(load, range(count)))
+    with ThreadPoolExecutor(DECODE_THREADS) as pool, task("reading photographs", count) as advance:
+        for done, _ in enumerate(pool.map(load, range(count)), 1):
+            advance(done)
 
 
 def _of_size(kind: str, path: Path, image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -21,7 +21,6 @@ MIN_HALF_SIDE = 1e-6  # of the scene box, in units of the dataset; below it ther
 SCENE_MARGIN = 1.1  # factor on the radius of a captured scene that gives half the side of its box
 POINT_QUANTILE = 0.98  # fraction of a sparse point cloud that the box must contain; the others count as outliers
 MIN_POINTS = 30  # of a sparse point cloud that counts; reconstructions have thousands
-LARGE_BOX = 2.0  # times the box that holds all cameras: a prescribed box beyond it gets a warning
 NARROW = 1e-3  # tangent of half a field of view, below which it is no camera's that sees an object
 MAX_HALF_SIDE = 1e12  # of the scene box, in units of the dataset
 SAME_POSE = 1e-9  # difference of two poses, as a fraction of their largest number, below which they are one
@@ -35,7 +34,7 @@ DOWN_VECTOR_FLIP = (1.0, -1.0, -1.0)  # half a turn about x, the rotation used f
 class SceneNormalization:
     """The similarity transform between a dataset's world and the normalised world, and how the scene box was chosen."""
 
-    kind: str  # "box": prescribed by the dataset; "object", "points" or "scene": see :func:`normalize_scene`
+    kind: str  # "box": prescribed by the dataset; "limit", "object", "points" or "scene": see :func:`normalize_scene`
     to_source: Tensor  # [4, 4] float64, normalised world -> dataset's world
     scale: float  # normalised units per unit of the dataset
 
@@ -134,15 +133,27 @@ def bounding_ball(points: Tensor) -> tuple[Tensor, float]:
     return centre, distance.kthvalue(max(1, round(POINT_QUANTILE * len(points)))).values.item()
 
 
-def _warn_of_large_box(half_side: float, needed: float) -> None:
-    """Log a warning if the prescribed box has several times the side that would hold all cameras, which wastes resolution."""
-    if half_side > LARGE_BOX * needed > 0:
-        log.warning(
-            "the dataset prescribes a box %.0f times as wide as the cameras need, so little of the model's resolution is left "
-            "for what they see; if nothing far away matters, divide aabb_scale by %.0f, or remove it",
-            half_side / needed,
+def _within_limit(limit: tuple[Tensor, float], position: Tensor, bound: float) -> float:
+    """Half the side of the box of a scene around the centre of its limit; ``position`` [I, 3]: of the cameras.
+
+    instant-ngp's converters write an ``aabb_scale`` that is on the safe side, by default 32 and up to ten times what the
+    cameras span. A box of that size leaves little resolution, and long steps of the march, for what they look at. So the box
+    holds the cameras at most; ``bound`` above 1 widens it, in units of that box, as far as the limit. A limit that no camera
+    is inside of is too small for photographs without transparency, which show what is behind the object.
+    """
+    centre, half_side = limit
+    distance = (position - centre).norm(dim=-1)
+    needed = SCENE_MARGIN * distance.max().item()
+    if half_side < distance.min().item():
+        log.info("no camera is inside the box of the dataset's aabb_scale, so the box that holds them is used")
+        return max(bound, 1.0) * needed
+    if half_side > max(bound, 1.0) * needed > 0:
+        log.info(
+            "the dataset's aabb_scale is for a box %.1f times as wide as the one that holds the cameras; --bound N, with N "
+            "above 1, makes a box N times as wide as that one",
             half_side / needed,
         )
+    return min(half_side, max(bound, 1.0) * needed)
 
 
 def _why_no_size(kind: str, half_side: float, pose: Tensor, half_fov: Tensor) -> str:
@@ -174,12 +185,15 @@ def normalize_scene(
     has_transparency: bool,
     bound: float,
     points: Tensor | None = None,
+    limit: tuple[Tensor, float] | None = None,
 ) -> SceneNormalization:
     """Choose the scene box of a dataset and the similarity that maps it to [-bound, bound]^3 with +Y up.
 
-    * "box": the dataset prescribes its box (instant-ngp's ``aabb_scale``, NeuS's ``scale_mat``).
+    * "box": the dataset prescribes its box (NeuS's ``scale_mat``).
     * "object": the photographs have transparent pixels, so they show an isolated object completely. The box is centred at
       the focus point and as large as what the cameras see there. Blender's front, -y, becomes +Z.
+      A smaller limit (instant-ngp's ``aabb_scale``) is used instead.
+    * "limit": any other dataset with a limit; see :func:`_within_limit`.
     * "scene": any other dataset. The box is centred at the focus point and contains all cameras.
     * "points": as "scene", but the box around the sparse point cloud of the reconstruction is smaller and is used instead.
 
@@ -192,6 +206,7 @@ def normalize_scene(
         has_transparency: the photographs have transparent pixels.
         bound: half the side of the normalised box.
         points: [P, 3] float64 point cloud in the dataset's world, or None.
+        limit: centre [3] and half side of a box in the dataset's world that the scene does not exceed, or None.
 
     Raises:
         UserError: the box has no size, as all cameras have the same position for example, or it is too large.
@@ -200,9 +215,12 @@ def normalize_scene(
     distance = (pose[:, :3, 3] - focus).norm(dim=-1)
     if prescribed_box is not None:
         kind, (centre, half_side) = "box", prescribed_box
-        _warn_of_large_box(half_side, SCENE_MARGIN * (pose[:, :3, 3] - centre).norm(dim=-1).max().item())
     elif has_transparency:
         kind, centre, half_side = "object", focus, (distance * torch.tan(half_fov)).median().item()
+        if limit is not None and limit[1] < half_side:
+            centre, half_side = limit
+    elif limit is not None:
+        kind, centre, half_side = "limit", limit[0], _within_limit(limit, pose[:, :3, 3], bound)
     else:
         kind, centre, half_side = "scene", focus, SCENE_MARGIN * distance.max().item()
         if points is not None:

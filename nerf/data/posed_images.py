@@ -30,6 +30,7 @@ CAMERA_REACH = 30.0  # degrees of azimuth to either side of a camera in which it
 PATH_QUANTILES = (0.05, 0.95)  # of the cameras' azimuths; the ends of a path that goes back and forth
 BOX_SOURCE = {  # SceneNormalization.kind in words, for the log
     "box": "the dataset",
+    "limit": "aabb_scale and the camera positions",
     "object": "the field of view (transparent background)",
     "points": "the reconstruction's points",
     "scene": "the camera positions",
@@ -47,15 +48,16 @@ def _scaled_intrinsics(frame: Frame, width: int, height: int) -> tuple[float, fl
 def choose_normalization(dataset: ParsedDataset, bound: float) -> SceneNormalization:
     """The scene normalisation of a dataset, from its training photographs; see :func:`nerf.data.normalize.normalize_scene`."""
     training = [dataset.frames[i] for i in dataset.splits["train"]]
-    half_fov = []
+    angles = []
     for frame in training:
         width, height, _ = read_header(frame.image)
         fx, fy, _, _ = _scaled_intrinsics(frame, width, height)
-        half_fov.append(math.atan(max(width / 2 / fx, height / 2 / fy)))
+        angles.append(math.atan(max(width / 2 / fx, height / 2 / fy)))
     poses = torch.stack([frame.pose for frame in training])
     warn_of_poses(poses)
     transparent = training[0].alpha is not None or has_transparency(training[0].image)
-    return normalize_scene(poses, torch.tensor(half_fov, dtype=torch.float64), dataset.box, transparent, bound, dataset.points)
+    half_fov = torch.tensor(angles, dtype=torch.float64)
+    return normalize_scene(poses, half_fov, dataset.box, transparent, bound, dataset.points, dataset.limit)
 
 
 class Photographs:
@@ -78,7 +80,7 @@ class Photographs:
         num_images: number of photographs in all splits.
         transform: [4, 4] float64 from the normalised world to the dataset's own (the reconstruction's, where nerfstudio
             recorded how it was transformed).
-        scene_kind: how the scene box was chosen: "box", "object", "points" or "scene"; see :class:`SceneNormalization`.
+        scene_kind: how the scene box was chosen: see :class:`SceneNormalization`.
         background: [3] colour behind photographs with alpha in evaluation; None if no photograph has alpha.
     """
 

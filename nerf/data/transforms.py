@@ -107,7 +107,7 @@ def _read_transforms(folder: Path, files: Mapping[str, Path], holdout: int) -> P
         path,
         _split(found, missing, train, folder, path, holdout),
         missing,
-        box=_prescribed_box(train, path),
+        limit=_aabb(train, path),
         to_reconstruction=_to_reconstruction(train, path),
     )
 
@@ -267,7 +267,7 @@ def _split(
     return {split: [frame for frame in ordered if same_path(frame.image) in inside] for split, inside in names.items()}
 
 
-def _prescribed_box(document: dict, path: Path) -> tuple[Tensor, float] | None:
+def _aabb(document: dict, path: Path) -> tuple[Tensor, float] | None:
     """instant-ngp's box, centre [3] and half side: a cube of side ``aabb_scale`` around 0.5 in ``x_ngp = scale x + offset``."""
     side = document.get("aabb_scale")
     if side is None:

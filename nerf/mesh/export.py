@@ -19,6 +19,7 @@ import torch
 from nerf.config.groups import SURFACE_DENSITY, OutputConfig
 from nerf.core.errors import ExportError
 from nerf.core.files import replace_folder
+from nerf.core.memory import explained
 from nerf.core.structs import LevelSet
 from nerf.mesh.decimate import Decimation, decimate_within
 from nerf.mesh.io import Material, check_file, write_glb, write_obj, write_ply
@@ -40,7 +41,7 @@ _PACKAGES = {
 }  # module -> its name for pip
 # All files that an export may write; others in its folder are the user's.
 FILES = ("mesh.obj", "mesh.mtl", "albedo.png", "normal.png", "mesh.glb", "mesh.ply", "transform.json")
-_REPORT_SECONDS = 5.0  # between two lines on the progress of one stage
+_LESS_GRID, _LESS_TEXTURE = "lower --mcubes_resolution", "lower --texture_size or --texture_supersample"
 _LOW_COVERAGE = 0.25  # of the texture below which a note is made
 _OPAQUE = 2.0 * SURFACE_DENSITY  # a field whose highest density is lower is still foggy
 
@@ -123,26 +124,14 @@ class _Progress:
     def __init__(self, report: Callable[[str], None] | None):
         self.report = report or (lambda line: None)
         self.seconds: dict[str, float] = {}
-        self.last = self.reported = time.monotonic()
+        self.last = time.monotonic()
 
     def done(self, stage: str, line: str) -> None:
         """End a stage and report its result."""
         now = time.monotonic()
         self.seconds[stage] = now - self.last
-        self.last = self.reported = now
+        self.last = now
         self.report(f"export: {line} ({self.seconds[stage]:.1f} s)")
-
-    def within(self, doing: str) -> Callable[[int, int], None]:
-        """A callback for the progress of a stage (done, total), which is reported every few seconds."""
-
-        def progress(done: int, total: int) -> None:
-            now = time.monotonic()
-            if now - self.reported >= _REPORT_SECONDS and done < total:
-                self.reported = now
-                left = (now - self.last) * (total - done) / max(done, 1)
-                self.report(f"export: {doing}, {100 * done / total:.0f} % (about {left:.0f} s left)")
-
-        return progress
 
 
 def require_packages() -> None:
@@ -194,7 +183,8 @@ def export_level_set(
         OSError: a file cannot be written.
     """
     job = _Job(albedo, Path(folder), options, bound, _checked(transform), metadata or {}, device, _Progress(report))
-    mesh, grid = extract_surface(level_set, bound, options.resolution, options.smooth, device)
+    with explained("extracting the surface", _LESS_GRID):
+        mesh, grid = extract_surface(level_set, bound, options.resolution, options.smooth, device)
     job.progress.done(
         "surface",
         f"{len(mesh.faces):,} triangles from a grid of {grid.cells}^3 cells; the {quantity(grid)} was evaluated at "
@@ -282,24 +272,28 @@ class _Job:
 def _finish(raw: Mesh, job: _Job, inset: Callable[[Mesh], np.ndarray] | None = None) -> ExportReport:
     """Everything after the extraction; ``inset`` gives the depth [V] below the clean mesh at which colours are evaluated."""
     options, progress = job.options, job.progress
-    fine, cleaning = clean_surface(raw, job.bound)
-    fine, dropped = largest_parts(fine)
-    mesh, decimation = decimate_within(fine, options.decimate_target, options.max_error)
-    mesh = without_slivers(mesh, job.bound)
-    mesh = separate(replace(mesh, normals=vertex_normals(mesh)), APART * 2.0 * job.bound)
+    with explained("cleaning and decimating the mesh", _LESS_GRID):
+        fine, cleaning = clean_surface(raw, job.bound)
+        fine, dropped = largest_parts(fine)
+        mesh, decimation = decimate_within(fine, options.decimate_target, options.max_error)
+        mesh = without_slivers(mesh, job.bound)
+        mesh = separate(replace(mesh, normals=vertex_normals(mesh)), APART * 2.0 * job.bound)
     moved = f", the surface moved by {decimation.farthest:.2g} at most and {decimation.mean:.2g} on average"
     progress.done("clean", f"{len(mesh.faces):,} triangles kept{moved if decimation.tries else ''}")
-    flat = unwrap(mesh, options.texture_size, progress=progress.within("unwrapping"))
+    with explained("unwrapping the mesh", "lower --decimate_target"):
+        flat = unwrap(mesh, options.texture_size)
     progress.done("unwrap", f"unwrapped into {len(flat.vertices):,} vertices")
     depth = np.zeros(len(mesh.vertices)) if inset is None else inset(mesh)
-    flat, coverage = _bake(fine, flat, depth, job)
+    with explained("baking the texture", _LESS_TEXTURE):
+        flat, coverage = _bake(fine, flat, depth, job)
     progress.done("bake", f"baked {options.texture_size}^2 texels, {100 * coverage:.0f} % covered")
     placing = placement(job.transform, options.export_frame)
     flat, painted = transformed(flat, placing), None
     if options.ply:
         colors = job.colors_at(mesh.vertices - depth[:, None] * mesh.require("normals"))
         painted = transformed(replace(mesh, colors=to_bytes(colors)), placing)
-    files = _write(job, flat, painted, placing)
+    with explained("writing the mesh", f"lower --decimate_target, or {_LESS_TEXTURE}"):
+        files = _write(job, flat, painted, placing)
     progress.done("write", "wrote and read back " + ", ".join(path.name for path in files.values()))
     return ExportReport(
         files=files,
@@ -319,21 +313,14 @@ def _finish(raw: Mesh, job: _Job, inset: Callable[[Mesh], np.ndarray] | None = N
 
 def _bake(fine: Mesh, flat: Mesh, depth: np.ndarray, job: _Job) -> tuple[Mesh, float]:
     """The unwrapped mesh with its textures, and the fraction of them that triangles cover."""
-    options, progress = job.options, job.progress
-    texture, coverage = bake(
-        flat,
-        job.colors_at,
-        options.texture_size,
-        depth[flat.require("weld")],
-        options.supersample,
-        progress.within("baking colours"),
-    )
+    options, inset = job.options, depth[flat.require("weld")]
+    texture, coverage = bake(flat, job.colors_at, options.texture_size, inset, options.supersample)
     flat = replace(flat, texture=texture)
     if not options.normal_map:
         return flat, coverage
     flat = replace(flat, tangents=vertex_tangents(flat))
     normals = nearest_normals(replace(fine, normals=vertex_normals(fine)), job.bound)
-    image = bake_normals(flat, normals, options.texture_size, options.supersample, progress.within("baking normals"))
+    image = bake_normals(flat, normals, options.texture_size, options.supersample)
     return replace(flat, normal_texture=image), coverage
 
 

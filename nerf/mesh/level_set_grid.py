@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nerf.config.groups import SURFACE_DENSITY
 from nerf.core.errors import ExportError
+from nerf.core.progress import track
 from nerf.core.structs import LevelSet
 
 Values = Callable[[Tensor], Tensor]  # positions [M, 3] -> values [M], without gradients
@@ -154,7 +155,7 @@ def query_values(
     """
     values = torch.empty(len(points))
     with torch.no_grad():
-        for start in range(0, len(points), chunk):
+        for start in track(range(0, len(points), chunk), f"evaluating the {name}"):
             part = points[start : start + chunk].to(device)
             value = function(part)
             if value.shape != (len(part),):

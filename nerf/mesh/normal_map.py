@@ -10,7 +10,7 @@ import numpy as np
 
 from nerf.mesh.level_set_grid import QUERY_CHUNK
 from nerf.mesh.mesh import Mesh
-from nerf.mesh.texture import Progress, Texels, bake_texels, to_bytes
+from nerf.mesh.texture import Texels, bake_texels, to_bytes
 
 _NEAREST = 6  # vertices of the fine surface whose normals are blended
 _COINCIDENT = 1e-12  # of the bound squared, added to squared distances: a point may coincide with a vertex
@@ -110,7 +110,6 @@ def bake_normals(
     normals: Callable[[np.ndarray, np.ndarray], np.ndarray],
     size: int,
     supersample: int = 1,
-    progress: Progress | None = None,
 ) -> np.ndarray:
     """Bake a tangent-space normal map, from which a viewer reconstructs the given normals on the mesh.
 
@@ -119,7 +118,6 @@ def bake_normals(
         normals: maps points [P, 3] and the mesh's own normals there [P, 3] to unit normals [P, 3].
         size: S, texels along an edge.
         supersample: n; a texel is the mean of n x n normals.
-        progress: called with the number of finished rows, and S.
 
     Returns:
         uint8 [S, S, 3], row 0 at v = 1.
@@ -134,5 +132,5 @@ def bake_normals(
         y = (wanted * bitangent).sum(axis=1) / np.maximum((bitangent**2).sum(axis=1), 1e-6)
         return np.stack([onto - slant * z, y, np.maximum(z, 0.0)], axis=1)
 
-    mean = bake_texels(mesh, value, 3, size, supersample, progress)[0]
+    mean = bake_texels(mesh, value, 3, size, supersample, "baking normals")[0]
     return to_bytes(0.5 + 0.5 * mean / np.maximum(np.linalg.norm(mean, axis=2, keepdims=True), 1e-6))

@@ -11,6 +11,7 @@ import numpy as np
 
 from nerf.core.errors import UserError
 from nerf.core.files import reading
+from nerf.core.progress import track
 from nerf.mesh.io import read_parts, triangles
 from nerf.mesh.mesh import Mesh, drop_unused, is_watertight, signed_volume, weld
 
@@ -170,7 +171,8 @@ def unsigned_distance(mesh: Mesh, points: np.ndarray) -> np.ndarray:
     for count in _CANDIDATES:
         count = min(count, len(pieces.centroid))
         kept = []
-        for chunk in np.array_split(open_points, max(1, len(open_points) * count // (8 * _CHUNK))):
+        chunks = np.array_split(open_points, max(1, len(open_points) * count // (8 * _CHUNK)))
+        for chunk in track(chunks, "measuring distances to the mesh"):
             reach, index = tree.query(points[chunk], k=[*range(1, count + 1)])
             owner = pieces.owner[index]
             distance = _to_triangles(points[chunk][:, None], triangles[owner]).min(axis=1)
@@ -244,7 +246,7 @@ def winding_number(mesh: Mesh, points: np.ndarray) -> np.ndarray:
     """
     clusters = _clusters(mesh.corners)
     result = np.empty(len(points))
-    for start in range(0, len(points), _CHUNK):
+    for start in track(range(0, len(points), _CHUNK), "telling inside from outside"):
         chunk = points[start : start + _CHUNK]
         away = np.square(chunk).sum(axis=1)[:, None] - 2.0 * chunk @ clusters.centre.T
         away += np.square(clusters.centre).sum(axis=1)

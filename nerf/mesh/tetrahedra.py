@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nerf.core.errors import UserError
+from nerf.core.transfer import counts, indices_of, upload
 
 TET_EDGES = tuple(combinations(range(4), 2))  # the two corners of each of a tetrahedron's six edges
 _CUBE = np.array([(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)])  # corner 4i + 2j + k of a cube
@@ -255,7 +256,10 @@ def _make_table() -> np.ndarray:
     return table
 
 
-_TABLE = torch.from_numpy(_make_table())
+@lru_cache(maxsize=4)
+def _table(device: torch.device) -> Tensor:
+    """The table of cases [16, 2, 3] on a device."""
+    return upload([torch.from_numpy(_make_table())], device)[0]
 
 
 def marching_tetrahedra(positions: Tensor, sdf: Tensor, grid: TetGrid) -> Surface:
@@ -274,7 +278,7 @@ def marching_tetrahedra(positions: Tensor, sdf: Tensor, grid: TetGrid) -> Surfac
         The surface: closed if the grid's boundary vertices are outside (:func:`close_at_walls` ensures it), with 0
         vertices and 0 faces if no edge changes sign. Vertices are in the order of the grid's edges.
 
-    Differentiable once in ``positions`` and ``sdf``; the topology is not.
+    Differentiable once in ``positions`` and ``sdf``; the topology is not. A GPU is waited for once, for the three sizes.
 
     Raises:
         ValueError: a shape or a device does not match the grid's.
@@ -282,22 +286,40 @@ def marching_tetrahedra(positions: Tensor, sdf: Tensor, grid: TetGrid) -> Surfac
     _check(positions, sdf, grid)
     inside = sdf.detach() < 0
     corner = torch.index_select(inside.view(torch.uint8), 0, grid.tets.reshape(-1)).view(torch.int32)
-    mixed = ((corner != 0) & (corner != 0x01010101)).nonzero()[:, 0]
+    is_mixed = (corner != 0) & (corner != 0x01010101)
+    num_mixed, num_triangles, num_vertices = _sizes(inside, corner, is_mixed, grid)
+    mixed = indices_of(is_mixed, num_mixed)
     code = torch.index_select(corner, 0, mixed)
     # The four corners are the four bytes of an int32: gather the lowest bit of each.
     case = (code & 1 | code >> 7 & 2 | code >> 14 & 4 | code >> 21 & 8).long()
-    local = _TABLE.to(sdf.device)[case].reshape(-1, 3)
-    owner = torch.repeat_interleave(mixed, 2)[local[:, 0] >= 0]
-    local = local[local[:, 0] >= 0]
+    local = _table(sdf.device)[case].reshape(-1, 3)
+    triangle = indices_of(local[:, 0] >= 0, num_triangles)
+    owner, local = mixed[triangle // 2], local[triangle]
     crossed = torch.gather(torch.index_select(grid.tet_edges, 0, owner), 1, local)
     used = torch.zeros(len(grid.edges), dtype=torch.bool, device=sdf.device)
     used[crossed.reshape(-1).long()] = True
-    edge = used.nonzero()[:, 0]
+    edge = indices_of(used, num_vertices)
     number = torch.empty(len(grid.edges), dtype=torch.int64, device=sdf.device)
     number[edge] = torch.arange(len(edge), device=sdf.device)
     faces = torch.index_select(number, 0, crossed.reshape(-1)).reshape(-1, 3)
     ends = torch.index_select(grid.edges, 0, edge).long()
     return Surface(_crossing(positions, sdf, ends), faces, ends)
+
+
+def _sizes(inside: Tensor, corner: Tensor, is_mixed: Tensor, grid: TetGrid) -> list[int | None]:
+    """How many tetrahedra the surface crosses, its triangles and its vertices; None on a CPU, which finds them on the way.
+
+    Args:
+        inside: [V] bool.
+        corner: [K] int32, whose four bytes say which corners are inside.
+        is_mixed: [K] bool, tetrahedra with corners on both sides.
+        grid: the tetrahedra.
+    """
+    if inside.device.type == "cpu":
+        return [None, None, None]
+    number_inside = (corner * 0x01010101) >> 24  # the sum of the four bytes, at most 4
+    ends = torch.index_select(inside, 0, grid.edges.reshape(-1)).reshape(-1, 2)
+    return counts(is_mixed, is_mixed.sum() + (number_inside == 2).sum(), ends[:, 0] != ends[:, 1])
 
 
 def _crossing(positions: Tensor, sdf: Tensor, ends: Tensor) -> Tensor:

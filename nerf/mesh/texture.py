@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from nerf.core.errors import ExportError
+from nerf.core.progress import track
 from nerf.mesh.level_set_grid import QUERY_CHUNK, Values, query_values
 from nerf.mesh.mesh import Mesh
 
 Color = Callable[[Tensor], Tensor]
-Progress = Callable[[int, int], None]  # how much of the work is done, and all of it
 
 _BAND = 2**21  # samples per band of rows
 _RIM = 2.0  # texels beyond a chart that are extrapolated from its triangles; a bilinear lookup reaches one
@@ -187,7 +187,7 @@ def query_color(albedo: Color, points: np.ndarray, device: torch.device | str = 
         ValueError: the field returns another shape.
     """
     color = np.empty((len(points), 3), dtype=np.float32)
-    for start in range(0, len(points), chunk):
+    for start in track(range(0, len(points), chunk), "evaluating colours"):
         part = torch.from_numpy(points[start : start + chunk].astype(np.float32))
         with torch.no_grad():
             seen = albedo(part.to(device)).float().cpu()
@@ -207,7 +207,7 @@ def bake_texels(
     channels: int,
     size: int,
     supersample: int = 1,
-    progress: Progress | None = None,
+    doing: str = "baking a texture",
 ) -> tuple[np.ndarray, float]:
     """Fill a texture: covered texels with the mean of their samples, their rim by extrapolation, the rest by padding.
 
@@ -221,7 +221,7 @@ def bake_texels(
         channels: C.
         size: S, texels along an edge. Working memory is about 45 S^2 bytes, 0.75 GB at 4096, and 400 MB for the samples.
         supersample: n; a texel that is covered entirely is the mean of n x n samples.
-        progress: called after every band of rows.
+        doing: name of the task that shows the progress.
 
     Returns:
         float32 [S, S, C] with row 0 at v = 1, and the fraction of texels that triangles cover.
@@ -230,7 +230,7 @@ def bake_texels(
     total = np.zeros((size * size, channels), dtype=np.float32)
     owner, partly = np.full(size * size, -1, dtype=np.int32), np.zeros(size * size, dtype=bool)
     step = max(1, _BAND // (width * n))  # rows of texels
-    for top in range(0, size, step):
+    for top in track(range(0, size, step), doing):
         end = min(size, top + step)
         texels = rasterize_uv(uv, mesh.faces, width, (top * n, end * n))
         if len(texels):
@@ -242,8 +242,6 @@ def bake_texels(
             for channel in range(channels):
                 mean = np.bincount(place, seen[:, channel], len(count)) / np.maximum(count, 1)
                 total[band, channel] = mean
-        if progress is not None:
-            progress(end, size)
     covered = owner >= 0
     if not covered.any():
         return total.reshape(size, size, channels), 0.0
@@ -281,7 +279,6 @@ def bake(
     size: int,
     inset: np.ndarray | None = None,
     supersample: int = 1,
-    progress: Progress | None = None,
 ) -> tuple[np.ndarray, float]:
     """Bake the colours of a surface.
 
@@ -291,13 +288,16 @@ def bake(
         size: S, texels along an edge.
         inset: [V] depth below the surface, against the normal, at which the colour is evaluated.
         supersample: n; a texel is the mean of n x n colours.
-        progress: called with the number of finished rows, and S.
 
     Returns:
         The texture, uint8 sRGB [S, S, 3] with row 0 at v = 1, and the fraction of it that triangles cover.
     """
     where = mesh.vertices if inset is None else mesh.vertices - inset[:, None] * mesh.require("normals")
-    texture, coverage = bake_texels(mesh, lambda texels: color(texels.interpolate(mesh, where)), 3, size, supersample, progress)
+
+    def seen(texels: Texels) -> np.ndarray:
+        return color(texels.interpolate(mesh, where))
+
+    texture, coverage = bake_texels(mesh, seen, 3, size, supersample, "baking colours")
     return to_bytes(texture), coverage
 
 

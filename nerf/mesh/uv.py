@@ -3,12 +3,12 @@
 uv has its origin at the lower left.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from nerf.core.errors import ExportError
+from nerf.core.progress import track
 from nerf.mesh.mesh import Mesh
 
 _UNWRAP_BLOCK = 1000  # triangles per call of xatlas' charting
@@ -17,7 +17,7 @@ _EXTENT = (0.05, 1e3)  # scene units: a surface of another size is unwrapped at 
 _MAX_COST = 1.0  # half of xatlas' default: compact charts, whose boundary does not come near itself
 
 
-def unwrap(mesh: Mesh, texture_size: int, progress: Callable[[int, int], None] | None = None) -> Mesh:
+def unwrap(mesh: Mesh, texture_size: int) -> Mesh:
     """Cut the surface into charts and pack them into the unit square (xatlas).
 
     The time of xatlas grows faster than the number of triangles, so it charts blocks of at most a thousand neighbouring
@@ -28,7 +28,6 @@ def unwrap(mesh: Mesh, texture_size: int, progress: Callable[[int, int], None] |
     Args:
         mesh: welded, vertices [V, 3] and faces [T, 3].
         texture_size: edge of the texture in texels.
-        progress: called after every block with the number of charted triangles, and T.
 
     Returns:
         The mesh with uv and weld, its vertices repeated along the seams; normals and colours are copied.
@@ -43,15 +42,12 @@ def unwrap(mesh: Mesh, texture_size: int, progress: Callable[[int, int], None] |
         flat = unwrap(replace(mesh, vertices=mesh.vertices / extent), texture_size, progress)
         return replace(flat, vertices=mesh.vertices[flat.require("weld")])
     blocks = _blocks(mesh.corners.mean(axis=1), np.arange(len(mesh.faces)))
-    atlas, done = xatlas.Atlas(), 0
+    atlas = xatlas.Atlas()
     vertices_of: list[np.ndarray] = []
-    for block in blocks:
+    for block in track(blocks, "unwrapping"):
         source, local, uv = _chart(mesh, block)
         vertices_of.append(source)
         atlas.add_uv_mesh(uv, local)
-        done += len(block)
-        if progress is not None:
-            progress(done, len(mesh.faces))
     pack = xatlas.PackOptions()
     pack.padding = max(_PADDING, texture_size // _PADDING_SHARE)
     pack.resolution = texture_size

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nerf.core.streams import Stream
 from nerf.core.structs import Rays, RenderSettings, Samples, Trace
+from nerf.core.transfer import Download
 from nerf.fields.base import Field
 from nerf.render.base import RaySums, RenderPath, box, points_at, points_on, sample_values, split_values
 from nerf.render.occupancy import OccupancyGrid
@@ -47,8 +48,7 @@ MIN_TRANSMITTANCE = 1e-4
 class Pending:
     """What a part needed, on its way from the GPU to the host."""
 
-    need: Tensor  # [3] int64, see :func:`find_visible_samples_buffered`; valid once ``event`` has passed
-    event: torch.cuda.Event | None
+    need: Download  # [3] int64, see :func:`find_visible_samples_buffered`
     source: str  # of the part's rays
     rays: int  # N
     steps: int  # across the diagonal
@@ -78,6 +78,7 @@ class AcceleratedPath(RenderPath):
     shortest ones.
     """
 
+    samples_per_ray = FIRST_ROUND
     log2_step_scale: Tensor
 
     def __init__(
@@ -95,7 +96,7 @@ class AcceleratedPath(RenderPath):
         self.max_steps, self.dt_gamma, self.min_near = max_steps, dt_gamma, min_near
         self.buffered = buffered
         self.register_buffer("log2_step_scale", torch.zeros((), dtype=torch.int64))
-        self._host_step_scale: int | None = None  # the buffer's value on the host; None: it has to be read
+        self._host_step_scale: int | None = 0  # the buffer's value on the host; None: it has to be read
         self.register_load_state_dict_post_hook(_forget_host_state)
         self._sizes: dict[str, BufferSizes] = {}  # by source
         self._pending: list[Pending] = []
@@ -110,6 +111,10 @@ class AcceleratedPath(RenderPath):
         if settings.training:
             return self._train(field, rays, settings, near, far)
         return self._evaluate(field, rays, settings, near, far)
+
+    def surface_extent(self, bound: float, density: float) -> float:
+        """See :meth:`RenderPath.surface_extent`; the box of an object of unit size is left whole."""
+        return bound if bound <= 1.0 else self.grid.extent(density)
 
     def _steps(self, log2_scale: int) -> int:
         """Steps across the diagonal when the step is 2^log2_scale times the shortest one."""
@@ -199,14 +204,7 @@ class AcceleratedPath(RenderPath):
 
     def _send(self, need: Tensor, source: str, rays: int, steps: int, budget: float, capacity: tuple[int, int]) -> None:
         """Start to copy what a part needs to the host."""
-        event = None
-        if need.device.type == "cuda":
-            host = torch.empty(need.shape, dtype=need.dtype, pin_memory=True)
-            host.copy_(need, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(need.device))  # the tensor's device need not be the current one
-            need = host
-        self._pending.append(Pending(need, event, source, rays, steps, budget, capacity))
+        self._pending.append(Pending(Download(need), source, rays, steps, budget, capacity))
 
     def _read_pending(self) -> None:
         """Read what the last parts needed; adapt buffers and steps, and log parts that did not fit.
@@ -216,9 +214,7 @@ class AcceleratedPath(RenderPath):
         """
         pending, self._pending = self._pending, []
         for part in pending:
-            if part.event is not None:
-                part.event.synchronize()
-            marched, visible, broken = part.need.tolist()
+            marched, visible, broken = part.need.result().tolist()
             if broken:
                 raise ValueError(f"render: {broken} of {part.rays} rays of the last part ({part.source}) were not finite")
             fits = marched <= part.capacity[0] and visible <= part.capacity[1]

@@ -104,7 +104,14 @@ def chosen_color(background: Tensor, rays: Rays) -> Tensor:
         return background.expand(n, 3)
     if background.shape == (n, 3):
         return background
-    if background.ndim == 2 and background.shape[1] == 3:
-        if n == 0 or background.shape[0] > int(rays.view_index.max()):
-            return background[rays.view_index]
+    if background.ndim == 2 and background.shape[1] == 3 and len(background) >= _views_of(rays):
+        return background[rays.view_index]
     raise ValueError(f"background: expected [3], [B, 3] for the views of these rays or [{n}, 3], got {list(background.shape)}")
+
+
+def _views_of(rays: Rays) -> int:
+    """How many views N rays belong to; at least 0 where only a GPU knows, which is not asked."""
+    if rays.views is not None:
+        return len(rays.views)
+    known = len(rays) > 0 and rays.view_index.device.type == "cpu"
+    return int(rays.view_index.max()) + 1 if known else 0

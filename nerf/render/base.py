@@ -48,9 +48,11 @@ class RenderPath(nn.Module, ABC):
 
     Attributes:
         whole_images: the path can only render rays that are whole images, all of them at once.
+        samples_per_ray: samples of a ray that evaluation holds in memory at once; how many rays fit depends on it.
     """
 
     whole_images = False
+    samples_per_ray = 64
 
     @abstractmethod
     def render(self, field: Field, rays: Rays, settings: RenderSettings) -> RaySums:
@@ -71,6 +73,10 @@ class RenderPath(nn.Module, ABC):
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups (params, lr, name) of the path's own parameters. By default none."""
         return []
+
+    def surface_extent(self, bound: float, density: float) -> float:
+        """Half the side of a box around the origin, ``bound`` at most, outside of which the field has no such density."""
+        return bound
 
     def surface(self) -> Surface | None:
         """The triangles that the path rasterises; None for a path that renders a volume."""

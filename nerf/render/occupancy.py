@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nerf.core.errors import UserError
+from nerf.core.transfer import Download, indices_of
 from nerf.fields.base import QUERY_CHUNK, Field
 from raymarching import morton3D_invert, packbits
 
@@ -53,11 +54,33 @@ class OccupancyGrid(nn.Module):
         self.register_buffer("bitfield", torch.full((self.cascades * cells // 8,), 255, dtype=torch.uint8))
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self._host_updates: int | None = 0  # the buffer's value on the host; None: it has to be read
+        self._next_count: Download | None = None  # on a GPU: how many occupied cells the next update chooses from
+        self.register_load_state_dict_post_hook(_forget_host_state)
+
+    def extent(self, density: float) -> float:
+        """Half the side of the smallest box around the origin that holds the cells in which ``density`` may be reached.
+
+        Cells of a tenth of it count, as a cell remembers what was sampled at some of its points; without any, it is the bound.
+        """
+        cells = torch.nonzero(self.alpha.view(-1) > -math.expm1(-0.1 * density * self.dt))[:, 0]
+        if len(cells) == 0:
+            return self.bound
+        cascade, middle = torch.div(cells, self.grid_size**3, rounding_mode="floor"), self.positions(cells).abs().amax(dim=1)
+        # What is inside the next finer cascade too is known better there.
+        own = (cascade == 0) | (middle > torch.exp2(cascade - 1.0))
+        half_cell = torch.exp2(cascade.float()).clamp(max=self.bound) / self.grid_size
+        reach = torch.where(own, middle + 3.0 * half_cell, 0.0)  # to the end of the cell, and of one beyond it
+        return min(self.bound, float(reach.max())) if bool(own.any()) else self.bound
 
     @property
     def threshold(self) -> float:
         """Alpha above which a cell counts as occupied."""
-        return min(MEAN_SHARE * float(self.mean), self.alpha_thresh)
+        return float(self._threshold())
+
+    def _threshold(self) -> Tensor:
+        """:attr:`threshold`, on the device."""
+        return (MEAN_SHARE * self.mean.double()).clamp(max=self.alpha_thresh).to(self.alpha.dtype)
 
     @torch.no_grad()
     def update(self, field: Field, generator: torch.Generator) -> None:
@@ -67,26 +90,42 @@ class OccupancyGrid(nn.Module):
             field: sampled by ``field.occupancy``.
             generator: of the grid's device; places the points within their cells.
         """
-        chosen = self._cells(int(self.updates))
+        update = int(self.updates) if self._host_updates is None else self._host_updates
+        chosen = self._cells(update, None if self._next_count is None else int(self._next_count.result()))
         flat = self.alpha.view(-1)
         for cells in chosen.split(QUERY_CHUNK):
             sampled = field.occupancy(self.positions(cells, generator), self.dt).to(flat)
             flat[cells] = torch.maximum(DECAY * flat[cells], sampled)
         self.mean.copy_(self.alpha.mean())
         self.updates.add_(1)
-        self.bitfield.copy_(packbits(self.alpha, self.threshold))
+        above = ~(self.alpha <= self._threshold())  # NaN counts as above, so that a field with NaN shows
+        self.bitfield.copy_(packbits(above.to(self.alpha.dtype), 0.5))
+        self._host_updates = update + 1
+        if self.alpha.device.type == "cuda" and update + 1 >= FULL_UPDATES:
+            self._next_count = Download(self._occupied((update + 1) % STRIDE).sum())
 
-    def _cells(self, update: int) -> Tensor:
-        """Flat indices [K] of the cells that this update samples."""
+    def _cells(self, update: int, count: int | None = None) -> Tensor:
+        """Flat indices [K] of the cells that this update samples; a GPU is waited for where ``count`` is not known.
+
+        Args:
+            update: number of the update.
+            count: how many cells are occupied and not in turn; None: they are counted.
+        """
         total, device = self.alpha.numel(), self.alpha.device
         if update < FULL_UPDATES:
             return torch.arange(total, device=device)
         turn = update % STRIDE
         in_turn = torch.arange(turn, total, STRIDE, device=device)
-        occupied = torch.nonzero(self.alpha.view(-1) > self.threshold)[:, 0]
-        occupied = occupied[occupied % STRIDE != turn]
+        mask = self._occupied(turn)
+        occupied = indices_of(mask, count)
         every = max(1, math.ceil(len(occupied) / len(in_turn)))
         return torch.cat([in_turn, occupied[update % every :: every]])
+
+    def _occupied(self, turn: int) -> Tensor:
+        """Which cells are occupied and not sampled in this turn anyway, bool [C * H^3]."""
+        mask = self.alpha.view(-1) > self._threshold()
+        mask.view(-1, STRIDE)[:, turn] = False  # C * H^3 is a multiple of STRIDE
+        return mask
 
     def positions(self, cells: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A point [K, 3] in each of the cells [K] (flat indices): random, or the centre without a generator."""
@@ -99,3 +138,8 @@ class OccupancyGrid(nn.Module):
             inside = torch.rand(corner.shape, generator=generator, device=corner.device, dtype=corner.dtype)
         reach = torch.exp2(cascade.to(corner.dtype)).clamp(max=self.bound)
         return ((corner + inside) * (2.0 / self.grid_size) - 1.0) * reach[:, None]
+
+
+def _forget_host_state(grid: OccupancyGrid, _keys: object) -> None:
+    """After a checkpoint was loaded: what the host remembers belongs to another run."""
+    grid._host_updates, grid._next_count = None, None

@@ -28,6 +28,7 @@ class PlainPath(RenderPath):
     def __init__(self, num_steps: int, upsample_steps: int, min_near: float):
         super().__init__()
         self.num_steps, self.upsample_steps, self.min_near = num_steps, upsample_steps, min_near
+        self.samples_per_ray = num_steps + upsample_steps
 
     def render(self, field: Field, rays: Rays, settings: RenderSettings) -> RaySums:
         """Composite N rays; see :meth:`RenderPath.render`."""

@@ -5,6 +5,7 @@ sizes are chosen beforehand, without a host sync, for a GPU. N rays, M samples p
 """
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +30,12 @@ from raymarching import (
 EARLY_STOP_EPS, ALPHA_THRESHOLD = 1e-3, 1e-4
 # Samples of a ray in the first round, of evaluation too; later rounds are longer, as fewer rays continue.
 FIRST_ROUND, LONGEST_ROUND = 8, 64
-# Buffers are larger than what was needed by this factor, in whole blocks; the memory of a large need decays per part.
-HEADROOM, BLOCK, NEED_DECAY = 1.25, 4096, 0.98
+# Buffers are larger, by this factor and in whole blocks, than the largest need of the last so many parts. A random camera that
+# stands nearer, or sees less, needs up to twice the samples of the one before; photographs need ever less as the scene clears.
+# Simulated with the needs of 270 guided steps (embedded prior, 32x32) and 400 on photographs (lego), recorded on a CPU: this
+# leaves out 0.7 and 0.0 % of the parts, whose UNet pass is then for nothing, with buffers of 1.7 times the need. A need that
+# decays by 0.98 a part leaves out 3.3 and 0.0 % with 1.6 and 1.9 times the need, one by 0.995 0.4 and 0.0 % with 1.7 and 4.4.
+HEADROOM, BLOCK, REMEMBERED_PARTS = 1.25, 4096, 16
 
 
 @dataclass(frozen=True)
@@ -130,12 +135,12 @@ class BufferSizes:
     """
 
     def __init__(self) -> None:
-        self._need: tuple[float, float] | None = None  # samples marched, samples visible
+        self._needs: deque[tuple[float, float]] = deque(maxlen=REMEMBERED_PARTS)  # samples marched, samples visible
 
     @property
     def known(self) -> bool:
         """Whether any need was observed yet."""
-        return self._need is not None
+        return len(self._needs) > 0
 
     def capacity(self, rays: int, steps: int, budget: int | None = None) -> tuple[int, int]:
         """Sizes of the buffers for marched and for visible samples.
@@ -148,18 +153,18 @@ class BufferSizes:
         Raises:
             ValueError: nothing was observed yet.
         """
-        if self._need is None:
+        if not self._needs:
             raise ValueError("BufferSizes.capacity: expected an observed need, got none; call observe first")
-        marched, visible = (max(math.ceil(HEADROOM * need * rays * steps / BLOCK), 1) * BLOCK for need in self._need)
+        marched, visible = (
+            max(math.ceil(HEADROOM * need * rays * steps / BLOCK), 1) * BLOCK
+            for need in map(max, zip(*self._needs, strict=True))
+        )
         visible = min(visible, marched)
         return (marched, visible) if budget is None else (min(marched, 2 * budget), min(visible, budget))
 
     def observe(self, marched: int, visible: int, rays: int, steps: int) -> None:
         """Remember how many samples a part with so many rays and steps needed."""
-        need = marched / (rays * steps), visible / (rays * steps)
-        if self._need is not None:
-            need = max(need[0], NEED_DECAY * self._need[0]), max(need[1], NEED_DECAY * self._need[1])
-        self._need = need
+        self._needs.append((marched / (rays * steps), visible / (rays * steps)))
 
 
 @torch.no_grad()

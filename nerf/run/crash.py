@@ -9,17 +9,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from nerf.core.files import reason_of
+from nerf.core.memory import OutOfMemoryError, is_out_of_memory
 
+WITHOUT_MEMORY = "the machine has not enough memory; close other programs, or lower the flags that size the run"
 PACKAGES = ("torch", "numpy", "pillow", "trimesh", "safetensors", "diffusers", "transformers")  # whose versions are recorded
 
 
 def sentence_of(error: BaseException, folder: str | Path | None) -> str:
     """Write the traceback of an exception to a file; returns the sentence for the user.
 
+    Memory that ran out is no error of the program, and makes no file.
+
     Args:
         error: the exception.
         folder: the workspace of the run, where the file goes if the folder exists; else it goes to the temporary folder.
     """
+    if is_out_of_memory(error):
+        return str(error) if isinstance(error, OutOfMemoryError) else f"{WITHOUT_MEMORY} ({reason_of(error)})"
     what = f"an error that was not foreseen ({reason_of(error)})"
     text = _report(error)
     for place in (folder, tempfile.gettempdir()):

@@ -4,6 +4,9 @@ Everything here runs without gradients; the trainer puts the averaged weights in
 Of several processes only rank 0 renders and writes; the others get None, or no metrics.
 """
 
+import math
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,16 +17,19 @@ from torch import Tensor
 from nerf import provider
 from nerf.config.stages import Stage
 from nerf.core import cameras, images
+from nerf.core.memory import explained
+from nerf.core.progress import track
 from nerf.core.structs import RenderOutput, RenderSettings, Views, join_records
 from nerf.data.image_prompt import KnownViews
 from nerf.data.posed_images import Photographs
 from nerf.mesh import export
+from nerf.mesh.level_set_grid import PROBE_CELLS
 from nerf.mesh.mesh import Mesh
 from nerf.renderer import NeRFRenderer
 from nerf.run import metrics
 from nerf.run.checkpoint import run_name
 from nerf.run.distributed import main_only
-from nerf.run.logger import Report
+from nerf.run.logger import AfterTraining, Report
 from nerf.run.mesh_init import field_surface
 from nerf.run.workspace import has_later_stage
 from nerf.training.schedule import known_side
@@ -31,6 +37,10 @@ from nerf.training.sources import RunInfo
 
 PREVIEW_SIZE = 128
 PREVIEW_VIEWS = 4
+CPU_PIXELS = 20_000_000  # of held-out photographs that are measured on a CPU: a view of 1600x1200 takes 15 s of two cores
+QUERY_PROBE = 1 << 13  # points at which the field is timed, for the time left
+QUERIES_PER_CELL = 24  # of an export: evaluations of the field for each of the resolution^2 cells that a surface crosses
+TRIANGLE_SECONDS = 2e-4  # of an export, for each triangle that is kept: decimation, unwrapping, writing and reading back
 
 
 class Evaluator:
@@ -57,6 +67,8 @@ class Evaluator:
         self.held_out, self.known = held_out or {}, known
         self.device = next(model.parameters()).device
         self.workspace = Path(self.config.output.workspace)
+        self._pixel_seconds: float | None = None  # of the newest views
+        self._query_seconds: float | None = None  # of a point
 
     def settings(self) -> RenderSettings:
         """Render settings of evaluation: plain albedo, or view-dependent colour over the background of the photographs."""
@@ -67,11 +79,47 @@ class Evaluator:
     @torch.no_grad()
     def render(self, views: Views, settings: RenderSettings | None = None) -> RenderOutput:
         """Render whole views [B], one at a time; the random numbers of training are not touched."""
-        settings = settings or self.settings()
-        outputs = [self.model.render(cameras.view_rays(views[i].to(self.device)), settings) for i in range(len(views))]
-        if len(outputs) == 1:
-            return outputs[0]
-        return replace(join_records(outputs, torch.cat), shape=(len(views), views.height, views.width))
+        settings, began = settings or self.settings(), time.monotonic()
+        with explained("rendering a view", f"lower {self.stage.kind.render_memory}"):
+            outputs = [self.model.render(cameras.view_rays(views[i].to(self.device)), settings) for i in range(len(views))]
+            out = outputs[0]
+            if len(outputs) > 1:
+                out = replace(join_records(outputs, torch.cat), shape=(len(views), views.height, views.width))
+        out.image.sum().item()  # waits for a GPU
+        self._pixel_seconds = (time.monotonic() - began) / (len(views) * views.height * views.width)
+        return out
+
+    # ---- the time that is left ------------------------------------------------------------------------------------
+
+    def after_training(self) -> AfterTraining | None:
+        """How long the videos, the measuring and the mesh at the end will take; None before a view was rendered."""
+        if self._pixel_seconds is None:
+            return None
+        output = self.config.output
+        pixels = (len(provider.SIX_VIEWS) if output.six_views else output.dataset_size_test) * output.H * output.W
+        if "test" in self.held_out:
+            photos = self.held_out["test"]
+            pixels += sum(math.prod(photos.store.size(i)) for i in self._measured("test"))
+        seconds = pixels * self._pixel_seconds + (self._mesh_seconds() if output.save_mesh else 0.0)
+        return AfterTraining(seconds, complete=self.stage.name == self.config.stages[-1])  # else another stage trains
+
+    def _mesh_seconds(self) -> float:
+        """An estimate of the duration of an export from the time that a point takes."""
+        if self._query_seconds is None:
+            own = torch.Generator()  # the random numbers of training stay as they are
+            points = torch.rand(QUERY_PROBE, 3, generator=own) * 2 - 1
+            points = points.to(self.device) * self.model.bound
+            began = time.monotonic()
+            self.model.albedo(points).sum().item()
+            self._query_seconds = (time.monotonic() - began) / QUERY_PROBE
+        output = self.config.output
+        texels = (output.texture_size * output.texture_supersample) ** 2
+        queries = PROBE_CELLS**3 + QUERIES_PER_CELL * output.mcubes_resolution**2 + texels
+        if self.stage.kind.triangles:
+            queries = texels
+        most = QUERIES_PER_CELL * output.mcubes_resolution**2
+        triangles = min(output.decimate_target, most) if output.decimate_target > 0 else most
+        return queries * self._query_seconds + TRIANGLE_SECONDS * triangles
 
     @main_only(lambda: None)
     def show_guidance(self, debug: dict[str, Tensor], step: int) -> Path | None:
@@ -94,10 +142,11 @@ class Evaluator:
     def validate(self, step: int) -> dict[str, float]:
         """Write validation pictures; returns PSNR and SSIM of photographs that were held out, or of image prompts."""
         if self.held_out:
-            return self._measure("val" if "val" in self.held_out else "test", step)
+            split = "val" if "val" in self.held_out else "test"
+            return self._measure(split, step, evenly(len(self.held_out[split]), self.config.output.dataset_size_valid))
         output = self.config.output
         views = self._show_views(output.dataset_size_valid, output.H, output.W)
-        for i in range(len(views)):
+        for i in track(range(len(views)), "rendering validation views"):
             self._write_frame("validation", f"{run_name(step, self.stage.name)}_{i + 1:04d}", self.render(views[i]))
         return self._measure_known(step)
 
@@ -108,12 +157,13 @@ class Evaluator:
         name = run_name(step, self.stage.name)
         if output.six_views:
             views = provider.six_views(self.config, output.H, output.W)
-            for i in range(len(views)):
+            for i in track(range(len(views)), "rendering six views"):
                 self._write_frame("results", f"{name}_{i:04d}", self.render(views[i]))
             self.report.log(f"wrote {len(views)} views, {self.workspace / 'results' / name}_0000_rgb.png and so on")
         else:
-            self._write_turntable(name)
-        return self._measure("test", step) if "test" in self.held_out else self._measure_known(step)
+            with explained("making the video", "lower --dataset_size_test, or --W and --H"):
+                self._write_turntable(name)
+        return self._measure_test(step) if "test" in self.held_out else self._measure_known(step)
 
     @main_only(lambda: None)
     def save_mesh(self, run: RunInfo) -> export.ExportReport | None:
@@ -127,7 +177,7 @@ class Evaluator:
         said = {} if self.config.prompt.text is None else {"prompt": self.config.prompt.text}
         common = dict(
             albedo=self.model.albedo,
-            bound=self.model.bound,
+            bound=self.model.path.surface_extent(self.model.bound, output.mesh_threshold),
             folder=self.workspace / (f"mesh_{self.stage.name}" if shown_again else "mesh"),
             options=export.ExportOptions.from_config(output),
             transform=run.transform,
@@ -158,7 +208,7 @@ class Evaluator:
         output = self.config.output
         views = self._show_views(output.dataset_size_test, output.H, output.W)
         rgb, depth = [], []
-        for i in range(len(views)):
+        for i in track(range(len(views)), "rendering the video"):
             out = self.render(views[i])
             rgb.append(_pictures(out)[0])
             depth.append(images.depth_image(out.depth, out.opacity, (views.height, views.width)))
@@ -174,11 +224,28 @@ class Evaluator:
         images.write_png(base / f"{name}_rgb.png", _pictures(out)[0])
         images.write_png(base / f"{name}_depth.png", images.depth_image(out.depth, out.opacity, shape))
 
-    def _measure(self, split: str, step: int) -> dict[str, float]:
-        """PSNR and SSIM of a held-out split over its valid pixels; a few renders are written beside the photographs."""
+    def _measured(self, split: str) -> list[int]:
+        """Which held-out photographs the figures at the end are of."""
+        photos, most = self.held_out[split], self.config.output.eval_views
+        if most is None:
+            pixels = sum(math.prod(photos.store.size(i)) for i in range(len(photos)))
+            fits = self.device.type != "cpu" or pixels <= CPU_PIXELS
+            most = 0 if fits else max(1, CPU_PIXELS * len(photos) // pixels)
+        return evenly(len(photos), most)
+
+    def _measure_test(self, step: int) -> dict[str, float]:
+        """The figures at the end, and how many of the held-out photographs they are of."""
+        chosen, count = self._measured("test"), len(self.held_out["test"])
+        if len(chosen) < count:
+            self.report.log(f"measuring {len(chosen)} of {count} held-out photographs, evenly chosen; --eval_views 0 takes all")
+        found = self._measure("test", step, chosen)
+        return found | {"test_views": len(chosen), "test_photographs": count}
+
+    def _measure(self, split: str, step: int, chosen: Sequence[int]) -> dict[str, float]:
+        """PSNR and SSIM of held-out photographs over their valid pixels; the first renders are written beside them."""
         photos = self.held_out[split]
         rows = []
-        for i in range(len(photos)):
+        for i in track(chosen, "measuring held-out photographs"):
             batch, valid = photos.eval_batch(i, undistorted=self.stage.kind.photo_layout == "image")
             assert batch.views is not None and batch.rgb is not None, "a photograph has a camera and colours"
             out = self.render(batch.views, batch.settings(self.settings()))
@@ -186,7 +253,8 @@ class Evaluator:
             image, truth = (colour.reshape(*shape, 3) for colour in (out.image.clamp(0, 1), batch.rgb.to(self.device)))
             valid = None if valid is None else valid.reshape(shape)
             rows.append((metrics.psnr(image, truth, valid), metrics.ssim(image, truth, valid)))
-            self._write_pair(f"{run_name(step, self.stage.name)}_{split}", i, image, truth)
+            if len(rows) <= PREVIEW_VIEWS:
+                self._write_pair(f"{run_name(step, self.stage.name)}_{split}", i, image, truth)
         return self._report_measures(split, step, rows)
 
     def _measure_known(self, step: int) -> dict[str, float]:
@@ -194,7 +262,7 @@ class Evaluator:
         if self.known is None:
             return {}
         rows = []
-        for i in range(len(self.known)):
+        for i in track(range(len(self.known)), "measuring the views of image prompts"):
             batch = self.known.eval_batch(i, known_side(self.config))
             assert batch.views is not None and batch.rgb is not None and batch.mask is not None, "the picture has all of them"
             out = self.render(batch.views, batch.settings(self.settings()))
@@ -202,14 +270,14 @@ class Evaluator:
             image, truth = (colour.reshape(*shape, 3) for colour in (out.image.clamp(0, 1), batch.rgb))
             valid = ((out.opacity > 0.5) | (batch.mask > 0.5)).reshape(shape)
             rows.append((metrics.psnr(image, truth, valid), metrics.ssim(image, truth, valid)))
-            self._write_pair(f"{run_name(step, self.stage.name)}_image", i, image, truth)
+            if len(rows) <= PREVIEW_VIEWS:
+                self._write_pair(f"{run_name(step, self.stage.name)}_image", i, image, truth)
         return self._report_measures("image", step, rows)
 
     def _write_pair(self, name: str, i: int, image: Tensor, truth: Tensor) -> None:
-        """Write the first few renders [H, W, 3] beside what they are compared with."""
-        if i < PREVIEW_VIEWS:
-            pair = np.concatenate([images.to_uint8(image), images.to_uint8(truth)], axis=1)
-            images.write_png(self.workspace / "validation" / f"{name}_{i:04d}.png", pair)
+        """Write a render [H, W, 3] beside what it is compared with."""
+        pair = np.concatenate([images.to_uint8(image), images.to_uint8(truth)], axis=1)
+        images.write_png(self.workspace / "validation" / f"{name}_{i:04d}.png", pair)
 
     def _report_measures(self, split: str, step: int, rows: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
         """The means of PSNR and SSIM over some views, logged."""
@@ -217,6 +285,13 @@ class Evaluator:
         found = {f"{split}_psnr": psnr, f"{split}_ssim": ssim}
         self.report.metrics(step, found)
         return found
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Indices of at most ``most`` of ``count`` things, evenly spaced from the first to the last; 0: all."""
+    if most == 0 or count <= most:
+        return list(range(count))
+    return [round(i * (count - 1) / max(most - 1, 1)) for i in range(most)]
 
 
 def _pictures(out: RenderOutput) -> np.ndarray:

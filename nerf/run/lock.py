@@ -17,10 +17,12 @@ LOCK_FILE = ".lock"
 OWNER_FILE = ".lock.json"  # who holds the lock: "pid", "host", "since"
 OWNER_SECONDS = 2.0  # how long to wait for the owner to say who it is; it does so right after it has the lock
 
+_held: set[Path] = set()  # folders that this process holds
+
 
 @contextmanager
 def hold(folder: str | Path) -> Iterator[None]:
-    """Hold a workspace in a ``with`` block; on rank 0 alone.
+    """Hold a workspace in a ``with`` block; on rank 0 alone. A block inside another one of the same process does nothing.
 
     The system gives the lock back when a process dies, however it dies. The folder is made if need be, and removed again at
     the end if nothing is in it.
@@ -32,6 +34,9 @@ def hold(folder: str | Path) -> Iterator[None]:
         yield
         return
     folder = Path(os.path.abspath(folder))
+    if folder in _held:
+        yield
+        return
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     lock = FileLock(folder / LOCK_FILE)
     try:
@@ -40,9 +45,11 @@ def hold(folder: str | Path) -> Iterator[None]:
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"--workspace {folder} cannot be written to ({reason}); choose a folder of your own") from None
+        _held.add(folder)
         try:
             yield
         finally:
+            _held.discard(folder)
             for name in (OWNER_FILE, LOCK_FILE):  # while the lock is held: whoever waits for the old file makes a new one
                 (folder / name).unlink(missing_ok=True)
             lock.release()

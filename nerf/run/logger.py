@@ -12,8 +12,9 @@ import os
 import sys
 import time
 from codecs import BOM_UTF8
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -23,13 +24,15 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from nerf.config.stages import FIRST, StageKind
+from nerf.core import progress
 from nerf.core.console import SafeStream
 from nerf.core.errors import UserError, visible
 from nerf.core.files import as_shape, parse_json, read_json, write_atomically, write_json
+from nerf.core.transfer import read_scalars
 from nerf.run.distributed import is_main
+from nerf.run.task_display import LINE_SECONDS, TaskDisplay
 
 SCALAR_STEPS = 10  # reading a loss stalls CUDA, so terms are read back once in so many steps
-LINE_SECONDS = 10.0  # without a terminal: a line of progress this often
 TINY = 1e-9  # seconds, or steps per second: keeps divisions finite
 RESULT_FILE = "result.json"
 LOGGER = "somnia"  # parent of the loggers of all modules
@@ -61,9 +64,13 @@ class Report:
         self._board: Any = None
         self._next_step = 0  # the first step that this process takes, or would take
         self._rate: _Rate | None = None
+        self.after_training: Callable[[], AfterTraining | None] = lambda: None  # asked for every line and bar
         self._handler = _Handler(self)
         logging.getLogger(LOGGER).addHandler(self._handler)
         logging.getLogger(LOGGER).setLevel(logging.INFO)
+        self._tasks = TaskDisplay(self._screen, self.terminal, self.log)
+        if self._main:
+            progress.listen(self._tasks)
         if not hold:
             self.open()
         for line in lines:
@@ -143,14 +150,15 @@ class Report:
         late = self._bar is None and rate.line_is_due(step == total)
         if not (due or late):
             return
-        values = {name: float(value) for name, value in terms.items()}
+        values = read_scalars(terms)
         if due:
             self._write(step, {f"train/{name}": value for name, value in values.items()})
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
+        after = self.after_training()
         if self._bar is not None:
-            self._bar.set_postfix_str(shown)
+            self._bar.set_postfix_str(f"{rate.run_text(total - step, after)}{shown}")
         elif late:
-            self.log(f"step {step}/{total} {rate.text(total - step)} {shown}")
+            self.log(f"step {step}/{total} {rate.text(total - step)}, {rate.run_text(total - step, after)}{shown}")
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Print and write measured values, such as the PSNR of held-out photographs."""
@@ -176,6 +184,7 @@ class Report:
     def close(self) -> None:
         """End the bar and close every file; may be called twice."""
         logging.getLogger(LOGGER).removeHandler(self._handler)
+        progress.ignore(self._tasks)
         self._close_stage()
         if self._log_file is not None:
             self._log_file.close()
@@ -254,6 +263,14 @@ class _Handler(logging.Handler):
         self.report.log(prefix + record.getMessage())
 
 
+@dataclass(frozen=True)
+class AfterTraining:
+    """What comes after the training of a stage."""
+
+    seconds: float  # estimated from measured rates
+    complete: bool  # nothing else comes after it
+
+
 class _Rate:
     """Steps per second over this process, and whether a line about it is due."""
 
@@ -275,10 +292,21 @@ class _Rate:
         self.last_line = now
         return True
 
+    @property
+    def per_second(self) -> float:
+        """Steps per second."""
+        return (self.step - (self.first or 0)) / max(time.monotonic() - self.started, TINY)
+
     def text(self, left: int) -> str:
-        """ "3.2 it/s, 01:20 left"."""
-        rate = (self.step - (self.first or 0)) / max(time.monotonic() - self.started, TINY)
-        return f"{rate:.2f} it/s, {tqdm.format_interval(left / max(rate, TINY))} left"
+        """ "3.2 it/s, 01:20 left" with so many steps left."""
+        return f"{self.per_second:.2f} it/s, {tqdm.format_interval(left / max(self.per_second, TINY))} left"
+
+    def run_text(self, left: int, after: AfterTraining | None) -> str:
+        """ "run 03:05 left, " with what comes after the steps, and a plus where that is not all; empty if nothing is known."""
+        if after is None:
+            return ""
+        seconds = left / max(self.per_second, TINY) + after.seconds
+        return f"run {tqdm.format_interval(seconds)}{'' if after.complete else '+'} left, "
 
 
 class _Row(msgspec.Struct):

@@ -18,7 +18,8 @@ from nerf.config.config import Config
 from nerf.config.resolve import StoredStart, start_from_run
 from nerf.config.stages import NERF, STAGE_KINDS
 from nerf.core.cameras import project
-from nerf.core.errors import UserError
+from nerf.core.errors import ExportError, UserError
+from nerf.core.progress import track
 from nerf.core.structs import LevelSet
 from nerf.data.posed_images import Photographs
 from nerf.mesh import sdf
@@ -122,12 +123,13 @@ def initialize_mesh(model: NeRFRenderer, config: Config, photos: Photographs | N
         (a mesh that had to be fitted into the box, now or when its checkpoint was made), else None.
 
     Raises:
-        UserError: the source does not fit the model, holds no object, or one that the grid is too coarse for.
+        UserError: the source does not fit the model.
+        ExportError: it holds no object, or one that the grid is too coarse for.
     """
     line, transform = _initialize(model, config, photos)
     surface = model.surface()
     if surface is None or len(surface.faces) == 0:
-        raise UserError(
+        raise ExportError(
             f"{line}; but the object is too thin for a grid of {config.dmtet.tet_grid_size} layers, and nothing of it is "
             "left: give a larger --tet_grid_size, or a lower --mesh_threshold if it is a NeRF of this program"
         )
@@ -184,10 +186,10 @@ def _init_from_level_set(model: NeRFRenderer, config: Config, level_set: LevelSe
     grid = smoothed(grid, output.mesh_smooth)
     implicit = grid.implicit(SMOOTH_CLIP)
     if not (implicit > 0).any():
-        raise UserError(why_empty(grid, "NeRF", flagged))
+        raise ExportError(why_empty(grid, "NeRF", flagged))
     implicit = _solid_parts(implicit.astype(np.float32))
     if (implicit > 0).all():
-        raise UserError(
+        raise ExportError(
             f"the NeRF fills its whole box: its {quantity(grid)} is nowhere {_outside(grid)} {grid.level:g}, where the mesh "
             f"would be extracted; {'give a higher --mesh_threshold, or ' if flagged else ''}train it longer"
         )
@@ -265,7 +267,7 @@ def visual_hull(photos: Photographs, points: Tensor) -> Tensor:
     from scipy.ndimage import distance_transform_edt
 
     hull = torch.full((len(points),), -torch.inf, device=points.device)
-    for i in range(len(photos)):
+    for i in track(range(len(photos)), "carving the visual hull"):
         shown, view = silhouette(photos, i), photos.view(i)
         if shown is None:
             continue

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from nerf.config.stages import NERF, Failure, StageKind
@@ -41,8 +42,11 @@ class DivergenceMonitor:
 
     def update(self, opacity: Tensor, steps: int = 1) -> None:
         """Add the opacity [N] of one render that frames the object and stands for so many steps."""
-        mean = float(opacity.mean())
-        fog = float(((opacity > FOG_LOW) & (opacity < FOG_HIGH)).float().mean())
+        mean, fog = mean_and_fog(opacity).tolist()
+        self.add(mean, fog, steps)
+
+    def add(self, mean: float, fog: float, steps: int = 1) -> None:
+        """Add what :func:`mean_and_fog` found in one render that stands for so many steps."""
         self.updates += 1
         self.steps += steps
         rate = max(SMOOTHING if steps == 1 else 1.0 - (1.0 - SMOOTHING) ** steps, 1.0 / self.updates)
@@ -70,6 +74,11 @@ class DivergenceMonitor:
         return None
 
 
+def mean_and_fog(opacity: Tensor) -> Tensor:
+    """The mean of opacities [N], and the share of them that is half transparent: [2], on their device."""
+    return torch.stack([opacity.mean(), ((opacity > FOG_LOW) & (opacity < FOG_HIGH)).to(opacity.dtype).mean()])
+
+
 def _sentence(stage: StageKind, config: "Config | None", failure: Failure, seen: str) -> str:
     """What was observed and what to try; from the start, because the newest checkpoint already has the problem."""
     return f"the {stage.noun} {seen}; start over with {stage.restart} and {stage.advice(failure, config)}"
@@ -88,6 +97,9 @@ def check_finite(terms: dict[str, Tensor], step: int, advice: Callable[[], str])
     """
     bad = [name for name, value in terms.items() if not math.isfinite(float(value.detach()))]
     if bad:
-        raise DivergenceError(
-            f"step {step}: the loss term {', '.join(bad)} is not finite, and the step was not taken; {advice()}"
-        )
+        raise DivergenceError(f"{not_finite(bad, step)}, and the step was not taken; {advice()}")
+
+
+def not_finite(terms: list[str], step: int) -> str:
+    """The beginning of the sentence about loss terms that are not finite."""
+    return f"step {step}: the loss term {', '.join(terms)} is not finite"

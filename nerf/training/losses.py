@@ -10,12 +10,11 @@ import math
 import torch
 from torch import Tensor
 
-# A triangle whose doubled area is below this share of its longest edge squared has no reliable normal.
-_SLIVER = 1e-3
-# Triangles with an angle below 2.9 degrees are left out of the curvature, and a vertex has at least this share of the mean
-# vertex area. (Clamping cotangents instead is worse: they no longer cancel, and a sphere from marching cubes costs 500
-# instead of 1.)
-_STEEPEST_COTANGENT, _LEAST_AREA = 20.0, 0.1
+from nerf.training.mesh_edges import MeshEdges, cotangents, mesh_edges, steep_triangles, triangle_normals
+
+# A vertex has at least this share of the mean vertex area. (Clamping cotangents instead is worse: they no longer cancel, and a
+# sphere from marching cubes costs 500 instead of 1.)
+_LEAST_AREA = 0.1
 
 
 def image_mse(image: Tensor, target: Tensor) -> Tensor:
@@ -135,7 +134,7 @@ def normal_cosine(normal: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return 1.0 - torch.sum(normal[inside] * target[inside].to(normal.dtype), -1).mean()
 
 
-def normal_consistency(vertices: Tensor, faces: Tensor) -> Tensor:
+def normal_consistency(vertices: Tensor, faces: Tensor, edges: MeshEdges | None = None) -> Tensor:
     """How much a surface bends at its edges: the mean of ``1 - n_0 . n_1`` over edges that exactly two triangles share.
 
     Open edges and edges of three or more triangles do not count, nor do those of a sliver (lower than a thousandth of
@@ -144,28 +143,22 @@ def normal_consistency(vertices: Tensor, faces: Tensor) -> Tensor:
     Args:
         vertices: [V, 3].
         faces: [T, 3] integers, oriented alike.
+        edges: of this mesh, if they are used more than once; None: found here.
 
     Returns:
         Scalar in [0, 2]; 0 for a plane and where no edge counts. Differentiable in ``vertices``.
     """
     if len(faces) == 0:
         return vertices.sum() * 0.0
-    corners = vertices[faces.long()]
-    normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    longest = (corners - corners.roll(-1, 1)).detach().square().sum(-1).amax(-1)
-    sound = normal.detach().norm(dim=-1) > _SLIVER * longest
-    _, count, first, order = _edges(faces, len(vertices))
-    first = first[count == 2]
-    pair = torch.stack([order[first], order[first + 1]]) // 3  # the two triangles at each such edge
-    pair = pair[:, sound[pair].all(dim=0)]
-    if pair.shape[1] == 0:
+    edges = edges or mesh_edges(vertices, faces)
+    if edges.pair.shape[1] == 0:
         return vertices.sum() * 0.0
-    a, b = normal[pair]
+    a, b = triangle_normals(vertices[faces.long()])[edges.pair]
     a, b = a / a.norm(dim=-1, keepdim=True), b / b.norm(dim=-1, keepdim=True)
     return 0.5 * (a - b).square().sum(-1).mean()  # 1 - a . b of unit vectors, without its cancellation
 
 
-def laplacian_uniform(vertices: Tensor, faces: Tensor) -> Tensor:
+def laplacian_uniform(vertices: Tensor, faces: Tensor, edges: MeshEdges | None = None) -> Tensor:
     """Mean squared umbrella vector, in units of the mean squared edge.
 
     The umbrella vector of a vertex leads to the mean of its neighbours (Taubin, 1995, with equal weights). Squared,
@@ -175,15 +168,16 @@ def laplacian_uniform(vertices: Tensor, faces: Tensor) -> Tensor:
     Args:
         vertices: [V, 3]; those that no triangle uses, and those on open edges, whose ring is open, do not count.
         faces: [T, 3] integers.
+        edges: of this mesh, if they are used more than once; None: found here.
 
     Returns:
         Scalar >= 0; 0 if no vertex counts. Differentiable in ``vertices``.
     """
     if len(faces) == 0:
         return vertices.sum() * 0.0
-    ends, count, _, _ = _edges(faces, len(vertices))
+    edges = edges or mesh_edges(vertices, faces)
+    ends, inner = edges.ends, edges.inner
     weight = vertices.new_ones(len(ends))
-    inner = _inner_vertices(ends, count, len(vertices))
     degree = _spread(weight, ends, weight.new_zeros(len(vertices)))[inner]
     umbrella = _differences(vertices, ends, weight)[inner] / degree[:, None]
     if len(umbrella) == 0:
@@ -192,7 +186,7 @@ def laplacian_uniform(vertices: Tensor, faces: Tensor) -> Tensor:
     return umbrella.square().sum(-1).mean() / edge.clamp(min=torch.finfo(edge.dtype).tiny)
 
 
-def laplacian_cotangent(vertices: Tensor, faces: Tensor) -> Tensor:
+def laplacian_cotangent(vertices: Tensor, faces: Tensor, edges: MeshEdges | None = None) -> Tensor:
     """Mean squared mean curvature, in units of a sphere's of the same area: 1 for every sphere, 0 for a plane.
 
     ``A / (4 pi) mean_i H_i^2`` with the mean-curvature vector ``2 H_i n_i = 1 / (2 A_i) sum_j (cot a_ij + cot b_ij)
@@ -204,6 +198,7 @@ def laplacian_cotangent(vertices: Tensor, faces: Tensor) -> Tensor:
         vertices: [V, 3]; those that no triangle uses, those on open edges, and those at a sliver (an angle below 2.9
             degrees), whose curvature is noise, do not count.
         faces: [T, 3] integers.
+        edges: of this mesh, if they are used more than once, made with ``steep=False``; None: found here.
 
     Returns:
         Scalar >= 0; 0 if no vertex counts. Differentiable in ``vertices``.
@@ -211,17 +206,12 @@ def laplacian_cotangent(vertices: Tensor, faces: Tensor) -> Tensor:
     if len(faces) == 0:
         return vertices.sum() * 0.0
     faces = faces.long()
-    cotangent, area = _cotangents(vertices.detach()[faces])
-    sliver = (cotangent.abs() > _STEEPEST_COTANGENT).any(dim=1)
-    cotangent[sliver] = 0.0  # it may be infinite, and its corners do not count anyway
-    ends, count, first, order = _edges(faces, len(vertices))
-    edge_of = torch.empty_like(order)  # which edge each half-edge belongs to
-    edge_of[order] = torch.repeat_interleave(torch.arange(len(first), device=order.device), count)
-    weight = vertices.new_zeros(len(ends)).index_add(0, edge_of, cotangent.reshape(-1))
-    counts = torch.ones(len(vertices), dtype=torch.bool, device=vertices.device)
-    counts[faces[sliver].reshape(-1)] = False
-    inner = _inner_vertices(ends, count, len(vertices))
-    inner = inner[counts[inner]]
+    cotangent, area = cotangents(vertices.detach()[faces])
+    # Where it is steep it may be infinite, and the corners do not count anyway.
+    cotangent = torch.where(steep_triangles(cotangent)[:, None], 0.0, cotangent)
+    edges = edges or mesh_edges(vertices, faces, steep=False)
+    ends, inner = edges.ends, edges.inner
+    weight = vertices.new_zeros(len(ends)).index_add(0, edges.edge_of, cotangent.reshape(-1))
     if len(inner) == 0:
         return vertices.sum() * 0.0
     own = vertices.new_zeros(len(vertices)).index_add(0, faces.reshape(-1), area.repeat_interleave(3) / 3)[inner]
@@ -244,36 +234,15 @@ def sdf_sign_entropy(sdf: Tensor, edges: Tensor) -> Tensor:
     Returns:
         Scalar; 2 ln 2 for distances near zero, more for larger ones, 0 if no edge counts. Differentiable in ``sdf``.
     """
+    if len(edges) == 0:
+        return sdf.sum() * 0.0
     pair = sdf[edges.long()]
     outside = pair.detach() >= 0
-    differ = outside[:, 0] != outside[:, 1]
-    pair, outside = pair[differ], outside[differ]
-    if len(pair) == 0:
-        return sdf.sum() * 0.0
+    differ = (outside[:, :1] != outside[:, 1:]).to(pair.dtype)  # a weight, as picking them out would wait for a GPU
     other = outside.flip(1).to(pair.dtype)
-    return 2.0 * torch.nn.functional.binary_cross_entropy_with_logits(pair, other)
-
-
-def _edges(faces: Tensor, num_vertices: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The edges of triangles [T, 3] and the half-edges on each.
-
-    Half-edge 3 t + k leads from corner k of triangle t to the next.
-
-    Returns:
-        ends [E, 2]; count [E], of half-edges each; order [3 T], the half-edges edge by edge; first [E] into ``order``.
-    """
-    start, end = faces.long().reshape(-1), faces.long().roll(-1, 1).reshape(-1)
-    key, order = torch.sort(torch.minimum(start, end) * num_vertices + torch.maximum(start, end), stable=True)
-    key, count = torch.unique_consecutive(key, return_counts=True)
-    return torch.stack([key // num_vertices, key % num_vertices], dim=1), count, count.cumsum(0) - count, order
-
-
-def _inner_vertices(ends: Tensor, count: Tensor, num_vertices: int) -> Tensor:
-    """The vertices [V'] that some edge uses and no open edge does."""
-    kind = torch.zeros(num_vertices, dtype=torch.bool, device=ends.device)
-    kind[ends.reshape(-1)] = True
-    kind[ends[count == 1].reshape(-1)] = False
-    return kind.nonzero()[:, 0]
+    over_all = torch.nn.functional.binary_cross_entropy_with_logits(pair, other, differ)
+    count = differ.sum()
+    return 2.0 * over_all * (torch.full_like(count, len(edges)) / count.clamp(min=1.0))
 
 
 def _spread(values: Tensor, ends: Tensor, onto: Tensor) -> Tensor:
@@ -285,11 +254,3 @@ def _differences(vertices: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
     """``sum_j w_ij (x_i - x_j)`` over the edges at each vertex, [V, 3]."""
     pull = weight[:, None] * (torch.index_select(vertices, 0, ends[:, 0]) - torch.index_select(vertices, 0, ends[:, 1]))
     return torch.zeros_like(vertices).index_add(0, ends[:, 0], pull).index_add(0, ends[:, 1], -pull)
-
-
-def _cotangents(corners: Tensor) -> tuple[Tensor, Tensor]:
-    """Cotangents [T, 3] of the angle opposite half-edge k, and areas [T], of triangles [T, 3, 3]."""
-    to_next, to_last = corners.roll(-1, 1) - corners, corners.roll(1, 1) - corners
-    doubled = torch.linalg.cross(to_next[:, 0], to_last[:, 0]).norm(dim=-1)
-    at_corner = (to_next * to_last).sum(-1) / doubled.clamp(min=torch.finfo(doubled.dtype).tiny)[:, None]
-    return at_corner.roll(1, 1), 0.5 * doubled  # half-edge k lies opposite corner k + 2

@@ -21,6 +21,7 @@ from nerf.core.structs import Batch, Part, RenderOutput, StepPlan
 from nerf.fields.base import Field
 from nerf.render.base import points_at
 from nerf.training import losses
+from nerf.training.mesh_edges import mesh_edges
 from nerf.training.sources import RunInfo
 
 # Distance of the second point of the 3-D smoothness from the first (standard deviation), as a share of the field's bound.
@@ -35,12 +36,14 @@ class ObjectiveOutput:
     terms: dict[str, Tensor] = field(default_factory=dict)  # name -> unweighted scalar; only terms with a weight
     stats: dict[str, Tensor] = field(default_factory=dict)  # for the log: scalars, read when they are written
     images: dict[str, Tensor] = field(default_factory=dict)  # for --save_guidance: name -> [B, 3, H, W] in [0, 1]
+    finite: dict[str, Tensor] = field(default_factory=dict)  # term -> [2, B] bool, see ``GuidanceOutput.finite``
 
     def update(self, other: "ObjectiveOutput") -> None:
         """Add the output of another objective for the same part."""
         self.terms.update(other.terms)
         self.stats.update(other.stats)
         self.images.update(other.images)
+        self.finite.update(other.finite)
 
 
 class Objective(ABC):
@@ -53,7 +56,7 @@ class Objective(ABC):
         needs_image: it is defined on whole images only, not on random rays or patches.
         sample_terms: those of the terms that need samples along the rays.
         needs_loss_scale: it looks at ``loss_scale``, the factor that automatic mixed precision puts on the losses of this
-            step; the trainer then sets it, which costs a wait on CUDA.
+            step; the trainer then sets it.
     """
 
     terms: tuple[str, ...]
@@ -61,7 +64,7 @@ class Objective(ABC):
     needs_image = False
     sample_terms: tuple[str, ...] = ()
     needs_loss_scale = False
-    loss_scale: float = 1.0
+    loss_scale: Tensor | float = 1.0  # 0-d, on the device of the losses
 
     def applies(self, part: Part, plan: StepPlan) -> bool:
         """Whether this objective is evaluated on the part under the plan's weights."""
@@ -201,6 +204,8 @@ class Guided(Objective):
             result.terms[f"sds/{model.name}"] = answer.loss
             result.stats.update({f"{model.name}_{name}": value for name, value in answer.stats.items()})
             result.images.update({f"{model.name} {name}": value for name, value in (answer.debug or {}).items()})
+            if answer.finite is not None:
+                result.finite[f"sds/{model.name}"] = answer.finite
         return result
 
     def _clipped(self, image: Tensor) -> Tensor:
@@ -306,16 +311,19 @@ class MeshRegularisers(Objective):
     def __init__(self, laplacian: str):
         """``laplacian``: "uniform" or "cotangent" weights."""
         self.laplacian = {"uniform": losses.laplacian_uniform, "cotangent": losses.laplacian_cotangent}[laplacian]
+        self.steep = laplacian == "uniform"  # triangles with a very small angle count
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
         terms: dict[str, Tensor] = {}
         surface = out.surface
         if surface is None:
             return ObjectiveOutput()
-        if plan.wants("mesh_normal"):
-            terms["mesh_normal"] = losses.normal_consistency(surface.vertices, surface.faces)
-        if plan.wants("mesh_laplacian"):
-            terms["mesh_laplacian"] = self.laplacian(surface.vertices, surface.faces)
+        if len(surface.faces) > 0 and (plan.wants("mesh_normal") or plan.wants("mesh_laplacian")):
+            edges = mesh_edges(surface.vertices, surface.faces, self.steep)
+            if plan.wants("mesh_normal"):
+                terms["mesh_normal"] = losses.normal_consistency(surface.vertices, surface.faces, edges)
+            if plan.wants("mesh_laplacian"):
+                terms["mesh_laplacian"] = self.laplacian(surface.vertices, surface.faces, edges)
         if plan.wants("mesh_sign"):
             terms["mesh_sign"] = losses.sdf_sign_entropy(surface.distance, surface.crossing)
         return ObjectiveOutput(terms)

@@ -58,7 +58,7 @@ def test_the_order_of_preference_is_native_before_torch():
 def test_without_a_compiler_the_backend_is_torch_and_one_line_says_why(fresh, tmp_path, monkeypatch, messages):
     monkeypatch.setenv("SOMNIA_KERNEL_CACHE", str(tmp_path / "kernels"))
     monkeypatch.setattr(build, "_loaded", {})
-    monkeypatch.setattr(build, "_prebuilt_path", lambda root, target: tmp_path / "nothing.so")
+    monkeypatch.setattr(build, "_prebuilt_folder", lambda root, target: tmp_path / "nothing")
     monkeypatch.setattr(toolchain.shutil, "which", lambda name, path=None: None)
     toolchain.compiler.cache_clear()
     assert [extension.backend("cpu") for _ in range(3)] == ["torch"] * 3

@@ -262,6 +262,60 @@ def test_build_ahead_writes_libraries_that_are_found_without_a_compiler(cache, t
     monkeypatch.setattr(build, "KERNEL_FOLDERS", ("extension",))
     (path,) = extension.build_ahead(tmp_path / "lib")
     assert path.parent == tmp_path / "lib" / "extension" / "prebuilt"
-    monkeypatch.setattr(build, "_prebuilt_path", lambda root, target: path)
+    monkeypatch.setattr(build, "_prebuilt_folder", lambda root, target: path.parent)
     monkeypatch.setattr(toolchain, "compiler", lambda device_type: pytest.fail("looked for a compiler"))
     assert extension.shared_object("extension", "cpu") == path
+
+
+# ---- CUDA libraries for several architectures ----
+
+
+@pytest.mark.parametrize(
+    ("built", "present", "found"),
+    [
+        (("80", "90"), ("90",), True),  # one of them
+        (("80", "90"), ("80", "90"), True),
+        (("80", "90"), ("86",), True),  # an 86 runs the code of an 80
+        (("80", "90"), ("100",), True),  # by the PTX of the newest
+        (("80", "90"), ("75",), False),
+        (("86", "90"), ("80",), False),
+        (("90",), ("80", "90"), False),
+        (("75", "120"), ("90",), False),  # PTX of a later one is of no use
+    ],
+)
+def test_a_cuda_library_of_several_architectures_is_found_where_it_serves(tmp_path, monkeypatch, built, present, found):
+    monkeypatch.setattr(build, "_prebuilt_folder", lambda root, target: tmp_path)
+    monkeypatch.setattr(toolchain, "present_cuda_archs", lambda: present)
+
+    def no_compiler(device_type):
+        raise extension.BuildError("no compiler here")
+
+    monkeypatch.setattr(toolchain, "compiler", no_compiler)
+    path = tmp_path / toolchain.target("extension", "cuda", built).file_name()
+    path.touch()
+    if found:
+        assert build.shared_object("extension", "cuda") == path
+    else:
+        with pytest.raises(extension.BuildError, match="no compiler here"):
+            build.shared_object("extension", "cuda")
+
+
+def test_a_cuda_library_of_other_sources_is_not_found(tmp_path):
+    target = toolchain.target("extension", "cuda", ("90",))
+    (tmp_path / target.file_name("another compiler")).touch()
+    assert not any(path.exists() for path in target.files(tmp_path))
+    assert [path.exists() for path in target.files(tmp_path, "another compiler")] == [True]
+
+
+@pytest.mark.parametrize(
+    ("text", "archs"), [("8.0 9.0+PTX", ("80", "90")), ("10.0;8.6,9.0", ("86", "90", "100")), ("  ", None)]
+)
+def test_architectures_are_taken_from_torch_s_variable(monkeypatch, text, archs):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", text)
+    assert toolchain.cuda_archs_to_build() == archs
+
+
+def test_architectures_that_are_no_numbers_are_refused(monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 Hopper")
+    with pytest.raises(extension.BuildError, match="numbers such as '8.0 9.0.PTX', got '8.0 Hopper'"):
+        toolchain.cuda_archs_to_build()

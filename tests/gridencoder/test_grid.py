@@ -12,6 +12,7 @@ from gridencoder import (
     encode,
     encode_with_jacobian,
     encode_with_pullback,
+    kernels,
     reference,
     total_variation,
 )
@@ -51,6 +52,24 @@ def test_encode_gradcheck_and_gradgradcheck(case, device):
 
     assert torch.autograd.gradcheck(function, (positions, table), fast_mode=True, nondet_tol=ANY_ORDER)
     assert torch.autograd.gradgradcheck(function, (positions, table), fast_mode=True, nondet_tol=ANY_ORDER)
+
+
+def test_a_table_at_an_odd_place_of_a_larger_tensor_reaches_the_kernels_aligned(device, monkeypatch):
+    positions, table, layout = make(device=device, features=2, points=30)
+    positions, table = positions.detach().float().requires_grad_(), table.detach().float()
+    whole = torch.cat([table.new_zeros(1), table.reshape(-1)]).requires_grad_()
+    addresses = []
+    fill = kernels.fill
+    tensors = {"positions", "table", "grad_values", "known_jacobian"}
+    monkeypatch.setattr(
+        kernels, "fill", lambda kind, **v: addresses.extend(v[k].data_ptr() for k in tensors & v.keys()) or fill(kind, **v)
+    )
+    view = whole[1:].view_as(table)
+    assert view.is_contiguous() and view.data_ptr() % 8 == 4
+    ours, twin = (encode(positions, t, layout, BOUND) for t in (view, table))
+    assert torch.equal(ours, twin)
+    ours.sum().backward()
+    assert whole.grad[1:].abs().sum() > 0 and len(addresses) > 4 and all(address % 16 == 0 for address in addresses)
 
 
 @pytest.mark.parametrize("features", [1, 2, 4, 8])

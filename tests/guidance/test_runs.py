@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 import main
 
@@ -41,6 +42,15 @@ def keys(sd_folder, sdxl_folder, if_folder, clip_folder, taesdxl_folder):
         "IF": ["--hf_keys", f"IF={if_folder}"],
         "clip": ["--hf_keys", f"clip={clip_folder}"],
     }
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A red square on clear ground."""
+    image = Image.new("RGBA", (24, 24))
+    image.paste((200, 30, 20, 255), (6, 6, 18, 18))
+    image.save(tmp_path / "red_rgba.png")
+    return tmp_path / "red_rgba.png"
 
 
 @pytest.mark.parametrize("vram", [(), ("--vram_O",)])
@@ -83,6 +93,18 @@ def test_three_models_guide_together_and_the_run_resumes(run, keys):
     assert options["options"]["guidance"]["value"] == ["clip", "IF", "SD"] and "going on from" in printed
 
 
+def test_a_picture_and_words_are_guided_by_stable_diffusion_and_clip_together(run, keys, picture):
+    words = ["--image", picture, *keys["SD"], *keys["clip"], "--known_view_interval", "4"]
+    code, result, options, printed = run(*words)
+    assert code == 0 and options["options"]["guidance"]["value"] == ["SD", "clip"]
+    assert "sds/clip" in printed and result["stages"]["nerf"]["steps"] == 2
+
+
+def test_a_picture_alone_is_enough_for_clip(run, keys, picture):
+    code, result, _, _ = run("--guidance", "clip", "--image", picture, *keys["clip"], text=None)
+    assert code == 0 and result["stages"]["nerf"]["steps"] == 2
+
+
 def test_exported_files_name_every_model_and_its_licence(run, keys, sd_folder, clip_folder):
     import guidance
     from nerf.config.config import parse
@@ -101,7 +123,7 @@ def test_exported_files_name_every_model_and_its_licence(run, keys, sd_folder, c
         (["--guidance", "clip", "--hf_keys", "clip=a/b", "clip=c/d"], "--hf_keys names clip twice"),
         (["--guidance", "clip", "--hf_keys", "clip=a/b"], "neither a folder nor complete in the Hugging Face cache"),
         (["--guidance", "SD", "clip", "--guidance_weights", "1", "2", "3"], "--guidance_weights gives 3 values"),
-        (["--guidance", "SDX"], "--guidance SDX is not known"),
+        (["--guidance", "SDX"], "--guidance must be SD, zero123, SDXL"),
     ],
 )
 def test_bad_input_is_one_sentence_before_anything_is_written(run, tmp_path, words, sentence):

@@ -271,3 +271,11 @@ def test_a_tiny_scene_is_learned(backbone, cuda_ray):
         image = model.render(rays, RenderSettings(source="eval", training=False, background=torch.ones(3))).image
     psnr = -10 * torch.log10((image - target).square().mean()).item()
     assert psnr > 18.0  # 25 to 29 as a rule; a white image has 9
+
+
+@pytest.mark.parametrize(("cuda_ray", "chunks"), [(True, 3), (False, 8)])
+def test_a_frame_is_few_chunks_on_a_gpu_and_of_4096_rays_on_a_cpu(cuda_ray, chunks):
+    model = of_a_ball(cuda_ray)
+    assert -(-800 * 800 // model.ray_batch(torch.device("cuda"))) == chunks
+    assert model.ray_batch(torch.device("cpu")) == 4096
+    assert of_a_ball(cuda_ray, max_ray_batch=7).ray_batch(torch.device("cuda")) == 7

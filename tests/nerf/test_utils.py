@@ -1,6 +1,9 @@
 """The trainer: every configuration takes steps, a resumed run is the run it resumes, and trouble is reported."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,19 +12,22 @@ import pytest
 import torch
 
 from guidance.base import CameraRequirements, Guidance, GuidanceOutput
+from nerf.config.config import with_values
 from nerf.config.stages import DMTET, Stage
 from nerf.core.errors import DivergenceError, UserError
 from nerf.provider import RandomCameras
 from nerf.renderer import build_model
-from nerf.run import checkpoint
+from nerf.run import checkpoint, evaluation
 from nerf.run.evaluation import Evaluator
 from nerf.run.logger import Report
 from nerf.training.sources import GuidanceInfo, RunInfo
 from nerf.utils import Trainer
 from tests.helpers.plans import opened
+from tests.helpers.tasks import listening
 
 TINY = (
-    "--text something --seed 3 --iters 6 --w 8 --h 8 --batch_size 2 --W 8 --H 8 --optim adam --max_steps 32 --grid_size 16 "
+    "--text something --guidance colour "
+    "--seed 3 --iters 6 --w 8 --h 8 --batch_size 2 --W 8 --H 8 --optim adam --max_steps 32 --grid_size 16 "
     "--grid_levels 4 --grid_log2 8 --grid_finest 32 --num_steps 8 --upsample_steps 4 --dataset_size_valid 2 "
     "--dataset_size_test 2 --preview_interval 1000 --latent_iter_ratio 0 --update_extra_interval 2 --hidden 16"
 ).split()
@@ -260,7 +266,7 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_is_touched(tmp_path):
 
 def test_where_losses_are_seldom_read_none_that_is_not_finite_gets_into_a_checkpoint(tmp_path, monkeypatch):
     trainer = make(tmp_path, "--cuda_ray", guidance=Broken())
-    monkeypatch.setattr(trainer, "_reads_back", lambda: False)  # as on a GPU, in most steps
+    monkeypatch.setattr(trainer, "_looks_at_once", lambda: False)  # as on a GPU
     trainer.train_step()
     trainer.train_step()
     good = trainer.save()
@@ -351,6 +357,74 @@ def test_running_out_of_memory_in_the_mesh_stage_names_what_that_stage_has(tmp_p
     with pytest.raises(MemoryError, match="--dmtet_reso_scale") as caught:
         trainer.train()
     assert "--max_steps" not in str(caught.value)
+
+
+def test_the_time_after_training_is_known_once_a_view_was_rendered(tmp_path):
+    trainer = make(tmp_path, "--cuda_ray", "--save_mesh", "--dataset_size_test", "50")
+    assert trainer.evaluator.after_training() is None
+    random = torch.get_rng_state()
+    trainer.preview()
+    trainer.evaluator._pixel_seconds = 1.0
+    after = trainer.evaluator.after_training()
+    assert 50 * 8 * 8 < after.seconds < 50 * 8 * 8 + 600 and after.complete
+    assert torch.equal(torch.get_rng_state(), random)
+    trainer.evaluator.config = with_values(trainer.config, {"stages": ("nerf", "dmtet")}, "typed")
+    assert not trainer.evaluator.after_training().complete
+
+
+def test_training_from_python_holds_the_lock_of_the_workspace(tmp_path):
+    trainer = make(tmp_path, "--cuda_ray")
+    loop = trainer.run()
+    next(loop)
+    command = [sys.executable, "-c", "import sys\nfrom nerf.run import lock\nwith lock.hold(sys.argv[1]): pass", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"in use by process {os.getpid()}" in done.stderr
+    loop.close()
+    assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_videos_and_views_show_their_progress(tmp_path):
+    trainer = make(tmp_path, "--cuda_ray")
+    with listening() as tasks:
+        trainer.test()
+        trainer.evaluate()
+    assert {"rendering the video", "rendering validation views"} <= {task.doing for task in tasks}
+
+
+def test_running_out_of_memory_in_a_view_or_a_video_says_what_to_lower(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    trainer = make(tmp_path, "--cuda_ray")
+    monkeypatch.setattr(evaluation.images, "write_video", fail)
+    with pytest.raises(MemoryError, match="making the video; lower --dataset_size_test"):
+        trainer.test()
+    monkeypatch.setattr(trainer.model, "render", fail)
+    with pytest.raises(MemoryError, match="rendering a view; lower --max_ray_batch, or --W and --H"):
+        trainer.preview()
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "chosen"),
+    [(5, 0, [0, 1, 2, 3, 4]), (3, 8, [0, 1, 2]), (9, 3, [0, 4, 8]), (200, 4, [0, 66, 133, 199]), (7, 1, [0])],
+)
+def test_views_to_measure_are_evenly_chosen(count, most, chosen):
+    assert evaluation.evenly(count, most) == chosen
+
+
+def test_guidance_is_told_that_a_stage_begins_before_its_parameters_are_taken(tmp_path):
+    told = []
+
+    class Learns(Colour):
+        def begin_stage(self):
+            told.append("begin")
+
+        def param_groups(self, lr):
+            told.append("parameters")
+            return []
+
+    make(tmp_path, "--cuda_ray", guidance=Learns())
+    assert told == ["begin", "parameters"]
 
 
 def test_cameras_beyond_what_the_guidance_was_made_for_are_told(tmp_path):

@@ -139,6 +139,21 @@ def test_a_copy_to_pinned_memory_arrives_with_its_event_and_not_before(x):
     assert host.tolist() == [0.0, 1.0, 2.0] and event.query()
 
 
+def test_pinned_memory_is_not_written_to_before_the_copy_from_it_has_been_waited_for(x):
+    host = torch.ones(3, pin_memory=True)
+    there, event = host.to("cuda", non_blocking=True), torch.cuda.Event()
+    event.record()
+    host[1] = 5.0
+    with pytest.raises(DeviceError, match="was written to while a copy to the device was reading it"):
+        event.synchronize()
+    there = host.to("cuda", non_blocking=True)
+    event.record()
+    event.synchronize()
+    host[1] = 6.0  # the copy is over
+    torch.cuda.synchronize()
+    assert there.tolist() == [1.0, 5.0, 1.0]
+
+
 def test_memory_of_the_host_is_refused_by_a_kernel_of_the_device(x):
     double = x.double()
     increment = extension.kernel("extension", "extension_increment", x.device)

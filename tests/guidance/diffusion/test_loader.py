@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from guidance.diffusion.loader import load_part, load_schedule, weights_dtype
+from guidance.diffusion.loader import load_part, load_schedule, parked, weights_dtype
 from nerf.config.config import parse
 from nerf.core.errors import UserError
 
@@ -40,6 +40,13 @@ def test_pickled_code_in_legacy_files_is_refused_and_not_run(legacy_folder, tmp_
     with pytest.raises(UserError, match="unet cannot be read"):
         load(legacy_folder)
     assert not (tmp_path / "exploded").exists()
+
+
+def test_a_parked_network_is_where_it_was_afterwards(device):
+    layer = torch.nn.Linear(2, 2).to(device)
+    with parked(layer, device):
+        assert layer.weight.device.type == "cpu"
+    assert layer.weight.device.type == device.type
 
 
 @pytest.mark.parametrize(

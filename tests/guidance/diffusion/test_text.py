@@ -83,6 +83,21 @@ def test_a_prompt_is_encoded_once_and_then_read(sd_folder, monkeypatch, text_cac
     assert torch.equal(encode(sd_folder), first) and seen == ["text_encoder"]
 
 
+def test_room_for_an_encoder_is_made_only_where_it_must_run(sd_folder):
+    import contextlib
+
+    entered = []
+
+    @contextlib.contextmanager
+    def room():
+        entered.append(True)
+        yield
+
+    for _ in range(2):
+        text.embed(text.TextEncoder(sd_folder), [("a", "")], CPU, torch.float32, around=room())
+    assert entered == [True]
+
+
 def test_only_the_prompts_that_are_new_are_encoded(sd_folder, monkeypatch, text_cache_folder):
     encode(sd_folder)
     seen = loads(monkeypatch)

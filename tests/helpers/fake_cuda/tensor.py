@@ -31,7 +31,9 @@ BETWEEN_DEVICES = {"copy_", "_to_copy", "set_", "set_data", "is_same_size", "_ha
 ON_THE_HOST = {"_local_scalar_dense", "equal", "is_same_size", "is_nonzero"}  # what they return is no tensor of the device
 
 _under_way: dict[int, tuple[Tensor, Tensor]] = {}  # number of a copy to pinned memory -> destination, values
+_read: dict[int, tuple[Tensor, Tensor]] = {}  # number of a copy from pinned memory -> source, its values when it was sent
 _numbers = itertools.count()
+_MOST_READ = 256  # of the copies from pinned memory that nobody has waited for; older ones are taken for done
 
 
 class DeviceError(RuntimeError):
@@ -66,17 +68,11 @@ class CudaTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inner: Tensor, requires_grad: bool | None = None):
-        """Wrap a plain tensor, whose storage is kept; with ``requires_grad``, as a parameter."""
-        inner = inner.inner if isinstance(inner, cls) else inner
-        if inner.device.type == "meta":  # accelerate's parameter while it is away
-            return torch.nn.Parameter(inner, bool(requires_grad))
+    def __new__(cls, inner: Tensor):
+        """Wrap a plain tensor, whose storage is kept."""
         layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "layout": inner.layout}
         made = Tensor._make_wrapper_subclass(cls, inner.size(), dtype=inner.dtype, device=CPU, **layout)
         made.inner = inner.detach() if inner.requires_grad else inner
-        if requires_grad is not None:  # accelerate makes a parameter by calling the type of another
-            made._is_param = True
-            made.requires_grad_(requires_grad)
         return made
 
     device = property(lambda self: CUDA)
@@ -204,20 +200,38 @@ def _copy(target: Tensor, source: Tensor, non_blocking: bool) -> None:
 
 def _upload(source: Tensor, non_blocking: bool) -> None:
     """A copy to the device: the host waits unless the memory is pinned and the copy non-blocking."""
+    check_pinned_sources()
     if not non_blocking:
         waits.wait("copy to the device")
     elif not is_pinned(source):
         waits.wait("copy to the device of memory that is not pinned", explicit=True)
+    else:
+        _read[next(_numbers)] = (source, source.detach().clone())
+        for number in list(_read)[:-_MOST_READ]:
+            del _read[number]
+
+
+def check_pinned_sources() -> None:
+    """Refuse that pinned memory was written to before a copy from it was waited for: the device might see either value.
+
+    Memory that was given back is no danger, here as on CUDA: the copy keeps it.
+    """
+    for number, (source, values) in _read.items():
+        if not torch.equal(source.reshape(-1).view(torch.uint8), values.reshape(-1).view(torch.uint8)):
+            _read.pop(number)
+            raise DeviceError(f"pinned memory {list(source.shape)} was written to while a copy to the device was reading it")
 
 
 def sent() -> tuple[int, ...]:
-    """The copies to pinned memory that are under way: what an event that is recorded now will wait for."""
-    return tuple(_under_way)
+    """The copies from and to pinned memory that are under way: what an event that is recorded now will wait for."""
+    return (*_under_way, *_read)
 
 
 def arrive(copies: tuple[int, ...]) -> None:
-    """Let copies reach pinned memory, those that have not yet."""
+    """Let copies reach pinned memory, and those from it end, where they have not yet."""
+    check_pinned_sources()
     for number in copies:
+        _read.pop(number, None)
         if number in _under_way:
             target, values = _under_way.pop(number)
             target.copy_(values)

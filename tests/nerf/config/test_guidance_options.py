@@ -44,7 +44,7 @@ def test_a_value_of_several_models_holds_for_all_or_one_for_each():
         (["--t_range", "0", "1", "0.5"], "--t_range takes 2 values for all guidance models or for each of them, got 3"),
         (["--t_range", "0", "1", "0.5", "0.4"], "--t_range must be two fractions with 0 <= low <= high <= 1, got 0.5 0.4"),
         (["--guidance_weights", "1", "-1"], "--guidance_weights must be between 0 and 1e9, got -1"),
-        (["--guidance_weighting", "sds", "best"], "--guidance_weighting must be sds, uniform or fantasia, got 'best'"),
+        (["--guidance_weighting", "sds", "best"], "--guidance_weighting must be sds, uniform, fantasia or x0, got 'best'"),
     ],
 )
 def test_a_wrong_number_of_values_for_the_models_is_one_sentence(words, expected):
@@ -84,5 +84,25 @@ def test_options_of_several_models_survive_a_file_and_a_single_old_value_is_read
     assert from_json(stored).guidance.of("clip").guidance_scale == 3.0
 
 
+def test_a_model_that_is_given_to_the_trainer_by_hand_sees_the_options_of_the_first():
+    assert options("--guidance_scale", "7", "5").guidance.of("mine").guidance_scale == 7.0
+
+
 def test_every_preset_of_a_model_names_a_preset():
     assert set(config_module.GUIDANCE_OF) <= set(PRESETS)
+
+
+def test_the_embedded_view_prior_brings_the_numbers_of_a_small_model_for_a_picture(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "chair_rgba.png"
+    Image.new("RGBA", (8, 8), (200, 100, 0, 255)).save(path)
+    weights = {"zero123": SimpleNamespace(kind="embedded view", version="embedded")}
+    plan = resolve(parse(["--image", str(path), "--stages", "nerf,dmtet"]), StoredRun(), lambda _: weights)
+    config, mesh = plan.config, {stage.name: stage.config for stage in plan.stages}["dmtet"]
+    preset = PRESETS["embedded view"]
+    assert config.guidance.guidance == ("zero123",)
+    assert config.guidance.guidance_scale == (preset["guidance_scale"],) and config.field.bound == preset["bound"]
+    assert config.camera.progressive_view is False and config.camera.fovy_range == preset["fovy_range"]
+    assert mesh.dmtet.coarse_sdf_grids == PRESETS["dmtet embedded view"]["coarse_sdf_grids"]
+    assert mesh.prompt.known_view_scale == PRESETS["dmtet image"]["known_view_scale"]

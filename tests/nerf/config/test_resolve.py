@@ -131,13 +131,14 @@ def test_presets_of_the_stored_run_apply_when_it_is_only_shown():
 
 # Values other than the default, and than the prompt of these tests, of every option that is kept by the whole run.
 OTHERS = {
-    "text": "a chair", "negative": "blur", "data": "photos", "holdout": 4, "downscale": 2, "guidance": ("SD", "clip"),
+    "text": "a chair", "negative": "blur", "distillation": "csd", "lora_rank": 8,
+    "data": "photos", "holdout": 4, "downscale": 2, "guidance": ("SD", "clip"),
     "sd_version": "1.5", "hf_key": "x", "hf_keys": ("clip=x",),
     "backbone": "vanilla", "bound": 2.0, "background": "constant", "bg_radius": -1.0,
     "density_activation": "softplus", "density_bias": -1.0, "blob_density": 1.0, "blob_radius": 0.5, "grid_levels": 8,
     "grid_features": 4, "grid_coarsest": 8, "grid_finest": 64, "grid_log2": 10, "hidden": 32, "layers": 2, "cuda_ray": True,
     "grid_size": 64, "optim": "adam", "seed": 7, "image": ("x_rgba.png",), "image_config": "x.csv", "ref_radii": (2.0,),
-    "ref_polars": (60.0,), "ref_azimuths": (30.0,), "zero123_ws": (0.5,),
+    "ref_polars": (60.0,), "ref_azimuths": (30.0,), "zero123_ws": (0.5,), "zero123": "zero123-xl", "zero123_ckpt": "x.ckpt",
 }  # fmt: skip
 
 
@@ -147,7 +148,8 @@ def test_every_kept_option_comes_back_and_another_value_is_refused(tmp_path, mon
     (tmp_path / "x.csv").write_text("image\nx_rgba.png\n")
     monkeypatch.chdir(tmp_path)
     run = stored("--seed", "1", *(["--image", "x_rgba.png"] if flag.startswith(("ref_", "zero123_ws")) else []))
-    mine = "2.0" if flag == "sd_version" else run.config.value(flag)  # its default, auto, takes what there is
+    auto = {"sd_version": "2.0", "zero123": "embedded"}  # their default, auto, takes what there is
+    mine = auto.get(flag, run.config.value(flag))
     run = dataclasses.replace(run, config=with_values(run.config, {flag: OTHERS[flag]}, "typed"))
     assert resolve(parse([]), run).config.value(flag) == OTHERS[flag]
     assert resolve(with_values(parse([]), {flag: OTHERS[flag]}, "file"), run).config.source(flag) == "file"

@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from nerf.core import files
 from nerf.core.errors import UserError
@@ -233,3 +235,14 @@ def test_text_that_is_not_utf8_survives_json(tmp_path):
 def test_a_lone_surrogate_where_text_is_expected_is_one_sentence():
     with pytest.raises(UserError, match="x holds text that is not UTF-8 .*; do that"):
         files.as_shape("\ud800", "x", "do that", Literal["a", "b"])
+
+
+@pytest.mark.parametrize("write", [lambda path: save_file({"a": torch.zeros(1)}, path), lambda path: path.write_text("a")])
+def test_files_have_the_mode_of_the_umask(tmp_path, write):
+    before = os.umask(0o027)
+    try:
+        files.write_atomically(tmp_path / "a", write)
+        (tmp_path / "b").touch()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode

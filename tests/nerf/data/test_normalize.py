@@ -206,9 +206,36 @@ def test_a_single_point_does_not_size_the_box():
     assert normalize_scene(around(), torch.full((8,), 0.5).double(), None, False, 1.0, point).kind == "scene"
 
 
-def test_a_prescribed_box_much_wider_than_the_cameras_need_is_a_warning(caplog):
-    reach = 1.1 * 17**0.5
-    for times, warned in ((0.3, False), (1.9, False), (12.0, True)):
-        caplog.clear()
-        normalize_scene(around(), torch.full((8,), 0.5).double(), (torch.zeros(3).double(), times * reach), False, 1.0)
-        assert ("a box 12 times as wide as the cameras need" in caplog.text) == warned
+def in_limit(limit, bound=1.0, transparent=False):
+    """A scene with a limit around the origin; the cameras are sqrt(17) away from it."""
+    box = None if limit is None else (torch.zeros(3).double(), limit)
+    half_fov = torch.full((8,), 0.5).double()
+    return normalize_scene(around(), half_fov, None, transparent, bound, limit=box)
+
+
+WITH_MARGIN = 1.1 * 17**0.5
+
+
+@pytest.mark.parametrize(
+    ("limit", "half_side"),
+    [(32.0, WITH_MARGIN), (1e9, WITH_MARGIN), (4.4, 4.4), (1.5, WITH_MARGIN)],  # far too wide, about right, no camera inside
+)
+def test_the_box_of_a_scene_holds_the_cameras_at_most_whatever_its_limit(limit, half_side):
+    assert in_limit(limit).scale == pytest.approx(1 / half_side) and in_limit(limit).kind == "limit"
+
+
+def test_a_bound_widens_the_box_up_to_the_limit():
+    assert in_limit(32.0, 4.0).scale == pytest.approx(1 / WITH_MARGIN)  # the cameras' box is [-1, 1]^3 of [-4, 4]^3
+    assert in_limit(10.0, 4.0).scale == pytest.approx(4 / 10.0)
+
+
+def test_an_object_is_framed_as_without_a_limit_unless_that_is_smaller():
+    free = in_limit(None, transparent=True)
+    assert in_limit(32.0, transparent=True).scale == free.scale and free.kind == "object"
+    assert in_limit(0.5, transparent=True).scale == pytest.approx(2.0)
+
+
+def test_the_log_says_that_a_wider_box_is_left_aside(caplog):
+    caplog.set_level("INFO")
+    in_limit(12.0 * WITH_MARGIN)
+    assert "12.0 times as wide as the one that holds the cameras; --bound N" in caplog.text

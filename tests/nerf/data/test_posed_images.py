@@ -281,7 +281,7 @@ def test_fox_skips_photographs_that_do_not_exist_and_is_seen_from_the_front(test
     with caplog.at_level(logging.INFO, "somnia.photographs"):
         photos = load(test_data / "fox", "test", holdout=8)
     assert len(photos) == 7 and photos.num_images == 50 and "17 listed photographs do not exist" in caplog.text
-    assert photos.scene_kind == "box" and photos.view(0).azimuth.abs() < 60
+    assert photos.scene_kind == "limit" and photos.view(0).azimuth.abs() < 60
     assert (photos.cameras.pose[:, 1, 1] > 0.8).all()  # upright
 
 

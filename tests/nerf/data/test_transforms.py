@@ -108,13 +108,13 @@ def test_rounded_rotations_are_orthonormalised(tmp_path):
 
 
 def test_aabb_scale_gives_instant_ngps_box(tmp_path):
-    centre, half = read_folder(one(tmp_path, {"aabb_scale": 4}), 0).box
+    centre, half = read_folder(one(tmp_path, {"aabb_scale": 4}), 0).limit
     assert torch.equal(centre, torch.zeros(3).double()) and math.isclose(half, 2 / 0.33)
 
 
 def test_scale_and_offset_move_instant_ngps_box(tmp_path):
     top = {"aabb_scale": 1, "scale": 0.5, "offset": [0.5, 0.0, 1.0]}
-    centre, half = read_folder(one(tmp_path, top), 0).box
+    centre, half = read_folder(one(tmp_path, top), 0).limit
     assert half == 1.0 and centre.tolist() == [0.0, 1.0, -1.0]
 
 

@@ -307,13 +307,6 @@ def test_surface_cut_by_the_wall_is_closed_and_a_hole_elsewhere_is_noted(tmp_pat
     assert not torn.watertight and "1 holes away from the walls" in torn.notes[0]
 
 
-def test_long_stages_report_their_progress(tmp_path, monkeypatch):
-    lines = []
-    monkeypatch.setattr(export, "_REPORT_SECONDS", 0.0)
-    quick(BALL, tmp_path, report=lines.append)
-    assert any(line.startswith("export: unwrapping, 50 %") for line in lines)
-
-
 def test_mesh_is_closed_and_has_the_volume_of_the_solid(tmp_path):
     report = quick(BALL, tmp_path)
     assert report.watertight and report.volume == pytest.approx(4 / 3 * np.pi * 0.125, rel=0.02)

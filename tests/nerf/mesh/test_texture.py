@@ -14,6 +14,7 @@ from nerf.mesh.mesh import Mesh
 from tests.helpers import solids
 from tests.helpers.glb_render import bilinear
 from tests.helpers.seams import along_seams
+from tests.helpers.tasks import listening
 
 
 def brute_force(uv, faces, size):
@@ -216,7 +217,7 @@ def test_supersampling_takes_the_mean_of_what_a_texel_covers():
 def test_baking_in_bands_equals_baking_at_once(monkeypatch):
     whole = texture.bake(torus(), waves, 256, supersample=2)[0]
     monkeypatch.setattr(texture, "_BAND", 2**13)
-    calls = []
-    bands = texture.bake(torus(), waves, 256, supersample=2, progress=lambda done, total: calls.append((done, total)))[0]
+    with listening() as tasks:
+        bands = texture.bake(torus(), waves, 256, supersample=2)[0]
     np.testing.assert_array_equal(bands, whole)
-    assert len(calls) > 8 and calls[-1] == (256, 256)
+    assert tasks[0].doing == "baking colours" and tasks[0].done == tasks[0].total > 8

@@ -69,6 +69,16 @@ def test_occupied_cells_are_sampled_by_every_update():
     assert dense and all(dense <= set(grid._cells(FULL_UPDATES + i).tolist()) for i in range(STRIDE))
 
 
+def test_occupied_cells_are_counted_ahead_on_a_gpu(device):
+    field, grid = Ball(0.4, density=30.0, margin=0.0).to(device), OccupancyGrid(1.0, 16, 10.0, DT).to(device)
+    for seed in range(FULL_UPDATES + STRIDE):
+        grid.update(field, torch.Generator(device).manual_seed(seed))
+        ahead = grid._next_count
+        if ahead is not None:
+            assert torch.equal(grid._cells(seed + 1, int(ahead.result())), grid._cells(seed + 1))
+    assert (ahead is None) == (device.type == "cpu")
+
+
 def test_an_object_that_appears_late_is_found_within_one_turn():
     grid = updated(OccupancyGrid(1.0, 16, 10.0, DT), Ball(0.2, density=30.0, margin=0.0), FULL_UPDATES)
     updated(grid, Ball(0.3, density=30.0, centre=(0.6, 0.6, 0.6), margin=0.0), STRIDE, seed=50)
@@ -113,3 +123,11 @@ def test_the_state_dict_restores_the_grid_bit_for_bit():
 def test_a_grid_size_that_is_no_power_of_two_is_refused(size):
     with pytest.raises(UserError, match="power of two"):
         OccupancyGrid(1.0, size, 10.0, DT)
+
+
+@pytest.mark.parametrize(("bound", "radius"), [(4.0, 0.5), (4.0, 1.7), (2.0, 1.9)])
+def test_the_extent_is_where_the_density_may_be(bound, radius):
+    grid = updated(OccupancyGrid(bound, 32, 10.0, DT), Ball(radius, density=30.0, margin=0.0), 3)
+    cell = 2 * max(1.0, 2 ** math.ceil(math.log2(radius))) / 32
+    assert radius <= grid.extent(10.0) <= min(radius + 2.5 * cell, bound)
+    assert grid.extent(1e6) == bound  # nowhere

