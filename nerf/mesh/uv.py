@@ -39,7 +39,7 @@ def unwrap(mesh: Mesh, texture_size: int) -> Mesh:
 
     extent = float(np.ptp(mesh.vertices, axis=0).max())
     if extent > 0 and not _EXTENT[0] <= extent <= _EXTENT[1]:
-        flat = unwrap(replace(mesh, vertices=mesh.vertices / extent), texture_size, progress)
+        flat = unwrap(replace(mesh, vertices=mesh.vertices / extent), texture_size)
         return replace(flat, vertices=mesh.vertices[flat.require("weld")])
     blocks = _blocks(mesh.corners.mean(axis=1), np.arange(len(mesh.faces)))
     atlas = xatlas.Atlas()
