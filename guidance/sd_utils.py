@@ -22,6 +22,7 @@ from guidance.diffusion.distiller import DiffusionOptions, Distiller, shared_opt
 from guidance.diffusion.lora import LearningGuidance
 from guidance.distillation import Conditioned, Denoiser, Learned, Mixer, classifier_free, rescale_cfg
 from guidance.perpneg_utils import NEGATIVE_WORDS, PerpNeg, negative_weights, perpneg_mixer
+from guidance.prior import captions
 from guidance.prompts import DEFAULT_ANGLES, DEFAULT_NEGATIVE, VIEW_SUFFIXES, VIEW_WORDS, ViewAngles, blend, view_weights
 from nerf.core.errors import UserError
 from nerf.core.structs import Control, Part, Views
@@ -54,7 +55,9 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
         UserError: no usable weights.
     """
     if device.type == "cpu":
-        log.warning("guidance: Stable Diffusion takes about a minute a step on a CPU; try --sd_version embedded")
+        known = captions.knows(config.prompt.text or "")  # to the embedded prior
+        way_out = "; --sd_version embedded is far faster" if known else ""
+        log.warning("guidance: Stable Diffusion takes about a minute a step on a CPU%s", way_out)
     dtype = loader.weights_dtype(config.optim, device)
     return StableDiffusion(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O).configured(config)
 

@@ -1,5 +1,6 @@
 """The view-conditioned embedded prior as guidance: the picture in place of a text. B views, R reference images."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,11 @@ from torch.nn.functional import pad
 
 from guidance import weights
 from guidance.base import Conditions, ImageCondition
-from guidance.diffusion import loader
+from guidance.diffusion import Network, loader
 from guidance.diffusion.codecs import resized
 from guidance.diffusion.distiller import shared_options
 from guidance.distillation import Denoiser
-from guidance.prior import VIEW_WEIGHTS, camera
+from guidance.prior import VIEW_WEIGHTS, WEIGHTS, camera, detail
 from guidance.prior.pixels import Options, PixelPrior
 from guidance.prior.view_model import Seen, ViewPrior, load_encoder
 from guidance.zero123_utils import angles_to, reference_weights
@@ -74,6 +75,7 @@ class EmbeddedViewPrior(PixelPrior):
         dtype: of their weights; gradients are computed in float32.
         options: used where a step has none of its stage.
         vram_O: keep the weights of the UNet in main memory.
+        details: folder of the text-conditioned prior, whose detail network refines the predictions where it fits.
 
     Raises:
         UserError: the folder is incomplete or damaged, or its parts do not fit each other.
@@ -89,6 +91,7 @@ class EmbeddedViewPrior(PixelPrior):
         dtype: torch.dtype = torch.float32,
         options: Options | None = None,
         vram_O: bool = False,
+        details: Path = WEIGHTS,
     ):
         super().__init__(folder, device, dtype, options)
         encoder = load_encoder(self.folder / "encoder").requires_grad_(False).to(self.device, dtype)
@@ -97,11 +100,25 @@ class EmbeddedViewPrior(PixelPrior):
                 f"weights: {self.folder / 'encoder'} gives tokens of {encoder.config.tokens} channels and the UNet takes "
                 f"{self.unet.config.cross_attention_dim}; restore the folder from version control"
             )
-        self.prior = ViewPrior(self.unet, encoder, None)
+        self.prior = ViewPrior(self.unet, encoder, None, self._details(details))
         self.seen: Seen | None = None  # of R references
         self.references: tuple[ImageCondition, ...] = ()
         if vram_O:
-            loader.save_memory([self.unet], self.device)
+            loader.save_memory([n for n in (self.unet, self.prior.detail) if n is not None], self.device)
+
+    def _details(self, folder: Path) -> Network | None:
+        """The detail network in the folder of a text-conditioned prior; None where there is none that fits.
+
+        It was trained with that prior's predictions and text. The tokens of a reference stand for the text, and it refines
+        the predictions from them as well (docs/prior.md).
+        """
+        from diffusers import UNet2DConditionModel
+
+        if not (folder / "detail").is_dir():
+            return None
+        network = loader.load_part(folder, "detail", UNet2DConditionModel, self.device, self.dtype)
+        widths = (self.unet.config.cross_attention_dim, self.description.camera_dim)
+        return network if detail.fits(network, self.codec.size, *widths) else None
 
     @torch.no_grad()
     def prepare(self, conditions: Conditions) -> None:
@@ -129,7 +146,7 @@ class EmbeddedViewPrior(PixelPrior):
 
     def stage_options(self, options: Any) -> Options:
         """See :meth:`Guidance.stage_options`."""
-        return Options(**shared_options(options))
+        return Options(**shared_options(options), detail=options.prior_detail)
 
     def camera_conditions(self, views: Views, offset: Tensor) -> tuple[Tensor, Tensor]:
         """Camera vectors [B, D] and ray maps [B, C, h, w] of the views in the frame ``offset`` [B] degrees from the world's."""
@@ -163,11 +180,12 @@ class EmbeddedViewPrior(PixelPrior):
         vector, rays = self.camera_conditions(all_views, seen.offset)
         keep = torch.ones(len(rows), device=self.device)
         keep[: dropped * count] = 0
+        prior = self.prior if refine else replace(self.prior, detail=None)
 
         def predict(noisy: Tensor, t: Tensor) -> Tensor:
             x = noisy.to(self.dtype).repeat(number + dropped, 1, 1, 1)
             timesteps = t.to(self.device).repeat(number + dropped)
-            out = self.prior.predict(x, timesteps, seen, vector, rays, keep).to(noisy.dtype).unflatten(0, (-1, count))
+            out = prior.predict(x, timesteps, seen, vector, rays, keep).to(noisy.dtype).unflatten(0, (-1, count))
             conditional = torch.einsum("br,rb...->b...", shares.to(out), out[dropped:])
             return torch.cat([out[:dropped], conditional[None]])
 

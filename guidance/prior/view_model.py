@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from guidance.diffusion import Network
-from guidance.prior import GRID_SIZE, TEXT_DIM, TINY_TEXT_DIM, UNSHUFFLE, WEIGHTS
+from guidance.prior import GRID_SIZE, TEXT_DIM, TINY_TEXT_DIM, UNSHUFFLE, WEIGHTS, detail
 from guidance.prior import model as prior_model
 from guidance.prior.camera import CONDITION_DIM, condition, look_at, ray_map
 from guidance.prior.description import FILE
@@ -137,6 +137,7 @@ class ViewPrior:
     unet: Network
     encoder: ReferenceEncoder
     scheduler: Any
+    detail: Network | None = None  # the text-conditioned prior's, see guidance.prior.detail; it takes these tokens as they are
 
     def parameters(self) -> list[nn.Parameter]:
         """The trained parameters: UNet first, then encoder."""
@@ -165,7 +166,7 @@ class ViewPrior:
         return Seen(offset, reading.caption, torch.nn.functional.pixel_unshuffle(reference, UNSHUFFLE))
 
     def predict(self, noisy: Tensor, t: Tensor, seen: Seen, camera: Tensor, ray: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Predict x_0, packed.
+        """Predict x_0, packed; refined by the detail network, if there is one.
 
         Args:
             noisy: [B, 192, 8, 8] packed noisy images.
@@ -184,7 +185,7 @@ class ViewPrior:
             packed = packed * keep[:, None, None, None].to(packed)
         given = torch.cat([noisy, ray.to(noisy), packed.to(noisy)], 1)
         x0: Tensor = self.unet(given, t, encoder_hidden_states=tokens, class_labels=camera.to(noisy)).sample
-        return x0
+        return x0 if self.detail is None else detail.refine(self.detail, noisy, x0, t, tokens, camera)
 
 
 def cameras_of(target: dict[str, Tensor], offset: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,8 @@ from guidance.distillation import METHODS, T_SCHEDULES, Method
 from nerf.core.errors import UserError
 from nerf.run import checkpoint
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     "--text car --seed 5 --max_steps 24 --grid_size 16 --grid_levels 2 --grid_log2 8 --grid_finest 16 --hidden 16 --w 8 --h 8 "
     "--W 8 --H 8 --dataset_size_test 1 --threads 1 --batch_size 2 --cuda_ray --latent_iter_ratio 0 --device cpu --optim adam"
@@ -92,7 +94,7 @@ def test_a_workspace_goes_on_with_its_method_and_refuses_another(run, prior_fold
         (["--distillation", "vsd", "--vram_O"], "trains a part of the UNet"),
         (["--debias_prompt", "bert"], "--debias_prompt needs view words"),
         (["--debias_gradient", "8", "2"], "--debias_gradient"),
-        (["--t_schedule", "cosine"], "--t_schedule must be one of"),
+        (["--t_schedule", "cosine"], "--t_schedule must be uniform, linear, sqrt or dreamtime"),
         (["--sdi_steps", "0"], "--sdi_steps must be"),
         (["--ism_interval", "0", "5"], "--ism_interval must be"),
     ],

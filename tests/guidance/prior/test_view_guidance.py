@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from guidance.base import Conditions, ImageCondition
-from guidance.prior import camera, view_model
+from guidance.prior import camera, detail, view_model
 from guidance.prior.guidance import EmbeddedPrior
 from guidance.prior.view_guidance import EmbeddedViewPrior, Options, reference_of, turned
 from nerf.core.cameras import angles_of
@@ -134,6 +134,24 @@ def test_half_precision_weights_give_a_gradient_near_that_of_float32(folder, emb
     half = prepared(folder, dtype=torch.bfloat16)
     a, b = (gradient(m, image_of(1), views_at(0)).flatten() for m in (embedded, half))
     assert b.dtype == torch.float32 and torch.cosine_similarity(a, b, dim=0) > 0.9
+
+
+def test_the_text_priors_detail_network_refines_where_it_fits_and_the_stage_wants_it(folder, prior_folder):
+    views, x, t = views_at(0, 90), torch.randn(2, 192, 8, 8), torch.tensor([100, 700])
+    plain, refined = EmbeddedViewPrior(folder), EmbeddedViewPrior(folder, details=prior_folder)
+    assert plain.prior.detail is None  # the shipped one is of another width than this tiny model
+    for model in (plain, refined):
+        model.prepare(Conditions(images=(ImageCondition(disc(), polar=75.0),)))
+    with torch.no_grad():
+        expected = plain.denoiser(views, 2)(x, t)
+        torch.testing.assert_close(refined.denoiser(views, 2, refine=False)(x, t), expected)
+        got = refined.denoiser(views, 2)(x, t)
+        vector, _ = refined.camera_conditions(views, refined.seen.offset.expand(2))
+        tokens = (refined.prior.encoder.null.expand(2, -1, -1), refined.seen.tokens.expand(2, -1, -1))
+        for k in range(2):
+            by_hand = detail.refine(refined.prior.detail, x, expected[k], t, tokens[k], vector)
+            torch.testing.assert_close(got[k], by_hand, rtol=1e-3, atol=1e-4)
+    assert (got - expected).abs().max() > 1e-3
 
 
 def test_samples_are_images_of_each_view(embedded):
