@@ -94,7 +94,7 @@ def test_a_workspace_goes_on_with_its_method_and_refuses_another(run, prior_fold
         (["--distillation", "vsd", "--vram_O"], "trains a part of the UNet"),
         (["--debias_prompt", "bert"], "--debias_prompt needs view words"),
         (["--debias_gradient", "8", "2"], "--debias_gradient"),
-        (["--t_schedule", "cosine"], "--t_schedule must be one of"),
+        (["--t_schedule", "cosine"], "--t_schedule must be uniform, linear, sqrt or dreamtime"),
         (["--sdi_steps", "0"], "--sdi_steps must be"),
         (["--ism_interval", "0", "5"], "--ism_interval must be"),
     ],
