@@ -7,7 +7,6 @@ the time is over, measures every ``mesh.glb`` against the true shape, and writes
 K views of S x S pixels. The run's world has the reference at azimuth 0; the shape's own front is elsewhere.
 """
 
-import argparse
 import json
 import math
 import shlex
@@ -22,6 +21,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks import mesh_measure, runs  # noqa: E402
+from benchmarks.records import read_record  # noqa: E402
 from guidance.prior.camera import look_at, rays  # noqa: E402
 from guidance.prior.references import (  # noqa: E402
     REFERENCES,
@@ -32,12 +32,15 @@ from guidance.prior.references import (  # noqa: E402
     shape_of,
     true_layers,
 )
+from nerf.core.ranges import between  # noqa: E402
+from nerf.core.script import SEED, Parser, run  # noqa: E402
 
 SIZE = 96  # pixels a side of the measured views
 AROUND = 8  # views at the height of the default view, and half as many from above; none is the reference's
 POLAR, RAISED = 75.0, 50.0  # degrees
 BALL_RADII = np.linspace(0.1, 0.6, 21)  # scene units
 BALL_HEIGHTS = np.linspace(-0.2, 0.2, 9)
+BACKGROUNDS = (0.0, 1.0)  # grey levels
 TEXELS = (24, 48)  # of the ball: latitude, longitude
 TARGETS = {"psnr": 15.0, "above_ball": 3.0, "iou": 0.60, "seconds": 360.0, "reference": 25.0}
 
@@ -55,9 +58,19 @@ def reference_view(reference: Reference) -> dict[str, torch.Tensor]:
     return cameras_at(torch.tensor([reference.polar]), torch.zeros(1))
 
 
+def over(layers: np.ndarray, background: float) -> np.ndarray:
+    """Images [K, S, S, 3] of layers [K, S, S, 4] (colour times coverage, then coverage) over a grey background."""
+    return layers[..., :3] + background * (1 - layers[..., 3:])
+
+
 def over_white(layers: np.ndarray) -> np.ndarray:
-    """Images [K, S, S, 3] of layers [K, S, S, 4]: colour times coverage, then coverage."""
-    return layers[..., :3] + 1 - layers[..., 3:]
+    """As :func:`over`, over white."""
+    return over(layers, 1.0)
+
+
+def over_both(layers: np.ndarray) -> np.ndarray:
+    """Images [2, K, S, S, 3] over black and over white: what is measured, so that no texture can imitate the background."""
+    return np.stack([over(layers, background) for background in BACKGROUNDS])
 
 
 def truth(reference: Reference, cameras: dict[str, torch.Tensor], size: int = SIZE) -> np.ndarray:
@@ -74,9 +87,9 @@ def rendered(mesh: mesh_measure.ColoredMesh, cameras: dict[str, torch.Tensor], s
 
 
 def psnr(seen: np.ndarray, true: np.ndarray) -> float:
-    """PSNR in dB of layers [K, S, S, 4] over the pixels that either of them covers, all views together."""
+    """PSNR in dB of layers [K, S, S, 4] over the pixels that either of them covers, all views and both backgrounds together."""
     foreground = (seen[..., 3] > 0) | (true[..., 3] > 0)
-    error = np.square(over_white(seen) - over_white(true))[foreground]
+    error = np.square(over_both(seen) - over_both(true))[:, foreground]
     return decibels(float(error.mean())) if error.size else math.inf
 
 
@@ -109,17 +122,18 @@ def best_ball(true: np.ndarray, cameras: dict[str, torch.Tensor]) -> float:
         true: layers [K, S, S, 4] of the true views.
         cameras: of these.
     """
-    image, covered, best = over_white(true), true[..., 3] > 0, math.inf
+    images, covered, best = over_both(true), true[..., 3] > 0, math.inf
+    middle = images.mean(0)  # the colours that suit both backgrounds best
     for radius in BALL_RADII:
         for height in BALL_HEIGHTS:
             texel = ball_texels(cameras, float(radius), float(height), true.shape[1])
             shown = texel >= 0
-            index, colours = texel[shown], image[shown]
+            index, colours = texel[shown], middle[shown]
             count = np.bincount(index, minlength=TEXELS[0] * TEXELS[1])
             total = np.stack([np.bincount(index, colours[:, c], len(count)) for c in range(3)], -1)
-            fitted = np.ones_like(image)
-            fitted[shown] = (total / np.maximum(count, 1)[:, None])[index]
-            best = min(best, float(np.square(fitted - image)[shown | covered].mean()))
+            fitted = over_both(np.zeros_like(true))
+            fitted[:, shown] = (total / np.maximum(count, 1)[:, None])[index]
+            best = min(best, float(np.square(fitted - images)[:, shown | covered].mean()))
     return decibels(best)
 
 
@@ -234,23 +248,23 @@ def one_run(reference: Reference, work: Path, seed: int, extra: list[str]) -> di
 
 def main() -> None:
     """Run references from the picture to the GLB and measure them; resumable, within a budget of minutes."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = Parser(description=main.__doc__)
     known = {r.name: r for r in REFERENCES}
-    parser.add_argument("--minutes", type=float, default=75, help="start no new reference after this many minutes")
+    parser.number("--minutes", float, 75, between(0, 1e7), "start no new reference after this many minutes")
     parser.add_argument("--names", nargs="*", default=list(known), choices=known, metavar="NAME", help="which references")
     parser.add_argument("--half", choices=("tuning", "test"), default=None, help="only the references of one half")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.number("--seed", int, 0, SEED, "of the runs")
     parser.add_argument("--work", type=Path, default=ROOT / "local" / "image_to_3d", help="where the workspaces go")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the report goes")
     parser.add_argument("--again", action="store_true", help="repeat references that have been measured already")
     parser.add_argument("--measure", action="store_true", help="run nothing; measure the meshes of measured runs again")
-    parser.add_argument("--jobs", type=int, default=1, help="references in parallel; each then takes longer")
+    parser.number("--jobs", int, 1, between(1, 256), "references in parallel; each then takes longer")
     parser.add_argument("--extra", default="", help="more flags for main.py, in one string")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
     record = args.out / "image_to_3d.json"
-    results: dict[str, dict] = json.loads(record.read_text()) if record.is_file() and not args.again else {}
+    results = {} if args.again else read_record(record)
 
     def done(name: str, result: dict) -> None:
         results[name] = result
@@ -271,4 +285,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

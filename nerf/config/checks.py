@@ -94,6 +94,11 @@ IDLE = (
     Idle(("num_rays", "holdout", "downscale", "data_background"), lambda c: c.data.data is None, "without --data"),
     Idle(("negative", *_GUIDANCE), lambda c: not c.prompt.kinds, "without a prompt (--text)"),
     Idle(
+        ("lambda_orient", "lambda_2d_normal_smooth", "lambda_3d_normal_smooth"),
+        lambda c: not c.prompt.kinds,
+        "on photographs, which are compared without the field's normals",
+    ),
+    Idle(
         ("dmtet_reso_scale", "dmtet_iters", "lr_distance", "lr_offset", "lr_coarse_sdf"),
         lambda c: not mesh_stages(c.stages),
         "without a mesh stage (--dmtet, or --stages nerf,dmtet)",

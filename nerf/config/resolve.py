@@ -27,6 +27,7 @@ from nerf.config.presets import GUIDANCE_OF, PRESETS
 from nerf.config.references import Reference, digest_of, references
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError
+from nerf.core.words import did_you_mean
 
 # Options of a NeRF that say where its surface is; the mesh stage takes them over unless the user gives others.
 SURFACE_FLAGS = ("mesh_threshold", "mesh_smooth", "mcubes_resolution")
@@ -450,7 +451,8 @@ def check_task(config: Config, workspace: StoredRun) -> None:
     if not config.trains and ckpt == "scratch":
         raise UserError("--ckpt scratch starts over, and --test and --six_views only show a run; leave one of the flags out")
     if ckpt not in CKPT_WORDS and not workspace.checkpoint_exists:
-        raise UserError(f"--ckpt {ckpt}: no such file; give {', '.join(CKPT_WORDS)} or the path of a checkpoint")
+        hint = did_you_mean(ckpt, CKPT_WORDS)
+        raise UserError(f"--ckpt {ckpt}: no such file; give {', '.join(CKPT_WORDS)} or the path of a checkpoint{hint}")
     if not config.trains and not workspace.trained and not workspace.checkpoint_exists:
         raise UserError(
             f"workspace {config.output.workspace} has no checkpoint to show; train first: the same command without --test or "

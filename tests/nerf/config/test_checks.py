@@ -106,6 +106,12 @@ def test_what_has_an_effect_gets_none(words):
     assert warnings(*words.split()) == []
 
 
+def test_losses_of_normals_have_no_effect_on_photographs_alone():
+    why = "on photographs, which are compared without the field's normals"
+    assert warnings("--lambda_orient", "1", text=["--data", "x"]) == [f"--lambda_orient has no effect {why}"]
+    assert warnings("--lambda_orient", "1") == []
+
+
 def test_guidance_flags_have_no_effect_on_photographs_alone():
     assert warnings("--guidance_scale", "5", text=["--data", "x"]) == [
         "--guidance_scale has no effect without a prompt (--text)"

@@ -243,6 +243,8 @@ def test_a_named_checkpoint_applies_to_the_first_pending_stage_alone():
 def test_a_checkpoint_that_does_not_exist_is_refused():
     with pytest.raises(UserError, match="--ckpt gone: no such file; give latest"):
         resolve(parse([*TEXT, "--ckpt", "gone"]), StoredRun())
+    with pytest.raises(UserError, match="--ckpt latets: no such file; .*; did you mean latest"):
+        resolve(parse([*TEXT, "--ckpt", "latets"]), StoredRun())
 
 
 # ---- what the mesh stage starts from ----
