@@ -1,4 +1,4 @@
-"""The embedded prior: a small diffusion model conditioned on text and camera, and the captioned shapes it was trained on.
+"""The embedded priors: small diffusion models conditioned on text or a picture, and the captioned shapes they were trained on.
 
 How to use the weights folder (diffusers layout: ``model_index.json``, ``unet/``, ``text_encoder/``, ``tokenizer/``,
 ``scheduler/``, and perhaps ``detail/``) together with ``somnia.json``, which describes its input::
@@ -29,10 +29,16 @@ How to use the weights folder (diffusers layout: ``model_index.json``, ``unet/``
   object fills a ball of radius 0.5. Backgrounds: uniform colours, often white. Shading: flat albedo or lambertian with the
   light near the camera.
 
-The modules: ``guidance`` (score distillation from it), ``description`` (``somnia.json``), ``camera``, ``captions``,
-``kinds``, ``primitives`` and ``shapes`` (signed distances), ``render`` (sphere tracing), ``degrade`` (defects of an unfinished
-mesh), ``dataset``, ``model`` (build, save, load), ``detail``, ``train``, ``train_detail`` and ``diagnose`` (the last three run
-with ``python -m``).
+The folder ``view_weights/`` holds a prior conditioned on a reference image and a pose relative to it, with ``encoder/`` in the
+place of text encoder and tokenizer. Its ``somnia.json`` adds ``"reference_channels": 256``: behind the ray map, the UNet takes
+the reference (colour over white, then coverage, both in [-1, 1]) packed like the noisy image. What becomes of the reference and
+of the pose is in ``view_model``.
+
+The modules: ``pixels`` (what both share as guidance), ``guidance`` and ``view_guidance`` (score distillation from either),
+``description`` (``somnia.json``), ``camera``, ``captions``, ``kinds``, ``primitives`` and ``shapes`` (signed distances),
+``render`` (sphere tracing), ``degrade`` (defects of an unfinished mesh), ``dataset`` and ``view_dataset``, ``references`` (the
+held-out pictures), ``model`` and ``view_model`` (build, save, load), ``detail``, ``train``, ``train_detail``, ``train_view``,
+``diagnose`` and ``diagnose_view`` (the last five run with ``python -m``).
 """
 
 from pathlib import Path
