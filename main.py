@@ -89,6 +89,24 @@ def choose_weights(config: Config) -> "Mapping[str, Resolved]":
     return guidance.choose_weights(config)
 
 
+def device_name(config: Config) -> str:
+    """The device of a run: that of ``--device``, where auto is a GPU if there is one.
+
+    Raises:
+        UserError: it is not there.
+    """
+    import torch
+
+    name = config.runtime.device
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch sees no CUDA device here; leave the flag out to run on the CPU")
+    if name.startswith("cuda:") and torch.device(name).index >= (count := torch.cuda.device_count()):
+        raise UserError(f"--device {name}: torch sees {count} CUDA devices here; give cuda:0 to cuda:{count - 1}")
+    return name
+
+
 def prepare_machine(config: Config) -> str:
     """Set the number of threads and the backend of the kernels; returns the name of the device.
 
@@ -101,16 +119,9 @@ def prepare_machine(config: Config) -> str:
 
     extension.keep_freed_memory()
     torch.set_num_threads(config.runtime.threads or os.cpu_count() or 1)
-    name = config.runtime.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: torch sees no CUDA device here; leave the flag out to run on the CPU")
+    name = device_name(config)
     if name.startswith("cuda:"):
-        index, count = torch.device(name).index, torch.cuda.device_count()
-        if index >= count:
-            raise UserError(f"--device {name}: torch sees {count} CUDA devices here; give cuda:0 to cuda:{count - 1}")
-        torch.cuda.set_device(index)  # streams and events are made on the current device
+        torch.cuda.set_device(torch.device(name).index)  # streams and events are made on the current device
     if config.runtime.tf32:
         torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = config.runtime.cudnn_benchmark
@@ -133,7 +144,8 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
 
         prompts = image_prompts(plan.references)
         inputs.known = KnownViews(prompts, device) if prompts else None
-        inputs.guidance = guidance.build(config, device, plan.weights, [prompt.condition for prompt in prompts])
+        with explained("loading the guidance model", "add --vram_O, or choose smaller weights with --sd_version"):
+            inputs.guidance = guidance.build(config, device, plan.weights, [prompt.condition for prompt in prompts])
     if plan.weights:
         inputs.notes = guidance.notes(plan.weights)
     if config.data.data is not None:
@@ -225,6 +237,7 @@ def run(asked: Config) -> int:
     from nerf.run import lock, workspace
 
     check_names(asked)
+    device_name(asked)  # refuses one that is not there, before weights are looked for
     workspace.check_writable(asked.output.workspace)
     with lock.hold(asked.output.workspace):
         return run_alone(asked, workspace.recover(asked.output.workspace))
@@ -237,6 +250,7 @@ def run_alone(asked: Config, lines: list[str]) -> int:
         asked: what the user asked for.
         lines: the first ones of the log.
     """
+    from nerf.mesh.export import require_packages
     from nerf.run import memory, workspace
     from nerf.run.logger import Report
 
@@ -246,6 +260,8 @@ def run_alone(asked: Config, lines: list[str]) -> int:
     folder = plan.config.output.workspace
     device = prepare_machine(plan.config)
     memory.check_memory(plan.pending, device)
+    if plan.config.output.save_mesh:
+        require_packages()  # now, and not after the training
     with Report(folder, [*lines, *plan.lines], hold=True) as report:
         inputs = make_inputs(plan, device)
         trainer = make_trainer(plan.pending[0], inputs, device, report)

@@ -5,21 +5,22 @@ import argparse
 import sys
 from pathlib import Path
 
+from nerf.config.limits import BORDER, SIDE
 from nerf.core.errors import UserError
+from nerf.core.script import Parser
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The flags."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="preprocess_image.py",
         description="Cut an object out of a picture, centre it, and estimate its depth and normals.",
-        allow_abbrev=False,
     )
     made.add_argument("paths", nargs="+", metavar="PATH", help="pictures: PNG, JPEG, WebP, BMP or TIFF")
-    made.add_argument("--size", type=int, default=256, help="pixels of the square result [256]")
-    made.add_argument("--border_ratio", type=float, default=0.2, help="share of it left around the object [0.2]")
+    made.number("--size", int, 256, SIDE, "pixels of the square result")
+    made.number("--border_ratio", float, 0.2, BORDER, "share of it left around the object")
     made.add_argument("--recenter", action="store_true", help="move the object to the middle (the default)")
     made.add_argument("--dont_recenter", action="store_true", help="keep the picture as it is framed, padded to a square")
     made.add_argument("--largest", action="store_true", help="of several objects keep the largest alone")

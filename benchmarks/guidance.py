@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks import timing
 from guidance.diffusion.loader import compile_network, require_diffusers
+from nerf.core.script import Parser
 
 FULL = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}
 TINY = {"block_out_channels": (32, 32, 32, 32), "cross_attention_dim": 16, "attention_head_dim": 2}
@@ -80,7 +81,7 @@ def contenders(arguments: argparse.Namespace) -> dict[str, Callable[[], Tensor]]
 
 def main() -> None:
     """Run the comparison and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="narrow layers and 8x8 latents")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--float32", action="store_true", help="weights in float32; half precision on a GPU otherwise")

@@ -7,7 +7,6 @@ the time is over, measures every ``mesh.glb`` against the true shape, and writes
 K views of S x S pixels. The run's world has the reference at azimuth 0; the shape's own front is elsewhere.
 """
 
-import argparse
 import json
 import math
 import shlex
@@ -22,6 +21,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks import mesh_measure, runs  # noqa: E402
+from benchmarks.records import read_record  # noqa: E402
 from guidance.prior.camera import look_at, rays  # noqa: E402
 from guidance.prior.references import (  # noqa: E402
     REFERENCES,
@@ -32,6 +32,8 @@ from guidance.prior.references import (  # noqa: E402
     shape_of,
     true_layers,
 )
+from nerf.core.ranges import between  # noqa: E402
+from nerf.core.script import SEED, Parser, run  # noqa: E402
 
 SIZE = 96  # pixels a side of the measured views
 AROUND = 8  # views at the height of the default view, and half as many from above; none is the reference's
@@ -246,23 +248,23 @@ def one_run(reference: Reference, work: Path, seed: int, extra: list[str]) -> di
 
 def main() -> None:
     """Run references from the picture to the GLB and measure them; resumable, within a budget of minutes."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = Parser(description=main.__doc__)
     known = {r.name: r for r in REFERENCES}
-    parser.add_argument("--minutes", type=float, default=75, help="start no new reference after this many minutes")
+    parser.number("--minutes", float, 75, between(0, 1e7), "start no new reference after this many minutes")
     parser.add_argument("--names", nargs="*", default=list(known), choices=known, metavar="NAME", help="which references")
     parser.add_argument("--half", choices=("tuning", "test"), default=None, help="only the references of one half")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.number("--seed", int, 0, SEED, "of the runs")
     parser.add_argument("--work", type=Path, default=ROOT / "local" / "image_to_3d", help="where the workspaces go")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the report goes")
     parser.add_argument("--again", action="store_true", help="repeat references that have been measured already")
     parser.add_argument("--measure", action="store_true", help="run nothing; measure the meshes of measured runs again")
-    parser.add_argument("--jobs", type=int, default=1, help="references in parallel; each then takes longer")
+    parser.number("--jobs", int, 1, between(1, 256), "references in parallel; each then takes longer")
     parser.add_argument("--extra", default="", help="more flags for main.py, in one string")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
     record = args.out / "image_to_3d.json"
-    results: dict[str, dict] = json.loads(record.read_text()) if record.is_file() and not args.again else {}
+    results = {} if args.again else read_record(record)
 
     def done(name: str, result: dict) -> None:
         results[name] = result
@@ -283,4 +285,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -246,12 +246,30 @@ def facing(seen: np.ndarray, truth: np.ndarray) -> tuple[float, bool | None]:
     return fraction, bool(right)
 
 
+def front_likeness(seen: np.ndarray, truth: np.ndarray) -> float | None:
+    """How much the back resembles the true front: the Janus problem as a number.
+
+    Args:
+        seen, truth: [K, S, S, 3] images of the result and of the true shape by the same K cameras on a circle, the front first.
+
+    Returns:
+        0 for a back that is the true back, 1 for one that is the true front, 0.5 where it resembles both as much; None if the
+        true front and back look the same.
+    """
+    back = len(truth) // 2
+    if np.abs(truth[0] - truth[back]).mean() < SAME_SIDES:
+        return None
+    to_front, to_back = (float(np.abs(seen[back] - truth[side]).mean()) for side in (0, back))
+    return to_back / max(to_front + to_back, 1e-12)
+
+
 def measure(mesh: ColoredMesh, caption: Caption, members: int = 64, views: int = 8) -> dict[str, object]:
     """All measures of one mesh: IoU with the nearest family member, silhouette IoU, albedo error, facing.
 
     Returns:
         ``iou``, ``silhouette`` (mean over views), ``albedo`` (mean absolute error where both are visible), ``facing``
-        (fraction of views), ``front_back`` (bool or None) and ``proportions`` of the nearest member.
+        (fraction of views), ``front_back`` (bool or None), ``janus`` (:func:`front_likeness`) and ``proportions`` of the
+        nearest member.
     """
     shapes, truths = family_voxels(caption, members)
     score, shape = nearest_member(voxelize(mesh), shapes, truths)
@@ -266,5 +284,6 @@ def measure(mesh: ColoredMesh, caption: Caption, members: int = 64, views: int =
         "albedo": float(np.abs(seen - truth)[both].mean()) if both.any() else 1.0,
         "facing": fraction,
         "front_back": right,
+        "janus": front_likeness(seen, truth),
         "proportions": {name: round(value, 4) for name, value in shape.proportions.items()},
     }

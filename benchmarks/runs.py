@@ -21,13 +21,20 @@ def run_main(flags: list[str], workspace: Path) -> dict[str, object]:
         workspace: of the run; the output goes to ``<workspace>.log``.
 
     Returns:
-        ``seconds`` from start to end, ``returncode``, ``command``.
+        ``seconds`` from start to end, ``returncode``, ``command``, ``megabytes`` of main memory at the peak.
     """
     command = [sys.executable, "main.py", *flags, "--workspace", os.path.relpath(workspace, ROOT)]
     start = time.monotonic()
     with open(workspace.with_suffix(".log"), "w") as log:
-        code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    return {"seconds": round(time.monotonic() - start, 1), "returncode": code, "command": shlex.join(command[1:])}
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for, which the object does not know
+    return {
+        "seconds": round(time.monotonic() - start, 1),
+        "returncode": process.returncode,
+        "command": shlex.join(command[1:]),
+        "megabytes": round(used.ru_maxrss / 1024),
+    }
 
 
 def failure(result: dict[str, object], mesh: Path) -> str | None:

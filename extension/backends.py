@@ -244,9 +244,11 @@ def _choose_requested(request: str, device_type: str) -> Backend:
     choice = next(b for b in _backends if b.name == request)
     if not choice.serves(device_type):
         served = " and ".join(choice.device_types)
+        there = [kind for kind in choice.device_types if kind != "cuda" or torch.cuda.is_available()]
+        other = f", or --device {there[0]}" if there else ""
         raise BackendError(
             f"--backend {request} serves tensors on {served}, and these are on {device_type}; "
-            f"use --backend auto or --backend torch, or --device {choice.device_types[0]}"
+            f"use --backend auto or --backend torch{other}"
         )
     reason = choice.unavailable(device_type)
     if reason is not None:

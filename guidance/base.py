@@ -139,6 +139,9 @@ class Guidance(ABC):
         """
         return None
 
+    def begin_stage(self) -> None:  # noqa: B027 (most models have nothing to do here)
+        """Called before the first step of each stage, and before :meth:`load_state_dict` where one is resumed."""
+
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimiser groups of parameters that are trained alongside the field; none for a frozen model."""
         return []

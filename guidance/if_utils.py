@@ -31,7 +31,7 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
         UserError: no usable weights.
     """
     dtype = loader.weights_dtype(config.optim, device)
-    return DeepFloydIF(text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    return DeepFloydIF(text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O).configured(config)
 
 
 class DeepFloydIF(StableDiffusion):

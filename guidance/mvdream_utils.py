@@ -19,7 +19,7 @@ from guidance.diffusion.codecs import LatentCodec, resized
 from guidance.diffusion.distiller import DiffusionOptions, Distiller, shared_options
 from guidance.diffusion.multiview import LINKED, camera_numbers, check_linked
 from guidance.diffusion.text import embed, prompts_of
-from guidance.distillation import Denoiser, Mixer, classifier_free, rescale_std
+from guidance.distillation import Denoiser, Mixer, classifier_free, paired, rescale_std
 from nerf.core.errors import UserError
 from nerf.core.structs import Control, Part, Views
 
@@ -184,22 +184,24 @@ class MVDream(Guidance):
         return 0.0
 
     def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.sds`.
+        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.distill`.
 
         Raises:
             ValueError: the images are not square.
             UserError: the views are not linked.
         """
         options: Options = control.options or self.options
-        scale = options.scale(control)
         self.distiller.check(image, views, part)
         if image.shape[2] != image.shape[3]:
             raise ValueError(f"guidance: {self.name} takes square images, got {list(image.shape)}; set --w equal to --h")
         check_linked(views, self.name)
         with self.distiller.full_precision():
             seen = image.detach() if part.settings.space == "rgb" else None
-            predict, mix = self.denoiser(views, seen, conditional_only=scale == 1), group_mixer(scale, options.rescale)
-            return self.distiller.sds(image, part, control, options.weighting, predict, mix, debug)
+            model = paired(
+                lambda alone: self.denoiser(views, seen, conditional_only=alone),
+                lambda scale: group_mixer(scale, options.rescale),
+            )
+            return self.distiller.distill(image, part, control, options, model, debug)
 
     @torch.no_grad()
     def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:

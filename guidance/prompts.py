@@ -14,6 +14,8 @@ from nerf.core.cameras import wrap_degrees
 
 VIEW_WORDS = ("front", "side", "back", "overhead", "bottom")
 VIEW_SUFFIXES = tuple(f", {word} view" for word in VIEW_WORDS)  # appended to the prompt
+# What images should not be, for methods that need a negative prompt where none is given (Katzir et al. 2023, arXiv 2310.17590).
+DEFAULT_NEGATIVE = "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"
 RAMP = 20.0  # degrees over which overhead and bottom fade in, and the steepest blend of front, side and back
 
 

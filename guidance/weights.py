@@ -104,7 +104,13 @@ class Resolved:
 
 def offline() -> bool:
     """Whether the environment forbids the network (any of :data:`OFFLINE_VARIABLES` is set to a true word)."""
-    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in OFFLINE_VARIABLES)
+    return bool(offline_because())
+
+
+def offline_because() -> str:
+    """The variables of the environment that forbid the network, as they are set."""
+    found = {name: os.environ.get(name, "") for name in OFFLINE_VARIABLES}
+    return " ".join(f"{name}={value}" for name, value in found.items() if value.upper() in ("1", "ON", "YES", "TRUE"))
 
 
 def weight_file(files: Iterable[str], part: str) -> str | None:
@@ -186,7 +192,7 @@ def check_folder(folder: Path) -> None:
     if missing is not None:
         raise UserError(
             f"weights folder {folder} lacks {missing}; expected the diffusers layout with "
-            f"{', '.join(p + '/' for p in parts_of(files))}; {_RESTORE}"
+            f"{', '.join(p + '/' for p in parts_of(files))}; give another folder, or {_RESTORE}"
         )
     if FILE not in files:
         check_conditions(folder, f"the weights in {folder}")
@@ -333,7 +339,7 @@ def _from_key(key: str) -> Resolved:
     if offline():
         raise UserError(
             f"--hf_key {key} is neither a folder nor complete in the Hugging Face cache, and the "
-            f"environment says offline ({', '.join(OFFLINE_VARIABLES)}); give a local folder, or unset "
+            f"environment says offline ({offline_because()}); give a local folder, or unset "
             "the variable"
         )
     return Resolved(key, "sd", f"guidance: downloading {key} (--hf_key)", remote=True)
@@ -384,7 +390,7 @@ def resolve(sd_version: str = "auto", hf_key: str | None = None, text: str | Non
         if found is None and offline():
             raise UserError(
                 f"{model.name} is not in the Hugging Face cache, and the environment says offline "
-                f"({', '.join(OFFLINE_VARIABLES)}); unset the variable, or give --hf_key FOLDER"
+                f"({offline_because()}); unset the variable, or give --hf_key FOLDER"
             )
         first, *others = model.mirrors
         return found or Resolved(

@@ -19,7 +19,7 @@ from guidance.base import CameraRequirements, Conditions, Guidance, GuidanceOutp
 from guidance.diffusion import clip_image, loader, zero123_parts
 from guidance.diffusion.codecs import LatentCodec, resized
 from guidance.diffusion.distiller import DiffusionOptions, Distiller, shared_options
-from guidance.distillation import Denoiser, Mixer, rescale_cfg
+from guidance.distillation import Denoiser, Mixer, paired, rescale_cfg
 from nerf.core.cameras import direction_of
 from nerf.core.errors import UserError
 from nerf.core.structs import Control, Part, Views
@@ -207,10 +207,15 @@ class Zero123(Guidance):
         self.references, self.embeddings = references, embeddings
         self.latents = self.vae.encode((2 * image - 1).to(self.dtype)).latent_dist.mode()
 
-    def condition(self, views: Views) -> tuple[Tensor, Tensor]:
-        """What the denoiser is told of each reference: tokens [R, B, 1, D] and latents [R, B, c, h, w]."""
+    def _require_prepared(self) -> None:
+        """Our own mistake otherwise."""
         if self.embeddings is None or self.latents is None:
             raise RuntimeError("Zero123: prepare(conditions) must come before loss or sample")
+
+    def condition(self, views: Views) -> tuple[Tensor, Tensor]:
+        """What the denoiser is told of each reference: tokens [R, B, 1, D] and latents [R, B, c, h, w]."""
+        self._require_prepared()
+        assert self.embeddings is not None and self.latents is not None
         cameras = torch.stack([relative_cameras(views, reference, self.absolute) for reference in self.references])
         count = len(views)
         images = self.embeddings[:, None].expand(-1, count, -1)
@@ -258,25 +263,25 @@ class Zero123(Guidance):
         """Factor [B] of each view's gradient: with ``angle``, how far it is from the nearest reference, in [0, R]."""
         if options.grad_scale == "None":
             return torch.ones(len(views))
+        self._require_prepared()
         return angles_to(views, self.references).min(-1).values * (len(self.references) / 180)
 
     def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.sds`.
+        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.distill`.
 
         Raises:
             ValueError: the images are not square.
         """
         options: Options = control.options or self.options
-        scale = options.scale(control)
         self.distiller.check(image, views, part)
         if image.shape[2] != image.shape[3]:
             raise ValueError(f"guidance: Zero123 takes square images, got {list(image.shape)}; set --w equal to --h")
         with self.distiller.full_precision():
-            predict = self.denoiser(views, conditional_only=scale == 1)
             image = scale_gradient(image, self.view_weights(views, options))
-            return self.distiller.sds(
-                image, part, control, options.weighting, predict, self.mixer(views, scale, options), debug
+            model = paired(
+                lambda alone: self.denoiser(views, conditional_only=alone), lambda scale: self.mixer(views, scale, options)
             )
+            return self.distiller.distill(image, part, control, options, model, debug)
 
     @torch.no_grad()
     def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:

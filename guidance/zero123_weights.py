@@ -111,7 +111,7 @@ def _check_online(what: str) -> None:
     if weights.offline():
         raise UserError(
             f"{what} is not complete in the Hugging Face cache, and the environment says offline "
-            f"({', '.join(weights.OFFLINE_VARIABLES)}); give a local folder or file, or unset the variable"
+            f"({weights.offline_because()}); give a local folder or file, or unset the variable"
         )
 
 

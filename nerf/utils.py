@@ -76,6 +76,8 @@ class Trainer:
         self.evaluator, self.report = evaluator, report
         self.device = next(model.parameters()).device
         self.workspace = Path(self.config.output.workspace)
+        for one in guidance:
+            one.begin_stage()
         self.objectives = objectives.build(ObjectiveInputs(run, model.field, guidance, self.device))
         self.optimizer = self._make_optimizer()
         self.amp_dtype = self._amp_dtype()

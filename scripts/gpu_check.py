@@ -1,7 +1,8 @@
 """Check the project on a machine with a GPU, with the interpreter's own torch: build, test, measure.
 
 The stages, each within --minutes: ``build`` compiles every kernel for the GPU that is there, ``kernels`` runs the tests of the
-kernels with CUDA among their devices, ``suite`` all other tests, and ``bench`` every kernel benchmark on CUDA. Results are
+kernels with CUDA among their devices, ``suite`` all other tests, ``bench`` every kernel benchmark on CUDA, and ``guidance``
+measures the UNet of a guided step under the flags that may make it faster, of which compiling takes minutes. Results are
 added to gpu.json, from which gpu.md is written anew, so that stages can run on different days; what everything printed goes
 to files of its own. It installs nothing: packages that are missing are named, and a folder that has them can be given in
 PYTHONPATH; tests that need one of them are skipped.
@@ -37,7 +38,7 @@ with ThreadPoolExecutor() as pool:
 extension.use("cuda")
 print("backend", extension.backend("cuda"))
 """
-STAGES, TESTS = ("build", "kernels", "suite", "bench"), ("kernels", "suite")
+STAGES, TESTS, MEASURED = ("build", "kernels", "suite", "bench", "guidance"), ("kernels", "suite"), ("bench", "guidance")
 COUNTED = ("passed", "failed", "skipped")
 KERNEL_FOLDERS = ("extension", "raymarching", "gridencoder", "freqencoder", "shencoder", "mlp", "rasterizer")  # of tests/
 PYTEST = ["-m", "pytest", "-q", "-rs", "--continue-on-collection-errors", "-p", "tests.helpers.missing_packages"]
@@ -128,12 +129,15 @@ def steps(logs: Path) -> dict[str, list[Step]]:
         "build": [Step("build", ["-c", BUILD])],
         "kernels": [tests_step("kernels", shard, i, logs) for i, shard in enumerate(shards(kernels))],
         "suite": [tests_step("suite", shard, i, logs) for i, shard in enumerate(shards(others))],
-        "bench": [
-            Step(f"bench_{name}", ["-m", f"benchmarks.{name}", "--device", "cuda", "--json", str(report)], report)
-            for name in kernel_benchmarks()
-            for report in [logs / f"bench_{name}.json"]
-        ],
+        "bench": [benchmark(name, logs) for name in kernel_benchmarks()],
+        "guidance": [benchmark("guidance", logs)],
     }
+
+
+def benchmark(name: str, logs: Path) -> Step:
+    """A benchmark on CUDA."""
+    report = logs / f"bench_{name}.json"
+    return Step(f"bench_{name}", ["-m", f"benchmarks.{name}", "--device", "cuda", "--json", str(report)], report)
 
 
 def tests_step(stage: str, paths: list[str], number: int, logs: Path) -> Step:
@@ -150,10 +154,11 @@ def shards(paths: list[str]) -> list[list[str]]:
 
 
 def kernel_benchmarks() -> list[str]:
-    """The benchmarks that take --device: those that have the flags of benchmarks/timing.py."""
+    """The benchmarks that take --device, those that have the flags of benchmarks/timing.py, but for that of the guidance."""
     found = []
     for path in sorted((ROOT / "benchmarks").glob("*.py")):
-        if re.search(r"^\s+(timing\.)?add_arguments\(", path.read_text(encoding="utf-8"), re.MULTILINE):
+        flags = re.search(r"^\s+(timing\.)?add_arguments\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if flags and path.stem != "guidance":
             found.append(path.stem)
     return found
 
@@ -315,7 +320,7 @@ def markdown(known: dict[str, dict[str, Any]]) -> Iterator[str]:
                 yield from result["failures"][:FAILURES_SHOWN]
                 yield from filter(None, [result["error"]])
                 yield "```"
-    for name, result in known.get("bench", {}).items():
+    for name, result in (item for stage in MEASURED for item in known.get(stage, {}).items()):
         for title, timings in result["figures"].items():
             yield f"\n## {name}: {title}\n\n| | median ms | fastest ms |\n|---|---|---|"
             for each in timings.values():

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nerf.core.transfer import upload
+
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures that CLIP was trained on
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -26,7 +28,7 @@ def preprocess(image: Tensor, size: int, align_corners: bool = False) -> Tensor:
     )
     if not align_corners:
         pixels = pixels.clamp(0, 1)
-    mean, std = (torch.tensor(value, dtype=image.dtype, device=image.device).reshape(3, 1, 1) for value in (MEAN, STD))
+    mean, std = upload([torch.tensor(value, dtype=image.dtype).reshape(3, 1, 1) for value in (MEAN, STD)], image.device)
     return (pixels - mean) / std
 
 

@@ -1,7 +1,8 @@
 """From rendered images to a distillation loss, for any codec, noise schedule and denoiser. B images, K conditions."""
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,16 +11,23 @@ from torch import Tensor
 from guidance.base import GuidanceOutput
 from guidance.diffusion.codecs import Codec
 from guidance.distillation import (
+    METHODS,
+    T_SCHEDULES,
     WEIGHTINGS,
+    Conditioned,
     Denoiser,
     Distilled,
+    Method,
     Mixer,
     NoiseSchedule,
+    Query,
+    TimestepSchedule,
+    Tuning,
+    bounded,
     finite_images,
     inject,
-    sample_timesteps,
-    sds_gradient,
 )
+from nerf.core.errors import UserError
 from nerf.core.streams import Stream
 from nerf.core.structs import Control, Part, Views
 from nerf.core.transfer import upload
@@ -32,24 +40,75 @@ class DiffusionOptions:
     guidance_scale: float = 100.0  # of classifier-free guidance, where the schedule sets none
     rescale: float = 0.0  # in [0, 1], see ``distillation.rescale_cfg``
     weighting: str = "sds"  # one of ``distillation.WEIGHTINGS``
+    method: str = "sds"  # a name in ``distillation.METHODS``
+    t_schedule: str = "uniform"  # one of ``distillation.T_SCHEDULES``
+    debias_gradient: tuple[float, float] = (0.0, 0.0)  # see ``distillation.bounded``
+    tuning: Tuning = Tuning()
 
     def __post_init__(self) -> None:
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"--guidance_rescale must be between 0 and 1, got {self.rescale}")
         if self.weighting not in WEIGHTINGS:
             raise ValueError(f"--guidance_weighting must be one of {', '.join(WEIGHTINGS)}, got {self.weighting!r}")
+        if self.t_schedule not in T_SCHEDULES:
+            raise ValueError(f"--t_schedule must be one of {', '.join(T_SCHEDULES)}, got {self.t_schedule!r}")
+
+    @property
+    def distillation(self) -> Method:
+        """The method of distillation.
+
+        Raises:
+            UserError: it is not known.
+        """
+        return distillation_method(self.method)
 
     def scale(self, control: Control) -> float:
         """The guidance scale of a step."""
         return self.guidance_scale if control.scale is None else control.scale
 
 
-def shared_options(options: Any) -> dict[str, Any]:
-    """The fields of :class:`DiffusionOptions` from the guidance group of a stage's flags."""
+def distillation_method(name: str) -> Method:
+    """The method of distillation of a name.
+
+    Raises:
+        UserError: it is not known.
+    """
+    if name not in METHODS:
+        raise UserError(f"--distillation must be one of {', '.join(METHODS)}, got {name!r}")
+    return METHODS[name]
+
+
+def shared_options(options: Any, learns: bool = False) -> dict[str, Any]:
+    """The fields of :class:`DiffusionOptions` from the guidance group of a stage's flags.
+
+    Args:
+        options: the flags.
+        learns: whether the model can train a version of its denoiser beside the field.
+
+    Raises:
+        UserError: a method of distillation that is not known, or that this model cannot serve.
+    """
+    if distillation_method(options.distillation).learns and not learns:
+        able = ", ".join(name for name, method in METHODS.items() if not method.learns)
+        raise UserError(
+            f"--distillation {options.distillation} trains a LoRA, which is built for models of text to image alone; with this "
+            f"--guidance use one of {able}"
+        )
     return {
         "guidance_scale": options.guidance_scale,
         "rescale": options.guidance_rescale,
         "weighting": options.guidance_weighting,
+        "method": options.distillation,
+        "t_schedule": options.t_schedule,
+        "debias_gradient": options.debias_gradient,
+        "tuning": Tuning(
+            csd_negative=options.csd_negative,
+            ism_interval=options.ism_interval,
+            ism_stride=options.ism_stride,
+            sdi_steps=options.sdi_steps,
+            sdi_scale=options.sdi_scale,
+            sdi_eta=options.sdi_eta,
+        ),
     }
 
 
@@ -57,9 +116,8 @@ def shared_options(options: Any) -> dict[str, Any]:
 class Distiller:
     """Encodes images, draws timesteps and noise, and turns a distillation gradient into a loss.
 
-    It does not know what the denoiser is conditioned on: a model family makes the denoiser and the mixer for its views. Another
-    way to compute the gradient is a function like :func:`guidance.distillation.sds_gradient` between :meth:`draw` and
-    :meth:`output`.
+    It does not know what the denoiser is conditioned on: a model family makes the denoiser and the mixer for its views. Which
+    gradient is computed is up to the method, see ``guidance/distillation/methods.py``.
     """
 
     codec: Codec
@@ -95,13 +153,31 @@ class Distiller:
         """Rendered images [B, C, H, W] in the space of the denoiser, [B, c, h, w] float32. Differentiable."""
         return self.codec.encode(image, part.settings.space, part.random.generator(Stream.VAE_POSTERIOR))
 
-    def draw(self, x: Tensor, part: Part, t_range: tuple[float, float]) -> tuple[Tensor, Tensor]:
-        """Timesteps [B] int64 and noise [B, c, h, w] for encoded images x [B, c, h, w], on their device."""
+    @cached_property
+    def times(self) -> TimestepSchedule:
+        """Draws timesteps."""
+        return TimestepSchedule(self.schedule.alphas_cumprod)
+
+    def draw(self, x: Tensor, part: Part, control: Control, options: DiffusionOptions) -> tuple[Tensor, Tensor, int | None]:
+        """Timesteps and noise for encoded images.
+
+        Args:
+            x: [B, c, h, w].
+            part: the source of random numbers, and the training progress.
+            control: the timestep range.
+            options: the schedule of timesteps, and whether the method wants one for all images.
+
+        Returns:
+            Timesteps [B] int64 and noise [B, c, h, w] on the device of x, and the timestep where all images have the same.
+        """
+        shared = options.distillation.shares_t
         generator = part.random.generator(Stream.DIFFUSION_TIME)
-        t = sample_timesteps(len(x) // self.linked, t_range, self.schedule.num_timesteps, generator)
+        fraction, groups = part.request.fraction, len(x) // self.linked
+        t = self.times.draw(groups, options.t_schedule, fraction, control.t_range, generator, shared)
+        level = int(t[0]) if shared or options.t_schedule != "uniform" else None
         noise = torch.randn(x.shape, generator=part.random.generator(Stream.DIFFUSION_NOISE))
         t, noise = upload([t.repeat_interleave(self.linked), noise], x.device)
-        return t, noise
+        return t, noise, level
 
     def output(self, image: Tensor, x: Tensor, out: Distilled, debug: bool) -> GuidanceOutput:
         """The loss with the gradient ``out.gradient`` at x, its statistics, and for ``debug`` the decoded images.
@@ -120,27 +196,43 @@ class Distiller:
         stats = {"t": out.t.float().mean() / self.schedule.num_timesteps, "gradient_norm": out.norm.mean()}
         # On a CPU inject has looked already.
         finite = None if loss.device.type == "cpu" else finite_images(image, out.gradient)
+        if out.loss is not None:
+            loss, stats = loss + out.loss, stats | {"lora_loss": out.loss.detach()}
         return GuidanceOutput(loss, stats, decoded, finite)
 
-    def sds(
-        self, image: Tensor, part: Part, control: Control, weighting: str, predict: Denoiser, mix: Mixer, debug: bool = False
+    def distill(
+        self, image: Tensor, part: Part, control: Control, options: DiffusionOptions, model: Conditioned, debug: bool = False
     ) -> GuidanceOutput:
-        """Score distillation sampling, see :func:`guidance.distillation.sds_gradient`.
+        """The loss of a distillation method, by default that of score distillation sampling.
 
         The gradient is that of the image at the model's own size, summed over its elements and averaged over views.
 
         Args:
             image: [B, C, H, W] in [0, 1], in ``part.settings.space``, as :meth:`check` accepts it; differentiable once.
-            part: the source of random numbers.
-            control: the timestep range.
-            weighting: one of ``distillation.WEIGHTINGS``.
-            predict: the denoiser under the conditions of the B views.
-            mix: how its predictions are combined.
+            part: the source of random numbers, and the training progress.
+            control: the timestep range and the guidance scale.
+            options: of the stage; they name the method.
+            model: the denoiser under the conditions of the B views.
             debug: also return decoded images, see :meth:`output`.
         """
         x = self.encode(image, part)
-        t, noise = self.draw(x, part, control.t_range)
-        return self.output(image, x, sds_gradient(self.schedule, weighting, x, predict, mix, t, noise), debug)
+        t, noise, level = self.draw(x, part, control, options)
+        query = Query(
+            schedule=self.schedule,
+            model=model,
+            x=x.detach(),
+            t=t,
+            noise=noise,
+            scale=options.scale(control),
+            weighting=options.weighting,
+            level=level,
+            fraction=part.request.fraction,
+            tuning=options.tuning,
+            random=part.random.generator(Stream.DISTILLATION),
+        )
+        out = options.distillation.distill(query)
+        gradient = bounded(out.gradient, options.debias_gradient, query.fraction)
+        return self.output(image, x, replace(out, gradient=gradient), debug)
 
     @torch.no_grad()
     def sample(self, predict: Denoiser, mix: Mixer, count: int, generator: torch.Generator, steps: int) -> Tensor:

@@ -265,8 +265,11 @@ def encode_prompts(
     device: torch.device,
     dtype: torch.dtype,
     vram_O: bool = False,
+    others: Sequence[str] = (),
 ) -> Tensor:
-    """Text embeddings [len(suffixes) + 1, L, D]: the text with each suffix, then the negative prompt; see :func:`embed`.
+    """Text embeddings [len(suffixes) + 1 + len(others), L, D] of a prompt and those beside it; see :func:`embed`.
+
+    In the order of the text with each suffix, the negative prompt, the others.
 
     Args:
         folder: in diffusers layout, with ``tokenizer`` and ``text_encoder`` (CLIP).
@@ -276,12 +279,15 @@ def encode_prompts(
         device: where the encoder runs and the embeddings go.
         dtype: of both.
         vram_O: keep the encoder's weights in main memory.
+        others: further prompts.
 
     Raises:
         UserError: tokenizer or text encoder cannot be read, or do not belong together.
     """
     weights.check_folder(folder)
-    return embed(TextEncoder(folder), prompts_of(text, suffixes, negative), device, dtype, vram_O)["tokens"]
+    return embed(
+        TextEncoder(folder), [*prompts_of(text, suffixes, negative), *((one, "") for one in others)], device, dtype, vram_O
+    )["tokens"]
 
 
 def prompts_of(text: str, suffixes: Sequence[str], negative: str) -> list[tuple[str, str]]:

@@ -23,6 +23,8 @@ from guidance.prior.dataset import VIEW_KINDS
 from guidance.prior.references import REFERENCES, Reference, cameras_at, true_layers
 from guidance.prior.shapes import KINDS, Shape, palette, random_proportions
 from guidance.prior.view_model import ViewPrior, azimuth_of, cameras_of, load
+from nerf.core.ranges import between
+from nerf.core.script import Parser
 
 FIRST_SEED = 700_000  # of the proportions of the measured objects, which no shard has
 TURNS = (0, 90, 180)
@@ -157,14 +159,14 @@ def sheet(prior: ViewPrior, chosen: tuple[Reference, ...] = REFERENCES, scale: f
 
 def main() -> None:
     """Print the measures of each kind; write a sheet of samples."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = Parser(description=main.__doc__)
     parser.add_argument("--weights", type=Path, default=VIEW_WEIGHTS, help="folder of the weights")
-    parser.add_argument("--t", type=int, default=850)
-    parser.add_argument("--count", type=int, default=24, help="objects of each kind")
+    parser.number("--t", int, 850, between(0, 999), "timestep")
+    parser.number("--count", int, 24, between(1, 10_000), "objects of each kind")
     parser.add_argument("--kinds", nargs="*", default=list(VIEW_KINDS), choices=KIND_NAMES, metavar="KIND")
     parser.add_argument("--text", action=argparse.BooleanOptionalAction, default=True, help="measure the text prior beside it")
     parser.add_argument("--sheet", type=Path, default=None, help="PNG to write samples to")
-    parser.add_argument("--scale", type=float, default=2.0, help="guidance scale of the samples")
+    parser.number("--scale", float, 2.0, between(0, 1e6), "guidance scale of the samples")
     args = parser.parse_args()
     prior, text = load(args.weights), text_model.load(WEIGHTS) if args.text else None
     for kind in args.kinds:

@@ -1,6 +1,7 @@
 """The embedded prior as guidance: pixels and cameras instead of latents and view words. B views, K conditions."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,12 @@ from guidance import weights
 from guidance.base import Conditions
 from guidance.diffusion import Network, loader
 from guidance.diffusion.distiller import shared_options
+from guidance.diffusion.lora import LearningGuidance
 from guidance.diffusion.text import encode_prompts
-from guidance.distillation import Denoiser
+from guidance.distillation import Conditioned, Denoiser, Learned
 from guidance.prior import camera, captions, detail
 from guidance.prior.pixels import Options, PixelPrior
+from guidance.prompts import DEFAULT_NEGATIVE
 from nerf.core.errors import UserError
 from nerf.core.structs import Views
 
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from nerf.config.config import Config
 
 log = logging.getLogger("somnia.guidance")
+
+NAMED = ("text", "unconditional", "null", "negative")  # conditions: the prompt, the negative one, the empty one, a negative one
+GUIDED = ("unconditional", "text")  # those of classifier-free guidance
 
 
 def build(config: "Config", device: torch.device, resolved: weights.Resolved) -> "EmbeddedPrior":
@@ -36,10 +42,12 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
         UserError: the folder is damaged.
     """
     dtype = loader.weights_dtype(config.optim, device)
-    return EmbeddedPrior(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    model = EmbeddedPrior(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    model.learn(config.guidance, None)
+    return model
 
 
-class EmbeddedPrior(PixelPrior):
+class EmbeddedPrior(PixelPrior, LearningGuidance):
     """Score distillation from the embedded prior.
 
     Args:
@@ -71,7 +79,7 @@ class EmbeddedPrior(PixelPrior):
         if (self.folder / "detail").is_dir():
             self.detail = loader.load_part(self.folder, "detail", UNet2DConditionModel, self.device, dtype)
         self._check_fit()
-        self.text: Tensor | None = None  # [2, L, D] text embeddings: negative prompt, prompt
+        self.text: dict[str, Tensor] = {}  # name of a condition in NAMED -> [1, L, D] text embedding
         if vram_O:
             loader.save_memory([network for network in (self.unet, self.detail) if network is not None], self.device)
 
@@ -97,7 +105,9 @@ class EmbeddedPrior(PixelPrior):
         if unknown:
             log.warning("guidance: %s; these words are ignored", unknown)
         text, negative = captions.parse(text).text, captions.parse(conditions.negative).text
-        self.text = encode_prompts(self.folder, text, [""], negative, self.device, self.dtype).flip(0)
+        others = ("", negative or captions.parse(DEFAULT_NEGATIVE).text)
+        rows = encode_prompts(self.folder, text, [""], negative, self.device, self.dtype, others=others)
+        self.text = {name: rows[i : i + 1] for i, name in enumerate(NAMED)}
 
     def denoisers(self) -> list[Network]:
         """See :meth:`Guidance.denoisers`."""
@@ -107,11 +117,15 @@ class EmbeddedPrior(PixelPrior):
         """See :meth:`Guidance.stage_options`.
 
         Raises:
-            UserError: ``--perpneg``, which needs view words.
+            UserError: ``--perpneg`` or ``--debias_prompt``, which need view words.
         """
+        if options.debias_prompt is not None:
+            raise UserError(
+                "--debias_prompt needs view words, and the embedded prior is given the camera instead; leave it out"
+            )
         if options.perpneg:
             raise UserError("--perpneg needs view words, and the embedded prior is given the camera instead; leave it out")
-        return Options(**shared_options(options), detail=options.prior_detail)
+        return Options(**shared_options(options, learns=True), detail=options.prior_detail)
 
     def camera_conditions(self, views: Views | None, count: int) -> tuple[Tensor, Tensor]:
         """Ray maps [B, C, h, w] and camera vectors [B, D] of the views; zeros, for an unknown camera, without views."""
@@ -126,21 +140,56 @@ class EmbeddedPrior(PixelPrior):
 
     def denoiser(self, views: Views | None, count: int, refine: bool = True, conditional_only: bool = False) -> Denoiser:
         """See :meth:`PixelPrior.denoiser`; all predictions are given the camera, and the words are dropped alone."""
-        if self.text is None:
+        return self.under(views, count, refine, GUIDED[1:] if conditional_only else GUIDED)
+
+    def under(self, views: Views | None, count: int, refine: bool, names: tuple[str, ...]) -> Denoiser:
+        """The UNet under K conditions of :data:`NAMED` in one batch; all are given the camera.
+
+        Args:
+            views: B cameras; None if they are unknown.
+            count: B.
+            refine: refine the predictions by the detail network, if there is one.
+            names: of the conditions.
+        """
+        if not self.text:
             raise RuntimeError("EmbeddedPrior: prepare(conditions) must come before loss or sample")
-        prompts = self.text[1:] if conditional_only else self.text
-        num = len(prompts)
-        text = prompts.repeat_interleave(count, 0)
+        num = len(names)
+        text = torch.cat([self.text[name] for name in names]).repeat_interleave(count, 0)
         rays, vector = (v.repeat(num, *(1,) * (v.ndim - 1)) for v in self.camera_conditions(views, count))
 
         def predict(noisy: Tensor, t: Tensor) -> Tensor:
-            x = torch.cat([noisy.to(self.dtype).repeat(num, 1, 1, 1), rays], 1)
-            timesteps = t.to(self.device).repeat(num)
-            out: Tensor = self.unet(x, timesteps, encoder_hidden_states=text, class_labels=vector, return_dict=False)[0]
-            out = out.to(noisy.dtype)
-            if refine and self.detail is not None:
-                again = noisy.repeat(num, 1, 1, 1)
-                out = detail.refine(self.detail, again, out, timesteps, text, vector, self.codec.unshuffle)
+            out = self._unet(noisy.repeat(num, 1, 1, 1), t.to(self.device).repeat(num), text, rays, vector, refine)
             return out.unflatten(0, (num, count))
 
         return predict
+
+    def _unet(self, noisy: Tensor, t: Tensor, text: Tensor, rays: Tensor, vector: Tensor, refine: bool) -> Tensor:
+        """Raw predictions [N, ...] for x_t [N, ...] at t [N] under text [N, L, D], ray maps [N, C, h, w] and cameras [N, D]."""
+        x = torch.cat([noisy.to(self.dtype), rays], 1)
+        out: Tensor = self.unet(x, t, encoder_hidden_states=text, class_labels=vector, return_dict=False)[0]
+        out = out.to(noisy.dtype)
+        if not refine or self.detail is None:
+            return out
+        return detail.refine(self.detail, noisy, out, t, text, vector, self.codec.unshuffle)
+
+    def learned(self, views: Views, count: int, refine: bool) -> Learned | None:
+        """The UNet with its LoRA under the prompt and the cameras of the views; None without a LoRA."""
+        lora = self.lora
+        if lora is None:
+            return None
+        text = self.text["text"].expand(count, -1, -1)
+
+        def predict(noisy: Tensor, t: Tensor, camera: bool) -> Tensor:
+            rays, vector = self.camera_conditions(views if camera else None, count)
+            with lora.active():
+                return self._unet(noisy, t.to(self.device), text, rays, vector, refine)
+
+        return predict
+
+    def conditioned(self, views: Views, count: int, options: Options) -> Conditioned:
+        """See :meth:`PixelPrior.conditioned`; the empty and the negative prompt are known apart, and a LoRA may be trained."""
+        return replace(
+            super().conditioned(views, count, options),
+            denoiser=lambda names: self.under(views, count, options.detail, names),
+            learned=self.learned(views, count, options.detail),
+        )

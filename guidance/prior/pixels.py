@@ -12,7 +12,7 @@ from guidance.base import CameraRequirements, Guidance, GuidanceOutput
 from guidance.diffusion import Network, loader
 from guidance.diffusion.codecs import PixelCodec
 from guidance.diffusion.distiller import DiffusionOptions, Distiller
-from guidance.distillation import Denoiser, Mixer, classifier_free, rescale_cfg
+from guidance.distillation import Conditioned, Denoiser, Mixer, classifier_free, paired, rescale_cfg
 from guidance.prior import camera
 from guidance.prior.description import read
 from nerf.core.errors import UserError
@@ -101,20 +101,26 @@ class PixelPrior(Guidance):
         # At scale 1 the result is the conditional prediction, whose standard deviation it has already.
         return rescale_cfg(classifier_free(scale), 0 if scale == 1 else options.rescale)
 
+    def conditioned(self, views: Views, count: int, options: Options) -> Conditioned:
+        """The denoiser of ``count`` = B views as the methods of distillation ask for it."""
+        return paired(
+            lambda alone: self.denoiser(views, count, options.detail, conditional_only=alone),
+            lambda scale: self.mixer(scale, options),
+        )
+
     def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.sds`.
+        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.distill`.
 
         Raises:
             ValueError: the images are not square.
         """
         options: Options = control.options or self.options
-        scale = options.scale(control)
         self.distiller.check(image, views, part)
         if image.shape[2] != image.shape[3]:
             raise ValueError(f"guidance: the embedded prior takes square images, got {list(image.shape)}; set --w equal to --h")
         with self.distiller.full_precision():
-            predict = self.denoiser(views, len(image), options.detail, conditional_only=scale == 1)
-            return self.distiller.sds(image, part, control, options.weighting, predict, self.mixer(scale, options), debug)
+            model = self.conditioned(views, len(image), options)
+            return self.distiller.distill(image, part, control, options, model, debug)
 
     def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
         """Images [B, 3, size, size] in [0, 1] of the prompt, for ``count`` = B views or none; see :meth:`Distiller.sample`."""

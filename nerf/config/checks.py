@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from nerf.config.config import OPTIONS, Config, as_typed, mesh_stages
+from nerf.config.limits import PROFILE_WARMUP
 from nerf.config.parser import dashed, split_each
 from nerf.config.stages import Stage
 from nerf.core.errors import UserError
@@ -46,12 +47,15 @@ def check_numbers(config: Config, stages: Iterable[Stage] = ()) -> None:
         raise UserError(
             f"--grid_finest must be at least --grid_coarsest, got {grid.finest_resolution} and {grid.base_resolution}"
         )
-    _check_background(config)
     _check_near(config)
 
 
-def _check_background(config: Config) -> None:
-    """Refuse a background model that contradicts the sign of ``--bg_radius``, if the user gave both."""
+def check_background(config: Config) -> None:
+    """Refuse a background model that contradicts the sign of ``--bg_radius``, if the user gave both.
+
+    Raises:
+        UserError: it does.
+    """
     kind, radius = config.field.background, config.field.bg_radius
     if config.asked("background") and config.asked("bg_radius") and kind == ("constant" if radius > 0 else "network"):
         other = "a network" if radius > 0 else "a constant background"
@@ -90,6 +94,11 @@ IDLE = (
     Idle(("num_rays", "holdout", "downscale", "data_background"), lambda c: c.data.data is None, "without --data"),
     Idle(("negative", *_GUIDANCE), lambda c: not c.prompt.kinds, "without a prompt (--text)"),
     Idle(
+        ("lambda_orient", "lambda_2d_normal_smooth", "lambda_3d_normal_smooth"),
+        lambda c: not c.prompt.kinds,
+        "on photographs, which are compared without the field's normals",
+    ),
+    Idle(
         ("dmtet_reso_scale", "dmtet_iters", "lr_distance", "lr_offset", "lr_coarse_sdf"),
         lambda c: not mesh_stages(c.stages),
         "without a mesh stage (--dmtet, or --stages nerf,dmtet)",
@@ -118,7 +127,17 @@ def warnings(config: Config, stages: Iterable[Stage]) -> list[str]:
         if typed and config.trains and all(idle.where(each) for each in every):
             verb = "has" if len(typed) == 1 else "have"
             lines.append(f"warning: {', '.join(map(dashed, typed))} {verb} no effect {idle.why}")
-    return [*lines, *_small_texture(config)]
+    return [*lines, *_small_texture(config), *_short_profile(config, every)]
+
+
+def _short_profile(config: Config, every: Iterable[Config]) -> list[str]:
+    """A profile of a stage that has no steps after those that only warm up."""
+    if not (config.runtime.profile and config.trains) or any(one.optim.iters > PROFILE_WARMUP for one in every):
+        return []
+    return [
+        f"warning: --profile {config.runtime.profile} will record nothing, as the first {PROFILE_WARMUP} steps only warm up; "
+        "give more --iters"
+    ]
 
 
 def _small_texture(config: Config) -> list[str]:

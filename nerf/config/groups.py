@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
+from nerf.config.distillation import DistillationConfig
 from nerf.config.limits import AZIMUTH, FAR, FOV, FRACTION, LENGTH, MOST, POLAR, POSITIVE_LENGTH, SIZE, STEPS, WEIGHT
 from nerf.config.parser import RUN, Group, option, value_of
 from nerf.config.stages import DMTET, STAGE_KINDS
@@ -28,7 +29,7 @@ CKPT_WORDS = ("latest", "best", "latest_model", "scratch")  # what --ckpt accept
 
 
 @dataclass(frozen=True)
-class GuidanceConfig(Zero123Config):
+class GuidanceConfig(DistillationConfig, Zero123Config):
     """Guidance by diffusion models (several values: one for each model in the order of --guidance)"""
 
     guidance: tuple[str, ...] = option(
@@ -61,46 +62,7 @@ class GuidanceConfig(Zero123Config):
         (1.0,), "weight of each model's loss, a factor of --lambda_guidance", check=WEIGHT, each=1
     )
     guidance_scale: tuple[float, ...] = option((100.0,), "classifier-free guidance (CFG) scale", check=between(0, 1e6), each=1)
-    guidance_rescale: tuple[float, ...] = option(
-        (0.0,),
-        "CFG rescale (Lin et al. 2023): share of the guided prediction that gets the standard deviation of the conditional one",
-        check=FRACTION,
-        each=1,
-    )
-    guidance_weighting: tuple[str, ...] = option(
-        ("sds",),
-        "w(t) of score distillation: sds is sigma^2, uniform 1, fantasia alpha sigma^2, x0 sigma / alpha (the x0 residual)",
-        choices=("sds", "uniform", "fantasia", "x0"),
-        each=1,
-    )
-    guidance_anneal: tuple[float, ...] = option(
-        (0.0,),
-        "linear decrease of the CFG scale towards 1 over the run (0: constant, 1: ends at 1)",
-        check=FRACTION,
-        each=1,
-    )
     prior_detail: bool = option(True, "embedded prior: refine its x0 estimates with the detail network, for a fifth more time")
-    t_range: tuple[float, ...] = option(
-        (0.02, 0.98), "range of diffusion timesteps, as fractions of the schedule", check=ordered(0, 1, "fractions"), each=2
-    )
-    t_anneal: tuple[float, ...] = option(
-        (0.0,),
-        "linear decrease of the upper end of --t_range towards the lower over the run (0: constant, 1: ends at the lower)",
-        check=FRACTION,
-        each=1,
-    )
-    t_anneal_low: tuple[float, ...] = option(
-        (0.0,),
-        "the same of the lower end, which begins this share of the width of --t_range higher and ends at its place",
-        check=FRACTION,
-        each=1,
-    )
-    anneal_span: tuple[float, ...] = option(
-        (0.0, 1.0),
-        "part of the run, as fractions, over which --t_anneal, --t_anneal_low and --guidance_anneal act",
-        check=ordered(0, 1, "fractions"),
-        each=2,
-    )
     angle_front: float = option(
         90.0,
         "view words: azimuth that counts as front, degrees; at its borders front and side have equal weights",

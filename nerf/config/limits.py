@@ -11,3 +11,5 @@ WEIGHT = between(0, 1e9)  # of a loss, and of what scales one
 FAR = 1e4  # scene units; beyond it, float32 is too coarse for a box of a few units
 LENGTH, POSITIVE_LENGTH = between(0, FAR), above(0, FAR)
 AZIMUTH, POLAR, FOV = between(-360, 360), between(0, 180), between(0.1, 170)
+SIDE, BORDER = between(8, 4096), between(0, 0.9)  # of a preprocessed picture: pixels, and the share around the object
+PROFILE_WARMUP = 3  # steps before those of --profile, which allocate memory, build kernels and fill caches

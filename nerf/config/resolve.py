@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from nerf.config.checks import check_counts, check_numbers, warnings
+from nerf.config.checks import check_background, check_counts, check_numbers, warnings
 from nerf.config.config import (
     KEPT,
     OPTIONS,
@@ -27,6 +27,7 @@ from nerf.config.presets import GUIDANCE_OF, PRESETS
 from nerf.config.references import Reference, digest_of, references
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError
+from nerf.core.words import did_you_mean
 
 # Options of a NeRF that say where its surface is; the mesh stage takes them over unless the user gives others.
 SURFACE_FLAGS = ("mesh_threshold", "mesh_smooth", "mcubes_resolution")
@@ -137,7 +138,7 @@ def resolve(
     found: Mapping[str, W] = {}
     if prompted.trains and prompted.prompt.kinds:
         found = weights(prompted) if weights else {}
-        presets = list(dict.fromkeys(presets + _presets_of_models(prompted.guidance.guidance, found)))
+        presets = list(dict.fromkeys(presets + _presets_of_models(prompted, found)))
     plain = _with_presets(asked, presets)
     # A kept value that is there anyway is not reported as coming from the workspace.
     changed = {flag: value for flag, value in kept.items() if _in_its_stage(plain, flag) != value}
@@ -321,6 +322,7 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
         "image text": config.prompt.has_images and config.prompt.text is not None,
     }
     names = [name for name, on in wanted.items() if on]
+    names += [config.guidance.distillation] if config.guidance.distillation in PRESETS else []
     stored = () if workspace.config is None else workspace.config.presets
     names += [name for name in stored if not (name in OPTIONS and config.asked(name))]  # --no_O takes it back
     if {"O", "O2"} <= set(names):
@@ -331,10 +333,16 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _presets_of_models(models: tuple[str, ...], weights: Mapping[str, Weights]) -> list[str]:
-    """Names of the presets of the guidance models of a run and of the kinds of their weights, in the order of the models."""
+def _presets_of_models(config: Config, weights: Mapping[str, Weights]) -> list[str]:
+    """Names of the presets of the guidance models of a run and of the kinds of their weights, in the order of the models.
+
+    Those that such a kind has for the method of distillation come last.
+    """
+    models, method = config.guidance.guidance, config.guidance.distillation
     names = [name for model in models for name in (model, weights[model].kind if model in weights else model)]
     names += [f"{model} alone" for model in models[:1] if len(models) == 1]
+    names += [f"{name} image" for name in names if config.prompt.has_images]
+    names += [f"{method} {name}" for name in names]
     return [name for name in names if GUIDANCE_OF.get(name) in models]
 
 
@@ -342,30 +350,32 @@ def _with_presets(config: Config, names: list[str]) -> Config:
     """A copy in which each preset has filled what is not given, later ones over earlier ones."""
     for name in names:
         config = with_preset(config, name)
-        if name == "image" and config.prompt.has_images:
-            config = with_weak_values(config, _default_view(config))
-    return config
+        if name == "image" and config.prompt.text is None:
+            # A distance and a field of view that change together leave the size of the object open.
+            fovy = _default_view(config).get("default_fovy", config.camera.default_fovy)
+            config = with_weak_values(config, {"fovy_range": (fovy, fovy)})
+    return with_weak_values(config, _default_view(config)) if "image" in names else config
 
 
 def _default_view(config: Config) -> dict[str, Any]:
-    """Flag -> value of the default view of a run with image prompts: that of the first of them.
+    """Flag -> value of the default view of a run with image prompts: that of the first of them, where there is one.
 
-    From a picture alone, every view has its field of view: a distance and a field of view that change together leave the
-    size of the object open. A finished run is shown without its pictures, where they are gone.
+    A finished run is shown without its pictures, where they are gone.
     """
+    if not config.prompt.has_images:
+        return {}
     try:
         first = references(config)[0]
     except UserError:
         if config.trains:
             raise
         return {}
-    view: dict[str, Any] = {
+    return {
         "default_polar": first.polar,
         "default_azimuth": first.azimuth,
         "default_radius": first.radius,
         "default_fovy": first.fovy,
     }
-    return view if config.prompt.text is not None else view | {"fovy_range": (first.fovy, first.fovy)}
 
 
 def _stages(asked: Config, workspace: StoredRun) -> tuple[str, ...]:
@@ -441,7 +451,8 @@ def check_task(config: Config, workspace: StoredRun) -> None:
     if not config.trains and ckpt == "scratch":
         raise UserError("--ckpt scratch starts over, and --test and --six_views only show a run; leave one of the flags out")
     if ckpt not in CKPT_WORDS and not workspace.checkpoint_exists:
-        raise UserError(f"--ckpt {ckpt}: no such file; give {', '.join(CKPT_WORDS)} or the path of a checkpoint")
+        hint = did_you_mean(ckpt, CKPT_WORDS)
+        raise UserError(f"--ckpt {ckpt}: no such file; give {', '.join(CKPT_WORDS)} or the path of a checkpoint{hint}")
     if not config.trains and not workspace.trained and not workspace.checkpoint_exists:
         raise UserError(
             f"workspace {config.output.workspace} has no checkpoint to show; train first: the same command without --test or "
@@ -449,6 +460,7 @@ def check_task(config: Config, workspace: StoredRun) -> None:
         )
     if config.output.export_frame == "source" and config.trains and data is None:
         raise UserError("--export_frame source needs the axes of --data; a run from text or a picture has only its own")
+    check_background(config)
     _check_stages(config)
 
 

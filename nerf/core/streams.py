@@ -35,6 +35,7 @@ class Stream(IntEnum):
     KNOWN_CHOICE = 19  # which of the image prompts a step looks at
     KNOWN_CAMERAS = 20
     KNOWN_BACKGROUND = 21
+    DISTILLATION = 22  # what a method draws beside the timestep and the noise
 
 
 @dataclass(frozen=True)

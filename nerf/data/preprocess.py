@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 from torch import Tensor
 
+from nerf.config.limits import BORDER, SIDE
 from nerf.config.references import DEPTH, NORMAL, RGBA
 from nerf.core.errors import UserError
 from nerf.core.files import write_atomically
@@ -49,10 +50,9 @@ class Options:
     output: Path | None = None  # folder; None: that of the picture
 
     def __post_init__(self) -> None:
-        if not 8 <= self.size <= 4096:
-            raise UserError(f"--size must be between 8 and 4096, got {self.size}")
-        if not 0 <= self.border_ratio < 0.95:
-            raise UserError(f"--border_ratio must be at least 0 and below 0.95, got {self.border_ratio:g}")
+        for flag, check, value in (("size", SIDE, self.size), ("border_ratio", BORDER, self.border_ratio)):
+            if not check.holds(value):
+                raise UserError(f"--{flag} must be {check.expected}, got {value:g}")
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ class _Progress:
         self.report(f"export: {line} ({self.seconds[stage]:.1f} s)")
 
 
-def _require_packages() -> None:
+def require_packages() -> None:
     """Check, without importing them, that the packages of the export are installed.
 
     Raises:
@@ -197,7 +197,7 @@ def export_level_set(
     def inset(clean: Mesh) -> np.ndarray:
         return light_depth(level_set.value, clean.vertices, clean.require("normals"), grid.spacing, device=device)
 
-    done, highest = _finish(mesh, job, inset), grid.span[1]
+    done, highest = _finish(mesh, job, inset), grid.span[2]
     foggy = (
         f"the highest density is {highest:.3g}, below {_OPAQUE:g}: the object is still foggy, and "
         "longer training makes it more opaque"
@@ -262,7 +262,7 @@ class _Job:
     progress: _Progress
 
     def __post_init__(self):
-        _require_packages()
+        require_packages()
 
     def colors_at(self, points: np.ndarray) -> np.ndarray:
         """sRGB colours [P, 3] in [0, 1] of points [P, 3]."""

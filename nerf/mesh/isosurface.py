@@ -72,18 +72,18 @@ def marching_cubes(
 
 def _check_grid(grid: LevelSetGrid) -> None:
     """Refuse a field without a surface, with the values that explain why."""
-    inside, level = grid.is_inside(grid.values), f"{grid.level:.3g}"
+    inside, level = grid.is_inside(grid.values), f"{grid.level:.4g}"
     if not inside.any():
         raise ExportError(why_empty(grid, "field"))
     fraction = float(inside.mean())
     if fraction > _SOLID and grid.logarithmic:
         raise ExportError(
             f"the field is solid: {100 * fraction:.1f} % of the box is denser than {level}, half of it than "
-            f"{float(np.median(grid.values)):.3g}: it is fog and not an object; give a higher --mesh_threshold, or train again "
+            f"{grid.span[1]:.3g}: it is fog and not an object; give a higher --mesh_threshold, or train again "
             "with a larger --lambda_opacity"
         )
     if fraction > _SOLID:
-        low, high = grid.span
+        low, _, high = grid.span
         raise ExportError(
             f"the field is solid: {100 * fraction:.1f} % of the box has a {quantity(grid)} on the inner side of {level} (it "
             f"lies between {low:.3g} and {high:.3g}), so there is no outside; train again with a larger --bound"

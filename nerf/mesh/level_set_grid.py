@@ -40,12 +40,12 @@ class LevelSetGrid:
     queries: int = 0  # points at which the field was evaluated
     inside: Literal["above", "below"] = "above"
     logarithmic: bool = True
-    unsmoothed: tuple[float, float] | None = None  # lowest and highest value before :func:`smoothed`, which clips densities
+    unsmoothed: tuple[float, float, float] | None = None  # lowest, median and highest value before :func:`smoothed` clips them
 
     @property
-    def span(self) -> tuple[float, float]:
-        """Lowest and highest value of the field itself."""
-        return self.unsmoothed or (float(self.values.min()), float(self.values.max()))
+    def span(self) -> tuple[float, float, float]:
+        """Lowest, median and highest value of the field itself."""
+        return self.unsmoothed or (float(self.values.min()), float(np.median(self.values)), float(self.values.max()))
 
     @property
     def cells(self) -> int:
@@ -90,7 +90,7 @@ def why_empty(grid: LevelSetGrid, what: str, flagged: bool = True) -> str:
         what: the field, in words.
         flagged: its level is that of ``--mesh_threshold``.
     """
-    (low, high), level = grid.span, f"{grid.level:.3g}"
+    (low, _, high), level = grid.span, f"{grid.level:.4g}"
     if not grid.logarithmic:
         return (
             f"the {what} is empty: its {quantity(grid)} is nowhere on the inner side of {level} (it lies between {low:.3g} and "
@@ -102,7 +102,10 @@ def why_empty(grid: LevelSetGrid, what: str, flagged: bool = True) -> str:
             f"the {what} has densities up to {high:.3g}, above the surface at {level}, in parts that are too thin for the "
             f"smoothing before marching cubes: give a smaller --mesh_smooth, a larger --mcubes_resolution{lower}"
         )
-    threshold = f"give a --mesh_threshold below {high:.3g}, or train longer" if flagged and high > _FOG else "train longer"
+    again = " (the same command with --test --save_mesh exports again)" if what == "field" else ""
+    threshold = (
+        f"give a --mesh_threshold below {high:.3g}{again}, or train longer" if flagged and high > _FOG else "train longer"
+    )
     return f"the {what} is empty: its highest density is {high:.3g}, and the surface is where it is {level}; {threshold}"
 
 

@@ -13,6 +13,7 @@ from nerf.mesh.mesh import Mesh
 
 _UNWRAP_BLOCK = 1000  # triangles per call of xatlas' charting
 _PADDING, _PADDING_SHARE = 3, 256  # texels between charts: at least so many, and this fraction of the texture
+_EXTENT = (0.05, 1e3)  # scene units: a surface of another size is unwrapped at size 1, as xatlas takes tiny triangles for none
 _MAX_COST = 1.0  # half of xatlas' default: compact charts, whose boundary does not come near itself
 
 
@@ -36,6 +37,10 @@ def unwrap(mesh: Mesh, texture_size: int) -> Mesh:
     """
     import xatlas
 
+    extent = float(np.ptp(mesh.vertices, axis=0).max())
+    if extent > 0 and not _EXTENT[0] <= extent <= _EXTENT[1]:
+        flat = unwrap(replace(mesh, vertices=mesh.vertices / extent), texture_size)
+        return replace(flat, vertices=mesh.vertices[flat.require("weld")])
     blocks = _blocks(mesh.corners.mean(axis=1), np.arange(len(mesh.faces)))
     atlas = xatlas.Atlas()
     vertices_of: list[np.ndarray] = []
@@ -49,8 +54,8 @@ def unwrap(mesh: Mesh, texture_size: int) -> Mesh:
     atlas.generate(xatlas.ChartOptions(), pack)
     if atlas.atlas_count != 1:
         raise ExportError(
-            f"the charts fill {atlas.atlas_count} textures of {texture_size}, and one is written; raise "
-            "--texture_size or lower --decimate_target"
+            f"the charts do not fit into one texture of {texture_size}x{texture_size}, and one is written; raise "
+            "--texture_size or lower --decimate_target (the same command with --test --save_mesh exports again)"
         )
     faces, count = np.empty_like(mesh.faces), 0
     welds, uvs = [], []

@@ -112,9 +112,11 @@ def save(path: str | Path, tensors: dict[str, Any], meta: dict[str, Any], lineag
     try:
         return write_atomically(path, lambda temporary: _save_file(flat, temporary, header), durable=True)
     except (OSError, SafetensorError) as error:
+        earlier = latest(Path(path).parent, meta.get("stage", FIRST.name))
+        again = "there is no earlier one, so the run begins anew" if earlier is None else f"the run goes on from {earlier.name}"
         raise UserError(
-            f"checkpoint {path} could not be written: {error}; earlier checkpoints are intact. "
-            "Free some space (or choose another --workspace) and start again: the run resumes from the newest one"
+            f"checkpoint {path} could not be written: {error}; what was there before is intact. Free some space, make the "
+            f"folder writable, or choose another --workspace, and start again: {again}"
         ) from error
 
 
@@ -157,7 +159,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             # A copy each: the file is mapped into memory, and may be pruned while the tensors live.
             flat = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise DamagedError(f"checkpoint {path} is damaged ({error})") from None
+        raise DamagedError(f"checkpoint {path} is damaged, or no checkpoint ({error})") from None
     for name in sorted(flat.keys() | stored["sums"].keys()):
         if name not in flat or stored["sums"].get(name) != _checksum(flat[name]):
             raise DamagedError(f"checkpoint {path} is damaged ({name} is not as it was written)")
@@ -202,7 +204,7 @@ def _header(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt", device="cpu") as file:
             return _parse_header(path, file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise DamagedError(f"checkpoint {path} is damaged ({error})") from None
+        raise DamagedError(f"checkpoint {path} is damaged, or no checkpoint ({error})") from None
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
@@ -371,7 +373,7 @@ def require_stage(meta: dict[str, Any], stage: str, path: str | Path) -> None:
     """
     theirs, kind = meta.get("stage"), STAGE_KINDS[stage]
     if theirs != stage:
-        other = f", or add --stages {theirs} to use this one" if theirs in STAGE_KINDS else ""
+        other = f", or use this one with --stages {theirs} in place of --stages or --dmtet" if theirs in STAGE_KINDS else ""
         other += f"; --init_with starts a {kind.noun} from it" if theirs is not None and theirs == kind.starts_from else ""
         raise UserError(f"checkpoint {path} is of stage {theirs!r}, this is stage {stage!r}; give one of this stage{other}")
 

@@ -262,7 +262,7 @@ class Evaluator:
         if self.known is None:
             return {}
         rows = []
-        for i in range(len(self.known)):
+        for i in track(range(len(self.known)), "measuring the views of image prompts"):
             batch = self.known.eval_batch(i, known_side(self.config))
             assert batch.views is not None and batch.rgb is not None and batch.mask is not None, "the picture has all of them"
             out = self.render(batch.views, batch.settings(self.settings()))

@@ -74,7 +74,10 @@ def _acquire(lock: FileLock, folder: Path) -> None:
                 "validation/), or choose another --workspace"
             ) from None
     else:
-        raise UserError(f"workspace {folder} is removed again and again by another program; choose another --workspace")
+        raise UserError(
+            f"--workspace {folder} cannot be made, or does not stay: there is no file in it a moment later; choose a folder on "
+            "a disk of your own"
+        )
     try:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         write_json(folder / OWNER_FILE, {"pid": os.getpid(), "host": socket.gethostname(), "since": now})

@@ -8,17 +8,15 @@ from pathlib import Path
 import torch
 from torch import profiler
 
+from nerf.config.limits import PROFILE_WARMUP
 from nerf.run.distributed import is_main
 
 log = logging.getLogger("somnia.profile")
 
 
-WARMUP_STEPS = 3  # not recorded: they allocate memory, build kernels and fill caches
-
-
 @contextlib.contextmanager
 def profiled(path: str | Path, steps: int) -> Iterator[Callable[[], object]]:
-    """Context that records ``steps`` training steps after :data:`WARMUP_STEPS` others.
+    """Context that records ``steps`` training steps after :data:`PROFILE_WARMUP` others.
 
     Args:
         path: the Chrome JSON file, written once the steps are over, or on leaving the context if fewer were recorded; without
@@ -39,22 +37,22 @@ def profiled(path: str | Path, steps: int) -> Iterator[Callable[[], object]]:
         recording.step()
 
     def write(trace: profiler.profile) -> None:
-        if taken <= WARMUP_STEPS:
+        if taken <= PROFILE_WARMUP:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         trace.export_chrome_trace(str(path))
-        log.info("wrote %s, a trace of %d steps for chrome://tracing or Perfetto", path, min(taken - WARMUP_STEPS, steps))
+        log.info("wrote %s, a trace of %d steps for chrome://tracing or Perfetto", path, min(taken - PROFILE_WARMUP, steps))
 
     activities = [profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(profiler.ProfilerActivity.CUDA)
-    schedule = profiler.schedule(wait=0, warmup=WARMUP_STEPS, active=steps, repeat=1)
+    schedule = profiler.schedule(wait=0, warmup=PROFILE_WARMUP, active=steps, repeat=1)
     with profiler.profile(activities=activities, schedule=schedule, on_trace_ready=write) as recording:
         yield step
-    if taken <= WARMUP_STEPS:
+    if taken <= PROFILE_WARMUP:
         log.warning(
             "--profile %d recorded nothing: %d steps ran, and the first %d only warm up; give more --iters",
             steps,
             taken,
-            WARMUP_STEPS,
+            PROFILE_WARMUP,
         )

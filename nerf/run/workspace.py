@@ -80,7 +80,8 @@ def stored_run(folder: str | Path) -> tuple[Config, str | None]:
     Raises:
         UserError: ``config.json`` is missing or broken.
     """
-    path, hint = Path(folder) / CONFIG_FILE, "start over with --ckpt scratch, or choose another --workspace"
+    path = Path(folder) / CONFIG_FILE
+    hint = "put the file back as the run wrote it, choose another --workspace, or start over with --ckpt scratch"
     stored = read_json(path, hint)
     return from_json(stored), as_shape(stored, path, hint, _Pictures).images
 

@@ -94,13 +94,15 @@ def control_at(fraction: float, options: Any, own: Any) -> Control:
 
     Over ``--anneal_span`` the upper end of the range comes down by the share ``--t_anneal`` of its width, the lower end comes
     down to its place from the share ``--t_anneal_low`` above it, and the scale comes down to 1 by the share
-    ``--guidance_anneal`` of the way.
+    ``--guidance_anneal`` of the way. A ``--t_schedule`` that falls through the range has it as it is.
     """
     start, end = options.anneal_span
     way = min(max((fraction - start) / (end - start), 0.0), 1.0) if end > start else float(fraction >= end)
     (low, high), scale = options.t_range, options.guidance_scale
     width = high - low
-    t_range = (low + options.t_anneal_low * (1.0 - way) * width, high - options.t_anneal * way * width)
+    t_range = (low, high)
+    if options.t_schedule == "uniform":
+        t_range = (low + options.t_anneal_low * (1.0 - way) * width, high - options.t_anneal * way * width)
     return Control(t_range, scale - options.guidance_anneal * way * (scale - 1.0), own)
 
 

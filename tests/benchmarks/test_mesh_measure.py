@@ -10,6 +10,7 @@ from benchmarks.mesh_measure import (
     best_ball,
     facing,
     family_voxels,
+    front_likeness,
     iou,
     measure,
     read_mesh,
@@ -120,3 +121,18 @@ def test_textured_glb_is_read_with_its_texture(tmp_path):
     again = read_mesh(tmp_path / "mesh.glb")
     assert again.texture.shape == (4, 4, 3) and len(again.faces) == 12
     np.testing.assert_allclose(again.texture[0, 0], np.array([200, 30, 30]) / 255, atol=0.02)
+
+
+def test_front_likeness_is_zero_for_the_true_shape_and_one_for_two_fronts():
+    truth, _ = true_views(canonical("a pink car"), view_angles(8), 48)
+    janus = truth.copy()
+    janus[4] = truth[0]
+    assert front_likeness(truth, truth) == 0 and front_likeness(janus, truth) == 1
+    middle = truth.copy()
+    middle[4] = (truth[0] + truth[4]) / 2
+    assert front_likeness(middle, truth) == pytest.approx(0.5)
+
+
+def test_front_likeness_is_not_defined_where_front_and_back_look_the_same():
+    truth, _ = true_views(canonical("a purple mushroom"), view_angles(8), 48)
+    assert front_likeness(truth, truth) is None

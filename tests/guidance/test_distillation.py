@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from guidance.distillation import (
     PREDICTION_TYPES,
@@ -20,55 +19,11 @@ from guidance.distillation import (
     timestep_weight,
 )
 from nerf.core.errors import DivergenceError
-
-ABAR = torch.linspace(0.999, 0.005, 1000, dtype=torch.float64)
-MEAN, SPREAD = 0.3, 0.4
-
-
-def expressed(x0, noisy, alpha, sigma, prediction_type):
-    """The prediction of each type that stands for x0."""
-    epsilon = (noisy - alpha * x0) / sigma
-    return {"epsilon": epsilon, "v_prediction": alpha * epsilon - sigma * x0, "sample": x0}[prediction_type]
-
-
-def gaussian(schedule, means=(MEAN,), spread=SPREAD):
-    """Denoiser of data ~ N(mean, spread^2) in every dimension: E[x_0 | x_t], one condition per mean."""
-
-    def predict(noisy, t):
-        alpha, sigma = schedule.levels(t, noisy)
-        gain = alpha * spread**2 / (alpha**2 * spread**2 + sigma**2)
-        posterior = [m + gain * (noisy - alpha * m) for m in means]
-        return torch.stack([expressed(x0, noisy, alpha, sigma, schedule.prediction_type) for x0 in posterior])
-
-    return predict
-
-
-def mixture_at(alpha, sigma):
-    """Density of x_t for data from a mixture of two Gaussians."""
-    means, spreads = torch.tensor([-1.0, 0.8], dtype=torch.float64), torch.tensor([0.3, 0.2], dtype=torch.float64)
-    share = Categorical(torch.tensor([0.3, 0.7], dtype=torch.float64))
-    return MixtureSameFamily(share, Normal(alpha * means, (alpha**2 * spreads**2 + sigma**2).sqrt()))
-
-
-def mixture(schedule):
-    """Its denoiser by Tweedie's formula: noise_hat = -sigma d/dx log p_t(x_t)."""
-
-    def predict(noisy, t):
-        alpha, sigma = schedule.levels(t, noisy)
-        with torch.enable_grad():
-            y = noisy.detach().requires_grad_()
-            (score,) = torch.autograd.grad(mixture_at(alpha.flatten()[0], sigma.flatten()[0]).log_prob(y).sum(), y)
-        return (-sigma * score)[None]
-
-    return predict
+from tests.guidance.denoisers import ABAR, MEAN, SPREAD, expressed, gaussian, mixture, mixture_at, noise_like
 
 
 def first(predictions):
     return predictions[0]
-
-
-def noise_like(shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("t", [20, 400, 980])

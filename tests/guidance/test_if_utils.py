@@ -117,7 +117,7 @@ def test_it_accepts_no_latents(model):
 def test_offloaded_weights_give_the_same_gradient(if_folder, model):
     other = make(if_folder, vram_O=True)
     loader.offload(other.unet, torch.device("cpu"))
-    assert other.unet.conv_in.weight.device.type == "meta"
+    assert other.unet.conv_in._forward_pre_hooks, "the weights come when the layer runs"
     torch.testing.assert_close(gradient(other, image_of(1, 8), views_at(0)), gradient(model, image_of(1, 8), views_at(0)))
 
 

@@ -280,7 +280,7 @@ def test_the_views_of_a_group_have_one_timestep(models):
     x = torch.zeros(8, 4, 8, 8)
     seen = set()
     for seed in range(5):
-        t, _ = models["MVDream"].distiller.draw(x, part_of("guided", seed=seed), T_RANGE)
+        t, _, _ = models["MVDream"].distiller.draw(x, part_of("guided", seed=seed), Control(T_RANGE), Options())
         assert len(set(t[:4].tolist())) == 1 and len(set(t[4:].tolist())) == 1
         seen |= set(t.tolist())
     assert len(seen) > 5  # groups and steps differ

@@ -123,7 +123,7 @@ def test_exported_files_name_every_model_and_its_licence(run, keys, sd_folder, c
         (["--guidance", "clip", "--hf_keys", "clip=a/b", "clip=c/d"], "--hf_keys names clip twice"),
         (["--guidance", "clip", "--hf_keys", "clip=a/b"], "neither a folder nor complete in the Hugging Face cache"),
         (["--guidance", "SD", "clip", "--guidance_weights", "1", "2", "3"], "--guidance_weights gives 3 values"),
-        (["--guidance", "SDX"], "--guidance SDX is not known"),
+        (["--guidance", "SDX"], "--guidance must be SD, zero123, SDXL"),
     ],
 )
 def test_bad_input_is_one_sentence_before_anything_is_written(run, tmp_path, words, sentence):

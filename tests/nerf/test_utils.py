@@ -26,7 +26,8 @@ from tests.helpers.plans import opened
 from tests.helpers.tasks import listening
 
 TINY = (
-    "--text something --seed 3 --iters 6 --w 8 --h 8 --batch_size 2 --W 8 --H 8 --optim adam --max_steps 32 --grid_size 16 "
+    "--text something --guidance colour "
+    "--seed 3 --iters 6 --w 8 --h 8 --batch_size 2 --W 8 --H 8 --optim adam --max_steps 32 --grid_size 16 "
     "--grid_levels 4 --grid_log2 8 --grid_finest 32 --num_steps 8 --upsample_steps 4 --dataset_size_valid 2 "
     "--dataset_size_test 2 --preview_interval 1000 --latent_iter_ratio 0 --update_extra_interval 2 --hidden 16"
 ).split()
@@ -409,6 +410,21 @@ def test_running_out_of_memory_in_a_view_or_a_video_says_what_to_lower(tmp_path,
 )
 def test_views_to_measure_are_evenly_chosen(count, most, chosen):
     assert evaluation.evenly(count, most) == chosen
+
+
+def test_guidance_is_told_that_a_stage_begins_before_its_parameters_are_taken(tmp_path):
+    told = []
+
+    class Learns(Colour):
+        def begin_stage(self):
+            told.append("begin")
+
+        def param_groups(self, lr):
+            told.append("parameters")
+            return []
+
+    make(tmp_path, "--cuda_ray", guidance=Learns())
+    assert told == ["begin", "parameters"]
 
 
 def test_cameras_beyond_what_the_guidance_was_made_for_are_told(tmp_path):

@@ -76,7 +76,8 @@ def test_a_package_that_is_missing_has_its_name_on_pypi(gpu_check, monkeypatch):
 
 def test_the_kernels_come_before_the_other_tests_and_every_test_file_runs_once(gpu_check, tmp_path):
     every = gpu_check.steps(tmp_path)
-    assert list(every) == ["build", "kernels", "suite", "bench"]
+    assert list(every) == ["build", "kernels", "suite", "bench", "guidance"]
+    assert [step.name for step in every["guidance"]] == ["bench_guidance"]
     files = {stage: [a for step in every[stage] for a in step.command if a.endswith(".py")] for stage in ("kernels", "suite")}
     assert sorted(files["kernels"] + files["suite"]) == sorted(str(path) for path in (ROOT / "tests").rglob("test_*.py"))
     assert {"gridencoder", *extension.KERNEL_FOLDERS} == {path.split("/tests/")[1].split("/")[0] for path in files["kernels"]}

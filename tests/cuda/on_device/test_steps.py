@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import extension
-from guidance import build, weights
+from guidance import build, choose_weights
 from guidance.base import Guidance, GuidanceOutput
 from nerf.config.config import parse
 from nerf.core.structs import SceneInfo
@@ -55,7 +55,7 @@ MOST_GUIDED, MOST_MESH = 2, 4  # what a step may cost
 class Grey(Guidance):
     """Wants every pixel to be grey; waits for nothing."""
 
-    name, spaces = "grey", ("rgb", "latent")
+    name, spaces = "SD", ("rgb", "latent")
 
     def prepare(self, conditions):
         """Nothing to prepare."""
@@ -77,7 +77,9 @@ def trainer_of(folder, words, guidance=None, stage=0, photos=None):
     made = opened(*prompt, *TINY, "--workspace", folder, *words.split()).pending[stage]
     report, models = Report(folder, terminal=False), [guidance or Grey()] if photos is None else []
     torch.manual_seed(3)
-    known = tuple(GuidanceInfo(each.name, each.spaces, each.stage_options(made.config.guidance)) for each in models)
+    known = tuple(
+        GuidanceInfo(each.name, each.spaces, each.stage_options(made.config.guidance.of(each.name))) for each in models
+    )
     run = RunInfo(made, SceneInfo() if photos is None else photos.scene(1.0), guidances=known)
     model = build_model(made, run.scene).to("cuda")
     sources = build_sources(SourceInputs(made.config, "cuda", tuple(each.requirements() for each in models), photos))
@@ -147,7 +149,7 @@ def test_a_step_on_photographs_waits_for_what_is_listed(tmp_path, channels):
 def test_a_step_under_stable_diffusion_waits_for_what_is_listed(tmp_path, sd_folder, less_memory):  # noqa: F811
     words = f"--cuda_ray --fp16 --hf_key {sd_folder} {less_memory}"
     asked = parse(["--text", "something", *TINY, "--workspace", str(tmp_path), *words.split()])
-    (guidance,) = build(asked, "cuda", weights.resolve(asked.guidance.sd_version, asked.guidance.hf_key, "something"))
+    (guidance,) = build(asked, "cuda", choose_weights(asked))
     trainer = trainer_of(tmp_path, "--cuda_ray --fp16", guidance)
     step(trainer)
     seen = step(trainer)

@@ -5,7 +5,7 @@ import torch
 
 from guidance.diffusion.codecs import PixelCodec
 from guidance.diffusion.distiller import DiffusionOptions, Distiller
-from guidance.distillation import NoiseSchedule, classifier_free
+from guidance.distillation import Conditioned, NoiseSchedule, classifier_free
 from nerf.core.structs import Control
 from tests.guidance.models import image_of, views_at
 from tests.helpers.parts import part_of
@@ -13,10 +13,10 @@ from tests.helpers.parts import part_of
 DISTILLER = Distiller(PixelCodec(16, 2), NoiseSchedule(torch.linspace(0.999, 0.005, 1000), "sample", 1.0), torch.device("cpu"))
 
 
-def loss(image, t_range=(0.02, 0.98), debug=False):
+def loss(image, t_range=(0.02, 0.98), debug=False, options=None):
     """The loss under a denoiser that predicts grey."""
-    grey, mix = (lambda x, t: torch.zeros(1, *x.shape)), classifier_free(1.0)
-    return DISTILLER.sds(image, part_of("guided"), Control(t_range), "sds", grey, mix, debug)
+    grey = Conditioned(lambda names: lambda x, t: torch.zeros(len(names), *x.shape), classifier_free)
+    return DISTILLER.distill(image, part_of("guided"), Control(t_range, 1.0), options or DiffusionOptions(), grey, debug)
 
 
 def test_log_holds_the_timestep_and_the_norm_of_the_gradient():

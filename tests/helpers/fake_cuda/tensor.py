@@ -4,6 +4,7 @@ Every operation is unwrapped, done on the CPU and wrapped again; on the way it i
 """
 
 import itertools
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -200,25 +201,27 @@ def _copy(target: Tensor, source: Tensor, non_blocking: bool) -> None:
 
 def _upload(source: Tensor, non_blocking: bool) -> None:
     """A copy to the device: the host waits unless the memory is pinned and the copy non-blocking."""
-    check_pinned_sources()
     if not non_blocking:
         waits.wait("copy to the device")
     elif not is_pinned(source):
         waits.wait("copy to the device of memory that is not pinned", explicit=True)
     else:
         _read[next(_numbers)] = (source, source.detach().clone())
-        for number in list(_read)[:-_MOST_READ]:
+        if len(_read) > _MOST_READ:
+            number = next(iter(_read))
+            check_pinned_sources((number,))
             del _read[number]
 
 
-def check_pinned_sources() -> None:
+def check_pinned_sources(copies: Iterable[int]) -> None:
     """Refuse that pinned memory was written to before a copy from it was waited for: the device might see either value.
 
     Memory that was given back is no danger, here as on CUDA: the copy keeps it.
     """
-    for number, (source, values) in _read.items():
-        if not torch.equal(source.reshape(-1).view(torch.uint8), values.reshape(-1).view(torch.uint8)):
-            _read.pop(number)
+    for number in copies:
+        source, values = _read.get(number, (None, None))
+        if source is not None and not torch.equal(source.reshape(-1).view(torch.uint8), values.reshape(-1).view(torch.uint8)):
+            del _read[number]
             raise DeviceError(f"pinned memory {list(source.shape)} was written to while a copy to the device was reading it")
 
 
@@ -229,7 +232,7 @@ def sent() -> tuple[int, ...]:
 
 def arrive(copies: tuple[int, ...]) -> None:
     """Let copies reach pinned memory, and those from it end, where they have not yet."""
-    check_pinned_sources()
+    check_pinned_sources(copies)
     for number in copies:
         _read.pop(number, None)
         if number in _under_way:

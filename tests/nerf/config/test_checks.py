@@ -77,6 +77,7 @@ def test_a_large_render_size_of_the_nerf_can_be_resumed():
         ("--max_steps 64", "--max_steps has no effect without --cuda_ray"),
         ("--cuda_ray --num_steps 64", "--num_steps has no effect with --cuda_ray"),
         ("--backbone vanilla --grid_levels 4", "--grid_levels has no effect with --backbone vanilla"),
+        ("--profile 2 --iters 3", "--profile 2 will record nothing, as the first 3 steps only warm up; give more --iters"),
         (
             "--save_mesh --texture_size 64",
             "--texture_size 64 is 4,096 texels for 50,000 triangles at most; raise it or lower --decimate_target, or the mesh "
@@ -98,10 +99,17 @@ def test_what_has_no_effect_gets_a_warning_at_the_start(words, warning):
         "--save_mesh --texture_size 64 --decimate_target 0",
         "--stages nerf,dmtet --lr_distance 0.1 --mesh_threshold 4",
         "--no_mesh_ply --no_normal_map",
+        "--profile 2 --iters 4",
     ],
 )
 def test_what_has_an_effect_gets_none(words):
     assert warnings(*words.split()) == []
+
+
+def test_losses_of_normals_have_no_effect_on_photographs_alone():
+    why = "on photographs, which are compared without the field's normals"
+    assert warnings("--lambda_orient", "1", text=["--data", "x"]) == [f"--lambda_orient has no effect {why}"]
+    assert warnings("--lambda_orient", "1") == []
 
 
 def test_guidance_flags_have_no_effect_on_photographs_alone():

@@ -1,6 +1,7 @@
 """Image prompts in the options: which pictures and cameras they name, their presets, and what a workspace keeps of them."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -147,6 +148,25 @@ def test_the_first_picture_is_the_default_view(pictures):
     camera = planned("--image_config", name).config.camera
     assert (camera.default_polar, camera.default_azimuth, camera.default_radius, camera.default_fovy) == (70, 40, 2, 35)
     assert camera.fovy_range == (35, 35)
+
+
+def test_the_embedded_prior_leaves_a_picture_its_weight(pictures):
+    words = ["--image", "a_rgba.png", "--text", "a hamburger", "--guidance", "SD"]
+    found = {"SD": SimpleNamespace(kind="embedded", version="embedded")}
+    with_picture, words_alone = (resolve(parse(w), StoredRun(), lambda _: found).config for w in (words, words[2:]))
+    assert (with_picture.loss.lambda_rgb, words_alone.loss.lambda_rgb) == (20000, 1000)
+    assert resolve(parse([*words, "--lambda_rgb", "5"]), StoredRun(), lambda _: found).config.loss.lambda_rgb == 5
+
+
+STABLE = SimpleNamespace(kind="stable zero123", version="stable", sentence="", title="", licence="")
+
+
+@pytest.mark.parametrize(("words", "polar", "radius"), [("", 85, 3.8), ("--ref_polars 60 --ref_radii 2", 60, 2)])
+def test_a_preset_of_the_guidance_moves_the_default_view_unless_the_camera_is_given(pictures, words, polar, radius):
+    asked = parse(["--image", "a_rgba.png", *words.split()])
+    plan = resolve(asked, StoredRun(), lambda _: {"zero123": STABLE})
+    camera, (reference,) = plan.config.camera, plan.references
+    assert (camera.default_polar, camera.default_radius) == (reference.polar, reference.radius) == (polar, radius)
 
 
 def test_the_mesh_stage_looks_at_the_picture_without_its_depth_and_at_low_noise_levels(pictures):

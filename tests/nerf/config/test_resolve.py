@@ -131,7 +131,8 @@ def test_presets_of_the_stored_run_apply_when_it_is_only_shown():
 
 # Values other than the default, and than the prompt of these tests, of every option that is kept by the whole run.
 OTHERS = {
-    "text": "a chair", "negative": "blur", "data": "photos", "holdout": 4, "downscale": 2, "guidance": ("SD", "clip"),
+    "text": "a chair", "negative": "blur", "distillation": "csd", "lora_rank": 8,
+    "data": "photos", "holdout": 4, "downscale": 2, "guidance": ("SD", "clip"),
     "sd_version": "1.5", "hf_key": "x", "hf_keys": ("clip=x",),
     "backbone": "vanilla", "bound": 2.0, "background": "constant", "bg_radius": -1.0,
     "density_activation": "softplus", "density_bias": -1.0, "blob_density": 1.0, "blob_radius": 0.5, "grid_levels": 8,
@@ -242,6 +243,8 @@ def test_a_named_checkpoint_applies_to_the_first_pending_stage_alone():
 def test_a_checkpoint_that_does_not_exist_is_refused():
     with pytest.raises(UserError, match="--ckpt gone: no such file; give latest"):
         resolve(parse([*TEXT, "--ckpt", "gone"]), StoredRun())
+    with pytest.raises(UserError, match="--ckpt latets: no such file; .*; did you mean latest"):
+        resolve(parse([*TEXT, "--ckpt", "latets"]), StoredRun())
 
 
 # ---- what the mesh stage starts from ----

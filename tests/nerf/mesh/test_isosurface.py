@@ -115,15 +115,26 @@ def test_values_on_the_level_itself_make_no_triangles_without_area(scale):
 
 
 def test_empty_field_is_refused_with_its_highest_density_and_a_way_out():
-    with pytest.raises(ExportError, match=r"empty: its highest density is 3, .* is 10; give a --mesh_threshold below 3,"):
+    with pytest.raises(
+        ExportError, match=r"empty: its highest density is 3, .* is 10; give a --mesh_threshold below 3 .*, or train"
+    ):
         isosurface.marching_cubes(LevelSetGrid(constant(3.0), 1.0, 10.0))
 
 
 @pytest.mark.parametrize("smooth", [0.0, 1.5])
 def test_the_highest_density_that_is_reported_is_the_field_s_own(smooth):
     flat = LevelSet(lambda p: torch.full((len(p),), 8.8), 1000.0)
-    with pytest.raises(ExportError, match=r"its highest density is 8.8, .* is 1e\+03; give a --mesh_threshold below 8.8"):
+    with pytest.raises(
+        ExportError,
+        match=r"its highest density is 8.8, .* is 1000; give a --mesh_threshold below 8.8 .the same command with --test",
+    ):
         isosurface.extract_surface(flat, 1.0, 16, smooth)
+
+
+def test_the_density_of_half_a_solid_box_is_the_field_s_own():
+    flat = LevelSet(lambda p: torch.full((len(p),), 5000.0), 10.0)
+    with pytest.raises(ExportError, match=r"denser than 10, half of it than 5e\+03: it is fog"):
+        isosurface.extract_surface(flat, 1.0, 16, 1.5)
 
 
 def test_an_empty_scene_is_not_helped_by_a_threshold():

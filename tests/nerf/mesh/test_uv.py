@@ -27,3 +27,12 @@ def test_unwrapped_triangles_do_not_overlap():
     area = 0.5 * np.abs((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]).sum()
     texels = rasterize_uv(flat.uv, flat.faces, 1024)
     assert len(texels) / 1024**2 == pytest.approx(area, rel=0.01)  # overlap would cover less than the sum of areas
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-3, 1e5])
+def test_a_surface_of_any_size_is_unwrapped(size):
+    mesh = solids.surface(solids.ball, 12)
+    scaled = replace(mesh, vertices=mesh.vertices * size)
+    flat, reference = uv.unwrap(scaled, 64), uv.unwrap(mesh, 64)
+    assert np.array_equal(flat.vertices, scaled.vertices[flat.weld]) and len(flat.faces) == len(mesh.faces)
+    assert np.ptp(flat.uv, axis=0).min() > 0.5 * np.ptp(reference.uv, axis=0).min()

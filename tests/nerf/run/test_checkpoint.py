@@ -292,7 +292,7 @@ def test_resolve_knows_the_words_of_the_flag(saved):
 
 def test_another_stage_is_refused():
     checkpoint.require_stage(META, "nerf", "x")
-    with pytest.raises(UserError, match="stage 'nerf'.*add --stages nerf.*--init_with"):
+    with pytest.raises(UserError, match="stage 'nerf'.*use this one with --stages nerf in place.*--init_with"):
         checkpoint.require_stage(META, "dmtet", "x")
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from nerf.run.profiling import WARMUP_STEPS, profiled
+from nerf.config.limits import PROFILE_WARMUP
+from nerf.run.profiling import profiled
 
 
 def steps_in(path):
@@ -14,7 +15,7 @@ def steps_in(path):
     return len([event for event in events if event.get("name") == "aten::mm"])
 
 
-@pytest.mark.parametrize(("taken", "recorded"), [(WARMUP_STEPS + 5, 2), (WARMUP_STEPS + 1, 1)])
+@pytest.mark.parametrize(("taken", "recorded"), [(PROFILE_WARMUP + 5, 2), (PROFILE_WARMUP + 1, 1)])
 def test_a_trace_holds_the_steps_after_the_warm_up(tmp_path, taken, recorded):
     path = tmp_path / "profile" / "trace.json"
     with profiled(path, 2) as after_step:
@@ -30,7 +31,7 @@ def test_nothing_is_written_without_steps(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("taken", [0, WARMUP_STEPS])
+@pytest.mark.parametrize("taken", [0, PROFILE_WARMUP])
 def test_a_run_that_is_over_before_the_warm_up_gets_a_warning_and_no_file(tmp_path, taken, caplog):
     with profiled(tmp_path / "profile" / "trace.json", 2) as after_step:
         for _ in range(taken):

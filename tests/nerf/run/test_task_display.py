@@ -55,9 +55,11 @@ def test_on_a_terminal_there_is_a_bar_and_no_line(monkeypatch):
 
 def test_a_report_shows_tasks_while_it_is_open(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(task_display, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_listeners", [])  # those of reports that other tests left open
     with Report(tmp_path, terminal=False):
         list(track("ab", "reading photographs"))
     with task("unseen", 1) as advance:
         advance(1)
     assert "reading photographs 2/2, 00:00 left" in (tmp_path / "log_df.txt").read_text()
-    assert "unseen" not in capsys.readouterr().err and progress._listeners == []
+    shown = capsys.readouterr().err
+    assert "unseen" not in shown and progress._listeners == []

@@ -1,0 +1,200 @@
+"""Measures every distillation method on the same prompts, seeds and budget, with the embedded prior, whose shapes are known.
+
+``python benchmarks/distillation.py --minutes 90`` runs ``main.py`` for one method and prompt after the other until the time is
+over, measures every ``mesh.glb`` against the true shapes, and writes ``distillation.json`` and ``distillation.png`` to
+``docs/benchmarks`` and the table to ``docs/distillation.md``. Finished measurements are not repeated.
+
+The budget of a run is the time of its training: a method whose steps cost twice as much takes half of them, and its schedules
+end with its last one. ``--iters`` gives every method the same number of steps instead.
+"""
+
+import json
+import shlex
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+from benchmarks import mesh_measure  # noqa: E402
+from benchmarks.records import read_record, read_result  # noqa: E402
+from benchmarks.text_to_3d import one_run, run_prompt, slug  # noqa: E402
+from nerf.core.errors import UserError  # noqa: E402
+from nerf.core.ranges import above, between  # noqa: E402
+from nerf.core.script import SEED, Parser, run  # noqa: E402
+
+# Name in the table -> flags.
+METHODS = {
+    "SDS": "--distillation sds",
+    "SDS, t linear": "--distillation sds --t_schedule linear",
+    "SDS, t sqrt": "--distillation sds --t_schedule sqrt",
+    "SDS, t DreamTime": "--distillation sds --t_schedule dreamtime",
+    "SJC": "--distillation sjc",
+    "VSD": "--distillation vsd",
+    "CSD": "--distillation csd",
+    "NFSD": "--distillation nfsd",
+    "ISM": "--distillation ism",
+    "SDI": "--distillation sdi",
+}
+# Colours that were not trained; the last three have a clear front.
+PROMPTS = ("a purple mushroom", "an orange chair", "a pink car", "a yellow mug")
+SPEED_STEPS = 30  # of the run that measures how long a step takes
+LEAST_STEPS = 20
+BEGIN, END = "<!-- the table begins -->\n", "<!-- the table ends -->\n"
+Results = dict[str, dict]
+
+
+def key(method: str, prompt: str, seed: int, budget: str) -> str:
+    """Name of a run in the record."""
+    return f"{method} | {slug(prompt, seed)} | {budget}"
+
+
+def workspace_of(work: Path, method: str, budget: str) -> Path:
+    """Folder of the workspaces of one method."""
+    return work / f"{method} {budget}".replace(" ", "_").replace(",", "")
+
+
+def seconds_per_step(method: str, prompt: str, work: Path, extra: list[str]) -> float:
+    """Time of a training step of a method, by a short run whose result is thrown away.
+
+    Raises:
+        UserError: the run failed.
+    """
+    folder = workspace_of(work, method, "speed")
+    folder.mkdir(parents=True, exist_ok=True)
+    workspace = folder / slug(prompt, 0)
+    flags = ["--iters", str(SPEED_STEPS), "--no_save_mesh", "--dataset_size_test", "1", "--ckpt", "scratch"]
+    done = run_prompt(prompt, 0, workspace, [*shlex.split(METHODS[method]), *flags, *extra])
+    if done["returncode"] != 0:
+        raise UserError(f"{method}: {done['command']} ended with {done['returncode']}; see {workspace.with_suffix('.log')}")
+    return float(read_result(workspace).train_seconds) / SPEED_STEPS
+
+
+def measured(method: str, prompt: str, seed: int, work: Path, steps: int, budget: str, extra: list[str]) -> dict:
+    """Run and measure one method on one prompt; a failure is recorded as a result."""
+    folder = workspace_of(work, method, budget)
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = [*shlex.split(METHODS[method]), "--iters", str(steps), "--ckpt", "scratch", *extra]
+    found = {"method": method, "budget": budget, "steps": steps, **one_run(prompt, seed, folder, flags)}
+    if "iou" in found:
+        found["train_seconds"] = read_result(folder / slug(prompt, seed)).train_seconds
+    return found
+
+
+def mean(rows: list[dict], name: str) -> str:
+    """The mean of a measure over runs, those where it is not defined left out, with so many digits as it has meaning."""
+    values = [row[name] for row in rows if row.get(name) is not None]
+    digits = {"seconds": 0, "train_seconds": 0, "megabytes": 0, "steps": 0, "facing": 2, "janus": 2}.get(name, 3)
+    return f"{np.mean(values):.{digits}f}" if values else "-"
+
+
+def table(results: Results, budget: str) -> str:
+    """The means of every method as a Markdown table, and beneath it the IoU of every prompt."""
+    names = ("iou", "silhouette", "albedo", "janus", "facing", "steps", "train_seconds", "seconds", "megabytes")
+    lines = [
+        "| method | IoU | silhouette IoU | albedo error | Janus | facing | steps | s of training | s in all | MB | runs |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    runs = [row for row in results.values() if row["budget"] == budget]
+    prompts = list(dict.fromkeys(row["prompt"] for row in runs))
+    each = ["| IoU | " + " | ".join(prompts) + " |", "|---" * (len(prompts) + 1) + "|"]
+    for method in [method for method in METHODS if any(row["method"] == method for row in runs)]:
+        own = [row for row in runs if row["method"] == method]
+        done = [row for row in own if "iou" in row]
+        failed = f", {len(own) - len(done)} failed" if len(done) < len(own) else ""
+        lines.append(f"| {method} | " + " | ".join(mean(done, name) for name in names) + f" | {len(done)}{failed} |")
+        cells = [mean([row for row in done if row["prompt"] == prompt], "iou") for prompt in prompts]
+        each.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\n" + "\n".join(each) + "\n"
+
+
+def sheet(results: Results, budget: str, work: Path, size: int = 64) -> np.ndarray:
+    """Front and back of the true shape, then of what each method made; a row for each prompt, grey where nothing came out."""
+    from guidance.prior.shapes import canonical
+
+    runs = [row for row in results.values() if row["budget"] == budget]
+    first = min(row["seed"] for row in runs)
+    cameras = mesh_measure.view_angles(2)
+    rows = []
+    for prompt in dict.fromkeys(row["prompt"] for row in runs):
+        truth, _ = mesh_measure.true_views(canonical(prompt), cameras, size)
+        cells = [*truth]
+        for method in (name for name in METHODS if any(row["method"] == name for row in runs)):
+            path = workspace_of(work, method, budget) / slug(prompt, first) / "mesh" / "mesh.glb"
+            known = "iou" in results.get(key(method, prompt, first, budget), {}) and path.is_file()
+            views = (
+                mesh_measure.mesh_views(mesh_measure.read_mesh(path), cameras, size)[0] if known else np.full_like(truth, 0.5)
+            )
+            cells += [*views]
+        rows.append(np.concatenate(cells, 1))
+    return (np.concatenate(rows, 0).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def write(results: Results, budget: str, out: Path, page: Path, work: Path) -> None:
+    """Write the record, the pictures, and the table between its two marks on the page."""
+    import imageio.v3 as imageio
+
+    (out / "distillation.json").write_text(json.dumps(results, indent=1) + "\n")
+    imageio.imwrite(out / "distillation.png", sheet(results, budget, work))
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    seeds = sorted({row["seed"] for row in results.values() if row["budget"] == budget})
+    caption = f"Means over the prompts, seeds {', '.join(map(str, seeds))}; {budget} for each run.\n\n"
+    page.write_text(before + BEGIN + caption + table(results, budget) + END + after)
+
+
+def arguments() -> Namespace:
+    """What was typed."""
+    parser = Parser(description="Run every method on every prompt and measure it; resumable, within a budget.")
+    parser.number("--minutes", float, 90, between(0, 1e7), "start no new run after this many minutes")
+    parser.number("--seconds", float, 60, above(0, 1e6), "of training for each run")
+    parser.number("--iters", int, None, between(1, 10**9), "steps for each run, in place of --seconds")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), help="which methods")
+    parser.add_argument("--prompts", nargs="*", default=list(PROMPTS), help="which prompts")
+    parser.number("--seeds", int, [0], SEED, "of the runs", nargs="*")
+    parser.add_argument("--work", type=Path, default=ROOT / "local" / "distillation", help="where the workspaces go")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where record and pictures go")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "distillation.md", help="where the table goes")
+    parser.add_argument("--again", action="store_true", help="repeat what has been measured already")
+    parser.add_argument("--extra", default="", help="more flags for main.py, in one string")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run every method on every prompt and measure it."""
+    args = arguments()
+    start, extra = time.monotonic(), shlex.split(args.extra)
+    budget = f"{args.iters} steps" if args.iters else f"{args.seconds:g} s of training"
+    for folder in (args.work, args.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    record = args.out / "distillation.json"
+    results: Results = read_record(record)
+    # All methods on one prompt before the next, so that a run that is cut short compares them on the same prompts.
+    todo = [(method, prompt, seed) for seed in args.seeds for prompt in args.prompts for method in args.methods]
+    todo = [run for run in todo if args.again or "iou" not in results.get(key(*run, budget), {})]
+    steps: dict[str, int] = {}
+    skipped = 0
+    for method, prompt, seed in todo:
+        if time.monotonic() - start > 60 * args.minutes:
+            skipped += 1
+            continue
+        if method not in steps:
+            known = [row["steps"] for row in results.values() if (row["method"], row["budget"]) == (method, budget)]
+            steps[method] = args.iters or (known[0] if known else 0)
+        if not steps[method]:
+            steps[method] = max(LEAST_STEPS, int(args.seconds / seconds_per_step(method, prompt, args.work, extra)))
+        found = measured(method, prompt, seed, args.work, steps[method], budget, extra)
+        results[key(method, prompt, seed, budget)] = found
+        print(json.dumps(found), flush=True)
+        write(results, budget, args.out, args.page, args.work)
+    print(table(results, budget))
+    if skipped:
+        print(f"{args.minutes:g} minutes are over; run the same command again for the remaining {skipped} runs")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
