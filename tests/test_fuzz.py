@@ -18,9 +18,11 @@ from guidance import weights
 from guidance.diffusion import loader, text
 from guidance.prior import description
 from nerf.config.config import Config, parse, to_json
+from nerf.config.references import references
 from nerf.core.errors import UserError
 from nerf.core.files import write_json
 from nerf.core.pictures import FORMATS
+from nerf.data.image_prompt import image_prompts
 from nerf.data.image_store import decode_image, decode_mask, read_header
 from nerf.mesh.io import Material, read_mesh, write_glb, write_obj, write_ply
 from nerf.mesh.mesh import Mesh, vertex_normals
@@ -103,6 +105,27 @@ def test_transforms(tmp_path):
     masks = [np.eye(6, 8, dtype=np.uint8) for _ in range(3)]
     photo_folders.write(tmp_path, images, top, masks=masks, normals=images)
     check(lambda: load_photographs(tmp_path), [tmp_path / "transforms.json"], mutations.damaged_json)
+
+
+def test_tables_of_image_prompts(tmp_path):
+    Image.new("RGBA", (8, 8), (200, 10, 10, 255)).save(tmp_path / "a_rgba.png")
+    table = tmp_path / "prompts.csv"
+    table.write_text(
+        "image,zero123_weight,radius,polar,azimuth\na_rgba.png,1,3.2,90,0\na_rgba.png,0.5,3.2,80,-90\n"
+        '"a_rgba.png", 2 ,3,100,45\n'
+    )
+    config = parse(["--image_config", str(table)])
+    check(lambda: references(config), [table], mutations.damaged_lines)
+
+
+@pytest.mark.parametrize("suffix", ["rgba", "depth", "normal"])
+def test_pictures_of_image_prompts(tmp_path, suffix):
+    noise = np.random.default_rng(0).integers(1, 255, (8, 8, 4), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a_rgba.png")
+    Image.fromarray(noise[..., 0].astype(np.uint16) * 256).save(tmp_path / "a_depth.png")
+    Image.fromarray(noise[..., :3]).save(tmp_path / "a_normal.png")
+    config = parse(["--image", str(tmp_path / "a_rgba.png")])
+    check(lambda: image_prompts(references(config)), [tmp_path / f"a_{suffix}.png"], mutations.damaged)
 
 
 @pytest.mark.parametrize("kind", ["txt", "bin"])
