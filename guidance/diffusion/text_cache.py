@@ -12,15 +12,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from nerf.core.checksums import checksum
 from nerf.core.files import write_atomically
 
 log = logging.getLogger("somnia.guidance")
 
-FORMAT = b"1"  # of the cache; another one does not find the files of this
+FORMAT = b"2"  # of the cache; another one does not find the files of this
 SAMPLES, SAMPLE_BYTES = 64, 1 << 14  # of a weights file: evenly spaced, both ends included
 LARGEST_WHOLE = 1 << 22  # bytes of a file that is hashed as a whole: configs and tokenizers
 
@@ -70,12 +71,15 @@ def load(name: str, tensors: Iterable[str]) -> dict[str, Tensor] | None:
         tensors: names of the tensors that it must hold.
     """
     path = folder() / f"{name}.safetensors"
+    if not path.is_file():
+        return None
     try:
-        found = load_file(path) if path.is_file() else None
+        with safe_open(path, "pt") as file:
+            sums, found = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         log.warning("guidance: the stored text embeddings in %s cannot be read (%s); they are computed again", path, error)
         return None
-    whole = found is not None and set(found) == set(tensors) and all(torch.isfinite(t).all() for t in found.values())
+    whole = set(found) == set(tensors) and all(sums.get(key) == str(checksum(value)) for key, value in found.items())
     return found if whole else None
 
 
@@ -83,6 +87,7 @@ def store(name: str, embeddings: dict[str, Tensor]) -> None:
     """Store the embeddings of a prompt; where nothing can be written, they are computed again next time."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in embeddings.items()}
     try:
-        write_atomically(folder() / f"{name}.safetensors", lambda path: save_file(tensors, path))
+        sums = {key: str(checksum(value)) for key, value in tensors.items()}
+        write_atomically(folder() / f"{name}.safetensors", lambda path: save_file(tensors, path, sums))
     except (OSError, SafetensorError) as error:
         log.warning("guidance: text embeddings cannot be stored in %s (%s); they are computed in every run", folder(), error)

@@ -129,7 +129,7 @@ def test_embeddings_of_another_dtype_are_not_used(sd_folder, monkeypatch):
     assert seen == ["text_encoder"] and halves.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 100, None])
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, None, "one bit"])
 def test_a_damaged_file_of_the_cache_is_replaced(sd_folder, text_cache_folder, content):
     from safetensors.torch import save_file
 
@@ -137,6 +137,9 @@ def test_a_damaged_file_of_the_cache_is_replaced(sd_folder, text_cache_folder, c
     for path in text_cache_folder.glob("*.safetensors"):
         if content is None:
             save_file({"tokens": torch.full((77, 16), torch.nan)}, path)
+        elif content == "one bit":
+            whole = path.read_bytes()
+            path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         else:
             path.write_bytes(content)
     assert torch.equal(encode(sd_folder), first) and torch.equal(encode(sd_folder), first)
