@@ -9,6 +9,7 @@ K views of S x S pixels. The run's world has the reference at azimuth 0; the sha
 
 import json
 import math
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -236,7 +237,7 @@ def write(results: dict[str, dict], out: Path, work: Path) -> None:
 def one_run(reference: Reference, work: Path, seed: int, extra: list[str]) -> dict[str, object]:
     """Run and measure one reference; a failure is recorded as a result."""
     path = write_picture(reference, work)
-    flags = ["--image", str(path), "--ref_polars", f"{reference.polar:g}", "-O", "--zero123", "embedded"]
+    flags = ["--image", os.path.relpath(path, ROOT), "--ref_polars", f"{reference.polar:g}", "-O", "--zero123", "embedded"]
     about = {"prompt": reference.prompt, "half": reference.half, "group": reference.group, "seed": seed}
     result = {**about, **runs.run_main([*flags, "--seed", str(seed), *extra], work / reference.name)}
     mesh = work / reference.name / "mesh" / "mesh.glb"
