@@ -275,8 +275,12 @@ PRESETS["embedded view"] = PRESETS["embedded"] | {
     "lambda_3d_normal_smooth": 0.0,
     "progressive_view": False,
     "progressive_level": False,
+    # The prior's gradient sums over all pixels and drowns a picture of less weight (14 dB of it instead of 25).
+    "lambda_rgb": 20000.0,
+    "lambda_mask": 10000.0,
+    "lambda_depth": 200.0,
 }
-PRESETS["dmtet embedded view"] = PRESETS["dmtet embedded"]
+PRESETS["dmtet embedded view"] = PRESETS["dmtet embedded"] | {"lambda_rgb": 1000.0, "lambda_mask": 500.0}
 
 # Presets of one guidance model: of its name, of the kind of its weights, or of its name and "alone" where no other guides.
 # Their values of options that belong to each model (``parser.option(each=...)``) are its own.
