@@ -334,25 +334,19 @@ class Trainer:
             UserError: this run does not train and there is nothing to show, or the checkpoint does not fit.
         """
         ckpt, folder = self.config.runtime.ckpt, self.workspace / "checkpoints"
-        path = checkpoint.resolve(folder, ckpt, self.stage.name)
-        if path is not None:
-            if ckpt in checkpoint.LATEST_WORDS:
-                found = checkpoint.load_latest(folder, self.stage.name)
-                assert found is not None, "there is a newest checkpoint"
-                path = found.path
-                for line in found.skipped:
-                    self.report.log(f"warning: {line}; the newest whole checkpoint before it is {path}")
-                self._load(path, found.tensors, found.meta, weights_only=ckpt == "latest_model")
-            else:
-                self.load(path)
-            self.named = path if ckpt not in ("latest", "best") else None
-            self.report.log(self._restored(path))
+        found = checkpoint.load_selected(folder, ckpt, self.stage.name)
+        if found is not None:
+            for line in found.skipped:
+                self.report.log(f"warning: {line}; the newest whole checkpoint before it is {found.path}")
+            self._load(found.path, found.tensors, found.meta, weights_only=ckpt == "latest_model")
+            self.named = found.path if ckpt not in ("latest", "best") else None
+            self.report.log(self._restored(found.path))
         elif not self.config.trains:
             raise UserError(
                 f"workspace {self.workspace} has no checkpoint of stage {self.stage.name!r} to show; train first: the same "
                 "command without --test or --six_views"
             )
-        return path is not None
+        return found is not None
 
     def _restored(self, path: Path) -> str:
         """What a run does with the checkpoint that it has loaded, for the log."""
@@ -387,12 +381,12 @@ class Trainer:
         self._load(path, *checkpoint.load(path), weights_only)
 
     def _load(self, path: Path, tensors: dict, meta: dict, weights_only: bool) -> None:
-        checkpoint.require_stage(meta, self.stage.name, path)
+        checkpoint_checks.require_stage(meta, self.stage.name, path)
         checkpoint_checks.check_meta(meta, path)
         checkpoint_checks.check_model(self.model, tensors, self.ema.state_dict(), path)
         # A run that only shows needs no optimiser, which may be of another kind.
         resumed = None if weights_only or not self.config.trains else self._check_resumable(path, tensors, meta)
-        checkpoint.load_module(self.model, tensors["model"], path)
+        self.model.load_state_dict(tensors["model"])
         self.ema.load_state_dict(tensors["ema"])
         if self.info.transform is None and meta.get("transform") is not None:
             self.info = replace(self.info, transform=np.asarray(meta["transform"]))

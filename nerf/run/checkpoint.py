@@ -26,7 +26,7 @@ import torch
 from numpy._core import multiarray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from nerf.config.stages import FIRST, STAGE_KINDS, parse_run_name
 from nerf.core.checksums import checksum
@@ -44,14 +44,9 @@ PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt")  # of checkpoints of stable-dreamfusi
 PICKLE_STAGE = "stable-dreamfusion"  # "stage" in the meta of such a checkpoint
 
 
-def run_name(step: int, stage: str = FIRST.name) -> str:
-    """``df_step_00001000`` for step 1000, ``df_dmtet_step_00001000`` in the mesh stage."""
-    return STAGE_KINDS[stage].run_name(step)
-
-
 def file_name(step: int, stage: str = FIRST.name) -> str:
-    """The checkpoint's name, :func:`run_name` and ``.safetensors``."""
-    return run_name(step, stage) + SUFFIX
+    """The checkpoint's name: ``df_step_00001000.safetensors`` for step 1000 of the first stage."""
+    return STAGE_KINDS[stage].run_name(step) + SUFFIX
 
 
 class DamagedError(UserError):
@@ -81,12 +76,12 @@ class Stored(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """What :func:`load_latest` found."""
+    """A checkpoint that was read."""
 
     path: Path
     tensors: dict[str, Any]
     meta: dict[str, Any]
-    skipped: tuple[str, ...]  # what is wrong with newer files
+    skipped: tuple[str, ...]  # what is wrong with newer files, where the newest was asked for
 
 
 def save(path: str | Path, tensors: dict[str, Any], meta: dict[str, Any], lineage: Lineage = Lineage()) -> Path:  # noqa: B008
@@ -281,30 +276,21 @@ def load_latest(folder: str | Path, stage: str = FIRST.name) -> Loaded | None:
     return None
 
 
-def latest_whole(folder: str | Path, stage: str = FIRST.name) -> Path | None:
-    """The file that :func:`load_latest` loads; where none is whole, :func:`latest`."""
-    try:
-        found = load_latest(folder, stage)
-    except UserError:
-        return latest(folder, stage)
-    return None if found is None else found.path
-
-
-def resolve(folder: str | Path, ckpt: str, stage: str = FIRST.name) -> Path | None:
-    """The file that ``--ckpt`` selects for a stage in a checkpoints folder; None: there is none, or ``scratch``.
+def load_selected(folder: str | Path, ckpt: str, stage: str = FIRST.name) -> Loaded | None:
+    """Load what ``--ckpt`` selects for a stage in a checkpoints folder; None: there is none, or ``scratch``.
 
     ``best`` is also the newest one: in stable-dreamfusion it always was, and distillation has no metric to rank by.
 
     Raises:
-        UserError: ``ckpt`` is a path and there is no such file.
+        UserError: ``ckpt`` is a path and there is no such file; or see :func:`load_latest` and :func:`load`.
     """
     if ckpt == "scratch":
         return None
     if ckpt in LATEST_WORDS:
-        return latest(folder, stage)
+        return load_latest(folder, stage)
     if not Path(ckpt).is_file():
         raise UserError(f"--ckpt {ckpt}: no such file; give latest, latest_model, scratch or the path of a checkpoint")
-    return Path(ckpt)
+    return Loaded(Path(ckpt), *load(ckpt), ())
 
 
 def lineage_after(folder: str | Path, stage: str = FIRST.name, path: Path | None = None) -> Lineage:
@@ -364,43 +350,6 @@ def is_whole(path: Path) -> bool:
     except UserError:
         return False
     return True
-
-
-def require_stage(meta: dict[str, Any], stage: str, path: str | Path) -> None:
-    """Check that a checkpoint belongs to a stage of the run.
-
-    Raises:
-        UserError: it belongs to another.
-    """
-    theirs, kind = meta.get("stage"), STAGE_KINDS[stage]
-    if theirs != stage:
-        other = f", or use this one with --stages {theirs} in place of --stages or --dmtet" if theirs in STAGE_KINDS else ""
-        other += f"; --init_with starts a {kind.noun} from it" if theirs is not None and theirs == kind.starts_from else ""
-        raise UserError(f"checkpoint {path} is of stage {theirs!r}, this is stage {stage!r}; give one of this stage{other}")
-
-
-def load_module(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    """Load a module's state, all of it.
-
-    Raises:
-        UserError: a tensor is missing, has no place, or has another shape, with the first one's name and what to do.
-    """
-    wanted = module.state_dict()
-    way_out = "give the options it was trained with (config.json lists them), or start over with --ckpt scratch"
-    for name in sorted(set(wanted) ^ set(state)):
-        verb = "lacks" if name in wanted else "has an extra"
-        raise UserError(f"checkpoint {path} {verb} {name}; it is of another kind of model: {way_out}")
-    for name, tensor in wanted.items():
-        found = state[name]
-        if not isinstance(found, Tensor):
-            raise UserError(f"checkpoint {path} has a {type(found).__name__} as {name} and not a tensor: {way_out}")
-        if tensor.shape != found.shape:
-            raise UserError(
-                f"checkpoint {path} has {name} of shape {list(found.shape)}, this run asks for {list(tensor.shape)}: {way_out}"
-            )
-        if tensor.dtype.is_floating_point != found.dtype.is_floating_point:
-            raise UserError(f"checkpoint {path} has {name} of type {found.dtype}, this run asks for {tensor.dtype}: {way_out}")
-    module.load_state_dict(state)
 
 
 def read_pickle(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -78,28 +78,52 @@ def check_meta(meta: Mapping[str, Any], path: object) -> None:
             raise UserError(f"checkpoint {path} has no valid {name}, got {shown}: another program changed it; {WAY_OUT}")
 
 
-def check_like(expected: Mapping[str, Any], found: Any, path: object, name: str) -> None:
+def require_stage(meta: Mapping[str, Any], stage: str, path: object) -> None:
+    """Check that a checkpoint belongs to a stage of the run.
+
+    Raises:
+        UserError: it belongs to another.
+    """
+    theirs, kind = meta.get("stage"), STAGE_KINDS[stage]
+    if theirs != stage:
+        other = f", or use this one with --stages {theirs} in place of --stages or --dmtet" if theirs in STAGE_KINDS else ""
+        other += f"; --init_with starts a {kind.noun} from it" if theirs is not None and theirs == kind.starts_from else ""
+        raise UserError(f"checkpoint {path} is of stage {theirs!r}, this is stage {stage!r}; give one of this stage{other}")
+
+
+def load_module(module: nn.Module, state: Mapping[str, Any], path: object) -> None:
+    """Load a module's state, all of it.
+
+    Raises:
+        UserError: see :func:`check_like`.
+    """
+    check_like(module.state_dict(), state, path)
+    module.load_state_dict(state)
+
+
+def check_like(expected: Mapping[str, Any], found: Any, path: object, name: str = "") -> None:
     """Check that a tree of tensors has the names, shapes and types of another, and that its numbers are finite.
 
     Args:
         expected: nested dicts of tensors, as the run would save them now.
         found: the same, from the checkpoint.
         path: of the checkpoint, for the message.
-        name: of the tree, for the message.
+        name: of the tree, for the message; empty for that of a single module.
 
     Raises:
         UserError: names the first difference.
     """
+    inside = f"{name}/" if name else ""
     if not isinstance(found, dict):
         raise UserError(f"checkpoint {path} has no {name}: {WAY_OUT}")
     for key in sorted(set(expected) ^ set(found)):
         verb = "lacks" if key in expected else "has an extra"
-        raise UserError(f"checkpoint {path} {verb} {name}/{key}; it is of another kind of model: {WAY_OUT}")
+        raise UserError(f"checkpoint {path} {verb} {inside}{key}; it is of another kind of model: {WAY_OUT}")
     for key, value in expected.items():
         if isinstance(value, Mapping):
-            check_like(value, found[key], path, f"{name}/{key}")
+            check_like(value, found[key], path, f"{inside}{key}")
         else:
-            _check_tensor(value, found[key], path, f"{name}/{key}")
+            _check_tensor(value, found[key], path, f"{inside}{key}")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, state: Any, count: Any, path: object) -> dict[int, dict[str, Any]]:

@@ -27,10 +27,8 @@ from nerf.mesh.level_set_grid import PROBE_CELLS
 from nerf.mesh.mesh import Mesh
 from nerf.renderer import NeRFRenderer
 from nerf.run import metrics
-from nerf.run.checkpoint import run_name
 from nerf.run.distributed import main_only
 from nerf.run.logger import AfterTraining, Report
-from nerf.run.mesh_init import field_surface
 from nerf.run.workspace import has_later_stage
 from nerf.training.schedule import known_side
 from nerf.training.sources import RunInfo
@@ -134,7 +132,7 @@ class Evaluator:
         """Four small views side by side, ``validation/df_step_########_preview.png``."""
         size = min(PREVIEW_SIZE, self.config.output.H)
         out = self.render(self._show_views(PREVIEW_VIEWS, size, size))
-        path = self.workspace / "validation" / f"{run_name(step, self.stage.name)}_preview.png"
+        path = self.workspace / "validation" / f"{self.stage.kind.run_name(step)}_preview.png"
         images.write_png(path, np.concatenate(list(_pictures(out)), axis=1))
         return path
 
@@ -147,14 +145,14 @@ class Evaluator:
         output = self.config.output
         views = self._show_views(output.dataset_size_valid, output.H, output.W)
         for i in track(range(len(views)), "rendering validation views"):
-            self._write_frame("validation", f"{run_name(step, self.stage.name)}_{i + 1:04d}", self.render(views[i]))
+            self._write_frame("validation", f"{self.stage.kind.run_name(step)}_{i + 1:04d}", self.render(views[i]))
         return self._measure_known(step)
 
     @main_only(dict)
     def test(self, step: int) -> dict[str, float]:
         """Write the turntable (or the six views) to ``results/``; returns the metrics of held-out photographs."""
         output = self.config.output
-        name = run_name(step, self.stage.name)
+        name = self.stage.kind.run_name(step)
         if output.six_views:
             views = provider.six_views(self.config, output.H, output.W)
             for i in track(range(len(views)), "rendering six views"):
@@ -186,7 +184,7 @@ class Evaluator:
             device=self.device,
         )
         if surface is None:
-            report = export.export_level_set(field_surface(self.model, output.mesh_threshold), **common)
+            report = export.export_level_set(self.model.level_set(output.mesh_threshold), **common)
         else:
             mesh = Mesh(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())
             report = export.export_surface(mesh, **common)
@@ -254,7 +252,7 @@ class Evaluator:
             valid = None if valid is None else valid.reshape(shape)
             rows.append((metrics.psnr(image, truth, valid), metrics.ssim(image, truth, valid)))
             if len(rows) <= PREVIEW_VIEWS:
-                self._write_pair(f"{run_name(step, self.stage.name)}_{split}", i, image, truth)
+                self._write_pair(f"{self.stage.kind.run_name(step)}_{split}", i, image, truth)
         return self._report_measures(split, step, rows)
 
     def _measure_known(self, step: int) -> dict[str, float]:
@@ -271,7 +269,7 @@ class Evaluator:
             valid = ((out.opacity > 0.5) | (batch.mask > 0.5)).reshape(shape)
             rows.append((metrics.psnr(image, truth, valid), metrics.ssim(image, truth, valid)))
             if len(rows) <= PREVIEW_VIEWS:
-                self._write_pair(f"{run_name(step, self.stage.name)}_image", i, image, truth)
+                self._write_pair(f"{self.stage.kind.run_name(step)}_image", i, image, truth)
         return self._report_measures("image", step, rows)
 
     def _write_pair(self, name: str, i: int, image: Tensor, truth: Tensor) -> None:

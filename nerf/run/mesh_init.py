@@ -47,16 +47,7 @@ class InitSource:
 
     kind: Kind
     path: Path
-
-
-def field_surface(model: NeRFRenderer, threshold: float) -> LevelSet:
-    """The surface of a model's field: where export and the mesh stage extract it.
-
-    Args:
-        model: of a NeRF.
-        threshold: density at the surface, scene units^-1.
-    """
-    return model.level_set(threshold)
+    newest: bool = False  # of its stage in a workspace: where it is damaged, the whole one before it takes its place
 
 
 def find_source(config: Config) -> InitSource | None:
@@ -70,16 +61,16 @@ def find_source(config: Config) -> InitSource | None:
     """
     given = config.dmtet.init_with
     if not given:
-        own = checkpoint.latest_whole(Path(config.output.workspace) / "checkpoints")
-        return None if own is None else InitSource("checkpoint", own)
+        own = checkpoint.latest(Path(config.output.workspace) / "checkpoints")
+        return None if own is None else InitSource("checkpoint", own, newest=True)
     path = Path(given).expanduser()
     if path.is_dir():
         folder = path / "checkpoints"
-        found = next(filter(None, (checkpoint.latest_whole(folder, stage) for stage in STAGE_KINDS)), None)
+        found = next(filter(None, (checkpoint.latest(folder, stage) for stage in STAGE_KINDS)), None)
         if found is None:
             raise UserError(f"--init_with {given}: the folder has no checkpoints/df_step_*.safetensors; give a workspace of a "
                             "finished NeRF, a checkpoint, a df.pth or a mesh")  # fmt: skip
-        return InitSource("checkpoint", found)
+        return InitSource("checkpoint", found, newest=True)
     if not path.is_file():
         raise UserError(f"--init_with {given}: no such file or folder")
     kinds: dict[str, Kind] = {".safetensors": "checkpoint"}
@@ -145,28 +136,32 @@ def _initialize(model: NeRFRenderer, config: Config, photos: Photographs | None)
         return "the mesh is initialised as a ball: neither --init_with nor a NeRF in the workspace", None
     if source.kind == "mesh":
         return _init_from_mesh(model, source.path, config, photos)
+    path = source.path
     if source.kind == "stable-dreamfusion":
-        found = stable_dreamfusion.read_stable_dreamfusion_field(source.path)
-        checkpoint.load_module(model.field, found.tensors, source.path)
+        found = stable_dreamfusion.read_stable_dreamfusion_field(path)
+        checkpoint_checks.load_module(model.field, found.tensors, path)
         threshold = found.threshold
     else:
-        tensors, meta = checkpoint.load(source.path)
+        selected = "latest" if source.newest else str(path)
+        loaded = checkpoint.load_selected(path.parent, selected, checkpoint.stage_of(path) or NERF.name)
+        assert loaded is not None, "there is a checkpoint"
+        path, tensors, meta, _ = loaded
         if photos is None and meta.get("transform") is not None:
             transform = np.asarray(meta["transform"])
-        checkpoint_checks.require_parts(tensors, ("model", "ema"), source.path)
+        checkpoint_checks.require_parts(tensors, ("model", "ema"), path)
         state = tensors["model"] | {name: value for name, value in tensors["ema"].items() if name != "updates"}
         kind = STAGE_KINDS.get(str(meta.get("stage")))
         if kind is not None and kind.triangles:
-            checkpoint.load_module(model, state, source.path)
-            return f"the mesh is initialised from the mesh of {source.path}", transform
-        checkpoint.require_stage(meta, NERF.name, source.path)
+            checkpoint_checks.load_module(model, state, path)
+            return f"the mesh is initialised from the mesh of {path}", transform
+        checkpoint_checks.require_stage(meta, NERF.name, path)
         for name in ("field", "background"):
             inside = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-            checkpoint.load_module(getattr(model, name), inside, source.path)
+            checkpoint_checks.load_module(getattr(model, name), inside, path)
         threshold = config.output.mesh_threshold
-    level_set = field_surface(model, threshold)
+    level_set = model.level_set(threshold)
     level = _init_from_level_set(model, config, level_set, source.kind == "checkpoint")
-    return f"the mesh is initialised from {source.path}, where its {quantity(level_set)} is {level:g}", transform
+    return f"the mesh is initialised from {path}, where its {quantity(level_set)} is {level:g}", transform
 
 
 def _mesh_path(model: NeRFRenderer) -> DMTetPath:

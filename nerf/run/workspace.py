@@ -220,7 +220,7 @@ def has_later_stage(folder: str | Path, stage: str) -> bool:
 
 def _is_trained(folder: Path, stage: str) -> bool:
     """Whether a stage has a checkpoint in a workspace."""
-    return checkpoint.latest(folder / "checkpoints", stage) is not None
+    return bool(checkpoint.steps(folder / "checkpoints", stage))
 
 
 def _make(folder: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from nerf.core import files
 from nerf.core.errors import UserError
-from nerf.run import checkpoint
+from nerf.run import checkpoint, checkpoint_checks
 
 META = {"stage": "nerf", "step": 1000, "scaler": {"scale": 65536.0}}
 
@@ -241,7 +241,7 @@ def test_the_newest_whole_checkpoint_is_loaded_and_what_is_wrong_with_newer_ones
     found = checkpoint.load_latest(tmp_path)
     assert found.meta["step"] == 20 and found.tensors["x"].tolist() == [20.0] * 3
     assert ["00000040" in found.skipped[0], "00000030" in found.skipped[1]] == [True, True]
-    assert checkpoint.latest_whole(tmp_path) == found.path
+    assert checkpoint.load_selected(tmp_path, "latest").path == found.path
 
 
 def test_the_branch_that_a_run_left_does_not_stand_in_for_a_damaged_checkpoint(tmp_path):
@@ -282,18 +282,19 @@ def test_a_folder_with_the_name_of_a_checkpoint_is_none(tmp_path):
     assert left(tmp_path) == [10] and (tmp_path / checkpoint.file_name(20)).is_dir()
 
 
-def test_resolve_knows_the_words_of_the_flag(saved):
+def test_the_words_of_the_flag_select_a_checkpoint(saved):
     folder = saved[0].parent
-    assert checkpoint.resolve(folder, "scratch") is None
-    assert {checkpoint.resolve(folder, word) for word in ("latest", "best", "latest_model", str(saved[0]))} == {saved[0]}
+    assert checkpoint.load_selected(folder, "scratch") is None
+    words = ("latest", "best", "latest_model", str(saved[0]))
+    assert {checkpoint.load_selected(folder, word).path for word in words} == {saved[0]}
     with pytest.raises(UserError, match="no such file"):
-        checkpoint.resolve(folder, "nonsense.pth")
+        checkpoint.load_selected(folder, "nonsense.pth")
 
 
 def test_another_stage_is_refused():
-    checkpoint.require_stage(META, "nerf", "x")
+    checkpoint_checks.require_stage(META, "nerf", "x")
     with pytest.raises(UserError, match="stage 'nerf'.*use this one with --stages nerf in place.*--init_with"):
-        checkpoint.require_stage(META, "dmtet", "x")
+        checkpoint_checks.require_stage(META, "dmtet", "x")
 
 
 def test_a_damaged_mesh_costs_the_nerf_nothing(tmp_path):
@@ -305,7 +306,7 @@ def test_a_damaged_mesh_costs_the_nerf_nothing(tmp_path):
 
 def test_load_module_loads_every_tensor():
     one, other = nn.Linear(3, 2), nn.Linear(3, 2)
-    checkpoint.load_module(other, one.state_dict(), "x")
+    checkpoint_checks.load_module(other, one.state_dict(), "x")
     assert torch.equal(one.weight, other.weight)
 
 
@@ -319,7 +320,7 @@ def test_load_module_loads_every_tensor():
 )
 def test_a_model_of_another_shape_is_refused_by_name(state, sentence):
     with pytest.raises(UserError, match=sentence):
-        checkpoint.load_module(nn.Linear(3, 2), state, "x")
+        checkpoint_checks.load_module(nn.Linear(3, 2), state, "x")
 
 
 def test_a_checkpoint_of_stable_dreamfusion_is_read_with_its_numpy_numbers(tmp_path):

@@ -188,7 +188,15 @@ def test_another_field_than_the_weights_were_made_for_is_refused(tmp_path):
 
 def test_nerf_of_the_same_workspace_is_the_default_source(tmp_path):
     path, _ = nerf_workspace(tmp_path)
-    assert mesh_init.find_source(options(tmp_path)) == mesh_init.InitSource("checkpoint", path)
+    assert mesh_init.find_source(options(tmp_path)) == mesh_init.InitSource("checkpoint", path, newest=True)
+
+
+def test_the_whole_nerf_before_a_damaged_one_is_taken(tmp_path):
+    path, _ = nerf_workspace(tmp_path, "--mesh_threshold", "5")
+    path.with_name(checkpoint.file_name(9)).write_bytes(path.read_bytes()[:-1] + b"x")
+    made = options(tmp_path)
+    line, _ = mesh_init.initialize_mesh(built(made), made)
+    assert f"initialised from {path}, where its density is 5" in line
 
 
 def write_box(path, half=(0.3, 0.2, 0.4), centre=(0.0, 0.0, 0.0)):

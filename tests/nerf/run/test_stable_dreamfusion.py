@@ -12,7 +12,7 @@ from nerf.config.parser import flag_of
 from nerf.core.errors import UserError
 from nerf.core.structs import SceneInfo
 from nerf.network_grid import GridField
-from nerf.run.checkpoint import load_module
+from nerf.run.checkpoint_checks import load_module
 from nerf.run.stable_dreamfusion import read_stable_dreamfusion_field
 
 LEVELS, LOG2 = 16, 15
