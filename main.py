@@ -15,7 +15,8 @@ from nerf.config.config import Config
 from nerf.config.resolve import RunPlan, StoredRun, needs_start, resolve
 from nerf.config.stages import Stage
 from nerf.core import console
-from nerf.core.errors import DivergenceError, ExportError, Stopped, UserError, visible
+from nerf.core.errors import DivergenceError, ExportError, Stopped, UserError
+from nerf.core.script import FAILURE, INTERRUPTED, refuse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from nerf.run.logger import Report
     from nerf.utils import Trainer
 
-EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+PROGRAM = "main.py"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -313,20 +314,17 @@ def _main(argv: list[str]) -> int:
         asked = options.parse(argv)
         return run(asked)
     except (DivergenceError, ExportError) as error:
-        print(visible(f"main.py: {error}"), file=sys.stderr)
-        return EXIT_FAILURE
+        return refuse(str(error), PROGRAM, FAILURE)
     except UserError as error:
-        print(visible(f"main.py: {error}"), file=sys.stderr)
-        return EXIT_USAGE
+        return refuse(str(error), PROGRAM)
     except OSError as error:
         if error.errno == errno.ENOMEM:
             return fail(error, asked)
         way_out = "; free some space, or choose another --workspace, and start again" if error.errno in DISK_FULL else ""
         what = f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}"
-        print(visible(f"main.py: {what}{way_out}"), file=sys.stderr)
-        return EXIT_USAGE
+        return refuse(f"{what}{way_out}", PROGRAM)
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return INTERRUPTED
     except Stopped as stopped:
         return stopped.exit_code
     except (SystemExit, GeneratorExit):
@@ -339,8 +337,7 @@ def fail(error: BaseException, asked: Config | None) -> int:
     """Say what an exception means that nothing else explains; returns the exit code."""
     from nerf.run import crash
 
-    print(visible(f"main.py: {crash.sentence_of(error, None if asked is None else asked.output.workspace)}"), file=sys.stderr)
-    return EXIT_FAILURE
+    return refuse(crash.sentence_of(error, None if asked is None else asked.output.workspace), PROGRAM, FAILURE)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@ import sys
 from pathlib import Path
 
 from nerf.config.limits import BORDER, SIDE
+from nerf.core import script
 from nerf.core.errors import UserError
-from nerf.core.script import Parser
 
-EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
+PROGRAM = "preprocess_image.py"
 
 
-def parser() -> Parser:
+def parser() -> script.Parser:
     """The flags."""
-    made = Parser(
-        prog="preprocess_image.py",
+    made = script.Parser(
+        prog=PROGRAM,
         description="Cut an object out of a picture, centre it, and estimate its depth and normals.",
     )
     made.add_argument("paths", nargs="+", metavar="PATH", help="pictures: PNG, JPEG, WebP, BMP or TIFF")
@@ -61,8 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             result = preprocess.preprocess(path, options, tools)
         except UserError as error:
-            print(f"preprocess_image.py: {error}", file=sys.stderr)
-            code = EXIT_USAGE
+            code = script.refuse(str(error), PROGRAM)
             continue
         for line in result.lines:
             print(f"{path}: {line}")
@@ -72,16 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Read the flags, run, and turn an error into one sentence and an exit code."""
-    try:
-        return run(parser().parse_args(argv))
-    except UserError as error:
-        print(f"preprocess_image.py: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except OSError as error:
-        print(f"preprocess_image.py: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return script.run(lambda: run(parser().parse_args(argv)), PROGRAM)
 
 
 if __name__ == "__main__":

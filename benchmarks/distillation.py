@@ -24,8 +24,8 @@ from benchmarks import mesh_measure  # noqa: E402
 from benchmarks.records import read_record, read_result  # noqa: E402
 from benchmarks.text_to_3d import one_run, run_prompt, slug  # noqa: E402
 from nerf.core.errors import UserError  # noqa: E402
-from nerf.core.ranges import above, between  # noqa: E402
-from nerf.core.script import SEED, Parser, run  # noqa: E402
+from nerf.core.ranges import SEED, above, between  # noqa: E402
+from nerf.core.script import Parser, run  # noqa: E402
 
 # Name in the table -> flags.
 METHODS = {

@@ -33,8 +33,8 @@ from guidance.prior.references import (  # noqa: E402
     shape_of,
     true_layers,
 )
-from nerf.core.ranges import between  # noqa: E402
-from nerf.core.script import SEED, Parser, run  # noqa: E402
+from nerf.core.ranges import SEED, between  # noqa: E402
+from nerf.core.script import Parser, run  # noqa: E402
 
 SIZE = 96  # pixels a side of the measured views
 AROUND = 8  # views at the height of the default view, and half as many from above; none is the reference's

@@ -18,8 +18,8 @@ import numpy as np  # noqa: E402
 from benchmarks import mesh_measure, runs  # noqa: E402
 from benchmarks.records import read_record  # noqa: E402
 from guidance.prior.captions import BENCHMARK_PROMPTS, parse  # noqa: E402
-from nerf.core.ranges import between  # noqa: E402
-from nerf.core.script import SEED, Parser, run  # noqa: E402
+from nerf.core.ranges import SEED, between  # noqa: E402
+from nerf.core.script import Parser, run  # noqa: E402
 
 BALL_FAMILY = 8  # members of a family that the best ball is fitted to
 TARGETS = {

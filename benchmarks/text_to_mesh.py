@@ -24,8 +24,8 @@ import numpy as np  # noqa: E402
 from benchmarks import mesh_measure, text_to_3d  # noqa: E402
 from benchmarks.records import read_record, read_result  # noqa: E402
 from guidance.prior.captions import BENCHMARK_PROMPTS, parse  # noqa: E402
-from nerf.core.ranges import between  # noqa: E402
-from nerf.core.script import SEED, Parser, run  # noqa: E402
+from nerf.core.ranges import SEED, between  # noqa: E402
+from nerf.core.script import Parser, run  # noqa: E402
 
 SIZE, TOLERANCE, VIEWS = 256, 2.0, 8
 KINDS = ("iou", "boundary_f", "albedo")

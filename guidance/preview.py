@@ -19,8 +19,8 @@ from guidance.prior.guidance import EmbeddedPrior
 from nerf.core.cameras import orbit
 from nerf.core.errors import UserError
 from nerf.core.images import contact_sheet, write_png
-from nerf.core.ranges import between
-from nerf.core.script import SEED, Parser, log_to_stderr, refuse
+from nerf.core.ranges import SEED, between
+from nerf.core.script import Parser, log_to_stderr, refuse
 from nerf.core.streams import Random, derived_seed
 from nerf.core.structs import Control, Part, RenderSettings, ViewRequest, Views
 

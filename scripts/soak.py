@@ -33,8 +33,8 @@ from nerf.core.cameras import orbit  # noqa: E402
 from nerf.core.console import protected  # noqa: E402
 from nerf.core.errors import UserError  # noqa: E402
 from nerf.core.files import read_json  # noqa: E402
-from nerf.core.ranges import above, between  # noqa: E402
-from nerf.core.script import SEED, Parser  # noqa: E402
+from nerf.core.ranges import SEED, above, between  # noqa: E402
+from nerf.core.script import Parser  # noqa: E402
 from nerf.run import checkpoint  # noqa: E402
 
 # Both stages and an export in a few seconds; a checkpoint after almost every step, so that many kills hit one.

@@ -27,8 +27,8 @@ from guidance.prior import UNSHUFFLE
 from guidance.prior import model as prior_model
 from guidance.prior.dataset import DATA, Batch, Loader, data_hash
 from nerf.core.console import protected
-from nerf.core.ranges import above, between
-from nerf.core.script import SEED, Parser
+from nerf.core.ranges import SEED, above, between
+from nerf.core.script import Parser
 
 
 @dataclass(frozen=True)

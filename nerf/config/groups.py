@@ -15,7 +15,7 @@ from nerf.config.limits import AZIMUTH, FAR, FOV, FRACTION, LENGTH, MOST, POLAR,
 from nerf.config.parser import RUN, Group, option, value_of
 from nerf.config.stages import DMTET, STAGE_KINDS
 from nerf.config.zero123 import Zero123Config
-from nerf.core.ranges import Check, above, between, even, ordered, power_of_two
+from nerf.core.ranges import SEED, Check, above, between, even, ordered, power_of_two
 from nerf.core.words import expected_words
 
 STAGES = tuple(STAGE_KINDS)  # of a run, in their order
@@ -356,7 +356,7 @@ class RuntimeConfig(Group):
     seed: int | None = option(
         None,
         "random seed; if not given, one is drawn and stored in config.json",
-        check=between(0, 2**31 - 1),
+        check=SEED,
         kept=RUN,
     )
     ckpt: str = option(

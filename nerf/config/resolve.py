@@ -27,13 +27,13 @@ from nerf.config.presets import GUIDANCE_OF, PRESETS
 from nerf.config.references import Reference, digest_of, references
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError
+from nerf.core.ranges import SEEDS
 from nerf.core.words import did_you_mean
 
 # Options of a NeRF that say where its surface is; the mesh stage takes them over unless the user gives others.
 SURFACE_FLAGS = ("mesh_threshold", "mesh_smooth", "mcubes_resolution")
 # Guidance model -> the flag that names its weights, for those whose "auto" depends on what is installed.
 WEIGHT_FLAGS = {"SD": "sd_version", "zero123": "zero123"}
-SEEDS = 2**31  # seeds that are drawn are below this, as --seed must be
 
 
 class Weights(Protocol):

@@ -38,7 +38,7 @@ SYNONYMS = {
     "steps": "iters",
     "width": "w",
 }
-_READERS: dict[Any, Callable[[str], Any]] = {int: words.whole_number, float: words.number, str: str}
+_READERS: dict[type, Callable[[str], Any]] = {**words.READERS, str: str}
 _NOUNS = {int: "a whole number", float: "a number", str: "a value"}
 _COUNTS = {2: "two", 3: "three"}
 

@@ -20,7 +20,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 NAMES = "PNG, JPEG, WebP, BMP or TIFF"
 LOSSY = ("JPEG", "MPO", "WEBP")  # formats in which a pixel that was black may be stored as almost black
 MAX_PIXELS = 178_956_970  # twice what the library warns of; 512 MiB of colours
-GREY_LEVELS = 255  # of 8 bits; a 16-bit level divided by 257 has as many
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
 
 # Pictures up to MAX_PIXELS are read without a warning on the terminal; larger ones are refused here.

@@ -81,3 +81,7 @@ def even(low: int, high: int) -> Check:
 
 def _span(low: float, high: float) -> str:
     return f"{shown(low)} to {shown(high)}"
+
+
+SEEDS = 2**31  # how many there are for a run
+SEED = between(0, SEEDS - 1)

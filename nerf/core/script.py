@@ -12,10 +12,8 @@ from nerf.core import words
 from nerf.core.errors import UserError, visible
 from nerf.core.ranges import Check, between, shown
 
-SEED = between(0, 2**31 - 1)
 POINTS = between(1, 2**28)  # of a benchmark of kernels
-BAD_INPUT = 2  # exit code
-_READERS: dict[type, Callable[[str], Any]] = {int: words.whole_number, float: words.number}
+FAILURE, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,7 +58,7 @@ def reader(kind: type, check: Check) -> Callable[[str], Any]:
 
     def read(word: str) -> Any:
         try:
-            value = _READERS[kind](word)
+            value = words.READERS[kind](word)
         except UserError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
         if not check.holds(value):
@@ -84,15 +82,22 @@ def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def refuse(message: str, program: str = "") -> int:
-    """Print what is wrong in one line that begins with the program's name; returns the exit code, 2."""
+def refuse(message: str, program: str = "", code: int = BAD_INPUT) -> int:
+    """Print what is wrong in one line that begins with the program's name; returns the exit code."""
     print(visible(f"{os.path.basename(program or sys.argv[0])}: {message}"), file=sys.stderr)
-    return BAD_INPUT
+    return code
 
 
-def run(main: Callable[[], int | None]) -> int:
-    """Run the main function of a script; returns its exit code. A UserError is printed in one line, with exit code 2."""
+def run(main: Callable[[], int | None], program: str = "") -> int:
+    """Run the main function of a script; returns its exit code.
+
+    A UserError, and a file that cannot be read or written, are printed in one line, with exit code 2.
+    """
     try:
         return main() or 0
     except UserError as error:
-        return refuse(str(error))
+        return refuse(str(error), program)
+    except OSError as error:
+        return refuse(f"{error.filename or 'a file'}: {error.strerror or error}", program)
+    except KeyboardInterrupt:
+        return INTERRUPTED

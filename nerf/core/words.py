@@ -2,7 +2,8 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from nerf.core.errors import UserError
 
@@ -91,6 +92,9 @@ def number(word: str) -> float:
     if not math.isfinite(value):
         raise UserError(f"must be a finite number, got {quoted(word)}")
     return value
+
+
+READERS: dict[type, Callable[[str], Any]] = {int: whole_number, float: number}  # of the words of a command line
 
 
 def is_number(word: str) -> bool:

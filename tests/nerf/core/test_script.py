@@ -77,12 +77,20 @@ def test_programs_are_found():
     assert len(PROGRAMS) >= 18
 
 
-def test_a_user_error_of_a_script_is_one_sentence(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("gpu.json is damaged\x1b[2J"), 2, "measure.py: gpu.json is damaged\\x1b[2J\n"),
+        (PermissionError(13, "Permission denied", "gpu.json"), 2, "measure.py: gpu.json: Permission denied\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_an_error_of_a_script_is_one_sentence(capsys, monkeypatch, error, code, said):
     def main():
-        raise UserError("gpu.json is damaged\x1b[2J")
+        raise error
 
     monkeypatch.setattr(sys, "argv", ["scripts/measure.py"])
-    assert script.run(main) == 2 and capsys.readouterr().err == "measure.py: gpu.json is damaged\\x1b[2J\n"
+    assert script.run(main) == code and capsys.readouterr().err == said
     assert (script.run(lambda: None), script.run(lambda: 3)) == (0, 3)
 
 
