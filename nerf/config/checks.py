@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nerf.config.config import OPTIONS, Config, as_typed, mesh_stages
 from nerf.config.limits import PROFILE_WARMUP
 from nerf.config.parser import dashed, split_each
-from nerf.config.stages import Stage
+from nerf.config.stages import STAGE_KINDS, Stage
 from nerf.core.errors import UserError
 
 TEXELS_PER_TRIANGLE = 2  # below it, most triangles have no colour of their own
@@ -61,6 +61,20 @@ def check_background(config: Config) -> None:
         other = "a network" if radius > 0 else "a constant background"
         raise UserError(
             f"--background {kind} and --bg_radius {radius:g}, which means {other}, contradict each other; leave one of them out"
+        )
+
+
+def check_stages(config: Config) -> None:
+    """Refuse options of the mesh stage in a run without it, or in one that has the stage before it too."""
+    mesh, has_mesh = config.dmtet, bool(mesh_stages(config.stages))
+    if mesh.init_with and not has_mesh:
+        raise UserError("--init_with is for the mesh stage; add --dmtet, or give a NeRF's checkpoint with --ckpt")
+    if mesh.lock_geo and not has_mesh:
+        raise UserError("--lock_geo freezes the geometry of a mesh, and this run has no mesh stage; add --dmtet")
+    if mesh.init_with and STAGE_KINDS[config.stages[0]].starts_from is None:
+        raise UserError(
+            f"--init_with and --stages {','.join(config.stages)} contradict each other: the mesh of both stages starts from "
+            "their own NeRF; leave --init_with out, or train the mesh alone with --dmtet"
         )
 
 

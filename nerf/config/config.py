@@ -50,7 +50,7 @@ from nerf.core.files import as_shape
 SOURCES = ("default", "preset", "workspace", "file", "typed")  # of a value, weakest first
 ASKED = ("file", "typed")  # sources that are the user's own words in this run
 JSON_FORMAT = 2  # of config.json
-_WAY_OUT = "put the file back as the run wrote it, choose another --workspace, or start over with --ckpt scratch"
+WAY_OUT = "put the file back as the run wrote it, choose another --workspace, or start over with --ckpt scratch"
 
 _HELP_OPENING = """\
 Somnia: text, a picture or posed photographs to a textured 3D model.
@@ -317,13 +317,13 @@ def from_json(stored: Any) -> Config:
         UserError: the value is of another format, names an unknown option or preset, or holds a value that is refused.
     """
     try:
-        found = as_shape(stored, "the stored options", _WAY_OUT, _Stored)
+        found = as_shape(stored, "the stored options", WAY_OUT, _Stored)
     except UserError as error:
         if isinstance(stored, dict) and stored.get("format") == JSON_FORMAT:
             raise
-        raise UserError(f"the stored options are not of format {JSON_FORMAT}; {_WAY_OUT}") from error
+        raise UserError(f"the stored options are not of format {JSON_FORMAT}; {WAY_OUT}") from error
     if found.format != JSON_FORMAT:
-        raise UserError(f"the stored options are not of format {JSON_FORMAT}; {_WAY_OUT}")
+        raise UserError(f"the stored options are not of format {JSON_FORMAT}; {WAY_OUT}")
     options, presets = found.options, tuple(found.presets)
     unknown = [f"option --{flag}" for flag in sorted(set(options) - set(OPTIONS))]
     unknown += [f"preset {name!r}" for name in presets if name not in PRESETS]
@@ -336,6 +336,6 @@ def from_json(stored: Any) -> Config:
         try:
             config = with_values(config, values, source)
         except UserError as error:
-            raise UserError(f"the stored options are damaged: {error}; {_WAY_OUT}") from error
+            raise UserError(f"the stored options are damaged: {error}; {WAY_OUT}") from error
     sources = {flag: source for flag, source in config.sources.items() if source != "default"}
     return dataclasses.replace(config, sources=sources, presets=presets)

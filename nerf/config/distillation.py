@@ -6,7 +6,7 @@ from nerf.config.limits import FRACTION
 from nerf.config.parser import RUN, Group, option
 from nerf.core.ranges import above, between, each, ordered
 
-METHODS = ("sds", "sjc", "vsd", "csd", "nfsd", "ism", "sdi")  # each with a preset of its published settings
+METHODS = ("sds", "sjc", "vsd", "csd", "nfsd", "ism", "sdi")  # all but the first have a preset of their published settings
 T_SCHEDULES = ("uniform", "linear", "sqrt", "dreamtime")
 
 

@@ -2,7 +2,8 @@
 
 Defaults are those of stable-dreamfusion except where docs/flags.md gives another and why. Upper bounds are far above any
 useful value; they catch typing errors and overflows. Every number has both bounds, which --help gives. Angles are degrees,
-lengths scene units. Prompts and photographs are in ``nerf/config/inputs.py``.
+lengths scene units. Prompts and photographs are in ``inputs.py`` beside this file, methods of score distillation in
+``distillation.py``, the viewer in ``viewer.py``.
 """
 
 import re
@@ -11,10 +12,23 @@ from types import SimpleNamespace
 from typing import Any
 
 from nerf.config.distillation import DistillationConfig
-from nerf.config.limits import AZIMUTH, FAR, FOV, FRACTION, LENGTH, MOST, POLAR, POSITIVE_LENGTH, SIZE, STEPS, WEIGHT
+from nerf.config.limits import (
+    AZIMUTH,
+    BOUND,
+    FAR,
+    FOV,
+    FRACTION,
+    LENGTH,
+    MOST,
+    MOST_LEVELS,
+    POLAR,
+    POSITIVE_LENGTH,
+    SIZE,
+    STEPS,
+    WEIGHT,
+)
 from nerf.config.parser import RUN, Group, option, value_of
 from nerf.config.stages import DMTET, STAGE_KINDS
-from nerf.config.zero123 import Zero123Config
 from nerf.core.ranges import SEED, Check, above, between, even, ordered, power_of_two
 from nerf.core.words import expected_words
 
@@ -26,6 +40,26 @@ DEVICE = Check(lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v) is not None, "
 # let exp(-1) of the light through. One value for every run, fixed before any shape was measured.
 SURFACE_DENSITY = 10.0
 CKPT_WORDS = ("latest", "best", "latest_model", "scratch")  # what --ckpt accepts beside a file
+
+
+@dataclass(frozen=True)
+class Zero123Config(Group):
+    """Zero123: part of the options of guidance."""
+
+    zero123: str = option(
+        "auto",
+        "weights of zero123: folder, .ckpt, hub id, zero123-xl or stable-zero123, or embedded; auto takes what is there",
+        kept=RUN,
+        path=True,
+    )
+    zero123_ckpt: str = option(
+        "pretrained/zero123/zero123-xl.ckpt", "the .ckpt that --zero123 auto takes first", kept=RUN, path=True
+    )
+    zero123_grad_scale: str = option(
+        "angle",
+        "factor of a view's gradient from zero123: angle grows from 0 at the nearest picture to 1 opposite of it, None is 1",
+        choices=("angle", "None"),
+    )
 
 
 @dataclass(frozen=True)
@@ -152,9 +186,7 @@ class FieldConfig(Group):
         unbuilt=("grid_tcnn", "grid_taichi"),
         kept=RUN,
     )
-    bound: float = option(
-        1.0, "half the side of the scene's bounding box [-bound, bound]^3", check=between(1e-3, 128), kept=RUN
-    )
+    bound: float = option(1.0, "half the side of the scene's bounding box [-bound, bound]^3", check=BOUND, kept=RUN)
     background: str = option(
         "auto",
         "background model: one colour, or a network of the ray direction; auto follows --bg_radius",
@@ -182,7 +214,7 @@ class FieldConfig(Group):
         choices=("analytic", "finite"),
     )
     progressive_level: bool = option(False, "coarse to fine: enable the levels of the encoder progressively")
-    levels: int = option(16, "levels of the hash grid", flag="grid_levels", check=between(1, 32), kept=RUN)
+    levels: int = option(16, "levels of the hash grid", flag="grid_levels", check=between(1, MOST_LEVELS), kept=RUN)
     level_dim: int = option(2, "features per level of the hash grid", flag="grid_features", check=power_of_two(1, 8), kept=RUN)
     base_resolution: int = option(
         16, "resolution of the coarsest level of the hash grid", flag="grid_coarsest", check=between(2, 4096), kept=RUN

@@ -1,9 +1,9 @@
 """Ranges that several options share. Their ends are far beyond useful values: they catch typing errors and overflows."""
 
-from nerf.config.stages import MAX_SIDE
 from nerf.core.ranges import above, between
 
-SIZE = between(1, MAX_SIDE)  # pixels
+MAX_SIDE = 8192  # pixels of a rendered image
+SIZE = between(1, MAX_SIDE)
 FRACTION = between(0, 1)
 MOST = 10**9
 STEPS = between(1, MOST)
@@ -12,4 +12,6 @@ FAR = 1e4  # scene units; beyond it, float32 is too coarse for a box of a few un
 LENGTH, POSITIVE_LENGTH = between(0, FAR), above(0, FAR)
 AZIMUTH, POLAR, FOV = between(-360, 360), between(0, 180), between(0.1, 170)
 SIDE, BORDER = between(8, 4096), between(0, 0.9)  # of a preprocessed picture: pixels, and the share around the object
+MOST_LEVELS = 32  # of a hash grid
+BOUND = between(1e-3, 128)  # half the side of the scene's box
 PROFILE_WARMUP = 3  # steps before those of --profile, which allocate memory, build kernels and fill caches

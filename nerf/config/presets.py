@@ -8,6 +8,12 @@ alone. Later ones override earlier ones. How the numbers of the embedded prior w
 
 from typing import Any
 
+from nerf.config.distillation import METHODS
+
+# The gradient of the embedded priors sums over all pixels of a batch, and would outweigh what a picture knows: with the
+# weights of stable-dreamfusion the view of the picture stays below 14 dB, with these it passes 22 dB in 200 short steps.
+_EMBEDDED_IMAGE = {"lambda_rgb": 20000.0, "lambda_mask": 10000.0, "lambda_depth": 200.0}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "O": {"fp16": True, "cuda_ray": True, "save_mesh": True},
     "O2": {"fp16": True, "backbone": "vanilla", "progressive_level": True, "lr_decay": 0.1, "save_mesh": True},
@@ -173,28 +179,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "uniform_sphere_rate": 0.0,
         "latent_iter_ratio": 0.0,
     },
-    # The same for a picture: a lower scale, nearer cameras, near the horizon (arXiv 2312.02201).
-    "ImageDream": {
-        "iters": 12500,
-        "batch_size": 4,
-        "w": 256,
-        "h": 256,
-        "half_size_ratio": 0.5,
-        "guidance_scale": 5.0,
-        "guidance_rescale": 0.2,
-        "guidance_weighting": "x0",
-        "t_range": (0.02, 0.98),
-        "t_anneal": 0.5,
-        "t_anneal_low": 1.0,
-        "anneal_span": (0.0, 0.64),
-        "radius_range": (3.0, 3.5),
-        "fovy_range": (23.0, 24.0),
-        "theta_range": (85.0, 90.0),
-        "default_fovy": 23.5,
-        "dmtet_reso_scale": 2.0,
-        "uniform_sphere_rate": 0.0,
-        "latent_iter_ratio": 0.0,
-    },
     # The loss of CLIP is at most 2 and that of score distillation thousands; 10 is stable-dreamfusion's factor.
     "clip": {"guidance_weights": 10.0},
     # CLIP alone, as Dream Fields: textured backgrounds, colours without shading, a penalty on opacity, no latent warm-up.
@@ -206,9 +190,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lambda_opacity": 0.5,
         "batch_size": 4,
     },
-    # The gradient of the embedded prior sums over all pixels of a batch, and would outweigh what a picture knows: with the
-    # weights of stable-dreamfusion the view of the picture stays below 14 dB, with these it passes 22 dB in 200 short steps.
-    "embedded image": {"lambda_rgb": 20000.0, "lambda_mask": 10000.0, "lambda_depth": 200.0},
+    "embedded image": _EMBEDDED_IMAGE,
     # There is a surface from the first step on (Magic3D, sec. 4.2): low noise levels, no regularisers against fog, no latent
     # warm-up.
     "dmtet": {
@@ -270,17 +252,28 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # The view-conditioned prior: the small model's numbers with those of a picture. The prior knows every view from the start, so
 # the views need not spread from the picture's.
-PRESETS["embedded view"] = PRESETS["embedded"] | {
-    "guidance_scale": 3.0,
-    "lambda_3d_normal_smooth": 0.0,
-    "progressive_view": False,
-    "progressive_level": False,
-    # The prior's gradient sums over all pixels and drowns a picture of less weight (14 dB of it instead of 25).
-    "lambda_rgb": 20000.0,
-    "lambda_mask": 10000.0,
-    "lambda_depth": 200.0,
-}
+PRESETS["embedded view"] = (
+    PRESETS["embedded"]
+    | _EMBEDDED_IMAGE
+    | {
+        "guidance_scale": 3.0,
+        "lambda_3d_normal_smooth": 0.0,
+        "progressive_view": False,
+        "progressive_level": False,
+    }
+)
 PRESETS["dmtet embedded view"] = PRESETS["dmtet embedded"] | {"lambda_rgb": 1000.0, "lambda_mask": 500.0}
+
+# MVDream for a picture: a lower scale, nearer cameras, near the horizon (arXiv 2312.02201).
+PRESETS["ImageDream"] = PRESETS["MVDream"] | {
+    "iters": 12500,
+    "guidance_scale": 5.0,
+    "guidance_rescale": 0.2,
+    "anneal_span": (0.0, 0.64),
+    "fovy_range": (23.0, 24.0),
+    "theta_range": (85.0, 90.0),
+    "default_fovy": 23.5,
+}
 
 # Presets of one guidance model: of its name, of the kind of its weights, or of its name and "alone" where no other guides.
 # Their values of options that belong to each model (``parser.option(each=...)``) are its own.
@@ -296,22 +289,10 @@ GUIDANCE_OF: dict[str, str] = {
     "stable zero123": "zero123",
     "MVDream": "MVDream",
     "ImageDream": "ImageDream",
-} | {f"{method} embedded": "SD" for method in ("sjc", "vsd", "csd", "nfsd", "ism", "sdi")}
+} | {f"{method} embedded": "SD" for method in METHODS[1:]}
 
 # What a preset is called in the log.
 REASONS: dict[str, str] = {
-    "sjc": "--distillation sjc",
-    "vsd": "--distillation vsd",
-    "csd": "--distillation csd",
-    "nfsd": "--distillation nfsd",
-    "ism": "--distillation ism",
-    "sdi": "--distillation sdi",
-    "sjc embedded": "--distillation sjc under the embedded prior",
-    "vsd embedded": "--distillation vsd under the embedded prior",
-    "csd embedded": "--distillation csd under the embedded prior",
-    "nfsd embedded": "--distillation nfsd under the embedded prior",
-    "ism embedded": "--distillation ism under the embedded prior",
-    "sdi embedded": "--distillation sdi under the embedded prior",
     "dmtet": "the mesh stage",
     "dmtet photographs": "the mesh stage of --data",
     "dmtet image": "the mesh stage of --image",
@@ -333,3 +314,5 @@ REASONS: dict[str, str] = {
     "clip": "CLIP",
     "clip alone": "CLIP without another guidance",
 }
+REASONS |= {method: f"--distillation {method}" for method in METHODS[1:]}
+REASONS |= {f"{method} embedded": f"--distillation {method} under the embedded prior" for method in METHODS[1:]}

@@ -9,18 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from nerf.config.checks import check_background, check_counts, check_numbers, warnings
-from nerf.config.config import (
-    KEPT,
-    OPTIONS,
-    Config,
-    as_typed,
-    describe,
-    mesh_stages,
-    with_preset,
-    with_values,
-    with_weak_values,
-)
+from nerf.config.checks import check_background, check_counts, check_numbers, check_stages, warnings
+from nerf.config.config import KEPT, OPTIONS, Config, as_typed, describe, with_preset, with_values, with_weak_values
 from nerf.config.groups import CKPT_WORDS
 from nerf.config.parser import RUN, dashed
 from nerf.config.presets import GUIDANCE_OF, PRESETS
@@ -461,18 +451,4 @@ def check_task(config: Config, workspace: StoredRun) -> None:
     if config.output.export_frame == "source" and config.trains and data is None:
         raise UserError("--export_frame source needs the axes of --data; a run from text or a picture has only its own")
     check_background(config)
-    _check_stages(config)
-
-
-def _check_stages(config: Config) -> None:
-    """Refuse options of the mesh stage in a run without it, or in one that has the stage before it too."""
-    mesh, has_mesh = config.dmtet, bool(mesh_stages(config.stages))
-    if mesh.init_with and not has_mesh:
-        raise UserError("--init_with is for the mesh stage; add --dmtet, or give a NeRF's checkpoint with --ckpt")
-    if mesh.lock_geo and not has_mesh:
-        raise UserError("--lock_geo freezes the geometry of a mesh, and this run has no mesh stage; add --dmtet")
-    if mesh.init_with and STAGE_KINDS[config.stages[0]].starts_from is None:
-        raise UserError(
-            f"--init_with and --stages {','.join(config.stages)} contradict each other: the mesh of both stages starts from "
-            "their own NeRF; leave --init_with out, or train the mesh alone with --dmtet"
-        )
+    check_stages(config)

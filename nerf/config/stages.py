@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from nerf.config.limits import MAX_SIDE
 from nerf.core.errors import UserError
 from nerf.core.words import expected_words
 
@@ -23,9 +24,6 @@ class Failure(StrEnum):
     EMPTY = "empty"
     FULL = "full"
     FOG = "fog"
-
-
-MAX_SIDE = 8192  # pixels of a rendered image
 
 
 @dataclass(frozen=True)

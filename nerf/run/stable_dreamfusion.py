@@ -20,14 +20,13 @@ from torch import Tensor
 
 from gridencoder.layout import GridLayout
 from nerf.config.groups import SURFACE_DENSITY
+from nerf.config.limits import BOUND, MOST_LEVELS
 from nerf.core.errors import UserError
 from nerf.core.files import reading
 from nerf.fields.neural import ViewColour
 from nerf.run.checkpoint import read_pickle
 
 COARSEST, FINEST = 16, 2048  # corners along a side of stable-dreamfusion's levels; the finest times bound
-MOST_LEVELS = 32  # of a table here
-WIDEST = 128.0  # half the side of a scene box here
 _WAY_OUT = "give the df.pth of a NeRF that was trained with --backbone grid"
 
 
@@ -148,7 +147,7 @@ def _layout(path: Path, state: dict[str, Tensor]) -> tuple[GridLayout, float]:
     box = state.get("aabb_train")
     bound = 1.0 if box is None else float(box.reshape(-1)[-1]) if box.numel() else math.nan
     largest = max((b - a for a, b in zip(offsets, offsets[1:], strict=False)), default=0)
-    if table.ndim != 2 or offsets[0] != 0 or largest <= 0 or offsets[-1] != len(table) or not 0 < bound <= WIDEST:
+    if table.ndim != 2 or offsets[0] != 0 or largest <= 0 or offsets[-1] != len(table) or not BOUND.holds(bound):
         raise UserError(
             f"{path}: a table of shape {list(table.shape)} does not fit offsets {offsets} and a box of half side "
             f"{bound:g}; the file is damaged"

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from nerf.config.config import Config, from_json, to_json
+from nerf.config.config import WAY_OUT, Config, from_json, to_json
 from nerf.config.groups import CKPT_WORDS, STAGES
 from nerf.config.resolve import RunPlan, StoredRun, StoredStart, start_from_run
 from nerf.config.stages import FIRST
@@ -81,9 +81,8 @@ def stored_run(folder: str | Path) -> tuple[Config, str | None]:
         UserError: ``config.json`` is missing or broken.
     """
     path = Path(folder) / CONFIG_FILE
-    hint = "put the file back as the run wrote it, choose another --workspace, or start over with --ckpt scratch"
-    stored = read_json(path, hint)
-    return from_json(stored), as_shape(stored, path, hint, _Pictures).images
+    stored = read_json(path, WAY_OUT)
+    return from_json(stored), as_shape(stored, path, WAY_OUT, _Pictures).images
 
 
 def check_writable(folder: str | Path) -> None:

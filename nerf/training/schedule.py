@@ -77,16 +77,13 @@ TERM_WEIGHTS: dict[str, Callable[[float, Config], float]] = {
 
 def term_weights(fraction: float, run: RunInfo) -> dict[str, float]:
     """Weight of every loss term at this point of training, by the name that the logs show."""
-    options = run.config.guidance
-    weights = {
-        f"sds/{model.name}": options.lambda_guidance * options.of(model.name).guidance_weights for model in run.guidances
-    }
+    weights = {f"sds/{name}": options.lambda_guidance * options.guidance_weights for name, options in run.options_of.items()}
     return weights | {name: weight(fraction, run.config) for name, weight in TERM_WEIGHTS.items()}
 
 
 def controls(fraction: float, run: RunInfo) -> dict[str, Control]:
     """What is asked of each guidance at this point of training."""
-    return {model.name: control_at(fraction, run.config.guidance.of(model.name), model.options) for model in run.guidances}
+    return {model.name: control_at(fraction, run.options_of[model.name], model.options) for model in run.guidances}
 
 
 def control_at(fraction: float, options: Any, own: Any) -> Control:

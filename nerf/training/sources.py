@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from nerf.config.config import Config
@@ -46,6 +47,11 @@ class RunInfo:
         """The image spaces that every guidance accepts."""
         accepted = [set(guidance.spaces) for guidance in self.guidances]
         return tuple(sorted(set.intersection(*accepted))) if accepted else ("rgb",)
+
+    @cached_property
+    def options_of(self) -> dict[str, Any]:
+        """Guidance model -> the options as it sees them (``GuidanceConfig.of``), which every step looks at."""
+        return {model.name: self.config.guidance.of(model.name) for model in self.guidances}
 
     def fraction(self, step: int) -> float:
         """Training progress of a step in [0, 1], between ``--exp_start_iter`` and ``--exp_end_iter`` where given."""
