@@ -18,7 +18,7 @@ from torch import Tensor
 from guidance.base import Guidance
 from nerf.config.stages import Failure
 from nerf.core.errors import DivergenceError, UserError
-from nerf.core.memory import OutOfMemoryError, is_out_of_memory
+from nerf.core.memory import explained
 from nerf.core.streams import Stream
 from nerf.core.structs import Part, StepPlan
 from nerf.mesh.export import ExportReport
@@ -38,7 +38,6 @@ from nerf.training.unread import Unread
 # have arrived. On a CPU each step is looked at.
 CUDA_CHECK_INTERVAL = 16
 PREVIEW_STEPS = (10, 30, 100)
-OUT_OF_MEMORY = "memory ran out in a training step; lower {}; {}"
 
 
 @dataclass(frozen=True)
@@ -217,12 +216,8 @@ class Trainer:
         last_saved = time.monotonic()
         while self.step < total and (budget is None or self.seconds < budget):
             began = time.monotonic()
-            try:
+            with explained("taking a training step", lambda: f"lower {self.stage.kind.memory}; {self._what_is_left()}"):
                 terms = self.train_step()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise OutOfMemoryError(OUT_OF_MEMORY.format(self.stage.kind.memory, self._what_is_left())) from error
             done = self.step
             self.seconds += time.monotonic() - began
             self.report.scalars(done, terms, total=total)

@@ -2,7 +2,7 @@
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -27,12 +27,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def explained(doing: str, way_out: str) -> Iterator[None]:
+def explained(doing: str, way_out: str | Callable[[], str]) -> Iterator[None]:
     """Context of work that may need too much memory; of nested ones the innermost explains.
 
     Args:
         doing: what it is, as in "memory ran out while DOING".
-        way_out: what the user can do, such as "lower --W and --H".
+        way_out: what the user can do, such as "lower --W and --H", or a function that finds it out.
 
     Raises:
         OutOfMemoryError: memory ran out.
@@ -44,4 +44,4 @@ def explained(doing: str, way_out: str) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise OutOfMemoryError(f"memory ran out while {doing}; {way_out}") from error
+        raise OutOfMemoryError(f"memory ran out while {doing}; {way_out if isinstance(way_out, str) else way_out()}") from error
