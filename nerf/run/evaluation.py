@@ -19,7 +19,7 @@ from nerf.config.stages import Stage
 from nerf.core import cameras, images
 from nerf.core.memory import explained
 from nerf.core.progress import track
-from nerf.core.structs import RenderOutput, RenderSettings, Views, join_records
+from nerf.core.structs import Batch, RenderOutput, RenderSettings, Views, join_records
 from nerf.data.image_prompt import KnownViews
 from nerf.data.posed_images import Photographs
 from nerf.mesh import export
@@ -32,6 +32,8 @@ from nerf.run.logger import AfterTraining, Report
 from nerf.run.workspace import has_later_stage
 from nerf.training.schedule import known_side
 from nerf.training.sources import RunInfo
+
+Row = tuple[Tensor, Tensor]  # PSNR and SSIM of a view
 
 PREVIEW_SIZE = 128
 PREVIEW_VIEWS = 4
@@ -240,44 +242,41 @@ class Evaluator:
         return found | {"test_views": len(chosen), "test_photographs": count}
 
     def _measure(self, split: str, step: int, chosen: Sequence[int]) -> dict[str, float]:
-        """PSNR and SSIM of held-out photographs over their valid pixels; the first renders are written beside them."""
+        """PSNR and SSIM of held-out photographs over their valid pixels."""
         photos = self.held_out[split]
-        rows = []
+        rows: list[Row] = []
         for i in track(chosen, "measuring held-out photographs"):
             batch, valid = photos.eval_batch(i, undistorted=self.stage.kind.photo_layout == "image")
-            assert batch.views is not None and batch.rgb is not None, "a photograph has a camera and colours"
+            assert batch.views is not None, "a photograph has a camera"
             out = self.render(batch.views, batch.settings(self.settings()))
-            shape = out.image_shape[1:]
-            image, truth = (colour.reshape(*shape, 3) for colour in (out.image.clamp(0, 1), batch.rgb.to(self.device)))
-            valid = None if valid is None else valid.reshape(shape)
-            rows.append((metrics.psnr(image, truth, valid), metrics.ssim(image, truth, valid)))
-            if len(rows) <= PREVIEW_VIEWS:
-                self._write_pair(f"{self.stage.kind.run_name(step)}_{split}", i, image, truth)
+            self._compare(i, out, batch, valid, rows, f"{self.stage.kind.run_name(step)}_{split}")
         return self._report_measures(split, step, rows)
 
     def _measure_known(self, step: int) -> dict[str, float]:
         """PSNR and SSIM of the views of image prompts, over the pixels of the object: those of the picture or the render."""
         if self.known is None:
             return {}
-        rows = []
+        rows: list[Row] = []
         for i in track(range(len(self.known)), "measuring the views of image prompts"):
             batch = self.known.eval_batch(i, known_side(self.config))
-            assert batch.views is not None and batch.rgb is not None and batch.mask is not None, "the picture has all of them"
+            assert batch.views is not None and batch.mask is not None, "the picture has both"
             out = self.render(batch.views, batch.settings(self.settings()))
-            shape = out.image_shape[1:]
-            image, truth = (colour.reshape(*shape, 3) for colour in (out.image.clamp(0, 1), batch.rgb))
-            valid = ((out.opacity > 0.5) | (batch.mask > 0.5)).reshape(shape)
-            rows.append((metrics.psnr(image, truth, valid), metrics.ssim(image, truth, valid)))
-            if len(rows) <= PREVIEW_VIEWS:
-                self._write_pair(f"{self.stage.kind.run_name(step)}_image", i, image, truth)
+            valid = (out.opacity > 0.5) | (batch.mask > 0.5)
+            self._compare(i, out, batch, valid, rows, f"{self.stage.kind.run_name(step)}_image")
         return self._report_measures("image", step, rows)
 
-    def _write_pair(self, name: str, i: int, image: Tensor, truth: Tensor) -> None:
-        """Write a render [H, W, 3] beside what it is compared with."""
-        pair = np.concatenate([images.to_uint8(image), images.to_uint8(truth)], axis=1)
-        images.write_png(self.workspace / "validation" / f"{name}_{i:04d}.png", pair)
+    def _compare(self, i: int, out: RenderOutput, batch: Batch, valid: Tensor | None, rows: list[Row], name: str) -> None:
+        """Add PSNR and SSIM of render ``i`` over its valid pixels [N] to ``rows``; the first few are written beside the truth."""
+        assert batch.rgb is not None, "what is measured has colours"
+        shape = out.image_shape[1:]
+        image, truth = (colour.reshape(*shape, 3) for colour in (out.image.clamp(0, 1), batch.rgb.to(self.device)))
+        valid = None if valid is None else valid.reshape(shape)
+        if len(rows) < PREVIEW_VIEWS:
+            pair = np.concatenate([images.to_uint8(image), images.to_uint8(truth)], axis=1)
+            images.write_png(self.workspace / "validation" / f"{name}_{i:04d}.png", pair)
+        rows.append((metrics.psnr(image, truth, valid), metrics.ssim(image, truth, valid)))
 
-    def _report_measures(self, split: str, step: int, rows: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    def _report_measures(self, split: str, step: int, rows: list[Row]) -> dict[str, float]:
         """The means of PSNR and SSIM over some views, logged."""
         psnr, ssim = (float(np.nanmean([float(row[k]) for row in rows])) for k in (0, 1))
         found = {f"{split}_psnr": psnr, f"{split}_ssim": ssim}
