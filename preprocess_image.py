@@ -6,16 +6,18 @@ import sys
 from pathlib import Path
 
 from nerf.config.limits import BORDER, SIDE
+from nerf.core.console import protected
 from nerf.core.errors import UserError
-from nerf.core.script import Parser
+from nerf.core.script import Parser, refuse
 
-EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
+PROGRAM = "preprocess_image.py"
+EXIT_INTERRUPTED = 130
 
 
 def parser() -> Parser:
     """The flags."""
     made = Parser(
-        prog="preprocess_image.py",
+        prog=PROGRAM,
         description="Cut an object out of a picture, centre it, and estimate its depth and normals.",
     )
     made.add_argument("paths", nargs="+", metavar="PATH", help="pictures: PNG, JPEG, WebP, BMP or TIFF")
@@ -61,8 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             result = preprocess.preprocess(path, options, tools)
         except UserError as error:
-            print(f"preprocess_image.py: {error}", file=sys.stderr)
-            code = EXIT_USAGE
+            code = refuse(str(error), PROGRAM)
             continue
         for line in result.lines:
             print(f"{path}: {line}")
@@ -75,14 +76,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(parser().parse_args(argv))
     except UserError as error:
-        print(f"preprocess_image.py: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return refuse(str(error), PROGRAM)
     except OSError as error:
-        print(f"preprocess_image.py: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        return EXIT_USAGE
+        return refuse(f"{error.filename or 'a file'}: {error.strerror or error}", PROGRAM)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with protected():
+        sys.exit(main())
