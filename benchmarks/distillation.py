@@ -22,6 +22,7 @@ from benchmarks import mesh_measure, runs  # noqa: E402
 from benchmarks.records import read_record, read_result  # noqa: E402
 from benchmarks.text_to_3d import one_run, run_prompt, slug  # noqa: E402
 from nerf.core.errors import UserError  # noqa: E402
+from nerf.core.images import to_uint8, write_png  # noqa: E402
 from nerf.core.ranges import above, between  # noqa: E402
 from nerf.core.script import SEED, Parser, run  # noqa: E402
 
@@ -129,15 +130,13 @@ def sheet(results: Results, budget: str, work: Path, size: int = 64) -> np.ndarr
             )
             cells += [*views]
         rows.append(np.concatenate(cells, 1))
-    return (np.concatenate(rows, 0).clip(0, 1) * 255).round().astype(np.uint8)
+    return to_uint8(np.concatenate(rows, 0))
 
 
 def write(results: Results, budget: str, out: Path, page: Path, work: Path) -> None:
     """Write the record, the pictures, and the table between its two marks on the page."""
-    import imageio.v3 as imageio
-
     (out / "distillation.json").write_text(json.dumps(results, indent=1) + "\n")
-    imageio.imwrite(out / "distillation.png", sheet(results, budget, work))
+    write_png(out / "distillation.png", sheet(results, budget, work))
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     seeds = sorted({row["seed"] for row in results.values() if row["budget"] == budget})

@@ -31,6 +31,7 @@ from guidance.prior.references import (  # noqa: E402
     shape_of,
     true_layers,
 )
+from nerf.core.images import to_uint8, write_png  # noqa: E402
 from nerf.core.script import SEED, Parser, run  # noqa: E402
 
 SIZE = 96  # pixels a side of the measured views
@@ -166,12 +167,7 @@ def measure(reference: Reference, mesh: mesh_measure.ColoredMesh) -> dict[str, f
 
 def write_picture(reference: Reference, folder: Path) -> Path:
     """The picture as ``<name>_rgba.png`` in a folder."""
-    import imageio.v3 as imageio
-
-    path = folder / f"{reference.name}_rgba.png"
-    pixels = (picture(reference).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    imageio.imwrite(path, pixels)
-    return path
+    return write_png(folder / f"{reference.name}_rgba.png", picture(reference).permute(1, 2, 0))
 
 
 def picture_row(reference: Reference, path: Path | None, views: int = 6, size: int = 96) -> np.ndarray:
@@ -181,7 +177,7 @@ def picture_row(reference: Reference, path: Path | None, views: int = 6, size: i
     seen = np.full_like(true, 0.5) if path is None else over_white(rendered(mesh_measure.read_mesh(path), cameras, size))
     shown = over_white(truth(reference, reference_view(reference), size))[0]
     rows = [np.concatenate([shown, *true], 1), np.concatenate([np.ones_like(shown), *seen], 1)]
-    return (np.concatenate(rows, 0).clip(0, 1) * 255).round().astype(np.uint8)
+    return to_uint8(np.concatenate(rows, 0))
 
 
 def table(results: dict[str, dict]) -> str:

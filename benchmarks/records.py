@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from nerf.core.files import as_shape, read_json
+from nerf.core.images import write_png
 
 
 class Row(msgspec.Struct):
@@ -44,15 +45,13 @@ def write_record(out: Path, name: str, results: dict[str, dict], table: str, row
         table: of the results.
         rows: pictures of one size, uint8 [H, W, 3]; none, no sheet.
     """
-    import imageio.v3 as imageio
-
     (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / f"{name}.md").write_text(table)
     if rows:
         rows = rows + [np.full_like(rows[0], 255)] * (len(rows) % 2)
         half = len(rows) // 2
         columns = [np.concatenate(rows[:half], 0), np.concatenate(rows[half:], 0)]
-        imageio.imwrite(out / f"{name}.png", np.concatenate(columns, 1))
+        write_png(out / f"{name}.png", np.concatenate(columns, 1))
 
 
 class Mesh(msgspec.Struct):

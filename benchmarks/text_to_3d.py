@@ -16,6 +16,7 @@ import numpy as np  # noqa: E402
 from benchmarks import mesh_measure, runs  # noqa: E402
 from benchmarks.records import read_record, write_record  # noqa: E402
 from guidance.prior.captions import BENCHMARK_PROMPTS, parse  # noqa: E402
+from nerf.core.images import to_uint8  # noqa: E402
 from nerf.core.script import SEED, Parser, run  # noqa: E402
 
 BALL_FAMILY = 8  # members of a family that the best ball is fitted to
@@ -53,7 +54,7 @@ def picture_row(prompt: str, path: Path | None, views: int = 6, size: int = 96) 
     if path is not None:
         seen, _ = mesh_measure.mesh_views(mesh_measure.read_mesh(path), cameras, size)
     rows = [np.concatenate(list(row), 1) for row in (truth, seen)]
-    return (np.concatenate(rows, 0).clip(0, 1) * 255).round().astype(np.uint8)
+    return to_uint8(np.concatenate(rows, 0))
 
 
 def table(results: dict[str, dict]) -> str:
