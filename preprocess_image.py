@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nerf.config.limits import BORDER, SIDE
 from nerf.core import script
+from nerf.core.console import protected
 from nerf.core.errors import UserError
 
 PROGRAM = "preprocess_image.py"
@@ -75,4 +76,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with protected():
+        sys.exit(main())

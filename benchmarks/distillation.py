@@ -11,8 +11,6 @@ end with its last one. ``--iters`` gives every method the same number of steps i
 import json
 import shlex
 import sys
-import time
-from argparse import Namespace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,10 +18,11 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from benchmarks import mesh_measure  # noqa: E402
+from benchmarks import mesh_measure, runs  # noqa: E402
 from benchmarks.records import read_record, read_result  # noqa: E402
 from benchmarks.text_to_3d import one_run, run_prompt, slug  # noqa: E402
 from nerf.core.errors import UserError  # noqa: E402
+from nerf.core.images import to_uint8, write_png  # noqa: E402
 from nerf.core.ranges import SEED, above, between  # noqa: E402
 from nerf.core.script import Parser, run  # noqa: E402
 
@@ -58,8 +57,8 @@ def workspace_of(work: Path, method: str, budget: str) -> Path:
     return work / f"{method} {budget}".replace(" ", "_").replace(",", "")
 
 
-def seconds_per_step(method: str, prompt: str, work: Path, extra: list[str]) -> float:
-    """Time of a training step of a method, by a short run whose result is thrown away.
+def steps_within(seconds: float, method: str, prompt: str, work: Path, extra: list[str]) -> int:
+    """How many training steps of a method take so long, by a short run whose result is thrown away.
 
     Raises:
         UserError: the run failed.
@@ -71,7 +70,7 @@ def seconds_per_step(method: str, prompt: str, work: Path, extra: list[str]) -> 
     done = run_prompt(prompt, 0, workspace, [*shlex.split(METHODS[method]), *flags, *extra])
     if done["returncode"] != 0:
         raise UserError(f"{method}: {done['command']} ended with {done['returncode']}; see {workspace.with_suffix('.log')}")
-    return float(read_result(workspace).train_seconds) / SPEED_STEPS
+    return max(LEAST_STEPS, int(seconds / (read_result(workspace).train_seconds / SPEED_STEPS)))
 
 
 def measured(method: str, prompt: str, seed: int, work: Path, steps: int, budget: str, extra: list[str]) -> dict:
@@ -99,11 +98,11 @@ def table(results: Results, budget: str) -> str:
         "| method | IoU | silhouette IoU | albedo error | Janus | facing | steps | s of training | s in all | MB | runs |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    runs = [row for row in results.values() if row["budget"] == budget]
-    prompts = list(dict.fromkeys(row["prompt"] for row in runs))
+    shown = [row for row in results.values() if row["budget"] == budget]
+    prompts = list(dict.fromkeys(row["prompt"] for row in shown))
     each = ["| IoU | " + " | ".join(prompts) + " |", "|---" * (len(prompts) + 1) + "|"]
-    for method in [method for method in METHODS if any(row["method"] == method for row in runs)]:
-        own = [row for row in runs if row["method"] == method]
+    for method in [method for method in METHODS if any(row["method"] == method for row in shown)]:
+        own = [row for row in shown if row["method"] == method]
         done = [row for row in own if "iou" in row]
         failed = f", {len(own) - len(done)} failed" if len(done) < len(own) else ""
         lines.append(f"| {method} | " + " | ".join(mean(done, name) for name in names) + f" | {len(done)}{failed} |")
@@ -116,14 +115,14 @@ def sheet(results: Results, budget: str, work: Path, size: int = 64) -> np.ndarr
     """Front and back of the true shape, then of what each method made; a row for each prompt, grey where nothing came out."""
     from guidance.prior.shapes import canonical
 
-    runs = [row for row in results.values() if row["budget"] == budget]
-    first = min(row["seed"] for row in runs)
+    shown = [row for row in results.values() if row["budget"] == budget]
+    first = min(row["seed"] for row in shown)
     cameras = mesh_measure.view_angles(2)
     rows = []
-    for prompt in dict.fromkeys(row["prompt"] for row in runs):
+    for prompt in dict.fromkeys(row["prompt"] for row in shown):
         truth, _ = mesh_measure.true_views(canonical(prompt), cameras, size)
         cells = [*truth]
-        for method in (name for name in METHODS if any(row["method"] == name for row in runs)):
+        for method in (name for name in METHODS if any(row["method"] == name for row in shown)):
             path = workspace_of(work, method, budget) / slug(prompt, first) / "mesh" / "mesh.glb"
             known = "iou" in results.get(key(method, prompt, first, budget), {}) and path.is_file()
             views = (
@@ -131,15 +130,13 @@ def sheet(results: Results, budget: str, work: Path, size: int = 64) -> np.ndarr
             )
             cells += [*views]
         rows.append(np.concatenate(cells, 1))
-    return (np.concatenate(rows, 0).clip(0, 1) * 255).round().astype(np.uint8)
+    return to_uint8(np.concatenate(rows, 0))
 
 
 def write(results: Results, budget: str, out: Path, page: Path, work: Path) -> None:
     """Write the record, the pictures, and the table between its two marks on the page."""
-    import imageio.v3 as imageio
-
     (out / "distillation.json").write_text(json.dumps(results, indent=1) + "\n")
-    imageio.imwrite(out / "distillation.png", sheet(results, budget, work))
+    write_png(out / "distillation.png", sheet(results, budget, work))
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     seeds = sorted({row["seed"] for row in results.values() if row["budget"] == budget})
@@ -147,53 +144,37 @@ def write(results: Results, budget: str, out: Path, page: Path, work: Path) -> N
     page.write_text(before + BEGIN + caption + table(results, budget) + END + after)
 
 
-def arguments() -> Namespace:
-    """What was typed."""
-    parser = Parser(description="Run every method on every prompt and measure it; resumable, within a budget.")
-    parser.number("--minutes", float, 90, between(0, 1e7), "start no new run after this many minutes")
+def main() -> None:
+    """Run every method on every prompt and measure it; resumable, within a budget."""
+    parser = Parser(description=main.__doc__)
+    runs.add_flags(parser, "run", 90, "distillation", parallel=False)
     parser.number("--seconds", float, 60, above(0, 1e6), "of training for each run")
     parser.number("--iters", int, None, between(1, 10**9), "steps for each run, in place of --seconds")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), help="which methods")
     parser.add_argument("--prompts", nargs="*", default=list(PROMPTS), help="which prompts")
     parser.number("--seeds", int, [0], SEED, "of the runs", nargs="*")
-    parser.add_argument("--work", type=Path, default=ROOT / "local" / "distillation", help="where the workspaces go")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where record and pictures go")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "distillation.md", help="where the table goes")
-    parser.add_argument("--again", action="store_true", help="repeat what has been measured already")
-    parser.add_argument("--extra", default="", help="more flags for main.py, in one string")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Run every method on every prompt and measure it."""
-    args = arguments()
-    start, extra = time.monotonic(), shlex.split(args.extra)
+    args = runs.parse_flags(parser)
     budget = f"{args.iters} steps" if args.iters else f"{args.seconds:g} s of training"
-    for folder in (args.work, args.out):
-        folder.mkdir(parents=True, exist_ok=True)
-    record = args.out / "distillation.json"
-    results: Results = read_record(record)
+    results: Results = read_record(args.out / "distillation.json")
     # All methods on one prompt before the next, so that a run that is cut short compares them on the same prompts.
-    todo = [(method, prompt, seed) for seed in args.seeds for prompt in args.prompts for method in args.methods]
-    todo = [run for run in todo if args.again or "iou" not in results.get(key(*run, budget), {})]
-    steps: dict[str, int] = {}
-    skipped = 0
-    for method, prompt, seed in todo:
-        if time.monotonic() - start > 60 * args.minutes:
-            skipped += 1
-            continue
+    order = [(method, prompt, seed) for seed in args.seeds for prompt in args.prompts for method in args.methods]
+    wanted = {key(*each, budget): each for each in order}
+    todo = [name for name in wanted if args.again or "iou" not in results.get(name, {})]
+    steps = {row["method"]: row["steps"] for row in results.values() if row["budget"] == budget}
+
+    def one(name: str) -> dict:
+        method, prompt, seed = wanted[name]
         if method not in steps:
-            known = [row["steps"] for row in results.values() if (row["method"], row["budget"]) == (method, budget)]
-            steps[method] = args.iters or (known[0] if known else 0)
-        if not steps[method]:
-            steps[method] = max(LEAST_STEPS, int(args.seconds / seconds_per_step(method, prompt, args.work, extra)))
-        found = measured(method, prompt, seed, args.work, steps[method], budget, extra)
-        results[key(method, prompt, seed, budget)] = found
-        print(json.dumps(found), flush=True)
+            steps[method] = args.iters or steps_within(args.seconds, method, prompt, args.work, args.extra)
+        return measured(method, prompt, seed, args.work, steps[method], budget, args.extra)
+
+    def done(name: str, result: dict) -> None:
+        results[name] = result
         write(results, budget, args.out, args.page, args.work)
-    print(table(results, budget))
-    if skipped:
-        print(f"{args.minutes:g} minutes are over; run the same command again for the remaining {skipped} runs")
+
+    skipped = runs.work_through(todo, one, done, args.minutes, args.jobs)
+    runs.report(table(results, budget), skipped, args.minutes, "run")
 
 
 if __name__ == "__main__":

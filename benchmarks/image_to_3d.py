@@ -7,10 +7,8 @@ the time is over, measures every ``mesh.glb`` against the true shape, and writes
 K views of S x S pixels. The run's world has the reference at azimuth 0; the shape's own front is elsewhere.
 """
 
-import json
 import math
 import os
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +20,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks import mesh_measure, runs  # noqa: E402
-from benchmarks.records import read_record  # noqa: E402
+from benchmarks.records import read_record, write_record  # noqa: E402
 from guidance.prior.camera import look_at, rays  # noqa: E402
 from guidance.prior.references import (  # noqa: E402
     REFERENCES,
@@ -33,7 +31,8 @@ from guidance.prior.references import (  # noqa: E402
     shape_of,
     true_layers,
 )
-from nerf.core.ranges import SEED, between  # noqa: E402
+from nerf.core.images import to_uint8, write_png  # noqa: E402
+from nerf.core.ranges import SEED  # noqa: E402
 from nerf.core.script import Parser, run  # noqa: E402
 
 SIZE = 96  # pixels a side of the measured views
@@ -169,12 +168,7 @@ def measure(reference: Reference, mesh: mesh_measure.ColoredMesh) -> dict[str, f
 
 def write_picture(reference: Reference, folder: Path) -> Path:
     """The picture as ``<name>_rgba.png`` in a folder."""
-    import imageio.v3 as imageio
-
-    path = folder / f"{reference.name}_rgba.png"
-    pixels = (picture(reference).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    imageio.imwrite(path, pixels)
-    return path
+    return write_png(folder / f"{reference.name}_rgba.png", picture(reference).permute(1, 2, 0))
 
 
 def picture_row(reference: Reference, path: Path | None, views: int = 6, size: int = 96) -> np.ndarray:
@@ -184,7 +178,7 @@ def picture_row(reference: Reference, path: Path | None, views: int = 6, size: i
     seen = np.full_like(true, 0.5) if path is None else over_white(rendered(mesh_measure.read_mesh(path), cameras, size))
     shown = over_white(truth(reference, reference_view(reference), size))[0]
     rows = [np.concatenate([shown, *true], 1), np.concatenate([np.ones_like(shown), *seen], 1)]
-    return (np.concatenate(rows, 0).clip(0, 1) * 255).round().astype(np.uint8)
+    return to_uint8(np.concatenate(rows, 0))
 
 
 def table(results: dict[str, dict]) -> str:
@@ -218,20 +212,12 @@ def table(results: dict[str, dict]) -> str:
 
 def write(results: dict[str, dict], out: Path, work: Path) -> None:
     """Write the JSON, the Markdown table, and the contact sheet."""
-    import imageio.v3 as imageio
-
-    (out / "image_to_3d.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / "image_to_3d.md").write_text(table(results))
     rows = [
         picture_row(r, work / r.name / "mesh" / "mesh.glb" if "iou" in results[r.name] else None)
         for r in REFERENCES
         if r.name in results
     ]
-    if rows:
-        half = (len(rows) + 1) // 2
-        rows += [np.full_like(rows[0], 255)] * (2 * half - len(rows))
-        columns = [np.concatenate(rows[:half], 0), np.concatenate(rows[half:], 0)]
-        imageio.imwrite(out / "image_to_3d.png", np.concatenate(columns, 1))
+    write_record(out, "image_to_3d", results, table(results), rows)
 
 
 def one_run(reference: Reference, work: Path, seed: int, extra: list[str]) -> dict[str, object]:
@@ -251,38 +237,31 @@ def main() -> None:
     """Run references from the picture to the GLB and measure them; resumable, within a budget of minutes."""
     parser = Parser(description=main.__doc__)
     known = {r.name: r for r in REFERENCES}
-    parser.number("--minutes", float, 75, between(0, 1e7), "start no new reference after this many minutes")
+    runs.add_flags(parser, "reference", 75, "image_to_3d")
     parser.add_argument("--names", nargs="*", default=list(known), choices=known, metavar="NAME", help="which references")
     parser.add_argument("--half", choices=("tuning", "test"), default=None, help="only the references of one half")
     parser.number("--seed", int, 0, SEED, "of the runs")
-    parser.add_argument("--work", type=Path, default=ROOT / "local" / "image_to_3d", help="where the workspaces go")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the report goes")
-    parser.add_argument("--again", action="store_true", help="repeat references that have been measured already")
     parser.add_argument("--measure", action="store_true", help="run nothing; measure the meshes of measured runs again")
-    parser.number("--jobs", int, 1, between(1, 256), "references in parallel; each then takes longer")
-    parser.add_argument("--extra", default="", help="more flags for main.py, in one string")
-    args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    record = args.out / "image_to_3d.json"
-    results = {} if args.again else read_record(record)
+    args = runs.parse_flags(parser)
+    results = {} if args.again else read_record(args.out / "image_to_3d.json")
+    if args.measure:
+        for name, row in results.items():
+            if "iou" in row:
+                row |= measure(known[name], mesh_measure.read_mesh(args.work / name / "mesh" / "mesh.glb"))
+        write(results, args.out, args.work)
+        print(table(results))
+        return
+    todo = [n for n in args.names if "iou" not in results.get(n, {}) and args.half in (None, known[n].half)]
 
     def done(name: str, result: dict) -> None:
         results[name] = result
         write(results, args.out, args.work)
 
-    if args.measure:
-        for name in [name for name, row in results.items() if "iou" in row]:
-            mesh = mesh_measure.read_mesh(args.work / name / "mesh" / "mesh.glb")
-            done(name, results[name] | measure(known[name], mesh))
-        print(table(results))
-        return
-    todo = [n for n in args.names if "iou" not in results.get(n, {}) and args.half in (None, known[n].half)]
-    extra = shlex.split(args.extra)
-    skipped = runs.work_through(todo, lambda n: one_run(known[n], args.work, args.seed, extra), done, args.minutes, args.jobs)
-    print(table(results))
-    if skipped:
-        print(f"{args.minutes:g} minutes are over; run the same command again for the remaining {skipped} references")
+    def one(name: str) -> dict:
+        return one_run(known[name], args.work, args.seed, args.extra)
+
+    skipped = runs.work_through(todo, one, done, args.minutes, args.jobs)
+    runs.report(table(results), skipped, args.minutes, "reference")
 
 
 if __name__ == "__main__":

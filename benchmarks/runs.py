@@ -1,4 +1,4 @@
-"""What the benchmarks of complete runs share: starting ``main.py`` as a user would, and working through a list in a budget."""
+"""What the benchmarks of complete runs share: flags, starting ``main.py`` as a user would, and a list of runs in a budget."""
 
 import json
 import os
@@ -6,11 +6,44 @@ import shlex
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
+
+from nerf.core.ranges import between
+from nerf.core.script import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def add_flags(parser: Parser, what: str, minutes: float, work: str, parallel: bool = True) -> None:
+    """Add the flags that all of them have.
+
+    Args:
+        parser: gets them.
+        what: is run, in the singular.
+        minutes: by default.
+        work: folder in ``local/`` for the workspaces, by default.
+        parallel: whether there is ``--jobs``, which is 1 otherwise.
+    """
+    parser.number("--minutes", float, minutes, between(0, 1e7), f"start no new {what} after this many minutes")
+    parser.add_argument("--work", type=Path, default=ROOT / "local" / work, help="where the workspaces are")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the report goes")
+    parser.add_argument("--again", action="store_true", help=f"repeat {what}s that have been measured already")
+    parser.add_argument("--extra", type=shlex.split, default=[], help="more flags for main.py, in one string")
+    parser.set_defaults(jobs=1)
+    if parallel:
+        parser.number("--jobs", int, 1, between(1, 256), f"{what}s in parallel; each then takes longer")
+
+
+def parse_flags(parser: Parser) -> Namespace:
+    """What was typed; the folders for it are made."""
+    args = parser.parse_args()
+    for folder in (args.work, args.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    return args
 
 
 def run_main(flags: list[str], workspace: Path) -> dict[str, object]:
@@ -47,30 +80,37 @@ def failure(result: dict[str, object], mesh: Path) -> str | None:
 def work_through(
     todo: Iterable[str], one: Callable[[str], dict], done: Callable[[str, dict], None], minutes: float, jobs: int
 ) -> int:
-    """Measure what is left to do; start nothing new once the minutes are over.
+    """Measure what is left to do, in its order; start nothing new once the minutes are over.
 
     Args:
         todo: names.
         one: runs and measures one of them.
-        done: takes each result as it comes; it is called from this thread.
+        done: takes each result as it comes, one at a time.
         minutes: budget.
         jobs: how many at a time.
 
     Returns:
         How many were not started.
     """
-    start = time.monotonic()
+    start, lock = time.monotonic(), Lock()
 
-    def within(name: str) -> tuple[str, dict | None]:
-        return name, None if time.monotonic() - start > 60 * minutes else one(name) | {"jobs": jobs}
-
-    skipped = 0
-    with ThreadPoolExecutor(jobs) as pool:
-        for future in as_completed([pool.submit(within, name) for name in todo]):
-            name, result = future.result()
-            if result is None:
-                skipped += 1
-                continue
+    def skipped(name: str) -> bool:
+        if time.monotonic() - start > 60 * minutes:
+            return True
+        result = one(name) | {"jobs": jobs}
+        with lock:
             print(json.dumps(result), flush=True)
             done(name, result)
-    return skipped
+        return False
+
+    if jobs == 1:  # in this thread, so that an error or Ctrl-C ends it at once
+        return sum(map(skipped, todo))
+    with ThreadPoolExecutor(jobs) as pool:
+        return sum(pool.map(skipped, todo))
+
+
+def report(table: str, skipped: int, minutes: float, what: str) -> None:
+    """Print the table, and how to go on if some of the runs, each called ``what``, were not started."""
+    print(table)
+    if skipped:
+        print(f"{minutes:g} minutes are over; run the same command again for the remaining {skipped} {what}s")

@@ -5,8 +5,6 @@ measures every ``mesh.glb`` against the true family, and writes ``text_to_3d.jso
 ``text_to_3d.png``. Finished measurements are not repeated.
 """
 
-import json
-import shlex
 import sys
 from pathlib import Path
 
@@ -16,9 +14,10 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from benchmarks import mesh_measure, runs  # noqa: E402
-from benchmarks.records import read_record  # noqa: E402
+from benchmarks.records import read_record, write_record  # noqa: E402
 from guidance.prior.captions import BENCHMARK_PROMPTS, parse  # noqa: E402
-from nerf.core.ranges import SEED, between  # noqa: E402
+from nerf.core.images import to_uint8  # noqa: E402
+from nerf.core.ranges import SEED  # noqa: E402
 from nerf.core.script import Parser, run  # noqa: E402
 
 BALL_FAMILY = 8  # members of a family that the best ball is fitted to
@@ -56,7 +55,7 @@ def picture_row(prompt: str, path: Path | None, views: int = 6, size: int = 96) 
     if path is not None:
         seen, _ = mesh_measure.mesh_views(mesh_measure.read_mesh(path), cameras, size)
     rows = [np.concatenate(list(row), 1) for row in (truth, seen)]
-    return (np.concatenate(rows, 0).clip(0, 1) * 255).round().astype(np.uint8)
+    return to_uint8(np.concatenate(rows, 0))
 
 
 def table(results: dict[str, dict]) -> str:
@@ -92,19 +91,11 @@ def table(results: dict[str, dict]) -> str:
 
 def write(results: dict[str, dict], out: Path, work: Path) -> None:
     """Write the JSON, the Markdown table, and the contact sheet of the first seed."""
-    import imageio.v3 as imageio
-
-    (out / "text_to_3d.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / "text_to_3d.md").write_text(table(results))
     rows, first = [], min((r["seed"] for r in results.values()), default=0)
     for name, r in ((n, r) for n, r in results.items() if r["seed"] == first):
         path = work / name / "mesh" / "mesh.glb"
         rows.append(picture_row(r["prompt"], path if path.is_file() and "iou" in r else None))
-    if rows:
-        half = (len(rows) + 1) // 2
-        rows += [np.full_like(rows[0], 255)] * (2 * half - len(rows))
-        columns = [np.concatenate(rows[:half], 0), np.concatenate(rows[half:], 0)]
-        imageio.imwrite(out / "text_to_3d.png", np.concatenate(columns, 1))
+    write_record(out, "text_to_3d", results, table(results), rows)
 
 
 def one_run(prompt: str, seed: int, work: Path, extra: list[str]) -> dict[str, object]:
@@ -122,24 +113,16 @@ def one_run(prompt: str, seed: int, work: Path, extra: list[str]) -> dict[str, o
 def main() -> None:
     """Run prompts from the command line to the GLB and measure them; resumable, within a budget of minutes."""
     parser = Parser(description=main.__doc__)
-    parser.number("--minutes", float, 75, between(0, 1e7), "start no new prompt after this many minutes")
+    runs.add_flags(parser, "prompt", 75, "text_to_3d")
     parser.add_argument("--prompts", nargs="*", default=[p for p, _ in BENCHMARK_PROMPTS], help="which prompts")
     parser.number("--seeds", int, [0], SEED, "of the runs", nargs="*")
-    parser.add_argument("--work", type=Path, default=ROOT / "local" / "text_to_3d", help="where the workspaces go")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the report goes")
-    parser.add_argument("--again", action="store_true", help="repeat prompts that have been measured already")
     parser.add_argument("--measure", action="store_true", help="run nothing; measure the meshes of measured runs again")
-    parser.number("--jobs", int, 1, between(1, 256), "prompts in parallel; each then takes longer")
-    parser.add_argument("--extra", default="", help="more flags for main.py, in one string")
-    args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    record = args.out / "text_to_3d.json"
-    results = {} if args.again else read_record(record)
+    args = runs.parse_flags(parser)
+    results = {} if args.again else read_record(args.out / "text_to_3d.json")
     if args.measure:
-        measured = {name: row for name, row in results.items() if "iou" in row}
-        for name, row in measured.items():
-            results[name] = row | measure_prompt(row["prompt"], args.work / name / "mesh" / "mesh.glb")
+        for name, row in results.items():
+            if "iou" in row:
+                row |= measure_prompt(row["prompt"], args.work / name / "mesh" / "mesh.glb")
         write(results, args.out, args.work)
         print(table(results))
         return
@@ -151,12 +134,10 @@ def main() -> None:
         write(results, args.out, args.work)
 
     def one(name: str) -> dict:
-        return one_run(*wanted[name], args.work, shlex.split(args.extra))
+        return one_run(*wanted[name], args.work, args.extra)
 
     skipped = runs.work_through(todo, one, done, args.minutes, args.jobs)
-    print(table(results))
-    if skipped:
-        print(f"{args.minutes:g} minutes are over; run the same command again for the remaining {skipped} prompts")
+    runs.report(table(results), skipped, args.minutes, "prompt")
 
 
 if __name__ == "__main__":

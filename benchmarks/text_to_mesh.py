@@ -7,13 +7,8 @@ mean of the fractions of outline pixels within two pixels of the other outline),
 Finished measurements are not repeated.
 """
 
-import json
 import os
-import shlex
-import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,10 +16,10 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from benchmarks import mesh_measure, text_to_3d  # noqa: E402
-from benchmarks.records import read_record, read_result  # noqa: E402
+from benchmarks import mesh_measure, runs, text_to_3d  # noqa: E402
+from benchmarks.records import read_record, read_result, write_record  # noqa: E402
 from guidance.prior.captions import BENCHMARK_PROMPTS, parse  # noqa: E402
-from nerf.core.ranges import SEED, between  # noqa: E402
+from nerf.core.ranges import SEED  # noqa: E402
 from nerf.core.script import Parser, run  # noqa: E402
 
 SIZE, TOLERANCE, VIEWS = 256, 2.0, 8
@@ -78,19 +73,15 @@ def one_run(prompt: str, seed: int, work: Path, extra: list[str]) -> dict[str, o
         if made["returncode"] != 0:
             return {**result, "failure": f"NeRF: exit code {made['returncode']}"}
     workspace = work / f"{nerf.name}_dmtet"
-    words = ["main.py", "--text", prompt, "--workspace", os.path.relpath(workspace, ROOT), "--dmtet", "--init_with",
-             os.path.relpath(nerf, ROOT), "-O", "--sd_version", "embedded", "--seed", str(seed), *extra]  # fmt: skip
-    start = time.monotonic()
-    with open(workspace.with_suffix(".log"), "w") as log:
-        code = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    seconds = time.monotonic() - start
-    if code != 0:
-        return {**result, "failure": f"mesh stage: exit code {code}"}
+    flags = ["--text", prompt, "--dmtet", "--init_with", os.path.relpath(nerf, ROOT), "-O", "--sd_version", "embedded"]
+    made = runs.run_main([*flags, "--seed", str(seed), *extra], workspace)
+    if made["returncode"] != 0:
+        return {**result, "failure": f"mesh stage: exit code {made['returncode']}"}
     first, second = read_result(nerf), read_result(workspace)
     if second.mesh is None:
         return {**result, "failure": "mesh stage: it wrote no mesh"}
-    return {**result, "command": shlex.join(words), **compared(nerf, workspace, prompt),
-            "watertight": second.mesh.watertight, "seconds": round(first.seconds + seconds, 1)}  # fmt: skip
+    return {**result, "command": made["command"], **compared(nerf, workspace, prompt),
+            "watertight": second.mesh.watertight, "seconds": round(first.seconds + made["seconds"], 1)}  # fmt: skip
 
 
 def compared(nerf: Path, workspace: Path, prompt: str) -> dict[str, dict[str, float]]:
@@ -128,54 +119,35 @@ def table(results: dict[str, dict]) -> str:
 
 def write(results: dict[str, dict], out: Path, work: Path) -> None:
     """Write the JSON, the table, and a contact sheet: truth, NeRF and mesh of each prompt from six sides."""
-    import imageio.v3 as imageio
-
-    (out / "text_to_mesh.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / "text_to_mesh.md").write_text(table(results))
     rows = []
     for name, r in results.items():
         if "dmtet" in r:
             pair = text_to_3d.picture_row(r["prompt"], work / name / "mesh" / "mesh.glb")
             last = text_to_3d.picture_row(r["prompt"], work / f"{name}_dmtet" / "mesh" / "mesh.glb")
             rows.append(np.concatenate([pair, last[len(last) // 2 :]], 0))
-    if rows:
-        rows += [np.full_like(rows[0], 255)] * (len(rows) % 2)
-        half = len(rows) // 2
-        imageio.imwrite(out / "text_to_mesh.png", np.concatenate([np.concatenate(rows[i : i + half], 0) for i in (0, half)], 1))
+    write_record(out, "text_to_mesh", results, table(results), rows)
 
 
 def main() -> None:
     """Run the mesh stage on the NeRFs of the prompts, and measure both; resumable."""
     parser = Parser(description=main.__doc__)
-    parser.number("--minutes", float, 120, between(0, 1e7), "start no new prompt after this many minutes")
+    runs.add_flags(parser, "prompt", 120, "text_to_3d")
     parser.add_argument("--prompts", nargs="*", default=[p for p, _ in BENCHMARK_PROMPTS], help="which prompts")
     parser.number("--seed", int, 0, SEED, "of the random numbers")
-    parser.add_argument("--work", type=Path, default=ROOT / "local" / "text_to_3d", help="where the workspaces are")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the report goes")
-    parser.add_argument("--again", action="store_true", help="repeat prompts that have been measured already")
-    parser.number("--jobs", int, 1, between(1, 256), "prompts in parallel; each then takes longer")
-    parser.add_argument("--extra", default="", help="more flags for main.py, in one string")
-    args = parser.parse_args()
-    for folder in (args.work, args.out):
-        folder.mkdir(parents=True, exist_ok=True)
-    record = args.out / "text_to_mesh.json"
-    results = {} if args.again else read_record(record)
-    todo = [prompt for prompt in args.prompts if "dmtet" not in results.get(text_to_3d.slug(prompt, args.seed), {})]
-    start = time.monotonic()
+    args = runs.parse_flags(parser)
+    results = {} if args.again else read_record(args.out / "text_to_mesh.json")
+    wanted = {text_to_3d.slug(prompt, args.seed): prompt for prompt in args.prompts}
+    todo = [name for name in wanted if "dmtet" not in results.get(name, {})]
 
-    def one(prompt: str) -> tuple[str, dict | None]:
-        name = text_to_3d.slug(prompt, args.seed)
-        late = time.monotonic() - start > 60 * args.minutes
-        return name, None if late else one_run(prompt, args.seed, args.work, shlex.split(args.extra))
+    def done(name: str, result: dict) -> None:
+        results[name] = result
+        write(results, args.out, args.work)
 
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for future in as_completed([pool.submit(one, prompt) for prompt in todo]):
-            name, result = future.result()
-            if result is not None:
-                results[name] = result
-                print(json.dumps(result), flush=True)
-                write(results, args.out, args.work)
-    print(table(results))
+    def one(name: str) -> dict:
+        return one_run(wanted[name], args.seed, args.work, args.extra)
+
+    skipped = runs.work_through(todo, one, done, args.minutes, args.jobs)
+    runs.report(table(results), skipped, args.minutes, "prompt")
 
 
 if __name__ == "__main__":

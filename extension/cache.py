@@ -10,8 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from extension.toolchain import BuildError
-
 log = logging.getLogger("somnia.extension")
 
 # What compilers and linkers print where the folder, and not the source, is at fault.
@@ -19,18 +17,6 @@ _OF_THE_FOLDER = re.compile(
     "no space left|quota exceeded|read-only file system|file too large|permission denied", re.IGNORECASE
 )
 _refused: dict[Path, str] = {}  # folder -> why it is of no use to this process
-
-
-def cache_dir() -> Path:
-    """The per-user folder of compiled kernels: the first of :func:`candidates` that can be written.
-
-    Raises:
-        BuildError: none can be written.
-    """
-    for place in candidates():
-        if make_writable(place):
-            return place
-    raise BuildError(nowhere())
 
 
 def candidates() -> Iterator[Path]:

@@ -48,8 +48,8 @@ FAILURES_SHOWN = 20
 # What the tests import beside torch, and its name on PyPI.
 PACKAGES = {
     "accelerate": "accelerate", "diffusers": "diffusers", "embreex": "embreex", "imageio": "imageio",
-    "imageio_ffmpeg": "imageio-ffmpeg", "fast_simplification": "fast-simplification", "msgspec": "msgspec", "ninja": "ninja",
-    "numpy": "numpy",
+    "imageio_ffmpeg": "imageio-ffmpeg", "fast_simplification": "fast-simplification", "filelock": "filelock",
+    "msgspec": "msgspec", "ninja": "ninja", "numpy": "numpy", "peft": "peft",
     "PIL": "pillow", "pytest": "pytest", "pytest_timeout": "pytest-timeout", "safetensors": "safetensors",
     "scipy": "scipy", "skimage": "scikit-image", "tensorboard": "tensorboard", "tqdm": "tqdm",
     "transformers": "transformers", "trimesh": "trimesh", "xatlas": "xatlas",

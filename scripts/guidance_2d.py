@@ -57,17 +57,12 @@ def draw(own: argparse.Namespace, others: list[str]) -> int:
     config = plan.config
     if not config.prompt.kinds:
         raise UserError('nothing to draw: give --text "a hamburger", or --image X_rgba.png')
-    import torch
-
     from guidance import preview
+    from main import device_name
     from nerf.data.image_prompt import image_conditions
     from nerf.training.schedule import control_at
 
-    name = config.runtime.device
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: torch sees no CUDA device here; leave the flag out to run on the CPU")
-    models = guidance.build(config, name, plan.weights, image_conditions(plan.references))
+    models = guidance.build(config, device_name(config), plan.weights, image_conditions(plan.references))
     steps = own.steps or (OPTIMISATION_STEPS if own.optimise else STEPS)
     scale = config.guidance.of(models[0].name).guidance_scale if config.asked("guidance_scale") else None
     seed = config.runtime.seed if config.asked("seed") else 0

@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace as Space
 
@@ -17,6 +16,7 @@ from PIL import Image
 
 import main
 from nerf.run import checkpoint
+from tests.helpers.processes import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -293,14 +293,6 @@ def start(photographs, folder, *words):
     """Start main.py on photographs as a user does; returns the running process."""
     command = [sys.executable, "main.py", "--data", photographs, "--workspace", folder, "--threads", "1", *TINY, *words]
     return subprocess.Popen([*map(str, command)], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-
-
-def wait_for(condition, process):
-    """Return once a condition holds, while a process runs."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end, process.communicate()[1]
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("words", [(), ("--ckpt", "scratch"), ("--test",), ("--six_views",)])

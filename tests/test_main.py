@@ -13,8 +13,8 @@ import preprocess_image
 from guidance import Family
 from guidance.base import CameraRequirements, Guidance, GuidanceOutput
 from nerf.config.config import parse
-from nerf.core.cameras import orbit
 from nerf.core.errors import UserError
+from tests.nerf import photo_folders
 
 TINY = (
     "--seed 5 --iters 12 --max_steps 48 --grid_size 16 --grid_levels 4 --grid_log2 10 --grid_finest 32 --hidden 16 --W 8 --H 8 "
@@ -37,19 +37,11 @@ def run(tmp_path):
 @pytest.fixture
 def photographs(tmp_path):
     """Eight pictures of a red square on clear ground, with normals, from all sides."""
-    views = orbit(torch.full((8,), 70.0), torch.arange(8) * 45.0, 3.0, 40.0, 12, 12)
-    folder, frames = tmp_path / "photographs", []
+    folder, images = tmp_path / "photographs", np.zeros((8, 12, 12, 4), np.uint8)
     folder.mkdir()
     for i in range(8):
-        picture = np.zeros((12, 12, 4), np.uint8)
-        picture[4:8, 4:8] = (200, 30 * i, 20, 255)
-        Image.fromarray(picture).save(folder / f"{i}.png")
-        Image.fromarray(np.full((12, 12, 3), 200, np.uint8)).save(folder / f"{i}_normal.png")
-        frames.append({"file_path": f"{i}.png", "normal_path": f"{i}_normal.png",
-                       "transform_matrix": views.pose[i].tolist()})  # fmt: skip
-    lens = {"fl_x": float(views.fx[0]), "fl_y": float(views.fy[0]), "cx": 6, "cy": 6, "w": 12, "h": 12}
-    (folder / "transforms.json").write_text(json.dumps(lens | {"frames": frames}))
-    return folder
+        images[i, 4:8, 4:8] = (200, 30 * i, 20, 255)
+    return photo_folders.write(folder, images, normals=np.full((8, 12, 12, 3), 200, np.uint8))
 
 
 def assert_whole(outcome, steps):

@@ -3,13 +3,13 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from nerf.run import checkpoint
+from tests.helpers.processes import wait_for
 from tests.helpers.scripts import load_script
 
 pytestmark = pytest.mark.slow
@@ -42,14 +42,7 @@ def start(photographs, folder, flags=()):
 
 def wait_for_step(folder, step, process, stage="nerf"):
     """Return once a checkpoint of ``step`` or later of a stage exists."""
-    limit = time.monotonic() + 60
-    while time.monotonic() < limit:
-        found = checkpoint.steps(folder / "checkpoints", stage)
-        if found and found[-1][0] >= step:
-            return
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    raise AssertionError("no checkpoint came")
+    wait_for(lambda: any(found >= step for found, _ in checkpoint.steps(folder / "checkpoints", stage)), process)
 
 
 def final(folder, stage="nerf"):

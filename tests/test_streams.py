@@ -5,12 +5,12 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from nerf.run import checkpoint
+from tests.helpers.processes import wait_for
 from tests.nerf import photo_folders
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,19 +79,16 @@ def start_on_terminal(words, *, nohup=False):
     return process, ours
 
 
-def wait_for(pattern, folder):
-    """Wait until a file is there."""
-    end = time.monotonic() + 60
-    while not list(folder.glob(pattern)):
-        assert time.monotonic() < end, f"no {pattern} in {folder}"
-        time.sleep(0.05)
+def has_checkpoint(workspace):
+    """Whether a run has written one."""
+    return any((workspace / "checkpoints").glob("df_*"))
 
 
 @pytest.mark.slow
 def test_a_closed_terminal_saves_and_ends_a_run(photographs, tmp_path):
     words = command(photographs, tmp_path / "run", "--iters", "100000", "--checkpoint_seconds", "0.1")
     process, terminal = start_on_terminal(words)
-    wait_for("checkpoints/df_*", tmp_path / "run")
+    wait_for(lambda: has_checkpoint(tmp_path / "run"), process)
     os.close(terminal)
     assert process.wait(60) == 128 + signal.SIGHUP
     assert "stopped after step" in (tmp_path / "run" / "log_df.txt").read_text()
@@ -101,7 +98,7 @@ def test_a_closed_terminal_saves_and_ends_a_run(photographs, tmp_path):
 def test_nohup_outlives_its_terminal(photographs, tmp_path):
     words = command(photographs, tmp_path / "run", "--iters", "60", "--checkpoint_seconds", "0.01")
     process, terminal = start_on_terminal(words, nohup=True)
-    wait_for("checkpoints/df_*", tmp_path / "run")
+    wait_for(lambda: has_checkpoint(tmp_path / "run"), process)
     os.close(terminal)
     assert process.wait(60) == 0
     assert "done in" in (tmp_path / "run" / "log_df.txt").read_text()

@@ -5,9 +5,12 @@ each pixel fits its mixture and of what its border costs, little along strong ed
 """
 
 import numpy as np
+import torch
 from scipy import ndimage, sparse
 from scipy.cluster.vq import kmeans2
 from scipy.sparse import csgraph
+
+from nerf.data.image_store import resample
 
 SIDE = 224  # pixels of the longer side of the picture that is cut
 COMPONENTS = 5  # of each mixture, as in the paper
@@ -179,9 +182,5 @@ def guided_filter(guide: np.ndarray, values: np.ndarray, radius: int, smoothing:
 
 def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """A picture [h, w, C] at another size, with antialiasing."""
-    import torch
-
-    from nerf.data.image_store import resample
-
     planes = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)).permute(2, 0, 1)
     return np.asarray(resample(planes, height, width).permute(1, 2, 0).double())

@@ -29,6 +29,7 @@ MIN_ALPHA = 1e-3  # below it a pixel has no colour of its own
 VISIBLE = 0.5  # alpha from which a pixel is of the object
 OPAQUE_SHARE = 0.999  # of pixels from which on a picture has no background that was removed
 NORMAL_LENGTH = 0.25  # shorter decoded vectors are no normals but the grey of resampling
+FULL = 65535  # level of 16 bits
 WHITE_RATE = 0.3  # of the views that training composites over white; the others have noise behind them
 HINT = "make it with: python preprocess_image.py {}"
 
@@ -75,7 +76,7 @@ def _read(reference: Reference) -> ImagePrompt:
     normal = _plane(reference.normal, "normals", size, _decode_normal)
     planes = _fitted(torch.cat([(plane * alpha) for plane in (rgba[:3], depth, normal) if plane is not None] + [alpha[None]]))
     alpha = planes[-1:]
-    planes = torch.where(alpha > MIN_ALPHA, planes[:-1] / alpha.clamp(min=MIN_ALPHA), 0.0)
+    planes = unpremultiplied(planes[:-1], alpha)
     condition = ImageCondition(
         torch.cat([planes[:3].clamp(0, 1), alpha.clamp(0, 1)]),
         reference.polar,
@@ -85,6 +86,11 @@ def _read(reference: Reference) -> ImagePrompt:
         reference.weight,
     )
     return ImagePrompt(condition, None if depth is None else planes[3], None if normal is None else unit_normals(planes[-3:]))
+
+
+def unpremultiplied(planes: Tensor, alpha: Tensor) -> Tensor:
+    """Planes [C, ...] that were multiplied by alpha [1, ...], divided by it; 0 where there is almost none."""
+    return torch.where(alpha > MIN_ALPHA, planes / alpha.clamp(min=MIN_ALPHA), 0.0)
 
 
 def unit_normals(normal: Tensor) -> Tensor:
@@ -102,7 +108,7 @@ def _to_tensor(array: np.ndarray, white: float) -> Tensor:
 def _decode_depth(image: Image.Image) -> Tensor:
     """[1, H, W] in [0, 1]; 16-bit grey keeps its levels."""
     if image.mode.startswith("I"):
-        return _to_tensor(np.asarray(image.convert("I")), 65535.0)
+        return _to_tensor(np.asarray(image.convert("I")), FULL)
     return _to_tensor(np.asarray(as_mode(image, "L")), 255.0)
 
 

@@ -178,6 +178,33 @@ def _why_no_size(kind: str, half_side: float, pose: Tensor, half_fov: Tensor) ->
     )
 
 
+def _choose_box(
+    pose: Tensor,
+    half_fov: Tensor,
+    focus: Tensor,
+    prescribed_box: tuple[Tensor, float] | None,
+    has_transparency: bool,
+    bound: float,
+    points: Tensor | None,
+    limit: tuple[Tensor, float] | None,
+) -> tuple[str, Tensor, float]:
+    """The kind of a scene box, its centre [3] and half its side; see :func:`normalize_scene`."""
+    if prescribed_box is not None:
+        return "box", *prescribed_box
+    distance = (pose[:, :3, 3] - focus).norm(dim=-1)
+    if has_transparency:
+        half_side = (distance * torch.tan(half_fov)).median().item()
+        return "object", *(limit if limit is not None and limit[1] < half_side else (focus, half_side))
+    if limit is not None:
+        return "limit", limit[0], _within_limit(limit, pose[:, :3, 3], bound)
+    half_side = SCENE_MARGIN * distance.max().item()
+    if points is not None and len(points) >= MIN_POINTS:  # a few points, or one, say nothing of the size
+        middle, radius = bounding_ball(points)
+        if MIN_HALF_SIDE < SCENE_MARGIN * radius < half_side:
+            return "points", middle, SCENE_MARGIN * radius
+    return "scene", focus, half_side
+
+
 def normalize_scene(
     pose: Tensor,
     half_fov: Tensor,
@@ -212,22 +239,7 @@ def normalize_scene(
         UserError: the box has no size, as all cameras have the same position for example, or it is too large.
     """
     focus = focus_point(pose)
-    distance = (pose[:, :3, 3] - focus).norm(dim=-1)
-    if prescribed_box is not None:
-        kind, (centre, half_side) = "box", prescribed_box
-    elif has_transparency:
-        kind, centre, half_side = "object", focus, (distance * torch.tan(half_fov)).median().item()
-        if limit is not None and limit[1] < half_side:
-            centre, half_side = limit
-    elif limit is not None:
-        kind, centre, half_side = "limit", limit[0], _within_limit(limit, pose[:, :3, 3], bound)
-    else:
-        kind, centre, half_side = "scene", focus, SCENE_MARGIN * distance.max().item()
-        if points is not None:
-            middle, radius = bounding_ball(points)
-            # A few points, or one, say nothing of the size.
-            if len(points) >= MIN_POINTS and MIN_HALF_SIDE < SCENE_MARGIN * radius < half_side:
-                kind, centre, half_side = "points", middle, SCENE_MARGIN * radius
+    kind, centre, half_side = _choose_box(pose, half_fov, focus, prescribed_box, has_transparency, bound, points, limit)
     if not half_side > MIN_HALF_SIDE:
         raise UserError(_why_no_size(kind, half_side, pose, half_fov))
     if not half_side < MAX_HALF_SIDE:

@@ -17,6 +17,7 @@ from nerf.core.cameras import angles_of, centred_views, distort, look_at, pixel_
 from nerf.core.errors import UserError
 from nerf.core.streams import Stream
 from nerf.core.structs import Batch, Rays, SceneInfo, ViewRequest, Views
+from nerf.core.transfer import upload
 from nerf.data.frames import SPLITS, Frame, ParsedDataset
 from nerf.data.image_store import ImageStore, has_transparency, read_header, resample
 from nerf.data.normalize import SceneNormalization, focus_point, normalize_scene, warn_of_poses
@@ -327,9 +328,7 @@ class Photographs:
 
     def _image_batch(self, chosen: list[int], request: ViewRequest, background: Tensor | None) -> Batch:
         """The layout "image" of :meth:`batch` for the B photographs ``chosen``."""
-        index = torch.tensor(chosen)
-        if self.device.type == "cuda":
-            index = index.pin_memory().to(self.device, non_blocking=True)
+        (index,) = upload([torch.tensor(chosen)], self.device)
         views = self._undistorted_views(index, request.height, request.width)
         rays = view_rays(views)
         rays = replace(rays, image_index=self.image_index[index][rays.view_index])

@@ -21,12 +21,11 @@ from nerf.core.images import write_png
 from nerf.core.pictures import as_mode, open_picture
 from nerf.data import monocular
 from nerf.data.grabcut import grabcut
-from nerf.data.image_prompt import MIN_ALPHA, encode_normal, unit_normals
+from nerf.data.image_prompt import FULL, VISIBLE, encode_normal, unit_normals, unpremultiplied
 from nerf.data.image_store import resample
 from nerf.data.matting import LAYOUTS, Matting
 
 WORK_SIDE = 2048  # pixels; larger pictures are scaled down first
-VISIBLE = 0.5  # alpha from which a pixel is of the object
 EDGE = 0.05  # alpha that still counts when the object is centred, and what a removed background may leave
 TRANSPARENT, TRANSPARENT_SHARE = 0.98, 1e-3  # a picture has alpha of its own if this share of its pixels is below
 MOST_OF_PICTURE = 0.98  # share that the object cannot cover after its background was removed
@@ -34,7 +33,6 @@ SPECK = 0.01  # parts smaller than this share of the largest are dust
 SECOND = 0.2  # parts at least this large are objects of their own
 OUTLIERS = 0.01  # share of depths at each end that are clipped
 GREY = 0.5  # behind a picture with alpha, for the models of depth and normals
-FULL = 65535  # level of 16 bits
 
 Estimate = Callable[[np.ndarray], np.ndarray]
 
@@ -248,7 +246,7 @@ class _Placement:
         top, left = (self.size - height) // 2, (self.size - width) // 2
         result[:, top : top + height, left : left + width] = resized
         opacity = result[-1:].clamp(0, 1)
-        return torch.cat([torch.where(opacity > MIN_ALPHA, result[:-1] / opacity.clamp(min=MIN_ALPHA), 0.0), opacity])
+        return torch.cat([unpremultiplied(result[:-1], opacity), opacity])
 
 
 def _placement(alpha: np.ndarray, options: Options) -> _Placement:

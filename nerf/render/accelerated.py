@@ -189,7 +189,7 @@ class AcceleratedPath(RenderPath):
                 sizes.observe(needed, needed, len(rays), steps)
         capacity = sizes.capacity(len(rays), steps, budget if steps > MIN_MARCH_STEPS else None)
         samples, need = find_visible_samples_buffered(field, march, settings, capacity)
-        self._send(need, settings.source, len(rays), steps, budget, capacity)
+        self._pending.append(Pending(Download(need), settings.source, len(rays), steps, budget, capacity))
         return samples, (need[0] <= capacity[0]) & (need[1] <= capacity[1])
 
     def _read_step_scale(self) -> int:
@@ -201,10 +201,6 @@ class AcceleratedPath(RenderPath):
     def _set_step_scale(self, log2_scale: int) -> None:
         self._host_step_scale = log2_scale
         self.log2_step_scale.fill_(log2_scale)
-
-    def _send(self, need: Tensor, source: str, rays: int, steps: int, budget: float, capacity: tuple[int, int]) -> None:
-        """Start to copy what a part needs to the host."""
-        self._pending.append(Pending(Download(need), source, rays, steps, budget, capacity))
 
     def _read_pending(self) -> None:
         """Read what the last parts needed; adapt buffers and steps, and log parts that did not fit.

@@ -266,7 +266,7 @@ class Evaluator:
         return self._report_measures("image", step, rows)
 
     def _compare(self, i: int, out: RenderOutput, batch: Batch, valid: Tensor | None, rows: list[Row], name: str) -> None:
-        """Add PSNR and SSIM of render ``i`` over its valid pixels [N] to ``rows``; the first few are written beside the truth."""
+        """Add PSNR and SSIM of render ``i`` over its valid pixels [N] to ``rows``; write the first few beside the truth."""
         assert batch.rgb is not None, "what is measured has colours"
         shape = out.image_shape[1:]
         image, truth = (colour.reshape(*shape, 3) for colour in (out.image.clamp(0, 1), batch.rgb.to(self.device)))

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import runs
+from nerf.core.errors import UserError
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -15,6 +16,24 @@ def test_every_name_is_run_once_and_reported(jobs):
 def test_nothing_is_started_after_the_budget():
     seen = {}
     assert runs.work_through("abc", lambda name: {}, seen.__setitem__, -1.0, 1) == 3 and not seen
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_error_ends_the_list(jobs):
+    seen = {}
+
+    def one(name):
+        raise UserError(f"{name} cannot be run")
+
+    with pytest.raises(UserError, match="a cannot be run"):
+        runs.work_through("abc", one, seen.__setitem__, 1.0, jobs)
+    assert not seen
+
+
+def test_the_order_is_kept_with_one_job():
+    order = []
+    runs.work_through("cab", lambda name: order.append(name) or {}, lambda name, result: order.append(name), 1.0, 1)
+    assert order == list("ccaabb")
 
 
 def test_a_run_without_a_mesh_says_why(tmp_path):

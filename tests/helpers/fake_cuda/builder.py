@@ -87,7 +87,10 @@ def shared_object(folder: str, mode: str = "plain") -> Path:
     """
     wanted = target(folder, mode)
     version = toolchain.compiler("cpu")[1]
-    output = cache.cache_dir() / f"{folder}_fake_cuda_{mode}-{wanted.fingerprint(version, rewritten_launch_header())}.so"
+    output = (
+        next(filter(cache.make_writable, cache.candidates()))
+        / f"{folder}_fake_cuda_{mode}-{wanted.fingerprint(version, rewritten_launch_header())}.so"
+    )
     if not output.exists():
         require_emulable()
         compile_to(output, wanted)

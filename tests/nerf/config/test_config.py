@@ -8,7 +8,6 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -20,9 +19,9 @@ from nerf.config.presets import PRESETS, REASONS
 from nerf.config.resolve import StoredRun, resolve
 from nerf.config.stages import STAGE_KINDS
 from nerf.core.errors import UserError
+from tests.helpers.plans import EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[3]
-EMBEDDED = SimpleNamespace(kind="embedded", version="embedded")
 TEXT = ["--text", "a hamburger"]
 
 # The command line of stable-dreamfusion: flag -> default. What differs on purpose is in DIFFERENT, with docs/flags.md.

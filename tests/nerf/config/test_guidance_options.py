@@ -10,8 +10,7 @@ from nerf.config.config import from_json, parse, to_json, with_values
 from nerf.config.presets import PRESETS, REASONS
 from nerf.config.resolve import StoredRun, resolve
 from nerf.core.errors import UserError
-
-EMBEDDED = SimpleNamespace(kind="embedded", version="embedded")
+from tests.helpers.plans import EMBEDDED
 
 
 def planned(*words, models=("SD", "clip"), weights=None):

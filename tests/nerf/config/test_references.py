@@ -9,7 +9,7 @@ from nerf.config.config import parse
 from nerf.config.references import references
 from nerf.config.resolve import StoredRun, resolve
 from nerf.core.errors import UserError
-from tests.helpers.plans import opened, planned
+from tests.helpers.plans import EMBEDDED, opened, planned
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_the_first_picture_is_the_default_view(pictures):
 
 def test_the_embedded_prior_leaves_a_picture_its_weight(pictures):
     words = ["--image", "a_rgba.png", "--text", "a hamburger", "--guidance", "SD"]
-    found = {"SD": SimpleNamespace(kind="embedded", version="embedded")}
+    found = {"SD": EMBEDDED}
     with_picture, words_alone = (resolve(parse(w), StoredRun(), lambda _: found).config for w in (words, words[2:]))
     assert (with_picture.loss.lambda_rgb, words_alone.loss.lambda_rgb) == (20000, 1000)
     assert resolve(parse([*words, "--lambda_rgb", "5"]), StoredRun(), lambda _: found).config.loss.lambda_rgb == 5

@@ -11,10 +11,9 @@ from nerf.config.parser import RUN
 from nerf.config.presets import PRESETS
 from nerf.config.resolve import StoredRun, StoredStart, needs_start, resolve
 from nerf.core.errors import UserError
-from tests.helpers.plans import planned
+from tests.helpers.plans import EMBEDDED, planned
 
 TEXT = ["--text", "a hamburger"]
-EMBEDDED = SimpleNamespace(kind="embedded", version="embedded")
 CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod", "os.utime")
 audited: list[str] | None = None  # changes of files, while a test listens
 
