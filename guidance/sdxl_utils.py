@@ -13,7 +13,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from guidance import text_weights, weights
+from guidance import folders, text_weights, weights
 from guidance.diffusion import Network, loader, text
 from guidance.diffusion.codecs import Codec, LatentCodec, TinyCodec
 from guidance.sd_utils import Options, StableDiffusion
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from nerf.config.config import Config
 
 log = logging.getLogger("somnia.guidance")
-
-_RESTORE = "restore or download it again"
 
 
 class _Codec(msgspec.Struct):
@@ -88,7 +86,7 @@ class StableDiffusionXL(StableDiffusion):
         import diffusers
 
         folder, part = (self.folder, "vae") if self.codec_folder is None else (self.codec_folder, ".")
-        found = read_json(folder / part / "config.json", _RESTORE, _Codec)
+        found = read_json(folder / part / "config.json", folders.RESTORE, _Codec)
         codecs = {"AutoencoderKL": LatentCodec, "AutoencoderTiny": TinyCodec}
         if found.class_name not in codecs:
             raise UserError(
@@ -109,7 +107,7 @@ class StableDiffusionXL(StableDiffusion):
         two = text.embed(text.TextEncoder(self.folder, "sdxl 2", "text_encoder_2", "tokenizer_2"), *arguments)
         found = {"tokens": torch.cat([one["tokens"], two["tokens"]], -1), "pooled": two["pooled"]}
         index = self.folder / "model_index.json"
-        zeros = not index.is_file() or read_json(index, _RESTORE, _Index).force_zeros_for_empty_prompt
+        zeros = not index.is_file() or read_json(index, folders.RESTORE, _Index).force_zeros_for_empty_prompt
         if zeros and not negative.strip():
             for value in found.values():
                 value[-1] = 0

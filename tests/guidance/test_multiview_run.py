@@ -97,7 +97,7 @@ def test_a_folder_of_the_other_model_is_refused_before_anything_is_loaded(mvdrea
 
 
 def test_a_multiview_model_is_found_in_the_cache(mvdream_folder, empty_cache):
-    folder = in_cache(empty_cache, text_weights.MODELS["MVDream"].mirrors[0], mvdream_folder)
+    folder = in_cache(empty_cache, text_weights.MODELS["MVDream"].hub_ids[0], mvdream_folder)
     assert weights_of("MVDream", "--guidance", "MVDream").source == str(folder)
     with pytest.raises(UserError, match="ImageDream is not in the Hugging Face cache"):
         weights_of("ImageDream", "--guidance", "ImageDream")

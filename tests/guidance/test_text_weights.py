@@ -3,7 +3,7 @@
 import huggingface_hub.constants
 import pytest
 
-from guidance import text_weights, weights
+from guidance import folders, text_weights, weights
 from guidance.text_weights import LAYOUTS, MODELS, fetch, keys, resolve
 from nerf.config.config import parse
 from nerf.core.errors import UserError
@@ -46,8 +46,8 @@ def test_a_key_belongs_to_stable_diffusion_or_to_the_first_diffusion_model(words
 def test_what_is_in_the_cache_is_taken_before_anything_is_downloaded(cache, request, name):
     folder = request.getfixturevalue(FOLDERS[name])
     found = resolve(config(), name)
-    assert found.remote and found.source == MODELS[name].mirrors[0] and "GB, licence" in found.sentence
-    for hub_id in (*MODELS[name].withdrawn, MODELS[name].mirrors[0]):  # the first mirror last: it is preferred
+    assert found.remote and found.source == MODELS[name].hub_ids[0] and "GB, licence" in found.sentence
+    for hub_id in (*MODELS[name].withdrawn, MODELS[name].hub_ids[0]):  # the first mirror last: it is preferred
         there = put_into_cache(cache, hub_id, folder)
         found = resolve(config(), name)
         assert (found.kind, found.title, found.licence, found.remote) == (name, MODELS[name].name, MODELS[name].licence, False)
@@ -57,7 +57,7 @@ def test_what_is_in_the_cache_is_taken_before_anything_is_downloaded(cache, requ
 @pytest.mark.parametrize("name", FOLDERS)
 def test_an_incomplete_snapshot_is_passed_over(cache, request, name):
     put_into_cache(
-        cache, MODELS[name].mirrors[0], request.getfixturevalue(FOLDERS[name]), "config.json" if name == "clip" else None
+        cache, MODELS[name].hub_ids[0], request.getfixturevalue(FOLDERS[name]), "config.json" if name == "clip" else None
     )
     lost = {"IF": "unet/config.json", "SDXL": "text_encoder_2/config.json"}.get(name)
     if lost:
@@ -92,7 +92,7 @@ def test_a_folder_of_another_model_is_refused_by_name(sd_folder, clip_folder, if
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_download_asks_for_the_parts_that_are_used(monkeypatch, request, name):
     folder, asked = request.getfixturevalue(FOLDERS[name]), []
-    files = weights.files_of(folder)
+    files = folders.files_of(folder)
     monkeypatch.setattr(
         huggingface_hub, "list_repo_files", lambda repo, revision=None: [*files, "extra.bin", "notes/readme.md"]
     )

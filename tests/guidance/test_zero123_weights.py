@@ -129,7 +129,7 @@ def test_a_folder_of_something_else_is_refused_before_anything_is_loaded(sd_fold
 def test_online_a_name_is_downloaded_from_its_mirrors(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     found = zero123(zero123="Stable-Zero123")
-    assert found.remote and found.kind == "stable zero123" and found.source == MODELS["stable-zero123"].mirrors[0]
+    assert found.remote and found.kind == "stable zero123" and found.source == MODELS["stable-zero123"].hub_ids[0]
     assert "Non-Commercial" in found.sentence
 
 
