@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("somnia.guidance")
 
 Builder = Callable[["Config", "torch.device", "Resolved | None"], "Guidance"]
-"""(options, device, resolved weights, if the family has some) -> a model that is loaded and not yet prepared."""
+"""(frozen options, device of the networks, resolved weights if the family has some) -> a model that is not yet prepared.
+
+Weights are downloaded here if they are remote. A UserError says why they cannot be used.
+"""
 
 # Kind of prompt -> how it is given.
 PROMPTS = {"text": '--text "a hamburger"', "image": "--image FILE.png"}

@@ -36,18 +36,8 @@ class Options:
 
 
 def build(config: "Config", device: torch.device, resolved: weights.Resolved) -> "Clip":
-    """Load the weights of a run.
-
-    Args:
-        config: the frozen options.
-        device: where the network runs.
-        resolved: which weights; they are downloaded here if they are remote.
-
-    Raises:
-        UserError: no usable weights.
-    """
-    dtype = loader.weights_dtype(config.optim, device)
-    return Clip(text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    """Load the weights of a run; see :data:`guidance.Builder`."""
+    return Clip(text_weights.fetch(resolved), **loader.placement(config, device))
 
 
 class Clip(Guidance):

@@ -42,20 +42,10 @@ class Options(DiffusionOptions):
 
 
 def build(config: "Config", device: torch.device, resolved: "Resolved") -> "MVDream":
-    """Load the weights of a run: MVDream's or ImageDream's.
-
-    Args:
-        config: the frozen options.
-        device: where the networks run.
-        resolved: which weights; they are downloaded here if they are remote.
-
-    Raises:
-        UserError: no usable weights.
-    """
+    """Load the weights of a run: MVDream's or ImageDream's; see :data:`guidance.Builder`."""
     if device.type == "cpu":
         log.warning("guidance: %s takes minutes a step on a CPU; try --guidance SD --sd_version embedded", resolved.kind)
-    dtype = loader.weights_dtype(config.optim, device)
-    return MODELS[resolved.kind](text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    return MODELS[resolved.kind](text_weights.fetch(resolved), **loader.placement(config, device))
 
 
 def group_mixer(scale: float, rescale: float) -> Mixer:

@@ -37,20 +37,10 @@ class _Index(msgspec.Struct):
 
 
 def build(config: "Config", device: torch.device, resolved: weights.Resolved) -> "StableDiffusionXL":
-    """Load the weights of a run.
-
-    Args:
-        config: the frozen options.
-        device: where the networks run.
-        resolved: which weights; they are downloaded here if they are remote.
-
-    Raises:
-        UserError: no usable weights.
-    """
+    """Load the weights of a run; see :data:`guidance.Builder`."""
     log.warning("guidance: SDXL is experimental; expect blur, and compare with --guidance SD")
-    dtype = loader.weights_dtype(config.optim, device)
     codec = text_weights.codec(config.guidance)
-    model = StableDiffusionXL(text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O, codec=codec)
+    model = StableDiffusionXL(text_weights.fetch(resolved), codec=codec, **loader.placement(config, device))
     return model.configured(config)
 
 

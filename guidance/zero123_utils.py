@@ -49,21 +49,11 @@ class Options(DiffusionOptions):
 
 
 def build(config: "Config", device: torch.device, resolved: "Resolved") -> "Zero123":
-    """Load the weights of a run.
-
-    Args:
-        config: the frozen options.
-        device: where the networks run.
-        resolved: which weights; they are downloaded here if they are remote.
-
-    Raises:
-        UserError: no usable weights.
-    """
+    """Load the weights of a run; see :data:`guidance.Builder`."""
     if device.type == "cpu":
         log.warning("guidance: Zero123 takes about half a minute a step on a CPU; try --zero123 embedded")
-    dtype = loader.weights_dtype(config.optim, device)
     absolute = resolved.kind == "stable zero123"
-    return Zero123(zero123_weights.fetch(resolved), device, dtype, absolute=absolute, vram_O=config.guidance.vram_O)
+    return Zero123(zero123_weights.fetch(resolved), absolute=absolute, **loader.placement(config, device))
 
 
 def relative_cameras(views: Views, reference: ImageCondition, absolute: bool) -> Tensor:

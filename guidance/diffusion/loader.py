@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import torch
@@ -18,6 +18,9 @@ from guidance.diffusion import Network
 from guidance.distillation import NoiseSchedule
 from nerf.core.errors import UserError
 from nerf.core.files import read_json, reading
+
+if TYPE_CHECKING:
+    from nerf.config.config import Config
 
 log = logging.getLogger("somnia.guidance")
 
@@ -53,6 +56,11 @@ def weights_dtype(optim: Any, device: torch.device) -> torch.dtype:
     if optim.bf16:
         return torch.bfloat16
     return torch.float16 if optim.fp16 and device.type == "cuda" else torch.float32
+
+
+def placement(config: "Config", device: torch.device) -> dict[str, Any]:
+    """The arguments that every model takes from the options of a run: device, dtype of the weights, and ``--vram_O``."""
+    return {"device": device, "dtype": weights_dtype(config.optim, device), "vram_O": config.guidance.vram_O}
 
 
 @contextmanager

@@ -26,18 +26,8 @@ if TYPE_CHECKING:
 
 
 def build(config: "Config", device: torch.device, resolved: weights.Resolved) -> "EmbeddedViewPrior":
-    """Load the weights of a run.
-
-    Args:
-        config: the frozen options.
-        device: where the networks run.
-        resolved: which weights.
-
-    Raises:
-        UserError: the folder is damaged.
-    """
-    dtype = loader.weights_dtype(config.optim, device)
-    return EmbeddedViewPrior(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    """Load the weights of a run; see :data:`guidance.Builder`."""
+    return EmbeddedViewPrior(weights.fetch(resolved), **loader.placement(config, device))
 
 
 def reference_of(image: Tensor, size: int) -> Tensor:
