@@ -162,7 +162,7 @@ class Clip(Guidance):
             similarity = embeddings @ self.pictures.T  # [N, B, R]
             loss = loss + ((1 - similarity) * self.nearness(views) * self.shares).sum(-1).mean()
             stats["image"] = similarity.mean().detach()
-        if not torch.isfinite(loss):
+        if loss.device.type == "cpu" and not torch.isfinite(loss):  # a GPU is not waited for, see Guidance.loss
             raise DivergenceError("CLIP: the loss is not finite; lower --lr, set --grad_clip, or resume an earlier checkpoint")
         return GuidanceOutput(loss, stats, {"crops": seen.detach()[: len(views)]} if debug else None)
 

@@ -6,6 +6,7 @@ another VAE, or a distilled one (TAESDXL), which costs a fraction of the memory.
 """
 
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ from guidance.diffusion.codecs import Codec, LatentCodec, TinyCodec
 from guidance.sd_utils import Options, StableDiffusion
 from nerf.core.errors import UserError
 from nerf.core.files import read_json
-from nerf.core.transfer import upload
 
 if TYPE_CHECKING:
     from nerf.config.config import Config
@@ -103,8 +103,12 @@ class StableDiffusionXL(StableDiffusion):
                 value[-1] = 0
         return found
 
-    def further_conditions(self, rows: dict[str, Tensor]) -> dict[str, Any]:
-        """The pooled embedding, and that the picture is whole and of the model's size (Podell et al. 2023, sec. 2.2)."""
+    @cached_property
+    def sizes(self) -> Tensor:
+        """[6] that the picture is whole and of the model's size (Podell et al. 2023, sec. 2.2)."""
         side = float(self.distiller.codec.size)
-        (sizes,) = upload([torch.tensor([side, side, 0.0, 0.0, side, side], dtype=self.dtype)], self.device)
-        return {"added_cond_kwargs": {"text_embeds": rows["pooled"], "time_ids": sizes.expand(len(rows["pooled"]), -1)}}
+        return torch.tensor([side, side, 0.0, 0.0, side, side], dtype=self.dtype, device=self.device)
+
+    def further_conditions(self, rows: dict[str, Tensor]) -> dict[str, Any]:
+        """The pooled embedding, and :attr:`sizes`."""
+        return {"added_cond_kwargs": {"text_embeds": rows["pooled"], "time_ids": self.sizes.expand(len(rows["pooled"]), -1)}}
