@@ -15,28 +15,14 @@ from guidance.diffusion import loader
 from guidance.folders import missing_part, weight_file
 from guidance.weights import MODELS, OFFLINE_VARIABLES, fetch, resolve
 from nerf.core.errors import UserError
+from tests.guidance.conftest import put_into_cache
 
 
 @pytest.fixture(autouse=True)
-def new_machine(tmp_path, monkeypatch, prior_folder):
-    """An empty Hugging Face cache, no offline variables, and an embedded prior; returns the cache."""
-    cache = tmp_path / "hub"
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+def new_machine(hub_cache, monkeypatch, prior_folder):
+    """An empty Hugging Face cache and an embedded prior; returns the cache."""
     monkeypatch.setattr(prior, "WEIGHTS", prior_folder)
-    for name in OFFLINE_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    return cache
-
-
-def put_into_cache(cache, hub_id, source, without=None):
-    """A snapshot of ``source`` as huggingface_hub lays it out."""
-    repository = cache / ("models--" + hub_id.replace("/", "--"))
-    folder = shutil.copytree(source, repository / "snapshots" / "abc123")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("abc123")
-    if without:
-        (folder / without).unlink()
-    return folder
+    return hub_cache
 
 
 def test_auto_takes_weights_that_are_already_on_the_machine(new_machine, sd_folder):
