@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("somnia.guidance")
 
 Builder = Callable[["Config", "torch.device", "Resolved | None"], "Guidance"]
-"""(options, device, resolved weights, if the family has some) -> a model that is loaded and not yet prepared."""
+"""(frozen options, device of the networks, resolved weights if the family has some) -> a model that is not yet prepared.
+
+Weights are downloaded here if they are remote. A UserError says why they cannot be used.
+"""
 
 # Kind of prompt -> how it is given.
 PROMPTS = {"text": '--text "a hamburger"', "image": "--image FILE.png"}
@@ -39,14 +42,6 @@ def _stable_diffusion_weights(config: "Config") -> "Resolved":
     return weights.resolve(config.guidance.sd_version, text_weights.keys(config.guidance).get("SD"), config.prompt.text)
 
 
-def _stable_diffusion(config: "Config", device: "torch.device", resolved: "Resolved | None") -> "Guidance":
-    """Stable Diffusion, or the embedded prior if those are the weights that the run uses."""
-    assert resolved is not None, "the family has weights"
-    module = {"sd": "guidance.sd_utils", "embedded": "guidance.prior.guidance"}[resolved.kind]
-    model: Guidance = importlib.import_module(module).build(config, device, resolved)
-    return model
-
-
 def _zero123_weights(config: "Config") -> "Resolved":
     """The weights behind ``--zero123``: those of Zero123 or Stable Zero123, or of the embedded view-conditioned prior."""
     from guidance import zero123_weights
@@ -54,17 +49,15 @@ def _zero123_weights(config: "Config") -> "Resolved":
     return zero123_weights.resolve(config.guidance, type(config.guidance).zero123_ckpt)
 
 
-def _zero123(config: "Config", device: "torch.device", resolved: "Resolved | None") -> "Guidance":
-    """Zero123 or Stable Zero123, or the embedded view-conditioned prior if those are the weights that the run uses."""
-    assert resolved is not None, "the family has weights"
-    module = "guidance.prior.view_guidance" if resolved.kind == "embedded view" else "guidance.zero123_utils"
-    model: Guidance = importlib.import_module(module).build(config, device, resolved)
-    return model
+def _module(module: str, **others: str) -> Builder:
+    """The ``build`` of a module, which is imported when it is called; of another one for some kinds of weights."""
 
+    def build(config: "Config", device: "torch.device", resolved: "Resolved | None") -> "Guidance":
+        assert resolved is not None, "the family has weights"
+        model: Guidance = importlib.import_module(others.get(resolved.kind, module)).build(config, device, resolved)
+        return model
 
-def _module(module: str) -> Builder:
-    """The ``build`` of a module, which is imported when it is called."""
-    return lambda config, device, resolved: importlib.import_module(module).build(config, device, resolved)
+    return build
 
 
 def _text_weights(name: str) -> "Callable[[Config], Resolved]":
@@ -81,8 +74,15 @@ def _text_weights(name: str) -> "Callable[[Config], Resolved]":
 # Name in --guidance -> family. The values of options that a family has by default are in ``nerf.config.presets``, under its
 # name or the kind of its weights.
 FAMILIES: dict[str, Family] = {
-    "SD": Family(_stable_diffusion, requires=("text",), weights=_stable_diffusion_weights),
-    "zero123": Family(_zero123, takes=("image",), requires=("image",), weights=_zero123_weights),
+    "SD": Family(
+        _module("guidance.sd_utils", embedded="guidance.prior.guidance"), requires=("text",), weights=_stable_diffusion_weights
+    ),
+    "zero123": Family(
+        _module("guidance.zero123_utils", **{"embedded view": "guidance.prior.view_guidance"}),
+        takes=("image",),
+        requires=("image",),
+        weights=_zero123_weights,
+    ),
     "SDXL": Family(_module("guidance.sdxl_utils"), requires=("text",), weights=_text_weights("SDXL")),
     "IF": Family(_module("guidance.if_utils"), requires=("text",), weights=_text_weights("IF")),
     "clip": Family(_module("guidance.clip_utils"), takes=("text", "image"), weights=_text_weights("clip")),

@@ -36,18 +36,8 @@ class Options:
 
 
 def build(config: "Config", device: torch.device, resolved: weights.Resolved) -> "Clip":
-    """Load the weights of a run.
-
-    Args:
-        config: the frozen options.
-        device: where the network runs.
-        resolved: which weights; they are downloaded here if they are remote.
-
-    Raises:
-        UserError: no usable weights.
-    """
-    dtype = loader.weights_dtype(config.optim, device)
-    return Clip(text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    """Load the weights of a run; see :data:`guidance.Builder`."""
+    return Clip(text_weights.fetch(resolved), **loader.placement(config, device))
 
 
 class Clip(Guidance):
@@ -172,7 +162,7 @@ class Clip(Guidance):
             similarity = embeddings @ self.pictures.T  # [N, B, R]
             loss = loss + ((1 - similarity) * self.nearness(views) * self.shares).sum(-1).mean()
             stats["image"] = similarity.mean().detach()
-        if not torch.isfinite(loss):
+        if loss.device.type == "cpu" and not torch.isfinite(loss):  # a GPU is not waited for, see Guidance.loss
             raise DivergenceError("CLIP: the loss is not finite; lower --lr, set --grad_clip, or resume an earlier checkpoint")
         return GuidanceOutput(loss, stats, {"crops": seen.detach()[: len(views)]} if debug else None)
 

@@ -20,18 +20,8 @@ if TYPE_CHECKING:
 
 
 def build(config: "Config", device: torch.device, resolved: weights.Resolved) -> "DeepFloydIF":
-    """Load the weights of a run.
-
-    Args:
-        config: the frozen options.
-        device: where the networks run.
-        resolved: which weights; they are downloaded here if they are remote.
-
-    Raises:
-        UserError: no usable weights.
-    """
-    dtype = loader.weights_dtype(config.optim, device)
-    return DeepFloydIF(text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O).configured(config)
+    """Load the weights of a run; see :data:`guidance.Builder`."""
+    return DeepFloydIF(text_weights.fetch(resolved), **loader.placement(config, device)).configured(config)
 
 
 class DeepFloydIF(StableDiffusion):

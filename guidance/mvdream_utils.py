@@ -22,6 +22,7 @@ from guidance.diffusion.text import embed, prompts_of
 from guidance.distillation import Denoiser, Mixer, classifier_free, paired, rescale_std
 from nerf.core.errors import UserError
 from nerf.core.structs import Control, Part, Views
+from nerf.core.transfer import upload
 
 if TYPE_CHECKING:
     from guidance.weights import Resolved
@@ -42,20 +43,10 @@ class Options(DiffusionOptions):
 
 
 def build(config: "Config", device: torch.device, resolved: "Resolved") -> "MVDream":
-    """Load the weights of a run: MVDream's or ImageDream's.
-
-    Args:
-        config: the frozen options.
-        device: where the networks run.
-        resolved: which weights; they are downloaded here if they are remote.
-
-    Raises:
-        UserError: no usable weights.
-    """
+    """Load the weights of a run: MVDream's or ImageDream's; see :data:`guidance.Builder`."""
     if device.type == "cpu":
         log.warning("guidance: %s takes minutes a step on a CPU; try --guidance SD --sd_version embedded", resolved.kind)
-    dtype = loader.weights_dtype(config.optim, device)
-    return MODELS[resolved.kind](text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    return MODELS[resolved.kind](text_weights.fetch(resolved), **loader.placement(config, device))
 
 
 def group_mixer(scale: float, rescale: float) -> Mixer:
@@ -144,15 +135,20 @@ class MVDream(Guidance):
         prompts = prompts_of(text, [""], conditions.negative)
         self.text = embed(self.parts.text_encoder, prompts, self.device, self.dtype, self.vram_O)["tokens"].flip(0)
 
-    def _inputs(self, noisy: Tensor, num: int, cameras: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the UNet is given for K conditions of B views: latents, tokens and cameras, each with K times B' rows."""
-        assert self.text is not None
-        text = self.text[-num:].repeat_interleave(len(noisy), 0)
-        return noisy.to(self.dtype).repeat(num, 1, 1, 1), text, cameras.repeat(num, 1)
+    def _given(self, views: Views, num: int, image: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the UNet is given beside the noisy latents for ``num`` = K conditions of B views in G groups.
 
-    def _views_of(self, out: Tensor) -> Tensor:
-        """The rows [B, ...] of the UNet's output that belong to views."""
-        return out
+        Args:
+            views: B cameras.
+            num: K, 1 or 2.
+            image: [B, 3, H, W] the rendered views, if there are some.
+
+        Returns:
+            Tokens and cameras, a row for each frame; and latents [K G, c, h, w] of a further frame of each group, or None.
+        """
+        assert self.text is not None
+        cameras = camera_numbers(views, self.front).to(self.device, self.dtype)
+        return self.text[-num:].repeat_interleave(len(views), 0), cameras.repeat(num, 1), None
 
     def denoiser(self, views: Views, image: Tensor | None = None, conditional_only: bool = False) -> Denoiser:
         """The UNet, unconditional and conditional in one batch, or conditional alone; all are told the cameras.
@@ -164,17 +160,17 @@ class MVDream(Guidance):
         """
         if self.text is None:
             raise RuntimeError(f"{self.name}: prepare(conditions) must come before loss or sample")
-        check_linked(views, self.name)
-        num, count = 1 if conditional_only else 2, len(views)
-        cameras = camera_numbers(views, self.front).to(self.device, self.dtype)
-        backdrop = torch.ones(1) if image is None else background_of(image)
+        num = 1 if conditional_only else 2
+        tokens, cameras, further = self._given(views, num, image)
+        frames = LINKED if further is None else LINKED + 1
 
         def predict(noisy: Tensor, t: Tensor) -> Tensor:
-            x, tokens, numbers = self._inputs(noisy, num, cameras, backdrop)
-            timesteps = t.to(self.device).repeat(num)
-            timesteps = timesteps.unflatten(0, (-1, LINKED))[:, :1].expand(-1, len(x) // (num * count // LINKED)).flatten()
-            out: Tensor = self.unet(x, timesteps, encoder_hidden_states=tokens, class_labels=numbers, return_dict=False)[0]
-            return self._views_of(out).to(noisy.dtype).unflatten(0, (num, count))
+            x = noisy.to(self.dtype).repeat(num, 1, 1, 1)
+            x = x if further is None else _with_frame(x, further)
+            timesteps = t.to(self.device).repeat(num).unflatten(0, (-1, LINKED))[:, :1].expand(-1, frames).flatten()
+            out: Tensor = self.unet(x, timesteps, encoder_hidden_states=tokens, class_labels=cameras, return_dict=False)[0]
+            out = out.unflatten(0, (-1, frames))[:, :LINKED].flatten(0, 1)
+            return out.to(noisy.dtype).unflatten(0, (num, len(noisy)))
 
         return predict
 
@@ -187,13 +183,10 @@ class MVDream(Guidance):
         """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.distill`.
 
         Raises:
-            ValueError: the images are not square.
             UserError: the views are not linked.
         """
         options: Options = control.options or self.options
-        self.distiller.check(image, views, part)
-        if image.shape[2] != image.shape[3]:
-            raise ValueError(f"guidance: {self.name} takes square images, got {list(image.shape)}; set --w equal to --h")
+        self.distiller.check(image, views, part, square_for=self.name)
         check_linked(views, self.name)
         with self.distiller.full_precision():
             seen = image.detach() if part.settings.space == "rgb" else None
@@ -207,6 +200,7 @@ class MVDream(Guidance):
     def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
         """Images [B, 3, size, size] in [0, 1] of the prompt as seen from B linked views; see :meth:`Distiller.sample`."""
         assert views is not None, "the model is told the camera"
+        check_linked(views, self.name)
         predict, mix = self.denoiser(views), group_mixer(scale, self.options.rescale)
         return self.distiller.sample(predict, mix, len(views), generator, steps)
 
@@ -266,21 +260,18 @@ class ImageDream(MVDream):
         posterior = self.vae.encode((2 * resized(image, size, size) - 1).to(self.dtype)).latent_dist
         self.latents = posterior.mode() * self.vae.config.scaling_factor
 
-    def _inputs(self, noisy: Tensor, num: int, cameras: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _given(self, views: Views, num: int, image: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """As in MVDream, with the picture as a fifth frame of each group: no noise, no camera; zeros where unconditional."""
         assert self.latents is not None and self.tokens is not None and self.no_tokens is not None
-        x, text, numbers = super()._inputs(noisy, num, cameras, image)
-        grey = int((torch.tensor(GREYS) - image.mean().cpu()).abs().argmin())
-        groups = len(noisy) // LINKED
-        frame = torch.stack([torch.zeros_like(self.latents[grey]), self.latents[grey]])[-num:]
-        tokens = torch.stack([self.no_tokens, self.tokens[grey]])[-num:]
-        x = _with_frame(x, frame.repeat_interleave(groups, 0))
-        numbers = _with_frame(numbers, torch.zeros_like(numbers[: num * groups]))
-        text = _with_frame(text, text[::LINKED])
-        return x, torch.cat([text, tokens.repeat_interleave(groups * (LINKED + 1), 0)], 1), numbers
-
-    def _views_of(self, out: Tensor) -> Tensor:
-        return out.unflatten(0, (-1, LINKED + 1))[:, :LINKED].flatten(0, 1)
+        text, cameras, _ = super()._given(views, num, image)
+        backdrop = torch.ones(1, device=self.device) if image is None else background_of(image)
+        (greys,) = upload([torch.tensor(GREYS)], self.device)
+        grey = (greys - backdrop.mean()).abs().argmin(keepdim=True)  # not read back
+        groups, latents, picture = len(views) // LINKED, self.latents[grey], self.tokens[grey]
+        further = torch.cat([torch.zeros_like(latents), latents])[-num:].repeat_interleave(groups, 0)
+        tokens = torch.cat([self.no_tokens[None], picture])[-num:].repeat_interleave(groups * (LINKED + 1), 0)
+        cameras = _with_frame(cameras, torch.zeros_like(cameras[: num * groups]))
+        return torch.cat([_with_frame(text, text[::LINKED]), tokens], 1), cameras, further
 
 
 def _with_frame(views: Tensor, frame: Tensor) -> Tensor:

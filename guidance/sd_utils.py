@@ -44,22 +44,12 @@ class Options(DiffusionOptions):
 
 
 def build(config: "Config", device: torch.device, resolved: weights.Resolved) -> "StableDiffusion":
-    """Load the weights of a run.
-
-    Args:
-        config: the frozen options.
-        device: where the networks run.
-        resolved: which weights; they are downloaded here if they are remote.
-
-    Raises:
-        UserError: no usable weights.
-    """
+    """Load the weights of a run; see :data:`guidance.Builder`."""
     if device.type == "cpu":
         known = captions.knows(config.prompt.text or "")  # to the embedded prior
         way_out = "; --sd_version embedded is far faster" if known else ""
         log.warning("guidance: Stable Diffusion takes about a minute a step on a CPU%s", way_out)
-    dtype = loader.weights_dtype(config.optim, device)
-    return StableDiffusion(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O).configured(config)
+    return StableDiffusion(weights.fetch(resolved), **loader.placement(config, device)).configured(config)
 
 
 class StableDiffusion(LearningGuidance):

@@ -6,6 +6,7 @@ another VAE, or a distilled one (TAESDXL), which costs a fraction of the memory.
 """
 
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +14,17 @@ import msgspec
 import torch
 from torch import Tensor
 
-from guidance import text_weights, weights
+from guidance import folders, text_weights, weights
 from guidance.diffusion import Network, loader, text
 from guidance.diffusion.codecs import Codec, LatentCodec, TinyCodec
 from guidance.sd_utils import Options, StableDiffusion
 from nerf.core.errors import UserError
 from nerf.core.files import read_json
-from nerf.core.transfer import upload
 
 if TYPE_CHECKING:
     from nerf.config.config import Config
 
 log = logging.getLogger("somnia.guidance")
-
-_RESTORE = "restore or download it again"
 
 
 class _Codec(msgspec.Struct):
@@ -39,20 +37,10 @@ class _Index(msgspec.Struct):
 
 
 def build(config: "Config", device: torch.device, resolved: weights.Resolved) -> "StableDiffusionXL":
-    """Load the weights of a run.
-
-    Args:
-        config: the frozen options.
-        device: where the networks run.
-        resolved: which weights; they are downloaded here if they are remote.
-
-    Raises:
-        UserError: no usable weights.
-    """
+    """Load the weights of a run; see :data:`guidance.Builder`."""
     log.warning("guidance: SDXL is experimental; expect blur, and compare with --guidance SD")
-    dtype = loader.weights_dtype(config.optim, device)
     codec = text_weights.codec(config.guidance)
-    model = StableDiffusionXL(text_weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O, codec=codec)
+    model = StableDiffusionXL(text_weights.fetch(resolved), codec=codec, **loader.placement(config, device))
     return model.configured(config)
 
 
@@ -88,7 +76,7 @@ class StableDiffusionXL(StableDiffusion):
         import diffusers
 
         folder, part = (self.folder, "vae") if self.codec_folder is None else (self.codec_folder, ".")
-        found = read_json(folder / part / "config.json", _RESTORE, _Codec)
+        found = read_json(folder / part / "config.json", folders.RESTORE, _Codec)
         codecs = {"AutoencoderKL": LatentCodec, "AutoencoderTiny": TinyCodec}
         if found.class_name not in codecs:
             raise UserError(
@@ -109,14 +97,18 @@ class StableDiffusionXL(StableDiffusion):
         two = text.embed(text.TextEncoder(self.folder, "sdxl 2", "text_encoder_2", "tokenizer_2"), *arguments)
         found = {"tokens": torch.cat([one["tokens"], two["tokens"]], -1), "pooled": two["pooled"]}
         index = self.folder / "model_index.json"
-        zeros = not index.is_file() or read_json(index, _RESTORE, _Index).force_zeros_for_empty_prompt
+        zeros = not index.is_file() or read_json(index, folders.RESTORE, _Index).force_zeros_for_empty_prompt
         if zeros and not negative.strip():
             for value in found.values():
                 value[-1] = 0
         return found
 
-    def further_conditions(self, rows: dict[str, Tensor]) -> dict[str, Any]:
-        """The pooled embedding, and that the picture is whole and of the model's size (Podell et al. 2023, sec. 2.2)."""
+    @cached_property
+    def sizes(self) -> Tensor:
+        """[6] that the picture is whole and of the model's size (Podell et al. 2023, sec. 2.2)."""
         side = float(self.distiller.codec.size)
-        (sizes,) = upload([torch.tensor([side, side, 0.0, 0.0, side, side], dtype=self.dtype)], self.device)
-        return {"added_cond_kwargs": {"text_embeds": rows["pooled"], "time_ids": sizes.expand(len(rows["pooled"]), -1)}}
+        return torch.tensor([side, side, 0.0, 0.0, side, side], dtype=self.dtype, device=self.device)
+
+    def further_conditions(self, rows: dict[str, Tensor]) -> dict[str, Any]:
+        """The pooled embedding, and :attr:`sizes`."""
+        return {"added_cond_kwargs": {"text_embeds": rows["pooled"], "time_ids": self.sizes.expand(len(rows["pooled"]), -1)}}

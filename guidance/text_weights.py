@@ -7,13 +7,13 @@ the first of all is downloaded, since the user asked for it by name.
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from guidance import weights
+from guidance import folders, weights
 from guidance.weights import Model, Resolved
 from nerf.core.errors import UserError
 from nerf.core.files import read_json
@@ -21,7 +21,6 @@ from nerf.core.files import read_json
 if TYPE_CHECKING:
     from nerf.config.config import Config
 
-_RESTORE = "restore or download it again"
 VAE = "SDXL_vae"  # in --hf_keys: another codec for SDXL
 DIFFUSION = ("SD", "SDXL", "IF", "MVDream", "ImageDream")  # models that --hf_key may mean
 
@@ -50,8 +49,8 @@ class _Encoder(msgspec.Struct):
 
 def _check_if(folder: Path) -> None:
     """Refuse a UNet that is not that of DeepFloyd IF's first stage."""
-    unet = read_json(folder / "unet/config.json", _RESTORE, _UNet)
-    encoder = read_json(folder / "text_encoder/config.json", _RESTORE, _Encoder)
+    unet = read_json(folder / "unet/config.json", folders.RESTORE, _UNet)
+    encoder = read_json(folder / "text_encoder/config.json", folders.RESTORE, _Encoder)
     if unet.in_channels != 3 or unet.addition_embed_type != "text" or unet.encoder_hid_dim != encoder.d_model:
         raise UserError(
             f"weights: {folder} is not the first stage of DeepFloyd IF: expected a UNet of 3 input channels that takes the "
@@ -62,7 +61,7 @@ def _check_if(folder: Path) -> None:
 
 def _check_sdxl(folder: Path) -> None:
     """Refuse a UNet that is not that of SDXL's base model."""
-    unet = read_json(folder / "unet/config.json", _RESTORE, _UNet)
+    unet = read_json(folder / "unet/config.json", folders.RESTORE, _UNet)
     if unet.in_channels != 4 or unet.addition_embed_type != "text_time":
         raise UserError(
             f"weights: {folder} is not SDXL: expected a UNet of 4 input channels with addition_embed_type text_time, and it "
@@ -79,7 +78,7 @@ def _check_multiview(image: bool) -> Callable[[Path], None]:
     """Refuse a UNet that is not that of MVDream, or with ``image`` not that of ImageDream."""
 
     def check(folder: Path) -> None:
-        unet, name = read_json(folder / "unet/config.json", _RESTORE, _MultiView), "ImageDream" if image else "MVDream"
+        unet, name = read_json(folder / "unet/config.json", folders.RESTORE, _MultiView), "ImageDream" if image else "MVDream"
         if unet.camera_dim is None or bool(unet.ip_dim) != image:
             raise UserError(
                 f"weights: {folder} is not {name}: expected a UNet with camera_dim and {'an' if image else 'no'} ip_dim, and "
@@ -95,7 +94,7 @@ class _Clip(msgspec.Struct):
 
 def _check_clip(folder: Path) -> None:
     """Refuse a folder of another model than CLIP."""
-    kind = read_json(folder / "config.json", _RESTORE, _Clip).model_type
+    kind = read_json(folder / "config.json", folders.RESTORE, _Clip).model_type
     if kind != "clip":
         raise UserError(f"weights: {folder} holds a model of type {kind!r}, and --guidance clip needs one of type 'clip'")
 
@@ -105,7 +104,7 @@ def _missing_clip(files: Iterable[str]) -> str | None:
     have = set(files)
     if "config.json" not in have:
         return "config.json"
-    if weights.weight_file(have, ".") is None:
+    if folders.weight_file(have, ".") is None:
         return "the weights (model.safetensors)"
     whole = {"vocab.json", "merges.txt"} <= have or "tokenizer.json" in have
     return None if whole else "the tokenizer (vocab.json and merges.txt, or tokenizer.json)"
@@ -116,13 +115,12 @@ def _missing_vae(files: Iterable[str]) -> str | None:
     have = set(files)
     if "config.json" not in have:
         return "config.json"
-    return None if weights.weight_file(have, ".") is not None else "the weights (diffusion_pytorch_model.safetensors)"
+    return None if folders.weight_file(have, ".") is not None else "the weights (diffusion_pytorch_model.safetensors)"
 
 
 def _flat(files: list[str]) -> list[str]:
     """What is downloaded of a repository of one network."""
-    best = weights.weight_file(files, ".")
-    return ["*.json", "merges.txt", *([best] if best else []), *(weights.shards_of(best or "", files) or ())]
+    return ["*.json", "merges.txt", *folders.weight_files(files, ".")]
 
 
 def _folders(parts: tuple[str, ...], check: Callable[[Path], None], file: bool = False) -> Layout:
@@ -131,12 +129,9 @@ def _folders(parts: tuple[str, ...], check: Callable[[Path], None], file: bool =
     def wanted(files: list[str]) -> list[str]:
         names = ["model_index.json", *(f"{part}/*" for part in parts if part.startswith("tokenizer"))]
         names += [f"{part}/{'scheduler_config' if part == 'scheduler' else 'config'}.json" for part in parts]
-        for part in (part for part in parts if part in weights.STEMS):
-            best = weights.weight_file(files, part) or ""
-            names += [best, *(weights.shards_of(best, files) or ())]
-        return names
+        return [*names, *folders.weight_files(files, *parts)]
 
-    return Layout(lambda files: weights.missing_part(files, parts), check, wanted, "unet/config.json", file)
+    return Layout(lambda files: folders.missing_part(files, parts), check, wanted, "unet/config.json", file)
 
 
 IF_PARTS = ("unet", "text_encoder", "tokenizer", "scheduler")
@@ -145,8 +140,8 @@ LAYOUTS: dict[str, Layout] = {
     "IF": _folders(IF_PARTS, _check_if),
     "SDXL": _folders(SDXL_PARTS, _check_sdxl),
     "clip": Layout(_missing_clip, _check_clip, _flat, "config.json"),
-    "MVDream": _folders(weights.PARTS, _check_multiview(False), file=True),
-    "ImageDream": _folders((*weights.PARTS, "image_encoder"), _check_multiview(True), file=True),
+    "MVDream": _folders(folders.PARTS, _check_multiview(False), file=True),
+    "ImageDream": _folders((*folders.PARTS, "image_encoder"), _check_multiview(True), file=True),
     VAE: Layout(_missing_vae, lambda folder: None, _flat, "config.json"),
 }
 # Model of --guidance -> what is published; licences as their model pages gave them, look there again.
@@ -209,24 +204,13 @@ def resolve(config: "Config", name: str) -> Resolved:
     if key is not None:
         return _from_key(name, key)
     model, layout = MODELS[name], LAYOUTS[name]
-    for hub_id in (*model.mirrors, *model.withdrawn):
-        folder = weights.cached(hub_id, layout.missing, layout.probe)
-        if folder is not None:
-            return _resolved(name, str(folder), f"guidance: {model.name} from the cache ({hub_id})", model.licence)
-    if weights.offline():
-        raise UserError(
-            f"--guidance {name}: {model.name} is not in the Hugging Face cache, and the environment says offline "
-            f"({weights.offline_because()}); unset the variable, or give --hf_keys {name}=FOLDER"
+    found = weights.from_cache(model, name, model.name, missing=layout.missing, probe=layout.probe)
+    if found is None:
+        weights.check_online(
+            f"--guidance {name}: {model.name} is not in the Hugging Face cache",
+            f"unset the variable, or give --hf_keys {name}=FOLDER",
         )
-    first, *others = model.mirrors
-    sentence = f"guidance: downloading {model.name} from {first} ({model.gigabytes} GB, licence {model.licence})"
-    found = _resolved(name, first, sentence, model.licence)
-    return replace(found, remote=True, alternatives=tuple(others))
-
-
-def _resolved(name: str, source: str, sentence: str, licence: str = Resolved.licence) -> Resolved:
-    """Weights of a model, or of a codec, which has no entry in the table."""
-    return Resolved(source, name, sentence, licence, title=MODELS[name].name if name in MODELS else name)
+    return found or weights.to_download(model, name, model.name)
 
 
 def _from_key(name: str, key: str) -> Resolved:
@@ -236,20 +220,20 @@ def _from_key(name: str, key: str) -> Resolved:
         UserError: there are none.
     """
     path, layout = Path(os.path.expanduser(key)), LAYOUTS[name]
+    title = MODELS[name].name if name in MODELS else name  # a codec has no entry in the table
     if path.exists() or key.startswith((".", "/", "~")) or key.count("/") != 1:
         if not (layout.file and path.is_file()):
             check_folder(path, name)
-        return _resolved(name, str(path), f"guidance: the weights of {name} in {path}")
+        return Resolved(str(path), name, f"guidance: the weights of {name} in {path}", title=title)
     folder = weights.cached(key, layout.missing, layout.probe)
     if folder is not None:
         layout.check(folder)
-        return _resolved(name, str(folder), f"guidance: {key} from the cache")
-    if weights.offline():
-        raise UserError(
-            f"--hf_keys {name}={key}: neither a folder nor complete in the Hugging Face cache, and the environment says "
-            f"offline ({weights.offline_because()}); give a local folder, or unset the variable"
-        )
-    return replace(_resolved(name, key, f"guidance: downloading {key}"), remote=True)
+        return Resolved(str(folder), name, f"guidance: {key} from the cache", title=title)
+    weights.check_online(
+        f"--hf_keys {name}={key}: neither a folder nor complete in the Hugging Face cache",
+        "give a local folder, or unset the variable",
+    )
+    return Resolved(key, name, f"guidance: downloading {key}", remote=True, title=title)
 
 
 def check_folder(folder: Path, name: str) -> None:
@@ -260,9 +244,9 @@ def check_folder(folder: Path, name: str) -> None:
     """
     if not folder.is_dir():
         raise UserError(f"weights: expected a folder of {name}, and {folder} is not a folder; give one, or a hub id")
-    lacks = LAYOUTS[name].missing(weights.files_of(folder))
+    lacks = LAYOUTS[name].missing(folders.files_of(folder))
     if lacks is not None:
-        raise UserError(f"weights: {folder} lacks {lacks}; it is not a folder of {name}, or not complete: {_RESTORE}")
+        raise UserError(f"weights: {folder} lacks {lacks}; it is not a folder of {name}, or not complete: {folders.RESTORE}")
     LAYOUTS[name].check(folder)
 
 
@@ -274,9 +258,13 @@ def fetch(resolved: Resolved) -> Path:
     """
     if not resolved.remote:
         return Path(resolved.source)
-    name = resolved.kind
-    ids = (resolved.source, *resolved.alternatives)
-    folder = weights.download(ids, lambda hub_id: _download(hub_id, name), f"--hf_keys {name}=FOLDER")
+    name, ids = resolved.kind, (resolved.source, *resolved.alternatives)
+    layout = LAYOUTS[name]
+
+    def one(hub_id: str) -> Path:
+        return weights.snapshot(hub_id, layout.wanted(weights.hub_files(hub_id, layout.missing)))
+
+    folder = weights.download(ids, one, f"--hf_keys {name}=FOLDER")
     check_folder(folder, name)
     return folder
 
@@ -289,15 +277,3 @@ def codec(options: Any) -> Path | None:
     """
     key = keys(options).get(VAE)
     return None if key is None else fetch(_from_key(VAE, key))
-
-
-def _download(hub_id: str, name: str) -> Path:
-    """Download what is used of a repository; raises what the network, the hub and the disk raise."""
-    from huggingface_hub import list_repo_files, snapshot_download
-
-    repository, _, revision = hub_id.partition("@")
-    files = list_repo_files(repository, revision=revision or None)
-    lacks = LAYOUTS[name].missing(files)
-    if lacks is not None:
-        raise ValueError(f"the repository lacks {lacks}")
-    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=LAYOUTS[name].wanted(files)))

@@ -1,11 +1,10 @@
 """Where the weights of a diffusion model are: logical name -> folder, cache first; errors say how to get them.
 
 The ids under which Stable Diffusion 1.5 and 2.x were first published have been withdrawn (2024 and 2025), so a name
-stands for an ordered list of mirrors, and for ids that can now only be found in a cache.
+stands for an ordered list of hub ids, and for ids that can now only be found in a cache.
 """
 
 import os
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,40 +14,13 @@ from typing import Any, Literal
 import msgspec
 
 from guidance import prior
+from guidance.folders import RESTORE, files_of, missing_part, parts_of, weight_files
 from guidance.prior import captions
 from guidance.prior.description import FILE, read
 from nerf.core.errors import UserError
 from nerf.core.files import read_json
 
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DIFFUSERS_OFFLINE")
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-STEMS = {
-    "unet": ("diffusion_pytorch_model",),
-    "vae": ("diffusion_pytorch_model",),
-    "text_encoder": ("model", "pytorch_model"),
-    "image_encoder": ("model", "pytorch_model"),
-    "text_encoder_2": ("model", "pytorch_model"),
-    ".": ("model", "pytorch_model", "diffusion_pytorch_model"),  # a model of one network, in the folder itself
-    "detail": ("diffusion_pytorch_model",),
-    "encoder": ("model",),  # of the reference image, in a view-conditioned embedded prior
-    "cc_projection": ("diffusion_pytorch_model",),
-    "clip_camera_projection": ("diffusion_pytorch_model",),
-}
-# Half precision and safetensors first. A file in shards is named by its index; diffusers puts the variant at two places.
-_ENDINGS = (
-    ".fp16.safetensors",
-    ".safetensors.index.fp16.json",
-    ".fp16.safetensors.index.json",
-    ".safetensors",
-    ".safetensors.index.json",
-    ".fp16.bin",
-    ".bin.index.fp16.json",
-    ".bin",
-    ".bin.index.json",
-)
-# Files of which one group makes a tokenizer: byte pairs, any kind, T5's (which needs the package sentencepiece).
-TOKENIZERS = (("vocab.json", "merges.txt"), ("tokenizer.json",), ("spiece.model",))
-_RESTORE = "restore or download it again"
 TITLES = {"sd": "Stable Diffusion", "embedded": "the embedded prior"}  # kind of weights -> name in exported files
 
 
@@ -57,10 +29,15 @@ class Model:
     """A published diffusion model."""
 
     name: str
-    mirrors: tuple[str, ...]  # hub ids that can be downloaded, best first
+    hub_ids: tuple[str, ...]  # that can be downloaded, best first
     withdrawn: tuple[str, ...]  # ids that can only be in a cache
     gigabytes: float  # of the half-precision weights that are used
     licence: str
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All under which it may be in a cache, best first."""
+        return (*self.hub_ids, *self.withdrawn)
 
 
 MODELS: dict[str, Model] = {
@@ -102,79 +79,25 @@ class Resolved:
     title: str = "Stable Diffusion"  # in the notes of exported files
 
 
-def offline() -> bool:
-    """Whether the environment forbids the network (any of :data:`OFFLINE_VARIABLES` is set to a true word)."""
-    return bool(offline_because())
-
-
 def offline_because() -> str:
-    """The variables of the environment that forbid the network, as they are set."""
+    """The variables of the environment that forbid the network, as they are set; empty where none is."""
     found = {name: os.environ.get(name, "") for name in OFFLINE_VARIABLES}
     return " ".join(f"{name}={value}" for name, value in found.items() if value.upper() in ("1", "ON", "YES", "TRUE"))
 
 
-def weight_file(files: Iterable[str], part: str) -> str | None:
-    """The best weight file of a part among paths relative to the folder: half precision and safetensors first."""
-    have = set(files)
-    inside = "" if part == "." else f"{part}/"
-    wanted = (f"{inside}{stem}{ending}" for ending in _ENDINGS for stem in STEMS[part])
-    return next((name for name in wanted if name in have and shards_of(name, have) != []), None)
-
-
-def shards_of(name: str, files: Iterable[str]) -> list[str] | None:
-    """The shards that the index file ``name`` stands for: all of them, or none if one is missing; None if it is no index.
-
-    They are named STEM-00001-of-00007.safetensors, with the variant, if any, at the end of STEM.
-    """
-    if ".index." not in name:
-        return None
-    stem, kind = name.split(".")[0], "safetensors" if ".safetensors" in name else "bin"
-    variant = ".fp16" if ".fp16." in name else ""
-    pattern = re.compile(re.escape(stem + variant) + r"-(\d{5})-of-(\d{5})\." + kind)
-    found = [(int(m[1]), int(m[2]), m[0]) for m in map(pattern.fullmatch, files) if m]
-    count = found[0][1] if found else 0
-    whole = {(number, count) for number in range(1, count + 1)} == {(number, of) for number, of, _ in found}
-    return [file for *_, file in sorted(found)] if whole else []
-
-
-def parts_of(files: Iterable[str]) -> tuple[str, ...]:
-    """The parts required of a diffusers folder with these files: an embedded prior has no vae and may have a detail network."""
-    have = list(files)
-    if FILE not in have:
-        return PARTS
-    if any(name.startswith("encoder/") for name in have):  # view-conditioned: it reads images, and no text
-        return ("unet", "encoder", "scheduler")
-    detail = ("detail",) if any(name.startswith("detail/") for name in have) else ()
-    return (*(part for part in PARTS if part != "vae"), *detail)
-
-
-def missing_part(files: Iterable[str], parts: Iterable[str] | None = None) -> str | None:
-    """The name of what a diffusers folder lacks; None if it is complete.
-
-    transformers creates a dummy tokenizer for a folder without one, so this is checked before anything is loaded.
+def check_online(what: str, way_out: str) -> None:
+    """Refuse what must be downloaded where the environment forbids the network.
 
     Args:
-        files: of the folder, relative to it.
-        parts: that it must have; None: those of :func:`parts_of`.
+        what: is lacking, a sentence.
+        way_out: what to do instead.
+
+    Raises:
+        UserError: it does.
     """
-    have = set(files)
-    for part in parts_of(have) if parts is None else parts:
-        if part.startswith("tokenizer"):
-            if not any({f"{part}/{name}" for name in names} <= have for names in TOKENIZERS):
-                return f"{part}/ ({' or '.join(' and '.join(names) for names in TOKENIZERS)})"
-            continue
-        config = f"{part}/{'scheduler_config' if part == 'scheduler' else 'config'}.json"
-        if config not in have:
-            return config
-        if part in STEMS and weight_file(have, part) is None:
-            return f"the weights in {part}/ ({STEMS[part][0]}.safetensors)"
-    return None
-
-
-def files_of(folder: Path) -> list[str]:
-    """Non-empty files one level below ``folder``, relative, with forward slashes; and those in it."""
-    found = [*folder.glob("*"), *folder.glob("*/*")]
-    return [f.relative_to(folder).as_posix() for f in found if f.is_file() and f.stat().st_size > 0]
+    variables = offline_because()
+    if variables:
+        raise UserError(f"{what}, and the environment says offline ({variables}); {way_out}")
 
 
 def check_folder(folder: Path) -> None:
@@ -192,7 +115,7 @@ def check_folder(folder: Path) -> None:
     if missing is not None:
         raise UserError(
             f"weights folder {folder} lacks {missing}; expected the diffusers layout with "
-            f"{', '.join(p + '/' for p in parts_of(files))}; give another folder, or {_RESTORE}"
+            f"{', '.join(p + '/' for p in parts_of(files))}; give another folder, or {RESTORE}"
         )
     if FILE not in files:
         check_conditions(folder, f"the weights in {folder}")
@@ -233,7 +156,7 @@ def check_conditions(folder: Path, name: str) -> None:
     Raises:
         UserError: it wants further conditions, as SDXL, DeepFloyd IF, inpainting and depth models do, or a file is damaged.
     """
-    unet, vae, text = (read_json(folder / path, _RESTORE, kind) for path, kind in CONFIGS.items())
+    unet, vae, text = (read_json(folder / path, RESTORE, kind) for path, kind in CONFIGS.items())
     if unet.in_channels != vae.latent_channels:
         raise UserError(
             f"weights: expected a UNet of {vae.latent_channels} input channels, and that of {name} takes {unet.in_channels}; "
@@ -273,6 +196,36 @@ def cached(
         return None
     folder = Path(found).parents[probe.count("/")]
     return folder if missing(files_of(folder)) is None else None
+
+
+def from_cache(
+    model: Model,
+    kind: str,
+    title: str,
+    version: str = Resolved.version,
+    missing: Callable[[Iterable[str]], str | None] = missing_part,
+    probe: str = "unet/config.json",
+) -> Resolved | None:
+    """The first of a published model's repositories that is complete in the cache.
+
+    Args:
+        model: the model.
+        kind, title, version: of the weights, see :class:`Resolved`.
+        missing, probe: see :func:`cached`.
+    """
+    for hub_id in model.ids:
+        folder = cached(hub_id, missing, probe)
+        if folder is not None:
+            sentence = f"guidance: {model.name} from the cache ({hub_id})"
+            return Resolved(str(folder), kind, sentence, model.licence, version=version, title=title)
+    return None
+
+
+def to_download(model: Model, kind: str, title: str, version: str = Resolved.version) -> Resolved:
+    """A published model that is not in the cache; arguments as of :func:`from_cache`."""
+    first, *others = model.hub_ids
+    sentence = f"guidance: downloading {model.name} from {first} ({model.gigabytes} GB, licence {model.licence})"
+    return Resolved(first, kind, sentence, model.licence, True, tuple(others), version, title)
 
 
 def _vocabulary() -> str:
@@ -336,31 +289,23 @@ def _from_key(key: str) -> Resolved:
     if folder is not None:
         kind = _kind(folder)
         return Resolved(str(folder), kind, f"guidance: {key} from the cache (--hf_key)", title=TITLES[kind])
-    if offline():
-        raise UserError(
-            f"--hf_key {key} is neither a folder nor complete in the Hugging Face cache, and the "
-            f"environment says offline ({offline_because()}); give a local folder, or unset "
-            "the variable"
-        )
+    check_online(
+        f"--hf_key {key} is neither a folder nor complete in the Hugging Face cache",
+        "give a local folder, or unset the variable",
+    )
     return Resolved(key, "sd", f"guidance: downloading {key} (--hf_key)", remote=True)
 
 
 def _from_cache(version: str) -> Resolved | None:
     """Weights of one version that are complete in the cache."""
-    model = MODELS[version]
-    for hub_id in (*model.mirrors, *model.withdrawn):
-        folder = cached(hub_id)
-        if folder is not None:
-            sentence = f"guidance: {model.name} from the cache ({hub_id})"
-            return Resolved(str(folder), "sd", sentence, model.licence, version=version)
-    return None
+    return from_cache(MODELS[version], "sd", TITLES["sd"], version)
 
 
 def download_commands() -> str:
     """How to get weights: which command downloads what, its size and licence."""
     commands = [
         f"--sd_version {version} downloads {model.name} ({model.gigabytes} GB, licence {model.licence}, "
-        f"from {model.mirrors[0]})"
+        f"from {model.hub_ids[0]})"
         for version, model in MODELS.items()
     ]
     return f"{'; '.join(commands)}; --hf_key takes a local diffusers folder or another hub id"
@@ -385,23 +330,10 @@ def resolve(sd_version: str = "auto", hf_key: str | None = None, text: str | Non
     if sd_version == "embedded":
         return _embedded(text, "--sd_version embedded")
     if sd_version in MODELS:
-        found = _from_cache(sd_version)
-        model = MODELS[sd_version]
-        if found is None and offline():
-            raise UserError(
-                f"{model.name} is not in the Hugging Face cache, and the environment says offline "
-                f"({offline_because()}); unset the variable, or give --hf_key FOLDER"
-            )
-        first, *others = model.mirrors
-        return found or Resolved(
-            first,
-            "sd",
-            f"guidance: downloading {model.name} from {first} ({model.gigabytes} GB, licence {model.licence})",
-            model.licence,
-            True,
-            tuple(others),
-            sd_version,
-        )
+        found, model = _from_cache(sd_version), MODELS[sd_version]
+        if found is None:
+            check_online(f"{model.name} is not in the Hugging Face cache", "unset the variable, or give --hf_key FOLDER")
+        return found or to_download(model, "sd", TITLES["sd"], sd_version)
     if sd_version != "auto":
         raise UserError(f"--sd_version must be auto, embedded or one of {', '.join(MODELS)}, got {sd_version!r}")
     for version in MODELS:
@@ -463,6 +395,31 @@ def download(ids: Iterable[str], one: Callable[[str], Path], flag: str = "--hf_k
     )
 
 
+def hub_files(hub_id: str, missing: Callable[[Iterable[str]], str | None] = missing_part) -> list[str]:
+    """The files of a complete repository of the hub; arguments as of :func:`cached`.
+
+    Raises:
+        OSError: of the network or the hub.
+        ValueError: it is not complete.
+    """
+    from huggingface_hub import list_repo_files
+
+    name, _, revision = hub_id.partition("@")
+    files = list_repo_files(name, revision=revision or None)
+    lacks = missing(files)
+    if lacks is not None:
+        raise ValueError(f"the repository lacks {lacks}")
+    return files
+
+
+def snapshot(hub_id: str, wanted: Iterable[str]) -> Path:
+    """Download the wanted files (patterns) of a repository; raises what the network, the hub and the disk raise."""
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = hub_id.partition("@")
+    return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(wanted)))
+
+
 def _download(hub_id: str) -> Path:
     """Download a snapshot of the parts that are used; first the configs alone, so that unfit weights are never downloaded.
 
@@ -471,19 +428,8 @@ def _download(hub_id: str) -> Path:
         OSError: of the network or the hub.
         ValueError: the repository is not a complete diffusers model.
     """
-    from huggingface_hub import list_repo_files, snapshot_download
-
-    name, _, revision = hub_id.partition("@")
-    files = list_repo_files(name, revision=revision or None)
-    missing = missing_part(files)
-    if missing is not None:
-        raise ValueError(f"the repository lacks {missing}")
+    files = hub_files(hub_id)
     if FILE not in files:
-        configs = snapshot_download(name, revision=revision or None, allow_patterns=list(CONFIGS))
-        check_conditions(Path(configs), hub_id)
+        check_conditions(snapshot(hub_id, CONFIGS), hub_id)
     wanted = ["model_index.json", FILE, "tokenizer/*", "*/config.json", "scheduler/scheduler_config.json"]
-    for part in (p for p in parts_of(files) if p in STEMS):
-        best = weight_file(files, part)
-        assert best is not None, part  # missing_part found one
-        wanted += [best, *(shards_of(best, files) or ())]
-    return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+    return snapshot(hub_id, [*wanted, *weight_files(files, *parts_of(files))])

@@ -23,6 +23,7 @@ from guidance.distillation import Denoiser, Mixer, paired, rescale_cfg
 from nerf.core.cameras import direction_of
 from nerf.core.errors import UserError
 from nerf.core.structs import Control, Part, Views
+from nerf.core.transfer import upload
 
 if TYPE_CHECKING:
     from guidance.weights import Resolved
@@ -49,21 +50,11 @@ class Options(DiffusionOptions):
 
 
 def build(config: "Config", device: torch.device, resolved: "Resolved") -> "Zero123":
-    """Load the weights of a run.
-
-    Args:
-        config: the frozen options.
-        device: where the networks run.
-        resolved: which weights; they are downloaded here if they are remote.
-
-    Raises:
-        UserError: no usable weights.
-    """
+    """Load the weights of a run; see :data:`guidance.Builder`."""
     if device.type == "cpu":
         log.warning("guidance: Zero123 takes about half a minute a step on a CPU; try --zero123 embedded")
-    dtype = loader.weights_dtype(config.optim, device)
     absolute = resolved.kind == "stable zero123"
-    return Zero123(zero123_weights.fetch(resolved), device, dtype, absolute=absolute, vram_O=config.guidance.vram_O)
+    return Zero123(zero123_weights.fetch(resolved), absolute=absolute, **loader.placement(config, device))
 
 
 def relative_cameras(views: Views, reference: ImageCondition, absolute: bool) -> Tensor:
@@ -78,9 +69,9 @@ def relative_cameras(views: Views, reference: ImageCondition, absolute: bool) ->
         absolute: as Stable Zero123.
 
     Returns:
-        [B, 4] float32 on the CPU.
+        [B, 4] float32.
     """
-    polar, azimuth, radius = (value.float().cpu() for value in (views.polar, views.azimuth, views.radius))
+    polar, azimuth, radius = (value.float() for value in (views.polar, views.azimuth, views.radius))
     turn = torch.deg2rad(azimuth - reference.azimuth)
     last = torch.full_like(radius, reference.polar).deg2rad() if absolute else radius - reference.radius
     return torch.stack([torch.deg2rad(polar - reference.polar), turn.sin(), turn.cos(), last], -1)
@@ -88,8 +79,9 @@ def relative_cameras(views: Views, reference: ImageCondition, absolute: bool) ->
 
 def angles_to(views: Views, references: tuple[ImageCondition, ...]) -> Tensor:
     """Degrees [B, R] between the directions of the views and of the references, seen from the origin."""
-    polar, azimuth = (torch.tensor([getattr(r, name) for r in references]) for name in ("polar", "azimuth"))
-    ours, theirs = direction_of(views.polar.cpu().double(), views.azimuth.cpu().double()), direction_of(polar, azimuth).double()
+    angles = [torch.tensor([getattr(r, name) for r in references]) for name in ("polar", "azimuth")]
+    (theirs,) = upload([direction_of(*angles).double()], views.polar.device)
+    ours = direction_of(views.polar.double(), views.azimuth.double())
     crossed = torch.linalg.cross(ours[:, None], theirs[None].expand(len(ours), -1, -1)).norm(dim=-1)
     return torch.rad2deg(torch.atan2(crossed, ours @ theirs.T)).float()
 
@@ -115,6 +107,12 @@ def reference_weights(angles: Tensor, weights: Tensor) -> Tensor:
     near = near / near.max(-1, keepdim=True).values
     near = torch.where(near < LEAST_SHARE, 0, near)
     return near / near.sum(-1, keepdim=True)
+
+
+def reference_shares(views: Views, references: tuple[ImageCondition, ...]) -> Tensor:
+    """How much each reference says about each view: :func:`reference_weights` [B, R] of the angles between them."""
+    (own,) = upload([torch.tensor([reference.weight for reference in references])], views.polar.device)
+    return reference_weights(angles_to(views, references), own)
 
 
 class Zero123(Guidance):
@@ -240,8 +238,7 @@ class Zero123(Guidance):
 
     def mixer(self, views: Views, scale: float, options: Options) -> Mixer:
         """Classifier-free guidance towards the mean over the references, by their weights for each view."""
-        own = torch.tensor([reference.weight for reference in self.references])
-        shares = reference_weights(angles_to(views, self.references), own).T.to(self.device)  # [R, B]
+        shares = reference_shares(views, self.references).T.to(self.device)  # [R, B]
 
         def mean(predictions: Tensor) -> Tensor:
             weighted: Tensor = (
@@ -262,20 +259,14 @@ class Zero123(Guidance):
     def view_weights(self, views: Views, options: Options) -> Tensor:
         """Factor [B] of each view's gradient: with ``angle``, how far it is from the nearest reference, in [0, R]."""
         if options.grad_scale == "None":
-            return torch.ones(len(views))
+            return torch.ones_like(views.polar)
         self._require_prepared()
         return angles_to(views, self.references).min(-1).values * (len(self.references) / 180)
 
     def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.distill`.
-
-        Raises:
-            ValueError: the images are not square.
-        """
+        """Score distillation of B square views; see :meth:`Guidance.loss` and :meth:`Distiller.distill`."""
         options: Options = control.options or self.options
-        self.distiller.check(image, views, part)
-        if image.shape[2] != image.shape[3]:
-            raise ValueError(f"guidance: Zero123 takes square images, got {list(image.shape)}; set --w equal to --h")
+        self.distiller.check(image, views, part, square_for="Zero123")
         with self.distiller.full_precision():
             image = scale_gradient(image, self.view_weights(views, options))
             model = paired(

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from guidance import prior, weights
+from guidance import folders, prior, weights
 from guidance.diffusion import zero123_parts
 from guidance.weights import Model, Resolved
 from nerf.core.errors import UserError
@@ -58,13 +58,8 @@ def _resolved(source: str, kind: str, sentence: str, licence: str = Resolved.lic
 
 def _from_cache(name: str) -> Resolved | None:
     """Weights of a model of the table that are complete in the cache."""
-    model = MODELS[name]
-    for hub_id in (*model.mirrors, *model.withdrawn):
-        folder = weights.cached(hub_id, zero123_parts.missing)
-        if folder is not None:
-            sentence = f"guidance: {model.name} from the cache ({hub_id})"
-            return _resolved(str(folder), kind_of(hub_id), sentence, model.licence, version=name)
-    return None
+    kind = kind_of(name)
+    return weights.from_cache(MODELS[name], kind, TITLES[kind], name, zero123_parts.missing)
 
 
 def _named(key: str, flag: str) -> Resolved:
@@ -77,7 +72,7 @@ def _named(key: str, flag: str) -> Resolved:
     if path.exists() or key.startswith((".", "/", "~")) or path.suffix in FILES:
         if not path.exists():
             raise UserError(f"{flag} {key}: no such folder or file; give one that exists, or leave the flag out")
-        lacks = zero123_parts.missing(weights.files_of(path)) if path.is_dir() else None
+        lacks = zero123_parts.missing(folders.files_of(path)) if path.is_dir() else None
         if lacks is not None:
             raise UserError(f"{flag}: the folder {path} lacks {lacks}; it is not one of Zero123")
         return _resolved(str(path), kind_of(os.path.realpath(path)), f"guidance: the weights in {path} ({flag})")
@@ -86,13 +81,10 @@ def _named(key: str, flag: str) -> Resolved:
 
 def _from_table(name: str, flag: str) -> Resolved:
     """A model of the table: from the cache, else it will be downloaded."""
-    found, model = _from_cache(name), MODELS[name]
-    if found is not None:
-        return found
-    _check_online(f"{flag} {name}")
-    first, *others = model.mirrors
-    sentence = f"guidance: downloading {model.name} from {first} ({model.gigabytes} GB, licence {model.licence})"
-    return _resolved(first, kind_of(first), sentence, model.licence, remote=True, alternatives=tuple(others), version=name)
+    found, kind = _from_cache(name), kind_of(name)
+    if found is None:
+        _check_online(f"{flag} {name}")
+    return found or weights.to_download(MODELS[name], kind, TITLES[kind], name)
 
 
 def _from_hub(key: str, flag: str) -> Resolved:
@@ -108,11 +100,9 @@ def _from_hub(key: str, flag: str) -> Resolved:
 
 def _check_online(what: str) -> None:
     """Refuse what must be downloaded where the environment forbids the network."""
-    if weights.offline():
-        raise UserError(
-            f"{what} is not complete in the Hugging Face cache, and the environment says offline "
-            f"({weights.offline_because()}); give a local folder or file, or unset the variable"
-        )
+    weights.check_online(
+        f"{what} is not complete in the Hugging Face cache", "give a local folder or file, or unset the variable"
+    )
 
 
 def resolve(options: Any, default_ckpt: str) -> Resolved:
@@ -164,15 +154,9 @@ def fetch(resolved: Resolved) -> Path:
 
 def _download(hub_id: str) -> Path:
     """Download what is used of a repository; raises what the network, the hub and the disk raise."""
-    from huggingface_hub import list_repo_files, snapshot_download
-
-    repository, _, revision = hub_id.partition("@")
-    files = list_repo_files(repository, revision=revision or None)
-    lacks = zero123_parts.missing(files)
-    if lacks is not None:
-        raise ValueError(f"the repository lacks {lacks}")
+    files = weights.hub_files(hub_id, zero123_parts.missing)
     wanted = ["model_index.json", "scheduler/scheduler_config.json"]
     for part in (*zero123_parts.PARTS, *zero123_parts.PROJECTIONS):
-        best = weights.weight_file(files, part) if part in weights.STEMS else None
-        wanted += [f"{part}/config.json", best, *(weights.shards_of(best, files) or ())] if best is not None else []
-    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
+        found = folders.weight_files(files, part)
+        wanted += [f"{part}/config.json", *found] if found else []
+    return weights.snapshot(hub_id, wanted)

@@ -1,5 +1,7 @@
 """Pictures for an image encoder of CLIP. B pictures."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,8 +30,15 @@ def preprocess(image: Tensor, size: int, align_corners: bool = False) -> Tensor:
     )
     if not align_corners:
         pixels = pixels.clamp(0, 1)
-    mean, std = upload([torch.tensor(value, dtype=image.dtype).reshape(3, 1, 1) for value in (MEAN, STD)], image.device)
+    mean, std = _statistics(image.dtype, image.device)
     return (pixels - mean) / std
+
+
+@cache
+@torch.inference_mode(False)  # they outlive the caller's mode
+def _statistics(dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """:data:`MEAN` and :data:`STD`, each [3, 1, 1], which every training step needs."""
+    return upload([torch.tensor(value, dtype=dtype).reshape(3, 1, 1) for value in (MEAN, STD)], device)
 
 
 def over(picture: Tensor, grey: float) -> Tensor:

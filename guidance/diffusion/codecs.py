@@ -55,9 +55,11 @@ class LatentCodec:
         grid: h = w, side of the latents.
     """
 
+    levels = "block_out_channels"  # in the config of the VAE: one number for each level, of which the next is half as large
+
     def __init__(self, vae: Network, grid: int):
         self.vae, self.grid = vae, grid
-        self.size = grid * 2 ** (len(vae.config.block_out_channels) - 1)
+        self.size = grid * 2 ** (len(vae.config[self.levels]) - 1)
         self.shape = (vae.config.latent_channels, grid, grid)
         self.channels = {"rgb": 3, "latent": vae.config.latent_channels}
 
@@ -66,9 +68,14 @@ class LatentCodec:
         if space == "latent":
             return 2 * resized(image, self.grid, self.grid).float() - 1
         pixels = 2 * resized(image, self.size, self.size) - 1
-        posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
+        latent: Tensor = self._latent(pixels.to(self.vae.dtype), generator) * self.vae.config.scaling_factor
+        return latent
+
+    def _latent(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Latents [B, 4, h, w] float32, not scaled, of pixels [B, 3, H, W] in [-1, 1]."""
+        posterior = self.vae.encode(pixels).latent_dist
         (noise,) = upload([torch.randn(posterior.mean.shape, generator=generator)], posterior.mean.device)
-        latent: Tensor = (posterior.mean.float() + posterior.std.float() * noise) * self.vae.config.scaling_factor
+        latent: Tensor = posterior.mean.float() + posterior.std.float() * noise
         return latent
 
     @torch.no_grad()
@@ -79,25 +86,12 @@ class LatentCodec:
 
 
 class TinyCodec(LatentCodec):
-    """Images as latents of a distilled VAE (TAESD, TAESDXL), which is deterministic and already gives scaled latents.
+    """Images as latents of a distilled VAE (TAESD, TAESDXL: ``AutoencoderTiny``), which is deterministic; nothing is drawn."""
 
-    Args:
-        vae: an ``AutoencoderTiny``.
-        grid: h = w, side of the latents.
-    """
+    levels = "encoder_block_out_channels"
 
-    def __init__(self, vae: Network, grid: int):
-        self.vae, self.grid = vae, grid
-        self.size = grid * 2 ** (len(vae.config.encoder_block_out_channels) - 1)
-        self.shape = (vae.config.latent_channels, grid, grid)
-        self.channels = {"rgb": 3, "latent": vae.config.latent_channels}
-
-    def encode(self, image: Tensor, space: str, generator: torch.Generator) -> Tensor:
-        """See :meth:`LatentCodec.encode`; nothing is drawn."""
-        if space == "latent":
-            return super().encode(image, space, generator)
-        pixels = 2 * resized(image, self.size, self.size) - 1
-        latent: Tensor = self.vae.encode(pixels.to(self.vae.dtype)).latents.float() * self.vae.config.scaling_factor
+    def _latent(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        latent: Tensor = self.vae.encode(pixels).latents.float()
         return latent
 
 

@@ -134,11 +134,17 @@ class Distiller:
         """Switch autocast off: the networks run in the dtype of their weights, everything else in float32."""
         return torch.autocast(self.device.type, enabled=False)
 
-    def check(self, image: Tensor, views: Views, part: Part) -> None:
+    def check(self, image: Tensor, views: Views, part: Part, square_for: str | None = None) -> None:
         """Check rendered images.
 
+        Args:
+            image: [B, C, H, W].
+            views: the B cameras.
+            part: of the step; it names the space of the images.
+            square_for: a model that takes square images alone, for the message.
+
         Raises:
-            ValueError: they do not match the views, the space or the device.
+            ValueError: they do not match the views, the space or the device, or are not square.
         """
         space = part.settings.space
         if space not in self.spaces:
@@ -148,6 +154,8 @@ class Distiller:
             raise ValueError(f"guidance: expected image [{len(views)}, {channels}, H, W], got {list(image.shape)}")
         if image.device.type != self.device.type:
             raise ValueError(f"guidance: the image is on {image.device} and the model on {self.device}")
+        if square_for is not None and image.shape[2] != image.shape[3]:
+            raise ValueError(f"guidance: {square_for} takes square images, got {list(image.shape)}; set --w equal to --h")
 
     def encode(self, image: Tensor, part: Part) -> Tensor:
         """Rendered images [B, C, H, W] in the space of the denoiser, [B, c, h, w] float32. Differentiable."""

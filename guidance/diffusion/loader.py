@@ -7,21 +7,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import torch
 from torch import Tensor, nn
 
-from guidance import weights
+from guidance import folders
 from guidance.diffusion import Network
 from guidance.distillation import NoiseSchedule
 from nerf.core.errors import UserError
 from nerf.core.files import read_json, reading
 
+if TYPE_CHECKING:
+    from nerf.config.config import Config
+
 log = logging.getLogger("somnia.guidance")
 
-_RESTORE = "restore or download it again"
 MOST_STEPS = 100_000  # of a noise schedule
 
 
@@ -56,6 +58,11 @@ def weights_dtype(optim: Any, device: torch.device) -> torch.dtype:
     return torch.float16 if optim.fp16 and device.type == "cuda" else torch.float32
 
 
+def placement(config: "Config", device: torch.device) -> dict[str, Any]:
+    """The arguments that every model takes from the options of a run: device, dtype of the weights, and ``--vram_O``."""
+    return {"device": device, "dtype": weights_dtype(config.optim, device), "vram_O": config.guidance.vram_O}
+
+
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Hide the progress bar that transformers shows even for the smallest file, and its list of tensors that are not used.
@@ -88,14 +95,14 @@ def load_part(folder: Path, part: str, kind: Any, device: torch.device, dtype: t
     Raises:
         UserError: the files are damaged, of another architecture, or lack tensors; the part is named.
     """
-    file = weights.weight_file(weights.files_of(folder), part) or ""
+    file = folders.weight_file(folders.files_of(folder), part) or ""
     how = {"variant": "fp16" if ".fp16." in file else None, "use_safetensors": ".bin" not in file}
-    with reading(f"weights: {folder / part}", _RESTORE, problem=f"cannot be read as {kind.__name__}"), _quietly():
+    with reading(f"weights: {folder / part}", folders.RESTORE, problem=f"cannot be read as {kind.__name__}"), _quietly():
         network, info = kind.from_pretrained(folder / part, dtype=dtype, output_loading_info=True, local_files_only=True, **how)
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
-            f"weights: {folder / file} lacks {len(missing)} tensors of {part}, first {missing[0]}; restore or download it again"
+            f"weights: {folder / file} lacks {len(missing)} tensors of {part}, first {missing[0]}; {folders.RESTORE}"
         )
     return network.requires_grad_(False).eval().to(device)
 
@@ -114,15 +121,15 @@ def load_schedule(folder: Path, device: torch.device, clamp: float | None = None
     from diffusers import DDPMScheduler
 
     path = folder / "scheduler" / "scheduler_config.json"
-    shape = read_json(path, _RESTORE, _Schedule)
+    shape = read_json(path, folders.RESTORE, _Schedule)
     steps = shape.num_train_timesteps
     if not 1 <= steps <= MOST_STEPS or (shape.trained_betas is not None and len(shape.trained_betas) != steps):
-        raise UserError(f"weights: {path} gives a schedule of {steps} steps that cannot be; {_RESTORE}")
-    with reading(f"weights: {path}", _RESTORE):
+        raise UserError(f"weights: {path} gives a schedule of {steps} steps that cannot be; {folders.RESTORE}")
+    with reading(f"weights: {path}", folders.RESTORE):
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
         signal = scheduler.alphas_cumprod.float()
     if signal.shape != (steps,) or not ((signal >= 0) & (signal <= 1)).all():
-        raise UserError(f"weights: {path} gives noise levels that are no fractions; {_RESTORE}")
+        raise UserError(f"weights: {path} gives noise levels that are no fractions; {folders.RESTORE}")
     return NoiseSchedule(signal.to(device), scheduler.config.prediction_type, clamp)
 
 

@@ -16,6 +16,7 @@ from guidance.diffusion import Network
 from nerf.core.cameras import wrap_degrees
 from nerf.core.errors import UserError
 from nerf.core.structs import Views
+from nerf.core.transfer import upload
 
 LINKED = 4  # views of a group
 CAMERA_DIM = 16  # numbers of a camera: a matrix [4, 4]
@@ -107,7 +108,8 @@ def camera_numbers(views: Views, front: float = 0.0) -> Tensor:
     turn = torch.deg2rad(torch.tensor(-front))
     cos, sin = float(turn.cos()), float(turn.sin())
     about_y = torch.tensor([[cos, 0.0, sin, 0.0], [0.0, 1.0, 0.0, 0.0], [-sin, 0.0, cos, 0.0], [0.0, 0.0, 0.0, 1.0]])
-    matrix = torch.tensor(TO_Z_UP) @ about_y @ views.pose.float().cpu()
+    (to_theirs,) = upload([torch.tensor(TO_Z_UP) @ about_y], views.pose.device)
+    matrix = to_theirs @ views.pose.float()
     length = matrix[:, :3, 3].norm(dim=-1).clamp(min=1e-8)[:, None]
     matrix = torch.cat([matrix[:, :, :3], torch.cat([matrix[:, :3, 3] / length, matrix[:, 3:, 3]], 1)[..., None]], -1)
     return matrix.flatten(1)
@@ -128,12 +130,12 @@ def check_linked(views: Views, name: str) -> None:
         raise UserError(
             f"guidance {name} judges groups of {LINKED} views at once, got {count}; give --batch_size a multiple of {LINKED}"
         )
-    groups = {key: getattr(views, key).cpu().reshape(-1, LINKED) for key in ("polar", "azimuth", "radius", "fovy")}
-    turns = wrap_degrees(groups["azimuth"] - groups["azimuth"][:, :1] - torch.arange(LINKED) * (360.0 / LINKED)).abs()
-    polar = (groups["polar"] - groups["polar"][:, :1]).abs()
-    lengths = [(groups[key] / groups[key][:, :1] - 1).abs().max() for key in ("radius", "fovy")]
-    if turns.max() > ANGLE_TOLERANCE or polar.max() > ANGLE_TOLERANCE or max(lengths) > LENGTH_TOLERANCE:
-        azimuths = ", ".join(f"{a:g}" for a in groups["azimuth"][0].tolist())
+    numbers = torch.stack([views.polar, views.azimuth, views.radius, views.fovy]).cpu()  # a GPU is waited for once
+    polar, azimuth, *lengths = numbers.unflatten(1, (-1, LINKED))
+    turns = wrap_degrees(azimuth - azimuth[:, :1] - torch.arange(LINKED) * (360.0 / LINKED)).abs()
+    stretch = max((length / length[:, :1] - 1).abs().max() for length in lengths)
+    if max(turns.max(), (polar - polar[:, :1]).abs().max()) > ANGLE_TOLERANCE or stretch > LENGTH_TOLERANCE:
+        azimuths = ", ".join(f"{a:g}" for a in azimuth[0].tolist())
         raise UserError(
             f"guidance {name} needs linked views: groups of {LINKED} at one polar angle, radius and field of view, a quarter "
             f"turn apart; the first group is at azimuths {azimuths}, so the source of views does not honour its requirements()"

@@ -14,7 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from guidance import weights
+from guidance import folders, weights
 from guidance.diffusion import Network, ldm, loader
 from guidance.diffusion.multiview import CAMERA_DIM, LINKED, link_frames
 from guidance.diffusion.single_file import TensorFile
@@ -29,7 +29,6 @@ VISION_HEAD_WIDTH = 80  # of the image encoder, ViT-H/14
 RESAMPLER_HEADS = 12
 CLIP = {False: "cond_stage_model.model.", True: "clip_model.model."}  # in the original file; True: ImageDream's
 VAE = {False: ldm.VAE, True: "vae_model."}
-_RESTORE = "restore or download it again"
 
 
 class _UNet(msgspec.Struct):
@@ -59,7 +58,7 @@ def missing(files: list[str], image: bool) -> str | None:
         files: of the folder, relative to it.
         image: ImageDream, which has an image encoder.
     """
-    return weights.missing_part(files, (*weights.PARTS, "image_encoder") if image else weights.PARTS)
+    return folders.missing_part(files, (*folders.PARTS, "image_encoder") if image else folders.PARTS)
 
 
 def load(path: Path, image: bool, device: torch.device, dtype: torch.dtype) -> Parts:
@@ -157,15 +156,15 @@ def _from_folder(folder: Path, image: bool, device: torch.device, dtype: torch.d
     from diffusers import AutoencoderKL
     from transformers import CLIPVisionModel
 
-    files = weights.files_of(folder)
+    files = folders.files_of(folder)
     lacks = missing(files, image)
     if lacks is not None:
-        raise UserError(f"weights folder {folder} lacks {lacks}; {_RESTORE}")
-    name = weights.weight_file(files, "unet")
+        raise UserError(f"weights folder {folder} lacks {lacks}; {folders.RESTORE}")
+    name = folders.weight_file(files, "unet")
     assert name is not None  # missing() looked
     if ".index." in name:
         raise UserError(f"weights: {folder / name} is an index of several files; give a folder whose unet/ is one file")
-    file, config = TensorFile(folder / name), read_json(folder / "unet" / "config.json", _RESTORE, _UNet)
+    file, config = TensorFile(folder / name), read_json(folder / "unet" / "config.json", folders.RESTORE, _UNet)
 
     def heads(width: int) -> int:
         return config.num_heads if config.num_head_channels < 1 else max(width // config.num_head_channels, 1)
@@ -214,11 +213,11 @@ def tokenizer_folder(path: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    if weights.missing_part(weights.files_of(path.parent), ("tokenizer",)) is None:
+    if folders.missing_part(folders.files_of(path.parent), ("tokenizer",)) is None:
         return path.parent
     for version in ("2.1", "2.0"):  # all have the one tokenizer of CLIP
-        for hub_id in (*weights.MODELS[version].mirrors, *weights.MODELS[version].withdrawn):
-            folder = weights.cached(hub_id, lambda files: weights.missing_part(files, ("tokenizer",)))
+        for hub_id in weights.MODELS[version].ids:
+            folder = weights.cached(hub_id, lambda files: folders.missing_part(files, ("tokenizer",)))
             if folder is not None:
                 return folder
     raise UserError(

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from guidance import folders
 from nerf.core.errors import UserError
 from nerf.core.files import reading
 
-_RESTORE = "restore or download it again"
 MOST_BYTES = 1 << 28  # of the pickle, which describes tensors and does not hold them
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -145,10 +145,10 @@ class TensorFile(Mapping[str, Tensor]):
         self.path = Path(path)
         if not self.path.is_file():
             raise UserError(f"weights: {self.path} is not a file; give a .ckpt, .pt or .safetensors file that exists")
-        with reading(f"weights: {self.path}", _RESTORE):
+        with reading(f"weights: {self.path}", folders.RESTORE):
             self._shapes = self._open_safetensors() if self.path.suffix == ".safetensors" else self._open_archive()
         if not self._shapes:
-            raise UserError(f"weights: {self.path} holds no tensors by name; {_RESTORE}")
+            raise UserError(f"weights: {self.path} holds no tensors by name; {folders.RESTORE}")
 
     def __len__(self) -> int:
         return len(self._shapes)
@@ -178,7 +178,7 @@ class TensorFile(Mapping[str, Tensor]):
         """
         if name not in self._shapes:
             raise KeyError(name)
-        with reading(f"weights: {self.path}", _RESTORE):
+        with reading(f"weights: {self.path}", folders.RESTORE):
             return self._read_safetensors(name) if self.path.suffix == ".safetensors" else self._read_archive(name)
 
     # ---- safetensors ----
@@ -209,7 +209,7 @@ class TensorFile(Mapping[str, Tensor]):
             names = {info.filename: info for info in archive.infolist()}
             pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
             if len(pickles) != 1 or names[pickles[0]].file_size > MOST_BYTES:
-                raise UserError(f"weights: {self.path} holds no pickle of tensors; {_RESTORE}")
+                raise UserError(f"weights: {self.path} holds no pickle of tensors; {folders.RESTORE}")
             root = pickles[0].removesuffix("data.pkl")
             if names.get(f"{root}byteorder") is not None and archive.read(f"{root}byteorder").strip() != b"little":
                 raise UserError(f"weights: {self.path} was written on a big-endian machine; give a .safetensors file")

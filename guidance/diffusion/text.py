@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidance import weights
+from guidance import folders, weights
 from guidance.diffusion import Network, text_cache
 from guidance.diffusion.loader import load_part, offload, release
 from nerf.core.errors import UserError
@@ -22,7 +22,6 @@ from nerf.core.files import reading
 
 log = logging.getLogger("somnia.guidance")
 
-_RESTORE = "restore or download it again"
 T5_LENGTH = 77  # tokens that DeepFloyd IF was trained with
 
 
@@ -97,7 +96,7 @@ class TextEncoder:
 
     def identity(self) -> str:
         """What embeddings depend on beside the prompt: the files of the encoder and the tokenizer, and how they are read."""
-        names = weights.files_of(self.folder)
+        names = folders.files_of(self.folder)
         inside = "" if self.tokenizer == "." else f"{self.tokenizer}/"
         # The files of a tokenizer are small; weights that lie beside them are not its own.
         texts = [
@@ -105,13 +104,8 @@ class TextEncoder:
         ]
         if self.checkpoint is not None:
             return text_cache.identity([self.checkpoint.file, *(self.folder / name for name in texts)]) + self.kind
-        best = weights.weight_file(names, self.part) or ""
-        used = [
-            best,
-            *(weights.shards_of(best, names) or ()),
-            "config.json" if self.part == "." else f"{self.part}/config.json",
-        ]
-        return text_cache.identity(self.folder / name for name in {*used, *texts} if name) + self.kind
+        used = [*folders.weight_files(names, self.part), "config.json" if self.part == "." else f"{self.part}/config.json"]
+        return text_cache.identity(self.folder / name for name in {*used, *texts}) + self.kind
 
 
 def embed(
@@ -141,7 +135,7 @@ def embed(
     """
     kind = KINDS[encoder.kind]
     tokenizer, length = _tokenizer(encoder, kind)
-    with reading(f"weights: the tokenizer in {encoder.folder}", _RESTORE):
+    with reading(f"weights: the tokenizer in {encoder.folder}", folders.RESTORE):
         texts = _cut(tokenizer, prompts, length - kind.special)
     identity = encoder.identity()
     keys = [text_cache.key(identity, dtype, text) for text in texts]
@@ -171,14 +165,14 @@ def _tokenizer(encoder: TextEncoder, kind: Kind) -> tuple[Any, int]:
     alone = pieces.is_file() and not pieces.with_name("tokenizer.json").is_file()
     if alone and not (_installed("sentencepiece") and _installed("google.protobuf")):
         raise UserError(f"the tokenizer in {folder} needs two more packages; pip install sentencepiece protobuf")
-    with reading(f"weights: the tokenizer in {folder}", _RESTORE):
+    with reading(f"weights: the tokenizer in {folder}", folders.RESTORE):
         tokenizer = getattr(transformers, kind.tokenizer).from_pretrained(folder / encoder.tokenizer, local_files_only=True)
         longest = int(tokenizer.model_max_length)
     if kind.length is not None:
         return tokenizer, kind.length
     if encoder.checkpoint is not None:
         return tokenizer, min(longest, encoder.checkpoint.length)
-    with reading(f"weights: {folder / encoder.part}", _RESTORE, problem=f"cannot be read as {kind.model}"):
+    with reading(f"weights: {folder / encoder.part}", folders.RESTORE, problem=f"cannot be read as {kind.model}"):
         config = getattr(transformers, kind.model).config_class.from_pretrained(folder / encoder.part, local_files_only=True)
         return tokenizer, min(longest, int(config.max_position_embeddings))
 
@@ -238,7 +232,7 @@ def _encode(
         network = load_part(folder, encoder.part, getattr(transformers, kind.model), there, dtype)
     else:
         network = encoder.checkpoint.load().to(there, dtype)
-    with reading(f"weights: the tokenizer in {folder}", _RESTORE):
+    with reading(f"weights: the tokenizer in {folder}", folders.RESTORE):
         words = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         ids, mask = words["input_ids"], words["attention_mask"]
     if int(ids.max()) >= network.config.vocab_size:
@@ -247,7 +241,7 @@ def _encode(
             f"({network.config.vocab_size}); they are not of one model"
         )
     if int(ids.min()) < 0:
-        raise UserError(f"weights: the tokenizer in {folder} gives token {int(ids.min())}; {_RESTORE}")
+        raise UserError(f"weights: the tokenizer in {folder} gives token {int(ids.min())}; {folders.RESTORE}")
     if in_main_memory:
         offload(network, device)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):

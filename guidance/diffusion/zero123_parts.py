@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from guidance import weights
+from guidance import folders
 from guidance.diffusion import Network, ldm, loader
 from guidance.diffusion.single_file import TensorFile
 from guidance.distillation import NoiseSchedule
@@ -41,7 +41,7 @@ class Parts:
 def missing(files: Iterable[str]) -> str | None:
     """The name of what a folder of layout (a) or (b) lacks; None if it is complete."""
     have = list(files)
-    lacks = weights.missing_part(have, PARTS)
+    lacks = folders.missing_part(have, PARTS)
     if lacks is None and projection_of(have) is None:
         return f"{' or '.join(f'{name}/' for name in PROJECTIONS)} with its weights"
     return lacks
@@ -49,7 +49,7 @@ def missing(files: Iterable[str]) -> str | None:
 
 def projection_of(files: list[str]) -> tuple[str, str] | None:
     """(weight file of the camera projection, name of its layer) in a folder with these files, if there is one."""
-    found = ((weights.weight_file(files, folder), layer) for folder, layer in PROJECTIONS.items())
+    found = ((folders.weight_file(files, folder), layer) for folder, layer in PROJECTIONS.items())
     return next(((file, layer) for file, layer in found if file is not None), None)
 
 
@@ -95,7 +95,7 @@ def _from_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Part
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPVisionModelWithProjection
 
-    files = weights.files_of(folder)
+    files = folders.files_of(folder)
     lacks = missing(files)
     if lacks is not None:
         raise UserError(f"weights folder {folder} lacks {lacks}; {_KIND}")

@@ -16,9 +16,9 @@ FOVY_RANGE = (18.0, 24.0)  # degrees
 POLAR_RANGE = (30.0, 105.0)  # degrees
 
 
-def _per_view(value: Tensor | float, name: str) -> Tensor:
+def _per_view(value: Tensor | float, name: str, device: torch.device | None) -> Tensor:
     """A number or [B] as a float32 tensor of one dimension."""
-    value = torch.as_tensor(value, dtype=torch.float32)
+    value = torch.as_tensor(value, dtype=torch.float32, device=device)
     if value.ndim > 1:
         raise ValueError(f"condition: expected {name} as a number or [B], got {list(value.shape)}")
     return value.reshape(-1)
@@ -41,7 +41,8 @@ def condition(polar: Tensor | float, azimuth: Tensor | float, radius: Tensor | f
         [B, 8] float32 on the device of the arguments. Not meant to be differentiated.
     """
     given = {"polar": polar, "azimuth": azimuth, "radius": radius, "fovy": fovy}
-    p, a, r, f = torch.broadcast_tensors(*(_per_view(value, name) for name, value in given.items()))
+    device = next((value.device for value in given.values() if isinstance(value, Tensor)), None)
+    p, a, r, f = torch.broadcast_tensors(*(_per_view(value, name, device) for name, value in given.items()))
     a = torch.deg2rad(a)
     extent = r * torch.tan(torch.deg2rad(f) / 2)
     return torch.stack(

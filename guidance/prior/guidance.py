@@ -31,18 +31,8 @@ GUIDED = ("unconditional", "text")  # those of classifier-free guidance
 
 
 def build(config: "Config", device: torch.device, resolved: weights.Resolved) -> "EmbeddedPrior":
-    """Load the weights of a run.
-
-    Args:
-        config: the frozen options.
-        device: where the networks run.
-        resolved: which weights.
-
-    Raises:
-        UserError: the folder is damaged.
-    """
-    dtype = loader.weights_dtype(config.optim, device)
-    model = EmbeddedPrior(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    """Load the weights of a run; see :data:`guidance.Builder`."""
+    model = EmbeddedPrior(weights.fetch(resolved), **loader.placement(config, device))
     model.learn(config.guidance, None)
     return model
 

@@ -109,15 +109,9 @@ class PixelPrior(Guidance):
         )
 
     def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """Score distillation of B views; see :meth:`Guidance.loss` and :meth:`Distiller.distill`.
-
-        Raises:
-            ValueError: the images are not square.
-        """
+        """Score distillation of B square views; see :meth:`Guidance.loss` and :meth:`Distiller.distill`."""
         options: Options = control.options or self.options
-        self.distiller.check(image, views, part)
-        if image.shape[2] != image.shape[3]:
-            raise ValueError(f"guidance: the embedded prior takes square images, got {list(image.shape)}; set --w equal to --h")
+        self.distiller.check(image, views, part, square_for="the embedded prior")
         with self.distiller.full_precision():
             model = self.conditioned(views, len(image), options)
             return self.distiller.distill(image, part, control, options, model, debug)

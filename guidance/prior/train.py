@@ -31,6 +31,9 @@ from nerf.core.ranges import SEED, above, between
 from nerf.core.script import Parser
 
 
+REPORT_EVERY = 100  # steps
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Hyperparameters of a run; written beside the weights."""
@@ -225,11 +228,32 @@ class Training(ABC, Generic[P, B]):
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
 
-    def export(self, folder: Path) -> None:
-        """Write the averaged weights as a diffusers folder in fp16, with ``recipe.json``."""
+    def export(self, folder: Path | None = None) -> None:
+        """Write the averaged weights as a diffusers folder in fp16, with ``recipe.json``; by default beside the state."""
         smooth = copy.deepcopy(self.prior)
         torch.nn.utils.vector_to_parameters(self.average.clone(), self.trained(smooth))
-        self.write(smooth, folder)
+        self.write(smooth, folder or self.run_folder.parent / self.snapshot)
+
+    def report(self, losses: list[float]) -> None:
+        """Print the progress, with the mean of the losses since the last report, as a line of JSON."""
+        report = {
+            "step": self.progress.step,
+            "samples": self.progress.samples,
+            "loss": round(sum(losses) / len(losses), 5),
+            "minutes": round(self.progress.seconds / 60, 1),
+        }
+        print(json.dumps(report), flush=True)
+
+    def finish(self, decayed: bool) -> None:
+        """Write what the end leaves: the state and the weights.
+
+        Args:
+            decayed: the learning rate has decayed, and ``stable.pt`` holds the state before, from which a later run resumes.
+        """
+        self.save("final.pt" if decayed else "state.pt")
+        if decayed:
+            (self.run_folder / "stable.pt").replace(self.run_folder / "state.pt")
+        self.export()
 
 
 class Trainer(Training[prior_model.Prior, Batch]):
@@ -323,7 +347,7 @@ def train(
     end, saved, exported = start + 60 * minutes, start, start
     losses: list[float] = []
     decay = min(recipe.decay_minutes, minutes / 2) * 60
-    kept = False
+    decayed = False
     while True:
         now = time.monotonic()
         share = min(1.0, max(0.02, (end - now) / decay)) if now < end else 0.0
@@ -335,29 +359,20 @@ def train(
             break
         if rank != 0:
             continue
-        if trainer.share < 1 and not kept:
+        if trainer.share < 1 and not decayed:
             trainer.save("stable.pt")
-            kept = True
-        if len(losses) == 100:
-            report = {
-                "step": trainer.progress.step,
-                "samples": trainer.progress.samples,
-                "loss": round(sum(losses) / len(losses), 5),
-                "minutes": round(trainer.progress.seconds / 60, 1),
-            }
-            print(json.dumps(report), flush=True)
+            decayed = True
+        if len(losses) == REPORT_EVERY:
+            trainer.report(losses)
             losses.clear()
         if now - saved > 60 * save_every:
             trainer.save()
             saved = now
         if now - exported > 60 * export_every:
-            trainer.export(run.parent / kind.snapshot)
+            trainer.export()
             exported = now
     if rank == 0:
-        trainer.save("state.pt" if not kept else "final.pt")
-        if kept:
-            (run / "stable.pt").replace(run / "state.pt")
-        trainer.export(run.parent / kind.snapshot)
+        trainer.finish(decayed)
     return trainer
 
 

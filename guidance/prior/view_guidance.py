@@ -17,7 +17,7 @@ from guidance.distillation import Denoiser
 from guidance.prior import VIEW_WEIGHTS, WEIGHTS, camera, detail
 from guidance.prior.pixels import Options, PixelPrior
 from guidance.prior.view_model import Seen, ViewPrior, load_encoder
-from guidance.zero123_utils import angles_to, reference_weights
+from guidance.zero123_utils import reference_shares
 from nerf.core.errors import UserError
 from nerf.core.structs import Views
 
@@ -26,18 +26,8 @@ if TYPE_CHECKING:
 
 
 def build(config: "Config", device: torch.device, resolved: weights.Resolved) -> "EmbeddedViewPrior":
-    """Load the weights of a run.
-
-    Args:
-        config: the frozen options.
-        device: where the networks run.
-        resolved: which weights.
-
-    Raises:
-        UserError: the folder is damaged.
-    """
-    dtype = loader.weights_dtype(config.optim, device)
-    return EmbeddedViewPrior(weights.fetch(resolved), device, dtype, vram_O=config.guidance.vram_O)
+    """Load the weights of a run; see :data:`guidance.Builder`."""
+    return EmbeddedViewPrior(weights.fetch(resolved), **loader.placement(config, device))
 
 
 def reference_of(image: Tensor, size: int) -> Tensor:
@@ -157,8 +147,7 @@ class EmbeddedViewPrior(PixelPrior):
 
     def shares(self, views: Views) -> Tensor:
         """How much each reference counts in the prediction of each view, [B, R], rows sum to 1: as in Zero123."""
-        weights = torch.tensor([reference.weight for reference in self.references])
-        return reference_weights(angles_to(views, self.references), weights).to(self.device)
+        return reference_shares(views, self.references).to(self.device)
 
     def denoiser(self, views: Views | None, count: int, refine: bool = True, conditional_only: bool = False) -> Denoiser:
         """See :meth:`PixelPrior.denoiser`; the prediction under several references is their mean by :meth:`shares`.

@@ -38,6 +38,37 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An empty Hugging Face cache, and no variable that says offline."""
+    from huggingface_hub import constants
+
+    from guidance.weights import OFFLINE_VARIABLES
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in OFFLINE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def no_weights(hub_cache, tmp_path, monkeypatch):
+    """No weights on this machine, and no network."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+def put_into_cache(cache, hub_id, source, without=None):
+    """A snapshot of ``source`` as huggingface_hub lays it out."""
+    repository = cache / ("models--" + hub_id.replace("/", "--"))
+    folder = shutil.copytree(source, repository / "snapshots" / "abc123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc123")
+    if without:
+        (folder / without).unlink()
+    return folder
+
+
 def write_tokenizer(folder: Path) -> int:
     """A byte-pair tokenizer of single letters, in the files of the published ones; returns its size."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,6 +171,46 @@ def tiny_folder(name):
 
 if_folder, sdxl_folder = tiny_folder("deepfloyd_if"), tiny_folder("sdxl")
 clip_folder, taesdxl_folder = tiny_folder("clip"), tiny_folder("taesdxl")
+
+
+@pytest.fixture(scope="session")
+def view_prior_folder(tmp_path_factory):
+    """A tiny view-conditioned prior; do not change its files."""
+    from guidance.prior import view_model
+
+    folder = tmp_path_factory.mktemp("weights") / "view"
+    prior = view_model.build(tiny=True)
+    torch.nn.init.normal_(prior.unet.conv_in.weight, std=0.05)  # the reference's channels are zero in a new one
+    view_model.save(prior, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def zero123_file(tmp_path_factory):
+    """A tiny checkpoint of Zero123."""
+    from tests.guidance.camera_models import tiny_tensors
+
+    path = tmp_path_factory.mktemp("weights") / "zero123-xl.ckpt"
+    torch.save({"state_dict": tiny_tensors("zero123")}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def multiview_folders(tmp_path_factory):
+    """Name -> a tiny MVDream or ImageDream; do not change their files."""
+    from tests.guidance.camera_models import write_multiview_folder
+
+    return {name: write_multiview_folder(tmp_path_factory.mktemp("weights") / name, name) for name in ("MVDream", "ImageDream")}
+
+
+@pytest.fixture(scope="session")
+def mvdream_folder(multiview_folders):
+    return multiview_folders["MVDream"]
+
+
+@pytest.fixture(scope="session")
+def imagedream_folder(multiview_folders):
+    return multiview_folders["ImageDream"]
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """MVDream and ImageDream in a run: their weights, recipes and linked views; the recipes of Zero123 too."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -14,37 +13,10 @@ from nerf.config import presets
 from nerf.config.config import parse
 from nerf.config.resolve import StoredRun, resolve
 from nerf.core.errors import UserError
-from tests.guidance.camera_models import picture, write_multiview_folder, write_original
+from tests.guidance.camera_models import picture, write_original
+from tests.guidance.conftest import put_into_cache
 
-
-@pytest.fixture(scope="module")
-def mvdream_folder(tmp_path_factory):
-    return write_multiview_folder(tmp_path_factory.mktemp("weights") / "mvdream", "MVDream")
-
-
-@pytest.fixture(scope="module")
-def imagedream_folder(tmp_path_factory):
-    return write_multiview_folder(tmp_path_factory.mktemp("weights") / "imagedream", "ImageDream")
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path, monkeypatch):
-    """No weights on this machine, and no network."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "hub"
-
-
-def in_cache(cache, hub_id, folder):
-    """Put a folder into the Hugging Face cache."""
-    place = cache / f"models--{hub_id.replace('/', '--')}"
-    shutil.copytree(folder, place / "snapshots" / "abc123")
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text("abc123")
-    return place / "snapshots" / "abc123"
+pytestmark = pytest.mark.usefixtures("no_weights")
 
 
 @pytest.fixture
@@ -96,8 +68,8 @@ def test_a_folder_of_the_other_model_is_refused_before_anything_is_loaded(mvdrea
         weights_of(name, "--guidance", name, "--hf_key", folder)
 
 
-def test_a_multiview_model_is_found_in_the_cache(mvdream_folder, empty_cache):
-    folder = in_cache(empty_cache, text_weights.MODELS["MVDream"].mirrors[0], mvdream_folder)
+def test_a_multiview_model_is_found_in_the_cache(mvdream_folder, hub_cache):
+    folder = put_into_cache(hub_cache, text_weights.MODELS["MVDream"].hub_ids[0], mvdream_folder)
     assert weights_of("MVDream", "--guidance", "MVDream").source == str(folder)
     with pytest.raises(UserError, match="ImageDream is not in the Hugging Face cache"):
         weights_of("ImageDream", "--guidance", "ImageDream")

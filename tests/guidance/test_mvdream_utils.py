@@ -15,18 +15,12 @@ from nerf.core.cameras import orbit
 from nerf.core.errors import UserError
 from nerf.core.streams import Stream
 from nerf.core.structs import Control
-from tests.guidance.camera_models import FOLDERS, picture, tiny_tensors, write_multiview_folder, write_original
+from tests.guidance.camera_models import FOLDERS, picture, tiny_tensors, write_original
 from tests.guidance.models import PROMPT, T_RANGE, gradient, image_of, views_at
 from tests.helpers.parts import part_of
 
 NAMES = ("MVDream", "ImageDream")
 CLASSES = {"MVDream": MVDream, "ImageDream": ImageDream}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """The folder of each model."""
-    return {name: write_multiview_folder(tmp_path_factory.mktemp("multiview") / name, name) for name in NAMES}
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +30,8 @@ def originals(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def models(folders):
-    return {name: prepared(CLASSES[name](folders[name])) for name in NAMES}
+def models(multiview_folders):
+    return {name: prepared(CLASSES[name](multiview_folders[name])) for name in NAMES}
 
 
 def prepared(model, text=PROMPT, image=None):
@@ -320,8 +314,8 @@ def test_scale_one_needs_no_unconditional_prediction(models, name):
     torch.testing.assert_close(near, exact, rtol=1e-2, atol=1e-2)
 
 
-def test_another_prompt_gives_another_gradient(folders, models):
-    other = prepared(MVDream(folders["MVDream"]), "a blue chair")
+def test_another_prompt_gives_another_gradient(multiview_folders, models):
+    other = prepared(MVDream(multiview_folders["MVDream"]), "a blue chair")
     pair = [gradient(m, image_of(4), linked()) for m in (models["MVDream"], other)]
     assert not torch.allclose(*pair, rtol=1e-2)
 
@@ -351,7 +345,7 @@ def test_the_picture_is_a_fifth_frame_without_noise_and_camera(models, monkeypat
     assert out[..., 0, 0, 0].tolist() == [[0, 1, 2, 3, 5, 6, 7, 8], [10, 11, 12, 13, 15, 16, 17, 18]]
 
 
-def test_image_tokens_are_those_of_the_last_layer_but_one(models, folders):
+def test_image_tokens_are_those_of_the_last_layer_but_one(models, multiview_folders):
     model = models["ImageDream"]
     encoder = model.parts.image_encoder()
     from guidance.diffusion import clip_image
@@ -373,15 +367,15 @@ def test_background_is_that_of_the_render():
     torch.testing.assert_close(background_of(image), torch.full((3,), 0.25))
 
 
-def test_azimuth_of_the_picture_is_the_front(folders):
-    model = ImageDream(folders["ImageDream"])
+def test_azimuth_of_the_picture_is_the_front(multiview_folders):
+    model = ImageDream(multiview_folders["ImageDream"])
     here = gradient(prepared(model), image_of(4), linked(20.0))
     there = gradient(prepared(model, image=picture(azimuth=70.0)), image_of(4), linked(90.0))
     torch.testing.assert_close(there, here, rtol=1e-2, atol=1e-2)
 
 
-def test_imagedream_takes_exactly_one_square_picture_and_needs_no_words(folders):
-    model = ImageDream(folders["ImageDream"])
+def test_imagedream_takes_exactly_one_square_picture_and_needs_no_words(multiview_folders):
+    model = ImageDream(multiview_folders["ImageDream"])
     with pytest.raises(UserError, match="takes one picture, got 0"):
         model.prepare(Conditions("a car"))
     with pytest.raises(UserError, match="takes one picture, got 2"):
@@ -391,9 +385,9 @@ def test_imagedream_takes_exactly_one_square_picture_and_needs_no_words(folders)
     prepared(model, text=None)
 
 
-def test_mvdream_needs_a_prompt(folders):
+def test_mvdream_needs_a_prompt(multiview_folders):
     with pytest.raises(UserError, match="MVDream needs a prompt"):
-        MVDream(folders["MVDream"]).prepare(Conditions(None))
+        MVDream(multiview_folders["MVDream"]).prepare(Conditions(None))
 
 
 # ---- layouts ----
@@ -412,26 +406,28 @@ def test_original_file_and_folder_are_one_model(originals, models, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_published_file_lists_are_complete(folders, name):
+def test_published_file_lists_are_complete(multiview_folders, name):
     image = name == "ImageDream"
     assert multiview_parts.missing(FOLDERS[name]["files"], image) is None
-    made = {path.relative_to(folders[name]).as_posix() for path in folders[name].rglob("*") if path.is_file()}
+    made = {
+        path.relative_to(multiview_folders[name]).as_posix() for path in multiview_folders[name].rglob("*") if path.is_file()
+    }
     assert set(FOLDERS[name]["files"]) - made == set()
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler", "image_encoder"])
-def test_a_folder_that_lacks_a_part_is_refused_by_name(folders, tmp_path, part):
-    folder = shutil.copytree(folders["ImageDream"], tmp_path / "broken")
+def test_a_folder_that_lacks_a_part_is_refused_by_name(multiview_folders, tmp_path, part):
+    folder = shutil.copytree(multiview_folders["ImageDream"], tmp_path / "broken")
     shutil.rmtree(folder / part)
     with pytest.raises(UserError, match=f"lacks .*{part}"):
         ImageDream(folder)
 
 
-def test_the_weights_of_one_are_refused_as_the_other(folders):
+def test_the_weights_of_one_are_refused_as_the_other(multiview_folders):
     with pytest.raises(UserError, match=r"of ImageDream, which needs a picture; give --guidance ImageDream"):
-        MVDream(folders["ImageDream"])
+        MVDream(multiview_folders["ImageDream"])
     with pytest.raises(UserError, match="lacks image_encoder/config.json"):
-        ImageDream(folders["MVDream"])
+        ImageDream(multiview_folders["MVDream"])
 
 
 def test_a_unet_without_cameras_is_refused(tmp_path):
@@ -464,8 +460,8 @@ def test_debug_images_show_what_the_model_saw(models):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gradient_is_the_same_on_every_device(folders, models, device, name):
-    other = prepared(CLASSES[name](folders[name], device, vram_O=True))
+def test_gradient_is_the_same_on_every_device(multiview_folders, models, device, name):
+    other = prepared(CLASSES[name](multiview_folders[name], device, vram_O=True))
     image, views = image_of(4).to(device), linked().to(device)
     expected = gradient(models[name], image.cpu(), views.to("cpu"))
     torch.testing.assert_close(

@@ -3,22 +3,16 @@
 import huggingface_hub.constants
 import pytest
 
-from guidance import text_weights, weights
+from guidance import folders, text_weights
 from guidance.text_weights import LAYOUTS, MODELS, fetch, keys, resolve
 from nerf.config.config import parse
 from nerf.core.errors import UserError
-from tests.guidance.test_weights import put_into_cache
+from tests.guidance.conftest import put_into_cache
 
 FOLDERS = {"IF": "if_folder", "SDXL": "sdxl_folder", "clip": "clip_folder"}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """An empty Hugging Face cache and no offline variables."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    for name in weights.OFFLINE_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path / "hub"
+pytestmark = pytest.mark.usefixtures("hub_cache")
 
 
 def config(*words):
@@ -43,33 +37,33 @@ def test_a_key_belongs_to_stable_diffusion_or_to_the_first_diffusion_model(words
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_what_is_in_the_cache_is_taken_before_anything_is_downloaded(cache, request, name):
+def test_what_is_in_the_cache_is_taken_before_anything_is_downloaded(hub_cache, request, name):
     folder = request.getfixturevalue(FOLDERS[name])
     found = resolve(config(), name)
-    assert found.remote and found.source == MODELS[name].mirrors[0] and "GB, licence" in found.sentence
-    for hub_id in (*MODELS[name].withdrawn, MODELS[name].mirrors[0]):  # the first mirror last: it is preferred
-        there = put_into_cache(cache, hub_id, folder)
+    assert found.remote and found.source == MODELS[name].hub_ids[0] and "GB, licence" in found.sentence
+    for hub_id in (*MODELS[name].withdrawn, MODELS[name].hub_ids[0]):  # the first mirror last: it is preferred
+        there = put_into_cache(hub_cache, hub_id, folder)
         found = resolve(config(), name)
         assert (found.kind, found.title, found.licence, found.remote) == (name, MODELS[name].name, MODELS[name].licence, False)
     assert fetch(found) == there
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_an_incomplete_snapshot_is_passed_over(cache, request, name):
+def test_an_incomplete_snapshot_is_passed_over(hub_cache, request, name):
     put_into_cache(
-        cache, MODELS[name].mirrors[0], request.getfixturevalue(FOLDERS[name]), "config.json" if name == "clip" else None
+        hub_cache, MODELS[name].hub_ids[0], request.getfixturevalue(FOLDERS[name]), "config.json" if name == "clip" else None
     )
     lost = {"IF": "unet/config.json", "SDXL": "text_encoder_2/config.json"}.get(name)
     if lost:
-        (next(cache.glob("*/snapshots/abc123")) / lost).unlink()
+        (next(hub_cache.glob("*/snapshots/abc123")) / lost).unlink()
     assert resolve(config(), name).remote
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_or_a_cached_id_is_taken_by_its_key(cache, request, name):
+def test_a_folder_or_a_cached_id_is_taken_by_its_key(hub_cache, request, name):
     folder = request.getfixturevalue(FOLDERS[name])
     assert fetch(resolve(config("--hf_keys", f"{name}={folder}"), name)) == folder
-    there = put_into_cache(cache, "someone/else", folder)
+    there = put_into_cache(hub_cache, "someone/else", folder)
     found = resolve(config("--hf_keys", f"{name}=someone/else"), name)
     assert found.source == str(there) and "from the cache" in found.sentence
 
@@ -92,7 +86,7 @@ def test_a_folder_of_another_model_is_refused_by_name(sd_folder, clip_folder, if
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_download_asks_for_the_parts_that_are_used(monkeypatch, request, name):
     folder, asked = request.getfixturevalue(FOLDERS[name]), []
-    files = weights.files_of(folder)
+    files = folders.files_of(folder)
     monkeypatch.setattr(
         huggingface_hub, "list_repo_files", lambda repo, revision=None: [*files, "extra.bin", "notes/readme.md"]
     )

@@ -10,32 +10,19 @@ import huggingface_hub
 import pytest
 import torch
 
-from guidance import prior, weights
+from guidance import folders, prior, weights
 from guidance.diffusion import loader
-from guidance.weights import MODELS, OFFLINE_VARIABLES, fetch, missing_part, resolve, weight_file
+from guidance.folders import missing_part, weight_file
+from guidance.weights import MODELS, OFFLINE_VARIABLES, fetch, resolve
 from nerf.core.errors import UserError
+from tests.guidance.conftest import put_into_cache
 
 
 @pytest.fixture(autouse=True)
-def new_machine(tmp_path, monkeypatch, prior_folder):
-    """An empty Hugging Face cache, no offline variables, and an embedded prior; returns the cache."""
-    cache = tmp_path / "hub"
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+def new_machine(hub_cache, monkeypatch, prior_folder):
+    """An empty Hugging Face cache and an embedded prior; returns the cache."""
     monkeypatch.setattr(prior, "WEIGHTS", prior_folder)
-    for name in OFFLINE_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    return cache
-
-
-def put_into_cache(cache, hub_id, source, without=None):
-    """A snapshot of ``source`` as huggingface_hub lays it out."""
-    repository = cache / ("models--" + hub_id.replace("/", "--"))
-    folder = shutil.copytree(source, repository / "snapshots" / "abc123")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("abc123")
-    if without:
-        (folder / without).unlink()
-    return folder
+    return hub_cache
 
 
 def test_auto_takes_weights_that_are_already_on_the_machine(new_machine, sd_folder):
@@ -51,13 +38,13 @@ def test_withdrawn_ids_in_the_cache_are_used(new_machine, sd_folder, version):
 
 
 def test_auto_prefers_the_newer_version(new_machine, sd_folder):
-    put_into_cache(new_machine, MODELS["1.5"].mirrors[0], sd_folder)
+    put_into_cache(new_machine, MODELS["1.5"].hub_ids[0], sd_folder)
     newer = put_into_cache(new_machine, MODELS["2.1"].withdrawn[0], sd_folder)
     assert resolve("auto", text="a red car").source == str(newer)
 
 
 def test_auto_passes_over_an_incomplete_snapshot(new_machine, sd_folder):
-    put_into_cache(new_machine, MODELS["2.1"].mirrors[0], sd_folder, "vae/diffusion_pytorch_model.safetensors")
+    put_into_cache(new_machine, MODELS["2.1"].hub_ids[0], sd_folder, "vae/diffusion_pytorch_model.safetensors")
     assert resolve("auto", text="a red car").kind == "embedded"
 
 
@@ -105,7 +92,7 @@ def test_auto_without_any_weights_says_how_to_get_them(monkeypatch, tmp_path):
 
 def test_a_version_that_is_not_cached_will_be_downloaded_from_its_first_mirror():
     found = resolve("2.1")
-    assert found.remote and (found.source, *found.alternatives) == MODELS["2.1"].mirrors
+    assert found.remote and (found.source, *found.alternatives) == MODELS["2.1"].hub_ids
     assert "2.6 GB" in found.sentence and "Open RAIL++-M" in found.sentence
 
 
@@ -214,7 +201,7 @@ def test_download_tries_the_next_mirror_and_fetches_only_what_is_used(monkeypatc
     asked = []
 
     def listing(name, revision=None):
-        if name == MODELS["1.5"].mirrors[0]:
+        if name == MODELS["1.5"].hub_ids[0]:
             raise OSError("the repository is gone")
         return [*layout["files"]["1.5"], "safety_checker/model.safetensors", "v1-5-pruned.ckpt"]
 
@@ -227,7 +214,7 @@ def test_download_tries_the_next_mirror_and_fetches_only_what_is_used(monkeypatc
     assert fetch(resolve("1.5")) == sd_folder
     (_, configs), (name, patterns) = asked  # configs first, so that unfit weights are never downloaded
     assert set(configs) == {"unet/config.json", "vae/config.json", "text_encoder/config.json"}
-    assert name == MODELS["1.5"].mirrors[1] and "unet/diffusion_pytorch_model.fp16.safetensors" in patterns
+    assert name == MODELS["1.5"].hub_ids[1] and "unet/diffusion_pytorch_model.fp16.safetensors" in patterns
     assert not any("safety" in p or p.endswith((".bin", ".ckpt")) for p in patterns)
 
 
@@ -238,7 +225,7 @@ def test_no_reachable_mirror_is_one_sentence(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
     with pytest.raises(UserError, match="no route to host") as error:
         fetch(resolve("2.1"))
-    assert "\n" not in str(error.value) and all(m in str(error.value) for m in MODELS["2.1"].mirrors)
+    assert "\n" not in str(error.value) and all(m in str(error.value) for m in MODELS["2.1"].hub_ids)
 
 
 def test_a_refused_connection_is_one_sentence(monkeypatch):
@@ -274,12 +261,12 @@ def test_shards_as_diffusers_writes_them_are_known_and_read(broken_folder, varia
     unet = UNet2DConditionModel.from_pretrained(broken_folder / "unet")
     shutil.rmtree(broken_folder / "unet")
     unet.save_pretrained(broken_folder / "unet", variant=variant, safe_serialization=safe, max_shard_size="200KB")
-    files = weights.files_of(broken_folder)
+    files = folders.files_of(broken_folder)
     best = weight_file(files, "unet")
-    assert ".index." in best and len(weights.shards_of(best, files)) > 2 and missing_part(files) is None
+    assert ".index." in best and len(folders.shards_of(best, files)) > 2 and missing_part(files) is None
     loaded = loader.load_part(broken_folder, "unet", UNet2DConditionModel, torch.device("cpu"), torch.float32)
     assert torch.equal(loaded.conv_in.weight, unet.conv_in.weight)
-    (broken_folder / weights.shards_of(best, files)[1]).unlink()
+    (broken_folder / folders.shards_of(best, files)[1]).unlink()
     with pytest.raises(UserError, match="lacks the weights in unet/"):
         resolve(hf_key=str(broken_folder))
 

@@ -13,25 +13,10 @@ from guidance.zero123_utils import Zero123
 from guidance.zero123_weights import MODELS, kind_of
 from nerf.config.config import parse
 from nerf.core.errors import UserError
-from tests.guidance.camera_models import picture, tiny_tensors, write_zero123_folder
+from tests.guidance.camera_models import picture, write_zero123_folder
+from tests.guidance.conftest import put_into_cache
 
-
-@pytest.fixture(scope="module")
-def zero123_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "zero123-xl.ckpt"
-    torch.save({"state_dict": tiny_tensors("zero123")}, path)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path, monkeypatch):
-    """No weights on this machine, and no network."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "hub"
+pytestmark = pytest.mark.usefixtures("no_weights")
 
 
 def options(**changed):
@@ -41,15 +26,6 @@ def options(**changed):
 
 def zero123(**changed):
     return zero123_weights.resolve(options(**changed), "default.ckpt")
-
-
-def in_cache(cache, hub_id, folder):
-    """Put a folder into the Hugging Face cache."""
-    place = cache / f"models--{hub_id.replace('/', '--')}"
-    shutil.copytree(folder, place / "snapshots" / "abc123")
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text("abc123")
-    return place / "snapshots" / "abc123"
 
 
 # ---- zero123 ----
@@ -84,14 +60,14 @@ def test_auto_takes_the_checkpoint_of_the_peer_s_flag_first(zero123_file, tmp_pa
     assert zero123().source == "default.ckpt"
 
 
-def test_auto_takes_what_is_in_the_cache_and_remembers_its_name(zero123_file, tmp_path, empty_cache):
+def test_auto_takes_what_is_in_the_cache_and_remembers_its_name(zero123_file, tmp_path, hub_cache):
     write_zero123_folder(tmp_path / "made", "zero123 (b)", Zero123(zero123_file).parts, grid=8)
-    folder = in_cache(empty_cache, "kxic/zero123-xl", tmp_path / "made")
+    folder = put_into_cache(hub_cache, "kxic/zero123-xl", tmp_path / "made")
     found = zero123()
     assert (found.source, found.kind, found.version) == (str(folder), "zero123", "zero123-xl")
     assert zero123(zero123=found.version) == found and found.licence == MODELS["zero123-xl"].licence
     assert zero123(zero123="kxic/zero123-xl").source == str(folder)
-    stable = in_cache(empty_cache, "kxic/stable-zero123", tmp_path / "made")
+    stable = put_into_cache(hub_cache, "kxic/stable-zero123", tmp_path / "made")
     assert (zero123().source, zero123().kind) == (str(stable), "stable zero123")
 
 
@@ -129,7 +105,7 @@ def test_a_folder_of_something_else_is_refused_before_anything_is_loaded(sd_fold
 def test_online_a_name_is_downloaded_from_its_mirrors(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     found = zero123(zero123="Stable-Zero123")
-    assert found.remote and found.kind == "stable zero123" and found.source == MODELS["stable-zero123"].mirrors[0]
+    assert found.remote and found.kind == "stable zero123" and found.source == MODELS["stable-zero123"].hub_ids[0]
     assert "Non-Commercial" in found.sentence
 
 

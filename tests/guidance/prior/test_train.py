@@ -4,14 +4,6 @@ import pytest
 import torch
 
 from guidance.prior import model, train
-from guidance.prior.dataset import write_shard
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shards")
-    write_shard(0, folder, 8)
-    return folder
 
 
 @pytest.fixture

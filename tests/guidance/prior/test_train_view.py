@@ -5,23 +5,15 @@ import torch
 
 from guidance.prior import model, train_view, view_model
 from guidance.prior.train import train
-from guidance.prior.view_dataset import write_shard
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("views")
-    write_shard(0, folder, 4)
-    return folder
 
 
 @pytest.fixture
-def trainer(shards, tmp_path, monkeypatch):
+def trainer(view_shards, tmp_path, monkeypatch):
     build = view_model.build
     monkeypatch.setattr(train_view.view_model, "build", lambda seed: build(tiny=True, seed=seed))
     monkeypatch.setattr(train_view.prior_model, "load", lambda folder: model.build(tiny=True))
     recipe = train_view.ViewRecipe(batch=8, processes=1, warmup=5, lr=5e-3, encoder_steps=2, encoder_batch=12)
-    return train_view.ViewTrainer(recipe, shards, tmp_path / "run")
+    return train_view.ViewTrainer(recipe, view_shards, tmp_path / "run")
 
 
 def test_the_encoder_learns_alone_at_first_then_all_do(trainer):
@@ -61,12 +53,12 @@ def test_the_losses_of_the_encoder_vanish_for_what_it_should_say(trainer):
     assert trainer.encoder_losses(batch, reading)[1] > 1 or not batch.oriented.any()
 
 
-def test_a_run_exports_a_folder_that_reads_back_and_resumes(trainer, shards, tmp_path):
-    done = train(trainer.recipe, shards, tmp_path / "run", minutes=0.01, kind=train_view.ViewTrainer)
+def test_a_run_exports_a_folder_that_reads_back_and_resumes(trainer, view_shards, tmp_path):
+    done = train(trainer.recipe, view_shards, tmp_path / "run", minutes=0.01, kind=train_view.ViewTrainer)
     written = torch.nn.utils.parameters_to_vector(view_model.load(tmp_path / "view_snapshot").parameters())
     assert (written - done.average).abs().max() < 2e-3
     assert '"drop_reference"' in (tmp_path / "view_snapshot" / "recipe.json").read_text()
-    again = train_view.ViewTrainer(trainer.recipe, shards, tmp_path / "run")
+    again = train_view.ViewTrainer(trainer.recipe, view_shards, tmp_path / "run")
     assert again.progress.step > 0
 
 

@@ -11,31 +11,24 @@ from guidance.prior.shapes import palette
 from guidance.prior.view_dataset import VIEWS, PairLoader, appearance, placed, write_shard
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("views")
-    write_shard(0, folder, 4)
-    return folder
-
-
-def test_a_shard_depends_on_its_number_alone_and_starts_each_object_near_its_front(shards, tmp_path):
+def test_a_shard_depends_on_its_number_alone_and_starts_each_object_near_its_front(view_shards, tmp_path):
     from safetensors.torch import load_file
 
-    first, again = load_file(shards / "shard_00000.safetensors"), load_file(write_shard(0, tmp_path, 4))
+    first, again = load_file(view_shards / "shard_00000.safetensors"), load_file(write_shard(0, tmp_path, 4))
     assert all(torch.equal(first[name], again[name]) for name in first)
     near = (first["azimuth"].view(4, VIEWS)[:, : view_dataset.FRONT_VIEWS] + 180) % 360 - 180
     assert near.abs().max() < 4 * view_dataset.FRONT_SPREAD
     assert (first["kind"].view(4, VIEWS) == first["kind"].view(4, VIEWS)[:, :1]).all()
 
 
-def test_a_reference_is_another_view_of_the_same_object(shards):
-    loader = PairLoader(shards, 1)
+def test_a_reference_is_another_view_of_the_same_object(view_shards):
+    loader = PairLoader(view_shards, 1)
     for row in range(4 * VIEWS):
         others = {loader._reference_row(row) for _ in range(300)}
         assert others == set(range(row - row % VIEWS, row - row % VIEWS + VIEWS)) - {row}
 
 
-def test_both_views_of_a_pair_have_the_same_colours(shards, monkeypatch):
+def test_both_views_of_a_pair_have_the_same_colours(view_shards, monkeypatch):
     # Flat shading: the colours of the materials themselves appear in both.
     monkeypatch.setattr(
         PairLoader,
@@ -45,7 +38,7 @@ def test_both_views_of_a_pair_have_the_same_colours(shards, monkeypatch):
         ),
     )
     monkeypatch.setattr(view_dataset, "ZOOMED_SHARE", 0.0)
-    loader = PairLoader(shards, 2)
+    loader = PairLoader(view_shards, 2)
     batch = loader.pairs(12)
     for image, reference in zip(batch.image, batch.reference, strict=True):
         covered = reference[:3, reference[3] > 0.99]
@@ -55,15 +48,15 @@ def test_both_views_of_a_pair_have_the_same_colours(shards, monkeypatch):
         assert covered.shape[1] > 20 and distance.min() < 0.25
 
 
-def test_references_are_over_white_and_carry_their_coverage(shards):
-    reference = PairLoader(shards, 3).pairs(8).reference
+def test_references_are_over_white_and_carry_their_coverage(view_shards):
+    reference = PairLoader(view_shards, 3).pairs(8).reference
     clear = reference[:, 3] == -1
     assert clear.any() and (reference[:, :3].movedim(1, -1)[clear] == 1).all()
     assert reference[:, 3].amax((1, 2)).min() == 1
 
 
-def test_mirroring_negates_both_azimuths_and_round_kinds_have_any(shards):
-    loader = PairLoader(shards, 4)
+def test_mirroring_negates_both_azimuths_and_round_kinds_have_any(view_shards):
+    loader = PairLoader(view_shards, 4)
     given = torch.tensor([[30.0, 50.0], [-60.0, 10.0]])
     seen = set()
     for _ in range(40):

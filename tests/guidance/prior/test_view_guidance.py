@@ -16,15 +16,6 @@ from nerf.core.errors import UserError
 from tests.guidance.models import gradient, image_of, replace_denoiser, views_at
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights") / "view"
-    prior = view_model.build(tiny=True)
-    torch.nn.init.normal_(prior.unet.conv_in.weight, std=0.05)  # the reference's channels are zero in a new one
-    view_model.save(prior, folder)
-    return folder
-
-
 def disc(colour=(0.9, 0.2, 0.1), size=64):
     """A disc on a transparent background, RGBA [4, S, S]."""
     at = (torch.arange(size) + 0.5) / size * 2 - 1
@@ -39,8 +30,8 @@ def prepared(folder, *images, dtype=torch.float32):
 
 
 @pytest.fixture(scope="module")
-def embedded(folder):
-    return prepared(folder)
+def embedded(view_prior_folder):
+    return prepared(view_prior_folder)
 
 
 def packed(model, image):
@@ -63,9 +54,9 @@ def test_camera_conditions_are_those_of_training_in_the_objects_frame(embedded):
     torch.testing.assert_close(rays, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_each_prediction_is_that_of_the_prior_itself(folder, embedded):
+def test_each_prediction_is_that_of_the_prior_itself(view_prior_folder, embedded):
     views, x, t = views_at(0, 90), torch.randn(2, *embedded.codec.shape), torch.tensor([100, 700])
-    prior = view_model.load(folder)
+    prior = view_model.load(view_prior_folder)
     reference = reference_of(disc(), 64).expand(2, -1, -1, -1)
     source = {"polar": torch.full((2,), 75.0), "azimuth": torch.zeros(2), "radius": torch.full((2,), 3.2)}
     source["fovy"] = torch.full((2,), 20.0)
@@ -78,33 +69,33 @@ def test_each_prediction_is_that_of_the_prior_itself(folder, embedded):
             torch.testing.assert_close(embedded.denoiser(views, 2)(x, t)[k], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_prediction_depends_on_the_pose_and_on_the_reference(folder, embedded):
+def test_the_prediction_depends_on_the_pose_and_on_the_reference(view_prior_folder, embedded):
     x, t = torch.zeros(2, *embedded.codec.shape), torch.tensor([900, 900])
     front, back = embedded.denoiser(views_at(0, 180), 2)(x, t)[1]
     assert (front - back).abs().max() > 1e-4
-    other = prepared(folder, ImageCondition(disc((0.1, 0.3, 0.9)), polar=75.0)).denoiser(views_at(0, 180), 2)(x, t)
+    other = prepared(view_prior_folder, ImageCondition(disc((0.1, 0.3, 0.9)), polar=75.0)).denoiser(views_at(0, 180), 2)(x, t)
     assert (other[1] - embedded.denoiser(views_at(0, 180), 2)(x, t)[1]).abs().max() > 1e-4
 
 
-def test_only_the_azimuth_from_the_reference_counts(folder):
+def test_only_the_azimuth_from_the_reference_counts(view_prior_folder):
     x, t = torch.zeros(1, 192, 8, 8), torch.tensor([900])
     one, other = (
-        prepared(folder, ImageCondition(disc(), polar=75.0, azimuth=start)).denoiser(views_at(start + 50), 1)(x, t)
+        prepared(view_prior_folder, ImageCondition(disc(), polar=75.0, azimuth=start)).denoiser(views_at(start + 50), 1)(x, t)
         for start in (0.0, 70.0)
     )
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_several_references_are_mixed_by_how_near_they_are_and_their_weights(folder):
+def test_several_references_are_mixed_by_how_near_they_are_and_their_weights(view_prior_folder):
     first = ImageCondition(disc(), polar=75.0, azimuth=0.0)
     second = ImageCondition(disc((0.1, 0.3, 0.9)), polar=75.0, azimuth=90.0, weight=2.0)
     silent = ImageCondition(disc((0.1, 0.9, 0.1)), polar=75.0, weight=0.0)
-    both = prepared(folder, first, second, silent)
+    both = prepared(view_prior_folder, first, second, silent)
     views, x, t = views_at(20, 45), torch.randn(2, 192, 8, 8), torch.tensor([700, 300])
     shares = both.shares(views)
     torch.testing.assert_close(shares.sum(1), torch.ones(2))
     assert shares.shape == (2, 2) and shares[0, 0] > 0.5 and shares[1, 1] == pytest.approx(2 / 3, abs=1e-2)
-    alone = [prepared(folder, image).denoiser(views, 2)(x, t)[1] for image in (first, second)]
+    alone = [prepared(view_prior_folder, image).denoiser(views, 2)(x, t)[1] for image in (first, second)]
     expected = sum(shares[:, k, None, None, None] * alone[k] for k in range(2))
     torch.testing.assert_close(both.denoiser(views, 2)(x, t)[1], expected, rtol=1e-3, atol=1e-4)
 
@@ -130,15 +121,15 @@ def test_scale_one_evaluates_the_conditional_prediction_alone(embedded, monkeypa
     assert batches == [2, 4]
 
 
-def test_half_precision_weights_give_a_gradient_near_that_of_float32(folder, embedded):
-    half = prepared(folder, dtype=torch.bfloat16)
+def test_half_precision_weights_give_a_gradient_near_that_of_float32(view_prior_folder, embedded):
+    half = prepared(view_prior_folder, dtype=torch.bfloat16)
     a, b = (gradient(m, image_of(1), views_at(0)).flatten() for m in (embedded, half))
     assert b.dtype == torch.float32 and torch.cosine_similarity(a, b, dim=0) > 0.9
 
 
-def test_the_text_priors_detail_network_refines_where_it_fits_and_the_stage_wants_it(folder, prior_folder):
+def test_the_text_priors_detail_network_refines_where_it_fits_and_the_stage_wants_it(view_prior_folder, prior_folder):
     views, x, t = views_at(0, 90), torch.randn(2, 192, 8, 8), torch.tensor([100, 700])
-    plain, refined = EmbeddedViewPrior(folder), EmbeddedViewPrior(folder, details=prior_folder)
+    plain, refined = EmbeddedViewPrior(view_prior_folder), EmbeddedViewPrior(view_prior_folder, details=prior_folder)
     assert plain.prior.detail is None  # the shipped one is of another width than this tiny model
     for model in (plain, refined):
         model.prepare(Conditions(images=(ImageCondition(disc(), polar=75.0),)))
@@ -179,18 +170,18 @@ def test_the_colour_of_transparent_pixels_does_not_count():
     torch.testing.assert_close(reference_of(image, 32), reference_of(other, 32))
 
 
-def test_a_run_without_a_picture_and_an_empty_picture_are_refused(folder):
+def test_a_run_without_a_picture_and_an_empty_picture_are_refused(view_prior_folder):
     with pytest.raises(UserError, match="needs a picture; give --image"):
-        EmbeddedViewPrior(folder).prepare(Conditions("a red car"))
+        EmbeddedViewPrior(view_prior_folder).prepare(Conditions("a red car"))
     with pytest.raises(UserError, match="picture 1 is transparent everywhere"):
-        prepared(folder, ImageCondition(torch.zeros(4, 8, 8)))
+        prepared(view_prior_folder, ImageCondition(torch.zeros(4, 8, 8)))
 
 
-def test_a_folder_of_the_other_prior_is_refused(folder, prior_folder):
+def test_a_folder_of_the_other_prior_is_refused(view_prior_folder, prior_folder):
     with pytest.raises(UserError, match="conditioned on text; expected one conditioned on reference images"):
         EmbeddedViewPrior(prior_folder)
     with pytest.raises(UserError, match="conditioned on reference images; expected one conditioned on text"):
-        EmbeddedPrior(folder)
+        EmbeddedPrior(view_prior_folder)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +193,8 @@ def test_a_folder_of_the_other_prior_is_refused(folder, prior_folder):
         (lambda f: _set(f / "somnia.json", reference_channels="x"), "expected reference_channels as a positive whole number"),
     ],
 )
-def test_a_damaged_folder_is_named(folder, tmp_path, break_it, says):
-    broken = shutil.copytree(folder, tmp_path / "broken")
+def test_a_damaged_folder_is_named(view_prior_folder, tmp_path, break_it, says):
+    broken = shutil.copytree(view_prior_folder, tmp_path / "broken")
     break_it(broken)
     with pytest.raises(UserError, match=says):
         EmbeddedViewPrior(broken)
@@ -213,5 +204,5 @@ def _set(path, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_its_default_scale_is_that_of_the_folder(folder):
-    assert EmbeddedViewPrior(folder).options == Options(guidance_scale=3.0)
+def test_its_default_scale_is_that_of_the_folder(view_prior_folder):
+    assert EmbeddedViewPrior(view_prior_folder).options == Options(guidance_scale=3.0)
