@@ -30,7 +30,6 @@ from nerf.core.console import protected
 from nerf.core.ranges import SEED, above, between
 from nerf.core.script import Parser
 
-
 REPORT_EVERY = 100  # steps
 
 
