@@ -127,7 +127,6 @@ def test_the_guided_filter_moves_a_step_to_the_edge_of_the_picture():
 @pytest.fixture
 def model(tmp_path):
     """A function that writes a tiny model file and loads it."""
-    pytest.importorskip("onnxruntime")
 
     def make(name="m.onnx", layout="auto", **shape):
         (tmp_path / name).write_bytes(mean_of_channels(**({"side": 8} | shape)))
@@ -184,7 +183,6 @@ def test_a_picture_in_which_a_model_sees_nothing_is_refused(model):
     (mean_of_channels(8)[:40], "cannot be read"),
 ])  # fmt: skip
 def test_a_file_that_is_no_such_model_is_refused(tmp_path, content, words):
-    pytest.importorskip("onnxruntime")
     if content is not None:
         (tmp_path / "m.onnx").write_bytes(content)
     with pytest.raises(UserError, match=words):
@@ -201,7 +199,6 @@ def test_a_missing_onnxruntime_is_said_with_what_to_do(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["hamburger", "teddy", "cactus"])
 def test_u2netp_finds_real_objects(test_data, name):
     """The published file; 0.948 to 0.993 on three backgrounds when this was written."""
-    pytest.importorskip("onnxruntime")
     rgba = real(test_data, name)
     matting = Matting(test_data / "models" / "u2netp.onnx", threads=1)
     assert matting.layout == "u2net"
