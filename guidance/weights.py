@@ -7,13 +7,12 @@ stands for an ordered list of hub ids, and for ids that can now only be found in
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from guidance import prior
+from guidance import hub, prior
 from guidance.folders import RESTORE, files_of, missing_part, parts_of, weight_files
 from guidance.prior import captions
 from guidance.prior.description import FILE, read
@@ -33,6 +32,7 @@ class Model:
     withdrawn: tuple[str, ...]  # ids that can only be in a cache
     gigabytes: float  # of the half-precision weights that are used
     licence: str
+    gated: bool = False  # whether the hub wants the licence to be accepted first
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -362,62 +362,9 @@ def fetch(resolved: Resolved) -> Path:
     """
     if not resolved.remote:
         return Path(resolved.source)
-    folder = download((resolved.source, *resolved.alternatives), _download)
+    folder = hub.download((resolved.source, *resolved.alternatives), _download)
     check_folder(folder)
     return folder
-
-
-def download(ids: Iterable[str], one: Callable[[str], Path], flag: str = "--hf_key FOLDER") -> Path:
-    """The folder of the first of several hub ids that can be downloaded.
-
-    Args:
-        ids: owner/name, with an optional @revision; best first.
-        one: downloads what is used of one of them, and returns its folder.
-        flag: what to give instead, for messages.
-
-    Raises:
-        UserError: no mirror could be reached or holds a complete model.
-    """
-    if find_spec("huggingface_hub") is None:
-        raise UserError(f"downloading weights needs huggingface_hub; pip install diffusers transformers, or give {flag}")
-    failures = []
-    for hub_id in ids:
-        try:
-            return one(hub_id)
-        except UserError:
-            raise
-        except Exception as error:  # of the network, the hub, or the disk, in any of their libraries
-            lines = str(error).strip().splitlines()
-            failures.append(f"{hub_id}: {lines[0] if lines else type(error).__name__}")
-    raise UserError(
-        f"weights: nothing could be downloaded ({'; '.join(failures)}); check the network, HF_ENDPOINT and "
-        f"HF_TOKEN, or give {flag}"
-    )
-
-
-def hub_files(hub_id: str, missing: Callable[[Iterable[str]], str | None] = missing_part) -> list[str]:
-    """The files of a complete repository of the hub; arguments as of :func:`cached`.
-
-    Raises:
-        OSError: of the network or the hub.
-        ValueError: it is not complete.
-    """
-    from huggingface_hub import list_repo_files
-
-    name, _, revision = hub_id.partition("@")
-    files = list_repo_files(name, revision=revision or None)
-    lacks = missing(files)
-    if lacks is not None:
-        raise ValueError(f"the repository lacks {lacks}")
-    return files
-
-
-def snapshot(hub_id: str, wanted: Iterable[str]) -> Path:
-    """Download the wanted files (patterns) of a repository; raises what the network, the hub and the disk raise."""
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = hub_id.partition("@")
-    return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(wanted)))
 
 
 def _download(hub_id: str) -> Path:
@@ -428,8 +375,14 @@ def _download(hub_id: str) -> Path:
         OSError: of the network or the hub.
         ValueError: the repository is not a complete diffusers model.
     """
-    files = hub_files(hub_id)
-    if FILE not in files:
-        check_conditions(snapshot(hub_id, CONFIGS), hub_id)
-    wanted = ["model_index.json", FILE, "tokenizer/*", "*/config.json", "scheduler/scheduler_config.json"]
-    return snapshot(hub_id, [*wanted, *weight_files(files, *parts_of(files))])
+    repository = hub.repository(hub_id, missing_part)
+    if FILE not in repository.files:
+        check_conditions(hub.fetch(repository, CONFIGS), hub_id)
+    return hub.fetch(repository, wanted(repository.files))
+
+
+def wanted(files: Iterable[str]) -> list[str]:
+    """What is downloaded of a repository with these files: names and patterns."""
+    have = list(files)
+    named = ["model_index.json", FILE, "tokenizer/*", "*/config.json", "scheduler/scheduler_config.json"]
+    return [*named, *weight_files(have, *parts_of(have))]

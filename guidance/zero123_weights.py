@@ -6,10 +6,11 @@ name of the file or folder decides.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from guidance import folders, prior, weights
+from guidance import folders, hub, prior, weights
 from guidance.diffusion import zero123_parts
 from guidance.weights import Model, Resolved
 from nerf.core.errors import UserError
@@ -149,14 +150,19 @@ def fetch(resolved: Resolved) -> Path:
     """
     if not resolved.remote:
         return Path(resolved.source)
-    return weights.download((resolved.source, *resolved.alternatives), _download, "--zero123 FOLDER")
+    return hub.download((resolved.source, *resolved.alternatives), _download, "--zero123 FOLDER")
 
 
 def _download(hub_id: str) -> Path:
     """Download what is used of a repository; raises what the network, the hub and the disk raise."""
-    files = weights.hub_files(hub_id, zero123_parts.missing)
-    wanted = ["model_index.json", "scheduler/scheduler_config.json"]
+    repository = hub.repository(hub_id, zero123_parts.missing)
+    return hub.fetch(repository, wanted(repository.files))
+
+
+def wanted(files: Iterable[str]) -> list[str]:
+    """What is downloaded of a repository with these files."""
+    have, names = list(files), ["model_index.json", "scheduler/scheduler_config.json"]
     for part in (*zero123_parts.PARTS, *zero123_parts.PROJECTIONS):
-        found = folders.weight_files(files, part)
-        wanted += [f"{part}/config.json", *found] if found else []
-    return weights.snapshot(hub_id, wanted)
+        found = folders.weight_files(have, part)
+        names += [f"{part}/config.json", *found] if found else []
+    return names

@@ -1,5 +1,7 @@
 """Removing backgrounds: GrabCut, and ONNX models in each layout; measured on known objects over plain backgrounds."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,6 +10,7 @@ from nerf.core.errors import UserError
 from nerf.data import grabcut as module
 from nerf.data.grabcut import Mixture, grabcut, guided_filter
 from nerf.data.matting import LAYOUTS, Matting
+from nerf.data.preprocess import load_tools
 from tests.helpers.onnx_file import mean_of_channels
 
 BACKGROUNDS = {"grey brown": (0.55, 0.5, 0.45), "white": (1, 1, 1), "blue": (0.2, 0.35, 0.7)}
@@ -203,3 +206,10 @@ def test_u2netp_finds_real_objects(test_data, name):
     matting = Matting(test_data / "models" / "u2netp.onnx", threads=1)
     assert matting.layout == "u2net"
     assert iou(matting(over(rgba, BACKGROUNDS["grey brown"])), rgba[..., 3]) > 0.93
+
+
+def test_a_fetched_model_is_found_by_its_name(test_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOMNIA_MODEL_CACHE", str(tmp_path))
+    shutil.copy(test_data / "models" / "u2netp.onnx", tmp_path)
+    matting = load_tools("u2netp", "auto", "none", "none").matting
+    assert matting.path == tmp_path / "u2netp.onnx" and matting.layout == "u2net"
