@@ -166,7 +166,7 @@ MODELS: dict[str, Model] = {
         "MVDream", ("ashawkey/mvdream-sd2.1-diffusers",), (), 2.6, "Open RAIL, see the model page of MVDream/MVDream"
     ),
     "ImageDream": Model(
-        "ImageDream", ("ashawkey/imagedream-ipmv-diffusers",), (), 3.9, "see the model page of Peng-Wang/ImageDream"
+        "ImageDream", ("ashawkey/imagedream-ipmv-diffusers",), (), 3.9, "Open RAIL, see the model page of Peng-Wang/ImageDream"
     ),
     VAE: Model("SDXL's VAE for half precision", ("madebyollin/sdxl-vae-fp16-fix",), (), 0.3, "MIT"),
 }
@@ -206,13 +206,13 @@ def resolve(config: "Config", name: str) -> Resolved:
     if key is not None:
         return _from_key(name, key)
     model, layout = MODELS[name], LAYOUTS[name]
-    found = weights.from_cache(model, name, model.name, missing=layout.missing, probe=layout.probe)
+    found = weights.from_cache(model, name, missing=layout.missing, probe=layout.probe)
     if found is None:
         weights.check_online(
             f"--guidance {name}: {model.name} is not in the Hugging Face cache",
             f"unset the variable, or give --hf_keys {name}=FOLDER",
         )
-    return found or weights.to_download(model, name, model.name)
+    return found or weights.to_download(model, name)
 
 
 def _from_key(name: str, key: str) -> Resolved:
@@ -222,20 +222,20 @@ def _from_key(name: str, key: str) -> Resolved:
         UserError: there are none.
     """
     path, layout = Path(os.path.expanduser(key)), LAYOUTS[name]
-    title = MODELS[name].name
+    known = weights.origin(path if path.exists() else key, [MODELS[name]], MODELS[name].name)
     if path.exists() or key.startswith((".", "/", "~")) or key.count("/") != 1:
         if not (layout.file and path.is_file()):
             check_folder(path, name)
-        return Resolved(str(path), name, f"guidance: the weights of {name} in {path}", title=title)
+        return Resolved(str(path), name, f"guidance: the weights of {name} in {path}", **known)
     folder = weights.cached(key, layout.missing, layout.probe)
     if folder is not None:
         layout.check(folder)
-        return Resolved(str(folder), name, f"guidance: {key} from the cache", title=title)
+        return Resolved(str(folder), name, f"guidance: {key} from the cache", **known)
     weights.check_online(
         f"--hf_keys {name}={key}: neither a folder nor complete in the Hugging Face cache",
         "give a local folder, or unset the variable",
     )
-    return Resolved(key, name, f"guidance: downloading {key}", remote=True, title=title)
+    return Resolved(key, name, f"guidance: downloading {key}", remote=True, **known)
 
 
 def check_folder(folder: Path, name: str) -> None:

@@ -72,7 +72,7 @@ class Resolved:
     source: str  # a local folder, or a hub id that :func:`fetch` downloads
     kind: str  # "sd", "embedded" ...: which code reads them, and the name of the preset that applies, if there is one
     sentence: str  # one line for the log: which, and why
-    licence: str = "that of the weights; see where they came from"  # for the notes in exported files
+    licence: str = "unknown; see where the weights came from"  # for the notes in exported files
     remote: bool = False  # whether it must be downloaded first
     alternatives: tuple[str, ...] = ()  # further ids to try
     version: str = "auto"  # the value of --sd_version that finds them again; "auto" for those of --hf_key
@@ -198,10 +198,27 @@ def cached(
     return folder if missing(files_of(folder)) is None else None
 
 
+def published(source: str | Path, models: Iterable[Model]) -> Model | None:
+    """The model of a table that a hub id, with an optional @revision, or a folder of the cache holds; None: another one."""
+    hub_id = hub.hub_id_of(Path(source)) or str(source).partition("@")[0]
+    return next((model for model in models if hub_id in model.ids), None)
+
+
+def origin(source: str | Path, models: Iterable[Model], title: str) -> dict[str, Any]:
+    """Title and licence of weights that the user names, for :class:`Resolved`.
+
+    Args:
+        source: a hub id, with an optional @revision, a folder or a file.
+        models: the tables that it may be in; the licence of anything else is unknown.
+        title: of anything else.
+    """
+    model = published(source, models)
+    return {"title": title} if model is None else {"title": model.name, "licence": model.licence}
+
+
 def from_cache(
     model: Model,
     kind: str,
-    title: str,
     version: str = Resolved.version,
     missing: Callable[[Iterable[str]], str | None] = missing_part,
     probe: str = "unet/config.json",
@@ -210,22 +227,22 @@ def from_cache(
 
     Args:
         model: the model.
-        kind, title, version: of the weights, see :class:`Resolved`.
+        kind, version: of the weights, see :class:`Resolved`.
         missing, probe: see :func:`cached`.
     """
     for hub_id in model.ids:
         folder = cached(hub_id, missing, probe)
         if folder is not None:
             sentence = f"guidance: {model.name} from the cache ({hub_id})"
-            return Resolved(str(folder), kind, sentence, model.licence, version=version, title=title)
+            return Resolved(str(folder), kind, sentence, model.licence, version=version, title=model.name)
     return None
 
 
-def to_download(model: Model, kind: str, title: str, version: str = Resolved.version) -> Resolved:
+def to_download(model: Model, kind: str, version: str = Resolved.version) -> Resolved:
     """A published model that is not in the cache; arguments as of :func:`from_cache`."""
     first, *others = model.hub_ids
     sentence = f"guidance: downloading {model.name} from {first} ({model.gigabytes} GB, licence {model.licence})"
-    return Resolved(first, kind, sentence, model.licence, True, tuple(others), version, title)
+    return Resolved(first, kind, sentence, model.licence, True, tuple(others), version, model.name)
 
 
 def _vocabulary() -> str:
@@ -284,21 +301,24 @@ def _from_key(key: str) -> Resolved:
     if path.exists() or key.startswith((".", "/", "~")) or key.count("/") != 1:
         check_folder(path)
         kind = _kind(path)
-        return Resolved(str(path), kind, f"guidance: the weights in {path} (--hf_key)", title=TITLES[kind])
+        sentence = f"guidance: the weights in {path} (--hf_key)"
+        return Resolved(str(path), kind, sentence, **origin(path, MODELS.values(), TITLES[kind]))
     folder = cached(key)
     if folder is not None:
         kind = _kind(folder)
-        return Resolved(str(folder), kind, f"guidance: {key} from the cache (--hf_key)", title=TITLES[kind])
+        sentence = f"guidance: {key} from the cache (--hf_key)"
+        return Resolved(str(folder), kind, sentence, **origin(key, MODELS.values(), TITLES[kind]))
     check_online(
         f"--hf_key {key} is neither a folder nor complete in the Hugging Face cache",
         "give a local folder, or unset the variable",
     )
-    return Resolved(key, "sd", f"guidance: downloading {key} (--hf_key)", remote=True)
+    known = origin(key, MODELS.values(), TITLES["sd"])
+    return Resolved(key, "sd", f"guidance: downloading {key} (--hf_key)", remote=True, **known)
 
 
 def _from_cache(version: str) -> Resolved | None:
     """Weights of one version that are complete in the cache."""
-    return from_cache(MODELS[version], "sd", TITLES["sd"], version)
+    return from_cache(MODELS[version], "sd", version)
 
 
 def download_commands() -> str:
@@ -333,7 +353,7 @@ def resolve(sd_version: str = "auto", hf_key: str | None = None, text: str | Non
         found, model = _from_cache(sd_version), MODELS[sd_version]
         if found is None:
             check_online(f"{model.name} is not in the Hugging Face cache", "unset the variable, or give --hf_key FOLDER")
-        return found or to_download(model, "sd", TITLES["sd"], sd_version)
+        return found or to_download(model, "sd", sd_version)
     if sd_version != "auto":
         raise UserError(f"--sd_version must be auto, embedded or one of {', '.join(MODELS)}, got {sd_version!r}")
     for version in MODELS:

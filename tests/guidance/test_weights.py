@@ -314,3 +314,32 @@ def test_a_guidance_scale_that_is_no_number_is_refused(prior_folder, tmp_path, v
 def test_a_home_of_nobody_is_one_sentence():
     with pytest.raises(UserError, match="~nobody-of-this-name/x is not a folder"):
         resolve(hf_key="~nobody-of-this-name/x")
+
+
+# ---- licences ----
+
+
+def test_the_licence_of_a_hub_id_or_a_folder_of_the_cache_is_that_of_the_table(new_machine, sd_folder):
+    model = MODELS["1.5"]
+    folder = put_into_cache(new_machine, model.withdrawn[0], sd_folder)
+    for key in (model.withdrawn[0], str(folder), f"{model.hub_ids[1]}@fp16"):
+        found = resolve(hf_key=key)
+        assert (found.title, found.licence) == ("Stable Diffusion 1.5", "CreativeML Open RAIL-M")
+    assert resolve("1.5").title == "Stable Diffusion 1.5"
+
+
+def test_the_licence_of_other_weights_is_said_to_be_unknown_and_that_of_the_embedded_prior_is_ours(new_machine, sd_folder):
+    put_into_cache(new_machine, "someone/some-model", sd_folder)
+    for key in ("someone/some-model", str(sd_folder), "someone/other"):
+        assert resolve(hf_key=key).licence == "unknown; see where the weights came from"
+    assert resolve("embedded", text="a red car").licence == "Apache-2.0"
+
+
+def test_every_table_gives_each_model_a_licence():
+    from guidance import text_weights, zero123_weights
+
+    for table in (MODELS, text_weights.MODELS, zero123_weights.MODELS):
+        assert all(model.licence for model in table.values())
+    licences = {name: model.licence for name, model in {**text_weights.MODELS, **zero123_weights.MODELS}.items()}
+    assert licences["clip"] == "MIT" and "DeepFloyd IF" in licences["IF"] and "RAIL++-M" in licences["SDXL"]
+    assert "Non-Commercial" in licences["stable-zero123"] and licences["zero123-xl"] == "MIT"
