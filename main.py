@@ -224,6 +224,7 @@ def finish(trainer: "Trainer", started: float) -> None:
     report = trainer.report
     prompt = trainer.config.prompt
     report.result(prompt=prompt.text, images=list(prompt.image) or None, seed=trainer.config.runtime.seed, steps=trainer.step)
+    report.result(weights=trainer.info.notes or None)
     report.result(train_seconds=round(trainer.seconds, 2), **trainer.test())
     if trainer.config.output.save_mesh:
         mesh = trainer.save_mesh()

@@ -144,14 +144,13 @@ def choose_weights(config: "Config") -> "dict[str, Resolved]":
 
 
 def notes(resolved: "Mapping[str, Resolved]") -> dict[str, str]:
-    """What exported files say about the weights that guided a run, by guidance model."""
+    """What exported files say about the weights that guided a run: their names, their licences, and both in one sentence."""
     licences = {weights.title: weights.licence for weights in resolved.values()}
-    if len(licences) == 1:
-        ((title, licence),) = licences.items()
-        return {"guidance": title, "licence of the weights": licence}
+    each = [f"{title}: {licence}" for title, licence in licences.items()]
     return {
         "guidance": ", ".join(licences),
-        "licence of the weights": "; ".join(f"{title}: {licence}" for title, licence in licences.items()),
+        "licence of the weights": "; ".join(licences.values() if len(licences) == 1 else each),
+        "copyright": f"Made with the weights of {'; '.join(f'{title} (licence: {licences[title]})' for title in licences)}",
     }
 
 

@@ -81,7 +81,7 @@ def write_obj(folder: Path, mesh: Mesh, material: Material, comment: str = "") -
         folder: created if missing.
         mesh: with normals [V, 3], uv [V, 2], weld [V] and texture [S, S, 3]; optionally with a normal texture.
         material: constants for the MTL.
-        comment: lines for the header of the OBJ.
+        comment: lines for the headers of the OBJ and the MTL.
 
     Returns:
         The files: "obj", "mtl", "albedo", and "normal" where there is a normal texture.
@@ -90,7 +90,8 @@ def write_obj(folder: Path, mesh: Mesh, material: Material, comment: str = "") -
     files = {"albedo": write_png(folder / "albedo.png", mesh.require("texture"))}
     if mesh.normal_texture is not None:
         files["normal"] = write_png(folder / "normal.png", mesh.normal_texture)
-    look = material.mtl("normal" in files)
+    header = "".join(f"# {line}\n" for line in comment.splitlines())
+    look = header + material.mtl("normal" in files)
     files["mtl"] = write_atomically(folder / "mesh.mtl", lambda path: path.write_text(look, encoding="utf-8"))
     first = np.zeros(int(weld.max()) + 1, dtype=np.int64)
     first[weld] = np.arange(len(weld))
@@ -99,7 +100,7 @@ def write_obj(folder: Path, mesh: Mesh, material: Material, comment: str = "") -
     welded, corner = mesh.welded_faces + 1, mesh.faces + 1
     text = "".join(
         [
-            "".join(f"# {line}\n" for line in comment.splitlines()),
+            header,
             "mtllib mesh.mtl\no mesh\nusemtl albedo\n",
             _rows(f"v {position}\n", mesh.vertices[first]),
             _rows("vt %.7f %.7f\n", mesh.require("uv")),
@@ -118,7 +119,7 @@ def write_glb(path: Path, mesh: Mesh, material: Material, extras: dict) -> Path:
         path: the .glb.
         mesh: with normals [V, 3], uv [V, 2] and texture [S, S, 3]; optionally with a normal texture and its tangents [V, 4].
         material: constants of the material.
-        extras: JSON values for ``asset.extras``: prompt, seed, licence notes.
+        extras: JSON values for ``asset.extras``: prompt, seed, licence notes; "copyright" is for ``asset.copyright``.
     """
     import trimesh
 
@@ -147,7 +148,9 @@ def write_glb(path: Path, mesh: Mesh, material: Material, extras: dict) -> Path:
     scene.add_geometry(solid, node_name="mesh", geom_name="mesh")
 
     def stamp(tree: dict) -> None:
-        tree["asset"] = {"version": "2.0", "generator": "Somnia", "extras": extras}
+        credit = {"copyright": extras["copyright"]} if "copyright" in extras else {}
+        noted = {key: value for key, value in extras.items() if key not in credit}
+        tree["asset"] = {"version": "2.0", "generator": "Somnia", **credit, "extras": noted}
         attributes = tree["meshes"][0]["primitives"][0]["attributes"]
         if "_TANGENT" in attributes:  # trimesh writes custom attributes with a leading underscore only
             attributes["TANGENT"] = attributes.pop("_TANGENT")
