@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from nerf.config import config as options
+from nerf.config.checks import gpu_warnings
 from nerf.config.config import Config
 from nerf.config.resolve import RunPlan, StoredRun, needs_start, resolve
 from nerf.config.stages import Stage
@@ -264,7 +265,7 @@ def run_alone(asked: Config, lines: list[str]) -> int:
     memory.check_memory(plan.pending, device)
     if plan.config.output.save_mesh:
         require_packages()  # now, and not after the training
-    with Report(folder, [*lines, *plan.lines], hold=True) as report:
+    with Report(folder, [*lines, *plan.lines, *gpu_warnings(plan.config, device)], hold=True) as report:
         inputs = make_inputs(plan, device)
         trainer = make_trainer(plan.pending[0], inputs, device, report)
         workspace.open_workspace(plan)
