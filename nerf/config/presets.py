@@ -220,6 +220,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_decay": 0.1,
         "lr_distance": 0.05,
     },
+    # What a mesh file looks like already is worth keeping: low noise levels only, from its own shape and colours.
+    "dmtet mesh file": {"t_range": (0.02, 0.4), "t_anneal": 0.5},
+    # Colours for a surface that stays as it is. They begin as one grey, so noise levels come down from the top as in a NeRF,
+    # and nothing looks at the surface itself.
+    "dmtet painted": {
+        "t_range": (0.02, 0.98),
+        "t_anneal": 0.8,
+        "lambda_mask": 0.0,
+        "lambda_normal": 0.0,
+        "lambda_depth": 0.0,
+        "lambda_mesh_normal": 0.0,
+        "lambda_mesh_laplacian": 0.0,
+        "coarse_sdf_grids": 0,
+    },
     # The render is large already, and the surface has left the monocular depth behind that gave it its first shape.
     "dmtet image": {"known_view_scale": 1.0, "lambda_normal": 0.0, "lambda_depth": 0.0},
     "dmtet image text": {"t_range": (0.2, 0.5)},
@@ -262,6 +276,9 @@ PRESETS["embedded view"] = (
         "progressive_level": False,
     }
 )
+# Names that mark a run, for the presets of its mesh stage: what a mesh file is started with for.
+MESH_FILE, PAINTED = "mesh file", "painted"
+PRESETS |= {MESH_FILE: {}, PAINTED: {}}
 PRESETS["dmtet embedded view"] = PRESETS["dmtet embedded"] | {"lambda_rgb": 1000.0, "lambda_mask": 500.0}
 
 # MVDream for a picture: a lower scale, nearer cameras, near the horizon (arXiv 2312.02201).
@@ -297,6 +314,10 @@ REASONS: dict[str, str] = {
     "dmtet photographs": "the mesh stage of --data",
     "dmtet image": "the mesh stage of --image",
     "dmtet image text": "the mesh stage of --image and --text",
+    "mesh file": "a mesh file",
+    "painted": "--lock_geo",
+    "dmtet mesh file": "the mesh stage of a mesh file",
+    "dmtet painted": "the mesh stage of --lock_geo with a mesh file",
     "dmtet embedded": "the mesh stage under the embedded prior",
     "dmtet embedded view": "the mesh stage under the embedded view-conditioned prior",
     "O": "-O",
