@@ -124,6 +124,7 @@ DMTET = StageKind(
         ("dmtet image text", "image text"),
         ("dmtet embedded", "embedded"),
         ("dmtet embedded view", "embedded view"),
+        ("dmtet embedded multiview", "embedded multiview"),
     ),
     derived=_mesh_options,
     restart="--dmtet --ckpt scratch",
