@@ -86,7 +86,11 @@ FAMILIES: dict[str, Family] = {
     "SDXL": Family(_module("guidance.sdxl_utils"), requires=("text",), weights=_text_weights("SDXL")),
     "IF": Family(_module("guidance.if_utils"), requires=("text",), weights=_text_weights("IF")),
     "clip": Family(_module("guidance.clip_utils"), takes=("text", "image"), weights=_text_weights("clip")),
-    "MVDream": Family(_module("guidance.mvdream_utils"), requires=("text",), weights=_text_weights("MVDream")),
+    "MVDream": Family(
+        _module("guidance.mvdream_utils", **{"embedded multiview": "guidance.prior.multiview_guidance"}),
+        requires=("text",),
+        weights=_text_weights("MVDream"),
+    ),
     "ImageDream": Family(
         _module("guidance.mvdream_utils"), takes=("image", "text"), requires=("image",), weights=_text_weights("ImageDream")
     ),

@@ -126,6 +126,7 @@ DMTET = StageKind(
         ("dmtet embedded view", "embedded view"),
         ("dmtet mesh file", "mesh file"),
         ("dmtet painted", "painted"),
+        ("dmtet embedded multiview", "embedded multiview"),
     ),
     derived=_mesh_options,
     restart="--dmtet --ckpt scratch",
