@@ -5,6 +5,7 @@ stands for an ordered list of hub ids, and for ids that can now only be found in
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -107,8 +108,9 @@ def check_folder(folder: Path) -> None:
         UserError: the folder does not exist, is not in diffusers layout, or lacks a part, which is named.
     """
     if not folder.is_dir():
-        hint = "; a single checkpoint file is not read: convert it to a diffusers folder" if folder.is_file() else ""
-        raise UserError(f"weights: expected a diffusers folder, and {folder} is not a folder{hint}")
+        single = "a single checkpoint file is not read: convert it to a diffusers folder"
+        hint = single if folder.is_file() else "give one that exists, or a hub id"
+        raise UserError(f"weights: expected a diffusers folder, and {folder} is not a folder; {hint}")
     read(folder)
     files = files_of(folder)
     missing = missing_part(files)
@@ -388,7 +390,8 @@ def download(ids: Iterable[str], one: Callable[[str], Path], flag: str = "--hf_k
             raise
         except Exception as error:  # of the network, the hub, or the disk, in any of their libraries
             lines = str(error).strip().splitlines()
-            failures.append(f"{hub_id}: {lines[0] if lines else type(error).__name__}")
+            reason = re.sub(r"^\[Errno -?\d+\] ", "", lines[0]) if lines else type(error).__name__
+            failures.append(f"{hub_id}: {reason}")
     raise UserError(
         f"weights: nothing could be downloaded ({'; '.join(failures)}); check the network, HF_ENDPOINT and "
         f"HF_TOKEN, or give {flag}"

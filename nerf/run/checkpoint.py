@@ -289,7 +289,7 @@ def load_selected(folder: str | Path, ckpt: str, stage: str = FIRST.name) -> Loa
     if ckpt in LATEST_WORDS:
         return load_latest(folder, stage)
     if not Path(ckpt).is_file():
-        raise UserError(f"--ckpt {ckpt}: no such file; give latest, latest_model, scratch or the path of a checkpoint")
+        raise UserError(f"--ckpt {ckpt}: no such file; give latest, best, latest_model, scratch or the path of a checkpoint")
     return Loaded(Path(ckpt), *load(ckpt), ())
 
 

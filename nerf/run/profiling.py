@@ -51,7 +51,7 @@ def profiled(path: str | Path, steps: int) -> Iterator[Callable[[], object]]:
         yield step
     if taken <= PROFILE_WARMUP:
         log.warning(
-            "--profile %d recorded nothing: %d steps ran, and the first %d only warm up; give more --iters",
+            "--profile %d recorded nothing: %d steps ran, and the first %d only warm up; train more steps",
             steps,
             taken,
             PROFILE_WARMUP,
