@@ -372,7 +372,7 @@ def read_pickle(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except Exception as error:  # on bytes that are no pickle, torch.load raises whatever comes
         raise UserError(f"{path} is damaged or not a checkpoint ({type(error).__name__}); nothing was loaded") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__} and not a checkpoint; nothing was loaded")
+        raise UserError(f"{path} holds no checkpoint; nothing was loaded")
     if "model" not in content:
         content = {"model": content.get("state_dict", content)}
     if not isinstance(content["model"], dict) or not all(isinstance(name, str) for name in content["model"]):

@@ -29,6 +29,7 @@ from nerf.core.console import SafeStream
 from nerf.core.errors import UserError, visible
 from nerf.core.files import as_shape, parse_json, read_json, write_atomically, write_json
 from nerf.core.transfer import read_scalars
+from nerf.core.words import counted
 from nerf.run.distributed import is_main
 from nerf.run.task_display import LINE_SECONDS, TaskDisplay
 
@@ -209,7 +210,9 @@ class Report:
             rows = [(line, _row(line)) for line in lines if line.strip()]
             damaged = [number for number, (_, row) in enumerate(rows, 1) if row is None]
             if damaged:
-                self.log(f"{path}: {len(damaged)} damaged lines are left out, first line {damaged[0]}")
+                self.log(
+                    f"{path}: {counted(len(damaged), 'damaged line is', 'damaged lines are')} left out, first line {damaged[0]}"
+                )
             kept = [line for line, row in rows if row is not None and _remains(row, self.stage.name, next_step)]
             data = b"".join(line + b"\n" for line in kept)
             write_atomically(path, lambda temporary: temporary.write_bytes(data))
