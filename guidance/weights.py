@@ -107,8 +107,9 @@ def check_folder(folder: Path) -> None:
         UserError: the folder does not exist, is not in diffusers layout, or lacks a part, which is named.
     """
     if not folder.is_dir():
-        hint = "; a single checkpoint file is not read: convert it to a diffusers folder" if folder.is_file() else ""
-        raise UserError(f"weights: expected a diffusers folder, and {folder} is not a folder{hint}")
+        single = "a single checkpoint file is not read: convert it to a diffusers folder"
+        hint = single if folder.is_file() else "give one that exists, or a hub id"
+        raise UserError(f"weights: expected a diffusers folder, and {folder} is not a folder; {hint}")
     read(folder)
     files = files_of(folder)
     missing = missing_part(files)

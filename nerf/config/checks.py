@@ -210,13 +210,14 @@ def warnings(config: Config, stages: Iterable[Stage]) -> list[str]:
         config: the options of the run.
         stages: its stages, each with its own options; a flag that has an effect in one of them is not named.
     """
+    stages = list(stages)
     every, lines, named = [stage.config for stage in stages] or [config], [], set[str]()
     for idle in IDLE if config.trains else ():
         if all(idle.where(each) for each in every):
             typed = [flag for flag in idle.flags if config.asked(flag) and config.value(flag) is not False]
             lines += _no_effect([flag for flag in typed if flag not in named], idle.why)
             named |= set(typed)
-    return [*lines, *_idle_keys(config, named), *_small_texture(config), *_short_profile(config, every)]
+    return [*lines, *_idle_keys(config, named), *_small_texture(config), *_short_profile(config, stages)]
 
 
 def _idle_keys(config: Config, named: set[str]) -> list[str]:
@@ -232,13 +233,14 @@ def _idle_keys(config: Config, named: set[str]) -> list[str]:
     ]
 
 
-def _short_profile(config: Config, every: Iterable[Config]) -> list[str]:
+def _short_profile(config: Config, stages: list[Stage]) -> list[str]:
     """A profile of a stage that has no steps after those that only warm up."""
-    if not (config.runtime.profile and config.trains) or any(one.optim.iters > PROFILE_WARMUP for one in every):
+    if not (config.runtime.profile and config.trains) or any(one.config.optim.iters > PROFILE_WARMUP for one in stages):
         return []
+    flags = dict.fromkeys(stage.steps_flag for stage in stages)
     return [
         f"warning: --profile {config.runtime.profile} will record nothing, as the first {PROFILE_WARMUP} steps only warm up; "
-        "give more --iters"
+        f"give more {' or '.join(flags)}"
     ]
 
 

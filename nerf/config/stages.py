@@ -174,3 +174,8 @@ class Stage:
     def name(self) -> str:
         """Name in flags, logs and files."""
         return self.kind.name
+
+    @property
+    def steps_flag(self) -> str:
+        """The flag that gives the number of its training steps."""
+        return "--dmtet_iters" if self.kind.triangles and self.config.dmtet.dmtet_iters else "--iters"

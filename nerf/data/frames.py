@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nerf.core.errors import UserError
+from nerf.core.words import counted
 
 log = logging.getLogger("somnia.photographs")
 
@@ -150,10 +151,9 @@ def warn_of_unused_masks(folder: Path, frames: Sequence[Frame], way_out: str) ->
     without = [frame for frame in frames if frame.mask is None]
     if without and folder.is_dir() and any(folder.iterdir()):
         log.warning(
-            "%s: %d of %d photographs have no mask there, first %s, so all of their pixels are used; %s",
+            "%s: %s no mask there, first %s, so all of their pixels are used; %s",
             folder,
-            len(without),
-            len(frames),
+            counted(len(without), f"of {len(frames)} photographs has", f"of {len(frames)} photographs have"),
             without[0].name,
             way_out,
         )
@@ -242,9 +242,9 @@ def _warn_of_leaks(source: Path, frames: Sequence[Frame], splits: Mapping[str, t
     both = [frame.name for frame in frames[len(splits["train"]) :] if same_path(frame.image) in trained]
     if both:
         log.warning(
-            "%s: %d held-out photographs are also trained on, first %s, so test results are too good; list each only once",
+            "%s: %s also trained on, first %s, so test results are too good; list each only once",
             source,
-            len(both),
+            counted(len(both), "held-out photograph is", "held-out photographs are"),
             both[0],
         )
 
@@ -261,5 +261,5 @@ def raise_no_images(source: Path, first: Path | None, missing: Sequence[str]) ->
         UserError: always.
     """
     if missing:
-        raise UserError(f"{source}: none of its {len(missing)} photographs exists; the first should be {first}")
+        raise UserError(f"{source}: none of the photographs that it lists ({len(missing)}) exists; the first should be {first}")
     raise UserError(f"{source} lists no photograph; give a dataset with at least one")

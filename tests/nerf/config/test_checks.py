@@ -185,6 +185,11 @@ def test_a_registered_method_may_read_the_numbers_of_any_other():
     assert warnings("--distillation", "mine", "--sdi_eta", "0.1") == []
 
 
+def test_the_flag_for_more_steps_is_that_of_the_stage():
+    (line,) = warnings("--dmtet", "--dmtet_iters", "2", "--profile", "2")
+    assert line.endswith("only warm up; give more --dmtet_iters")
+
+
 def test_what_needs_a_gpu_gets_a_warning_on_a_cpu():
     asked = parse(["--fp16", "--tf32", "--text", "x"])
     assert gpu_warnings(asked, "cpu") == ["warning: --fp16, --tf32 have no effect on cpu, only on a GPU"]
