@@ -6,6 +6,7 @@ texture and MTL's map_Kd are by definition; the normal map is linear data. V ver
 """
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
     from trimesh import Trimesh
 
 log = logging.getLogger("somnia.mesh")
+logging.getLogger("trimesh").setLevel(logging.CRITICAL)  # it prints tracebacks of files that it leaves out; we name them
 
 _POSITION_TOLERANCE = 2e-6  # of the longest side of the bounding box: six decimals in OBJ, float32 in GLB and PLY
 _UV_TOLERANCE = 2e-6
 _NORMAL_TOLERANCE = 1e-4
+_HEAD = 1 << 16  # bytes of a file in which its header is looked for
 
 
 @dataclass(frozen=True)
@@ -225,7 +228,28 @@ def read_parts(path: Path) -> list[tuple["Trimesh", np.ndarray]]:
             part = scene.geometry[name]
             if isinstance(part, trimesh.Trimesh):
                 parts.append((part, matrix))
+        _check_whole(path, sum(len(part.faces) for part, _ in parts))
         return parts
+
+
+def _check_whole(path: Path, faces: int) -> None:
+    """Refuse a file that was cut off or is of another kind, of which the library reads what there is, or nothing.
+
+    Args:
+        path: of a mesh.
+        faces: number of triangles that were read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    suffix = path.suffix.lower()
+    if suffix == ".ply":
+        found = re.search(rb"^element\s+face\s+(-?\d+)\s*$", head.partition(b"end_header")[0], re.MULTILINE)
+        if found is not None and not 0 <= int(found[1]) <= faces:
+            raise ValueError(f"it was cut off, as it has {faces:,} of {int(found[1]):,} faces")
+    elif faces == 0 and suffix == ".stl" and b"facet" not in head:
+        raise ValueError("it was cut off, or is no STL")
+    elif faces == 0 and suffix == ".obj" and b"\0" in head:
+        raise ValueError("it is no text, as every OBJ is")
 
 
 def _pictures_only(path: Path) -> Any:
@@ -237,7 +261,11 @@ def _pictures_only(path: Path) -> Any:
 
         def get(self, name: str) -> bytes:
             """The content of a file; one that is neither text of materials nor a picture is refused."""
-            place = Path(self.absolute(name))
+            try:
+                place = Path(self.absolute(name))
+            except ValueError:
+                log.warning("%s: its file %.80s is not beside it and is left out", path, name)
+                raise
             data = read_bytes(place, "it is left out", MAX_FILE)
             if place.suffix.lower() == ".mtl":
                 return data
