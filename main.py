@@ -11,12 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from nerf.config import config as options
+from nerf.config.checks import gpu_warnings
 from nerf.config.config import Config
 from nerf.config.resolve import RunPlan, StoredRun, needs_start, resolve
 from nerf.config.stages import Stage
 from nerf.core import console
 from nerf.core.errors import DivergenceError, ExportError, Stopped, UserError
 from nerf.core.script import FAILURE, INTERRUPTED, refuse
+from nerf.core.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +106,8 @@ def device_name(config: Config) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {name}: torch sees no CUDA device here; leave the flag out to run on the CPU")
     if name.startswith("cuda:") and torch.device(name).index >= (count := torch.cuda.device_count()):
-        raise UserError(f"--device {name}: torch sees {count} CUDA devices here; give cuda:0 to cuda:{count - 1}")
+        there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise UserError(f"--device {name}: torch sees {counted(count, 'CUDA device')} here; give {there}")
     return name
 
 
@@ -192,10 +195,13 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     evaluator = Evaluator(stage, model, report, inputs.held_out, inputs.known)
     trainer = Trainer(run, model, sources, inputs.guidance, evaluator, report)
     restored = trainer.restore()
-    if stage.kind.starts_from is not None and not restored:
-        from nerf.run import mesh_init
+    if stage.kind.starts_from is not None:
+        from nerf.run import mesh_file, mesh_init
 
-        trainer.begin(lambda: mesh_init.initialize_mesh(model, config, inputs.photos))
+        if restored:
+            mesh_file.check_same(model, config)
+        else:
+            trainer.begin(lambda: mesh_init.initialize_mesh(model, config, inputs.photos))
     return trainer
 
 
@@ -264,7 +270,7 @@ def run_alone(asked: Config, lines: list[str]) -> int:
     memory.check_memory(plan.pending, device)
     if plan.config.output.save_mesh:
         require_packages()  # now, and not after the training
-    with Report(folder, [*lines, *plan.lines], hold=True) as report:
+    with Report(folder, [*lines, *plan.lines, *gpu_warnings(plan.config, device)], hold=True) as report:
         inputs = make_inputs(plan, device)
         trainer = make_trainer(plan.pending[0], inputs, device, report)
         workspace.open_workspace(plan)

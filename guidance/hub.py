@@ -268,4 +268,4 @@ def _failure(error: Exception, hub_id: str) -> str:
         page = f"{constants.ENDPOINT}/{hub_id.partition('@')[0]}"
         return f"its licence must be accepted first: do so at {page}, and set HF_TOKEN to a token of that account"
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else reason_of(error)
+    return re.sub(r"^\[Errno -?\d+\] ", "", lines[0]) if lines else reason_of(error)

@@ -205,12 +205,14 @@ def resolve(config: "Config", name: str) -> Resolved:
     key = keys(config.guidance).get(name)
     if key is not None:
         return _from_key(name, key)
+    if name == "MVDream" and config.guidance.mvdream == "embedded":
+        return weights.embedded_multiview(config.prompt.text, "--mvdream embedded")
     model, layout = MODELS[name], LAYOUTS[name]
     found = weights.from_cache(model, name, missing=layout.missing, probe=layout.probe)
     if found is None:
         weights.check_online(
             f"--guidance {name}: {model.name} is not in the Hugging Face cache",
-            f"unset the variable, or give --hf_keys {name}=FOLDER",
+            f"unset the variable, or give --hf_keys {name}=FOLDER" + (" or --mvdream embedded" if name == "MVDream" else ""),
         )
     return found or weights.to_download(model, name)
 

@@ -6,7 +6,7 @@ stands for an ordered list of hub ids, and for ids that can now only be found in
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,8 +107,9 @@ def check_folder(folder: Path) -> None:
         UserError: the folder does not exist, is not in diffusers layout, or lacks a part, which is named.
     """
     if not folder.is_dir():
-        hint = "; a single checkpoint file is not read: convert it to a diffusers folder" if folder.is_file() else ""
-        raise UserError(f"weights: expected a diffusers folder, and {folder} is not a folder{hint}")
+        single = "a single checkpoint file is not read: convert it to a diffusers folder"
+        hint = single if folder.is_file() else "give one that exists, or a hub id"
+        raise UserError(f"weights: expected a diffusers folder, and {folder} is not a folder; {hint}")
     read(folder)
     files = files_of(folder)
     missing = missing_part(files)
@@ -266,8 +267,8 @@ def unknown_words(text: str, vocabulary: bool = False) -> str:
     return f"the embedded prior does not know {', '.join(named)}{known}"
 
 
-def _embedded(text: str | None, why: str) -> Resolved:
-    """The prior that ships with the program.
+def _embedded(text: str | None, why: str, flag: str = "--sd_version embedded") -> Resolved:
+    """The prior that ships with the program; ``flag`` asks for it.
 
     Raises:
         UserError: its weights are missing, or the prompt names no object of its vocabulary.
@@ -281,11 +282,31 @@ def _embedded(text: str | None, why: str) -> Resolved:
     if text is not None and captions.parse(text).caption is None:
         unknown = unknown_words(text)
         raise UserError(
-            f"--sd_version embedded: the prompt {text!r} names no object that the embedded prior knows"
+            f"{flag}: the prompt {text!r} names no object that the embedded prior knows"
             f"{'; ' + unknown if unknown else ''}; it knows {_vocabulary()}"
         )
     sentence = f"guidance: the embedded prior ({why})"
     return Resolved(str(prior.WEIGHTS), "embedded", sentence, "Apache-2.0", version="embedded", title=TITLES["embedded"])
+
+
+def embedded_multiview(text: str | None, flag: str) -> Resolved:
+    """The multi-view prior that ships with the program, whose prompts are those of the embedded prior.
+
+    Args:
+        text: the prompt.
+        flag: that asks for it.
+
+    Raises:
+        UserError: weights are missing, or the prompt names no object of its vocabulary.
+    """
+    base = _embedded(text, flag, flag)
+    if not prior.MULTIVIEW_WEIGHTS.is_dir():
+        raise UserError(
+            f"the embedded multi-view prior's weights are not at {prior.MULTIVIEW_WEIGHTS}; restore them from version control, "
+            "or train them with python -m guidance.prior.train_multiview"
+        )
+    title, source = "the embedded multi-view prior", str(prior.MULTIVIEW_WEIGHTS)
+    return replace(base, source=source, kind="embedded multiview", sentence=f"guidance: {title} ({flag})", title=title)
 
 
 def _kind(folder: Path) -> Literal["sd", "embedded"]:

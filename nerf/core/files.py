@@ -5,6 +5,7 @@ checked against a declared shape, so that the code after it need not look at typ
 the parsers of libraries, which raise exceptions of any kind.
 """
 
+import errno
 import json
 import os
 import re
@@ -240,6 +241,16 @@ def read_bytes(path: str | Path, hint: str, limit: int = MAX_BYTES, pipe: bool =
     if len(data) > limit:
         raise too_large
     return data
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a path that a user or a file gives is that of a file; a name that no file can have is that of none."""
+    try:
+        return Path(path).is_file()
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
+            return False
+        raise
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

@@ -189,6 +189,20 @@ def prior_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def multiview_changes(prior_folder, tmp_path_factory):
+    """What a tiny multi-view prior changes of the tiny embedded prior, with distinct view words; do not change its files."""
+    from guidance.prior import multiview_model
+
+    folder = tmp_path_factory.mktemp("weights") / "multiview"
+    prior = multiview_model.build(prior_folder)
+    with torch.no_grad():
+        for name, value in prior.changes().items():
+            value.add_(0.2 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name))))
+    multiview_model.save(prior, folder)
+    return folder
+
+
 def tiny_folder(name):
     """A fixture of a folder with a tiny random model of ``tests/guidance/tiny.py``; do not change its files."""
 
