@@ -195,10 +195,13 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     evaluator = Evaluator(stage, model, report, inputs.held_out, inputs.known)
     trainer = Trainer(run, model, sources, inputs.guidance, evaluator, report)
     restored = trainer.restore()
-    if stage.kind.starts_from is not None and not restored:
-        from nerf.run import mesh_init
+    if stage.kind.starts_from is not None:
+        from nerf.run import mesh_file, mesh_init
 
-        trainer.begin(lambda: mesh_init.initialize_mesh(model, config, inputs.photos))
+        if restored:
+            mesh_file.check_same(model, config)
+        else:
+            trainer.begin(lambda: mesh_init.initialize_mesh(model, config, inputs.photos))
     return trainer
 
 
@@ -227,6 +230,7 @@ def finish(trainer: "Trainer", started: float) -> None:
     report = trainer.report
     prompt = trainer.config.prompt
     report.result(prompt=prompt.text, images=list(prompt.image) or None, seed=trainer.config.runtime.seed, steps=trainer.step)
+    report.result(weights=trainer.info.notes or None)
     report.result(train_seconds=round(trainer.seconds, 2), **trainer.test())
     if trainer.config.output.save_mesh:
         mesh = trainer.save_mesh()

@@ -382,6 +382,9 @@ class Trainer:
     def _load(self, path: Path, tensors: dict, meta: dict, weights_only: bool) -> None:
         checkpoint_checks.require_stage(meta, self.stage.name, path)
         checkpoint_checks.check_meta(meta, path)
+        checkpoint_checks.require_parts(tensors, ("model",), path)
+        own = {name.removeprefix("path."): value for name, value in tensors["model"].items() if name.startswith("path.")}
+        self.model.path.make_room(own)
         checkpoint_checks.check_model(self.model, tensors, self.ema.state_dict(), path)
         # A run that only shows needs no optimiser, which may be of another kind.
         resumed = None if weights_only or not self.config.trains else self._check_resumable(path, tensors, meta)

@@ -49,7 +49,7 @@ FAILURES_SHOWN = 20
 PACKAGES = {
     "accelerate": "accelerate", "diffusers": "diffusers", "embreex": "embreex", "imageio": "imageio",
     "imageio_ffmpeg": "imageio-ffmpeg", "fast_simplification": "fast-simplification", "filelock": "filelock",
-    "msgspec": "msgspec", "ninja": "ninja", "numpy": "numpy", "peft": "peft",
+    "msgspec": "msgspec", "ninja": "ninja", "numpy": "numpy", "onnxruntime": "onnxruntime", "peft": "peft",
     "PIL": "pillow", "pytest": "pytest", "pytest_timeout": "pytest-timeout", "safetensors": "safetensors",
     "scipy": "scipy", "skimage": "scikit-image", "tensorboard": "tensorboard", "tqdm": "tqdm",
     "transformers": "transformers", "trimesh": "trimesh", "xatlas": "xatlas",

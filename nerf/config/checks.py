@@ -159,6 +159,11 @@ IDLE = (
         "without --image or --data",
     ),
     Idle(_MESH, lambda c: not mesh_stages(c.stages), "without a mesh stage (--dmtet, or --stages nerf,dmtet)"),
+    Idle(
+        ("tet_grid_size", "coarse_sdf_grids", "lr_distance", "lr_offset", "decimate_target", "decimate_error", "normal_map"),
+        lambda c: c.painted,
+        "with --lock_geo and a mesh file, whose triangles stay as they are",
+    ),
     Idle(("lr_coarse_sdf",), lambda c: not c.dmtet.coarse_sdf_grids, "without --coarse_sdf_grids"),
     Idle(("jitter_center", "jitter_target", "jitter_up"), lambda c: not c.camera.jitter_pose, "without --jitter_pose"),
     Idle(("progressive_view_init_ratio",), lambda c: not c.camera.progressive_view, "without --progressive_view"),
@@ -243,7 +248,7 @@ def _small_texture(config: Config) -> list[str]:
     """A texture with hardly a texel for each triangle: noticed before the training, not after it."""
     output = config.output
     texels, triangles = output.texture_size**2, output.decimate_target
-    if not output.save_mesh or texels >= TEXELS_PER_TRIANGLE * triangles:
+    if config.painted or not output.save_mesh or texels >= TEXELS_PER_TRIANGLE * triangles:
         return []
     return [
         f"warning: {as_typed('texture_size', output.texture_size)} is {texels:,} texels for {triangles:,} triangles at most; "

@@ -40,7 +40,7 @@ from nerf.config.parser import (
     refuse_unbuilt,
     with_value_of,
 )
-from nerf.config.presets import GUIDANCE_OF, PRESETS, REASONS
+from nerf.config.presets import GUIDANCE_OF, PAINTED, PRESETS, REASONS
 from nerf.config.stages import STAGE_KINDS
 from nerf.config.typed import FILE, HELP, flag_for, read_words, split_file
 from nerf.config.viewer import GuiConfig
@@ -127,6 +127,11 @@ class Config:
     def stages(self) -> tuple[str, ...]:
         """Names of the stages of the run, in their order."""
         return self.dmtet.stages
+
+    @property
+    def painted(self) -> bool:
+        """Whether the mesh stage paints a mesh file, whose geometry stays as it is."""
+        return PAINTED in self.presets
 
     @property
     def trains(self) -> bool:

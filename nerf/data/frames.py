@@ -3,7 +3,6 @@
 Poses are camera-to-world with OpenGL axes (x right, y up, looking along -z) in the dataset's own world.
 """
 
-import errno
 import logging
 import math
 import os
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nerf.core.errors import UserError
+from nerf.core.files import is_file
 from nerf.core.words import counted
 
 log = logging.getLogger("somnia.photographs")
@@ -116,23 +116,13 @@ class ParsedDataset:
 def find_image(folder: Path, name: str) -> Path | None:
     """The image file ``folder/name``, with an image suffix appended if the name lacks one; None if there is none."""
     base = folder / name.replace("\\", "/")
-    return next((path for path in (Path(f"{base}{suffix}") for suffix in IMAGE_SUFFIXES) if _is_file(path)), None)
+    return next((path for path in (Path(f"{base}{suffix}") for suffix in IMAGE_SUFFIXES) if is_file(path)), None)
 
 
 def find_mask(folder: Path, name: str) -> Path | None:
     """The mask of the photograph ``name``: ``NAME``, ``NAME.png``, or the same name with another image suffix."""
     names = (name, f"{name}.png", *(os.path.splitext(name)[0] + suffix for suffix in IMAGE_SUFFIXES))
-    return next((path for path in (folder / name for name in names) if _is_file(path)), None)
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a path is that of a file; a name that is too long is that of none."""
-    try:
-        return path.is_file()
-    except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
-            return False
-        raise
+    return next((path for path in (folder / name for name in names) if is_file(path)), None)
 
 
 def same_path(path: str | Path) -> str:

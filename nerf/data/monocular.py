@@ -92,7 +92,7 @@ def find(kind: Kind, name: str) -> Weights | None:
     return _described(folder, kind)
 
 
-def _missing(files: Iterable[str]) -> str | None:
+def missing(files: Iterable[str]) -> str | None:
     """What a folder lacks: the description of its model, or weights in safetensors."""
     have = set(files)
     if not have & {"model_index.json", "config.json"}:
@@ -104,7 +104,7 @@ def _cached(hub_id: str) -> Path | None:
     from guidance import weights
 
     probes = ("config.json", "model_index.json")
-    found = (weights.cached(hub_id, _missing, probe) for probe in probes)
+    found = (weights.cached(hub_id, missing, probe) for probe in probes)
     return next((folder for folder in found if folder is not None), None)
 
 

@@ -439,3 +439,11 @@ def _path_azimuths(azimuth: Tensor, count: int) -> Tensor:
     relative = wrap_degrees(azimuth - mean)
     low, high = torch.quantile(relative, torch.tensor(PATH_QUANTILES, dtype=azimuth.dtype))
     return mean + (low + high) / 2 + (high - low) / 2 * torch.sin(2 * math.pi * phase)
+
+
+def silhouette(photos: Photographs, i: int) -> Tensor | None:
+    """The pixels of photograph ``i`` that show the object, bool [H, W]; None if it has neither alpha nor a mask."""
+    alpha, valid = photos.alpha(i), photos.valid_mask(i)
+    if alpha is None:
+        return valid
+    return alpha > 0.5 if valid is None else (alpha > 0.5) & valid

@@ -27,7 +27,7 @@ from nerf.config.stages import FIRST, StageKind
 from nerf.core import progress
 from nerf.core.console import SafeStream
 from nerf.core.errors import UserError, visible
-from nerf.core.files import as_shape, parse_json, read_json, write_atomically, write_json
+from nerf.core.files import as_shape, is_file, parse_json, read_json, write_atomically, write_json
 from nerf.core.transfer import read_scalars
 from nerf.core.words import counted
 from nerf.run.distributed import is_main
@@ -350,7 +350,7 @@ def _earlier_mesh(path: Path) -> dict[str, Any]:
     """The ``mesh`` section of the ``result.json`` of an earlier run, if the files that it lists are still there."""
     try:
         mesh = read_json(path, "")["mesh"]
-        return {"mesh": mesh} if all(Path(file).is_file() for file in mesh["files"].values()) else {}
+        return {"mesh": mesh} if all(is_file(file) for file in mesh["files"].values()) else {}
     except (UserError, KeyError, TypeError, AttributeError):
         return {}
 

@@ -68,9 +68,9 @@ def needs(stage: Stage) -> list[Need]:
     """What the options of a stage take at least, part by part."""
     config, kind = stage.config, stage.kind
     found = [_field(config)]
-    if kind.triangles:
+    if kind.triangles and not config.painted:
         found.append(Need("the tetrahedral grid", ("tet_grid_size",), TET_GRID * config.dmtet.tet_grid_size**3))
-    elif config.render.cuda_ray:
+    elif not kind.triangles and config.render.cuda_ray:
         cascades = max(1, 1 + math.ceil(math.log2(config.field.bound)))
         cells = cascades * config.render.grid_size**3
         found.append(Need("the occupancy grid", ("grid_size", "bound"), FLOAT * cells))

@@ -228,7 +228,7 @@ def test_a_missing_mask_is_refused(tmp_path):
         ([[1.0, 0.0], [0.0, 1.0]], "must be 4x4 numbers, got 2x2"),
         ([[math.nan] * 4] * 4, "not finite"),
         ([[10**400] * 4] * 4, "must be 4x4 numbers"),
-        ((2 * torch.eye(4)).tolist(), r"must be a rotation, but its columns are not orthonormal \(error 3\)"),
+        (torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0])).tolist(), r"must be a rotation, .* are not orthonormal \(error 3\)"),
         (torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0])).tolist(), "is a reflection"),
     ],
 )
@@ -350,3 +350,19 @@ def test_a_name_too_long_for_a_file_is_only_missing(tmp_path):
     (tmp_path / "a.png").touch()
     (tmp_path / "transforms.json").write_text(json.dumps({"fl_x": 50.0, "frames": frames}))
     assert len(read_folder(tmp_path, 0).missing) == 3
+
+
+def test_a_matrix_whose_last_row_is_another_is_refused_and_a_transposed_one_is_named(tmp_path):
+    pose = torch.eye(4)
+    pose[:3, 3] = torch.tensor([1.0, 2.0, 3.0])
+    with pytest.raises(UserError, match=r"the last row .* got 1, 2, 3, 1; exchange its rows and columns"):
+        read_folder(one(tmp_path, transform_matrix=pose.T.tolist()), 0)
+    pose[3] = torch.tensor([5.0, 6.0, 7.0, 8.0])
+    with pytest.raises(UserError, match=r"the last row .* got 5, 6, 7, 8; correct it"):
+        read_folder(one(tmp_path, transform_matrix=pose.tolist()), 0)
+
+
+def test_a_list_for_training_alone_leaves_the_others_for_testing(tmp_path):
+    files = read_folder(write(tmp_path, count=4, train_filenames=["01.png", "./02.png"]), 8)
+    assert names(files, "train") == ["01.png", "02.png"]
+    assert names(files, "test") == ["00.png", "03.png"] == names(files, "val")
