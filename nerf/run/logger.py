@@ -161,6 +161,12 @@ class Report:
         elif late:
             self.log(f"step {step}/{total} {rate.text(total - step)}{rate.run_text(total - step, after)}{shown}")
 
+    def end_training(self) -> None:
+        """Leave the bar as it is after the last step: what follows neither moves it nor counts in its rate."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Print and write measured values, such as the PSNR of held-out photographs."""
         if not values or not self._main:
