@@ -17,10 +17,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from nerf.core import interrupt  # noqa: E402
+
+if __name__ == "__main__":
+    interrupt.end_quietly()  # before the other imports, which take a while
+
 from nerf.core.console import protected  # noqa: E402
 from nerf.core.errors import DivergenceError, UserError  # noqa: E402
 from nerf.core.ranges import between  # noqa: E402
-from nerf.core.script import Parser, log_to_stderr, refuse  # noqa: E402
+from nerf.core.script import Parser, log_to_stderr, refuse, run  # noqa: E402
 
 STEPS, OPTIMISATION_STEPS, SIZE = 50, 300, 256
 
@@ -110,4 +115,4 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     with protected():
-        sys.exit(main())
+        sys.exit(run(main))

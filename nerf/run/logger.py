@@ -131,7 +131,10 @@ class Report:
     def _write_line(self, stamped: str) -> None:
         """Write past all buffers: what a full disk refuses is not tried again on closing."""
         assert self._log_file is not None
-        os.write(self._log_file.fileno(), stamped.encode(errors="backslashreplace"))
+        try:
+            os.write(self._log_file.fileno(), stamped.encode(errors="backslashreplace"))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._log_file.name) from error
 
     def scalars(self, step: int, terms: Mapping[str, Tensor | float], total: int) -> None:
         """Take the named scalars of a training step; every :data:`SCALAR_STEPS` they are read and written.
