@@ -10,13 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from nerf.core import interrupt
+
+if __name__ == "__main__":
+    interrupt.end_quietly()  # before the other imports, which take a while
+
 from nerf.config import config as options
+from nerf.config.checks import gpu_warnings
 from nerf.config.config import Config
 from nerf.config.resolve import RunPlan, StoredRun, needs_start, resolve
 from nerf.config.stages import Stage
 from nerf.core import console
 from nerf.core.errors import DivergenceError, ExportError, Stopped, UserError
 from nerf.core.script import FAILURE, INTERRUPTED, refuse
+from nerf.core.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +111,8 @@ def device_name(config: Config) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {name}: torch sees no CUDA device here; leave the flag out to run on the CPU")
     if name.startswith("cuda:") and torch.device(name).index >= (count := torch.cuda.device_count()):
-        raise UserError(f"--device {name}: torch sees {count} CUDA devices here; give cuda:0 to cuda:{count - 1}")
+        there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise UserError(f"--device {name}: torch sees {counted(count, 'CUDA device')} here; give {there}")
     return name
 
 
@@ -227,6 +235,7 @@ def finish(trainer: "Trainer", started: float) -> None:
     report = trainer.report
     prompt = trainer.config.prompt
     report.result(prompt=prompt.text, images=list(prompt.image) or None, seed=trainer.config.runtime.seed, steps=trainer.step)
+    report.result(weights=trainer.info.notes or None)
     report.result(train_seconds=round(trainer.seconds, 2), **trainer.test())
     if trainer.config.output.save_mesh:
         mesh = trainer.save_mesh()
@@ -266,7 +275,7 @@ def run_alone(asked: Config, lines: list[str]) -> int:
     memory.check_memory(plan.pending, device)
     if plan.config.output.save_mesh:
         require_packages()  # now, and not after the training
-    with Report(folder, [*lines, *plan.lines], hold=True) as report:
+    with Report(folder, [*lines, *plan.lines, *gpu_warnings(plan.config, device)], hold=True) as report:
         inputs = make_inputs(plan, device)
         trainer = make_trainer(plan.pending[0], inputs, device, report)
         workspace.open_workspace(plan)
@@ -338,7 +347,7 @@ def _main(argv: list[str]) -> int:
 
 def fail(error: BaseException, asked: Config | None) -> int:
     """Say what an exception means that nothing else explains; returns the exit code."""
-    from nerf.run import crash
+    from nerf.core import crash
 
     return refuse(crash.sentence_of(error, None if asked is None else asked.output.workspace), PROGRAM, FAILURE)
 

@@ -12,6 +12,7 @@ import json
 import math
 import random
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from guidance.prior.degrade import degrade
 from guidance.prior.render import render
 from guidance.prior.shapes import EMPTY, KINDS, palette, random_proportions
 from nerf.core.console import protected
-from nerf.core.script import Parser
+from nerf.core.script import Parser, run
 
 DATA = Path("local/prior/data")
 SHARD = 512
@@ -237,11 +238,15 @@ class Loader:
         palettes = torch.stack([palette(caption) for caption in captions])
         return captions, (palettes + 0.06 * (self._uniform(*palettes.shape) - 0.5)).clamp(0, 1)
 
-    def _lit(self, rows: dict[str, Tensor], palettes: Tensor) -> Tensor:
-        """Layers [B, 4, 2H, 2W] of stored renders in these colours under random light, see :func:`shaded`."""
-        size = len(palettes)
+    def _lit(self, rows: dict[str, Tensor], palettes: Tensor, linked: int = 1) -> Tensor:
+        """Layers [B, 4, 2H, 2W] of stored renders in these colours under random light, see :func:`shaded`.
+
+        So many consecutive ones, ``linked``, have one ratio of ambient light.
+        """
+        size, groups = len(palettes), len(palettes) // linked
         light = torch.nn.functional.normalize(torch.tensor([0.0, 0.25, 1.0]) + 0.8 * (self._uniform(size, 3) - 0.5), dim=-1)
-        ambient = torch.where(self._uniform(size) < 0.3, 1.0, 0.35 + 0.25 * self._uniform(size))
+        ambient = torch.where(self._uniform(groups) < 0.3, 1.0, 0.35 + 0.25 * self._uniform(groups))
+        ambient = ambient.repeat_interleave(linked)
         return shaded(rows["material"], rows["normal"].float() / 127, palettes, light, ambient)
 
     def _backgrounds(self, size: int) -> Tensor:
@@ -304,4 +309,4 @@ def main(write: Callable[[int, Path], Path] = write_shard, data: Path = DATA) ->
 
 if __name__ == "__main__":
     with protected():
-        main()
+        sys.exit(run(main))

@@ -11,6 +11,7 @@ B images per process; processes average their gradients (gloo), one thread each.
 import copy
 import json
 import os
+import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -28,7 +29,7 @@ from guidance.prior import model as prior_model
 from guidance.prior.dataset import DATA, Batch, Loader, data_hash
 from nerf.core.console import protected
 from nerf.core.ranges import SEED, above, between
-from nerf.core.script import Parser
+from nerf.core.script import Parser, run
 
 REPORT_EVERY = 100  # steps
 
@@ -61,6 +62,21 @@ class Progress:
     seconds: float = 0.0
 
 
+class Embeddings:
+    """Text embeddings by a frozen text encoder, which are kept, because captions repeat."""
+
+    def __init__(self, prior: prior_model.Prior) -> None:
+        self.prior = prior
+        self.known: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, captions: list[str]) -> Tensor:
+        """[B, 16, 64] of B captions. Not differentiable."""
+        for caption in set(captions) - self.known.keys():
+            self.known[caption] = self.prior.encode_text([caption])[0]
+        return torch.stack([self.known[caption] for caption in captions])
+
+
 P = TypeVar("P", bound="Trainable")
 B = TypeVar("B")
 
@@ -86,11 +102,9 @@ class Training(ABC, Generic[P, B]):
     snapshot = "snapshot"  # folder of the exports, beside that of the state
 
     def __init__(self, recipe: Recipe, data: Path, run: Path, rank: int = 0) -> None:
-        from diffusers.models.attention_processor import AttnProcessor
-
         self.recipe, self.data, self.run_folder, self.rank = recipe, data, run, rank
         self.prior = self.build()
-        self.prior.unet.set_attn_processor(AttnProcessor())  # fused attention is 4 times slower in bf16 on a CPU
+        self.prepare_attention()
         self._flatten()
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99), fused=True
@@ -107,6 +121,12 @@ class Training(ABC, Generic[P, B]):
     @abstractmethod
     def build(self) -> P:
         """The prior with its initial weights."""
+
+    def prepare_attention(self) -> None:
+        """Choose the implementation of attention."""
+        from diffusers.models.attention_processor import AttnProcessor
+
+        self.prior.unet.set_attn_processor(AttnProcessor())  # fused attention is 4 times slower in bf16 on a CPU
 
     @abstractmethod
     def trained(self, prior: P) -> list[nn.Parameter]:
@@ -407,4 +427,4 @@ def main(kind: type[Training[Any, Any]] = Trainer, recipe: Recipe | None = None,
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -80,6 +80,12 @@ class GuidanceConfig(DistillationConfig, Zero123Config):
         choices=("auto", "embedded", "1.5", "2.0", "2.1"),
         kept=RUN,
     )
+    mvdream: str = option(
+        "auto",
+        "weights of MVDream: auto takes the published ones (--hf_keys), embedded the small multi-view prior of few words",
+        choices=("auto", "embedded"),
+        kept=RUN,
+    )
     hf_key: str | None = option(
         None,
         "diffusers folder or hub id, in place of --sd_version; without SD, of the first model that takes one",
@@ -98,6 +104,12 @@ class GuidanceConfig(DistillationConfig, Zero123Config):
     )
     guidance_scale: tuple[float, ...] = option((100.0,), "classifier-free guidance (CFG) scale", check=between(0, 1e6), each=1)
     prior_detail: bool = option(True, "embedded prior: refine its x0 estimates with the detail network, for a fifth more time")
+    prior_views: str = option(
+        "camera",
+        "what the embedded prior is told of a view: its camera, view words as Stable Diffusion is (--perpneg), or nothing",
+        choices=("camera", "words", "none"),
+        kept=RUN,
+    )
     angle_front: float = option(
         90.0,
         "view words: azimuth that counts as front, degrees; at its borders front and side have equal weights",

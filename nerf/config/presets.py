@@ -280,6 +280,9 @@ PRESETS["embedded view"] = (
 # Names that mark a run, for the presets of its mesh stage: what a mesh file is started with for.
 MESH_FILE, PAINTED = "mesh file", "painted"
 PRESETS |= {MESH_FILE: {}, PAINTED: {}}
+# The multi-view prior is the embedded one with other attention.
+_EMBEDDED = ("embedded", "dmtet embedded", *(f"{method} embedded" for method in METHODS[1:]))
+PRESETS |= {f"{name} multiview": PRESETS[name] for name in _EMBEDDED}
 PRESETS["dmtet embedded view"] = PRESETS["dmtet embedded"] | {"lambda_rgb": 1000.0, "lambda_mask": 500.0}
 
 # MVDream for a picture: a lower scale, nearer cameras, near the horizon (arXiv 2312.02201).
@@ -296,9 +299,7 @@ PRESETS["ImageDream"] = PRESETS["MVDream"] | {
 # Presets of one guidance model: of its name, of the kind of its weights, or of its name and "alone" where no other guides.
 # Their values of options that belong to each model (``parser.option(each=...)``) are its own.
 GUIDANCE_OF: dict[str, str] = {
-    "embedded": "SD",
     "embedded image": "SD",
-    "dmtet embedded": "SD",
     "embedded view": "zero123",
     "dmtet embedded view": "zero123",
     "clip": "clip",
@@ -307,7 +308,8 @@ GUIDANCE_OF: dict[str, str] = {
     "stable zero123": "zero123",
     "MVDream": "MVDream",
     "ImageDream": "ImageDream",
-} | {f"{method} embedded": "SD" for method in METHODS[1:]}
+}
+GUIDANCE_OF |= {name: "SD" for name in _EMBEDDED} | {f"{name} multiview": "MVDream" for name in _EMBEDDED}
 
 # What a preset is called in the log.
 REASONS: dict[str, str] = {
@@ -338,3 +340,4 @@ REASONS: dict[str, str] = {
 }
 REASONS |= {method: f"--distillation {method}" for method in METHODS[1:]}
 REASONS |= {f"{method} embedded": f"--distillation {method} under the embedded prior" for method in METHODS[1:]}
+REASONS |= {f"{name} multiview": REASONS[name].replace("embedded", "embedded multi-view") for name in _EMBEDDED}

@@ -5,7 +5,7 @@ Order of precedence, weakest first: defaults, presets, what the workspace keeps,
 
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -14,7 +14,7 @@ from nerf.config.config import KEPT, OPTIONS, Config, as_typed, describe, with_p
 from nerf.config.groups import CKPT_WORDS
 from nerf.config.limits import MESH_SUFFIXES
 from nerf.config.parser import RUN, dashed
-from nerf.config.presets import GUIDANCE_OF, MESH_FILE, PAINTED, PRESETS
+from nerf.config.presets import GUIDANCE_OF, MESH_FILE, PAINTED, PRESETS, REASONS
 from nerf.config.references import Reference, digest_of, references
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError
@@ -149,7 +149,8 @@ def resolve(
     first = _first_pending(config, workspace)
     for i in range(first + 1, len(stages)):  # later ones start from its result, not from a checkpoint
         stages[i] = Stage(stages[i].kind, with_values(stages[i].config, {"ckpt": "scratch"}, "preset"))
-    lines = [*describe(config), *warnings(config, stages), *_ignored_start(config, stages[first].kind, workspace)]
+    lines = [*describe(config), *_of_stages(config, stages), *warnings(config, stages)]
+    lines += _ignored_start(config, stages[first].kind, workspace)
     return RunPlan(config, tuple(stages), first, found, tuple(lines), pictures, images)
 
 
@@ -265,12 +266,13 @@ def _options_of_start(config: Config, workspace: StoredRun, start: StoredStart) 
             continue
         if config.asked(flag):
             raise UserError(
-                f"{name}: its weights were made with {dashed(flag)} {value!r}, this run asks for {mine!r}; leave the flag out"
+                f"{name}: its weights were made with {_shown(flag, value)}, this run asks for {_shown(flag, mine)}; leave the "
+                "flag out"
             )
         if other_source and KEPT[flag] == RUN:
             raise UserError(
-                f"{name}: its weights were made with {dashed(flag)} {value!r}, and workspace {config.output.workspace} holds "
-                f"a NeRF with {mine!r}; choose another --workspace"
+                f"{name}: its weights were made with {_shown(flag, value)}, and workspace {config.output.workspace} holds a "
+                f"NeRF with {_shown(flag, mine)}; choose another --workspace"
             )
     return {flag: value for flag, value in {**start.preferred, **start.required}.items() if not config.asked(flag)}
 
@@ -422,6 +424,18 @@ def _with_presets_of_stage(config: Config, kind: StageKind) -> Config:
     return _with_presets(config, [name for name, needed in kind.presets if needed is None or needed in config.presets])
 
 
+def _of_stages(config: Config, stages: Iterable[Stage]) -> list[str]:
+    """A line for the log for each stage that has other values than the run: those of its presets, and those derived."""
+    lines = []
+    for stage in stages:
+        own = {flag: value for flag, value, _ in stage.config.items() if value != config.value(flag) and flag != "ckpt"}
+        reasons = ", ".join(REASONS[name] for name in stage.config.presets if name not in config.presets)
+        if own:
+            words = " ".join(as_typed(flag, value) for flag, value in own.items())
+            lines.append(f"stage {stage.name}{f' ({reasons})' if reasons else ''}: {words}")
+    return lines
+
+
 def _in_its_stage(config: Config, flag: str) -> Any:
     """The value of a flag as the stage sees it that the option belongs to, if it belongs to one."""
     owner = KEPT.get(flag, RUN)
@@ -471,7 +485,7 @@ def check_task(config: Config, workspace: StoredRun) -> None:
         )
     for flag in ("ref_radii", "ref_polars", "ref_azimuths", "zero123_ws"):
         if config.value(flag) and not config.prompt.image:
-            raise UserError(f"--{flag} is the camera of --image, which is missing; in --image_config it is a column")
+            raise UserError(f"--{flag} belongs to --image, which is missing; in --image_config it is a column")
     if not config.trains and ckpt == "scratch":
         raise UserError("--ckpt scratch starts over, and --test and --six_views only show a run; leave one of the flags out")
     if ckpt not in CKPT_WORDS and not workspace.checkpoint_exists:

@@ -126,6 +126,7 @@ DMTET = StageKind(
         ("dmtet embedded view", "embedded view"),
         ("dmtet mesh file", "mesh file"),
         ("dmtet painted", "painted"),
+        ("dmtet embedded multiview", "embedded multiview"),
     ),
     derived=_mesh_options,
     restart="--dmtet --ckpt scratch",
@@ -173,3 +174,8 @@ class Stage:
     def name(self) -> str:
         """Name in flags, logs and files."""
         return self.kind.name
+
+    @property
+    def steps_flag(self) -> str:
+        """The flag that gives the number of its training steps."""
+        return "--dmtet_iters" if self.kind.triangles and self.config.dmtet.dmtet_iters else "--iters"

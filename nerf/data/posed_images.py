@@ -18,6 +18,7 @@ from nerf.core.errors import UserError
 from nerf.core.streams import Stream
 from nerf.core.structs import Batch, Rays, SceneInfo, ViewRequest, Views
 from nerf.core.transfer import upload
+from nerf.core.words import counted
 from nerf.data.frames import SPLITS, Frame, ParsedDataset
 from nerf.data.image_store import ImageStore, has_transparency, read_header, resample
 from nerf.data.normalize import SceneNormalization, focus_point, normalize_scene, warn_of_poses
@@ -176,9 +177,9 @@ class Photographs:
         count = int((error > MAX_INVERSION_ERROR).sum())
         if count:
             log.warning(
-                "the lens distortion of %d photographs is not invertible towards the corners, so rays there are wrong; "
+                "the lens distortion of %s is not invertible towards the corners, so rays there are wrong; "
                 "undistort the photographs first (colmap image_undistorter)",
-                count,
+                counted(count, "photograph"),
             )
 
     def _summary(self, split: str, dataset: ParsedDataset, normalization: SceneNormalization) -> str:

@@ -170,7 +170,7 @@ def export_level_set(
             replaced, others are kept.
         options: of the extraction, and of everything after it.
         transform: [4, 4] from the box to the data's own world, if the data was normalised on loading.
-        metadata: JSON values for the GLB's ``asset.extras`` and the header of the OBJ: prompt, seed, licence notes.
+        metadata: JSON values for the GLB's ``asset`` and the headers of OBJ and MTL: prompt, seed, licence notes, copyright.
         report: called with a line at the end of each stage.
         device: of the field.
 

@@ -219,7 +219,7 @@ def _write(source: SourceMesh, placed: np.ndarray, layout: UvLayout, texture: np
         flat = replace(flat, vertices=flat.vertices - centre)
     look, comment = job.options.material, "\n".join(f"{key}: {value}" for key, value in job.metadata.items())
     with replace_folder(job.folder, FILES) as fresh, explained("writing the mesh", "lower --texture_size"):
-        files = write_look(fresh, flat, look)
+        files = write_look(fresh, flat, look, comment)
         files["obj"] = write_obj_rows(fresh, _obj_rows(source, layout, normals, normal_faces), comment)
         moved = None if np.array_equal(node, np.eye(4)) else node
         files["glb"] = write_glb(fresh / "mesh.glb", flat, look, job.metadata, moved)

@@ -54,9 +54,14 @@ def check_memory(stages: Iterable[Stage], device: str) -> None:
             if need.bytes > there:
                 given = " ".join(as_typed(flag, stage.config.value(flag)) for flag in need.flags)
                 raise UserError(
-                    f"{given}: {need.what} would take {need.bytes / GIB:.3g} GiB at least, and {where} has {there / GIB:.3g}; "
+                    f"{given}: {need.what} would take {_gib(need.bytes)} GiB at least, and {where} has {_gib(there)}; "
                     f"lower {'one of them' if len(need.flags) > 1 else 'it'}"
                 )
+
+
+def _gib(size: float) -> str:
+    """So many bytes in GiB, without an exponent."""
+    return f"{size / GIB:,.0f}" if size >= 100 * GIB else f"{size / GIB:.3g}"
 
 
 def needs(stage: Stage) -> list[Need]:
