@@ -103,13 +103,12 @@ def device_name(config: Config) -> str:
     """
     import torch
 
+    from nerf.core.devices import check_device
+
     name = config.runtime.device
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: torch sees no CUDA device here; leave the flag out to run on the CPU")
-    if name.startswith("cuda:") and torch.device(name).index >= (count := torch.cuda.device_count()):
-        raise UserError(f"--device {name}: torch sees {count} CUDA devices here; give cuda:0 to cuda:{count - 1}")
+    check_device(name)
     return name
 
 
