@@ -34,7 +34,7 @@ def parser() -> script.Parser:
     made.add_argument(
         "--matting",
         default="grabcut",
-        metavar="grabcut|none|MODEL.onnx",
+        metavar="grabcut|none|u2netp|MODEL.onnx",
         help="how the background is removed from a picture without alpha [grabcut]",
     )
     made.add_argument(

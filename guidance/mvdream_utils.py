@@ -45,7 +45,7 @@ class Options(DiffusionOptions):
 def build(config: "Config", device: torch.device, resolved: "Resolved") -> "MVDream":
     """Load the weights of a run: MVDream's or ImageDream's; see :data:`guidance.Builder`."""
     if device.type == "cpu":
-        log.warning("guidance: %s takes minutes a step on a CPU; try --guidance SD --sd_version embedded", resolved.kind)
+        log.warning("guidance: %s takes minutes a step on a CPU; try --guidance MVDream --mvdream embedded", resolved.kind)
     return MODELS[resolved.kind](text_weights.fetch(resolved), **loader.placement(config, device))
 
 

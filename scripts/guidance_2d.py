@@ -34,7 +34,7 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The flags of this program, and the others, which are main.py's."""
     first, _, rest = (__doc__ or "").partition("\n\n")
     parser = Parser(prog="guidance_2d.py", description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="picture.png", metavar="FILE.png", help="a sheet of all pictures (picture.png)")
+    parser.add_argument("--out", default="picture.png", metavar="FILE.png", help="a sheet of all pictures [picture.png]")
     parser.number("--count", int, 1, between(1, 256), "pictures, where no cameras are given")
     parser.number("--views", int, 0, between(0, 256), "cameras around the object; 8 for a model that is told the camera")
     parser.number("--polar", float, 75.0, between(0, 180), "polar angle of the cameras, degrees")

@@ -18,6 +18,7 @@ from guidance.diffusion import Network
 from guidance.distillation import NoiseSchedule
 from nerf.core.errors import UserError
 from nerf.core.files import read_json, reading
+from nerf.core.words import counted
 
 if TYPE_CHECKING:
     from nerf.config.config import Config
@@ -103,7 +104,7 @@ def load_part(folder: Path, part: str, kind: Any, device: torch.device, dtype: t
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
-            f"weights: {folder / file} lacks {len(missing)} tensors of {part}, first {missing[0]}; {folders.RESTORE}"
+            f"weights: {folder / file} lacks {counted(len(missing), 'tensor')} of {part}, first {missing[0]}; {folders.RESTORE}"
         )
     broken = next((name for name, value in network.named_parameters() if not bool(value.isfinite().all())), None)
     if broken is not None:

@@ -26,14 +26,14 @@ ANGLE_TOLERANCE = 0.1  # degrees between linked views and where they should be
 LENGTH_TOLERANCE = 1e-3  # relative, of radius and field of view
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, L, C] -> [B, heads, L, C / heads]."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Softmax attention of queries [B, L, C] over keys and values [B, M, C], in so many heads; [B, L, C]."""
-    out = F.scaled_dot_product_attention(_heads(query, heads), _heads(key, heads), _heads(value, heads))
+    out = F.scaled_dot_product_attention(split_heads(query, heads), split_heads(key, heads), split_heads(value, heads))
     return out.transpose(1, 2).flatten(2)
 
 
@@ -47,10 +47,14 @@ class JointAttention:
     def __init__(self, frames: int):
         self.frames = frames
 
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """The attention of the F L tokens of each group to each other, [B, F L, C]."""
+        return attention(query, key, value, heads)
+
     def __call__(self, attn: Network, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         """[B F, L, C] -> [B F, L, C]."""
         x = hidden_states.unflatten(0, (-1, self.frames)).flatten(1, 2)
-        out = attention(attn.to_q(x), attn.to_k(x), attn.to_v(x), attn.heads)
+        out = self.attend(attn.to_q(x), attn.to_k(x), attn.to_v(x), attn.heads)
         out = attn.to_out[1](attn.to_out[0](out))
         return out.unflatten(1, (self.frames, -1)).flatten(0, 1)
 

@@ -50,3 +50,4 @@ IMAGE_CHANNELS = 3 * UNSHUFFLE**2
 TEXT_DIM, TINY_TEXT_DIM = 64, 32  # channels of the text embeddings; the second in tests
 WEIGHTS = Path(__file__).parent / "weights"
 VIEW_WEIGHTS = Path(__file__).parent / "view_weights"  # of the view-conditioned prior, see view_model.py
+MULTIVIEW_WEIGHTS = Path(__file__).parent / "multiview_weights"  # what the multi-view prior changes, see multiview_model.py

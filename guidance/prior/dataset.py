@@ -238,11 +238,15 @@ class Loader:
         palettes = torch.stack([palette(caption) for caption in captions])
         return captions, (palettes + 0.06 * (self._uniform(*palettes.shape) - 0.5)).clamp(0, 1)
 
-    def _lit(self, rows: dict[str, Tensor], palettes: Tensor) -> Tensor:
-        """Layers [B, 4, 2H, 2W] of stored renders in these colours under random light, see :func:`shaded`."""
-        size = len(palettes)
+    def _lit(self, rows: dict[str, Tensor], palettes: Tensor, linked: int = 1) -> Tensor:
+        """Layers [B, 4, 2H, 2W] of stored renders in these colours under random light, see :func:`shaded`.
+
+        So many consecutive ones, ``linked``, have one ratio of ambient light.
+        """
+        size, groups = len(palettes), len(palettes) // linked
         light = torch.nn.functional.normalize(torch.tensor([0.0, 0.25, 1.0]) + 0.8 * (self._uniform(size, 3) - 0.5), dim=-1)
-        ambient = torch.where(self._uniform(size) < 0.3, 1.0, 0.35 + 0.25 * self._uniform(size))
+        ambient = torch.where(self._uniform(groups) < 0.3, 1.0, 0.35 + 0.25 * self._uniform(groups))
+        ambient = ambient.repeat_interleave(linked)
         return shaded(rows["material"], rows["normal"].float() / 127, palettes, light, ambient)
 
     def _backgrounds(self, size: int) -> Tensor:

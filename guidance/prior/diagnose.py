@@ -35,10 +35,19 @@ TIMESTEPS = (50, 100, 200, 300, 500, 700)
 VIEWS = ((75.0, 0.0), (75.0, 90.0), (75.0, 180.0), (75.0, 270.0), (55.0, 35.0), (55.0, 215.0))
 
 
-def renders(caption: Caption, cameras: dict[str, Tensor], seed: int = 0, degraded: bool = False) -> Tensor:
-    """Renders [B, 3, 64, 64] in [-1, 1] of random members of the family: soft light, white background."""
+def renders(caption: Caption, cameras: dict[str, Tensor], seed: int = 0, degraded: bool = False, views: int = 1) -> Tensor:
+    """Renders [B, 3, 64, 64] in [-1, 1] of random members of the family: soft light, white background.
+
+    Args:
+        caption: kind and colours.
+        cameras: of B views.
+        seed: of the proportions.
+        degraded: with the defects of an unfinished mesh.
+        views: consecutive ones of one object.
+    """
     count = len(cameras["polar"])
-    proportions = random_proportions(caption.kind, count, torch.Generator().manual_seed(seed))
+    proportions = random_proportions(caption.kind, count // views, torch.Generator().manual_seed(seed))
+    proportions = {name: value.repeat_interleave(views) for name, value in proportions.items()}
     material, normal = render(caption.kind, proportions, cameras, IMAGE_SIZE)
     light = torch.nn.functional.normalize(torch.tensor([0.0, 0.25, 1.0]), dim=0).expand(count, 3)
     layers = shaded(material, normal, palette(caption).expand(count, -1, -1), light, torch.full((count,), 0.5))

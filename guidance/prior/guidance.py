@@ -32,7 +32,13 @@ GUIDED = ("unconditional", "text")  # those of classifier-free guidance
 
 def build(config: "Config", device: torch.device, resolved: weights.Resolved) -> "EmbeddedPrior":
     """Load the weights of a run; see :data:`guidance.Builder`."""
-    model = EmbeddedPrior(weights.fetch(resolved), **loader.placement(config, device))
+    told, place = config.guidance.prior_views, loader.placement(config, device)
+    if told == "camera":
+        model = EmbeddedPrior(weights.fetch(resolved), **place)
+    else:
+        from guidance.prior.multiview_guidance import WordedPrior
+
+        model = WordedPrior(weights.fetch(resolved), told=told, **place)
     model.learn(config.guidance, None)
     return model
 
@@ -114,7 +120,10 @@ class EmbeddedPrior(PixelPrior, LearningGuidance):
                 "--debias_prompt needs view words, and the embedded prior is given the camera instead; leave it out"
             )
         if options.perpneg:
-            raise UserError("--perpneg needs view words, and the embedded prior is given the camera instead; leave it out")
+            raise UserError(
+                "--perpneg needs view words, and the embedded prior is given the camera instead; leave it out, or give "
+                "--prior_views words"
+            )
         return Options(**shared_options(options, learns=True), detail=options.prior_detail)
 
     def camera_conditions(self, views: Views | None, count: int) -> tuple[Tensor, Tensor]:
@@ -132,7 +141,11 @@ class EmbeddedPrior(PixelPrior, LearningGuidance):
         """See :meth:`PixelPrior.denoiser`; all predictions are given the camera, and the words are dropped alone."""
         return self.under(views, count, refine, GUIDED[1:] if conditional_only else GUIDED)
 
-    def under(self, views: Views | None, count: int, refine: bool, names: tuple[str, ...]) -> Denoiser:
+    def tokens(self, name: str, views: Views | None, count: int) -> Tensor:
+        """Text embeddings [B, L, D] of a condition of :data:`NAMED` for ``count`` = B views, which are None if unknown."""
+        return self.text[name].expand(count, -1, -1)
+
+    def under(self, views: Views | None, count: int, refine: bool, names: tuple[str, ...], *words: Any) -> Denoiser:
         """The UNet under K conditions of :data:`NAMED` in one batch; all are given the camera.
 
         Args:
@@ -140,11 +153,12 @@ class EmbeddedPrior(PixelPrior, LearningGuidance):
             count: B.
             refine: refine the predictions by the detail network, if there is one.
             names: of the conditions.
+            words: what :meth:`tokens` takes beside them.
         """
         if not self.text:
             raise RuntimeError("EmbeddedPrior: prepare(conditions) must come before loss or sample")
         num = len(names)
-        text = torch.cat([self.text[name] for name in names]).repeat_interleave(count, 0)
+        text = torch.cat([self.tokens(name, views, count, *words) for name in names])
         rays, vector = (v.repeat(num, *(1,) * (v.ndim - 1)) for v in self.camera_conditions(views, count))
 
         def predict(noisy: Tensor, t: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class PixelPrior(Guidance):
     """
 
     reads_references = False  # whether the UNet has input channels for reference images
+    linked = 1  # views that are denoised together
 
     def __init__(self, folder: Path | str, device: torch.device | str, dtype: torch.dtype, options: Options | None):
         self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype
@@ -57,11 +58,10 @@ class PixelPrior(Guidance):
         self.sampling_scale = description.guidance_scale
         self.options = options or Options(guidance_scale=description.guidance_scale)
         loader.require_diffusers()
-        from diffusers import UNet2DConditionModel
-
-        self.unet: Network = loader.load_part(self.folder, "unet", UNet2DConditionModel, self.device, dtype)
+        self.unet = self.load_unet()
         self.codec = PixelCodec(description.size, description.unshuffle)
-        self.distiller = Distiller(self.codec, loader.load_schedule(self.folder, self.device, clamp=1.0), self.device)
+        schedule = loader.load_schedule(self.folder, self.device, clamp=1.0)
+        self.distiller = Distiller(self.codec, schedule, self.device, linked=self.linked)
         self.spaces = self.distiller.spaces
         expected = self.codec.shape[0] + description.ray_channels + description.reference_channels
         if self.unet.config.in_channels != expected:
@@ -71,6 +71,12 @@ class PixelPrior(Guidance):
             )
         if self.device.type == "cuda":
             self.unet.to(memory_format=torch.channels_last)
+
+    def load_unet(self) -> Network:
+        """The UNet, frozen, on its device."""
+        from diffusers import UNet2DConditionModel
+
+        return loader.load_part(self.folder, "unet", UNet2DConditionModel, self.device, self.dtype)
 
     def denoisers(self) -> list[Network]:
         """See :meth:`Guidance.denoisers`."""
@@ -83,6 +89,7 @@ class PixelPrior(Guidance):
             radius_range=camera.RADIUS_RANGE,
             fovy_range=camera.FOVY_RANGE,
             polar_range=camera.POLAR_RANGE,
+            linked_views=self.linked,
         )
 
     @abstractmethod

@@ -62,6 +62,21 @@ class Progress:
     seconds: float = 0.0
 
 
+class Embeddings:
+    """Text embeddings by a frozen text encoder, which are kept, because captions repeat."""
+
+    def __init__(self, prior: prior_model.Prior) -> None:
+        self.prior = prior
+        self.known: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, captions: list[str]) -> Tensor:
+        """[B, 16, 64] of B captions. Not differentiable."""
+        for caption in set(captions) - self.known.keys():
+            self.known[caption] = self.prior.encode_text([caption])[0]
+        return torch.stack([self.known[caption] for caption in captions])
+
+
 P = TypeVar("P", bound="Trainable")
 B = TypeVar("B")
 
@@ -87,11 +102,9 @@ class Training(ABC, Generic[P, B]):
     snapshot = "snapshot"  # folder of the exports, beside that of the state
 
     def __init__(self, recipe: Recipe, data: Path, run: Path, rank: int = 0) -> None:
-        from diffusers.models.attention_processor import AttnProcessor
-
         self.recipe, self.data, self.run_folder, self.rank = recipe, data, run, rank
         self.prior = self.build()
-        self.prior.unet.set_attn_processor(AttnProcessor())  # fused attention is 4 times slower in bf16 on a CPU
+        self.prepare_attention()
         self._flatten()
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99), fused=True
@@ -108,6 +121,12 @@ class Training(ABC, Generic[P, B]):
     @abstractmethod
     def build(self) -> P:
         """The prior with its initial weights."""
+
+    def prepare_attention(self) -> None:
+        """Choose the implementation of attention."""
+        from diffusers.models.attention_processor import AttnProcessor
+
+        self.prior.unet.set_attn_processor(AttnProcessor())  # fused attention is 4 times slower in bf16 on a CPU
 
     @abstractmethod
     def trained(self, prior: P) -> list[nn.Parameter]:

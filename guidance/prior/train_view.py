@@ -46,10 +46,9 @@ class ViewTrainer(train.Training[ViewPrior, PairBatch]):
     def build(self) -> ViewPrior:
         """The UNet of the text-conditioned prior and a new encoder; its text encoder is the encoder's teacher."""
         prior = view_model.build(seed=self.recipe.seed)
-        self.teacher = prior_model.load(WEIGHTS)
-        self.embeddings: dict[str, Tensor] = {}
+        self.embeddings = train.Embeddings(prior_model.load(WEIGHTS))  # of the teacher
         with torch.no_grad():
-            prior.encoder.null[:] = self.teacher.encode_text([""])[0]
+            prior.encoder.null[:] = self.embeddings([""])[0]
         return prior
 
     def trained(self, prior: ViewPrior) -> list[nn.Parameter]:
@@ -78,16 +77,9 @@ class ViewTrainer(train.Training[ViewPrior, PairBatch]):
         """Write a prior, with ``recipe.json``, to a folder."""
         view_model.save(prior, folder, self.about())
 
-    @torch.no_grad()
-    def encode_text(self, captions: list[str]) -> Tensor:
-        """The teacher's embeddings [B, 16, 64] of captions; they are cached, because captions repeat."""
-        for caption in set(captions) - self.embeddings.keys():
-            self.embeddings[caption] = self.teacher.encode_text([caption])[0]
-        return torch.stack([self.embeddings[caption] for caption in captions])
-
     def encoder_losses(self, batch: PairBatch, reading: Reading) -> tuple[Tensor, Tensor]:
         """Mean squared error of the caption tokens, and mean cross-entropy of the azimuth of kinds that have a front."""
-        caption = (reading.caption.float() - self.encode_text(batch.captions)).square().mean()
+        caption = (reading.caption.float() - self.embeddings(batch.captions)).square().mean()
         wanted = view_model.heading_target(batch.source["azimuth"])
         entropy = -(wanted * log_softmax(reading.heading.float(), -1)).sum(-1)
         return caption, (entropy * batch.oriented).mean()

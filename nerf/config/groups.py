@@ -13,6 +13,7 @@ from typing import Any
 
 from nerf.config.distillation import DistillationConfig
 from nerf.config.limits import (
+    AXES,
     AZIMUTH,
     BOUND,
     FAR,
@@ -79,6 +80,12 @@ class GuidanceConfig(DistillationConfig, Zero123Config):
         choices=("auto", "embedded", "1.5", "2.0", "2.1"),
         kept=RUN,
     )
+    mvdream: str = option(
+        "auto",
+        "weights of MVDream: auto takes the published ones (--hf_keys), embedded the small multi-view prior of few words",
+        choices=("auto", "embedded"),
+        kept=RUN,
+    )
     hf_key: str | None = option(
         None,
         "diffusers folder or hub id, in place of --sd_version; without SD, of the first model that takes one",
@@ -97,6 +104,12 @@ class GuidanceConfig(DistillationConfig, Zero123Config):
     )
     guidance_scale: tuple[float, ...] = option((100.0,), "classifier-free guidance (CFG) scale", check=between(0, 1e6), each=1)
     prior_detail: bool = option(True, "embedded prior: refine its x0 estimates with the detail network, for a fifth more time")
+    prior_views: str = option(
+        "camera",
+        "what the embedded prior is told of a view: its camera, view words as Stable Diffusion is (--perpneg), or nothing",
+        choices=("camera", "words", "none"),
+        kept=RUN,
+    )
     angle_front: float = option(
         90.0,
         "view words: azimuth that counts as front, degrees; at its borders front and side have equal weights",
@@ -438,7 +451,13 @@ class DmtetConfig(Group):
         "by default the NeRF of the workspace, else a ball",
         path=True,
     )
-    lock_geo: bool = option(False, "freeze the geometry and train the texture only")
+    lock_geo: bool = option(
+        False,
+        "freeze the geometry and train the texture only; a mesh file as --init_with keeps its vertices, triangles and uv",
+    )
+    init_up: str = option("y", "axis of the mesh file of --init_with that points up; write --init_up=-z", choices=AXES)
+    init_front: str = option("z", "axis of the mesh file of --init_with that points to its front", choices=AXES)
+    init_colors: bool = option(True, "begin with the colours of the mesh file of --init_with, where it has some")
     dmtet_reso_scale: float = option(
         8.0, "render size of the mesh stage, as a multiple of --w and --h", check=between(0.125, 64)
     )

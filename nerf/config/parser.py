@@ -234,7 +234,7 @@ def refuse_unbuilt(field: Field, value: Any) -> None:
         missing = [w for w in wanted if w in meta["unbuilt"]]
         if missing:
             rest = [c for c in meta["choices"] if c not in meta["unbuilt"]]
-            raise UserError(f"{name} {missing[0]} is not built yet; take {' or '.join(rest)}")
+            raise UserError(f"{name} {missing[0]} is not built yet; take {expected_words(rest)}")
 
 
 def as_words(value: Any) -> str:

@@ -220,6 +220,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_decay": 0.1,
         "lr_distance": 0.05,
     },
+    # What a mesh file looks like already is worth keeping: low noise levels only, from its own shape and colours.
+    "dmtet mesh file": {"t_range": (0.02, 0.4), "t_anneal": 0.5},
+    # Colours for a surface that stays as it is. They begin as one grey, so noise levels come down from the top as in a NeRF,
+    # and nothing looks at the surface itself.
+    "dmtet painted": {
+        "t_range": (0.02, 0.98),
+        "t_anneal": 0.8,
+        "lambda_mask": 0.0,
+        "lambda_normal": 0.0,
+        "lambda_depth": 0.0,
+        "lambda_mesh_normal": 0.0,
+        "lambda_mesh_laplacian": 0.0,
+        "coarse_sdf_grids": 0,
+    },
     # The render is large already, and the surface has left the monocular depth behind that gave it its first shape.
     "dmtet image": {"known_view_scale": 1.0, "lambda_normal": 0.0, "lambda_depth": 0.0},
     "dmtet image text": {"t_range": (0.2, 0.5)},
@@ -262,6 +276,12 @@ PRESETS["embedded view"] = (
         "progressive_level": False,
     }
 )
+# Names that mark a run, for the presets of its mesh stage: what a mesh file is started with for.
+MESH_FILE, PAINTED = "mesh file", "painted"
+PRESETS |= {MESH_FILE: {}, PAINTED: {}}
+# The multi-view prior is the embedded one with other attention.
+_EMBEDDED = ("embedded", "dmtet embedded", *(f"{method} embedded" for method in METHODS[1:]))
+PRESETS |= {f"{name} multiview": PRESETS[name] for name in _EMBEDDED}
 PRESETS["dmtet embedded view"] = PRESETS["dmtet embedded"] | {"lambda_rgb": 1000.0, "lambda_mask": 500.0}
 
 # MVDream for a picture: a lower scale, nearer cameras, near the horizon (arXiv 2312.02201).
@@ -278,9 +298,7 @@ PRESETS["ImageDream"] = PRESETS["MVDream"] | {
 # Presets of one guidance model: of its name, of the kind of its weights, or of its name and "alone" where no other guides.
 # Their values of options that belong to each model (``parser.option(each=...)``) are its own.
 GUIDANCE_OF: dict[str, str] = {
-    "embedded": "SD",
     "embedded image": "SD",
-    "dmtet embedded": "SD",
     "embedded view": "zero123",
     "dmtet embedded view": "zero123",
     "clip": "clip",
@@ -289,7 +307,8 @@ GUIDANCE_OF: dict[str, str] = {
     "stable zero123": "zero123",
     "MVDream": "MVDream",
     "ImageDream": "ImageDream",
-} | {f"{method} embedded": "SD" for method in METHODS[1:]}
+}
+GUIDANCE_OF |= {name: "SD" for name in _EMBEDDED} | {f"{name} multiview": "MVDream" for name in _EMBEDDED}
 
 # What a preset is called in the log.
 REASONS: dict[str, str] = {
@@ -297,6 +316,10 @@ REASONS: dict[str, str] = {
     "dmtet photographs": "the mesh stage of --data",
     "dmtet image": "the mesh stage of --image",
     "dmtet image text": "the mesh stage of --image and --text",
+    "mesh file": "a mesh file",
+    "painted": "--lock_geo",
+    "dmtet mesh file": "the mesh stage of a mesh file",
+    "dmtet painted": "the mesh stage of --lock_geo with a mesh file",
     "dmtet embedded": "the mesh stage under the embedded prior",
     "dmtet embedded view": "the mesh stage under the embedded view-conditioned prior",
     "O": "-O",
@@ -316,3 +339,4 @@ REASONS: dict[str, str] = {
 }
 REASONS |= {method: f"--distillation {method}" for method in METHODS[1:]}
 REASONS |= {f"{method} embedded": f"--distillation {method} under the embedded prior" for method in METHODS[1:]}
+REASONS |= {f"{name} multiview": REASONS[name].replace("embedded", "embedded multi-view") for name in _EMBEDDED}

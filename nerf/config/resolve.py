@@ -5,15 +5,16 @@ Order of precedence, weakest first: defaults, presets, what the workspace keeps,
 
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from nerf.config.checks import check_background, check_counts, check_numbers, check_stages, warnings
 from nerf.config.config import KEPT, OPTIONS, Config, as_typed, describe, with_preset, with_values, with_weak_values
 from nerf.config.groups import CKPT_WORDS
+from nerf.config.limits import MESH_SUFFIXES
 from nerf.config.parser import RUN, dashed
-from nerf.config.presets import GUIDANCE_OF, PRESETS
+from nerf.config.presets import GUIDANCE_OF, MESH_FILE, PAINTED, PRESETS, REASONS
 from nerf.config.references import Reference, digest_of, references
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError
@@ -23,6 +24,7 @@ from nerf.core.words import did_you_mean
 # Options of a NeRF that say where its surface is; the mesh stage takes them over unless the user gives others.
 SURFACE_FLAGS = ("mesh_threshold", "mesh_smooth", "mcubes_resolution")
 # Guidance model -> the flag that names its weights, for those whose "auto" depends on what is installed.
+MESH_FILES = (MESH_FILE, PAINTED)
 WEIGHT_FLAGS = {"SD": "sd_version", "zero123": "zero123"}
 
 
@@ -48,6 +50,7 @@ class StoredStart:
     required: Mapping[str, Any] = field(default_factory=dict)  # flag -> value that its weights were made for
     preferred: Mapping[str, Any] = field(default_factory=dict)  # flag -> value that is used if the user gives no other
     own_stage: str | None = None  # the stage, if it is a checkpoint of the run's own workspace
+    presets: tuple[str, ...] = ()  # of a mesh file that it began with, for a run that resumes from it
     flag: str = "--init_with"  # the flag that names it: "--init_with", or "--ckpt" for a checkpoint of another workspace
 
 
@@ -146,7 +149,8 @@ def resolve(
     first = _first_pending(config, workspace)
     for i in range(first + 1, len(stages)):  # later ones start from its result, not from a checkpoint
         stages[i] = Stage(stages[i].kind, with_values(stages[i].config, {"ckpt": "scratch"}, "preset"))
-    lines = [*describe(config), *warnings(config, stages), *_ignored_start(config, stages[first].kind, workspace)]
+    lines = [*describe(config), *_of_stages(config, stages), *warnings(config, stages)]
+    lines += _ignored_start(config, stages[first].kind, workspace)
     return RunPlan(config, tuple(stages), first, found, tuple(lines), pictures, images)
 
 
@@ -237,6 +241,7 @@ def start_from_run(stored: Config, stage: str, own: bool) -> StoredStart:
         {flag: _in_its_stage(stored, flag) for flag in required},
         {flag: stored.value(flag) for flag in SURFACE_FLAGS},
         stage if own else None,
+        tuple(name for name in MESH_FILES if name in stored.presets and STAGE_KINDS[stage].triangles),
     )
 
 
@@ -261,12 +266,13 @@ def _options_of_start(config: Config, workspace: StoredRun, start: StoredStart) 
             continue
         if config.asked(flag):
             raise UserError(
-                f"{name}: its weights were made with {dashed(flag)} {value!r}, this run asks for {mine!r}; leave the flag out"
+                f"{name}: its weights were made with {_shown(flag, value)}, this run asks for {_shown(flag, mine)}; leave the "
+                "flag out"
             )
         if other_source and KEPT[flag] == RUN:
             raise UserError(
-                f"{name}: its weights were made with {dashed(flag)} {value!r}, and workspace {config.output.workspace} holds "
-                f"a NeRF with {mine!r}; choose another --workspace"
+                f"{name}: its weights were made with {_shown(flag, value)}, and workspace {config.output.workspace} holds a "
+                f"NeRF with {_shown(flag, mine)}; choose another --workspace"
             )
     return {flag: value for flag, value in {**start.preferred, **start.required}.items() if not config.asked(flag)}
 
@@ -314,13 +320,43 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
     names = [name for name, on in wanted.items() if on]
     names += [config.guidance.distillation] if config.guidance.distillation in PRESETS else []
     stored = () if workspace.config is None else workspace.config.presets
-    names += [name for name in stored if not (name in OPTIONS and config.asked(name))]  # --no_O takes it back
+    old = [name for name in stored if name not in MESH_FILES]
+    names += [name for name in old if not (name in OPTIONS and config.asked(name))]  # --no_O takes it back
+    names += _mesh_file_presets(config, workspace)
     if {"O", "O2"} <= set(names):
         raise UserError(
             f"workspace {config.output.workspace} holds a run with {'-O' if config.runtime.O2 else '-O2'}, a preset for "
             f"another network than {'-O2' if config.runtime.O2 else '-O'}; leave the flag out, or choose another --workspace"
         )
     return list(dict.fromkeys(names))
+
+
+def _mesh_file_presets(config: Config, workspace: StoredRun) -> list[str]:
+    """Names of the presets of a mesh stage that starts from a mesh file, or that did when its checkpoint was made.
+
+    Raises:
+        UserError: the geometry of a painted mesh is to be trained now.
+    """
+    kind = STAGE_KINDS[config.stages[-1]]
+    if not kind.triangles:
+        return []
+    start, stored = workspace.start, () if workspace.config is None else workspace.config.presets
+    if kind.name in workspace.trained:
+        names = [name for name in MESH_FILES if name in stored]
+    elif start is not None and start.flag == "--ckpt":
+        names = list(start.presets)
+    elif os.path.splitext(config.dmtet.init_with)[1].lower() not in MESH_SUFFIXES:
+        names = []
+    elif config.dmtet.lock_geo:
+        names = [PAINTED]
+    else:
+        names = [MESH_FILE] if config.prompt.kinds else []
+    if PAINTED in names and config.asked("lock_geo") and not config.dmtet.lock_geo:
+        raise UserError(
+            f"workspace {config.output.workspace} paints a mesh file, whose geometry cannot be trained; refine its "
+            "mesh/mesh.glb with --init_with in another --workspace"
+        )
+    return names
 
 
 def _presets_of_models(config: Config, weights: Mapping[str, Weights]) -> list[str]:
@@ -388,6 +424,18 @@ def _with_presets_of_stage(config: Config, kind: StageKind) -> Config:
     return _with_presets(config, [name for name, needed in kind.presets if needed is None or needed in config.presets])
 
 
+def _of_stages(config: Config, stages: Iterable[Stage]) -> list[str]:
+    """A line for the log for each stage that has other values than the run: those of its presets, and those derived."""
+    lines = []
+    for stage in stages:
+        own = {flag: value for flag, value, _ in stage.config.items() if value != config.value(flag) and flag != "ckpt"}
+        reasons = ", ".join(REASONS[name] for name in stage.config.presets if name not in config.presets)
+        if own:
+            words = " ".join(as_typed(flag, value) for flag, value in own.items())
+            lines.append(f"stage {stage.name}{f' ({reasons})' if reasons else ''}: {words}")
+    return lines
+
+
 def _in_its_stage(config: Config, flag: str) -> Any:
     """The value of a flag as the stage sees it that the option belongs to, if it belongs to one."""
     owner = KEPT.get(flag, RUN)
@@ -437,7 +485,7 @@ def check_task(config: Config, workspace: StoredRun) -> None:
         )
     for flag in ("ref_radii", "ref_polars", "ref_azimuths", "zero123_ws"):
         if config.value(flag) and not config.prompt.image:
-            raise UserError(f"--{flag} is the camera of --image, which is missing; in --image_config it is a column")
+            raise UserError(f"--{flag} belongs to --image, which is missing; in --image_config it is a column")
     if not config.trains and ckpt == "scratch":
         raise UserError("--ckpt scratch starts over, and --test and --six_views only show a run; leave one of the flags out")
     if ckpt not in CKPT_WORDS and not workspace.checkpoint_exists:

@@ -3,6 +3,7 @@
 import torch
 
 from nerf.core.errors import UserError
+from nerf.core.words import counted
 
 
 def check_device(name: str) -> None:
@@ -20,4 +21,5 @@ def check_device(name: str) -> None:
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: torch sees no CUDA device here; leave the flag out to run on the CPU")
     if index and int(index) >= (count := torch.cuda.device_count()):
-        raise UserError(f"--device {name}: torch sees {count} CUDA devices here; give cuda:0 to cuda:{count - 1}")
+        there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise UserError(f"--device {name}: torch sees {counted(count, 'CUDA device')} here; give {there}")

@@ -65,6 +65,17 @@ def write_atomically(path: str | Path, write: Callable[[Path], object], durable:
     return path
 
 
+def cache_folder(name: str, variable: str) -> Path:
+    """A folder of the program in the user's cache folder; it need not exist.
+
+    Args:
+        name: of the folder.
+        variable: of the environment, which names another place.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    return Path(os.environ.get(variable) or Path(base, "somnia", name))
+
+
 @contextmanager
 def replace_folder(folder: str | Path, names: Collection[str]) -> Iterator[Path]:
     """A new folder to fill in a ``with`` block, which takes the place of ``folder`` as a whole at its end.

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from nerf.core.errors import UserError
 from nerf.core.files import read_json, reading
+from nerf.core.words import expected_words
 
 log = logging.getLogger("somnia.image")
 
@@ -84,7 +85,7 @@ def find(kind: Kind, name: str) -> Weights | None:
     if not os.path.isdir(folder):
         cached = _cached(name) if "/" in name else None
         if cached is None:
-            ids = " or ".join(PUBLISHED[kind])
+            ids = expected_words(PUBLISHED[kind])
             hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
             raise UserError(
                 f"--{kind} {name:.200} is neither a folder nor a model in the Hugging Face cache; fetch it with: hf download "
@@ -94,7 +95,7 @@ def find(kind: Kind, name: str) -> Weights | None:
     return _described(folder, kind)
 
 
-def _missing(files: Iterable[str]) -> str | None:
+def missing(files: Iterable[str]) -> str | None:
     """What a folder lacks: the description of its model, or weights in safetensors."""
     have = set(files)
     if not have & {"model_index.json", "config.json"}:
@@ -106,7 +107,7 @@ def _cached(hub_id: str) -> Path | None:
     from guidance import weights
 
     probes = ("config.json", "model_index.json")
-    found = (weights.cached(hub_id, _missing, probe) for probe in probes)
+    found = (weights.cached(hub_id, missing, probe) for probe in probes)
     return next((folder for folder in found if folder is not None), None)
 
 

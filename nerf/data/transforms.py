@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nerf.core.errors import UserError
 from nerf.core.files import read_json
+from nerf.core.words import counted
 from nerf.data.colmap import find_models, read_colmap
 from nerf.data.frames import (
     SPLITS,
@@ -259,18 +260,16 @@ def _split(
         unknown = [entry for entry, file in zip(entries, files, strict=True) if file not in known]
         if unknown:
             raise UserError(
-                f'{path}: "{split}_filenames" names {len(unknown)} photographs that no frame has, first {unknown[0]!r:.80}; '
-                "write them as the frames do, or remove the list"
+                f'{path}: "{split}_filenames" names {counted(len(unknown), "photograph")} that no frame has, first '
+                f"{unknown[0]!r:.80}; write them as the frames do, or remove the list"
             )
         names[split] = set(files)
     held_out = set().union(*(inside for split, inside in names.items() if split != "train"))
     if not set(names) & {"val", "test"}:  # all others are for testing
         names["test"] = held_out = set(photograph) - names["train"]
     if both := names.setdefault("train", set(photograph) - held_out) & held_out:
-        raise UserError(
-            f"{path}: {len(both)} photographs are listed both for training and for testing, first {sorted(both)[0]}; "
-            "list each once"
-        )
+        count = counted(len(both), "photograph is", "photographs are")
+        raise UserError(f"{path}: {count} listed both for training and for testing, first {sorted(both)[0]}; list each once")
     ordered = sorted(frames, key=lambda frame: frame.name)
     return {split: [frame for frame in ordered if same_path(frame.image) in inside] for split, inside in names.items()}
 

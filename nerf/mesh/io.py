@@ -70,9 +70,14 @@ class Material:
         )
 
 
-def _rows(pattern: str, values: np.ndarray) -> str:
+def text_rows(pattern: str, values: np.ndarray) -> str:
     """One formatted line for each row of ``values``."""
     return (pattern * len(values)) % tuple(values.reshape(-1).tolist())
+
+
+def _comment_rows(comment: str) -> str:
+    """The lines of a comment as OBJ and MTL have them."""
+    return "".join(f"# {line}\n" for line in comment.splitlines())
 
 
 def write_obj(folder: Path, mesh: Mesh, material: Material, comment: str = "") -> dict[str, Path]:
@@ -84,44 +89,53 @@ def write_obj(folder: Path, mesh: Mesh, material: Material, comment: str = "") -
         folder: created if missing.
         mesh: with normals [V, 3], uv [V, 2], weld [V] and texture [S, S, 3]; optionally with a normal texture.
         material: constants for the MTL.
-        comment: lines for the header of the OBJ.
+        comment: lines for the headers of the OBJ and the MTL.
 
     Returns:
         The files: "obj", "mtl", "albedo", and "normal" where there is a normal texture.
     """
     normals, weld = mesh.require("normals"), mesh.require("weld")
-    files = {"albedo": write_png(folder / "albedo.png", mesh.require("texture"))}
-    if mesh.normal_texture is not None:
-        files["normal"] = write_png(folder / "normal.png", mesh.normal_texture)
-    look = material.mtl("normal" in files)
-    files["mtl"] = write_atomically(folder / "mesh.mtl", lambda path: path.write_text(look, encoding="utf-8"))
+    files = write_look(folder, mesh, material, comment)
     first = np.zeros(int(weld.max()) + 1, dtype=np.int64)
     first[weld] = np.arange(len(weld))
     decimals = max(6, 6 - int(np.floor(np.log10(max(np.ptp(mesh.bounds, axis=0).max(), 1e-12)))))
     position = " ".join([f"%.{decimals}f"] * 3)
     welded, corner = mesh.welded_faces + 1, mesh.faces + 1
-    text = "".join(
-        [
-            "".join(f"# {line}\n" for line in comment.splitlines()),
-            "mtllib mesh.mtl\no mesh\nusemtl albedo\n",
-            _rows(f"v {position}\n", mesh.vertices[first]),
-            _rows("vt %.7f %.7f\n", mesh.require("uv")),
-            _rows("vn %.5f %.5f %.5f\n", normals[first]),
-            _rows("f %d/%d/%d %d/%d/%d %d/%d/%d\n", np.stack([welded, corner, welded], axis=2)),
-        ]
-    )
-    files["obj"] = write_atomically(folder / "mesh.obj", lambda path: path.write_text(text, encoding="utf-8"))
+    rows = [
+        text_rows(f"v {position}\n", mesh.vertices[first]),
+        text_rows("vt %.7f %.7f\n", mesh.require("uv")),
+        text_rows("vn %.5f %.5f %.5f\n", normals[first]),
+        text_rows("f %d/%d/%d %d/%d/%d %d/%d/%d\n", np.stack([welded, corner, welded], axis=2)),
+    ]
+    files["obj"] = write_obj_rows(folder, rows, comment)
     return files
 
 
-def write_glb(path: Path, mesh: Mesh, material: Material, extras: dict) -> Path:
+def write_look(folder: Path, mesh: Mesh, material: Material, comment: str) -> dict[str, Path]:
+    """Write the textures of a mesh and, below a comment, ``mesh.mtl``: "albedo", "mtl", and "normal" where there is one."""
+    files = {"albedo": write_png(folder / "albedo.png", mesh.require("texture"))}
+    if mesh.normal_texture is not None:
+        files["normal"] = write_png(folder / "normal.png", mesh.normal_texture)
+    look = _comment_rows(comment) + material.mtl("normal" in files)
+    files["mtl"] = write_atomically(folder / "mesh.mtl", lambda path: path.write_text(look, encoding="utf-8"))
+    return files
+
+
+def write_obj_rows(folder: Path, rows: list[str], comment: str) -> Path:
+    """Write ``mesh.obj`` of lines of its content, below a comment and the name of its material."""
+    text = "".join([_comment_rows(comment), "mtllib mesh.mtl\no mesh\nusemtl albedo\n", *rows])
+    return write_atomically(folder / "mesh.obj", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def write_glb(path: Path, mesh: Mesh, material: Material, extras: dict, node: np.ndarray | None = None) -> Path:
     """Write a binary glTF 2.0 with NORMAL, TEXCOORD_0, one material, and TANGENT where there is a normal texture.
 
     Args:
         path: the .glb.
         mesh: with normals [V, 3], uv [V, 2] and texture [S, S, 3]; optionally with a normal texture and its tangents [V, 4].
         material: constants of the material.
-        extras: JSON values for ``asset.extras``: prompt, seed, licence notes.
+        extras: JSON values for ``asset.extras``: prompt, seed, licence notes; "copyright" is for ``asset.copyright``.
+        node: matrix [4, 4] of the node that holds the mesh; by default it is where its vertices are.
     """
     import trimesh
 
@@ -147,10 +161,12 @@ def write_glb(path: Path, mesh: Mesh, material: Material, extras: dict) -> Path:
     if bumps is not None and mesh.tangents is not None:
         solid.vertex_attributes["_TANGENT"] = mesh.tangents.astype(np.float32)
     scene = trimesh.Scene()
-    scene.add_geometry(solid, node_name="mesh", geom_name="mesh")
+    scene.add_geometry(solid, node_name="mesh", geom_name="mesh", transform=node)
 
     def stamp(tree: dict) -> None:
-        tree["asset"] = {"version": "2.0", "generator": "Somnia", "extras": extras}
+        credit = {"copyright": extras["copyright"]} if "copyright" in extras else {}
+        noted = {key: value for key, value in extras.items() if key not in credit}
+        tree["asset"] = {"version": "2.0", "generator": "Somnia", **credit, "extras": noted}
         attributes = tree["meshes"][0]["primitives"][0]["attributes"]
         if "_TANGENT" in attributes:  # trimesh writes custom attributes with a leading underscore only
             attributes["TANGENT"] = attributes.pop("_TANGENT")
@@ -348,7 +364,7 @@ def check_file(path: Path, mesh: Mesh) -> None:
     if off > _NORMAL_TOLERANCE:
         raise ExportError(f"{path.name} was read back with normals {off:.2g} off; check the disk and write it again")
     if mesh.uv is not None:
-        _check_texture(path, read, mesh)
+        check_texture(path, read, mesh)
     if signed_volume(read) <= 0:
         raise ExportError(
             f"{path.name} is inside out: its volume is {signed_volume(read):.3g}; its triangles must be "
@@ -356,7 +372,7 @@ def check_file(path: Path, mesh: Mesh) -> None:
         )
 
 
-def _check_texture(path: Path, read: Mesh, mesh: Mesh) -> None:
+def check_texture(path: Path, read: Mesh, mesh: Mesh) -> None:
     """Compare uv, corner by corner, and the texture, texel by texel."""
     uv, texture = mesh.require("uv"), mesh.require("texture")
     if read.uv is None or read.texture is None:

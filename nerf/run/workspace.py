@@ -12,7 +12,7 @@ import msgspec
 from nerf.config.config import WAY_OUT, Config, from_json, to_json
 from nerf.config.groups import CKPT_WORDS, STAGES
 from nerf.config.resolve import RunPlan, StoredRun, StoredStart, start_from_run
-from nerf.config.stages import FIRST
+from nerf.config.stages import FIRST, STAGE_KINDS
 from nerf.core.errors import UserError
 from nerf.core.files import as_shape, read_json, remove_unfinished, write_atomically, write_json
 from nerf.run import checkpoint
@@ -79,7 +79,10 @@ def checkpoint_start(asked: Config) -> StoredStart | None:
     stage = checkpoint.stage_of(path) or FIRST.name
     stored = stored_config(folder)
     start = start_from_run(stored, stage, own=False)
-    return replace(start, required={**start.required, "optim": stored.optim.optim}, flag="--ckpt")  # its state is resumed
+    resumed = ["optim"]  # the state is resumed, with that of the occupancy grid where there is one
+    if not STAGE_KINDS[stage].triangles:
+        resumed += ["cuda_ray", "grid_size"] if stored.render.cuda_ray else ["cuda_ray"]
+    return replace(start, required={**start.required, **{flag: stored.value(flag) for flag in resumed}}, flag="--ckpt")
 
 
 def stored_config(folder: str | Path) -> Config:

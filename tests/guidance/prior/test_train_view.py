@@ -37,13 +37,13 @@ def test_the_loss_falls_within_a_few_steps(trainer):
 
 
 def test_the_unconditional_tokens_start_as_the_empty_prompt(trainer):
-    torch.testing.assert_close(trainer.prior.encoder.null, trainer.teacher.encode_text([""])[0])
+    torch.testing.assert_close(trainer.prior.encoder.null, trainer.embeddings([""])[0])
 
 
 def test_the_losses_of_the_encoder_vanish_for_what_it_should_say(trainer):
     batch = trainer.batch()
     reading = view_model.Reading(
-        trainer.encode_text(batch.captions),
+        trainer.embeddings(batch.captions),
         50 * view_model.heading_target((batch.source["azimuth"] / 10).round() * 10),
     )
     batch.source["azimuth"] = (batch.source["azimuth"] / 10).round() * 10

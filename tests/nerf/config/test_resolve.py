@@ -138,6 +138,7 @@ OTHERS = {
     "grid_features": 4, "grid_coarsest": 8, "grid_finest": 64, "grid_log2": 10, "hidden": 32, "layers": 2, "cuda_ray": True,
     "grid_size": 64, "optim": "adam", "seed": 7, "image": ("x_rgba.png",), "image_config": "x.csv", "ref_radii": (2.0,),
     "ref_polars": (60.0,), "ref_azimuths": (30.0,), "zero123_ws": (0.5,), "zero123": "zero123-xl", "zero123_ckpt": "x.ckpt",
+    "mvdream": "embedded", "prior_views": "words",
 }  # fmt: skip
 
 
@@ -270,7 +271,7 @@ def test_options_of_the_start_override_presets_and_yield_to_what_is_typed():
     mesh = plan.stages[0].config
     assert (mesh.field.hidden, mesh.dmtet.tet_grid_size, mesh.field.bound) == (24, 16, 1.0)
     assert (mesh.output.mesh_threshold, mesh.output.mesh_smooth) == (5.0, 1.0)
-    with pytest.raises(UserError, match="--init_with x: its weights were made with --hidden 24, this run asks for 32"):
+    with pytest.raises(UserError, match="--init_with x: its weights were made with --hidden 24, this run asks for --hidden 32"):
         resolve(parse([*words, "--hidden", "32"]), StoredRun(start=start))
 
 
@@ -319,3 +320,10 @@ def test_a_preset_for_another_network_than_that_of_the_workspace_is_refused():
 def test_showing_and_starting_over_contradict_each_other():
     with pytest.raises(UserError, match="--ckpt scratch starts over, and --test"):
         resolve(parse(["--test", "--ckpt", "scratch"]), stored())
+
+
+def test_the_log_lists_what_a_stage_takes_from_its_presets_and_from_other_options():
+    lines = resolve(parse(["--data", "x", "--dmtet", "--w", "64", "--dmtet_reso_scale", "2"]), StoredRun()).lines
+    (line,) = [line for line in lines if line.startswith("stage dmtet")]
+    assert line.startswith("stage dmtet (the mesh stage, the mesh stage of --data): --t_range 0.02 0.5 ")
+    assert " --w 128 --h 512 --iters 400 " in line and "--ckpt" not in line and not any("stage nerf" in one for one in lines)

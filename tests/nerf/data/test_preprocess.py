@@ -260,6 +260,7 @@ def test_one_bad_picture_does_not_stop_the_others(tmp_path, capsys):
         (["x.png", "--size", "4"], "--size must be between 8 and 4096, got 4"),
         (["x.png", "--border_ratio", "1"], "--border_ratio must be between 0 and 0.9, got 1"),
         (["x.png", "--matting", "none.onnx"], "no such file|needs onnxruntime"),
+        (["x.png", "--matting", "u2netp"], "fetch it with: python scripts/fetch_weights.py u2netp"),
         (["x.png", "--matting_layout", "x"], "--matting_layout must be one of"),
         (["x.png", "--output", "x.png"], "is not a folder"),
         (["x.png", "--recenter", "--dont_recenter"], "contradict each other"),
@@ -267,6 +268,7 @@ def test_one_bad_picture_does_not_stop_the_others(tmp_path, capsys):
 )
 def test_a_wrong_command_is_refused_and_changes_nothing(tmp_path, monkeypatch, capsys, words, sentence):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOMNIA_MODEL_CACHE", str(tmp_path / "models"))
     for name in ("x.png", "x.jpg", "x_rgba.png"):
         picture().save(name)
     before = sorted((p.name, p.read_bytes()) for p in tmp_path.iterdir())

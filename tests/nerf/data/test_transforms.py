@@ -201,7 +201,7 @@ def test_photographs_that_are_all_missing_are_refused_with_the_first_path(tmp_pa
     (tmp_path / "transforms.json").write_text(
         json.dumps({"fl_x": 1.0, "frames": [{"file_path": "images/x.png", "transform_matrix": IDENTITY}]})
     )
-    refuse(tmp_path, "none of its 1 photographs exists; the first should be .*images/x.png")
+    refuse(tmp_path, "none of the photographs that it lists .1. exists; the first should be .*images/x.png")
 
 
 def test_holding_out_everything_is_refused(tmp_path):
@@ -302,7 +302,8 @@ def test_a_photograph_that_is_listed_for_testing_is_not_trained_on_however_it_is
 
 def test_a_listed_name_that_no_frame_has_is_refused(tmp_path):
     refuse(
-        write(tmp_path, test_filenames=["00.png", "image/03.png"]), "\"test_filenames\" names 1 photographs .* 'image/03.png'"
+        write(tmp_path, test_filenames=["00.png", "image/03.png"]),
+        "\"test_filenames\" names 1 photograph that .* 'image/03.png'",
     )
 
 
@@ -315,7 +316,7 @@ def test_a_listed_photograph_that_does_not_exist_is_only_missing(tmp_path):
 
 def test_a_photograph_in_two_lists_is_refused(tmp_path):
     both = write(tmp_path, train_filenames=["00.png", "01.png"], test_filenames=["./01.png"])
-    refuse(both, "1 photographs are listed both for training and for testing, first .*01.png")
+    refuse(both, "1 photograph is listed both for training and for testing, first .*01.png")
 
 
 def test_a_photograph_in_two_files_is_a_warning(tmp_path, caplog):
@@ -323,7 +324,7 @@ def test_a_photograph_in_two_files_is_a_warning(tmp_path, caplog):
         frames = [{"file_path": f"./{name}.png", "transform_matrix": IDENTITY} for name in (split, "a")]
         write(tmp_path, frames, f"transforms_{split}.json")
     read_folder(tmp_path)
-    assert "1 held-out photographs are also trained on, first ./a.png" in caplog.text
+    assert "1 held-out photograph is also trained on, first ./a.png" in caplog.text
 
 
 def test_masks_that_no_frame_names_are_a_warning(tmp_path, caplog):

@@ -297,17 +297,28 @@ def test_what_a_killed_process_left_is_removed_at_the_next_start(used):
     assert workspace.recover(Path(used) / "none") == []
 
 
+def test_a_checkpoint_of_another_workspace_brings_the_render_path_whose_state_it_holds(tmp_path):
+    opened("--text", "a ball", "--workspace", tmp_path / "a", "--cuda_ray", "--grid_size", "32")
+    path = tmp_path / "a" / "checkpoints" / checkpoint.file_name(3)
+    checkpoint.save(path, {}, {"stage": "nerf", "step": 3})
+    there = ["--text", "a ball", "--workspace", tmp_path / "b", "--ckpt", path]
+    render = planned(*there).config.render
+    assert render.cuda_ray and render.grid_size == 32
+    with pytest.raises(UserError, match="made with --cuda_ray, this run asks for --no_cuda_ray; leave the flag out"):
+        planned(*there, "--no_cuda_ray")
+
+
 def test_a_checkpoint_of_another_workspace_brings_the_field_it_was_made_for(tmp_path):
     opened("--text", "a ball", "--workspace", tmp_path / "a", "--bound", "2")
     path = tmp_path / "a" / "checkpoints" / checkpoint.file_name(3)
     checkpoint.save(path, {}, {"stage": "nerf", "step": 3})
     there = ["--text", "a ball", "--workspace", tmp_path / "b", "--ckpt", path]
     assert planned(*there).config.field.bound == 2.0
-    with pytest.raises(UserError, match="--ckpt .*: its weights were made with --bound 2.0, this run asks for 3.0"):
+    with pytest.raises(UserError, match="--ckpt .*: its weights were made with --bound 2, this run asks for --bound 3"):
         planned(*there, "--bound", "3")
     opened("--text", "a ball", "--workspace", tmp_path / "b")
     checkpoint.save(tmp_path / "b" / "checkpoints" / checkpoint.file_name(1), {}, {"stage": "nerf", "step": 1})
-    with pytest.raises(UserError, match="made with --bound 2.0, and workspace .* holds a NeRF with 1.0"):
+    with pytest.raises(UserError, match="made with --bound 2, and workspace .* holds a NeRF with --bound 1"):
         planned(*there)
 
 
