@@ -9,6 +9,7 @@ The errors are mean squares for images in [-1, 1]; noise and light are those of 
 import argparse
 import json
 import random
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from guidance.prior.multiview_model import MultiviewPrior, join, load, with_word
 from guidance.prompts import view_weights
 from nerf.core.console import protected
 from nerf.core.ranges import between
-from nerf.core.script import Parser
+from nerf.core.script import Parser, run
 
 TIMESTEPS = (300, 500, 700, 850, 950)
 
@@ -119,4 +120,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     with protected():
-        main()
+        sys.exit(run(main))
