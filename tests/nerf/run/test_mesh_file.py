@@ -19,7 +19,7 @@ from nerf.renderer import build_model
 from nerf.run import checkpoint, mesh_file, mesh_init
 from tests.helpers.plans import EMBEDDED, opened, planned
 from tests.nerf.mesh.test_surface_colors import FACES, textured
-from tests.nerf.run.test_mesh_init import Discs, Elsewhere, write_box
+from tests.nerf.run.test_mesh_init import Discs, Elsewhere, nerf_workspace, write_box
 
 TINY = "--text something --seed 3 --grid_levels 4 --grid_log2 8 --grid_finest 32 --hidden 16 --tet_grid_size 16".split()
 
@@ -61,6 +61,22 @@ def test_photographs_alone_do_not_refine_at_low_noise_but_paint(tmp_path):
 def test_other_starts_have_neither_preset(tmp_path):
     assert not planned(*TINY, "--workspace", tmp_path, "--dmtet", "--lock_geo").stages[0].config.painted
     assert stage(tmp_path, write_box(tmp_path / "box.obj")).presets[-1] == "dmtet mesh file"
+
+
+def test_checkpoint_as_a_start_is_a_grid_whose_shape_is_frozen(tmp_path):
+    nerf_workspace(tmp_path / "a")
+    config = (
+        planned(*TINY, "--workspace", tmp_path / "b", "--dmtet", "--lock_geo", "--init_with", tmp_path / "a").stages[0].config
+    )
+    model = build_model(Stage(DMTET, config), SceneInfo())
+    assert not config.painted and isinstance(model.path, DMTetPath) and model.path.param_groups() == []
+
+
+def test_options_of_the_grid_have_no_effect_on_a_painted_mesh(tmp_path):
+    words = [*TINY, "--workspace", tmp_path, "--dmtet", "--init_with", write_box(tmp_path / "box.obj"), "--save_mesh"]
+    lines = planned(*words, "--lock_geo", "--decimate_target", "1000").lines
+    assert any("--tet_grid_size, --decimate_target have no effect with --lock_geo and a mesh file" in line for line in lines)
+    assert not any("have no effect" in line for line in planned(*words, "--decimate_target", "1000").lines)
 
 
 def trained(folder, path):
