@@ -10,6 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from nerf.core import interrupt
+
+if __name__ == "__main__":
+    interrupt.end_quietly()  # before the other imports, which take a while
+
 from nerf.config import config as options
 from nerf.config.checks import gpu_warnings
 from nerf.config.config import Config
@@ -342,7 +347,7 @@ def _main(argv: list[str]) -> int:
 
 def fail(error: BaseException, asked: Config | None) -> int:
     """Say what an exception means that nothing else explains; returns the exit code."""
-    from nerf.run import crash
+    from nerf.core import crash
 
     return refuse(crash.sentence_of(error, None if asked is None else asked.output.workspace), PROGRAM, FAILURE)
 

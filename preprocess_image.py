@@ -5,6 +5,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from nerf.core import interrupt
+
+if __name__ == "__main__":
+    interrupt.end_quietly()  # before the other imports, which take a while
+
 from nerf.config.limits import BORDER, SIDE
 from nerf.core import script
 from nerf.core.console import protected

@@ -91,7 +91,10 @@ def _from_table(name: str, flag: str) -> Resolved:
 def _from_hub(key: str, flag: str) -> Resolved:
     """A repository of the hub: from the cache, else it will be downloaded."""
     if key.count("/") != 1:
-        raise UserError(f"{flag} {key}: no such folder or file, and no name among {', '.join(MODELS)}")
+        raise UserError(
+            f"{flag} {key}: no such folder or file, and no name among {', '.join(MODELS)}; give one of these, "
+            "embedded, a folder, a .ckpt or a hub id"
+        )
     folder = weights.cached(key, zero123_parts.missing)
     if folder is not None:
         return _resolved(str(folder), kind_of(key), f"guidance: {key} from the cache ({flag})", key)

@@ -236,6 +236,7 @@ class Trainer:
                 self.save()
                 last_saved = time.monotonic()
             yield StepRecord(done - 1, total, terms)
+        self.report.end_training()
         if self.step < total:
             self.report.log(
                 f"the {self.config.runtime.minutes:g} minutes of --minutes are over at step {self.step} of {total}; they count "

@@ -82,8 +82,12 @@ def main() -> int:
     parser = Parser(description=__doc__.split("\n", 1)[0])
     parser.number("--minutes", float, 9, above(0, 1e5), "for each stage")
     parser.add_argument("--only", nargs="+", help=f"stages ({', '.join(STAGES)}) or steps, such as bench_mlp; default: all")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where gpu.json and gpu.md go")
-    parser.add_argument("--logs", type=Path, default=ROOT / "build" / "gpu_check", help="where the processes' output goes")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where gpu.json and gpu.md go [docs/benchmarks]"
+    )
+    parser.add_argument(
+        "--logs", type=Path, default=ROOT / "build" / "gpu_check", help="where the processes' output goes [build/gpu_check]"
+    )
     arguments = parser.parse_args()
     try:
         import torch

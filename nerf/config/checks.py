@@ -70,6 +70,11 @@ def check_stages(config: Config) -> None:
     mesh, has_mesh = config.dmtet, bool(mesh_stages(config.stages))
     if mesh.init_with and not has_mesh:
         raise UserError("--init_with is for the mesh stage; add --dmtet, or give a NeRF's checkpoint with --ckpt")
+    if mesh.init_up[-1] == mesh.init_front[-1]:
+        raise UserError(
+            f"--init_up {mesh.init_up} and --init_front {mesh.init_front} are the same axis; give two that are perpendicular, "
+            "such as --init_up z --init_front=-y"
+        )
     if mesh.lock_geo and not has_mesh:
         raise UserError("--lock_geo freezes the geometry of a mesh, and this run has no mesh stage; add --dmtet")
     if mesh.init_with and STAGE_KINDS[config.stages[0]].starts_from is None:
@@ -164,6 +169,7 @@ IDLE = (
         lambda c: c.painted,
         "with --lock_geo and a mesh file, whose triangles stay as they are",
     ),
+    Idle(("init_up", "init_front"), lambda c: c.data.data is not None, "with --data, whose poses say where the mesh lies"),
     Idle(("lr_coarse_sdf",), lambda c: not c.dmtet.coarse_sdf_grids, "without --coarse_sdf_grids"),
     Idle(("jitter_center", "jitter_target", "jitter_up"), lambda c: not c.camera.jitter_pose, "without --jitter_pose"),
     Idle(("progressive_view_init_ratio",), lambda c: not c.camera.progressive_view, "without --progressive_view"),

@@ -40,7 +40,7 @@ from nerf.config.parser import (
     refuse_unbuilt,
     with_value_of,
 )
-from nerf.config.presets import GUIDANCE_OF, PAINTED, PRESETS, REASONS
+from nerf.config.presets import GUIDANCE_OF, MESH_FILE, PAINTED, PRESETS, REASONS
 from nerf.config.stages import STAGE_KINDS
 from nerf.config.typed import FILE, HELP, flag_for, read_words, split_file
 from nerf.config.viewer import GuiConfig
@@ -132,6 +132,11 @@ class Config:
     def painted(self) -> bool:
         """Whether the mesh stage paints a mesh file, whose geometry stays as it is."""
         return PAINTED in self.presets
+
+    @property
+    def from_mesh_file(self) -> bool:
+        """Whether the mesh stage paints a mesh file, or refines one by words or pictures."""
+        return self.painted or MESH_FILE in self.presets
 
     @property
     def trains(self) -> bool:

@@ -171,14 +171,14 @@ def split_by_holdout(frames: Sequence[Frame], holdout: int) -> dict[str, list[Fr
     ordered = sorted(frames, key=lambda frame: frame.name)
     if not holdout:
         return {"train": ordered}
-    if holdout == 1:
-        raise UserError(
-            f"--holdout 1 holds out every one of the {len(frames)} photographs; give 2 or more, or 0 to hold out none"
-        )
     if len(frames) == 1:
         raise UserError(
             f"there is a single photograph, and --holdout {holdout} holds out the first of every {holdout}; give --holdout 0 "
             "to train on it, or add photographs from other positions"
+        )
+    if holdout == 1:
+        raise UserError(
+            f"--holdout 1 holds out every one of the {len(frames)} photographs; give 2 or more, or 0 to hold out none"
         )
     return {"train": [f for i, f in enumerate(ordered) if i % holdout], "test": ordered[::holdout]}
 

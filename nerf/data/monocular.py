@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from nerf.core.errors import UserError
 from nerf.core.files import read_json, reading
+from nerf.core.words import expected_words
 
 log = logging.getLogger("somnia.image")
 
@@ -83,7 +84,7 @@ def find(kind: Kind, name: str) -> Weights | None:
     if not folder.is_dir():
         cached = _cached(name) if "/" in name else None
         if cached is None:
-            ids = " or ".join(PUBLISHED[kind])
+            ids = expected_words(PUBLISHED[kind])
             raise UserError(
                 f"--{kind} {name} is neither a folder nor a model in the Hugging Face cache; fetch it with: hf download "
                 f"{name if '/' in name else PUBLISHED[kind][0]} (published ones: {ids}), {_WAY_OUT.format(kind)}"

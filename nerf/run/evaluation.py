@@ -176,11 +176,14 @@ class Evaluator:
         output, painted = self.config.output, self.model.path.painted()
         shown_again = has_later_stage(self.workspace, self.stage.name)
         said = {} if self.config.prompt.text is None else {"prompt": self.config.prompt.text}
+        options = export.ExportOptions.from_config(output)
+        if self.config.from_mesh_file and self.config.data.data is None:
+            options = replace(options, export_frame="source")  # the axes of that file
         common = dict(
             albedo=self.model.albedo,
             bound=self.model.path.surface_extent(self.model.bound, output.mesh_threshold),
             folder=self.workspace / (f"mesh_{self.stage.name}" if shown_again else "mesh"),
-            options=export.ExportOptions.from_config(output),
+            options=options,
             transform=run.transform,
             metadata=said | {"seed": self.config.runtime.seed, "stage": self.stage.name} | run.notes,
             report=self.report.log,

@@ -131,7 +131,10 @@ class Report:
     def _write_line(self, stamped: str) -> None:
         """Write past all buffers: what a full disk refuses is not tried again on closing."""
         assert self._log_file is not None
-        os.write(self._log_file.fileno(), stamped.encode(errors="backslashreplace"))
+        try:
+            os.write(self._log_file.fileno(), stamped.encode(errors="backslashreplace"))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._log_file.name) from error
 
     def scalars(self, step: int, terms: Mapping[str, Tensor | float], total: int) -> None:
         """Take the named scalars of a training step; every :data:`SCALAR_STEPS` they are read and written.
@@ -160,6 +163,12 @@ class Report:
             self._bar.set_postfix_str(f"{rate.run_text(total - step, after)}{shown}")
         elif late:
             self.log(f"step {step}/{total} {rate.text(total - step)}{rate.run_text(total - step, after)}{shown}")
+
+    def end_training(self) -> None:
+        """Leave the bar as it is after the last step: what follows neither moves it nor counts in its rate."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Print and write measured values, such as the PSNR of held-out photographs."""

@@ -35,8 +35,8 @@ def matrix_to_box(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Where a mesh file lies in the box.
 
-    With photographs it must lie where the export would write it. Without, it keeps its place, unless it extends beyond the
-    box or is small: then it is centred and scaled.
+    With photographs it must lie where the export would write it. Without, ``--init_up`` and ``--init_front`` turn it, and it
+    keeps its place, unless it extends beyond the box or is small: then it is centred and scaled.
 
     Args:
         vertices: [V, 3] of its triangles, in the space of the file.
@@ -60,10 +60,19 @@ def matrix_to_box(
                 f"ends at {bound:g}; it must lie where this run would export it, try --export_frame source"
             )
         return matrix, None
-    if SMALLEST_EXTENT * bound <= float(np.abs(vertices).max()) <= bound:
-        return np.eye(4), None
-    _, back = fit(Mesh(vertices, np.zeros((0, 3), dtype=np.int64)), FITTED_EXTENT * bound)
-    return np.linalg.inv(back), back
+    turn, back = turn_of(config.dmtet.init_up, config.dmtet.init_front), np.eye(4)
+    if not SMALLEST_EXTENT * bound <= float(np.abs(vertices).max()) <= bound:
+        _, back = fit(Mesh(vertices, np.zeros((0, 3), dtype=np.int64)), FITTED_EXTENT * bound)
+    matrix = turn @ np.linalg.inv(back)
+    return matrix, None if np.array_equal(matrix, np.eye(4)) else back @ turn.T
+
+
+def turn_of(up: str, front: str) -> np.ndarray:
+    """The rotation [4, 4] that takes two axes of a file, such as "z" and "-y", to +Y and +Z."""
+    axes = [np.eye(3)["xyz".index(axis[-1])] * (-1.0 if axis[0] == "-" else 1.0) for axis in (up, front)]
+    turn = np.eye(4)
+    turn[:3, :3] = np.stack([np.cross(*axes), *axes])
+    return turn
 
 
 def begin_painting(model: NeRFRenderer, config: Config, photos: Photographs | None = None) -> tuple[str, np.ndarray | None]:
@@ -83,7 +92,7 @@ def begin_painting(model: NeRFRenderer, config: Config, photos: Photographs | No
     to_box, transform = matrix_to_box(used, path, model.bound, config, photos)
     model.path.set_mesh(source, to_box)
     line = f"the {len(source.faces):,} triangles of {path} are painted as they are"
-    line += "" if transform is None else ", fitted into the box for that"
+    line += "" if transform is None else ", turned or fitted into the box for that"
     if photos is not None:
         line += _place_in_photographs(used @ to_box[:3, :3].T + to_box[:3, 3], photos, config)
     return line + begin_with_colors(model, config, path, to_box), transform

@@ -220,7 +220,7 @@ def _init_from_mesh(
     except UserError as error:
         raise UserError(f"--init_with {path}: {error}") from None
     grid.set_distance(torch.from_numpy(distance).to(points))
-    fitted = "" if transform is None else ", fitted into the box; the export undoes that"
+    fitted = "" if transform is None else ", turned or fitted into the box; the export undoes that"
     line = f"the mesh is initialised from {path} ({len(mesh.faces):,} triangles{fitted})"
     return line + begin_with_colors(model, config, path, to_box), transform
 

@@ -143,6 +143,16 @@ def test_on_a_terminal_a_bar_counts_from_where_the_run_goes_on(tmp_path, capsys)
     assert "it/s" in capsys.readouterr().err
 
 
+def test_what_follows_training_does_not_draw_its_bar_again(tmp_path, capsys):
+    with Report(tmp_path, terminal=True) as report:
+        report.scalars(1, {"sds": 1.0}, total=2)
+        report.scalars(2, {"sds": 1.0}, total=2)
+        report.end_training()
+        assert "2/2" in capsys.readouterr().err
+        report.log("wrote the video")
+    assert capsys.readouterr().err == "wrote the video\n"
+
+
 def test_metrics_are_said_and_written(report, tmp_path, capsys):
     report.metrics(100, {"test_psnr": 28.25})
     assert "step 100: test_psnr 28.25 dB" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from nerf.mesh.source import read_source
 from nerf.render.dmtet import DMTetPath, vertex_normals
 from nerf.render.triangles import FixedMeshPath
 from nerf.renderer import build_model
-from nerf.run import checkpoint, mesh_init
+from nerf.run import checkpoint, mesh_file, mesh_init
 from tests.helpers.plans import EMBEDDED, opened, planned
 from tests.nerf.mesh.test_surface_colors import FACES, textured
 from tests.nerf.run.test_mesh_init import Discs, Elsewhere, write_box
@@ -128,6 +128,32 @@ def test_mesh_of_any_size_and_place_is_fitted_into_the_box_and_keeps_its_numbers
     assert "12 triangles" in line and "fitted into the box" in line
 
 
+@pytest.mark.parametrize(("up", "front"), [("y", "z"), ("z", "-y"), ("-y", "z"), ("y", "-z"), ("x", "z")])
+def test_axes_of_the_file_are_turned_for_the_training(up, front):
+    turn = mesh_file.turn_of(up, front)
+    axes = {name: sign * np.eye(3)["xyz".index(axis)] for axis in "xyz" for sign, name in ((1, axis), (-1, f"-{axis}"))}
+    assert np.linalg.det(turn[:3, :3]) == 1
+    assert (turn[:3, :3] @ axes[up]).tolist() == [0, 1, 0] and (turn[:3, :3] @ axes[front]).tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("locked", [[], ["--lock_geo"]])
+def test_turned_mesh_is_exported_in_the_axes_of_its_file(tmp_path, locked):
+    path = write_box(tmp_path / "box.obj", (0.3, 0.2, 0.4), (0, 0.1, 0.3))
+    config = stage(tmp_path, path, "--init_up", "z", "--init_front=-y", *locked)
+    model = build_model(Stage(DMTET, config), SceneInfo())
+    _, transform = mesh_init.initialize_mesh(model, config)
+    vertices = model.surface().vertices.detach().double().numpy()
+    np.testing.assert_allclose(vertices.max(0), [0.3, 0.7, 0.1], atol=0.03)  # x stays, z is up, -y to the front
+    back = vertices @ transform[:3, :3].T + transform[:3, 3]
+    np.testing.assert_allclose(back.max(0), [0.3, 0.3, 0.7], atol=0.03)
+    assert config.from_mesh_file
+
+
+def test_axes_that_are_not_perpendicular_are_refused(tmp_path):
+    with pytest.raises(UserError, match="--init_up y and --init_front -y are the same axis"):
+        stage(tmp_path, write_box(tmp_path / "box.obj"), "--init_front=-y")
+
+
 def test_open_sheet_is_painted(tmp_path):
     path = tmp_path / "sheet.obj"
     path.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nv 1 1 0.2\nf 1 2 3\nf 2 4 3\n")
@@ -146,8 +172,6 @@ def test_with_photographs_the_mesh_lies_where_the_export_would_write_it(tmp_path
 
     config = stage(tmp_path, path, "--lock_geo", "--data", "photographs", "--export_frame", frame)
     model = build_model(Stage(DMTET, config), SceneInfo())
-    from nerf.run import mesh_file
-
     matrix, transform = mesh_file.matrix_to_box(read_source(path).vertices, path, 1.0, config, Photos())
     model.path.set_mesh(read_source(path), matrix)
     assert transform is None

@@ -320,3 +320,29 @@ def test_a_checkpoint_of_another_workspace_brings_the_field_it_was_made_for(tmp_
     checkpoint.save(tmp_path / "b" / "checkpoints" / checkpoint.file_name(1), {}, {"stage": "nerf", "step": 1})
     with pytest.raises(UserError, match="made with --bound 2, and workspace .* holds a NeRF with --bound 1"):
         planned(*there)
+
+
+@pytest.mark.parametrize("name", (*workspace.FILES, *workspace.FOLDERS))
+@pytest.mark.parametrize("how", ["wrong kind", "pipe", "link to itself", "read-only"])
+def test_a_name_that_a_run_writes_to_and_that_is_taken_is_refused_before_the_training(tmp_path, monkeypatch, name, how):
+    taken, folder = tmp_path / name, name in workspace.FOLDERS
+    taken.parent.mkdir(exist_ok=True)
+    if how == "read-only":
+        taken.mkdir() if folder else taken.touch()
+        allowed = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != taken and allowed(path, mode))
+    elif how == "pipe":
+        os.mkfifo(taken)
+    elif how == "link to itself":
+        taken.symlink_to(taken.name)
+    else:
+        taken.touch() if folder else taken.mkdir()
+    words = "may not be written to" if how == "read-only" else f"is no {'folder' if folder else 'file'}; move it away"
+    with pytest.raises(UserError, match=f"--workspace .* cannot be written to: {name} in it {words}"):
+        workspace.check_writable(tmp_path)
+
+
+def test_a_config_of_another_program_is_named_with_its_path(used):
+    Path(used, "config.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match=rf"^{used}/config.json: the stored options are not of format"):
+        options(used)
