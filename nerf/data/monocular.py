@@ -36,6 +36,7 @@ PUBLISHED: dict[Kind, tuple[str, ...]] = {
     ),
     "normal": ("prs-eth/marigold-normals-v1-1", "prs-eth/marigold-normals-lcm-v0-1"),
 }
+FETCHED: dict[Kind, str] = {"depth": "depth-anything", "normal": "marigold-normals"}  # names of scripts/fetch_weights.py
 PIPELINES: dict[str, Kind] = {"MarigoldDepthPipeline": "depth", "MarigoldNormalsPipeline": "normal"}
 DEPTH_ANYTHING = "depth_anything"
 SHORT_SIDE, PATCH = 518, 14  # of Depth Anything: pixels that the shorter side is resized to, and what sides are multiples of

@@ -88,7 +88,7 @@ def load_tools(matting: str, layout: str, depth: str, normal: str, device: str =
     found = {kind: monocular.find(kind, name) for kind, name in asked.items()}
     lines = [
         f"no _{kind}.png will be written, so --lambda_{kind} will have no effect: there are no weights for it on this machine; "
-        f"fetch some with: hf download {monocular.PUBLISHED[kind][0]}"
+        f"fetch some with: python scripts/fetch_weights.py {monocular.FETCHED[kind]}"
         for kind, name in asked.items()
         if name == "auto" and found[kind] is None
     ]
