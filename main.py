@@ -23,7 +23,6 @@ from nerf.config.stages import Stage
 from nerf.core import console
 from nerf.core.errors import DivergenceError, ExportError, Stopped, UserError
 from nerf.core.script import FAILURE, INTERRUPTED, refuse
-from nerf.core.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,14 +104,12 @@ def device_name(config: Config) -> str:
     """
     import torch
 
+    from nerf.core.devices import check_device
+
     name = config.runtime.device
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: torch sees no CUDA device here; leave the flag out to run on the CPU")
-    if name.startswith("cuda:") and torch.device(name).index >= (count := torch.cuda.device_count()):
-        there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
-        raise UserError(f"--device {name}: torch sees {counted(count, 'CUDA device')} here; give {there}")
+    check_device(name)
     return name
 
 

@@ -55,9 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         findings.append(one)
         if one["name"] != "command":
             print(f"{MARKS[one['state']]}  {one['name']}: {one['text']}", flush=True)
-    for line in advice(findings):
-        print(f"hint: {line}")
     why, fix = verdict(findings)
+    for line in advice(findings) if fix != MAKE_VENV else ():  # which installs everything
+        print(f"hint: {line}")
     shown = shlex.join(["python", *command]) if named else "make demo"
     if why:
         print(f"\n{shown}\ncannot run here: {why}\nnext: {fix}")
@@ -260,7 +260,8 @@ def verdict(findings: list[dict]) -> tuple[str, str]:
     broken = [one for one in findings if one["state"] == "bad" and one["name"] != "command"]
     absent = by_name.get("torch", {}).get("state") == "bad" or any(one.get("group") == "core" for one in broken)
     if absent:
-        text = "; ".join(f"{one['name']}: {one['text']}" for one in broken if "disk" not in one["name"])
+        causes = [one for one in broken if one["name"] == "torch" or one.get("group") == "core"]
+        text = "; ".join(f"{one['name']}: {one['text']}" for one in causes)
         return text, f"{venv_python()} {' '.join(again.split()[1:])}" if complete_elsewhere() else MAKE_VENV
     command = by_name.get("command", finding("command", "bad", "it could not be checked"))
     if command["state"] == "bad":

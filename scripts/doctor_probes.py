@@ -202,17 +202,14 @@ def weights() -> None:
     from nerf.run.published import table
 
     known = table()
-    embedded = {"SD": prior.WEIGHTS, "zero123": prior.VIEW_WEIGHTS}
+    embedded = {"SD": prior.WEIGHTS, "zero123": prior.VIEW_WEIGHTS, "MVDream": prior.MULTIVIEW_WEIGHTS}
     for family in (*guidance.FAMILIES, ""):
         named = f"weights of {family or 'preprocess_image.py'}"
         tell(named, "begun", "")
         mine = {name: one for name, one in known.items() if one.family == family}
         here = [one.title for one in mine.values() if one.find() is not None]
-        if family in embedded:
-            state = (
-                "the embedded prior" if embedded[family].is_dir() else "not even the embedded prior, which the repository holds"
-            )
-            here.append(state)
+        if family in embedded and embedded[family].is_dir():
+            here.append("the embedded prior")
         absent = [f"{name} ({hub.gigabytes(round(one.gigabytes * 1e9))})" for name, one in mine.items() if one.find() is None]
         to_fetch = f"; to fetch: {', '.join(absent)}" if absent else ""
         tell(named, "ok" if here else "note", f"{', '.join(here) or 'none here'}{to_fetch}", here=here)

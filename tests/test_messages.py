@@ -18,11 +18,12 @@ OF_MAIN = {"--file", "--help"} | {name for flag in (*OPTIONS, *REFUSED, *IGNORED
 # Flags of the programs whose parts are in packages: the script of a package, and what it has.
 OF_PROGRAMS = {
     "nerf/data": "preprocess_image.py",
+    "nerf/run/published.py": "preprocess_image.py",
     "guidance/base.py": "scripts/guidance_2d.py",
     "guidance/preview.py": "scripts/guidance_2d.py",
     "extension/toolchain.py": "",
 }
-OF_COMPILERS = {"--version", "--expt-relaxed-constexpr"}  # of nvcc and pip
+OF_COMPILERS = {"--version", "--expt-relaxed-constexpr", "--only-binary"}  # of nvcc and pip
 PATTERNS = {"--angle_", "--lambda_", "--no_"}  # the beginning of a flag whose end is filled in
 METAVARIABLES = {"--flag", "--name", "--x", "--NAME"}  # a flag in general, in docstrings
 

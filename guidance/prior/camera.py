@@ -76,6 +76,15 @@ def look_at(polar: Tensor, azimuth: Tensor, radius: Tensor) -> Tensor:
     return pose_from(rotation, back * radius[:, None])[:, :3]
 
 
+def turned(pose: Tensor, degrees: Tensor) -> Tensor:
+    """Poses [B, 3, 4] or [B, 4, 4] turned about the vertical, so that their azimuths grow by ``degrees`` [B]."""
+    angle = torch.deg2rad(degrees.to(pose))
+    turn = torch.zeros(len(pose), 3, 3, dtype=pose.dtype, device=pose.device)
+    turn[:, 0, 0] = turn[:, 2, 2] = angle.cos()
+    turn[:, 0, 2], turn[:, 2, 0], turn[:, 1, 1] = angle.sin(), -angle.sin(), 1
+    return torch.cat([turn @ pose[:, :3], pose[:, 3:]], 1)
+
+
 def rays(pose: Tensor, fovy: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Rays through the pixel centres of square images.
 

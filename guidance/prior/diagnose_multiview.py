@@ -1,14 +1,14 @@
 """Measures of the multi-view prior: ``python -m guidance.prior.diagnose_multiview`` prints a line for each timestep.
 
-Does it help that four views see each other? The error of the x_0 prediction for held-out objects with the camera given: of the
-text-conditioned prior, of the multi-view prior on single views, and of the multi-view prior on linked views. And what do view
-words say? The error with the camera withheld: without a word, with the words of the view, and with those of the opposite view.
-The errors are mean squares for images in [-1, 1]; noise and light are those of ``diagnose``. G groups of 4 views.
+Does it help that four views see each other? The error of the x_0 prediction for held-out objects: of the text-conditioned
+prior, of the multi-view prior on each view by itself, and on linked views; with their cameras, and with these withheld. The
+errors are mean squares for images in [-1, 1]; light and background are those of ``diagnose``. G groups of 4 views.
 """
 
 import argparse
 import json
 import random
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,11 +24,10 @@ from guidance.prior.dataset import VIEW_KINDS
 from guidance.prior.diagnose import conditions, renders
 from guidance.prior.model import Prior
 from guidance.prior.multiview_dataset import linked_cameras
-from guidance.prior.multiview_model import MultiviewPrior, join, load, with_words
-from guidance.prompts import view_weights
+from guidance.prior.multiview_model import join, load
 from nerf.core.console import protected
 from nerf.core.ranges import between
-from nerf.core.script import Parser
+from nerf.core.script import Parser, run
 
 TIMESTEPS = (300, 500, 700, 850, 950)
 
@@ -55,17 +54,14 @@ def held_out(kinds: tuple[str, ...], count: int, seed: int = 1) -> Held:
 
 
 @torch.no_grad()
-def error(
-    prior: Prior, held: Held, t: int, told: str = "camera", words_turned: float = 0.0, joined: bool = True, seed: int = 0
-) -> float:
+def error(prior: Prior, held: Held, t: int, camera: bool = True, joined: bool = False, seed: int = 0) -> float:
     """Mean squared error of the x_0 prediction.
 
     Args:
         prior: the text-conditioned or the multi-view prior.
         held: groups of views.
         t: timestep.
-        told: of each view: "camera", "words" or "none".
-        words_turned: degrees by which the words are those of another view.
+        camera: whether the cameras are given.
         joined: whether the views of a group see each other, in the multi-view prior.
         seed: of the noise.
     """
@@ -73,30 +69,27 @@ def error(
     abar = prior.scheduler.alphas_cumprod[t]
     noisy = pixel_unshuffle(abar.sqrt() * held.image + (1 - abar).sqrt() * noise, UNSHUFFLE)
     text, (vector, ray) = prior.encode_text(held.captions), conditions(held.cameras)
-    if isinstance(prior, MultiviewPrior):
-        join(prior.unet, joined)
-    if told != "camera":
+    if joined:
+        join(prior.unet, True)
+    if not camera:
         vector, ray = torch.zeros_like(vector), torch.zeros_like(ray)
-    if told == "words":
-        assert isinstance(prior, MultiviewPrior) and prior.words is not None
-        text = with_words(text, view_weights(held.cameras["azimuth"] + words_turned, held.cameras["polar"]) @ prior.words)
     x0 = prior.predict(noisy, torch.full((len(noisy),), t), text, vector, ray)
+    if joined:
+        join(prior.unet, False)
     return float((pixel_shuffle(x0, UNSHUFFLE) - held.image).square().mean())
 
 
-def measure(base: Prior, prior: MultiviewPrior, held: Held, t: int) -> dict[str, float]:
+def measure(base: Prior, prior: Prior, held: Held, t: int) -> dict[str, float]:
     """All errors at one timestep, see the module; the detail network is left out."""
     base, prior = replace(base, detail=None), replace(prior, detail=None)
+    join(prior.unet, False)
     row = {
         "text prior": error(base, held, t),
-        "separate": error(prior, held, t, joined=False),
-        "joined": error(prior, held, t),
-        "text prior, no camera": error(base, held, t, "none"),
-        "no camera": error(prior, held, t, "none", joined=False),
-        "words": error(prior, held, t, "words", joined=False),
-        "opposite words": error(prior, held, t, "words", 180.0, joined=False),
-        "no camera, joined": error(prior, held, t, "none"),
-        "words, joined": error(prior, held, t, "words"),
+        "separate": error(prior, held, t),
+        "joined": error(prior, held, t, joined=True),
+        "text prior, no camera": error(base, held, t, camera=False),
+        "separate, no camera": error(prior, held, t, camera=False),
+        "joined, no camera": error(prior, held, t, camera=False, joined=True),
     }
     return {name: round(value, 5) for name, value in row.items()}
 
@@ -119,4 +112,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     with protected():
-        main()
+        sys.exit(run(main))

@@ -1,7 +1,7 @@
 """The embedded prior as guidance: pixels and cameras instead of latents and view words. B views, K conditions."""
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 
 from guidance import weights
-from guidance.base import Conditions
+from guidance.base import Conditions, GuidanceOutput
 from guidance.diffusion import Network, loader
 from guidance.diffusion.distiller import shared_options
 from guidance.diffusion.lora import LearningGuidance
 from guidance.diffusion.text import encode_prompts
-from guidance.distillation import Conditioned, Denoiser, Learned
-from guidance.prior import camera, captions, detail
-from guidance.prior.pixels import Options, PixelPrior
-from guidance.prompts import DEFAULT_NEGATIVE
+from guidance.distillation import Conditioned, Denoiser, Learned, rescale_cfg
+from guidance.perpneg_utils import NEGATIVE_WORDS, PerpNeg, negative_weights, perpneg_mixer
+from guidance.prior import camera, captions, detail, pixels
+from guidance.prior.view_words import Words
+from guidance.prompts import DEFAULT_ANGLES, DEFAULT_NEGATIVE, VIEW_WORDS, ViewAngles
 from nerf.core.errors import UserError
-from nerf.core.structs import Views
+from nerf.core.streams import Stream
+from nerf.core.structs import Control, Part, Views
 
 if TYPE_CHECKING:
     from nerf.config.config import Config
@@ -30,20 +32,23 @@ NAMED = ("text", "unconditional", "null", "negative")  # conditions: the prompt,
 GUIDED = ("unconditional", "text")  # those of classifier-free guidance
 
 
+@dataclass(frozen=True)
+class Options(pixels.Options):
+    """What a stage may set for the text-conditioned embedded prior."""
+
+    perpneg: PerpNeg | None = None  # where there are view words
+    angles: ViewAngles = DEFAULT_ANGLES  # where the view words change
+
+
 def build(config: "Config", device: torch.device, resolved: weights.Resolved) -> "EmbeddedPrior":
     """Load the weights of a run; see :data:`guidance.Builder`."""
     told, place = config.guidance.prior_views, loader.placement(config, device)
-    if told == "camera":
-        model = EmbeddedPrior(weights.fetch(resolved), **place)
-    else:
-        from guidance.prior.multiview_guidance import WordedPrior
-
-        model = WordedPrior(weights.fetch(resolved), told=told, **place)
+    model = EmbeddedPrior(weights.fetch(resolved), told=told, **place)
     model.learn(config.guidance, None)
     return model
 
 
-class EmbeddedPrior(PixelPrior, LearningGuidance):
+class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
     """Score distillation from the embedded prior.
 
     Args:
@@ -52,13 +57,14 @@ class EmbeddedPrior(PixelPrior, LearningGuidance):
         dtype: of their weights; gradients are computed in float32.
         options: used where a step has none of its stage.
         vram_O: keep the weights in main memory.
+        told: what it is told of a view: "camera", "words" (:mod:`guidance.prior.view_words`) or "none".
 
     Raises:
         UserError: the folder is incomplete or damaged, or its parts do not fit each other.
     """
 
     name = "SD"  # it stands in for Stable Diffusion, in flags, logs and checkpoints
-    told_camera = True
+    recipe = Options
 
     def __init__(
         self,
@@ -67,8 +73,11 @@ class EmbeddedPrior(PixelPrior, LearningGuidance):
         dtype: torch.dtype = torch.float32,
         options: Options | None = None,
         vram_O: bool = False,
+        told: str = "camera",
     ):
         super().__init__(folder, device, dtype, options)
+        self.told, self.told_camera = told, told != "none"
+        self.words = Words()  # of the step
         from diffusers import UNet2DConditionModel
 
         self.detail: Network | None = None
@@ -113,18 +122,48 @@ class EmbeddedPrior(PixelPrior, LearningGuidance):
         """See :meth:`Guidance.stage_options`.
 
         Raises:
-            UserError: ``--perpneg`` or ``--debias_prompt``, which need view words.
+            UserError: ``--perpneg`` without view words, or ``--debias_prompt``, which needs them in the prompt.
         """
         if options.debias_prompt is not None:
             raise UserError(
                 "--debias_prompt needs view words, and the embedded prior is given the camera instead; leave it out"
             )
-        if options.perpneg:
+        if options.perpneg and self.told != "words":
             raise UserError(
                 "--perpneg needs view words, and the embedded prior is given the camera instead; leave it out, or give "
                 "--prior_views words"
             )
-        return Options(**shared_options(options, learns=True), detail=options.prior_detail)
+        perpneg = None
+        if options.perpneg:
+            perpneg = PerpNeg(options.negative_w, options.front_decay_factor, options.side_decay_factor)
+        return Options(
+            **shared_options(options, learns=self.linked == 1),
+            detail=options.prior_detail,
+            perpneg=perpneg,
+            angles=ViewAngles(options.angle_front, options.angle_overhead),
+        )
+
+    def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
+        """See :meth:`PixelPrior.loss`."""
+        options: Options = control.options or self.options
+        self.words = Words(options.angles, part.random.generator(Stream.VIEW_WORDS))
+        return super().loss(image, views, part, control, debug=debug)
+
+    def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
+        """See :meth:`PixelPrior.sample`; without Perp-Neg."""
+        self.words = Words(generator=generator)
+        return super().sample(views, count, generator, steps, scale)
+
+    def known(self, name: str, views: Views | None) -> Views | None:
+        """What is known of the views under a condition of :data:`NAMED`, or under a view word; None: nothing.
+
+        As in Stable Diffusion, the words of the view are dropped together with the prompt.
+        """
+        if views is None or self.told == "camera":
+            return views
+        if self.told == "none" or name not in ("text", *VIEW_WORDS):
+            return None
+        return self.words.seen(views, None if name == "text" else name)
 
     def camera_conditions(self, views: Views | None, count: int) -> tuple[Tensor, Tensor]:
         """Ray maps [B, C, h, w] and camera vectors [B, D] of the views; zeros, for an unknown camera, without views."""
@@ -141,25 +180,21 @@ class EmbeddedPrior(PixelPrior, LearningGuidance):
         """See :meth:`PixelPrior.denoiser`; all predictions are given the camera, and the words are dropped alone."""
         return self.under(views, count, refine, GUIDED[1:] if conditional_only else GUIDED)
 
-    def tokens(self, name: str, views: Views | None, count: int) -> Tensor:
-        """Text embeddings [B, L, D] of a condition of :data:`NAMED` for ``count`` = B views, which are None if unknown."""
-        return self.text[name].expand(count, -1, -1)
-
-    def under(self, views: Views | None, count: int, refine: bool, names: tuple[str, ...], *words: Any) -> Denoiser:
-        """The UNet under K conditions of :data:`NAMED` in one batch; all are given the camera.
+    def under(self, views: Views | None, count: int, refine: bool, names: tuple[str, ...]) -> Denoiser:
+        """The UNet under K conditions in one batch, each given what is :meth:`known` of the views.
 
         Args:
             views: B cameras; None if they are unknown.
             count: B.
             refine: refine the predictions by the detail network, if there is one.
-            names: of the conditions.
-            words: what :meth:`tokens` takes beside them.
+            names: of the conditions: those of :data:`NAMED`, and view words, which stand behind the prompt.
         """
         if not self.text:
             raise RuntimeError("EmbeddedPrior: prepare(conditions) must come before loss or sample")
         num = len(names)
-        text = torch.cat([self.tokens(name, views, count, *words) for name in names])
-        rays, vector = (v.repeat(num, *(1,) * (v.ndim - 1)) for v in self.camera_conditions(views, count))
+        text = torch.cat([self.text.get(name, self.text["text"]) for name in names]).repeat_interleave(count, 0)
+        given = [self.camera_conditions(self.known(name, views), count) for name in names]
+        rays, vector = (torch.cat(parts) for parts in zip(*given, strict=True))
 
         def predict(noisy: Tensor, t: Tensor) -> Tensor:
             out = self._unet(noisy.repeat(num, 1, 1, 1), t.to(self.device).repeat(num), text, rays, vector, refine)
@@ -184,16 +219,28 @@ class EmbeddedPrior(PixelPrior, LearningGuidance):
         text = self.text["text"].expand(count, -1, -1)
 
         def predict(noisy: Tensor, t: Tensor, camera: bool) -> Tensor:
-            rays, vector = self.camera_conditions(views if camera else None, count)
+            rays, vector = self.camera_conditions(self.known("text", views) if camera else None, count)
             with lora.active():
                 return self._unet(noisy, t.to(self.device), text, rays, vector, refine)
 
         return predict
 
-    def conditioned(self, views: Views, count: int, options: Options) -> Conditioned:
-        """See :meth:`PixelPrior.conditioned`; the empty and the negative prompt are known apart, and a LoRA may be trained."""
-        return replace(
+    def conditioned(self, views: Views, count: int, options: pixels.Options) -> Conditioned:
+        """See :meth:`PixelPrior.conditioned`; the empty and the negative prompt are known apart, and a LoRA may be trained.
+
+        The negative words of Perp-Neg are further conditions.
+        """
+        model = replace(
             super().conditioned(views, count, options),
             denoiser=lambda names: self.under(views, count, options.detail, names),
             learned=self.learned(views, count, options.detail),
+        )
+        if not isinstance(options, Options) or options.perpneg is None:
+            return model
+        push = negative_weights(views.azimuth, views.polar, options.perpneg, options.angles).to(self.device)
+        return replace(
+            model,
+            mixer=lambda scale: rescale_cfg(perpneg_mixer(scale, push), options.rescale),
+            words=NEGATIVE_WORDS,
+            pair=None,
         )

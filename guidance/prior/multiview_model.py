@@ -1,17 +1,15 @@
-"""The multi-view prior: the text-conditioned prior with joint attention over four linked views, and with view words.
+"""The multi-view prior: the text-conditioned prior with joint attention over four linked views.
 
 Its weights are those of the text-conditioned prior with other attention blocks, which are stored alone. Every self-attention
 layer sees the tokens of all four views of a group (as in MVDream, :mod:`guidance.diffusion.multiview`). What a token gives to
 those of other views is damped by a learned offset of the attention logits, which starts low: the new tokens must not take the
 attention from those that the weights know, and the prior starts as what it was.
 
-The text-conditioned prior knows no view words, as it is told the camera. Here each of ``prompts.VIEW_WORDS`` is a token that
-was learned in the space of text embeddings (textual inversion, Gal et al. 2022, arXiv 2208.01618), so that words can be
-compared with cameras. G groups of F = 4 views, B = F G.
+G groups of F = 4 views, B = F G.
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,9 @@ from guidance.diffusion.multiview import LINKED, JointAttention, split_heads
 from guidance.prior import WEIGHTS
 from guidance.prior import model as text_model
 from guidance.prior.model import Prior
-from guidance.prompts import VIEW_WORDS
 from nerf.core.errors import UserError
 
 FILE = "changes.safetensors"
-WORDS = "view_words"  # the tensor of the view words in the file
 FIRST_OFFSET = -3.0  # of the logits towards other views: their 192 tokens get 13 % of the attention where all are alike
 BLOCKS = ".attentions."  # in the names of the tensors that are trained
 _RESTORE = "restore it from version control"
@@ -79,57 +75,37 @@ def join(unet: Network, joined: bool) -> None:
         layer.processor.frames = LINKED if joined else 1
 
 
-@dataclass
-class MultiviewPrior(Prior):
-    """The text-conditioned prior with linked attention and view words."""
-
-    words: nn.Parameter | None = None  # [V, 64], a token for each of VIEW_WORDS
-
-    def changes(self) -> dict[str, nn.Parameter]:
-        """The parameters that differ from the text-conditioned prior's, by name."""
-        assert self.words is not None
-        named = {f"unet.{name}": value for name, value in self.unet.named_parameters() if BLOCKS in name}
-        return {**named, WORDS: self.words}
+def changes(unet: Network) -> dict[str, nn.Parameter]:
+    """The parameters of a linked UNet that differ from the text-conditioned prior's, by name."""
+    return {name: value for name, value in unet.named_parameters() if BLOCKS in name}
 
 
-def with_words(text: Tensor, words: Tensor) -> Tensor:
-    """Text embeddings [B, L, D] whose last token, which is padding in all but the longest prompts, is a view word's [B, D]."""
-    return torch.cat([text[:, :-1], words[:, None].to(text)], 1)
-
-
-def build(base: Path | str = WEIGHTS, seed: int = 0) -> MultiviewPrior:
+def build(base: Path | str = WEIGHTS) -> Prior:
     """The multi-view prior before any training: it predicts nearly what the text-conditioned prior does without its details.
 
     Args:
         base: folder of the text-conditioned prior.
-        seed: of the view words.
     """
     prior = replace(text_model.load(base), detail=None)
     link(prior.unet)
-    with torch.no_grad():
-        padding = prior.encode_text([""])[0, -1]
-        noise = torch.randn(len(VIEW_WORDS), len(padding), generator=torch.Generator().manual_seed(seed))
-    return MultiviewPrior(**vars(prior), words=nn.Parameter(padding + 0.3 * noise))
+    return prior
 
 
-def save(prior: MultiviewPrior, folder: Path | str, recipe: dict[str, Any] | None = None) -> None:
+def save(prior: Prior, folder: Path | str, recipe: dict[str, Any] | None = None) -> None:
     """Write what differs from the text-conditioned prior, in fp16, and ``recipe.json`` if given."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.detach().half().contiguous() for name, value in prior.changes().items()}, folder / FILE)
+    save_file({name: value.detach().half().contiguous() for name, value in changes(prior.unet).items()}, folder / FILE)
     if recipe is not None:
         (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
 
 
-def change(unet: Network, folder: Path | str) -> Tensor:
+def change(unet: Network, folder: Path | str) -> None:
     """Turn the UNet of the text-conditioned prior into that of the multi-view prior, in place.
 
     Args:
         unet: of the text-conditioned prior; it keeps its device and dtype.
         folder: written by :func:`save`.
-
-    Returns:
-        The view words [V, D], on the device and in the dtype of the UNet.
 
     Raises:
         UserError: the file is missing, damaged, or does not fit the UNet.
@@ -140,25 +116,20 @@ def change(unet: Network, folder: Path | str) -> Tensor:
     except Exception as error:  # what safetensors raises is of no common type
         raise UserError(f"weights: {path} cannot be read ({error}); {_RESTORE}") from error
     link(unet)
-    wanted = {f"unet.{name}": value for name, value in unet.named_parameters() if BLOCKS in name}
-    weight = next(unet.parameters())
-    words = tensors.pop(WORDS, None)
-    shapes = {name: value.shape for name, value in tensors.items()}
-    fits = words is not None and words.shape == (len(VIEW_WORDS), unet.config.cross_attention_dim)
-    if words is None or not fits or shapes != {name: value.shape for name, value in wanted.items()}:
+    wanted = changes(unet)
+    if {name: value.shape for name, value in tensors.items()} != {name: value.shape for name, value in wanted.items()}:
         raise UserError(f"weights: {path} does not fit the text-conditioned prior; {_RESTORE}")
     with torch.no_grad():
         for name, value in wanted.items():
             value.copy_(tensors[name])
-    return words.to(weight)
 
 
-def load(folder: Path | str, base: Path | str = WEIGHTS) -> MultiviewPrior:
+def load(folder: Path | str, base: Path | str = WEIGHTS) -> Prior:
     """Read what :func:`save` wrote, on top of the text-conditioned prior, in float32, in evaluation mode.
 
     Raises:
         UserError: it is missing, damaged, or does not fit.
     """
     prior = text_model.load(base)
-    words = change(prior.unet, folder)
-    return MultiviewPrior(**vars(prior), words=nn.Parameter(words))
+    change(prior.unet, folder)
+    return prior

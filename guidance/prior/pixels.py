@@ -41,6 +41,7 @@ class PixelPrior(Guidance):
 
     reads_references = False  # whether the UNet has input channels for reference images
     linked = 1  # views that are denoised together
+    recipe: type[Options] = Options
 
     def __init__(self, folder: Path | str, device: torch.device | str, dtype: torch.dtype, options: Options | None):
         self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype
@@ -56,7 +57,7 @@ class PixelPrior(Guidance):
             )
         self.description = description
         self.sampling_scale = description.guidance_scale
-        self.options = options or Options(guidance_scale=description.guidance_scale)
+        self.options = options or self.recipe(guidance_scale=description.guidance_scale)
         loader.require_diffusers()
         self.unet = self.load_unet()
         self.codec = PixelCodec(description.size, description.unshuffle)

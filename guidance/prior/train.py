@@ -188,6 +188,13 @@ class Training(ABC, Generic[P, B]):
         u = torch.rand(count, generator=self.generator)
         return (1000 * (1 - u**self.recipe.t_bias)).long().clamp(0, 999)
 
+    def dropped(self, count: int) -> tuple[Tensor, Tensor]:
+        """Which of B conditions are dropped at random: text, bool [B]; and 1 where the camera is kept, else 0, [B]."""
+        r = self.recipe
+        chance = torch.rand(count, generator=self.generator)
+        no_text = chance < r.drop_text + r.drop_both
+        return no_text, ((chance < r.drop_text) | (chance >= r.drop_text + r.drop_both + r.drop_camera)).float()
+
     def noised(self, image: Tensor, degraded: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The packed target and the packed noisy image [B, 192, 8, 8] at timesteps t [B], and sigma [B].
 
@@ -322,10 +329,7 @@ class Trainer(Training[prior_model.Prior, Batch]):
 
     def error(self, batch: Batch, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean squared error [B] of x_0 at timesteps t [B], conditions dropped at random; and sigma [B]."""
-        r = self.recipe
-        chance = torch.rand(len(t), generator=self.generator)
-        no_text = chance < r.drop_text + r.drop_both
-        keep_camera = ((chance < r.drop_text) | (chance >= r.drop_text + r.drop_both + r.drop_camera)).float()
+        no_text, keep_camera = self.dropped(len(t))
         captions = ["" if no else text for no, text in zip(no_text.tolist(), batch.captions, strict=True)]
         clean, noisy, sigma = self.noised(batch.image, batch.degraded, t)
         with torch.autocast("cpu", torch.bfloat16):

@@ -47,15 +47,6 @@ def reference_of(image: Tensor, size: int) -> Tensor:
     return torch.cat([layers[:, :3] + 1 - layers[:, 3:], layers[:, 3:]], 1)[0] * 2 - 1
 
 
-def turned(pose: Tensor, degrees: Tensor) -> Tensor:
-    """Poses [B, 3, 4] or [B, 4, 4] turned about the vertical, so that their azimuths grow by ``degrees`` [B]."""
-    angle = torch.deg2rad(degrees.to(pose))
-    turn = torch.zeros(len(pose), 3, 3, dtype=pose.dtype, device=pose.device)
-    turn[:, 0, 0] = turn[:, 2, 2] = angle.cos()
-    turn[:, 0, 2], turn[:, 2, 0], turn[:, 1, 1] = angle.sin(), -angle.sin(), 1
-    return torch.cat([turn @ pose[:, :3], pose[:, 3:]], 1)
-
-
 class EmbeddedViewPrior(PixelPrior):
     """Score distillation from the view-conditioned embedded prior.
 
@@ -140,7 +131,7 @@ class EmbeddedViewPrior(PixelPrior):
 
     def camera_conditions(self, views: Views, offset: Tensor) -> tuple[Tensor, Tensor]:
         """Camera vectors [B, D] and ray maps [B, C, h, w] of the views in the frame ``offset`` [B] degrees from the world's."""
-        pose = turned(views.pose.float(), offset.to(views.pose.device))
+        pose = camera.turned(views.pose.float(), offset.to(views.pose.device))
         rays = camera.ray_map(pose, views.fovy.float(), self.codec.grid)
         vector = camera.condition(views.polar, views.azimuth + offset.to(views.azimuth), views.radius, views.fovy)
         return vector.to(self.device, self.dtype), rays.to(self.device, self.dtype)

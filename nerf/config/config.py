@@ -41,7 +41,7 @@ from nerf.config.parser import (
     with_value_of,
 )
 from nerf.config.presets import GUIDANCE_OF, MESH_FILE, PAINTED, PRESETS, REASONS
-from nerf.config.stages import STAGE_KINDS
+from nerf.config.stages import STAGE_KINDS, Stage
 from nerf.config.typed import FILE, HELP, flag_for, read_words, split_file
 from nerf.config.viewer import GuiConfig
 from nerf.core.errors import UserError
@@ -287,6 +287,18 @@ def describe(config: Config) -> list[str]:
         if words:
             lines.append(f"{source}{f' ({presets})' if source == 'preset' else ''}: {' '.join(words)}")
     return [*lines, "default: all others (config.json lists every value)"]
+
+
+def describe_stages(config: Config, stages: Iterable[Stage]) -> list[str]:
+    """A line for the log for each stage that has other values than the run: those of its presets, and those derived."""
+    lines = []
+    for stage in stages:
+        own = {flag: value for flag, value, _ in stage.config.items() if value != config.value(flag) and flag != "ckpt"}
+        reasons = ", ".join(REASONS[name] for name in stage.config.presets if name not in config.presets)
+        if own:
+            words = " ".join(as_typed(flag, value) for flag, value in own.items())
+            lines.append(f"stage {stage.name}{f' ({reasons})' if reasons else ''}: {words}")
+    return lines
 
 
 def as_typed(flag: str, value: Any) -> str:

@@ -5,16 +5,26 @@ Order of precedence, weakest first: defaults, presets, what the workspace keeps,
 
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from nerf.config.checks import check_background, check_counts, check_numbers, check_stages, warnings
-from nerf.config.config import KEPT, OPTIONS, Config, as_typed, describe, with_preset, with_values, with_weak_values
+from nerf.config.config import (
+    KEPT,
+    OPTIONS,
+    Config,
+    as_typed,
+    describe,
+    describe_stages,
+    with_preset,
+    with_values,
+    with_weak_values,
+)
 from nerf.config.groups import CKPT_WORDS
 from nerf.config.limits import MESH_SUFFIXES
 from nerf.config.parser import RUN, dashed
-from nerf.config.presets import GUIDANCE_OF, MESH_FILE, PAINTED, PRESETS, REASONS
+from nerf.config.presets import GUIDANCE_OF, MESH_FILE, PAINTED, PRESETS
 from nerf.config.references import Reference, digest_of, references
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError
@@ -149,7 +159,7 @@ def resolve(
     first = _first_pending(config, workspace)
     for i in range(first + 1, len(stages)):  # later ones start from its result, not from a checkpoint
         stages[i] = Stage(stages[i].kind, with_values(stages[i].config, {"ckpt": "scratch"}, "preset"))
-    lines = [*describe(config), *_of_stages(config, stages), *warnings(config, stages)]
+    lines = [*describe(config), *describe_stages(config, stages), *warnings(config, stages)]
     lines += _ignored_start(config, stages[first].kind, workspace)
     return RunPlan(config, tuple(stages), first, found, tuple(lines), pictures, images)
 
@@ -422,18 +432,6 @@ def _make_stage(config: Config, kind: StageKind) -> Stage:
 def _with_presets_of_stage(config: Config, kind: StageKind) -> Config:
     """A copy in which the presets of a stage have filled what is not given."""
     return _with_presets(config, [name for name, needed in kind.presets if needed is None or needed in config.presets])
-
-
-def _of_stages(config: Config, stages: Iterable[Stage]) -> list[str]:
-    """A line for the log for each stage that has other values than the run: those of its presets, and those derived."""
-    lines = []
-    for stage in stages:
-        own = {flag: value for flag, value, _ in stage.config.items() if value != config.value(flag) and flag != "ckpt"}
-        reasons = ", ".join(REASONS[name] for name in stage.config.presets if name not in config.presets)
-        if own:
-            words = " ".join(as_typed(flag, value) for flag, value in own.items())
-            lines.append(f"stage {stage.name}{f' ({reasons})' if reasons else ''}: {words}")
-    return lines
 
 
 def _in_its_stage(config: Config, flag: str) -> Any:

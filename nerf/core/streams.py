@@ -36,6 +36,7 @@ class Stream(IntEnum):
     KNOWN_CAMERAS = 20
     KNOWN_BACKGROUND = 21
     DISTILLATION = 22  # what a method draws beside the timestep and the noise
+    VIEW_WORDS = 23  # azimuths that the embedded prior's view words stand for
 
 
 @dataclass(frozen=True)

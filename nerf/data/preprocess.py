@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nerf.config.limits import BORDER, SIDE
 from nerf.config.references import DEPTH, NORMAL, RGBA
+from nerf.core.devices import check_device
 from nerf.core.errors import UserError
 from nerf.core.files import write_atomically
 from nerf.core.images import write_png
@@ -78,6 +79,7 @@ def load_tools(matting: str, layout: str, depth: str, normal: str, device: str =
     Raises:
         UserError: one of them cannot be loaded.
     """
+    check_device(device)
     if layout != "auto" and layout not in LAYOUTS:
         raise UserError(f"--matting_layout must be one of auto, {', '.join(LAYOUTS)}, got {layout!r}")
     cut: dict[str, Estimate | None] = {"grabcut": grabcut, "none": None}
@@ -86,7 +88,7 @@ def load_tools(matting: str, layout: str, depth: str, normal: str, device: str =
     found = {kind: monocular.find(kind, name) for kind, name in asked.items()}
     lines = [
         f"no _{kind}.png will be written, so --lambda_{kind} will have no effect: there are no weights for it on this machine; "
-        f"fetch some with: hf download {monocular.PUBLISHED[kind][0]}"
+        f"fetch some with: python scripts/fetch_weights.py {monocular.FETCHED[kind]}"
         for kind, name in asked.items()
         if name == "auto" and found[kind] is None
     ]

@@ -242,7 +242,9 @@ def by_age(folder: str | Path, stage: str = FIRST.name) -> list[Stored]:
         try:
             header = _header(path)
             lineage = Lineage(header["branch"], tuple((branch, last) for branch, last in header["ancestors"]))
-            found.append(Stored(False, lineage.branch, step, path, lineage))
+            inside = header["meta"].get("step")  # a file that was renamed is as old as before
+            known = isinstance(inside, int) and not isinstance(inside, bool)
+            found.append(Stored(False, lineage.branch, inside if known else step, path, lineage))
         except UserError:
             found.append(Stored(True, 0, step, path, Lineage()))
     return sorted(found)

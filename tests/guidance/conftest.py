@@ -191,13 +191,13 @@ def prior_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def multiview_changes(prior_folder, tmp_path_factory):
-    """What a tiny multi-view prior changes of the tiny embedded prior, with distinct view words; do not change its files."""
+    """What a tiny multi-view prior changes of the tiny embedded prior; do not change its files."""
     from guidance.prior import multiview_model
 
     folder = tmp_path_factory.mktemp("weights") / "multiview"
     prior = multiview_model.build(prior_folder)
     with torch.no_grad():
-        for name, value in prior.changes().items():
+        for name, value in multiview_model.changes(prior.unet).items():
             value.add_(0.2 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name))))
     multiview_model.save(prior, folder)
     return folder

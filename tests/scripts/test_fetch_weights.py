@@ -12,7 +12,7 @@ import pytest
 
 import guidance
 from guidance import hub, weights
-from nerf.data import packaged
+from nerf.data import monocular, packaged
 from nerf.run.published import table
 from tests.guidance.conftest import clip_folder, sd_folder  # noqa: F401
 from tests.helpers.hub_server import COMMIT, HubServer
@@ -67,6 +67,7 @@ def test_every_family_with_published_weights_has_names_and_every_name_says_its_l
     assert {weights.family for weights in known.values()} - {""} == set(guidance.FAMILIES)
     for name, published in known.items():
         assert name == name.lower() and published.licence and published.use and published.places and published.gigabytes > 0
+    assert set(monocular.FETCHED.values()) <= set(known)  # messages name them
     assert known["if"].gated and not known["sd-2.1"].gated
 
 

@@ -136,8 +136,8 @@ def test_an_exception_that_nobody_foresaw_is_one_sentence_of_a_script_too(capsys
 
 @pytest.mark.parametrize("path", [path for path in PROGRAMS if "__main__" in path.read_text(encoding="utf-8")], ids=str)
 def test_every_program_ends_in_sentences(path):
-    end = path.read_text(encoding="utf-8").rpartition('if __name__ == "__main__":')[2]
-    assert "run(main" in end or path.stem == "gpu_check"
+    own = ("gpu_check", "doctor")  # they report what is wrong with the machine themselves
+    assert re.search(r"run\((main|lambda)", path.read_text(encoding="utf-8")) or path.stem in own
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,19 @@ import preprocess_image
 from nerf.config.config import parse
 from nerf.config.references import references
 from nerf.core.errors import UserError
+from nerf.data import monocular
 from nerf.data.image_prompt import image_prompts
-from nerf.data.preprocess import Options, Tools, has_alpha, normalised, outputs, preprocess, read, without_background
+from nerf.data.preprocess import (
+    Options,
+    Tools,
+    has_alpha,
+    load_tools,
+    normalised,
+    outputs,
+    preprocess,
+    read,
+    without_background,
+)
 from tests.nerf.data.test_matting import ball, iou, over
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -289,3 +300,14 @@ def test_a_photograph_that_is_cut_out_again_is_the_picture_that_it_was_made_of(t
     one, _ = made(tmp_path / "teddy.png", size=256)
     assert iou(one.condition.image[3].numpy(), truth[..., 3]) > 0.95
     assert outputs(tmp_path / "teddy.png", Options())["_depth"].name == "teddy_depth.png"
+
+
+def test_a_device_that_is_not_there_is_refused_also_where_no_model_would_run_on_it():
+    with pytest.raises(UserError, match="--device must be cpu, cuda or cuda:N, got 'quantum'"):
+        load_tools("none", "auto", "none", "none", "quantum")
+
+
+def test_the_advice_for_a_folder_that_is_not_there_is_no_download_of_its_path():
+    for name in ("/nonexistent", "a/b/c", "x" * 5000):
+        with pytest.raises(UserError, match=f"hf download {monocular.PUBLISHED['depth'][0]} "):
+            load_tools("none", "auto", name, "none")
