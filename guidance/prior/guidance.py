@@ -145,7 +145,7 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
 
     def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
         """See :meth:`PixelPrior.loss`."""
-        options: Options = control.options or self.options
+        options = control.options or self.options
         self.words = Words(options.angles, part.random.generator(Stream.VIEW_WORDS))
         return super().loss(image, views, part, control, debug=debug)
 

@@ -293,6 +293,9 @@ GUIDANCE_OF: dict[str, str] = {
 }
 GUIDANCE_OF |= {name: "SD" for name in _EMBEDDED} | {f"{name} multiview": "MVDream" for name in _EMBEDDED}
 
+# Kinds of weights whose preset stands in place of that of their model, which is a recipe for far larger ones.
+IN_PLACE = ("embedded multiview",)
+
 # What a preset is called in the log.
 REASONS: dict[str, str] = {
     "dmtet": "the mesh stage",

@@ -13,7 +13,7 @@ from nerf.config.checks import check_background, check_counts, check_numbers, ch
 from nerf.config.config import KEPT, OPTIONS, Config, as_typed, describe, with_preset, with_values, with_weak_values
 from nerf.config.groups import CKPT_WORDS
 from nerf.config.parser import RUN, dashed
-from nerf.config.presets import GUIDANCE_OF, PRESETS
+from nerf.config.presets import GUIDANCE_OF, IN_PLACE, PRESETS
 from nerf.config.references import Reference, digest_of, references
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError
@@ -329,7 +329,8 @@ def _presets_of_models(config: Config, weights: Mapping[str, Weights]) -> list[s
     Those that such a kind has for the method of distillation come last.
     """
     models, method = config.guidance.guidance, config.guidance.distillation
-    names = [name for model in models for name in (model, weights[model].kind if model in weights else model)]
+    kinds = [(model, weights[model].kind if model in weights else model) for model in models]
+    names = [name for model, kind in kinds for name in ((kind,) if kind in IN_PLACE else (model, kind))]
     names += [f"{model} alone" for model in models[:1] if len(models) == 1]
     names += [f"{name} image" for name in names if config.prompt.has_images]
     names += [f"{method} {name}" for name in names]
