@@ -5,6 +5,7 @@
 #                 sanitizers and with fused multiply-adds, as nvcc compiles them; no GPU is needed
 # make gpu-check  build, tests and benchmarks on a machine with a GPU, with the interpreter's own torch
 # make soak       kills of tiny runs at random moments, and two programs at once, for an hour (ARGS="--minutes 5" for less)
+# make doctor     what this machine can run, what is missing, what to type next (ARGS='-- main.py --text "a lion" -O' for a command)
 # make lint       style and types alone
 # Everything sets up .venv by itself the first time. Nothing needs root.
 
@@ -16,7 +17,7 @@ export PROMPT
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.complete
 
-.PHONY: demo test quick sanitize venv gpu-check soak lint help-text clean
+.PHONY: demo test quick sanitize venv gpu-check soak doctor lint help-text clean
 
 demo: $(STAMP)
 	@folder="demo/$$(printf '%s' "$$PROMPT" | tr -cs 'a-zA-Z0-9' '_' | cut -c1-60)"; \
@@ -42,6 +43,9 @@ gpu-check:
 
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) scripts/soak.py $(ARGS)
+
+doctor:
+	@$(PYTHON) scripts/doctor.py $(ARGS)
 
 lint: $(STAMP)
 	$(VENV_PYTHON) -m ruff check .

@@ -10,7 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from nerf.core import interrupt
+
+if __name__ == "__main__":
+    interrupt.end_quietly()  # before the other imports, which take a while
+
 from nerf.config import config as options
+from nerf.config.checks import gpu_warnings
 from nerf.config.config import Config
 from nerf.config.resolve import RunPlan, StoredRun, needs_start, resolve
 from nerf.config.stages import Stage
@@ -98,13 +104,12 @@ def device_name(config: Config) -> str:
     """
     import torch
 
+    from nerf.core.devices import check_device
+
     name = config.runtime.device
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: torch sees no CUDA device here; leave the flag out to run on the CPU")
-    if name.startswith("cuda:") and torch.device(name).index >= (count := torch.cuda.device_count()):
-        raise UserError(f"--device {name}: torch sees {count} CUDA devices here; give cuda:0 to cuda:{count - 1}")
+    check_device(name)
     return name
 
 
@@ -192,10 +197,13 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     evaluator = Evaluator(stage, model, report, inputs.held_out, inputs.known)
     trainer = Trainer(run, model, sources, inputs.guidance, evaluator, report)
     restored = trainer.restore()
-    if stage.kind.starts_from is not None and not restored:
-        from nerf.run import mesh_init
+    if stage.kind.starts_from is not None:
+        from nerf.run import mesh_file, mesh_init
 
-        trainer.begin(lambda: mesh_init.initialize_mesh(model, config, inputs.photos))
+        if restored:
+            mesh_file.check_same(model, config)
+        else:
+            trainer.begin(lambda: mesh_init.initialize_mesh(model, config, inputs.photos))
     return trainer
 
 
@@ -224,6 +232,7 @@ def finish(trainer: "Trainer", started: float) -> None:
     report = trainer.report
     prompt = trainer.config.prompt
     report.result(prompt=prompt.text, images=list(prompt.image) or None, seed=trainer.config.runtime.seed, steps=trainer.step)
+    report.result(weights=trainer.info.notes or None)
     report.result(train_seconds=round(trainer.seconds, 2), **trainer.test())
     if trainer.config.output.save_mesh:
         mesh = trainer.save_mesh()
@@ -263,7 +272,7 @@ def run_alone(asked: Config, lines: list[str]) -> int:
     memory.check_memory(plan.pending, device)
     if plan.config.output.save_mesh:
         require_packages()  # now, and not after the training
-    with Report(folder, [*lines, *plan.lines], hold=True) as report:
+    with Report(folder, [*lines, *plan.lines, *gpu_warnings(plan.config, device)], hold=True) as report:
         inputs = make_inputs(plan, device)
         trainer = make_trainer(plan.pending[0], inputs, device, report)
         workspace.open_workspace(plan)
@@ -335,7 +344,7 @@ def _main(argv: list[str]) -> int:
 
 def fail(error: BaseException, asked: Config | None) -> int:
     """Say what an exception means that nothing else explains; returns the exit code."""
-    from nerf.run import crash
+    from nerf.core import crash
 
     return refuse(crash.sentence_of(error, None if asked is None else asked.output.workspace), PROGRAM, FAILURE)
 

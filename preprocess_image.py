@@ -5,6 +5,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from nerf.core import interrupt
+
+if __name__ == "__main__":
+    interrupt.end_quietly()  # before the other imports, which take a while
+
 from nerf.config.limits import BORDER, SIDE
 from nerf.core import script
 from nerf.core.console import protected
@@ -29,7 +34,7 @@ def parser() -> script.Parser:
     made.add_argument(
         "--matting",
         default="grabcut",
-        metavar="grabcut|none|MODEL.onnx",
+        metavar="grabcut|none|u2netp|MODEL.onnx",
         help="how the background is removed from a picture without alpha [grabcut]",
     )
     made.add_argument(

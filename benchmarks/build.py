@@ -15,7 +15,7 @@ import time
 import extension
 from benchmarks import timing
 from extension import toolchain
-from nerf.core.script import Parser
+from nerf.core.script import Parser, run
 
 
 def build_all(device_type: str) -> tuple[float, float]:
@@ -55,4 +55,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

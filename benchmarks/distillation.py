@@ -40,7 +40,7 @@ METHODS = {
 }
 # Colours that were not trained; the last three have a clear front.
 PROMPTS = ("a purple mushroom", "an orange chair", "a pink car", "a yellow mug")
-SPEED_STEPS = 30  # of the run that measures how long a step takes
+SPEED_STEPS = 150  # of the run that measures how long a step takes; the first ones are the slowest
 LEAST_STEPS = 20
 BEGIN, END = "<!-- the table begins -->\n", "<!-- the table ends -->\n"
 

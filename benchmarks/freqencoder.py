@@ -6,6 +6,7 @@ torch.compile. The bar is 1 times the best torch, the aim 2 times.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 
 import torch
@@ -15,7 +16,7 @@ import extension
 from benchmarks import timing
 from freqencoder import encode, reference
 from nerf.core.ranges import between
-from nerf.core.script import POINTS, Parser
+from nerf.core.script import POINTS, Parser, run
 
 BAR, AIM = 1, 2
 
@@ -78,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import importlib.util
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor
 from benchmarks import timing
 from extension import toolchain
 from gridencoder import GridLayout, encode
-from nerf.core.script import POINTS, Parser
+from nerf.core.script import POINTS, Parser, run
 
 PRIMES = (1, 2654435761 - 2**32, 805459861)  # as int32, whose products wrap round like the hash's
 
@@ -219,4 +220,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -7,6 +7,7 @@ widths are cut down, for a CPU. Compiling takes a minute or more for each mode.
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from benchmarks import timing
 from guidance.diffusion.loader import compile_network, require_diffusers
-from nerf.core.script import Parser
+from nerf.core.script import Parser, run
 
 FULL = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}
 TINY = {"block_out_channels": (32, 32, 32, 32), "cross_attention_dim": 16, "attention_head_dim": 2}
@@ -98,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

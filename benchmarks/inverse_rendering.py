@@ -12,6 +12,8 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,8 @@ from nerf.core.files import reading
 from nerf.core.ranges import between
 from nerf.core.script import Parser, run
 
+Colors = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 FOV = 40.0  # degrees, both ways
 DISTANCE = 1.45  # of the cameras from the middle, in diagonals of the box
@@ -31,17 +35,33 @@ SUPERSAMPLE = 3  # rays per pixel along each axis
 QUERIES, POINTS = 100_000, 2_000_000  # sampled points: on the surface that is measured, and on the one compared with
 
 
-def camera_poses(count: int, centre: np.ndarray, distance: float) -> np.ndarray:
-    """Camera-to-world matrices [B, 4, 4], OpenGL axes, on a Fibonacci sphere around ``centre``."""
+def camera_poses(count: int, centre: np.ndarray, distance: float, turned: float = 0.0) -> np.ndarray:
+    """Camera-to-world matrices [B, 4, 4], OpenGL axes, on a Fibonacci sphere around ``centre``, ``turned`` by degrees."""
     index = np.arange(count) + 0.5
-    height, turn = 1 - 2 * index / count, np.pi * (1 + 5**0.5) * index
+    height, turn = 1 - 2 * index / count, np.pi * (1 + 5**0.5) * index + np.radians(turned)
     flat = np.sqrt(1 - height**2)
     back = np.stack([flat * np.sin(turn), height, flat * np.cos(turn)], -1)
     return look_at(torch.from_numpy(centre + distance * back), torch.from_numpy(np.array(centre, np.float64))).numpy()
 
 
-def render(mesh, pose: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage [S, S] in [0, 1] and mean unit normal [S, S, 3] (world axes, 0 where empty) by ray casting."""
+@dataclass(frozen=True)
+class Picture:
+    """What ray casting sees of a mesh, averaged over the rays of each pixel."""
+
+    coverage: np.ndarray  # [S, S] in [0, 1]
+    normal: np.ndarray  # [S, S, 3] unit, world axes, 0 where empty
+    color: np.ndarray  # [S, S, 3] of what is covered, 0 where nothing is
+
+
+def render(mesh, pose: np.ndarray, size: int, color_of: Colors | None = None) -> Picture:
+    """A picture of S x S pixels.
+
+    Args:
+        mesh: of trimesh.
+        pose: camera-to-world [4, 4].
+        size: S.
+        color_of: colour [P, 3] of points [P, 3] in triangles [P]; None: grey.
+    """
     fine = size * SUPERSAMPLE
     step = (np.arange(fine) + 0.5) / fine * 2 - 1
     x, y = np.meshgrid(step, -step)
@@ -53,19 +73,43 @@ def render(mesh, pose: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     blocks = (size, SUPERSAMPLE, size, SUPERSAMPLE)
     coverage = (hit >= 0).reshape(blocks).mean((1, 3))
     mean = (normals * facing).reshape(*blocks, 3).mean((1, 3))
-    return coverage, mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-9)
+    colors = np.zeros((len(hit), 3))
+    seen = hit >= 0
+    if color_of is None:
+        colors[seen] = GREY
+    else:
+        corner, flat, ray = mesh.triangles[hit[seen], 0], mesh.face_normals[hit[seen]], directions[seen]
+        reach = ((corner - pose[:3, 3]) * flat).sum(-1) / (ray * flat).sum(-1)
+        colors[seen] = color_of(hit[seen], pose[:3, 3] + reach[:, None] * ray)
+    color = colors.reshape(*blocks, 3).mean((1, 3)) / np.maximum(coverage, 1e-9)[..., None]
+    return Picture(coverage, mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-9), color)
 
 
-def write_views(mesh, folder: Path, pictures: str, count: int, size: int) -> None:
-    """Write a data set of ``count`` images for ``--data``; with "normals" all colours are the same grey."""
+def poses_around(mesh, count: int, turned: float = 0.0) -> np.ndarray:
+    """Camera-to-world matrices [B, 4, 4] that see all of a mesh, see :func:`camera_poses`."""
+    centre, diagonal = mesh.bounds.mean(0), float(np.linalg.norm(np.ptp(mesh.bounds, axis=0)))
+    return camera_poses(count, centre, DISTANCE * diagonal, turned)
+
+
+def write_views(mesh, folder: Path, pictures: str, poses: np.ndarray, size: int, color_of: Colors | None = None) -> None:
+    """Write a data set of images from poses [B, 4, 4] for ``--data``.
+
+    Args:
+        mesh: of trimesh.
+        folder: gets the files.
+        pictures: "normals" (colours without shading, and normals), "photographs" (shaded colours) or "unlit" (colours).
+        poses: of the cameras.
+        size: pixels along a side.
+        color_of: see :func:`render`.
+    """
     from PIL import Image
 
-    centre, diagonal = mesh.bounds.mean(0), float(np.linalg.norm(np.ptp(mesh.bounds, axis=0)))
     light, frames = LIGHT / np.linalg.norm(LIGHT), []
-    for i, pose in enumerate(camera_poses(count, centre, DISTANCE * diagonal)):
-        coverage, normal = render(mesh, pose, size)
+    for i, pose in enumerate(poses):
+        seen = render(mesh, pose, size, color_of)
+        coverage, normal = seen.coverage, seen.normal
         shade = AMBIENT + (1 - AMBIENT) * (1 + normal @ light) / 2 if pictures == "photographs" else np.ones((size, size))
-        rgba = np.concatenate([np.repeat(GREY * shade[..., None], 3, -1), coverage[..., None]], -1)
+        rgba = np.concatenate([seen.color * shade[..., None], coverage[..., None]], -1)
         Image.fromarray(np.round(rgba * 255).astype(np.uint8)).save(folder / f"{i:03d}.png")
         frame = {"file_path": f"{i:03d}.png", "transform_matrix": pose.tolist()}
         if pictures == "normals":
@@ -110,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         views = Path(temporary) / "views"
         views.mkdir()
-        write_views(truth, views, args.pictures, args.count, args.size)
+        write_views(truth, views, args.pictures, poses_around(truth, args.count), args.size)
         workspace = Path(args.workspace or Path(temporary) / "run")
         words = [sys.executable, str(MAIN), "--data", str(views), "--workspace", str(workspace), "--dmtet", "--save_mesh",
                  "--holdout", "0", "--export_frame", "source", "--ckpt", "scratch", *extra]  # fmt: skip

@@ -7,6 +7,7 @@ with --allocator default to see what page faults cost. The bar is 1 times the be
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 import mlp
 from benchmarks import timing
-from nerf.core.script import POINTS, Parser
+from nerf.core.script import POINTS, Parser, run
 
 PIECE = 8192
 
@@ -95,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -7,13 +7,14 @@ normals and the fused Adam step are printed for comparison.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 
 import torch
 
 from benchmarks import timing
 from nerf.config.groups import FieldConfig
-from nerf.core.script import POINTS, Parser
+from nerf.core.script import POINTS, Parser, run
 from nerf.core.structs import Points, RenderSettings, SceneInfo
 from nerf.network_grid import GridField
 
@@ -70,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

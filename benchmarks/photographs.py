@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.records import read_result
 from nerf.core.ranges import above
-from nerf.core.script import Parser
+from nerf.core.script import Parser, run
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 METRICS = (
@@ -81,4 +81,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -19,6 +19,7 @@ where it is installed.
 import argparse
 import importlib.util
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ from torch import Tensor
 import rasterizer
 from benchmarks import timing
 from nerf.core.ranges import between
-from nerf.core.script import Parser
+from nerf.core.script import Parser, run
 
 Work = Callable[[], object]
 
@@ -182,4 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -7,6 +7,7 @@ same samples. The bar is 5 times the dense march with its compositing, the aim 1
 """
 
 import argparse
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ import extension
 import raymarching
 from benchmarks import timing
 from nerf.core.ranges import between, power_of_two
-from nerf.core.script import Parser
+from nerf.core.script import Parser, run
 
 GROUP = 8  # steps tested at once by the two-level torch march; must stay shorter than a pooled cell
 MIN_TRANSMITTANCE = 1e-4  # early stop of all contenders
@@ -217,4 +218,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -29,7 +29,7 @@ def read_record(path: Path) -> dict[str, dict[str, Any]]:
     """
     if not path.is_file():
         return {}
-    hint = "restore it from version control, or give --again to measure all of them anew"
+    hint = "restore it from version control, or delete it to measure all of them anew"
     found: dict[str, dict[str, Any]] = read_json(path, hint, dict[str, dict[str, Any]])
     as_shape(found, path, hint, dict[str, Row])
     return found

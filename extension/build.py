@@ -83,6 +83,29 @@ def shared_object(folder: str, device_type: str, archs: tuple[str, ...] | None =
     raise BuildError(cache.nowhere())
 
 
+def built(folder: str, device_type: str) -> Path | None:
+    """Path of a folder's shared library that :func:`shared_object` would find; builds nothing.
+
+    Args:
+        folder, device_type: as in :func:`library`.
+
+    Returns:
+        None: it would have to be compiled, or there is no source for the device.
+    """
+    if not toolchain.sources(folder, device_type):
+        return None
+    target = toolchain.target(folder, device_type)
+    for prebuilt in target.files(_prebuilt_folder(ROOT, target)):
+        if cache.is_whole(prebuilt, unknown=True):
+            return prebuilt
+    try:
+        version = toolchain.compiler(device_type)[1]
+    except BuildError:
+        return None
+    places = [place for place in cache.candidates() if place.is_dir() and cache.is_own(place)]
+    return next((path for place in places for path in target.files(place, version) if cache.is_whole(path)), None)
+
+
 def _build_once(target: Target, compiler: str, output: Path) -> None:
     """Compile ``target`` unless another process has done so meanwhile.
 

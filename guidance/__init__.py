@@ -123,6 +123,7 @@ def check_prompts(config: "Config") -> None:
         UserError: a family does not exist, is named twice, or lacks a prompt.
     """
     from nerf.core.errors import UserError
+    from nerf.core.words import expected_words
 
     given = config.prompt.kinds
     for name in check_names(config):
@@ -132,7 +133,7 @@ def check_prompts(config: "Config") -> None:
             missing = [" or ".join(PROMPTS[kind] for kind in family.takes)]
         if missing:
             others = [n for n, f in FAMILIES.items() if set(f.requires) <= set(given) and set(f.takes) & set(given)]
-            way_out = f", or choose another --guidance ({' or '.join(others)})" if others else ""
+            way_out = f", or choose another --guidance ({expected_words(others)})" if others else ""
             raise UserError(f"--guidance {name} needs a prompt of another kind: give {' and '.join(missing)}{way_out}")
 
 
@@ -148,14 +149,13 @@ def choose_weights(config: "Config") -> "dict[str, Resolved]":
 
 
 def notes(resolved: "Mapping[str, Resolved]") -> dict[str, str]:
-    """What exported files say about the weights that guided a run, by guidance model."""
+    """What exported files say about the weights that guided a run: their names, their licences, and both in one sentence."""
     licences = {weights.title: weights.licence for weights in resolved.values()}
-    if len(licences) == 1:
-        ((title, licence),) = licences.items()
-        return {"guidance": title, "licence of the weights": licence}
+    each = [f"{title}: {licence}" for title, licence in licences.items()]
     return {
         "guidance": ", ".join(licences),
-        "licence of the weights": "; ".join(f"{title}: {licence}" for title, licence in licences.items()),
+        "licence of the weights": "; ".join(licences.values() if len(licences) == 1 else each),
+        "copyright": f"Made with the weights of {'; '.join(f'{title} (licence: {licences[title]})' for title in licences)}",
     }
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from guidance import folders, weights
+from guidance import folders, hub, weights
 from guidance.weights import Model, Resolved
 from nerf.core.errors import UserError
 from nerf.core.files import read_json
@@ -144,7 +144,7 @@ LAYOUTS: dict[str, Layout] = {
     "ImageDream": _folders((*folders.PARTS, "image_encoder"), _check_multiview(True), file=True),
     VAE: Layout(_missing_vae, lambda folder: None, _flat, "config.json"),
 }
-# Model of --guidance -> what is published; licences as their model pages gave them, look there again.
+# Model of --guidance, or codec of --hf_keys -> what is published; licences as their model pages gave them, look there again.
 MODELS: dict[str, Model] = {
     "IF": Model(
         "DeepFloyd IF",
@@ -152,6 +152,7 @@ MODELS: dict[str, Model] = {
         ("DeepFloyd/IF-I-L-v1.0", "DeepFloyd/IF-I-M-v1.0"),
         18.2,
         "DeepFloyd IF License (research, not commercial)",
+        gated=True,
     ),
     "SDXL": Model("SDXL", ("stabilityai/stable-diffusion-xl-base-1.0",), (), 6.9, "CreativeML Open RAIL++-M"),
     "clip": Model(
@@ -165,8 +166,9 @@ MODELS: dict[str, Model] = {
         "MVDream", ("ashawkey/mvdream-sd2.1-diffusers",), (), 2.6, "Open RAIL, see the model page of MVDream/MVDream"
     ),
     "ImageDream": Model(
-        "ImageDream", ("ashawkey/imagedream-ipmv-diffusers",), (), 3.9, "see the model page of Peng-Wang/ImageDream"
+        "ImageDream", ("ashawkey/imagedream-ipmv-diffusers",), (), 3.9, "Open RAIL, see the model page of Peng-Wang/ImageDream"
     ),
+    VAE: Model("SDXL's VAE for half precision", ("madebyollin/sdxl-vae-fp16-fix",), (), 0.3, "MIT"),
 }
 
 
@@ -206,13 +208,13 @@ def resolve(config: "Config", name: str) -> Resolved:
     if name == "MVDream" and config.guidance.mvdream == "embedded":
         return weights.embedded_multiview(config.prompt.text, "--mvdream embedded")
     model, layout = MODELS[name], LAYOUTS[name]
-    found = weights.from_cache(model, name, model.name, missing=layout.missing, probe=layout.probe)
+    found = weights.from_cache(model, name, missing=layout.missing, probe=layout.probe)
     if found is None:
         weights.check_online(
             f"--guidance {name}: {model.name} is not in the Hugging Face cache",
             f"unset the variable, or give --hf_keys {name}=FOLDER" + (" or --mvdream embedded" if name == "MVDream" else ""),
         )
-    return found or weights.to_download(model, name, model.name)
+    return found or weights.to_download(model, name)
 
 
 def _from_key(name: str, key: str) -> Resolved:
@@ -222,20 +224,20 @@ def _from_key(name: str, key: str) -> Resolved:
         UserError: there are none.
     """
     path, layout = Path(os.path.expanduser(key)), LAYOUTS[name]
-    title = MODELS[name].name if name in MODELS else name  # a codec has no entry in the table
+    known = weights.origin(path if path.exists() else key, [MODELS[name]], MODELS[name].name)
     if path.exists() or key.startswith((".", "/", "~")) or key.count("/") != 1:
         if not (layout.file and path.is_file()):
             check_folder(path, name)
-        return Resolved(str(path), name, f"guidance: the weights of {name} in {path}", title=title)
+        return Resolved(str(path), name, f"guidance: the weights of {name} in {path}", **known)
     folder = weights.cached(key, layout.missing, layout.probe)
     if folder is not None:
         layout.check(folder)
-        return Resolved(str(folder), name, f"guidance: {key} from the cache", title=title)
+        return Resolved(str(folder), name, f"guidance: {key} from the cache", **known)
     weights.check_online(
         f"--hf_keys {name}={key}: neither a folder nor complete in the Hugging Face cache",
         "give a local folder, or unset the variable",
     )
-    return Resolved(key, name, f"guidance: downloading {key}", remote=True, title=title)
+    return Resolved(key, name, f"guidance: downloading {key}", remote=True, **known)
 
 
 def check_folder(folder: Path, name: str) -> None:
@@ -264,9 +266,10 @@ def fetch(resolved: Resolved) -> Path:
     layout = LAYOUTS[name]
 
     def one(hub_id: str) -> Path:
-        return weights.snapshot(hub_id, layout.wanted(weights.hub_files(hub_id, layout.missing)))
+        repository = hub.repository(hub_id, layout.missing)
+        return hub.fetch(repository, layout.wanted(list(repository.files)))
 
-    folder = weights.download(ids, one, f"--hf_keys {name}=FOLDER")
+    folder = hub.download(ids, one, f"--hf_keys {name}=FOLDER")
     check_folder(folder, name)
     return folder
 

@@ -7,13 +7,12 @@ stands for an ordered list of hub ids, and for ids that can now only be found in
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from guidance import prior
+from guidance import hub, prior
 from guidance.folders import RESTORE, files_of, missing_part, parts_of, weight_files
 from guidance.prior import captions
 from guidance.prior.description import FILE, read
@@ -33,6 +32,7 @@ class Model:
     withdrawn: tuple[str, ...]  # ids that can only be in a cache
     gigabytes: float  # of the half-precision weights that are used
     licence: str
+    gated: bool = False  # whether the hub wants the licence to be accepted first
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ class Resolved:
     source: str  # a local folder, or a hub id that :func:`fetch` downloads
     kind: str  # "sd", "embedded" ...: which code reads them, and the name of the preset that applies, if there is one
     sentence: str  # one line for the log: which, and why
-    licence: str = "that of the weights; see where they came from"  # for the notes in exported files
+    licence: str = "unknown; see where the weights came from"  # for the notes in exported files
     remote: bool = False  # whether it must be downloaded first
     alternatives: tuple[str, ...] = ()  # further ids to try
     version: str = "auto"  # the value of --sd_version that finds them again; "auto" for those of --hf_key
@@ -107,8 +107,9 @@ def check_folder(folder: Path) -> None:
         UserError: the folder does not exist, is not in diffusers layout, or lacks a part, which is named.
     """
     if not folder.is_dir():
-        hint = "; a single checkpoint file is not read: convert it to a diffusers folder" if folder.is_file() else ""
-        raise UserError(f"weights: expected a diffusers folder, and {folder} is not a folder{hint}")
+        single = "a single checkpoint file is not read: convert it to a diffusers folder"
+        hint = single if folder.is_file() else "give one that exists, or a hub id"
+        raise UserError(f"weights: expected a diffusers folder, and {folder} is not a folder; {hint}")
     read(folder)
     files = files_of(folder)
     missing = missing_part(files)
@@ -198,10 +199,27 @@ def cached(
     return folder if missing(files_of(folder)) is None else None
 
 
+def published(source: str | Path, models: Iterable[Model]) -> Model | None:
+    """The model of a table that a hub id, with an optional @revision, or a folder of the cache holds; None: another one."""
+    hub_id = hub.hub_id_of(Path(source)) or str(source).partition("@")[0]
+    return next((model for model in models if hub_id in model.ids), None)
+
+
+def origin(source: str | Path, models: Iterable[Model], title: str) -> dict[str, Any]:
+    """Title and licence of weights that the user names, for :class:`Resolved`.
+
+    Args:
+        source: a hub id, with an optional @revision, a folder or a file.
+        models: the tables that it may be in; the licence of anything else is unknown.
+        title: of anything else.
+    """
+    model = published(source, models)
+    return {"title": title} if model is None else {"title": model.name, "licence": model.licence}
+
+
 def from_cache(
     model: Model,
     kind: str,
-    title: str,
     version: str = Resolved.version,
     missing: Callable[[Iterable[str]], str | None] = missing_part,
     probe: str = "unet/config.json",
@@ -210,22 +228,22 @@ def from_cache(
 
     Args:
         model: the model.
-        kind, title, version: of the weights, see :class:`Resolved`.
+        kind, version: of the weights, see :class:`Resolved`.
         missing, probe: see :func:`cached`.
     """
     for hub_id in model.ids:
         folder = cached(hub_id, missing, probe)
         if folder is not None:
             sentence = f"guidance: {model.name} from the cache ({hub_id})"
-            return Resolved(str(folder), kind, sentence, model.licence, version=version, title=title)
+            return Resolved(str(folder), kind, sentence, model.licence, version=version, title=model.name)
     return None
 
 
-def to_download(model: Model, kind: str, title: str, version: str = Resolved.version) -> Resolved:
+def to_download(model: Model, kind: str, version: str = Resolved.version) -> Resolved:
     """A published model that is not in the cache; arguments as of :func:`from_cache`."""
     first, *others = model.hub_ids
     sentence = f"guidance: downloading {model.name} from {first} ({model.gigabytes} GB, licence {model.licence})"
-    return Resolved(first, kind, sentence, model.licence, True, tuple(others), version, title)
+    return Resolved(first, kind, sentence, model.licence, True, tuple(others), version, model.name)
 
 
 def _vocabulary() -> str:
@@ -304,21 +322,24 @@ def _from_key(key: str) -> Resolved:
     if path.exists() or key.startswith((".", "/", "~")) or key.count("/") != 1:
         check_folder(path)
         kind = _kind(path)
-        return Resolved(str(path), kind, f"guidance: the weights in {path} (--hf_key)", title=TITLES[kind])
+        sentence = f"guidance: the weights in {path} (--hf_key)"
+        return Resolved(str(path), kind, sentence, **origin(path, MODELS.values(), TITLES[kind]))
     folder = cached(key)
     if folder is not None:
         kind = _kind(folder)
-        return Resolved(str(folder), kind, f"guidance: {key} from the cache (--hf_key)", title=TITLES[kind])
+        sentence = f"guidance: {key} from the cache (--hf_key)"
+        return Resolved(str(folder), kind, sentence, **origin(key, MODELS.values(), TITLES[kind]))
     check_online(
         f"--hf_key {key} is neither a folder nor complete in the Hugging Face cache",
         "give a local folder, or unset the variable",
     )
-    return Resolved(key, "sd", f"guidance: downloading {key} (--hf_key)", remote=True)
+    known = origin(key, MODELS.values(), TITLES["sd"])
+    return Resolved(key, "sd", f"guidance: downloading {key} (--hf_key)", remote=True, **known)
 
 
 def _from_cache(version: str) -> Resolved | None:
     """Weights of one version that are complete in the cache."""
-    return from_cache(MODELS[version], "sd", TITLES["sd"], version)
+    return from_cache(MODELS[version], "sd", version)
 
 
 def download_commands() -> str:
@@ -353,7 +374,7 @@ def resolve(sd_version: str = "auto", hf_key: str | None = None, text: str | Non
         found, model = _from_cache(sd_version), MODELS[sd_version]
         if found is None:
             check_online(f"{model.name} is not in the Hugging Face cache", "unset the variable, or give --hf_key FOLDER")
-        return found or to_download(model, "sd", TITLES["sd"], sd_version)
+        return found or to_download(model, "sd", sd_version)
     if sd_version != "auto":
         raise UserError(f"--sd_version must be auto, embedded or one of {', '.join(MODELS)}, got {sd_version!r}")
     for version in MODELS:
@@ -382,62 +403,9 @@ def fetch(resolved: Resolved) -> Path:
     """
     if not resolved.remote:
         return Path(resolved.source)
-    folder = download((resolved.source, *resolved.alternatives), _download)
+    folder = hub.download((resolved.source, *resolved.alternatives), _download)
     check_folder(folder)
     return folder
-
-
-def download(ids: Iterable[str], one: Callable[[str], Path], flag: str = "--hf_key FOLDER") -> Path:
-    """The folder of the first of several hub ids that can be downloaded.
-
-    Args:
-        ids: owner/name, with an optional @revision; best first.
-        one: downloads what is used of one of them, and returns its folder.
-        flag: what to give instead, for messages.
-
-    Raises:
-        UserError: no mirror could be reached or holds a complete model.
-    """
-    if find_spec("huggingface_hub") is None:
-        raise UserError(f"downloading weights needs huggingface_hub; pip install diffusers transformers, or give {flag}")
-    failures = []
-    for hub_id in ids:
-        try:
-            return one(hub_id)
-        except UserError:
-            raise
-        except Exception as error:  # of the network, the hub, or the disk, in any of their libraries
-            lines = str(error).strip().splitlines()
-            failures.append(f"{hub_id}: {lines[0] if lines else type(error).__name__}")
-    raise UserError(
-        f"weights: nothing could be downloaded ({'; '.join(failures)}); check the network, HF_ENDPOINT and "
-        f"HF_TOKEN, or give {flag}"
-    )
-
-
-def hub_files(hub_id: str, missing: Callable[[Iterable[str]], str | None] = missing_part) -> list[str]:
-    """The files of a complete repository of the hub; arguments as of :func:`cached`.
-
-    Raises:
-        OSError: of the network or the hub.
-        ValueError: it is not complete.
-    """
-    from huggingface_hub import list_repo_files
-
-    name, _, revision = hub_id.partition("@")
-    files = list_repo_files(name, revision=revision or None)
-    lacks = missing(files)
-    if lacks is not None:
-        raise ValueError(f"the repository lacks {lacks}")
-    return files
-
-
-def snapshot(hub_id: str, wanted: Iterable[str]) -> Path:
-    """Download the wanted files (patterns) of a repository; raises what the network, the hub and the disk raise."""
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = hub_id.partition("@")
-    return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(wanted)))
 
 
 def _download(hub_id: str) -> Path:
@@ -448,8 +416,14 @@ def _download(hub_id: str) -> Path:
         OSError: of the network or the hub.
         ValueError: the repository is not a complete diffusers model.
     """
-    files = hub_files(hub_id)
-    if FILE not in files:
-        check_conditions(snapshot(hub_id, CONFIGS), hub_id)
-    wanted = ["model_index.json", FILE, "tokenizer/*", "*/config.json", "scheduler/scheduler_config.json"]
-    return snapshot(hub_id, [*wanted, *weight_files(files, *parts_of(files))])
+    repository = hub.repository(hub_id, missing_part)
+    if FILE not in repository.files:
+        check_conditions(hub.fetch(repository, CONFIGS), hub_id)
+    return hub.fetch(repository, wanted(repository.files))
+
+
+def wanted(files: Iterable[str]) -> list[str]:
+    """What is downloaded of a repository with these files: names and patterns."""
+    have = list(files)
+    named = ["model_index.json", FILE, "tokenizer/*", "*/config.json", "scheduler/scheduler_config.json"]
+    return [*named, *weight_files(have, *parts_of(have))]

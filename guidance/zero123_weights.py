@@ -6,10 +6,11 @@ name of the file or folder decides.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from guidance import folders, prior, weights
+from guidance import folders, hub, prior, weights
 from guidance.diffusion import zero123_parts
 from guidance.weights import Model, Resolved
 from nerf.core.errors import UserError
@@ -51,15 +52,15 @@ def kind_of(source: str) -> str:
     return "stable zero123" if STABLE in path.name.lower() else "zero123"
 
 
-def _resolved(source: str, kind: str, sentence: str, licence: str = Resolved.licence, **further: Any) -> Resolved:
-    """Weights with the title of their kind."""
-    return Resolved(source, kind, sentence, licence, title=TITLES[kind], **further)
+def _resolved(source: str, kind: str, sentence: str, key: str, **further: Any) -> Resolved:
+    """Weights that the user names by ``key``, with the title and the licence of the table where it is there."""
+    return Resolved(source, kind, sentence, **weights.origin(key, MODELS.values(), TITLES[kind]), **further)
 
 
 def _from_cache(name: str) -> Resolved | None:
     """Weights of a model of the table that are complete in the cache."""
     kind = kind_of(name)
-    return weights.from_cache(MODELS[name], kind, TITLES[kind], name, zero123_parts.missing)
+    return weights.from_cache(MODELS[name], kind, name, zero123_parts.missing)
 
 
 def _named(key: str, flag: str) -> Resolved:
@@ -75,7 +76,7 @@ def _named(key: str, flag: str) -> Resolved:
         lacks = zero123_parts.missing(folders.files_of(path)) if path.is_dir() else None
         if lacks is not None:
             raise UserError(f"{flag}: the folder {path} lacks {lacks}; it is not one of Zero123")
-        return _resolved(str(path), kind_of(os.path.realpath(path)), f"guidance: the weights in {path} ({flag})")
+        return _resolved(str(path), kind_of(os.path.realpath(path)), f"guidance: the weights in {path} ({flag})", str(path))
     return _from_table(key.lower(), flag) if key.lower() in MODELS else _from_hub(key, flag)
 
 
@@ -84,18 +85,21 @@ def _from_table(name: str, flag: str) -> Resolved:
     found, kind = _from_cache(name), kind_of(name)
     if found is None:
         _check_online(f"{flag} {name}")
-    return found or weights.to_download(MODELS[name], kind, TITLES[kind], name)
+    return found or weights.to_download(MODELS[name], kind, name)
 
 
 def _from_hub(key: str, flag: str) -> Resolved:
     """A repository of the hub: from the cache, else it will be downloaded."""
     if key.count("/") != 1:
-        raise UserError(f"{flag} {key}: no such folder or file, and no name among {', '.join(MODELS)}")
+        raise UserError(
+            f"{flag} {key}: no such folder or file, and no name among {', '.join(MODELS)}; give one of these, "
+            "embedded, a folder, a .ckpt or a hub id"
+        )
     folder = weights.cached(key, zero123_parts.missing)
     if folder is not None:
-        return _resolved(str(folder), kind_of(key), f"guidance: {key} from the cache ({flag})")
+        return _resolved(str(folder), kind_of(key), f"guidance: {key} from the cache ({flag})", key)
     _check_online(f"{flag} {key}")
-    return _resolved(key, kind_of(key), f"guidance: downloading {key} ({flag})", remote=True)
+    return _resolved(key, kind_of(key), f"guidance: downloading {key} ({flag})", key, remote=True)
 
 
 def _check_online(what: str) -> None:
@@ -138,7 +142,8 @@ def _embedded(why: str) -> Resolved:
             f"FILE.ckpt, or a name to download: {names}"
         )
     sentence = f"guidance: the embedded view-conditioned prior ({why})"
-    return _resolved(str(EMBEDDED), "embedded view", sentence, "Apache-2.0", version="embedded")
+    title = TITLES["embedded view"]
+    return Resolved(str(EMBEDDED), "embedded view", sentence, "Apache-2.0", version="embedded", title=title)
 
 
 def fetch(resolved: Resolved) -> Path:
@@ -149,14 +154,19 @@ def fetch(resolved: Resolved) -> Path:
     """
     if not resolved.remote:
         return Path(resolved.source)
-    return weights.download((resolved.source, *resolved.alternatives), _download, "--zero123 FOLDER")
+    return hub.download((resolved.source, *resolved.alternatives), _download, "--zero123 FOLDER")
 
 
 def _download(hub_id: str) -> Path:
     """Download what is used of a repository; raises what the network, the hub and the disk raise."""
-    files = weights.hub_files(hub_id, zero123_parts.missing)
-    wanted = ["model_index.json", "scheduler/scheduler_config.json"]
+    repository = hub.repository(hub_id, zero123_parts.missing)
+    return hub.fetch(repository, wanted(repository.files))
+
+
+def wanted(files: Iterable[str]) -> list[str]:
+    """What is downloaded of a repository with these files."""
+    have, names = list(files), ["model_index.json", "scheduler/scheduler_config.json"]
     for part in (*zero123_parts.PARTS, *zero123_parts.PROJECTIONS):
-        found = folders.weight_files(files, part)
-        wanted += [f"{part}/config.json", *found] if found else []
-    return weights.snapshot(hub_id, wanted)
+        found = folders.weight_files(have, part)
+        names += [f"{part}/config.json", *found] if found else []
+    return names

@@ -22,6 +22,7 @@ from nerf.render.background import Background, ConstantBackground, NetworkBackgr
 from nerf.render.base import RenderPath, box, check_rays, mask_gradients
 from nerf.render.dmtet import DMTetPath
 from nerf.render.plain import PlainPath
+from nerf.render.triangles import FixedMeshPath
 from raymarching import near_far_from_aabb
 
 # Rays at once outside training, where --max_ray_batch does not say. A GPU needs many samples at a time, and each chunk costs it
@@ -136,8 +137,10 @@ class NeRFRenderer(nn.Module):
 
 
 def make_dmtet_path(config: Config, field: Field) -> RenderPath:
-    """The mesh path: marching tetrahedra, rasterised."""
+    """The mesh path: marching tetrahedra, rasterised, or the triangles of a mesh file that is painted."""
     render, mesh = config.render, config.dmtet
+    if config.painted:
+        return FixedMeshPath(field.bound, render.min_near)
     rates = {"distance": mesh.lr_distance, "offset": mesh.lr_offset, "coarse_sdf": mesh.lr_coarse_sdf}
     return DMTetPath(field.bound, mesh.tet_grid_size, render.min_near, rates, mesh.lock_geo, mesh.coarse_sdf_grids)
 

@@ -236,6 +236,7 @@ class Trainer:
                 self.save()
                 last_saved = time.monotonic()
             yield StepRecord(done - 1, total, terms)
+        self.report.end_training()
         if self.step < total:
             self.report.log(
                 f"the {self.config.runtime.minutes:g} minutes of --minutes are over at step {self.step} of {total}; they count "
@@ -333,9 +334,10 @@ class Trainer:
         if found is not None:
             for line in found.skipped:
                 self.report.log(f"warning: {line}; the newest whole checkpoint before it is {found.path}")
-            self._load(found.path, found.tensors, found.meta, weights_only=ckpt == "latest_model")
+            weights_only = ckpt == "latest_model"
+            self._load(found.path, found.tensors, found.meta, weights_only)
             self.named = found.path if ckpt not in ("latest", "best") else None
-            self.report.log(self._restored(found.path))
+            self.report.log(self._restored(found.path, weights_only))
         elif not self.config.trains:
             raise UserError(
                 f"workspace {self.workspace} has no checkpoint of stage {self.stage.name!r} to show; train first: the same "
@@ -343,15 +345,17 @@ class Trainer:
             )
         return found is not None
 
-    def _restored(self, path: Path) -> str:
+    def _restored(self, path: Path, weights_only: bool) -> str:
         """What a run does with the checkpoint that it has loaded, for the log."""
         if not self.config.trains:
-            return f"showing {path} (step {self.step})"
+            return f"showing {path}" if weights_only else f"showing {path} (step {self.step})"
         total = self.config.optim.iters
+        if weights_only:
+            return f"training begins with the weights of {path}, at step 0 of {total}"
         if self.step < total:
             return f"going on from {path} (step {self.step} of {total})"
         more = "" if self.step == total else f", more than the {total} asked for"
-        return f"nothing is left to train: {path} has {self.step} steps{more}; give more --iters to go on"
+        return f"nothing is left to train: {path} has {self.step} steps{more}; give more {self.stage.steps_flag} to go on"
 
     def begin(self, fill: Callable[[], tuple[str, object]]) -> None:
         """Let ``fill`` put something into the model before the first step, and begin the average of the weights there.
@@ -378,6 +382,9 @@ class Trainer:
     def _load(self, path: Path, tensors: dict, meta: dict, weights_only: bool) -> None:
         checkpoint_checks.require_stage(meta, self.stage.name, path)
         checkpoint_checks.check_meta(meta, path)
+        checkpoint_checks.require_parts(tensors, ("model",), path)
+        own = {name.removeprefix("path."): value for name, value in tensors["model"].items() if name.startswith("path.")}
+        self.model.path.make_room(own)
         checkpoint_checks.check_model(self.model, tensors, self.ema.state_dict(), path)
         # A run that only shows needs no optimiser, which may be of another kind.
         resumed = None if weights_only or not self.config.trains else self._check_resumable(path, tensors, meta)

@@ -49,7 +49,7 @@ FAILURES_SHOWN = 20
 PACKAGES = {
     "accelerate": "accelerate", "diffusers": "diffusers", "embreex": "embreex", "imageio": "imageio",
     "imageio_ffmpeg": "imageio-ffmpeg", "fast_simplification": "fast-simplification", "filelock": "filelock",
-    "msgspec": "msgspec", "ninja": "ninja", "numpy": "numpy", "peft": "peft",
+    "msgspec": "msgspec", "ninja": "ninja", "numpy": "numpy", "onnxruntime": "onnxruntime", "peft": "peft",
     "PIL": "pillow", "pytest": "pytest", "pytest_timeout": "pytest-timeout", "safetensors": "safetensors",
     "scipy": "scipy", "skimage": "scikit-image", "tensorboard": "tensorboard", "tqdm": "tqdm",
     "transformers": "transformers", "trimesh": "trimesh", "xatlas": "xatlas",
@@ -82,8 +82,12 @@ def main() -> int:
     parser = Parser(description=__doc__.split("\n", 1)[0])
     parser.number("--minutes", float, 9, above(0, 1e5), "for each stage")
     parser.add_argument("--only", nargs="+", help=f"stages ({', '.join(STAGES)}) or steps, such as bench_mlp; default: all")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where gpu.json and gpu.md go")
-    parser.add_argument("--logs", type=Path, default=ROOT / "build" / "gpu_check", help="where the processes' output goes")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where gpu.json and gpu.md go [docs/benchmarks]"
+    )
+    parser.add_argument(
+        "--logs", type=Path, default=ROOT / "build" / "gpu_check", help="where the processes' output goes [build/gpu_check]"
+    )
     arguments = parser.parse_args()
     try:
         import torch

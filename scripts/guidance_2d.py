@@ -17,10 +17,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from nerf.core import interrupt  # noqa: E402
+
+if __name__ == "__main__":
+    interrupt.end_quietly()  # before the other imports, which take a while
+
 from nerf.core.console import protected  # noqa: E402
 from nerf.core.errors import DivergenceError, UserError  # noqa: E402
 from nerf.core.ranges import between  # noqa: E402
-from nerf.core.script import Parser, log_to_stderr, refuse  # noqa: E402
+from nerf.core.script import Parser, log_to_stderr, refuse, run  # noqa: E402
 
 STEPS, OPTIMISATION_STEPS, SIZE = 50, 300, 256
 
@@ -29,7 +34,7 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The flags of this program, and the others, which are main.py's."""
     first, _, rest = (__doc__ or "").partition("\n\n")
     parser = Parser(prog="guidance_2d.py", description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="picture.png", metavar="FILE.png", help="a sheet of all pictures (picture.png)")
+    parser.add_argument("--out", default="picture.png", metavar="FILE.png", help="a sheet of all pictures [picture.png]")
     parser.number("--count", int, 1, between(1, 256), "pictures, where no cameras are given")
     parser.number("--views", int, 0, between(0, 256), "cameras around the object; 8 for a model that is told the camera")
     parser.number("--polar", float, 75.0, between(0, 180), "polar angle of the cameras, degrees")
@@ -110,4 +115,4 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     with protected():
-        sys.exit(main())
+        sys.exit(run(main))

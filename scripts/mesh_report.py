@@ -9,10 +9,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from nerf.core import interrupt  # noqa: E402
+
+if __name__ == "__main__":
+    interrupt.end_quietly()  # before the other imports, which take a while
+
 from nerf.core.console import protected  # noqa: E402
 from nerf.core.errors import visible  # noqa: E402
 from nerf.core.ranges import between  # noqa: E402
-from nerf.core.script import Parser  # noqa: E402
+from nerf.core.script import Parser, run  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,4 +44,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     with protected():  # extras and names of files may hold what the terminal cannot show, and head closes the pipe
-        sys.exit(main())
+        sys.exit(run(main))

@@ -22,19 +22,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from nerf.core import interrupt  # noqa: E402
+
+if __name__ == "__main__":
+    interrupt.end_quietly()  # before the other imports, which take a while
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from nerf.core.cameras import orbit  # noqa: E402
 from nerf.core.console import protected  # noqa: E402
 from nerf.core.errors import UserError  # noqa: E402
 from nerf.core.files import read_json  # noqa: E402
 from nerf.core.ranges import SEED, above, between  # noqa: E402
-from nerf.core.script import Parser  # noqa: E402
+from nerf.core.script import Parser, run  # noqa: E402
 from nerf.run import checkpoint  # noqa: E402
 
 # Both stages and an export in a few seconds; a checkpoint after almost every step, so that many kills hit one.
@@ -293,4 +298,4 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     with protected():
-        sys.exit(main())
+        sys.exit(run(main))

@@ -113,6 +113,15 @@ def test_a_run_that_has_nothing_left_to_train_says_so(run, tmp_path, photographs
     assert f"df_step_00000002.safetensors has 2 steps{more}; give more --iters" in (tmp_path / "w" / "log_df.txt").read_text()
 
 
+def test_a_run_that_takes_the_weights_alone_says_where_it_begins(run, tmp_path, photographs):
+    words = ("--data", photographs, "--workspace", tmp_path / "w", *TINY)
+    assert run(*words)[0] == 0
+    assert run(*words, "--ckpt", "latest_model", "--iters", 3)[0] == 0
+    said = (tmp_path / "w" / "log_df.txt").read_text()
+    assert "df_step_00000002.safetensors, at step 0 of 3" in said and "training begins with the weights of " in said
+    assert "going on from" not in said and "step 3/3" in said
+
+
 def test_help_goes_to_standard_output_and_succeeds():
     done = spawn("--help")
     assert done.returncode == 0 and "--text" in done.stdout and done.stderr == ""

@@ -64,7 +64,11 @@ def test_words_become_a_mesh_on_every_device(run, device):
     assert_whole(outcome, {"nerf": 12, "dmtet": 6})
 
 
-NO_DEVICE = [(0, "cuda", "sees no CUDA device"), (2, "cuda:5", "give cuda:0 to cuda:1")]
+NO_DEVICE = [
+    (0, "cuda", "sees no CUDA device"),
+    (1, "cuda:5", "torch sees 1 CUDA device here; give cuda:0$"),
+    (2, "cuda:5", "torch sees 2 CUDA devices here; give cuda:0 to cuda:1$"),
+]
 
 
 @pytest.mark.parametrize(("devices", "name", "answer"), NO_DEVICE)

@@ -1,5 +1,6 @@
 """From rendered images to the space of a denoiser and back: a VAE's latents, or the pixels themselves. B images."""
 
+import math
 from typing import Protocol
 
 import torch
@@ -7,7 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from guidance.diffusion import Network
+from guidance.folders import RESTORE
+from nerf.core.errors import UserError
 from nerf.core.transfer import upload
+
+LARGEST_GRID = 1024  # side of latents; those of pictures of 8192 pixels
 
 
 def resized(image: Tensor, height: int, width: int) -> Tensor:
@@ -53,11 +58,19 @@ class LatentCodec:
     Args:
         vae: an ``AutoencoderKL``.
         grid: h = w, side of the latents.
+
+    Raises:
+        UserError: a number in the configs of the weights that cannot be.
     """
 
     levels = "block_out_channels"  # in the config of the VAE: one number for each level, of which the next is half as large
 
     def __init__(self, vae: Network, grid: int):
+        scale = vae.config.scaling_factor
+        if not isinstance(grid, int) or isinstance(grid, bool) or not 1 <= grid <= LARGEST_GRID:
+            raise UserError(f"weights: latents of {grid} pixels a side cannot be (sample_size of the UNet); {RESTORE}")
+        if not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 < scale < math.inf:
+            raise UserError(f"weights: a scaling_factor of {scale!r:.40} of the VAE cannot be; {RESTORE}")
         self.vae, self.grid = vae, grid
         self.size = grid * 2 ** (len(vae.config[self.levels]) - 1)
         self.shape = (vae.config.latent_channels, grid, grid)

@@ -18,12 +18,14 @@ from guidance.diffusion import Network
 from guidance.distillation import NoiseSchedule
 from nerf.core.errors import UserError
 from nerf.core.files import read_json, reading
+from nerf.core.words import counted
 
 if TYPE_CHECKING:
     from nerf.config.config import Config
 
 log = logging.getLogger("somnia.guidance")
 
+LEAST_NOISED = 0.5  # share of the signal that is left after the first step of a noise schedule; published ones have 0.99
 MOST_STEPS = 100_000  # of a noise schedule
 
 
@@ -93,7 +95,7 @@ def load_part(folder: Path, part: str, kind: Any, device: torch.device, dtype: t
         dtype: of its weights.
 
     Raises:
-        UserError: the files are damaged, of another architecture, or lack tensors; the part is named.
+        UserError: the files are damaged, of another architecture, lack tensors, or hold NaN; the part is named.
     """
     file = folders.weight_file(folders.files_of(folder), part) or ""
     how = {"variant": "fp16" if ".fp16." in file else None, "use_safetensors": ".bin" not in file}
@@ -102,8 +104,11 @@ def load_part(folder: Path, part: str, kind: Any, device: torch.device, dtype: t
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
-            f"weights: {folder / file} lacks {len(missing)} tensors of {part}, first {missing[0]}; {folders.RESTORE}"
+            f"weights: {folder / file} lacks {counted(len(missing), 'tensor')} of {part}, first {missing[0]}; {folders.RESTORE}"
         )
+    broken = next((name for name, value in network.named_parameters() if not bool(value.isfinite().all())), None)
+    if broken is not None:
+        raise UserError(f"weights: {folder / file} holds numbers that are not finite, in {broken}; {folders.RESTORE}")
     return network.requires_grad_(False).eval().to(device)
 
 
@@ -128,7 +133,7 @@ def load_schedule(folder: Path, device: torch.device, clamp: float | None = None
     with reading(f"weights: {path}", folders.RESTORE):
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
         signal = scheduler.alphas_cumprod.float()
-    if signal.shape != (steps,) or not ((signal >= 0) & (signal <= 1)).all():
+    if signal.shape != (steps,) or not ((signal >= 0) & (signal <= 1)).all() or signal[0] < LEAST_NOISED:
         raise UserError(f"weights: {path} gives noise levels that are no fractions; {folders.RESTORE}")
     return NoiseSchedule(signal.to(device), scheduler.config.prediction_type, clamp)
 

@@ -7,7 +7,6 @@ read, the dtype, and the prompt. It is in SOMNIA_TEXT_CACHE, or ``somnia/text`` 
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nerf.core.checksums import checksum
-from nerf.core.files import write_atomically
+from nerf.core.files import cache_folder, write_atomically
 
 log = logging.getLogger("somnia.guidance")
 
@@ -28,8 +27,7 @@ LARGEST_WHOLE = 1 << 22  # bytes of a file that is hashed as a whole: configs an
 
 def folder() -> Path:
     """Where embeddings are stored; it need not exist."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    return Path(os.environ.get("SOMNIA_TEXT_CACHE") or Path(base, "somnia", "text"))
+    return cache_folder("text", "SOMNIA_TEXT_CACHE")
 
 
 def identity(files: Iterable[Path]) -> str:

@@ -12,6 +12,7 @@ import json
 import math
 import random
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from guidance.prior.degrade import degrade
 from guidance.prior.render import render
 from guidance.prior.shapes import EMPTY, KINDS, palette, random_proportions
 from nerf.core.console import protected
-from nerf.core.script import Parser
+from nerf.core.script import Parser, run
 
 DATA = Path("local/prior/data")
 SHARD = 512
@@ -308,4 +309,4 @@ def main(write: Callable[[int, Path], Path] = write_shard, data: Path = DATA) ->
 
 if __name__ == "__main__":
     with protected():
-        main()
+        sys.exit(run(main))

@@ -10,6 +10,7 @@ network, from noise on clean images and on degraded ones. B images.
 import argparse
 import json
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from guidance.prior.render import render
 from guidance.prior.shapes import caption_of, palette, random_proportions
 from nerf.core.console import protected
 from nerf.core.ranges import between
-from nerf.core.script import Parser
+from nerf.core.script import Parser, run
 
 KINDS = ("chair", "car", "house", "mug")
 TURNS = (0, 90, 180)
@@ -214,4 +215,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     with protected():
-        main()
+        sys.exit(run(main))

@@ -8,6 +8,7 @@ errors are mean squares for images in [-1, 1]; light and background are those of
 import argparse
 import json
 import random
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from guidance.prior.multiview_dataset import linked_cameras
 from guidance.prior.multiview_model import join, load
 from nerf.core.console import protected
 from nerf.core.ranges import between
-from nerf.core.script import Parser
+from nerf.core.script import Parser, run
 
 TIMESTEPS = (300, 500, 700, 850, 950)
 
@@ -111,4 +112,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     with protected():
-        main()
+        sys.exit(run(main))

@@ -9,6 +9,7 @@ text-conditioned prior, which is given the true kind, colours and azimuth, and n
 import argparse
 import json
 import random
+import sys
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from guidance.prior.references import REFERENCES, Reference, cameras_at, true_la
 from guidance.prior.shapes import KINDS, Shape, palette, random_proportions
 from guidance.prior.view_model import ViewPrior, azimuth_of, cameras_of, load
 from nerf.core.ranges import between
-from nerf.core.script import Parser
+from nerf.core.script import Parser, run
 
 FIRST_SEED = 700_000  # of the proportions of the measured objects, which no shard has
 TURNS = (0, 90, 180)
@@ -178,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -11,6 +11,7 @@ B images per process; processes average their gradients (gloo), one thread each.
 import copy
 import json
 import os
+import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -28,7 +29,7 @@ from guidance.prior import model as prior_model
 from guidance.prior.dataset import DATA, Batch, Loader, data_hash
 from nerf.core.console import protected
 from nerf.core.ranges import SEED, above, between
-from nerf.core.script import Parser
+from nerf.core.script import Parser, run
 
 REPORT_EVERY = 100  # steps
 
@@ -430,4 +431,4 @@ def main(kind: type[Training[Any, Any]] = Trainer, recipe: Recipe | None = None,
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from nerf.config.config import OPTIONS, Config, as_typed, mesh_stages
+from nerf.config.distillation import METHODS
 from nerf.config.limits import PROFILE_WARMUP
 from nerf.config.parser import dashed, split_each
 from nerf.config.stages import STAGE_KINDS, Stage
@@ -69,6 +70,11 @@ def check_stages(config: Config) -> None:
     mesh, has_mesh = config.dmtet, bool(mesh_stages(config.stages))
     if mesh.init_with and not has_mesh:
         raise UserError("--init_with is for the mesh stage; add --dmtet, or give a NeRF's checkpoint with --ckpt")
+    if mesh.init_up[-1] == mesh.init_front[-1]:
+        raise UserError(
+            f"--init_up {mesh.init_up} and --init_front {mesh.init_front} are the same axis; give two that are perpendicular, "
+            "such as --init_up z --init_front=-y"
+        )
     if mesh.lock_geo and not has_mesh:
         raise UserError("--lock_geo freezes the geometry of a mesh, and this run has no mesh stage; add --dmtet")
     if mesh.init_with and STAGE_KINDS[config.stages[0]].starts_from is None:
@@ -101,31 +107,106 @@ class Idle:
 _EXPORT = ("decimate_target", "decimate_error", "texture_size", "texture_supersample", "normal_map", "roughness", "metallic",
            "mesh_ply", "export_frame")  # fmt: skip
 _GUIDANCE = tuple(flag for flag, (group, _) in OPTIONS.items() if group == "guidance")
-_OCCUPANCY = ("max_steps", "dt_gamma", "density_thresh", "update_extra_interval", "grid_size")
+_GUIDED = ("radius_range", "theta_range", "phi_range", "fovy_range", "half_size_ratio", "jitter_pose", "uniform_sphere_rate",
+           "progressive_view", "latent_iter_ratio", "albedo_iter_ratio", "albedo_rate", "background_textures",
+           "min_ambient_ratio", "textureless_ratio", "grad_clip_rgb")  # fmt: skip
+_NOISED = ("distillation", "guidance_scale", "guidance_rescale", "guidance_weighting", "guidance_anneal", "t_range", "t_anneal",
+           "t_anneal_low", "anneal_span", "t_schedule", "debias_gradient", "debias_prompt")  # fmt: skip
+_MESH = ("dmtet_reso_scale", "dmtet_iters", "lr_distance", "lr_offset", "coarse_sdf_grids", "lr_coarse_sdf", "tet_grid_size",
+         "lambda_mesh_normal", "lambda_mesh_laplacian", "mesh_laplacian", "lambda_mesh_sign")  # fmt: skip
+_MARCH = ("max_steps", "dt_gamma", "density_thresh", "update_extra_interval")
 _GRID = ("grid_levels", "grid_features", "grid_coarsest", "grid_finest", "grid_log2", "layers")
+
+
+def _other_method(name: str) -> Callable[[Config], bool]:
+    """Whether the method of distillation is another one of this program; one that was registered may read any option."""
+    return lambda c: c.guidance.distillation in METHODS and c.guidance.distillation != name
+
+
+def _only_meshes(config: Config) -> bool:
+    """Whether no stage of a run marches rays through a field."""
+    return mesh_stages(config.stages) == config.stages
+
+
+def _embedded_alone(config: Config) -> bool:
+    """Whether the embedded prior of prompts in words is all that guides."""
+    guidance = config.guidance
+    return guidance.guidance == ("SD",) and guidance.hf_key is None and guidance.sd_version == "embedded"
+
+
+# A flag is named once, for the first reason that applies.
 IDLE = (
     Idle(_EXPORT, lambda c: not c.output.save_mesh, "without --save_mesh"),
-    Idle(("num_rays", "holdout", "downscale", "data_background"), lambda c: c.data.data is None, "without --data"),
+    Idle(
+        ("num_rays", "holdout", "downscale", "data_background", "eval_views"), lambda c: c.data.data is None, "without --data"
+    ),
     Idle(("negative", *_GUIDANCE), lambda c: not c.prompt.kinds, "without a prompt (--text)"),
+    Idle(_GUIDED, lambda c: not c.prompt.kinds, "without a prompt (--text or --image)"),
+    Idle(("negative",), lambda c: c.prompt.text is None, "without --text"),
     Idle(
         ("lambda_orient", "lambda_2d_normal_smooth", "lambda_3d_normal_smooth"),
         lambda c: not c.prompt.kinds,
         "on photographs, which are compared without the field's normals",
     ),
     Idle(
-        ("dmtet_reso_scale", "dmtet_iters", "lr_distance", "lr_offset", "lr_coarse_sdf"),
-        lambda c: not mesh_stages(c.stages),
-        "without a mesh stage (--dmtet, or --stages nerf,dmtet)",
+        ("batch_size", "w", "h"),
+        lambda c: not c.prompt.kinds and not mesh_stages(c.stages),
+        "on photographs, of which a step takes --num_rays",
     ),
+    Idle(
+        ("known_view_interval", "known_view_scale", "known_view_noise_scale", "lambda_depth"),
+        lambda c: not c.prompt.has_images,
+        "without --image",
+    ),
+    Idle(
+        ("lambda_rgb", "lambda_mask", "lambda_normal"),
+        lambda c: not c.prompt.has_images and c.data.data is None,
+        "without --image or --data",
+    ),
+    Idle(_MESH, lambda c: not mesh_stages(c.stages), "without a mesh stage (--dmtet, or --stages nerf,dmtet)"),
+    Idle(
+        ("tet_grid_size", "coarse_sdf_grids", "lr_distance", "lr_offset", "decimate_target", "decimate_error", "normal_map"),
+        lambda c: c.painted,
+        "with --lock_geo and a mesh file, whose triangles stay as they are",
+    ),
+    Idle(("init_up", "init_front"), lambda c: c.data.data is not None, "with --data, whose poses say where the mesh lies"),
     Idle(("lr_coarse_sdf",), lambda c: not c.dmtet.coarse_sdf_grids, "without --coarse_sdf_grids"),
     Idle(("jitter_center", "jitter_target", "jitter_up"), lambda c: not c.camera.jitter_pose, "without --jitter_pose"),
     Idle(("progressive_view_init_ratio",), lambda c: not c.camera.progressive_view, "without --progressive_view"),
     Idle(("negative_w", "front_decay_factor", "side_decay_factor"), lambda c: not c.guidance.perpneg, "without --perpneg"),
     Idle(("save_guidance_interval",), lambda c: not c.guidance.save_guidance, "without --save_guidance"),
-    Idle(_OCCUPANCY, lambda c: not c.render.cuda_ray, "without --cuda_ray"),
+    Idle(("sd_version",), lambda c: "SD" not in c.guidance.guidance, "without SD in --guidance"),
+    Idle(("sd_version",), lambda c: c.guidance.hf_key is not None, "with --hf_key"),
+    Idle(
+        ("zero123", "zero123_ckpt", "zero123_grad_scale", "zero123_ws"),
+        lambda c: "zero123" not in c.guidance.guidance,
+        "without zero123 in --guidance",
+    ),
+    Idle(("clip_crops",), lambda c: "clip" not in c.guidance.guidance, "without clip in --guidance"),
+    Idle(_NOISED, lambda c: c.guidance.guidance == ("clip",), "with --guidance clip, which adds no noise"),
+    Idle(("lora_rank", "lora_lr"), _other_method("vsd"), "without --distillation vsd"),
+    Idle(("csd_negative",), _other_method("csd"), "without --distillation csd"),
+    Idle(("ism_interval", "ism_stride"), _other_method("ism"), "without --distillation ism"),
+    Idle(("sdi_steps", "sdi_scale", "sdi_eta"), _other_method("sdi"), "without --distillation sdi"),
+    Idle(("angle_front", "angle_overhead"), _embedded_alone, "with the embedded prior, which is given the camera and no words"),
+    Idle(("num_rays", *_MARCH, "num_steps", "upsample_steps"), _only_meshes, "in the mesh stage"),
+    Idle((*_MARCH, "grid_size"), lambda c: not c.render.cuda_ray, "without --cuda_ray"),
     Idle(("num_steps", "upsample_steps"), lambda c: c.render.cuda_ray, "with --cuda_ray"),
     Idle(_GRID, lambda c: c.field.backbone == "vanilla", "with --backbone vanilla"),
 )
+FOR_GPU = ("fp16", "tf32", "cudnn_benchmark")
+
+
+def gpu_warnings(config: Config, device: str) -> list[str]:
+    """A line for the log about options that the user gave and that have no effect on this device."""
+    typed = [flag for flag in FOR_GPU if config.asked(flag) and config.value(flag)]
+    return _no_effect(typed, f"on {device}, only on a GPU") if typed and not device.startswith("cuda") else []
+
+
+def _no_effect(flags: list[str], why: str) -> list[str]:
+    """The warning about some flags, if there are any."""
+    verb = "has" if len(flags) == 1 else "have"
+    return [f"warning: {', '.join(map(dashed, flags))} {verb} no effect {why}"] if flags else []
 
 
 def warnings(config: Config, stages: Iterable[Stage]) -> list[str]:
@@ -135,22 +216,37 @@ def warnings(config: Config, stages: Iterable[Stage]) -> list[str]:
         config: the options of the run.
         stages: its stages, each with its own options; a flag that has an effect in one of them is not named.
     """
-    every, lines = [stage.config for stage in stages] or [config], []
-    for idle in IDLE:
-        typed = [flag for flag in idle.flags if config.asked(flag) and config.value(flag) is not False]
-        if typed and config.trains and all(idle.where(each) for each in every):
-            verb = "has" if len(typed) == 1 else "have"
-            lines.append(f"warning: {', '.join(map(dashed, typed))} {verb} no effect {idle.why}")
-    return [*lines, *_small_texture(config), *_short_profile(config, every)]
+    stages = list(stages)
+    every, lines, named = [stage.config for stage in stages] or [config], [], set[str]()
+    for idle in IDLE if config.trains else ():
+        if all(idle.where(each) for each in every):
+            typed = [flag for flag in idle.flags if config.asked(flag) and config.value(flag) is not False]
+            lines += _no_effect([flag for flag in typed if flag not in named], idle.why)
+            named |= set(typed)
+    return [*lines, *_idle_keys(config, named), *_small_texture(config), *_short_profile(config, stages)]
 
 
-def _short_profile(config: Config, every: Iterable[Config]) -> list[str]:
-    """A profile of a stage that has no steps after those that only warm up."""
-    if not (config.runtime.profile and config.trains) or any(one.optim.iters > PROFILE_WARMUP for one in every):
+def _idle_keys(config: Config, named: set[str]) -> list[str]:
+    """Weights of models that do not guide; ``SDXL_vae`` names a part of SDXL."""
+    guidance = config.guidance
+    if not (config.trains and config.asked("hf_keys")) or "hf_keys" in named:
         return []
+    models = {word: word.partition("=")[0].removesuffix("_vae") for word in guidance.hf_keys}
+    return [
+        f"warning: --hf_keys {word} has no effect without {model} in --guidance"
+        for word, model in models.items()
+        if model not in guidance.guidance
+    ]
+
+
+def _short_profile(config: Config, stages: list[Stage]) -> list[str]:
+    """A profile of a stage that has no steps after those that only warm up."""
+    if not (config.runtime.profile and config.trains) or any(one.config.optim.iters > PROFILE_WARMUP for one in stages):
+        return []
+    flags = dict.fromkeys(stage.steps_flag for stage in stages)
     return [
         f"warning: --profile {config.runtime.profile} will record nothing, as the first {PROFILE_WARMUP} steps only warm up; "
-        "give more --iters"
+        f"give more {' or '.join(flags)}"
     ]
 
 
@@ -158,7 +254,7 @@ def _small_texture(config: Config) -> list[str]:
     """A texture with hardly a texel for each triangle: noticed before the training, not after it."""
     output = config.output
     texels, triangles = output.texture_size**2, output.decimate_target
-    if not output.save_mesh or texels >= TEXELS_PER_TRIANGLE * triangles:
+    if config.painted or not output.save_mesh or texels >= TEXELS_PER_TRIANGLE * triangles:
         return []
     return [
         f"warning: {as_typed('texture_size', output.texture_size)} is {texels:,} texels for {triangles:,} triangles at most; "

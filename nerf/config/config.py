@@ -40,8 +40,8 @@ from nerf.config.parser import (
     refuse_unbuilt,
     with_value_of,
 )
-from nerf.config.presets import GUIDANCE_OF, PRESETS, REASONS
-from nerf.config.stages import STAGE_KINDS
+from nerf.config.presets import GUIDANCE_OF, MESH_FILE, PAINTED, PRESETS, REASONS
+from nerf.config.stages import STAGE_KINDS, Stage
 from nerf.config.typed import FILE, HELP, flag_for, read_words, split_file
 from nerf.config.viewer import GuiConfig
 from nerf.core.errors import UserError
@@ -127,6 +127,16 @@ class Config:
     def stages(self) -> tuple[str, ...]:
         """Names of the stages of the run, in their order."""
         return self.dmtet.stages
+
+    @property
+    def painted(self) -> bool:
+        """Whether the mesh stage paints a mesh file, whose geometry stays as it is."""
+        return PAINTED in self.presets
+
+    @property
+    def from_mesh_file(self) -> bool:
+        """Whether the mesh stage paints a mesh file, or refines one by words or pictures."""
+        return self.painted or MESH_FILE in self.presets
 
     @property
     def trains(self) -> bool:
@@ -277,6 +287,18 @@ def describe(config: Config) -> list[str]:
         if words:
             lines.append(f"{source}{f' ({presets})' if source == 'preset' else ''}: {' '.join(words)}")
     return [*lines, "default: all others (config.json lists every value)"]
+
+
+def describe_stages(config: Config, stages: Iterable[Stage]) -> list[str]:
+    """A line for the log for each stage that has other values than the run: those of its presets, and those derived."""
+    lines = []
+    for stage in stages:
+        own = {flag: value for flag, value, _ in stage.config.items() if value != config.value(flag) and flag != "ckpt"}
+        reasons = ", ".join(REASONS[name] for name in stage.config.presets if name not in config.presets)
+        if own:
+            words = " ".join(as_typed(flag, value) for flag, value in own.items())
+            lines.append(f"stage {stage.name}{f' ({reasons})' if reasons else ''}: {words}")
+    return lines
 
 
 def as_typed(flag: str, value: Any) -> str:

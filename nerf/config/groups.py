@@ -13,6 +13,7 @@ from typing import Any
 
 from nerf.config.distillation import DistillationConfig
 from nerf.config.limits import (
+    AXES,
     AZIMUTH,
     BOUND,
     FAR,
@@ -450,7 +451,13 @@ class DmtetConfig(Group):
         "by default the NeRF of the workspace, else a ball",
         path=True,
     )
-    lock_geo: bool = option(False, "freeze the geometry and train the texture only")
+    lock_geo: bool = option(
+        False,
+        "freeze the geometry and train the texture only; a mesh file as --init_with keeps its vertices, triangles and uv",
+    )
+    init_up: str = option("y", "axis of the mesh file of --init_with that points up; write --init_up=-z", choices=AXES)
+    init_front: str = option("z", "axis of the mesh file of --init_with that points to its front", choices=AXES)
+    init_colors: bool = option(True, "begin with the colours of the mesh file of --init_with, where it has some")
     dmtet_reso_scale: float = option(
         8.0, "render size of the mesh stage, as a multiple of --w and --h", check=between(0.125, 64)
     )

@@ -15,3 +15,5 @@ SIDE, BORDER = between(8, 4096), between(0, 0.9)  # of a preprocessed picture: p
 MOST_LEVELS = 32  # of a hash grid
 BOUND = between(1e-3, 128)  # half the side of the scene's box
 PROFILE_WARMUP = 3  # steps before those of --profile, which allocate memory, build kernels and fill caches
+AXES = ("x", "y", "z", "-x", "-y", "-z")  # of a mesh file
+MESH_SUFFIXES = (".obj", ".glb", ".gltf", ".ply")  # of mesh files that can be read

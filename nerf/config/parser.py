@@ -21,6 +21,7 @@ from nerf.core.words import did_you_mean, expected_words, quoted
 Field = dataclasses.Field[Any]
 
 RUN = "run"  # ``kept`` of an option that a workspace keeps once it holds a checkpoint of any stage
+LONGEST_PATH, LONGEST_NAME = 4095, 255  # bytes of a path, and of a name in it; more can be the path of no file
 HELP_WIDTH = 118  # columns of --help
 USAGE_WIDTH = 34  # columns of a flag and its values; a longer one has its help on the next line
 INDENT = USAGE_WIDTH + 2
@@ -185,10 +186,12 @@ def _check_text(name: str, word: str, path: bool) -> None:
     if "\0" in word:
         raise UserError(f"{name} holds a null character, got {word!r:.80}; leave it out")
     try:
-        os.fsencode(word) if path else word.encode()
+        coded = os.fsencode(word) if path else word.encode()
     except UnicodeEncodeError:
         what = "the name of a file here" if path else "text in UTF-8"
         raise UserError(f"{name} is not {what}, got {word!r:.80}; set the locale of the terminal to UTF-8") from None
+    if path and (len(coded) > LONGEST_PATH or max(map(len, coded.split(b"/"))) > LONGEST_NAME):
+        raise UserError(f"{name} is longer than the name of a file can be, got {quoted(word)}")
 
 
 def _unpacked(words: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -231,7 +234,7 @@ def refuse_unbuilt(field: Field, value: Any) -> None:
         missing = [w for w in wanted if w in meta["unbuilt"]]
         if missing:
             rest = [c for c in meta["choices"] if c not in meta["unbuilt"]]
-            raise UserError(f"{name} {missing[0]} is not built yet; take {' or '.join(rest)}")
+            raise UserError(f"{name} {missing[0]} is not built yet; take {expected_words(rest)}")
 
 
 def as_words(value: Any) -> str:

@@ -220,6 +220,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_decay": 0.1,
         "lr_distance": 0.05,
     },
+    # What a mesh file looks like already is worth keeping: low noise levels only, from its own shape and colours.
+    "dmtet mesh file": {"t_range": (0.02, 0.4), "t_anneal": 0.5},
+    # Colours for a surface that stays as it is, and that nothing looks at. They begin as one grey, so noise levels come down
+    # from the top, but early: at high ones a model paints its background where its own object would end and this one does not.
+    "dmtet painted": {
+        "t_range": (0.02, 0.98),
+        "t_anneal": 0.8,
+        "anneal_span": (0.0, 0.6),
+        "lambda_mask": 0.0,
+        "lambda_normal": 0.0,
+        "lambda_depth": 0.0,
+        "lambda_mesh_normal": 0.0,
+        "lambda_mesh_laplacian": 0.0,
+        "coarse_sdf_grids": 0,
+    },
     # The render is large already, and the surface has left the monocular depth behind that gave it its first shape.
     "dmtet image": {"known_view_scale": 1.0, "lambda_normal": 0.0, "lambda_depth": 0.0},
     "dmtet image text": {"t_range": (0.2, 0.5)},
@@ -262,6 +277,9 @@ PRESETS["embedded view"] = (
         "progressive_level": False,
     }
 )
+# Names that mark a run, for the presets of its mesh stage: what a mesh file is started with for.
+MESH_FILE, PAINTED = "mesh file", "painted"
+PRESETS |= {MESH_FILE: {}, PAINTED: {}}
 # The multi-view prior is the embedded one with other attention.
 _EMBEDDED = ("embedded", "dmtet embedded", *(f"{method} embedded" for method in METHODS[1:]))
 PRESETS |= {f"{name} multiview": PRESETS[name] for name in _EMBEDDED}
@@ -293,8 +311,8 @@ GUIDANCE_OF: dict[str, str] = {
 }
 GUIDANCE_OF |= {name: "SD" for name in _EMBEDDED} | {f"{name} multiview": "MVDream" for name in _EMBEDDED}
 
-# Kinds of weights whose preset stands in place of that of their model, which is a recipe for far larger ones.
-IN_PLACE = ("embedded multiview",)
+# Preset of a model -> of the kind of weights for which it does not apply, as it is a recipe for far larger ones.
+IN_PLACE = {"MVDream": "embedded multiview"}
 
 # What a preset is called in the log.
 REASONS: dict[str, str] = {
@@ -302,6 +320,10 @@ REASONS: dict[str, str] = {
     "dmtet photographs": "the mesh stage of --data",
     "dmtet image": "the mesh stage of --image",
     "dmtet image text": "the mesh stage of --image and --text",
+    "mesh file": "a mesh file",
+    "painted": "--lock_geo",
+    "dmtet mesh file": "the mesh stage of a mesh file",
+    "dmtet painted": "the mesh stage of --lock_geo with a mesh file",
     "dmtet embedded": "the mesh stage under the embedded prior",
     "dmtet embedded view": "the mesh stage under the embedded view-conditioned prior",
     "O": "-O",

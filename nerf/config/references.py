@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from nerf.config.config import Config
 from nerf.config.limits import AZIMUTH, FOV, POLAR, POSITIVE_LENGTH, WEIGHT
 from nerf.core.errors import UserError
-from nerf.core.files import MAX_BYTES, read_bytes, read_text
+from nerf.core.files import MAX_BYTES, is_file, read_bytes, read_text
 from nerf.core.ranges import Check
 from nerf.core.words import did_you_mean
 
@@ -89,14 +90,14 @@ def digest_of(found: tuple[Reference, ...]) -> str | None:
 
 
 def _if_file(path: Path) -> Path | None:
-    return path if path.is_file() else None
+    return path if is_file(path) else None
 
 
 def _existing(path: Path, source: str) -> Path:
     """A path that leads to a file."""
-    if not path.is_file():
-        what = "is not a file" if path.exists() else "does not exist"
-        raise UserError(f"{source}: {path} {what}; give the picture that preprocess_image.py wrote, NAME_rgba.png")
+    if not is_file(path):
+        what = "is not a file" if os.path.exists(path) else "does not exist"
+        raise UserError(f"{source}: {str(path):.200} {what}; give the picture that preprocess_image.py wrote, NAME_rgba.png")
     return path
 
 
@@ -139,7 +140,9 @@ def _of_csv(config: Config) -> tuple[Reference, ...]:
     path, what = Path(name), f"--image_config {name}"
     hint = f"expected a CSV with the columns {PICTURE}, {', '.join(COLUMNS)}"
     try:
-        lines = list(csv.reader(io.StringIO(read_text(path, hint, MAX_CSV_BYTES)), skipinitialspace=True, strict=True))
+        lines = list(
+            csv.reader(io.StringIO(read_text(path, hint, MAX_CSV_BYTES), newline=None), skipinitialspace=True, strict=True)
+        )
     except csv.Error as error:
         raise UserError(f"{what} is not a CSV: {error}; {hint}") from None
     numbered = [(i, line) for i, line in enumerate(lines, 1) if any(cell.strip() for cell in line)]
@@ -187,7 +190,7 @@ def _of_row(header: list[str], line: list[str], path: Path, what: str, config: C
     }
     number |= {column: _number(cells[column], column, what) for column in COLUMNS if cells.get(column)}
     beside = path.parent / Path(cells[PICTURE]).expanduser()  # relative to the CSV, or to where the program runs
-    picture = beside if beside.is_file() else Path(cells[PICTURE]).expanduser()
+    picture = beside if is_file(beside) else Path(cells[PICTURE]).expanduser()
     return Reference(
         _existing(picture, what),
         number["polar"],

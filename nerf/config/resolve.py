@@ -10,10 +10,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from nerf.config.checks import check_background, check_counts, check_numbers, check_stages, warnings
-from nerf.config.config import KEPT, OPTIONS, Config, as_typed, describe, with_preset, with_values, with_weak_values
+from nerf.config.config import (
+    KEPT,
+    OPTIONS,
+    Config,
+    as_typed,
+    describe,
+    describe_stages,
+    with_preset,
+    with_values,
+    with_weak_values,
+)
 from nerf.config.groups import CKPT_WORDS
+from nerf.config.limits import MESH_SUFFIXES
 from nerf.config.parser import RUN, dashed
-from nerf.config.presets import GUIDANCE_OF, IN_PLACE, PRESETS
+from nerf.config.presets import GUIDANCE_OF, IN_PLACE, MESH_FILE, PAINTED, PRESETS
 from nerf.config.references import Reference, digest_of, references
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError
@@ -23,6 +34,7 @@ from nerf.core.words import did_you_mean
 # Options of a NeRF that say where its surface is; the mesh stage takes them over unless the user gives others.
 SURFACE_FLAGS = ("mesh_threshold", "mesh_smooth", "mcubes_resolution")
 # Guidance model -> the flag that names its weights, for those whose "auto" depends on what is installed.
+MESH_FILES = (MESH_FILE, PAINTED)
 WEIGHT_FLAGS = {"SD": "sd_version", "zero123": "zero123"}
 
 
@@ -48,6 +60,7 @@ class StoredStart:
     required: Mapping[str, Any] = field(default_factory=dict)  # flag -> value that its weights were made for
     preferred: Mapping[str, Any] = field(default_factory=dict)  # flag -> value that is used if the user gives no other
     own_stage: str | None = None  # the stage, if it is a checkpoint of the run's own workspace
+    presets: tuple[str, ...] = ()  # of a mesh file that it began with, for a run that resumes from it
     flag: str = "--init_with"  # the flag that names it: "--init_with", or "--ckpt" for a checkpoint of another workspace
 
 
@@ -146,7 +159,8 @@ def resolve(
     first = _first_pending(config, workspace)
     for i in range(first + 1, len(stages)):  # later ones start from its result, not from a checkpoint
         stages[i] = Stage(stages[i].kind, with_values(stages[i].config, {"ckpt": "scratch"}, "preset"))
-    lines = [*describe(config), *warnings(config, stages), *_ignored_start(config, stages[first].kind, workspace)]
+    lines = [*describe(config), *describe_stages(config, stages), *warnings(config, stages)]
+    lines += _ignored_start(config, stages[first].kind, workspace)
     return RunPlan(config, tuple(stages), first, found, tuple(lines), pictures, images)
 
 
@@ -237,6 +251,7 @@ def start_from_run(stored: Config, stage: str, own: bool) -> StoredStart:
         {flag: _in_its_stage(stored, flag) for flag in required},
         {flag: stored.value(flag) for flag in SURFACE_FLAGS},
         stage if own else None,
+        tuple(name for name in MESH_FILES if name in stored.presets and STAGE_KINDS[stage].triangles),
     )
 
 
@@ -261,12 +276,13 @@ def _options_of_start(config: Config, workspace: StoredRun, start: StoredStart) 
             continue
         if config.asked(flag):
             raise UserError(
-                f"{name}: its weights were made with {dashed(flag)} {value!r}, this run asks for {mine!r}; leave the flag out"
+                f"{name}: its weights were made with {_shown(flag, value)}, this run asks for {_shown(flag, mine)}; leave the "
+                "flag out"
             )
         if other_source and KEPT[flag] == RUN:
             raise UserError(
-                f"{name}: its weights were made with {dashed(flag)} {value!r}, and workspace {config.output.workspace} holds "
-                f"a NeRF with {mine!r}; choose another --workspace"
+                f"{name}: its weights were made with {_shown(flag, value)}, and workspace {config.output.workspace} holds a "
+                f"NeRF with {_shown(flag, mine)}; choose another --workspace"
             )
     return {flag: value for flag, value in {**start.preferred, **start.required}.items() if not config.asked(flag)}
 
@@ -314,7 +330,9 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
     names = [name for name, on in wanted.items() if on]
     names += [config.guidance.distillation] if config.guidance.distillation in PRESETS else []
     stored = () if workspace.config is None else workspace.config.presets
-    names += [name for name in stored if not (name in OPTIONS and config.asked(name))]  # --no_O takes it back
+    old = [name for name in stored if name not in MESH_FILES]
+    names += [name for name in old if not (name in OPTIONS and config.asked(name))]  # --no_O takes it back
+    names += _mesh_file_presets(config, workspace)
     if {"O", "O2"} <= set(names):
         raise UserError(
             f"workspace {config.output.workspace} holds a run with {'-O' if config.runtime.O2 else '-O2'}, a preset for "
@@ -323,18 +341,45 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _mesh_file_presets(config: Config, workspace: StoredRun) -> list[str]:
+    """Names of the presets of a mesh stage that starts from a mesh file, or that did when its checkpoint was made.
+
+    Raises:
+        UserError: the geometry of a painted mesh is to be trained now.
+    """
+    kind = STAGE_KINDS[config.stages[-1]]
+    if not kind.triangles:
+        return []
+    start, stored = workspace.start, () if workspace.config is None else workspace.config.presets
+    if kind.name in workspace.trained:
+        names = [name for name in MESH_FILES if name in stored]
+    elif start is not None and start.flag == "--ckpt":
+        names = list(start.presets)
+    elif os.path.splitext(config.dmtet.init_with)[1].lower() not in MESH_SUFFIXES:
+        names = []
+    elif config.dmtet.lock_geo:
+        names = [PAINTED]
+    else:
+        names = [MESH_FILE] if config.prompt.kinds else []
+    if PAINTED in names and config.asked("lock_geo") and not config.dmtet.lock_geo:
+        raise UserError(
+            f"workspace {config.output.workspace} paints a mesh file, whose geometry cannot be trained; refine its "
+            "mesh/mesh.glb with --init_with in another --workspace"
+        )
+    return names
+
+
 def _presets_of_models(config: Config, weights: Mapping[str, Weights]) -> list[str]:
     """Names of the presets of the guidance models of a run and of the kinds of their weights, in the order of the models.
 
     Those that such a kind has for the method of distillation come last.
     """
     models, method = config.guidance.guidance, config.guidance.distillation
-    kinds = [(model, weights[model].kind if model in weights else model) for model in models]
-    names = [name for model, kind in kinds for name in ((kind,) if kind in IN_PLACE else (model, kind))]
+    names = [name for model in models for name in (model, weights[model].kind if model in weights else model)]
     names += [f"{model} alone" for model in models[:1] if len(models) == 1]
     names += [f"{name} image" for name in names if config.prompt.has_images]
     names += [f"{method} {name}" for name in names]
-    return [name for name in names if GUIDANCE_OF.get(name) in models]
+    return [name for name in names if GUIDANCE_OF.get(name) in models and IN_PLACE.get(name) not in names]
 
 
 def _with_presets(config: Config, names: list[str]) -> Config:
@@ -438,7 +483,7 @@ def check_task(config: Config, workspace: StoredRun) -> None:
         )
     for flag in ("ref_radii", "ref_polars", "ref_azimuths", "zero123_ws"):
         if config.value(flag) and not config.prompt.image:
-            raise UserError(f"--{flag} is the camera of --image, which is missing; in --image_config it is a column")
+            raise UserError(f"--{flag} belongs to --image, which is missing; in --image_config it is a column")
     if not config.trains and ckpt == "scratch":
         raise UserError("--ckpt scratch starts over, and --test and --six_views only show a run; leave one of the flags out")
     if ckpt not in CKPT_WORDS and not workspace.checkpoint_exists:

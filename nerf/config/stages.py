@@ -82,7 +82,7 @@ def _mesh_options(config: "Config") -> dict[str, Any]:
             f"--dmtet_reso_scale {mesh.dmtet_reso_scale:g} makes {size['w']}x{size['h']} pixels of --w {camera.w} and --h "
             f"{camera.h}, and a side has {MAX_SIDE} at most; lower one of them"
         )
-    textureless = {"textureless_ratio": 0.0} if mesh.lock_geo else {}
+    textureless = {"textureless_ratio": 0.0} if mesh.lock_geo or config.painted else {}
     return size | textureless | {"iters": mesh.dmtet_iters or config.optim.iters}
 
 
@@ -124,6 +124,8 @@ DMTET = StageKind(
         ("dmtet image text", "image text"),
         ("dmtet embedded", "embedded"),
         ("dmtet embedded view", "embedded view"),
+        ("dmtet mesh file", "mesh file"),
+        ("dmtet painted", "painted"),
         ("dmtet embedded multiview", "embedded multiview"),
     ),
     derived=_mesh_options,
@@ -172,3 +174,8 @@ class Stage:
     def name(self) -> str:
         """Name in flags, logs and files."""
         return self.kind.name
+
+    @property
+    def steps_flag(self) -> str:
+        """The flag that gives the number of its training steps."""
+        return "--dmtet_iters" if self.kind.triangles and self.config.dmtet.dmtet_iters else "--iters"

@@ -5,6 +5,7 @@ checked against a declared shape, so that the code after it need not look at typ
 the parsers of libraries, which raise exceptions of any kind.
 """
 
+import errno
 import json
 import os
 import re
@@ -62,6 +63,17 @@ def write_atomically(path: str | Path, write: Callable[[Path], object], durable:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def cache_folder(name: str, variable: str) -> Path:
+    """A folder of the program in the user's cache folder; it need not exist.
+
+    Args:
+        name: of the folder.
+        variable: of the environment, which names another place.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    return Path(os.environ.get(variable) or Path(base, "somnia", name))
 
 
 @contextmanager
@@ -229,6 +241,16 @@ def read_bytes(path: str | Path, hint: str, limit: int = MAX_BYTES, pipe: bool =
     if len(data) > limit:
         raise too_large
     return data
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a path that a user or a file gives is that of a file; a name that no file can have is that of none."""
+    try:
+        return Path(path).is_file()
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
+            return False
+        raise
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

@@ -4,6 +4,7 @@ The library that decodes pictures knows some forty formats. One of them, PostScr
 whatever its name. H rows, W columns.
 """
 
+import errno
 import io
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 NAMES = "PNG, JPEG, WebP, BMP or TIFF"
 LOSSY = ("JPEG", "MPO", "WEBP")  # formats in which a pixel that was black may be stored as almost black
 MAX_PIXELS = 178_956_970  # twice what the library warns of; 512 MiB of colours
+WHITE_16 = 65535  # level of white of 16 bits
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
 
 # Pictures up to MAX_PIXELS are read without a warning on the terminal; larger ones are refused here.
@@ -62,15 +64,34 @@ def open_picture(source: Path | bytes, what: str, hint: str) -> Iterator[Image.I
 def _opened(path: Path) -> io.BufferedReader:
     """A file that is open for reading; a pipe is refused, as it might never end."""
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} cannot be read: it is not a file")
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
     return path.open("rb")
 
 
 def as_mode(image: Image.Image, mode: str) -> Image.Image:
-    """A picture in the mode "RGB", "RGBA" or "L" of 8 bits; 16-bit grey is scaled, where the library would clip it."""
+    """A picture in the mode "RGB", "RGBA" or "L" of 8 bits; 16-bit grey is scaled, where the library would clip it.
+
+    Raises:
+        ValueError: see :func:`check_levels`.
+    """
+    check_levels(image)
     if image.mode.startswith("I"):
         return image.convert("I").point(lambda value: value / 257).convert("L").convert(mode)
     return image.convert(mode)
+
+
+def check_levels(image: Image.Image) -> None:
+    """Refuse a picture whose levels have no known white; call it inside :func:`open_picture`, which makes it a sentence.
+
+    Raises:
+        ValueError: they are floating-point numbers, or whole numbers of more than 16 bits.
+    """
+    if image.mode == "F":
+        raise ValueError("its levels are floating-point numbers, and pictures of 8 or 16 bits are read")
+    if image.mode == "I":  # the library's mode for 32 bits, and in older versions for 16
+        low, high = image.getextrema()
+        if not 0 <= low <= high <= WHITE_16:  # type: ignore[operator]  # numbers, as there is one band
+            raise ValueError(f"its levels are from {low} to {high}, and pictures of 8 or 16 bits are read")
 
 
 def nonzero(image: Image.Image) -> np.ndarray:

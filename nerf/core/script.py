@@ -1,6 +1,7 @@
 """Command lines of scripts and benchmarks: argparse whose errors are one sentence, and numbers with documented ranges."""
 
 import argparse
+import errno
 import logging
 import os
 import re
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from nerf.core import words
-from nerf.core.errors import UserError, visible
+from nerf.core.errors import DivergenceError, UserError, visible
 from nerf.core.ranges import Check, between, shown
 
 POINTS = between(1, 2**28)  # of a benchmark of kernels
@@ -91,13 +92,29 @@ def refuse(message: str, program: str = "", code: int = BAD_INPUT) -> int:
 def run(main: Callable[[], int | None], program: str = "") -> int:
     """Run the main function of a script; returns its exit code.
 
-    A UserError, and a file that cannot be read or written, are printed in one line, with exit code 2.
+    A UserError, and a file that cannot be read or written, are printed in one line, with exit code 2. An exception that nobody
+    foresaw is one line, too, with exit code 1, and its traceback in a file of the temporary folder.
     """
     try:
         return main() or 0
     except UserError as error:
         return refuse(str(error), program)
+    except DivergenceError as error:
+        return refuse(str(error), program, FAILURE)
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            return _fail(error, program)
         return refuse(f"{error.filename or 'a file'}: {error.strerror or error}", program)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # also what a library written in Rust raises, which is no Exception
+        return _fail(error, program)
+
+
+def _fail(error: BaseException, program: str) -> int:
+    """Say what an exception means that nothing else explains; returns the exit code."""
+    from nerf.core import crash
+
+    return refuse(crash.sentence_of(error, None), program, FAILURE)

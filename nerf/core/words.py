@@ -20,6 +20,11 @@ def expected_words(words: Iterable[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """ "1 photograph", "3 photographs"; ``many`` where it is not ``one`` with an s, as of "mask is" and "masks are"."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
+
+
 def near(word: str, known: Iterable[str], synonyms: Mapping[str, str] | None = None) -> list[str]:
     """The known words that a word may stand for: at most three, none if nothing is near.
 

@@ -5,6 +5,7 @@ beside ``images/``, and masks as ``masks/NAME`` or ``masks/NAME.png`` (or with a
 """
 
 import math
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from nerf.core.errors import UserError
 from nerf.core.files import read_bytes
+from nerf.core.words import is_number
 from nerf.data.frames import (
     Frame,
     Intrinsics,
@@ -120,7 +122,11 @@ def _find_file(model: Path, stem: str) -> Path | None:
 
 def _read_cameras(path: Path) -> dict[int, Intrinsics]:
     """Intrinsics by camera id."""
-    return dict(_text_cameras(path) if path.suffix == ".txt" else _binary_cameras(path))
+    found: dict[int, Intrinsics] = {}
+    for number, camera in _text_cameras(path) if path.suffix == ".txt" else _binary_cameras(path):
+        if found.setdefault(number, camera) != camera:
+            raise UserError(f"{path} describes camera {number} twice, with other values; export the model again")
+    return found
 
 
 def _text_cameras(path: Path) -> Iterator[tuple[int, Intrinsics]]:
@@ -129,8 +135,8 @@ def _text_cameras(path: Path) -> Iterator[tuple[int, Intrinsics]]:
         words = line.split()
         if len(words) < 4:
             raise UserError(f"{where}: expected CAMERA_ID MODEL WIDTH HEIGHT PARAMS, got {line:.60}")
-        number, width, height = _numbers([words[0], *words[2:4]], where)
-        yield int(number), _intrinsics(words[1], (width, height), _numbers(words[4:], where), where)
+        width, height = _numbers(words[2:4], where)
+        yield _id(words[0], where), _intrinsics(words[1], (width, height), _numbers(words[4:], where), where)
 
 
 def _binary_cameras(path: Path) -> Iterator[tuple[int, Intrinsics]]:
@@ -141,6 +147,7 @@ def _binary_cameras(path: Path) -> Iterator[tuple[int, Intrinsics]]:
         name = list(CAMERA_MODELS)[model] if 0 <= model < len(CAMERA_MODELS) else f"number {model}"
         values = reader.read(f"{len(CAMERA_MODELS.get(name, ()))}d")
         yield number, _intrinsics(name, (width, height), values, f"{path}, camera {number}")
+    reader.end()
 
 
 def _intrinsics(model: str, size: tuple[float, float], values: tuple[float, ...], where: str) -> Intrinsics:
@@ -179,14 +186,24 @@ def _text_images(path: Path) -> Iterator[RegisteredImage]:
     is_features = False
     for where, line in _lines(path, blank=True):
         if is_features:
+            _check_features(line, where)
             is_features = False
         elif line.strip():
             words = line.split(maxsplit=9)
             if len(words) < 10:
                 raise UserError(f"{where}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, got {line:.60}")
-            values = _numbers(words[1:9], where)
-            yield _registered_image(words[9].strip(), values[:7], int(values[7]), where)
+            yield _registered_image(words[9].strip(), _numbers(words[1:8], where), _id(words[8], where), where)
             is_features = True
+
+
+def _check_features(line: str, where: str) -> None:
+    """Refuse a line of 2-D features, x y POINT3D_ID each, that is none: where it was left out, it is the next photograph."""
+    words = line.split()
+    if len(words) % 3 or (words and not is_number(words[-1])):
+        raise UserError(
+            f"{where}: expected the features of the photograph in the line before, X Y POINT3D_ID each or an empty line, got "
+            f"{line:.60}; every photograph has two lines: export the model again, or add the empty ones"
+        )
 
 
 def _binary_images(path: Path) -> Iterator[RegisteredImage]:
@@ -197,6 +214,7 @@ def _binary_images(path: Path) -> Iterator[RegisteredImage]:
         name = reader.read_string()
         reader.skip(FEATURE_BYTES * reader.read("Q")[0])
         yield _registered_image(name, values, camera, f"{path}, photograph {number} ({name})")
+    reader.end()
 
 
 def _registered_image(name: str, values: Sequence[float], camera: int, where: str) -> RegisteredImage:
@@ -247,6 +265,7 @@ def _binary_points(path: Path) -> Iterator[tuple[float, ...]]:
         _, x, y, z, *_, track_length = reader.read("Q3d3BdQ")
         reader.skip(TRACK_BYTES * track_length)
         yield x, y, z
+    reader.end()
 
 
 # ---- parsing ----
@@ -263,6 +282,13 @@ def _lines(path: Path, blank: bool = False) -> Iterator[tuple[str, str]]:
         raise UserError(f"{path} is not a text file (byte {error.start}: {error.reason}); export the model again") from error
 
 
+def _id(word: str, where: str) -> int:
+    """A word as the number of a camera."""
+    if not re.fullmatch(r"-?\d{1,18}", word):
+        raise UserError(f"{where}: the number of a camera must be a whole number, got {word:.40}; export the model again")
+    return int(word)
+
+
 def _numbers(words: list[str], where: str) -> tuple[float, ...]:
     """Words as finite numbers."""
     try:
@@ -277,7 +303,7 @@ def _numbers(words: list[str], where: str) -> tuple[float, ...]:
 class BinaryReader:
     """Sequential reader of a little-endian binary file.
 
-    Every method raises ``UserError`` if the file ends too early.
+    Every method raises ``UserError`` if the file ends too early, or for :meth:`end` too late.
     """
 
     def __init__(self, path: Path):
@@ -295,6 +321,14 @@ class BinaryReader:
         begin = self.position
         self.skip((end if end >= 0 else len(self.data)) + 1 - begin)
         return self.data[begin:end].decode(errors="replace")
+
+    def end(self) -> None:
+        """Check that nothing is left: a damaged count would lose entries silently."""
+        if self.position < len(self.data):
+            raise UserError(
+                f"{self.path} has {len(self.data) - self.position} bytes behind the last of the entries that it counts, so its "
+                "count is damaged, or it is not a file of COLMAP; export the model again"
+            )
 
     def skip(self, count: int) -> None:
         """Skip ``count`` bytes."""

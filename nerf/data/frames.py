@@ -3,7 +3,6 @@
 Poses are camera-to-world with OpenGL axes (x right, y up, looking along -z) in the dataset's own world.
 """
 
-import errno
 import logging
 import math
 import os
@@ -16,6 +15,8 @@ import torch
 from torch import Tensor
 
 from nerf.core.errors import UserError
+from nerf.core.files import is_file
+from nerf.core.words import counted
 
 log = logging.getLogger("somnia.photographs")
 
@@ -115,23 +116,13 @@ class ParsedDataset:
 def find_image(folder: Path, name: str) -> Path | None:
     """The image file ``folder/name``, with an image suffix appended if the name lacks one; None if there is none."""
     base = folder / name.replace("\\", "/")
-    return next((path for path in (Path(f"{base}{suffix}") for suffix in IMAGE_SUFFIXES) if _is_file(path)), None)
+    return next((path for path in (Path(f"{base}{suffix}") for suffix in IMAGE_SUFFIXES) if is_file(path)), None)
 
 
 def find_mask(folder: Path, name: str) -> Path | None:
     """The mask of the photograph ``name``: ``NAME``, ``NAME.png``, or the same name with another image suffix."""
     names = (name, f"{name}.png", *(os.path.splitext(name)[0] + suffix for suffix in IMAGE_SUFFIXES))
-    return next((path for path in (folder / name for name in names) if _is_file(path)), None)
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a path is that of a file; a name that is too long is that of none."""
-    try:
-        return path.is_file()
-    except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
-            return False
-        raise
+    return next((path for path in (folder / name for name in names) if is_file(path)), None)
 
 
 def same_path(path: str | Path) -> str:
@@ -150,10 +141,9 @@ def warn_of_unused_masks(folder: Path, frames: Sequence[Frame], way_out: str) ->
     without = [frame for frame in frames if frame.mask is None]
     if without and folder.is_dir() and any(folder.iterdir()):
         log.warning(
-            "%s: %d of %d photographs have no mask there, first %s, so all of their pixels are used; %s",
+            "%s: %s no mask there, first %s, so all of their pixels are used; %s",
             folder,
-            len(without),
-            len(frames),
+            counted(len(without), f"of {len(frames)} photographs has", f"of {len(frames)} photographs have"),
             without[0].name,
             way_out,
         )
@@ -181,14 +171,14 @@ def split_by_holdout(frames: Sequence[Frame], holdout: int) -> dict[str, list[Fr
     ordered = sorted(frames, key=lambda frame: frame.name)
     if not holdout:
         return {"train": ordered}
-    if holdout == 1:
-        raise UserError(
-            f"--holdout 1 holds out every one of the {len(frames)} photographs; give 2 or more, or 0 to hold out none"
-        )
     if len(frames) == 1:
         raise UserError(
             f"there is a single photograph, and --holdout {holdout} holds out the first of every {holdout}; give --holdout 0 "
             "to train on it, or add photographs from other positions"
+        )
+    if holdout == 1:
+        raise UserError(
+            f"--holdout 1 holds out every one of the {len(frames)} photographs; give 2 or more, or 0 to hold out none"
         )
     return {"train": [f for i, f in enumerate(ordered) if i % holdout], "test": ordered[::holdout]}
 
@@ -242,9 +232,9 @@ def _warn_of_leaks(source: Path, frames: Sequence[Frame], splits: Mapping[str, t
     both = [frame.name for frame in frames[len(splits["train"]) :] if same_path(frame.image) in trained]
     if both:
         log.warning(
-            "%s: %d held-out photographs are also trained on, first %s, so test results are too good; list each only once",
+            "%s: %s also trained on, first %s, so test results are too good; list each only once",
             source,
-            len(both),
+            counted(len(both), "held-out photograph is", "held-out photographs are"),
             both[0],
         )
 
@@ -261,5 +251,5 @@ def raise_no_images(source: Path, first: Path | None, missing: Sequence[str]) ->
         UserError: always.
     """
     if missing:
-        raise UserError(f"{source}: none of its {len(missing)} photographs exists; the first should be {first}")
+        raise UserError(f"{source}: none of the photographs that it lists ({len(missing)}) exists; the first should be {first}")
     raise UserError(f"{source} lists no photograph; give a dataset with at least one")

@@ -19,7 +19,7 @@ from guidance.base import ImageCondition
 from nerf.config.references import Reference
 from nerf.core.cameras import look_at, orbit, orbit_up, view_rays
 from nerf.core.errors import UserError
-from nerf.core.pictures import as_mode, open_picture
+from nerf.core.pictures import as_mode, check_levels, open_picture
 from nerf.core.streams import Random, Stream
 from nerf.core.structs import Batch, Views
 from nerf.data.image_store import resample
@@ -107,6 +107,7 @@ def _to_tensor(array: np.ndarray, white: float) -> Tensor:
 
 def _decode_depth(image: Image.Image) -> Tensor:
     """[1, H, W] in [0, 1]; 16-bit grey keeps its levels."""
+    check_levels(image)
     if image.mode.startswith("I"):
         return _to_tensor(np.asarray(image.convert("I")), FULL)
     return _to_tensor(np.asarray(as_mode(image, "L")), 255.0)

@@ -146,8 +146,8 @@ class ImageStore:
             pixels = pixels[:, :3].contiguous()
         if mode == "RGBA" and not bool(pixels[:, -1].any()):
             log.warning(
-                "all %d photographs are transparent everywhere, so there is nothing to learn; check their alpha channels",
-                len(paths),
+                "%s transparent everywhere, so there is nothing to learn; check the alpha channel",
+                "the photograph is" if len(paths) == 1 else f"all {len(paths)} photographs are",
             )
         if any(masks) and not valid.any():
             raise UserError(

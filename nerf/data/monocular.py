@@ -4,6 +4,8 @@ Nothing is downloaded unless a hub id is named, and weights in pickles are not r
 """
 
 import logging
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from torch.nn import functional
 
 from nerf.core.errors import UserError
 from nerf.core.files import read_json, reading
+from nerf.core.words import expected_words
 
 log = logging.getLogger("somnia.image")
 
@@ -33,6 +36,7 @@ PUBLISHED: dict[Kind, tuple[str, ...]] = {
     ),
     "normal": ("prs-eth/marigold-normals-v1-1", "prs-eth/marigold-normals-lcm-v0-1"),
 }
+FETCHED: dict[Kind, str] = {"depth": "depth-anything", "normal": "marigold-normals"}  # names of scripts/fetch_weights.py
 PIPELINES: dict[str, Kind] = {"MarigoldDepthPipeline": "depth", "MarigoldNormalsPipeline": "normal"}
 DEPTH_ANYTHING = "depth_anything"
 SHORT_SIDE, PATCH = 518, 14  # of Depth Anything: pixels that the shorter side is resized to, and what sides are multiples of
@@ -79,19 +83,20 @@ def find(kind: Kind, name: str) -> Weights | None:
         folder = next((folder for folder in found if folder is not None), None)
         return None if folder is None else _described(folder, kind)
     folder = Path(name).expanduser()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         cached = _cached(name) if "/" in name else None
         if cached is None:
-            ids = " or ".join(PUBLISHED[kind])
+            ids = expected_words(PUBLISHED[kind])
+            hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
             raise UserError(
-                f"--{kind} {name} is neither a folder nor a model in the Hugging Face cache; fetch it with: hf download "
-                f"{name if '/' in name else PUBLISHED[kind][0]} (published ones: {ids}), {_WAY_OUT.format(kind)}"
+                f"--{kind} {name:.200} is neither a folder nor a model in the Hugging Face cache; fetch it with: hf download "
+                f"{name if hub_id else PUBLISHED[kind][0]} (published ones: {ids}), {_WAY_OUT.format(kind)}"
             )
         folder = cached
     return _described(folder, kind)
 
 
-def _missing(files: Iterable[str]) -> str | None:
+def missing(files: Iterable[str]) -> str | None:
     """What a folder lacks: the description of its model, or weights in safetensors."""
     have = set(files)
     if not have & {"model_index.json", "config.json"}:
@@ -103,7 +108,7 @@ def _cached(hub_id: str) -> Path | None:
     from guidance import weights
 
     probes = ("config.json", "model_index.json")
-    found = (weights.cached(hub_id, _missing, probe) for probe in probes)
+    found = (weights.cached(hub_id, missing, probe) for probe in probes)
     return next((folder for folder in found if folder is not None), None)
 
 

@@ -24,6 +24,7 @@ from nerf.data.frames import (
 CAMERA_FILES = ("cameras_sphere.npz", "cameras.npz")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 MATRIX_FILE = re.compile(r"((?:world|scale)_mat_\d+)\.npy")  # in the archive
+SIMILARITY_TOLERANCE = 1e-3  # of a scale matrix, relative to its scale: float32 rounding stays far below it
 LARGEST_MATRIX = 1 << 16  # bytes of 4x4 numbers with their header
 _WAY_OUT = "export the cameras again"
 PIXEL_CENTRE = 0.5  # the format has pixel centres at integer coordinates, this program at integer + 0.5
@@ -60,7 +61,10 @@ def read_neus(folder: Path, cameras: Path, holdout: int) -> ParsedDataset:
             f"{folder}: expected one mask for each of {len(images)} photographs, got {len(masks)} in mask; add the missing "
             "ones, or remove the folder"
         )
-    scale = [_matrix(matrices, f"scale_mat_{i}", cameras) for i in range(len(images))] if "scale_mat_0" in matrices else None
+    _check_count(matrices, images, cameras)
+    scale = (
+        [_scale_matrix(matrices, f"scale_mat_{i}", cameras) for i in range(len(images))] if "scale_mat_0" in matrices else None
+    )
     frames = []
     for i, image in enumerate(images):
         world = _matrix(matrices, f"world_mat_{i}", cameras)
@@ -74,10 +78,11 @@ def read_neus(folder: Path, cameras: Path, holdout: int) -> ParsedDataset:
 
 
 def _list_images(folder: Path) -> list[Path]:
-    """The image files of a folder, sorted by name; none if it does not exist."""
+    """The image files of a folder, sorted by name, without hidden ones (``._000.png`` of macOS); none if it does not exist."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    names = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
+    return sorted(path for path in names if not path.is_dir())
 
 
 def _read_matrices(path: Path) -> dict[str, Tensor]:
@@ -104,6 +109,30 @@ def _matrix(matrices: dict[str, Tensor], name: str, path: Path) -> Tensor:
     if matrix.shape != (4, 4) or not matrix.isfinite().all() or torch.linalg.det(matrix[:3, :3]).abs() < MIN_DETERMINANT:
         raise UserError(
             f"{path}: {name} must be 4x4 finite numbers whose left 3x3 is invertible, got {'x'.join(map(str, matrix.shape))}"
+        )
+    return matrix
+
+
+def _check_count(matrices: dict[str, Tensor], images: list[Path], path: Path) -> None:
+    """Refuse more matrices than photographs: they are matched by their order, so one that was removed shifts all others."""
+    count = sum(name.startswith("world_mat_") for name in matrices)
+    if count > len(images):
+        raise UserError(
+            f"{path}: it has {count} matrices world_mat_i for {len(images)} photographs in {images[0].parent}, and they are "
+            "matched by their order; put the missing photographs back, or export the cameras of these"
+        )
+
+
+def _scale_matrix(matrices: dict[str, Tensor], name: str, path: Path) -> Tensor:
+    """:func:`_matrix` of a scale matrix, checked to be a similarity: a rotation times a positive scale, and an offset."""
+    matrix = _matrix(matrices, name, path)
+    linear, last = matrix[:3, :3], torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    cube = torch.linalg.det(linear).item()
+    square = linear.T @ linear
+    even = (square / abs(cube) ** (2 / 3) - torch.eye(3, dtype=torch.float64)).abs().max() <= SIMILARITY_TOLERANCE
+    if cube < 0 or not even or not torch.equal(matrix[3], last):
+        raise UserError(
+            f"{path}: {name} must scale all axes alike, without a reflection, and have 0, 0, 0, 1 as its last row; {_WAY_OUT}"
         )
     return matrix
 

@@ -23,6 +23,7 @@ POINT_QUANTILE = 0.98  # fraction of a sparse point cloud that the box must cont
 MIN_POINTS = 30  # of a sparse point cloud that counts; reconstructions have thousands
 NARROW = 1e-3  # tangent of half a field of view, below which it is no camera's that sees an object
 MAX_HALF_SIDE = 1e12  # of the scene box, in units of the dataset
+STRAY = 100.0  # times the median distance from the middle of the cameras, beyond which one is a mistake in the poses
 SAME_POSE = 1e-9  # difference of two poses, as a fraction of their largest number, below which they are one
 MIN_AXIS_SPREAD = 1e-3  # mean squared sine of the optical axes' angle to their common direction; below it they are parallel
 MIN_SPREAD = 1e-6  # distance of camera centres from their mean below which they coincide
@@ -76,10 +77,20 @@ def _nearest_to_axes(pose: Tensor) -> tuple[Tensor | None, float]:
 
 
 def warn_of_poses(pose: Tensor) -> None:
-    """Log a warning if poses [I, 4, 4] are all equal, or the cameras look away from what their axes have in common."""
+    """Log a warning if poses [I, 4, 4] are all equal, one is far from all others, or all look away from their common point."""
     if len(pose) > 1 and (pose - pose[0]).abs().max() <= SAME_POSE * pose.abs().max():
         log.warning("all %d photographs have the same pose, so nothing tells how far anything is; check the poses", len(pose))
         return
+    distance = (pose[:, :3, 3] - pose[:, :3, 3].median(0).values).norm(dim=-1)
+    stray = int((distance > STRAY * distance.median()).sum()) if distance.median() > 0 else 0
+    if stray:
+        log.warning(
+            "%d of %d cameras are more than %g times as far away as the others, so what these look at has almost no size in "
+            "the scene; correct or remove their poses",
+            stray,
+            len(pose),
+            STRAY,
+        )
     point, in_front = _nearest_to_axes(pose)
     if point is not None and in_front < 0.5:
         log.warning(

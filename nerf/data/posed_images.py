@@ -18,6 +18,7 @@ from nerf.core.errors import UserError
 from nerf.core.streams import Stream
 from nerf.core.structs import Batch, Rays, SceneInfo, ViewRequest, Views
 from nerf.core.transfer import upload
+from nerf.core.words import counted
 from nerf.data.frames import SPLITS, Frame, ParsedDataset
 from nerf.data.image_store import ImageStore, has_transparency, read_header, resample
 from nerf.data.normalize import SceneNormalization, focus_point, normalize_scene, warn_of_poses
@@ -176,9 +177,9 @@ class Photographs:
         count = int((error > MAX_INVERSION_ERROR).sum())
         if count:
             log.warning(
-                "the lens distortion of %d photographs is not invertible towards the corners, so rays there are wrong; "
+                "the lens distortion of %s is not invertible towards the corners, so rays there are wrong; "
                 "undistort the photographs first (colmap image_undistorter)",
-                count,
+                counted(count, "photograph"),
             )
 
     def _summary(self, split: str, dataset: ParsedDataset, normalization: SceneNormalization) -> str:
@@ -438,3 +439,11 @@ def _path_azimuths(azimuth: Tensor, count: int) -> Tensor:
     relative = wrap_degrees(azimuth - mean)
     low, high = torch.quantile(relative, torch.tensor(PATH_QUANTILES, dtype=azimuth.dtype))
     return mean + (low + high) / 2 + (high - low) / 2 * torch.sin(2 * math.pi * phase)
+
+
+def silhouette(photos: Photographs, i: int) -> Tensor | None:
+    """The pixels of photograph ``i`` that show the object, bool [H, W]; None if it has neither alpha nor a mask."""
+    alpha, valid = photos.alpha(i), photos.valid_mask(i)
+    if alpha is None:
+        return valid
+    return alpha > 0.5 if valid is None else (alpha > 0.5) & valid

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nerf.config.limits import BORDER, SIDE
 from nerf.config.references import DEPTH, NORMAL, RGBA
+from nerf.core.devices import check_device
 from nerf.core.errors import UserError
 from nerf.core.files import write_atomically
 from nerf.core.images import write_png
@@ -24,6 +25,7 @@ from nerf.data.grabcut import grabcut
 from nerf.data.image_prompt import FULL, VISIBLE, encode_normal, unit_normals, unpremultiplied
 from nerf.data.image_store import resample
 from nerf.data.matting import LAYOUTS, Matting
+from nerf.data.packaged import matting_file
 
 WORK_SIDE = 2048  # pixels; larger pictures are scaled down first
 EDGE = 0.05  # alpha that still counts when the object is centred, and what a removed background may leave
@@ -77,15 +79,16 @@ def load_tools(matting: str, layout: str, depth: str, normal: str, device: str =
     Raises:
         UserError: one of them cannot be loaded.
     """
+    check_device(device)
     if layout != "auto" and layout not in LAYOUTS:
         raise UserError(f"--matting_layout must be one of auto, {', '.join(LAYOUTS)}, got {layout!r}")
     cut: dict[str, Estimate | None] = {"grabcut": grabcut, "none": None}
-    remover = cut[matting] if matting in cut else Matting(Path(matting).expanduser(), layout)
+    remover = cut[matting] if matting in cut else Matting(matting_file(matting), layout)
     asked: dict[monocular.Kind, str] = {"depth": depth, "normal": normal}
     found = {kind: monocular.find(kind, name) for kind, name in asked.items()}
     lines = [
         f"no _{kind}.png will be written, so --lambda_{kind} will have no effect: there are no weights for it on this machine; "
-        f"fetch some with: hf download {monocular.PUBLISHED[kind][0]}"
+        f"fetch some with: python scripts/fetch_weights.py {monocular.FETCHED[kind]}"
         for kind, name in asked.items()
         if name == "auto" and found[kind] is None
     ]

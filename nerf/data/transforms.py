@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nerf.core.errors import UserError
 from nerf.core.files import read_json
+from nerf.core.words import counted
 from nerf.data.colmap import find_models, read_colmap
 from nerf.data.frames import (
     SPLITS,
@@ -36,6 +37,7 @@ ROTATION_TOLERANCE = 1e-2  # of |R^T R - 1|: rounding to a few digits stays belo
 NGP_SCALE = 0.33  # instant-ngp's default "scale" from the file's world to its own
 NGP_OFFSET = (0.5, 0.5, 0.5)  # and its default "offset": the centre of its box
 MASK_FOLDERS = ("masks", "mask")  # where other programs put masks
+LAST_ROW_TOLERANCE = 1e-6  # of the last row of a matrix, which is 0 0 0 1
 MIN_DETERMINANT = 1e-12  # below it a transform counts as singular
 
 
@@ -182,6 +184,11 @@ def _matrix(value: Any, rows: tuple[int, ...], where: str, key: str) -> Tensor:
         raise UserError(f'{where}: "{key}" must be 4x4 numbers, got {"x".join(map(str, matrix.shape)) or value}')
     if not matrix.isfinite().all():
         raise UserError(f'{where}: "{key}" holds numbers that are not finite')
+    last = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    if len(matrix) == 4 and not (matrix[3] - last).abs().max() <= LAST_ROW_TOLERANCE:
+        hint = "; exchange its rows and columns" if (matrix[:, 3] - last).abs().max() <= LAST_ROW_TOLERANCE else ""
+        row = ", ".join(f"{value:g}" for value in matrix[3].tolist())
+        raise UserError(f'{where}: the last row of "{key}" must be 0, 0, 0, 1, got {row}{hint or "; correct it"}')
     return torch.cat([matrix[:3], torch.tensor([[0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)])
 
 
@@ -243,7 +250,7 @@ def _split(
         return found
     frames = found["train"]
     listed = {s: document[f"{s}_filenames"] for s in SPLITS if f"{s}_filenames" in document}
-    if not set(listed) & {"val", "test"}:
+    if not listed:
         return split_by_holdout(frames, holdout)
     photograph = {same_path(frame.image): frame.name for frame in frames}  # names may differ: ./a.png, a.png, a
     known = {same_path(folder / name) for name in missing} | set(photograph)
@@ -253,16 +260,16 @@ def _split(
         unknown = [entry for entry, file in zip(entries, files, strict=True) if file not in known]
         if unknown:
             raise UserError(
-                f'{path}: "{split}_filenames" names {len(unknown)} photographs that no frame has, first {unknown[0]!r:.80}; '
-                "write them as the frames do, or remove the list"
+                f'{path}: "{split}_filenames" names {counted(len(unknown), "photograph")} that no frame has, first '
+                f"{unknown[0]!r:.80}; write them as the frames do, or remove the list"
             )
         names[split] = set(files)
     held_out = set().union(*(inside for split, inside in names.items() if split != "train"))
+    if not set(names) & {"val", "test"}:  # all others are for testing
+        names["test"] = held_out = set(photograph) - names["train"]
     if both := names.setdefault("train", set(photograph) - held_out) & held_out:
-        raise UserError(
-            f"{path}: {len(both)} photographs are listed both for training and for testing, first {sorted(both)[0]}; "
-            "list each once"
-        )
+        count = counted(len(both), "photograph is", "photographs are")
+        raise UserError(f"{path}: {count} listed both for training and for testing, first {sorted(both)[0]}; list each once")
     ordered = sorted(frames, key=lambda frame: frame.name)
     return {split: [frame for frame in ordered if same_path(frame.image) in inside] for split, inside in names.items()}
 

@@ -118,7 +118,7 @@ class ExportReport:
         return values | {"bounds": [list(corner) for corner in self.bounds], "notes": list(self.notes)}
 
 
-class _Progress:
+class Progress:
     """Reports the progress of the stages, and measures their durations."""
 
     def __init__(self, report: Callable[[str], None] | None):
@@ -170,7 +170,7 @@ def export_level_set(
             replaced, others are kept.
         options: of the extraction, and of everything after it.
         transform: [4, 4] from the box to the data's own world, if the data was normalised on loading.
-        metadata: JSON values for the GLB's ``asset.extras`` and the header of the OBJ: prompt, seed, licence notes.
+        metadata: JSON values for the GLB's ``asset`` and the headers of OBJ and MTL: prompt, seed, licence notes, copyright.
         report: called with a line at the end of each stage.
         device: of the field.
 
@@ -182,7 +182,7 @@ def export_level_set(
         ValueError: an argument out of range.
         OSError: a file cannot be written.
     """
-    job = _Job(albedo, Path(folder), options, bound, _checked(transform), metadata or {}, device, _Progress(report))
+    job = ExportJob(albedo, Path(folder), options, bound, checked(transform), metadata or {}, device, Progress(report))
     with explained("extracting the surface", _LESS_GRID):
         mesh, grid = extract_surface(level_set, bound, options.resolution, options.smooth, device)
     job.progress.done(
@@ -233,7 +233,7 @@ def export_surface(
         ValueError: an argument out of range.
         OSError: a file cannot be written.
     """
-    job = _Job(albedo, Path(folder), options, bound, _checked(transform), metadata or {}, device, _Progress(report))
+    job = ExportJob(albedo, Path(folder), options, bound, checked(transform), metadata or {}, device, Progress(report))
     if len(mesh.faces) == 0:
         raise ExportError(
             "the surface is empty: no cell has a corner inside and one outside; train longer, or start "
@@ -249,7 +249,7 @@ def export_surface(
 
 
 @dataclass(frozen=True)
-class _Job:
+class ExportJob:
     """All arguments of an export but its surface; built, and so checked, before any work is done."""
 
     albedo: Color
@@ -259,7 +259,7 @@ class _Job:
     transform: np.ndarray | None
     metadata: dict
     device: torch.device | str
-    progress: _Progress
+    progress: Progress
 
     def __post_init__(self):
         require_packages()
@@ -269,7 +269,7 @@ class _Job:
         return query_color(self.albedo, points, self.device)
 
 
-def _finish(raw: Mesh, job: _Job, inset: Callable[[Mesh], np.ndarray] | None = None) -> ExportReport:
+def _finish(raw: Mesh, job: ExportJob, inset: Callable[[Mesh], np.ndarray] | None = None) -> ExportReport:
     """Everything after the extraction; ``inset`` gives the depth [V] below the clean mesh at which colours are evaluated."""
     options, progress = job.options, job.progress
     with explained("cleaning and decimating the mesh", _LESS_GRID):
@@ -311,7 +311,7 @@ def _finish(raw: Mesh, job: _Job, inset: Callable[[Mesh], np.ndarray] | None = N
     )
 
 
-def _bake(fine: Mesh, flat: Mesh, depth: np.ndarray, job: _Job) -> tuple[Mesh, float]:
+def _bake(fine: Mesh, flat: Mesh, depth: np.ndarray, job: ExportJob) -> tuple[Mesh, float]:
     """The unwrapped mesh with its textures, and the fraction of them that triangles cover."""
     options, inset = job.options, depth[flat.require("weld")]
     texture, coverage = bake(flat, job.colors_at, options.texture_size, inset, options.supersample)
@@ -324,12 +324,12 @@ def _bake(fine: Mesh, flat: Mesh, depth: np.ndarray, job: _Job) -> tuple[Mesh, f
     return replace(flat, normal_texture=image), coverage
 
 
-def _checked(transform) -> np.ndarray | None:
+def checked(transform) -> np.ndarray | None:
     """A given transform, checked, or None."""
     return None if transform is None else check_transform(transform)
 
 
-def _write(job: _Job, mesh: Mesh, painted: Mesh | None, placing: np.ndarray) -> dict[str, Path]:
+def _write(job: ExportJob, mesh: Mesh, painted: Mesh | None, placing: np.ndarray) -> dict[str, Path]:
     """Write OBJ (with MTL and textures), GLB and the rest, and compare what is read back; then they replace the old ones.
 
     Args:
@@ -352,7 +352,7 @@ def _write(job: _Job, mesh: Mesh, painted: Mesh | None, placing: np.ndarray) -> 
     return {name: job.folder / path.name for name, path in files.items()}
 
 
-def _notes(mesh: Mesh, job: _Job, cleaning: Cleaning, coverage: float) -> tuple[str, ...]:
+def _notes(mesh: Mesh, job: ExportJob, cleaning: Cleaning, coverage: float) -> tuple[str, ...]:
     """Possible defects of the mesh, and what to do about them."""
     notes, wanted = [], job.options.decimate_target
     if cleaning.open_loops:

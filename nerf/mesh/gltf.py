@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("somnia.mesh")
 
 MAX_FILE = 1 << 32  # bytes of a file or buffer
-MAX_COUNT = 1 << 28  # values of an accessor without data, which are zeros
+MAX_COUNT = 1 << 24  # values of an accessor without data, which are zeros
+MOST_PLACED = 1 << 26  # vertices and corners of all meshes, counted wherever they are placed; the largest scans have less
 COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 TRIANGLES, STRIP, FAN = 4, 5, 6  # modes of a primitive; the others are points and lines
@@ -40,6 +41,7 @@ UNDO = {
     "EXT_mesh_gpu_instancing": "gltf-transform uninstance IN OUT writes its instances as nodes",
 }
 WAY_OUT = "export it again"
+_UNMOVED = (None, tree.Node().translation, tree.Node().rotation, tree.Node().scale)
 PROBLEM = "cannot be read as a mesh"
 
 
@@ -75,7 +77,24 @@ class GltfFile:
             for index, buffer in enumerate(self.content.buffers):
                 if buffer.uri is not None:
                     self._buffer(index)
-            return [(part, matrix) for index, matrix in self._placed() for part in self._mesh(index)]
+            placed = self._placed()
+            self._check_size([index for index, _ in placed])
+            return [(part, matrix) for index, matrix in placed for part in self._mesh(index)]
+
+    def _check_size(self, placed: list[int]) -> None:
+        """Refuse more vertices than memory holds: a small file can refer to one mesh, or to one buffer, thousands of times."""
+        sizes = {index: sum(map(self._size, self._entry("meshes", index).primitives)) for index in set(placed)}
+        total = sum(sizes[index] for index in placed)
+        if total > MOST_PLACED:
+            raise DamagedError(
+                f"its meshes have {total:,} vertices and corners of triangles in {len(placed):,} places, and up to "
+                f"{MOST_PLACED:,} are read"
+            )
+
+    def _size(self, primitive: tree.Primitive) -> int:
+        """How many vertices and corners of triangles a primitive has."""
+        used = [index for index in (primitive.attributes.get("POSITION"), primitive.indices) if index is not None]
+        return sum(max(self._entry("accessors", index).count, 0) for index in used)
 
     def _mesh(self, index: int) -> list["Trimesh"]:
         """The primitives of a mesh that are made of triangles."""
@@ -106,7 +125,7 @@ class GltfFile:
                 raise DamagedError(f"its nodes form no tree, as node {index} has two parents")
             seen.add(index)
             node = self._entry("nodes", index)
-            matrix = parent @ self._matrix(node, index)
+            matrix = parent if _is_unmoved(node) else parent @ self._matrix(node, index)
             if node.mesh is not None:
                 found.append((node.mesh, matrix))
             waiting += [(child, matrix) for child in reversed(node.children)]
@@ -159,10 +178,12 @@ class GltfFile:
             corners = self._values(self._entry("accessors", primitive.indices)).reshape(-1).astype(np.int64)
         if len(corners) and not 0 <= corners.min() <= corners.max() < count:
             raise DamagedError(f"a triangle refers to vertex {corners.max()} of {count}")
+        if len(corners) < 3:
+            return np.zeros((0, 3), np.int64)
         if primitive.mode == TRIANGLES:
             return corners[: len(corners) // 3 * 3].reshape(-1, 3)
         if primitive.mode == FAN:
-            return np.stack([np.full(max(len(corners) - 2, 0), corners[0]), corners[1:-1], corners[2:]], axis=1)
+            return np.stack([np.full(len(corners) - 2, corners[0]), corners[1:-1], corners[2:]], axis=1)
         faces = np.stack([corners[:-2], corners[1:-1], corners[2:]], axis=1)
         faces[1::2] = faces[1::2, [1, 0, 2]]
         return faces
@@ -326,6 +347,11 @@ class GltfFile:
             raise DamagedError(f"{uri:.80} is not beside it, and nothing is downloaded")
         place = self.path.parent / unquote(uri)
         return read_bytes(place, WAY_OUT, MAX_FILE, what=f"{self.path} {PROBLEM}: its file {place.name:.80}")
+
+
+def _is_unmoved(node: tree.Node) -> bool:
+    """Whether a node is where its parent is, as most nodes that only group others are."""
+    return (node.matrix, node.translation, node.rotation, node.scale) == _UNMOVED
 
 
 def open_gltf(path: Path) -> GltfFile:

@@ -6,6 +6,7 @@ texture and MTL's map_Kd are by definition; the normal map is linear data. V ver
 """
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
     from trimesh import Trimesh
 
 log = logging.getLogger("somnia.mesh")
+logging.getLogger("trimesh").setLevel(logging.CRITICAL)  # it prints tracebacks of files that it leaves out; we name them
 
 _POSITION_TOLERANCE = 2e-6  # of the longest side of the bounding box: six decimals in OBJ, float32 in GLB and PLY
 _UV_TOLERANCE = 2e-6
 _NORMAL_TOLERANCE = 1e-4
+_HEAD = 1 << 16  # bytes of a file in which its header is looked for
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,14 @@ class Material:
         )
 
 
-def _rows(pattern: str, values: np.ndarray) -> str:
+def text_rows(pattern: str, values: np.ndarray) -> str:
     """One formatted line for each row of ``values``."""
     return (pattern * len(values)) % tuple(values.reshape(-1).tolist())
+
+
+def _comment_rows(comment: str) -> str:
+    """The lines of a comment as OBJ and MTL have them."""
+    return "".join(f"# {line}\n" for line in comment.splitlines())
 
 
 def write_obj(folder: Path, mesh: Mesh, material: Material, comment: str = "") -> dict[str, Path]:
@@ -81,44 +89,53 @@ def write_obj(folder: Path, mesh: Mesh, material: Material, comment: str = "") -
         folder: created if missing.
         mesh: with normals [V, 3], uv [V, 2], weld [V] and texture [S, S, 3]; optionally with a normal texture.
         material: constants for the MTL.
-        comment: lines for the header of the OBJ.
+        comment: lines for the headers of the OBJ and the MTL.
 
     Returns:
         The files: "obj", "mtl", "albedo", and "normal" where there is a normal texture.
     """
     normals, weld = mesh.require("normals"), mesh.require("weld")
-    files = {"albedo": write_png(folder / "albedo.png", mesh.require("texture"))}
-    if mesh.normal_texture is not None:
-        files["normal"] = write_png(folder / "normal.png", mesh.normal_texture)
-    look = material.mtl("normal" in files)
-    files["mtl"] = write_atomically(folder / "mesh.mtl", lambda path: path.write_text(look, encoding="utf-8"))
+    files = write_look(folder, mesh, material, comment)
     first = np.zeros(int(weld.max()) + 1, dtype=np.int64)
     first[weld] = np.arange(len(weld))
     decimals = max(6, 6 - int(np.floor(np.log10(max(np.ptp(mesh.bounds, axis=0).max(), 1e-12)))))
     position = " ".join([f"%.{decimals}f"] * 3)
     welded, corner = mesh.welded_faces + 1, mesh.faces + 1
-    text = "".join(
-        [
-            "".join(f"# {line}\n" for line in comment.splitlines()),
-            "mtllib mesh.mtl\no mesh\nusemtl albedo\n",
-            _rows(f"v {position}\n", mesh.vertices[first]),
-            _rows("vt %.7f %.7f\n", mesh.require("uv")),
-            _rows("vn %.5f %.5f %.5f\n", normals[first]),
-            _rows("f %d/%d/%d %d/%d/%d %d/%d/%d\n", np.stack([welded, corner, welded], axis=2)),
-        ]
-    )
-    files["obj"] = write_atomically(folder / "mesh.obj", lambda path: path.write_text(text, encoding="utf-8"))
+    rows = [
+        text_rows(f"v {position}\n", mesh.vertices[first]),
+        text_rows("vt %.7f %.7f\n", mesh.require("uv")),
+        text_rows("vn %.5f %.5f %.5f\n", normals[first]),
+        text_rows("f %d/%d/%d %d/%d/%d %d/%d/%d\n", np.stack([welded, corner, welded], axis=2)),
+    ]
+    files["obj"] = write_obj_rows(folder, rows, comment)
     return files
 
 
-def write_glb(path: Path, mesh: Mesh, material: Material, extras: dict) -> Path:
+def write_look(folder: Path, mesh: Mesh, material: Material, comment: str) -> dict[str, Path]:
+    """Write the textures of a mesh and, below a comment, ``mesh.mtl``: "albedo", "mtl", and "normal" where there is one."""
+    files = {"albedo": write_png(folder / "albedo.png", mesh.require("texture"))}
+    if mesh.normal_texture is not None:
+        files["normal"] = write_png(folder / "normal.png", mesh.normal_texture)
+    look = _comment_rows(comment) + material.mtl("normal" in files)
+    files["mtl"] = write_atomically(folder / "mesh.mtl", lambda path: path.write_text(look, encoding="utf-8"))
+    return files
+
+
+def write_obj_rows(folder: Path, rows: list[str], comment: str) -> Path:
+    """Write ``mesh.obj`` of lines of its content, below a comment and the name of its material."""
+    text = "".join([_comment_rows(comment), "mtllib mesh.mtl\no mesh\nusemtl albedo\n", *rows])
+    return write_atomically(folder / "mesh.obj", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def write_glb(path: Path, mesh: Mesh, material: Material, extras: dict, node: np.ndarray | None = None) -> Path:
     """Write a binary glTF 2.0 with NORMAL, TEXCOORD_0, one material, and TANGENT where there is a normal texture.
 
     Args:
         path: the .glb.
         mesh: with normals [V, 3], uv [V, 2] and texture [S, S, 3]; optionally with a normal texture and its tangents [V, 4].
         material: constants of the material.
-        extras: JSON values for ``asset.extras``: prompt, seed, licence notes.
+        extras: JSON values for ``asset.extras``: prompt, seed, licence notes; "copyright" is for ``asset.copyright``.
+        node: matrix [4, 4] of the node that holds the mesh; by default it is where its vertices are.
     """
     import trimesh
 
@@ -144,10 +161,12 @@ def write_glb(path: Path, mesh: Mesh, material: Material, extras: dict) -> Path:
     if bumps is not None and mesh.tangents is not None:
         solid.vertex_attributes["_TANGENT"] = mesh.tangents.astype(np.float32)
     scene = trimesh.Scene()
-    scene.add_geometry(solid, node_name="mesh", geom_name="mesh")
+    scene.add_geometry(solid, node_name="mesh", geom_name="mesh", transform=node)
 
     def stamp(tree: dict) -> None:
-        tree["asset"] = {"version": "2.0", "generator": "Somnia", "extras": extras}
+        credit = {"copyright": extras["copyright"]} if "copyright" in extras else {}
+        noted = {key: value for key, value in extras.items() if key not in credit}
+        tree["asset"] = {"version": "2.0", "generator": "Somnia", **credit, "extras": noted}
         attributes = tree["meshes"][0]["primitives"][0]["attributes"]
         if "_TANGENT" in attributes:  # trimesh writes custom attributes with a leading underscore only
             attributes["TANGENT"] = attributes.pop("_TANGENT")
@@ -209,7 +228,28 @@ def read_parts(path: Path) -> list[tuple["Trimesh", np.ndarray]]:
             part = scene.geometry[name]
             if isinstance(part, trimesh.Trimesh):
                 parts.append((part, matrix))
+        _check_whole(path, sum(len(part.faces) for part, _ in parts))
         return parts
+
+
+def _check_whole(path: Path, faces: int) -> None:
+    """Refuse a file that was cut off or is of another kind, of which the library reads what there is, or nothing.
+
+    Args:
+        path: of a mesh.
+        faces: number of triangles that were read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    suffix = path.suffix.lower()
+    if suffix == ".ply":
+        found = re.search(rb"^element\s+face\s+(-?\d+)\s*$", head.partition(b"end_header")[0], re.MULTILINE)
+        if found is not None and not 0 <= int(found[1]) <= faces:
+            raise ValueError(f"it was cut off, as it has {faces:,} of {int(found[1]):,} faces")
+    elif faces == 0 and suffix == ".stl" and b"facet" not in head:
+        raise ValueError("it was cut off, or is no STL")
+    elif faces == 0 and suffix == ".obj" and b"\0" in head:
+        raise ValueError("it is no text, as every OBJ is")
 
 
 def _pictures_only(path: Path) -> Any:
@@ -221,7 +261,11 @@ def _pictures_only(path: Path) -> Any:
 
         def get(self, name: str) -> bytes:
             """The content of a file; one that is neither text of materials nor a picture is refused."""
-            place = Path(self.absolute(name))
+            try:
+                place = Path(self.absolute(name))
+            except ValueError:
+                log.warning("%s: its file %.80s is not beside it and is left out", path, name)
+                raise
             data = read_bytes(place, "it is left out", MAX_FILE)
             if place.suffix.lower() == ".mtl":
                 return data
@@ -320,7 +364,7 @@ def check_file(path: Path, mesh: Mesh) -> None:
     if off > _NORMAL_TOLERANCE:
         raise ExportError(f"{path.name} was read back with normals {off:.2g} off; check the disk and write it again")
     if mesh.uv is not None:
-        _check_texture(path, read, mesh)
+        check_texture(path, read, mesh)
     if signed_volume(read) <= 0:
         raise ExportError(
             f"{path.name} is inside out: its volume is {signed_volume(read):.3g}; its triangles must be "
@@ -328,7 +372,7 @@ def check_file(path: Path, mesh: Mesh) -> None:
         )
 
 
-def _check_texture(path: Path, read: Mesh, mesh: Mesh) -> None:
+def check_texture(path: Path, read: Mesh, mesh: Mesh) -> None:
     """Compare uv, corner by corner, and the texture, texel by texel."""
     uv, texture = mesh.require("uv"), mesh.require("texture")
     if read.uv is None or read.texture is None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from nerf.config.limits import MESH_SUFFIXES
 from nerf.core.errors import UserError
 from nerf.core.files import reading
 from nerf.core.progress import track
 from nerf.mesh.io import read_parts, triangles
 from nerf.mesh.mesh import Mesh, drop_unused, is_watertight, signed_volume, weld
 
-SUFFIXES = (".obj", ".glb", ".gltf", ".ply")
 _CHUNK = 1 << 12  # points per chunk, whose temporaries fit into the cache
 _CLUSTER = 0.4  # times sqrt(T) triangles form a cluster, which balances the work on near clusters and on far ones
 _FAR = 2.5  # a cluster further than this many of its radii is evaluated as one dipole
@@ -43,9 +43,9 @@ def load_mesh(path: str | Path) -> Mesh:
             finite, or no size.
     """
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in MESH_SUFFIXES:
         raise UserError(
-            f"mesh {path}: expected one of {', '.join(SUFFIXES)}, got {path.suffix or 'no suffix'!r}; "
+            f"mesh {path}: expected one of {', '.join(MESH_SUFFIXES)}, got {path.suffix or 'no suffix'!r}; "
             "convert it, in Blender for instance"
         )
     if not path.is_file():

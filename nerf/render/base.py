@@ -1,9 +1,11 @@
 """What all render paths share: the interface, rays against the box, colours of samples. N rays, M samples, B views."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ from nerf.core.structs import (
     join_records,
 )
 from nerf.fields.base import Field
+from nerf.mesh.source import SourceMesh
 from nerf.mesh.tetrahedra import Surface
 
 # Share of the rays of a view-dependent training batch that are shaded by their albedo alone: it makes the diffuse colour,
@@ -81,6 +84,13 @@ class RenderPath(nn.Module, ABC):
     def surface(self) -> Surface | None:
         """The triangles that the path rasterises; None for a path that renders a volume."""
         return None
+
+    def painted(self) -> tuple[SourceMesh, np.ndarray] | None:
+        """The mesh of a file that is rendered unchanged, and the matrix [4, 4] from its space to the box. By default None."""
+        return None
+
+    def make_room(self, state: Mapping[str, Any]) -> None:
+        """Take the shapes of a state that will be loaded, where they depend on what the path began with. By default nothing."""
 
 
 def check_rays(rays: Rays) -> None:

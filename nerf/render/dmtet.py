@@ -15,15 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from nerf.core.cameras import clip_space
 from nerf.core.errors import DivergenceError
-from nerf.core.structs import FieldOutput, Rays, RenderSettings, SurfaceState, join_records
-from nerf.fields.base import QUERY_CHUNK, Field
+from nerf.core.structs import Rays, RenderSettings, SurfaceState
+from nerf.fields.base import Field
 from nerf.mesh.tetrahedra import Surface, TetGrid, close_at_walls, marching_tetrahedra, sum_coarse_sdf, tet_grid
-from nerf.render.base import RaySums, RenderPath, points_on, sample_colours, split_extras
-from rasterizer import antialias, interpolate, rasterize
+from nerf.render.base import RaySums
+from nerf.render.triangles import TrianglePath, Triangles, check_whole_images
 
 # Initial distances are clamped to so many cells. Without coarse grids each changes only by its own gradient, and must be
 # able to change sign when the surface comes near. Coarse grids shift near and far points alike, so far ones keep more of
@@ -43,7 +41,7 @@ VANISHED = (
 )
 
 
-class DMTetPath(RenderPath):
+class DMTetPath(TrianglePath):
     """A learned triangle mesh, rasterised.
 
     Args:
@@ -60,7 +58,6 @@ class DMTetPath(RenderPath):
     (half the sides), the box that the grid fills, scene units.
     """
 
-    whole_images = True
     centre: Tensor
     extent: Tensor
 
@@ -73,8 +70,8 @@ class DMTetPath(RenderPath):
         locked: bool = False,
         coarse_grids: int = 0,
     ):
-        super().__init__()
-        self.bound, self.min_near, self.rates = bound, min_near, rates
+        super().__init__(bound, min_near)
+        self.rates = rates
         self._grid = tet_grid(resolution)
         self.register_buffer("centre", torch.zeros(3))
         self.register_buffer("extent", torch.full((3,), float(bound)))
@@ -163,53 +160,16 @@ class DMTetPath(RenderPath):
             ValueError: the rays are not whole images of known cameras.
             DivergenceError: in training, there is no surface left.
         """
-        if rays.views is None or rays.shape is None:
-            raise ValueError("DMTetPath: expected Rays of whole images with their views; make them with cameras.view_rays")
+        check_whole_images(rays, "DMTetPath")
         with torch.autocast(rays.origins.device.type, enabled=False):
             surface, distance = self._cut()
             if settings.training and len(surface.faces) == 0:
                 raise DivergenceError(VANISHED)
-            sums = self._rasterised(surface, field, rays, settings)
+            shape = Triangles(surface.vertices, surface.faces, vertex_normals(surface), surface.faces)
+            sums = self._rasterised(shape, field, rays, settings)
         if not settings.training:
             return sums
         return replace(sums, surface=SurfaceState(surface.vertices, surface.faces, distance, surface.edges))
-
-    def _rasterised(self, surface: Surface, field: Field, rays: Rays, settings: RenderSettings) -> RaySums:
-        """Sums of N rays, antialiased at silhouettes; the caller has checked that the rays are whole images."""
-        assert rays.views is not None and rays.shape is not None
-        b, h, w = rays.shape
-        clip = clip_space(rays.views, surface.vertices, self.min_near, self.bound)
-        raster = rasterize(clip, surface.faces, h, w)
-        covered = (raster.triangle >= 0).reshape(-1).nonzero()[:, 0]
-        attributes = torch.cat([surface.vertices, vertex_normals(surface)], dim=-1)[None]
-        at = interpolate(attributes, raster, surface.faces).reshape(-1, 6)[covered]
-        points, normal = at[:, :3], functional.normalize(at[:, 3:], dim=-1)
-        output = _query_surface(field, points, normal, rays, covered, settings)
-        depth = (points - rays.origins[covered]).norm(dim=-1, keepdim=True)
-        color = sample_colours(output, rays, settings, covered)
-        values = torch.cat([color, torch.ones_like(depth), depth, normal, *output.extras.values()], dim=-1)
-        channels = values.shape[1]
-        flat = values.new_zeros(len(rays), channels).index_copy(0, covered, values)
-        smooth = antialias(flat.reshape(b, h, w, channels), raster, clip, surface.faces).reshape(-1, channels)
-        return RaySums(
-            color=smooth[:, :3],
-            opacity=smooth[:, 3].clamp(0.0, 1.0),
-            depth=smooth[:, 4],
-            normal=smooth[:, 5:8] if settings.computes_normals else None,
-            extras=split_extras(smooth[:, 8:], output),
-        )
-
-
-def _query_surface(
-    field: Field, positions: Tensor, normal: Tensor, rays: Rays, ray_index: Tensor, settings: RenderSettings
-) -> FieldOutput:
-    """The field's output at the visible points [M, 3] of the rays of index [M], with the surface's normals [M, 3]."""
-    without_normals = replace(settings, shading="albedo", need_normals=False)
-    size = max(len(positions), 1) if settings.training else QUERY_CHUNK
-    outputs = []
-    for place, index in zip(positions.split(size), ray_index.split(size), strict=True):
-        outputs.append(field.query(points_on(place, index, rays), without_normals))
-    return replace(join_records(outputs, torch.cat), normal=normal)
 
 
 def vertex_normals(surface: Surface) -> Tensor:

@@ -242,7 +242,9 @@ def by_age(folder: str | Path, stage: str = FIRST.name) -> list[Stored]:
         try:
             header = _header(path)
             lineage = Lineage(header["branch"], tuple((branch, last) for branch, last in header["ancestors"]))
-            found.append(Stored(False, lineage.branch, step, path, lineage))
+            inside = header["meta"].get("step")  # a file that was renamed is as old as before
+            known = isinstance(inside, int) and not isinstance(inside, bool)
+            found.append(Stored(False, lineage.branch, inside if known else step, path, lineage))
         except UserError:
             found.append(Stored(True, 0, step, path, Lineage()))
     return sorted(found)
@@ -289,7 +291,7 @@ def load_selected(folder: str | Path, ckpt: str, stage: str = FIRST.name) -> Loa
     if ckpt in LATEST_WORDS:
         return load_latest(folder, stage)
     if not Path(ckpt).is_file():
-        raise UserError(f"--ckpt {ckpt}: no such file; give latest, latest_model, scratch or the path of a checkpoint")
+        raise UserError(f"--ckpt {ckpt}: no such file; give latest, best, latest_model, scratch or the path of a checkpoint")
     return Loaded(Path(ckpt), *load(ckpt), ())
 
 
@@ -372,7 +374,7 @@ def read_pickle(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except Exception as error:  # on bytes that are no pickle, torch.load raises whatever comes
         raise UserError(f"{path} is damaged or not a checkpoint ({type(error).__name__}); nothing was loaded") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__} and not a checkpoint; nothing was loaded")
+        raise UserError(f"{path} holds no checkpoint; nothing was loaded")
     if "model" not in content:
         content = {"model": content.get("state_dict", content)}
     if not isinstance(content["model"], dict) or not all(isinstance(name, str) for name in content["model"]):

@@ -194,13 +194,15 @@ def check_model(module: nn.Module, tensors: Mapping[str, Any], average: Mapping[
 
 def _check_tensor(expected: Tensor, found: Any, path: object, name: str) -> None:
     if not isinstance(found, Tensor):
-        raise UserError(f"checkpoint {path} has a {type(found).__name__} as {name} and not a tensor: {WAY_OUT}")
+        raise UserError(f"checkpoint {path} has another thing than a tensor as {name}: {WAY_OUT}")
     if found.shape != expected.shape:
         raise UserError(
             f"checkpoint {path} has {name} of shape {list(found.shape)}, this run asks for {list(expected.shape)}: {WAY_OUT}"
         )
     if found.dtype != expected.dtype:
-        raise UserError(f"checkpoint {path} has {name} of type {found.dtype}, this run asks for {expected.dtype}: {WAY_OUT}")
+        raise UserError(
+            f"checkpoint {path} has {name} of type {_plain(found)}, this run asks for {_plain(expected)}: {WAY_OUT}"
+        )
     if _is_float(found) and not bool(found.isfinite().all()):
         raise UserError(f"checkpoint {path} has numbers in {name} that are not finite: give an earlier one with --ckpt")
 
@@ -220,6 +222,11 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in tree.items():
         found += _leaves(value, f"{prefix}{key}/") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
     return found
+
+
+def _plain(tensor: Tensor) -> str:
+    """The type of a tensor's numbers, such as float32."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _is_float(value: Any) -> bool:

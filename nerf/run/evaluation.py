@@ -25,6 +25,7 @@ from nerf.data.posed_images import Photographs
 from nerf.mesh import export
 from nerf.mesh.level_set_grid import PROBE_CELLS
 from nerf.mesh.mesh import Mesh
+from nerf.mesh.paint import export_painted
 from nerf.renderer import NeRFRenderer
 from nerf.run import metrics
 from nerf.run.distributed import main_only
@@ -172,20 +173,25 @@ class Evaluator:
         A stage that is exported again after a later one has run writes to ``mesh_<stage>/``. The folder is replaced as a whole,
         so that all files of the program there belong to one mesh; other files in it are kept.
         """
-        output, surface = self.config.output, self.model.surface()
+        output, painted = self.config.output, self.model.path.painted()
         shown_again = has_later_stage(self.workspace, self.stage.name)
         said = {} if self.config.prompt.text is None else {"prompt": self.config.prompt.text}
+        options = export.ExportOptions.from_config(output)
+        if self.config.from_mesh_file and self.config.data.data is None:
+            options = replace(options, export_frame="source")  # the axes of that file
         common = dict(
             albedo=self.model.albedo,
             bound=self.model.path.surface_extent(self.model.bound, output.mesh_threshold),
             folder=self.workspace / (f"mesh_{self.stage.name}" if shown_again else "mesh"),
-            options=export.ExportOptions.from_config(output),
+            options=options,
             transform=run.transform,
             metadata=said | {"seed": self.config.runtime.seed, "stage": self.stage.name} | run.notes,
             report=self.report.log,
             device=self.device,
         )
-        if surface is None:
+        if painted is not None:
+            report = export_painted(*painted, **common)
+        elif (surface := self.model.surface()) is None:
             report = export.export_level_set(self.model.level_set(output.mesh_threshold), **common)
         else:
             mesh = Mesh(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())

@@ -27,8 +27,9 @@ from nerf.config.stages import FIRST, StageKind
 from nerf.core import progress
 from nerf.core.console import SafeStream
 from nerf.core.errors import UserError, visible
-from nerf.core.files import as_shape, parse_json, read_json, write_atomically, write_json
+from nerf.core.files import as_shape, is_file, parse_json, read_json, write_atomically, write_json
 from nerf.core.transfer import read_scalars
+from nerf.core.words import counted
 from nerf.run.distributed import is_main
 from nerf.run.task_display import LINE_SECONDS, TaskDisplay
 
@@ -130,7 +131,10 @@ class Report:
     def _write_line(self, stamped: str) -> None:
         """Write past all buffers: what a full disk refuses is not tried again on closing."""
         assert self._log_file is not None
-        os.write(self._log_file.fileno(), stamped.encode(errors="backslashreplace"))
+        try:
+            os.write(self._log_file.fileno(), stamped.encode(errors="backslashreplace"))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._log_file.name) from error
 
     def scalars(self, step: int, terms: Mapping[str, Tensor | float], total: int) -> None:
         """Take the named scalars of a training step; every :data:`SCALAR_STEPS` they are read and written.
@@ -158,13 +162,19 @@ class Report:
         if self._bar is not None:
             self._bar.set_postfix_str(f"{rate.run_text(total - step, after)}{shown}")
         elif late:
-            self.log(f"step {step}/{total} {rate.text(total - step)}, {rate.run_text(total - step, after)}{shown}")
+            self.log(f"step {step}/{total} {rate.text(total - step)}{rate.run_text(total - step, after)}{shown}")
+
+    def end_training(self) -> None:
+        """Leave the bar as it is after the last step: what follows neither moves it nor counts in its rate."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Print and write measured values, such as the PSNR of held-out photographs."""
         if not values or not self._main:
             return
-        self.log(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+        self.log(f"step {step}: " + ", ".join(_measure(name, value) for name, value in values.items()))
         self._open_metrics(step + 1)
         self._write(step, {f"eval/{name}": float(value) for name, value in values.items()})
 
@@ -195,8 +205,8 @@ class Report:
         """The first training step of this process: open the metrics where an earlier process stopped, and start the bar."""
         self._open_metrics(step)
         if self.terminal:
-            self._bar = tqdm(total=total, initial=step - 1, unit="it", dynamic_ncols=True, file=self._screen)
-        return _Rate()
+            self._bar = tqdm(total=total, initial=step, unit="it", dynamic_ncols=True, file=self._screen)
+        return _Rate(step)
 
     def _open_metrics(self, next_step: int) -> TextIO:
         """Open ``metrics.jsonl`` without the rows that an interrupted process wrote about ``next_step`` and later."""
@@ -209,7 +219,9 @@ class Report:
             rows = [(line, _row(line)) for line in lines if line.strip()]
             damaged = [number for number, (_, row) in enumerate(rows, 1) if row is None]
             if damaged:
-                self.log(f"{path}: {len(damaged)} damaged lines are left out, first line {damaged[0]}")
+                self.log(
+                    f"{path}: {counted(len(damaged), 'damaged line is', 'damaged lines are')} left out, first line {damaged[0]}"
+                )
             kept = [line for line, row in rows if row is not None and _remains(row, self.stage.name, next_step)]
             data = b"".join(line + b"\n" for line in kept)
             write_atomically(path, lambda temporary: temporary.write_bytes(data))
@@ -272,16 +284,14 @@ class AfterTraining:
 
 
 class _Rate:
-    """Steps per second over this process, and whether a line about it is due."""
+    """Steps per second of this process since its first step, which may load and compile things; and whether a line is due."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: int) -> None:
         self.started = self.last_line = time.monotonic()
-        self.first: int | None = None
-        self.step = 0
+        self.first = self.step = step  # that has just ended
 
     def tick(self, step: int) -> None:
         """Count a step."""
-        self.first = step - 1 if self.first is None else self.first
         self.step = step
 
     def line_is_due(self, last: bool) -> bool:
@@ -293,19 +303,22 @@ class _Rate:
         return True
 
     @property
-    def per_second(self) -> float:
-        """Steps per second."""
-        return (self.step - (self.first or 0)) / max(time.monotonic() - self.started, TINY)
+    def per_second(self) -> float | None:
+        """Steps per second; None before the second step."""
+        done = self.step - self.first
+        return done / max(time.monotonic() - self.started, TINY) if done > 0 else None
 
     def text(self, left: int) -> str:
-        """ "3.2 it/s, 01:20 left" with so many steps left."""
-        return f"{self.per_second:.2f} it/s, {tqdm.format_interval(left / max(self.per_second, TINY))} left"
+        """ "3.2 it/s, 01:20 left, " with so many steps left; empty if nothing is known."""
+        rate = self.per_second
+        return "" if rate is None else f"{rate:.3g} it/s, {tqdm.format_interval(left / max(rate, TINY))} left, "
 
     def run_text(self, left: int, after: AfterTraining | None) -> str:
         """ "run 03:05 left, " with what comes after the steps, and a plus where that is not all; empty if nothing is known."""
-        if after is None:
+        rate = self.per_second
+        if after is None or rate is None:
             return ""
-        seconds = left / max(self.per_second, TINY) + after.seconds
+        seconds = left / max(rate, TINY) + after.seconds
         return f"run {tqdm.format_interval(seconds)}{'' if after.complete else '+'} left, "
 
 
@@ -331,11 +344,16 @@ def _remains(row: _Row, stage: str, next_step: int) -> bool:
     return row.stage != stage or row.step < next_step
 
 
+def _measure(name: str, value: float) -> str:
+    """A measured value with its unit: a PSNR is in decibels, a SSIM a plain number."""
+    return f"{name} {value:.2f} dB" if name.endswith("psnr") else f"{name} {value:.4f}"
+
+
 def _earlier_mesh(path: Path) -> dict[str, Any]:
     """The ``mesh`` section of the ``result.json`` of an earlier run, if the files that it lists are still there."""
     try:
         mesh = read_json(path, "")["mesh"]
-        return {"mesh": mesh} if all(Path(file).is_file() for file in mesh["files"].values()) else {}
+        return {"mesh": mesh} if all(is_file(file) for file in mesh["files"].values()) else {}
     except (UserError, KeyError, TypeError, AttributeError):
         return {}
 

@@ -54,18 +54,23 @@ def check_memory(stages: Iterable[Stage], device: str) -> None:
             if need.bytes > there:
                 given = " ".join(as_typed(flag, stage.config.value(flag)) for flag in need.flags)
                 raise UserError(
-                    f"{given}: {need.what} would take {need.bytes / GIB:.3g} GiB at least, and {where} has {there / GIB:.3g}; "
+                    f"{given}: {need.what} would take {_gib(need.bytes)} GiB at least, and {where} has {_gib(there)}; "
                     f"lower {'one of them' if len(need.flags) > 1 else 'it'}"
                 )
+
+
+def _gib(size: float) -> str:
+    """So many bytes in GiB, without an exponent."""
+    return f"{size / GIB:,.0f}" if size >= 100 * GIB else f"{size / GIB:.3g}"
 
 
 def needs(stage: Stage) -> list[Need]:
     """What the options of a stage take at least, part by part."""
     config, kind = stage.config, stage.kind
     found = [_field(config)]
-    if kind.triangles:
+    if kind.triangles and not config.painted:
         found.append(Need("the tetrahedral grid", ("tet_grid_size",), TET_GRID * config.dmtet.tet_grid_size**3))
-    elif config.render.cuda_ray:
+    elif not kind.triangles and config.render.cuda_ray:
         cascades = max(1, 1 + math.ceil(math.log2(config.field.bound)))
         cells = cascades * config.render.grid_size**3
         found.append(Need("the occupancy grid", ("grid_size", "bound"), FLOAT * cells))

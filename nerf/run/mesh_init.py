@@ -15,28 +15,27 @@ from torch import Tensor
 from torch.nn import functional
 
 from nerf.config.config import Config
+from nerf.config.limits import MESH_SUFFIXES
 from nerf.config.resolve import StoredStart, start_from_run
 from nerf.config.stages import NERF, STAGE_KINDS
 from nerf.core.cameras import project
 from nerf.core.errors import ExportError, UserError
 from nerf.core.progress import track
 from nerf.core.structs import LevelSet
-from nerf.data.posed_images import Photographs
+from nerf.data.posed_images import Photographs, silhouette
 from nerf.mesh import sdf
 from nerf.mesh.level_set_grid import SMOOTH_CLIP, LevelSetGrid, quantity, sample_level_set, smoothed, why_empty
 from nerf.mesh.mesh import MIN_PART, transformed
-from nerf.mesh.placement import placement
 from nerf.render.dmtet import DMTetPath
 from nerf.renderer import NeRFRenderer
 from nerf.run import checkpoint, checkpoint_checks, stable_dreamfusion
+from nerf.run.mesh_file import begin_painting, begin_with_colors, matrix_to_box
 from nerf.run.workspace import CONFIG_FILE, stored_config
 
 Kind = Literal["checkpoint", "stable-dreamfusion", "mesh"]
 
 MARGIN = 0.08  # space between the object and the wall of the grid, as a fraction of the object's longest side
 LEAST_MARGIN = 1e-3  # of the bound, for an object of almost no size
-FITTED_EXTENT = 0.8  # of the bound: how far a mesh that had to be fitted into the box extends towards the wall
-SMALLEST_EXTENT = 0.25  # of the bound: a smaller mesh is fitted into the box
 _CAVITY_DEPTH = 1e-3  # of the implicit function: least depth inside the surface of a cavity that is filled
 _LEAST_SLOPE = 1e-6  # of the implicit function per cell
 
@@ -75,7 +74,7 @@ def find_source(config: Config) -> InitSource | None:
         raise UserError(f"--init_with {given}: no such file or folder")
     kinds: dict[str, Kind] = {".safetensors": "checkpoint"}
     kinds |= {suffix: "stable-dreamfusion" for suffix in checkpoint.PICKLE_SUFFIXES}
-    kinds |= {suffix: "mesh" for suffix in sdf.SUFFIXES}
+    kinds |= {suffix: "mesh" for suffix in MESH_SUFFIXES}
     kind = kinds.get(path.suffix.lower())
     if kind is None:
         raise UserError(f"--init_with {given}: expected a workspace or a file that ends in {', '.join(kinds)}")
@@ -129,6 +128,8 @@ def initialize_mesh(model: NeRFRenderer, config: Config, photos: Photographs | N
 
 def _initialize(model: NeRFRenderer, config: Config, photos: Photographs | None) -> tuple[str, np.ndarray | None]:
     """:func:`initialize_mesh` without the check that a surface is left."""
+    if config.painted:
+        return begin_painting(model, config, photos)
     source, transform = find_source(config), None
     if source is None and photos is not None and silhouette(photos, 0) is not None:
         return _init_from_silhouettes(model, photos), None
@@ -152,6 +153,8 @@ def _initialize(model: NeRFRenderer, config: Config, photos: Photographs | None)
         state = tensors["model"] | {name: value for name, value in tensors["ema"].items() if name != "updates"}
         kind = STAGE_KINDS.get(str(meta.get("stage")))
         if kind is not None and kind.triangles:
+            if "path.source_vertices" in state:
+                raise UserError(f"--init_with {path}: that workspace paints a mesh file; give its mesh/mesh.glb")
             checkpoint_checks.load_module(model, state, path)
             return f"the mesh is initialised from the mesh of {path}", transform
         checkpoint_checks.require_stage(meta, NERF.name, path)
@@ -206,17 +209,9 @@ def _init_from_mesh(
 
     With photographs the mesh must lie where the export would write it.
     """
-    mesh, transform = sdf.load_mesh(path), None
-    if photos is not None:
-        mesh = transformed(mesh, np.linalg.inv(placement(np.asarray(photos.transform), config.output.export_frame)))
-    extent = float(np.abs(mesh.bounds).max())
-    if photos is not None and extent > model.bound:
-        raise UserError(
-            f"--init_with {path}: in the box of the photographs the mesh reaches {extent:.3g} from the middle, and the box "
-            f"ends at {model.bound:g}; it must lie where this run would export it, try --export_frame source"
-        )
-    if photos is None and not SMALLEST_EXTENT * model.bound <= extent <= model.bound:
-        mesh, transform = sdf.fit(mesh, FITTED_EXTENT * model.bound)
+    mesh = sdf.load_mesh(path)
+    to_box, transform = matrix_to_box(mesh.vertices, path, model.bound, config, photos)
+    mesh = transformed(mesh, to_box)
     low, high = mesh.bounds
     grid = _mesh_path(model)
     points = grid.start(*_box_around(low, high, model.bound))
@@ -225,8 +220,9 @@ def _init_from_mesh(
     except UserError as error:
         raise UserError(f"--init_with {path}: {error}") from None
     grid.set_distance(torch.from_numpy(distance).to(points))
-    fitted = "" if transform is None else ", fitted into the box; the export undoes that"
-    return f"the mesh is initialised from {path} ({len(mesh.faces):,} triangles{fitted})", transform
+    fitted = "" if transform is None else ", turned or fitted into the box; the export undoes that"
+    line = f"the mesh is initialised from {path} ({len(mesh.faces):,} triangles{fitted})"
+    return line + begin_with_colors(model, config, path, to_box), transform
 
 
 def _init_from_silhouettes(model: NeRFRenderer, photos: Photographs) -> str:
@@ -243,14 +239,6 @@ def _init_from_silhouettes(model: NeRFRenderer, photos: Photographs) -> str:
         box = _box_around(low, high, model.bound)
     path.set_distance(distance)
     return f"the mesh is initialised from the visual hull of {len(photos)} silhouettes"
-
-
-def silhouette(photos: Photographs, i: int) -> Tensor | None:
-    """The pixels of photograph ``i`` that show the object, bool [H, W]; None if it has neither alpha nor a mask."""
-    alpha, valid = photos.alpha(i), photos.valid_mask(i)
-    if alpha is None:
-        return valid
-    return alpha > 0.5 if valid is None else (alpha > 0.5) & valid
 
 
 def visual_hull(photos: Photographs, points: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import profiler
 
 from nerf.config.limits import PROFILE_WARMUP
+from nerf.core.words import counted
 from nerf.run.distributed import is_main
 
 log = logging.getLogger("somnia.profile")
@@ -41,7 +42,8 @@ def profiled(path: str | Path, steps: int) -> Iterator[Callable[[], object]]:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         trace.export_chrome_trace(str(path))
-        log.info("wrote %s, a trace of %d steps for chrome://tracing or Perfetto", path, min(taken - PROFILE_WARMUP, steps))
+        recorded = counted(min(taken - PROFILE_WARMUP, steps), "step")
+        log.info("wrote %s, a trace of %s for chrome://tracing or Perfetto", path, recorded)
 
     activities = [profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
@@ -51,8 +53,8 @@ def profiled(path: str | Path, steps: int) -> Iterator[Callable[[], object]]:
         yield step
     if taken <= PROFILE_WARMUP:
         log.warning(
-            "--profile %d recorded nothing: %d steps ran, and the first %d only warm up; give more --iters",
+            "--profile %d recorded nothing: %s ran, and the first %d only warm up; train more steps",
             steps,
-            taken,
+            counted(taken, "step"),
             PROFILE_WARMUP,
         )

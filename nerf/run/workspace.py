@@ -12,13 +12,26 @@ import msgspec
 from nerf.config.config import WAY_OUT, Config, from_json, to_json
 from nerf.config.groups import CKPT_WORDS, STAGES
 from nerf.config.resolve import RunPlan, StoredRun, StoredStart, start_from_run
-from nerf.config.stages import FIRST
+from nerf.config.stages import FIRST, STAGE_KINDS
 from nerf.core.errors import UserError
 from nerf.core.files import as_shape, read_json, remove_unfinished, write_atomically, write_json
 from nerf.run import checkpoint
 from nerf.run.distributed import is_main
 
 CONFIG_FILE = "config.json"
+# What a run writes to in its workspace: nothing else may have these names.
+FILES = (CONFIG_FILE, "log_df.txt", "metrics.jsonl", "result.json")
+FOLDERS = (
+    "checkpoints",
+    "checkpoints/replaced",
+    "checkpoints/.replacing",
+    "validation",
+    "results",
+    "mesh",
+    "run",
+    "profile",
+    "guidance",
+)
 STAGES_FILE = "stages.json"  # of a run that starts over: the stages that it begins anew
 
 
@@ -66,7 +79,10 @@ def checkpoint_start(asked: Config) -> StoredStart | None:
     stage = checkpoint.stage_of(path) or FIRST.name
     stored = stored_config(folder)
     start = start_from_run(stored, stage, own=False)
-    return replace(start, required={**start.required, "optim": stored.optim.optim}, flag="--ckpt")  # its state is resumed
+    resumed = ["optim"]  # the state is resumed, with that of the occupancy grid where there is one
+    if not STAGE_KINDS[stage].triangles:
+        resumed += ["cuda_ray", "grid_size"] if stored.render.cuda_ray else ["cuda_ray"]
+    return replace(start, required={**start.required, **{flag: stored.value(flag) for flag in resumed}}, flag="--ckpt")
 
 
 def stored_config(folder: str | Path) -> Config:
@@ -82,7 +98,11 @@ def stored_run(folder: str | Path) -> tuple[Config, str | None]:
     """
     path = Path(folder) / CONFIG_FILE
     stored = read_json(path, WAY_OUT)
-    return from_json(stored), as_shape(stored, path, WAY_OUT, _Pictures).images
+    try:
+        config = from_json(stored)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return config, as_shape(stored, path, WAY_OUT, _Pictures).images
 
 
 def check_writable(folder: str | Path) -> None:
@@ -99,6 +119,26 @@ def check_writable(folder: str | Path) -> None:
         raise UserError(
             f"--workspace {folder} cannot be written to (no permission for {existing}); choose a folder of your own"
         )
+    for name in (*FILES, *FOLDERS):
+        _check_name(path / name, f"--workspace {folder} cannot be written to: {name} in it", name in FOLDERS)
+
+
+def _check_name(path: Path, what: str, folder: bool) -> None:
+    """Refuse a name that is taken by something else, now and not at the end of the training.
+
+    Args:
+        path: of a file or folder that a run writes to; it may be missing.
+        what: it, as the message begins.
+        folder: it must be a folder, and else a file.
+    """
+    if not os.path.lexists(path):
+        return
+    right = path.is_dir() if folder else path.is_file()
+    if not right:
+        kind = "folder" if folder else "file"
+        raise UserError(f"{what} is no {kind}; move it away, or choose another --workspace")
+    if not os.access(path, os.W_OK | os.X_OK if folder else os.W_OK):
+        raise UserError(f"{what} may not be written to; change its permissions, or choose another --workspace")
 
 
 def open_workspace(plan: RunPlan[Any]) -> None:

@@ -21,7 +21,7 @@ def test_a_record_comes_back_with_all_its_figures(tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 3}', '{"a": {"prompt": 3}}', '{"a": {}}'])
 def test_a_damaged_record_is_one_sentence(tmp_path, text):
     (tmp_path / "record.json").write_text(text)
-    with pytest.raises(UserError, match="record.json.*give --again to measure all of them anew"):
+    with pytest.raises(UserError, match="record.json.*delete it to measure all of them anew"):
         read_record(tmp_path / "record.json")
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import string
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,6 +68,39 @@ def put_into_cache(cache, hub_id, source, without=None):
     if without:
         (folder / without).unlink()
     return folder
+
+
+def pretend_hub(monkeypatch, files, folder):
+    """A hub whose repositories hold some files, and whose downloads are one folder.
+
+    Args:
+        monkeypatch: of pytest.
+        files: their names, or a function of the repository's name.
+        folder: what every download returns.
+
+    Returns:
+        The downloads that are asked for, as they come: (name, revision, patterns).
+    """
+    import huggingface_hub
+
+    asked = []
+
+    class Hub:
+        """What stands for the client of the hub."""
+
+        def model_info(self, name, revision=None, files_metadata=False, timeout=None):
+            names = files(name) if callable(files) else files
+            return SimpleNamespace(
+                sha=revision, siblings=[SimpleNamespace(rfilename=name, size=1, blob_id="", lfs=None) for name in names]
+            )
+
+    def download(name, revision=None, allow_patterns=None):
+        asked.append((name, revision, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return asked
 
 
 def write_tokenizer(folder: Path) -> int:

@@ -112,6 +112,12 @@ def test_exported_files_name_every_model_and_its_licence(run, keys, sd_folder, c
     words = ["--text", "a", "--guidance", "SD", "clip", *map(str, keys["SD"]), *map(str, keys["clip"])]
     notes = guidance.notes(guidance.choose_weights(parse(words)))
     assert notes["guidance"] == "Stable Diffusion, CLIP" and notes["licence of the weights"].count(":") == 2
+    assert notes["copyright"].startswith("Made with the weights of Stable Diffusion (licence: unknown; see")
+
+
+def test_the_result_names_the_weights_and_their_licence(run, keys):
+    code, result, _, _ = run("--guidance", "clip", *keys["clip"])
+    assert code == 0 and result["weights"]["guidance"] == "CLIP" and "unknown" in result["weights"]["licence of the weights"]
 
 
 @pytest.mark.parametrize(

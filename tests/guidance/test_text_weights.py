@@ -1,13 +1,12 @@
 """Which weights SDXL, DeepFloyd IF and CLIP use: keys, the cache, the network, and errors in one sentence."""
 
-import huggingface_hub.constants
 import pytest
 
 from guidance import folders, text_weights
 from guidance.text_weights import LAYOUTS, MODELS, fetch, keys, resolve
 from nerf.config.config import parse
 from nerf.core.errors import UserError
-from tests.guidance.conftest import put_into_cache
+from tests.guidance.conftest import pretend_hub, put_into_cache
 
 FOLDERS = {"IF": "if_folder", "SDXL": "sdxl_folder", "clip": "clip_folder"}
 
@@ -85,20 +84,16 @@ def test_a_folder_of_another_model_is_refused_by_name(sd_folder, clip_folder, if
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_download_asks_for_the_parts_that_are_used(monkeypatch, request, name):
-    folder, asked = request.getfixturevalue(FOLDERS[name]), []
-    files = folders.files_of(folder)
-    monkeypatch.setattr(
-        huggingface_hub, "list_repo_files", lambda repo, revision=None: [*files, "extra.bin", "notes/readme.md"]
-    )
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda repo, revision, allow_patterns: asked.extend(allow_patterns) or str(folder)
-    )
+    folder = request.getfixturevalue(FOLDERS[name])
+    asked = pretend_hub(monkeypatch, [*folders.files_of(folder), "extra.bin", "notes/readme.md"], folder)
     assert fetch(resolve(config("--hf_keys", f"{name}=a/b@v2"), name)) == folder
-    assert "extra.bin" not in asked and any(pattern.endswith(".safetensors") for pattern in asked)
+    ((hub_id, revision, patterns),) = asked
+    assert (hub_id, revision) == ("a/b", "v2") and "extra.bin" not in patterns
+    assert any(pattern.endswith(".safetensors") for pattern in patterns)
 
 
-def test_a_repository_of_another_model_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo, revision=None: ["README.md"])
+def test_a_repository_of_another_model_is_one_sentence(monkeypatch, tmp_path):
+    pretend_hub(monkeypatch, ["README.md"], tmp_path)
     with pytest.raises(UserError, match="a/b: the repository lacks config.json.*or give --hf_keys clip=FOLDER"):
         fetch(resolve(config("--hf_keys", "clip=a/b"), "clip"))
 

@@ -15,7 +15,7 @@ from guidance.diffusion import loader
 from guidance.folders import missing_part, weight_file
 from guidance.weights import MODELS, OFFLINE_VARIABLES, fetch, resolve
 from nerf.core.errors import UserError
-from tests.guidance.conftest import put_into_cache
+from tests.guidance.conftest import pretend_hub, put_into_cache
 
 
 @pytest.fixture(autouse=True)
@@ -198,31 +198,24 @@ def test_old_repositories_fall_back_to_their_pickled_files(layout):
 
 
 def test_download_tries_the_next_mirror_and_fetches_only_what_is_used(monkeypatch, sd_folder, layout):
-    asked = []
-
-    def listing(name, revision=None):
+    def listing(name):
         if name == MODELS["1.5"].hub_ids[0]:
             raise OSError("the repository is gone")
         return [*layout["files"]["1.5"], "safety_checker/model.safetensors", "v1-5-pruned.ckpt"]
 
-    def snapshot(name, revision=None, allow_patterns=None):
-        asked.append((name, allow_patterns))
-        return str(sd_folder)
-
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", listing)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    asked = pretend_hub(monkeypatch, listing, sd_folder)
     assert fetch(resolve("1.5")) == sd_folder
-    (_, configs), (name, patterns) = asked  # configs first, so that unfit weights are never downloaded
+    (_, _, configs), (name, _, patterns) = asked  # configs first, so that unfit weights are never downloaded
     assert set(configs) == {"unet/config.json", "vae/config.json", "text_encoder/config.json"}
     assert name == MODELS["1.5"].hub_ids[1] and "unet/diffusion_pytorch_model.fp16.safetensors" in patterns
     assert not any("safety" in p or p.endswith((".bin", ".ckpt")) for p in patterns)
 
 
-def test_no_reachable_mirror_is_one_sentence(monkeypatch):
-    def unreachable(name, revision=None):
+def test_no_reachable_mirror_is_one_sentence(monkeypatch, tmp_path):
+    def unreachable(name):
         raise ConnectionError("no route to host\nmore detail")
 
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
+    pretend_hub(monkeypatch, unreachable, tmp_path)
     with pytest.raises(UserError, match="no route to host") as error:
         fetch(resolve("2.1"))
     assert "\n" not in str(error.value) and all(m in str(error.value) for m in MODELS["2.1"].hub_ids)
@@ -245,7 +238,7 @@ def test_an_unknown_version_is_refused():
 
 
 def test_resolving_uses_no_network(monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", None)
+    monkeypatch.setattr(huggingface_hub, "HfApi", None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     assert weights.resolve("auto", text="a red car").kind == "embedded"
 
@@ -276,16 +269,9 @@ def test_of_two_precisions_in_shards_only_the_half_is_downloaded(monkeypatch, sd
     shards = [f"{stem}{kind}-{i:05d}-of-00002.safetensors" for kind in ("", ".fp16") for i in (1, 2)]
     indices = [f"{stem}.safetensors.index.json", f"{stem}.safetensors.index.fp16.json"]
     files = [f for f in layout["files"]["1.5"] if not f.startswith(stem)] + shards + indices
-    asked = []
-
-    def snapshot(name, revision=None, allow_patterns=None):
-        asked.append(allow_patterns)
-        return str(sd_folder)
-
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: files)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    asked = pretend_hub(monkeypatch, files, sd_folder)
     fetch(resolve("1.5"))
-    assert {p for p in asked[1] if p.startswith(stem)} == {indices[1], *shards[2:]}
+    assert {p for p in asked[1][2] if p.startswith(stem)} == {indices[1], *shards[2:]}
 
 
 def change(folder, part, **values):
@@ -310,14 +296,10 @@ def test_a_unet_that_wants_more_than_a_prompt_is_refused_before_it_is_loaded_or_
     change(broken_folder, "unet", **values)
     with pytest.raises(UserError, match=words):
         resolve(hf_key=str(broken_folder))
-    asked = []
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: layout["files"]["1.5"])
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, **how: asked.append(how["allow_patterns"]) or str(broken_folder)
-    )
+    asked = pretend_hub(monkeypatch, layout["files"]["1.5"], broken_folder)
     with pytest.raises(UserError, match=words):
         fetch(resolve(hf_key="someone/something"))
-    assert asked == [list(weights.CONFIGS)]
+    assert [patterns for *_, patterns in asked] == [list(weights.CONFIGS)]
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-1", "true", "1e9", '"7"'])
@@ -332,3 +314,32 @@ def test_a_guidance_scale_that_is_no_number_is_refused(prior_folder, tmp_path, v
 def test_a_home_of_nobody_is_one_sentence():
     with pytest.raises(UserError, match="~nobody-of-this-name/x is not a folder"):
         resolve(hf_key="~nobody-of-this-name/x")
+
+
+# ---- licences ----
+
+
+def test_the_licence_of_a_hub_id_or_a_folder_of_the_cache_is_that_of_the_table(new_machine, sd_folder):
+    model = MODELS["1.5"]
+    folder = put_into_cache(new_machine, model.withdrawn[0], sd_folder)
+    for key in (model.withdrawn[0], str(folder), f"{model.hub_ids[1]}@fp16"):
+        found = resolve(hf_key=key)
+        assert (found.title, found.licence) == ("Stable Diffusion 1.5", "CreativeML Open RAIL-M")
+    assert resolve("1.5").title == "Stable Diffusion 1.5"
+
+
+def test_the_licence_of_other_weights_is_said_to_be_unknown_and_that_of_the_embedded_prior_is_ours(new_machine, sd_folder):
+    put_into_cache(new_machine, "someone/some-model", sd_folder)
+    for key in ("someone/some-model", str(sd_folder), "someone/other"):
+        assert resolve(hf_key=key).licence == "unknown; see where the weights came from"
+    assert resolve("embedded", text="a red car").licence == "Apache-2.0"
+
+
+def test_every_table_gives_each_model_a_licence():
+    from guidance import text_weights, zero123_weights
+
+    for table in (MODELS, text_weights.MODELS, zero123_weights.MODELS):
+        assert all(model.licence for model in table.values())
+    licences = {name: model.licence for name, model in {**text_weights.MODELS, **zero123_weights.MODELS}.items()}
+    assert licences["clip"] == "MIT" and "DeepFloyd IF" in licences["IF"] and "RAIL++-M" in licences["SDXL"]
+    assert "Non-Commercial" in licences["stable-zero123"] and licences["zero123-xl"] == "MIT"

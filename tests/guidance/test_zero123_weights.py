@@ -14,7 +14,7 @@ from guidance.zero123_weights import MODELS, kind_of
 from nerf.config.config import parse
 from nerf.core.errors import UserError
 from tests.guidance.camera_models import picture, write_zero123_folder
-from tests.guidance.conftest import put_into_cache
+from tests.guidance.conftest import pretend_hub, put_into_cache
 
 pytestmark = pytest.mark.usefixtures("no_weights")
 
@@ -110,20 +110,15 @@ def test_online_a_name_is_downloaded_from_its_mirrors(monkeypatch):
 
 
 def test_only_what_is_used_is_downloaded(monkeypatch, tmp_path):
-    import huggingface_hub
-
     from tests.guidance.camera_models import FOLDERS
 
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    asked = {}
     files = FOLDERS["zero123 (b)"]["files"]
-    monkeypatch.setattr(
-        huggingface_hub, "list_repo_files", lambda *_, **__: [*files, "unet/diffusion_pytorch_model.safetensors"]
-    )
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **how: asked.update(how, name=name) or str(tmp_path))
+    asked = pretend_hub(monkeypatch, [*files, "unet/diffusion_pytorch_model.safetensors"], tmp_path)
     assert zero123_weights.fetch(zero123(zero123="kxic/zero123-xl@abc")) == tmp_path
-    assert asked["name"] == "kxic/zero123-xl" and asked["revision"] == "abc"
-    wanted = [pattern for pattern in asked["allow_patterns"] if "*" not in pattern]
+    ((name, revision, patterns),) = asked
+    assert (name, revision) == ("kxic/zero123-xl", "abc")
+    wanted = [pattern for pattern in patterns if "*" not in pattern]
     assert "unet/diffusion_pytorch_model.safetensors" in wanted and "cc_projection/diffusion_pytorch_model.bin" in wanted
     assert "unet/diffusion_pytorch_model.bin" not in wanted and not any("safety_checker" in pattern for pattern in wanted)
 

@@ -1,6 +1,7 @@
 """The set-up of a fresh machine: what it installs is what pyproject.toml says, and an unsuitable Python gets a message."""
 
 import subprocess
+import tomllib
 
 import pytest
 
@@ -22,6 +23,14 @@ def test_everything_that_is_installed_has_a_tested_version(setup_venv):
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = names(line for line in lines if not line.startswith("#"))
     assert names(setup_venv.requirements()) <= pinned
+
+
+def test_every_extra_of_the_program_is_installed_so_that_no_test_is_skipped(setup_venv):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = {name for line in extras["all"] for name in line.partition("[")[2].rstrip("]").split(",")}
+    assert {"matting", "guidance"} <= wanted <= set(setup_venv.EXTRAS)
+    assert "onnxruntime" in names(setup_venv.requirements())
 
 
 @pytest.mark.parametrize("version", [(3, 10, 4), (3, 14, 0)])

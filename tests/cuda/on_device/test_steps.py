@@ -45,7 +45,7 @@ PLAIN = {("PlainPath.render", "nonzero"): 1}  # the rays that hit the box: M, wh
 PLAIN_LOOK = {("Download.result", "event"): 1}  # once in CUDA_CHECK_INTERVAL steps: terms that were sent so many steps ago
 MESH = {
     ("counts", "tolist"): 2,  # sizes of the surface: tetrahedra, triangles and vertices; then edges, pairs and inner vertices
-    ("DMTetPath._rasterised", "nonzero"): 1,  # the pixels that are covered: M, the points where the field is asked
+    ("TrianglePath._rasterised", "nonzero"): 1,  # the pixels that are covered: M, the points where the field is asked
 }
 MESH_LOOK = {("Download.result", "event"): 1}  # as PLAIN_LOOK
 FIRST_MESH = {("TetGrid.to", "copy to the device"): 5}  # the grid

@@ -1,8 +1,11 @@
 """Codecs: round trips, sizes, and what is differentiable."""
 
+import pytest
 import torch
+from diffusers import AutoencoderKL
 
-from guidance.diffusion.codecs import PixelCodec, resized
+from guidance.diffusion.codecs import LatentCodec, PixelCodec, resized
+from nerf.core.errors import UserError
 from tests.guidance.models import image_of, stable_diffusion
 
 
@@ -30,3 +33,17 @@ def test_resizing_keeps_the_mean_of_an_image_and_an_image_of_that_size():
     image = image_of(1)
     assert resized(image, 64, 64) is image
     torch.testing.assert_close(resized(image, 16, 16).mean(), image.mean(), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("grid", [0, -8, 10**9, True, [8, 8], None])
+def test_a_side_that_latents_cannot_have_is_one_sentence(sd_folder, grid):
+    with pytest.raises(UserError, match=r"latents of .* pixels a side cannot be .sample_size"):
+        LatentCodec(AutoencoderKL.from_pretrained(sd_folder / "vae"), grid)
+
+
+@pytest.mark.parametrize("scale", [0, -0.18, float("nan"), float("inf"), "x", True, None])
+def test_a_scaling_factor_that_cannot_be_is_one_sentence(sd_folder, scale):
+    vae = AutoencoderKL.from_pretrained(sd_folder / "vae")
+    vae.register_to_config(scaling_factor=scale)
+    with pytest.raises(UserError, match=r"a scaling_factor of .* cannot be"):
+        LatentCodec(vae, 8)

@@ -1,5 +1,7 @@
 """Reading the parts of a diffusers folder: damaged files are refused by name, pickled code is not run."""
 
+import json
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -89,3 +91,22 @@ def test_a_damaged_part_is_one_sentence(broken_folder, file, content):
     (broken_folder / "unet" / file).write_bytes(content)
     with pytest.raises(UserError, match="unet cannot be read as UNet2DConditionModel"):
         load(broken_folder)
+
+
+def test_weights_that_hold_nan_are_refused_by_name(broken_folder):
+    from safetensors.torch import load_file, save_file
+
+    path = broken_folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["conv_out.weight"][0] = float("nan")
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(UserError, match=r"holds numbers that are not finite, in conv_out\.weight; restore"):
+        load(broken_folder)
+
+
+@pytest.mark.parametrize("change", [{"beta_start": 0.9, "beta_end": 0.1}, {"trained_betas": [1.0] * 1000}])
+def test_a_schedule_that_begins_with_noise_is_refused(broken_folder, change):
+    path = broken_folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match="gives noise levels that are no fractions"):
+        load_schedule(broken_folder, CPU)

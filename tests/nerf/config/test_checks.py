@@ -2,8 +2,10 @@
 
 import pytest
 
-from nerf.config.checks import IDLE
-from nerf.config.config import OPTIONS, parse
+from nerf.config.checks import IDLE, gpu_warnings
+from nerf.config.config import OPTIONS, parse, with_preset
+from nerf.config.distillation import METHODS
+from nerf.config.presets import PAINTED
 from nerf.config.resolve import StoredRun, resolve
 from nerf.core.errors import UserError
 
@@ -118,8 +120,79 @@ def test_guidance_flags_have_no_effect_on_photographs_alone():
     ]
 
 
-@pytest.mark.parametrize("idle", IDLE, ids=lambda idle: idle.why)
+EVERYTHING = (
+    "--save_mesh --stages nerf,dmtet --coarse_sdf_grids 1 --jitter_pose --progressive_view --save_guidance --cuda_ray "
+    "--image a_rgba.png"
+)
+RUNS = [  # what each flag has an effect in one of, and none in another
+    ["--data", "x"],
+    ["--data", "x", "--text", "a cone", "--perpneg"],
+    ["--text", "a cone", "--hf_key", "x", "--backbone", "vanilla"],
+    ["--text", "a cone", "--sd_version", "embedded"],
+    ["--text", "a cone", "--cuda_ray", "--dmtet"],
+    ["--text", "a cone", "--cuda_ray", "--guidance", "clip"],
+    ["--text", "a cone", "--guidance", "SD", "clip", "zero123", *EVERYTHING.split()],
+    *(["--text", "a cone", "--distillation", method] for method in METHODS),
+]
+
+
+@pytest.mark.parametrize("idle", IDLE, ids=lambda idle: f"{idle.flags[0]} {idle.why}")
 def test_flags_without_effect_exist_and_have_one_in_other_runs(idle):
-    everything = "--save_mesh --data x --stages nerf,dmtet --coarse_sdf_grids 1 --jitter_pose --progressive_view --perpneg"
-    words = "" if idle.why.startswith("with ") else f"{everything} --save_guidance --cuda_ray"
-    assert set(idle.flags) <= set(OPTIONS) and not idle.where(plan(*words.split()).config)
+    assert set(idle.flags) <= set(OPTIONS)
+    runs = [*map(parse, RUNS), with_preset(parse(["--text", "a cone", "--dmtet"]), PAINTED)]
+    assert {idle.where(config) for config in runs} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("words", "warning"),
+    [
+        ("--known_view_scale 2 --lambda_depth 3", "--known_view_scale, --lambda_depth have no effect without --image"),
+        ("--lambda_rgb 3", "--lambda_rgb has no effect without --image or --data"),
+        (
+            "--coarse_sdf_grids 2 --tet_grid_size 16 --lambda_mesh_sign 1",
+            "--coarse_sdf_grids, --tet_grid_size, --lambda_mesh_sign have no effect without a mesh stage (--dmtet, or --stages "
+            "nerf,dmtet)",
+        ),
+        ("--lora_rank 2", "--lora_rank has no effect without --distillation vsd"),
+        ("--distillation ism --sdi_eta 0.1", "--sdi_eta has no effect without --distillation sdi"),
+        ("--clip_crops 2", "--clip_crops has no effect without clip in --guidance"),
+        ("--zero123_grad_scale None", "--zero123_grad_scale has no effect without zero123 in --guidance"),
+        ("--hf_keys clip=x SDXL_vae=y SD=z", "--hf_keys clip=x has no effect without clip in --guidance"),
+        ("--hf_keys clip=x SDXL_vae=y SD=z", "--hf_keys SDXL_vae=y has no effect without SDXL in --guidance"),
+        ("--guidance IF --sd_version 2.1", "--sd_version has no effect without SD in --guidance"),
+        ("--hf_key x --sd_version 2.1", "--sd_version has no effect with --hf_key"),
+        ("--guidance clip --t_range 0 1", "--t_range has no effect with --guidance clip, which adds no noise"),
+        (
+            "--sd_version embedded --angle_front 60",
+            "--angle_front has no effect with the embedded prior, which is given the camera and no words",
+        ),
+        ("--dmtet --max_steps 9", "--max_steps has no effect in the mesh stage"),
+        ("--eval_views 3", "--eval_views has no effect without --data"),
+    ],
+)
+def test_options_of_other_runs_get_a_warning(words, warning):
+    assert warning in warnings(*words.split())
+
+
+def test_cameras_and_shading_have_no_effect_on_photographs_alone():
+    found = warnings("--batch_size", "2", "--theta_range", "0", "90", "--albedo_rate", "1", text=["--data", "x"])
+    assert found == [
+        "--theta_range, --albedo_rate have no effect without a prompt (--text or --image)",
+        "--batch_size has no effect on photographs, of which a step takes --num_rays",
+    ]
+    assert warnings("--batch_size", "2", text=["--data", "x", "--dmtet"]) == []
+
+
+def test_a_registered_method_may_read_the_numbers_of_any_other():
+    assert warnings("--distillation", "mine", "--sdi_eta", "0.1") == []
+
+
+def test_the_flag_for_more_steps_is_that_of_the_stage():
+    (line,) = warnings("--dmtet", "--dmtet_iters", "2", "--profile", "2")
+    assert line.endswith("only warm up; give more --dmtet_iters")
+
+
+def test_what_needs_a_gpu_gets_a_warning_on_a_cpu():
+    asked = parse(["--fp16", "--tf32", "--text", "x"])
+    assert gpu_warnings(asked, "cpu") == ["warning: --fp16, --tf32 have no effect on cpu, only on a GPU"]
+    assert gpu_warnings(asked, "cuda:0") == gpu_warnings(parse(["-O", "--text", "x"]), "cpu") == []

@@ -447,3 +447,10 @@ ENTRY = {"value": 5, "source": "typed"}
 def test_stored_options_of_another_shape_are_refused(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         from_json(to_json(Config()) | changes)
+
+
+@pytest.mark.parametrize("flag", ["--ckpt", "--data", "--image", "--workspace", "--init_with"])
+@pytest.mark.parametrize("path", ["x" * 256, "é" * 128, "/".join(["y" * 200] * 30)], ids=["name", "bytes", "path"])
+def test_a_path_that_no_file_can_have_is_one_short_sentence(flag, path):
+    with pytest.raises(UserError, match=rf"^{flag} is longer than the name of a file can be, got '.{{80}}\.\.\.'$"):
+        parse([flag, path])

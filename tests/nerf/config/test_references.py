@@ -108,7 +108,7 @@ def test_a_wrong_csv_is_refused_by_line_and_column(pictures, text, sentence):
         ),
         ("--image a_rgba.png --ref_polars 181", "--ref_polars must be between 0 and 180 each, got 181"),
         ("--image a_rgba.png --zero123_ws 0", "--zero123_ws are all 0"),
-        ("--text x --ref_azimuths 0", "--ref_azimuths is the camera of --image, which is missing"),
+        ("--text x --ref_azimuths 0", "--ref_azimuths belongs to --image, which is missing"),
         ("--image a_rgba.png --data x", "--image and --data are two ways"),
         ("--image_config none.csv", "none.csv cannot be read: No such file"),
     ],

@@ -271,7 +271,7 @@ def test_options_of_the_start_override_presets_and_yield_to_what_is_typed():
     mesh = plan.stages[0].config
     assert (mesh.field.hidden, mesh.dmtet.tet_grid_size, mesh.field.bound) == (24, 16, 1.0)
     assert (mesh.output.mesh_threshold, mesh.output.mesh_smooth) == (5.0, 1.0)
-    with pytest.raises(UserError, match="--init_with x: its weights were made with --hidden 24, this run asks for 32"):
+    with pytest.raises(UserError, match="--init_with x: its weights were made with --hidden 24, this run asks for --hidden 32"):
         resolve(parse([*words, "--hidden", "32"]), StoredRun(start=start))
 
 
@@ -320,3 +320,10 @@ def test_a_preset_for_another_network_than_that_of_the_workspace_is_refused():
 def test_showing_and_starting_over_contradict_each_other():
     with pytest.raises(UserError, match="--ckpt scratch starts over, and --test"):
         resolve(parse(["--test", "--ckpt", "scratch"]), stored())
+
+
+def test_the_log_lists_what_a_stage_takes_from_its_presets_and_from_other_options():
+    lines = resolve(parse(["--data", "x", "--dmtet", "--w", "64", "--dmtet_reso_scale", "2"]), StoredRun()).lines
+    (line,) = [line for line in lines if line.startswith("stage dmtet")]
+    assert line.startswith("stage dmtet (the mesh stage, the mesh stage of --data): --t_range 0.02 0.5 ")
+    assert " --w 128 --h 512 --iters 400 " in line and "--ckpt" not in line and not any("stage nerf" in one for one in lines)

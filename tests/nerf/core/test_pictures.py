@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from nerf.core.errors import UserError
-from nerf.core.pictures import FORMATS, MAX_PIXELS, is_picture, nonzero, open_picture
+from nerf.core.pictures import FORMATS, MAX_PIXELS, as_mode, is_picture, nonzero, open_picture
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n"
 
@@ -100,3 +100,15 @@ def test_a_lossy_mask_is_valid_where_it_is_nearer_to_white(tmp_path):
     with open_picture(tmp_path / "m.jpg", "mask", "") as opened:
         assert (np.asarray(opened) > 0).sum() > valid.sum()  # black is not quite black
         np.testing.assert_array_equal(nonzero(opened), valid)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [np.full((4, 4), 0.5, np.float32), np.full((4, 4), np.nan, np.float32), np.full((4, 4), 2**20, np.int32)],
+    ids=["float", "nan", "int32"],
+)
+def test_a_picture_whose_white_is_not_known_is_refused_and_not_black(tmp_path, levels):
+    Image.fromarray(levels).save(tmp_path / "a.png", "TIFF")
+    with pytest.raises(UserError, match="its levels are .* pictures of 8 or 16 bits are read; give another"):
+        with open_picture(tmp_path / "a.png", "photograph a.png", "give another") as image:
+            as_mode(image, "RGB")

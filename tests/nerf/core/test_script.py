@@ -2,15 +2,18 @@
 
 import ast
 import logging
+import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from nerf.core import script
-from nerf.core.errors import UserError
+from nerf.core.errors import DivergenceError, UserError
 from nerf.core.ranges import between
 from nerf.core.script import Parser
 
@@ -83,6 +86,7 @@ def test_programs_are_found():
         (UserError("gpu.json is damaged\x1b[2J"), 2, "measure.py: gpu.json is damaged\\x1b[2J\n"),
         (PermissionError(13, "Permission denied", "gpu.json"), 2, "measure.py: gpu.json: Permission denied\n"),
         (KeyboardInterrupt(), 130, ""),
+        (DivergenceError("the loss is NaN"), 1, "measure.py: the loss is NaN\n"),
     ],
 )
 def test_an_error_of_a_script_is_one_sentence(capsys, monkeypatch, error, code, said):
@@ -115,3 +119,38 @@ def test_programs_refuse_what_cannot_work(program, sentence):
     done = subprocess.run([sys.executable, *program.split()], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith(sentence), done.stderr
     assert re.fullmatch("[^\n]+\n", done.stderr)
+
+
+def test_an_exception_that_nobody_foresaw_is_one_sentence_of_a_script_too(capsys, monkeypatch, tmp_path):
+    def main():
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(sys, "argv", ["scripts/measure.py"])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert script.run(main) == 1
+    (path,) = tmp_path.iterdir()
+    said = capsys.readouterr().err
+    assert said.startswith("measure.py: an error that was not foreseen (two lines); ") and str(path) in said
+    assert said.count("\n") == 1 and "in main" in path.read_text()
+
+
+@pytest.mark.parametrize("path", [path for path in PROGRAMS if "__main__" in path.read_text(encoding="utf-8")], ids=str)
+def test_every_program_ends_in_sentences(path):
+    own = ("gpu_check", "doctor")  # they report what is wrong with the machine themselves
+    assert re.search(r"run\((main|lambda)", path.read_text(encoding="utf-8")) or path.stem in own
+
+
+@pytest.mark.parametrize(
+    "program", ["main.py", "preprocess_image.py", "scripts/mesh_report.py", "scripts/guidance_2d.py", "scripts/soak.py"]
+)
+def test_an_interrupt_while_a_program_imports_is_no_traceback(tmp_path, program):
+    (tmp_path / "sitecustomize.py").write_text(  # as if Ctrl-C came in the middle of an import of the program
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('nerf.core.errors', 'nerf.core.ranges'): raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    done = subprocess.run([sys.executable, program, "--help"], cwd=ROOT, capture_output=True, text=True, check=False,
+                          env=os.environ | {"PYTHONPATH": str(tmp_path)})  # fmt: skip
+    assert done.returncode in (-signal.SIGINT, 130) and done.stderr == ""

@@ -5,7 +5,7 @@ import string
 import pytest
 
 from nerf.core.errors import UserError
-from nerf.core.words import expected_words, near, number, whole_number
+from nerf.core.words import counted, expected_words, near, number, whole_number
 
 KNOWN = ["--iters", "--text", "--help", "--mcubes_resolution", "--w", "--h", "--grid_size"]
 
@@ -58,3 +58,8 @@ def test_whole_numbers(word, value):
 def test_what_is_no_number_is_refused(read, word):
     with pytest.raises(UserError, match="must be a .*number, got"):
         read(word)
+
+
+def test_what_is_counted_is_singular_or_plural():
+    assert [counted(n, "photograph") for n in (0, 1, 2)] == ["0 photographs", "1 photograph", "2 photographs"]
+    assert [counted(n, "mask is", "masks are") for n in (1, 2)] == ["1 mask is", "2 masks are"]

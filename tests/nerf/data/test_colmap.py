@@ -185,12 +185,12 @@ def test_a_binary_camera_of_another_model_is_refused(tmp_path):
 @pytest.mark.parametrize("file, old, new, words", [
     ("cameras.txt", "PINHOLE 62 46 50.0 55.0", "PINHOLE 62 46 55.0", "line 2: PINHOLE has 4 parameters, got 3"),
     ("cameras.txt", "50.0", "-50.0", "line 2: width, height and focal lengths must be positive, got 62, 46, -50, 55"),
-    ("cameras.txt", "62 46", "wide 46", "line 2: expected finite numbers, got 7 wide 46"),
+    ("cameras.txt", "62 46", "wide 46", "line 2: expected finite numbers, got wide 46"),
     ("cameras.txt", "7 PINHOLE", "8 PINHOLE", "photograph 00.png has camera 7, which is not described there"),
     ("cameras.txt", "7 PINHOLE 62 46 50.0 55.0 31.0 23.0", "7 PINHOLE", "line 2: expected CAMERA_ID MODEL WIDTH HEIGHT"),
     ("images.txt", "1 ", "1 5", "line 2: the pose must be a unit quaternion"),
     ("images.txt", " 7 00.png", "", "line 2: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME"),
-    ("images.txt", " 7 00.png", " nan 00.png", "line 2: expected finite numbers, got .* nan"),
+    ("images.txt", " 7 00.png", " nan 00.png", "line 2: the number of a camera must be a whole number, got nan"),
     ("points3D.txt", "0.2", "inf", "line 2: expected finite numbers, got 0.1 inf 0.3"),
     ("points3D.txt", "0 0.1 0.2 0.3 9 9 9 0.5 1 2 3 4", "0 0.1", "line 2: expected POINT3D_ID X Y Z"),
 ])  # fmt: skip
@@ -221,7 +221,7 @@ def test_a_text_file_that_holds_bytes_is_refused(tmp_path):
 def test_a_model_none_of_whose_photographs_exists_is_refused(tmp_path):
     for path in (write_text(tmp_path) / "images").iterdir():
         path.unlink()
-    refuse(tmp_path, "none of its 4 photographs exists; the first should be .*images/00.png")
+    refuse(tmp_path, "none of the photographs that it lists .4. exists; the first should be .*images/00.png")
 
 
 def test_a_model_without_photographs_is_refused(tmp_path):
@@ -275,3 +275,45 @@ def test_masks_that_belong_to_no_photograph_are_a_warning(tmp_path, caplog):
     (tmp_path / "masks" / "mask_00.png").touch()
     read_folder(tmp_path, 0)
     assert "masks: 4 of 4 photographs have no mask there, first 00.png" in caplog.text
+
+
+def test_photographs_without_their_line_of_features_are_refused(tmp_path):
+    write_text(tmp_path)
+    path = tmp_path / "sparse" / "0" / "images.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line for line in lines if line.startswith("#") or len(line.split()) == 10) + "\n")
+    with pytest.raises(UserError, match="images.txt, line 3: expected the features .* every photograph has two lines"):
+        read_folder(tmp_path, 0)
+
+
+@pytest.mark.parametrize("file", ["cameras.bin", "images.bin", "points3D.bin"])
+def test_a_binary_file_with_more_than_it_counts_is_refused(tmp_path, file):
+    path = write_binary(tmp_path) / "sparse" / "0" / file
+    path.write_bytes(path.read_bytes() + b"\0" * 5)
+    with pytest.raises(UserError, match=f"{file} has 5 bytes behind the last"):
+        read_folder(tmp_path, 0)
+
+
+def test_a_count_of_fewer_photographs_than_there_are_is_refused(tmp_path):
+    path = write_binary(tmp_path) / "sparse" / "0" / "images.bin"
+    path.write_bytes(struct.pack("<Q", 2) + path.read_bytes()[8:])
+    with pytest.raises(UserError, match="so its count is damaged"):
+        read_folder(tmp_path, 0)
+
+
+def test_a_camera_with_two_descriptions_is_refused_and_one_that_is_repeated_is_not(tmp_path):
+    path = write_text(tmp_path) / "sparse" / "0" / "cameras.txt"
+    line = path.read_text().splitlines()[1]
+    path.write_text(f"{line}\n{line}\n")
+    assert len(read_folder(tmp_path, 0).frames) == 4
+    path.write_text(f"{line}\n{line.replace('50.0', '60.0')}\n")
+    with pytest.raises(UserError, match="describes camera 7 twice"):
+        read_folder(tmp_path, 0)
+
+
+@pytest.mark.parametrize("word", ["7.5", "1e0", "nan", "9" * 400])
+def test_the_number_of_a_camera_is_a_whole_number(tmp_path, word):
+    path = write_text(tmp_path) / "sparse" / "0" / "cameras.txt"
+    path.write_text(path.read_text().replace("7 PINHOLE", f"{word} PINHOLE"))
+    with pytest.raises(UserError, match="line 2: the number of a camera must be a whole number"):
+        read_folder(tmp_path, 0)

@@ -53,6 +53,7 @@ def test_frames_are_indexed_over_all_splits_training_first():
     ("names", "holdout", "sentence"),
     [
         ("ab", 1, "--holdout 1 holds out every one of the 2 photographs; give 2 or more, or 0"),
+        ("a", 1, "there is a single photograph, and --holdout 1 holds out the first of every 1; give --holdout 0"),
         ("a", 8, "there is a single photograph, and --holdout 8 holds out the first of every 8; give --holdout 0"),
     ],
 )

@@ -1,5 +1,7 @@
 """Removing backgrounds: GrabCut, and ONNX models in each layout; measured on known objects over plain backgrounds."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,6 +10,7 @@ from nerf.core.errors import UserError
 from nerf.data import grabcut as module
 from nerf.data.grabcut import Mixture, grabcut, guided_filter
 from nerf.data.matting import LAYOUTS, Matting
+from nerf.data.preprocess import load_tools
 from tests.helpers.onnx_file import mean_of_channels
 
 BACKGROUNDS = {"grey brown": (0.55, 0.5, 0.45), "white": (1, 1, 1), "blue": (0.2, 0.35, 0.7)}
@@ -127,7 +130,6 @@ def test_the_guided_filter_moves_a_step_to_the_edge_of_the_picture():
 @pytest.fixture
 def model(tmp_path):
     """A function that writes a tiny model file and loads it."""
-    pytest.importorskip("onnxruntime")
 
     def make(name="m.onnx", layout="auto", **shape):
         (tmp_path / name).write_bytes(mean_of_channels(**({"side": 8} | shape)))
@@ -184,7 +186,6 @@ def test_a_picture_in_which_a_model_sees_nothing_is_refused(model):
     (mean_of_channels(8)[:40], "cannot be read"),
 ])  # fmt: skip
 def test_a_file_that_is_no_such_model_is_refused(tmp_path, content, words):
-    pytest.importorskip("onnxruntime")
     if content is not None:
         (tmp_path / "m.onnx").write_bytes(content)
     with pytest.raises(UserError, match=words):
@@ -201,8 +202,14 @@ def test_a_missing_onnxruntime_is_said_with_what_to_do(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["hamburger", "teddy", "cactus"])
 def test_u2netp_finds_real_objects(test_data, name):
     """The published file; 0.948 to 0.993 on three backgrounds when this was written."""
-    pytest.importorskip("onnxruntime")
     rgba = real(test_data, name)
     matting = Matting(test_data / "models" / "u2netp.onnx", threads=1)
     assert matting.layout == "u2net"
     assert iou(matting(over(rgba, BACKGROUNDS["grey brown"])), rgba[..., 3]) > 0.93
+
+
+def test_a_fetched_model_is_found_by_its_name(test_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOMNIA_MODEL_CACHE", str(tmp_path))
+    shutil.copy(test_data / "models" / "u2netp.onnx", tmp_path)
+    matting = load_tools("u2netp", "auto", "none", "none").matting
+    assert matting.path == tmp_path / "u2netp.onnx" and matting.layout == "u2net"

@@ -143,10 +143,10 @@ def test_auto_takes_the_first_published_model_that_is_in_the_cache(monkeypatch, 
 
 
 def test_a_complete_folder_has_a_description_and_weights_that_are_not_pickled():
-    assert monocular._missing(["config.json", "model.safetensors"]) is None
-    assert monocular._missing(["model_index.json", "unet/diffusion_pytorch_model.safetensors"]) is None
-    assert monocular._missing(["config.json", "pytorch_model.bin"]) == "weights in safetensors"
-    assert "config.json" in monocular._missing(["model.safetensors"])
+    assert monocular.missing(["config.json", "model.safetensors"]) is None
+    assert monocular.missing(["model_index.json", "unet/diffusion_pytorch_model.safetensors"]) is None
+    assert monocular.missing(["config.json", "pytorch_model.bin"]) == "weights in safetensors"
+    assert "config.json" in monocular.missing(["model.safetensors"])
 
 
 def test_a_damaged_model_is_refused(depth_anything, tmp_path):

@@ -220,3 +220,22 @@ def test_opacity_of_zeros_and_ones_is_opaque_where_it_is_one(tmp_path):
     Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "a.png")
     assert torch.equal(decode_opacity(tmp_path / "a.png"), 255 * torch.eye(8, dtype=torch.uint8))
     assert torch.equal(decode_opacity(tmp_path / "a.png", 2), 128 * torch.eye(4, dtype=torch.uint8))
+
+
+def test_more_matrices_than_photographs_are_refused_as_the_others_would_shift(tmp_path):
+    write(tmp_path)
+    for name in ("image", "mask"):
+        (tmp_path / name / "001.png").unlink()
+    refuse(tmp_path, "it has 4 matrices world_mat_i for 3 photographs")
+
+
+def test_hidden_files_and_folders_are_no_photographs(tmp_path):
+    write(tmp_path)
+    (tmp_path / "image" / "._000.png").touch()
+    (tmp_path / "image" / "old.png").mkdir()
+    assert [frame.name for frame in read_folder(tmp_path, 0).frames] == [f"{i:03d}.png" for i in range(4)]
+
+
+@pytest.mark.parametrize("diagonal", [(-1, -1, -1, 1), (1, 200, 3, 1), (200, 200, 200, 0)])
+def test_a_scale_matrix_that_is_no_similarity_is_refused(tmp_path, diagonal):
+    refuse(write(tmp_path, scale_mat_0=np.diag(np.array(diagonal, float))), "scale_mat_0 must scale all axes alike")

@@ -239,3 +239,13 @@ def test_the_log_says_that_a_wider_box_is_left_aside(caplog):
     caplog.set_level("INFO")
     in_limit(12.0 * WITH_MARGIN)
     assert "12.0 times as wide as the one that holds the cameras; --bound N" in caplog.text
+
+
+def test_a_camera_far_from_all_others_is_a_warning(caplog):
+    poses = around()
+    warn_of_poses(poses)
+    assert "as far away" not in caplog.text
+    poses = poses.clone()
+    poses[0, :3, 3] *= 1000.0
+    warn_of_poses(poses)
+    assert f"1 of {len(poses)} cameras are more than 100 times as far away as the others" in caplog.text

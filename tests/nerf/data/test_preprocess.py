@@ -15,8 +15,19 @@ import preprocess_image
 from nerf.config.config import parse
 from nerf.config.references import references
 from nerf.core.errors import UserError
+from nerf.data import monocular
 from nerf.data.image_prompt import image_prompts
-from nerf.data.preprocess import Options, Tools, has_alpha, normalised, outputs, preprocess, read, without_background
+from nerf.data.preprocess import (
+    Options,
+    Tools,
+    has_alpha,
+    load_tools,
+    normalised,
+    outputs,
+    preprocess,
+    read,
+    without_background,
+)
 from tests.nerf.data.test_matting import ball, iou, over
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -249,6 +260,7 @@ def test_one_bad_picture_does_not_stop_the_others(tmp_path, capsys):
         (["x.png", "--size", "4"], "--size must be between 8 and 4096, got 4"),
         (["x.png", "--border_ratio", "1"], "--border_ratio must be between 0 and 0.9, got 1"),
         (["x.png", "--matting", "none.onnx"], "no such file|needs onnxruntime"),
+        (["x.png", "--matting", "u2netp"], "fetch it with: python scripts/fetch_weights.py u2netp"),
         (["x.png", "--matting_layout", "x"], "--matting_layout must be one of"),
         (["x.png", "--output", "x.png"], "is not a folder"),
         (["x.png", "--recenter", "--dont_recenter"], "contradict each other"),
@@ -256,6 +268,7 @@ def test_one_bad_picture_does_not_stop_the_others(tmp_path, capsys):
 )
 def test_a_wrong_command_is_refused_and_changes_nothing(tmp_path, monkeypatch, capsys, words, sentence):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOMNIA_MODEL_CACHE", str(tmp_path / "models"))
     for name in ("x.png", "x.jpg", "x_rgba.png"):
         picture().save(name)
     before = sorted((p.name, p.read_bytes()) for p in tmp_path.iterdir())
@@ -287,3 +300,14 @@ def test_a_photograph_that_is_cut_out_again_is_the_picture_that_it_was_made_of(t
     one, _ = made(tmp_path / "teddy.png", size=256)
     assert iou(one.condition.image[3].numpy(), truth[..., 3]) > 0.95
     assert outputs(tmp_path / "teddy.png", Options())["_depth"].name == "teddy_depth.png"
+
+
+def test_a_device_that_is_not_there_is_refused_also_where_no_model_would_run_on_it():
+    with pytest.raises(UserError, match="--device must be cpu, cuda or cuda:N, got 'quantum'"):
+        load_tools("none", "auto", "none", "none", "quantum")
+
+
+def test_the_advice_for_a_folder_that_is_not_there_is_no_download_of_its_path():
+    for name in ("/nonexistent", "a/b/c", "x" * 5000):
+        with pytest.raises(UserError, match=f"hf download {monocular.PUBLISHED['depth'][0]} "):
+            load_tools("none", "auto", name, "none")

@@ -201,7 +201,7 @@ def test_photographs_that_are_all_missing_are_refused_with_the_first_path(tmp_pa
     (tmp_path / "transforms.json").write_text(
         json.dumps({"fl_x": 1.0, "frames": [{"file_path": "images/x.png", "transform_matrix": IDENTITY}]})
     )
-    refuse(tmp_path, "none of its 1 photographs exists; the first should be .*images/x.png")
+    refuse(tmp_path, "none of the photographs that it lists .1. exists; the first should be .*images/x.png")
 
 
 def test_holding_out_everything_is_refused(tmp_path):
@@ -228,7 +228,7 @@ def test_a_missing_mask_is_refused(tmp_path):
         ([[1.0, 0.0], [0.0, 1.0]], "must be 4x4 numbers, got 2x2"),
         ([[math.nan] * 4] * 4, "not finite"),
         ([[10**400] * 4] * 4, "must be 4x4 numbers"),
-        ((2 * torch.eye(4)).tolist(), r"must be a rotation, but its columns are not orthonormal \(error 3\)"),
+        (torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0])).tolist(), r"must be a rotation, .* are not orthonormal \(error 3\)"),
         (torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0])).tolist(), "is a reflection"),
     ],
 )
@@ -302,7 +302,8 @@ def test_a_photograph_that_is_listed_for_testing_is_not_trained_on_however_it_is
 
 def test_a_listed_name_that_no_frame_has_is_refused(tmp_path):
     refuse(
-        write(tmp_path, test_filenames=["00.png", "image/03.png"]), "\"test_filenames\" names 1 photographs .* 'image/03.png'"
+        write(tmp_path, test_filenames=["00.png", "image/03.png"]),
+        "\"test_filenames\" names 1 photograph that .* 'image/03.png'",
     )
 
 
@@ -315,7 +316,7 @@ def test_a_listed_photograph_that_does_not_exist_is_only_missing(tmp_path):
 
 def test_a_photograph_in_two_lists_is_refused(tmp_path):
     both = write(tmp_path, train_filenames=["00.png", "01.png"], test_filenames=["./01.png"])
-    refuse(both, "1 photographs are listed both for training and for testing, first .*01.png")
+    refuse(both, "1 photograph is listed both for training and for testing, first .*01.png")
 
 
 def test_a_photograph_in_two_files_is_a_warning(tmp_path, caplog):
@@ -323,7 +324,7 @@ def test_a_photograph_in_two_files_is_a_warning(tmp_path, caplog):
         frames = [{"file_path": f"./{name}.png", "transform_matrix": IDENTITY} for name in (split, "a")]
         write(tmp_path, frames, f"transforms_{split}.json")
     read_folder(tmp_path)
-    assert "1 held-out photographs are also trained on, first ./a.png" in caplog.text
+    assert "1 held-out photograph is also trained on, first ./a.png" in caplog.text
 
 
 def test_masks_that_no_frame_names_are_a_warning(tmp_path, caplog):
@@ -349,3 +350,19 @@ def test_a_name_too_long_for_a_file_is_only_missing(tmp_path):
     (tmp_path / "a.png").touch()
     (tmp_path / "transforms.json").write_text(json.dumps({"fl_x": 50.0, "frames": frames}))
     assert len(read_folder(tmp_path, 0).missing) == 3
+
+
+def test_a_matrix_whose_last_row_is_another_is_refused_and_a_transposed_one_is_named(tmp_path):
+    pose = torch.eye(4)
+    pose[:3, 3] = torch.tensor([1.0, 2.0, 3.0])
+    with pytest.raises(UserError, match=r"the last row .* got 1, 2, 3, 1; exchange its rows and columns"):
+        read_folder(one(tmp_path, transform_matrix=pose.T.tolist()), 0)
+    pose[3] = torch.tensor([5.0, 6.0, 7.0, 8.0])
+    with pytest.raises(UserError, match=r"the last row .* got 5, 6, 7, 8; correct it"):
+        read_folder(one(tmp_path, transform_matrix=pose.tolist()), 0)
+
+
+def test_a_list_for_training_alone_leaves_the_others_for_testing(tmp_path):
+    files = read_folder(write(tmp_path, count=4, train_filenames=["01.png", "./02.png"]), 8)
+    assert names(files, "train") == ["01.png", "02.png"]
+    assert names(files, "test") == ["00.png", "03.png"] == names(files, "val")

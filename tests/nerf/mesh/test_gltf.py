@@ -5,6 +5,7 @@ import io
 import json
 import struct
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -217,7 +218,7 @@ def test_an_extension_that_is_not_read_is_named_with_the_way_out(tmp_path, name,
         (lambda t: t["meshes"][0]["primitives"][0].update(attributes={}), "has no POSITION"),
         (lambda t: t.update(asset={"version": "1.0"}), "version 1.0 of glTF"),
         (lambda t: t.update(scene=3), "number 3 of 1 scenes"),
-        (lambda t: t["accessors"][0].update(bufferView=None, count=10**12), "none of glTF's"),
+        (lambda t: t["accessors"][0].update(bufferView=None, count=10**12), "1,000,000,000,036 vertices"),
     ],
 )
 def test_a_damaged_tree_is_one_sentence(tmp_path, break_it, words):
@@ -299,3 +300,78 @@ def test_a_truncated_ply_is_one_sentence_of_the_report(tmp_path):
         (tmp_path / "a.ply").write_bytes(data[:size])
         with pytest.raises(UserError, match="a.ply"):
             report_file(tmp_path / "a.ply")
+
+
+@pytest.mark.parametrize("how", ["nodes", "primitives", "zeros"])
+def test_a_small_file_that_stands_for_billions_of_vertices_is_one_sentence_at_once(tmp_path, how):
+    builder = Builder()
+    mesh = builder.mesh(builder.accessor(np.zeros((60_000, 3), np.float32)))
+    if how == "nodes":
+        for _ in range(20_000):
+            builder.node(mesh=mesh)
+    elif how == "primitives":
+        builder.tree["meshes"][0]["primitives"] *= 20_000
+        builder.node(mesh=mesh)
+    else:
+        builder.tree["accessors"][0] = {"componentType": 5126, "count": 1 << 28, "type": "VEC3"}
+        builder.node(mesh=mesh)
+    path = builder.write(tmp_path / "a.glb", roots=range(len(builder.tree["nodes"])))
+    began = time.perf_counter()
+    for read in (load_mesh, report_file):
+        with pytest.raises(UserError, match=r"a.glb cannot be read as a mesh: its meshes have [\d,]+ vertices"):
+            read(path)
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize("mode", [4, 5, 6])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_primitive_of_fewer_than_three_corners_has_no_triangle(tmp_path, mode, count):
+    builder = Builder()
+    builder.node(mesh=builder.mesh(builder.accessor(np.zeros((max(count, 1), 3), np.float32)), mode=mode))
+    builder.tree["accessors"][0]["count"] = count
+    with pytest.raises(UserError, match="a.glb holds no triangles"):
+        report_file(builder.write(tmp_path / "a.glb"))
+
+
+def test_a_ply_in_text_that_was_cut_off_is_one_sentence(tmp_path):
+    import trimesh
+
+    data = trimesh.Trimesh(BOX.vertices, BOX.faces).export(file_type="ply", encoding="ascii")
+    data = data if isinstance(data, bytes) else data.encode()
+    (tmp_path / "a.ply").write_bytes(data)
+    assert report_file(tmp_path / "a.ply").faces == len(BOX.faces)
+    (tmp_path / "a.ply").write_bytes(b"\n".join(data.rstrip().split(b"\n")[:-3]) + b"\n")
+    for read in (load_mesh, report_file):
+        with pytest.raises(UserError, match=f"a.ply cannot be read as a mesh: it was cut off, as it has 9 of {len(BOX.faces)}"):
+            read(tmp_path / "a.ply")
+
+
+def test_a_ply_of_polygons_is_read(tmp_path):
+    corners = "".join(f"{np.cos(i):.4f} {np.sin(i):.4f} 0\n" for i in range(6))
+    head = "element vertex 6\nproperty float x\nproperty float y\nproperty float z\nelement face 3\n"
+    faces = "3 0 1 2\n4 0 1 2 3\n6 0 1 2 3 4 5\n"
+    (tmp_path / "a.ply").write_text(
+        f"ply\nformat ascii 1.0\n{head}property list uchar int vertex_indices\nend_header\n{corners}{faces}"
+    )
+    assert report_file(tmp_path / "a.ply").faces >= 3
+
+
+@pytest.mark.parametrize("name, words", [("a.obj", "it is no text"), ("a.stl", "it was cut off, or is no STL")])
+def test_a_file_of_another_kind_is_not_called_empty(tmp_path, name, words):
+    builder = Builder()
+    box(builder)
+    builder.write(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} cannot be read as a mesh: {words}"):
+        report_file(tmp_path / name)
+
+
+def test_a_texture_that_is_not_beside_its_mesh_is_one_line_and_no_traceback(tmp_path):
+    import trimesh
+
+    data = trimesh.Trimesh(BOX.vertices, BOX.faces).export(file_type="ply", encoding="ascii")
+    data = data if isinstance(data, bytes) else data.encode()
+    (tmp_path / "a.ply").write_bytes(data.replace(b"element vertex", b"comment TextureFile /dev/zero\nelement vertex"))
+    command = [sys.executable, "scripts/mesh_report.py", str(tmp_path / "a.ply")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert "its file /dev/zero is not beside it and is left out" in done.stderr

@@ -1,5 +1,6 @@
 """Mesh files: what was written is read back, and whatever is wrong with a file is detected."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -40,6 +41,20 @@ def test_glb_and_obj_are_read_back_as_they_were_written(tmp_path, mesh):
         np.testing.assert_allclose(read.uv[read.faces], mesh.uv[mesh.faces], atol=1e-6)
         np.testing.assert_array_equal(read.texture, mesh.texture)
         mesh_io.check_file(path, mesh)
+
+
+def test_the_licence_of_the_weights_is_in_every_file_that_can_hold_it(tmp_path, mesh):
+    said = {"prompt": "a\nb", "licence of the weights": "MIT", "copyright": "Made with the weights of X (licence: MIT)"}
+    mesh_io.write_glb(tmp_path / "x.glb", mesh, DIFFUSE, said)
+    data = (tmp_path / "x.glb").read_bytes()
+    tree = json.loads(data[20 : 20 + int.from_bytes(data[12:16], "little")])
+    assert tree["asset"]["copyright"] == said["copyright"]
+    assert tree["asset"]["extras"] == {"prompt": "a\nb", "licence of the weights": "MIT"}
+    files = mesh_io.write_obj(tmp_path, mesh, DIFFUSE, "\n".join(f"{key}: {value}" for key, value in said.items()))
+    header = ["# prompt: a", "# b", "# licence of the weights: MIT", f"# copyright: {said['copyright']}"]
+    for kind in ("obj", "mtl"):
+        assert files[kind].read_text().splitlines()[:4] == header
+    mesh_io.check_file(files["obj"], mesh)
 
 
 def test_normal_map_is_read_back_from_the_glb_and_another_one_is_detected(tmp_path, mesh):

@@ -186,7 +186,7 @@ def test_a_folder_without_permission_is_a_sentence(tmp_path, monkeypatch):
 
 def test_latest_goes_by_the_step_and_not_by_the_name(tmp_path):
     for step in (99_999_999, 100_000_000, 5):
-        checkpoint.save(tmp_path / checkpoint.file_name(step), {"x": torch.zeros(1)}, META)
+        checkpoint.save(tmp_path / checkpoint.file_name(step), {"x": torch.zeros(1)}, META | {"step": step})
     (tmp_path / "df_step_999999999.safetensors.bak").touch()
     assert checkpoint.latest(tmp_path).name == "df_step_100000000.safetensors"
 
@@ -398,3 +398,13 @@ def test_a_pickle_of_another_shape_is_one_sentence(tmp_path, content, sentence):
     torch.save(content, tmp_path / "df.pth")
     with pytest.raises(UserError, match=sentence):
         checkpoint.load(tmp_path / "df.pth")
+
+
+def test_a_renamed_checkpoint_is_as_old_as_before(tmp_path):
+    written(tmp_path, 23, 24)
+    (tmp_path / checkpoint.file_name(23)).rename(tmp_path / checkpoint.file_name(99))
+    assert checkpoint.latest(tmp_path) == tmp_path / checkpoint.file_name(24)
+    written(tmp_path, 26, after=24)
+    assert checkpoint.load_latest(tmp_path).meta["step"] == 26
+    checkpoint.prune(tmp_path, 2)
+    assert left(tmp_path) == [24, 26]

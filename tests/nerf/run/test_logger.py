@@ -114,6 +114,28 @@ def test_the_time_left_of_the_run_includes_what_comes_after_training(report, cap
     assert shown in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_rate_counts_steps_whose_time_was_seen(tmp_path, capsys, monkeypatch, terminal):
+    now = [1000.0]
+    monkeypatch.setattr(logger.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    with Report(tmp_path, terminal=terminal) as report:
+        for step in (31, 32):  # a minute each; how long the first took is not known
+            report.scalars(step, {"sds": 0.25}, total=40)
+            first = capsys.readouterr().err if step == 31 else ""
+            now[0] += 60.0 if step == 31 else 0.0
+        assert "it/s, " not in first and "0.0 it/s" not in first
+        said = capsys.readouterr().err
+        assert (
+            ("08:00<" not in said and "01:00<08:00, 60.00s/it" in said) if terminal else "0.0167 it/s, 08:00 left, sds" in said
+        )
+
+
+def test_a_run_of_one_step_says_no_rate(report, capsys):
+    report.scalars(1, {"sds": 0.25}, total=1)
+    assert capsys.readouterr().err.splitlines()[-1] == "step 1/1 sds 0.25"
+
+
 def test_on_a_terminal_a_bar_counts_from_where_the_run_goes_on(tmp_path, capsys):
     with Report(tmp_path, terminal=True) as report:
         report.scalars(51, {"sds": 1.0}, total=100)
@@ -121,9 +143,19 @@ def test_on_a_terminal_a_bar_counts_from_where_the_run_goes_on(tmp_path, capsys)
     assert "it/s" in capsys.readouterr().err
 
 
+def test_what_follows_training_does_not_draw_its_bar_again(tmp_path, capsys):
+    with Report(tmp_path, terminal=True) as report:
+        report.scalars(1, {"sds": 1.0}, total=2)
+        report.scalars(2, {"sds": 1.0}, total=2)
+        report.end_training()
+        assert "2/2" in capsys.readouterr().err
+        report.log("wrote the video")
+    assert capsys.readouterr().err == "wrote the video\n"
+
+
 def test_metrics_are_said_and_written(report, tmp_path, capsys):
     report.metrics(100, {"test_psnr": 28.25})
-    assert "test_psnr 28.2500" in capsys.readouterr().err
+    assert "step 100: test_psnr 28.25 dB" in capsys.readouterr().err
     assert rows(tmp_path)[0]["eval/test_psnr"] == 28.25
 
 

@@ -297,15 +297,52 @@ def test_what_a_killed_process_left_is_removed_at_the_next_start(used):
     assert workspace.recover(Path(used) / "none") == []
 
 
+def test_a_checkpoint_of_another_workspace_brings_the_render_path_whose_state_it_holds(tmp_path):
+    opened("--text", "a ball", "--workspace", tmp_path / "a", "--cuda_ray", "--grid_size", "32")
+    path = tmp_path / "a" / "checkpoints" / checkpoint.file_name(3)
+    checkpoint.save(path, {}, {"stage": "nerf", "step": 3})
+    there = ["--text", "a ball", "--workspace", tmp_path / "b", "--ckpt", path]
+    render = planned(*there).config.render
+    assert render.cuda_ray and render.grid_size == 32
+    with pytest.raises(UserError, match="made with --cuda_ray, this run asks for --no_cuda_ray; leave the flag out"):
+        planned(*there, "--no_cuda_ray")
+
+
 def test_a_checkpoint_of_another_workspace_brings_the_field_it_was_made_for(tmp_path):
     opened("--text", "a ball", "--workspace", tmp_path / "a", "--bound", "2")
     path = tmp_path / "a" / "checkpoints" / checkpoint.file_name(3)
     checkpoint.save(path, {}, {"stage": "nerf", "step": 3})
     there = ["--text", "a ball", "--workspace", tmp_path / "b", "--ckpt", path]
     assert planned(*there).config.field.bound == 2.0
-    with pytest.raises(UserError, match="--ckpt .*: its weights were made with --bound 2.0, this run asks for 3.0"):
+    with pytest.raises(UserError, match="--ckpt .*: its weights were made with --bound 2, this run asks for --bound 3"):
         planned(*there, "--bound", "3")
     opened("--text", "a ball", "--workspace", tmp_path / "b")
     checkpoint.save(tmp_path / "b" / "checkpoints" / checkpoint.file_name(1), {}, {"stage": "nerf", "step": 1})
-    with pytest.raises(UserError, match="made with --bound 2.0, and workspace .* holds a NeRF with 1.0"):
+    with pytest.raises(UserError, match="made with --bound 2, and workspace .* holds a NeRF with --bound 1"):
         planned(*there)
+
+
+@pytest.mark.parametrize("name", (*workspace.FILES, *workspace.FOLDERS))
+@pytest.mark.parametrize("how", ["wrong kind", "pipe", "link to itself", "read-only"])
+def test_a_name_that_a_run_writes_to_and_that_is_taken_is_refused_before_the_training(tmp_path, monkeypatch, name, how):
+    taken, folder = tmp_path / name, name in workspace.FOLDERS
+    taken.parent.mkdir(exist_ok=True)
+    if how == "read-only":
+        taken.mkdir() if folder else taken.touch()
+        allowed = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != taken and allowed(path, mode))
+    elif how == "pipe":
+        os.mkfifo(taken)
+    elif how == "link to itself":
+        taken.symlink_to(taken.name)
+    else:
+        taken.touch() if folder else taken.mkdir()
+    words = "may not be written to" if how == "read-only" else f"is no {'folder' if folder else 'file'}; move it away"
+    with pytest.raises(UserError, match=f"--workspace .* cannot be written to: {name} in it {words}"):
+        workspace.check_writable(tmp_path)
+
+
+def test_a_config_of_another_program_is_named_with_its_path(used):
+    Path(used, "config.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match=rf"^{used}/config.json: the stored options are not of format"):
+        options(used)

@@ -5,7 +5,7 @@ import tempfile
 import pytest
 
 import main
-from nerf.run import crash
+from nerf.core import crash
 
 
 class PanicError(BaseException):

@@ -1,0 +1,202 @@
+"""Painted meshes: nothing of the file changes but its texture, and which uv layouts can hold one."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from nerf.config.groups import OutputConfig
+from nerf.core.errors import ExportError
+from nerf.mesh import paint
+from nerf.mesh.export import ExportOptions
+from nerf.mesh.io import read_mesh
+from nerf.mesh.source import read_source
+from nerf.mesh.surface_colors import lookup
+from tests.nerf.mesh.test_source import glb, moved
+
+OPTIONS = replace(ExportOptions.from_config(OutputConfig()), texture_size=64, normal_map=False)
+# Two triangles and a quad that share edges, an unused vertex, numbers without short binary forms, and minus zero.
+SHEET = """v 0.1 0.2 -0
+v 0.7 0.1 0.3
+v 0.9 0.93333333333333333 1e-7
+v 99 99 99
+v 0.05 0.8 0.123456789012
+v -0.4 0.5 0.2
+vt 0.05 0.05
+vt 0.45 0.05
+vt 0.45 0.95
+vt 0.05 0.95
+vt 0.6 0.1
+vt 0.9 0.1
+vt 0.9 0.4
+f 1/1 2/2 3/3 5/4
+f 1/5 5/6 6/7
+"""
+
+
+def color(points):
+    """A colour that says where a point is."""
+    return (points * 0.3 + 0.4).clamp(0, 1)
+
+
+def painted(tmp_path, path, to_box=None, **options):
+    """The report of a file, its source, and the folder."""
+    source = read_source(path)
+    given = np.eye(4) if to_box is None else to_box
+    report = paint.export_painted(source, given, color, tmp_path / "out", replace(OPTIONS, **options), bound=1.0)
+    return report, source, tmp_path / "out"
+
+
+def sheet(tmp_path, text=SHEET):
+    """An OBJ of this text."""
+    path = tmp_path / "sheet.obj"
+    path.write_text(text)
+    return path
+
+
+def lines(path, keyword):
+    """The lines of an OBJ that begin with a keyword, as numbers or words."""
+    return [line.split()[1:] for line in path.read_text().splitlines() if line.split()[:1] == [keyword]]
+
+
+def test_every_number_and_polygon_of_an_obj_is_written_again(tmp_path):
+    path = sheet(tmp_path)
+    report, source, out = painted(tmp_path, path)
+    read = read_source(out / "mesh.obj")
+    for name in ("vertices", "uv"):
+        assert getattr(read, name).tobytes() == getattr(source, name).tobytes()
+    assert [[float(x) for x in row] for row in lines(out / "mesh.obj", "v")] == source.vertices.tolist()
+    polygons = [[word.split("/")[:2] for word in row] for row in lines(out / "mesh.obj", "f")]
+    assert polygons == [[word.split("/") for word in row] for row in lines(path, "f")]
+    assert report.vertices == 6 and report.faces == 3 and report.notes == () and not report.watertight
+
+
+def test_glb_has_the_vertices_of_the_file_first_and_repeats_those_with_two_uv(tmp_path):
+    _, source, out = painted(tmp_path, sheet(tmp_path))
+    read = read_source(out / "mesh.glb")
+    assert np.array_equal(read.vertices[:6], source.vertices.astype(np.float32))
+    assert len(read.vertices) == 8  # corners 1 and 5 have two uv each
+    assert np.array_equal(read.vertices[read.faces], source.vertices.astype(np.float32)[source.faces])
+    np.testing.assert_allclose(read.uv[read.uv_faces], source.uv[source.uv_faces], atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["mesh.obj", "mesh.glb"])
+def test_texture_shows_the_colour_of_each_point(tmp_path, name):
+    _, source, out = painted(tmp_path, sheet(tmp_path), texture_size=256)
+    read = read_mesh(out / name)
+    weights = np.random.default_rng(0).dirichlet(np.ones(3), (len(read.faces), 50))
+    where = np.einsum("tpc,tcd->tpd", weights, read.vertices[read.faces]).reshape(-1, 3)
+    uv = np.einsum("tpc,tcd->tpd", weights, read.uv[read.faces]).reshape(-1, 2)
+    found = lookup(read.texture / 255.0, uv)
+    assert np.abs(found - color(torch.from_numpy(where)).numpy()).max() < 0.01
+
+
+def test_colours_are_asked_for_in_the_box_and_the_file_keeps_its_place(tmp_path):
+    to_box = np.diag([0.5, 0.5, 0.5, 1.0])
+    to_box[:3, 3] = 0.1
+    _, source, out = painted(tmp_path, sheet(tmp_path), to_box)
+    texture = read_mesh(out / "mesh.glb").texture / 255.0
+    middle = source.vertices[source.faces[2]].mean(0)
+    found = lookup(texture, source.uv[source.uv_faces[2]].mean(0)[None])[0]
+    np.testing.assert_allclose(found, (middle * 0.5 + 0.1) * 0.3 + 0.4, atol=0.01)
+    assert np.array_equal(read_source(out / "mesh.obj").vertices, source.vertices)
+
+
+def test_glb_keeps_its_bits_and_its_node(tmp_path):
+    path = glb(tmp_path / "a.glb", moved(5, 2))
+    _, source, out = painted(tmp_path, path, np.linalg.inv(moved(5, 8)))
+    read = read_source(out / "mesh.glb")
+    assert read.vertices[:8].tobytes() == source.vertices.tobytes() and np.array_equal(read.node, source.node)
+    assert np.array_equal(read.vertices[read.faces], source.vertices[source.faces])
+    assert np.array_equal(read_source(out / "mesh.obj").vertices, source.placed)
+
+
+def test_shape_of_a_mesh_far_from_the_origin_survives_float32(tmp_path):
+    text = "".join(f"v {1e7 + x} {y} 0\n" for x, y in ((0, 0), (1, 0), (1, 1), (0.3, 1))) + "f 1 2 3\nf 1 3 4\n"
+    path = sheet(tmp_path, text)
+    _, source, out = painted(tmp_path, path, np.linalg.inv(moved(1e7)))
+    read = read_source(out / "mesh.glb")
+    np.testing.assert_allclose(read.placed[read.faces], source.vertices[source.faces], atol=1e-6)
+    assert float(np.float32(1e7 + 0.3)) != 1e7 + 0.3  # what would have been written
+    assert np.array_equal(read_source(out / "mesh.obj").vertices, source.vertices)
+
+
+WHOLE = "f 1/1 2/2 3/3\n"
+CORNERS = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (CORNERS + "f 1 2 3\n", "it has no uv"),
+        (CORNERS + "vt 0 0\nvt 1 0\nvt 0 1\n" + WHOLE + "f 1 2 4\n", "not for all of its triangles"),
+        (CORNERS + "vt 0 0\nvt 1.5 0\nvt 0 1\n" + WHOLE, "1 of its triangles are larger than the texture"),
+        (CORNERS + "vt 0 0\nvt 1 0\nvt 0 1\nvt .5 .5\n" + WHOLE + "f 1/4 2/4 4/4\n", "% of its surface has no area"),
+        (CORNERS + "vt 0 0\nvt 1 0\nvt 0 1\n" + WHOLE + "f 1/1 2/2 4/3\n", "100 % of its texels belong to several places"),
+        (CORNERS + "vt 0 0\nvt 1 0\nvt 0 1\nvt 3 0\nvt 4 0\nvt 3 1\n" + WHOLE + "f 1/4 2/5 4/6\n", "100 % of its texels"),
+    ],
+)
+def test_layout_without_texels_for_every_point_is_replaced_and_the_report_says_why(tmp_path, text, reason):
+    report, source, out = painted(tmp_path, sheet(tmp_path, text))
+    assert any("unwrapped anew" in note and reason in note for note in report.notes)
+    read = read_source(out / "mesh.obj")
+    assert np.array_equal(read.vertices, source.vertices) and np.array_equal(read.faces, source.faces)
+    assert paint.uv_layout(read, read.vertices)[0] is not None
+
+
+def test_uv_in_another_tile_and_across_its_border_are_kept(tmp_path):
+    text = CORNERS + "vt 3.2 -1.9\nvt 3.9 -1.9\nvt 3.2 -1.1\nvt 0.8 0.5\nvt 1.15 0.5\nvt 0.9 0.95\n" + WHOLE + "f 1/4 2/5 4/6\n"
+    report, source, out = painted(tmp_path, sheet(tmp_path, text.replace("3.9 -1.9", "3.5 -1.9")), texture_size=256)
+    assert report.notes == ()
+    read = read_mesh(out / "mesh.glb")
+    assert read.uv.max() > 3
+    weights = np.random.default_rng(0).dirichlet(np.ones(3), (2, 200))
+    where = np.einsum("tpc,tcd->tpd", weights, source.vertices[source.faces]).reshape(-1, 3)
+    uv = np.einsum("tpc,tcd->tpd", weights, source.uv[source.uv_faces]).reshape(-1, 2)
+    assert np.abs(lookup(read.texture / 255.0, uv) - color(torch.from_numpy(where)).numpy()).max() < 0.02
+
+
+def test_triangle_across_the_border_of_the_texture_is_in_it_once_for_each_side():
+    layout = paint.UvLayout(
+        np.array([[0.9, 0.9], [1.1, 0.9], [0.9, 1.1], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), np.arange(6).reshape(2, 3)
+    )
+    triangle, uv = layout.copies()
+    assert sorted(triangle.tolist()) == [0, 0, 0, 0, 1]
+    assert np.array_equal(uv[triangle == 1][0], layout.uv[3:])
+
+
+def test_split_puts_the_vertices_of_the_file_first():
+    faces = np.array([[2, 1, 0], [0, 1, 3]])
+    split = paint._split(5, faces, np.array([[0, 1, 2], [3, 1, 4]]), faces)
+    assert split.vertex[:5].tolist() == [0, 1, 2, 3, 4] and split.vertex[5:].tolist() == [0]
+    assert np.array_equal(split.vertex[split.faces], faces)
+    assert split.uv[split.faces].tolist() == [[0, 1, 2], [3, 1, 4]]
+
+
+def test_closed_mesh_is_called_closed_and_vertex_colours_are_written(tmp_path):
+    report, source, out = painted(tmp_path, glb(tmp_path / "a.glb", np.eye(4)), moved(0, 0.3), ply=True)
+    assert report.watertight and report.volume == pytest.approx(6.0)
+    colors = read_mesh(out / "mesh.ply").colors
+    expected = (source.vertices * 0.3 * 0.3 + 0.4).clip(0, 1) * 255
+    assert np.abs(colors - expected).max() <= 0.51
+
+
+def test_edge_of_three_triangles_and_a_triangle_twice_are_kept(tmp_path):
+    text = CORNERS + "v 0 -1 0\nf 1 2 3\nf 1 2 4\nf 1 2 5\nf 1 2 5\nf 2 1 5\n"
+    _, source, out = painted(tmp_path, sheet(tmp_path, text))
+    assert np.array_equal(read_source(out / "mesh.obj").faces, source.faces)
+    assert np.array_equal(
+        read_source(out / "mesh.glb").vertices[read_source(out / "mesh.glb").faces], source.vertices[source.faces]
+    )
+
+
+def test_file_that_is_read_back_otherwise_is_refused_and_the_old_export_stays(tmp_path, monkeypatch):
+    _, _, out = painted(tmp_path, sheet(tmp_path))
+    before = (out / "mesh.obj").read_bytes()
+    monkeypatch.setattr(
+        paint, "text_rows", lambda pattern, values: (pattern.replace("%r", "%.4f") * len(values)) % tuple(values.reshape(-1))
+    )
+    with pytest.raises(ExportError, match="read back with another position"):
+        painted(tmp_path, sheet(tmp_path))
+    assert (out / "mesh.obj").read_bytes() == before

@@ -1,0 +1,67 @@
+"""What messages and help name exists: every flag in a text of the program is one of main.py, or of the program that says it."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from nerf.config.compat import IGNORED, REFUSED
+from nerf.config.config import OPTIONS
+from nerf.config.parser import dashed
+from nerf.config.typed import SYNONYMS
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("nerf", "guidance", "extension", "raymarching", "rasterizer", "gridencoder", "shencoder", "freqencoder", "mlp")
+FILES = sorted([*ROOT.glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))])
+OF_MAIN = {"--file", "--help"} | {name for flag in (*OPTIONS, *REFUSED, *IGNORED) for name in (dashed(flag), f"--no_{flag}")}
+# Flags of the programs whose parts are in packages: the script of a package, and what it has.
+OF_PROGRAMS = {
+    "nerf/data": "preprocess_image.py",
+    "nerf/run/published.py": "preprocess_image.py",
+    "guidance/base.py": "scripts/guidance_2d.py",
+    "guidance/preview.py": "scripts/guidance_2d.py",
+    "extension/toolchain.py": "",
+}
+OF_COMPILERS = {"--version", "--expt-relaxed-constexpr", "--only-binary"}  # of nvcc and pip
+PATTERNS = {"--angle_", "--lambda_", "--no_"}  # the beginning of a flag whose end is filled in
+METAVARIABLES = {"--flag", "--name", "--x", "--NAME"}  # a flag in general, in docstrings
+
+
+def texts(path):
+    """(line, text) of every string in a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def flags_of(path):
+    """The flags that a program adds itself."""
+    return {flag for _, text in texts(path) for flag in re.findall(r"^--[a-zA-Z][\w-]*$", text)}
+
+
+def named(path):
+    """(line, flag) of every flag that a text of a file names."""
+    return [(line, flag) for line, text in texts(path) for flag in re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", text)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_flag_that_a_text_names_exists(path):
+    place = path.relative_to(ROOT).as_posix()
+    programs = [ROOT / program for start, program in OF_PROGRAMS.items() if place.startswith(start) and program]
+    known = OF_MAIN | OF_COMPILERS | METAVARIABLES | PATTERNS | flags_of(path)
+    known = known.union(*map(flags_of, programs))
+    siblings = path.parent.glob("*.py") if "prior" in place else ()
+    known = known.union(*map(flags_of, siblings))
+    unknown = [f"line {line}: {flag}" for line, flag in named(path) if flag not in known]
+    assert not unknown
+
+
+def test_synonyms_stand_for_flags_that_exist():
+    assert set(SYNONYMS.values()) <= set(OPTIONS) and not set(SYNONYMS) & set(OPTIONS)
+
+
+def test_the_check_finds_flags_that_do_not_exist(tmp_path):
+    file = tmp_path / "some.py"
+    file.write_text('raise UserError(f"{name}: give --iterations or --iters")')
+    assert [flag for _, flag in named(file) if flag not in OF_MAIN] == ["--iterations"]
