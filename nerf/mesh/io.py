@@ -127,7 +127,9 @@ def write_obj_rows(folder: Path, rows: list[str], comment: str) -> Path:
     return write_atomically(folder / "mesh.obj", lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def write_glb(path: Path, mesh: Mesh, material: Material, extras: dict, node: np.ndarray | None = None) -> Path:
+def write_glb(
+    path: Path, mesh: Mesh, material: Material, extras: dict, node: np.ndarray | None = None, two_sided: bool = False
+) -> Path:
     """Write a binary glTF 2.0 with NORMAL, TEXCOORD_0, one material, and TANGENT where there is a normal texture.
 
     Args:
@@ -136,6 +138,7 @@ def write_glb(path: Path, mesh: Mesh, material: Material, extras: dict, node: np
         material: constants of the material.
         extras: JSON values for ``asset.extras``: prompt, seed, licence notes; "copyright" is for ``asset.copyright``.
         node: matrix [4, 4] of the node that holds the mesh; by default it is where its vertices are.
+        two_sided: viewers show the triangles from behind as well.
     """
     import trimesh
 
@@ -148,7 +151,7 @@ def write_glb(path: Path, mesh: Mesh, material: Material, extras: dict, node: np
         roughnessFactor=material.roughness,
         normalTexture=bumps,
         alphaMode="OPAQUE",
-        doubleSided=False,
+        doubleSided=two_sided,
     )
     solid = trimesh.Trimesh(
         mesh.vertices,

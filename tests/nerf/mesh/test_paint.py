@@ -10,6 +10,7 @@ from nerf.config.groups import OutputConfig
 from nerf.core.errors import ExportError
 from nerf.mesh import paint
 from nerf.mesh.export import ExportOptions
+from nerf.mesh.gltf import open_gltf
 from nerf.mesh.io import read_mesh
 from nerf.mesh.source import read_source
 from nerf.mesh.surface_colors import lookup
@@ -180,6 +181,13 @@ def test_closed_mesh_is_called_closed_and_vertex_colours_are_written(tmp_path):
     colors = read_mesh(out / "mesh.ply").colors
     expected = (source.vertices * 0.3 * 0.3 + 0.4).clip(0, 1) * 255
     assert np.abs(colors - expected).max() <= 0.51
+
+
+def test_sheet_is_shown_from_behind_and_a_solid_is_not(tmp_path):
+    _, _, out = painted(tmp_path, sheet(tmp_path))
+    assert open_gltf(out / "mesh.glb").content.materials[0].doubleSided
+    _, _, out = painted(tmp_path, glb(tmp_path / "a.glb", np.eye(4)), moved(0, 0.3))
+    assert not open_gltf(out / "mesh.glb").content.materials[0].doubleSided
 
 
 def test_edge_of_three_triangles_and_a_triangle_twice_are_kept(tmp_path):
