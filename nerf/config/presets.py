@@ -311,6 +311,9 @@ GUIDANCE_OF: dict[str, str] = {
 }
 GUIDANCE_OF |= {name: "SD" for name in _EMBEDDED} | {f"{name} multiview": "MVDream" for name in _EMBEDDED}
 
+# Preset of a model -> of the kind of weights for which it does not apply, as it is a recipe for far larger ones.
+IN_PLACE = {"MVDream": "embedded multiview"}
+
 # What a preset is called in the log.
 REASONS: dict[str, str] = {
     "dmtet": "the mesh stage",

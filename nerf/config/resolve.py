@@ -24,7 +24,7 @@ from nerf.config.config import (
 from nerf.config.groups import CKPT_WORDS
 from nerf.config.limits import MESH_SUFFIXES
 from nerf.config.parser import RUN, dashed
-from nerf.config.presets import GUIDANCE_OF, MESH_FILE, PAINTED, PRESETS
+from nerf.config.presets import GUIDANCE_OF, IN_PLACE, MESH_FILE, PAINTED, PRESETS
 from nerf.config.references import Reference, digest_of, references
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError
@@ -379,7 +379,7 @@ def _presets_of_models(config: Config, weights: Mapping[str, Weights]) -> list[s
     names += [f"{model} alone" for model in models[:1] if len(models) == 1]
     names += [f"{name} image" for name in names if config.prompt.has_images]
     names += [f"{method} {name}" for name in names]
-    return [name for name in names if GUIDANCE_OF.get(name) in models]
+    return [name for name in names if GUIDANCE_OF.get(name) in models and IN_PLACE.get(name) not in names]
 
 
 def _with_presets(config: Config, names: list[str]) -> Config:

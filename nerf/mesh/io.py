@@ -130,13 +130,7 @@ def write_obj_rows(folder: Path, rows: list[str], comment: str) -> Path:
 
 
 def write_glb(
-    path: Path,
-    mesh: Mesh,
-    material: Material,
-    extras: dict,
-    node: np.ndarray | None = None,
-    *,
-    two_sided: bool = False,
+    path: Path, mesh: Mesh, material: Material, extras: dict, node: np.ndarray | None = None, two_sided: bool = False
 ) -> Path:
     """Write a binary glTF 2.0 with NORMAL, TEXCOORD_0, one material, and TANGENT where there is a normal texture.
 
@@ -146,7 +140,7 @@ def write_glb(
         material: constants of the material.
         extras: JSON values for ``asset.extras``: prompt, seed, licence notes; "copyright" is for ``asset.copyright``.
         node: matrix [4, 4] of the node that holds the mesh; by default it is where its vertices are.
-        two_sided: viewers show its triangles from behind as well.
+        two_sided: viewers show the triangles from behind as well.
     """
     import trimesh
 

@@ -212,7 +212,7 @@ def export_painted(
         vertices=len(source.vertices),
         faces=len(source.faces),
         parts_dropped=0,
-        watertight=is_watertight(replace(there, weld=np.unique(placed, axis=0, return_inverse=True)[1].reshape(-1))),
+        watertight=_closed(source),
         cleaning=Cleaning(),
         decimation=Decimation(len(source.faces), 0.0, 0.0, 0),
         volume=signed_volume(there),
@@ -221,6 +221,12 @@ def export_painted(
         seconds=progress.seconds,
         notes=tuple(notes),
     )
+
+
+def _closed(source: SourceMesh) -> bool:
+    """Whether a mesh is closed, with vertices at the same place as one."""
+    same = np.unique(source.vertices, axis=0, return_inverse=True)[1].reshape(-1)
+    return is_watertight(Mesh(source.vertices, source.faces, weld=same))
 
 
 def _baked(source: SourceMesh, placed: np.ndarray, layout: UvLayout, job: ExportJob) -> tuple[np.ndarray, float]:
@@ -256,8 +262,9 @@ def _write(source: SourceMesh, placed: np.ndarray, layout: UvLayout, texture: np
         files = write_look(fresh, flat, look, comment)
         files["obj"] = write_obj_rows(fresh, _obj_rows(source, layout, normals, normal_faces), comment)
         moved = None if np.array_equal(node, np.eye(4)) else node
-        # Painted from both sides, so shown from both: sheets and triangles that are wound the wrong way would have holes.
-        files["glb"] = write_glb(fresh / "mesh.glb", flat, look, job.metadata, moved, two_sided=True)
+        # One that is wound the wrong way would be shown from inside alone.
+        outward = _closed(source) and signed_volume(Mesh(source.vertices, source.faces)) > 0
+        files["glb"] = write_glb(fresh / "mesh.glb", flat, look, job.metadata, moved, two_sided=not outward)
         _check_obj(files["obj"], source, layout)
         _check_glb(files["glb"], flat)
         if job.options.ply:

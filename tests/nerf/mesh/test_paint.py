@@ -10,6 +10,7 @@ from nerf.config.groups import OutputConfig
 from nerf.core.errors import ExportError
 from nerf.mesh import paint
 from nerf.mesh.export import ExportOptions
+from nerf.mesh.gltf import open_gltf
 from nerf.mesh.io import read_mesh
 from nerf.mesh.source import read_source
 from nerf.mesh.surface_colors import lookup
@@ -182,6 +183,13 @@ def test_closed_mesh_is_called_closed_and_vertex_colours_are_written(tmp_path):
     assert np.abs(colors - expected).max() <= 0.51
 
 
+def test_sheet_is_shown_from_behind_and_a_solid_is_not(tmp_path):
+    _, _, out = painted(tmp_path, sheet(tmp_path))
+    assert open_gltf(out / "mesh.glb").content.materials[0].doubleSided
+    _, _, out = painted(tmp_path, glb(tmp_path / "a.glb", np.eye(4)), moved(0, 0.3))
+    assert not open_gltf(out / "mesh.glb").content.materials[0].doubleSided
+
+
 def test_edge_of_three_triangles_and_a_triangle_twice_are_kept(tmp_path):
     text = CORNERS + "v 0 -1 0\nf 1 2 3\nf 1 2 4\nf 1 2 5\nf 1 2 5\nf 2 1 5\n"
     _, source, out = painted(tmp_path, sheet(tmp_path, text))
@@ -267,8 +275,8 @@ def test_uv_far_out_are_kept_where_the_glb_can_hold_them(tmp_path, tile, kept):
         np.testing.assert_allclose(read_mesh(out / "mesh.glb").uv[:3] % 1, uv, atol=1e-6)
 
 
-def test_painted_mesh_is_shown_from_both_sides(tmp_path):
-    from nerf.mesh.gltf import open_gltf
-
-    _, _, out = painted(tmp_path, sheet(tmp_path))
+def test_solid_that_is_wound_inwards_is_shown_from_both_sides(tmp_path):
+    text = CORNERS + "f 1 2 3\nf 1 4 2\nf 2 4 3\nf 1 3 4\n"
+    report, _, out = painted(tmp_path, sheet(tmp_path, text))
+    assert report.watertight and report.volume < 0
     assert open_gltf(out / "mesh.glb").content.materials[0].doubleSided
