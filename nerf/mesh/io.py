@@ -5,6 +5,7 @@ hold uv, normals, the texture and the normal map; PLY holds vertex colours. Colo
 texture and MTL's map_Kd are by definition; the normal map is linear data. V vertices, T triangles, S texture size.
 """
 
+import io
 import logging
 import re
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from nerf.core.images import write_png
 from nerf.core.pictures import open_picture
 from nerf.mesh.gltf import MAX_FILE, WAY_OUT, open_gltf
 from nerf.mesh.mesh import Mesh, signed_volume
+from nerf.mesh.obj import obj_text
 
 if TYPE_CHECKING:
     from trimesh import Trimesh
@@ -225,7 +227,11 @@ def read_parts(path: Path) -> list[tuple["Trimesh", np.ndarray]]:
     with reading(path, WAY_OUT, problem="cannot be read as a mesh"):
         if path.suffix.lower() in (".glb", ".gltf"):
             return open_gltf(path).parts()
-        scene, parts = trimesh.load_scene(str(path), resolver=_pictures_only(path), process=False), []
+        given: Any = str(path)
+        if path.suffix.lower() == ".obj":  # of which the library takes a byte order mark for a part of the first line
+            given = io.StringIO(obj_text(read_bytes(path, WAY_OUT, MAX_FILE), path))
+        kind, beside = path.suffix.lower().lstrip("."), _pictures_only(path)
+        scene, parts = trimesh.load_scene(given, file_type=kind, resolver=beside, process=False), []
         for node in scene.graph.nodes_geometry:
             matrix, name = scene.graph[node]
             part = scene.geometry[name]
@@ -251,8 +257,6 @@ def _check_whole(path: Path, faces: int) -> None:
             raise ValueError(f"it was cut off, as it has {faces:,} of {int(found[1]):,} faces")
     elif faces == 0 and suffix == ".stl" and b"facet" not in head:
         raise ValueError("it was cut off, or is no STL")
-    elif faces == 0 and suffix == ".obj" and b"\0" in head:
-        raise ValueError("it is no text, as every OBJ is")
 
 
 def _pictures_only(path: Path) -> Any:
