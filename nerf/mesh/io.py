@@ -31,6 +31,8 @@ _POSITION_TOLERANCE = 2e-6  # of the longest side of the bounding box: six decim
 _UV_TOLERANCE = 2e-6
 _NORMAL_TOLERANCE = 1e-4
 _HEAD = 1 << 16  # bytes of a file in which its header is looked for
+# A face of an OBJ with the index 0; they count from 1.
+_ZERO_INDEX = re.compile(rb"^[ \t]*f(?=[ \t])[^\n]*?[ \t/][-+]?0+(?=[ \t/\r\n]|\Z)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,9 @@ def _check_whole(path: Path, faces: int) -> None:
         raise ValueError("it was cut off, or is no STL")
     elif faces == 0 and suffix == ".obj" and b"\0" in head:
         raise ValueError("it is no text, as every OBJ is")
+    elif suffix == ".obj" and (found := _ZERO_INDEX.search(data := path.read_bytes())) is not None:
+        line = data.count(b"\n", 0, found.end()) + 1
+        raise ValueError(f"line {line} has a face with the index 0, and the indices of an OBJ count from 1")
 
 
 def _pictures_only(path: Path) -> Any:
