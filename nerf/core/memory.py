@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 # What is said in exceptions that have no type of their own: by torch's allocator on a CPU, CUDA's libraries, C++, the loader.
 _SAID = re.compile(
-    "out of memory|not enough memory|can(?:'t|not) allocate memory|(?:unable|failed) to allocate|failed to map segment|_ALLOC_FAILED|bad_alloc",
+    "out of memory|not enough memory|can(?:'t|not) allocate memory|(?:unable|failed) to allocate|failed to map segment|"
+    "_ALLOC_FAILED|bad_alloc",
     re.I,
 )
 
