@@ -88,9 +88,8 @@ def _corner(word: str, counts: tuple[int, ...], path: Path, line: int) -> tuple[
     for part, count in zip([*parts, "", ""][:3], counts, strict=True):
         index = int(part) if part else 0
         if part and index == 0:
-            raise UserError(
-                f"mesh {path} is damaged: line {line} has a face with the index 0, and the indices of an OBJ count from 1; {WAY_OUT}"
-            )
+            problem = f"line {line} has a face with the index 0, and the indices of an OBJ count from 1"
+            raise UserError(f"mesh {path} is damaged: {problem}; {WAY_OUT}")
         at = index - 1 if index > 0 else count + index if index < 0 else -1
         if index and not 0 <= at < count:
             raise UserError(f"mesh {path} is damaged: line {line} refers to number {index} of {count}; {WAY_OUT}")
