@@ -20,7 +20,7 @@ from nerf.core.files import read_bytes, reading, write_atomically
 from nerf.core.images import write_png
 from nerf.core.pictures import open_picture
 from nerf.mesh.gltf import MAX_FILE, WAY_OUT, open_gltf
-from nerf.mesh.mesh import Mesh, signed_volume
+from nerf.mesh.mesh import Mesh, moved, signed_volume
 from nerf.mesh.obj import obj_text
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ def triangles(parts: list[tuple["Trimesh", np.ndarray]]) -> tuple[np.ndarray, np
     vertices, faces, count = [np.zeros((0, 3))], [np.zeros((0, 3), dtype=np.int64)], 0
     for part, matrix in parts:
         own = np.asarray(part.faces, dtype=np.int64).reshape(-1, 3)
-        placed = np.asarray(part.vertices, dtype=np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+        placed = moved(np.asarray(part.vertices, dtype=np.float64), matrix)
         vertices.append(placed)
         faces.append((own[:, ::-1] if np.linalg.det(matrix[:3, :3]) < 0 else own) + count)
         count += len(placed)

@@ -11,7 +11,8 @@ from guidance.base import Conditions
 from guidance.mvdream_utils import ImageDream, MVDream
 from nerf.config import presets
 from nerf.config.config import OPTIONS, parse
-from nerf.config.resolve import StoredRun, resolve
+from nerf.config.kept import StoredRun
+from nerf.config.resolve import resolve
 from nerf.core.errors import UserError
 from tests.guidance.camera_models import picture, write_original
 from tests.guidance.conftest import put_into_cache

@@ -7,8 +7,9 @@ import pytest
 from nerf.config.checks import IDLE, gpu_warnings
 from nerf.config.config import OPTIONS, parse, with_preset
 from nerf.config.distillation import METHODS
+from nerf.config.kept import StoredRun
 from nerf.config.presets import PAINTED
-from nerf.config.resolve import StoredRun, resolve
+from nerf.config.resolve import resolve
 from nerf.core.errors import UserError
 
 TEXT = ["--text", "a cone"]
