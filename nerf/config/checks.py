@@ -1,6 +1,7 @@
 """Options that contradict each other, which are refused, and options without effect, which get a warning."""
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -224,7 +225,24 @@ def warnings(config: Config, stages: Iterable[Stage]) -> list[str]:
             typed = [flag for flag in idle.flags if config.asked(flag) and config.value(flag) is not False]
             lines += _no_effect([flag for flag in typed if flag not in named], idle.why)
             named |= set(typed)
-    return [*lines, *_idle_keys(config, named), *_small_texture(config), *_short_profile(config, stages)]
+    return [
+        *lines,
+        *_idle_keys(config, named),
+        *_small_texture(config),
+        *_short_profile(config, stages),
+        *_many_threads(config),
+    ]
+
+
+def _many_threads(config: Config) -> list[str]:
+    """More threads than this machine can run at once."""
+    threads, cores = config.runtime.threads, os.cpu_count() or 1
+    if threads <= cores:
+        return []
+    return [
+        f"warning: --threads {threads} is more than the {cores} cores of this machine, which makes a run slower; "
+        "leave it out to have one thread for each core"
+    ]
 
 
 def _idle_keys(config: Config, named: set[str]) -> list[str]:

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from nerf.config.config import KEPT, Config, parse, to_json, with_values
+from nerf.config.kept import StoredRun, StoredStart, needs_start
 from nerf.config.parser import RUN
 from nerf.config.presets import PRESETS
-from nerf.config.resolve import StoredRun, StoredStart, needs_start, resolve
+from nerf.config.resolve import resolve
 from nerf.core.errors import UserError
 from tests.helpers.plans import EMBEDDED, planned
 
