@@ -271,12 +271,7 @@ def fetch(resolved: Resolved) -> Path:
         return Path(resolved.source)
     name, ids = resolved.kind, (resolved.source, *resolved.alternatives)
     layout = LAYOUTS[name]
-
-    def one(hub_id: str) -> Path:
-        repository = hub.repository(hub_id, layout.missing)
-        return hub.fetch(repository, layout.wanted(list(repository.files)))
-
-    folder = hub.download(ids, one, f"--hf_keys {name}=FOLDER")
+    folder = hub.download_model(ids, layout.missing, layout.wanted, f"--hf_keys {name}=FOLDER")
     check_folder(folder, name)
     return folder
 
