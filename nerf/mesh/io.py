@@ -5,6 +5,7 @@ hold uv, normals, the texture and the normal map; PLY holds vertex colours. Colo
 texture and MTL's map_Kd are by definition; the normal map is linear data. V vertices, T triangles, S texture size.
 """
 
+import io
 import logging
 import re
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from nerf.core.images import write_png
 from nerf.core.pictures import open_picture
 from nerf.mesh.gltf import MAX_FILE, WAY_OUT, open_gltf
 from nerf.mesh.mesh import Mesh, moved, signed_volume
+from nerf.mesh.obj import obj_text
 
 if TYPE_CHECKING:
     from trimesh import Trimesh
@@ -31,6 +33,8 @@ _POSITION_TOLERANCE = 2e-6  # of the longest side of the bounding box: six decim
 _UV_TOLERANCE = 2e-6
 _NORMAL_TOLERANCE = 1e-4
 _HEAD = 1 << 16  # bytes of a file in which its header is looked for
+# A face of an OBJ with the index 0; they count from 1.
+_ZERO_INDEX = re.compile(r"^[ \t]*f(?=[ \t])[^\n]*?[ \t/][-+]?0+(?=[ \t/\r\n]|\Z)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,15 @@ def read_parts(path: Path) -> list[tuple["Trimesh", np.ndarray]]:
     with reading(path, WAY_OUT, problem="cannot be read as a mesh"):
         if path.suffix.lower() in (".glb", ".gltf"):
             return open_gltf(path).parts()
-        scene, parts = trimesh.load_scene(str(path), resolver=_pictures_only(path), process=False), []
+        given: Any = str(path)
+        if path.suffix.lower() == ".obj":  # of which the library takes a byte order mark for a part of the first line
+            text = obj_text(read_bytes(path, WAY_OUT, MAX_FILE), path)
+            if (found := _ZERO_INDEX.search(text)) is not None:
+                line = text.count("\n", 0, found.end()) + 1
+                raise ValueError(f"line {line} has a face with the index 0, and the indices of an OBJ count from 1")
+            given = io.StringIO(text)
+        kind, beside = path.suffix.lower().lstrip("."), _pictures_only(path)
+        scene, parts = trimesh.load_scene(given, file_type=kind, resolver=beside, process=False), []
         for node in scene.graph.nodes_geometry:
             matrix, name = scene.graph[node]
             part = scene.geometry[name]
@@ -251,8 +263,6 @@ def _check_whole(path: Path, faces: int) -> None:
             raise ValueError(f"it was cut off, as it has {faces:,} of {int(found[1]):,} faces")
     elif faces == 0 and suffix == ".stl" and b"facet" not in head:
         raise ValueError("it was cut off, or is no STL")
-    elif faces == 0 and suffix == ".obj" and b"\0" in head:
-        raise ValueError("it is no text, as every OBJ is")
 
 
 def _pictures_only(path: Path) -> Any:

@@ -28,6 +28,7 @@ _OVERLAP = 0.01  # of the covered texels: more under two triangles or more need 
 _BARE = 0.01  # of the surface: more without an area in the texture needs another layout
 _BORDER = 1e-6  # of the texture: a triangle that extends less beyond its border does not enter the other side
 _NO_AREA = 1e-12  # twice the area in the texture below which a triangle has none
+_UV_LOSS = 1e-6  # of the texture: more by the rounding of the GLB is too much; a texel of 4096 is 250 times that
 _LAYOUT_SIZE = 1024  # texels along an edge at which overlaps are counted
 _FAR = 100.0  # sizes from the origin: further out, float32 loses more than a hundred thousandth of the size
 
@@ -38,6 +39,14 @@ class UvLayout:
 
     uv: np.ndarray  # [U, 2] origin at the lower left, as written
     faces: np.ndarray  # [T, 3] int64, uv of each corner
+
+    def in_single_precision(self) -> np.ndarray:
+        """The uv [U, 2] as a GLB has them: moved by whole textures, which changes nothing, where float32 needs that."""
+        if _loss(self.uv) <= _UV_LOSS:
+            return self.uv
+        used = self.uv[self.faces.reshape(-1)]
+        moved: np.ndarray = self.uv - np.floor(0.5 * (used.min(axis=0) + used.max(axis=0)))
+        return moved
 
     def copies(self) -> tuple[np.ndarray, np.ndarray]:
         """The triangles brought into the unit square, one across its border once for each side that it enters again.
@@ -73,6 +82,8 @@ def uv_layout(source: SourceMesh, placed: np.ndarray) -> tuple[UvLayout | None, 
     large = int((np.ptp(corners, axis=1) > 1.0).any(axis=1).sum())
     if large:
         return None, f"{large:,} of its triangles are larger than the texture and repeat it"
+    if _loss(layout.in_single_precision()[layout.faces]) > _UV_LOSS:
+        return None, "its uv extend further than single precision can tell texels apart"
     area = np.linalg.norm(Mesh(placed, source.faces).face_normals, axis=1)
     first, second = np.moveaxis(corners[:, 1:] - corners[:, :1], 1, 0)
     flat = np.abs(first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]) < _NO_AREA
@@ -87,6 +98,11 @@ def uv_layout(source: SourceMesh, placed: np.ndarray) -> tuple[UvLayout | None, 
     return layout, ""
 
 
+def _loss(uv: np.ndarray) -> float:
+    """How far float32 moves any of the uv [..., 2]."""
+    return float(np.abs(uv.astype(np.float32) - uv).max(initial=0.0))
+
+
 def _own_corners(count: int) -> np.ndarray:
     """Triangles [T, 3] none of which share a vertex."""
     return np.arange(3 * count).reshape(-1, 3)
@@ -94,9 +110,26 @@ def _own_corners(count: int) -> np.ndarray:
 
 def _unwrapped(source: SourceMesh, placed: np.ndarray, size: int) -> UvLayout:
     """A new layout of the same triangles by xatlas."""
-    unique, index = np.unique(placed, axis=0, return_inverse=True)  # files repeat vertices along the seams of their texture
-    flat = unwrap(Mesh(unique, index.reshape(-1)[source.faces]), size)
+    # Files repeat vertices along the seams of their texture, and hold some that no triangle uses.
+    unique, index = np.unique(placed[source.faces.reshape(-1)], axis=0, return_inverse=True)
+    mesh = Mesh(unique, index.reshape(source.faces.shape))
+    flat = unwrap(mesh, size, source.polygon, fewer="give a mesh of fewer triangles")
     return UvLayout(flat.require("uv"), flat.faces)
+
+
+def _divided(source: SourceMesh, layout: UvLayout) -> tuple[SourceMesh, int]:
+    """The mesh whose polygons with two uv at a corner are their triangles instead, and how many those are.
+
+    A new layout may cut through a polygon, as the texture of a folded one could not be flat.
+    """
+    corner = np.stack([np.repeat(source.polygon, 3), source.place.reshape(-1), layout.faces.reshape(-1)], axis=1)
+    kinds = np.unique(corner, axis=0)
+    twice = (np.diff(kinds[:, :2], axis=0) == 0).all(axis=1)
+    cut = np.unique(kinds[1:][twice, 0])
+    apart = np.isin(source.polygon, cut)
+    first = np.diff(source.polygon, prepend=-1) != 0
+    polygon = np.cumsum(first | apart) - 1
+    return replace(source, polygon=polygon, place=np.where(apart[:, None], np.arange(3), source.place)), len(cut)
 
 
 @dataclass(frozen=True)
@@ -161,7 +194,9 @@ def export_painted(
     if layout is None:
         with explained("unwrapping the mesh", "give a mesh of fewer triangles"):
             layout = _unwrapped(source, placed, options.texture_size)
-        notes.append(f"the mesh was unwrapped anew, as {reason}; its vertices and triangles are unchanged")
+        source, cut = _divided(source, layout)
+        kept = f"its vertices and triangles are unchanged{f', {cut:,} of its polygons are their triangles' if cut else ''}"
+        notes.append(f"the mesh was unwrapped anew, as {reason}; {kept}")
         progress.done("unwrap", f"unwrapped into {len(layout.uv):,} uv, as {reason}")
     else:
         progress.done("unwrap", f"kept the {len(layout.uv):,} uv of the file")
@@ -214,9 +249,8 @@ def _write(source: SourceMesh, placed: np.ndarray, layout: UvLayout, texture: np
     """Write OBJ, GLB and the rest, and compare what is read back; then they replace the old ones."""
     normals, normal_faces = _normals(source)
     split = _split(len(source.vertices), source.faces, layout.faces, normal_faces)
-    flat = Mesh(
-        source.vertices[split.vertex], split.faces, normals[split.normal], layout.uv[split.uv], split.vertex, texture=texture
-    )
+    uv = layout.in_single_precision()[split.uv]
+    flat = Mesh(source.vertices[split.vertex], split.faces, normals[split.normal], uv, split.vertex, texture=texture)
     node, centre = source.node, _centre(source)
     if centre is not None:
         node = node @ np.block([[np.eye(3), centre[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
@@ -226,7 +260,9 @@ def _write(source: SourceMesh, placed: np.ndarray, layout: UvLayout, texture: np
         files = write_look(fresh, flat, look, comment)
         files["obj"] = write_obj_rows(fresh, _obj_rows(source, layout, normals, normal_faces), comment)
         moved = None if np.array_equal(node, np.eye(4)) else node
-        files["glb"] = write_glb(fresh / "mesh.glb", flat, look, job.metadata, moved, two_sided=not _closed(source))
+        # One that is wound the wrong way would be shown from inside alone.
+        outward = _closed(source) and signed_volume(Mesh(source.vertices, source.faces)) > 0
+        files["glb"] = write_glb(fresh / "mesh.glb", flat, look, job.metadata, moved, two_sided=not outward)
         _check_obj(files["obj"], source, layout)
         _check_glb(files["glb"], flat)
         if job.options.ply:
@@ -257,18 +293,19 @@ def _obj_rows(source: SourceMesh, layout: UvLayout, normals: np.ndarray, normal_
         text_rows("v %r %r %r\n", source.placed),
         text_rows("vt %r %r\n", layout.uv),
         text_rows("vn %r %r %r\n", turned),
-        _face_rows(corners, source.polygon),
+        _face_rows(corners, source.polygon, source.place),
     ]
 
 
-def _face_rows(corners: np.ndarray, polygon: np.ndarray) -> str:
-    """The f lines of triangles with indices [T, 3, 3]; those of one polygon [T], a fan, are one line."""
+def _face_rows(corners: np.ndarray, polygon: np.ndarray, place: np.ndarray) -> str:
+    """The f lines of triangles with indices [T, 3, 3]; those of one polygon [T], with places [T, 3] there, are one line."""
     if len(np.unique(polygon)) == len(polygon):
         return text_rows("f %d/%d/%d %d/%d/%d %d/%d/%d\n", corners)
     lines, start = [], np.flatnonzero(np.diff(polygon, prepend=-1))
     for a, b in zip(start, [*start[1:], len(polygon)], strict=True):
-        fan = [*corners[a].tolist(), *corners[a + 1 : b, 2].tolist()]
-        lines.append("f " + " ".join(f"{v}/{vt}/{vn}" for v, vt, vn in fan) + "\n")
+        _, first = np.unique(place[a:b], return_index=True)
+        outline = corners[a:b].reshape(-1, 3)[first].tolist()
+        lines.append("f " + " ".join(f"{v}/{vt}/{vn}" for v, vt, vn in outline) + "\n")
     return "".join(lines)
 
 

@@ -115,6 +115,7 @@ _SOURCE = {
     "vertices": torch.float64,
     "faces": torch.int64,
     "polygon": torch.int64,
+    "place": torch.int64,
     "uv": torch.float64,
     "uv_faces": torch.int64,
     "normals": torch.float64,

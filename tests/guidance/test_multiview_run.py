@@ -57,7 +57,7 @@ def test_hf_key_names_a_multiview_model_unless_it_is_stable_diffusion_s(mvdream_
 def test_the_original_file_is_taken_as_it_is_named(tmp_path):
     path = write_original(tmp_path, "mvdream")
     assert weights_of("MVDream", "--guidance", "MVDream", "--hf_key", path).source == str(path)
-    with pytest.raises(UserError, match="expected a folder of SDXL"):
+    with pytest.raises(UserError, match="is MVDream or ImageDream, which take four linked views"):
         weights_of("SDXL", "--guidance", "SDXL", "--hf_key", path)
 
 
