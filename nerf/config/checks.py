@@ -1,6 +1,7 @@
 """Options that contradict each other, which are refused, and options without effect, which get a warning."""
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -182,6 +183,7 @@ IDLE = (
         lambda c: "zero123" not in c.guidance.guidance,
         "without zero123 in --guidance",
     ),
+    Idle(("prediction_type",), lambda c: not {"SD", "SDXL"} & set(c.guidance.guidance), "without SD or SDXL in --guidance"),
     Idle(("clip_crops",), lambda c: "clip" not in c.guidance.guidance, "without clip in --guidance"),
     Idle(_NOISED, lambda c: c.guidance.guidance == ("clip",), "with --guidance clip, which adds no noise"),
     Idle(("lora_rank", "lora_lr"), _other_method("vsd"), "without --distillation vsd"),
@@ -223,7 +225,24 @@ def warnings(config: Config, stages: Iterable[Stage]) -> list[str]:
             typed = [flag for flag in idle.flags if config.asked(flag) and config.value(flag) is not False]
             lines += _no_effect([flag for flag in typed if flag not in named], idle.why)
             named |= set(typed)
-    return [*lines, *_idle_keys(config, named), *_small_texture(config), *_short_profile(config, stages)]
+    return [
+        *lines,
+        *_idle_keys(config, named),
+        *_small_texture(config),
+        *_short_profile(config, stages),
+        *_many_threads(config),
+    ]
+
+
+def _many_threads(config: Config) -> list[str]:
+    """More threads than this machine can run at once."""
+    threads, cores = config.runtime.threads, os.cpu_count() or 1
+    if threads <= cores:
+        return []
+    return [
+        f"warning: --threads {threads} is more than the {cores} cores of this machine, which makes a run slower; "
+        "leave it out to have one thread for each core"
+    ]
 
 
 def _idle_keys(config: Config, named: set[str]) -> list[str]:
@@ -235,7 +254,7 @@ def _idle_keys(config: Config, named: set[str]) -> list[str]:
     return [
         f"warning: --hf_keys {word} has no effect without {model} in --guidance"
         for word, model in models.items()
-        if model not in guidance.guidance
+        if model not in guidance.guidance and model != "tokenizer"
     ]
 
 

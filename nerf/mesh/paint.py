@@ -17,7 +17,7 @@ from nerf.core.memory import explained
 from nerf.mesh.decimate import Decimation
 from nerf.mesh.export import FILES, ExportJob, ExportOptions, ExportReport, Progress, checked
 from nerf.mesh.io import check_texture, read_mesh, text_rows, write_glb, write_look, write_obj_rows, write_ply
-from nerf.mesh.mesh import Mesh, is_watertight, signed_volume, vertex_normals
+from nerf.mesh.mesh import Mesh, is_watertight, merged, moved, moved_normals, signed_volume, vertex_normals
 from nerf.mesh.placement import placement, write_transform
 from nerf.mesh.repair import Cleaning
 from nerf.mesh.source import SourceMesh, read_source
@@ -189,7 +189,7 @@ def export_painted(
     """
     job = ExportJob(albedo, Path(folder), options, bound, checked(transform), metadata or {}, device, Progress(report))
     progress, notes = job.progress, []
-    placed = source.placed @ to_box[:3, :3].T + to_box[:3, 3]
+    placed = moved(source.placed, to_box)
     layout, reason = uv_layout(source, placed)
     if layout is None:
         with explained("unwrapping the mesh", "give a mesh of fewer triangles"):
@@ -225,8 +225,7 @@ def export_painted(
 
 def _closed(source: SourceMesh) -> bool:
     """Whether a mesh is closed, with vertices at the same place as one."""
-    same = np.unique(source.vertices, axis=0, return_inverse=True)[1].reshape(-1)
-    return is_watertight(Mesh(source.vertices, source.faces, weld=same))
+    return is_watertight(Mesh(source.vertices, source.faces, weld=merged(source.vertices)[1]))
 
 
 def _baked(source: SourceMesh, placed: np.ndarray, layout: UvLayout, job: ExportJob) -> tuple[np.ndarray, float]:
@@ -240,8 +239,7 @@ def _normals(source: SourceMesh) -> tuple[np.ndarray, np.ndarray]:
     """Normals [K, 3] beside the vertices and their indices [T, 3]: those of the file, else smooth ones."""
     if len(source.normal_faces):
         return source.normals, source.normal_faces
-    unique, index = np.unique(source.vertices, axis=0, return_inverse=True)
-    index = index.reshape(-1)
+    unique, index = merged(source.vertices)
     centred = unique - unique.mean(axis=0)
     smooth = vertex_normals(Mesh(centred / max(float(np.abs(centred).max()), 1e-300), index[source.faces]))
     return smooth[index], source.faces
@@ -289,8 +287,7 @@ def _obj_rows(source: SourceMesh, layout: UvLayout, normals: np.ndarray, normal_
     """The lines of the OBJ. Decimals are the shortest that are read as the same float64."""
     turned = normals
     if not np.array_equal(source.node, np.eye(4)):
-        turned = normals @ np.linalg.pinv(source.node[:3, :3])
-        turned /= np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-30)
+        turned = moved_normals(normals, source.node)
     corners = np.stack([source.faces, layout.faces, normal_faces], axis=2) + 1
     return [
         text_rows("v %r %r %r\n", source.placed),

@@ -134,6 +134,8 @@ def check_solid(mesh: Mesh) -> None:
             f"the mesh has {len(mesh.faces)} triangles and a size of {extent:.3g}; give one with a surface "
             "and finite coordinates"
         )
+    if np.ptp(mesh.vertices, axis=0).min() < _THINNEST * extent:  # said at once, however many triangles it has
+        raise UserError("the mesh is flat, so it has no inside; give a solid, or give the sheet a thickness")
     if is_watertight(mesh):
         if abs(signed_volume(mesh)) < _THINNEST * extent**3:
             raise UserError(

@@ -14,6 +14,7 @@ from nerf.core.errors import UserError
 from nerf.core.files import read_bytes, reading
 from nerf.mesh.gltf import MAX_FILE
 from nerf.mesh.io import read_parts, triangles
+from nerf.mesh.mesh import moved, moved_normals
 from nerf.mesh.obj import WAY_OUT, read_obj
 
 _LARGEST = 1e30  # coordinate whose cube is still finite
@@ -40,7 +41,7 @@ class SourceMesh:
         """The vertices [V, 3] in the space of the file; the very numbers where the node does not move them."""
         if np.array_equal(self.node, np.eye(4)):
             return self.vertices
-        return self.vertices @ self.node[:3, :3].T + self.node[:3, 3]
+        return moved(self.vertices, self.node)
 
 
 def digest_of_file(path: Path) -> np.ndarray:
@@ -130,10 +131,7 @@ def _own_normals(part, matrix: np.ndarray) -> np.ndarray | None:
     if "vertex_normals" not in part._cache:  # trimesh computes those that a file lacks, and keeps those that it has
         return None
     turned = np.asarray(part.vertex_normals, dtype=np.float64)
-    if np.array_equal(matrix, np.eye(4)):
-        return turned
-    turned = turned @ np.linalg.pinv(matrix[:3, :3])
-    return turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-30)
+    return turned if np.array_equal(matrix, np.eye(4)) else moved_normals(turned, matrix)
 
 
 def _check(source: SourceMesh, path: Path) -> None:

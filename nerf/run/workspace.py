@@ -11,7 +11,8 @@ import msgspec
 
 from nerf.config.config import WAY_OUT, Config, from_json, to_json
 from nerf.config.groups import CKPT_WORDS, STAGES
-from nerf.config.resolve import RunPlan, StoredRun, StoredStart, start_from_run
+from nerf.config.kept import StoredRun, StoredStart, start_from_run
+from nerf.config.resolve import RunPlan
 from nerf.config.stages import FIRST, STAGE_KINDS
 from nerf.core.errors import UserError
 from nerf.core.files import as_shape, read_json, remove_unfinished, unfinished_name, write_atomically, write_json
