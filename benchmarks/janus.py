@@ -36,14 +36,14 @@ WAYS = {
 # Kinds with a clear front, in colours that were not trained. Settings may be chosen on the first half, never on the second.
 TUNING, HELD_OUT = ("an orange chair", "a pink car"), ("a blue dog", "a purple boat")
 FEW = ("--dataset_size_test", "2")  # views of the turntable, which nobody looks at here
-NAMES = ("janus", "facing", "iou", "silhouette", "albedo", "train_seconds", "megabytes")
+NAMES = ("janus", "facing", "iou", "silhouette", "albedo")
 
 
 def table(results: Results, budget: str) -> str:
     """The means of every way as a Markdown table, and beneath it the score of every prompt."""
     lines = [
-        f"| told of a view, {budget} | Janus | facing | IoU | silhouette IoU | albedo error | s of training | MB | runs |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| told of a view, {budget} | Janus | facing | IoU | silhouette IoU | albedo error | runs |",
+        "|---|---|---|---|---|---|---|",
     ]
     shown = [row for row in results.values() if row["budget"] == budget]
     prompts = list(dict.fromkeys(row["prompt"] for row in shown))
