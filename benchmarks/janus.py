@@ -38,7 +38,6 @@ TUNING, HELD_OUT = ("an orange chair", "a pink car"), ("a blue dog", "a purple b
 FEW = ("--dataset_size_test", "2")  # views of the turntable, which nobody looks at here
 COLUMNS = {
     "Janus": "janus", "facing": "facing", "IoU": "iou", "silhouette IoU": "silhouette", "albedo error": "albedo",
-    "s of training": "train_seconds", "MB": "megabytes",
 }  # fmt: skip
 
 
