@@ -1,7 +1,8 @@
 """Every set of weights that can be downloaded, by the name that ``scripts/fetch_weights.py`` takes.
 
-The hub ids, sizes and licences stand in the tables of the modules that use the weights; here they are joined, and nothing is
-repeated. Nothing is downloaded before :meth:`Published.fetch`.
+The hub ids, sizes and licences stand in the tables of the modules that use the weights, and are joined here; of the models of
+depth and normals, which :mod:`nerf.data.monocular` knows by hub id alone, sizes and licences stand here. Nothing is downloaded
+before :meth:`Published.fetch`.
 """
 
 from collections.abc import Callable, Iterable
