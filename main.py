@@ -19,7 +19,8 @@ if __name__ == "__main__":
 from nerf.config import config as options
 from nerf.config.checks import gpu_warnings
 from nerf.config.config import Config
-from nerf.config.resolve import RunPlan, StoredRun, needs_start, resolve
+from nerf.config.kept import StoredRun, needs_start
+from nerf.config.resolve import RunPlan, resolve
 from nerf.config.stages import Stage
 from nerf.core import console
 from nerf.core.errors import DivergenceError, ExportError, Stopped, UserError

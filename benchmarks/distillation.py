@@ -16,13 +16,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-
-from benchmarks import mesh_measure, runs  # noqa: E402
+from benchmarks import runs  # noqa: E402
+from benchmarks.comparison import Results, key, mean, measured, sheet, ways_in, workspace_of  # noqa: E402
 from benchmarks.records import read_record, read_result  # noqa: E402
-from benchmarks.text_to_3d import one_run, run_prompt, slug  # noqa: E402
+from benchmarks.text_to_3d import run_prompt, slug  # noqa: E402
 from nerf.core.errors import UserError  # noqa: E402
-from nerf.core.images import to_uint8, write_png  # noqa: E402
+from nerf.core.images import write_png  # noqa: E402
 from nerf.core.ranges import SEED, above, between  # noqa: E402
 from nerf.core.script import Parser, run  # noqa: E402
 
@@ -44,17 +43,6 @@ PROMPTS = ("a purple mushroom", "an orange chair", "a pink car", "a yellow mug")
 SPEED_STEPS = 150  # of the run that measures how long a step takes; the first ones are the slowest
 LEAST_STEPS = 20
 BEGIN, END = "<!-- the table begins -->\n", "<!-- the table ends -->\n"
-Results = dict[str, dict]
-
-
-def key(method: str, prompt: str, seed: int, budget: str) -> str:
-    """Name of a run in the record."""
-    return f"{method} | {slug(prompt, seed)} | {budget}"
-
-
-def workspace_of(work: Path, method: str, budget: str) -> Path:
-    """Folder of the workspaces of one method."""
-    return work / f"{method} {budget}".replace(" ", "_").replace(",", "")
 
 
 def steps_within(seconds: float, method: str, prompt: str, work: Path, extra: list[str]) -> int:
@@ -73,24 +61,6 @@ def steps_within(seconds: float, method: str, prompt: str, work: Path, extra: li
     return max(LEAST_STEPS, int(seconds / (read_result(workspace).train_seconds / SPEED_STEPS)))
 
 
-def measured(method: str, prompt: str, seed: int, work: Path, steps: int, budget: str, extra: list[str]) -> dict:
-    """Run and measure one method on one prompt; a failure is recorded as a result."""
-    folder = workspace_of(work, method, budget)
-    folder.mkdir(parents=True, exist_ok=True)
-    flags = [*shlex.split(METHODS[method]), "--iters", str(steps), "--ckpt", "scratch", *extra]
-    found = {"method": method, "budget": budget, "steps": steps, **one_run(prompt, seed, folder, flags)}
-    if "iou" in found:
-        found["train_seconds"] = read_result(folder / slug(prompt, seed)).train_seconds
-    return found
-
-
-def mean(rows: list[dict], name: str) -> str:
-    """The mean of a measure over runs, those where it is not defined left out, with so many digits as it has meaning."""
-    values = [row[name] for row in rows if row.get(name) is not None]
-    digits = {"seconds": 0, "train_seconds": 0, "megabytes": 0, "steps": 0, "facing": 2, "janus": 2}.get(name, 3)
-    return f"{np.mean(values):.{digits}f}" if values else "-"
-
-
 def table(results: Results, budget: str) -> str:
     """The means of every method as a Markdown table, and beneath it the IoU of every prompt."""
     names = ("iou", "silhouette", "albedo", "janus", "facing", "steps", "train_seconds", "seconds", "megabytes")
@@ -101,7 +71,7 @@ def table(results: Results, budget: str) -> str:
     shown = [row for row in results.values() if row["budget"] == budget]
     prompts = list(dict.fromkeys(row["prompt"] for row in shown))
     each = ["| IoU | " + " | ".join(prompts) + " |", "|---" * (len(prompts) + 1) + "|"]
-    for method in [method for method in METHODS if any(row["method"] == method for row in shown)]:
+    for method in ways_in(results, METHODS, budget):
         own = [row for row in shown if row["method"] == method]
         done = [row for row in own if "iou" in row]
         failed = f", {len(own) - len(done)} failed" if len(done) < len(own) else ""
@@ -111,32 +81,10 @@ def table(results: Results, budget: str) -> str:
     return "\n".join(lines) + "\n\n" + "\n".join(each) + "\n"
 
 
-def sheet(results: Results, budget: str, work: Path, size: int = 64) -> np.ndarray:
-    """Front and back of the true shape, then of what each method made; a row for each prompt, grey where nothing came out."""
-    from guidance.prior.shapes import canonical
-
-    shown = [row for row in results.values() if row["budget"] == budget]
-    first = min(row["seed"] for row in shown)
-    cameras = mesh_measure.view_angles(2)
-    rows = []
-    for prompt in dict.fromkeys(row["prompt"] for row in shown):
-        truth, _ = mesh_measure.true_views(canonical(prompt), cameras, size)
-        cells = [*truth]
-        for method in (name for name in METHODS if any(row["method"] == name for row in shown)):
-            path = workspace_of(work, method, budget) / slug(prompt, first) / "mesh" / "mesh.glb"
-            known = "iou" in results.get(key(method, prompt, first, budget), {}) and path.is_file()
-            views = (
-                mesh_measure.mesh_views(mesh_measure.read_mesh(path), cameras, size)[0] if known else np.full_like(truth, 0.5)
-            )
-            cells += [*views]
-        rows.append(np.concatenate(cells, 1))
-    return to_uint8(np.concatenate(rows, 0))
-
-
 def write(results: Results, budget: str, out: Path, page: Path, work: Path) -> None:
     """Write the record, the pictures, and the table between its two marks on the page."""
     (out / "distillation.json").write_text(json.dumps(results, indent=1) + "\n")
-    write_png(out / "distillation.png", sheet(results, budget, work))
+    write_png(out / "distillation.png", sheet(results, METHODS, budget, work))
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     seeds = sorted({row["seed"] for row in results.values() if row["budget"] == budget})
@@ -167,7 +115,7 @@ def main() -> None:
         method, prompt, seed = wanted[name]
         if method not in steps:
             steps[method] = args.iters or steps_within(args.seconds, method, prompt, args.work, args.extra)
-        return measured(method, prompt, seed, args.work, steps[method], budget, args.extra)
+        return measured(method, METHODS[method], prompt, seed, args.work, steps[method], budget, args.extra)
 
     def done(name: str, result: dict) -> None:
         results[name] = result

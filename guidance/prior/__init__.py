@@ -34,11 +34,16 @@ place of text encoder and tokenizer. Its ``somnia.json`` adds ``"reference_chann
 the reference (colour over white, then coverage, both in [-1, 1]) packed like the noisy image. What becomes of the reference and
 of the pose is in ``view_model``.
 
-The modules: ``pixels`` (what both share as guidance), ``guidance`` and ``view_guidance`` (score distillation from either),
+The folder ``multiview_weights/`` holds what the multi-view prior changes of the text-conditioned one: its attention blocks, by
+the names of the UNet's tensors. See ``multiview_model``.
+
+The modules: ``pixels`` (what all share as guidance), ``guidance``, ``view_guidance`` and ``multiview_guidance`` (score
+distillation from each), ``view_words`` (what a view word stands for),
 ``description`` (``somnia.json``), ``camera``, ``captions``, ``kinds``, ``primitives`` and ``shapes`` (signed distances),
-``render`` (sphere tracing), ``degrade`` (defects of an unfinished mesh), ``dataset`` and ``view_dataset``, ``references`` (the
-held-out pictures), ``model`` and ``view_model`` (build, save, load), ``detail``, ``train``, ``train_detail``, ``train_view``,
-``diagnose`` and ``diagnose_view`` (the last five run with ``python -m``).
+``render`` (sphere tracing), ``degrade`` (defects of an unfinished mesh), ``dataset``, ``view_dataset`` and
+``multiview_dataset``, ``references`` (the held-out pictures), ``model``, ``view_model`` and ``multiview_model`` (build, save,
+load), ``detail``, and what runs with ``python -m``: ``train``, ``train_detail``, ``train_view``, ``train_multiview``,
+``diagnose``, ``diagnose_view`` and ``diagnose_multiview``.
 """
 
 from pathlib import Path

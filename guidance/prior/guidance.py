@@ -145,8 +145,9 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
 
     def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
         """See :meth:`PixelPrior.loss`."""
-        options: Options = control.options or self.options
-        self.words = Words(options.angles, part.random.generator(Stream.VIEW_WORDS))
+        options = control.options or self.options
+        angles = options.angles if isinstance(options, Options) else DEFAULT_ANGLES
+        self.words = Words(angles, part.random.generator(Stream.VIEW_WORDS))
         return super().loss(image, views, part, control, debug=debug)
 
     def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:

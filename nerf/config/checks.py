@@ -184,6 +184,7 @@ IDLE = (
         lambda c: "zero123" not in c.guidance.guidance,
         "without zero123 in --guidance",
     ),
+    Idle(("prediction_type",), lambda c: not {"SD", "SDXL"} & set(c.guidance.guidance), "without SD or SDXL in --guidance"),
     Idle(("clip_crops",), lambda c: "clip" not in c.guidance.guidance, "without clip in --guidance"),
     Idle(_NOISED, lambda c: c.guidance.guidance == ("clip",), "with --guidance clip, which adds no noise"),
     Idle(("lora_rank", "lora_lr"), _other_method("vsd"), "without --distillation vsd"),
@@ -263,7 +264,7 @@ def _idle_keys(config: Config, named: set[str]) -> list[str]:
     return [
         f"warning: --hf_keys {word} has no effect without {model} in --guidance"
         for word, model in models.items()
-        if model not in guidance.guidance
+        if model not in guidance.guidance and model != "tokenizer"
     ]
 
 

@@ -278,8 +278,8 @@ PRESETS["embedded view"] = (
     }
 )
 # Names that mark a run, for the presets of its mesh stage: what a mesh file is started with for.
-MESH_FILE, PAINTED = "mesh file", "painted"
-PRESETS |= {MESH_FILE: {}, PAINTED: {}}
+MESH_FILES = MESH_FILE, PAINTED = "mesh file", "painted"
+PRESETS |= dict.fromkeys(MESH_FILES, {})
 # The multi-view prior is the embedded one with other attention.
 _EMBEDDED = ("embedded", "dmtet embedded", *(f"{method} embedded" for method in METHODS[1:]))
 PRESETS |= {f"{name} multiview": PRESETS[name] for name in _EMBEDDED}
@@ -310,6 +310,9 @@ GUIDANCE_OF: dict[str, str] = {
     "ImageDream": "ImageDream",
 }
 GUIDANCE_OF |= {name: "SD" for name in _EMBEDDED} | {f"{name} multiview": "MVDream" for name in _EMBEDDED}
+
+# Preset of a model -> of the kind of weights for which it does not apply, as it is a recipe for far larger ones.
+IN_PLACE = {"MVDream": "embedded multiview"}
 
 # What a preset is called in the log.
 REASONS: dict[str, str] = {

@@ -33,6 +33,11 @@ _NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EBADF, errno.EN
 _REASON_LENGTH = 200  # characters of another library's message that are repeated in ours
 
 
+def unfinished_name(path: Path) -> Path:
+    """The name beside a path of what this process has not finished; :func:`remove_unfinished` removes what is left of it."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
+
+
 def write_atomically(path: str | Path, write: Callable[[Path], object], durable: bool = False) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, then rename it; a failed write leaves nothing behind.
 
@@ -46,7 +51,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object], durable:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
+    temporary = unfinished_name(path)
     try:
         temporary.touch()
         mode = stat.S_IMODE(temporary.stat().st_mode)  # of the umask; safetensors would give 0600

@@ -40,6 +40,7 @@ UNDO = {
     "KHR_meshopt_compression": "gltf-transform copy IN OUT writes it without compression",
     "EXT_mesh_gpu_instancing": "gltf-transform uninstance IN OUT writes its instances as nodes",
 }
+TINT = "tint"  # vertex attribute: linear colours [V, 3] that multiply the texture, of COLOR_0 and the material
 WAY_OUT = "export it again"
 _UNMOVED = (None, tree.Node().translation, tree.Node().rotation, tree.Node().scale)
 PROBLEM = "cannot be read as a mesh"
@@ -165,9 +166,14 @@ class GltfFile:
         if uv is not None or info is not None:
             material = None if primitive.material is None else self._material(primitive.material)
             solid.visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
-        elif (colors := self._floats(primitive.attributes.get("COLOR_0"), None, len(vertices))) is not None:
+        colors = self._floats(primitive.attributes.get("COLOR_0"), None, len(vertices))
+        if colors is not None and uv is None and info is None:
             levels = np.clip(np.round(255 * colors), 0, 255).astype(np.uint8)
             solid.visual = trimesh.visual.ColorVisuals(solid, vertex_colors=levels)
+        tint = np.ones((len(vertices), 3)) if colors is None else colors[:, :3]
+        tint = tint if info is None else tint * info.pbrMetallicRoughness.baseColorFactor[:3]
+        if (tint != 1.0).any():
+            solid.vertex_attributes[TINT] = tint
         return solid
 
     def _faces(self, primitive: tree.Primitive, count: int) -> np.ndarray:

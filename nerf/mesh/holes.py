@@ -81,10 +81,7 @@ def cap_walls(mesh: Mesh, bound: float, wall: float) -> tuple[Mesh, int]:
 
 def _fill(vertices: np.ndarray, loops: list[np.ndarray], normal: np.ndarray) -> list[np.ndarray]:
     """Triangles [n, 3] that fill loops in one plane; loops that run clockwise about ``normal`` are holes in others."""
-    first = np.cross(normal, np.eye(3)[np.abs(normal).argmin()])
-    frame = np.stack([first, np.cross(normal, first)], axis=1) / max(np.linalg.norm(first), 1e-30)
-    flat = vertices @ frame
-    flat /= max(np.ptp(flat, axis=0).max(), 1e-30)
+    flat = flattened(vertices, normal)
     area = np.array([_area(flat[loop]) for loop in loops])
     order = np.argsort(area)  # holes first, then outlines from the smallest on
     polygons = {int(k): [loops[k]] for k in order if area[k] >= 0}
@@ -93,6 +90,16 @@ def _fill(vertices: np.ndarray, loops: list[np.ndarray], normal: np.ndarray) -> 
             around = [j for j in polygons if _inside(flat[loops[k][0]], flat[loops[j]])]
             polygons.setdefault(around[0] if around else int(k), []).append(loops[k])
     return [ear_clip(flat, _bridged(flat, parts)) for parts in polygons.values()]
+
+
+def flattened(points: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """Points [V, 3] seen against a normal [3] of any length, as [V, 2] of extent 1."""
+    normal = normal / max(float(np.abs(normal).max()), 1e-300)
+    first = np.cross(normal, np.eye(3)[np.abs(normal).argmin()])
+    first /= max(np.linalg.norm(first), 1e-30)
+    second = np.cross(normal, first)
+    flat: np.ndarray = points @ np.stack([first, second / max(np.linalg.norm(second), 1e-30)], axis=1)
+    return flat / max(np.ptp(flat, axis=0).max(), 1e-300)
 
 
 def _area(points: np.ndarray) -> float:

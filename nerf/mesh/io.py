@@ -5,6 +5,7 @@ hold uv, normals, the texture and the normal map; PLY holds vertex colours. Colo
 texture and MTL's map_Kd are by definition; the normal map is linear data. V vertices, T triangles, S texture size.
 """
 
+import io
 import logging
 import re
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from nerf.core.files import is_file, read_bytes, reading, write_atomically
 from nerf.core.images import write_png
 from nerf.core.pictures import open_picture
 from nerf.mesh.gltf import MAX_FILE, WAY_OUT, open_gltf
-from nerf.mesh.mesh import Mesh, signed_volume
+from nerf.mesh.mesh import Mesh, moved, signed_volume
+from nerf.mesh.obj import obj_text
 
 if TYPE_CHECKING:
     from trimesh import Trimesh
@@ -32,7 +34,7 @@ _UV_TOLERANCE = 2e-6
 _NORMAL_TOLERANCE = 1e-4
 _HEAD = 1 << 16  # bytes of a file in which its header is looked for
 # A face of an OBJ with the index 0; they count from 1.
-_ZERO_INDEX = re.compile(rb"^[ \t]*f(?=[ \t])[^\n]*?[ \t/][-+]?0+(?=[ \t/\r\n]|\Z)", re.MULTILINE)
+_ZERO_INDEX = re.compile(r"^[ \t]*f(?=[ \t])[^\n]*?[ \t/][-+]?0+(?=[ \t/\r\n]|\Z)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,9 @@ def write_obj_rows(folder: Path, rows: list[str], comment: str) -> Path:
     return write_atomically(folder / "mesh.obj", lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def write_glb(path: Path, mesh: Mesh, material: Material, extras: dict, node: np.ndarray | None = None) -> Path:
+def write_glb(
+    path: Path, mesh: Mesh, material: Material, extras: dict, node: np.ndarray | None = None, two_sided: bool = False
+) -> Path:
     """Write a binary glTF 2.0 with NORMAL, TEXCOORD_0, one material, and TANGENT where there is a normal texture.
 
     Args:
@@ -138,6 +142,7 @@ def write_glb(path: Path, mesh: Mesh, material: Material, extras: dict, node: np
         material: constants of the material.
         extras: JSON values for ``asset.extras``: prompt, seed, licence notes; "copyright" is for ``asset.copyright``.
         node: matrix [4, 4] of the node that holds the mesh; by default it is where its vertices are.
+        two_sided: viewers show the triangles from behind as well.
     """
     import trimesh
 
@@ -150,7 +155,7 @@ def write_glb(path: Path, mesh: Mesh, material: Material, extras: dict, node: np
         roughnessFactor=material.roughness,
         normalTexture=bumps,
         alphaMode="OPAQUE",
-        doubleSided=False,
+        doubleSided=two_sided,
     )
     solid = trimesh.Trimesh(
         mesh.vertices,
@@ -226,7 +231,15 @@ def read_parts(path: Path) -> list[tuple["Trimesh", np.ndarray]]:
     with reading(path, WAY_OUT, problem="cannot be read as a mesh"):
         if path.suffix.lower() in (".glb", ".gltf"):
             return open_gltf(path).parts()
-        scene, parts = trimesh.load_scene(str(path), resolver=_pictures_only(path), process=False), []
+        given: Any = str(path)
+        if path.suffix.lower() == ".obj":  # of which the library takes a byte order mark for a part of the first line
+            text = obj_text(read_bytes(path, WAY_OUT, MAX_FILE), path)
+            if (found := _ZERO_INDEX.search(text)) is not None:
+                line = text.count("\n", 0, found.end()) + 1
+                raise ValueError(f"line {line} has a face with the index 0, and the indices of an OBJ count from 1")
+            given = io.StringIO(text)
+        kind, beside = path.suffix.lower().lstrip("."), _pictures_only(path)
+        scene, parts = trimesh.load_scene(given, file_type=kind, resolver=beside, process=False), []
         for node in scene.graph.nodes_geometry:
             matrix, name = scene.graph[node]
             part = scene.geometry[name]
@@ -252,11 +265,6 @@ def _check_whole(path: Path, faces: int) -> None:
             raise ValueError(f"it was cut off, as it has {faces:,} of {int(found[1]):,} faces")
     elif faces == 0 and suffix == ".stl" and b"facet" not in head:
         raise ValueError("it was cut off, or is no STL")
-    elif faces == 0 and suffix == ".obj" and b"\0" in head:
-        raise ValueError("it is no text, as every OBJ is")
-    elif suffix == ".obj" and (found := _ZERO_INDEX.search(data := path.read_bytes())) is not None:
-        line = data.count(b"\n", 0, found.end()) + 1
-        raise ValueError(f"line {line} has a face with the index 0, and the indices of an OBJ count from 1")
 
 
 def _pictures_only(path: Path) -> Any:
@@ -295,7 +303,7 @@ def triangles(parts: list[tuple["Trimesh", np.ndarray]]) -> tuple[np.ndarray, np
     vertices, faces, count = [np.zeros((0, 3))], [np.zeros((0, 3), dtype=np.int64)], 0
     for part, matrix in parts:
         own = np.asarray(part.faces, dtype=np.int64).reshape(-1, 3)
-        placed = np.asarray(part.vertices, dtype=np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+        placed = moved(np.asarray(part.vertices, dtype=np.float64), matrix)
         vertices.append(placed)
         faces.append((own[:, ::-1] if np.linalg.det(matrix[:3, :3]) < 0 else own) + count)
         count += len(placed)

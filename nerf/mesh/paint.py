@@ -17,7 +17,7 @@ from nerf.core.memory import explained
 from nerf.mesh.decimate import Decimation
 from nerf.mesh.export import FILES, ExportJob, ExportOptions, ExportReport, Progress, checked
 from nerf.mesh.io import check_texture, read_mesh, text_rows, write_glb, write_look, write_obj_rows, write_ply
-from nerf.mesh.mesh import Mesh, is_watertight, signed_volume, vertex_normals
+from nerf.mesh.mesh import Mesh, is_watertight, merged, moved, moved_normals, signed_volume, vertex_normals
 from nerf.mesh.placement import placement, write_transform
 from nerf.mesh.repair import Cleaning
 from nerf.mesh.source import SourceMesh, read_source
@@ -28,6 +28,7 @@ _OVERLAP = 0.01  # of the covered texels: more under two triangles or more need 
 _BARE = 0.01  # of the surface: more without an area in the texture needs another layout
 _BORDER = 1e-6  # of the texture: a triangle that extends less beyond its border does not enter the other side
 _NO_AREA = 1e-12  # twice the area in the texture below which a triangle has none
+_UV_LOSS = 1e-6  # of the texture: more by the rounding of the GLB is too much; a texel of 4096 is 250 times that
 _LAYOUT_SIZE = 1024  # texels along an edge at which overlaps are counted
 _FAR = 100.0  # sizes from the origin: further out, float32 loses more than a hundred thousandth of the size
 
@@ -38,6 +39,14 @@ class UvLayout:
 
     uv: np.ndarray  # [U, 2] origin at the lower left, as written
     faces: np.ndarray  # [T, 3] int64, uv of each corner
+
+    def in_single_precision(self) -> np.ndarray:
+        """The uv [U, 2] as a GLB has them: moved by whole textures, which changes nothing, where float32 needs that."""
+        if _loss(self.uv) <= _UV_LOSS:
+            return self.uv
+        used = self.uv[self.faces.reshape(-1)]
+        moved: np.ndarray = self.uv - np.floor(0.5 * (used.min(axis=0) + used.max(axis=0)))
+        return moved
 
     def copies(self) -> tuple[np.ndarray, np.ndarray]:
         """The triangles brought into the unit square, one across its border once for each side that it enters again.
@@ -73,6 +82,8 @@ def uv_layout(source: SourceMesh, placed: np.ndarray) -> tuple[UvLayout | None, 
     large = int((np.ptp(corners, axis=1) > 1.0).any(axis=1).sum())
     if large:
         return None, f"{large:,} of its triangles are larger than the texture and repeat it"
+    if _loss(layout.in_single_precision()[layout.faces]) > _UV_LOSS:
+        return None, "its uv extend further than single precision can tell texels apart"
     area = np.linalg.norm(Mesh(placed, source.faces).face_normals, axis=1)
     first, second = np.moveaxis(corners[:, 1:] - corners[:, :1], 1, 0)
     flat = np.abs(first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]) < _NO_AREA
@@ -87,6 +98,11 @@ def uv_layout(source: SourceMesh, placed: np.ndarray) -> tuple[UvLayout | None, 
     return layout, ""
 
 
+def _loss(uv: np.ndarray) -> float:
+    """How far float32 moves any of the uv [..., 2]."""
+    return float(np.abs(uv.astype(np.float32) - uv).max(initial=0.0))
+
+
 def _own_corners(count: int) -> np.ndarray:
     """Triangles [T, 3] none of which share a vertex."""
     return np.arange(3 * count).reshape(-1, 3)
@@ -94,9 +110,26 @@ def _own_corners(count: int) -> np.ndarray:
 
 def _unwrapped(source: SourceMesh, placed: np.ndarray, size: int) -> UvLayout:
     """A new layout of the same triangles by xatlas."""
-    unique, index = np.unique(placed, axis=0, return_inverse=True)  # files repeat vertices along the seams of their texture
-    flat = unwrap(Mesh(unique, index.reshape(-1)[source.faces]), size)
+    # Files repeat vertices along the seams of their texture, and hold some that no triangle uses.
+    unique, index = np.unique(placed[source.faces.reshape(-1)], axis=0, return_inverse=True)
+    mesh = Mesh(unique, index.reshape(source.faces.shape))
+    flat = unwrap(mesh, size, source.polygon, fewer="give a mesh of fewer triangles")
     return UvLayout(flat.require("uv"), flat.faces)
+
+
+def _divided(source: SourceMesh, layout: UvLayout) -> tuple[SourceMesh, int]:
+    """The mesh whose polygons with two uv at a corner are their triangles instead, and how many those are.
+
+    A new layout may cut through a polygon, as the texture of a folded one could not be flat.
+    """
+    corner = np.stack([np.repeat(source.polygon, 3), source.place.reshape(-1), layout.faces.reshape(-1)], axis=1)
+    kinds = np.unique(corner, axis=0)
+    twice = (np.diff(kinds[:, :2], axis=0) == 0).all(axis=1)
+    cut = np.unique(kinds[1:][twice, 0])
+    apart = np.isin(source.polygon, cut)
+    first = np.diff(source.polygon, prepend=-1) != 0
+    polygon = np.cumsum(first | apart) - 1
+    return replace(source, polygon=polygon, place=np.where(apart[:, None], np.arange(3), source.place)), len(cut)
 
 
 @dataclass(frozen=True)
@@ -156,12 +189,14 @@ def export_painted(
     """
     job = ExportJob(albedo, Path(folder), options, bound, checked(transform), metadata or {}, device, Progress(report))
     progress, notes = job.progress, []
-    placed = source.placed @ to_box[:3, :3].T + to_box[:3, 3]
+    placed = moved(source.placed, to_box)
     layout, reason = uv_layout(source, placed)
     if layout is None:
         with explained("unwrapping the mesh", "give a mesh of fewer triangles"):
             layout = _unwrapped(source, placed, options.texture_size)
-        notes.append(f"the mesh was unwrapped anew, as {reason}; its vertices and triangles are unchanged")
+        source, cut = _divided(source, layout)
+        kept = f"its vertices and triangles are unchanged{f', {cut:,} of its polygons are their triangles' if cut else ''}"
+        notes.append(f"the mesh was unwrapped anew, as {reason}; {kept}")
         progress.done("unwrap", f"unwrapped into {len(layout.uv):,} uv, as {reason}")
     else:
         progress.done("unwrap", f"kept the {len(layout.uv):,} uv of the file")
@@ -177,7 +212,7 @@ def export_painted(
         vertices=len(source.vertices),
         faces=len(source.faces),
         parts_dropped=0,
-        watertight=is_watertight(replace(there, weld=np.unique(placed, axis=0, return_inverse=True)[1].reshape(-1))),
+        watertight=_closed(source),
         cleaning=Cleaning(),
         decimation=Decimation(len(source.faces), 0.0, 0.0, 0),
         volume=signed_volume(there),
@@ -186,6 +221,11 @@ def export_painted(
         seconds=progress.seconds,
         notes=tuple(notes),
     )
+
+
+def _closed(source: SourceMesh) -> bool:
+    """Whether a mesh is closed, with vertices at the same place as one."""
+    return is_watertight(Mesh(source.vertices, source.faces, weld=merged(source.vertices)[1]))
 
 
 def _baked(source: SourceMesh, placed: np.ndarray, layout: UvLayout, job: ExportJob) -> tuple[np.ndarray, float]:
@@ -199,8 +239,7 @@ def _normals(source: SourceMesh) -> tuple[np.ndarray, np.ndarray]:
     """Normals [K, 3] beside the vertices and their indices [T, 3]: those of the file, else smooth ones."""
     if len(source.normal_faces):
         return source.normals, source.normal_faces
-    unique, index = np.unique(source.vertices, axis=0, return_inverse=True)
-    index = index.reshape(-1)
+    unique, index = merged(source.vertices)
     centred = unique - unique.mean(axis=0)
     smooth = vertex_normals(Mesh(centred / max(float(np.abs(centred).max()), 1e-300), index[source.faces]))
     return smooth[index], source.faces
@@ -210,9 +249,8 @@ def _write(source: SourceMesh, placed: np.ndarray, layout: UvLayout, texture: np
     """Write OBJ, GLB and the rest, and compare what is read back; then they replace the old ones."""
     normals, normal_faces = _normals(source)
     split = _split(len(source.vertices), source.faces, layout.faces, normal_faces)
-    flat = Mesh(
-        source.vertices[split.vertex], split.faces, normals[split.normal], layout.uv[split.uv], split.vertex, texture=texture
-    )
+    uv = layout.in_single_precision()[split.uv]
+    flat = Mesh(source.vertices[split.vertex], split.faces, normals[split.normal], uv, split.vertex, texture=texture)
     node, centre = source.node, _centre(source)
     if centre is not None:
         node = node @ np.block([[np.eye(3), centre[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
@@ -222,7 +260,9 @@ def _write(source: SourceMesh, placed: np.ndarray, layout: UvLayout, texture: np
         files = write_look(fresh, flat, look, comment)
         files["obj"] = write_obj_rows(fresh, _obj_rows(source, layout, normals, normal_faces), comment)
         moved = None if np.array_equal(node, np.eye(4)) else node
-        files["glb"] = write_glb(fresh / "mesh.glb", flat, look, job.metadata, moved)
+        # One that is wound the wrong way would be shown from inside alone.
+        outward = _closed(source) and signed_volume(Mesh(source.vertices, source.faces)) > 0
+        files["glb"] = write_glb(fresh / "mesh.glb", flat, look, job.metadata, moved, two_sided=not outward)
         _check_obj(files["obj"], source, layout)
         _check_glb(files["glb"], flat)
         if job.options.ply:
@@ -247,25 +287,25 @@ def _obj_rows(source: SourceMesh, layout: UvLayout, normals: np.ndarray, normal_
     """The lines of the OBJ. Decimals are the shortest that are read as the same float64."""
     turned = normals
     if not np.array_equal(source.node, np.eye(4)):
-        turned = normals @ np.linalg.pinv(source.node[:3, :3])
-        turned /= np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-30)
+        turned = moved_normals(normals, source.node)
     corners = np.stack([source.faces, layout.faces, normal_faces], axis=2) + 1
     return [
         text_rows("v %r %r %r\n", source.placed),
         text_rows("vt %r %r\n", layout.uv),
         text_rows("vn %r %r %r\n", turned),
-        _face_rows(corners, source.polygon),
+        _face_rows(corners, source.polygon, source.place),
     ]
 
 
-def _face_rows(corners: np.ndarray, polygon: np.ndarray) -> str:
-    """The f lines of triangles with indices [T, 3, 3]; those of one polygon [T], a fan, are one line."""
+def _face_rows(corners: np.ndarray, polygon: np.ndarray, place: np.ndarray) -> str:
+    """The f lines of triangles with indices [T, 3, 3]; those of one polygon [T], with places [T, 3] there, are one line."""
     if len(np.unique(polygon)) == len(polygon):
         return text_rows("f %d/%d/%d %d/%d/%d %d/%d/%d\n", corners)
     lines, start = [], np.flatnonzero(np.diff(polygon, prepend=-1))
     for a, b in zip(start, [*start[1:], len(polygon)], strict=True):
-        fan = [*corners[a].tolist(), *corners[a + 1 : b, 2].tolist()]
-        lines.append("f " + " ".join(f"{v}/{vt}/{vn}" for v, vt, vn in fan) + "\n")
+        _, first = np.unique(place[a:b], return_index=True)
+        outline = corners[a:b].reshape(-1, 3)[first].tolist()
+        lines.append("f " + " ".join(f"{v}/{vt}/{vn}" for v, vt, vn in outline) + "\n")
     return "".join(lines)
 
 

@@ -13,8 +13,8 @@ from nerf.config.limits import MESH_SUFFIXES
 from nerf.core.errors import UserError
 from nerf.core.files import reading
 from nerf.core.progress import track
-from nerf.mesh.io import read_parts, triangles
 from nerf.mesh.mesh import Mesh, drop_unused, is_watertight, signed_volume, weld
+from nerf.mesh.source import read_surface
 
 _CHUNK = 1 << 12  # points per chunk, whose temporaries fit into the cache
 _CLUSTER = 0.4  # times sqrt(T) triangles form a cluster, which balances the work on near clusters and on far ones
@@ -51,7 +51,7 @@ def load_mesh(path: str | Path) -> Mesh:
     if not path.is_file():
         raise UserError(f"mesh {path} does not exist; give the path of an OBJ, GLB or PLY")
     with reading(f"mesh {path}", "export it again"):
-        vertices, faces = triangles(read_parts(path))
+        vertices, faces = read_surface(path)
     if len(faces) == 0:
         raise UserError(f"mesh {path} holds no triangles; export it as a surface")
     if faces.min() < 0 or faces.max() >= len(vertices):

@@ -14,6 +14,7 @@ from nerf.core.errors import UserError
 from nerf.core.files import read_bytes, reading
 from nerf.mesh.gltf import MAX_FILE
 from nerf.mesh.io import read_parts, triangles
+from nerf.mesh.mesh import moved, moved_normals
 from nerf.mesh.obj import WAY_OUT, read_obj
 
 _LARGEST = 1e30  # coordinate whose cube is still finite
@@ -26,7 +27,8 @@ class SourceMesh:
 
     vertices: np.ndarray  # [V, 3] float64; those of a glTF in the space of its node
     faces: np.ndarray  # [T, 3] int64
-    polygon: np.ndarray  # [T] int64, ascending: triangles of one number are a fan, one polygon of the file
+    polygon: np.ndarray  # [T] int64, ascending: triangles of one number are one polygon of the file
+    place: np.ndarray  # [T, 3] int64, which corner of its polygon each corner is
     uv: np.ndarray  # [U, 2] float64, origin at the lower left; [0, 2]: not every corner has one
     uv_faces: np.ndarray  # [T, 3] int64, uv of each corner; [0, 3] without uv
     normals: np.ndarray  # [K, 3] float64; [0, 3]: not every corner has one
@@ -39,7 +41,7 @@ class SourceMesh:
         """The vertices [V, 3] in the space of the file; the very numbers where the node does not move them."""
         if np.array_equal(self.node, np.eye(4)):
             return self.vertices
-        return self.vertices @ self.node[:3, :3].T + self.node[:3, 3]
+        return moved(self.vertices, self.node)
 
 
 def digest_of_file(path: Path) -> np.ndarray:
@@ -69,6 +71,18 @@ def read_source(path: Path) -> SourceMesh:
     return source
 
 
+def read_surface(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices [V, 3] and triangles [T, 3] of a mesh file in its own space, as they are; none if it holds none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if path.suffix.lower() != ".obj":
+        return triangles(read_parts(path))
+    found = read_obj(path)  # which triangulates concave polygons
+    return found.vertices, found.corners[:, :, 0]
+
+
 def _from_obj(path: Path) -> SourceMesh:
     """The content of an OBJ, which keeps uv and normals apart from positions."""
     found = read_obj(path)
@@ -80,7 +94,7 @@ def _from_obj(path: Path) -> SourceMesh:
     uv, uv_faces, normals, normal_faces = chosen
     faces = found.corners[:, :, 0]
     return SourceMesh(
-        found.vertices, faces, found.polygon, uv, uv_faces, normals, normal_faces, np.eye(4), digest_of_file(path)
+        found.vertices, faces, found.polygon, found.place, uv, uv_faces, normals, normal_faces, np.eye(4), digest_of_file(path)
     )
 
 
@@ -102,6 +116,7 @@ def _from_parts(path: Path) -> SourceMesh:
         vertices,
         faces,
         np.arange(len(faces)),
+        np.tile(np.arange(3), (len(faces), 1)),
         np.concatenate([np.asarray(one, dtype=np.float64) for one in uv]) if whole else np.zeros((0, 2)),
         faces if whole else _NONE,
         np.concatenate([one for one in normals if one is not None]) if smooth else np.zeros((0, 3)),
@@ -116,10 +131,7 @@ def _own_normals(part, matrix: np.ndarray) -> np.ndarray | None:
     if "vertex_normals" not in part._cache:  # trimesh computes those that a file lacks, and keeps those that it has
         return None
     turned = np.asarray(part.vertex_normals, dtype=np.float64)
-    if np.array_equal(matrix, np.eye(4)):
-        return turned
-    turned = turned @ np.linalg.pinv(matrix[:3, :3])
-    return turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-30)
+    return turned if np.array_equal(matrix, np.eye(4)) else moved_normals(turned, matrix)
 
 
 def _check(source: SourceMesh, path: Path) -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nerf.mesh.gltf import TINT
 from nerf.mesh.io import read_parts
+from nerf.mesh.mesh import moved
 
 if TYPE_CHECKING:
     from trimesh import Trimesh
@@ -35,7 +37,7 @@ def sample_colors(path: Path, count: int, seed: int = 0) -> tuple[np.ndarray, np
     if not any(_has_color(part) for part, _ in parts):
         return None
     rng = np.random.default_rng(seed)
-    corners = [(np.asarray(part.vertices) @ matrix[:3, :3].T + matrix[:3, 3])[np.asarray(part.faces)] for part, matrix in parts]
+    corners = [moved(np.asarray(part.vertices), matrix)[np.asarray(part.faces)] for part, matrix in parts]
     areas = [np.linalg.norm(np.cross(c[:, 1] - c[:, 0], c[:, 2] - c[:, 0]), axis=1) for c in corners]
     weight = np.concatenate(areas)
     chosen = np.sort(rng.choice(len(weight), count, p=weight / weight.sum()))
@@ -73,7 +75,7 @@ def _texture(material: Any) -> Any:
 def _has_color(part: "Trimesh") -> bool:
     """Whether a part has a colour of its own."""
     visual: Any = part.visual
-    if visual.kind in ("vertex", "face"):
+    if visual.kind in ("vertex", "face") or TINT in part.vertex_attributes:
         return True
     if visual.kind != "texture":
         return False
@@ -85,6 +87,8 @@ def _colors(part: "Trimesh", triangle: np.ndarray, bary: np.ndarray) -> np.ndarr
     """Colours [P, 3] of a part at points in triangles [P] with barycentric coordinates [P, 3]."""
     visual: Any = part.visual
     corners = np.asarray(part.faces)[triangle]
+    if TINT in part.vertex_attributes:
+        return _tinted(part, corners, bary)
     if visual.kind == "vertex":
         return (np.asarray(visual.vertex_colors)[corners, :3] / 255.0 * bary[:, :, None]).sum(axis=1)
     if visual.kind == "face":
@@ -98,6 +102,27 @@ def _colors(part: "Trimesh", triangle: np.ndarray, bary: np.ndarray) -> np.ndarr
     if getattr(visual.material, "baseColorFactor", None) is None:
         factor = np.ones(3)  # the Kd beside a map_Kd is ignored by most readers
     return lookup(np.asarray(picture.convert("RGB")) / 255.0, uv) * factor
+
+
+def _tinted(part: "Trimesh", corners: np.ndarray, bary: np.ndarray) -> np.ndarray:
+    """Colours [P, 3] of a part of a glTF: texture times vertex colours times material, in linear light (glTF 2.0, 3.9.2)."""
+    visual: Any = part.visual
+    linear = (np.asarray(part.vertex_attributes[TINT])[corners] * bary[:, :, None]).sum(axis=1).clip(0.0, 1.0)
+    picture = _texture(visual.material) if visual.kind == "texture" else None
+    if picture is not None and visual.uv is not None:
+        uv = (np.asarray(visual.uv)[corners] * bary[:, :, None]).sum(axis=1)
+        linear *= to_linear(lookup(np.asarray(picture.convert("RGB")) / 255.0, uv))
+    return to_srgb(linear)
+
+
+def to_linear(srgb: np.ndarray) -> np.ndarray:
+    """Linear light of sRGB values in [0, 1] (IEC 61966-2-1)."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def to_srgb(linear: np.ndarray) -> np.ndarray:
+    """sRGB values of linear light in [0, 1]; the inverse of :func:`to_linear`."""
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 def lookup(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:

@@ -73,23 +73,13 @@ def _hub(
         return next((folder for folder in found if folder is not None), None)
 
     def look() -> Source:
-        def one(hub_id: str) -> Path:
-            found.append(hub.repository(hub_id, missing))
-            return Path(hub_id)
-
-        found: list[hub.Repository] = []
-        hub.download(model.hub_ids, one, ELSEWHERE)
-        repository = found[0]
+        repository = hub.download(model.hub_ids, lambda hub_id: hub.repository(hub_id, missing), ELSEWHERE)
         patterns = wanted(list(repository.files))
         folder = hub.folder_of(repository.name)
         return Source(repository.name, folder, repository.chosen(patterns), hub.to_download(repository, patterns))
 
     def fetch() -> Path:
-        def one(hub_id: str) -> Path:
-            repository = hub.repository(hub_id, missing)
-            return hub.fetch(repository, wanted(list(repository.files)))
-
-        folder = hub.download(model.hub_ids, one, ELSEWHERE)
+        folder = hub.download_model(model.hub_ids, missing, wanted, ELSEWHERE)
         check(folder)
         return folder
 

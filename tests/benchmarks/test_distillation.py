@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks import distillation
-from benchmarks.distillation import BEGIN, END, METHODS, key, sheet, table, write
+from benchmarks.comparison import key, sheet
+from benchmarks.distillation import BEGIN, END, METHODS, table, write
 from guidance.distillation import METHODS as REGISTRY
 
 BUDGET = "5 steps"
@@ -62,7 +63,7 @@ def test_the_table_replaces_what_was_between_its_marks(tmp_path):
 
 
 def test_a_sheet_has_the_truth_and_a_grey_place_for_what_is_missing(tmp_path):
-    picture = sheet(record(row("SDS", "a pink car"), row("SDI", "a pink car")), BUDGET, tmp_path, size=16)
+    picture = sheet(record(row("SDS", "a pink car"), row("SDI", "a pink car")), METHODS, BUDGET, tmp_path, size=16)
     assert picture.shape == (16, 16 * 2 * 3, 3)  # the truth and the two methods that have run
     assert (picture[:, 32:] == 128).all() and np.std(picture[:, :32]) > 1
 
@@ -71,7 +72,7 @@ def test_a_sheet_has_the_truth_and_a_grey_place_for_what_is_missing(tmp_path):
 def test_what_was_measured_is_not_repeated(tmp_path, monkeypatch, capsys, minutes):
     runs = []
 
-    def run(method, prompt, seed, work, steps, budget, extra):
+    def run(method, words, prompt, seed, work, steps, budget, extra):
         runs.append((method, prompt, steps))
         return row(method, prompt, steps=steps)
 

@@ -10,8 +10,9 @@ from guidance import text_weights
 from guidance.base import Conditions
 from guidance.mvdream_utils import ImageDream, MVDream
 from nerf.config import presets
-from nerf.config.config import parse
-from nerf.config.resolve import StoredRun, resolve
+from nerf.config.config import OPTIONS, parse
+from nerf.config.kept import StoredRun
+from nerf.config.resolve import resolve
 from nerf.core.errors import UserError
 from tests.guidance.camera_models import picture, write_original
 from tests.guidance.conftest import put_into_cache
@@ -56,7 +57,7 @@ def test_hf_key_names_a_multiview_model_unless_it_is_stable_diffusion_s(mvdream_
 def test_the_original_file_is_taken_as_it_is_named(tmp_path):
     path = write_original(tmp_path, "mvdream")
     assert weights_of("MVDream", "--guidance", "MVDream", "--hf_key", path).source == str(path)
-    with pytest.raises(UserError, match="expected a folder of SDXL"):
+    with pytest.raises(UserError, match="is MVDream or ImageDream, which take four linked views"):
         weights_of("SDXL", "--guidance", "SDXL", "--hf_key", path)
 
 
@@ -228,3 +229,58 @@ def test_mvdream_draws_whole_groups_of_linked_views(mvdream_folder, tmp_path, vi
     sheet = tmp_path / "sheet.png"
     assert guidance_2d.main([*words, "--h", "32", "--views", str(views), "--steps", "2", "--out", str(sheet), *way]) == 0
     assert sheet.stat().st_size > 1000
+
+
+# ---- the multi-view prior that ships with the program ----
+
+EMBEDDED = ("--guidance", "MVDream", "--mvdream", "embedded")
+
+
+def test_the_embedded_multiview_prior_is_taken_where_it_is_asked_for_and_a_key_is_taken_before_it(mvdream_folder):
+    found = weights_of("MVDream", "--text", "a red car", *EMBEDDED)
+    assert (found.kind, found.title) == ("embedded multiview", "the embedded multi-view prior") and not found.remote
+    keyed = weights_of("MVDream", "--text", "a red car", *EMBEDDED, "--hf_keys", f"MVDream={mvdream_folder}")
+    assert keyed.source == str(mvdream_folder)
+    with pytest.raises(UserError, match="--mvdream embedded: the prompt 'a zebra' names no object"):
+        weights_of("MVDream", "--text", "a zebra", *EMBEDDED)
+    with pytest.raises(UserError, match="or --mvdream embedded"):
+        weights_of("MVDream", "--text", "a red car", "--guidance", "MVDream")
+
+
+def test_missing_weights_of_the_embedded_multiview_prior_are_one_sentence(tmp_path, monkeypatch):
+    from guidance import prior
+
+    monkeypatch.setattr(prior, "MULTIVIEW_WEIGHTS", tmp_path / "none")
+    with pytest.raises(UserError, match="train them with python -m guidance.prior.train_multiview"):
+        weights_of("MVDream", "--text", "a red car", *EMBEDDED)
+
+
+@pytest.mark.parametrize("further", [(), ("--distillation", "sjc"), ("--stages", "nerf,dmtet")])
+def test_a_run_with_it_has_the_numbers_of_the_embedded_prior_and_none_of_mvdream(further):
+    one = plan("--text", "a red car", "--seed", 1, *EMBEDDED, *further)
+    other = plan("--text", "a red car", "--seed", 1, "--sd_version", "embedded", *further)
+    assert "MVDream" not in one.config.presets and "embedded multiview" in one.config.presets
+    own = {"guidance", "mvdream", "sd_version"}
+    for mine, theirs in zip(one.stages, other.stages, strict=True):
+        differ = {flag for flag in OPTIONS if mine.config.value(flag) != theirs.config.value(flag)}
+        assert differ == own
+        assert mine.config.camera.batch_size % 4 == 0
+
+
+def test_a_run_with_the_embedded_multiview_prior_sees_linked_views(run):
+    code, result, printed = run("-O", *EMBEDDED)
+    assert code == 0 and "guidance: the embedded multi-view prior (--mvdream embedded)" in printed
+    assert result["seconds"] > 0
+    code, _, printed = run(*EMBEDDED, "--ckpt", "scratch", "--batch_size", "6")
+    assert code == 2 and "--batch_size must be a multiple of 4" in printed
+
+
+@pytest.mark.parametrize("words", [("--prior_views", "none"), ("--prior_views", "words", "--perpneg")])
+def test_a_run_may_withhold_the_camera_from_the_embedded_prior(run, words):
+    code, _, printed = run("-O", "--sd_version", "embedded", *words)
+    assert code == 0, printed
+
+
+def test_perp_neg_without_view_words_is_refused_before_anything_is_trained(run):
+    code, result, printed = run("-O", "--sd_version", "embedded", "--perpneg")
+    assert code == 2 and result is None and "give --prior_views words" in printed

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from guidance.base import Conditions, ImageCondition
 from guidance.prior import camera, detail, view_model
 from guidance.prior.guidance import EmbeddedPrior
-from guidance.prior.view_guidance import EmbeddedViewPrior, Options, reference_of, turned
+from guidance.prior.view_guidance import EmbeddedViewPrior, Options, reference_of
 from nerf.core.cameras import angles_of
 from nerf.core.errors import UserError
 from tests.guidance.models import gradient, image_of, replace_denoiser, views_at
@@ -41,7 +41,7 @@ def packed(model, image):
 @pytest.mark.parametrize("degrees", [0.0, 35.0, -120.0, 180.0])
 def test_turned_poses_have_greater_azimuths_and_the_same_height(degrees):
     views = views_at(10.0)
-    polar, azimuth, radius = angles_of(turned(views.pose, torch.tensor([degrees])))
+    polar, azimuth, radius = angles_of(camera.turned(views.pose, torch.tensor([degrees])))
     assert abs((float(azimuth) - 10 - degrees + 180) % 360 - 180) < 1e-3
     torch.testing.assert_close((polar, radius), (views.polar, views.radius), rtol=1e-5, atol=1e-4)
 

@@ -7,8 +7,9 @@ import pytest
 from nerf.config.checks import IDLE, gpu_warnings, less_memory
 from nerf.config.config import OPTIONS, parse, with_preset
 from nerf.config.distillation import METHODS
+from nerf.config.kept import StoredRun
 from nerf.config.presets import PAINTED
-from nerf.config.resolve import StoredRun, resolve
+from nerf.config.resolve import resolve
 from nerf.core.errors import UserError
 
 TEXT = ["--text", "a cone"]
@@ -167,6 +168,7 @@ def test_flags_without_effect_exist_and_have_one_in_other_runs(idle):
         ("--zero123_grad_scale None", "--zero123_grad_scale has no effect without zero123 in --guidance"),
         ("--hf_keys clip=x SDXL_vae=y SD=z", "--hf_keys clip=x has no effect without clip in --guidance"),
         ("--hf_keys clip=x SDXL_vae=y SD=z", "--hf_keys SDXL_vae=y has no effect without SDXL in --guidance"),
+        ("--guidance IF --prediction_type epsilon", "--prediction_type has no effect without SD or SDXL in --guidance"),
         ("--guidance IF --sd_version 2.1", "--sd_version has no effect without SD in --guidance"),
         ("--hf_key x --sd_version 2.1", "--sd_version has no effect with --hf_key"),
         ("--guidance clip --t_range 0 1", "--t_range has no effect with --guidance clip, which adds no noise"),

@@ -10,6 +10,7 @@ from nerf.config.groups import OutputConfig
 from nerf.core.errors import ExportError
 from nerf.mesh import paint
 from nerf.mesh.export import ExportOptions
+from nerf.mesh.gltf import open_gltf
 from nerf.mesh.io import read_mesh
 from nerf.mesh.source import read_source
 from nerf.mesh.surface_colors import lookup
@@ -182,6 +183,13 @@ def test_closed_mesh_is_called_closed_and_vertex_colours_are_written(tmp_path):
     assert np.abs(colors - expected).max() <= 0.51
 
 
+def test_sheet_is_shown_from_behind_and_a_solid_is_not(tmp_path):
+    _, _, out = painted(tmp_path, sheet(tmp_path))
+    assert open_gltf(out / "mesh.glb").content.materials[0].doubleSided
+    _, _, out = painted(tmp_path, glb(tmp_path / "a.glb", np.eye(4)), moved(0, 0.3))
+    assert not open_gltf(out / "mesh.glb").content.materials[0].doubleSided
+
+
 def test_edge_of_three_triangles_and_a_triangle_twice_are_kept(tmp_path):
     text = CORNERS + "v 0 -1 0\nf 1 2 3\nf 1 2 4\nf 1 2 5\nf 1 2 5\nf 2 1 5\n"
     _, source, out = painted(tmp_path, sheet(tmp_path, text))
@@ -200,3 +208,75 @@ def test_file_that_is_read_back_otherwise_is_refused_and_the_old_export_stays(tm
     with pytest.raises(ExportError, match="read back with another position"):
         painted(tmp_path, sheet(tmp_path))
     assert (out / "mesh.obj").read_bytes() == before
+
+
+def quads(side=30):
+    """The OBJ of a dome of quads without uv, more than xatlas is given at once."""
+    at = np.linspace(-1, 1, side)
+    rows = "".join(f"v {x} {y} {1 - 0.4 * (x * x + y * y)}\n" for y in at.tolist() for x in at.tolist())
+    corner = [(j * side + i + 1, j * side + i + 2, (j + 1) * side + i + 2, (j + 1) * side + i + 1)
+              for j in range(side - 1) for i in range(side - 1)]  # fmt: skip
+    return rows + "".join("f {} {} {} {}\n".format(*one) for one in corner)
+
+
+def test_quads_without_uv_are_quads_afterwards(tmp_path):
+    report, source, out = painted(tmp_path, sheet(tmp_path, quads()), texture_size=128)
+    assert len(source.faces) > 1000 and not any("are their triangles" in note for note in report.notes)
+    assert [[word.split("/")[0] for word in row] for row in lines(out / "mesh.obj", "f")] == lines(tmp_path / "sheet.obj", "f")
+
+
+def test_concave_polygon_keeps_its_outline(tmp_path):
+    text = "".join(f"v {x} {y} 0\n" for x, y in ((3, 0), (3, 1), (1, 1), (1, 2), (3, 2), (3, 3), (0, 3), (0, 0)))
+    text += "".join(f"vt {x / 3} {y / 3}\n" for x, y in ((3, 0), (3, 1), (1, 1), (1, 2), (3, 2), (3, 3), (0, 3), (0, 0)))
+    path = sheet(tmp_path, text + "f " + " ".join(f"{i}/{i}" for i in range(1, 9)) + "\n")
+    report, _, out = painted(tmp_path, path, moved(0, 0.3))
+    assert report.notes == () and len(lines(out / "mesh.obj", "f")[0]) == 8
+    assert read_source(out / "mesh.glb").placed[:, 0].max() == 3
+    triangles = read_mesh(out / "mesh.glb").corners
+    areas = np.linalg.norm(np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]), axis=1) / 2
+    assert areas.sum() == pytest.approx(7)
+
+
+def test_polygon_that_a_new_layout_cuts_through_becomes_triangles_and_the_report_says_so(tmp_path):
+    text = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nv 2 0 0\nv 2 1 0\nv 3 0 0\nf 1 2 3 4\nf 2 5 6 3\nf 5 7 6\n"
+    source = read_source(sheet(tmp_path, text))
+    whole = paint.UvLayout(np.zeros((7, 2)), source.faces)
+    assert paint._divided(source, whole)[1] == 0
+    cut = source.faces.copy()
+    cut[1, 2] = 6  # the last triangle of the first polygon has other uv at two of its corners
+    cut[1, 0] = 5
+    divided, count = paint._divided(source, paint.UvLayout(np.zeros((7, 2)), cut))
+    assert count == 1 and divided.polygon.tolist() == [0, 1, 2, 2, 3]
+    assert divided.place.tolist() == [[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 2, 3], [0, 1, 2]]
+    twice = text + text.partition("f")[1] + text.partition("f")[2]  # each surface twice: xatlas takes them apart
+    report, _, out = painted(tmp_path, sheet(tmp_path, twice), moved(0, 0.3))
+    read, source = read_source(out / "mesh.obj"), read_source(tmp_path / "sheet.obj")
+    assert np.array_equal(read.faces, source.faces)
+    assert (len(lines(out / "mesh.obj", "f")) > 6) == any(
+        "of its polygons are their triangles" in note for note in report.notes
+    )
+
+
+def test_vertex_that_no_triangle_uses_takes_no_room_in_the_texture(tmp_path):
+    flat = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\n"
+    report, _, _ = painted(tmp_path, sheet(tmp_path, flat + "v 1000 0 0\nf 1 2 3 4\n"))
+    assert report.texture_coverage > 0.8
+
+
+@pytest.mark.parametrize(("tile", "kept"), [((1e5, -40.0), True), ((1e15, 0.0), False)])
+def test_uv_far_out_are_kept_where_the_glb_can_hold_them(tmp_path, tile, kept):
+    uv = [(0.1, 0.1), (0.9, 0.1), (0.1, 0.9)]
+    far = "".join(f"vt {tile[0] + u!r} {tile[1] + v!r}\n" for u, v in uv) + "vt 0.95 0.95\nvt 0.95 0.5\nvt 0.5 0.95\n"
+    text = CORNERS + far + WHOLE + ("" if kept else "f 1/4 2/5 4/6\n")
+    report, source, out = painted(tmp_path, sheet(tmp_path, text))
+    assert (report.notes == ()) is kept
+    if kept:
+        assert np.array_equal(read_source(out / "mesh.obj").uv, source.uv)
+        np.testing.assert_allclose(read_mesh(out / "mesh.glb").uv[:3] % 1, uv, atol=1e-6)
+
+
+def test_solid_that_is_wound_inwards_is_shown_from_both_sides(tmp_path):
+    text = CORNERS + "f 1 2 3\nf 1 4 2\nf 2 4 3\nf 1 3 4\n"
+    report, _, out = painted(tmp_path, sheet(tmp_path, text))
+    assert report.watertight and report.volume < 0
+    assert open_gltf(out / "mesh.glb").content.materials[0].doubleSided

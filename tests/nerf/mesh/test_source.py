@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nerf.core.errors import UserError
+from nerf.mesh.io import read_parts
 from nerf.mesh.obj import read_obj
 from nerf.mesh.source import digest_of_file, read_source
 
@@ -30,6 +31,36 @@ def test_polygons_are_fans_and_remember_which_they_are(tmp_path):
     found = read_obj(obj(tmp_path, SHEET + "f 1 2 3 4\nf 1 2\nf 4 3 \\\n2\n"))
     assert found.corners[:, :, 0].tolist() == [[0, 1, 2], [0, 2, 3], [3, 2, 1]]
     assert found.polygon.tolist() == [0, 0, 1]  # a line of two corners is none
+
+
+def test_concave_polygon_is_covered_by_its_triangles_and_nothing_else(tmp_path):
+    outline = [(0, 0), (3, 0), (3, 1), (1, 1), (1, 2), (3, 2), (3, 3), (0, 3)]  # a C of area 7
+    text = "".join(f"v 5 {x} {y}\n" for x, y in outline) + "f 2 3 4 5 6 7 8 1\nf 8 7 6 5 4 3 2 1\nf 1 2 3\n"
+    found = read_obj(obj(tmp_path, text))
+    a, b, c = np.moveaxis(found.vertices[found.corners[:, :, 0]], 1, 0)
+    area = 0.5 * np.cross(b - a, c - a)[:, 0]
+    assert np.abs(area[:6]).sum() == pytest.approx(7) and np.abs(area[:12]).sum() == pytest.approx(14)
+    assert (area[:6] >= 0).all() and (area[6:12] <= 0).all()  # each side keeps its orientation
+    assert found.polygon.tolist() == [0] * 6 + [1] * 6 + [2] and found.place[12].tolist() == [0, 1, 2]
+    assert np.array_equal(found.corners[:6, :, 0], np.array([1, 2, 3, 4, 5, 6, 7, 0])[found.place[:6]])
+
+
+@pytest.mark.parametrize("start", range(4))
+def test_quad_with_a_corner_that_points_inwards_is_cut_there(tmp_path, start):
+    order = [str((start + i) % 4 + 1) for i in range(4)]
+    text = "v 0 0 0\nv 2 2 0\nv 0 1 0\nv -2 2 0\nf " + " ".join(order) + "\n"
+    found = read_obj(obj(tmp_path, text))
+    assert all({0, 2} <= set(row) for row in found.corners[:, :, 0].tolist())
+
+
+def test_comments_and_names_in_any_encoding_and_a_byte_order_mark_are_no_matter(tmp_path):
+    for name, start in (("a.obj", "# caf\xe9\no w\xfcrfel\n".encode("latin-1")), ("b.obj", b"\xef\xbb\xbf")):
+        (tmp_path / name).write_bytes(start + (SHEET + "f 1 2 3 4\n").encode())
+        assert read_obj(tmp_path / name).vertices.shape == (4, 3)
+        assert sum(len(part.vertices) for part, _ in read_parts(tmp_path / name)) == 4
+    (tmp_path / "c.obj").write_bytes(SHEET.encode("utf-16"))
+    with pytest.raises(UserError, match="one in UTF-16"):
+        read_obj(tmp_path / "c.obj")
 
 
 def test_numbers_after_the_position_are_colours_or_weights_and_left_out(tmp_path):

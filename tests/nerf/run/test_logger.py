@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from nerf.config.config import parse
-from nerf.config.resolve import StoredRun, resolve
+from nerf.config.kept import StoredRun
+from nerf.config.resolve import resolve
 from nerf.config.stages import DMTET
 from nerf.core.errors import UserError
 from nerf.run import logger

@@ -1,0 +1,100 @@
+"""Measures what helps against the Janus problem, a front on every side, with the embedded prior, whose shapes are known.
+
+``python benchmarks/janus.py --minutes 60`` runs ``main.py`` with one measure and one prompt after the other until the time is
+over, measures every ``mesh.glb``, and writes ``janus.json``, ``janus.md`` and ``janus.png``. Finished measurements are not
+repeated. Every run has the same number of steps.
+
+The shapes have a clear front. The score is how much the back resembles the true front
+(:func:`benchmarks.mesh_measure.front_likeness`): 0 the true back, 1 the true front. The embedded prior is told the camera,
+a cure by itself, so it is withheld where words alone are to help. Nothing is tuned on the prompts of the second half.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import comparison, runs  # noqa: E402
+from benchmarks.comparison import Results, key, mean, sheet, ways_in  # noqa: E402
+from benchmarks.records import read_record  # noqa: E402
+from nerf.core.images import write_png  # noqa: E402
+from nerf.core.ranges import SEED, between  # noqa: E402
+from nerf.core.script import Parser, run  # noqa: E402
+
+_MULTIVIEW = "--guidance MVDream --mvdream embedded"
+# Name in the table -> flags.
+WAYS = {
+    "prompt alone": "--prior_views none",
+    "view words": "--prior_views words",
+    "view words, Perp-Neg": "--prior_views words --perpneg",
+    "multi-view, no camera": f"{_MULTIVIEW} --prior_views none",
+    "camera": "--prior_views camera",
+    "multi-view, camera": f"{_MULTIVIEW} --prior_views camera",
+}
+# Kinds with a clear front, in colours that were not trained. Settings may be chosen on the first half, never on the second.
+TUNING, HELD_OUT = ("an orange chair", "a pink car"), ("a blue dog", "a purple boat")
+FEW = ("--dataset_size_test", "2")  # views of the turntable, which nobody looks at here
+NAMES = ("janus", "facing", "iou", "silhouette", "albedo", "train_seconds", "megabytes")
+
+
+def table(results: Results, budget: str) -> str:
+    """The means of every way as a Markdown table, and beneath it the score of every prompt."""
+    lines = [
+        f"| told of a view, {budget} | Janus | facing | IoU | silhouette IoU | albedo error | s of training | MB | runs |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    shown = [row for row in results.values() if row["budget"] == budget]
+    prompts = list(dict.fromkeys(row["prompt"] for row in shown))
+    halves = [("tuning half", TUNING), ("held-out half", HELD_OUT)]
+    titles = [*(f"{prompt}{' (held out)' if prompt in HELD_OUT else ''}" for prompt in prompts), *(name for name, _ in halves)]
+    each = ["| Janus | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    for way in ways_in(results, WAYS, budget):
+        own = [row for row in shown if row["method"] == way]
+        done = [row for row in own if "iou" in row]
+        failed = f", {len(own) - len(done)} failed" if len(done) < len(own) else ""
+        lines.append(f"| {way} | " + " | ".join(mean(done, name) for name in NAMES) + f" | {len(done)}{failed} |")
+        groups = [(prompt,) for prompt in prompts] + [half for _, half in halves]
+        cells = [mean([row for row in done if row["prompt"] in group], "janus") for group in groups]
+        each.append(f"| {way} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\n" + "\n".join(each) + "\n"
+
+
+def write(results: Results, budget: str, out: Path, work: Path) -> None:
+    """Write the record, the table and the pictures."""
+    (out / "janus.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "janus.md").write_text(table(results, budget))
+    write_png(out / "janus.png", sheet(results, WAYS, budget, work))
+
+
+def main() -> None:
+    """Run every way on every prompt and measure it; resumable, within a budget."""
+    parser = Parser(description=main.__doc__)
+    runs.add_flags(parser, "run", 60, "janus", parallel=False)
+    parser.number("--iters", int, 300, between(1, 10**9), "steps of training for each run")
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS), help="which ways")
+    parser.add_argument("--prompts", nargs="*", default=[*TUNING, *HELD_OUT], help="which prompts")
+    parser.number("--seeds", int, [0], SEED, "of the runs", nargs="*")
+    args = runs.parse_flags(parser)
+    budget = f"{args.iters} steps"
+    results: Results = read_record(args.out / "janus.json")
+    # All ways on one prompt before the next, so that a run that is cut short compares them on the same prompts.
+    order = [(way, prompt, seed) for seed in args.seeds for prompt in args.prompts for way in args.ways]
+    wanted = {key(*each, budget): each for each in order}
+    todo = [name for name in wanted if args.again or "iou" not in results.get(name, {})]
+
+    def one(name: str) -> dict:
+        way, prompt, seed = wanted[name]
+        return comparison.measured(way, WAYS[way], prompt, seed, args.work, args.iters, budget, [*FEW, *args.extra])
+
+    def done(name: str, result: dict) -> None:
+        results[name] = result
+        write(results, budget, args.out, args.work)
+
+    skipped = runs.work_through(todo, one, done, args.minutes, args.jobs)
+    runs.report(table(results, budget), skipped, args.minutes, "run")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
