@@ -9,8 +9,9 @@ from nerf.config.config import OPTIONS, Config, as_typed, mesh_stages
 from nerf.config.distillation import METHODS
 from nerf.config.limits import PROFILE_WARMUP
 from nerf.config.parser import dashed, split_each
-from nerf.config.stages import STAGE_KINDS, Stage
+from nerf.config.stages import STAGE_KINDS, Stage, StageKind
 from nerf.core.errors import UserError
+from nerf.core.words import expected_words
 
 TEXELS_PER_TRIANGLE = 2  # below it, most triangles have no colour of their own
 
@@ -196,6 +197,15 @@ IDLE = (
     Idle(("num_steps", "upsample_steps"), lambda c: c.render.cuda_ray, "with --cuda_ray"),
     Idle(_GRID, lambda c: c.field.backbone == "vanilla", "with --backbone vanilla"),
 )
+
+
+def less_memory(stage: StageKind, config: Config) -> str:
+    """The flags that lower the memory of a training step of a stage and have an effect in this run: "lower --w or --h"."""
+    idle = {flag for one in IDLE if one.where(config) for flag in one.flags}
+    offload = "" if "vram_O" in idle or config.guidance.vram_O else ", or add --vram_O"
+    return f"lower {expected_words(dashed(flag) for flag in stage.memory if flag not in idle)}{offload}"
+
+
 FOR_GPU = ("fp16", "tf32", "cudnn_benchmark")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from nerf.core.errors import ExportError, UserError
-from nerf.core.files import read_bytes, reading, write_atomically
+from nerf.core.files import is_file, read_bytes, reading, write_atomically
 from nerf.core.images import write_png
 from nerf.core.pictures import open_picture
 from nerf.mesh.gltf import MAX_FILE, WAY_OUT, open_gltf
@@ -226,6 +226,8 @@ def read_parts(path: Path) -> list[tuple["Trimesh", np.ndarray]]:
     """
     import trimesh
 
+    if not is_file(path):
+        raise UserError(f"there is no file {path}; {WAY_OUT}")
     with reading(path, WAY_OUT, problem="cannot be read as a mesh"):
         if path.suffix.lower() in (".glb", ".gltf"):
             return open_gltf(path).parts()

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from nerf.config.checks import IDLE, gpu_warnings
+from nerf.config.checks import IDLE, gpu_warnings, less_memory
 from nerf.config.config import OPTIONS, parse, with_preset
 from nerf.config.distillation import METHODS
 from nerf.config.kept import StoredRun
@@ -206,3 +206,18 @@ def test_what_needs_a_gpu_gets_a_warning_on_a_cpu():
     asked = parse(["--fp16", "--tf32", "--text", "x"])
     assert gpu_warnings(asked, "cpu") == ["warning: --fp16, --tf32 have no effect on cpu, only on a GPU"]
     assert gpu_warnings(asked, "cuda:0") == gpu_warnings(parse(["-O", "--text", "x"]), "cpu") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("--data x", "lower --num_rays or --max_steps"),
+        ("--data x --stages dmtet --init_with a.obj", "lower --batch_size, --w, --h or --dmtet_reso_scale"),
+        ("--text a", "lower --batch_size, --w, --h or --num_steps, or add --vram_O"),
+        ("--text a --cuda_ray --vram_O", "lower --batch_size, --w, --h or --max_steps"),
+        ("--text a --data x", "lower --batch_size, --w, --h, --num_rays or --max_steps, or add --vram_O"),
+    ],
+)
+def test_where_memory_runs_out_the_flags_that_lower_it_have_an_effect(words, advice):
+    (stage,) = resolve(parse(words.split()), StoredRun()).stages
+    assert less_memory(stage.kind, stage.config) == advice
