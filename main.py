@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nerf.core import interrupt
@@ -18,7 +19,8 @@ if __name__ == "__main__":
 from nerf.config import config as options
 from nerf.config.checks import gpu_warnings
 from nerf.config.config import Config
-from nerf.config.resolve import RunPlan, StoredRun, needs_start, resolve
+from nerf.config.kept import StoredRun, needs_start
+from nerf.config.resolve import RunPlan, resolve
 from nerf.config.stages import Stage
 from nerf.core import console
 from nerf.core.errors import DivergenceError, ExportError, Stopped, UserError
@@ -333,13 +335,21 @@ def _main(argv: list[str]) -> int:
         what = f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}"
         return refuse(f"{what}{way_out}", PROGRAM)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return refuse(interrupted(asked), PROGRAM, INTERRUPTED)
     except Stopped as stopped:
         return stopped.exit_code
     except (SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # also what a library written in Rust raises, which is no Exception
         return fail(error, asked)
+
+
+def interrupted(asked: Config | None) -> str:
+    """The sentence of a run that Ctrl-C ended at once: while it started or wrote its results, or a second time in training."""
+    folder = None if asked is None else Path(asked.output.workspace, "checkpoints")  # nothing may be imported any more
+    if folder is None or not any(folder.glob("*.safetensors")):
+        return "interrupted before the first checkpoint; the same command starts again"
+    return f"interrupted; the same command goes on from the newest checkpoint in {folder}"
 
 
 def fail(error: BaseException, asked: Config | None) -> int:

@@ -62,15 +62,50 @@ def ways_in(results: Results, ways: Mapping[str, str], budget: str) -> list[str]
     return [name for name in ways if any(row["method"] == name and row["budget"] == budget for row in results.values())]
 
 
+def table(
+    results: Results,
+    ways: Mapping[str, str],
+    budget: str,
+    heading: str,
+    columns: Mapping[str, str],
+    each: str,
+    groups: Mapping[str, tuple[str, ...]],
+) -> str:
+    """The means of every way as a Markdown table, and beneath it one of the measures by groups of prompts.
+
+    Args:
+        results, ways, budget: what :func:`ways_in` takes.
+        heading: of the names of the ways.
+        columns: title -> measure.
+        each: title of the measure that is given by groups.
+        groups: title -> prompts.
+    """
+    titles = [heading, *columns, "runs"]
+    means = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    apart = ["| " + " | ".join([each, *groups]) + " |", "|---" * (len(groups) + 1) + "|"]
+    for way in ways_in(results, ways, budget):
+        own = [row for row in results.values() if row["method"] == way and row["budget"] == budget]
+        done = [row for row in own if "iou" in row]
+        failed = f", {len(own) - len(done)} failed" if len(done) < len(own) else ""
+        means.append(f"| {way} | " + " | ".join(mean(done, name) for name in columns.values()) + f" | {len(done)}{failed} |")
+        cells = [mean([row for row in done if row["prompt"] in group], columns[each]) for group in groups.values()]
+        apart.append(f"| {way} | " + " | ".join(cells) + " |")
+    return "\n".join(means) + "\n\n" + "\n".join(apart) + "\n"
+
+
+def prompts_in(results: Results, budget: str) -> dict[str, tuple[str, ...]]:
+    """The prompts that have a run under this budget, each a group of its own."""
+    return {row["prompt"]: (row["prompt"],) for row in results.values() if row["budget"] == budget}
+
+
 def sheet(results: Results, ways: Mapping[str, str], budget: str, work: Path, size: int = 64) -> np.ndarray:
     """Front and back of the true shape, then of what each way made; a row for each prompt, grey where nothing came out."""
     from guidance.prior.shapes import canonical
 
-    shown = [row for row in results.values() if row["budget"] == budget]
-    first = min(row["seed"] for row in shown)
+    first = min(row["seed"] for row in results.values() if row["budget"] == budget)
     cameras = mesh_measure.view_angles(2)
     rows = []
-    for prompt in dict.fromkeys(row["prompt"] for row in shown):
+    for prompt in prompts_in(results, budget):
         truth, _ = mesh_measure.true_views(canonical(prompt), cameras, size)
         cells = [*truth]
         for method in ways_in(results, ways, budget):

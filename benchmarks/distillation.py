@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import runs  # noqa: E402
-from benchmarks.comparison import Results, key, mean, measured, sheet, ways_in, workspace_of  # noqa: E402
+from benchmarks import comparison, runs  # noqa: E402
+from benchmarks.comparison import Results, key, measured, sheet, workspace_of  # noqa: E402
 from benchmarks.records import read_record, read_result  # noqa: E402
 from benchmarks.text_to_3d import run_prompt, slug  # noqa: E402
 from nerf.core.errors import UserError  # noqa: E402
@@ -42,6 +42,10 @@ METHODS = {
 PROMPTS = ("a purple mushroom", "an orange chair", "a pink car", "a yellow mug")
 SPEED_STEPS = 150  # of the run that measures how long a step takes; the first ones are the slowest
 LEAST_STEPS = 20
+COLUMNS = {
+    "IoU": "iou", "silhouette IoU": "silhouette", "albedo error": "albedo", "Janus": "janus", "facing": "facing",
+    "steps": "steps", "s of training": "train_seconds", "s in all": "seconds", "MB": "megabytes",
+}  # fmt: skip
 BEGIN, END = "<!-- the table begins -->\n", "<!-- the table ends -->\n"
 
 
@@ -63,22 +67,7 @@ def steps_within(seconds: float, method: str, prompt: str, work: Path, extra: li
 
 def table(results: Results, budget: str) -> str:
     """The means of every method as a Markdown table, and beneath it the IoU of every prompt."""
-    names = ("iou", "silhouette", "albedo", "janus", "facing", "steps", "train_seconds", "seconds", "megabytes")
-    lines = [
-        "| method | IoU | silhouette IoU | albedo error | Janus | facing | steps | s of training | s in all | MB | runs |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    shown = [row for row in results.values() if row["budget"] == budget]
-    prompts = list(dict.fromkeys(row["prompt"] for row in shown))
-    each = ["| IoU | " + " | ".join(prompts) + " |", "|---" * (len(prompts) + 1) + "|"]
-    for method in ways_in(results, METHODS, budget):
-        own = [row for row in shown if row["method"] == method]
-        done = [row for row in own if "iou" in row]
-        failed = f", {len(own) - len(done)} failed" if len(done) < len(own) else ""
-        lines.append(f"| {method} | " + " | ".join(mean(done, name) for name in names) + f" | {len(done)}{failed} |")
-        cells = [mean([row for row in done if row["prompt"] == prompt], "iou") for prompt in prompts]
-        each.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n\n" + "\n".join(each) + "\n"
+    return comparison.table(results, METHODS, budget, "method", COLUMNS, "IoU", comparison.prompts_in(results, budget))
 
 
 def write(results: Results, budget: str, out: Path, page: Path, work: Path) -> None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import comparison, runs  # noqa: E402
-from benchmarks.comparison import Results, key, mean, sheet, ways_in  # noqa: E402
+from benchmarks.comparison import Results, key, sheet  # noqa: E402
 from benchmarks.records import read_record  # noqa: E402
 from nerf.core.images import write_png  # noqa: E402
 from nerf.core.ranges import SEED, between  # noqa: E402
@@ -36,29 +36,17 @@ WAYS = {
 # Kinds with a clear front, in colours that were not trained. Settings may be chosen on the first half, never on the second.
 TUNING, HELD_OUT = ("an orange chair", "a pink car"), ("a blue dog", "a purple boat")
 FEW = ("--dataset_size_test", "2")  # views of the turntable, which nobody looks at here
-NAMES = ("janus", "facing", "iou", "silhouette", "albedo", "train_seconds", "megabytes")
+COLUMNS = {
+    "Janus": "janus", "facing": "facing", "IoU": "iou", "silhouette IoU": "silhouette", "albedo error": "albedo",
+}  # fmt: skip
 
 
 def table(results: Results, budget: str) -> str:
     """The means of every way as a Markdown table, and beneath it the score of every prompt."""
-    lines = [
-        f"| told of a view, {budget} | Janus | facing | IoU | silhouette IoU | albedo error | s of training | MB | runs |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    shown = [row for row in results.values() if row["budget"] == budget]
-    prompts = list(dict.fromkeys(row["prompt"] for row in shown))
-    halves = [("tuning half", TUNING), ("held-out half", HELD_OUT)]
-    titles = [*(f"{prompt}{' (held out)' if prompt in HELD_OUT else ''}" for prompt in prompts), *(name for name, _ in halves)]
-    each = ["| Janus | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
-    for way in ways_in(results, WAYS, budget):
-        own = [row for row in shown if row["method"] == way]
-        done = [row for row in own if "iou" in row]
-        failed = f", {len(own) - len(done)} failed" if len(done) < len(own) else ""
-        lines.append(f"| {way} | " + " | ".join(mean(done, name) for name in NAMES) + f" | {len(done)}{failed} |")
-        groups = [(prompt,) for prompt in prompts] + [half for _, half in halves]
-        cells = [mean([row for row in done if row["prompt"] in group], "janus") for group in groups]
-        each.append(f"| {way} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n\n" + "\n".join(each) + "\n"
+    prompts = comparison.prompts_in(results, budget)
+    groups = {f"{prompt}{' (held out)' if prompt in HELD_OUT else ''}": group for prompt, group in prompts.items()}
+    groups |= {"tuning half": TUNING, "held-out half": HELD_OUT}
+    return comparison.table(results, WAYS, budget, f"told of a view, {budget}", COLUMNS, "Janus", groups)
 
 
 def write(results: Results, budget: str, out: Path, work: Path) -> None:

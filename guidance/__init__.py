@@ -37,9 +37,10 @@ class Family:
 
 def _stable_diffusion_weights(config: "Config") -> "Resolved":
     """The weights behind ``--sd_version`` or ``--hf_key``: Stable Diffusion's or the embedded prior's."""
-    from guidance import text_weights, weights
+    from guidance import text_weights, tokenizers, weights
 
-    return weights.resolve(config.guidance.sd_version, text_weights.keys(config.guidance).get("SD"), config.prompt.text)
+    keys = text_weights.keys(config.guidance)
+    return weights.resolve(config.guidance.sd_version, keys.get("SD"), config.prompt.text, keys.get(tokenizers.KEY))
 
 
 def _zero123_weights(config: "Config") -> "Resolved":

@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 from nerf.core.errors import UserError
 from nerf.core.files import reason_of
+
+T = TypeVar("T")
 
 SECONDS = 10.0  # that the hub may take to answer a question
 RESUMABLE = 1 << 23  # bytes from which a file is downloaded here
@@ -228,12 +231,12 @@ def remove_damaged(folder: Path) -> tuple[int, list[str]]:
     return compared, damaged
 
 
-def download(ids: Iterable[str], one: Callable[[str], Path], flag: str = "--hf_key FOLDER") -> Path:
-    """The folder of the first of several hub ids that can be downloaded.
+def download(ids: Iterable[str], one: Callable[[str], T], flag: str = "--hf_key FOLDER") -> T:
+    """What the first of several hub ids gives that the hub answers for.
 
     Args:
         ids: owner/name, with an optional @revision; best first.
-        one: downloads what is used of one of them, and returns its folder.
+        one: downloads what is used of one of them, or asks the hub about it.
         flag: what to give instead, for messages.
 
     Raises:
@@ -257,6 +260,24 @@ def download(ids: Iterable[str], one: Callable[[str], Path], flag: str = "--hf_k
         f"weights: nothing could be downloaded ({'; '.join(failures)}); check the network, HF_ENDPOINT and "
         f"HF_TOKEN, or give {flag}"
     )
+
+
+def download_model(
+    ids: Iterable[str], missing: Callable[[Iterable[str]], str | None], wanted: Callable[[list[str]], list[str]], flag: str
+) -> Path:
+    """Download what is used of the first complete repository among several; returns its folder.
+
+    Args:
+        ids, flag: see :func:`download`, which says what is raised, too.
+        missing: see :func:`repository`.
+        wanted: files of a repository -> those that are used, or patterns.
+    """
+
+    def one(hub_id: str) -> Path:
+        found = repository(hub_id, missing)
+        return fetch(found, wanted(list(found.files)))
+
+    return download(ids, one, flag)
 
 
 def _failure(error: Exception, hub_id: str) -> str:

@@ -31,6 +31,7 @@ class DeepFloydIF(StableDiffusion):
     """
 
     name = "IF"
+    single_file = False
 
     def check_folder(self) -> None:
         """See :meth:`StableDiffusion.check_folder`."""

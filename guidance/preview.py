@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("text", help="the prompt, in quotes")
     parser.add_argument("--negative", default="", help="negative prompt")
     parser.add_argument("--sd_version", default="auto", help="weights, as of main.py [auto]")
-    parser.add_argument("--hf_key", help="diffusers folder or hub id, in place of --sd_version")
+    parser.add_argument("--hf_key", help="diffusers folder, checkpoint file or hub id, in place of --sd_version")
     parser.number("--steps", int, 50, between(1, 1000), "of the sampler")
     parser.number("--guidance_scale", float, None, between(0, 1e6), "of the sampler; without it, the model's own")
     parser.number("--polar", float, POLAR, between(0, 180), "degrees from above, for the embedded prior")

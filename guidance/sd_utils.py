@@ -1,4 +1,6 @@
-"""Stable Diffusion (1.5, 2.x and finetunes) as guidance, from any diffusers folder. B views, V view words, K conditions.
+"""Stable Diffusion (1.5, 2.x and finetunes) as guidance, of any diffusers folder or checkpoint file.
+
+B views, V view words, K conditions.
 
 The model works on the latents of a VAE and is conditioned on text; it learns of the camera by view words alone.
 ``python -m guidance.sd_utils "a red car"`` draws a prompt in two dimensions (see ``guidance/preview.py``).
@@ -6,20 +8,21 @@ The model works on the latents of a VAE and is conditioned on text; it learns of
 
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
-from guidance import weights
+from guidance import text_weights, tokenizers, weights
 from guidance.base import Conditions, GuidanceOutput
 from guidance.debias import debias
 from guidance.diffusion import Network, loader, text
 from guidance.diffusion.codecs import Codec, LatentCodec
 from guidance.diffusion.distiller import DiffusionOptions, Distiller, shared_options
 from guidance.diffusion.lora import LearningGuidance
+from guidance.diffusion.original import Original
 from guidance.distillation import Conditioned, Denoiser, Learned, Mixer, classifier_free, rescale_cfg
 from guidance.perpneg_utils import NEGATIVE_WORDS, PerpNeg, negative_weights, perpneg_mixer
 from guidance.prior import captions
@@ -49,24 +52,33 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
         known = captions.knows(config.prompt.text or "")  # to the embedded prior
         way_out = "; --sd_version embedded is far faster" if known else ""
         log.warning("guidance: Stable Diffusion takes about a minute a step on a CPU%s", way_out)
-    return StableDiffusion(weights.fetch(resolved), **loader.placement(config, device)).configured(config)
+    return StableDiffusion(weights.fetch(resolved), **placement(config, device)).configured(config)
+
+
+def placement(config: "Config", device: torch.device) -> dict[str, Any]:
+    """The arguments that Stable Diffusion and SDXL take from the options of a run."""
+    further = {"tokenizer": text_weights.keys(config.guidance).get(tokenizers.KEY)}
+    return loader.placement(config, device) | further | {"prediction": config.guidance.prediction_type}
 
 
 class StableDiffusion(LearningGuidance):
-    """Score distillation from a Stable Diffusion folder.
+    """Score distillation from the weights of Stable Diffusion.
 
     Args:
-        folder: diffusers layout: unet, vae, scheduler, tokenizer, text_encoder.
+        folder: diffusers layout: unet, vae, scheduler, tokenizer, text_encoder; or a file in the original layout.
         device: where the networks run.
         dtype: of their weights; gradients are computed in float32.
         options: used where a step has none of its stage.
         vram_O: keep the weights in main memory, those of the text encoder too, and encode one image at a time.
+        tokenizer: for a file, see :func:`guidance.tokenizers.find`.
+        prediction: "epsilon" or "v_prediction", whatever the weights say; "auto" is what they say.
 
     Raises:
-        UserError: the folder is incomplete or damaged, or the UNet is not one of text-to-image.
+        UserError: the folder or file is incomplete or damaged, or the UNet is not one of text-to-image.
     """
 
     name = "SD"
+    single_file = True  # whether a file in the original layout is read
 
     def __init__(
         self,
@@ -75,14 +87,16 @@ class StableDiffusion(LearningGuidance):
         dtype: torch.dtype = torch.float32,
         options: Options | None = None,
         vram_O: bool = False,
+        tokenizer: str | None = None,
+        prediction: str = "auto",
     ):
         self.folder, self.device, self.dtype, self.vram_O = Path(folder), torch.device(device), dtype, vram_O
         self.options = options or Options()
+        single = self.single_file and self.folder.is_file()
+        self.original = Original(self.folder, self.name, tokenizer, prediction) if single else None
         self.check_folder()
         loader.require_diffusers()
-        from diffusers import UNet2DConditionModel
-
-        self.unet = loader.load_part(self.folder, "unet", UNet2DConditionModel, self.device, dtype)
+        self.unet = self.load_unet()
         grid = self.unet.config.sample_size
         if not isinstance(grid, int):
             raise UserError(
@@ -90,7 +104,11 @@ class StableDiffusion(LearningGuidance):
                 f"of the latents, as a number, and gives {grid}"
             )
         codec, networks = self.load_codec(grid)
-        self.distiller = Distiller(codec, loader.load_schedule(self.folder, self.device), self.device)
+        original = self.original
+        schedule = loader.load_schedule(self.folder, self.device) if original is None else original.schedule(self.device)
+        if prediction != "auto":
+            schedule = replace(schedule, prediction_type=prediction)
+        self.distiller = Distiller(codec, schedule, self.device)
         self.spaces = self.distiller.spaces
         self.embeddings: dict[str, Tensor] = {}  # name -> [V + 1, ...]: the prompt with each view word, the negative prompt
         self.conditions = Conditions()
@@ -120,13 +138,28 @@ class StableDiffusion(LearningGuidance):
         Raises:
             UserError: it does not.
         """
-        weights.check_folder(self.folder)
+        if self.original is None:
+            weights.check_folder(self.folder)
+
+    def load_unet(self) -> Network:
+        """The UNet, frozen, on its device."""
+        from diffusers import UNet2DConditionModel
+
+        if self.original is not None:
+            return self.original.unet(self.device, self.dtype)
+        return loader.load_part(self.folder, "unet", UNet2DConditionModel, self.device, self.dtype)
+
+    def load_vae(self, dtype: torch.dtype) -> Network:
+        """The VAE, frozen, on its device."""
+        from diffusers import AutoencoderKL
+
+        if self.original is not None:
+            return self.original.vae(self.device, dtype)
+        return loader.load_part(self.folder, "vae", AutoencoderKL, self.device, dtype)
 
     def load_codec(self, grid: int) -> tuple[Codec, list[Network]]:
         """The codec between images and the space of the UNet, and its networks; ``grid`` is the side of that space."""
-        from diffusers import AutoencoderKL
-
-        self.vae = loader.load_part(self.folder, "vae", AutoencoderKL, self.device, self.dtype)
+        self.vae = self.load_vae(self.dtype)
         if self.vram_O:
             self.vae.enable_slicing()
         return LatentCodec(self.vae, grid), [self.vae]
@@ -138,7 +171,12 @@ class StableDiffusion(LearningGuidance):
             prompts: the last one is the negative prompt.
             negative: its text.
         """
-        return text.embed(text.TextEncoder(self.folder), prompts, self.device, self.dtype, self.vram_O)
+        (encoder,) = self.text_encoders()
+        return text.embed(encoder, prompts, self.device, self.dtype, self.vram_O)
+
+    def text_encoders(self) -> list[text.TextEncoder]:
+        """The text encoders of the model."""
+        return [text.TextEncoder(self.folder)] if self.original is None else self.original.text_encoders(self.dtype)
 
     def further_conditions(self, rows: dict[str, Tensor]) -> dict[str, Any]:
         """Keyword arguments of the UNet beside the tokens, from rows [K B, ...] of the embeddings by name."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from guidance import folders, text_weights, weights
 from guidance.diffusion import Network, loader, text
 from guidance.diffusion.codecs import Codec, LatentCodec, TinyCodec
-from guidance.sd_utils import Options, StableDiffusion
+from guidance.sd_utils import Options, StableDiffusion, placement
 from nerf.core.errors import UserError
 from nerf.core.files import read_json
 
@@ -40,12 +40,12 @@ def build(config: "Config", device: torch.device, resolved: weights.Resolved) ->
     """Load the weights of a run; see :data:`guidance.Builder`."""
     log.warning("guidance: SDXL is experimental; expect blur, and compare with --guidance SD")
     codec = text_weights.codec(config.guidance)
-    model = StableDiffusionXL(text_weights.fetch(resolved), codec=codec, **loader.placement(config, device))
+    model = StableDiffusionXL(text_weights.fetch(resolved), codec=codec, **placement(config, device))
     return model.configured(config)
 
 
 class StableDiffusionXL(StableDiffusion):
-    """Score distillation from a folder of SDXL; see :class:`StableDiffusion` for the other arguments.
+    """Score distillation from a folder or file of SDXL; see :class:`StableDiffusion` for the other arguments.
 
     Args:
         codec: folder of another VAE, an AutoencoderKL or an AutoencoderTiny; None: that of the model.
@@ -61,13 +61,16 @@ class StableDiffusionXL(StableDiffusion):
         options: Options | None = None,
         vram_O: bool = False,
         codec: Path | str | None = None,
+        tokenizer: str | None = None,
+        prediction: str = "auto",
     ):
         self.codec_folder = None if codec is None else Path(codec)
-        super().__init__(folder, device, dtype, options, vram_O)
+        super().__init__(folder, device, dtype, options, vram_O, tokenizer, prediction)
 
     def check_folder(self) -> None:
         """See :meth:`StableDiffusion.check_folder`."""
-        text_weights.check_folder(self.folder, self.name)
+        if self.original is None:
+            text_weights.check_folder(self.folder, self.name)
         if self.codec_folder is not None:
             text_weights.check_folder(self.codec_folder, text_weights.VAE)
 
@@ -76,7 +79,8 @@ class StableDiffusionXL(StableDiffusion):
         import diffusers
 
         folder, part = (self.folder, "vae") if self.codec_folder is None else (self.codec_folder, ".")
-        found = read_json(folder / part / "config.json", folders.RESTORE, _Codec)
+        own = self.original is not None and self.codec_folder is None  # the VAE of a file, which says nothing of it
+        found = _Codec() if own else read_json(folder / part / "config.json", folders.RESTORE, _Codec)
         codecs = {"AutoencoderKL": LatentCodec, "AutoencoderTiny": TinyCodec}
         if found.class_name not in codecs:
             raise UserError(
@@ -84,7 +88,8 @@ class StableDiffusionXL(StableDiffusion):
             )
         upcast = found.class_name == "AutoencoderKL" and found.force_upcast
         dtype = torch.float32 if upcast else self.dtype
-        self.vae = loader.load_part(folder, part, getattr(diffusers, found.class_name), self.device, dtype)
+        kind = getattr(diffusers, found.class_name)
+        self.vae = self.load_vae(dtype) if own else loader.load_part(folder, part, kind, self.device, dtype)
         if self.vram_O:
             self.vae.enable_slicing()
         codec: Codec = codecs[found.class_name](self.vae, grid)
@@ -93,8 +98,7 @@ class StableDiffusionXL(StableDiffusion):
     def embed(self, prompts: list[tuple[str, str]], negative: str) -> dict[str, Tensor]:
         """See :meth:`StableDiffusion.embed`; an empty negative prompt is zeros, where the model was trained so."""
         arguments = (prompts, self.device, self.dtype, self.vram_O)
-        one = text.embed(text.TextEncoder(self.folder, "sdxl"), *arguments)
-        two = text.embed(text.TextEncoder(self.folder, "sdxl 2", "text_encoder_2", "tokenizer_2"), *arguments)
+        one, two = (text.embed(encoder, *arguments) for encoder in self.text_encoders())
         found = {"tokens": torch.cat([one["tokens"], two["tokens"]], -1), "pooled": two["pooled"]}
         index = self.folder / "model_index.json"
         zeros = not index.is_file() or read_json(index, folders.RESTORE, _Index).force_zeros_for_empty_prompt
@@ -102,6 +106,13 @@ class StableDiffusionXL(StableDiffusion):
             for value in found.values():
                 value[-1] = 0
         return found
+
+    def text_encoders(self) -> list[text.TextEncoder]:
+        """See :meth:`StableDiffusion.text_encoders`."""
+        if self.original is not None:
+            return self.original.text_encoders(self.dtype)
+        second = text.TextEncoder(self.folder, "sdxl 2", "text_encoder_2", "tokenizer_2")
+        return [text.TextEncoder(self.folder, "sdxl"), second]
 
     @cached_property
     def sizes(self) -> Tensor:

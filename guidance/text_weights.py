@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from guidance import folders, hub, weights
+from guidance import folders, hub, tokenizers, weights
 from guidance.weights import Model, Resolved
 from nerf.core.errors import UserError
 from nerf.core.files import read_json
@@ -184,11 +184,13 @@ def keys(options: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for word in options.hf_keys:
         name, equals, key = word.partition("=")
-        known = (*DIFFUSION, "clip", VAE)
+        known = (*DIFFUSION, "clip", VAE, tokenizers.KEY)
         if not equals or not key or name not in known:
-            raise UserError(f"--hf_keys must be NAME=FOLDER or NAME=HUB_ID, with a name of {', '.join(known)}, got {word!r}")
+            raise UserError(
+                f"--hf_keys must be NAME=FOLDER, NAME=FILE or NAME=HUB_ID, with a name of {', '.join(known)}, got {word!r}"
+            )
         if name in found:
-            raise UserError(f"--hf_keys names {name} twice; give it one folder or hub id")
+            raise UserError(f"--hf_keys names {name} twice; give it one folder, file or hub id")
         found[name] = key
     diffusion = [name for name in ("SD", *options.guidance) if name in options.guidance and name in DIFFUSION]
     if options.hf_key is not None and diffusion:
@@ -204,6 +206,11 @@ def resolve(config: "Config", name: str) -> Resolved:
     """
     key = keys(config.guidance).get(name)
     if key is not None:
+        path = Path(os.path.expanduser(key))
+        if name == "SDXL" and path.is_file():
+            from guidance import original_weights  # it imports torch
+
+            return original_weights.resolve(path, name, f"--hf_keys {name}", keys(config.guidance).get(tokenizers.KEY))
         return _from_key(name, key)
     if name == "MVDream" and config.guidance.mvdream == "embedded":
         return weights.embedded_multiview(config.prompt.text, "--mvdream embedded")
@@ -264,12 +271,7 @@ def fetch(resolved: Resolved) -> Path:
         return Path(resolved.source)
     name, ids = resolved.kind, (resolved.source, *resolved.alternatives)
     layout = LAYOUTS[name]
-
-    def one(hub_id: str) -> Path:
-        repository = hub.repository(hub_id, layout.missing)
-        return hub.fetch(repository, layout.wanted(list(repository.files)))
-
-    folder = hub.download(ids, one, f"--hf_keys {name}=FOLDER")
+    folder = hub.download_model(ids, layout.missing, layout.wanted, f"--hf_keys {name}=FOLDER")
     check_folder(folder, name)
     return folder
 

@@ -107,9 +107,10 @@ def check_folder(folder: Path) -> None:
         UserError: the folder does not exist, is not in diffusers layout, or lacks a part, which is named.
     """
     if not folder.is_dir():
-        single = "a single checkpoint file is not read: convert it to a diffusers folder"
-        hint = single if folder.is_file() else "give one that exists, or a hub id"
-        raise UserError(f"weights: expected a diffusers folder, and {folder} is not a folder; {hint}")
+        raise UserError(
+            f"weights: expected a diffusers folder or a checkpoint file, and {folder} is not a folder; give one that exists, "
+            "or a hub id"
+        )
     read(folder)
     files = files_of(folder)
     missing = missing_part(files)
@@ -314,11 +315,15 @@ def _kind(folder: Path) -> Literal["sd", "embedded"]:
     return "sd" if read(folder) is None else "embedded"
 
 
-def _from_key(key: str) -> Resolved:
-    """``--hf_key``: a folder, or a hub id with an optional @revision."""
+def _from_key(key: str, tokenizer: str | None) -> Resolved:
+    """``--hf_key``: a folder, a checkpoint file, or a hub id with an optional @revision."""
     if not key.strip():
-        raise UserError("--hf_key is empty; give a diffusers folder or a hub id, or leave the flag out")
+        raise UserError("--hf_key is empty; give a diffusers folder, a checkpoint file or a hub id, or leave the flag out")
     path = Path(os.path.expanduser(key))
+    if path.is_file():
+        from guidance import original_weights  # it imports torch
+
+        return original_weights.resolve(path, "SD", "--hf_key", tokenizer)
     if path.exists() or key.startswith((".", "/", "~")) or key.count("/") != 1:
         check_folder(path)
         kind = _kind(path)
@@ -349,10 +354,12 @@ def download_commands() -> str:
         f"from {model.hub_ids[0]})"
         for version, model in MODELS.items()
     ]
-    return f"{'; '.join(commands)}; --hf_key takes a local diffusers folder or another hub id"
+    return f"{'; '.join(commands)}; --hf_key takes a local diffusers folder, a checkpoint file or another hub id"
 
 
-def resolve(sd_version: str = "auto", hf_key: str | None = None, text: str | None = None) -> Resolved:
+def resolve(
+    sd_version: str = "auto", hf_key: str | None = None, text: str | None = None, tokenizer: str | None = None
+) -> Resolved:
     """Decide which weights to use, without touching the network.
 
     ``auto``: weights of Stable Diffusion that are already in the cache (2.1, 2.0, 1.5 in this order); else the embedded
@@ -360,14 +367,15 @@ def resolve(sd_version: str = "auto", hf_key: str | None = None, text: str | Non
 
     Args:
         sd_version: auto, embedded, or a key of :data:`MODELS`.
-        hf_key: a diffusers folder or a hub id.
+        hf_key: a diffusers folder, a checkpoint file or a hub id.
         text: the prompt.
+        tokenizer: for a checkpoint file, see :func:`guidance.tokenizers.find`.
 
     Raises:
         UserError: no usable weights; the message says what to do.
     """
     if hf_key is not None:
-        return _from_key(hf_key)
+        return _from_key(hf_key, tokenizer)
     if sd_version == "embedded":
         return _embedded(text, "--sd_version embedded")
     if sd_version in MODELS:

@@ -154,13 +154,8 @@ def fetch(resolved: Resolved) -> Path:
     """
     if not resolved.remote:
         return Path(resolved.source)
-    return hub.download((resolved.source, *resolved.alternatives), _download, "--zero123 FOLDER")
-
-
-def _download(hub_id: str) -> Path:
-    """Download what is used of a repository; raises what the network, the hub and the disk raise."""
-    repository = hub.repository(hub_id, zero123_parts.missing)
-    return hub.fetch(repository, wanted(repository.files))
+    ids = (resolved.source, *resolved.alternatives)
+    return hub.download_model(ids, zero123_parts.missing, wanted, "--zero123 FOLDER")
 
 
 def wanted(files: Iterable[str]) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from guidance.base import Guidance
+from nerf.config.checks import less_memory
 from nerf.config.stages import Failure
 from nerf.core.errors import DivergenceError, UserError
 from nerf.core.memory import explained
@@ -216,7 +217,9 @@ class Trainer:
         last_saved = time.monotonic()
         while self.step < total and (budget is None or self.seconds < budget):
             began = time.monotonic()
-            with explained("taking a training step", lambda: f"lower {self.stage.kind.memory}; {self._what_is_left()}"):
+            with explained(
+                "taking a training step", lambda: f"{less_memory(self.stage.kind, self.config)}; {self._what_is_left()}"
+            ):
                 terms = self.train_step()
             done = self.step
             self.seconds += time.monotonic() - began

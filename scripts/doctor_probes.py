@@ -207,10 +207,11 @@ def weights() -> None:
         named = f"weights of {family or 'preprocess_image.py'}"
         tell(named, "begun", "")
         mine = {name: one for name, one in known.items() if one.family == family}
-        here = [one.title for one in mine.values() if one.find() is not None]
+        there = {name for name, one in mine.items() if one.find() is not None}
+        here = [mine[name].title for name in mine if name in there]
         if family in embedded and embedded[family].is_dir():
             here.append("the embedded prior")
-        absent = [f"{name} ({hub.gigabytes(round(one.gigabytes * 1e9))})" for name, one in mine.items() if one.find() is None]
+        absent = [f"{name} ({hub.gigabytes(round(one.gigabytes * 1e9))})" for name, one in mine.items() if name not in there]
         to_fetch = f"; to fetch: {', '.join(absent)}" if absent else ""
         tell(named, "ok" if here else "note", f"{', '.join(here) or 'none here'}{to_fetch}", here=here)
 

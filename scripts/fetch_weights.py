@@ -120,20 +120,11 @@ def show_plan(weights: "Published") -> None:
     if found is not None:
         print(f"here already, complete: {found}")
         return
-    check_online(weights)
     source = weights.look()
     for file, listed in sorted(source.files.items()):
         size = "size unknown" if listed.size is None else hub.gigabytes(listed.size)
         print(f"  {file}  {size}{f'  sha256 {listed.sha256}' if listed.sha256 else ''}")
     print(f"{hub.gigabytes(source.remaining)} to download from {source.place} to {source.folder}; nothing was written")
-
-
-def check_online(weights: "Published") -> None:
-    """Refuse the hub where the environment forbids it; packages come from elsewhere."""
-    from guidance.weights import check_online
-
-    if "/" in weights.places[0].split(" ")[0]:
-        check_online(f"{weights.title} is not in the Hugging Face cache", "unset the variable")
 
 
 def fetch(weights: "Published") -> None:
@@ -151,7 +142,6 @@ def fetch(weights: "Published") -> None:
             print(f"here already, complete: {found} ({compared} checksums agree)")
             return
         print(f"damaged, and downloaded again: {', '.join(damaged)}")
-    check_online(weights)
     folder = weights.fetch()
     print(f"complete: {folder}\nuse it with: {weights.use}")
 

@@ -51,7 +51,8 @@ def draw(own: argparse.Namespace, others: list[str]) -> int:
         UserError: a flag that contradicts another or that a model cannot serve, or no usable weights.
     """
     from nerf.config.config import parse
-    from nerf.config.resolve import StoredRun, resolve
+    from nerf.config.kept import StoredRun
+    from nerf.config.resolve import resolve
 
     if not own.out.lower().endswith(".png"):
         raise UserError(f"--out must name a .png file, got {own.out}")

@@ -12,7 +12,8 @@ from nerf.config.parser import dashed
 from nerf.config.typed import SYNONYMS
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("nerf", "guidance", "extension", "raymarching", "rasterizer", "gridencoder", "shencoder", "freqencoder", "mlp")
+PACKAGES = ("nerf", "guidance", "extension", "raymarching", "rasterizer", "gridencoder", "shencoder", "freqencoder", "mlp",
+            "scripts", "benchmarks")  # fmt: skip
 FILES = sorted([*ROOT.glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))])
 OF_MAIN = {"--file", "--help"} | {name for flag in (*OPTIONS, *REFUSED, *IGNORED) for name in (dashed(flag), f"--no_{flag}")}
 # Flags of the programs whose parts are in packages: the script of a package, and what it has.
@@ -22,8 +23,12 @@ OF_PROGRAMS = {
     "guidance/base.py": "scripts/guidance_2d.py",
     "guidance/preview.py": "scripts/guidance_2d.py",
     "extension/toolchain.py": "",
+    "scripts/doctor.py": "preprocess_image.py",
+    "scripts/fetch_weights.py": "preprocess_image.py",
+    "benchmarks/mlp.py": "benchmarks/timing.py",
 }
-OF_COMPILERS = {"--version", "--expt-relaxed-constexpr", "--only-binary"}  # of nvcc and pip
+OF_OTHERS = {"--version", "--expt-relaxed-constexpr", "--only-binary", "--force-reinstall", "--target", "--query-gpu",
+             "--format", "--junitxml"}  # fmt: skip # of nvcc, pip, nvidia-smi and pytest
 PATTERNS = {"--angle_", "--lambda_", "--no_"}  # the beginning of a flag whose end is filled in
 METAVARIABLES = {"--flag", "--name", "--x", "--NAME"}  # a flag in general, in docstrings
 
@@ -49,7 +54,7 @@ def named(path):
 def test_every_flag_that_a_text_names_exists(path):
     place = path.relative_to(ROOT).as_posix()
     programs = [ROOT / program for start, program in OF_PROGRAMS.items() if place.startswith(start) and program]
-    known = OF_MAIN | OF_COMPILERS | METAVARIABLES | PATTERNS | flags_of(path)
+    known = OF_MAIN | OF_OTHERS | METAVARIABLES | PATTERNS | flags_of(path)
     known = known.union(*map(flags_of, programs))
     siblings = path.parent.glob("*.py") if "prior" in place else ()
     known = known.union(*map(flags_of, siblings))

@@ -1,8 +1,9 @@
 """Models in the files of the original latent diffusion code (LDM), as the modules of diffusers and transformers.
 
-Zero123, Stable Zero123, MVDream and ImageDream were published as one file with the tensor names of LDM. Here the shapes of the
-tensors give the module of diffusers, and each tensor that the module needs is taken from the file under the name that LDM gives
-it. What the shapes do not say (number of attention heads, activation) is passed in; for each model it is in its config file.
+Stable Diffusion, SDXL, Zero123, MVDream, ImageDream and most finetunes of them were published as one file with the tensor names
+of LDM. Here the shapes of the tensors give the module of diffusers, and each tensor that the module needs is taken from the
+file under the name that LDM gives it. What the shapes do not say (number of attention heads, activation) is passed in; for each
+model it is in its config file.
 """
 
 import re
@@ -20,6 +21,7 @@ from nerf.core.errors import UserError
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 STEPS, FIRST_BETA, LAST_BETA = 1000, 0.00085, 0.012  # of the noise schedule
 SCALING_FACTOR = 0.18215  # of the latents
+DEEPEST = 32  # transformer blocks of one attention layer that are looked for; SDXL has 10
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -35,6 +37,8 @@ _UNET_TOP = {
     "time_embedding.linear_2": "time_embed.2",
     "class_embedding.linear_1": "camera_embed.0",
     "class_embedding.linear_2": "camera_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "mid_block.resnets.0": "middle_block.0",
@@ -124,7 +128,15 @@ def unet_config(file: TensorFile, heads: Callable[[int], int], prefix: str = UNE
     first = [1 + level * (per_level + 1) for level in range(levels)]
     widths = tuple(file.shape(f"{prefix}input_blocks.{i}.0.in_layers.2.weight")[0] for i in first)
     attention = tuple(has(f"input_blocks.{i}.1.norm.weight") for i in first)
-    inner = f"{prefix}middle_block.1.transformer_blocks.0"
+    middle = "middle_block.1"
+    inner = f"{prefix}{middle}.transformer_blocks.0"
+
+    def depth(block: str) -> int:
+        return sum(has(f"{block}.transformer_blocks.{i}.norm1.weight") for i in range(DEEPEST))
+
+    # diffusers gives the middle the depth of the last level, which has no attention of its own in Stable Diffusion 1 and 2.
+    depths = [depth(f"input_blocks.{i}.1") or 1 for i in first]
+    depths[-1] = depths[-1] if attention[-1] else depth(middle)
     config = {
         "in_channels": file.shape(f"{prefix}input_blocks.0.0.weight")[1],
         "out_channels": file.shape(f"{prefix}out.2.weight")[0],
@@ -134,7 +146,8 @@ def unet_config(file: TensorFile, heads: Callable[[int], int], prefix: str = UNE
         "up_block_types": tuple("CrossAttnUpBlock2D" if there else "UpBlock2D" for there in reversed(attention)),
         "cross_attention_dim": file.shape(f"{inner}.attn2.to_k.weight")[1],
         "attention_head_dim": tuple(heads(width) for width in widths),  # the argument's name is historical: a number of heads
-        "use_linear_projection": len(file.shape(f"{prefix}middle_block.1.proj_in.weight")) == 2,
+        "transformer_layers_per_block": tuple(depths),
+        "use_linear_projection": len(file.shape(f"{prefix}{middle}.proj_in.weight")) == 2,
     }
     if has("camera_embed.0.weight"):
         camera_dim = file.shape(f"{prefix}camera_embed.0.weight")[1]
@@ -165,8 +178,8 @@ def ldm_vae_name(name: str, levels: int) -> str:
     return name
 
 
-def vae_config(file: TensorFile, prefix: str = VAE) -> dict[str, Any]:
-    """The arguments of diffusers' AutoencoderKL for the tensors of a file."""
+def vae_config(file: TensorFile, prefix: str = VAE, scaling_factor: float = SCALING_FACTOR) -> dict[str, Any]:
+    """The arguments of diffusers' AutoencoderKL for the tensors of a file; nothing in it says ``scaling_factor``."""
     levels = 0
     while f"{prefix}encoder.down.{levels}.block.0.conv1.weight" in file:
         levels += 1
@@ -182,7 +195,7 @@ def vae_config(file: TensorFile, prefix: str = VAE) -> dict[str, Any]:
         "layers_per_block": layers,
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
-        "scaling_factor": SCALING_FACTOR,
+        "scaling_factor": scaling_factor,
     }
 
 
@@ -193,6 +206,11 @@ def _clip_tensor(name: str, tensors: Callable[[str], Tensor]) -> Tensor:
     """A tensor of transformers' CLIP from those of OpenAI's or OpenCLIP's, whose attention has one matrix for q, k and v."""
     if name == "visual_projection.weight":
         return tensors("proj").T.contiguous()
+    if name == "text_projection.weight":
+        try:
+            return tensors("text_projection").T.contiguous()
+        except KeyError:  # of a program that keeps it as a linear layer
+            return tensors(name)
     top = _starts(name, _CLIP_TOP)
     if top is not None:
         return tensors(top)
@@ -206,8 +224,8 @@ def _clip_tensor(name: str, tensors: Callable[[str], Tensor]) -> Tensor:
     return tensors(f"{layer}.{_CLIP_BLOCK[part]}.{kind}")
 
 
-def _layers(file: TensorFile, prefix: str) -> int:
-    """Number of transformer blocks under a prefix."""
+def open_clip_layers(file: TensorFile, prefix: str) -> int:
+    """Number of transformer blocks of an encoder of OpenCLIP under a prefix."""
     count = 0
     while f"{prefix}transformer.resblocks.{count}.ln_1.weight" in file:
         count += 1
@@ -228,7 +246,7 @@ def clip_vision_config(file: TensorFile, prefix: str, head_width: int, activatio
     return {
         "hidden_size": width,
         "intermediate_size": file.shape(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight")[0],
-        "num_hidden_layers": _layers(file, prefix),
+        "num_hidden_layers": open_clip_layers(file, prefix),
         "num_attention_heads": width // head_width,
         "image_size": patch * round((positions - 1) ** 0.5),
         "patch_size": patch,
@@ -246,14 +264,43 @@ def clip_text_config(file: TensorFile, prefix: str, skipped: int = 1) -> dict[st
         skipped: last blocks that are not used: Stable Diffusion 2 takes the output of the last but one.
     """
     words, width = file.shape(f"{prefix}token_embedding.weight")
+    linear = f"{prefix}text_projection.weight"
+    projected = file.shape(linear)[0] if linear in file else None
+    if f"{prefix}text_projection" in file:
+        projected = file.shape(f"{prefix}text_projection")[1]
     return {
         "vocab_size": words,
         "hidden_size": width,
         "intermediate_size": file.shape(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight")[0],
-        "num_hidden_layers": _layers(file, prefix) - skipped,
+        "num_hidden_layers": open_clip_layers(file, prefix) - skipped,
         "num_attention_heads": width // 64,
         "max_position_embeddings": file.shape(f"{prefix}positional_embedding")[0],
         "hidden_act": "gelu",
+        "bos_token_id": words - 2,
+        "eos_token_id": words - 1,
+        "projection_dim": width if projected is None else projected,
+    }
+
+
+def transformers_text_config(file: TensorFile, prefix: str) -> dict[str, Any]:
+    """The arguments of CLIPTextConfig for OpenAI's text encoder under a prefix, with the tensor names of transformers.
+
+    Args:
+        file: the tensors.
+        prefix: before ``embeddings``.
+    """
+    words, width = file.shape(f"{prefix}embeddings.token_embedding.weight")
+    layers = 0
+    while f"{prefix}encoder.layers.{layers}.layer_norm1.weight" in file:
+        layers += 1
+    return {
+        "vocab_size": words,
+        "hidden_size": width,
+        "intermediate_size": file.shape(f"{prefix}encoder.layers.0.mlp.fc1.weight")[0],
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 64,
+        "max_position_embeddings": file.shape(f"{prefix}embeddings.position_embedding.weight")[0],
+        "hidden_act": "quick_gelu",
         "bos_token_id": words - 2,
         "eos_token_id": words - 1,
     }
@@ -293,6 +340,8 @@ def fill(network: Network, file: TensorFile, take: Callable[[str, Tensor], Tenso
                 f"weights: {file.path} holds {name} as {list(tensor.shape)} and not {list(wanted.shape)}; it is another model"
             )
         state[name] = tensor.to(dtype)
+        if not bool(state[name].isfinite().all()):
+            raise UserError(f"weights: {file.path} holds numbers that are not finite, in {name}; restore or download it again")
     network.load_state_dict(state, assign=True)
     return network.requires_grad_(False).eval()
 
@@ -304,8 +353,10 @@ def load_unet(
     dtype: torch.dtype,
     prefix: str = UNET,
     change: Callable[[Network], None] | None = None,
+    averages: bool = True,
+    further: dict[str, Any] | None = None,
 ) -> Network:
-    """The UNet of a file, on the CPU; its averaged (EMA) weights where the file has them, as all programs that read it do.
+    """The UNet of a file, on the CPU.
 
     Args:
         file: the tensors.
@@ -314,13 +365,15 @@ def load_unet(
         dtype: of the weights.
         prefix: of its tensors.
         change: gives the network what diffusers' own lacks, before it is filled.
+        averages: take the averaged (EMA) weights where the file has them, as the programs of Zero123 do.
+        further: arguments of diffusers' class that the tensors do not say.
 
     Raises:
         UserError: a tensor is missing or of another shape.
     """
     from diffusers import UNet2DConditionModel
 
-    config = unet_config(file, heads, prefix)
+    config = unet_config(file, heads, prefix) | (further or {})
     with torch.device("meta"):
         unet: Network = UNet2DConditionModel(sample_size=size, **config)
         if change is not None:
@@ -329,7 +382,7 @@ def load_unet(
 
     def take(name: str, _: Tensor) -> Tensor:
         average = ema_name(names[name])
-        return file[average if average in file else prefix + names[name]]
+        return file[average if averages and average in file else prefix + names[name]]
 
     return fill(unet, file, take, dtype)
 
@@ -339,11 +392,11 @@ def ema_name(name: str) -> str:
     return "model_ema.diffusion_model" + name.replace(".", "")
 
 
-def load_vae(file: TensorFile, dtype: torch.dtype, prefix: str = VAE) -> Network:
+def load_vae(file: TensorFile, dtype: torch.dtype, prefix: str = VAE, scaling_factor: float = SCALING_FACTOR) -> Network:
     """The VAE of a file, on the CPU; see :func:`load_unet`."""
     from diffusers import AutoencoderKL
 
-    config = vae_config(file, prefix)
+    config = vae_config(file, prefix, scaling_factor)
     with torch.device("meta"):
         vae = AutoencoderKL(**config)
     levels = len(config["block_out_channels"])

@@ -14,7 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from guidance import folders, weights
+from guidance import folders, tokenizers, weights
 from guidance.diffusion import Network, ldm, loader
 from guidance.diffusion.multiview import CAMERA_DIM, LINKED, link_frames
 from guidance.diffusion.single_file import TensorFile
@@ -213,13 +213,11 @@ def tokenizer_folder(path: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    if folders.missing_part(folders.files_of(path.parent), ("tokenizer",)) is None:
-        return path.parent
-    for version in ("2.1", "2.0"):  # all have the one tokenizer of CLIP
-        for hub_id in weights.MODELS[version].ids:
-            folder = weights.cached(hub_id, lambda files: folders.missing_part(files, ("tokenizer",)))
-            if folder is not None:
-                return folder
+    found = tokenizers.beside(path) or tokenizers.cached(
+        hub_id for version in ("2.1", "2.0") for hub_id in weights.MODELS[version].ids
+    )
+    if found is not None:
+        return found[0]
     raise UserError(
         f"weights: {path} holds no tokenizer; put the folder tokenizer/ of Stable Diffusion 2.1 (vocab.json and merges.txt) "
         "beside it"

@@ -7,10 +7,12 @@ everything that is no tensor, dictionary or plain value. Nothing that a pickle n
 bytes of a tensor are read when it is asked for, so a file of 15 GB costs the memory of the weights that are used.
 """
 
+import hashlib
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -24,6 +26,7 @@ from guidance import folders
 from nerf.core.errors import UserError
 from nerf.core.files import reading
 
+SAMPLED = 8  # rows of a tensor that its fingerprint reads, evenly spaced, both ends included
 MOST_BYTES = 1 << 28  # of the pickle, which describes tensors and does not hold them
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -143,6 +146,7 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+        self.metadata: dict[str, str] = {}  # what a .safetensors file says of itself, of whoever wrote it
         if not self.path.is_file():
             raise UserError(f"weights: {self.path} is not a file; give a .ckpt, .pt or .safetensors file that exists")
         with reading(f"weights: {self.path}", folders.RESTORE):
@@ -181,12 +185,41 @@ class TensorFile(Mapping[str, Tensor]):
         with reading(f"weights: {self.path}", folders.RESTORE):
             return self._read_safetensors(name) if self.path.suffix == ".safetensors" else self._read_archive(name)
 
+    def fingerprint(self, prefix: str) -> str:
+        """A hash of the tensors whose names begin with ``prefix``: names, shapes, dtypes, and samples of the values of each.
+
+        It does not depend on where the file is, nor on its other tensors.
+        """
+        digest = hashlib.sha256()
+        with reading(f"weights: {self.path}", folders.RESTORE), self._parts() as part_of:
+            for name in sorted(name for name in self if name.startswith(prefix)):
+                count = self._shapes[name][0] if self._shapes[name] else 0
+                part = part_of(name) if count else None
+                rows = sorted({(count - 1) * i // (SAMPLED - 1) for i in range(SAMPLED)})
+                values = [self[name]] if part is None else [part[i : i + 1] for i in rows]
+                digest.update(repr((name, self._shapes[name], str(values[0].dtype))).encode())
+                for value in values:
+                    digest.update(value.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @contextmanager
+    def _parts(self) -> Iterator[Callable[[str], Any]]:
+        """name -> what reads the rows of a tensor by slices; a file of safetensors is opened once."""
+        if self.path.suffix != ".safetensors":
+            yield self.__getitem__
+            return
+        from safetensors import safe_open
+
+        with safe_open(self.path, "pt") as file:
+            yield file.get_slice
+
     # ---- safetensors ----
 
     def _open_safetensors(self) -> dict[str, tuple[int, ...]]:
         from safetensors import safe_open
 
         with safe_open(self.path, "pt") as file:
+            self.metadata = dict(file.metadata() or {})
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
 
     def _read_safetensors(self, name: str) -> Tensor:

@@ -74,6 +74,8 @@ class Checkpoint:
     file: Path
     length: int  # tokens that the encoder takes
     load: Callable[[], Network]
+    pad: int | None = None  # token that fills up a short prompt; None: that of the tokenizer
+    content: Callable[[], str] | None = None  # a hash of the encoder's tensors; None: that of the whole file's samples
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,10 @@ class TextEncoder:
             n for n in names if n.startswith(inside) and "/" not in n[len(inside) :] and n.endswith((".json", ".txt", ".model"))
         ]
         if self.checkpoint is not None:
-            return text_cache.identity([self.checkpoint.file, *(self.folder / name for name in texts)]) + self.kind
+            content, pad, kept = self.checkpoint.content, self.checkpoint.pad, [self.folder / name for name in texts]
+            if content is not None:
+                return f"{text_cache.identity(kept)}{content()}{self.kind} {pad}"
+            return text_cache.identity([self.checkpoint.file, *kept]) + self.kind
         used = [*folders.weight_files(names, self.part), "config.json" if self.part == "." else f"{self.part}/config.json"]
         return text_cache.identity(self.folder / name for name in {*used, *texts}) + self.kind
 
@@ -235,6 +240,8 @@ def _encode(
     with reading(f"weights: the tokenizer in {folder}", folders.RESTORE):
         words = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         ids, mask = words["input_ids"], words["attention_mask"]
+    if encoder.checkpoint is not None and encoder.checkpoint.pad is not None:
+        ids = ids.masked_fill(mask == 0, encoder.checkpoint.pad)
     if int(ids.max()) >= network.config.vocab_size:
         raise UserError(
             f"weights: the tokenizer in {folder} has more tokens than its text encoder "

@@ -1,6 +1,7 @@
 """Options that contradict each other, which are refused, and options without effect, which get a warning."""
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -8,8 +9,9 @@ from nerf.config.config import OPTIONS, Config, as_typed, mesh_stages
 from nerf.config.distillation import METHODS
 from nerf.config.limits import PROFILE_WARMUP
 from nerf.config.parser import dashed, split_each
-from nerf.config.stages import STAGE_KINDS, Stage
+from nerf.config.stages import STAGE_KINDS, Stage, StageKind
 from nerf.core.errors import UserError
+from nerf.core.words import expected_words
 
 TEXELS_PER_TRIANGLE = 2  # below it, most triangles have no colour of their own
 
@@ -182,6 +184,7 @@ IDLE = (
         lambda c: "zero123" not in c.guidance.guidance,
         "without zero123 in --guidance",
     ),
+    Idle(("prediction_type",), lambda c: not {"SD", "SDXL"} & set(c.guidance.guidance), "without SD or SDXL in --guidance"),
     Idle(("clip_crops",), lambda c: "clip" not in c.guidance.guidance, "without clip in --guidance"),
     Idle(_NOISED, lambda c: c.guidance.guidance == ("clip",), "with --guidance clip, which adds no noise"),
     Idle(("lora_rank", "lora_lr"), _other_method("vsd"), "without --distillation vsd"),
@@ -194,6 +197,15 @@ IDLE = (
     Idle(("num_steps", "upsample_steps"), lambda c: c.render.cuda_ray, "with --cuda_ray"),
     Idle(_GRID, lambda c: c.field.backbone == "vanilla", "with --backbone vanilla"),
 )
+
+
+def less_memory(stage: StageKind, config: Config) -> str:
+    """The flags that lower the memory of a training step of a stage and have an effect in this run: "lower --w or --h"."""
+    idle = {flag for one in IDLE if one.where(config) for flag in one.flags}
+    offload = "" if "vram_O" in idle or config.guidance.vram_O else ", or add --vram_O"
+    return f"lower {expected_words(dashed(flag) for flag in stage.memory if flag not in idle)}{offload}"
+
+
 FOR_GPU = ("fp16", "tf32", "cudnn_benchmark")
 
 
@@ -223,7 +235,24 @@ def warnings(config: Config, stages: Iterable[Stage]) -> list[str]:
             typed = [flag for flag in idle.flags if config.asked(flag) and config.value(flag) is not False]
             lines += _no_effect([flag for flag in typed if flag not in named], idle.why)
             named |= set(typed)
-    return [*lines, *_idle_keys(config, named), *_small_texture(config), *_short_profile(config, stages)]
+    return [
+        *lines,
+        *_idle_keys(config, named),
+        *_small_texture(config),
+        *_short_profile(config, stages),
+        *_many_threads(config),
+    ]
+
+
+def _many_threads(config: Config) -> list[str]:
+    """More threads than this machine can run at once."""
+    threads, cores = config.runtime.threads, os.cpu_count() or 1
+    if threads <= cores:
+        return []
+    return [
+        f"warning: --threads {threads} is more than the {cores} cores of this machine, which makes a run slower; "
+        "leave it out to have one thread for each core"
+    ]
 
 
 def _idle_keys(config: Config, named: set[str]) -> list[str]:
@@ -235,7 +264,7 @@ def _idle_keys(config: Config, named: set[str]) -> list[str]:
     return [
         f"warning: --hf_keys {word} has no effect without {model} in --guidance"
         for word, model in models.items()
-        if model not in guidance.guidance
+        if model not in guidance.guidance and model != "tokenizer"
     ]
 
 

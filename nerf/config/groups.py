@@ -88,14 +88,21 @@ class GuidanceConfig(DistillationConfig, Zero123Config):
     )
     hf_key: str | None = option(
         None,
-        "diffusers folder or hub id, in place of --sd_version; without SD, of the first model that takes one",
+        "diffusers folder, checkpoint file (.safetensors, .ckpt) or hub id, in place of --sd_version; without SD, of the first "
+        "model that takes one",
         kept=RUN,
         path=True,
     )
     hf_keys: tuple[str, ...] = option(
         (),
-        "weights of each model: NAME=FOLDER or NAME=HUB_ID, as in clip=openai/clip-vit-large-patch14; with the name SDXL_vae "
-        "another codec for SDXL, as madebyollin/taesdxl",
+        "weights of each model: NAME=FOLDER, FILE or HUB_ID, as in clip=openai/clip-vit-large-patch14; with the name SDXL_vae "
+        "another codec for SDXL, as madebyollin/taesdxl; with tokenizer CLIP's, which a checkpoint file lacks",
+        kept=RUN,
+    )
+    prediction_type: str = option(
+        "auto",
+        "what SD and SDXL predict; auto: as their weights say, or as a checkpoint file of Stable Diffusion 2 answers to noise",
+        choices=("auto", "epsilon", "v_prediction"),
         kept=RUN,
     )
     IF: bool = option(False, "DeepFloyd IF in place of Stable Diffusion: --guidance IF")

@@ -51,7 +51,7 @@ def option(
         extensible: other words may be registered; whoever builds what the word names refuses those that are not.
         check: a test of the value; None values are not tested. Every number has one, with two finite ends, that --help shows.
         kept: the stage whose first checkpoint fixes the value for its workspace, or :data:`RUN` for that of any stage:
-            a resumed run that asks for another value is refused (see ``resolve.merge_kept_options``). None: never fixed.
+            a resumed run that asks for another value is refused (see ``kept.merge_kept_options``). None: never fixed.
         unbuilt: a str names the feature behind the flag that does not exist yet, a tuple the choices that do not.
         path: the value names a file or folder, where ``~`` is the user's home and the bytes need not be UTF-8.
         each: the option belongs to each guidance model: so many words are one value, and there is one value for all models

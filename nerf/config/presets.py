@@ -278,8 +278,8 @@ PRESETS["embedded view"] = (
     }
 )
 # Names that mark a run, for the presets of its mesh stage: what a mesh file is started with for.
-MESH_FILE, PAINTED = "mesh file", "painted"
-PRESETS |= {MESH_FILE: {}, PAINTED: {}}
+MESH_FILES = MESH_FILE, PAINTED = "mesh file", "painted"
+PRESETS |= dict.fromkeys(MESH_FILES, {})
 # The multi-view prior is the embedded one with other attention.
 _EMBEDDED = ("embedded", "dmtet embedded", *(f"{method} embedded" for method in METHODS[1:]))
 PRESETS |= {f"{name} multiview": PRESETS[name] for name in _EMBEDDED}

@@ -6,36 +6,21 @@ Order of precedence, weakest first: defaults, presets, what the workspace keeps,
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from nerf.config.checks import check_background, check_counts, check_numbers, check_stages, warnings
-from nerf.config.config import (
-    KEPT,
-    OPTIONS,
-    Config,
-    as_typed,
-    describe,
-    describe_stages,
-    with_preset,
-    with_values,
-    with_weak_values,
-)
+from nerf.config.config import KEPT, OPTIONS, Config, describe, describe_stages, with_values
 from nerf.config.groups import CKPT_WORDS
+from nerf.config.kept import WEIGHT_FLAGS, StoredRun, remaining_run, restore_options, ways_out
 from nerf.config.limits import MESH_SUFFIXES
-from nerf.config.parser import RUN, dashed
-from nerf.config.presets import GUIDANCE_OF, IN_PLACE, MESH_FILE, PAINTED, PRESETS
+from nerf.config.presets import GUIDANCE_OF, IN_PLACE, MESH_FILE, MESH_FILES, PAINTED, PRESETS
 from nerf.config.references import Reference, digest_of, references
+from nerf.config.stage_options import in_its_stage, make_stage, with_presets
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
 from nerf.core.errors import UserError
 from nerf.core.ranges import SEEDS
 from nerf.core.words import did_you_mean
-
-# Options of a NeRF that say where its surface is; the mesh stage takes them over unless the user gives others.
-SURFACE_FLAGS = ("mesh_threshold", "mesh_smooth", "mcubes_resolution")
-# Guidance model -> the flag that names its weights, for those whose "auto" depends on what is installed.
-MESH_FILES = (MESH_FILE, PAINTED)
-WEIGHT_FLAGS = {"SD": "sd_version", "zero123": "zero123"}
 
 
 class Weights(Protocol):
@@ -51,28 +36,6 @@ class Weights(Protocol):
 
 
 W = TypeVar("W", bound=Weights)
-
-
-@dataclass(frozen=True)
-class StoredStart:
-    """What the first stage of a run is initialised with: a NeRF or a mesh on disk."""
-
-    required: Mapping[str, Any] = field(default_factory=dict)  # flag -> value that its weights were made for
-    preferred: Mapping[str, Any] = field(default_factory=dict)  # flag -> value that is used if the user gives no other
-    own_stage: str | None = None  # the stage, if it is a checkpoint of the run's own workspace
-    presets: tuple[str, ...] = ()  # of a mesh file that it began with, for a run that resumes from it
-    flag: str = "--init_with"  # the flag that names it: "--init_with", or "--ckpt" for a checkpoint of another workspace
-
-
-@dataclass(frozen=True)
-class StoredRun:
-    """What is on disk, as far as the options depend on it; ``nerf.run.workspace`` reads it."""
-
-    config: Config | None = None  # options of the run in the workspace; None: there is none
-    trained: frozenset[str] = frozenset()  # stages that have a checkpoint in the workspace and do not start over
-    checkpoint_exists: bool = False  # --ckpt names a file that exists
-    start: StoredStart | None = None  # read where :func:`needs_start` says so
-    images: str | None = None  # fingerprint of the image prompts in the workspace, see ``references.digest_of``
 
 
 @dataclass(frozen=True)
@@ -136,16 +99,16 @@ def resolve(
     restored = with_values(asked, kept, "workspace")
     check_task(restored, workspace)
     presets = _presets(restored, workspace)
-    prompted = _with_presets(restored, presets)  # pictures change which models guide
+    prompted = with_presets(restored, presets)  # pictures change which models guide
     check_counts(prompted)
     found: Mapping[str, W] = {}
     if prompted.trains and prompted.prompt.kinds:
         found = weights(prompted) if weights else {}
         presets = list(dict.fromkeys(presets + _presets_of_models(prompted, found)))
-    plain = _with_presets(asked, presets)
+    plain = with_presets(asked, presets)
     # A kept value that is there anyway is not reported as coming from the workspace.
-    changed = {flag: value for flag, value in kept.items() if _in_its_stage(plain, flag) != value}
-    config = _with_presets(with_values(asked, changed, "workspace"), presets)
+    changed = {flag: value for flag, value in kept.items() if in_its_stage(plain, flag) != value}
+    config = with_presets(with_values(asked, changed, "workspace"), presets)
     for model, flag in WEIGHT_FLAGS.items():  # the same weights again, whatever is installed later
         if model in found and config.value(flag) == "auto":
             config = with_values(config, {flag: found[model].version}, "preset")
@@ -154,7 +117,7 @@ def resolve(
     pictures = references(config) if config.trains else ()
     images = digest_of(pictures)
     _check_images(config, workspace, images)
-    stages = [_make_stage(config, STAGE_KINDS[name]) for name in config.stages]
+    stages = [make_stage(config, STAGE_KINDS[name]) for name in config.stages]
     check_numbers(config, stages)
     first = _first_pending(config, workspace)
     for i in range(first + 1, len(stages)):  # later ones start from its result, not from a checkpoint
@@ -162,157 +125,6 @@ def resolve(
     lines = [*describe(config), *describe_stages(config, stages), *warnings(config, stages)]
     lines += _ignored_start(config, stages[first].kind, workspace)
     return RunPlan(config, tuple(stages), first, found, tuple(lines), pictures, images)
-
-
-# ---- what the workspace keeps ---------------------------------------------------------------------------------------------
-
-
-def remaining_run(asked: Config, workspace: StoredRun) -> StoredRun:
-    """What is left of a stored run under ``--ckpt scratch``; without it, all.
-
-    The stages of this run start over. Options of the run are kept as long as another stage has a checkpoint.
-    """
-    if not asked.starts_over:
-        return workspace
-    remaining = workspace.trained - set(asked.stages)
-    return replace(workspace, trained=remaining, config=workspace.config if remaining else None)
-
-
-def needs_start(asked: Config, workspace: StoredRun) -> bool:
-    """Whether the run begins with a stage that is initialised from something on disk (``StoredRun.start``)."""
-    workspace = remaining_run(asked, workspace)
-    name = _stages(asked, workspace)[0]
-    return STAGE_KINDS[name].starts_from is not None and (name not in workspace.trained or asked.starts_over)
-
-
-def restore_options(asked: Config, workspace: StoredRun) -> dict[str, Any]:
-    """Flag -> value of what the run takes over from disk, where the user does not give a value.
-
-    Raises:
-        UserError: the user asks for another value than the workspace or the start of the run has.
-    """
-    kept: dict[str, Any] = {}
-    if workspace.config is not None:
-        kept |= _chosen_over_presets(asked, workspace.config)
-        kept |= merge_kept_options(asked, workspace.config, workspace.trained)
-    if not asked.asked("stages"):
-        kept["stages"] = _stages(asked, workspace)
-    if workspace.start is not None:
-        kept |= _options_of_start(with_values(asked, kept, "workspace"), workspace, workspace.start)
-    return kept
-
-
-def merge_kept_options(asked: Config, stored: Config, trained: frozenset[str]) -> dict[str, Any]:
-    """Flag -> value of the kept options of an earlier run that the user does not give.
-
-    Options of one stage may be changed until that stage has a checkpoint.
-
-    Raises:
-        UserError: the user asks for another value than the earlier run's.
-    """
-    kept = {}
-    for flag, owner in KEPT.items():
-        mine, stored_value = asked.value(flag), _in_its_stage(stored, flag)
-        if not asked.asked(flag):
-            kept[flag] = stored_value
-        elif mine != stored_value and not _means_the_same(flag, mine, stored_value):
-            if owner == RUN or owner in trained:
-                raise UserError(
-                    f"workspace {asked.output.workspace} holds a run with {_shown(flag, stored_value)}, this run asks for "
-                    f"{_shown(flag, mine)}: {_ways_out(asked, trained)}"
-                )
-            continue
-        if asked.asked(flag) and mine != stored_value and flag in WEIGHT_FLAGS.values():
-            kept[flag] = stored_value
-    return kept
-
-
-def _chosen_over_presets(asked: Config, stored: Config) -> dict[str, Any]:
-    """Flag -> value that an earlier run had in place of that of its ``-O`` or ``-O2``, if the preset comes back by itself."""
-    names = [name for name in ("O", "O2") if name in stored.presets and not asked.asked(name)]
-    chosen = {
-        flag: stored.value(flag) for name in names for flag, value in PRESETS[name].items() if stored.value(flag) != value
-    }
-    if "fp16" in chosen and stored.optim.bf16 and not asked.asked("fp16"):
-        chosen["bf16"] = True
-    return {flag: value for flag, value in chosen.items() if not asked.asked(flag)}
-
-
-def start_from_run(stored: Config, stage: str, own: bool) -> StoredStart:
-    """The start that a checkpoint of a stored run is.
-
-    Args:
-        stored: the options of that run.
-        stage: whose checkpoint it is.
-        own: it is in the workspace of the run that starts from it.
-    """
-    required = [flag for flag, owner in KEPT.items() if OPTIONS[flag][0] == "field" or owner == stage]
-    return StoredStart(
-        {flag: _in_its_stage(stored, flag) for flag in required},
-        {flag: stored.value(flag) for flag in SURFACE_FLAGS},
-        stage if own else None,
-        tuple(name for name in MESH_FILES if name in stored.presets and STAGE_KINDS[stage].triangles),
-    )
-
-
-def _options_of_start(config: Config, workspace: StoredRun, start: StoredStart) -> dict[str, Any]:
-    """Flag -> value of what the run takes over from its start.
-
-    Raises:
-        UserError: the user, or a NeRF in the workspace, has another value; or starting over would remove the start.
-    """
-    of_ckpt = start.flag == "--ckpt"
-    name = f"{start.flag} {config.runtime.ckpt if of_ckpt else config.dmtet.init_with}"
-    if config.dmtet.init_with and start.own_stage in config.stages:
-        raise UserError(
-            f"{name}: --ckpt scratch would remove that checkpoint before it is read; choose another --workspace, or leave "
-            "both flags out to resume from it"
-        )
-    source = STAGE_KINDS[config.stages[0]].starts_from
-    other_source = bool(workspace.trained) if of_ckpt else source in workspace.trained and start.own_stage != source
-    for flag, value in start.required.items():
-        mine = config.value(flag)
-        if mine == value:
-            continue
-        if config.asked(flag):
-            raise UserError(
-                f"{name}: its weights were made with {_shown(flag, value)}, this run asks for {_shown(flag, mine)}; leave the "
-                "flag out"
-            )
-        if other_source and KEPT[flag] == RUN:
-            raise UserError(
-                f"{name}: its weights were made with {_shown(flag, value)}, and workspace {config.output.workspace} holds a "
-                f"NeRF with {_shown(flag, mine)}; choose another --workspace"
-            )
-    return {flag: value for flag, value in {**start.preferred, **start.required}.items() if not config.asked(flag)}
-
-
-def _means_the_same(flag: str, mine: Any, stored: Any) -> bool:
-    """Whether two values of a kept option that differ ask for the same thing; pictures are compared when they are read."""
-    if flag in ("image", "image_config"):
-        return bool(mine) and bool(stored)
-    return (flag == "data" and _same_folder(mine, stored)) or (flag in WEIGHT_FLAGS.values() and mine == "auto")
-
-
-def _shown(flag: str, value: Any) -> str:
-    """A flag with its value as it is typed."""
-    return f"no {dashed(flag)}" if value in (None, ()) else as_typed(flag, value)
-
-
-def _ways_out(asked: Config, trained: frozenset[str], way_back: str = "leave the flag out") -> str:
-    """The end of a message that refuses another value of a kept option; what loses nothing comes first."""
-    if not asked.trains:
-        return f"{way_back}, or choose another --workspace"
-    first = f"{way_back} to go on with that run, choose another --workspace for a new one, or start over "
-    if not asked.starts_over:
-        return f"{first}in it with --ckpt scratch"
-    stages = ",".join(name for name in STAGE_KINDS if name in trained or name in asked.stages)
-    return f"{first}with all its stages: --stages {stages} --ckpt scratch"
-
-
-def _same_folder(one: str | None, other: str | None) -> bool:
-    """Whether two paths, such as a relative and an absolute one, mean the same folder."""
-    return one is not None and other is not None and os.path.realpath(one) == os.path.realpath(other)
 
 
 # ---- presets and stages ---------------------------------------------------------------------------------------------------
@@ -382,64 +194,6 @@ def _presets_of_models(config: Config, weights: Mapping[str, Weights]) -> list[s
     return [name for name in names if GUIDANCE_OF.get(name) in models and IN_PLACE.get(name) not in names]
 
 
-def _with_presets(config: Config, names: list[str]) -> Config:
-    """A copy in which each preset has filled what is not given, later ones over earlier ones."""
-    for name in names:
-        config = with_preset(config, name)
-        if name == "image" and config.prompt.text is None:
-            # A distance and a field of view that change together leave the size of the object open.
-            fovy = _default_view(config).get("default_fovy", config.camera.default_fovy)
-            config = with_weak_values(config, {"fovy_range": (fovy, fovy)})
-    return with_weak_values(config, _default_view(config)) if "image" in names else config
-
-
-def _default_view(config: Config) -> dict[str, Any]:
-    """Flag -> value of the default view of a run with image prompts: that of the first of them, where there is one.
-
-    A finished run is shown without its pictures, where they are gone.
-    """
-    if not config.prompt.has_images:
-        return {}
-    try:
-        first = references(config)[0]
-    except UserError:
-        if config.trains:
-            raise
-        return {}
-    return {
-        "default_polar": first.polar,
-        "default_azimuth": first.azimuth,
-        "default_radius": first.radius,
-        "default_fovy": first.fovy,
-    }
-
-
-def _stages(asked: Config, workspace: StoredRun) -> tuple[str, ...]:
-    """Names of the stages of a run: those the user asks for, else those of the run in the workspace, else the default."""
-    stored = workspace.config
-    # A stage that found nothing to start from leaves no checkpoint, and its run is not resumed.
-    if asked.asked("stages") or stored is None or not workspace.trained & set(stored.stages):
-        return asked.stages
-    return stored.stages
-
-
-def _make_stage(config: Config, kind: StageKind) -> Stage:
-    """A stage of the run with the options as it sees them: its own presets, and what it derives from other options."""
-    config = _with_presets_of_stage(config, kind)
-    return Stage(kind, with_values(config, kind.derived(config), "preset"))
-
-
-def _with_presets_of_stage(config: Config, kind: StageKind) -> Config:
-    """A copy in which the presets of a stage have filled what is not given."""
-    return _with_presets(config, [name for name, needed in kind.presets if needed is None or needed in config.presets])
-
-
-def _in_its_stage(config: Config, flag: str) -> Any:
-    """The value of a flag as the stage sees it that the option belongs to, if it belongs to one."""
-    owner = KEPT.get(flag, RUN)
-    return (config if owner == RUN else _with_presets_of_stage(config, STAGE_KINDS[owner])).value(flag)
-
-
 def _first_pending(config: Config, workspace: StoredRun) -> int:
     """Index of the stage to begin with: that of the checkpoint --ckpt names, else the last one that has a checkpoint."""
     named = parse_run_name(config.runtime.ckpt)
@@ -464,7 +218,7 @@ def _check_images(config: Config, workspace: StoredRun, images: str | None) -> N
     if config.trains and workspace.config is not None and workspace.images not in (None, images):
         raise UserError(
             f"workspace {config.output.workspace} holds a run from other pictures or cameras than those of --image and "
-            f"--image_config now: {_ways_out(config, workspace.trained, 'put the old ones back')}"
+            f"--image_config now: {ways_out(config, workspace.trained, 'put the old ones back')}"
         )
 
 

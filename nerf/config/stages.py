@@ -41,7 +41,7 @@ class StageKind:
     derived: Callable[["Config"], dict[str, Any]]  # flag -> value that the stage computes from other options
     restart: str  # flags that start it over
     fog: str  # what its half transparent pixels mean
-    memory: str  # flags that lower the memory of a step
+    memory: tuple[str, ...]  # flags that lower the memory of a step, where they have an effect
     model_memory: str  # flags that lower the memory of its model
     render_memory: str  # flags that lower the memory of a view outside training
     remedies: Mapping[Failure, tuple[str, ...]]  # what to try, with the parameters and rates that the stage has
@@ -98,7 +98,7 @@ NERF = StageKind(
     derived=_nothing,
     restart="--ckpt scratch",
     fog="turned into fog",
-    memory="--batch_size, --w and --h, --num_rays or --max_steps, or add --vram_O",
+    memory=("batch_size", "w", "h", "num_rays", "max_steps", "num_steps"),
     model_memory="--grid_log2, --grid_levels, --hidden or --grid_size",
     render_memory="--max_ray_batch, or --W and --H",
     remedies={
@@ -131,7 +131,7 @@ DMTET = StageKind(
     derived=_mesh_options,
     restart="--dmtet --ckpt scratch",
     fog="broke into splinters",  # only its edges are half transparent
-    memory="--batch_size, --w and --h or --dmtet_reso_scale, or add --vram_O",
+    memory=("batch_size", "w", "h", "dmtet_reso_scale"),
     model_memory="--tet_grid_size, --grid_log2, --grid_levels or --hidden",
     render_memory="--W and --H",
     remedies={

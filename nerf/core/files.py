@@ -29,7 +29,13 @@ T = TypeVar("T")
 MAX_BYTES = 1 << 28  # of a file that is read as a whole; the JSON of ten thousand photographs stays below a tenth of it
 MAX_DEPTH = 64  # of nested lists and objects in JSON
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EBADF, errno.ENAMETOOLONG, errno.EINVAL)  # nobody's file
 _REASON_LENGTH = 200  # characters of another library's message that are repeated in ours
+
+
+def unfinished_name(path: Path) -> Path:
+    """The name beside a path of what this process has not finished; :func:`remove_unfinished` removes what is left of it."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object], durable: bool = False) -> Path:
@@ -45,7 +51,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object], durable:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
+    temporary = unfinished_name(path)
     try:
         temporary.touch()
         mode = stat.S_IMODE(temporary.stat().st_mode)  # of the umask; safetensors would give 0600
@@ -246,9 +252,11 @@ def read_bytes(path: str | Path, hint: str, limit: int = MAX_BYTES, pipe: bool =
 def is_file(path: str | Path) -> bool:
     """Whether a path that a user or a file gives is that of a file; a name that no file can have is that of none."""
     try:
-        return Path(path).is_file()
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except ValueError:  # a name with a byte 0
+        return False
     except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
+        if error.errno in _NO_SUCH_FILE:
             return False
         raise
 

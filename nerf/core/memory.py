@@ -2,14 +2,15 @@
 
 import errno
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
-
-# What allocators say in exceptions that have no type of their own: torch's on a CPU, CUDA's libraries, C++.
+# What is said in exceptions that have no type of their own: by torch's allocator on a CPU, CUDA's libraries, C++, the loader.
 _SAID = re.compile(
-    "out of memory|not enough memory|can(?:'t|not) allocate memory|(?:unable|failed) to allocate|_ALLOC_FAILED|bad_alloc", re.I
+    "out of memory|not enough memory|can(?:'t|not) allocate memory|(?:unable|failed) to allocate|failed to map segment|"
+    "_ALLOC_FAILED|bad_alloc",
+    re.I,
 )
 
 
@@ -19,11 +20,12 @@ class OutOfMemoryError(MemoryError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out, whoever raised it."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    torch = sys.modules.get("torch")  # not imported: without memory, or where it is damaged, that fails as well
+    if isinstance(error, MemoryError | getattr(torch, "OutOfMemoryError", MemoryError)):
         return True
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and _SAID.search(str(error)) is not None
+    return isinstance(error, RuntimeError | ImportError | OSError) and _SAID.search(str(error)) is not None
 
 
 @contextmanager

@@ -115,8 +115,8 @@ class ParsedDataset:
 
 def find_image(folder: Path, name: str) -> Path | None:
     """The image file ``folder/name``, with an image suffix appended if the name lacks one; None if there is none."""
-    base = folder / name.replace("\\", "/")
-    return next((path for path in (Path(f"{base}{suffix}") for suffix in IMAGE_SUFFIXES) if is_file(path)), None)
+    base = str(folder / name.replace("\\", "/"))
+    return next((Path(path) for path in (base + suffix for suffix in IMAGE_SUFFIXES) if is_file(path)), None)
 
 
 def find_mask(folder: Path, name: str) -> Path | None:

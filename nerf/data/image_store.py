@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nerf.core.errors import UserError
 from nerf.core.pictures import as_mode, nonzero, open_picture
-from nerf.core.progress import task
+from nerf.core.progress import task, track
 
 log = logging.getLogger("somnia.photographs")
 
@@ -116,7 +116,7 @@ class ImageStore:
         factor: int,
         device: torch.device,
     ):
-        headers = [read_header(path) for path in paths]
+        headers = [read_header(path) for path in track(paths, "reading the sizes of photographs")]
         for path, (w, h, _) in zip(paths, headers, strict=True):
             if factor > min(w, h):
                 raise UserError(

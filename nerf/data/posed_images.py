@@ -15,6 +15,7 @@ from torch import Tensor
 from nerf.config.inputs import DataConfig
 from nerf.core.cameras import angles_of, centred_views, distort, look_at, pixel_rays, undistort, view_rays, wrap_degrees
 from nerf.core.errors import UserError
+from nerf.core.progress import track
 from nerf.core.streams import Stream
 from nerf.core.structs import Batch, Rays, SceneInfo, ViewRequest, Views
 from nerf.core.transfer import upload
@@ -51,7 +52,7 @@ def choose_normalization(dataset: ParsedDataset, bound: float) -> SceneNormaliza
     """The scene normalisation of a dataset, from its training photographs; see :func:`nerf.data.normalize.normalize_scene`."""
     training = [dataset.frames[i] for i in dataset.splits["train"]]
     angles = []
-    for frame in training:
+    for frame in track(training, "reading the sizes of photographs"):
         width, height, _ = read_header(frame.image)
         fx, fy, _, _ = _scaled_intrinsics(frame, width, height)
         angles.append(math.atan(max(width / 2 / fx, height / 2 / fy)))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nerf.core.errors import UserError
 from nerf.core.files import read_json
+from nerf.core.progress import track
 from nerf.core.words import counted
 from nerf.data.colmap import find_models, read_colmap
 from nerf.data.frames import (
@@ -138,7 +139,7 @@ def _check_file_names(value: Any, path: Path, key: str) -> None:
 def _read_frames(folder: Path, path: Path, document: dict) -> tuple[list[Frame], list[str]]:
     """The frames whose photograph exists, and the names of those whose photograph does not."""
     frames, missing = [], []
-    for number, entry in enumerate(document["frames"]):
+    for number, entry in enumerate(track(document["frames"], f"reading {path.name}")):
         if not isinstance(entry, dict) or not isinstance(entry.get("file_path"), str):
             raise UserError(f'{path}, frame {number}: expected an object with a string "file_path", got {entry!r:.60}')
         name = entry["file_path"]

@@ -1,13 +1,18 @@
 """Self-intersections: triangles of a surface that cross each other. T triangles, n chosen ones or pairs, P points."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nerf.mesh.mesh import Mesh
 
+if TYPE_CHECKING:
+    from scipy.spatial import cKDTree
+
 _TOUCHING = 1e-9  # relative: a corner nearer than this to the other triangle's plane only touches it
-_CHUNK = 2000  # points per query of the k-d tree
+_PAIRS = 1 << 20  # pairs of a point and a near triangle that are held at once
+_BUDGET = 1 << 24  # pairs that random tests may take; long thin triangles, as of a disc cut into a fan, are all near each other
 
 
 def crossing_faces(mesh: Mesh, chosen: np.ndarray) -> np.ndarray:
@@ -24,8 +29,7 @@ def crossing_faces(mesh: Mesh, chosen: np.ndarray) -> np.ndarray:
         bool [n].
     """
     corners = mesh.corners
-    centre = corners[chosen].mean(axis=1)
-    radius = np.linalg.norm(corners[chosen] - centre[:, None], axis=2).max(axis=1, initial=0.0)
+    centre, radius = _balls(corners[chosen])
     low, high = corners.min(axis=1), corners.max(axis=1)
     crosses = np.zeros(len(chosen), dtype=bool)
     for which, other in _triangles_near(mesh, centre, radius):
@@ -39,30 +43,49 @@ def crossing_faces(mesh: Mesh, chosen: np.ndarray) -> np.ndarray:
 
 
 def self_crossings(mesh: Mesh, samples: int = 5_000, seed: int = 0) -> tuple[int, int]:
-    """The number of random triangles that cross another one (see :func:`crossing_faces`), and of those that were tested."""
+    """The number of random triangles that cross another one (see :func:`crossing_faces`), and of those that were tested.
+
+    Fewer than ``samples`` are tested where so many triangles are near each other that it would take minutes.
+    """
     chosen = np.random.default_rng(seed).permutation(len(mesh.faces))[:samples]
+    if len(chosen) == 0:
+        return 0, 0
+    near = sum(count for _, _, _, count in _searches(mesh, *_balls(mesh.corners[chosen])))
+    chosen = chosen[: max(1, int(np.searchsorted(np.cumsum(near), _BUDGET, side="right")))]
     return int(crossing_faces(mesh, chosen).sum()), len(chosen)
 
 
-def _triangles_near(mesh: Mesh, points: np.ndarray, radius: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs (point [n], face [n]) that hold every triangle within ``radius`` [P] of points [P, 3], and some further away.
+def _balls(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centres [n, 3] and radii [n] of balls that hold triangles [n, 3, 3]."""
+    centre = corners.mean(axis=1)
+    return centre, np.linalg.norm(corners - centre[:, None], axis=2).max(axis=1, initial=0.0)
+
+
+def _searches(
+    mesh: Mesh, points: np.ndarray, radius: np.ndarray
+) -> Iterator[tuple[np.ndarray, "cKDTree", np.ndarray, np.ndarray]]:
+    """Searches for the triangles within ``radius`` [P] of points [P, 3]: triangles, their tree, radii [P] and counts [P].
 
     Triangles are searched in groups of similar size, because the search radius grows with the largest of a group.
     """
     from scipy.spatial import cKDTree
 
-    centre = mesh.corners.mean(axis=1)
-    own = np.linalg.norm(mesh.corners - centre[:, None], axis=2).max(axis=1)
+    centre, own = _balls(mesh.corners)
     size = np.floor(np.log2(np.maximum(own, np.finfo(np.float64).tiny))).astype(np.int64)
     for group in np.unique(size):
         members = np.flatnonzero(size == group)
-        tree, reach = cKDTree(centre[members]), own[members].max()
-        for start in range(0, len(points), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            found = tree.query_ball_point(points[part], radius[part] + reach)
-            count = np.array([len(some) for some in found])
+        tree, reach = cKDTree(centre[members]), radius + own[members].max()
+        yield members, tree, reach, tree.query_ball_point(points, reach, return_length=True)
+
+
+def _triangles_near(mesh: Mesh, points: np.ndarray, radius: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs (point [n], face [n]) that hold every triangle within ``radius`` [P] of points [P, 3], and some further away."""
+    for members, tree, reach, count in _searches(mesh, points, radius):
+        portion = np.cumsum(count) // _PAIRS
+        for part in np.split(np.arange(len(points)), np.flatnonzero(np.diff(portion)) + 1):
+            found = tree.query_ball_point(points[part], reach[part])
             face = members[np.concatenate([np.asarray(some, dtype=np.int64) for some in found])]
-            yield np.repeat(np.arange(len(count)), count) + start, face
+            yield np.repeat(part, count[part]), face
 
 
 def _pierces(a: np.ndarray, b: np.ndarray) -> np.ndarray:

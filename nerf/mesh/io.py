@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image
 
 from nerf.core.errors import ExportError, UserError
-from nerf.core.files import read_bytes, reading, write_atomically
+from nerf.core.files import is_file, read_bytes, reading, write_atomically
 from nerf.core.images import write_png
 from nerf.core.pictures import open_picture
 from nerf.mesh.gltf import MAX_FILE, WAY_OUT, open_gltf
-from nerf.mesh.mesh import Mesh, signed_volume
+from nerf.mesh.mesh import Mesh, moved, signed_volume
 from nerf.mesh.obj import obj_text
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ _POSITION_TOLERANCE = 2e-6  # of the longest side of the bounding box: six decim
 _UV_TOLERANCE = 2e-6
 _NORMAL_TOLERANCE = 1e-4
 _HEAD = 1 << 16  # bytes of a file in which its header is looked for
+# A face of an OBJ with the index 0; they count from 1.
+_ZERO_INDEX = re.compile(r"^[ \t]*f(?=[ \t])[^\n]*?[ \t/][-+]?0+(?=[ \t/\r\n]|\Z)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -224,12 +226,18 @@ def read_parts(path: Path) -> list[tuple["Trimesh", np.ndarray]]:
     """
     import trimesh
 
+    if not is_file(path):
+        raise UserError(f"there is no file {path}; {WAY_OUT}")
     with reading(path, WAY_OUT, problem="cannot be read as a mesh"):
         if path.suffix.lower() in (".glb", ".gltf"):
             return open_gltf(path).parts()
         given: Any = str(path)
         if path.suffix.lower() == ".obj":  # of which the library takes a byte order mark for a part of the first line
-            given = io.StringIO(obj_text(read_bytes(path, WAY_OUT, MAX_FILE), path))
+            text = obj_text(read_bytes(path, WAY_OUT, MAX_FILE), path)
+            if (found := _ZERO_INDEX.search(text)) is not None:
+                line = text.count("\n", 0, found.end()) + 1
+                raise ValueError(f"line {line} has a face with the index 0, and the indices of an OBJ count from 1")
+            given = io.StringIO(text)
         kind, beside = path.suffix.lower().lstrip("."), _pictures_only(path)
         scene, parts = trimesh.load_scene(given, file_type=kind, resolver=beside, process=False), []
         for node in scene.graph.nodes_geometry:
@@ -295,7 +303,7 @@ def triangles(parts: list[tuple["Trimesh", np.ndarray]]) -> tuple[np.ndarray, np
     vertices, faces, count = [np.zeros((0, 3))], [np.zeros((0, 3), dtype=np.int64)], 0
     for part, matrix in parts:
         own = np.asarray(part.faces, dtype=np.int64).reshape(-1, 3)
-        placed = np.asarray(part.vertices, dtype=np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+        placed = moved(np.asarray(part.vertices, dtype=np.float64), matrix)
         vertices.append(placed)
         faces.append((own[:, ::-1] if np.linalg.det(matrix[:3, :3]) < 0 else own) + count)
         count += len(placed)

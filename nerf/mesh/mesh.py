@@ -120,11 +120,11 @@ def weld(mesh: Mesh, tolerance: float | None = None) -> Mesh:
 
     if tolerance is None:
         tolerance = _WELD * float(np.linalg.norm(np.ptp(mesh.bounds, axis=0)))
-    unique, index = np.unique(mesh.vertices, axis=0, return_inverse=True)
+    unique, index = merged(mesh.vertices)
     count, label = components(cKDTree(unique).query_pairs(tolerance, output_type="ndarray"), len(unique))
     representative = np.empty(count, dtype=np.int64)
     representative[label[::-1]] = np.arange(len(unique))[::-1]
-    faces = label[index.reshape(-1)[mesh.faces]].astype(np.int64)
+    faces = label[index[mesh.faces]].astype(np.int64)
     whole = (faces != np.roll(faces, 1, axis=1)).all(axis=1)
     return drop_unused(Mesh(unique[representative], faces[whole]))
 
@@ -176,6 +176,24 @@ def vertex_normals(mesh: Mesh) -> np.ndarray:
     return np.where(length > 1e-30, total / np.maximum(length, 1e-30), up)
 
 
+def merged(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different ones among points [V, 3], and which of these each is, [V]: files repeat vertices along seams of the uv."""
+    unique, index = np.unique(points, axis=0, return_inverse=True)
+    return unique, index.reshape(-1)
+
+
+def moved(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Points [V, 3] where an affine matrix [4, 4], column vectors, puts them."""
+    there: np.ndarray = points @ matrix[:3, :3].T + matrix[:3, 3]
+    return there
+
+
+def moved_normals(normals: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Unit normals [K, 3] of a surface that an affine matrix [4, 4] moves; it may scale, mirror and shear."""
+    turned = normals @ np.linalg.pinv(matrix[:3, :3])
+    return turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-30)
+
+
 def transformed(mesh: Mesh, matrix: np.ndarray) -> Mesh:
     """The mesh moved by a similarity (rotation, one scale, translation).
 
@@ -186,7 +204,8 @@ def transformed(mesh: Mesh, matrix: np.ndarray) -> Mesh:
     Raises:
         ValueError: the matrix mirrors or shears.
     """
-    linear = np.asarray(matrix, dtype=np.float64)[:3, :3]
+    matrix = np.asarray(matrix, dtype=np.float64)
+    linear = matrix[:3, :3]
     determinant = float(np.linalg.det(linear))
     scale = np.cbrt(abs(determinant))
     if determinant <= 0 or not np.allclose(linear @ linear.T, scale**2 * np.eye(3), atol=1e-4 * scale**2):
@@ -194,10 +213,9 @@ def transformed(mesh: Mesh, matrix: np.ndarray) -> Mesh:
             f"transformed: expected a rotation, a positive scale and an offset, got a 3x3 part of "
             f"determinant {determinant:.4g}: {linear.round(4).tolist()}"
         )
-    vertices = mesh.vertices @ linear.T + np.asarray(matrix, dtype=np.float64)[:3, 3]
     turn = linear / scale
     normals = None if mesh.normals is None else mesh.normals @ turn.T
     tangents = mesh.tangents
     if tangents is not None:
         tangents = np.concatenate([tangents[:, :3] @ turn.T, tangents[:, 3:]], axis=1)
-    return replace(mesh, vertices=vertices, normals=normals, tangents=tangents)
+    return replace(mesh, vertices=moved(mesh.vertices, matrix), normals=normals, tangents=tangents)

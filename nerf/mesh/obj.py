@@ -87,6 +87,9 @@ def _corner(word: str, counts: tuple[int, ...], path: Path, line: int) -> tuple[
     found = []
     for part, count in zip([*parts, "", ""][:3], counts, strict=True):
         index = int(part) if part else 0
+        if part and index == 0:
+            problem = f"line {line} has a face with the index 0, and the indices of an OBJ count from 1"
+            raise UserError(f"mesh {path} is damaged: {problem}; {WAY_OUT}")
         at = index - 1 if index > 0 else count + index if index < 0 else -1
         if index and not 0 <= at < count:
             raise UserError(f"mesh {path} is damaged: line {line} refers to number {index} of {count}; {WAY_OUT}")

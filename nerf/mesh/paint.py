@@ -17,7 +17,7 @@ from nerf.core.memory import explained
 from nerf.mesh.decimate import Decimation
 from nerf.mesh.export import FILES, ExportJob, ExportOptions, ExportReport, Progress, checked
 from nerf.mesh.io import check_texture, read_mesh, text_rows, write_glb, write_look, write_obj_rows, write_ply
-from nerf.mesh.mesh import Mesh, is_watertight, signed_volume, vertex_normals
+from nerf.mesh.mesh import Mesh, is_watertight, merged, moved, moved_normals, signed_volume, vertex_normals
 from nerf.mesh.placement import placement, write_transform
 from nerf.mesh.repair import Cleaning
 from nerf.mesh.source import SourceMesh, read_source
@@ -30,6 +30,7 @@ _BORDER = 1e-6  # of the texture: a triangle that extends less beyond its border
 _NO_AREA = 1e-12  # twice the area in the texture below which a triangle has none
 _UV_LOSS = 1e-6  # of the texture: more by the rounding of the GLB is too much; a texel of 4096 is 250 times that
 _LAYOUT_SIZE = 1024  # texels along an edge at which overlaps are counted
+_FEWER = "give a mesh of fewer triangles"
 _FAR = 100.0  # sizes from the origin: further out, float32 loses more than a hundred thousandth of the size
 
 
@@ -111,9 +112,8 @@ def _own_corners(count: int) -> np.ndarray:
 def _unwrapped(source: SourceMesh, placed: np.ndarray, size: int) -> UvLayout:
     """A new layout of the same triangles by xatlas."""
     # Files repeat vertices along the seams of their texture, and hold some that no triangle uses.
-    unique, index = np.unique(placed[source.faces.reshape(-1)], axis=0, return_inverse=True)
-    mesh = Mesh(unique, index.reshape(source.faces.shape))
-    flat = unwrap(mesh, size, source.polygon, fewer="give a mesh of fewer triangles")
+    unique, index = merged(placed[source.faces.reshape(-1)])
+    flat = unwrap(Mesh(unique, index.reshape(-1, 3)), size, source.polygon, fewer=_FEWER)
     return UvLayout(flat.require("uv"), flat.faces)
 
 
@@ -189,10 +189,10 @@ def export_painted(
     """
     job = ExportJob(albedo, Path(folder), options, bound, checked(transform), metadata or {}, device, Progress(report))
     progress, notes = job.progress, []
-    placed = source.placed @ to_box[:3, :3].T + to_box[:3, 3]
+    placed = moved(source.placed, to_box)
     layout, reason = uv_layout(source, placed)
     if layout is None:
-        with explained("unwrapping the mesh", "give a mesh of fewer triangles"):
+        with explained("unwrapping the mesh", _FEWER):
             layout = _unwrapped(source, placed, options.texture_size)
         source, cut = _divided(source, layout)
         kept = f"its vertices and triangles are unchanged{f', {cut:,} of its polygons are their triangles' if cut else ''}"
@@ -203,7 +203,9 @@ def export_painted(
     with explained("baking the texture", "lower --texture_size or --texture_supersample"):
         texture, coverage = _baked(source, placed, layout, job)
     progress.done("bake", f"baked {options.texture_size}^2 texels, {100 * coverage:.0f} % covered")
-    files = _write(source, placed, layout, texture, job)
+    # Vertices at the same place are one.
+    closed = is_watertight(Mesh(source.vertices, source.faces, weld=merged(source.vertices)[1]))
+    files = _write(source, placed, layout, texture, job, closed)
     progress.done("write", "wrote and read back " + ", ".join(path.name for path in files.values()))
     there = Mesh(source.placed, source.faces)
     used = there.corners.reshape(-1, 3)
@@ -212,7 +214,7 @@ def export_painted(
         vertices=len(source.vertices),
         faces=len(source.faces),
         parts_dropped=0,
-        watertight=_closed(source),
+        watertight=closed,
         cleaning=Cleaning(),
         decimation=Decimation(len(source.faces), 0.0, 0.0, 0),
         volume=signed_volume(there),
@@ -221,12 +223,6 @@ def export_painted(
         seconds=progress.seconds,
         notes=tuple(notes),
     )
-
-
-def _closed(source: SourceMesh) -> bool:
-    """Whether a mesh is closed, with vertices at the same place as one."""
-    same = np.unique(source.vertices, axis=0, return_inverse=True)[1].reshape(-1)
-    return is_watertight(Mesh(source.vertices, source.faces, weld=same))
 
 
 def _baked(source: SourceMesh, placed: np.ndarray, layout: UvLayout, job: ExportJob) -> tuple[np.ndarray, float]:
@@ -240,14 +236,15 @@ def _normals(source: SourceMesh) -> tuple[np.ndarray, np.ndarray]:
     """Normals [K, 3] beside the vertices and their indices [T, 3]: those of the file, else smooth ones."""
     if len(source.normal_faces):
         return source.normals, source.normal_faces
-    unique, index = np.unique(source.vertices, axis=0, return_inverse=True)
-    index = index.reshape(-1)
+    unique, index = merged(source.vertices)
     centred = unique - unique.mean(axis=0)
     smooth = vertex_normals(Mesh(centred / max(float(np.abs(centred).max()), 1e-300), index[source.faces]))
     return smooth[index], source.faces
 
 
-def _write(source: SourceMesh, placed: np.ndarray, layout: UvLayout, texture: np.ndarray, job: ExportJob) -> dict[str, Path]:
+def _write(
+    source: SourceMesh, placed: np.ndarray, layout: UvLayout, texture: np.ndarray, job: ExportJob, closed: bool
+) -> dict[str, Path]:
     """Write OBJ, GLB and the rest, and compare what is read back; then they replace the old ones."""
     normals, normal_faces = _normals(source)
     split = _split(len(source.vertices), source.faces, layout.faces, normal_faces)
@@ -261,10 +258,10 @@ def _write(source: SourceMesh, placed: np.ndarray, layout: UvLayout, texture: np
     with replace_folder(job.folder, FILES) as fresh, explained("writing the mesh", "lower --texture_size"):
         files = write_look(fresh, flat, look, comment)
         files["obj"] = write_obj_rows(fresh, _obj_rows(source, layout, normals, normal_faces), comment)
-        moved = None if np.array_equal(node, np.eye(4)) else node
+        matrix = None if np.array_equal(node, np.eye(4)) else node
         # One that is wound the wrong way would be shown from inside alone.
-        outward = _closed(source) and signed_volume(Mesh(source.vertices, source.faces)) > 0
-        files["glb"] = write_glb(fresh / "mesh.glb", flat, look, job.metadata, moved, two_sided=not outward)
+        outward = closed and signed_volume(Mesh(source.vertices, source.faces)) > 0
+        files["glb"] = write_glb(fresh / "mesh.glb", flat, look, job.metadata, matrix, two_sided=not outward)
         _check_obj(files["obj"], source, layout)
         _check_glb(files["glb"], flat)
         if job.options.ply:
@@ -289,8 +286,7 @@ def _obj_rows(source: SourceMesh, layout: UvLayout, normals: np.ndarray, normal_
     """The lines of the OBJ. Decimals are the shortest that are read as the same float64."""
     turned = normals
     if not np.array_equal(source.node, np.eye(4)):
-        turned = normals @ np.linalg.pinv(source.node[:3, :3])
-        turned /= np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-30)
+        turned = moved_normals(normals, source.node)
     corners = np.stack([source.faces, layout.faces, normal_faces], axis=2) + 1
     return [
         text_rows("v %r %r %r\n", source.placed),

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nerf.config.limits import MESH_SUFFIXES
 from nerf.core.errors import UserError
-from nerf.core.files import reading
 from nerf.core.progress import track
 from nerf.mesh.mesh import Mesh, drop_unused, is_watertight, signed_volume, weld
 from nerf.mesh.source import read_surface
@@ -43,23 +41,7 @@ def load_mesh(path: str | Path) -> Mesh:
             finite, or no size.
     """
     path = Path(path)
-    if path.suffix.lower() not in MESH_SUFFIXES:
-        raise UserError(
-            f"mesh {path}: expected one of {', '.join(MESH_SUFFIXES)}, got {path.suffix or 'no suffix'!r}; "
-            "convert it, in Blender for instance"
-        )
-    if not path.is_file():
-        raise UserError(f"mesh {path} does not exist; give the path of an OBJ, GLB or PLY")
-    with reading(f"mesh {path}", "export it again"):
-        vertices, faces = read_surface(path)
-    if len(faces) == 0:
-        raise UserError(f"mesh {path} holds no triangles; export it as a surface")
-    if faces.min() < 0 or faces.max() >= len(vertices):
-        raise UserError(
-            f"mesh {path} is damaged: its triangles refer to vertices up to {faces.max()}, and it has {len(vertices)}; "
-            "export it again"
-        )
-    mesh = drop_unused(Mesh(vertices, faces))
+    mesh = drop_unused(Mesh(*read_surface(path)))
     if not np.isfinite(mesh.vertices).all():
         count = int((~np.isfinite(mesh.vertices)).any(axis=1).sum())
         raise UserError(
@@ -134,6 +116,8 @@ def check_solid(mesh: Mesh) -> None:
             f"the mesh has {len(mesh.faces)} triangles and a size of {extent:.3g}; give one with a surface "
             "and finite coordinates"
         )
+    if np.ptp(mesh.vertices, axis=0).min() < _THINNEST * extent:  # said at once, however many triangles it has
+        raise UserError("the mesh is flat, so it has no inside; give a solid, or give the sheet a thickness")
     if is_watertight(mesh):
         if abs(signed_volume(mesh)) < _THINNEST * extent**3:
             raise UserError(

@@ -14,6 +14,7 @@ from nerf.core.errors import UserError
 from nerf.core.files import read_bytes, reading
 from nerf.mesh.gltf import MAX_FILE
 from nerf.mesh.io import read_parts, triangles
+from nerf.mesh.mesh import moved, moved_normals
 from nerf.mesh.obj import WAY_OUT, read_obj
 
 _LARGEST = 1e30  # coordinate whose cube is still finite
@@ -40,7 +41,7 @@ class SourceMesh:
         """The vertices [V, 3] in the space of the file; the very numbers where the node does not move them."""
         if np.array_equal(self.node, np.eye(4)):
             return self.vertices
-        return self.vertices @ self.node[:3, :3].T + self.node[:3, 3]
+        return moved(self.vertices, self.node)
 
 
 def digest_of_file(path: Path) -> np.ndarray:
@@ -62,8 +63,7 @@ def read_source(path: Path) -> SourceMesh:
     Raises:
         UserError: it cannot be read, has no triangles with an area, or numbers that are not finite.
     """
-    if path.suffix.lower() not in MESH_SUFFIXES:
-        raise UserError(f"mesh {path}: expected one of {', '.join(MESH_SUFFIXES)}; convert it, in Blender for instance")
+    _check_suffix(path)
     with reading(f"mesh {path}", WAY_OUT):
         source = _from_obj(path) if path.suffix.lower() == ".obj" else _from_parts(path)
         _check(source, path)
@@ -71,15 +71,42 @@ def read_source(path: Path) -> SourceMesh:
 
 
 def read_surface(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices [V, 3] and triangles [T, 3] of a mesh file in its own space, as they are; none if it holds none.
+    """Vertices [V, 3] and triangles [T, 3] of a mesh file in its own space, as they are.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it is no mesh file, cannot be read, or has no triangles.
     """
-    if path.suffix.lower() != ".obj":
-        return triangles(read_parts(path))
-    found = read_obj(path)  # which triangulates concave polygons
-    return found.vertices, found.corners[:, :, 0]
+    _check_suffix(path)
+    if not path.is_file():
+        raise UserError(f"mesh {path} does not exist; give the path of an OBJ, GLB or PLY")
+    with reading(f"mesh {path}", WAY_OUT):
+        if path.suffix.lower() == ".obj":
+            found = read_obj(path)  # which triangulates concave polygons
+            vertices, faces = found.vertices, found.corners[:, :, 0]
+        else:
+            vertices, faces = triangles(read_parts(path))
+    _check_triangles(vertices, faces, path)
+    return vertices, faces
+
+
+def _check_suffix(path: Path) -> None:
+    """Refuse a file that is no mesh by its name."""
+    if path.suffix.lower() not in MESH_SUFFIXES:
+        raise UserError(
+            f"mesh {path}: expected one of {', '.join(MESH_SUFFIXES)}, got {path.suffix or 'no suffix'!r}; "
+            "convert it, in Blender for instance"
+        )
+
+
+def _check_triangles(vertices: np.ndarray, faces: np.ndarray, path: Path) -> None:
+    """Refuse a file without triangles [T, 3], or whose triangles refer to vertices [V, 3] that it does not have."""
+    if len(faces) == 0:
+        raise UserError(f"mesh {path} holds no triangles; export it as a surface")
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise UserError(
+            f"mesh {path} is damaged: its triangles refer to vertices up to {faces.max()}, and it has {len(vertices)}; "
+            f"{WAY_OUT}"
+        )
 
 
 def _from_obj(path: Path) -> SourceMesh:
@@ -130,21 +157,12 @@ def _own_normals(part, matrix: np.ndarray) -> np.ndarray | None:
     if "vertex_normals" not in part._cache:  # trimesh computes those that a file lacks, and keeps those that it has
         return None
     turned = np.asarray(part.vertex_normals, dtype=np.float64)
-    if np.array_equal(matrix, np.eye(4)):
-        return turned
-    turned = turned @ np.linalg.pinv(matrix[:3, :3])
-    return turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-30)
+    return turned if np.array_equal(matrix, np.eye(4)) else moved_normals(turned, matrix)
 
 
 def _check(source: SourceMesh, path: Path) -> None:
     """Refuse a mesh that cannot be painted."""
-    if len(source.faces) == 0:
-        raise UserError(f"mesh {path} holds no triangles; export it as a surface")
-    if source.faces.min() < 0 or source.faces.max() >= len(source.vertices):
-        raise UserError(
-            f"mesh {path} is damaged: its triangles refer to vertices up to {source.faces.max()}, and it has "
-            f"{len(source.vertices)}; {WAY_OUT}"
-        )
+    _check_triangles(source.vertices, source.faces, path)
     for name, values in (("vertices", source.vertices), ("uv", source.uv), ("normals", source.normals)):
         bad = int((~np.isfinite(values)).any(axis=1).sum())
         if bad:

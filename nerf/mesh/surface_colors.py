@@ -10,6 +10,7 @@ import numpy as np
 
 from nerf.mesh.gltf import TINT
 from nerf.mesh.io import read_parts
+from nerf.mesh.mesh import moved
 
 if TYPE_CHECKING:
     from trimesh import Trimesh
@@ -36,7 +37,7 @@ def sample_colors(path: Path, count: int, seed: int = 0) -> tuple[np.ndarray, np
     if not any(_has_color(part) for part, _ in parts):
         return None
     rng = np.random.default_rng(seed)
-    corners = [(np.asarray(part.vertices) @ matrix[:3, :3].T + matrix[:3, 3])[np.asarray(part.faces)] for part, matrix in parts]
+    corners = [moved(np.asarray(part.vertices), matrix)[np.asarray(part.faces)] for part, matrix in parts]
     areas = [np.linalg.norm(np.cross(c[:, 1] - c[:, 0], c[:, 2] - c[:, 0]), axis=1) for c in corners]
     weight = np.concatenate(areas)
     chosen = np.sort(rng.choice(len(weight), count, p=weight / weight.sum()))

@@ -15,7 +15,7 @@ from torch.nn import functional
 from nerf.core.cameras import clip_space
 from nerf.core.structs import FieldOutput, Rays, RenderSettings, join_records
 from nerf.fields.base import QUERY_CHUNK, Field
-from nerf.mesh.mesh import Mesh, vertex_normals
+from nerf.mesh.mesh import Mesh, merged, moved, moved_normals, vertex_normals
 from nerf.mesh.source import SourceMesh
 from nerf.mesh.tetrahedra import Surface
 from nerf.render.base import RaySums, RenderPath, points_on, sample_colours, split_extras
@@ -180,11 +180,10 @@ class FixedMeshPath(TrianglePath):
         device = self.to_box.device
         if self._shape is None or self._shape.vertices.device != device:
             source, to_box = self.painted()
-            placed = source.placed @ to_box[:3, :3].T + to_box[:3, 3]
-            unique, index = np.unique(placed, axis=0, return_inverse=True)
-            faces = index.reshape(-1)[source.faces]
+            unique, index = merged(moved(source.placed, to_box))
+            faces = index[source.faces]
             if len(source.normals):
-                normals, normal_faces = _turned(source.normals, to_box @ source.node), source.normal_faces
+                normals, normal_faces = moved_normals(source.normals, to_box @ source.node), source.normal_faces
             else:
                 normals, normal_faces = vertex_normals(Mesh(unique, faces)), faces
             tensors = [torch.from_numpy(one).float().to(device) for one in (unique, normals)]
@@ -204,9 +203,3 @@ class FixedMeshPath(TrianglePath):
         check_whole_images(rays, "FixedMeshPath")
         with torch.autocast(rays.origins.device.type, enabled=False):
             return self._rasterised(self._triangles(), field, rays, settings)
-
-
-def _turned(normals: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Normals [K, 3] of a surface that is moved by a matrix [4, 4], of unit length."""
-    turned = normals @ np.linalg.pinv(matrix[:3, :3])
-    return turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-30)

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +64,7 @@ class Report:
         self._metrics_file: TextIO | None = None
         self._bar: tqdm | None = None
         self._board: Any = None
+        self._folder: tuple[int, int] | None = None  # what the workspace was when the log was opened
         self._next_step = 0  # the first step that this process takes, or would take
         self._rate: _Rate | None = None
         self.after_training: Callable[[], AfterTraining | None] = lambda: None  # asked for every line and bar
@@ -92,6 +94,7 @@ class Report:
         if self._log_file is not None or not self._main:
             return
         self._log_file = open(self.workspace / "log_df.txt", "a", encoding="utf-8")  # noqa: SIM115
+        self._folder = _identity(self.workspace)
         self.results |= _earlier_mesh(self.workspace / RESULT_FILE)
         held, self._held = self._held, []
         for line in held:
@@ -106,9 +109,12 @@ class Report:
         self.stage = stage
 
     def _close_stage(self) -> None:
-        for open_thing in (self._bar, self._metrics_file, self._board):
+        for open_thing in (self._bar, self._metrics_file):
             if open_thing is not None:
                 open_thing.close()
+        if self._board is not None:
+            with suppress(OSError):  # its files were removed
+                self._board.close()
         self._bar = self._metrics_file = self._board = self._rate = None
 
     def log(self, line: str) -> None:
@@ -146,6 +152,7 @@ class Report:
         """
         if not self._main:
             return
+        self.check_folder()
         rate = self._rate = self._rate or self._start(step, total)
         rate.tick(step)
         if self._bar is not None:
@@ -163,6 +170,18 @@ class Report:
             self._bar.set_postfix_str(f"{rate.run_text(total - step, after)}{shown}")
         elif late:
             self.log(f"step {step}/{total} {rate.text(total - step)}{rate.run_text(total - step, after)}{shown}")
+
+    def check_folder(self) -> None:
+        """Refuse to go on in a workspace that somebody has removed or moved; writing would make a new one of a few files.
+
+        Raises:
+            UserError: it is not the folder that it was.
+        """
+        if self._folder is not None and _identity(self.workspace) != self._folder:
+            raise UserError(
+                f"the workspace {self.workspace} was removed or moved while it was written to; where it was moved, give its "
+                "new place as --workspace to go on from its newest checkpoint, else start again"
+            )
 
     def end_training(self) -> None:
         """Leave the bar as it is after the last step: what follows neither moves it nor counts in its rate."""
@@ -187,6 +206,7 @@ class Report:
         Raises:
             OSError: it cannot be written.
         """
+        self.check_folder()
         self.results |= {name: _finite(value) for name, value in values.items()}
         path = self.workspace / RESULT_FILE
         return write_json(path, self.results) if self._main else path
@@ -235,8 +255,12 @@ class Report:
         file.write(json.dumps(row) + "\n")
         file.flush()
         board = self._tensorboard()
-        for name, value in values.items() if board is not None else ():
-            board.add_scalar(name, value, step)
+        try:
+            for name, value in values.items() if board is not None else ():
+                board.add_scalar(name, value, step)
+        except OSError as error:
+            self.log(f"{self.workspace / 'run'}: nothing more is written for TensorBoard ({error.strerror or error})")
+            self._board = _Nothing()
 
     def _tensorboard(self) -> Any:
         """The TensorBoard writer, made when first needed; None where it is not installed."""
@@ -246,6 +270,7 @@ class Report:
             except ImportError:
                 self._board = _Nothing()
             else:
+                threading.excepthook = _quiet_about_tensorboard
                 folder = self.workspace / "run" / self.stage.file_prefix
                 try:
                     self._board = SummaryWriter(str(folder), purge_step=self._next_step)
@@ -253,6 +278,21 @@ class Report:
                     self.log(f"{folder}: nothing is written for TensorBoard, which takes no folder whose name is not UTF-8")
                     self._board = _Nothing()
         return None if isinstance(self._board, _Nothing) else self._board
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another one at its place; None if there is none."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _quiet_about_tensorboard(args: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, unless it is the writer of TensorBoard: the next value for it raises the same error."""
+    if not type(args.thread).__module__.startswith("tensorboard"):
+        threading.__excepthook__(args)
 
 
 class _Nothing:

@@ -15,7 +15,7 @@ from nerf.core.errors import UserError
 from nerf.core.progress import track
 from nerf.core.structs import Points, RenderSettings
 from nerf.data.posed_images import Photographs, silhouette
-from nerf.mesh.mesh import Mesh
+from nerf.mesh.mesh import Mesh, moved
 from nerf.mesh.placement import placement
 from nerf.mesh.sdf import fit
 from nerf.mesh.source import digest_of_file, read_source
@@ -53,7 +53,7 @@ def matrix_to_box(
     """
     if photos is not None:
         matrix = np.linalg.inv(placement(np.asarray(photos.transform), config.output.export_frame))
-        extent = float(np.abs(vertices @ matrix[:3, :3].T + matrix[:3, 3]).max())
+        extent = float(np.abs(moved(vertices, matrix)).max())
         if extent > bound:
             raise UserError(
                 f"--init_with {path}: in the box of the photographs the mesh reaches {extent:.3g} from the middle, and the box "
@@ -94,7 +94,7 @@ def begin_painting(model: NeRFRenderer, config: Config, photos: Photographs | No
     line = f"the {len(source.faces):,} triangles of {path} are painted as they are"
     line += "" if transform is None else ", turned or fitted into the box for that"
     if photos is not None:
-        line += _place_in_photographs(used @ to_box[:3, :3].T + to_box[:3, 3], photos, config)
+        line += _place_in_photographs(moved(used, to_box), photos, config)
     return line + begin_with_colors(model, config, path, to_box), transform
 
 
@@ -128,10 +128,8 @@ def begin_with_colors(model: NeRFRenderer, config: Config, path: Path, to_box: n
     found = sample_colors(path, COLOR_POINTS) if config.dmtet.init_colors else None
     if found is None:
         return ""
-    device = model.path.to_box.device if isinstance(model.path, FixedMeshPath) else next(model.parameters()).device
-    points, colors = (
-        torch.from_numpy(one).float().to(device) for one in (found[0] @ to_box[:3, :3].T + to_box[:3, 3], found[1])
-    )
+    device = next(model.parameters()).device
+    points, colors = (torch.from_numpy(one).float().to(device) for one in (moved(found[0], to_box), found[1]))
     groups = model.field.param_groups(COLOR_RATE)
     optimizer, random = torch.optim.Adam(groups), torch.Generator().manual_seed(0)
     settings, error = RenderSettings(), 0.0

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from nerf.config.config import Config
+from nerf.config.kept import StoredStart, start_from_run
 from nerf.config.limits import MESH_SUFFIXES
-from nerf.config.resolve import StoredStart, start_from_run
 from nerf.config.stages import NERF, STAGE_KINDS
 from nerf.core.cameras import project
 from nerf.core.errors import ExportError, UserError

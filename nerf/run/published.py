@@ -72,24 +72,19 @@ def _hub(
         found = (weights.cached(hub_id, missing, probe) for hub_id in model.ids)
         return next((folder for folder in found if folder is not None), None)
 
-    def look() -> Source:
-        def one(hub_id: str) -> Path:
-            found.append(hub.repository(hub_id, missing))
-            return Path(hub_id)
+    def check_online() -> None:
+        weights.check_online(f"{model.name} is not in the Hugging Face cache", "unset the variable")
 
-        found: list[hub.Repository] = []
-        hub.download(model.hub_ids, one, ELSEWHERE)
-        repository = found[0]
+    def look() -> Source:
+        check_online()
+        repository = hub.download(model.hub_ids, lambda hub_id: hub.repository(hub_id, missing), ELSEWHERE)
         patterns = wanted(list(repository.files))
         folder = hub.folder_of(repository.name)
         return Source(repository.name, folder, repository.chosen(patterns), hub.to_download(repository, patterns))
 
     def fetch() -> Path:
-        def one(hub_id: str) -> Path:
-            repository = hub.repository(hub_id, missing)
-            return hub.fetch(repository, wanted(list(repository.files)))
-
-        folder = hub.download(model.hub_ids, one, ELSEWHERE)
+        check_online()
+        folder = hub.download_model(model.hub_ids, missing, wanted, ELSEWHERE)
         check(folder)
         return folder
 

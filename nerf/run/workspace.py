@@ -11,10 +11,11 @@ import msgspec
 
 from nerf.config.config import WAY_OUT, Config, from_json, to_json
 from nerf.config.groups import CKPT_WORDS, STAGES
-from nerf.config.resolve import RunPlan, StoredRun, StoredStart, start_from_run
+from nerf.config.kept import StoredRun, StoredStart, start_from_run
+from nerf.config.resolve import RunPlan
 from nerf.config.stages import FIRST, STAGE_KINDS
 from nerf.core.errors import UserError
-from nerf.core.files import as_shape, read_json, remove_unfinished, write_atomically, write_json
+from nerf.core.files import as_shape, read_json, remove_unfinished, unfinished_name, write_atomically, write_json
 from nerf.run import checkpoint
 from nerf.run.distributed import is_main
 
@@ -183,14 +184,20 @@ def set_aside(folder: str | Path, stages: Sequence[str]) -> None:
         write_atomically(unfinished / CONFIG_FILE, lambda temporary: temporary.write_bytes(options))
     for path in paths:
         os.replace(path, unfinished / path.name)
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove_replaced(folder)
     os.rename(unfinished, replaced)
 
 
 def remove_replaced(folder: str | Path) -> None:
-    """Remove what :func:`set_aside` set aside; call it when a new checkpoint is whole (on rank 0)."""
-    if is_main():
-        shutil.rmtree(_aside(folder)[1], ignore_errors=True)
+    """Remove what :func:`set_aside` set aside; call it when a new checkpoint is whole (on rank 0).
+
+    As a whole, whenever the process is killed: a checkpoint of one stage must not be put back beside new ones of another.
+    """
+    replaced = _aside(folder)[1]
+    if is_main() and replaced.is_dir():
+        leaving = unfinished_name(replaced)  # which :func:`recover` removes
+        os.rename(replaced, leaving)
+        shutil.rmtree(leaving, ignore_errors=True)
 
 
 def recover(folder: str | Path) -> list[str]:
@@ -210,7 +217,8 @@ def recover(folder: str | Path) -> list[str]:
         if any(_is_trained(Path(folder), stage) for stage in _begun_anew(replaced)):
             remove_replaced(folder)
         else:
-            lines.append(_put_back(Path(folder), replaced))
+            os.rename(replaced, unfinished)  # so that it goes on after a kill, though a stage has checkpoints again
+            lines.append(_put_back(Path(folder), unfinished))
     return lines
 
 

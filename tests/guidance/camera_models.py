@@ -1,7 +1,8 @@
-"""Tiny random models of Zero123, MVDream and ImageDream in the published layouts, every width cut down."""
+"""Tiny random models in the published layouts of one file or of several views, every width cut down."""
 
 import json
 import math
+import re
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ LAYOUTS = Path(__file__).parent / "layouts"
 FOLDERS = json.loads((LAYOUTS / "folders.json").read_text())
 LAYERS = 2  # transformer blocks of a tiny encoder, of 12 to 32
 WORDS = 1 << 7  # of the tiny text encoder
+TOKENS = 84  # of the tiny tokenizer, whose end token the pooled embedding of SDXL is looked up at
+DEPTH = 3  # transformer blocks of a tiny SDXL where the published one has 10
 
 # Prefix of names -> published width -> tiny width. Image embedding, text and UNet have widths of their own.
 UNET = {320: 32, 640: 64, 960: 96, 1280: 128, 1920: 192, 2560: 256, 5120: 512, 10240: 1024}
@@ -38,20 +41,58 @@ WIDTHS = {
         "clip_model.model.": TEXT,
         "vae_model.": VAE,
     },
+    "sd1": {
+        "model.diffusion_model.": UNET | {768: 64},
+        "first_stage_model.": VAE,
+        "cond_stage_model.transformer.text_model.": {49408: TOKENS, 768: 64, 3072: 256},
+    },
+    "sd2": {
+        "model.diffusion_model.": UNET | {1024: 64},
+        "cond_stage_model.model.": TEXT | {49408: TOKENS},
+        "first_stage_model.": VAE,
+    },
+    "sdxl": {
+        "model.diffusion_model.": UNET | {2048: 192, 2816: 128 + 6 * 8},
+        "first_stage_model.": VAE,
+        "conditioner.embedders.0.transformer.text_model.": {49408: TOKENS, 768: 64, 3072: 256},
+        "conditioner.embedders.1.model.": {49408: TOKENS, 1280: 128, 3840: 384, 5120: 512},
+    },
 }
-FILES = {"zero123": "zero123.ckpt.txt", "mvdream": "mvdream.pt.txt", "imagedream": "imagedream.pt.txt"}
+FILES = {
+    "zero123": "zero123.ckpt.txt",
+    "mvdream": "mvdream.pt.txt",
+    "imagedream": "imagedream.pt.txt",
+    "sd1": "stable_diffusion_1.ckpt.txt",
+    "sd2": "stable_diffusion_2.ckpt.txt",
+    "sdxl": "sdxl.safetensors.txt",
+}
 
 
 def published(layout):
     """Name -> shape of every tensor of a published file."""
     lines = [line.split() for line in (LAYOUTS / FILES[layout]).read_text().splitlines() if not line.startswith("#")]
-    return {name: () if shape == "scalar" else tuple(int(n) for n in shape.split("x")) for name, shape in lines}
+    return {
+        one: () if shape == "scalar" else tuple(int(n) for n in shape.split("x"))
+        for name, shape in lines
+        for one in _each(name)
+    }
+
+
+def _each(name):
+    """The names that one with a range, as resblocks.{0-23}, stands for."""
+    numbers = re.search(r"\{(\d+)-(\d+)\}", name)
+    return (
+        [name] if numbers is None else [name.replace(numbers[0], str(n)) for n in range(int(numbers[1]), int(numbers[2]) + 1)]
+    )
 
 
 def _kept(name):
     """Whether a tiny model has the tensor: its encoders are a few blocks deep."""
     parts = name.split(".")
-    return "resblocks" not in parts or int(parts[parts.index("resblocks") + 1]) < LAYERS + ("visual" not in parts)
+    if "transformer_blocks" in parts and int(parts[parts.index("transformer_blocks") + 1]) >= DEPTH:
+        return False
+    blocks = "resblocks" if "resblocks" in parts else "layers" if "encoder" in parts and "layers" in parts else None
+    return blocks is None or int(parts[parts.index(blocks) + 1]) < LAYERS + ("visual" not in parts)
 
 
 def tiny_shapes(layout):

@@ -12,9 +12,10 @@ from guidance.prompts import ViewAngles
 from guidance.sd_utils import StableDiffusion
 from nerf.config.config import Config, parse, with_values
 from nerf.config.groups import GuidanceConfig
+from nerf.config.kept import StoredRun
 from nerf.config.parser import iterate
 from nerf.config.presets import PRESETS
-from nerf.config.resolve import StoredRun, resolve
+from nerf.config.resolve import resolve
 from nerf.core.errors import UserError
 from nerf.core.structs import Control
 from tests.guidance.models import gradient, image_of, views_at

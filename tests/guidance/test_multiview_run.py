@@ -11,7 +11,8 @@ from guidance.base import Conditions
 from guidance.mvdream_utils import ImageDream, MVDream
 from nerf.config import presets
 from nerf.config.config import OPTIONS, parse
-from nerf.config.resolve import StoredRun, resolve
+from nerf.config.kept import StoredRun
+from nerf.config.resolve import resolve
 from nerf.core.errors import UserError
 from tests.guidance.camera_models import picture, write_original
 from tests.guidance.conftest import put_into_cache
@@ -56,7 +57,7 @@ def test_hf_key_names_a_multiview_model_unless_it_is_stable_diffusion_s(mvdream_
 def test_the_original_file_is_taken_as_it_is_named(tmp_path):
     path = write_original(tmp_path, "mvdream")
     assert weights_of("MVDream", "--guidance", "MVDream", "--hf_key", path).source == str(path)
-    with pytest.raises(UserError, match="expected a folder of SDXL"):
+    with pytest.raises(UserError, match="is MVDream or ImageDream, which take four linked views"):
         weights_of("SDXL", "--guidance", "SDXL", "--hf_key", path)
 
 

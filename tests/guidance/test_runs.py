@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import main
+from tests.guidance.single_files import FAMILIES, tensors_of, write_clip_tokenizer, write_file
 
 TINY = (
     "--seed 5 --iters 2 --max_steps 32 --grid_size 16 --grid_levels 4 --grid_log2 10 --grid_finest 32 --hidden 16 --W 8 --H 8 "
@@ -58,6 +59,20 @@ def picture(tmp_path):
 def test_each_family_trains_alone(run, keys, name, vram):
     code, result, _, _ = run("--guidance", name, *keys[name], "--half_size_ratio", "0", *vram)
     assert code == 0 and result["stages"]["nerf"]["steps"] == 2
+
+
+@pytest.mark.parametrize("layout", ["sd1", "sdxl"])
+def test_a_checkpoint_file_trains_as_a_folder_does(run, tmp_path, layout):
+    path = tmp_path / "files" / "dream.safetensors"
+    write_file(path, tensors_of(layout), {"modelspec.resolution": "128x128"})
+    tokenizer = write_clip_tokenizer(tmp_path / "words")
+    name = FAMILIES[layout]
+    code, result, _, printed = run(
+        "--guidance", name, "--hf_keys", f"{name}={path}", f"tokenizer={tokenizer}", "--half_size_ratio", "0", "--save_mesh"
+    )
+    assert code == 0 and result["stages"]["nerf"]["steps"] == 2
+    assert f"in the file {path}" in printed and "with epsilon and latents of 16 x 16" in printed
+    assert any("dream.safetensors" in title for title in str(result["weights"]).split(","))
 
 
 def test_the_short_form_of_if_names_its_weights_by_the_key_of_the_run(run, if_folder):
@@ -124,7 +139,7 @@ def test_the_result_names_the_weights_and_their_licence(run, keys):
     ("words", "sentence"),
     [
         (["--guidance", "IF"], "--guidance IF: DeepFloyd IF is not in the Hugging Face cache"),
-        (["--guidance", "clip", "--hf_keys", "nowhere"], "--hf_keys must be NAME=FOLDER or NAME=HUB_ID"),
+        (["--guidance", "clip", "--hf_keys", "nowhere"], "--hf_keys must be NAME=FOLDER, NAME=FILE or NAME=HUB_ID"),
         (["--guidance", "clip", "--hf_keys", "clip=/nowhere"], "/nowhere is not a folder"),
         (["--guidance", "clip", "--hf_keys", "clip=a/b", "clip=c/d"], "--hf_keys names clip twice"),
         (["--guidance", "clip", "--hf_keys", "clip=a/b"], "neither a folder nor complete in the Hugging Face cache"),

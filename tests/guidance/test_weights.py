@@ -147,10 +147,10 @@ def test_an_empty_file_counts_as_missing(broken_folder):
         resolve(hf_key=str(broken_folder))
 
 
-def test_a_single_checkpoint_file_is_refused_with_what_to_do(tmp_path):
+def test_a_file_that_is_no_checkpoint_is_refused_with_what_to_do(tmp_path):
     path = tmp_path / "v1-5.safetensors"
     path.write_bytes(b"weights")
-    with pytest.raises(UserError, match="convert it to a diffusers folder"):
+    with pytest.raises(UserError, match="v1-5.safetensors cannot be read: .*; restore or download it again"):
         resolve(hf_key=str(path))
 
 

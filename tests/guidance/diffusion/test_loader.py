@@ -29,7 +29,7 @@ def test_weights_that_lack_a_tensor_are_refused_by_name(broken_folder):
 
     path = broken_folder / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({k: v for k, v in load_file(path).items() if k != "conv_out.weight"}, path, {"format": "pt"})
-    with pytest.raises(UserError, match=r"lacks 1 tensors of unet, first conv_out\.weight"):
+    with pytest.raises(UserError, match=r"lacks 1 tensor of unet, first conv_out\.weight"):
         load(broken_folder)
 
 

@@ -1,12 +1,15 @@
 """Contradictions are refused before anything happens; flags without effect, and what is regretted later, get a warning."""
 
+import os
+
 import pytest
 
-from nerf.config.checks import IDLE, gpu_warnings
+from nerf.config.checks import IDLE, gpu_warnings, less_memory
 from nerf.config.config import OPTIONS, parse, with_preset
 from nerf.config.distillation import METHODS
+from nerf.config.kept import StoredRun
 from nerf.config.presets import PAINTED
-from nerf.config.resolve import StoredRun, resolve
+from nerf.config.resolve import resolve
 from nerf.core.errors import UserError
 
 TEXT = ["--text", "a cone"]
@@ -79,6 +82,11 @@ def test_a_large_render_size_of_the_nerf_can_be_resumed():
         ("--max_steps 64", "--max_steps has no effect without --cuda_ray"),
         ("--cuda_ray --num_steps 64", "--num_steps has no effect with --cuda_ray"),
         ("--backbone vanilla --grid_levels 4", "--grid_levels has no effect with --backbone vanilla"),
+        (
+            "--threads 1024",
+            f"--threads 1024 is more than the {os.cpu_count()} cores of this machine, which makes a run slower; leave it out "
+            "to have one thread for each core",
+        ),
         ("--profile 2 --iters 3", "--profile 2 will record nothing, as the first 3 steps only warm up; give more --iters"),
         (
             "--save_mesh --texture_size 64",
@@ -102,6 +110,7 @@ def test_what_has_no_effect_gets_a_warning_at_the_start(words, warning):
         "--stages nerf,dmtet --lr_distance 0.1 --mesh_threshold 4",
         "--no_mesh_ply --no_normal_map",
         "--profile 2 --iters 4",
+        "--threads 1",
     ],
 )
 def test_what_has_an_effect_gets_none(words):
@@ -159,6 +168,7 @@ def test_flags_without_effect_exist_and_have_one_in_other_runs(idle):
         ("--zero123_grad_scale None", "--zero123_grad_scale has no effect without zero123 in --guidance"),
         ("--hf_keys clip=x SDXL_vae=y SD=z", "--hf_keys clip=x has no effect without clip in --guidance"),
         ("--hf_keys clip=x SDXL_vae=y SD=z", "--hf_keys SDXL_vae=y has no effect without SDXL in --guidance"),
+        ("--guidance IF --prediction_type epsilon", "--prediction_type has no effect without SD or SDXL in --guidance"),
         ("--guidance IF --sd_version 2.1", "--sd_version has no effect without SD in --guidance"),
         ("--hf_key x --sd_version 2.1", "--sd_version has no effect with --hf_key"),
         ("--guidance clip --t_range 0 1", "--t_range has no effect with --guidance clip, which adds no noise"),
@@ -196,3 +206,18 @@ def test_what_needs_a_gpu_gets_a_warning_on_a_cpu():
     asked = parse(["--fp16", "--tf32", "--text", "x"])
     assert gpu_warnings(asked, "cpu") == ["warning: --fp16, --tf32 have no effect on cpu, only on a GPU"]
     assert gpu_warnings(asked, "cuda:0") == gpu_warnings(parse(["-O", "--text", "x"]), "cpu") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("--data x", "lower --num_rays or --max_steps"),
+        ("--data x --stages dmtet --init_with a.obj", "lower --batch_size, --w, --h or --dmtet_reso_scale"),
+        ("--text a", "lower --batch_size, --w, --h or --num_steps, or add --vram_O"),
+        ("--text a --cuda_ray --vram_O", "lower --batch_size, --w, --h or --max_steps"),
+        ("--text a --data x", "lower --batch_size, --w, --h, --num_rays or --max_steps, or add --vram_O"),
+    ],
+)
+def test_where_memory_runs_out_the_flags_that_lower_it_have_an_effect(words, advice):
+    (stage,) = resolve(parse(words.split()), StoredRun()).stages
+    assert less_memory(stage.kind, stage.config) == advice

@@ -14,9 +14,10 @@ import pytest
 from nerf.config.compat import IGNORED, REFUSED
 from nerf.config.config import GROUPS, OPTIONS, Config, describe, from_json, parse, to_json, with_preset, with_values
 from nerf.config.groups import CameraConfig
+from nerf.config.kept import StoredRun
 from nerf.config.parser import kind_of
 from nerf.config.presets import PRESETS, REASONS
-from nerf.config.resolve import StoredRun, resolve
+from nerf.config.resolve import resolve
 from nerf.config.stages import STAGE_KINDS
 from nerf.core.errors import UserError
 from tests.helpers.plans import EMBEDDED

@@ -7,8 +7,9 @@ import pytest
 
 from nerf.config import config as config_module
 from nerf.config.config import from_json, parse, to_json, with_values
+from nerf.config.kept import StoredRun
 from nerf.config.presets import PRESETS, REASONS
-from nerf.config.resolve import StoredRun, resolve
+from nerf.config.resolve import resolve
 from nerf.core.errors import UserError
 from tests.helpers.plans import EMBEDDED
 

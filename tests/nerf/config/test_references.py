@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from nerf.config.config import parse
+from nerf.config.kept import StoredRun
 from nerf.config.references import references
-from nerf.config.resolve import StoredRun, resolve
+from nerf.config.resolve import resolve
 from nerf.core.errors import UserError
 from tests.helpers.plans import EMBEDDED, opened, planned
 

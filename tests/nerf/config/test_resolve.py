@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from nerf.config.config import KEPT, Config, parse, to_json, with_values
+from nerf.config.kept import StoredRun, StoredStart, needs_start
 from nerf.config.parser import RUN
 from nerf.config.presets import PRESETS
-from nerf.config.resolve import StoredRun, StoredStart, needs_start, resolve
+from nerf.config.resolve import resolve
 from nerf.core.errors import UserError
 from tests.helpers.plans import EMBEDDED, planned
 
@@ -132,7 +133,7 @@ def test_presets_of_the_stored_run_apply_when_it_is_only_shown():
 OTHERS = {
     "text": "a chair", "negative": "blur", "distillation": "csd", "lora_rank": 8,
     "data": "photos", "holdout": 4, "downscale": 2, "guidance": ("SD", "clip"),
-    "sd_version": "1.5", "hf_key": "x", "hf_keys": ("clip=x",),
+    "sd_version": "1.5", "hf_key": "x", "hf_keys": ("clip=x",), "prediction_type": "v_prediction",
     "backbone": "vanilla", "bound": 2.0, "background": "constant", "bg_radius": -1.0,
     "density_activation": "softplus", "density_bias": -1.0, "blob_density": 1.0, "blob_radius": 0.5, "grid_levels": 8,
     "grid_features": 4, "grid_coarsest": 8, "grid_finest": 64, "grid_log2": 10, "hidden": 32, "layers": 2, "cuda_ray": True,

@@ -1,11 +1,16 @@
 """An exception that nobody foresaw is one sentence, and a file with its traceback."""
 
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
 import main
 from nerf.core import crash
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class PanicError(BaseException):
@@ -55,3 +60,21 @@ def test_help_still_ends_the_program_by_itself(capsys):
     with pytest.raises(SystemExit) as caught:
         main.main(["--help"])
     assert caught.value.code == 0 and "--text" in capsys.readouterr().out
+
+
+def test_a_torch_that_cannot_be_imported_is_one_sentence_too(tmp_path):
+    program = "import sys; sys.modules['torch'] = None; import main; sys.exit(main.main(sys.argv[1:]))"
+    words = ["--text", "a", "--workspace", str(tmp_path / "w")]
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("main.py: an error that was not foreseen (import of torch halted")
+
+
+def test_ctrl_c_outside_of_training_says_how_to_go_on(tmp_path, fall):
+    assert fall(tmp_path, KeyboardInterrupt()) == (
+        130, "main.py: interrupted before the first checkpoint; the same command starts again"
+    )  # fmt: skip
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "df_step_00000001.safetensors").touch()
+    code, said = fall(tmp_path, KeyboardInterrupt())
+    assert code == 130 and said.endswith(f"the same command goes on from the newest checkpoint in {tmp_path / 'checkpoints'}")

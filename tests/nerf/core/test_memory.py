@@ -33,6 +33,7 @@ SAID = (
     RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),
     RuntimeError("std::bad_alloc"),
     OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ImportError("libtorch_cpu.so: failed to map segment from shared object"),
 )
 
 

@@ -71,7 +71,8 @@ def test_values_in_the_range_are_read_and_help_gives_it(parser):
 def test_every_number_of_every_program_has_a_range(path):
     calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     names = [ast.unparse(call.func) for call in calls]
-    assert "argparse.ArgumentParser" not in names
+    # The doctor starts where nothing is installed yet, and takes no numbers.
+    assert "argparse.ArgumentParser" not in names or path.stem == "doctor"
     kinds = [keyword.value for call in calls for keyword in call.keywords if keyword.arg == "type"]
     assert not {"int", "float"} & {ast.unparse(kind) for kind in kinds}
 

@@ -9,6 +9,7 @@ import torch
 
 from nerf.core.errors import UserError
 from nerf.data.transforms import read_folder
+from tests.helpers.tasks import listening
 
 IDENTITY = torch.eye(4).tolist()
 
@@ -366,3 +367,9 @@ def test_a_list_for_training_alone_leaves_the_others_for_testing(tmp_path):
     files = read_folder(write(tmp_path, count=4, train_filenames=["01.png", "./02.png"]), 8)
     assert names(files, "train") == ["01.png", "02.png"]
     assert names(files, "test") == ["00.png", "03.png"] == names(files, "val")
+
+
+def test_reading_many_frames_shows_its_progress(tmp_path):
+    with listening() as told:
+        read_folder(write(tmp_path))
+    assert ("reading transforms.json", 10) in [(task.doing, task.total) for task in told]

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from nerf.mesh import intersections
 from nerf.mesh.intersections import self_crossings
 from nerf.mesh.mesh import Mesh
 from tests.helpers import solids
@@ -28,3 +29,21 @@ def test_crossings_equal_those_of_every_pair_tested_by_brute_force():
                     crosses[i] = crosses[j] = True
     found, tested = self_crossings(Mesh(corners.reshape(-1, 3), np.arange(360).reshape(-1, 3)), 1000)
     assert found == crosses.sum() and tested == 120 and 10 < found < 120
+
+
+def test_a_fan_of_thin_triangles_takes_no_longer_than_the_budget_and_says_how_many_were_tested(monkeypatch):
+    monkeypatch.setattr(intersections, "_PAIRS", 1 << 12)
+    angle = np.linspace(0, 2 * np.pi, 2000, endpoint=False)
+    circle = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
+    faces = np.stack([np.zeros(1998, dtype=np.int64), np.arange(1, 1999), np.arange(2, 2000)], axis=1)
+    assert self_crossings(Mesh(circle, faces)) == (0, 1998)
+    monkeypatch.setattr(intersections, "_BUDGET", 20_000)
+    found, tested = self_crossings(Mesh(circle, faces))
+    assert found == 0 and 1 <= tested <= 100
+
+
+def test_crossings_do_not_depend_on_how_many_pairs_are_held_at_once(monkeypatch):
+    through = solids.joined(solids.box_mesh((3, 1, 1)), solids.box_mesh((1, 3, 1), (1.1, -0.9, 0.13)))
+    whole = self_crossings(through)
+    monkeypatch.setattr(intersections, "_PAIRS", 5)
+    assert self_crossings(through) == whole

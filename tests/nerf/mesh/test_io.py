@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nerf.core.errors import ExportError
+from nerf.core.errors import ExportError, UserError
 from nerf.mesh import io as mesh_io
 from nerf.mesh import mesh as meshes
 from nerf.mesh.mesh import Mesh
@@ -119,3 +119,5 @@ def test_broken_glb_is_refused_with_a_sentence(tmp_path, content):
 def test_missing_file_is_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         mesh_io.read_mesh(tmp_path / "none.glb")
+    with pytest.raises(UserError, match="there is no file .*none.glb"):
+        mesh_io.read_parts(tmp_path / "none.glb")

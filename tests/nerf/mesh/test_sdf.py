@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nerf.core.errors import UserError
+from nerf.mesh import sdf
 from nerf.mesh.mesh import Mesh, is_watertight, signed_volume
 from nerf.mesh.sdf import check_solid, fit, load_mesh, signed_distance, unsigned_distance, winding_number
 
@@ -35,6 +36,12 @@ def sheet(n=8):
     low = (np.arange(n - 1)[:, None] * n + np.arange(n - 1)).reshape(-1)
     faces = np.concatenate([np.stack([low, low + n, low + n + 1], 1), np.stack([low, low + n + 1, low + 1], 1)])
     return Mesh(np.stack([x, y, 0 * x], axis=-1).reshape(-1, 3), faces)
+
+
+def bent_sheet():
+    """A sheet along a parabola."""
+    flat = sheet()
+    return Mesh(flat.vertices + np.square(flat.vertices[:, :1]) * [0, 0, 1], flat.faces)
 
 
 def without_cap(mesh, height):
@@ -127,17 +134,21 @@ def test_two_parts_that_overlap_are_one_inside():
 
 def test_open_sheet_is_refused_with_the_reason():
     with pytest.raises(UserError, match="open and has no clear inside.*close its holes"):
-        signed_distance(sheet(), points(5))
+        signed_distance(bent_sheet(), points(5))
+
+
+def test_flat_mesh_is_refused_before_anything_is_measured_however_many_triangles_it_has(monkeypatch):
+    monkeypatch.setattr(sdf, "winding_number", None)
+    squashed = ours(CUBE)
+    for mesh in (sheet(), Mesh(squashed.vertices * [1, 1, 1e-9], squashed.faces)):
+        with pytest.raises(UserError, match="the mesh is flat.*thickness"):
+            check_solid(mesh)
 
 
 def test_closed_sheet_without_thickness_is_refused():
-    flat = sheet()
-    double = Mesh(flat.vertices, np.concatenate([flat.faces, flat.faces[:, ::-1]]))
-    with pytest.raises(UserError, match="has no clear inside|encloses a volume"):
-        check_solid(double)
-    squashed = ours(CUBE)
-    with pytest.raises(UserError, match="encloses a volume of .*thickness"):
-        check_solid(Mesh(squashed.vertices * [1, 1, 1e-9], squashed.faces))
+    bent = bent_sheet()
+    with pytest.raises(UserError, match="has no clear inside|encloses a volume of .*thickness"):
+        check_solid(Mesh(bent.vertices, np.concatenate([bent.faces, bent.faces[:, ::-1]])))
 
 
 def test_thin_closed_plate_is_accepted():
@@ -195,6 +206,8 @@ def test_load_transforms_the_parts_of_a_scene(tmp_path):
         ("huge.obj", "v 1e300 0 0\nv 0 1e300 0\nv 0 0 1e300\nf 1 2 3\n", "reaches 1e\\+300"),
         ("far.obj", "v 1e6 0 0\nv 1e6 0.1 0\nv 1e6 0 0.1\nf 1 2 3\n", "0.1 large and reaches 1e\\+06.*move it to the origin"),
         ("dot.obj", "v 1 2 3\nv 1 2 3\nv 1 2 3\nf 1 2 3\n", "has no size"),
+        ("zero.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 0 1 2\n", "line 4 has a face with the index 0, and the indices of an OBJ"),
+        ("uv.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nf 1/1 2/0 3/1", "line 5 has a face with the index 0"),
         ("line.obj", "v 0 0 0\nv 1 0 0\nv 0 0 0\nf 1 2 3\n", "no triangle with an area"),
         ("beyond.ply", PLY.format(3), "refer to vertices up to 3, and it has 3"),
         ("noise.glb", "this is no glTF", "cannot be read"),

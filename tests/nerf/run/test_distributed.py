@@ -21,7 +21,8 @@ from torch import distributed
 rank, root = int(sys.argv[1]), Path(sys.argv[2])
 distributed.init_process_group("gloo", init_method=f"file://{root}/store", rank=rank, world_size=2)
 from nerf.config.config import parse
-from nerf.config.resolve import StoredRun, resolve
+from nerf.config.kept import StoredRun
+from nerf.config.resolve import resolve
 from nerf.core.structs import SceneInfo
 from nerf.renderer import build_model
 from nerf.run import checkpoint, distributed as ours, workspace

@@ -1,16 +1,19 @@
 """What a run writes is complete, parses, and survives being interrupted."""
 
+import contextlib
 import errno
 import json
 import logging
 import math
 import os
+import shutil
 
 import pytest
 import torch
 
 from nerf.config.config import parse
-from nerf.config.resolve import StoredRun, resolve
+from nerf.config.kept import StoredRun
+from nerf.config.resolve import resolve
 from nerf.config.stages import DMTET
 from nerf.core.errors import UserError
 from nerf.run import logger
@@ -283,3 +286,36 @@ def test_lines_with_control_characters_do_not_change_the_terminal(tmp_path, caps
     said = capsys.readouterr().err
     assert said == "typed: --text 'a\\x1b[2J\\rred\\nhouse \\u202e'\nwrote \\x07.png\n"
     assert len((tmp_path / "log_df.txt").read_text(encoding="utf-8").splitlines()) == 2
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_workspace_that_is_removed_or_moved_in_a_run_ends_it_with_a_sentence_and_is_not_made_again(tmp_path, again):
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+    folder.mkdir()
+    with Report(folder, terminal=False) as report:
+        report.scalars(0, {"sds": 1.0}, 40)
+        folder.rename(moved)
+        if again:
+            folder.mkdir()
+        for act in (lambda: report.scalars(1, {"sds": 1.0}, 40), lambda: report.result(steps=3)):
+            with pytest.raises(UserError, match=r"workspace .*run was removed or moved .*--workspace"):
+                act()
+    assert (not folder.exists() or not list(folder.iterdir())) and (moved / "log_df.txt").exists()
+
+
+def test_training_goes_on_where_the_files_of_tensorboard_were_removed(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    monkeypatch.undo()
+    with Report(tmp_path, terminal=False) as report:
+        report.scalars(10, {"sds": 1.0}, 40)
+        board = report._board
+        board.flush()
+        shutil.rmtree(tmp_path / "run")
+        for step in (20, 30):
+            report.scalars(step, {"sds": 1.0}, 40)
+            with contextlib.suppress(OSError):
+                board.flush()
+        report.scalars(40, {"sds": 1.0}, 40)
+    said = capsys.readouterr().err
+    assert said.count("nothing more is written for TensorBoard (No such file or directory)") == 1 and "Traceback" not in said
+    assert [row["step"] for row in rows(tmp_path)] == [10, 20, 30, 40]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from nerf.config.config import parse
-from nerf.config.resolve import StoredRun, resolve
+from nerf.config.kept import StoredRun
+from nerf.config.resolve import resolve
 from nerf.core.errors import UserError
 from nerf.core.structs import SceneInfo
 from nerf.renderer import build_model

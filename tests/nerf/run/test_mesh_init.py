@@ -182,7 +182,7 @@ def test_workspace_gives_its_weights_and_its_options(tmp_path, named):
 
 def test_another_field_than_the_weights_were_made_for_is_refused(tmp_path):
     nerf_workspace(tmp_path / "a")
-    with pytest.raises(UserError, match="--bound 1.0, this run asks for 2.0"):
+    with pytest.raises(UserError, match="--bound 1, this run asks for --bound 2"):
         options(tmp_path / "b", "--init_with", tmp_path / "a", "--bound", "2")
 
 
@@ -293,7 +293,7 @@ def test_options_of_the_source_win_over_later_presets(tmp_path):
 def test_another_nerf_than_that_of_the_workspace_is_refused_where_their_fields_differ(tmp_path):
     nerf_workspace(tmp_path / "a", "--bound", "2")
     nerf_workspace(tmp_path / "b")
-    with pytest.raises(UserError, match="--bound 2.0, and workspace .* holds a NeRF with 1.0; choose another"):
+    with pytest.raises(UserError, match="--bound 2, and workspace .* holds a NeRF with --bound 1; choose another"):
         options(tmp_path / "b", "--init_with", tmp_path / "a")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -257,18 +258,46 @@ def test_starting_over_in_one_stage_leaves_the_other_alone(used):
 def test_a_process_killed_while_it_sets_checkpoints_aside_loses_none(used, monkeypatch, kill):
     save_checkpoint(used, 200)
     before = {name: (Path(used) / "checkpoints" / name).read_bytes() for name in names(used)}
-    process = os.fork()
-    if process == 0:
-        left = iter(range(kill, -1, -1))
-        for module, name in ((workspace.os, "replace"), (workspace.os, "rename")):
-            real = getattr(module, name)
-            monkeypatch.setattr(module, name, lambda *a, real=real: os._exit(9) if next(left) == 0 else real(*a))
-        opened("--text", "a chair", "--ckpt", "scratch", "--workspace", used)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    start_over = partial(opened, "--text", "a chair", "--ckpt", "scratch", "--workspace", used)
+    assert killed_in(monkeypatch, kill, [(os, "replace"), (os, "rename")], start_over)
     workspace.recover(used)
     assert {name: (Path(used) / "checkpoints" / name).read_bytes() for name in names(used)} == before
     assert stored_config(used).prompt.text == "a hamburger"
+
+
+def killed_in(monkeypatch, count, functions, work):
+    """Run ``work`` in another process, which is killed at the ``count``-th call of one of the functions (module, name)."""
+    process = os.fork()
+    if process == 0:
+        left = iter(range(count, -1, -1))
+        for module, name in functions:
+            real = getattr(module, name)
+            monkeypatch.setattr(module, name, lambda *a, real=real, **k: os._exit(9) if next(left) == 0 else real(*a, **k))
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+
+
+@pytest.mark.parametrize("kill", range(5))
+def test_a_process_killed_while_it_removes_what_was_set_aside_mixes_nothing(used, monkeypatch, kill):
+    save_checkpoint(used, 7, "dmtet")
+    options(used, "--stages", "nerf,dmtet", "--ckpt", "scratch")
+    save_checkpoint(used, 5)
+    assert killed_in(
+        monkeypatch, kill, [(os, "unlink"), (os, "rmdir"), (os, "rename")], partial(workspace.remove_replaced, used)
+    )
+    workspace.recover(used)
+    assert names(used) == ["df_step_00000005.safetensors"]
+
+
+@pytest.mark.parametrize("kill", range(4))
+def test_a_process_killed_while_it_puts_checkpoints_back_loses_none(used, monkeypatch, kill):
+    save_checkpoint(used, 7, "dmtet")
+    options(used, "--stages", "nerf,dmtet", "--ckpt", "scratch")
+    assert names(used) == ["replaced"]
+    assert killed_in(monkeypatch, kill, [(os, "replace"), (os, "rename")], partial(workspace.recover, used))
+    workspace.recover(used)
+    assert names(used) == ["df_dmtet_step_00000007.safetensors", "df_step_00000100.safetensors"]
 
 
 @pytest.mark.parametrize("content", ["{", "3", '[["nerf"]]'])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nerf.config.config import OPTIONS, Config, with_values
+from nerf.config.parser import dashed
 from nerf.config.stages import DMTET, NERF, STAGE_KINDS, Failure
 from nerf.core.errors import DivergenceError
 from nerf.training.divergence import DivergenceMonitor, check_finite
@@ -76,7 +77,9 @@ def test_a_smaller_value_than_zero_is_not_advised():
 
 
 def test_every_flag_that_is_advised_exists():
-    advice = " ".join(text for kind in STAGE_KINDS.values() for text in [kind.memory, *chain(*kind.remedies.values())])
+    advice = " ".join(
+        text for kind in STAGE_KINDS.values() for text in [*map(dashed, kind.memory), *chain(*kind.remedies.values())]
+    )
     advised = re.findall("--([A-Za-z0-9_]+)", advice)
     assert {flag.removeprefix("no_") for flag in advised} <= OPTIONS.keys()
 
