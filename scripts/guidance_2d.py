@@ -56,13 +56,15 @@ def draw(own: argparse.Namespace, others: list[str]) -> int:
 
     if not own.out.lower().endswith(".png"):
         raise UserError(f"--out must name a .png file, got {own.out}")
+    if Path(own.out).is_dir():
+        raise UserError(f"--out {own.out} is a folder; name a file in it, as in {Path(own.out) / 'picture.png'}")
     import guidance
 
     asked = parse(others)
+    if not asked.prompt.kinds:
+        raise UserError('nothing to draw: give --text "a hamburger", or --image X_rgba.png')
     plan = resolve(asked, StoredRun(), guidance.choose_weights)
     config = plan.config
-    if not config.prompt.kinds:
-        raise UserError('nothing to draw: give --text "a hamburger", or --image X_rgba.png')
     from guidance import preview
     from main import device_name
     from nerf.data.image_prompt import image_conditions

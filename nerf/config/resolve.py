@@ -203,11 +203,11 @@ def _first_pending(config: Config, workspace: StoredRun) -> int:
 
 
 def _ignored_start(config: Config, kind: StageKind, workspace: StoredRun) -> list[str]:
-    """A line for the log if ``--init_with`` is given to a stage that resumes from a checkpoint."""
+    """A line for the log if ``--init_with`` or axes of its file are given to a stage that resumes from a checkpoint."""
     resumes = not config.starts_over and (kind.name in workspace.trained or workspace.checkpoint_exists)
-    if not (config.dmtet.init_with and resumes and config.trains):
-        return []
-    return [f"--init_with {config.dmtet.init_with} was for the first step; {kind.restart} starts over from it"]
+    given = [f"--{name} {config.value(name)}" for name in ("init_with", "init_up", "init_front") if config.asked(name)]
+    line = f"{', '.join(given)} {'was' if len(given) == 1 else 'were'} for the first step; {kind.restart} starts over from it"
+    return [line] if given and resumes and config.trains else []
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------------

@@ -119,6 +119,19 @@ def test_bad_input_is_one_sentence(draw, words, sentence):
     assert code == 2 and size is None and sentence in printed and "Traceback" not in printed
 
 
+@pytest.mark.parametrize("words", [[], ["--data", "photographs"], ["--test"]])
+def test_nothing_to_draw_says_what_this_program_takes(words, capfd):
+    assert load_script("guidance_2d").main(words) == 2
+    assert capfd.readouterr().err == ('guidance_2d.py: nothing to draw: give --text "a hamburger", or --image X_rgba.png\n')
+
+
+def test_a_folder_in_place_of_the_picture_is_refused_before_anything_is_drawn(draw, tmp_path, monkeypatch):
+    (tmp_path / "a.png").mkdir()
+    monkeypatch.setattr("guidance.choose_weights", None)  # nothing is looked for
+    code, _, printed = draw("--out", str(tmp_path / "a.png"))
+    assert code == 2 and "a.png is a folder; name a file in it" in printed
+
+
 def test_a_number_that_cannot_work_is_refused(draw, capfd):
     with pytest.raises(SystemExit, match="2"):
         draw("--steps", "0")

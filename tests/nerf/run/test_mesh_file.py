@@ -96,6 +96,14 @@ def test_resumed_workspace_goes_on_painting_without_the_flags(tmp_path):
     assert other.stages[0].config.painted
 
 
+def test_axes_of_the_file_that_come_too_late_are_named(tmp_path):
+    trained(tmp_path / "w", write_box(tmp_path / "box.obj"))
+    words = [*TINY, "--workspace", tmp_path / "w"]
+    late = planned(*words, "--dmtet", "--init_up", "z", "--init_front=-y").lines
+    assert any(line.startswith("--init_up z, --init_front -y were for the first step") for line in late)
+    assert not any("for the first step" in line for line in planned(*words).lines)
+
+
 def test_geometry_of_a_painted_workspace_cannot_be_trained_later(tmp_path):
     trained(tmp_path / "w", write_box(tmp_path / "box.obj"))
     with pytest.raises(UserError, match="paints a mesh file, whose geometry cannot be trained; refine its mesh/mesh.glb"):
