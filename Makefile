@@ -1,5 +1,5 @@
 # make demo       a textured model from a sentence, in minutes, into demo/ (PROMPT="..." for your own)
-# make test       style, types and the whole test suite
+# make test       style, types and the whole test suite: two tests at a time, then the slow ones alone
 # make quick      the tests that are not slow, two at a time: a minute and a half
 # make sanitize   the tests of the CUDA kernels, emulated on a CPU, under the address, undefined-behaviour and thread
 #                 sanitizers and with fused multiply-adds, as nvcc compiles them; no GPU is needed
@@ -25,7 +25,8 @@ demo: $(STAMP)
 	 printf '\nYour model is in %s: the videos and the contact sheet in results/, the mesh in mesh/.\n' "$$folder"
 
 test: lint
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 -m "not slow" $(ARGS) || [ $$? -eq 5 ]
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -m slow $(ARGS) || [ $$? -eq 5 ]
 
 quick: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 -m "not slow" $(ARGS)

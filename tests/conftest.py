@@ -1,12 +1,15 @@
 """What every test shares: one thread, fixed seeds, the devices that exist, and the folder of real data."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job of the background, whose programs would ignore Ctrl-C too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
