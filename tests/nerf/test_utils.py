@@ -352,7 +352,7 @@ def test_running_out_of_memory_says_what_to_lower(tmp_path):
 
 
 def test_running_out_of_memory_in_the_mesh_stage_names_what_that_stage_has(tmp_path):
-    trainer = make(tmp_path, "--cuda_ray", guidance=Greedy())
+    trainer = make(tmp_path, "--cuda_ray", "--stages", "nerf,dmtet", guidance=Greedy())
     trainer.stage = Stage(DMTET, trainer.config)
     with pytest.raises(MemoryError, match="--dmtet_reso_scale") as caught:
         trainer.train()
