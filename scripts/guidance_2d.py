@@ -11,6 +11,7 @@ those of several models together. The flags of main.py for prompts, guidance, we
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -58,6 +59,9 @@ def draw(own: argparse.Namespace, others: list[str]) -> int:
         raise UserError(f"--out must name a .png file, got {own.out}")
     if Path(own.out).is_dir():
         raise UserError(f"--out {own.out} is a folder; name a file in it, as in {Path(own.out) / 'picture.png'}")
+    above = next(folder for folder in Path(os.path.abspath(own.out)).parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"--out {own.out}: {above} is no folder; name a file in one")
     import guidance
 
     asked = parse(others)

@@ -50,7 +50,9 @@ from nerf.core.files import as_shape
 SOURCES = ("default", "preset", "workspace", "file", "typed")  # of a value, weakest first
 ASKED = ("file", "typed")  # sources that are the user's own words in this run
 JSON_FORMAT = 2  # of config.json
-WAY_OUT = "put the file back as the run wrote it, choose another --workspace, or start over with --ckpt scratch"
+WAY_OUT = (
+    "put the file back as the run wrote it, choose another --workspace, or start over with --ckpt scratch and without --test"
+)
 
 _HELP_OPENING = """\
 Somnia: text, a picture or posed photographs to a textured 3D model.

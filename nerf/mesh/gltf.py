@@ -371,7 +371,7 @@ def open_gltf(path: Path) -> GltfFile:
         text: bytes = data
         if data.startswith(b"glTF") or path.suffix.lower() == ".glb":
             text, binary = _chunks(data)
-        what = f"{path} {PROBLEM}"
+        what = f"{path} {PROBLEM}: its text"
         content = as_shape(parse_json(text, what, WAY_OUT), what, WAY_OUT, tree.Tree)
         if not content.asset.version.startswith("2."):
             raise DamagedError(f"it is of version {content.asset.version:.10} of glTF, and 2.0 is read")

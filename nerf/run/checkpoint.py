@@ -439,4 +439,6 @@ def _way_out(path: Path) -> str:
     whole = next((other for other in reversed(others) if is_whole(other)), None)
     if whole is not None:
         return f"give --ckpt or --init_with the one before it, {whole}"
-    return f"start this stage over with {STAGE_KINDS[stage].restart}"
+    kind = STAGE_KINDS[stage]
+    without = "--test and --six_views" if kind.triangles else "--dmtet, --test and --six_views"
+    return f"train this {kind.noun} anew with {kind.restart}, and leave out {without}"

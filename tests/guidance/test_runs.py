@@ -70,7 +70,8 @@ def test_a_checkpoint_file_trains_as_a_folder_does(run, tmp_path, layout):
     code, result, _, printed = run(
         "--guidance", name, "--hf_keys", f"{name}={path}", f"tokenizer={tokenizer}", "--half_size_ratio", "0", "--save_mesh"
     )
-    assert code == 0 and result["stages"]["nerf"]["steps"] == 2
+    assert code == 0, printed
+    assert result["stages"]["nerf"]["steps"] == 2
     assert f"in the file {path}" in printed and "with epsilon and latents of 16 x 16" in printed
     assert any("dream.safetensors" in title for title in str(result["weights"]).split(","))
 

@@ -130,6 +130,8 @@ def test_a_folder_in_place_of_the_picture_is_refused_before_anything_is_drawn(dr
     monkeypatch.setattr("guidance.choose_weights", None)  # nothing is looked for
     code, _, printed = draw("--out", str(tmp_path / "a.png"))
     assert code == 2 and "a.png is a folder; name a file in it" in printed
+    code, _, printed = draw("--out", "/dev/null/a/b.png")
+    assert code == 2 and "/dev/null is no folder" in printed
 
 
 def test_a_number_that_cannot_work_is_refused(draw, capfd):

@@ -240,6 +240,12 @@ def test_a_gltf_with_its_data_inside_or_beside_is_read(tmp_path):
         np.testing.assert_array_equal(load_mesh(tmp_path / "a.gltf").vertices, load_mesh(glb).vertices)
 
 
+def test_a_tree_that_is_no_json_is_one_sentence(tmp_path):
+    (tmp_path / "a.gltf").write_text('{"asset": [')
+    with pytest.raises(UserError, match="a.gltf cannot be read as a mesh: its text is not valid JSON, line 1 column"):
+        load_mesh(tmp_path / "a.gltf")
+
+
 @pytest.mark.parametrize("uri", ["http://127.0.0.1/a.bin", "data:;base64,%%%", "gone.bin"])
 def test_data_that_is_not_there_is_one_sentence(tmp_path, uri):
     (tmp_path / "a.gltf").write_text(json.dumps({"asset": {"version": "2.0"}, "buffers": [{"uri": uri}]}))

@@ -300,7 +300,14 @@ def test_another_stage_is_refused():
 def test_a_damaged_mesh_costs_the_nerf_nothing(tmp_path):
     path = tmp_path / checkpoint.file_name(3, "dmtet")
     path.write_bytes(b"half")
-    with pytest.raises(UserError, match="start this stage over with --dmtet --ckpt scratch"):
+    with pytest.raises(UserError, match="train this mesh anew with --dmtet --ckpt scratch, and leave out --test"):
+        checkpoint.load(path)
+
+
+def test_the_way_out_of_a_damaged_nerf_works_in_a_run_of_the_mesh_stage_too(tmp_path):
+    path = tmp_path / checkpoint.file_name(3)
+    path.write_bytes(b"half")
+    with pytest.raises(UserError, match="train this scene anew with --ckpt scratch, and leave out --dmtet, --test"):
         checkpoint.load(path)
 
 
