@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,11 +27,11 @@ def doctor():
     return load_script("doctor")
 
 
-def ask(*words, python=sys.executable, **environment):
+def ask(*words, python=sys.executable, script=SCRIPT, **environment):
     """Run the doctor in a process: (exit code, what it printed)."""
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
     done = subprocess.run(
-        [str(python), SCRIPT, *map(str, words)], capture_output=True, text=True, check=False, env=variables, timeout=500
+        [str(python), script, *map(str, words)], capture_output=True, text=True, check=False, env=variables, timeout=500
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -60,7 +61,10 @@ def test_it_is_read_by_old_pythons_and_imports_the_standard_library_alone(script
 @pytest.mark.timeout(500)
 def test_a_python_without_any_package_is_told_what_to_type(tmp_path):
     venv.create(tmp_path / "bare", with_pip=False)
-    code, said = ask(python=tmp_path / "bare" / "bin" / "python")
+    # A copy without the project's own environment, which "make demo" would use.
+    left_out = shutil.ignore_patterns(".*", "local", "demo", "docs", "tests", "__pycache__")
+    shutil.copytree(ROOT, tmp_path / "project", ignore=left_out)
+    code, said = ask(python=tmp_path / "bare" / "bin" / "python", script=tmp_path / "project" / "scripts" / "doctor.py")
     assert code == 1 and "Traceback" not in said
     assert "BAD   packages [core]: torch is missing; numpy is missing" in said and "BAD   torch: missing" in said
     assert said.rstrip().endswith("next: make venv") and "cannot run here: packages [core]: torch is missing" in said
