@@ -65,11 +65,32 @@ ENDS = {"house": 0.5}  # share of the samples taken from within 50 degrees of th
 
 def write_shard(number: int, folder: Path = DATA, size: int = SHARD) -> Path:
     """Render shard ``number`` of ``size`` renders and write ``shard_<number>.safetensors``, unless it exists."""
+    return draw_shard(number, folder, size, number, 1, random_cameras)
+
+
+def draw_shard(
+    number: int,
+    folder: Path,
+    objects: int,
+    seed: int,
+    views: int,
+    cameras: Callable[[int, torch.Generator], dict[str, Tensor]],
+) -> Path:
+    """Render shard ``number`` of objects of random kinds and write ``shard_<number>.safetensors``, unless it exists.
+
+    Args:
+        number: of the shard.
+        folder: of the shards.
+        objects: G, how many.
+        seed: of kinds, cameras and proportions.
+        views: V, renders of each object.
+        cameras: (G, generator) -> those of the G V renders, as for :func:`render_shard`.
+    """
     target = folder / f"shard_{number:05d}.safetensors"
     if not target.exists():
-        generator = torch.Generator().manual_seed(number)
-        kinds = random.Random(number).choices(KIND_NAMES, [RENDERED.of(kind) for kind in KIND_NAMES], k=size)
-        render_shard(target, kinds, 1, random_cameras(size, generator), generator)
+        generator = torch.Generator().manual_seed(seed)
+        kinds = random.Random(seed).choices(KIND_NAMES, [RENDERED.of(kind) for kind in KIND_NAMES], k=objects)
+        render_shard(target, kinds, views, cameras(objects, generator), generator)
     return target
 
 

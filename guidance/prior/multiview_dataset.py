@@ -6,7 +6,6 @@ and field of view. G groups of V = 4 views.
 ``python -m guidance.prior.multiview_dataset --shards 0:80`` writes shards; several processes may share the work.
 """
 
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from torch import Tensor
 from guidance.diffusion.multiview import LINKED
 from guidance.prior import GRID_SIZE, dataset
 from guidance.prior.camera import condition, look_at, random_cameras, ray_map
-from guidance.prior.captions import KIND_NAMES
 
 DATA = Path("local/prior/multiview")
 OBJECTS = 64  # of a shard
@@ -34,13 +32,7 @@ def linked_cameras(count: int, generator: torch.Generator) -> dict[str, Tensor]:
 
 def write_shard(number: int, folder: Path = DATA, objects: int = OBJECTS) -> Path:
     """Render shard ``number``, four linked renders each of ``objects`` objects, and write it unless it exists."""
-    target = folder / f"shard_{number:05d}.safetensors"
-    if not target.exists():
-        generator = torch.Generator().manual_seed(FIRST_SEED + number)
-        weights = [dataset.RENDERED.of(kind) for kind in KIND_NAMES]
-        kinds = random.Random(FIRST_SEED + number).choices(KIND_NAMES, weights, k=objects)
-        dataset.render_shard(target, kinds, LINKED, linked_cameras(objects, generator), generator)
-    return target
+    return dataset.draw_shard(number, folder, objects, FIRST_SEED + number, LINKED, linked_cameras)
 
 
 @dataclass

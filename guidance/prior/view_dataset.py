@@ -7,7 +7,6 @@ proportions and colours; light and background are drawn for each. B pairs, V vie
 """
 
 import math
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from guidance.prior import dataset
 from guidance.prior.camera import random_cameras
-from guidance.prior.captions import KIND_NAMES, STACKED, WORDINGS, Caption
+from guidance.prior.captions import STACKED, WORDINGS, Caption
 from guidance.prior.shapes import KINDS
 
 DATA = Path("local/prior/views")
@@ -35,16 +34,15 @@ POLAR_ERROR = 4.0  # degrees, standard deviation of the error in every second re
 
 def write_shard(number: int, folder: Path = DATA, objects: int = OBJECTS) -> Path:
     """Render shard ``number``, :data:`VIEWS` renders each of ``objects`` objects, and write it unless it exists."""
-    target = folder / f"shard_{number:05d}.safetensors"
-    if not target.exists():
-        generator = torch.Generator().manual_seed(FIRST_SEED + number)
-        weights = [dataset.RENDERED.of(kind) for kind in KIND_NAMES]
-        kinds = random.Random(FIRST_SEED + number).choices(KIND_NAMES, weights, k=objects)
-        cameras = random_cameras(objects * VIEWS, generator)
-        near = FRONT_SPREAD * torch.randn(objects, FRONT_VIEWS, generator=generator)
-        cameras["azimuth"].view(objects, VIEWS)[:, :FRONT_VIEWS] = near % 360
-        dataset.render_shard(target, kinds, VIEWS, cameras, generator)
-    return target
+    return dataset.draw_shard(number, folder, objects, FIRST_SEED + number, VIEWS, _cameras)
+
+
+def _cameras(objects: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Cameras of :data:`VIEWS` renders of each object, the first :data:`FRONT_VIEWS` of them near its front."""
+    cameras = random_cameras(objects * VIEWS, generator)
+    near = FRONT_SPREAD * torch.randn(objects, FRONT_VIEWS, generator=generator)
+    cameras["azimuth"].view(objects, VIEWS)[:, :FRONT_VIEWS] = near % 360
+    return cameras
 
 
 def appearance(caption: Caption) -> Caption:

@@ -222,8 +222,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # What a mesh file looks like already is worth keeping: low noise levels only, from its own shape and colours.
     "dmtet mesh file": {"t_range": (0.02, 0.4), "t_anneal": 0.5},
-    # Colours for a surface that stays as it is, and that nothing looks at. They begin as one grey, so noise levels come down
-    # from the top, but early: at high ones a model paints its background where its own object would end and this one does not.
+    # Colours for a surface that stays as it is, and that nothing looks at. As they begin as one grey, noise levels begin at the
+    # top. They come down early, because at high ones a model paints its background where its own object would end.
     "dmtet painted": {
         "t_range": (0.02, 0.98),
         "t_anneal": 0.8,

@@ -188,18 +188,8 @@ def export_painted(
         OSError: a file cannot be written.
     """
     job = ExportJob(albedo, Path(folder), options, bound, checked(transform), metadata or {}, device, Progress(report))
-    progress, notes = job.progress, []
-    placed = moved(source.placed, to_box)
-    layout, reason = uv_layout(source, placed)
-    if layout is None:
-        with explained("unwrapping the mesh", _FEWER):
-            layout = _unwrapped(source, placed, options.texture_size)
-        source, cut = _divided(source, layout)
-        kept = f"its vertices and triangles are unchanged{f', {cut:,} of its polygons are their triangles' if cut else ''}"
-        notes.append(f"the mesh was unwrapped anew, as {reason}; {kept}")
-        progress.done("unwrap", f"unwrapped into {len(layout.uv):,} uv, as {reason}")
-    else:
-        progress.done("unwrap", f"kept the {len(layout.uv):,} uv of the file")
+    progress, placed = job.progress, moved(source.placed, to_box)
+    source, layout, notes = _laid_out(source, placed, options.texture_size, progress)
     with explained("baking the texture", "lower --texture_size or --texture_supersample"):
         texture, coverage = _baked(source, placed, layout, job)
     progress.done("bake", f"baked {options.texture_size}^2 texels, {100 * coverage:.0f} % covered")
@@ -221,8 +211,24 @@ def export_painted(
         bounds=(tuple(map(float, used.min(axis=0))), tuple(map(float, used.max(axis=0)))),
         texture_coverage=coverage,
         seconds=progress.seconds,
-        notes=tuple(notes),
+        notes=notes,
     )
+
+
+def _laid_out(
+    source: SourceMesh, placed: np.ndarray, size: int, progress: Progress
+) -> tuple[SourceMesh, UvLayout, tuple[str, ...]]:
+    """The uv of the file if they can be used, else new ones; the mesh with the polygons that they leave, and notes."""
+    layout, reason = uv_layout(source, placed)
+    if layout is not None:
+        progress.done("unwrap", f"kept the {len(layout.uv):,} uv of the file")
+        return source, layout, ()
+    with explained("unwrapping the mesh", _FEWER):
+        layout = _unwrapped(source, placed, size)
+    source, cut = _divided(source, layout)
+    kept = f"its vertices and triangles are unchanged{f', {cut:,} of its polygons are their triangles' if cut else ''}"
+    progress.done("unwrap", f"unwrapped into {len(layout.uv):,} uv, as {reason}")
+    return source, layout, (f"the mesh was unwrapped anew, as {reason}; {kept}",)
 
 
 def _baked(source: SourceMesh, placed: np.ndarray, layout: UvLayout, job: ExportJob) -> tuple[np.ndarray, float]:

@@ -7,33 +7,10 @@ import numpy as np
 import pytest
 
 from benchmarks import distillation
-from benchmarks.comparison import key, sheet
+from benchmarks.comparison import sheet
 from benchmarks.distillation import BEGIN, END, METHODS, table, write
 from guidance.distillation import METHODS as REGISTRY
-
-BUDGET = "5 steps"
-
-
-def row(method, prompt, **changes):
-    """A measured run."""
-    found = {
-        "method": method,
-        "prompt": prompt,
-        "group": "view",
-        "budget": BUDGET,
-        "seed": 0,
-        "steps": 5,
-        "iou": 0.5,
-        "silhouette": 0.6,
-    }
-    return (
-        found | {"albedo": 0.1, "janus": None, "facing": 1.0, "seconds": 9.0, "train_seconds": 6.0, "megabytes": 800} | changes
-    )
-
-
-def record(*rows):
-    """Runs by name."""
-    return {key(r["method"], r["prompt"], r["seed"], r["budget"]): r for r in rows}
+from tests.benchmarks.comparison_rows import BUDGET, record, row
 
 
 def test_every_method_of_the_program_is_compared():

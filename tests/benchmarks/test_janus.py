@@ -2,38 +2,20 @@
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
 from benchmarks import janus, mesh_measure
-from benchmarks.comparison import key
 from benchmarks.janus import HELD_OUT, TUNING, WAYS, table, write
 from guidance.prior.captions import BENCHMARK_PROMPTS
 from guidance.prior.shapes import canonical
 from nerf.config.config import parse
+from tests.benchmarks import comparison_rows
+from tests.benchmarks.comparison_rows import BUDGET, record
 
-BUDGET = "5 steps"
-
-
-def row(way, prompt, **changes):
-    """A measured run."""
-    found = {
-        "method": way,
-        "prompt": prompt,
-        "group": "view",
-        "budget": BUDGET,
-        "seed": 0,
-        "steps": 5,
-        "iou": 0.5,
-        "janus": 0.4,
-    }
-    return found | {"silhouette": 0.6, "albedo": 0.1, "facing": 1.0, "train_seconds": 6.0, "megabytes": 800} | changes
-
-
-def record(*rows):
-    """Runs by name."""
-    return {key(r["method"], r["prompt"], r["seed"], r["budget"]): r for r in rows}
+row = partial(comparison_rows.row, janus=0.4)
 
 
 def test_each_way_is_a_command_line_that_differs_from_the_others():

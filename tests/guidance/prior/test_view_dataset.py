@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from guidance.prior import view_dataset
-from guidance.prior.captions import Caption, parse
+from guidance.prior.captions import KIND_NAMES, Caption, parse
 from guidance.prior.shapes import palette
 from guidance.prior.view_dataset import VIEWS, PairLoader, appearance, placed, write_shard
 
@@ -90,6 +90,6 @@ def test_one_caption_stands_for_all_that_look_alike(prompt, named):
 
 def test_every_trained_caption_has_the_look_of_its_appearance():
     rng = random.Random(0)
-    for kind in view_dataset.KIND_NAMES:
+    for kind in KIND_NAMES:
         caption = view_dataset.dataset.random_caption(kind, rng)
         assert isinstance(appearance(caption), Caption) and torch.equal(palette(appearance(caption)), palette(caption))
