@@ -6,6 +6,7 @@
 # make gpu-check  build, tests and benchmarks on a machine with a GPU, with the interpreter's own torch
 # make soak       kills of tiny runs at random moments, and two programs at once, for an hour (ARGS="--minutes 5" for less)
 # make doctor     what this machine can run, what is missing, what to type next (ARGS='-- main.py --text "a lion" -O' for a command)
+# make system-deps  a virtual display and a browser for the tests of the windows; needs root and apt, without them those tests skip
 # make lint       style and types alone
 # Everything sets up .venv by itself the first time. Nothing needs root.
 
@@ -17,7 +18,7 @@ export PROMPT
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.complete
 
-.PHONY: demo test quick sanitize venv gpu-check soak doctor lint help-text clean
+.PHONY: demo test quick sanitize venv gpu-check soak doctor system-deps lint help-text clean
 
 demo: $(STAMP)
 	@folder="demo/$$(printf '%s' "$$PROMPT" | tr -cs 'a-zA-Z0-9' '_' | cut -c1-60)"; \
@@ -47,6 +48,9 @@ soak: $(STAMP)
 
 doctor:
 	@$(PYTHON) scripts/doctor.py $(ARGS)
+
+system-deps:
+	@sh scripts/system_deps.sh
 
 lint: $(STAMP)
 	$(VENV_PYTHON) -m ruff check .
