@@ -124,10 +124,12 @@ def prepare_machine(config: Config) -> str:
     import torch
 
     import extension
+    from nerf.renderer import check_machine
 
     extension.keep_freed_memory()
     torch.set_num_threads(config.runtime.threads or os.cpu_count() or 1)
     name = device_name(config)
+    check_machine(config.field, name)
     if name.startswith("cuda:"):
         torch.cuda.set_device(torch.device(name).index)  # streams and events are made on the current device
     if config.runtime.tf32:
@@ -246,10 +248,11 @@ def finish(trainer: "Trainer", started: float) -> None:
 
 def run(asked: Config) -> int:
     """One whole run, alone in its workspace; returns the exit code."""
+    from nerf.renderer import check_machine
     from nerf.run import lock, workspace
 
     check_names(asked)
-    device_name(asked)  # refuses one that is not there, before weights are looked for
+    check_machine(asked.field, device_name(asked))  # before weights are looked for
     workspace.check_writable(asked.output.workspace)
     with lock.hold(asked.output.workspace):
         return run_alone(asked, workspace.recover(asked.output.workspace))

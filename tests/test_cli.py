@@ -91,7 +91,7 @@ def test_a_bad_flag_is_one_sentence_and_nothing_else(words, sentence):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("--backbone gird", "--backbone must be grid or vanilla, got 'gird'; did you mean grid?"),
+        ("--backbone gird", "--backbone must be grid, vanilla or grid_tcnn, got 'gird'; did you mean grid?"),
         ("--background sky", "--background must be auto, constant or network, got 'sky'"),
         ("--backend vulkan", "--backend must be auto, cuda, cpu or torch, got 'vulkan'"),
         ("--guidance sd", "got 'sd'; did you mean SD?"),
