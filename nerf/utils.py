@@ -145,6 +145,9 @@ class Trainer:
                 apply to the part are removed.
         """
         source = self.sources[part.source]
+        if part.request.layout == "rays":
+            affordable = self.model.path.affordable_rays(part.request.num_rays)
+            part = replace(part, request=replace(part.request, num_rays=affordable))
         batch = source.batch(part)
         part = replace(part, settings=batch.settings(part.settings))
         result = ObjectiveOutput()

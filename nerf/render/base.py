@@ -73,6 +73,10 @@ class RenderPath(nn.Module, ABC):
     def update(self, field: Field, generator: torch.Generator) -> None:
         """Refresh what the path remembers about the field, such as its empty cells. By default nothing."""
 
+    def affordable_rays(self, num_rays: int) -> int:
+        """How many of ``num_rays`` random rays the next training part may have, 1 at least. By default all."""
+        return num_rays
+
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups (params, lr, name) of the path's own parameters. By default none."""
         return []
