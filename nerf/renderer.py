@@ -196,4 +196,6 @@ def build_model(stage: Stage, scene: SceneInfo) -> NeRFRenderer:
     behind = BACKGROUNDS[background](options, scene)
     field = FIELDS[options.backbone](options, scene)
     path = PATHS[stage.kind.render_path](config, field)
+    if scene.coverage is not None and not config.prompt.kinds:  # guidance sees what photographs do not
+        path.cull(scene.coverage)
     return NeRFRenderer(field, behind, path, config.render.max_ray_batch)

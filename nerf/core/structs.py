@@ -5,13 +5,16 @@ Letters: B views, N rays, M samples. Angles are degrees, lengths scene units, co
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from nerf.core.streams import Random
 from nerf.core.transfer import upload
+
+if TYPE_CHECKING:
+    from nerf.core.coverage import Coverage
 
 Layout = Literal["image", "rays", "patches"]
 Shading = Literal["albedo", "lambertian", "textureless", "normal"]
@@ -86,6 +89,7 @@ class Views:
     radius: Tensor  # [B] distance of the camera from the origin
     fovy: Tensor  # [B] vertical field of view, degrees
     distortion: Tensor | None = None  # [B, 6] k1 k2 k3 k4 p1 p2 of OpenCV's radial-tangential model
+    near: Tensor | None = None  # [B] smallest distance of a sample from the camera; None: that of the render path
 
     def __len__(self) -> int:
         return self.pose.shape[0]
@@ -112,6 +116,7 @@ class Rays:
     shape: tuple[int, int, int] | None = None  # (B, H, W) with B * H * W == N, row-major: whole images or patches
     image_index: Tensor | None = None  # [N] int64: which photograph of the data set, for in-the-wild fields
     uv: Tensor | None = None  # [N, 2] pixel position in [0, 1]
+    near: Tensor | None = None  # [N] smallest distance of a sample; None: that of the render path
     views: Views | None = None  # the B cameras whose whole images the rays are; what rasterises needs them
 
     def __len__(self) -> int:
@@ -126,6 +131,7 @@ class Rays:
             None,
             None if self.image_index is None else self.image_index[index],
             None if self.uv is None else self.uv[index],
+            None if self.near is None else self.near[index],
         )
 
 
@@ -136,6 +142,7 @@ class SceneInfo:
     bound: float = 1.0  # half the side of the object's box, scene units
     num_images: int = 0  # photographs in all splits, the range of ``image_index``
     has_transparency: bool = False  # the photographs mark the background, by alpha or by masks
+    coverage: "Coverage | None" = None  # what the training photographs of a scene see; None for an object
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,11 @@ class SceneNormalization:
         moved[:, :3, :3] /= self.scale
         return moved
 
+    def points(self, points: Tensor) -> Tensor:
+        """Points [P, 3] of the dataset's world in the normalised world."""
+        to_box = torch.linalg.inv(self.to_source)
+        return points @ to_box[:3, :3].T + to_box[:3, 3]
+
 
 def focus_point(pose: Tensor) -> Tensor:
     """The point [3] closest to all optical axes in the least-squares sense, if it is in front of most cameras.

@@ -1,5 +1,7 @@
 """Both volume paths on every backend: a ball against its closed form, and the paths against each other."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -177,3 +179,20 @@ def test_another_seed_perturbs_the_samples(device):
             path.render(field, rays, RenderSettings(source="guided", random=Random(s))).trace.samples.t for s in (1, 2)
         )
         assert one.shape != other.shape or not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", PATHS)
+def test_every_path_samples_nothing_before_the_near_plane_of_a_ray(kind, training, device):
+    field, rays = Ball(0.5, density=500.0).to(device), image_rays(4, 4, device=device)
+    near = torch.where(torch.arange(16, device=device) < 8, 2.45, 0.0)
+    path, settings = path_of(kind, field), RenderSettings(training=training)
+    out = path.render(field, replace(rays, near=near), settings)
+    whole = path.render(field, rays, settings)
+    hit = whole.opacity > 0.5
+    assert hit[:8].any() and hit[8:].any()
+    torch.testing.assert_close(out.opacity[8:], whole.opacity[8:])
+    assert (out.depth[:8][hit[:8]] > 2.44).all() and (whole.depth[hit] < 2.4).all()
+    if training:
+        samples = owned(out.trace.samples)
+        assert (samples.t >= near[samples.ray_index] - 0.004).all()
