@@ -271,7 +271,8 @@ def _photographs(inputs: SourceInputs) -> Source | None:
     if inputs.photographs is None:
         return None
     config = inputs.config
-    nothing_behind = background_kind(config.field) == "constant" and config.data.data_background == "random"
+    scene = inputs.photographs.scene(config.field.bound)
+    nothing_behind = background_kind(config.field, scene) == "constant" and config.data.data_background == "random"
     return PhotographSource(inputs.photographs, fill_behind=nothing_behind)
 
 

@@ -209,8 +209,9 @@ class FieldConfig(Group):
     bound: float = option(1.0, "half the side of the scene's bounding box [-bound, bound]^3", check=BOUND, kept=RUN)
     background: str = option(
         "auto",
-        "background model: one colour, or a network of the ray direction; auto follows --bg_radius",
-        choices=("auto", "constant", "network"),
+        "background model: one colour, a network of the ray direction, or a contracted scene around the box; auto is the last "
+        "for photographs that show more than the box holds, else follows --bg_radius",
+        choices=("auto", "constant", "network", "contracted"),
         extensible=True,
         kept=RUN,
     )

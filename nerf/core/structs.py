@@ -142,6 +142,7 @@ class SceneInfo:
     bound: float = 1.0  # half the side of the object's box, scene units
     num_images: int = 0  # photographs in all splits, the range of ``image_index``
     has_transparency: bool = False  # the photographs mark the background, by alpha or by masks
+    unbounded: bool = False  # the photographs show more than the box holds
     coverage: "Coverage | None" = None  # what the training photographs of a scene see; None for an object
 
 
@@ -362,9 +363,20 @@ class RenderOutput:
     normal: Tensor | None = None  # [N, 3] sum of weight * unit normal, world axes; length <= opacity
     background: Tensor  # [N, 3] colour of the background
     extras: dict[str, Tensor] = field(default_factory=dict)  # name -> [N, C] sum of weight * extra output, or of the path
+    behind_opacity: Tensor | None = None  # [N] of a background that is a scene too, where nothing stands before it
+    behind_depth: Tensor | None = None  # [N] sum of weight * t of that background
+    behind_trace: Trace | None = None  # training only: its samples
     trace: Trace | None = None  # training only, and only where rays are sampled
     surface: SurfaceState | None = None  # training only, and only where triangles are rasterised
     shape: tuple[int, int, int] | None = None  # (B, H, W) if the rays are whole images or patches
+
+    @property
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """Opacity [N] and depth [N] of the scene in the box and of the background behind it, where that has some."""
+        if self.behind_opacity is None or self.behind_depth is None:
+            return self.opacity, self.depth
+        left = 1.0 - self.opacity
+        return self.opacity + left * self.behind_opacity, self.depth + left * self.behind_depth
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -102,6 +102,7 @@ class Photographs:
         self.image_index = torch.tensor(dataset.splits[split], device=self.device)
         self.num_images = len(dataset.frames)
         self.scene_kind, self.transform = normalization.kind, normalization.to_source
+        self.unbounded = normalization.unbounded
         if dataset.to_reconstruction is not None:
             self.transform = dataset.to_reconstruction @ normalization.to_source
         self._rotation_to_source = (normalization.to_source[:3, :3] * normalization.scale).float().to(self.device)
@@ -209,7 +210,7 @@ class Photographs:
         """The :class:`SceneInfo` of this dataset in a box [-bound, bound]^3."""
         marked = self.store.has_alpha or self.store.has_masks
         shown = None if self.cameras.near is None else Coverage(self.cameras, self.store.width, self.store.height)
-        return SceneInfo(bound, self.num_images, marked, shown)
+        return SceneInfo(bound, self.num_images, marked, self.unbounded and not marked, shown)
 
     # ---- single photographs ----
 

@@ -280,7 +280,7 @@ class Evaluator:
         if len(rows) < PREVIEW_VIEWS:
             pair = np.concatenate([images.to_uint8(image), images.to_uint8(truth)], axis=1)
             images.write_png(self.workspace / "validation" / f"{name}_{i:04d}.png", pair)
-        opacity = out.opacity.reshape(shape)
+        opacity = out.whole[0].reshape(shape)
         opacity = opacity.mean() if valid is None else opacity[valid].mean()
         rows.append((metrics.psnr(image, truth, valid), metrics.ssim(image, truth, valid), opacity))
 
