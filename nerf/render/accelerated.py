@@ -13,7 +13,7 @@ from nerf.core.streams import Stream
 from nerf.core.structs import Rays, RenderSettings, Samples, Trace
 from nerf.core.transfer import Download
 from nerf.fields.base import Field
-from nerf.render.base import RaySums, RenderPath, box, points_at, points_on, sample_values, split_values
+from nerf.render.base import RaySums, RenderPath, points_at, points_on, sample_values, shown_box, split_values
 from nerf.render.occupancy import OccupancyGrid
 from nerf.render.visibility import (
     FIRST_ROUND,
@@ -117,7 +117,9 @@ class AcceleratedPath(RenderPath):
 
     def render(self, field: Field, rays: Rays, settings: RenderSettings) -> RaySums:
         """Composite N rays; see :meth:`RenderPath.render`. Evaluation is not differentiable."""
-        near, far = near_far_from_aabb(rays.origins, rays.directions, box(field.bound, rays.origins), self.min_near)
+        near, far = near_far_from_aabb(
+            rays.origins, rays.directions, shown_box(field.bound, settings, rays.origins), self.min_near
+        )
         if settings.training:
             return self._train(field, rays, settings, near, far)
         return self._evaluate(field, rays, settings, near, far)

@@ -127,6 +127,16 @@ def box(bound: float, like: Tensor) -> Tensor:
     return torch.cat([-corner, corner])
 
 
+def shown_box(bound: float, settings: RenderSettings, like: Tensor) -> Tensor:
+    """The part [6] of the box [-bound, bound]^3 that the settings show; see :func:`box`. Rays miss one without a volume."""
+    whole = box(bound, like)
+    if settings.crop is None:
+        return whole
+    crop = settings.crop.to(whole)
+    low = torch.maximum(whole[:3], crop[:3])
+    return torch.cat([low, torch.maximum(low, torch.minimum(whole[3:], crop[3:]))])
+
+
 def points_at(samples: Samples, rays: Rays) -> Points:
     """M samples of N rays as points to query a field at."""
     return points_on(samples.positions, samples.ray_index, rays)
