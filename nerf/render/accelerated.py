@@ -117,7 +117,7 @@ class AcceleratedPath(RenderPath):
 
     def render(self, field: Field, rays: Rays, settings: RenderSettings) -> RaySums:
         """Composite N rays; see :meth:`RenderPath.render`. Evaluation is not differentiable."""
-        near, far = near_far(rays, field.bound, self.min_near)
+        near, far = near_far(rays, field.bound, settings, self.min_near)
         if settings.training:
             return self._train(field, rays, settings, near, far)
         return self._evaluate(field, rays, settings, near, far)

@@ -132,17 +132,27 @@ def box(bound: float, like: Tensor) -> Tensor:
     return torch.cat([-corner, corner])
 
 
-def near_far(rays: Rays, bound: float, min_near: float) -> tuple[Tensor, Tensor]:
-    """Where N rays enter and leave the box [-bound, bound]^3, [N] each, no nearer than ``min_near`` and their own near planes.
+def near_far(rays: Rays, bound: float, settings: RenderSettings, min_near: float) -> tuple[Tensor, Tensor]:
+    """Where N rays enter and leave :func:`shown_box`, [N] each, no nearer than ``min_near`` and their own near planes.
 
     Both are infinite where a ray has no part in the box; see :func:`raymarching.near_far_from_aabb`.
     """
-    near, far = near_far_from_aabb(rays.origins, rays.directions, box(bound, rays.origins), min_near)
+    near, far = near_far_from_aabb(rays.origins, rays.directions, shown_box(bound, settings, rays.origins), min_near)
     if rays.near is None:
         return near, far
     near = torch.maximum(near, rays.near.to(near))
     hit = ~(near >= far)  # what is NaN stays so
     return torch.where(hit, near, torch.inf), torch.where(hit, far, torch.inf)
+
+
+def shown_box(bound: float, settings: RenderSettings, like: Tensor) -> Tensor:
+    """The part [6] of the box [-bound, bound]^3 that the settings show; see :func:`box`. Rays miss one without a volume."""
+    whole = box(bound, like)
+    if settings.crop is None:
+        return whole
+    crop = settings.crop.to(whole)
+    low = torch.maximum(whole[:3], crop[:3])
+    return torch.cat([low, torch.maximum(low, torch.minimum(whole[3:], crop[3:]))])
 
 
 def points_at(samples: Samples, rays: Rays) -> Points:

@@ -13,11 +13,10 @@ from torch import Tensor
 from nerf.config.groups import FieldConfig
 from nerf.core.coverage import Coverage
 from nerf.core.streams import Stream
-from nerf.core.structs import Points, Rays, RenderSettings, Samples, SceneInfo, Trace
+from nerf.core.structs import Points, Rays, RenderSettings, Samples, Trace
 from nerf.fields.base import Field
 from nerf.fields.contraction import OUTER, contract, disparity_steps, uncontract
 from nerf.fields.opacity import density_to_alpha
-from nerf.network_grid import GridField
 from nerf.render.background import Background, Behind
 from nerf.render.base import sample_colours
 from nerf.render.occupancy import OccupancyGrid
@@ -35,31 +34,34 @@ FINEST, LOG2_HASHMAP = 512, 17
 BASE = 1.0  # colour, in evaluation, of what shines through the background too
 
 
+def field_options(config: FieldConfig) -> FieldConfig:
+    """The options of the background's hash grid field, from those of the scene in front: smaller, and without a blob."""
+    return replace(
+        config,
+        blob_density=0.0,
+        finest_resolution=min(config.finest_resolution, FINEST),
+        base_resolution=min(config.base_resolution, config.finest_resolution, FINEST),
+        log2_hashmap_size=min(config.log2_hashmap_size, LOG2_HASHMAP),
+    )
+
+
 class ContractedBackground(Background):
-    """A hash grid field of the contracted space outside the box, for any field inside it.
+    """A field of the contracted space outside the box, for any field inside it.
 
     Rays start where they leave the box, and have ``STEPS`` steps of equal disparity. Steps in empty cells are left out, and so
     are rays that the scene in the box stops. What shines through the background as well is a random colour per ray in
     training, which only an opaque background reproduces.
 
     Args:
-        config: the field options; the background has its own table sizes and no blob.
-        scene: bound of the box.
+        field: of the box [-1, 1]^3, which holds the ball of radius 2 at half its size.
+        bound: half the side of the box that the scene in front fills, scene units: the unit of the contraction.
 
-    Buffers: those of its occupancy grid, whose box [-1, 1]^3 is the ball of radius 2 at half its size.
+    Buffers: those of its occupancy grid, in the box of the field.
     """
 
-    def __init__(self, config: FieldConfig, scene: SceneInfo):
+    def __init__(self, field: Field, bound: float):
         super().__init__()
-        self.bound = float(scene.bound)
-        own = replace(
-            config,
-            blob_density=0.0,
-            finest_resolution=min(config.finest_resolution, FINEST),
-            base_resolution=min(config.base_resolution, config.finest_resolution, FINEST),
-            log2_hashmap_size=min(config.log2_hashmap_size, LOG2_HASHMAP),
-        )
-        self.field: Field = GridField(own, SceneInfo(1.0))
+        self.field, self.bound = field, float(bound)
         self.grid = OccupancyGrid(1.0, GRID, -math.log1p(-OCCUPIED), 1.0)  # a density of 1 over a step of 1, see _Local
         self.cull(None)
 

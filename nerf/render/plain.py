@@ -31,7 +31,7 @@ class PlainPath(RenderPath):
 
     def render(self, field: Field, rays: Rays, settings: RenderSettings) -> RaySums:
         """Composite N rays; see :meth:`RenderPath.render`."""
-        near, far = near_far(rays, field.bound, self.min_near)
+        near, far = near_far(rays, field.bound, settings, self.min_near)
         hit = torch.nonzero(far > near)[:, 0]
         span = torch.stack([near[hit], far[hit]], dim=-1)
         t = stratified(span, self.num_steps, self._random(settings, Stream.COARSE_SAMPLES, len(hit), self.num_steps, span))

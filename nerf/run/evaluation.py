@@ -134,7 +134,7 @@ class Evaluator:
     def preview(self, step: int) -> Path | None:
         """Four small views side by side, ``validation/df_step_########_preview.png``."""
         size = min(PREVIEW_SIZE, self.config.output.H)
-        out = self.render(self._show_views(PREVIEW_VIEWS, size, size))
+        out = self.render(self.show_views(PREVIEW_VIEWS, size, size))
         path = self.workspace / "validation" / f"{self.stage.kind.run_name(step)}_preview.png"
         images.write_png(path, np.concatenate(list(_pictures(out)), axis=1))
         return path
@@ -146,7 +146,7 @@ class Evaluator:
             split = "val" if "val" in self.held_out else "test"
             return self._measure(split, step, evenly(len(self.held_out[split]), self.config.output.dataset_size_valid))
         output = self.config.output
-        views = self._show_views(output.dataset_size_valid, output.H, output.W)
+        views = self.show_views(output.dataset_size_valid, output.H, output.W)
         for i in track(range(len(views)), "rendering validation views"):
             self._write_frame("validation", f"{self.stage.kind.run_name(step)}_{i + 1:04d}", self.render(views[i]))
         return self._measure_known(step)
@@ -203,7 +203,7 @@ class Evaluator:
 
     # ---- parts of the above ---------------------------------------------------------------------------------------
 
-    def _show_views(self, count: int, height: int, width: int) -> Views:
+    def show_views(self, count: int, height: int, width: int) -> Views:
         """The views to show: a turntable, or a smooth path past the cameras of the photographs."""
         photos = self.held_out.get("test") or self.held_out.get("val")
         if photos is None:
@@ -212,7 +212,7 @@ class Evaluator:
 
     def _write_turntable(self, name: str) -> None:
         output = self.config.output
-        views = self._show_views(output.dataset_size_test, output.H, output.W)
+        views = self.show_views(output.dataset_size_test, output.H, output.W)
         rgb, depth = [], []
         for i in track(range(len(views)), "rendering the video"):
             out = self.render(views[i])

@@ -42,10 +42,7 @@ class Haze(DensityField):
 
 
 def background(field, bound=1.0):
-    config = dataclasses.replace(Config().field, levels=2, finest_resolution=32, log2_hashmap_size=8, hidden=8)
-    made = ContractedBackground(config, SceneInfo(bound))
-    made.field = field
-    return made
+    return ContractedBackground(field, bound)
 
 
 def rays_of(count=16, dtype=torch.float32, origin=(0.0, 0.0, 0.0)):
