@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from guidance.weights import Resolved
     from nerf.data.image_prompt import KnownViews
     from nerf.data.posed_images import Photographs
+    from nerf.mesh.export import ExportReport
     from nerf.run.logger import Report
     from nerf.utils import Trainer
 
@@ -239,53 +240,76 @@ def finish(trainer: "Trainer", started: float) -> None:
     report.result(weights=trainer.info.notes or None)
     report.result(train_seconds=round(trainer.seconds, 2), **trainer.test())
     if trainer.config.output.save_mesh:
-        mesh = trainer.save_mesh()
-        made_by = {"stage": trainer.stage.name, "step": trainer.step}
-        report.result(mesh=None if mesh is None else mesh.as_dict() | made_by)
+        export(trainer)
     path = report.result(seconds=round(time.monotonic() - started, 2))
     report.log(f"done in {time.monotonic() - started:.0f} s; {path} lists what was written")
 
 
-def run(asked: Config) -> int:
-    """One whole run, alone in its workspace; returns the exit code."""
+def export(trainer: "Trainer") -> "ExportReport | None":
+    """Write the mesh, and what is known of it to ``result.json``."""
+    mesh = trainer.save_mesh()
+    made_by = {"stage": trainer.stage.name, "step": trainer.step}
+    trainer.report.result(mesh=None if mesh is None else mesh.as_dict() | made_by)
+    return mesh
+
+
+@dataclass
+class Ready:
+    """A run whose options are decided, with everything loaded and the trainer of its first pending stage."""
+
+    plan: "RunPlan[Resolved]"
+    inputs: Inputs
+    device: str
+    report: "Report"
+    trainer: "Trainer"
+
+
+@contextlib.contextmanager
+def ready(asked: Config) -> Iterator[Ready]:
+    """Everything of a run up to its first step, alone in its workspace; leaving the block ends the log and frees the workspace.
+
+    Nothing in the workspace changes before its first stage is ready to train.
+
+    Raises:
+        UserError: the run cannot be made; the message says why.
+    """
+    from nerf.mesh.export import require_packages
     from nerf.renderer import check_machine
-    from nerf.run import lock, workspace
+    from nerf.run import lock, memory, workspace
+    from nerf.run.logger import Report
 
     check_names(asked)
     check_machine(asked.field, device_name(asked))  # before weights are looked for
     workspace.check_writable(asked.output.workspace)
     with lock.hold(asked.output.workspace):
-        return run_alone(asked, workspace.recover(asked.output.workspace))
+        lines = workspace.recover(asked.output.workspace)
+        plan = resolve(asked, read_disk(asked), choose_weights)
+        check_names(plan.config)  # those that the workspace keeps
+        folder = plan.config.output.workspace
+        device = prepare_machine(plan.config)
+        memory.check_memory(plan.pending, device)
+        if plan.config.output.save_mesh:
+            require_packages()  # now, and not after the training
+        with Report(folder, [*lines, *plan.lines, *gpu_warnings(plan.config, device)], hold=True) as report:
+            inputs = make_inputs(plan, device)
+            trainer = make_trainer(plan.pending[0], inputs, device, report)
+            workspace.open_workspace(plan)
+            report.open()
+            yield Ready(plan, inputs, device, report, trainer)
 
 
-def run_alone(asked: Config, lines: list[str]) -> int:
-    """:func:`run` with the lock of the workspace held. Nothing there changes before its first stage is ready to train.
-
-    Args:
-        asked: what the user asked for.
-        lines: the first ones of the log.
-    """
-    from nerf.mesh.export import require_packages
-    from nerf.run import memory, workspace
-    from nerf.run.logger import Report
+def run(asked: Config) -> int:
+    """One whole run; returns the exit code."""
+    from nerf.run import workspace
 
     started = time.monotonic()
-    plan = resolve(asked, read_disk(asked), choose_weights)
-    check_names(plan.config)  # those that the workspace keeps
-    folder = plan.config.output.workspace
-    device = prepare_machine(plan.config)
-    memory.check_memory(plan.pending, device)
-    if plan.config.output.save_mesh:
-        require_packages()  # now, and not after the training
-    with Report(folder, [*lines, *plan.lines, *gpu_warnings(plan.config, device)], hold=True) as report:
-        inputs = make_inputs(plan, device)
-        trainer = make_trainer(plan.pending[0], inputs, device, report)
-        workspace.open_workspace(plan)
-        report.open()
+    with ready(asked) as found:
+        plan, report, trainer = found.plan, found.report, found.trainer
+        folder = plan.config.output.workspace
         try:
             for stage in plan.pending[1:]:
                 train(trainer)
-                trainer = next_trainer(trainer, stage, inputs, device, report, started)
+                trainer = next_trainer(trainer, stage, found.inputs, found.device, report, started)
             if plan.config.trains:
                 train(trainer)
             report.result(stages=workspace.stage_progress(folder))
