@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from guidance.base import Guidance
-    from nerf.config.stages import Stage
     from nerf.core.structs import Shading
     from nerf.mesh.export import ExportReport
     from nerf.renderer import NeRFRenderer
@@ -64,14 +63,16 @@ class Run:
         import main
         from nerf.run import lock
 
+        if asked.gui.viewer != "none":
+            raise UserError("--viewer and --gui are for main.py; here run.picture() shows the scene")
         if lock.is_held(asked.output.workspace):
             raise UserError(
                 f"workspace {asked.output.workspace} is open in this program already; close() that run, or choose another one"
             )
         with contextlib.ExitStack() as stack:
-            self._ready = stack.enter_context(main.ready(asked))
+            self._run, trainer, _ = stack.enter_context(main.ready(asked))
             self._open = stack.pop_all()
-        self.trainer: Trainer = self._ready.trainer  # of the present stage; its ``run()`` yields after every step
+        self.trainer: Trainer = trainer  # of the present stage; its ``run()`` yields after every step
 
     def __enter__(self) -> "Run":
         return self
@@ -154,12 +155,10 @@ class Run:
         Raises:
             ExportError: this stage has nothing that the next one could start from.
         """
-        import main
-
-        plan: list[Stage] = list(self._ready.plan.pending)
-        later = plan[[stage.name for stage in plan].index(self.stage) + 1 :]
+        pending = self._run.plan.pending
+        later = pending[[stage.name for stage in pending].index(self.stage) + 1 :]
         if later:
-            self.trainer = main.make_trainer(later[0], self._ready.inputs, self._ready.device, self._ready.report)
+            self.trainer = self._run.make(later[0])
         return bool(later)
 
     def picture(
@@ -215,6 +214,4 @@ class Run:
         Raises:
             ExportError: the scene has no surface yet.
         """
-        import main
-
-        return main.export(self.trainer)
+        return self._run.export(self.trainer)

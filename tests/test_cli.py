@@ -221,11 +221,12 @@ def test_stages_after_the_one_whose_checkpoint_is_named_start_over(run, tmp_path
 
     def make_trainer(stage, *_):
         seen.append((stage.name, stage.config.runtime.ckpt))
-        return Space(stage=stage.name, step=len(seen), seconds=0.5)
+        return Space(stage=stage, step=len(seen), seconds=0.5)
 
-    def train(trainer):
-        made = tmp_path / "checkpoints" / checkpoint.file_name(trainer.step, trainer.stage)
-        checkpoint.save(made, {}, {"stage": trainer.stage, "step": trainer.step, "seconds": trainer.seconds})
+    def train(trainer, attendant):
+        assert attendant is None
+        made = tmp_path / "checkpoints" / checkpoint.file_name(trainer.step, trainer.stage.name)
+        checkpoint.save(made, {}, {"stage": trainer.stage.name, "step": trainer.step, "seconds": trainer.seconds})
 
     stand_ins = {"make_trainer": make_trainer, "make_inputs": lambda *_: None, "train": train, "finish": lambda *_: None}
     for name, stand_in in stand_ins.items():
