@@ -49,7 +49,9 @@ def name(path):
     return path.relative_to(ROOT).as_posix()
 
 
-PRODUCT = files_of(*OUR_PACKAGES) + [ROOT / "main.py", ROOT / "optimizer.py", ROOT / "preprocess_image.py", ROOT / "setup.py"]
+PRODUCT = files_of(*OUR_PACKAGES) + [
+    ROOT / f"{name}.py" for name in ("main", "optimizer", "preprocess_image", "setup", "somnia")
+]
 NERF_MODULES = {name(p)[len("nerf/") : -len(".py")] for p in files_of("nerf")}
 TESTS = files_of("tests")
 SIDE = files_of("scripts", "benchmarks")
