@@ -142,6 +142,8 @@ def prepare_machine(config: Config) -> str:
     try:
         extension.use(config.render.backend)
         extension.backend(name)
+        if config.render.taichi_ray and (reason := extension.unavailable("taichi", name)):
+            raise UserError(f"--taichi_ray needs Taichi: {reason}; or leave the flag out")
     except (extension.BackendError, extension.BuildError) as error:
         raise UserError(str(error)) from error
     return name
