@@ -21,6 +21,7 @@ from nerf.core.streams import Random, Stream
 from nerf.core.structs import Batch, Part, ViewRequest, Views, move_record
 from nerf.data.image_prompt import KnownViews
 from nerf.data.posed_images import Photographs
+from nerf.render.background import background_kind
 from nerf.training.schedule import guided_part, is_known_view_step, known_view_part, photo_part
 from nerf.training.sources import RunInfo, Source
 
@@ -200,20 +201,28 @@ class PhotographSource(Source):
 
     Args:
         photographs: the training split.
+        fill_behind: no background model stands behind the scene. Pixels of photographs without alpha are opaque then, and are
+            rendered over a random colour per ray, or per whole photograph: only an opacity of one reproduces them.
     """
 
     name = "photos"
 
-    def __init__(self, photographs: Photographs):
-        self.photographs = photographs
+    def __init__(self, photographs: Photographs, fill_behind: bool = False):
+        self.photographs, self.fill_behind = photographs, fill_behind
 
     def plan_part(self, step: int, run: RunInfo, random: Random) -> Part:
         """See :meth:`Source.plan_part`."""
         return photo_part(self.name, step, run, random)
 
     def batch(self, part: Part) -> Batch:
-        """See :meth:`Photographs.batch`."""
-        return self.photographs.batch(part.request, part.settings.background)
+        """See :meth:`Photographs.batch`; over a random background where nothing may shine through."""
+        batch = self.photographs.batch(part.request, part.settings.background)
+        if not self.fill_behind or batch.background is not None:
+            return batch
+        device = batch.rays.origins.device
+        count = len(batch.rays) if batch.views is None else len(batch.views)
+        generator = part.random.generator(Stream.PHOTO_BACKGROUND, device)
+        return replace(batch, background=torch.rand(count, 3, generator=generator, device=device))
 
 
 class ImagePrompts(Source):
@@ -259,7 +268,11 @@ def _random_cameras(inputs: SourceInputs) -> Source | None:
 
 
 def _photographs(inputs: SourceInputs) -> Source | None:
-    return None if inputs.photographs is None else PhotographSource(inputs.photographs)
+    if inputs.photographs is None:
+        return None
+    config = inputs.config
+    nothing_behind = background_kind(config.field) == "constant" and config.data.data_background == "random"
+    return PhotographSource(inputs.photographs, fill_behind=nothing_behind)
 
 
 def _image_prompts(inputs: SourceInputs) -> Source | None:

@@ -13,10 +13,12 @@ from nerf.config.parser import check_choice
 from nerf.config.stages import Stage
 from nerf.core.progress import track
 from nerf.core.structs import LevelSet, Rays, RenderOutput, RenderSettings, SceneInfo, join_records
+from nerf.fields import tcnn
 from nerf.fields.base import Field
 from nerf.mesh.tetrahedra import Surface
 from nerf.network import VanillaField
 from nerf.network_grid import GridField
+from nerf.network_grid_tcnn import TcnnField
 from nerf.render.accelerated import AcceleratedPath
 from nerf.render.background import Background, ConstantBackground, NetworkBackground, background_kind, chosen_color
 from nerf.render.base import RenderPath, box, check_rays, mask_gradients
@@ -161,7 +163,13 @@ def make_volume_path(config: Config, field: Field) -> RenderPath:
 
 
 # What a model is built from, by name: --backbone, --background, and StageKind.render_path.
-FIELDS: dict[str, Callable[[FieldConfig, SceneInfo], Field]] = {"grid": GridField, "vanilla": VanillaField}
+FIELDS: dict[str, Callable[[FieldConfig, SceneInfo], Field]] = {
+    "grid": GridField,
+    "vanilla": VanillaField,
+    "grid_tcnn": TcnnField,
+}
+# What a backbone needs of the machine, if anything: called with the name of the device, it refuses one that will not do.
+FIELD_NEEDS: dict[str, Callable[[str], None]] = {"grid_tcnn": tcnn.check_device}
 BACKGROUNDS: dict[str, Callable[[FieldConfig, SceneInfo], Background]] = {
     "constant": lambda config, scene: ConstantBackground(),
     "network": lambda config, scene: NetworkBackground(),
@@ -178,6 +186,18 @@ def check_names(config: FieldConfig) -> None:
     check_choice("--backbone", config.backbone, FIELDS)
     if config.background != "auto":
         check_choice("--background", config.background, ("auto", *BACKGROUNDS))
+
+
+def check_machine(config: FieldConfig, device: str) -> None:
+    """Refuse a backbone that this machine cannot run.
+
+    Args:
+        device: name of the one that computes.
+
+    Raises:
+        UserError: with what it needs, and what to take instead.
+    """
+    FIELD_NEEDS.get(config.backbone, lambda device: None)(device)
 
 
 def build_model(stage: Stage, scene: SceneInfo) -> NeRFRenderer:

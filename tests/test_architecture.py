@@ -17,8 +17,24 @@ from nerf.config.parser import iterate
 ROOT = Path(__file__).resolve().parent.parent
 OUR_PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))  # every package
 KERNELS = [p for p in OUR_PACKAGES if p not in ("nerf", "guidance", "extension")]
-PACKAGES = ("core", "config", "mesh", "fields", "data", "render", "training", "run")  # of nerf; each uses only those before
-TOP_LEVEL = {"network": (), "network_grid": (), "provider": ("run",), "renderer": ("run",), "utils": ()}  # module -> users
+PACKAGES = (
+    "core",
+    "config",
+    "mesh",
+    "fields",
+    "data",
+    "render",
+    "training",
+    "run",
+    "viewer",
+)  # of nerf; each uses only those before
+TOP_LEVEL = {
+    "network": (),
+    "network_grid": (),
+    "provider": ("run",),
+    "renderer": ("run", "viewer"),
+    "utils": ("viewer",),
+}  # module -> users
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 
 

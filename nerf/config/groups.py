@@ -201,10 +201,11 @@ class FieldConfig(Group):
 
     backbone: str = option(
         "grid",
-        "grid: multiresolution hash grid and a small MLP; vanilla: frequency encoding and a larger MLP",
+        "grid: multiresolution hash grid and a small MLP; vanilla: frequency encoding and a larger MLP, on torch alone; "
+        "grid_tcnn: the grid of tiny-cuda-nn, where that is installed",
         choices=("grid", "vanilla", "grid_tcnn", "grid_taichi"),
         extensible=True,
-        unbuilt=("grid_tcnn", "grid_taichi"),
+        unbuilt=("grid_taichi",),
         kept=RUN,
     )
     bound: float = option(1.0, "half the side of the scene's bounding box [-bound, bound]^3", check=BOUND, kept=RUN)

@@ -170,6 +170,7 @@ class RenderSettings:
     need_normals: bool = False  # an objective needs normals; shading that needs them computes them anyway
     max_level: float = 1.0  # fraction of the encoder's levels that is active
     random: Random = Random()
+    crop: Tensor | None = None  # [6] low and high corner of the box outside of which the object is left out; None: all of it
 
     @property
     def computes_normals(self) -> bool:

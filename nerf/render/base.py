@@ -73,6 +73,10 @@ class RenderPath(nn.Module, ABC):
     def update(self, field: Field, generator: torch.Generator) -> None:
         """Refresh what the path remembers about the field, such as its empty cells. By default nothing."""
 
+    def affordable_rays(self, num_rays: int) -> int:
+        """How many of ``num_rays`` random rays the next training part may have, 1 at least. By default all."""
+        return num_rays
+
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups (params, lr, name) of the path's own parameters. By default none."""
         return []
@@ -121,6 +125,16 @@ def box(bound: float, like: Tensor) -> Tensor:
     """
     corner = torch.full((3,), bound, device=like.device, dtype=like.dtype)  # filled on the device: no copy, no host sync
     return torch.cat([-corner, corner])
+
+
+def shown_box(bound: float, settings: RenderSettings, like: Tensor) -> Tensor:
+    """The part [6] of the box [-bound, bound]^3 that the settings show; see :func:`box`. Rays miss one without a volume."""
+    whole = box(bound, like)
+    if settings.crop is None:
+        return whole
+    crop = settings.crop.to(whole)
+    low = torch.maximum(whole[:3], crop[:3])
+    return torch.cat([low, torch.maximum(low, torch.minimum(whole[3:], crop[3:]))])
 
 
 def points_at(samples: Samples, rays: Rays) -> Points:

@@ -253,7 +253,7 @@ def test_bad_input_is_refused_with_a_sentence(words, sentence):
 
 @pytest.mark.parametrize(
     "words",
-    ["--gui", "--taichi_ray", "--backbone grid_tcnn", "--backbone grid_taichi", "--backend taichi"],
+    ["--gui", "--taichi_ray", "--backbone grid_taichi", "--backend taichi"],
 )  # fmt: skip
 def test_what_is_not_built_yet_is_refused_by_name(words):
     sentence = refusal(*TEXT, *words.split())
