@@ -173,6 +173,11 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
         inputs.photos = photos.pop("train")
         inputs.transform = inputs.photos.transform
         inputs.held_out = photos
+    if config.output.mesh_crop is not None:
+        from nerf.mesh.crop import check_crop
+
+        transform = None if inputs.transform is None else inputs.transform.numpy()
+        check_crop(config.output.mesh_crop, transform, config.output.export_frame, config.field.bound)
     return inputs
 
 
@@ -205,7 +210,8 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     model = build_model(stage, scene).to(device)
     requirements = tuple(g.requirements() for g in inputs.guidance)
     sources = build_sources(SourceInputs(config, device, requirements, inputs.photos, inputs.known))
-    evaluator = Evaluator(stage, model, report, inputs.held_out, inputs.known)
+    scene_cameras = None if inputs.photos is None else inputs.photos.scene_cameras
+    evaluator = Evaluator(stage, model, report, inputs.held_out, inputs.known, scene_cameras)
     trainer = Trainer(run, model, sources, inputs.guidance, evaluator, report)
     restored = trainer.restore()
     if stage.kind.starts_from is not None:

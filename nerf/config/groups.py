@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
+from nerf.config.captures import CameraPathConfig, MeshCropConfig
 from nerf.config.distillation import DistillationConfig
 from nerf.config.limits import (
     AXES,
@@ -345,7 +346,7 @@ class LossConfig(Group):
 
 
 @dataclass(frozen=True)
-class OutputConfig(Group):
+class OutputConfig(CameraPathConfig, MeshCropConfig):
     """Output"""
 
     workspace: str = option("workspace", "folder of the run", path=True)
