@@ -18,9 +18,10 @@ from nerf.config.config import Config
 from nerf.core.cameras import angles_of, look_at, orbit, orbit_up, view_rays, wrap_degrees
 from nerf.core.errors import UserError
 from nerf.core.streams import Random, Stream
-from nerf.core.structs import Batch, Part, ViewRequest, Views, move_record
+from nerf.core.structs import Batch, Part, RenderOutput, ViewRequest, Views, move_record
 from nerf.data.image_prompt import KnownViews
 from nerf.data.posed_images import Photographs
+from nerf.training.ray_count import RayCount
 from nerf.training.schedule import guided_part, is_known_view_step, known_view_part, photo_part
 from nerf.training.sources import RunInfo, Source
 
@@ -200,16 +201,31 @@ class PhotographSource(Source):
 
     Args:
         photographs: the training split.
+        rays: how many random rays a step has.
     """
 
     name = "photos"
 
-    def __init__(self, photographs: Photographs):
-        self.photographs = photographs
+    def __init__(self, photographs: Photographs, rays: RayCount | None = None):
+        self.photographs, self.rays = photographs, rays
 
     def plan_part(self, step: int, run: RunInfo, random: Random) -> Part:
         """See :meth:`Source.plan_part`."""
-        return photo_part(self.name, step, run, random)
+        return photo_part(self.name, step, run, random, None if self.rays is None else self.rays.next())
+
+    def observe(self, part: Part, out: RenderOutput) -> None:
+        """Count the samples of the part; see :class:`RayCount`."""
+        if self.rays is not None and out.trace is not None:
+            self.rays.observe(len(out.opacity), out.trace.samples)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See :meth:`Source.state_dict`."""
+        return {} if self.rays is None else self.rays.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See :meth:`Source.load_state_dict`."""
+        if self.rays is not None:
+            self.rays.load_state_dict(state)
 
     def batch(self, part: Part) -> Batch:
         """See :meth:`Photographs.batch`."""
@@ -259,7 +275,10 @@ def _random_cameras(inputs: SourceInputs) -> Source | None:
 
 
 def _photographs(inputs: SourceInputs) -> Source | None:
-    return None if inputs.photographs is None else PhotographSource(inputs.photographs)
+    if inputs.photographs is None:
+        return None
+    data = inputs.config.data
+    return PhotographSource(inputs.photographs, RayCount(data.num_rays, data.ray_samples) if data.ray_samples else None)
 
 
 def _image_prompts(inputs: SourceInputs) -> Source | None:

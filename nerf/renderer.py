@@ -17,6 +17,8 @@ from nerf.fields.base import Field
 from nerf.mesh.tetrahedra import Surface
 from nerf.network import VanillaField
 from nerf.network_grid import GridField
+from nerf.network_sdf import SdfField
+from nerf.network_sdf_vanilla import VanillaSdfField
 from nerf.render.accelerated import AcceleratedPath
 from nerf.render.background import Background, ConstantBackground, NetworkBackground, background_kind, chosen_color
 from nerf.render.base import RenderPath, box, check_rays, mask_gradients
@@ -108,6 +110,10 @@ class NeRFRenderer(nn.Module):
         near = torch.where(far.isfinite(), far, torch.zeros_like(far))
         return self.background.render(rays, near, settings)
 
+    def begin_step(self, fraction: float) -> None:
+        """Set what follows the training progress in [0, 1] and is no parameter; before the first part of every step."""
+        self.field.begin_step(fraction)
+
     def update_occupancy(self, generator: torch.Generator) -> None:
         """Refresh the occupancy grids of path and background, every ``--update_extra_interval`` steps from step 0 on."""
         self.path.update(self.field, generator)
@@ -161,7 +167,12 @@ def make_volume_path(config: Config, field: Field) -> RenderPath:
 
 
 # What a model is built from, by name: --backbone, --background, and StageKind.render_path.
-FIELDS: dict[str, Callable[[FieldConfig, SceneInfo], Field]] = {"grid": GridField, "vanilla": VanillaField}
+FIELDS: dict[str, Callable[[FieldConfig, SceneInfo], Field]] = {
+    "grid": GridField,
+    "vanilla": VanillaField,
+    "sdf": SdfField,
+    "sdf_vanilla": VanillaSdfField,
+}
 BACKGROUNDS: dict[str, Callable[[FieldConfig, SceneInfo], Background]] = {
     "constant": lambda config, scene: ConstantBackground(),
     "network": lambda config, scene: NetworkBackground(),

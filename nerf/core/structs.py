@@ -136,6 +136,7 @@ class SceneInfo:
     bound: float = 1.0  # half the side of the object's box, scene units
     num_images: int = 0  # photographs in all splits, the range of ``image_index``
     has_transparency: bool = False  # the photographs mark the background, by alpha or by masks
+    points: Tensor | None = None  # [P, 3] points of the reconstruction in the box, scene units
 
 
 @dataclass(frozen=True)
@@ -286,6 +287,7 @@ class FieldOutput:
     density: Tensor | None = None  # [M] extinction per scene unit, >= 0
     sdf: Tensor | None = None  # [M] signed distance in scene units, negative inside
     gradient: Tensor | None = None  # [M, 3] gradient of the signed distance in space, not normalised
+    laplacian: Tensor | None = None  # [M] of the signed distance, where finite differences of the gradient give it too
     albedo: Tensor | None = None  # [M, 3] diffuse colour in [0, 1]
     normal: Tensor | None = None  # [M, 3] unit outward normal; present if the settings compute normals
     rgb: Tensor | None = None  # [M, 3] view-dependent colour; present if the settings ask for it
@@ -356,6 +358,7 @@ class RenderOutput:
     background: Tensor  # [N, 3] colour of the background
     extras: dict[str, Tensor] = field(default_factory=dict)  # name -> [N, C] sum of weight * extra output, or of the path
     trace: Trace | None = None  # training only, and only where rays are sampled
+    background_trace: Trace | None = None  # training only: the samples of a background that is marched
     surface: SurfaceState | None = None  # training only, and only where triangles are rasterised
     shape: tuple[int, int, int] | None = None  # (B, H, W) if the rays are whole images or patches
 

@@ -94,7 +94,7 @@ class OccupancyGrid(nn.Module):
         chosen = self._cells(update, None if self._next_count is None else int(self._next_count.result()))
         flat = self.alpha.view(-1)
         for cells in chosen.split(QUERY_CHUNK):
-            sampled = field.occupancy(self.positions(cells, generator), self.dt).to(flat)
+            sampled = field.occupancy(self.positions(cells, generator), self.dt, self._half_diagonal(cells)).to(flat)
             flat[cells] = torch.maximum(DECAY * flat[cells], sampled)
         self.mean.copy_(self.alpha.mean())
         self.updates.add_(1)
@@ -103,6 +103,11 @@ class OccupancyGrid(nn.Module):
         self._host_updates = update + 1
         if self.alpha.device.type == "cuda" and update + 1 >= FULL_UPDATES:
             self._next_count = Download(self._occupied((update + 1) % STRIDE).sum())
+
+    def _half_diagonal(self, cells: Tensor) -> Tensor:
+        """Half the diagonal [K] of the cells [K] (flat indices), scene units: what a point in a cell stands for, on average."""
+        cascade = torch.div(cells, self.grid_size**3, rounding_mode="floor").to(self.alpha.dtype)
+        return torch.exp2(cascade).clamp(max=self.bound) * (math.sqrt(3.0) / self.grid_size)
 
     def _cells(self, update: int, count: int | None = None) -> Tensor:
         """Flat indices [K] of the cells that this update samples; a GPU is waited for where ``count`` is not known.

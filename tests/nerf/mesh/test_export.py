@@ -137,7 +137,7 @@ class SolidField(DensityField):
         """Density [M]."""
         return self.solid.density(positions)
 
-    def occupancy(self, positions, dt):
+    def occupancy(self, positions, dt, reach=0.0):
         """Opaque in a solid that is thicker by an occupancy cell, whose own thin parts are found by luck."""
         return (self.solid.distance(positions) < 0.055).float()
 
