@@ -274,7 +274,7 @@ class Photographs:
         """The :class:`SceneInfo` of this dataset in a box [-bound, bound]^3."""
         marked = self.store.has_alpha or self.store.has_masks
         shown = None if self.cameras.near is None else Coverage(self.cameras, self.store.width, self.store.height)
-        return SceneInfo(bound, self.num_images, marked, self.unbounded and not marked, shown)
+        return SceneInfo(bound, self.num_images, marked, unbounded=self.unbounded and not marked, coverage=shown)
 
     # ---- single photographs ----
 
