@@ -18,10 +18,11 @@ from nerf.config.config import Config
 from nerf.core.cameras import angles_of, look_at, orbit, orbit_up, view_rays, wrap_degrees
 from nerf.core.errors import UserError
 from nerf.core.streams import Random, Stream
-from nerf.core.structs import Batch, Part, ViewRequest, Views, move_record
+from nerf.core.structs import Batch, Part, RenderOutput, ViewRequest, Views, move_record
 from nerf.data.image_prompt import KnownViews
 from nerf.data.posed_images import Photographs
 from nerf.render.background import background_kind
+from nerf.training.ray_count import RayCount
 from nerf.training.schedule import guided_part, is_known_view_step, known_view_part, photo_part
 from nerf.training.sources import RunInfo, Source
 
@@ -203,16 +204,31 @@ class PhotographSource(Source):
         photographs: the training split.
         fill_behind: no background model stands behind the scene. Pixels of photographs without alpha are opaque then, and are
             rendered over a random colour per ray, or per whole photograph: only an opacity of one reproduces them.
+        rays: how many random rays a step has.
     """
 
     name = "photos"
 
-    def __init__(self, photographs: Photographs, fill_behind: bool = False):
-        self.photographs, self.fill_behind = photographs, fill_behind
+    def __init__(self, photographs: Photographs, fill_behind: bool = False, rays: RayCount | None = None):
+        self.photographs, self.fill_behind, self.rays = photographs, fill_behind, rays
 
     def plan_part(self, step: int, run: RunInfo, random: Random) -> Part:
         """See :meth:`Source.plan_part`."""
-        return photo_part(self.name, step, run, random)
+        return photo_part(self.name, step, run, random, None if self.rays is None else self.rays.next())
+
+    def observe(self, part: Part, out: RenderOutput) -> None:
+        """Count the samples of the part; see :class:`RayCount`."""
+        if self.rays is not None and out.trace is not None:
+            self.rays.observe(len(out.opacity), out.trace.samples)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See :meth:`Source.state_dict`."""
+        return {} if self.rays is None else self.rays.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See :meth:`Source.load_state_dict`."""
+        if self.rays is not None:
+            self.rays.load_state_dict(state)
 
     def batch(self, part: Part) -> Batch:
         """See :meth:`Photographs.batch`; over a random background where nothing may shine through."""
@@ -271,8 +287,10 @@ def _photographs(inputs: SourceInputs) -> Source | None:
     if inputs.photographs is None:
         return None
     config = inputs.config
-    nothing_behind = background_kind(config.field) == "constant" and config.data.data_background == "random"
-    return PhotographSource(inputs.photographs, fill_behind=nothing_behind)
+    scene = inputs.photographs.scene(config.field.bound)
+    nothing_behind = background_kind(config.field, scene) == "constant" and config.data.data_background == "random"
+    rays = RayCount(config.data.num_rays, config.data.ray_samples) if config.data.ray_samples else None
+    return PhotographSource(inputs.photographs, nothing_behind, rays)
 
 
 def _image_prompts(inputs: SourceInputs) -> Source | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from guidance.base import Guidance
 from nerf.config.checks import less_memory
-from nerf.config.stages import Failure
+from nerf.config.stages import Failure, Stage
 from nerf.core.errors import DivergenceError, UserError
 from nerf.core.memory import explained
 from nerf.core.streams import Stream
@@ -110,6 +110,7 @@ class Trainer:
                 after they were sent there, and before every checkpoint.
         """
         plan = self.plan(self.step)
+        self.model.begin_step(plan.fraction)
         if self.step % self.config.render.update_extra_interval == 0:
             self.model.update_occupancy(plan.random.generator(Stream.OCCUPANCY, self.device))
         self.optimizer.zero_grad(set_to_none=True)
@@ -153,6 +154,7 @@ class Trainer:
         result = ObjectiveOutput()
         with self._autocast():
             out = self.model.render(batch.rays, part.settings)
+            source.observe(part, out)
             for name, objective in self.objectives.items():
                 if not objective.applies(part, plan) or (objective.scope == "step" and name not in once):
                     continue
@@ -294,6 +296,7 @@ class Trainer:
             "optimizer": {str(k): v for k, v in optimizer.items()},
             "guidance": {g.name: g.state_dict() for g in self.guidance},
             "objectives": {name: objective.state_dict() for name, objective in self.objectives.items()},
+            "sources": {name: source.state_dict() for name, source in self.sources.items()},
             "random": {"torch": torch.get_rng_state()},
         }
         checkpoint_checks.check_finite_state(tensors, self.step, self._advice)
@@ -363,17 +366,25 @@ class Trainer:
         more = "" if self.step == total else f", more than the {total} asked for"
         return f"nothing is left to train: {path} has {self.step} steps{more}; give more {self.stage.steps_flag} to go on"
 
-    def begin(self, fill: Callable[[], tuple[str, object]]) -> None:
+    def begin(self, fill: Callable[[], tuple[str | None, object]]) -> None:
         """Let ``fill`` put something into the model before the first step, and begin the average of the weights there.
 
         Args:
-            fill: returns a line for the log and the transform [4, 4] of the export, or None to keep that.
+            fill: returns a line for the log, if there is something to say, and the transform [4, 4] of the export, or None to
+                keep that.
         """
         line, transform = fill()
-        self.report.log(line)
+        if line:
+            self.report.log(line)
         if transform is not None:
             self.info = replace(self.info, transform=transform)
         self.ema = Ema(self.model, self.config.optim.ema_decay)
+
+    def use_stage(self, stage: Stage) -> None:
+        """Go on with other options of the same stage that nothing was made of: the words of its prompt."""
+        self.info = replace(self.info, stage=stage)
+        self.stage, self.config = stage, stage.config
+        self.evaluator.stage, self.evaluator.config = stage, stage.config
 
     def load(self, path: Path, weights_only: bool = False) -> None:
         """Continue from a checkpoint; with ``weights_only`` take the model alone and start counting at 0.
@@ -413,6 +424,8 @@ class Trainer:
             guidance.load_state_dict(tensors.get("guidance", {}).get(guidance.name, {}))
         for name, objective in self.objectives.items():
             objective.load_state_dict(tensors.get("objectives", {}).get(name, {}))
+        for name, source in self.sources.items():
+            source.load_state_dict(tensors.get("sources", {}).get(name, {}))
         torch.set_rng_state(random)
         if meta["scaler"]:  # empty in a run without float16, on a CPU for instance; a scale is then found anew
             self.scaler.load_state_dict(meta["scaler"])
@@ -421,7 +434,8 @@ class Trainer:
 
     def _check_resumable(self, path: Path, tensors: dict, meta: dict) -> tuple[Tensor, dict[int, dict]]:
         """Check what a checkpoint holds beside the model; returns the states of the random numbers and of the optimiser."""
-        for kind, things in (("guidance", {g.name: g for g in self.guidance}), ("objectives", self.objectives)):
+        parts = (("guidance", {g.name: g for g in self.guidance}), ("objectives", self.objectives), ("sources", self.sources))
+        for kind, things in parts:
             stored = tensors.get(kind, {})
             for name, thing in things.items():
                 checkpoint_checks.check_like(thing.state_dict(), stored.get(name, {}), path, f"{kind}/{name}")

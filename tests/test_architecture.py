@@ -18,8 +18,24 @@ ROOT = Path(__file__).resolve().parent.parent
 OUR_PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))  # every package
 KERNELS = [p for p in OUR_PACKAGES if p not in ("nerf", "guidance", "extension")]
 NATIVE_KERNELS = [p for p in KERNELS if (ROOT / p / "src").is_dir()]  # those with sources to compile
-PACKAGES = ("core", "config", "mesh", "fields", "data", "render", "training", "run")  # of nerf; each uses only those before
-TOP_LEVEL = {"network": (), "network_grid": (), "provider": ("run",), "renderer": ("run",), "utils": ()}  # module -> users
+PACKAGES = (
+    "core",
+    "config",
+    "mesh",
+    "fields",
+    "data",
+    "render",
+    "training",
+    "run",
+    "viewer",
+)  # of nerf; each uses only those before
+TOP_LEVEL = {
+    "network": (),
+    "network_grid": (),
+    "provider": ("run",),
+    "renderer": ("run", "viewer"),
+    "utils": ("viewer",),
+}  # module -> users
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 
 
@@ -34,7 +50,9 @@ def name(path):
     return path.relative_to(ROOT).as_posix()
 
 
-PRODUCT = files_of(*OUR_PACKAGES) + [ROOT / "main.py", ROOT / "optimizer.py", ROOT / "preprocess_image.py", ROOT / "setup.py"]
+PRODUCT = files_of(*OUR_PACKAGES) + [
+    ROOT / f"{name}.py" for name in ("main", "optimizer", "preprocess_image", "setup", "somnia")
+]
 NERF_MODULES = {name(p)[len("nerf/") : -len(".py")] for p in files_of("nerf")}
 TESTS = files_of("tests")
 SIDE = files_of("scripts", "benchmarks")

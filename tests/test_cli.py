@@ -91,7 +91,10 @@ def test_a_bad_flag_is_one_sentence_and_nothing_else(words, sentence):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("--backbone gird", "--backbone must be grid, vanilla or grid_tcnn, got 'gird'; did you mean grid?"),
+        (
+            "--backbone gird",
+            "--backbone must be grid, vanilla, grid_tcnn, grid_taichi, sdf or sdf_vanilla, got 'gird'; did you mean grid?",
+        ),
         ("--background sky", "--background must be auto, constant or network, got 'sky'"),
         ("--backend vulkan", "--backend must be auto, cuda, cpu, taichi or torch, got 'vulkan'"),
         ("--guidance sd", "got 'sd'; did you mean SD?"),
@@ -182,7 +185,7 @@ def test_a_corrupt_checkpoint_is_one_sentence(run, tmp_path, photographs):
 @pytest.mark.slow
 def test_a_disk_that_is_full_at_the_checkpoint_is_one_sentence(tmp_path, photographs):
     def small_files():  # larger than the log and the options, not the checkpoint; in a process whose stderr is a pipe
-        resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, 16_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
     words = ["--data", photographs, "--workspace", tmp_path / "w", "--threads", "1", "--device", "cpu", *TINY]
     command = [sys.executable, "main.py", *map(str, words)]
@@ -221,11 +224,12 @@ def test_stages_after_the_one_whose_checkpoint_is_named_start_over(run, tmp_path
 
     def make_trainer(stage, *_):
         seen.append((stage.name, stage.config.runtime.ckpt))
-        return Space(stage=stage.name, step=len(seen), seconds=0.5)
+        return Space(stage=stage, step=len(seen), seconds=0.5)
 
-    def train(trainer):
-        made = tmp_path / "checkpoints" / checkpoint.file_name(trainer.step, trainer.stage)
-        checkpoint.save(made, {}, {"stage": trainer.stage, "step": trainer.step, "seconds": trainer.seconds})
+    def train(trainer, attendant):
+        assert attendant is None
+        made = tmp_path / "checkpoints" / checkpoint.file_name(trainer.step, trainer.stage.name)
+        checkpoint.save(made, {}, {"stage": trainer.stage.name, "step": trainer.step, "seconds": trainer.seconds})
 
     stand_ins = {"make_trainer": make_trainer, "make_inputs": lambda *_: None, "train": train, "finish": lambda *_: None}
     for name, stand_in in stand_ins.items():

@@ -19,7 +19,6 @@ from nerf.config.groups import (
     DmtetConfig,
     FieldConfig,
     GuidanceConfig,
-    LossConfig,
     OptimConfig,
     OutputConfig,
     RenderConfig,
@@ -27,6 +26,8 @@ from nerf.config.groups import (
     ScheduleConfig,
 )
 from nerf.config.inputs import DataConfig, PromptConfig
+from nerf.config.losses import LossConfig
+from nerf.config.mesh import MeshConfig
 from nerf.config.parser import (
     Field,
     Group,
@@ -91,6 +92,7 @@ class Config:
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     output: OutputConfig = OutputConfig()
+    mesh: MeshConfig = MeshConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     dmtet: DmtetConfig = DmtetConfig()
     gui: GuiConfig = GuiConfig()
@@ -232,7 +234,8 @@ def parse(argv: Sequence[str]) -> Config:
         for flag, value in values.items():
             refuse_unbuilt(OPTIONS[flag][1], value)
         config = with_values(config, values, source)
-    return _with_stages_of_switches(_with_guidance_of_switches(_with_path_of_switches(_checked(config))))
+    config = _with_path_of_switches(_checked(config))
+    return _with_viewer_of_switches(_with_stages_of_switches(_with_guidance_of_switches(config)))
 
 
 def _checked(config: Config) -> Config:
@@ -282,6 +285,15 @@ def _with_stages_of_switches(config: Config) -> Config:
     if not mesh_stages(config.stages):
         raise UserError(f"--dmtet and --stages {','.join(config.stages)} contradict each other; leave one of them out")
     return config
+
+
+def _with_viewer_of_switches(config: Config) -> Config:
+    """``--gui`` is a short form of ``--viewer desktop``; from here on only the latter counts."""
+    if not config.gui.gui:
+        return config
+    if config.asked("viewer") and config.gui.viewer != "desktop":
+        raise UserError(f"--gui and --viewer {config.gui.viewer} contradict each other; leave one of them out")
+    return with_values(config, {"viewer": "desktop"}, config.source("gui"))
 
 
 def mesh_stages(names: Iterable[str]) -> tuple[str, ...]:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 import extension
+from nerf.core.coverage import Coverage
 from nerf.core.streams import Stream
 from nerf.core.structs import Rays, RenderSettings, Samples, Trace
 from nerf.core.transfer import Download
 from nerf.fields.base import Field
-from nerf.render.base import RaySums, RenderPath, box, points_at, points_on, sample_values, split_values
+from nerf.render.base import RaySums, RenderPath, near_far, points_at, points_on, sample_values, split_values
 from nerf.render.occupancy import OccupancyGrid
 from nerf.render.visibility import (
     FIRST_ROUND,
@@ -31,7 +32,6 @@ from raymarching import (
     composite_rays,
     composite_rays_train,
     march_rays,
-    near_far_from_aabb,
     step_sizes,
 )
 
@@ -44,8 +44,8 @@ MIN_MARCH_STEPS = 32  # steps across the diagonal, at least, however often the s
 SHORTEN_BELOW = 0.35  # share of the sample budget below which the next part's steps are half as long
 # Independent rays whose samples would exceed the budget may be fewer rather than marched with longer steps: their samples are
 # meant to be this share of the budget. Early on noisy gradients cost more than long steps do, so that all rays are kept; at the
-# end a part has at least this share of the rays it asks for. 0.25 all through: lego 24.5 dB after 200 steps, and 26.0 dB with all
-# rays and longer steps; fox at half size after 300 steps 25.2 dB (SSIM .761) and 25.1 dB (.748).
+# end a part has at least this share of the rays it asks for. 0.25 all through: lego 24.5 dB after 200 steps, and 26.0 dB with
+# all rays and longer steps; fox at half size after 300 steps 25.2 dB (SSIM .761) and 25.1 dB (.748).
 RAY_TARGET, LEAST_RAY_SHARE, RAY_GROWTH = 0.8, 0.4, 0.1
 SHORTEN_RAYS = 2.4  # steps are halved where so many times the least share of the rays would fit; above 2, so that it settles
 # A ray ends once less than this is left of its transmittance.
@@ -123,7 +123,7 @@ class AcceleratedPath(RenderPath):
     def render(self, field: Field, rays: Rays, settings: RenderSettings) -> RaySums:
         """Composite N rays; see :meth:`RenderPath.render`. Evaluation is not differentiable."""
         with self._rays_backend():
-            near, far = near_far_from_aabb(rays.origins, rays.directions, box(field.bound, rays.origins), self.min_near)
+            near, far = near_far(rays, field.bound, settings, self.min_near)
             if settings.training:
                 return self._train(field, rays, settings, near, far)
             return self._evaluate(field, rays, settings, near, far)
@@ -131,6 +131,10 @@ class AcceleratedPath(RenderPath):
     def _rays_backend(self) -> AbstractContextManager[None]:
         """The block in which the operations on rays run on :attr:`backend`."""
         return extension.scope(self.backend, "raymarching")
+
+    def cull(self, coverage: Coverage) -> None:
+        """See :meth:`RenderPath.cull` and :meth:`OccupancyGrid.cull`."""
+        self.grid.cull(coverage)
 
     def affordable_rays(self, num_rays: int) -> int:
         """See :meth:`RenderPath.affordable_rays`: fewer rays while their samples would not fit the budget."""

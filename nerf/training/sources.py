@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from torch import Tensor
+
 from nerf.config.config import Config
 from nerf.config.stages import Stage
 from nerf.core.streams import Random
-from nerf.core.structs import Batch, Part, SceneInfo
+from nerf.core.structs import Batch, Part, RenderOutput, SceneInfo
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Source(ABC):
 
     @abstractmethod
     def plan_part(self, step: int, run: RunInfo, random: Random) -> Part | None:
-        """What the source contributes to a step, or None for nothing. A pure function of its arguments.
+        """What the source contributes to a step, or None for nothing. A function of its arguments and :meth:`state_dict`.
 
         Args:
             step: 0-based.
@@ -83,3 +85,13 @@ class Source(ABC):
     @abstractmethod
     def batch(self, part: Part) -> Batch:
         """The rays of a part that this source planned, with whatever is known of their colours."""
+
+    def observe(self, part: Part, out: RenderOutput) -> None:  # noqa: B027
+        """Look at what was rendered of a part that this source planned. By default nothing is remembered."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of the source; nothing for one that remembers nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027
+        """Restore what :meth:`state_dict` returned."""
