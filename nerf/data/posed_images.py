@@ -157,7 +157,7 @@ class Photographs:
     ) -> dict[str, "Photographs"]:
         """Load all non-empty splits of a folder in one normalised world; "train" always exists.
 
-        For the formats see :func:`nerf.data.transforms.read_folder`, for the scene box
+        For the formats see :func:`nerf.data.folder.read_folder`, for the scene box
         :func:`nerf.data.normalize.normalize_scene`. "val" is left out if it equals "test".
 
         Args:
