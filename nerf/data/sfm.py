@@ -27,7 +27,7 @@ from filelock import FileLock
 from nerf.config.captures import SfmConfig
 from nerf.core.errors import UserError
 from nerf.core.files import as_shape, read_json, replace_folder, write_json
-from nerf.core.pictures import open_picture
+from nerf.core.pictures import exif_tags, open_picture
 from nerf.core.progress import task
 from nerf.core.words import counted
 from nerf.data import sfm_process
@@ -46,7 +46,7 @@ MODEL_FILES = tuple(
 HASHED_BYTES = 1 << 16  # of the beginning of a picture, which with its size tells whether it is the same
 SHOWN_NAMES = 5  # of pictures without a camera
 LONGEST_REASON = 200  # characters of COLMAP's own message that are repeated
-EXIF_FOCAL, EXIF_MODEL, EXIF_DETAILS = 0x920A, 0x0110, 0x8769  # tags: focal length, camera model, and where the first one is
+EXIF_FOCAL, EXIF_MODEL = 0x920A, 0x0110  # tags: focal length and camera model
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,8 @@ def _one_camera(pictures: list[Path], asked: str) -> bool:
     seen = set()
     for path in pictures:
         with open_picture(path, f"picture {path}", "replace the file, or remove it from the folder") as image:
-            exif = image.getexif()
-            details = exif.get_ifd(EXIF_DETAILS)
-            seen.add((image.size, str(exif.get(EXIF_MODEL)), str(details.get(EXIF_FOCAL))))
+            model, focal = exif_tags(image).get(EXIF_MODEL), exif_tags(image, details=True).get(EXIF_FOCAL)
+            seen.add((image.size, str(model), str(focal)))
     return asked == "single" or (asked == "auto" and len(seen) == 1)
 
 
