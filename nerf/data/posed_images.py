@@ -135,6 +135,7 @@ class Photographs:
         self._rotation_to_source = (normalization.to_source[:3, :3] * normalization.scale).float().to(self.device)
         factor = max(1, round(config.downscale / dataset.downscaled))  # what is left to reduce
         self.depth_relative = _relative_depth(dataset, config)
+        self._depths = self._depth_maps(frames, normalization, config)
         self.store = ImageStore(
             [frame.image for frame in frames],
             [frame.mask for frame in frames],
@@ -142,7 +143,7 @@ class Photographs:
             [frame.alpha for frame in frames],
             factor,
             self.device,
-            self._depth_maps(frames, normalization, config),
+            self._depths,
         )
         self._has_distortion = [any(frame.intrinsics.distortion) or frame.intrinsics.fisheye for frame in frames]
         self.cameras = self._make_cameras(frames, normalization, factor)
@@ -164,7 +165,7 @@ class Photographs:
     ) -> dict[str, "Photographs"]:
         """Load all non-empty splits of a folder in one normalised world; "train" always exists.
 
-        For the formats see :func:`nerf.data.transforms.read_folder`, for the scene box
+        For the formats see :func:`nerf.data.folder.read_folder`, for the scene box
         :func:`nerf.data.normalize.normalize_scene`. "val" is left out if it equals "test".
 
         Args:
@@ -263,6 +264,9 @@ class Photographs:
             f"{self.store.pixels.numel() / 2**20:.0f} MiB; scene box from {BOX_SOURCE[normalization.kind]}, "
             f"scaled by {normalization.scale:.3g}"
         )
+        depths = sum(path is not None for path, _ in self._depths)
+        if depths:
+            line += f"; {depths} with {'relative' if self.depth_relative else 'metric'} depth maps"
         if dataset.missing:
             line += f"; {len(dataset.missing)} listed photographs do not exist (the first is {dataset.missing[0]})"
         return line
