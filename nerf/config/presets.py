@@ -40,6 +40,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "H": 256,
         "dataset_size_test": 60,
     },
+    # Coarse cells first, whose gradient reaches as far as the poses are wrong (BARF, sec. 3.2).
+    "refined poses": {"progressive_level": True},
     # A picture alone: zero123 guides, at the scale it was published with. The numbers are those of stable-dreamfusion but for
     # lambda_orient, which counts per ray here and per sample there (docs/flags.md), and the background: a constant one, as
     # the models that know the object from a picture were trained on plain backgrounds.
@@ -332,6 +334,7 @@ REASONS: dict[str, str] = {
     "O": "-O",
     "O2": "-O2",
     "photographs": "--data",
+    "refined poses": "--refine_poses",
     "image": "--image",
     "image text": "--image and --text",
     "embedded": "the embedded prior",

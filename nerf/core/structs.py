@@ -141,6 +141,7 @@ class SceneInfo:
 
     bound: float = 1.0  # half the side of the object's box, scene units
     num_images: int = 0  # photographs in all splits, the range of ``image_index``
+    num_training: int = 0  # those of the training split, which come first in it
     has_transparency: bool = False  # the photographs mark the background, by alpha or by masks
     unbounded: bool = False  # the photographs show more than the box holds
     coverage: "Coverage | None" = None  # what the training photographs of a scene see; None for an object

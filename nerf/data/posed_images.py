@@ -100,7 +100,7 @@ class Photographs:
         self.device = torch.device(device)
         self.names = [frame.name for frame in frames]
         self.image_index = torch.tensor(dataset.splits[split], device=self.device)
-        self.num_images = len(dataset.frames)
+        self.num_images, self.num_training = len(dataset.frames), len(dataset.splits["train"])
         self.scene_kind, self.transform = normalization.kind, normalization.to_source
         self.unbounded = normalization.unbounded
         if dataset.to_reconstruction is not None:
@@ -210,7 +210,7 @@ class Photographs:
         """The :class:`SceneInfo` of this dataset in a box [-bound, bound]^3."""
         marked = self.store.has_alpha or self.store.has_masks
         shown = None if self.cameras.near is None else Coverage(self.cameras, self.store.width, self.store.height)
-        return SceneInfo(bound, self.num_images, marked, self.unbounded and not marked, shown)
+        return SceneInfo(bound, self.num_images, self.num_training, marked, self.unbounded and not marked, shown)
 
     # ---- single photographs ----
 

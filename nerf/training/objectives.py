@@ -22,6 +22,7 @@ from nerf.fields.base import Field
 from nerf.render.base import points_at
 from nerf.training import losses
 from nerf.training.mesh_edges import mesh_edges
+from nerf.training.refinement import EXPOSURE_RATE, Exposure
 from nerf.training.sources import RunInfo
 
 # Distance of the second point of the 3-D smoothness from the first (standard deviation), as a share of the field's bound.
@@ -137,9 +138,38 @@ def inapplicable_terms(objectives: Iterable[Objective], plan: StepPlan, stage: S
 
 
 class KnownView(Objective):
-    """Colour, mask, depth and normals that the source knows."""
+    """Colour, mask, depth and normals that the source knows.
+
+    Args:
+        exposure: of photographs, whose colours differ from those of the scene by it.
+    """
 
     terms = ("rgb", "mask", "depth", "normal")
+
+    def __init__(self, exposure: Exposure | None = None):
+        self.exposure = exposure
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The exposures; see :meth:`Objective.param_groups`."""
+        if self.exposure is None:
+            return []
+        return [{"params": list(self.exposure.parameters()), "lr": EXPOSURE_RATE * lr, "name": "exposure"}]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See :meth:`Objective.state_dict`."""
+        return {} if self.exposure is None else dict(self.exposure.state_dict())
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See :meth:`Objective.load_state_dict`."""
+        if self.exposure is None:
+            super().load_state_dict(state)
+        else:
+            self.exposure.load_state_dict(state)
+
+    def _recorded(self, image: Tensor, batch: Batch) -> Tensor:
+        """Rendered colours [N, 3] as the photographs of the rays recorded them."""
+        index = batch.rays.image_index
+        return image if self.exposure is None or index is None else self.exposure(image, index)
 
     def applies(self, part: Part, plan: StepPlan) -> bool:
         """See :meth:`Objective.applies`."""
@@ -148,7 +178,7 @@ class KnownView(Objective):
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
         terms: dict[str, Tensor] = {}
         if plan.wants("rgb") and batch.rgb is not None:
-            terms["rgb"] = losses.image_mse(out.image, batch.rgb)
+            terms["rgb"] = losses.image_mse(self._recorded(out.image, batch), batch.rgb)
         if plan.wants("mask") and batch.mask is not None:
             terms["mask"] = losses.mask_mse(out.opacity, batch.mask)
         if plan.wants("depth") and batch.depth is not None and batch.mask is not None:
@@ -352,6 +382,11 @@ def _guided(inputs: ObjectiveInputs) -> Objective | None:
     return Guided(inputs.guidance, optim.grad_clip_rgb, interval) if inputs.guidance else None
 
 
+def _known_view(inputs: ObjectiveInputs) -> Objective:
+    wanted = inputs.stage.config.capture.exposure and inputs.run.scene.num_training > 0
+    return KnownView(Exposure(inputs.run.scene.num_training).to(inputs.device) if wanted else None)
+
+
 def _mesh_regularisers(inputs: ObjectiveInputs) -> Objective | None:
     return MeshRegularisers(inputs.stage.config.loss.mesh_laplacian) if inputs.stage.kind.triangles else None
 
@@ -360,7 +395,7 @@ def _mesh_regularisers(inputs: ObjectiveInputs) -> Objective | None:
 # an objective's terms are in ``schedule.TERM_WEIGHTS``.
 OBJECTIVES: dict[str, Callable[[ObjectiveInputs], Objective | None]] = {
     "guided": _guided,
-    "known_view": lambda inputs: KnownView(),
+    "known_view": _known_view,
     "ray_regularisers": lambda inputs: RayRegularisers(),
     "smoothness": lambda inputs: Smoothness(inputs.field),
     "grid_regularisers": lambda inputs: GridRegularisers(inputs.field),
