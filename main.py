@@ -191,9 +191,11 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     from nerf.provider import SourceInputs, build_sources
     from nerf.renderer import build_model
     from nerf.run.evaluation import Evaluator
+    from nerf.run.video_size import with_video_size
     from nerf.training.sources import GuidanceInfo, RunInfo
     from nerf.utils import Trainer
 
+    stage = with_video_size(stage, inputs.photos, device)
     config = stage.config
     torch.manual_seed(config.runtime.seed)
     bound = config.field.bound

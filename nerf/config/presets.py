@@ -36,8 +36,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lambda_orient": 0.0,
         "latent_iter_ratio": 0.0,
         "ema_decay": 0.99,
-        "W": 256,
-        "H": 256,
+        "W": 0,
+        "H": 0,
         "dataset_size_test": 60,
     },
     # Coarse cells first, whose gradient reaches as far as the poses are wrong (BARF, sec. 3.2).

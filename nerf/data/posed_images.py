@@ -206,6 +206,10 @@ class Photographs:
     def __len__(self) -> int:
         return len(self.names)
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each photograph, after ``--downscale``."""
+        return [self.store.size(i) for i in range(len(self))]
+
     def scene(self, bound: float) -> SceneInfo:
         """The :class:`SceneInfo` of this dataset in a box [-bound, bound]^3."""
         marked = self.store.has_alpha or self.store.has_masks
