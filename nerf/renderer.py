@@ -18,6 +18,8 @@ from nerf.fields.base import Field
 from nerf.mesh.tetrahedra import Surface
 from nerf.network import VanillaField
 from nerf.network_grid import GridField
+from nerf.network_grid_taichi import TaichiField
+from nerf.network_grid_taichi import check_device as check_taichi
 from nerf.network_grid_tcnn import TcnnField
 from nerf.render.accelerated import AcceleratedPath
 from nerf.render.background import Background, Behind, ConstantBackground, NetworkBackground, background_kind, chosen_color
@@ -153,7 +155,7 @@ def make_dmtet_path(config: Config, field: Field) -> RenderPath:
 
 
 def make_volume_path(config: Config, field: Field) -> RenderPath:
-    """The path that samples along rays: accelerated with ``--cuda_ray``, plain otherwise."""
+    """The path that samples along rays: accelerated with ``--cuda_ray`` or ``--taichi_ray``, plain otherwise."""
     render = config.render
     if render.cuda_ray:
         return AcceleratedPath(
@@ -163,6 +165,7 @@ def make_volume_path(config: Config, field: Field) -> RenderPath:
             render.max_steps,
             render.dt_gamma,
             render.min_near,
+            backend="taichi" if render.taichi_ray else None,
         )
     return PlainPath(render.num_steps, render.upsample_steps, render.min_near)
 
@@ -172,9 +175,10 @@ FIELDS: dict[str, Callable[[FieldConfig, SceneInfo], Field]] = {
     "grid": GridField,
     "vanilla": VanillaField,
     "grid_tcnn": TcnnField,
+    "grid_taichi": TaichiField,
 }
 # What a backbone needs of the machine, if anything: called with the name of the device, it refuses one that will not do.
-FIELD_NEEDS: dict[str, Callable[[str], None]] = {"grid_tcnn": tcnn.check_device}
+FIELD_NEEDS: dict[str, Callable[[str], None]] = {"grid_tcnn": tcnn.check_device, "grid_taichi": check_taichi}
 BACKGROUNDS: dict[str, Callable[[FieldConfig, SceneInfo], Background]] = {
     "constant": lambda config, scene: ConstantBackground(),
     "network": lambda config, scene: NetworkBackground(),

@@ -93,7 +93,7 @@ def test_a_bad_flag_is_one_sentence_and_nothing_else(words, sentence):
     [
         ("--backbone gird", "--backbone must be grid, vanilla or grid_tcnn, got 'gird'; did you mean grid?"),
         ("--background sky", "--background must be auto, constant or network, got 'sky'"),
-        ("--backend vulkan", "--backend must be auto, cuda, cpu or torch, got 'vulkan'"),
+        ("--backend vulkan", "--backend must be auto, cuda, cpu, taichi or torch, got 'vulkan'"),
         ("--guidance sd", "got 'sd'; did you mean SD?"),
         ("--guidance SD SD", "--guidance names SD twice"),
     ],

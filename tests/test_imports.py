@@ -24,7 +24,7 @@ SCIPY = ("nerf.data.grabcut", "nerf.data.preprocess")  # written in scipy, and i
 # What reads flags, checks them, or says what is missing: it starts in a tenth of a second, and where torch is not installed.
 WITHOUT_TORCH = ["nerf.config", "nerf.core.console", "nerf.core.errors", "nerf.core.files", "nerf.core.interrupt"]
 WITHOUT_TORCH += ["nerf.core.progress", "nerf.core.ranges", "nerf.core.script", "nerf.core.words", "nerf.run.signals"]
-WITHOUT_TORCH += ["main", "preprocess_image", "guidance.weights", "guidance.hub"]
+WITHOUT_TORCH += ["main", "preprocess_image", "somnia", "guidance.weights", "guidance.hub"]
 LIGHT_SCRIPTS = ["scripts.doctor", "scripts.fetch_weights", "scripts.guidance_2d", "scripts.mesh_report", "scripts.setup_venv"]
 
 WATCH = """

@@ -234,7 +234,8 @@ def parse(argv: Sequence[str]) -> Config:
         for flag, value in values.items():
             refuse_unbuilt(OPTIONS[flag][1], value)
         config = with_values(config, values, source)
-    return _with_viewer_of_switches(_with_stages_of_switches(_with_guidance_of_switches(_checked(config))))
+    config = _with_path_of_switches(_checked(config))
+    return _with_viewer_of_switches(_with_stages_of_switches(_with_guidance_of_switches(config)))
 
 
 def _checked(config: Config) -> Config:
@@ -255,6 +256,15 @@ def _checked(config: Config) -> Config:
             "--compile_guidance needs the weights to stay on the GPU, and --vram_O moves them; leave one of them out"
         )
     return config
+
+
+def _with_path_of_switches(config: Config) -> Config:
+    """``--taichi_ray`` is ``--cuda_ray`` as well: the same path on another backend."""
+    if not config.render.taichi_ray or config.render.cuda_ray:
+        return config
+    if config.asked("cuda_ray"):
+        raise UserError("--taichi_ray and --no_cuda_ray contradict each other; leave one of them out")
+    return with_values(config, {"cuda_ray": True}, config.source("taichi_ray"))
 
 
 def _with_guidance_of_switches(config: Config) -> Config:

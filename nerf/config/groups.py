@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
+from nerf.config.captures import CameraPathConfig, MeshCropConfig
 from nerf.config.distillation import DistillationConfig
 from nerf.config.limits import (
     AXES,
@@ -205,7 +206,6 @@ class FieldConfig(Group):
         "grid_tcnn: the grid of tiny-cuda-nn, where that is installed",
         choices=("grid", "vanilla", "grid_tcnn", "grid_taichi"),
         extensible=True,
-        unbuilt=("grid_taichi",),
         kept=RUN,
     )
     bound: float = option(1.0, "half the side of the scene's bounding box [-bound, bound]^3", check=BOUND, kept=RUN)
@@ -261,13 +261,12 @@ class RenderConfig(Group):
     """Rendering"""
 
     cuda_ray: bool = option(False, "accelerated render path: ray marching with an occupancy grid, on CPU and GPU", kept=RUN)
-    taichi_ray: bool = option(False, "accelerated render path in Taichi", unbuilt="the Taichi render path")
+    taichi_ray: bool = option(False, "--cuda_ray with the operations on rays in Taichi")
     backend: str = option(
         "auto",
-        "backend of the native kernels",
-        choices=("auto", "cuda", "cpu", "torch", "taichi"),
+        "what runs the kernels: native code for the device, Taichi, or plain torch; auto: the first that works",
+        choices=("auto", "cuda", "cpu", "taichi", "torch"),
         extensible=True,
-        unbuilt=("taichi",),
     )
     max_steps: int = option(1024, "maximum number of samples per ray, accelerated path", check=between(1, 2**16))
     num_steps: int = option(64, "coarse samples per ray, plain path", check=between(1, 4096))
@@ -348,7 +347,7 @@ class LossConfig(Group):
 
 
 @dataclass(frozen=True)
-class OutputConfig(Group):
+class OutputConfig(CameraPathConfig, MeshCropConfig):
     """Output"""
 
     workspace: str = option("workspace", "folder of the run", path=True)

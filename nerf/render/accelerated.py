@@ -4,11 +4,13 @@ N rays, M samples packed end to end.
 """
 
 import logging
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+import extension
 from nerf.core.coverage import Coverage
 from nerf.core.streams import Stream
 from nerf.core.structs import Rays, RenderSettings, Samples, Trace
@@ -80,6 +82,7 @@ class AcceleratedPath(RenderPath):
         dt_gamma: growth of the step with the distance; 0 for equal steps.
         min_near: smallest distance of a sample from the camera, scene units.
         buffered: whether training uses such buffers; None: on a GPU only.
+        backend: of the operations on rays; None: that of everything else.
 
     Buffers: the grid's, and ``log2_step_scale`` []: the steps of the next training part are 2^log2_step_scale times the
     shortest ones; and ``ray_share`` [] float64: of the random rays that a part asks for, how many the next one gets.
@@ -98,11 +101,12 @@ class AcceleratedPath(RenderPath):
         dt_gamma: float,
         min_near: float,
         buffered: bool | None = None,
+        backend: str | None = None,
     ):
         super().__init__()
         self.grid = OccupancyGrid(bound, grid_size, density_thresh, step_sizes(bound, max_steps, grid_size)[0])
         self.max_steps, self.dt_gamma, self.min_near = max_steps, dt_gamma, min_near
-        self.buffered = buffered
+        self.buffered, self.backend = buffered, backend
         self.register_buffer("log2_step_scale", torch.zeros((), dtype=torch.int64))
         self.register_buffer("ray_share", torch.ones((), dtype=torch.float64))
         self._host_step_scale: int | None = 0  # the buffer's value on the host; None: it has to be read
@@ -113,14 +117,20 @@ class AcceleratedPath(RenderPath):
 
     def update(self, field: Field, generator: torch.Generator) -> None:
         """Refresh the occupancy grid; see :meth:`OccupancyGrid.update`."""
-        self.grid.update(field, generator)
+        with self._rays_backend():
+            self.grid.update(field, generator)
 
     def render(self, field: Field, rays: Rays, settings: RenderSettings) -> RaySums:
         """Composite N rays; see :meth:`RenderPath.render`. Evaluation is not differentiable."""
-        near, far = near_far(rays, field.bound, settings, self.min_near)
-        if settings.training:
-            return self._train(field, rays, settings, near, far)
-        return self._evaluate(field, rays, settings, near, far)
+        with self._rays_backend():
+            near, far = near_far(rays, field.bound, settings, self.min_near)
+            if settings.training:
+                return self._train(field, rays, settings, near, far)
+            return self._evaluate(field, rays, settings, near, far)
+
+    def _rays_backend(self) -> AbstractContextManager[None]:
+        """The block in which the operations on rays run on :attr:`backend`."""
+        return extension.scope(self.backend, "raymarching")
 
     def cull(self, coverage: Coverage) -> None:
         """See :meth:`RenderPath.cull` and :meth:`OccupancyGrid.cull`."""

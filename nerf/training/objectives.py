@@ -188,6 +188,34 @@ class KnownView(Objective):
         return ObjectiveOutput(terms)
 
 
+class DepthMaps(Objective):
+    """The depth maps of photographs on random rays: metric, or up to a scale and an offset for each photograph."""
+
+    terms = ("depth_map",)
+
+    def __init__(self, num_images: int):
+        """``num_images``: photographs in all splits."""
+        self.num_images = num_images
+
+    def applies(self, part: Part, plan: StepPlan) -> bool:
+        """See :meth:`Objective.applies`."""
+        return part.has_targets and super().applies(part, plan)
+
+    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
+        """See :meth:`Objective.__call__`."""
+        if batch.depth_map is None:
+            return ObjectiveOutput()
+        assert batch.depth_cosine is not None and batch.rays.image_index is not None, "photographs have both"
+        depth, known = out.depth / out.opacity.clamp(min=MIN_OPACITY), batch.depth_map > 0
+        if batch.depth_relative:
+            term = losses.depth_correlation(
+                depth * batch.depth_cosine, batch.depth_map, known, batch.rays.image_index, self.num_images
+            )
+        else:
+            term = losses.depth_l1(depth, batch.depth_map / batch.depth_cosine, known)
+        return ObjectiveOutput({"depth_map": term})
+
+
 def _depth_of_views(out: RenderOutput, target: Tensor, mask: Tensor) -> Tensor:
     """The mean over whole views of their depth losses: the depth of each is known up to a scale and an offset of its own."""
     depth = out.depth / out.opacity.clamp(min=MIN_OPACITY)
@@ -396,6 +424,7 @@ def _mesh_regularisers(inputs: ObjectiveInputs) -> Objective | None:
 OBJECTIVES: dict[str, Callable[[ObjectiveInputs], Objective | None]] = {
     "guided": _guided,
     "known_view": _known_view,
+    "depth_maps": lambda inputs: DepthMaps(inputs.run.scene.num_images),
     "ray_regularisers": lambda inputs: RayRegularisers(),
     "smoothness": lambda inputs: Smoothness(inputs.field),
     "grid_regularisers": lambda inputs: GridRegularisers(inputs.field),

@@ -61,6 +61,7 @@ TERM_WEIGHTS: dict[str, Callable[[float, Config], float]] = {
     "rgb": lambda fraction, config: config.loss.lambda_rgb,
     "mask": lambda fraction, config: config.loss.lambda_mask,
     "depth": lambda fraction, config: config.loss.lambda_depth * fraction,
+    "depth_map": lambda fraction, config: 0.0 if config.data.data is None else config.data.lambda_depth_map,
     "normal": lambda fraction, config: config.loss.lambda_normal * (fraction if config.prompt.has_images else 1.0),
     "opacity": lambda fraction, config: config.loss.lambda_opacity,
     "entropy": lambda fraction, config: config.loss.lambda_entropy * min(1.0, ENTROPY_RAMP * fraction),
