@@ -142,6 +142,8 @@ IDLE = (
     Idle(
         ("num_rays", "holdout", "downscale", "data_background", "eval_views"), lambda c: c.data.data is None, "without --data"
     ),
+    Idle(("exposure", "refine_poses"), lambda c: c.data.data is None, "without --data"),
+    Idle(("exposure", "refine_poses"), _only_meshes, "in the mesh stage"),
     Idle(("negative", *_GUIDANCE), lambda c: not c.prompt.kinds, "without a prompt (--text)"),
     Idle(_GUIDED, lambda c: not c.prompt.kinds, "without a prompt (--text or --image)"),
     Idle(("negative",), lambda c: c.prompt.text is None, "without --text"),

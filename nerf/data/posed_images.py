@@ -127,7 +127,7 @@ class Photographs:
         self.device = torch.device(device)
         self.names = [frame.name for frame in frames]
         self.image_index = torch.tensor(dataset.splits[split], device=self.device)
-        self.num_images = len(dataset.frames)
+        self.num_images, self.num_training = len(dataset.frames), len(dataset.splits["train"])
         self.scene_kind, self.transform = normalization.kind, normalization.to_source
         self.unbounded = normalization.unbounded
         if dataset.to_reconstruction is not None:
@@ -274,11 +274,16 @@ class Photographs:
     def __len__(self) -> int:
         return len(self.names)
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each photograph, after ``--downscale``."""
+        return [self.store.size(i) for i in range(len(self))]
+
     def scene(self, bound: float) -> SceneInfo:
         """The :class:`SceneInfo` of this dataset in a box [-bound, bound]^3."""
         marked = self.store.has_alpha or self.store.has_masks
         shown = None if self.cameras.near is None else Coverage(self.cameras, self.store.width, self.store.height)
-        return SceneInfo(bound, self.num_images, marked, unbounded=self.unbounded and not marked, coverage=shown)
+        unbounded = self.unbounded and not marked
+        return SceneInfo(bound, self.num_images, self.num_training, marked, unbounded=unbounded, coverage=shown)
 
     # ---- single photographs ----
 
