@@ -32,6 +32,9 @@ OCCUPIED = 0.01  # opacity of a step above which a cell counts as occupied, what
 SEEN = 1e-3  # a ray that the scene leaves less of needs no background
 # The field: what is far fills fewer pixels than what is in the box, so that a smaller table and coarser cells do.
 FINEST, LOG2_HASHMAP = 512, 17
+# Learning rate relative to that of the scene in front. At the same rate the background, with few coarse cells, explains first
+# what stands in the box, and the scene keeps holes there.
+RATE = 0.1
 BASE = 1.0  # colour, in evaluation, of what shines through the background too
 
 
@@ -155,8 +158,8 @@ class ContractedBackground(Background):
         self.grid.cull(_Outside(self.bound, coverage))  # type: ignore[arg-type]
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Optimiser groups of the field, named after the background; see :meth:`Field.param_groups`."""
-        return [group | {"name": f"background {group['name']}"} for group in self.field.param_groups(lr)]
+        """Optimiser groups of the field, named after the background and slower; see :meth:`Field.param_groups`."""
+        return [group | {"name": f"background {group['name']}"} for group in self.field.param_groups(RATE * lr)]
 
 
 def _kept(samples: Samples, keep: Tensor, rays: Rays) -> Samples:

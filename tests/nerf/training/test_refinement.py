@@ -11,7 +11,7 @@ from nerf.render.plain import PlainPath
 from nerf.training.objectives import KnownView
 from nerf.training.refinement import POSE_START, Exposure, PoseRefinement
 from tests.nerf import photo_folders
-from tests.nerf.analytic import Ball
+from tests.nerf.analytic import Ball, image_rays
 
 
 def rays_of(count=6, images=3):
@@ -130,3 +130,41 @@ def test_what_a_source_and_an_objective_learned_is_kept_and_comes_back(photograp
     assert source.results()["pose_refinement"]["degrees"] > 0
     for learner in (PhotographSource(photographs), KnownView()):
         assert learner.param_groups(1.0) == [] and learner.state_dict() == {}
+
+
+class SoftBall(Ball):
+    """A ball whose density falls smoothly at its border, so that a render is differentiable in the rays."""
+
+    def _within(self, positions, radius):
+        return self.inside * torch.sigmoid((radius - positions.norm(dim=-1)) / 0.06)
+
+
+def test_refinement_finds_the_pose_of_a_camera_from_its_picture():
+    """The ball's albedo tells the position of every point, so one picture fixes all but what turns the ball about itself."""
+    torch.manual_seed(0)
+    field, path, true = SoftBall(0.8, density=20.0), PlainPath(64, 0, 0.01), image_rays(12, 12, distance=1.5, fovy=70.0)
+    true = Rays(true.origins, true.directions, true.view_index, image_index=torch.zeros(144).long())
+    settings = RenderSettings(training=False, random=Random(1))
+    with torch.no_grad():
+        target = path.render(field, true, settings).color
+    wrong = PoseRefinement(1)
+    with torch.no_grad():
+        wrong.twist[0] = torch.tensor([0.02, -0.015, 0.01, 0.03, -0.02, 0.02])
+        start = wrong(true, 1.0)
+    poses = PoseRefinement(1)
+
+    def errors():
+        rays = poses(start, 1.0)
+        return (rays.directions - true.directions).norm(dim=-1).mean(), (rays.origins - true.origins).norm(dim=-1).mean()
+
+    before = errors()
+    optimizer = torch.optim.Adam(poses.parameters(), lr=4e-3)
+    for step in range(250):
+        for group in optimizer.param_groups:
+            group["lr"] = 4e-3 * 0.05 ** (step / 250)
+        loss = (path.render(field, poses(start, 1.0), settings).color - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    after = errors()
+    assert after[0] < 0.35 * before[0] and after[1] < 0.35 * before[1]
