@@ -46,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "neus": {
         "preset": "neus",
         "iters": 3000,
-        "num_rays": 512,
+        "num_rays": 128,
         "ray_samples": 16384,
         "lr": 1e-3,
         "lr_decay": 0.05,

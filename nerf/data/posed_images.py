@@ -109,6 +109,7 @@ class Photographs:
         cameras: I views; their common size is that of the largest photograph, :meth:`view` gives one at its own size.
         image_index: [I] int64 index of each photograph in the whole dataset; training photographs come first.
         num_images: number of photographs in all splits.
+        points: [P, 3] of the reconstruction in the normalised world, or None.
         transform: [4, 4] float64 from the normalised world to the dataset's own (the reconstruction's, where nerfstudio
             recorded how it was transformed).
         scene_kind: how the scene box was chosen: see :class:`SceneNormalization`.
@@ -129,6 +130,7 @@ class Photographs:
         self.image_index = torch.tensor(dataset.splits[split], device=self.device)
         self.num_images, self.num_training = len(dataset.frames), len(dataset.splits["train"])
         self.scene_kind, self.transform = normalization.kind, normalization.to_source
+        self.points = None if dataset.points is None else normalization.points(dataset.points).float()
         self.unbounded = normalization.unbounded
         if dataset.to_reconstruction is not None:
             self.transform = dataset.to_reconstruction @ normalization.to_source
@@ -283,7 +285,13 @@ class Photographs:
         marked = self.store.has_alpha or self.store.has_masks
         shown = None if self.cameras.near is None else Coverage(self.cameras, self.store.width, self.store.height)
         unbounded = self.unbounded and not marked
-        return SceneInfo(bound, self.num_images, self.num_training, marked, unbounded=unbounded, coverage=shown)
+        return SceneInfo(
+            bound, self.num_images, self.num_training, marked, self._points_in(bound), unbounded=unbounded, coverage=shown
+        )
+
+    def _points_in(self, bound: float) -> Tensor | None:
+        """The points of the reconstruction [P, 3] that lie in a box, in the normalised world."""
+        return None if self.points is None else self.points[self.points.abs().amax(-1) < bound]
 
     # ---- single photographs ----
 
