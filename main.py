@@ -203,9 +203,11 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     from nerf.provider import SourceInputs, build_sources
     from nerf.renderer import build_model
     from nerf.run.evaluation import Evaluator
+    from nerf.run.video_size import with_video_size
     from nerf.training.sources import GuidanceInfo, RunInfo
     from nerf.utils import Trainer
 
+    stage = with_video_size(stage, inputs.photos, device)
     config = stage.config
     torch.manual_seed(config.runtime.seed)
     bound = config.field.bound
@@ -263,6 +265,7 @@ def finish(trainer: "Trainer", started: float) -> None:
     prompt = trainer.config.prompt
     report.result(prompt=prompt.text, images=list(prompt.image) or None, seed=trainer.config.runtime.seed, steps=trainer.step)
     report.result(weights=trainer.info.notes or None)
+    report.result(**{name: value for source in trainer.sources.values() for name, value in source.results().items()})
     report.result(train_seconds=round(trainer.seconds, 2), **trainer.test())
     if trainer.config.output.save_mesh:
         export(trainer)

@@ -315,6 +315,10 @@ def read_inputs(plan: Any) -> None:
     if config.trains and config.prompt.kinds:
         image_prompts(plan.references)
     if config.data.data is not None:
+        from nerf.data.sfm import check_pictures
+
+        if config.data.sfm and check_pictures(Path(config.data.data)) is not None:
+            return  # their cameras will be found when the run begins
         Photographs.splits_of(config.data.data, config.data, "cpu", config.field.bound)
 
 

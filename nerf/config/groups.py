@@ -26,6 +26,7 @@ from nerf.config.limits import (
     POLAR,
     POSITIVE_LENGTH,
     SIZE,
+    SIZE_OR_NONE,
     STEPS,
     WEIGHT,
 )
@@ -365,8 +366,9 @@ class OutputConfig(CameraPathConfig, MeshCropConfig):
         "coordinate frame of the mesh: object is +Y up and +Z front, source that of --data",
         choices=("object", "source"),
     )
-    W: int = option(800, "width of validation and test images", check=SIZE)
-    H: int = option(800, "height of validation and test images", check=SIZE)
+    W: int = option(800, "width of validation and test images (0: as the photographs)", check=SIZE_OR_NONE)
+    H: int = option(800, "height of validation and test images (0: as the photographs)", check=SIZE_OR_NONE)
+    videos: tuple[str, ...] = option(("rgb", "depth"), "videos to write", choices=("rgb", "depth", "normal"))
     eval_interval: int = option(10, "epochs between two validations", check=STEPS)
     test_interval: int = option(100, "epochs between two test videos; one is always written at the end", check=STEPS)
     dataset_size_train: int = option(100, "steps per epoch", check=between(1, 10**6))

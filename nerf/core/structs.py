@@ -142,6 +142,7 @@ class SceneInfo:
 
     bound: float = 1.0  # half the side of the object's box, scene units
     num_images: int = 0  # photographs in all splits, the range of ``image_index``
+    num_training: int = 0  # those of the training split, which come first in it
     has_transparency: bool = False  # the photographs mark the background, by alpha or by masks
     points: Tensor | None = None  # [P, 3] points of the reconstruction in the box, scene units
     unbounded: bool = False  # the photographs show more than the box holds

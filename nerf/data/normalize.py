@@ -330,4 +330,4 @@ def normalize_scene(
     to_source[:3, :3] = rotation.T / scale
     to_source[:3, 3] = centre
     cut = limit is not None and half_side < limit[1]
-    return SceneNormalization(kind, to_source, scale, kind in ("scene", "points") or (kind == "limit" and cut))
+    return SceneNormalization(kind, to_source, scale, kind == "scene" or (kind == "limit" and cut))

@@ -109,6 +109,7 @@ class Photographs:
         cameras: I views; their common size is that of the largest photograph, :meth:`view` gives one at its own size.
         image_index: [I] int64 index of each photograph in the whole dataset; training photographs come first.
         num_images: number of photographs in all splits.
+        points: [P, 3] of the reconstruction in the normalised world, or None.
         transform: [4, 4] float64 from the normalised world to the dataset's own (the reconstruction's, where nerfstudio
             recorded how it was transformed).
         scene_kind: how the scene box was chosen: see :class:`SceneNormalization`.
@@ -127,14 +128,16 @@ class Photographs:
         self.device = torch.device(device)
         self.names = [frame.name for frame in frames]
         self.image_index = torch.tensor(dataset.splits[split], device=self.device)
-        self.num_images = len(dataset.frames)
+        self.num_images, self.num_training = len(dataset.frames), len(dataset.splits["train"])
         self.scene_kind, self.transform = normalization.kind, normalization.to_source
+        self.points = None if dataset.points is None else normalization.points(dataset.points).float()
         self.unbounded = normalization.unbounded
         if dataset.to_reconstruction is not None:
             self.transform = dataset.to_reconstruction @ normalization.to_source
         self._rotation_to_source = (normalization.to_source[:3, :3] * normalization.scale).float().to(self.device)
         factor = max(1, round(config.downscale / dataset.downscaled))  # what is left to reduce
         self.depth_relative = _relative_depth(dataset, config)
+        self._depths = self._depth_maps(frames, normalization, config)
         self.store = ImageStore(
             [frame.image for frame in frames],
             [frame.mask for frame in frames],
@@ -142,7 +145,7 @@ class Photographs:
             [frame.alpha for frame in frames],
             factor,
             self.device,
-            self._depth_maps(frames, normalization, config),
+            self._depths,
         )
         self._has_distortion = [any(frame.intrinsics.distortion) or frame.intrinsics.fisheye for frame in frames]
         self.cameras = self._make_cameras(frames, normalization, factor)
@@ -164,7 +167,7 @@ class Photographs:
     ) -> dict[str, "Photographs"]:
         """Load all non-empty splits of a folder in one normalised world; "train" always exists.
 
-        For the formats see :func:`nerf.data.transforms.read_folder`, for the scene box
+        For the formats see :func:`nerf.data.folder.read_folder`, for the scene box
         :func:`nerf.data.normalize.normalize_scene`. "val" is left out if it equals "test".
 
         Args:
@@ -263,6 +266,9 @@ class Photographs:
             f"{self.store.pixels.numel() / 2**20:.0f} MiB; scene box from {BOX_SOURCE[normalization.kind]}, "
             f"scaled by {normalization.scale:.3g}"
         )
+        depths = sum(path is not None for path, _ in self._depths)
+        if depths:
+            line += f"; {depths} with {'relative' if self.depth_relative else 'metric'} depth maps"
         if dataset.missing:
             line += f"; {len(dataset.missing)} listed photographs do not exist (the first is {dataset.missing[0]})"
         return line
@@ -270,11 +276,22 @@ class Photographs:
     def __len__(self) -> int:
         return len(self.names)
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each photograph, after ``--downscale``."""
+        return [self.store.size(i) for i in range(len(self))]
+
     def scene(self, bound: float) -> SceneInfo:
         """The :class:`SceneInfo` of this dataset in a box [-bound, bound]^3."""
         marked = self.store.has_alpha or self.store.has_masks
         shown = None if self.cameras.near is None else Coverage(self.cameras, self.store.width, self.store.height)
-        return SceneInfo(bound, self.num_images, marked, unbounded=self.unbounded and not marked, coverage=shown)
+        unbounded = self.unbounded and not marked
+        return SceneInfo(
+            bound, self.num_images, self.num_training, marked, self._points_in(bound), unbounded=unbounded, coverage=shown
+        )
+
+    def _points_in(self, bound: float) -> Tensor | None:
+        """The points of the reconstruction [P, 3] that lie in a box, in the normalised world."""
+        return None if self.points is None else self.points[self.points.abs().amax(-1) < bound]
 
     # ---- single photographs ----
 

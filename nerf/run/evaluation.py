@@ -240,14 +240,18 @@ class Evaluator:
         output = self.config.output
         path = self.own_path or CameraPath(self.show_views(output.dataset_size_test, output.H, output.W), DEFAULT_FPS)
         views = path.views
-        rgb, depth = [], []
+        asked = output.videos
+        shown: dict[str, list[np.ndarray]] = {kind: [] for kind in dict.fromkeys(("rgb", *asked))}
+        settings = replace(self.settings(), need_normals="normal" in asked)
         for i in track(range(len(views)), "rendering the video"):
-            out = self.render(views[i])
-            rgb.append(_pictures(out)[0])
-            depth.append(images.depth_image(out.depth, out.opacity, (views.height, views.width)))
-        for kind, frames in (("rgb", rgb), ("depth", depth)):
+            out = self.render(views[i], settings)
+            for kind, frames in shown.items():
+                frames.append(_frame(kind, out, views[i]))
+        for kind in asked:
+            frames = shown[kind]
             file = images.write_video(self.workspace / "results" / f"{name}_{kind}.mp4", np.stack(frames), fps=path.fps)
             self.report.log(f"wrote {file}")
+        rgb = shown["rgb"]
         sheet = images.contact_sheet(rgb[:: max(len(rgb) // 8, 1)][:8], columns=4)
         images.write_png(self.workspace / "results" / f"{name}_sheet.png", sheet)
 
@@ -255,7 +259,7 @@ class Evaluator:
         base = self.workspace / folder
         shape = out.image_shape[1:]
         images.write_png(base / f"{name}_rgb.png", _pictures(out)[0])
-        images.write_png(base / f"{name}_depth.png", images.depth_image(out.depth, out.opacity, shape))
+        images.write_png(base / f"{name}_depth.png", _depth_picture(out, shape))
 
     def _measured(self, split: str) -> list[int]:
         """Which held-out photographs the figures at the end are of."""
@@ -320,6 +324,24 @@ class Evaluator:
             found[f"{split}_opacity"] = opacity
         self.report.metrics(step, found)
         return found
+
+
+def _depth_picture(out: RenderOutput, shape: tuple[int, int]) -> np.ndarray:
+    """Colours of the depth of one view, uint8 [H, W, 3], that of a background with depth included."""
+    opacity, depth = out.whole
+    return images.depth_image(depth, opacity, shape)
+
+
+def _frame(kind: str, out: RenderOutput, view: Views) -> np.ndarray:
+    """One frame [H, W, 3] uint8 of a video: the view in colour, its depth, or its normals in the axes of the camera."""
+    if kind == "rgb":
+        return _pictures(out)[0]
+    if kind == "depth":
+        return _depth_picture(out, (view.height, view.width))
+    assert out.normal is not None, "asked for in the settings"
+    local = out.normal @ view.pose[0, :3, :3].to(out.normal)  # to the axes of the camera: x right, y up, z towards it
+    color = 0.5 * local + 0.5 * out.opacity[:, None] + (1.0 - out.opacity[:, None])
+    return images.to_uint8(color.reshape(view.height, view.width, 3))
 
 
 def evenly(count: int, most: int) -> list[int]:

@@ -132,7 +132,7 @@ def test_presets_of_the_stored_run_apply_when_it_is_only_shown():
 # Values other than the default, and than the prompt of these tests, of every option that is kept by the whole run.
 OTHERS = {
     "text": "a chair", "negative": "blur", "distillation": "csd", "lora_rank": 8,
-    "data": "photos", "holdout": 4, "downscale": 2, "guidance": ("SD", "clip"),
+    "data": "photos", "holdout": 4, "downscale": 2, "exposure": True, "refine_poses": True, "guidance": ("SD", "clip"),
     "sd_version": "1.5", "hf_key": "x", "hf_keys": ("clip=x",), "prediction_type": "v_prediction",
     "backbone": "vanilla", "bound": 2.0, "background": "constant", "bg_radius": -1.0,
     "density_activation": "softplus", "density_bias": -1.0, "blob_density": 1.0, "blob_radius": 0.5, "grid_levels": 8,
