@@ -190,6 +190,11 @@ def kernels() -> None:
             tell(f"kernels ({kind})", "ok", f"work; {all_of} ({found})")
         else:
             tell(f"kernels ({kind})", "ok", f"compile, and there is no GPU to run them on; {all_of} ({found})")
+    tell("kernels (taichi)", "begun", "")
+    device = "cuda" if module.cuda.is_available() else "cpu"
+    why = extension.unavailable("taichi", device)
+    works = f"work on {device} without a compiler; taken where those above do not work (--backend taichi takes them anyway)"
+    tell("kernels (taichi)", "ok" if why is None else "note", works if why is None else f"do not work here: {why}")
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------------
