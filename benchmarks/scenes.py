@@ -34,7 +34,7 @@ def backdrop(pose: np.ndarray, size: int, centre: np.ndarray, distance: float, s
     along = rays @ from_centre
     reach = -along + np.sqrt(along**2 + radius**2 - from_centre @ from_centre)
     place = (from_centre + reach[:, None] * rays) / radius  # [P, 3] of unit length
-    waves, phase = rng.normal(size=(3, WAVES)) * np.geomspace(1.5, 12.0, WAVES), rng.uniform(0, 2 * np.pi, WAVES)
+    waves, phase = rng.normal(size=(3, WAVES)) * np.geomspace(2.0, 40.0, WAVES), rng.uniform(0, 2 * np.pi, WAVES)
     place, waves, phase = place.astype(np.float32), waves.astype(np.float32), phase.astype(np.float32)  # half the time
     strength = rng.normal(size=(WAVES, 3)) / np.sqrt(WAVES)
     color = 0.5 + 0.35 * np.sin(place @ waves + phase) @ strength
