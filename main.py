@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,12 +29,15 @@ from nerf.core.script import FAILURE, INTERRUPTED, refuse
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from guidance.base import Guidance
+    from guidance.base import Guidance, ImageCondition
     from guidance.weights import Resolved
     from nerf.data.image_prompt import KnownViews
     from nerf.data.posed_images import Photographs
+    from nerf.mesh.export import ExportReport
+    from nerf.run.attendant import Attendant
     from nerf.run.logger import Report
     from nerf.utils import Trainer
+    from nerf.viewer.front_ends import Show
 
 PROGRAM = "main.py"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -47,6 +50,7 @@ class Inputs:
     photos: "Photographs | None" = None  # the photographs to train on
     held_out: "dict[str, Photographs]" = field(default_factory=dict)  # split -> photographs that training does not see
     known: "KnownViews | None" = None  # the views of image prompts
+    images: "tuple[ImageCondition, ...]" = ()  # the image prompts
     guidance: "list[Guidance]" = field(default_factory=list)  # prepared models
     notes: dict[str, str] = field(default_factory=dict)  # metadata of exported files
     transform: "Tensor | None" = None  # [4, 4] from the trained box to the data's own world
@@ -128,10 +132,12 @@ def prepare_machine(config: Config) -> str:
     import torch
 
     import extension
+    from nerf.renderer import check_machine
 
     extension.keep_freed_memory()
     torch.set_num_threads(config.runtime.threads or os.cpu_count() or 1)
     name = device_name(config)
+    check_machine(config.field, name)
     if name.startswith("cuda:"):
         torch.cuda.set_device(torch.device(name).index)  # streams and events are made on the current device
     if config.runtime.tf32:
@@ -140,6 +146,8 @@ def prepare_machine(config: Config) -> str:
     try:
         extension.use(config.render.backend)
         extension.backend(name)
+        if config.render.taichi_ray and (reason := extension.unavailable("taichi", name)):
+            raise UserError(f"--taichi_ray needs Taichi: {reason}; or leave the flag out")
     except (extension.BackendError, extension.BuildError) as error:
         raise UserError(str(error)) from error
     return name
@@ -157,7 +165,8 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
         prompts = image_prompts(plan.references)
         inputs.known = KnownViews(prompts, device) if prompts else None
         with explained("loading the guidance model", "add --vram_O, or choose smaller weights with --sd_version"):
-            inputs.guidance = guidance.build(config, device, plan.weights, [prompt.condition for prompt in prompts])
+            inputs.images = tuple(prompt.condition for prompt in prompts)
+            inputs.guidance = guidance.build(config, device, plan.weights, inputs.images)
     if plan.weights:
         inputs.notes = guidance.notes(plan.weights)
     if config.data.data is not None:
@@ -218,24 +227,28 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     return trainer
 
 
-def train(trainer: "Trainer") -> None:
-    """Drive the loop until it ends or a signal asks it to stop; ``--profile`` records some of the steps.
+def train(trainer: "Trainer", attendant: "Attendant | None" = None) -> None:
+    """Drive the loop until it ends; ``--profile`` records some of the steps.
+
+    Args:
+        trainer: of the stage.
+        attendant: is told of each step; None: a signal stops the loop.
 
     Raises:
         Stopped: a signal came; the checkpoint is written.
     """
+    from nerf.run.attendant import SignalAttendant
     from nerf.run.profiling import profiled
     from nerf.run.signals import StopRequest
 
     trace = trainer.workspace / "profile" / f"{trainer.stage.kind.run_name(trainer.step)}.json"
-    with StopRequest() as request, profiled(trace, trainer.config.runtime.profile) as after_step:
-        for _ in trainer.run():
+    with contextlib.ExitStack() as stack:
+        attendant = attendant or SignalAttendant(stack.enter_context(StopRequest()))
+        after_step = stack.enter_context(profiled(trace, trainer.config.runtime.profile))
+        attendant.begin_stage(trainer)
+        for record in trainer.run():
             after_step()
-            if request.number is not None:
-                path = trainer.save()
-                again = "the same command" if trainer.config.runtime.ckpt == "latest" else "the same command without --ckpt"
-                trainer.report.log(f"stopped after step {trainer.step}, saved {path}; {again} resumes from there")
-                raise Stopped(request.number)
+            attendant.after_step(trainer, record)
 
 
 def finish(trainer: "Trainer", started: float) -> None:
@@ -246,61 +259,164 @@ def finish(trainer: "Trainer", started: float) -> None:
     report.result(weights=trainer.info.notes or None)
     report.result(train_seconds=round(trainer.seconds, 2), **trainer.test())
     if trainer.config.output.save_mesh:
-        mesh = trainer.save_mesh()
-        made_by = {"stage": trainer.stage.name, "step": trainer.step}
-        report.result(mesh=None if mesh is None else mesh.as_dict() | made_by)
+        export(trainer)
     path = report.result(seconds=round(time.monotonic() - started, 2))
     report.log(f"done in {time.monotonic() - started:.0f} s; {path} lists what was written")
 
 
-def run(asked: Config) -> int:
-    """One whole run, alone in its workspace; returns the exit code."""
-    from nerf.run import lock, workspace
-
-    check_names(asked)
-    device_name(asked)  # refuses one that is not there, before weights are looked for
-    workspace.check_writable(asked.output.workspace)
-    with lock.hold(asked.output.workspace):
-        return run_alone(asked, workspace.recover(asked.output.workspace))
+def export(trainer: "Trainer") -> "ExportReport | None":
+    """Write the mesh, and what is known of it to ``result.json``."""
+    mesh = trainer.save_mesh()
+    made_by = {"stage": trainer.stage.name, "step": trainer.step}
+    trainer.report.result(mesh=None if mesh is None else mesh.as_dict() | made_by)
+    return mesh
 
 
-def run_alone(asked: Config, lines: list[str]) -> int:
-    """:func:`run` with the lock of the workspace held. Nothing there changes before its first stage is ready to train.
+@dataclass
+class Run:
+    """A run whose options are decided: makes the trainers of its stages and drives them; a viewer does so on its thread."""
+
+    plan: "RunPlan[Resolved]"
+    inputs: Inputs
+    device: str
+    report: "Report"
+    started: float  # on the clock of time.monotonic
+
+    @property
+    def config(self) -> Config:
+        """The options of the run."""
+        return self.plan.config
+
+    def make(self, stage: Stage) -> "Trainer":
+        """The trainer of a stage; see :func:`make_trainer`."""
+        return make_trainer(stage, self.inputs, self.device, self.report)
+
+    def go_through(self, trainer: "Trainer", attendant: "Attendant | None" = None) -> None:
+        """Train all stages from that of ``trainer`` on, and write the results."""
+        from nerf.run import workspace
+
+        folder, names = self.config.output.workspace, [stage.name for stage in self.plan.pending]
+        try:
+            for i in range(names.index(trainer.stage.name) + 1, len(names)):
+                train(trainer, attendant)
+                trainer = next_trainer(trainer, self.plan.pending[i], self.inputs, self.device, self.report, self.started)
+            if self.config.trains:
+                train(trainer, attendant)
+            self.report.result(stages=workspace.stage_progress(folder))
+            if attendant is not None:
+                attendant.before_results(trainer)
+            finish(trainer, self.started)
+        except (DivergenceError, ExportError, MemoryError) as error:
+            known = {"steps": trainer.step, "stages": workspace.stage_progress(folder), "error": str(error)}
+            self.report.result(prompt=trainer.config.prompt.text, seed=self.config.runtime.seed, **known)
+            raise
+
+    # ---- what a viewer asks for; see ``nerf.viewer.session.Job`` -----------------------------------------------------
+
+    def start_over(self, trainer: "Trainer") -> "Trainer":
+        """A trainer of the same stage before its first step; its checkpoints and those of later stages are set aside."""
+        from nerf.run import workspace
+
+        names = [stage.name for stage in self.plan.stages]
+        later = names[names.index(trainer.stage.name) :]
+        config = options.with_values(trainer.stage.config, {"ckpt": "scratch"}, "preset")
+        fresh = self.make(Stage(trainer.stage.kind, config))
+        workspace.set_aside(self.config.output.workspace, later)
+        self.report.begin_anew()
+        return fresh
+
+    def edit_prompt(self, trainer: "Trainer", text: str, negative: str) -> None:
+        """Go on with another prompt, in this stage and in later ones."""
+        from nerf.viewer import prompt
+
+        config = prompt.edit(trainer, self.config, text, negative, self.inputs.images)
+        stages = tuple(prompt.with_prompt(stage, config) for stage in self.plan.stages)
+        self.plan = replace(self.plan, config=config, stages=stages)
+
+    def export(self, trainer: "Trainer") -> "ExportReport | None":
+        """Write the mesh; see :func:`export`."""
+        from nerf.mesh.export import require_packages
+
+        require_packages()
+        return export(trainer)
+
+    def sentence(self, error: BaseException) -> str:
+        """What an exception means, for people."""
+        from nerf.core import crash
+
+        known = isinstance(error, UserError | DivergenceError)
+        return str(error) if known else crash.sentence_of(error, self.config.output.workspace)
+
+    def log(self, line: str) -> None:
+        """Write a line to the log."""
+        self.report.log(line)
+
+
+@contextlib.contextmanager
+def ready(asked: Config) -> Iterator[tuple[Run, "Trainer", "Show | None"]]:
+    """A run up to its first step, alone in its workspace; leaving the block ends its log and frees the workspace.
+
+    Nothing in the workspace changes before the first stage is ready to train.
 
     Args:
         asked: what the user asked for.
-        lines: the first ones of the log.
+
+    Returns:
+        The run, the trainer of its first pending stage, and what shows it, if anything does.
+
+    Raises:
+        UserError: the run cannot be made; the message says why.
     """
     from nerf.mesh.export import require_packages
-    from nerf.run import memory, workspace
+    from nerf.renderer import check_machine
+    from nerf.run import lock, memory, workspace
     from nerf.run.logger import Report
 
     started = time.monotonic()
-    plan = resolve(asked, read_disk(asked), choose_weights)
-    check_names(plan.config)  # those that the workspace keeps
-    folder = plan.config.output.workspace
-    device = prepare_machine(plan.config)
-    memory.check_memory(plan.pending, device)
-    if plan.config.output.save_mesh:
-        require_packages()  # now, and not after the training
-    with Report(folder, [*lines, *plan.lines, *gpu_warnings(plan.config, device)], hold=True) as report:
-        inputs = make_inputs(plan, device)
-        trainer = make_trainer(plan.pending[0], inputs, device, report)
-        workspace.open_workspace(plan)
-        report.open()
-        try:
-            for stage in plan.pending[1:]:
-                train(trainer)
-                trainer = next_trainer(trainer, stage, inputs, device, report, started)
-            if plan.config.trains:
-                train(trainer)
-            report.result(stages=workspace.stage_progress(folder))
-            finish(trainer, started)
-        except (DivergenceError, ExportError, MemoryError) as error:
-            known = {"steps": trainer.step, "stages": workspace.stage_progress(folder), "error": str(error)}
-            report.result(prompt=plan.config.prompt.text, seed=plan.config.runtime.seed, **known)
-            raise
+    check_names(asked)
+    check_machine(asked.field, device_name(asked))  # before weights are looked for
+    workspace.check_writable(asked.output.workspace)
+    with lock.hold(asked.output.workspace):
+        lines = workspace.recover(asked.output.workspace)
+        plan = resolve(asked, read_disk(asked), choose_weights)
+        check_names(plan.config)  # those that the workspace keeps
+        device = prepare_machine(plan.config)
+        memory.check_memory(plan.pending, device)
+        show = front_end(plan.config)
+        if plan.config.output.save_mesh:
+            require_packages()  # now, and not after the training
+        lines += [*plan.lines, *gpu_warnings(plan.config, device)]
+        with Report(plan.config.output.workspace, lines, hold=True) as report:
+            run = Run(plan, make_inputs(plan, device), device, report, started)
+            trainer = run.make(plan.pending[0])
+            workspace.open_workspace(plan)
+            report.open()
+            yield run, trainer, show
+
+
+def run(asked: Config) -> int:
+    """One whole run; returns the exit code."""
+    with ready(asked) as (found, trainer, show):
+        if show is None:
+            found.go_through(trainer)
+        else:
+            from nerf.viewer.session import show_run
+
+            show_run(found, trainer, show)
     return 0
+
+
+def front_end(config: Config) -> "Show | None":
+    """What shows a run in a window or in a browser, after ``--viewer``; None without it.
+
+    Raises:
+        UserError: it cannot be opened here; nothing has been read or trained yet.
+    """
+    if config.gui.viewer == "none":
+        return None
+    from nerf.viewer import front_ends
+
+    return front_ends.choose(config)
 
 
 def next_trainer(trainer: "Trainer", stage: Stage, inputs: Inputs, device: str, report: "Report", started: float) -> "Trainer":

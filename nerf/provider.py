@@ -21,6 +21,7 @@ from nerf.core.streams import Random, Stream
 from nerf.core.structs import Batch, Part, RenderOutput, ViewRequest, Views, move_record
 from nerf.data.image_prompt import KnownViews
 from nerf.data.posed_images import Photographs
+from nerf.render.background import background_kind
 from nerf.training.ray_count import RayCount
 from nerf.training.schedule import guided_part, is_known_view_step, known_view_part, photo_part
 from nerf.training.sources import RunInfo, Source
@@ -202,12 +203,14 @@ class PhotographSource(Source):
     Args:
         photographs: the training split.
         rays: how many random rays a step has.
+        fill_behind: no background model stands behind the scene. Pixels of photographs without alpha are opaque then, and are
+            rendered over a random colour per ray, or per whole photograph: only an opacity of one reproduces them.
     """
 
     name = "photos"
 
-    def __init__(self, photographs: Photographs, rays: RayCount | None = None):
-        self.photographs, self.rays = photographs, rays
+    def __init__(self, photographs: Photographs, rays: RayCount | None = None, fill_behind: bool = False):
+        self.photographs, self.rays, self.fill_behind = photographs, rays, fill_behind
 
     def plan_part(self, step: int, run: RunInfo, random: Random) -> Part:
         """See :meth:`Source.plan_part`."""
@@ -228,8 +231,14 @@ class PhotographSource(Source):
             self.rays.load_state_dict(state)
 
     def batch(self, part: Part) -> Batch:
-        """See :meth:`Photographs.batch`."""
-        return self.photographs.batch(part.request, part.settings.background)
+        """See :meth:`Photographs.batch`; over a random background where nothing may shine through."""
+        batch = self.photographs.batch(part.request, part.settings.background)
+        if not self.fill_behind or batch.background is not None:
+            return batch
+        device = batch.rays.origins.device
+        count = len(batch.rays) if batch.views is None else len(batch.views)
+        generator = part.random.generator(Stream.PHOTO_BACKGROUND, device)
+        return replace(batch, background=torch.rand(count, 3, generator=generator, device=device))
 
 
 class ImagePrompts(Source):
@@ -277,8 +286,12 @@ def _random_cameras(inputs: SourceInputs) -> Source | None:
 def _photographs(inputs: SourceInputs) -> Source | None:
     if inputs.photographs is None:
         return None
-    data = inputs.config.data
-    return PhotographSource(inputs.photographs, RayCount(data.num_rays, data.ray_samples) if data.ray_samples else None)
+    config = inputs.config
+    scene = inputs.photographs.scene(config.field.bound)
+    nothing_behind = background_kind(config.field, scene) == "constant" and config.data.data_background == "random"
+    data = config.data
+    rays = RayCount(data.num_rays, data.ray_samples) if data.ray_samples else None
+    return PhotographSource(inputs.photographs, rays, nothing_behind)
 
 
 def _image_prompts(inputs: SourceInputs) -> Source | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from guidance.base import Guidance
 from nerf.config.checks import less_memory
-from nerf.config.stages import Failure
+from nerf.config.stages import Failure, Stage
 from nerf.core.errors import DivergenceError, UserError
 from nerf.core.memory import explained
 from nerf.core.streams import Stream
@@ -146,6 +146,9 @@ class Trainer:
                 apply to the part are removed.
         """
         source = self.sources[part.source]
+        if part.request.layout == "rays":
+            affordable = self.model.path.affordable_rays(part.request.num_rays)
+            part = replace(part, request=replace(part.request, num_rays=affordable))
         batch = source.batch(part)
         part = replace(part, settings=batch.settings(part.settings))
         result = ObjectiveOutput()
@@ -376,6 +379,12 @@ class Trainer:
         if transform is not None:
             self.info = replace(self.info, transform=transform)
         self.ema = Ema(self.model, self.config.optim.ema_decay)
+
+    def use_stage(self, stage: Stage) -> None:
+        """Go on with other options of the same stage that nothing was made of: the words of its prompt."""
+        self.info = replace(self.info, stage=stage)
+        self.stage, self.config = stage, stage.config
+        self.evaluator.stage, self.evaluator.config = stage, stage.config
 
     def load(self, path: Path, weights_only: bool = False) -> None:
         """Continue from a checkpoint; with ``weights_only`` take the model alone and start counting at 0.

@@ -91,9 +91,9 @@ def test_a_bad_flag_is_one_sentence_and_nothing_else(words, sentence):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("--backbone gird", "--backbone must be grid, vanilla, sdf or sdf_vanilla, got 'gird'; did you mean grid?"),
+        ("--backbone gird", "--backbone must be grid, vanilla, grid_tcnn, grid_taichi, sdf or sdf_vanilla, got 'gird'; did"),
         ("--background sky", "--background must be auto, constant or network, got 'sky'"),
-        ("--backend vulkan", "--backend must be auto, cuda, cpu or torch, got 'vulkan'"),
+        ("--backend vulkan", "--backend must be auto, cuda, cpu, taichi or torch, got 'vulkan'"),
         ("--guidance sd", "got 'sd'; did you mean SD?"),
         ("--guidance SD SD", "--guidance names SD twice"),
     ],
@@ -221,11 +221,12 @@ def test_stages_after_the_one_whose_checkpoint_is_named_start_over(run, tmp_path
 
     def make_trainer(stage, *_):
         seen.append((stage.name, stage.config.runtime.ckpt))
-        return Space(stage=stage.name, step=len(seen), seconds=0.5)
+        return Space(stage=stage, step=len(seen), seconds=0.5)
 
-    def train(trainer):
-        made = tmp_path / "checkpoints" / checkpoint.file_name(trainer.step, trainer.stage)
-        checkpoint.save(made, {}, {"stage": trainer.stage, "step": trainer.step, "seconds": trainer.seconds})
+    def train(trainer, attendant):
+        assert attendant is None
+        made = tmp_path / "checkpoints" / checkpoint.file_name(trainer.step, trainer.stage.name)
+        checkpoint.save(made, {}, {"stage": trainer.stage.name, "step": trainer.step, "seconds": trainer.seconds})
 
     stand_ins = {"make_trainer": make_trainer, "make_inputs": lambda *_: None, "train": train, "finish": lambda *_: None}
     for name, stand_in in stand_ins.items():

@@ -234,7 +234,8 @@ def parse(argv: Sequence[str]) -> Config:
         for flag, value in values.items():
             refuse_unbuilt(OPTIONS[flag][1], value)
         config = with_values(config, values, source)
-    return _with_stages_of_switches(_with_guidance_of_switches(_checked(config)))
+    config = _with_path_of_switches(_checked(config))
+    return _with_viewer_of_switches(_with_stages_of_switches(_with_guidance_of_switches(config)))
 
 
 def _checked(config: Config) -> Config:
@@ -257,6 +258,15 @@ def _checked(config: Config) -> Config:
     return config
 
 
+def _with_path_of_switches(config: Config) -> Config:
+    """``--taichi_ray`` is ``--cuda_ray`` as well: the same path on another backend."""
+    if not config.render.taichi_ray or config.render.cuda_ray:
+        return config
+    if config.asked("cuda_ray"):
+        raise UserError("--taichi_ray and --no_cuda_ray contradict each other; leave one of them out")
+    return with_values(config, {"cuda_ray": True}, config.source("taichi_ray"))
+
+
 def _with_guidance_of_switches(config: Config) -> Config:
     """``--IF`` stands for IF in place of SD in ``--guidance``; from here on only the latter counts."""
     names = config.guidance.guidance
@@ -275,6 +285,15 @@ def _with_stages_of_switches(config: Config) -> Config:
     if not mesh_stages(config.stages):
         raise UserError(f"--dmtet and --stages {','.join(config.stages)} contradict each other; leave one of them out")
     return config
+
+
+def _with_viewer_of_switches(config: Config) -> Config:
+    """``--gui`` is a short form of ``--viewer desktop``; from here on only the latter counts."""
+    if not config.gui.gui:
+        return config
+    if config.asked("viewer") and config.gui.viewer != "desktop":
+        raise UserError(f"--gui and --viewer {config.gui.viewer} contradict each other; leave one of them out")
+    return with_values(config, {"viewer": "desktop"}, config.source("gui"))
 
 
 def mesh_stages(names: Iterable[str]) -> tuple[str, ...]:

@@ -201,18 +201,19 @@ class NetworkConfig(Group):
 
     backbone: str = option(
         "grid",
-        "grid: multiresolution hash grid and a small MLP; vanilla: frequency encoding and a larger MLP; sdf: signed distance "
-        "(NeuS) on a hash grid; sdf_vanilla: the same with the MLP of NeuS",
+        "grid: multiresolution hash grid and a small MLP; vanilla: frequency encoding and a larger MLP, on torch alone; "
+        "grid_tcnn: the grid of tiny-cuda-nn, where that is installed; sdf: signed distance (NeuS) on a hash grid; "
+        "sdf_vanilla: the same with the MLP of NeuS",
         choices=("grid", "vanilla", "grid_tcnn", "grid_taichi", *SDF_BACKBONES),
         extensible=True,
-        unbuilt=("grid_tcnn", "grid_taichi"),
         kept=RUN,
     )
     bound: float = option(1.0, "half the side of the scene's bounding box [-bound, bound]^3", check=BOUND, kept=RUN)
     background: str = option(
         "auto",
-        "background model: one colour, or a network of the ray direction; auto follows --bg_radius",
-        choices=("auto", "constant", "network"),
+        "background model: one colour, a network of the ray direction, or a contracted scene around the box; auto is the last "
+        "for photographs that show more than the box holds, else follows --bg_radius",
+        choices=("auto", "constant", "network", "contracted"),
         extensible=True,
         kept=RUN,
     )
@@ -265,13 +266,12 @@ class RenderConfig(Group):
     """Rendering"""
 
     cuda_ray: bool = option(False, "accelerated render path: ray marching with an occupancy grid, on CPU and GPU", kept=RUN)
-    taichi_ray: bool = option(False, "accelerated render path in Taichi", unbuilt="the Taichi render path")
+    taichi_ray: bool = option(False, "--cuda_ray with the operations on rays in Taichi")
     backend: str = option(
         "auto",
-        "backend of the native kernels",
-        choices=("auto", "cuda", "cpu", "torch", "taichi"),
+        "what runs the kernels: native code for the device, Taichi, or plain torch; auto: the first that works",
+        choices=("auto", "cuda", "cpu", "taichi", "torch"),
         extensible=True,
-        unbuilt=("taichi",),
     )
     max_steps: int = option(1024, "maximum number of samples per ray, accelerated path", check=between(1, 2**16))
     num_steps: int = option(64, "coarse samples per ray, plain path", check=between(1, 4096))

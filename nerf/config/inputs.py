@@ -63,7 +63,7 @@ class DataConfig(Group):
     num_rays: int = option(4096, "random rays per step from the photographs", check=between(1, 2**22))
     ray_samples: int = option(
         0,
-        "samples per step that the number of random rays follows, between 1/16 and 4 times --num_rays (0: it stays)",
+        "samples per step that the number of random rays follows, between 1/4 and 16 times --num_rays (0: it stays)",
         check=between(0, 2**26),
     )
     holdout: int = option(

@@ -1,7 +1,7 @@
 """What a run takes over from disk: the options that its workspace keeps, and those of what its first stage starts from."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,6 +40,7 @@ class StoredRun:
     start: StoredStart | None = None  # read where :func:`needs_start` says so
     masks: bool = False  # the photographs of --data mark the object; read for fields that are a signed distance
     images: str | None = None  # fingerprint of the image prompts in the workspace, see ``references.digest_of``
+    earlier_prompts: tuple[Mapping[str, str], ...] = ()  # "text" and "negative" before each edit in a viewer
 
 
 def remaining_run(asked: Config, workspace: StoredRun) -> StoredRun:
@@ -80,7 +81,7 @@ def restore_options(asked: Config, workspace: StoredRun) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     if workspace.config is not None:
         kept |= _chosen_over_presets(asked, workspace.config)
-        kept |= merge_kept_options(asked, workspace.config, workspace.trained)
+        kept |= merge_kept_options(asked, workspace.config, workspace.trained, workspace.earlier_prompts)
     if not asked.asked("stages"):
         kept["stages"] = _stages(asked, workspace)
     if workspace.start is not None:
@@ -88,10 +89,13 @@ def restore_options(asked: Config, workspace: StoredRun) -> dict[str, Any]:
     return kept
 
 
-def merge_kept_options(asked: Config, stored: Config, trained: frozenset[str]) -> dict[str, Any]:
+def merge_kept_options(
+    asked: Config, stored: Config, trained: frozenset[str], earlier: Sequence[Mapping[str, str]] = ()
+) -> dict[str, Any]:
     """Flag -> value of the kept options of an earlier run that the user does not give.
 
-    Options of one stage may be changed until that stage has a checkpoint.
+    Options of one stage may be changed until that stage has a checkpoint. The command that began a run goes on with it although
+    its prompt was edited in a viewer: ``earlier`` has the words before each edit, which stand for those after the last one.
 
     Raises:
         UserError: the user asks for another value than the earlier run's.
@@ -99,7 +103,7 @@ def merge_kept_options(asked: Config, stored: Config, trained: frozenset[str]) -
     kept = {}
     for flag, owner in KEPT.items():
         mine, stored_value = asked.value(flag), in_its_stage(stored, flag)
-        if not asked.asked(flag):
+        if not asked.asked(flag) or any(words.get(flag) == mine for words in earlier):
             kept[flag] = stored_value
         elif mine != stored_value and not _means_the_same(flag, mine, stored_value):
             if owner == RUN or owner in trained:

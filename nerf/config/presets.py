@@ -27,6 +27,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optim": "adam",
         "bg_radius": -1.0,
         "blob_density": 0.0,
+        # Cells finer than what the photographs resolve explain each of them by its own haze: with 2048, the default, fox at
+        # half size is 17.0 dB after 300 steps and 20.9 dB with 512; lego 23.5 dB after 200 steps, and 24.5 dB with 1024.
+        "grid_finest": 1024,
         "lambda_rgb": 1.0,
         "lambda_mask": 0.0,
         "lambda_entropy": 0.0,
@@ -43,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "neus": {
         "preset": "neus",
         "iters": 3000,
-        "num_rays": 512,
+        "num_rays": 128,
         "ray_samples": 16384,
         "lr": 1e-3,
         "lr_decay": 0.05,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nerf.config.limits import AZIMUTH, FOV, POLAR, POSITIVE_LENGTH
+from nerf.config.limits import AZIMUTH, POLAR
 from nerf.config.parser import Group, option
 from nerf.core.ranges import between
 
@@ -11,9 +11,15 @@ from nerf.core.ranges import between
 class GuiConfig(Group):
     """GUI"""
 
-    gui: bool = option(False, "open the viewer", unbuilt="the viewer")
-    radius: float = option(5.0, "camera distance in the viewer", check=POSITIVE_LENGTH, unbuilt="the viewer")
-    fovy: float = option(20.0, "vertical field of view in the viewer", check=FOV, unbuilt="the viewer")
-    light_theta: float = option(60.0, "polar angle of the light in the viewer", check=POLAR, unbuilt="the viewer")
-    light_phi: float = option(0.0, "azimuth of the light in the viewer", check=AZIMUTH, unbuilt="the viewer")
-    max_spp: int = option(1, "maximum samples per pixel in the viewer", check=between(1, 4096), unbuilt="the viewer")
+    gui: bool = option(False, "open the window of the viewer: --viewer desktop", unbuilt="the window")
+    viewer: str = option(
+        "none",
+        "look at the scene while it trains, or with --test without training: in a window, or in a browser",
+        choices=("none", "desktop", "web"),
+        unbuilt=("desktop", "web"),
+    )
+    radius: float = option(5.0, "camera distance in the viewer", check=between(1e-3, 1e4))
+    fovy: float = option(20.0, "vertical field of view in the viewer", check=between(1, 120))
+    light_theta: float = option(60.0, "polar angle of the light in the viewer", check=POLAR)
+    light_phi: float = option(0.0, "azimuth of the light in the viewer", check=AZIMUTH)
+    max_spp: int = option(1, "maximum samples per pixel in the viewer", check=between(1, 4096))

@@ -305,7 +305,8 @@ def pixel_rays(views: Views, view_index: Tensor, xy: Tensor) -> Rays:
     local = _camera_directions(views, view_index, xy)
     pose = views.pose[view_index]
     directions = (pose[:, :3, :3] * local[:, None, :]).sum(-1)
-    return Rays(pose[:, :3, 3], directions, view_index, uv=_normalized_uv(views, xy))
+    near = None if views.near is None else views.near[view_index]
+    return Rays(pose[:, :3, 3], directions, view_index, uv=_normalized_uv(views, xy), near=near)
 
 
 def view_rays(views: Views) -> Rays:
@@ -331,7 +332,8 @@ def view_rays(views: Views) -> Rays:
     origins = pose[:, None, :3, 3].expand(b, h * w, 3).reshape(-1, 3)
     view_index = torch.arange(b, device=pose.device).repeat_interleave(h * w)
     uv = _normalized_uv(views, xy).expand(b, -1, -1).reshape(-1, 2)
-    return Rays(origins, directions, view_index, (b, h, w), uv=uv, views=views)
+    near = None if views.near is None else views.near[view_index]
+    return Rays(origins, directions, view_index, (b, h, w), uv=uv, near=near, views=views)
 
 
 def clip_space(views: Views, points: Tensor, min_near: float, bound: float) -> Tensor:

@@ -24,9 +24,6 @@ MAX_PIXELS = 178_956_970  # twice what the library warns of; 512 MiB of colours
 WHITE_16 = 65535  # level of white of 16 bits
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
 
-# Pictures up to MAX_PIXELS are read without a warning on the terminal; larger ones are refused here.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
 
 def is_picture(data: bytes) -> bool:
     """Whether bytes begin as a picture in one of :data:`FORMATS`."""
@@ -53,12 +50,19 @@ def open_picture(source: Path | bytes, what: str, hint: str) -> Iterator[Image.I
                 raise UserError(f"{what} cannot be read: it is not a picture in one of the formats {NAMES}; {hint}")
             stream.seek(0)
             try:
-                with Image.open(stream, formats=FORMATS) as image:
+                with _open_quietly(stream) as image:
                     if image.width * image.height > MAX_PIXELS:
                         raise UserError(too_large)
                     yield image
             except Image.DecompressionBombError:
                 raise UserError(too_large) from None
+
+
+def _open_quietly(stream: io.BytesIO | io.BufferedReader) -> Image.Image:
+    """An image of one of :data:`FORMATS`, without the library's warning of large ones, which have a limit of their own here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(stream, formats=FORMATS)
 
 
 def _opened(path: Path) -> io.BufferedReader:

@@ -8,6 +8,7 @@
 Without a listener nothing happens. :class:`nerf.run.logger.Report` is the listener of a run.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ class Listener(Protocol):
 
 
 _listeners: list[Listener] = []
+_of_thread = threading.local()  # ``quiet``: whether the loops of this thread are told to nobody
 
 
 def listen(listener: Listener) -> None:
@@ -55,9 +57,20 @@ def ignore(listener: Listener) -> None:
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """A block whose loops are told to nobody: those of a thread that works beside the one that listeners show."""
+    before = getattr(_of_thread, "quiet", False)
+    _of_thread.quiet = True
+    try:
+        yield
+    finally:
+        _of_thread.quiet = before
+
+
+@contextmanager
 def task(doing: str, total: int) -> Iterator[Callable[[int], None]]:
     """A loop of ``total`` steps; yields the function to call with the number of those that are done."""
-    this, told = Task(doing, total), list(_listeners)
+    this, told = Task(doing, total), [] if getattr(_of_thread, "quiet", False) else list(_listeners)
 
     def advance(done: int) -> None:
         this.done = done

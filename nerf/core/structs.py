@@ -5,13 +5,16 @@ Letters: B views, N rays, M samples. Angles are degrees, lengths scene units, co
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from nerf.core.streams import Random
 from nerf.core.transfer import upload
+
+if TYPE_CHECKING:
+    from nerf.core.coverage import Coverage
 
 Layout = Literal["image", "rays", "patches"]
 Shading = Literal["albedo", "lambertian", "textureless", "normal"]
@@ -86,6 +89,7 @@ class Views:
     radius: Tensor  # [B] distance of the camera from the origin
     fovy: Tensor  # [B] vertical field of view, degrees
     distortion: Tensor | None = None  # [B, 6] k1 k2 k3 k4 p1 p2 of OpenCV's radial-tangential model
+    near: Tensor | None = None  # [B] smallest distance of a sample from the camera; None: that of the render path
 
     def __len__(self) -> int:
         return self.pose.shape[0]
@@ -112,6 +116,7 @@ class Rays:
     shape: tuple[int, int, int] | None = None  # (B, H, W) with B * H * W == N, row-major: whole images or patches
     image_index: Tensor | None = None  # [N] int64: which photograph of the data set, for in-the-wild fields
     uv: Tensor | None = None  # [N, 2] pixel position in [0, 1]
+    near: Tensor | None = None  # [N] smallest distance of a sample; None: that of the render path
     views: Views | None = None  # the B cameras whose whole images the rays are; what rasterises needs them
 
     def __len__(self) -> int:
@@ -126,6 +131,7 @@ class Rays:
             None,
             None if self.image_index is None else self.image_index[index],
             None if self.uv is None else self.uv[index],
+            None if self.near is None else self.near[index],
         )
 
 
@@ -136,6 +142,8 @@ class SceneInfo:
     bound: float = 1.0  # half the side of the object's box, scene units
     num_images: int = 0  # photographs in all splits, the range of ``image_index``
     has_transparency: bool = False  # the photographs mark the background, by alpha or by masks
+    unbounded: bool = False  # the photographs show more than the box holds
+    coverage: "Coverage | None" = None  # what the training photographs of a scene see; None for an object
     points: Tensor | None = None  # [P, 3] points of the reconstruction in the box, scene units
 
 
@@ -170,6 +178,7 @@ class RenderSettings:
     need_normals: bool = False  # an objective needs normals; shading that needs them computes them anyway
     max_level: float = 1.0  # fraction of the encoder's levels that is active
     random: Random = Random()
+    crop: Tensor | None = None  # [6] low and high corner of the box outside of which the object is left out; None: all of it
 
     @property
     def computes_normals(self) -> bool:
@@ -357,10 +366,21 @@ class RenderOutput:
     normal: Tensor | None = None  # [N, 3] sum of weight * unit normal, world axes; length <= opacity
     background: Tensor  # [N, 3] colour of the background
     extras: dict[str, Tensor] = field(default_factory=dict)  # name -> [N, C] sum of weight * extra output, or of the path
+    behind_opacity: Tensor | None = None  # [N] of a background that is a scene too, where nothing stands before it
+    behind_depth: Tensor | None = None  # [N] sum of weight * t of that background
+    behind_trace: Trace | None = None  # training only: its samples
     trace: Trace | None = None  # training only, and only where rays are sampled
     background_trace: Trace | None = None  # training only: the samples of a background that is marched
     surface: SurfaceState | None = None  # training only, and only where triangles are rasterised
     shape: tuple[int, int, int] | None = None  # (B, H, W) if the rays are whole images or patches
+
+    @property
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """Opacity [N] and depth [N] of the scene in the box and of the background behind it, where that has some."""
+        if self.behind_opacity is None or self.behind_depth is None:
+            return self.opacity, self.depth
+        left = 1.0 - self.opacity
+        return self.opacity + left * self.behind_opacity, self.depth + left * self.behind_depth
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -38,12 +38,18 @@ class SceneNormalization:
     kind: str  # "box": prescribed by the dataset; "limit", "object", "points" or "scene": see :func:`normalize_scene`
     to_source: Tensor  # [4, 4] float64, normalised world -> dataset's world
     scale: float  # normalised units per unit of the dataset
+    unbounded: bool = False  # the photographs show more than the box holds
 
     def apply(self, pose: Tensor) -> Tensor:
         """Camera-to-world poses [I, 4, 4] of the dataset's world in the normalised world; rotations stay orthonormal."""
         moved = torch.linalg.inv(self.to_source) @ pose
         moved[:, :3, :3] /= self.scale
         return moved
+
+    def points(self, points: Tensor) -> Tensor:
+        """Points [P, 3] of the dataset's world in the normalised world."""
+        to_box = torch.linalg.inv(self.to_source)
+        return points @ to_box[:3, :3].T + to_box[:3, 3]
 
 
 def focus_point(pose: Tensor) -> Tensor:
@@ -262,4 +268,5 @@ def normalize_scene(
     to_source = torch.eye(4, dtype=pose.dtype)
     to_source[:3, :3] = rotation.T / scale
     to_source[:3, 3] = centre
-    return SceneNormalization(kind, to_source, scale)
+    cut = limit is not None and half_side < limit[1]
+    return SceneNormalization(kind, to_source, scale, kind in ("scene", "points") or (kind == "limit" and cut))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nerf.config.inputs import DataConfig
 from nerf.core.cameras import angles_of, centred_views, distort, look_at, pixel_rays, undistort, view_rays, wrap_degrees
+from nerf.core.coverage import Coverage, near_planes
 from nerf.core.errors import UserError
 from nerf.core.progress import track
 from nerf.core.streams import Stream
@@ -81,6 +82,7 @@ class Photographs:
         cameras: I views; their common size is that of the largest photograph, :meth:`view` gives one at its own size.
         image_index: [I] int64 index of each photograph in the whole dataset; training photographs come first.
         num_images: number of photographs in all splits.
+        points: [P, 3] of the reconstruction in the normalised world, or None.
         transform: [4, 4] float64 from the normalised world to the dataset's own (the reconstruction's, where nerfstudio
             recorded how it was transformed).
         scene_kind: how the scene box was chosen: see :class:`SceneNormalization`.
@@ -101,6 +103,8 @@ class Photographs:
         self.image_index = torch.tensor(dataset.splits[split], device=self.device)
         self.num_images = len(dataset.frames)
         self.scene_kind, self.transform = normalization.kind, normalization.to_source
+        self.points = None if dataset.points is None else normalization.points(dataset.points).float()
+        self.unbounded = normalization.unbounded
         if dataset.to_reconstruction is not None:
             self.transform = dataset.to_reconstruction @ normalization.to_source
         self._rotation_to_source = (normalization.to_source[:3, :3] * normalization.scale).float().to(self.device)
@@ -114,6 +118,11 @@ class Photographs:
         )
         self._has_distortion = [any(frame.intrinsics.distortion) for frame in frames]
         self.cameras = self._make_cameras(frames, normalization, config.downscale)
+        if normalization.kind != "object":  # the box of an object is far from every camera
+            points = None if dataset.points is None else normalization.points(dataset.points).float().to(self.device)
+            sizes = self.store.width, self.store.height
+            near = near_planes(self.cameras, *sizes, focus_point(self.cameras.pose.double().cpu()), points)
+            self.cameras = replace(self.cameras, near=near)
         self._random_background = config.data_background == "random"
         self._eval_background = torch.full((3,), 0.0 if config.data_background == "black" else 1.0, device=self.device)
         self.background = self._eval_background if self.store.has_alpha else None
@@ -201,7 +210,13 @@ class Photographs:
 
     def scene(self, bound: float) -> SceneInfo:
         """The :class:`SceneInfo` of this dataset in a box [-bound, bound]^3."""
-        return SceneInfo(bound, self.num_images, self.store.has_alpha or self.store.has_masks)
+        marked = self.store.has_alpha or self.store.has_masks
+        shown = None if self.cameras.near is None else Coverage(self.cameras, self.store.width, self.store.height)
+        return SceneInfo(bound, self.num_images, marked, self.unbounded and not marked, shown, self._points_in(bound))
+
+    def _points_in(self, bound: float) -> Tensor | None:
+        """The points of the reconstruction [P, 3] that lie in a box, in the normalised world."""
+        return None if self.points is None else self.points[self.points.abs().amax(-1) < bound]
 
     # ---- single photographs ----
 
@@ -419,6 +434,8 @@ class Photographs:
         half_x = (store.width / (2 * c.fx)).median().item()
         fovy = 2 * math.degrees(math.atan(min(half_y, half_x * height / width)))
         views = centred_views(look_at(position, target).float(), torch.full((count,), fovy), height, width)
+        if c.near is not None:
+            views = replace(views, near=(weight @ c.near.double().cpu()).float())
         return views.to(self.device)
 
 

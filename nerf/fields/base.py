@@ -99,6 +99,13 @@ class Field(nn.Module, ABC):
             threshold: density at the surface; fields whose surface does not depend on a density ignore it.
         """
 
+    def longest_step(self) -> float | None:
+        """Longest step of a march that still resolves the field everywhere, scene units; None: there is none.
+
+        Waits for a GPU.
+        """
+        return None
+
     def section_value(self, points: Points, settings: RenderSettings) -> Tensor:
         """What :meth:`section_opacity` needs of M points: [M], for fields with several rounds of up-sampling."""
         raise NotImplementedError(f"{type(self).__name__} is sampled in one round")

@@ -195,6 +195,11 @@ class SignedDistanceField(Field):
             slope = annealed_slope(cosine, min(1.0, settings.fraction / annealing) if annealing > 0 else 1.0)
         return sdf_to_alpha(output.require("sdf"), slope, dt, self.sharpness)
 
+    def longest_step(self) -> float | None:
+        """The width of the surface; see :meth:`Field.longest_step`. Opacity is exact for any step where the distance is linear,
+        so that only colours have to be resolved."""
+        return 1.0 / float(self.sharpness.detach())
+
     def section_value(self, points: Points, settings: RenderSettings) -> Tensor:
         """Distance [M]; see :meth:`Field.section_value`."""
         return self.distance(points.positions, settings.max_level)

@@ -9,8 +9,7 @@ from torch import Tensor
 from nerf.core.streams import Stream
 from nerf.core.structs import FieldOutput, Rays, RenderSettings, Samples, Trace, join_records
 from nerf.fields.base import Field
-from nerf.render.base import RaySums, RenderPath, box, points_at, sample_values, split_values
-from raymarching import near_far_from_aabb
+from nerf.render.base import RaySums, RenderPath, near_far, points_at, sample_values, split_values
 
 # Added to every weight of the coarse samples, so that fine samples can find a thin part that the coarse ones missed.
 PDF_FLOOR = 1e-5
@@ -32,7 +31,7 @@ class PlainPath(RenderPath):
 
     def render(self, field: Field, rays: Rays, settings: RenderSettings) -> RaySums:
         """Composite N rays; see :meth:`RenderPath.render`."""
-        near, far = near_far_from_aabb(rays.origins, rays.directions, box(field.bound, rays.origins), self.min_near)
+        near, far = near_far(rays, field.bound, settings, self.min_near)
         hit = torch.nonzero(far > near)[:, 0]
         span = torch.stack([near[hit], far[hit]], dim=-1)
         t = stratified(span, self.num_steps, self._random(settings, Stream.COARSE_SAMPLES, len(hit), self.num_steps, span))

@@ -52,6 +52,8 @@ class TrianglePath(RenderPath):
         """Sums of N rays, antialiased at silhouettes; the caller has checked that the rays are whole images."""
         assert rays.views is not None and rays.shape is not None
         b, h, w = rays.shape
+        if settings.crop is not None:
+            shape = cropped(shape, settings.crop)
         clip = clip_space(rays.views, shape.vertices, self.min_near, self.bound)
         raster = rasterize(clip, shape.faces, h, w)
         covered = (raster.triangle >= 0).reshape(-1).nonzero()[:, 0]
@@ -78,6 +80,15 @@ class TrianglePath(RenderPath):
             normal=smooth[:, 5:8] if settings.computes_normals else None,
             extras=split_extras(smooth[:, 8:], output),
         )
+
+
+def cropped(shape: Triangles, crop: Tensor) -> Triangles:
+    """The triangles whose middle is in the box ``crop`` [6], low and high corner."""
+    middle = shape.vertices[shape.faces].mean(dim=1)
+    kept = ((middle >= crop[:3].to(middle)) & (middle <= crop[3:].to(middle))).all(dim=-1)
+    faces = shape.faces[kept]
+    normal_faces = faces if shape.normal_faces is shape.faces else shape.normal_faces[kept]
+    return replace(shape, faces=faces, normal_faces=normal_faces, edges=None)
 
 
 def check_whole_images(rays: Rays, path: str) -> None:

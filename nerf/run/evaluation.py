@@ -34,7 +34,7 @@ from nerf.run.workspace import has_later_stage
 from nerf.training.schedule import known_side
 from nerf.training.sources import RunInfo
 
-Row = tuple[Tensor, Tensor]  # PSNR and SSIM of a view
+Row = tuple[Tensor, Tensor, Tensor]  # PSNR and SSIM of a view, and its mean opacity
 
 PREVIEW_SIZE = 128
 PREVIEW_VIEWS = 4
@@ -135,7 +135,7 @@ class Evaluator:
     def preview(self, step: int) -> Path | None:
         """Four small views side by side, ``validation/df_step_########_preview.png``."""
         size = min(PREVIEW_SIZE, self.config.output.H)
-        out = self.render(self._show_views(PREVIEW_VIEWS, size, size))
+        out = self.render(self.show_views(PREVIEW_VIEWS, size, size))
         path = self.workspace / "validation" / f"{self.stage.kind.run_name(step)}_preview.png"
         images.write_png(path, np.concatenate(list(_pictures(out)), axis=1))
         return path
@@ -147,7 +147,7 @@ class Evaluator:
             split = "val" if "val" in self.held_out else "test"
             return self._measure(split, step, evenly(len(self.held_out[split]), self.config.output.dataset_size_valid))
         output = self.config.output
-        views = self._show_views(output.dataset_size_valid, output.H, output.W)
+        views = self.show_views(output.dataset_size_valid, output.H, output.W)
         for i in track(range(len(views)), "rendering validation views"):
             self._write_frame("validation", f"{self.stage.kind.run_name(step)}_{i + 1:04d}", self.render(views[i]))
         return self._measure_known(step)
@@ -214,7 +214,7 @@ class Evaluator:
 
     # ---- parts of the above ---------------------------------------------------------------------------------------
 
-    def _show_views(self, count: int, height: int, width: int) -> Views:
+    def show_views(self, count: int, height: int, width: int) -> Views:
         """The views to show: a turntable, or a smooth path past the cameras of the photographs."""
         photos = self.held_out.get("test") or self.held_out.get("val")
         if photos is None:
@@ -223,7 +223,7 @@ class Evaluator:
 
     def _write_turntable(self, name: str) -> None:
         output = self.config.output
-        views = self._show_views(output.dataset_size_test, output.H, output.W)
+        views = self.show_views(output.dataset_size_test, output.H, output.W)
         rgb, depth = [], []
         for i in track(range(len(views)), "rendering the video"):
             out = self.render(views[i])
@@ -260,7 +260,7 @@ class Evaluator:
         return found | {"test_views": len(chosen), "test_photographs": count}
 
     def _measure(self, split: str, step: int, chosen: Sequence[int]) -> dict[str, float]:
-        """PSNR and SSIM of held-out photographs over their valid pixels."""
+        """PSNR and SSIM of held-out photographs over their valid pixels, and the mean opacity of opaque ones."""
         photos = self.held_out[split]
         rows: list[Row] = []
         for i in track(chosen, "measuring held-out photographs"):
@@ -268,7 +268,7 @@ class Evaluator:
             assert batch.views is not None, "a photograph has a camera"
             out = self.render(batch.views, batch.settings(self.settings()))
             self._compare(i, out, batch, valid, rows, f"{self.stage.kind.run_name(step)}_{split}")
-        return self._report_measures(split, step, rows)
+        return self._report_measures(split, step, rows, opaque=photos.background is None)
 
     def _measure_known(self, step: int) -> dict[str, float]:
         """PSNR and SSIM of the views of image prompts, over the pixels of the object: those of the picture or the render."""
@@ -292,12 +292,16 @@ class Evaluator:
         if len(rows) < PREVIEW_VIEWS:
             pair = np.concatenate([images.to_uint8(image), images.to_uint8(truth)], axis=1)
             images.write_png(self.workspace / "validation" / f"{name}_{i:04d}.png", pair)
-        rows.append((metrics.psnr(image, truth, valid), metrics.ssim(image, truth, valid)))
+        opacity = out.whole[0].reshape(shape)
+        opacity = opacity.mean() if valid is None else opacity[valid].mean()
+        rows.append((metrics.psnr(image, truth, valid), metrics.ssim(image, truth, valid), opacity))
 
-    def _report_measures(self, split: str, step: int, rows: list[Row]) -> dict[str, float]:
-        """The means of PSNR and SSIM over some views, logged."""
-        psnr, ssim = (float(np.nanmean([float(row[k]) for row in rows])) for k in (0, 1))
+    def _report_measures(self, split: str, step: int, rows: list[Row], opaque: bool = False) -> dict[str, float]:
+        """The means of PSNR and SSIM over some views, and of the opacity where the views are ``opaque``; logged."""
+        psnr, ssim, opacity = (float(np.nanmean([float(row[k]) for row in rows])) for k in range(3))
         found = {f"{split}_psnr": psnr, f"{split}_ssim": ssim}
+        if opaque:
+            found[f"{split}_opacity"] = opacity
         self.report.metrics(step, found)
         return found
 

@@ -108,6 +108,10 @@ class Report:
         self._close_stage()
         self.stage = stage
 
+    def begin_anew(self) -> None:
+        """The stage starts over: the bar begins again, and the rows of its earlier steps are left out of the metrics."""
+        self._close_stage()
+
     def _close_stage(self) -> None:
         for open_thing in (self._bar, self._metrics_file):
             if open_thing is not None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from gridencoder.layout import GridLayout
 from nerf.config.config import Config, as_typed
 from nerf.config.stages import Stage
 from nerf.core.errors import UserError
+from nerf.fields.encoding import grid_layout
 
 FLOAT = 4  # bytes
 TRAINED = 5  # floats for each parameter: its value, gradient, average, and two moments of the optimiser
@@ -80,15 +80,9 @@ def needs(stage: Stage) -> list[Need]:
 def _field(config: Config) -> Need:
     """The parameters of the field."""
     field, copies = config.field, TRAINED if config.trains else 1
-    if field.backbone != "grid":
+    if not field.backbone.startswith("grid"):
         return Need("the network", ("hidden",), FLOAT * copies * field.hidden**2)
-    layout = GridLayout(
-        num_levels=field.levels,
-        level_dim=field.level_dim,
-        base_resolution=field.base_resolution,
-        desired_resolution=field.finest_resolution,
-        log2_hashmap_size=field.log2_hashmap_size,
-    )
+    layout = grid_layout(field)
     table = FLOAT * copies * layout.rows * field.level_dim
     return Need("the hash grid", ("grid_levels", "grid_features", "grid_log2"), table)
 

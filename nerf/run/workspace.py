@@ -2,15 +2,17 @@
 
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from nerf.config.config import WAY_OUT, Config, from_json, to_json
+from nerf.config.config import WAY_OUT, Config, from_json, to_json, with_values
 from nerf.config.groups import CKPT_WORDS, STAGES
+from nerf.config.inputs import PromptConfig
 from nerf.config.kept import StoredRun, StoredStart, start_from_run
 from nerf.config.resolve import RunPlan
 from nerf.config.stages import FIRST, STAGE_KINDS
@@ -36,10 +38,29 @@ FOLDERS = (
 STAGES_FILE = "stages.json"  # of a run that starts over: the stages that it begins anew
 
 
-class _Pictures(msgspec.Struct):
-    """What :func:`open_workspace` writes of the image prompts."""
+class Words(msgspec.Struct):
+    """The words of a prompt."""
 
-    images: str | None = None
+    text: str
+    negative: str = ""
+
+
+class PromptEdit(msgspec.Struct):
+    """An event in ``config.json``: from a step on, a run went on with another prompt."""
+
+    stage: str
+    step: int
+    time: float  # of ``time.time``
+    before: Words
+    after: Words
+    event: Literal["prompt"] = "prompt"
+
+
+class _Kept(msgspec.Struct):
+    """What ``config.json`` holds beside the options."""
+
+    images: str | None = None  # fingerprint of the image prompts
+    events: list[PromptEdit] = []
 
 
 def read(asked: Config) -> StoredRun:
@@ -57,13 +78,15 @@ def read(asked: Config) -> StoredRun:
             "back, choose another --workspace (--ckpt takes a file of any), or start over with --ckpt scratch"
         )
     try:
-        config, images = stored_run(folder) if trained and has_config else (None, None)
+        config, kept = _stored_run(folder) if trained and has_config else (None, _Kept())
     except UserError:
         if not asked.starts_over:
             raise
-        config, images = None, None
+        config, kept = None, _Kept()
     ckpt = asked.runtime.ckpt
-    return StoredRun(config, trained, ckpt not in CKPT_WORDS and Path(ckpt).is_file(), images=images)
+    earlier = tuple({"text": edit.before.text, "negative": edit.before.negative} for edit in kept.events)
+    exists = ckpt not in CKPT_WORDS and Path(ckpt).is_file()
+    return StoredRun(config, trained, exists, images=kept.images, earlier_prompts=earlier)
 
 
 def checkpoint_start(asked: Config) -> StoredStart | None:
@@ -87,23 +110,43 @@ def checkpoint_start(asked: Config) -> StoredStart | None:
 
 
 def stored_config(folder: str | Path) -> Config:
-    """The config of the run in a workspace; see :func:`stored_run`."""
-    return stored_run(folder)[0]
-
-
-def stored_run(folder: str | Path) -> tuple[Config, str | None]:
-    """The config of the run in a workspace, and the fingerprint of its image prompts where it has some.
+    """The config of the run in a workspace, with the prompt that it has by now.
 
     Raises:
         UserError: ``config.json`` is missing or broken.
     """
+    return _stored_run(folder)[0]
+
+
+def _stored_run(folder: str | Path) -> tuple[Config, _Kept]:
+    """See :func:`stored_config`."""
     path = Path(folder) / CONFIG_FILE
     stored = read_json(path, WAY_OUT)
     try:
         config = from_json(stored)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return config, as_shape(stored, path, WAY_OUT, _Pictures).images
+    return config, as_shape(stored, path, WAY_OUT, _Kept)
+
+
+def record_prompt(folder: str | Path, stage: str, step: int, before: PromptConfig, after: PromptConfig) -> None:
+    """Keep another prompt in ``config.json``: as the prompt of the run, and as an event with what it was before (on rank 0).
+
+    Args:
+        folder: an open workspace.
+        stage: name of the stage that trains.
+        step: the number of steps that were taken with the prompt before.
+        before: the prompt until now.
+        after: the prompt from now on.
+    """
+    if not is_main():
+        return
+    path = Path(folder) / CONFIG_FILE
+    stored, (old, new) = read_json(path, WAY_OUT), (Words(prompt.text or "", prompt.negative) for prompt in (before, after))
+    config, kept = _stored_run(folder)
+    edited = with_values(config, {"text": after.text, "negative": after.negative}, "typed")
+    events = [*kept.events, PromptEdit(stage, step, round(time.time(), 3), old, new)]
+    write_json(path, stored | to_json(edited) | {"events": msgspec.to_builtins(events)})
 
 
 def check_writable(folder: str | Path) -> None:
@@ -159,8 +202,19 @@ def open_workspace(plan: RunPlan[Any]) -> None:
         # Stages after the first of this run begin anew, because what they started from changes.
         anew = plan.stages if config.starts_over else plan.stages[plan.first + 1 :]
         set_aside(folder, [stage.name for stage in anew])
-        more = {"stages": [stage.name for stage in plan.stages], "images": plan.images}
+        events = _events_of(folder, config)
+        more = {"stages": [stage.name for stage in plan.stages], "images": plan.images, "events": msgspec.to_builtins(events)}
         write_json(folder / CONFIG_FILE, to_json(config) | more)
+
+
+def _events_of(folder: Path, config: Config) -> list[PromptEdit]:
+    """The events of the run that goes on in a workspace: those that led to its prompt."""
+    try:
+        events = _stored_run(folder)[1].events
+    except UserError:  # there was none, or it starts over
+        return []
+    now = Words(config.prompt.text or "", config.prompt.negative)
+    return events if events and events[-1].after == now else []
 
 
 def set_aside(folder: str | Path, stages: Sequence[str]) -> None:

@@ -219,9 +219,11 @@ class GridRegularisers(Objective):
 
     def check(self, part: Part, plan: StepPlan) -> None:
         """See :meth:`Objective.check`; a field without a table is refused, too."""
-        if plan.wants("tv") or plan.wants("weight_decay"):
-            with torch.no_grad():
+        with torch.no_grad():
+            if plan.wants("weight_decay"):
                 self.field.weight_decay()
+            if plan.wants("tv"):
+                self.field.total_variation(torch.Generator())
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
         terms: dict[str, Tensor] = {}

@@ -6,7 +6,7 @@ from torch import Tensor
 from nerf.core.structs import Samples
 from nerf.core.transfer import Download
 
-LEAST, MOST = 1.0 / 16.0, 4.0  # times the number of rays at the start
+LEAST, MOST = 1.0 / 4.0, 16.0  # times the number of rays at the start
 FEWEST = 64  # rays, whatever the start
 KEPT = 0.9  # share of the last number in the next (instant-nsr-pl)
 
@@ -14,7 +14,7 @@ KEPT = 0.9  # share of the last number in the next (instant-nsr-pl)
 class RayCount:
     """Rays of the next step, from the samples of those before: empty space becomes known, and a ray then costs less.
 
-    ``n' = 0.9 n + 0.1 n target / samples``, between 1/16 and 4 times the start. Steps in which nothing was sampled count as one
+    ``n' = 0.9 n + 0.1 n target / samples``, between 1/4 and 16 times the start. Steps in which nothing was sampled count as one
     sample a ray. On a GPU the number of samples is read back in the step after, without waiting for it.
 
     Args:

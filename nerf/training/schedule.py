@@ -157,7 +157,7 @@ def guided_part(source: str, step: int, run: RunInfo, random: Random) -> Part:
         ambient = schedule.min_ambient_ratio + (1.0 - schedule.min_ambient_ratio) * draw[0]
         shading = "textureless" if draw[1] < schedule.textureless_ratio else "lambertian"
     background = None
-    if background_kind(config.field) == "constant" or draw[2] > 0.5:
+    if background_kind(config.field, run.scene) == "constant" or draw[2] > 0.5:
         background = torch.rand(views, 3, generator=rng)
         background[torch.rand(views, generator=rng) < WHITE_BACKGROUND_RATE] = 1.0
         background = _with_textures(background, height, width, schedule.background_textures, random)

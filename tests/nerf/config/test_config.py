@@ -251,13 +251,16 @@ def test_bad_input_is_refused_with_a_sentence(words, sentence):
     assert re.search(sentence, refusal(*words))
 
 
-@pytest.mark.parametrize(
-    "words",
-    ["--gui", "--taichi_ray", "--backbone grid_tcnn", "--backbone grid_taichi", "--backend taichi"],
-)  # fmt: skip
+@pytest.mark.parametrize("words", ["--gui"])
 def test_what_is_not_built_yet_is_refused_by_name(words):
     sentence = refusal(*TEXT, *words.split())
     assert "is not built yet" in sentence and words.split()[0] in sentence
+
+
+def test_taichi_ray_is_the_accelerated_path_and_contradicts_its_absence():
+    config = options(*TEXT, "--taichi_ray")
+    assert config.render.cuda_ray and config.source("cuda_ray") == "typed"
+    assert "--taichi_ray and --no_cuda_ray contradict each other" in refusal(*TEXT, "--taichi_ray", "--no_cuda_ray")
 
 
 @pytest.mark.parametrize("words", ["--dont_override_stuff"])

@@ -1,5 +1,7 @@
 """Tasks begin, advance and end, whatever happens in them."""
 
+import threading
+
 import pytest
 
 from nerf.core import progress
@@ -49,3 +51,18 @@ def test_the_helper_of_the_tests_lists_tasks():
     with listening() as tasks:
         list(track("abc", "reading"))
     assert [(one.doing, one.done, one.total) for one in tasks] == [("reading", 3, 3)]
+
+
+def test_the_loops_of_a_quiet_thread_are_told_to_nobody_and_those_of_others_are(told):
+    def work():
+        with progress.quiet():
+            list(track([1, 2], "rendering a view"))
+        list(track([1], "saving"))
+
+    thread = threading.Thread(target=work)
+    with progress.quiet():
+        pass
+    with task("training", 1):
+        thread.start()
+        thread.join()
+    assert [entry[:2] for entry in told if entry[0] == "begins"] == [("begins", "training"), ("begins", "saving")]

@@ -207,3 +207,11 @@ def test_extra_outputs_of_the_field_are_rendered_per_ray():
     out = make(40).render(view_rays(views()), settings())
     middle = out.as_images(out.extras["uncertainty"])[:, 0, 24, 32]
     torch.testing.assert_close(middle, torch.tensor([RADIUS**2, 0.0]), atol=5e-3, rtol=0)
+
+
+def test_a_crop_box_leaves_out_the_triangles_outside():
+    rays, crop = view_rays(views(64, 64, (0.0,))), torch.tensor([-1.0, 0.0, -1.0, 1.0, 1.0, 1.0])
+    whole, cut = (make(40).render(rays, settings(crop=box)).opacity.view(64, 64) for box in (None, crop))
+    torch.testing.assert_close(cut[:30], whole[:30], rtol=0, atol=1e-4)
+    assert cut[35:].max() == 0 and whole[35:].max() > 0.9
+    assert make(40).render(rays, settings(crop=crop + 3.0)).opacity.max() == 0

@@ -1,5 +1,7 @@
 """Both volume paths on every backend: a ball against its closed form, and the paths against each other."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -177,3 +179,36 @@ def test_another_seed_perturbs_the_samples(device):
             path.render(field, rays, RenderSettings(source="guided", random=Random(s))).trace.samples.t for s in (1, 2)
         )
         assert one.shape != other.shape or not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", PATHS)
+def test_every_path_samples_nothing_before_the_near_plane_of_a_ray(kind, training, device):
+    field, rays = Ball(0.5, density=500.0).to(device), image_rays(4, 4, device=device)
+    near = torch.where(torch.arange(16, device=device) < 8, 2.45, 0.0)
+    path, settings = path_of(kind, field), RenderSettings(training=training)
+    out = path.render(field, replace(rays, near=near), settings)
+    whole = path.render(field, rays, settings)
+    hit = whole.opacity > 0.5
+    assert hit[:8].any() and hit[8:].any()
+    torch.testing.assert_close(out.opacity[8:], whole.opacity[8:])
+    assert (out.depth[:8][hit[:8]] > 2.44).all() and (whole.depth[hit] < 2.4).all()
+    if training:
+        samples = owned(out.trace.samples)
+        assert (samples.t >= near[samples.ray_index] - 0.004).all()
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_a_crop_box_shows_what_is_inside_it_alone(kind, device):
+    field, rays = Ball(0.5, density=3000.0).to(device), image_rays(24, 24, device=device)
+    path = path_of(kind, field)
+    half = torch.tensor([-1.0, 0.0, -1.0, 1.0, 1.0, 0.2], device=device)  # the upper half, cut behind its front
+    whole = path.render(field, rays, EVALUATION)
+    cut = path.render(field, rays, replace(EVALUATION, crop=half))
+    opaque, depth = cut.opacity.view(24, 24) > 0.5, cut.depth / cut.opacity.clamp(min=1e-6)
+    assert not opaque[13:].any() and opaque[6:11, 10:14].all()
+    hit = (rays.origins + depth[:, None] * rays.directions).view(24, 24, 3)[opaque]
+    assert (hit[:, 2] < 0.22).all() and (hit[:, 1] > -0.05).all()
+    assert whole.opacity.view(24, 24)[13:17, 10:14].min() > 0.9  # what the crop left out was there
+    away = torch.tensor([2.0, 2.0, 2.0, 3.0, 3.0, 3.0], device=device)  # beyond the box of the field
+    assert path.render(field, rays, replace(EVALUATION, crop=away)).opacity.max() == 0
