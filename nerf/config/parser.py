@@ -26,7 +26,11 @@ LONGEST_PATH, LONGEST_NAME = 4095, 255  # bytes of a path, and of a name in it; 
 HELP_WIDTH = 118  # columns of --help
 USAGE_WIDTH = 34  # columns of a flag and its values; a longer one has its help on the next line
 INDENT = USAGE_WIDTH + 2
-EXAMPLES = {"text": '"a hamburger"', "data": "photographs/"}  # of the values of flags without a default
+EXAMPLES = {
+    "text": '"a hamburger"',
+    "data": "photographs/",
+    "mesh_crop": "-1 -1 -1 1 1 1",
+}  # of the values of flags without a default
 
 
 def option(
@@ -259,7 +263,7 @@ def as_words(value: Any) -> str:
 def example_of(field: Field) -> str:
     """A value of an option as it could be typed: its default, where there is one."""
     check: Check | None = field.metadata["check"]
-    if field.default not in (None, "", ()) or check is None or check.low is None:
+    if field.default not in (None, "", ()) or check is None or check.low is None or flag_of(field) in EXAMPLES:
         return as_words(field.default) or EXAMPLES.get(flag_of(field), "VALUE")
     several = kind_of(field).count is not None
     return next(as_words(v) for v in (check.low, check.low + 1, check.high) if check.holds((v,) if several else v))

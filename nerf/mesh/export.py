@@ -23,6 +23,7 @@ from nerf.core.errors import ExportError
 from nerf.core.files import replace_folder
 from nerf.core.memory import explained
 from nerf.core.structs import LevelSet
+from nerf.mesh.crop import crop_box
 from nerf.mesh.decimate import Decimation, decimate_within
 from nerf.mesh.io import Material, check_file, write_glb, write_obj, write_ply
 from nerf.mesh.isosurface import extract_surface
@@ -68,6 +69,9 @@ class ExportOptions:
     ply: bool  # write mesh.ply with vertex colours as well
     min_part: float  # parts of at least this share of the largest one's volume are kept
     export_frame: str  # "object": undo the data's scale and offset, keep +Y up; "source": undo all of its transform
+    crop: tuple[float, ...] | None = (
+        None  # x0 y0 z0 x1 y1 z1 in the coordinates of the files, outside of which nothing is written
+    )
 
     @classmethod
     def from_config(cls, output: OutputConfig, mesh: MeshConfig = DEFAULTS) -> "ExportOptions":
@@ -83,6 +87,7 @@ class ExportOptions:
             material=Material(output.roughness, output.metallic),
             ply=output.mesh_ply,
             export_frame=output.export_frame,
+            crop=output.mesh_crop,
             min_part=mesh.mesh_min_part,
         )
 
@@ -188,6 +193,8 @@ def export_level_set(
         OSError: a file cannot be written.
     """
     job = ExportJob(albedo, Path(folder), options, bound, checked(transform), metadata or {}, device, Progress(report))
+    if options.crop is not None:
+        level_set = crop_box(options.crop, job.transform, options.export_frame).level_set(level_set)
     with explained("extracting the surface", _LESS_GRID):
         mesh, grid = extract_surface(level_set, bound, options.resolution, options.smooth, device)
     job.progress.done(
@@ -252,7 +259,12 @@ def export_surface(
             f"{count} of {len(mesh.vertices)} vertices are NaN or infinite; training has diverged: resume "
             "an earlier checkpoint with smaller --lr_distance and --lr_offset"
         )
-    return _finish(Mesh(mesh.vertices.astype(np.float64), mesh.faces.astype(np.int64)), job)
+    mesh = Mesh(mesh.vertices.astype(np.float64), mesh.faces.astype(np.int64))
+    if options.crop is not None:
+        mesh = crop_box(options.crop, job.transform, options.export_frame).mesh(mesh)
+        if len(mesh.faces) == 0:
+            raise ExportError("no triangle of the surface is inside the box of --mesh_crop; give a larger one")
+    return _finish(mesh, job)
 
 
 @dataclass(frozen=True)

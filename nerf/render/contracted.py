@@ -18,19 +18,23 @@ from nerf.fields.base import Field
 from nerf.fields.contraction import OUTER, contract, disparity_steps, uncontract
 from nerf.fields.opacity import density_to_alpha
 from nerf.render.background import Background, Behind
-from nerf.render.base import sample_colours
+from nerf.render.base import points_at, sample_colours
 from nerf.render.occupancy import OccupancyGrid
 from nerf.render.visibility import visible_mask
 from raymarching import composite_rays_train
 from raymarching.reference import occupied
 
 STEPS = 64  # of equal disparity, from the box to FARTHEST
+BUDGET, LEAST_STEPS = 1 << 16, 16  # of a training part on a CPU: samples, and steps of a ray
 FARTHEST = 1000.0  # times half the side of the box
 GRID = 64  # cells of the occupancy grid along a side of the ball of radius 2
 OCCUPIED = 0.01  # opacity of a step above which a cell counts as occupied, whatever the mean
 SEEN = 1e-3  # a ray that the scene leaves less of needs no background
 # The field: what is far fills fewer pixels than what is in the box, so that a smaller table and coarser cells do.
 FINEST, LOG2_HASHMAP = 512, 17
+# Learning rate relative to that of the scene in front. At the same rate the background, with few coarse cells, explains first
+# what stands in the box, and the scene keeps holes there.
+RATE = 0.1
 BASE = 1.0  # colour, in evaluation, of what shines through the background too
 
 
@@ -80,7 +84,7 @@ class ContractedBackground(Background):
                 samples, visible_mask(density_to_alpha(density, samples.dt), samples.t, samples.first, samples.count), rays
             )
         index = samples.ray_index
-        output = self.field.query(Points(self._inside(samples.positions), rays.directions[index]), plain)
+        output = self.field.query(Points(self._inside(points_at(samples, rays).positions), rays.directions[index]), plain)
         weights, opacity, depth, image = composite_rays_train(
             density_to_alpha(output.require("density"), samples.dt),
             sample_colours(output, rays, plain, index),
@@ -108,11 +112,12 @@ class ContractedBackground(Background):
         """
         n, device = len(rays), near.device
         last = FARTHEST / (1.0 + FARTHEST)
-        edges = torch.linspace(0.0, last, STEPS + 1, device=device, dtype=near.dtype).expand(n, -1)
+        steps = self._steps(settings, front)
+        edges = torch.linspace(0.0, last, steps + 1, device=device, dtype=near.dtype).expand(n, -1)
         if settings.training:
             generator = settings.random.generator(Stream.CONTRACTED_SAMPLES, device)
             shift = torch.rand(n, 1, generator=generator, device=device, dtype=near.dtype) - 0.5
-            edges = torch.cat([edges[:, :1], edges[:, 1:-1] + shift * (last / STEPS), edges[:, -1:]], dim=-1)
+            edges = torch.cat([edges[:, :1], edges[:, 1:-1] + shift * (last / steps), edges[:, -1:]], dim=-1)
         # The middle in disparity, where the field is asked; distances beyond are those of the scene.
         t = disparity_steps(near, self.bound, 0.5 * (edges[:, 1:] + edges[:, :-1]))
         dt = disparity_steps(near, self.bound, edges).diff(dim=-1)
@@ -124,13 +129,19 @@ class ContractedBackground(Background):
             count = keep.sum(-1)
         else:
             dt = torch.where(keep, dt, 0.0)
-            ray_index = torch.arange(n, device=device).repeat_interleave(STEPS)
-            step = torch.arange(STEPS, device=device).repeat(n)
-            count = torch.full((n,), STEPS, device=device)
+            ray_index = torch.arange(n, device=device).repeat_interleave(steps)
+            step = torch.arange(steps, device=device).repeat(n)
+            count = torch.full((n,), steps, device=device)
         place = (ray_index, step)
         samples = Samples(positions[place], t[place], dt[place], ray_index, count.cumsum(0) - count, count)
         geometry = self.field.geometry(Points(inside[place]), settings)
         return samples, geometry.require("density")
+
+    def _steps(self, settings: RenderSettings, front: Tensor) -> int:
+        """Steps of each ray: fewer in training on a CPU while many rays reach it, through a haze then."""
+        if not settings.training or front.device.type != "cpu":
+            return STEPS
+        return min(max(BUDGET // max(int((front < 1.0 - SEEN).sum()), 1), LEAST_STEPS), STEPS)
 
     def _inside(self, positions: Tensor) -> Tensor:
         """Positions [..., 3] of the scene in the field's box [-1, 1]^3."""
@@ -147,8 +158,8 @@ class ContractedBackground(Background):
         self.grid.cull(_Outside(self.bound, coverage))  # type: ignore[arg-type]
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Optimiser groups of the field, named after the background; see :meth:`Field.param_groups`."""
-        return [group | {"name": f"background {group['name']}"} for group in self.field.param_groups(lr)]
+        """Optimiser groups of the field, named after the background and slower; see :meth:`Field.param_groups`."""
+        return [group | {"name": f"background {group['name']}"} for group in self.field.param_groups(RATE * lr)]
 
 
 def _kept(samples: Samples, keep: Tensor, rays: Rays) -> Samples:

@@ -20,6 +20,7 @@ from nerf.core import cameras, images
 from nerf.core.memory import explained
 from nerf.core.progress import track
 from nerf.core.structs import Batch, RenderOutput, RenderSettings, Views, join_records
+from nerf.data.camera_path import DEFAULT_FPS, CameraPath, SceneCameras, read_camera_path
 from nerf.data.image_prompt import KnownViews
 from nerf.data.posed_images import Photographs
 from nerf.mesh import export
@@ -53,6 +54,10 @@ class Evaluator:
         report: where log lines, scalars and ``result.json`` go.
         held_out: held-out photographs by split ("val", "test"); empty for text.
         known: the views of image prompts, where there are some.
+        scene_cameras: those of photographs, which videos pass; None: videos go around the object.
+
+    Raises:
+        UserError: the file of ``--camera_path`` is broken.
     """
 
     def __init__(
@@ -62,10 +67,16 @@ class Evaluator:
         report: Report,
         held_out: dict[str, Photographs] | None = None,
         known: KnownViews | None = None,
+        scene_cameras: SceneCameras | None = None,
     ):
         self.stage, self.model, self.report = stage, model, report
         self.config = stage.config
         self.held_out, self.known = held_out or {}, known
+        self.scene_cameras, output = scene_cameras, self.config.output
+        to_source = None if scene_cameras is None else scene_cameras.to_source
+        self.own_path = (
+            None if output.camera_path is None else read_camera_path(output.camera_path, to_source, output.H, output.W)
+        )
         self.device = next(model.parameters()).device
         self.workspace = Path(self.config.output.workspace)
         self._pixel_seconds: float | None = None  # of the newest views
@@ -99,6 +110,9 @@ class Evaluator:
             return None
         output = self.config.output
         pixels = (len(provider.SIX_VIEWS) if output.six_views else output.dataset_size_test) * output.H * output.W
+        if self.own_path is not None and not output.six_views:
+            views = self.own_path.views
+            pixels = len(views) * views.height * views.width
         if "test" in self.held_out:
             photos = self.held_out["test"]
             pixels += sum(math.prod(photos.store.size(i)) for i in self._measured("test"))
@@ -191,6 +205,8 @@ class Evaluator:
             device=self.device,
         )
         if painted is not None:
+            if options.crop is not None:
+                self.report.log("--mesh_crop has no effect: a mesh that is painted keeps all of its triangles")
             report = export_painted(*painted, **common)
         elif (surface := self.model.surface()) is None:
             report = export.export_level_set(self.model.level_set(output.mesh_threshold), **common)
@@ -216,22 +232,26 @@ class Evaluator:
 
     def show_views(self, count: int, height: int, width: int) -> Views:
         """The views to show: a turntable, or a smooth path past the cameras of the photographs."""
-        photos = self.held_out.get("test") or self.held_out.get("val")
-        if photos is None:
+        if self.scene_cameras is None:
             return provider.turntable(self.config, count, height, width)
-        return photos.camera_path(count, height, width)
+        return self.scene_cameras.path(count, height, width)
 
     def _write_turntable(self, name: str) -> None:
         output = self.config.output
-        views = self.show_views(output.dataset_size_test, output.H, output.W)
-        rgb, depth = [], []
+        path = self.own_path or CameraPath(self.show_views(output.dataset_size_test, output.H, output.W), DEFAULT_FPS)
+        views = path.views
+        asked = output.videos
+        shown: dict[str, list[np.ndarray]] = {kind: [] for kind in dict.fromkeys(("rgb", *asked))}
+        settings = replace(self.settings(), need_normals="normal" in asked)
         for i in track(range(len(views)), "rendering the video"):
-            out = self.render(views[i])
-            rgb.append(_pictures(out)[0])
-            depth.append(images.depth_image(out.depth, out.opacity, (views.height, views.width)))
-        for kind, frames in (("rgb", rgb), ("depth", depth)):
-            path = images.write_video(self.workspace / "results" / f"{name}_{kind}.mp4", np.stack(frames), fps=25)
-            self.report.log(f"wrote {path}")
+            out = self.render(views[i], settings)
+            for kind, frames in shown.items():
+                frames.append(_frame(kind, out, views[i]))
+        for kind in asked:
+            frames = shown[kind]
+            file = images.write_video(self.workspace / "results" / f"{name}_{kind}.mp4", np.stack(frames), fps=path.fps)
+            self.report.log(f"wrote {file}")
+        rgb = shown["rgb"]
         sheet = images.contact_sheet(rgb[:: max(len(rgb) // 8, 1)][:8], columns=4)
         images.write_png(self.workspace / "results" / f"{name}_sheet.png", sheet)
 
@@ -239,7 +259,7 @@ class Evaluator:
         base = self.workspace / folder
         shape = out.image_shape[1:]
         images.write_png(base / f"{name}_rgb.png", _pictures(out)[0])
-        images.write_png(base / f"{name}_depth.png", images.depth_image(out.depth, out.opacity, shape))
+        images.write_png(base / f"{name}_depth.png", _depth_picture(out, shape))
 
     def _measured(self, split: str) -> list[int]:
         """Which held-out photographs the figures at the end are of."""
@@ -304,6 +324,24 @@ class Evaluator:
             found[f"{split}_opacity"] = opacity
         self.report.metrics(step, found)
         return found
+
+
+def _depth_picture(out: RenderOutput, shape: tuple[int, int]) -> np.ndarray:
+    """Colours of the depth of one view, uint8 [H, W, 3], that of a background with depth included."""
+    opacity, depth = out.whole
+    return images.depth_image(depth, opacity, shape)
+
+
+def _frame(kind: str, out: RenderOutput, view: Views) -> np.ndarray:
+    """One frame [H, W, 3] uint8 of a video: the view in colour, its depth, or its normals in the axes of the camera."""
+    if kind == "rgb":
+        return _pictures(out)[0]
+    if kind == "depth":
+        return _depth_picture(out, (view.height, view.width))
+    assert out.normal is not None, "asked for in the settings"
+    local = out.normal @ view.pose[0, :3, :3].to(out.normal)  # to the axes of the camera: x right, y up, z towards it
+    color = 0.5 * local + 0.5 * out.opacity[:, None] + (1.0 - out.opacity[:, None])
+    return images.to_uint8(color.reshape(view.height, view.width, 3))
 
 
 def evenly(count: int, most: int) -> list[int]:

@@ -23,7 +23,7 @@ class Distortion(Objective):
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
         """See :meth:`Objective.__call__`."""
-        traces = {"distortion": out.trace, "distortion_bg": out.background_trace}
+        traces = {"distortion": out.trace, "distortion_bg": out.behind_trace}
         return ObjectiveOutput({name: _distortion(trace) for name, trace in traces.items() if trace and plan.wants(name)})
 
 

@@ -229,7 +229,7 @@ def test_options_missing_from_an_older_file_keep_their_defaults():
         ([*TEXT, "--lr", "nan"], r"--lr must be a finite number, got 'nan'"),
         ([*TEXT, "--iters", "0"], r"--iters must be between 1 and 1e9, got 0"),
         ([*TEXT, "--w", "0"], r"--w must be between 1 and 8192, got 0"),
-        ([*TEXT, "--H", "100000"], r"--H must be between 1 and 8192, got 100000"),
+        ([*TEXT, "--H", "100000"], r"--H must be between 0 and 8192, got 100000"),
         ([*TEXT, "--grid_size", "100"], r"--grid_size must be a power of two between 8 and 512, got 100"),
         ([*TEXT, "--mcubes_resolution", "100000"], r"--mcubes_resolution must be between 8 and 1024"),
         ([*TEXT, "--theta_range", "105", "45"], r"--theta_range must be two angles .*low <= high <= 180, got 105 45"),
