@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerf.config.captures import PlacementConfig
 from nerf.config.inputs import DataConfig
 from nerf.core.cameras import angles_of, pixel_rays, view_rays
 from nerf.core.coverage import Coverage, near_planes
 from nerf.core.errors import UserError
 from nerf.core.lens import direction_through, plane_of
-from nerf.core.progress import track
 from nerf.core.streams import Stream
 from nerf.core.structs import Batch, Rays, SceneInfo, ViewRequest, Views
 from nerf.core.transfer import upload
@@ -27,13 +25,13 @@ from nerf.core.words import counted
 from nerf.data.camera_path import SceneCameras
 from nerf.data.folder import read_folder
 from nerf.data.frames import SPLITS, Frame, ParsedDataset
-from nerf.data.image_store import ImageStore, exif_orientation, has_transparency, read_header, resample
-from nerf.data.normalize import SceneNormalization, focus_point, normalize_scene, warn_of_poses
+from nerf.data.image_store import ImageStore, resample
+from nerf.data.normalize import SceneNormalization, focus_point
+from nerf.data.placement import choose_normalization, scaled_intrinsics
 from nerf.data.sfm import find_cameras, warn_of_changes
 
 log = logging.getLogger("somnia.photographs")
 
-WIDEST = math.radians(80.0)  # half a field of view that counts for the size of an object
 WIDEST_VIDEO = math.radians(50.0)  # half of that of a video; lenses that see more are fisheye lenses
 
 MAX_INVERSION_ERROR = 0.5  # pixels at an image corner after undistort and distort; above it the lens is not invertible there
@@ -45,42 +43,6 @@ BOX_SOURCE = {  # SceneNormalization.kind in words, for the log
     "scene": "the camera positions",
     "given": "--scene_center and --scene_scale",
 }
-
-
-def _scaled_intrinsics(frame: Frame, width: int, height: int) -> tuple[float, float, float, float]:
-    """fx, fy, cx, cy in pixels of the image file, before downscaling."""
-    try:
-        return frame.intrinsics.scaled_to(width, height)
-    except UserError as error:
-        raise UserError(f"photograph {frame.image}: {error}") from error
-
-
-def choose_normalization(dataset: ParsedDataset, bound: float, options: PlacementConfig | None = None) -> SceneNormalization:
-    """The scene normalisation of a dataset, from its training photographs; see :func:`nerf.data.normalize.normalize_scene`."""
-    training = [dataset.frames[i] for i in dataset.splits["train"]]
-    angles, orientation = [], []
-    for frame in track(training, "reading the sizes of photographs"):
-        width, height, _ = read_header(frame.image)
-        fx, fy, _, _ = _scaled_intrinsics(frame, width, height)
-        lens = frame.intrinsics
-        angles.append(min(max(lens.half_angle(fx, width), lens.half_angle(fy, height)), WIDEST))
-        orientation.append(exif_orientation(frame.image))
-    poses = torch.stack([frame.pose for frame in training])
-    warn_of_poses(poses)
-    transparent = training[0].alpha is not None or has_transparency(training[0].image)
-    half_fov = torch.tensor(angles, dtype=torch.float64)
-    return normalize_scene(
-        poses,
-        half_fov,
-        dataset.box,
-        transparent,
-        bound,
-        dataset.points,
-        dataset.limit,
-        dataset.up,
-        torch.tensor(orientation),
-        options or PlacementConfig(),
-    )
 
 
 def _relative_depth(dataset: ParsedDataset, config: DataConfig) -> bool:
@@ -192,7 +154,7 @@ class Photographs:
         """Poses in the normalised world, intrinsics in pixels of the downscaled images."""
         pose = normalization.apply(torch.stack([frame.pose for frame in frames])).float().to(self.device)
         sizes = zip(frames, self.store.original_sizes, strict=True)
-        intrinsics = torch.tensor([_scaled_intrinsics(frame, *size) for frame, size in sizes])
+        intrinsics = torch.tensor([scaled_intrinsics(frame, *size) for frame, size in sizes])
         fx, fy, cx, cy = (intrinsics / factor).to(self.device).unbind(-1)
         lenses = [frame.intrinsics for frame in frames]
         terms = max(len(lens.distortion) for lens in lenses)
