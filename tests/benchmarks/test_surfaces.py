@@ -6,13 +6,19 @@ from argparse import Namespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import scenes, surfaces
 from benchmarks.inverse_rendering import DISTANCE, camera_poses
+from nerf.config.groups import OutputConfig
 from nerf.core.cameras import project
 from nerf.core.errors import UserError
+from nerf.core.structs import LevelSet
 from nerf.data.silhouettes import read_silhouettes
+from nerf.mesh.export import ExportOptions, export_level_set
+from nerf.mesh.source import read_source
+from nerf.run.mesh_init import interpolated, visual_hull
 from tests.nerf.photo_folders import load
 
 
@@ -51,8 +57,6 @@ def test_silhouettes_of_the_photographs_are_those_of_the_mesh_by_ray_casting(sce
 
 
 def test_the_trainer_reads_them_where_they_are(scene, block):
-    import torch
-
     photos = load(scene)
     corner = (torch.linalg.inv(photos.transform.double()) @ torch.tensor([1.0, 0.5, 0.3, 1.0]).double())[:3]
     pose = np.array(json.loads((scene / "transforms_train.json").read_text())["frames"][0]["transform_matrix"])
@@ -160,3 +164,18 @@ def test_a_folder_that_is_missing_is_said(monkeypatch, tmp_path):
 
 def test_cameras_see_all_of_the_mesh(block):
     assert DISTANCE * np.tan(np.radians(20)) > 0.5  # half the diagonal, at the distance of the middle
+
+
+def test_hull_of_dtu_in_the_source_frame_has_the_silhouettes_of_the_masks(test_data, tmp_path):
+    photos = load(test_data / "dtu_scan24")
+    axis = torch.linspace(-1, 1, 81)
+    places = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    values = visual_hull(photos, places).reshape(81, 81, 81).numpy()
+    hull = LevelSet(lambda points: interpolated(values, 1.0, points), 0.0, "below", logarithmic=False)
+    output = OutputConfig(mcubes_resolution=96, decimate_target=20_000, texture_size=64, export_frame="source")
+    files = export_level_set(
+        hull, torch.zeros_like, 1.0, tmp_path / "mesh", ExportOptions.from_config(output), transform=photos.transform
+    ).files
+    span = np.ptp(read_source(files["obj"]).vertices, axis=0)
+    assert 300 < span.max() < 1200  # millimetres: scale_mat is undone
+    assert surfaces.mask_iou(files["obj"], test_data / "dtu_scan24") > 0.95
