@@ -19,7 +19,7 @@ if __name__ == "__main__":
 from nerf.config import config as options
 from nerf.config.checks import gpu_warnings
 from nerf.config.config import Config
-from nerf.config.kept import StoredRun, needs_start
+from nerf.config.kept import StoredRun, needs_masks, needs_start
 from nerf.config.resolve import RunPlan, resolve
 from nerf.config.stages import Stage
 from nerf.core import console
@@ -72,6 +72,10 @@ def read_disk(asked: Config) -> StoredRun:
         from nerf.run import mesh_init
 
         stored = replace(stored, start=mesh_init.read_start(asked))
+    if asked.trains and needs_masks(asked, stored):
+        from nerf.data.probe import shows_object
+
+        stored = replace(stored, masks=shows_object(str(asked.data.data), asked.data.holdout))
     return stored
 
 
@@ -142,6 +146,8 @@ def prepare_machine(config: Config) -> str:
     try:
         extension.use(config.render.backend)
         extension.backend(name)
+        if config.render.taichi_ray and (reason := extension.unavailable("taichi", name)):
+            raise UserError(f"--taichi_ray needs Taichi: {reason}; or leave the flag out")
     except (extension.BackendError, extension.BuildError) as error:
         raise UserError(str(error)) from error
     return name
@@ -171,6 +177,11 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
         inputs.photos = photos.pop("train")
         inputs.transform = inputs.photos.transform
         inputs.held_out = photos
+    if config.output.mesh_crop is not None:
+        from nerf.mesh.crop import check_crop
+
+        transform = None if inputs.transform is None else inputs.transform.numpy()
+        check_crop(config.output.mesh_crop, transform, config.output.export_frame, config.field.bound)
     return inputs
 
 
@@ -187,13 +198,16 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     """:func:`make_trainer`, with the errors of memory as they come."""
     import torch
 
+    from nerf.core.streams import Random, Stream
     from nerf.core.structs import SceneInfo
     from nerf.provider import SourceInputs, build_sources
     from nerf.renderer import build_model
     from nerf.run.evaluation import Evaluator
+    from nerf.run.video_size import with_video_size
     from nerf.training.sources import GuidanceInfo, RunInfo
     from nerf.utils import Trainer
 
+    stage = with_video_size(stage, inputs.photos, device)
     config = stage.config
     torch.manual_seed(config.runtime.seed)
     bound = config.field.bound
@@ -203,10 +217,15 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     model = build_model(stage, scene).to(device)
     requirements = tuple(g.requirements() for g in inputs.guidance)
     sources = build_sources(SourceInputs(config, device, requirements, inputs.photos, inputs.known))
-    evaluator = Evaluator(stage, model, report, inputs.held_out, inputs.known)
+    scene_cameras = None if inputs.photos is None else inputs.photos.scene_cameras
+    evaluator = Evaluator(stage, model, report, inputs.held_out, inputs.known, scene_cameras)
     trainer = Trainer(run, model, sources, inputs.guidance, evaluator, report)
     restored = trainer.restore()
-    if stage.kind.starts_from is not None:
+    if stage.kind.starts_from is None:
+        if not restored:
+            generator = Random(trainer.info.seed).generator(Stream.SDF_SHAPE)
+            trainer.begin(lambda: (model.field.initialize(scene, generator), None))
+    else:
         from nerf.run import mesh_file, mesh_init
 
         if restored:
@@ -246,6 +265,7 @@ def finish(trainer: "Trainer", started: float) -> None:
     prompt = trainer.config.prompt
     report.result(prompt=prompt.text, images=list(prompt.image) or None, seed=trainer.config.runtime.seed, steps=trainer.step)
     report.result(weights=trainer.info.notes or None)
+    report.result(**{name: value for source in trainer.sources.values() for name, value in source.results().items()})
     report.result(train_seconds=round(trainer.seconds, 2), **trainer.test())
     if trainer.config.output.save_mesh:
         export(trainer)

@@ -11,12 +11,11 @@ from nerf.core.ranges import between
 class GuiConfig(Group):
     """GUI"""
 
-    gui: bool = option(False, "open the window of the viewer: --viewer desktop", unbuilt="the window")
+    gui: bool = option(False, "open the window of the viewer: --viewer desktop")
     viewer: str = option(
         "none",
         "look at the scene while it trains, or with --test without training: in a window, or in a browser",
         choices=("none", "desktop", "web"),
-        unbuilt=("desktop",),
     )
     radius: float = option(5.0, "camera distance in the viewer", check=between(1e-3, 1e4))
     fovy: float = option(20.0, "vertical field of view in the viewer", check=between(1, 120))

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from nerf.core.errors import UserError
+from nerf.data.folder import read_folder
 from nerf.data.image_store import decode_image, decode_opacity, has_transparency, read_header
-from nerf.data.transforms import read_folder
 
 _HALF = 128  # opacity of 255 from which a pixel belongs to the object
 _FLIP = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))  # OpenGL's camera axes to OpenCV's

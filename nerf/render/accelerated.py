@@ -4,16 +4,20 @@ N rays, M samples packed end to end.
 """
 
 import logging
+import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+import extension
+from nerf.core.coverage import Coverage
 from nerf.core.streams import Stream
 from nerf.core.structs import Rays, RenderSettings, Samples, Trace
 from nerf.core.transfer import Download
 from nerf.fields.base import Field
-from nerf.render.base import RaySums, RenderPath, points_at, points_on, sample_values, shown_box, split_values
+from nerf.render.base import RaySums, RenderPath, near_far, points_at, points_on, sample_values, split_values
 from nerf.render.occupancy import OccupancyGrid
 from nerf.render.visibility import (
     FIRST_ROUND,
@@ -29,7 +33,6 @@ from raymarching import (
     composite_rays,
     composite_rays_train,
     march_rays,
-    near_far_from_aabb,
     step_sizes,
 )
 
@@ -42,8 +45,8 @@ MIN_MARCH_STEPS = 32  # steps across the diagonal, at least, however often the s
 SHORTEN_BELOW = 0.35  # share of the sample budget below which the next part's steps are half as long
 # Independent rays whose samples would exceed the budget may be fewer rather than marched with longer steps: their samples are
 # meant to be this share of the budget. Early on noisy gradients cost more than long steps do, so that all rays are kept; at the
-# end a part has at least this share of the rays it asks for. 0.25 all through: lego 24.5 dB after 200 steps, and 26.0 dB with all
-# rays and longer steps; fox at half size after 300 steps 25.2 dB (SSIM .761) and 25.1 dB (.748).
+# end a part has at least this share of the rays it asks for. 0.25 all through: lego 24.5 dB after 200 steps, and 26.0 dB with
+# all rays and longer steps; fox at half size after 300 steps 25.2 dB (SSIM .761) and 25.1 dB (.748).
 RAY_TARGET, LEAST_RAY_SHARE, RAY_GROWTH = 0.8, 0.4, 0.1
 SHORTEN_RAYS = 2.4  # steps are halved where so many times the least share of the rays would fit; above 2, so that it settles
 # A ray ends once less than this is left of its transmittance.
@@ -80,6 +83,7 @@ class AcceleratedPath(RenderPath):
         dt_gamma: growth of the step with the distance; 0 for equal steps.
         min_near: smallest distance of a sample from the camera, scene units.
         buffered: whether training uses such buffers; None: on a GPU only.
+        backend: of the operations on rays; None: that of everything else.
 
     Buffers: the grid's, and ``log2_step_scale`` []: the steps of the next training part are 2^log2_step_scale times the
     shortest ones; and ``ray_share`` [] float64: of the random rays that a part asks for, how many the next one gets.
@@ -98,14 +102,16 @@ class AcceleratedPath(RenderPath):
         dt_gamma: float,
         min_near: float,
         buffered: bool | None = None,
+        backend: str | None = None,
     ):
         super().__init__()
         self.grid = OccupancyGrid(bound, grid_size, density_thresh, step_sizes(bound, max_steps, grid_size)[0])
         self.max_steps, self.dt_gamma, self.min_near = max_steps, dt_gamma, min_near
-        self.buffered = buffered
+        self.buffered, self.backend = buffered, backend
         self.register_buffer("log2_step_scale", torch.zeros((), dtype=torch.int64))
         self.register_buffer("ray_share", torch.ones((), dtype=torch.float64))
         self._host_step_scale: int | None = 0  # the buffer's value on the host; None: it has to be read
+        self._host_least_scale: int | None = None  # of :meth:`_least_scale` on a GPU, between two updates
         self._host_ray_share: float | None = 1.0  # likewise
         self.register_load_state_dict_post_hook(_forget_host_state)
         self._sizes: dict[str, BufferSizes] = {}  # by source
@@ -113,16 +119,25 @@ class AcceleratedPath(RenderPath):
 
     def update(self, field: Field, generator: torch.Generator) -> None:
         """Refresh the occupancy grid; see :meth:`OccupancyGrid.update`."""
-        self.grid.update(field, generator)
+        with self._rays_backend():
+            self.grid.update(field, generator)
+        self._host_least_scale = None
 
     def render(self, field: Field, rays: Rays, settings: RenderSettings) -> RaySums:
         """Composite N rays; see :meth:`RenderPath.render`. Evaluation is not differentiable."""
-        near, far = near_far_from_aabb(
-            rays.origins, rays.directions, shown_box(field.bound, settings, rays.origins), self.min_near
-        )
-        if settings.training:
-            return self._train(field, rays, settings, near, far)
-        return self._evaluate(field, rays, settings, near, far)
+        with self._rays_backend():
+            near, far = near_far(rays, field.bound, settings, self.min_near)
+            if settings.training:
+                return self._train(field, rays, settings, near, far)
+            return self._evaluate(field, rays, settings, near, far)
+
+    def _rays_backend(self) -> AbstractContextManager[None]:
+        """The block in which the operations on rays run on :attr:`backend`."""
+        return extension.scope(self.backend, "raymarching")
+
+    def cull(self, coverage: Coverage) -> None:
+        """See :meth:`RenderPath.cull` and :meth:`OccupancyGrid.cull`."""
+        self.grid.cull(coverage)
 
     def affordable_rays(self, num_rays: int) -> int:
         """See :meth:`RenderPath.affordable_rays`: fewer rays while their samples would not fit the budget."""
@@ -135,6 +150,13 @@ class AcceleratedPath(RenderPath):
     def _steps(self, log2_scale: int) -> int:
         """Steps across the diagonal when the step is 2^log2_scale times the shortest one."""
         return max(self.max_steps >> log2_scale, min(self.max_steps, MIN_MARCH_STEPS))
+
+    def _least_scale(self, field: Field) -> int:
+        """How often the shortest step may be doubled without exceeding what the field needs; a GPU is asked once an update."""
+        if self._host_least_scale is None or self.grid.alpha.device.type == "cpu":
+            longest = field.longest_step()
+            self._host_least_scale = 0 if longest is None else max(math.floor(math.log2(longest / self.grid.dt)), 0)
+        return self._host_least_scale
 
     def _train(self, field: Field, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor) -> RaySums:
         """Composite the visible samples, which lie in the middle of steps shifted by a random part of a step."""
@@ -163,7 +185,7 @@ class AcceleratedPath(RenderPath):
         It is kept in a buffer, so that a resumed run takes the same steps as an uninterrupted one.
         """
         budget = _sample_budget(rays)
-        log2_scale = int(self.log2_step_scale)
+        log2_scale = max(int(self.log2_step_scale), self._least_scale(field))
         while True:
             march = self._march(rays, settings, near, far, log2_scale)
             strict = march.max_steps > MIN_MARCH_STEPS
@@ -194,13 +216,14 @@ class AcceleratedPath(RenderPath):
         sizes = self._sizes.setdefault(settings.source, BufferSizes())
         budget = _sample_budget(rays)
         while True:
-            march = self._march(rays, settings, near, far, self._read_step_scale())
+            scale = max(self._read_step_scale(), self._least_scale(field))
+            march = self._march(rays, settings, near, far, scale)
             steps = march.max_steps
             if sizes.known:
                 break
             needed = count_samples(march)
             if needed > 2 * budget and steps > MIN_MARCH_STEPS:
-                self._set_state(self._read_step_scale() + 1, self._read_ray_share())
+                self._set_state(scale + 1, self._read_ray_share())
             else:
                 sizes.observe(needed, needed, len(rays), steps)
         capacity = sizes.capacity(len(rays), steps, budget if steps > MIN_MARCH_STEPS else None)
@@ -263,7 +286,7 @@ class AcceleratedPath(RenderPath):
         no_ray = torch.zeros(0, dtype=torch.int64, device=near.device)
         layout = field.query(points_on(rays.origins[no_ray], no_ray, rays), settings)
         channels = sample_values(layout, rays, settings, no_ray).shape[1]
-        max_steps = self._steps(max(int(self.log2_step_scale) - 1, 0))
+        max_steps = self._steps(max(int(self.log2_step_scale) - 1, self._least_scale(field)))
         march = March(rays, (near, far), self.grid, self.dt_gamma, max_steps)
         queue = RayQueue.start(rays.origins, rays.directions, near, far, channels)
         while len(queue):
@@ -313,5 +336,5 @@ def _sample_budget(rays: Rays) -> int:
 
 def _forget_host_state(path: AcceleratedPath, _keys: object) -> None:
     """After a checkpoint was loaded: what the host remembers belongs to another run."""
-    path._host_step_scale, path._host_ray_share = None, None
+    path._host_step_scale, path._host_ray_share, path._host_least_scale = None, None, None
     path._pending.clear()

@@ -50,7 +50,12 @@ def test_the_background_of_photographs_with_alpha_is_the_one_they_were_composite
 
 @pytest.mark.parametrize(
     ("flags", "fills"),
-    [("--bg_radius=-1", True), ("--bg_radius 1.4", False), ("--bg_radius=-1 --data_background white", False)],
+    [
+        ("--background constant", True),
+        ("--background auto --bg_radius=-1", False),  # the box holds the cameras alone, so a contracted scene stands behind it
+        ("--background network", False),
+        ("--background constant --data_background white", False),
+    ],
 )
 def test_only_where_nothing_stands_behind_and_a_random_colour_is_asked_for(opaque, flags, fills):
     config = parse(["--data", "folder", *flags.split()])
