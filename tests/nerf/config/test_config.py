@@ -253,7 +253,7 @@ def test_bad_input_is_refused_with_a_sentence(words, sentence):
 
 @pytest.mark.parametrize(
     "words",
-    ["--gui", "--taichi_ray", "--backbone grid_tcnn", "--backbone grid_taichi", "--backend taichi"],
+    ["--viewer web", "--taichi_ray", "--backbone grid_tcnn", "--backbone grid_taichi", "--backend taichi"],
 )  # fmt: skip
 def test_what_is_not_built_yet_is_refused_by_name(words):
     sentence = refusal(*TEXT, *words.split())
@@ -266,8 +266,8 @@ def test_a_flag_without_effect_in_stable_dreamfusion_is_refused_with_the_reason(
 
 
 def test_what_is_not_built_is_refused_in_a_file_too(tmp_path):
-    (tmp_path / "run.args").write_text("--gui")
-    assert "--gui" in refusal(*TEXT, "--file", str(tmp_path / "run.args"))
+    (tmp_path / "run.args").write_text("--viewer web")
+    assert "--viewer" in refusal(*TEXT, "--file", str(tmp_path / "run.args"))
 
 
 @pytest.mark.parametrize(
