@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ if __name__ == "__main__":
 from nerf.config import config as options
 from nerf.config.checks import gpu_warnings
 from nerf.config.config import Config
-from nerf.config.kept import StoredRun, needs_start
+from nerf.config.kept import StoredRun, needs_masks, needs_start
 from nerf.config.resolve import RunPlan, resolve
 from nerf.config.stages import Stage
 from nerf.core import console
@@ -72,6 +72,10 @@ def read_disk(asked: Config) -> StoredRun:
         from nerf.run import mesh_init
 
         stored = replace(stored, start=mesh_init.read_start(asked))
+    if asked.trains and needs_masks(asked, stored):
+        from nerf.data.probe import shows_object
+
+        stored = replace(stored, masks=shows_object(str(asked.data.data), asked.data.holdout))
     return stored
 
 
@@ -128,10 +132,12 @@ def prepare_machine(config: Config) -> str:
     import torch
 
     import extension
+    from nerf.renderer import check_machine
 
     extension.keep_freed_memory()
     torch.set_num_threads(config.runtime.threads or os.cpu_count() or 1)
     name = device_name(config)
+    check_machine(config.field, name)
     if name.startswith("cuda:"):
         torch.cuda.set_device(torch.device(name).index)  # streams and events are made on the current device
     if config.runtime.tf32:
@@ -140,6 +146,8 @@ def prepare_machine(config: Config) -> str:
     try:
         extension.use(config.render.backend)
         extension.backend(name)
+        if config.render.taichi_ray and (reason := extension.unavailable("taichi", name)):
+            raise UserError(f"--taichi_ray needs Taichi: {reason}; or leave the flag out")
     except (extension.BackendError, extension.BuildError) as error:
         raise UserError(str(error)) from error
     return name
@@ -169,6 +177,11 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
         inputs.photos = photos.pop("train")
         inputs.transform = inputs.photos.transform
         inputs.held_out = photos
+    if config.output.mesh_crop is not None:
+        from nerf.mesh.crop import check_crop
+
+        transform = None if inputs.transform is None else inputs.transform.numpy()
+        check_crop(config.output.mesh_crop, transform, config.output.export_frame, config.field.bound)
     return inputs
 
 
@@ -185,13 +198,16 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     """:func:`make_trainer`, with the errors of memory as they come."""
     import torch
 
+    from nerf.core.streams import Random, Stream
     from nerf.core.structs import SceneInfo
     from nerf.provider import SourceInputs, build_sources
     from nerf.renderer import build_model
     from nerf.run.evaluation import Evaluator
+    from nerf.run.video_size import with_video_size
     from nerf.training.sources import GuidanceInfo, RunInfo
     from nerf.utils import Trainer
 
+    stage = with_video_size(stage, inputs.photos, device)
     config = stage.config
     torch.manual_seed(config.runtime.seed)
     bound = config.field.bound
@@ -201,10 +217,15 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     model = build_model(stage, scene).to(device)
     requirements = tuple(g.requirements() for g in inputs.guidance)
     sources = build_sources(SourceInputs(config, device, requirements, inputs.photos, inputs.known))
-    evaluator = Evaluator(stage, model, report, inputs.held_out, inputs.known)
+    scene_cameras = None if inputs.photos is None else inputs.photos.scene_cameras
+    evaluator = Evaluator(stage, model, report, inputs.held_out, inputs.known, scene_cameras)
     trainer = Trainer(run, model, sources, inputs.guidance, evaluator, report)
     restored = trainer.restore()
-    if stage.kind.starts_from is not None:
+    if stage.kind.starts_from is None:
+        if not restored:
+            generator = Random(trainer.info.seed).generator(Stream.SDF_SHAPE)
+            trainer.begin(lambda: (model.field.initialize(scene, generator), None))
+    else:
         from nerf.run import mesh_file, mesh_init
 
         if restored:
@@ -244,6 +265,7 @@ def finish(trainer: "Trainer", started: float) -> None:
     prompt = trainer.config.prompt
     report.result(prompt=prompt.text, images=list(prompt.image) or None, seed=trainer.config.runtime.seed, steps=trainer.step)
     report.result(weights=trainer.info.notes or None)
+    report.result(**{name: value for source in trainer.sources.values() for name, value in source.results().items()})
     report.result(train_seconds=round(trainer.seconds, 2), **trainer.test())
     if trainer.config.output.save_mesh:
         export(trainer)
@@ -339,48 +361,57 @@ class Run:
         self.report.log(line)
 
 
-def run(asked: Config) -> int:
-    """One whole run, alone in its workspace; returns the exit code."""
-    from nerf.run import lock, workspace
+@contextlib.contextmanager
+def ready(asked: Config) -> Iterator[tuple[Run, "Trainer", "Show | None"]]:
+    """A run up to its first step, alone in its workspace; leaving the block ends its log and frees the workspace.
 
-    check_names(asked)
-    device_name(asked)  # refuses one that is not there, before weights are looked for
-    workspace.check_writable(asked.output.workspace)
-    with lock.hold(asked.output.workspace):
-        return run_alone(asked, workspace.recover(asked.output.workspace))
-
-
-def run_alone(asked: Config, lines: list[str]) -> int:
-    """:func:`run` with the lock of the workspace held. Nothing there changes before its first stage is ready to train.
+    Nothing in the workspace changes before the first stage is ready to train.
 
     Args:
         asked: what the user asked for.
-        lines: the first ones of the log.
+
+    Returns:
+        The run, the trainer of its first pending stage, and what shows it, if anything does.
+
+    Raises:
+        UserError: the run cannot be made; the message says why.
     """
     from nerf.mesh.export import require_packages
-    from nerf.run import memory, workspace
+    from nerf.renderer import check_machine
+    from nerf.run import lock, memory, workspace
     from nerf.run.logger import Report
 
     started = time.monotonic()
-    plan = resolve(asked, read_disk(asked), choose_weights)
-    check_names(plan.config)  # those that the workspace keeps
-    folder = plan.config.output.workspace
-    device = prepare_machine(plan.config)
-    memory.check_memory(plan.pending, device)
-    show = front_end(plan.config)
-    if plan.config.output.save_mesh:
-        require_packages()  # now, and not after the training
-    with Report(folder, [*lines, *plan.lines, *gpu_warnings(plan.config, device)], hold=True) as report:
-        run = Run(plan, make_inputs(plan, device), device, report, started)
-        trainer = run.make(plan.pending[0])
-        workspace.open_workspace(plan)
-        report.open()
+    check_names(asked)
+    check_machine(asked.field, device_name(asked))  # before weights are looked for
+    workspace.check_writable(asked.output.workspace)
+    with lock.hold(asked.output.workspace):
+        lines = workspace.recover(asked.output.workspace)
+        plan = resolve(asked, read_disk(asked), choose_weights)
+        check_names(plan.config)  # those that the workspace keeps
+        device = prepare_machine(plan.config)
+        memory.check_memory(plan.pending, device)
+        show = front_end(plan.config)
+        if plan.config.output.save_mesh:
+            require_packages()  # now, and not after the training
+        lines += [*plan.lines, *gpu_warnings(plan.config, device)]
+        with Report(plan.config.output.workspace, lines, hold=True) as report:
+            run = Run(plan, make_inputs(plan, device), device, report, started)
+            trainer = run.make(plan.pending[0])
+            workspace.open_workspace(plan)
+            report.open()
+            yield run, trainer, show
+
+
+def run(asked: Config) -> int:
+    """One whole run; returns the exit code."""
+    with ready(asked) as (found, trainer, show):
         if show is None:
-            run.go_through(trainer)
+            found.go_through(trainer)
         else:
             from nerf.viewer.session import show_run
 
-            show_run(run, trainer, show)
+            show_run(found, trainer, show)
     return 0
 
 

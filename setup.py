@@ -53,7 +53,7 @@ class PlatformWheel(bdist_wheel):
 
 setup(
     packages=find_packages(),
-    py_modules=["main", "optimizer", "preprocess_image"],
+    py_modules=["main", "optimizer", "preprocess_image", "somnia"],
     package_data={"": [f"**/{pattern}" for pattern in DATA]},
     distclass=PlatformDistribution,
     cmdclass={"build_py": BuildWithKernels, "bdist_wheel": PlatformWheel},

@@ -4,11 +4,15 @@ Ours is the blocked kernel for the two hidden layers and torch's linear layer fo
 torch offers: nn.Sequential; the same on pieces of 8192 rows, which stay in the cache; oneDNN's fused linear and ReLU
 (a private operation) with the backward written out; and torch.compile. All get an allocator that keeps its memory; run
 with --allocator default to see what page faults cost. The bar is 1 times the best torch, the aim 1.5 times.
+
+On CUDA ours is torch's products. Rows in half precision (autocast, as --fp16 runs them) and, where it is installed,
+tiny-cuda-nn's fused network without biases say what a fused kernel in half precision could win there.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +24,7 @@ from benchmarks import timing
 from nerf.core.script import POINTS, Parser, run
 
 PIECE = 8192
+SINGLE, HALF = 1e-3, 2e-2  # greatest difference from nn.Sequential, as a share of the greatest value
 
 
 class _LinearReLU(torch.autograd.Function):
@@ -65,6 +70,9 @@ def contenders(arguments: argparse.Namespace) -> dict[str, Callable[[], tuple[Te
         compiled = torch.compile(network)
         forwards["torch.compile"] = lambda: compiled(x)
 
+    if torch.device(device).type == "cuda":
+        forwards |= {f"{name}, half": in_half(forwards[name]) for name in ("ours", "nn.Sequential")}
+
     def step(forward: Callable[[], Tensor]) -> Callable[[], tuple[Tensor, ...]]:
         return lambda: torch.autograd.grad(forward(), leaves, grad)
 
@@ -73,8 +81,36 @@ def contenders(arguments: argparse.Namespace) -> dict[str, Callable[[], tuple[Te
     for name, work in chosen.items():
         for got, reference in zip(work(), expected, strict=True):
             scale = float(reference.abs().max())
-            torch.testing.assert_close(got, reference, rtol=0, atol=1e-3 * scale, msg=lambda m, n=name: f"{n}: {m}")
+            share = HALF if name.endswith("half") else SINGLE
+            torch.testing.assert_close(got, reference, rtol=0, atol=share * scale, msg=lambda m, n=name: f"{n}: {m}")
+    if torch.device(device).type == "cuda" and find_spec("tinycudann") is not None:
+        chosen["tiny-cuda-nn, fused, half, no biases"] = fused_by_tcnn(x, grad)
     return chosen
+
+
+def in_half(forward: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The same in half precision where autocast chooses it, with a result in single precision."""
+
+    def cast() -> Tensor:
+        with torch.autocast("cuda", torch.float16, cache_enabled=False):
+            return forward().float()
+
+    return cast
+
+
+def fused_by_tcnn(x: Tensor, grad: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    """Forward and backward of tiny-cuda-nn's network of the same widths, which has no biases, so nothing to compare it with."""
+    import tinycudann
+
+    config = {
+        "otype": "FullyFusedMLP",
+        "activation": "ReLU",
+        "output_activation": "None",
+        "n_neurons": 64,
+        "n_hidden_layers": 2,
+    }
+    network = tinycudann.Network(x.shape[1], grad.shape[1], config)
+    return lambda: torch.autograd.grad(network(x), [x, network.params], grad.half())
 
 
 def main() -> None:
@@ -89,7 +125,7 @@ def main() -> None:
     timings = timing.compare(contenders(arguments), arguments.rounds, arguments.device)
     title = f"network 32-64-64-4, forward and backward, {arguments.points} points"
     print(timing.table(title, timings, "ours"))
-    best = min(t.median for name, t in timings.items() if name != "ours") / timings["ours"].median
+    best = min(t.median for name, t in timings.items() if name != "ours" and "half" not in name) / timings["ours"].median
     work = 2 * arguments.points * 3 * (32 * 64 + 64 * 64 + 64 * 4)
     print(f"  ours: {1e-9 * work / timings['ours'].median:.0f} GFLOP/s, {best:.2f}x the best torch (bar 1, aim 1.5)")
     timing.save(arguments.json, arguments.device, {title: timings})

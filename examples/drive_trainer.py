@@ -1,33 +1,26 @@
-"""Drive the trainer from a notebook: ``Trainer.run`` yields after every step, and whoever iterates decides what happens.
+"""Drive a run from Python and look at the scene on the way.
 
-Run from the project's folder: ``python -m examples.drive_trainer``. It trains a blue ball with the embedded prior.
+Run from the project's folder: ``python -m examples.drive_trainer``. It trains a blue ball with the embedded prior into
+``trial/``, writes ``ball_00050.png``, ``ball_00100.png`` ... and the mesh. ``examples/train.ipynb`` does it in a notebook.
 """
 
-import main
-from nerf.config.config import parse
-from nerf.config.resolve import resolve
-from nerf.run.logger import Report
-from nerf.run.workspace import open_workspace
+from pathlib import Path
+
+import somnia
+from nerf.core.images import write_png
 
 
-def train(*flags: str, steps: int = 20) -> dict[str, float]:
-    """Train a few steps with any flags of main.py; returns what the last step logs."""
-    asked = parse(flags)
-    plan = resolve(asked, main.read_disk(asked), main.choose_weights)
-    device = main.prepare_machine(plan.config)
-    inputs = main.make_inputs(plan, device)
-    open_workspace(plan)
-    terms = {}
-    with Report(plan.config.output.workspace, plan.lines) as report:
-        trainer = main.make_trainer(plan.pending[0], inputs, device, report)
-        for record in trainer.run():  # stop at any step: save() keeps everything
-            terms = record.terms
-            if record.step + 1 >= steps:
-                break
-        trainer.save()
-        trainer.preview()
-    return {name: float(value) for name, value in terms.items()}
+def main(folder: str = ".", **flags: object) -> Path:
+    """Train a ball, with any flags of main.py as keywords; returns the path of its mesh."""
+    config = somnia.configure(text="a blue ball", workspace=f"{folder}/trial", O=True, **flags)
+    with somnia.open_run(config) as run:  # goes on where the workspace stopped
+        for record in run.steps(300):  # leave the loop at any step
+            if (record.step + 1) % 50 == 0:
+                write_png(f"{folder}/ball_{record.step + 1:05d}.png", run.picture(azimuth=30))
+        run.trainer.save()
+        mesh = run.export()
+    return mesh.files["glb"]
 
 
 if __name__ == "__main__":
-    print(train("--text", "a blue ball", "--workspace", "trial", "-O"))
+    print(main())

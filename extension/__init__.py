@@ -1,4 +1,4 @@
-"""The one loader of native code, and the registry of backends (cuda, cpu, torch) that operations run on.
+"""The one loader of native code, and the registry of backends (cuda, cpu, taichi, torch) that operations run on.
 
 A kernel folder ``X`` holds ``X/src/X_math.h`` (functions for host and device), ``X/src/*_cpu.cpp`` and
 ``X/src/X_cuda.cu`` (loops over them), and exports ``extern "C" int name_cpu(..., int64_t threads, void*)`` and
@@ -25,16 +25,31 @@ from extension.backends import (
     BackendError,
     backend,
     implementation,
+    kernels,
     register,
     register_backend,
+    register_kernels,
     registered_backends,
     requested,
     scope,
+    unavailable,
     unregister_backend,
     use,
 )
 from extension.build import build_ahead, library, shared_object
-from extension.calls import aligned, call, dtype_code, fill, kernel, num_threads, pointer, stream, struct
+from extension.calls import (
+    KernelFunction,
+    Kernels,
+    aligned,
+    call,
+    dtype_code,
+    fill,
+    kernel,
+    num_threads,
+    pointer,
+    stream,
+    struct,
+)
 from extension.memory import keep_freed_memory
 from extension.toolchain import DEFAULT_CUDA_ARCHS, KERNEL_FOLDERS, BuildError, include_dir
 
@@ -46,6 +61,8 @@ __all__ = [
     "BackendError",
     "BuildError",
     "Function",
+    "KernelFunction",
+    "Kernels",
     "aligned",
     "backend",
     "build_ahead",
@@ -56,17 +73,20 @@ __all__ = [
     "include_dir",
     "keep_freed_memory",
     "kernel",
+    "kernels",
     "library",
     "num_threads",
     "pointer",
     "register",
     "register_backend",
+    "register_kernels",
     "registered_backends",
     "requested",
     "scope",
     "shared_object",
     "stream",
     "struct",
+    "unavailable",
     "unregister_backend",
     "use",
 ]

@@ -1,13 +1,19 @@
 """Calls into the C interface: integers as int64, reals as double, tensors as pointers, errors as exceptions."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from extension.build import library
 from extension.toolchain import BuildError
+
+# What stands in for a native kernel on another backend: it is given a tensor on the device and of the dtype that it
+# computes in, and the kernel's arguments by name.
+KernelFunction = Callable[[Tensor, Mapping[str, Any]], None]
 
 ALIGNMENT = 16  # bytes, of the widest vector that a kernel reads at once; torch's own allocations begin at more
 
@@ -88,6 +94,32 @@ def kernel(folder: str, name: str, device: torch.device) -> Callable[..., None]:
         return lambda *arguments: call(function, *arguments, num_threads(), None)
     index = torch.cuda.current_device() if device.index is None else device.index
     return lambda *arguments: call(function, *arguments, index, ctypes.c_void_p(stream(device)))
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of one folder on one backend."""
+
+    folder: str
+    functions: Mapping[str, KernelFunction] | None = None  # by name; None: the native ones
+
+    def run(
+        self, name: str, like: Tensor, kind: type[ctypes.Structure] | None = None, code: int | None = None, **values: object
+    ) -> None:
+        """Run a kernel.
+
+        Args:
+            name: without the device type.
+            like: a tensor on the device and of the dtype that it computes in.
+            kind: the parameter struct that its values fill; None: they are its arguments, in their order.
+            code: the dtype as the native kernel takes it, after the other arguments.
+            values: tensors, which are contiguous, and numbers.
+        """
+        if self.functions is not None:
+            self.functions[name](like, values)
+            return
+        arguments = list(values.values()) if kind is None else [ctypes.byref(fill(kind, **values))]
+        kernel(self.folder, name, like.device)(*arguments, *([] if code is None else [code]))
 
 
 def _convert(value: object) -> object:

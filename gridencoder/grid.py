@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from extension import Arguments, Function, implementation, register
+from extension import Arguments, Function, implementation, kernels, register
 from gridencoder import reference
 from gridencoder.kernels import GridKernels
 from gridencoder.layout import GridLayout
@@ -219,23 +219,28 @@ def weight_decay(table: Tensor, layout: GridLayout, max_level: float = 1.0) -> T
     return reference.weight_decay(table, layout, layout.active_levels(max_level))
 
 
-# ---- the native implementations ----
+# ---- the implementations by kernels, native or Taichi's ----
 
 
-def _native_encode(positions: Tensor, table: Tensor, layout: GridLayout, bound: float, active: int) -> Tensor:
+def _kernels(positions: Tensor, layout: GridLayout, bound: float, active: int) -> GridKernels:
+    """The kernels of the backend for these positions."""
+    return GridKernels(layout, bound, active, kernels("gridencoder", positions.device))
+
+
+def _kernel_encode(positions: Tensor, table: Tensor, layout: GridLayout, bound: float, active: int) -> Tensor:
     """Values [M, L*F] by the kernels; the Jacobian is computed only where the positions require a gradient."""
-    kernels = GridKernels(layout, bound, active)
+    kernels = _kernels(positions, layout, bound, active)
     if positions.requires_grad and torch.is_grad_enabled():
         return _encode_both(positions, table, kernels)[0]
     outputs: tuple[Tensor, None] = _Encode.apply(table.contiguous(), _Hidden(positions.contiguous()), kernels, False)
     return outputs[0]
 
 
-def _native_encode_with_pullback(
+def _kernel_encode_with_pullback(
     positions: Tensor, table: Tensor, layout: GridLayout, bound: float, active: int
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Values [M, L*F] and pullback by the kernels."""
-    kernels = GridKernels(layout, bound, active)
+    kernels = _kernels(positions, layout, bound, active)
     values, jacobian = _encode_both(positions, table, kernels)
 
     def pullback(grad_values: Tensor) -> Tensor:
@@ -250,17 +255,17 @@ def _native_encode_with_pullback(
     return values, pullback
 
 
-def _native_encode_with_jacobian(
+def _kernel_encode_with_jacobian(
     positions: Tensor, table: Tensor, layout: GridLayout, bound: float, active: int
 ) -> tuple[Tensor, Tensor]:
     """Values [M, L*F] and Jacobian [M, D, L*F] by the kernels."""
-    values, jacobian = _encode_both(positions, table, GridKernels(layout, bound, active))
+    values, jacobian = _encode_both(positions, table, _kernels(positions, layout, bound, active))
     return values, jacobian.permute(1, 2, 0, 3).flatten(start_dim=2)
 
 
-def _native_total_variation(points: Tensor, table: Tensor, layout: GridLayout, bound: float, active: int) -> Tensor:
+def _kernel_total_variation(points: Tensor, table: Tensor, layout: GridLayout, bound: float, active: int) -> Tensor:
     """The total variation, a scalar, by the kernels."""
-    kernels = GridKernels(layout, bound, active)
+    kernels = _kernels(points, layout, bound, active)
     mean: Tensor = _TotalVariation.apply(table.contiguous(), points.detach().contiguous(), kernels)
     return mean
 
@@ -418,7 +423,7 @@ def _check(op: str, positions: Tensor, table: Tensor, layout: GridLayout, bound:
     return layout.active_levels(max_level)
 
 
-register("gridencoder.encode", native=_native_encode, torch=reference.encode)
-register("gridencoder.encode_with_pullback", native=_native_encode_with_pullback, torch=reference.encode_with_pullback)
-register("gridencoder.encode_with_jacobian", native=_native_encode_with_jacobian, torch=reference.encode_with_jacobian)
-register("gridencoder.total_variation", native=_native_total_variation, torch=reference.total_variation)
+register("gridencoder.encode", kernels=_kernel_encode, torch=reference.encode)
+register("gridencoder.encode_with_pullback", kernels=_kernel_encode_with_pullback, torch=reference.encode_with_pullback)
+register("gridencoder.encode_with_jacobian", kernels=_kernel_encode_with_jacobian, torch=reference.encode_with_jacobian)
+register("gridencoder.total_variation", kernels=_kernel_total_variation, torch=reference.total_variation)

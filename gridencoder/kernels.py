@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from extension import aligned, fill, kernel
+from extension import Kernels, aligned
 from gridencoder.layout import MAX_LEVELS, GridLayout
 
 _TENSORS = (
@@ -38,6 +38,7 @@ class GridKernels:
     layout: GridLayout
     bound: float
     active: int
+    kernels: Kernels  # of the backend
 
     def encode(self, positions: Tensor, table: Tensor, jacobian: bool) -> tuple[Tensor, Tensor | None]:
         """values [M, L*F], and with ``jacobian`` the Jacobian [L, M, D, F]."""
@@ -125,8 +126,11 @@ class GridKernels:
         tensors = {k: aligned(v) if k in _READ and v is not None else v for k, v in tensors.items()}
         points = tensors["positions"] if "positions" in tensors else tensors["grad_values"]
         assert points is not None, "every kernel is given positions or the gradient of the values"
-        params = fill(
+        self.kernels.run(
+            name,
+            points,
             _Params,
+            table_dtype.itemsize,
             **tensors,
             bound=self.bound,
             num_points=len(points),
@@ -140,4 +144,3 @@ class GridKernels:
             first=(ctypes.c_int64 * (MAX_LEVELS + 1))(*layout.first),
             resolution=(ctypes.c_int64 * MAX_LEVELS)(*layout.resolutions),
         )
-        kernel("gridencoder", name, points.device)(ctypes.byref(params), table_dtype.itemsize)

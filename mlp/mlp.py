@@ -190,11 +190,13 @@ def _check(op: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tenso
         inputs = width
 
 
-# On CUDA torch's matrix products already run at the speed of the hardware, so there is no kernel for it.
-register("mlp.features", cpu=_features_cpu, cuda=reference.features, torch=reference.features)
+# On CUDA torch's matrix products already run at the speed of the hardware, so there is no kernel for it; what Taichi
+# compiles is slower than they are on any device.
+register("mlp.features", cpu=_features_cpu, cuda=reference.features, taichi=reference.features, torch=reference.features)
 register(
     "mlp.features_and_slope",
     cpu=_features_and_slope_cpu,
     cuda=reference.features_and_slope,
+    taichi=reference.features_and_slope,
     torch=reference.features_and_slope,
 )

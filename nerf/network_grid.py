@@ -1,5 +1,6 @@
 """The default backbone: a multiresolution hash grid and a small network (Instant-NGP, sec. 3). M points."""
 
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -9,7 +10,7 @@ import mlp
 from nerf.config.groups import FieldConfig
 from nerf.core.activation import at_least_single
 from nerf.core.structs import SceneInfo
-from nerf.fields.encoding import make_encoder
+from nerf.fields.encoding import grid_layout, make_encoder
 from nerf.fields.neural import NetworkField
 
 # Learning rate of the table relative to the networks: few samples of a step reach each entry.
@@ -29,18 +30,13 @@ class GridField(NetworkField):
 
     def __init__(self, config: FieldConfig, scene: SceneInfo):
         super().__init__(config, scene, config.hidden if config.layers > 1 else config.levels * config.level_dim)
-        self.encoder = make_encoder(
-            "grid",
-            input_dim=3,
-            num_levels=config.levels,
-            level_dim=config.level_dim,
-            base_resolution=config.base_resolution,
-            desired_resolution=config.finest_resolution,
-            log2_hashmap_size=config.log2_hashmap_size,
-            interpolation="smoothstep",
-        )
+        self.encoder = self.make_encoder(config)
         widths = [self.encoder.output_dim] + [config.hidden] * (config.layers - 1)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+    def make_encoder(self, config: FieldConfig) -> Any:
+        """The encoder of positions, with the methods of :class:`gridencoder.GridEncoder`."""
+        return make_encoder("grid", **asdict(grid_layout(config)))
 
     def trunk(self, positions: Tensor, max_level: float) -> Tensor:
         """Features [M, hidden] at positions [M, 3]; levels above ``max_level`` are zero. Differentiable once."""

@@ -6,7 +6,7 @@ from its part's generator, on the CPU, so the same step sees the same cameras on
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +18,12 @@ from nerf.config.config import Config
 from nerf.core.cameras import angles_of, look_at, orbit, orbit_up, view_rays, wrap_degrees
 from nerf.core.errors import UserError
 from nerf.core.streams import Random, Stream
-from nerf.core.structs import Batch, Part, ViewRequest, Views, move_record
+from nerf.core.structs import Batch, Part, RenderOutput, ViewRequest, Views, move_record
 from nerf.data.image_prompt import KnownViews
 from nerf.data.posed_images import Photographs
+from nerf.render.background import background_kind
+from nerf.training.ray_count import RayCount
+from nerf.training.refinement import POSE_RATE, PoseRefinement
 from nerf.training.schedule import guided_part, is_known_view_step, known_view_part, photo_part
 from nerf.training.sources import RunInfo, Source
 
@@ -200,20 +203,64 @@ class PhotographSource(Source):
 
     Args:
         photographs: the training split.
+        fill_behind: no background model stands behind the scene. Pixels of photographs without alpha are opaque then, and are
+            rendered over a random colour per ray, or per whole photograph: only an opacity of one reproduces them.
+        rays: how many random rays a step has.
+        refine: correct the poses of the photographs, where they are shown as random rays or patches.
     """
 
     name = "photos"
 
-    def __init__(self, photographs: Photographs):
-        self.photographs = photographs
+    def __init__(self, photographs: Photographs, fill_behind: bool = False, rays: RayCount | None = None, refine: bool = False):
+        self.photographs, self.fill_behind, self.rays = photographs, fill_behind, rays
+        self.poses = PoseRefinement(len(photographs)).to(photographs.device) if refine else None
 
     def plan_part(self, step: int, run: RunInfo, random: Random) -> Part:
         """See :meth:`Source.plan_part`."""
-        return photo_part(self.name, step, run, random)
+        return photo_part(self.name, step, run, random, None if self.rays is None else self.rays.next())
+
+    def observe(self, part: Part, out: RenderOutput) -> None:
+        """Count the samples of the part; see :class:`RayCount`."""
+        if self.rays is not None and out.trace is not None:
+            self.rays.observe(len(out.opacity), out.trace.samples)
 
     def batch(self, part: Part) -> Batch:
-        """See :meth:`Photographs.batch`."""
-        return self.photographs.batch(part.request, part.settings.background)
+        """See :meth:`Photographs.batch`; over a random background where nothing may shine through."""
+        batch = self.photographs.batch(part.request, part.settings.background)
+        if self.poses is not None and batch.views is None:
+            batch = replace(batch, rays=self.poses(batch.rays, part.request.fraction))
+        if not self.fill_behind or batch.background is not None:
+            return batch
+        device = batch.rays.origins.device
+        count = len(batch.rays) if batch.views is None else len(batch.views)
+        generator = part.random.generator(Stream.PHOTO_BACKGROUND, device)
+        return replace(batch, background=torch.rand(count, 3, generator=generator, device=device))
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The twists of the poses; see :meth:`Source.param_groups`."""
+        if self.poses is None:
+            return []
+        return [{"params": list(self.poses.parameters()), "lr": POSE_RATE * lr, "name": "poses"}]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See :meth:`Source.state_dict`."""
+        return {f"{name}.{key}": value for name, part in self._learned().items() for key, value in part.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See :meth:`Source.load_state_dict`."""
+        for name, part in self._learned().items():
+            part.load_state_dict(
+                {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+            )
+
+    def _learned(self) -> dict[str, RayCount | PoseRefinement]:
+        """What changes with training, by the name that checkpoints give it."""
+        parts = {"rays": self.rays, "poses": self.poses}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def results(self) -> dict[str, Any]:
+        """How far the poses were corrected, in the mean; see :meth:`Source.results`."""
+        return {} if self.poses is None else {"pose_refinement": self.poses.size()}
 
 
 class ImagePrompts(Source):
@@ -259,7 +306,13 @@ def _random_cameras(inputs: SourceInputs) -> Source | None:
 
 
 def _photographs(inputs: SourceInputs) -> Source | None:
-    return None if inputs.photographs is None else PhotographSource(inputs.photographs)
+    if inputs.photographs is None:
+        return None
+    config = inputs.config
+    scene = inputs.photographs.scene(config.field.bound)
+    nothing_behind = background_kind(config.field, scene) == "constant" and config.data.data_background == "random"
+    rays = RayCount(config.data.num_rays, config.data.ray_samples) if config.data.ray_samples else None
+    return PhotographSource(inputs.photographs, nothing_behind, rays, config.capture.refine_poses)
 
 
 def _image_prompts(inputs: SourceInputs) -> Source | None:

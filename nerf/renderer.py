@@ -13,13 +13,20 @@ from nerf.config.parser import check_choice
 from nerf.config.stages import Stage
 from nerf.core.progress import track
 from nerf.core.structs import LevelSet, Rays, RenderOutput, RenderSettings, SceneInfo, join_records
+from nerf.fields import tcnn
 from nerf.fields.base import Field
 from nerf.mesh.tetrahedra import Surface
 from nerf.network import VanillaField
 from nerf.network_grid import GridField
+from nerf.network_grid_taichi import TaichiField
+from nerf.network_grid_taichi import check_device as check_taichi
+from nerf.network_grid_tcnn import TcnnField
+from nerf.network_sdf import SdfField
+from nerf.network_sdf_vanilla import VanillaSdfField
 from nerf.render.accelerated import AcceleratedPath
-from nerf.render.background import Background, ConstantBackground, NetworkBackground, background_kind, chosen_color
+from nerf.render.background import Background, Behind, ConstantBackground, NetworkBackground, background_kind, chosen_color
 from nerf.render.base import RenderPath, box, check_rays, mask_gradients
+from nerf.render.contracted import ContractedBackground, field_options
 from nerf.render.dmtet import DMTetPath
 from nerf.render.plain import PlainPath
 from nerf.render.triangles import FixedMeshPath
@@ -86,15 +93,17 @@ class NeRFRenderer(nn.Module):
 
     def _render(self, rays: Rays, behind: Tensor | None, settings: RenderSettings) -> RenderOutput:
         """Render N rays at once over the colours ``behind`` [N, 3], or over the background model."""
-        if behind is None:
-            behind = self._render_background(rays, settings)
         sums = self.path.render(self.field, rays, settings)
+        back = self._render_background(rays, settings, sums.opacity.detach()) if behind is None else Behind(color=behind)
         output = RenderOutput(
-            image=sums.color + (1.0 - sums.opacity)[:, None] * behind,
+            image=sums.color + (1.0 - sums.opacity)[:, None] * back.color,
             opacity=sums.opacity,
             depth=sums.depth,
             normal=sums.normal,
-            background=behind,
+            background=back.color,
+            behind_opacity=back.opacity,
+            behind_depth=back.depth,
+            behind_trace=back.trace,
             extras=sums.extras,
             trace=sums.trace,
             surface=sums.surface,
@@ -102,11 +111,17 @@ class NeRFRenderer(nn.Module):
         )
         return output if sums.fits is None else mask_gradients(output, sums.fits)
 
-    def _render_background(self, rays: Rays, settings: RenderSettings) -> Tensor:
-        """Colours [N, 3] of the background model."""
+    def _render_background(self, rays: Rays, settings: RenderSettings, front: Tensor) -> Behind:
+        """The background model behind a scene of opacity ``front`` [N]."""
         _, far = near_far_from_aabb(rays.origins, rays.directions, box(self.bound, rays.origins), min_near=0.0)
         near = torch.where(far.isfinite(), far, torch.zeros_like(far))
-        return self.background.render(rays, near, settings)
+        if rays.near is not None:
+            near = torch.maximum(near, rays.near.to(near))
+        return self.background.behind(rays, near, settings, front)
+
+    def begin_step(self, fraction: float) -> None:
+        """Set what follows the training progress in [0, 1] and is no parameter; before the first part of every step."""
+        self.field.begin_step(fraction)
 
     def update_occupancy(self, generator: torch.Generator) -> None:
         """Refresh the occupancy grids of path and background, every ``--update_extra_interval`` steps from step 0 on."""
@@ -146,7 +161,7 @@ def make_dmtet_path(config: Config, field: Field) -> RenderPath:
 
 
 def make_volume_path(config: Config, field: Field) -> RenderPath:
-    """The path that samples along rays: accelerated with ``--cuda_ray``, plain otherwise."""
+    """The path that samples along rays: accelerated with ``--cuda_ray`` or ``--taichi_ray``, plain otherwise."""
     render = config.render
     if render.cuda_ray:
         return AcceleratedPath(
@@ -156,15 +171,26 @@ def make_volume_path(config: Config, field: Field) -> RenderPath:
             render.max_steps,
             render.dt_gamma,
             render.min_near,
+            backend="taichi" if render.taichi_ray else None,
         )
     return PlainPath(render.num_steps, render.upsample_steps, render.min_near)
 
 
 # What a model is built from, by name: --backbone, --background, and StageKind.render_path.
-FIELDS: dict[str, Callable[[FieldConfig, SceneInfo], Field]] = {"grid": GridField, "vanilla": VanillaField}
+FIELDS: dict[str, Callable[[FieldConfig, SceneInfo], Field]] = {
+    "grid": GridField,
+    "vanilla": VanillaField,
+    "grid_tcnn": TcnnField,
+    "grid_taichi": TaichiField,
+    "sdf": SdfField,
+    "sdf_vanilla": VanillaSdfField,
+}
+# What a backbone needs of the machine, if anything: called with the name of the device, it refuses one that will not do.
+FIELD_NEEDS: dict[str, Callable[[str], None]] = {"grid_tcnn": tcnn.check_device, "grid_taichi": check_taichi}
 BACKGROUNDS: dict[str, Callable[[FieldConfig, SceneInfo], Background]] = {
     "constant": lambda config, scene: ConstantBackground(),
     "network": lambda config, scene: NetworkBackground(),
+    "contracted": lambda config, scene: ContractedBackground(GridField(field_options(config), SceneInfo()), scene.bound),
 }
 PATHS: dict[str, Callable[[Config, Field], RenderPath]] = {"volume": make_volume_path, "dmtet": make_dmtet_path}
 
@@ -180,6 +206,18 @@ def check_names(config: FieldConfig) -> None:
         check_choice("--background", config.background, ("auto", *BACKGROUNDS))
 
 
+def check_machine(config: FieldConfig, device: str) -> None:
+    """Refuse a backbone that this machine cannot run.
+
+    Args:
+        device: name of the one that computes.
+
+    Raises:
+        UserError: with what it needs, and what to take instead.
+    """
+    FIELD_NEEDS.get(config.backbone, lambda device: None)(device)
+
+
 def build_model(stage: Stage, scene: SceneInfo) -> NeRFRenderer:
     """Build field, background and path of a stage by their names in ``FIELDS``, ``BACKGROUNDS`` and ``PATHS``.
 
@@ -191,9 +229,12 @@ def build_model(stage: Stage, scene: SceneInfo) -> NeRFRenderer:
         UserError: there is no such backbone or background.
     """
     config = stage.config
-    options, background = config.field, background_kind(config.field)
+    options, background = config.field, background_kind(config.field, scene)
     check_names(options)
     behind = BACKGROUNDS[background](options, scene)
     field = FIELDS[options.backbone](options, scene)
     path = PATHS[stage.kind.render_path](config, field)
+    if scene.coverage is not None and not config.prompt.kinds:  # guidance sees what photographs do not
+        path.cull(scene.coverage)
+        behind.cull(scene.coverage)
     return NeRFRenderer(field, behind, path, config.render.max_ray_batch)

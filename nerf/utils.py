@@ -6,10 +6,11 @@ a viewer and a notebook drive the same loop.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from nerf.run.logger import Report
 from nerf.training import objectives, schedule
 from nerf.training.divergence import DivergenceMonitor, check_finite
 from nerf.training.ema import Ema
-from nerf.training.objectives import ObjectiveInputs, ObjectiveOutput
+from nerf.training.objectives import Objective, ObjectiveInputs, ObjectiveOutput
 from nerf.training.optim import build_optimizer
 from nerf.training.sources import RunInfo, Source
 from nerf.training.unread import Unread
@@ -110,6 +111,7 @@ class Trainer:
                 after they were sent there, and before every checkpoint.
         """
         plan = self.plan(self.step)
+        self.model.begin_step(plan.fraction)
         if self.step % self.config.render.update_extra_interval == 0:
             self.model.update_occupancy(plan.random.generator(Stream.OCCUPANCY, self.device))
         self.optimizer.zero_grad(set_to_none=True)
@@ -145,11 +147,15 @@ class Trainer:
                 apply to the part are removed.
         """
         source = self.sources[part.source]
+        if part.request.layout == "rays":
+            affordable = self.model.path.affordable_rays(part.request.num_rays)
+            part = replace(part, request=replace(part.request, num_rays=affordable))
         batch = source.batch(part)
         part = replace(part, settings=batch.settings(part.settings))
         result = ObjectiveOutput()
         with self._autocast():
             out = self.model.render(batch.rays, part.settings)
+            source.observe(part, out)
             for name, objective in self.objectives.items():
                 if not objective.applies(part, plan) or (objective.scope == "step" and name not in once):
                     continue
@@ -291,6 +297,7 @@ class Trainer:
             "optimizer": {str(k): v for k, v in optimizer.items()},
             "guidance": {g.name: g.state_dict() for g in self.guidance},
             "objectives": {name: objective.state_dict() for name, objective in self.objectives.items()},
+            "sources": {name: source.state_dict() for name, source in self.sources.items()},
             "random": {"torch": torch.get_rng_state()},
         }
         checkpoint_checks.check_finite_state(tensors, self.step, self._advice)
@@ -360,14 +367,16 @@ class Trainer:
         more = "" if self.step == total else f", more than the {total} asked for"
         return f"nothing is left to train: {path} has {self.step} steps{more}; give more {self.stage.steps_flag} to go on"
 
-    def begin(self, fill: Callable[[], tuple[str, object]]) -> None:
+    def begin(self, fill: Callable[[], tuple[str | None, object]]) -> None:
         """Let ``fill`` put something into the model before the first step, and begin the average of the weights there.
 
         Args:
-            fill: returns a line for the log and the transform [4, 4] of the export, or None to keep that.
+            fill: returns a line for the log, if there is something to say, and the transform [4, 4] of the export, or None to
+                keep that.
         """
         line, transform = fill()
-        self.report.log(line)
+        if line:
+            self.report.log(line)
         if transform is not None:
             self.info = replace(self.info, transform=transform)
         self.ema = Ema(self.model, self.config.optim.ema_decay)
@@ -416,6 +425,8 @@ class Trainer:
             guidance.load_state_dict(tensors.get("guidance", {}).get(guidance.name, {}))
         for name, objective in self.objectives.items():
             objective.load_state_dict(tensors.get("objectives", {}).get(name, {}))
+        for name, source in self.sources.items():
+            source.load_state_dict(tensors.get("sources", {}).get(name, {}))
         torch.set_rng_state(random)
         if meta["scaler"]:  # empty in a run without float16, on a CPU for instance; a scale is then found anew
             self.scaler.load_state_dict(meta["scaler"])
@@ -424,7 +435,12 @@ class Trainer:
 
     def _check_resumable(self, path: Path, tensors: dict, meta: dict) -> tuple[Tensor, dict[int, dict]]:
         """Check what a checkpoint holds beside the model; returns the states of the random numbers and of the optimiser."""
-        for kind, things in (("guidance", {g.name: g for g in self.guidance}), ("objectives", self.objectives)):
+        learners: dict[str, Mapping[str, Any]] = {
+            "guidance": {g.name: g for g in self.guidance},
+            "objectives": self.objectives,
+            "sources": self.sources,
+        }
+        for kind, things in learners.items():
             stored = tensors.get(kind, {})
             for name, thing in things.items():
                 checkpoint_checks.check_like(thing.state_dict(), stored.get(name, {}), path, f"{kind}/{name}")
@@ -435,7 +451,8 @@ class Trainer:
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         optim = self.config.optim
-        others = [group for objective in self.objectives.values() for group in objective.param_groups(optim.lr)]
+        learners: tuple[Objective | Source, ...] = (*self.objectives.values(), *self.sources.values())
+        others = [group for learner in learners for group in learner.param_groups(optim.lr)]
         return build_optimizer(optim, self.model.param_groups, others)
 
     def _amp_dtype(self) -> torch.dtype | None:

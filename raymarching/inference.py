@@ -90,5 +90,5 @@ def composite_rays(
     queue.alive = queue.alive[unfinished]
 
 
-register("raymarching.march_rays", native=native.march_rays, torch=reference.march_rays)
-register("raymarching.composite_rays", native=native.composite_rays, torch=reference.composite_rays)
+register("raymarching.march_rays", kernels=native.march_rays, torch=reference.march_rays)
+register("raymarching.composite_rays", kernels=native.composite_rays, torch=reference.composite_rays)

@@ -1,4 +1,5 @@
-"""The native implementations: parameter structs as the headers in src/ define them, and one function per operation.
+"""The implementations by kernels, native or Taichi's: parameter structs as the headers in src/ define them, and one
+function per operation.
 
 The march has two passes: one counts the samples of each ray, the other writes them.
 Letters: N rays, A rays alive, M samples, C channels or cascades, H cells along an axis.
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 import extension
-from extension import Function
+from extension import Function, Kernels
 from raymarching import checks
 from raymarching.capacity import fit
 from raymarching.ray_queue import RayQueue
@@ -39,12 +40,12 @@ _RUNS = 8  # kRuns of march_math.h
 _FAR = 1 << 20  # blocks; beyond every grid, the start of a minimum and, negated, of a maximum
 
 
-def run(name: str, params: ctypes.Structure, like: Tensor) -> None:
+def run(kernels: Kernels, name: str, kind: type[ctypes.Structure], like: Tensor, **values: object) -> None:
     """Run a kernel that takes a parameter struct, on the device and in the dtype of ``like``."""
-    extension.kernel("raymarching", name, like.device)(ctypes.byref(params), extension.dtype_code(like))
+    kernels.run(name, like, kind, extension.dtype_code(like), **values)
 
 
-def coarse_bits(bitfield: Tensor, cascades: int, grid_size: int) -> tuple[Tensor, Tensor]:
+def coarse_bits(kernels: Kernels, bitfield: Tensor, cascades: int, grid_size: int) -> tuple[Tensor, Tensor]:
     """What lets a march skip empty space, from the bitfield [C * H^3 / 8].
 
     Returns:
@@ -55,41 +56,32 @@ def coarse_bits(bitfield: Tensor, cascades: int, grid_size: int) -> tuple[Tensor
     blocks = torch.empty(words, dtype=torch.int64, device=bitfield.device)
     extent = torch.full((cascades, 6), _FAR, dtype=torch.int32, device=bitfield.device)
     extent[:, 3:] = -_FAR
-    params = extension.fill(
-        MarchParams,
-        cells=bitfield,
-        blocks=blocks,
-        extent=extent,
-        num_rays=words,
-        cascades=cascades,
-        grid_size=grid_size,
-    )
-    extension.kernel("raymarching", "march_coarsen", bitfield.device)(ctypes.byref(params), 0)
+    sizes = {"num_rays": words, "cascades": cascades, "grid_size": grid_size}
+    kernels.run("march_coarsen", bitfield, MarchParams, 0, cells=bitfield, blocks=blocks, extent=extent, **sizes)
     return blocks, extent
 
 
-def scene(bitfield: Tensor, bound: float, cascades: int, grid_size: int, dt_gamma: float, max_steps: int) -> dict[str, Any]:
-    """The fields of MarchParams that rays share. Keep it as long as the parameters: it owns the tensors."""
-    blocks, extent = coarse_bits(bitfield, cascades, grid_size)
+def scene(
+    kernels: Kernels, bitfield: Tensor, bound: float, cascades: int, grid_size: int, dt_gamma: float, max_steps: int
+) -> dict[str, Any]:
+    """The fields of MarchParams that rays share."""
+    blocks, extent = coarse_bits(kernels, bitfield, cascades, grid_size)
     dt_min, dt_max = step_sizes(bound, max_steps, grid_size)
     grid: dict[str, Any] = {"cells": bitfield, "blocks": blocks, "extent": extent, "cascades": cascades, "grid_size": grid_size}
     return grid | {"bound": bound, "dt_gamma": dt_gamma, "dt_min": dt_min, "dt_max": dt_max}
 
 
-def count_samples(params: ctypes.Structure, num_rays: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """First pass of the march: how many samples each ray has, int64 [A]; -1 for a ray that is not finite.
-
-    Also returns the runs of samples that the second pass needs, int32 [A, 8, 2].
-    """
+def count_samples(kernels: Kernels, like: Tensor, march: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """First pass of the march: samples of each ray int64 [N], -1 where it is not finite, and its first runs."""
+    num_rays = march["num_rays"]
     count = torch.empty(num_rays, dtype=torch.int64, device=like.device)
     runs = torch.empty(num_rays, _RUNS, 2, dtype=torch.int32, device=like.device)
-    params.count, params.runs = extension.pointer(count), extension.pointer(runs)
-    run("march_count", params, like)
+    run(kernels, "march_count", MarchParams, like, count=count, runs=runs, **march)
     return count, runs
 
 
 def write_samples(
-    params: ctypes.Structure, first: Tensor, count: Tensor, runs: Tensor, size: int, like: Tensor
+    kernels: Kernels, like: Tensor, march: dict[str, Any], first: Tensor, count: Tensor, runs: Tensor, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Second pass of the march: positions [M, 3], t [M], dt [M], ray_index [M] with M = ``size``.
 
@@ -99,10 +91,8 @@ def write_samples(
     positions = make(size, 3, dtype=like.dtype, device=like.device)
     t, dt = make(2, size, dtype=like.dtype, device=like.device)
     ray_index = make(size, dtype=torch.int64, device=like.device)
-    names = "first count runs positions t dt ray_index".split()
-    for name, tensor in zip(names, (first, count, runs, positions, t, dt, ray_index), strict=True):
-        setattr(params, name, extension.pointer(tensor))
-    run("march_write", params, like)
+    written = {"positions": positions, "t": t, "dt": dt, "ray_index": ray_index}
+    run(kernels, "march_write", MarchParams, like, first=first, count=count, runs=runs, **written, **march)
     return positions, t, dt, ray_index
 
 
@@ -111,16 +101,21 @@ def march_rays_train(
     grid_size: int, noise: Tensor | None, dt_gamma: float, max_steps: int, capacity: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """positions [M, 3], t [M], dt [M], ray_index [M], first [N], count [N]; see :func:`raymarching.march_rays_train`."""
-    shared = scene(bitfield, bound, cascades, grid_size, dt_gamma, max_steps)
-    params = extension.fill(
-        MarchParams, origins=origins, directions=directions, near=near, far=far, noise=noise, num_rays=len(near),
-        limit=NO_LIMIT, **shared,
-    )  # fmt: skip
-    count, runs = count_samples(params, len(near), origins)
+    kernels = extension.kernels("raymarching", origins.device)
+    march: dict[str, Any] = {
+        "origins": origins,
+        "directions": directions,
+        "near": near,
+        "far": far,
+        "noise": noise,
+        "num_rays": len(near),
+    }
+    march |= {"limit": NO_LIMIT} | scene(kernels, bitfield, bound, cascades, grid_size, dt_gamma, max_steps)
+    count, runs = count_samples(kernels, origins, march)
     if count.device.type == "cpu" and bool((count < 0).any()):
         checks.finite_rays("march_rays_train", origins, directions, near, far, noise)
     first, count, size = fit(count, capacity)
-    return (*write_samples(params, first, count, runs, size, origins), first, count)
+    return (*write_samples(kernels, origins, march, first, count, runs, size), first, count)
 
 
 def march_rays(
@@ -128,14 +123,13 @@ def march_rays(
     max_steps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """positions [M, 3], t [M], dt [M], ray_index [M], first [A], count [A]; see :func:`raymarching.march_rays`."""
-    shared = scene(bitfield, bound, cascades, grid_size, dt_gamma, max_steps)
-    params = extension.fill(
-        MarchParams, origins=queue.origins, directions=queue.directions, near=queue.near, far=queue.far,
-        alive=queue.alive, cursor=queue.cursor, num_rays=len(queue), limit=num_steps, **shared,
-    )  # fmt: skip
-    count, runs = count_samples(params, len(queue), queue.origins)
+    kernels = extension.kernels("raymarching", queue.origins.device)
+    march: dict[str, Any] = {"origins": queue.origins, "directions": queue.directions, "near": queue.near, "far": queue.far}
+    march |= {"alive": queue.alive, "cursor": queue.cursor, "num_rays": len(queue), "limit": num_steps}
+    march |= scene(kernels, bitfield, bound, cascades, grid_size, dt_gamma, max_steps)
+    count, runs = count_samples(kernels, queue.origins, march)
     first = count.cumsum(0) - count
-    return (*write_samples(params, first, count, runs, int(count.sum()), queue.origins), first, count)
+    return (*write_samples(kernels, queue.origins, march, first, count, runs, int(count.sum())), first, count)
 
 
 # ---- Rays and the bitfield ----
@@ -144,43 +138,44 @@ def march_rays(
 def near_far_from_aabb(origins: Tensor, directions: Tensor, aabb: Tensor, min_near: float) -> tuple[Tensor, Tensor]:
     """near [N] and far [N]; see :func:`raymarching.near_far_from_aabb`."""
     near, far = torch.empty_like(origins[:, 0]), torch.empty_like(origins[:, 0])
-    params = extension.fill(
-        NearFarParams, origins=origins, directions=directions, aabb=aabb, near=near, far=far, num_rays=len(origins),
-        min_near=min_near,
+    run(
+        extension.kernels("raymarching", origins.device), "near_far_from_aabb", NearFarParams, origins, origins=origins,
+        directions=directions, aabb=aabb, near=near, far=far, num_rays=len(origins), min_near=min_near,
     )  # fmt: skip
-    run("near_far_from_aabb", params, origins)
     return near, far
 
 
 def sph_from_ray(origins: Tensor, directions: Tensor, radius: float) -> Tensor:
     """Angles [N, 2]; see :func:`raymarching.sph_from_ray`."""
     coords = torch.empty_like(origins[:, :2])
-    params = extension.fill(
-        SphereParams, origins=origins, directions=directions, coords=coords, num_rays=len(origins), radius=radius
-    )
-    run("sph_from_ray", params, origins)
+    run(
+        extension.kernels("raymarching", origins.device), "sph_from_ray", SphereParams, origins, origins=origins,
+        directions=directions, coords=coords, num_rays=len(origins), radius=radius,
+    )  # fmt: skip
     return coords
 
 
 def morton3D(coords: Tensor) -> Tensor:
     """Codes int32 [N] of cells [N, 3]; see :func:`raymarching.morton3D`."""
     codes = torch.empty_like(coords[:, 0])
-    extension.kernel("raymarching", "morton_encode", coords.device)(coords, codes, len(coords))
+    kernels = extension.kernels("raymarching", coords.device)
+    kernels.run("morton_encode", coords, coords=coords, codes=codes, count=len(coords))
     return codes
 
 
 def morton3D_invert(codes: Tensor) -> Tensor:
     """Cells int32 [N, 3] of codes [N]; see :func:`raymarching.morton3D_invert`."""
     coords = torch.empty(len(codes), 3, dtype=torch.int32, device=codes.device)
-    extension.kernel("raymarching", "morton_decode", codes.device)(codes, coords, len(codes))
+    kernels = extension.kernels("raymarching", codes.device)
+    kernels.run("morton_decode", codes, codes=codes, coords=coords, count=len(codes))
     return coords
 
 
 def packbits(grid: Tensor, threshold: float) -> Tensor:
     """Bitfield uint8 [C * H^3 / 8] of a grid [C, H^3]; see :func:`raymarching.packbits`."""
     bitfield = torch.empty(grid.numel() // 8, dtype=torch.uint8, device=grid.device)
-    packbits_kernel = extension.kernel("raymarching", "packbits", grid.device)
-    packbits_kernel(grid, bitfield, threshold, bitfield.numel(), extension.dtype_code(grid))
+    kernels, code = extension.kernels("raymarching", grid.device), extension.dtype_code(grid)
+    kernels.run("packbits", grid, None, code, grid=grid, bitfield=bitfield, threshold=threshold, bytes=bitfield.numel())
     return bitfield
 
 
@@ -191,12 +186,12 @@ def composite_rays(
     queue: RayQueue, alpha: Tensor, values: Tensor, t: Tensor, first: Tensor, count: Tensor, min_transmittance: float
 ) -> None:
     """Add samples [M] to the queue's sums; see :func:`raymarching.composite_rays`."""
-    params = extension.fill(
-        CompositeParams, alpha=alpha, values=values, t=t, first=first, count=count, opacity=queue.opacity,
-        depth=queue.depth, image=queue.image, alive=queue.alive, transmittance=queue.transmittance,
-        num_rays=len(queue), channels=values.shape[1], min_transmittance=min_transmittance,
+    run(
+        extension.kernels("raymarching", alpha.device), "composite_accumulate", CompositeParams, alpha, alpha=alpha,
+        values=values, t=t, first=first, count=count, opacity=queue.opacity, depth=queue.depth, image=queue.image,
+        alive=queue.alive, transmittance=queue.transmittance, num_rays=len(queue), channels=values.shape[1],
+        min_transmittance=min_transmittance,
     )  # fmt: skip
-    run("composite_accumulate", params, alpha)
 
 
 def _allocator(alpha: Tensor, count: Tensor) -> Callable[[Tensor], Tensor]:
@@ -216,12 +211,12 @@ class _Composite(Function):
         weights = _allocator(alpha, count)(alpha)
         opacity, depth = alpha.new_empty(2, num_rays)
         image = alpha.new_empty(num_rays, channels)
-        params = extension.fill(
-            CompositeParams, alpha=alpha, values=values, t=t, first=first, count=count, weights=weights,
-            opacity=opacity, depth=depth, image=image, num_rays=num_rays, channels=channels,
-            min_transmittance=min_transmittance,
+        ctx.kernels = extension.kernels("raymarching", alpha.device)
+        run(
+            ctx.kernels, "composite_forward", CompositeParams, alpha, alpha=alpha, values=values, t=t, first=first,
+            count=count, weights=weights, opacity=opacity, depth=depth, image=image, num_rays=num_rays,
+            channels=channels, min_transmittance=min_transmittance,
         )  # fmt: skip
-        run("composite_forward", params, alpha)
         ctx.save_for_backward(alpha, values, t, first, count)
         ctx.min_transmittance = min_transmittance
         return weights, opacity, depth, image
@@ -235,13 +230,12 @@ class _Composite(Function):
         grads = [g.contiguous() for g in (grad_weights, grad_opacity, grad_depth, grad_image)]
         make = _allocator(alpha, count)
         grad_alpha, grad_values = make(alpha), make(values)
-        params = extension.fill(
-            CompositeParams, alpha=alpha, values=values, t=t, first=first, count=count, grad_weights=grads[0],
-            grad_opacity=grads[1], grad_depth=grads[2], grad_image=grads[3], grad_alpha=grad_alpha,
-            grad_values=grad_values, num_rays=len(count), channels=values.shape[1],
+        run(
+            ctx.kernels, "composite_backward", CompositeParams, alpha, alpha=alpha, values=values, t=t, first=first,
+            count=count, grad_weights=grads[0], grad_opacity=grads[1], grad_depth=grads[2], grad_image=grads[3],
+            grad_alpha=grad_alpha, grad_values=grad_values, num_rays=len(count), channels=values.shape[1],
             min_transmittance=ctx.min_transmittance,
         )  # fmt: skip
-        run("composite_backward", params, alpha)
         return grad_alpha, grad_values, None, None, None, None
 
 

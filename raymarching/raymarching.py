@@ -225,10 +225,10 @@ def composite_rays_train(
     return outputs
 
 
-register("raymarching.near_far_from_aabb", native=native.near_far_from_aabb, torch=reference.near_far_from_aabb)
-register("raymarching.sph_from_ray", native=native.sph_from_ray, torch=reference.sph_from_ray)
-register("raymarching.morton3D", native=native.morton3D, torch=reference.morton3D)
-register("raymarching.morton3D_invert", native=native.morton3D_invert, torch=reference.morton3D_invert)
-register("raymarching.packbits", native=native.packbits, torch=reference.packbits)
-register("raymarching.march_rays_train", native=native.march_rays_train, torch=reference.march_rays_train)
-register("raymarching.composite_rays_train", native=native.composite_rays_train, torch=reference.composite_rays_train)
+register("raymarching.near_far_from_aabb", kernels=native.near_far_from_aabb, torch=reference.near_far_from_aabb)
+register("raymarching.sph_from_ray", kernels=native.sph_from_ray, torch=reference.sph_from_ray)
+register("raymarching.morton3D", kernels=native.morton3D, torch=reference.morton3D)
+register("raymarching.morton3D_invert", kernels=native.morton3D_invert, torch=reference.morton3D_invert)
+register("raymarching.packbits", kernels=native.packbits, torch=reference.packbits)
+register("raymarching.march_rays_train", kernels=native.march_rays_train, torch=reference.march_rays_train)
+register("raymarching.composite_rays_train", kernels=native.composite_rays_train, torch=reference.composite_rays_train)

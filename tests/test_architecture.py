@@ -17,6 +17,7 @@ from nerf.config.parser import iterate
 ROOT = Path(__file__).resolve().parent.parent
 OUR_PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))  # every package
 KERNELS = [p for p in OUR_PACKAGES if p not in ("nerf", "guidance", "extension")]
+NATIVE_KERNELS = [p for p in KERNELS if (ROOT / p / "src").is_dir()]  # those with sources to compile
 PACKAGES = (
     "core",
     "config",
@@ -49,7 +50,9 @@ def name(path):
     return path.relative_to(ROOT).as_posix()
 
 
-PRODUCT = files_of(*OUR_PACKAGES) + [ROOT / "main.py", ROOT / "optimizer.py", ROOT / "preprocess_image.py", ROOT / "setup.py"]
+PRODUCT = files_of(*OUR_PACKAGES) + [
+    ROOT / f"{name}.py" for name in ("main", "optimizer", "preprocess_image", "setup", "somnia")
+]
 NERF_MODULES = {name(p)[len("nerf/") : -len(".py")] for p in files_of("nerf")}
 TESTS = files_of("tests")
 SIDE = files_of("scripts", "benchmarks")
@@ -139,7 +142,7 @@ def test_a_kernel_folder_imports_the_loader_and_nothing_else_of_the_project(path
 
 
 def test_the_loader_knows_every_kernel_folder():
-    assert sorted(KERNEL_FOLDERS) == sorted(["extension", *KERNELS])
+    assert sorted(KERNEL_FOLDERS) == sorted(["extension", *NATIVE_KERNELS])
 
 
 @pytest.mark.parametrize("path", files_of("extension"), ids=name)
@@ -157,6 +160,12 @@ def test_guidance_imports_the_core_of_nerf_and_nothing_else_of_it(path):
 def test_native_sources_include_no_torch_header(path):
     included = re.findall(r'#\s*include\s*[<"]([^>"]+)', path.read_text())
     assert [header for header in included if re.match(r"(torch|ATen|c10|pybind11)/", header)] == []
+
+
+@each_file
+def test_one_module_alone_imports_taichi(path):
+    own = {"taichi_modules/runtime.py", "benchmarks/gridencoder.py"}  # and a benchmark of a plain version in Taichi
+    assert "taichi" not in {dotted.split(".")[0] for dotted in imports(path)} or name(path) in own
 
 
 @each_product_file

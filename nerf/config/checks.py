@@ -142,6 +142,8 @@ IDLE = (
     Idle(
         ("num_rays", "holdout", "downscale", "data_background", "eval_views"), lambda c: c.data.data is None, "without --data"
     ),
+    Idle(("exposure", "refine_poses"), lambda c: c.data.data is None, "without --data"),
+    Idle(("exposure", "refine_poses"), _only_meshes, "in the mesh stage"),
     Idle(("negative", *_GUIDANCE), lambda c: not c.prompt.kinds, "without a prompt (--text)"),
     Idle(_GUIDED, lambda c: not c.prompt.kinds, "without a prompt (--text or --image)"),
     Idle(("negative",), lambda c: c.prompt.text is None, "without --text"),
@@ -197,6 +199,7 @@ IDLE = (
     Idle((*_MARCH, "grid_size"), lambda c: not c.render.cuda_ray, "without --cuda_ray"),
     Idle(("num_steps", "upsample_steps"), lambda c: c.render.cuda_ray, "with --cuda_ray"),
     Idle(_GRID, lambda c: c.field.backbone == "vanilla", "with --backbone vanilla"),
+    Idle(("viewer_host", "viewer_port"), lambda c: c.gui.viewer != "web", "without --viewer web"),
 )
 
 

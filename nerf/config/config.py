@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import msgspec
 
+from nerf.config.capture import CaptureConfig
 from nerf.config.compat import read_only_flags, without_refused
 from nerf.config.groups import (
     CameraConfig,
     DmtetConfig,
     FieldConfig,
     GuidanceConfig,
-    LossConfig,
     OptimConfig,
     OutputConfig,
     RenderConfig,
@@ -27,6 +27,8 @@ from nerf.config.groups import (
     ScheduleConfig,
 )
 from nerf.config.inputs import DataConfig, PromptConfig
+from nerf.config.losses import LossConfig
+from nerf.config.mesh import MeshConfig
 from nerf.config.parser import (
     Field,
     Group,
@@ -91,9 +93,11 @@ class Config:
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     output: OutputConfig = OutputConfig()
+    mesh: MeshConfig = MeshConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     dmtet: DmtetConfig = DmtetConfig()
     gui: GuiConfig = GuiConfig()
+    capture: CaptureConfig = CaptureConfig()
     sources: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
     presets: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
@@ -232,7 +236,8 @@ def parse(argv: Sequence[str]) -> Config:
         for flag, value in values.items():
             refuse_unbuilt(OPTIONS[flag][1], value)
         config = with_values(config, values, source)
-    return _with_viewer_of_switches(_with_stages_of_switches(_with_guidance_of_switches(_checked(config))))
+    config = _with_path_of_switches(_checked(config))
+    return _with_viewer_of_switches(_with_stages_of_switches(_with_guidance_of_switches(config)))
 
 
 def _checked(config: Config) -> Config:
@@ -253,6 +258,15 @@ def _checked(config: Config) -> Config:
             "--compile_guidance needs the weights to stay on the GPU, and --vram_O moves them; leave one of them out"
         )
     return config
+
+
+def _with_path_of_switches(config: Config) -> Config:
+    """``--taichi_ray`` is ``--cuda_ray`` as well: the same path on another backend."""
+    if not config.render.taichi_ray or config.render.cuda_ray:
+        return config
+    if config.asked("cuda_ray"):
+        raise UserError("--taichi_ray and --no_cuda_ray contradict each other; leave one of them out")
+    return with_values(config, {"cuda_ray": True}, config.source("taichi_ray"))
 
 
 def _with_guidance_of_switches(config: Config) -> Config:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
+from nerf.config.captures import CameraPathConfig, MeshCropConfig
 from nerf.config.distillation import DistillationConfig
 from nerf.config.limits import (
     AXES,
@@ -25,11 +26,13 @@ from nerf.config.limits import (
     POLAR,
     POSITIVE_LENGTH,
     SIZE,
+    SIZE_OR_NONE,
     STEPS,
     WEIGHT,
 )
 from nerf.config.parser import RUN, Group, option, value_of
 from nerf.config.stages import DMTET, STAGE_KINDS
+from nerf.config.surface import SDF_BACKBONES, SurfaceConfig
 from nerf.core.ranges import SEED, Check, above, between, even, ordered, power_of_two
 from nerf.core.words import expected_words
 
@@ -195,22 +198,24 @@ class CameraConfig(Group):
 
 
 @dataclass(frozen=True)
-class FieldConfig(Group):
-    """Field (the NeRF's networks)"""
+class NetworkConfig(Group):
+    """Networks: part of the options of the field."""
 
     backbone: str = option(
         "grid",
-        "grid: multiresolution hash grid and a small MLP; vanilla: frequency encoding and a larger MLP",
-        choices=("grid", "vanilla", "grid_tcnn", "grid_taichi"),
+        "grid: multiresolution hash grid and a small MLP; vanilla: frequency encoding and a larger MLP, on torch alone; "
+        "grid_tcnn: the grid of tiny-cuda-nn, where that is installed; grid_taichi: the grid in Taichi; sdf: signed distance "
+        "(NeuS) on a hash grid; sdf_vanilla: the same with the MLP of NeuS",
+        choices=("grid", "vanilla", "grid_tcnn", "grid_taichi", *SDF_BACKBONES),
         extensible=True,
-        unbuilt=("grid_tcnn", "grid_taichi"),
         kept=RUN,
     )
     bound: float = option(1.0, "half the side of the scene's bounding box [-bound, bound]^3", check=BOUND, kept=RUN)
     background: str = option(
         "auto",
-        "background model: one colour, or a network of the ray direction; auto follows --bg_radius",
-        choices=("auto", "constant", "network"),
+        "background model: one colour, a network of the ray direction, or a contracted scene around the box; auto is the last "
+        "for photographs that show more than the box holds, else follows --bg_radius",
+        choices=("auto", "constant", "network", "contracted"),
         extensible=True,
         kept=RUN,
     )
@@ -254,17 +259,21 @@ class FieldConfig(Group):
 
 
 @dataclass(frozen=True)
+class FieldConfig(SurfaceConfig, NetworkConfig):
+    """Field (the NeRF's networks)"""
+
+
+@dataclass(frozen=True)
 class RenderConfig(Group):
     """Rendering"""
 
     cuda_ray: bool = option(False, "accelerated render path: ray marching with an occupancy grid, on CPU and GPU", kept=RUN)
-    taichi_ray: bool = option(False, "accelerated render path in Taichi", unbuilt="the Taichi render path")
+    taichi_ray: bool = option(False, "--cuda_ray with the operations on rays in Taichi")
     backend: str = option(
         "auto",
-        "backend of the native kernels",
-        choices=("auto", "cuda", "cpu", "torch", "taichi"),
+        "what runs the kernels: native code for the device, Taichi, or plain torch; auto: the first that works",
+        choices=("auto", "cuda", "cpu", "taichi", "torch"),
         extensible=True,
-        unbuilt=("taichi",),
     )
     max_steps: int = option(1024, "maximum number of samples per ray, accelerated path", check=between(1, 2**16))
     num_steps: int = option(64, "coarse samples per ray, plain path", check=between(1, 4096))
@@ -324,28 +333,7 @@ class OptimConfig(Group):
 
 
 @dataclass(frozen=True)
-class LossConfig(Group):
-    """Loss weights (0: off)"""
-
-    lambda_entropy: float = option(1e-3, "entropy of opacity, mean over rays", check=WEIGHT)
-    lambda_opacity: float = option(0.0, "opacity penalty: mean squared opacity of the rays", check=WEIGHT)
-    lambda_orient: float = option(1e-2, "orientation loss: visible normals face the camera", check=WEIGHT)
-    lambda_tv: float = option(0.0, "total variation of the hash grid", check=WEIGHT)
-    lambda_wd: float = option(0.0, "weight decay of the hash grid", check=WEIGHT)
-    lambda_2d_normal_smooth: float = option(0.0, "smoothness of the rendered normal image", check=WEIGHT)
-    lambda_3d_normal_smooth: float = option(0.0, "smoothness of normals in space", check=WEIGHT)
-    lambda_rgb: float = option(1000.0, "RGB loss of photographs and known views", check=WEIGHT)
-    lambda_mask: float = option(500.0, "mask loss of photographs and known views with alpha", check=WEIGHT)
-    lambda_normal: float = option(0.0, "normal loss of known views, and of photographs in the mesh stage", check=WEIGHT)
-    lambda_depth: float = option(10.0, "correlation of the depth of known views with _depth.png", check=WEIGHT)
-    lambda_mesh_normal: float = option(0.5, "mesh stage: normal consistency of adjacent triangles", check=WEIGHT)
-    lambda_mesh_laplacian: float = option(0.5, "mesh stage: Laplacian smoothness of the vertices", check=WEIGHT)
-    mesh_laplacian: str = option("uniform", "mesh stage: weights of the Laplacian", choices=("uniform", "cotangent"))
-    lambda_mesh_sign: float = option(0.01, "mesh stage: cross entropy of SDF signs across grid edges (nvdiffrec)", check=WEIGHT)
-
-
-@dataclass(frozen=True)
-class OutputConfig(Group):
+class OutputConfig(CameraPathConfig, MeshCropConfig):
     """Output"""
 
     workspace: str = option("workspace", "folder of the run", path=True)
@@ -378,8 +366,9 @@ class OutputConfig(Group):
         "coordinate frame of the mesh: object is +Y up and +Z front, source that of --data",
         choices=("object", "source"),
     )
-    W: int = option(800, "width of validation and test images", check=SIZE)
-    H: int = option(800, "height of validation and test images", check=SIZE)
+    W: int = option(800, "width of validation and test images (0: as the photographs)", check=SIZE_OR_NONE)
+    H: int = option(800, "height of validation and test images (0: as the photographs)", check=SIZE_OR_NONE)
+    videos: tuple[str, ...] = option(("rgb", "depth"), "videos to write", choices=("rgb", "depth", "normal"))
     eval_interval: int = option(10, "epochs between two validations", check=STEPS)
     test_interval: int = option(100, "epochs between two test videos; one is always written at the end", check=STEPS)
     dataset_size_train: int = option(100, "steps per epoch", check=between(1, 10**6))

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from nerf.config.ramps import Weight, parse_ramp
 from nerf.core.errors import UserError
 from nerf.core.ranges import Check
 from nerf.core.words import did_you_mean, expected_words, quoted
@@ -25,7 +26,11 @@ LONGEST_PATH, LONGEST_NAME = 4095, 255  # bytes of a path, and of a name in it; 
 HELP_WIDTH = 118  # columns of --help
 USAGE_WIDTH = 34  # columns of a flag and its values; a longer one has its help on the next line
 INDENT = USAGE_WIDTH + 2
-EXAMPLES = {"text": '"a hamburger"', "data": "photographs/"}  # of the values of flags without a default
+EXAMPLES = {
+    "text": '"a hamburger"',
+    "data": "photographs/",
+    "mesh_crop": "-1 -1 -1 1 1 1",
+}  # of the values of flags without a default
 
 
 def option(
@@ -92,11 +97,14 @@ class Kind:
     scalar: Any  # bool, int, float or str
     count: int | None  # None: one word; 0: any number of words; n: exactly n words
     optional: bool  # None is allowed
+    ramp: bool = False  # a number may also be a ramp over steps, see ``ramps.py``
 
 
 def kind_of(field: Field) -> Kind:
     """Read ``int``, ``str | None``, ``tuple[float, float]`` or ``tuple[str, ...]`` off the annotation."""
     annotation: Any = field.type
+    if annotation == Weight:
+        return Kind(float, None, False, ramp=True)
     optional = False
     if isinstance(annotation, types.UnionType):
         inner = [a for a in typing.get_args(annotation) if a is not types.NoneType]
@@ -120,6 +128,12 @@ def check_value(field: Field, value: Any) -> None:
     """Refuse a value of the wrong kind or range with one sentence."""
     kind, name, meta = kind_of(field), dashed(flag_of(field)), field.metadata
     if value is None and kind.optional:
+        return
+    if kind.ramp and isinstance(value, str):
+        try:
+            parse_ramp(value)
+        except UserError as error:
+            raise UserError(f"{name} must be {error}, got {quoted(value)}") from None
         return
     words = value if kind.count is not None and isinstance(value, tuple | list) else [value]
     if (kind.count is not None) != isinstance(value, tuple | list) or not all(_is_a(w, kind.scalar) for w in words):
@@ -249,7 +263,7 @@ def as_words(value: Any) -> str:
 def example_of(field: Field) -> str:
     """A value of an option as it could be typed: its default, where there is one."""
     check: Check | None = field.metadata["check"]
-    if field.default not in (None, "", ()) or check is None or check.low is None:
+    if field.default not in (None, "", ()) or check is None or check.low is None or flag_of(field) in EXAMPLES:
         return as_words(field.default) or EXAMPLES.get(flag_of(field), "VALUE")
     several = kind_of(field).count is not None
     return next(as_words(v) for v in (check.low, check.low + 1, check.high) if check.holds((v,) if several else v))

@@ -36,7 +36,13 @@ class Stream(IntEnum):
     KNOWN_CAMERAS = 20
     KNOWN_BACKGROUND = 21
     DISTILLATION = 22  # what a method draws beside the timestep and the noise
+    CONTRACTED_SAMPLES = 24  # shift of the steps of a ray in the contracted background
+    CONTRACTED_BASE = 25  # colours that shine through it
     VIEW_WORDS = 23  # azimuths that the embedded prior's view words stand for
+    SDF_SHAPE = 40  # where the first shape of a signed distance is fitted
+    BOX_POINTS = 41  # random points of the box that regularisers of a signed distance look at
+    TANGENTS = 42  # directions in which curvature is looked for
+    CLOUD_POINTS = 43  # which points of the reconstruction a step looks at
 
 
 @dataclass(frozen=True)

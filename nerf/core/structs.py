@@ -5,13 +5,16 @@ Letters: B views, N rays, M samples. Angles are degrees, lengths scene units, co
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from nerf.core.streams import Random
 from nerf.core.transfer import upload
+
+if TYPE_CHECKING:
+    from nerf.core.coverage import Coverage
 
 Layout = Literal["image", "rays", "patches"]
 Shading = Literal["albedo", "lambertian", "textureless", "normal"]
@@ -67,7 +70,7 @@ def _joined(values: list[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
 
 @dataclass(frozen=True)
 class Views:
-    """B pinhole cameras that share one image size.
+    """B cameras that share one image size, pinholes unless they have distortion or a fisheye lens.
 
     Poses are camera-to-world with OpenGL axes (x right, y up, looking along -z) and determinant +1.
     The angles say where the camera stands relative to the origin, after any jitter: azimuth in (-180, 180], 0 = +Z (the
@@ -85,7 +88,9 @@ class Views:
     azimuth: Tensor  # [B] degrees
     radius: Tensor  # [B] distance of the camera from the origin
     fovy: Tensor  # [B] vertical field of view, degrees
-    distortion: Tensor | None = None  # [B, 6] k1 k2 k3 k4 p1 p2 of OpenCV's radial-tangential model
+    distortion: Tensor | None = None  # [B, 6] k1 k2 k3 k4 p1 p2 of OpenCV's model, or [B, 9] with a denominator d1 d2 d3
+    fisheye: Tensor | None = None  # [B] bool: equidistant lenses; None: all are perspective
+    near: Tensor | None = None  # [B] smallest distance of a sample from the camera; None: that of the render path
 
     def __len__(self) -> int:
         return self.pose.shape[0]
@@ -112,6 +117,7 @@ class Rays:
     shape: tuple[int, int, int] | None = None  # (B, H, W) with B * H * W == N, row-major: whole images or patches
     image_index: Tensor | None = None  # [N] int64: which photograph of the data set, for in-the-wild fields
     uv: Tensor | None = None  # [N, 2] pixel position in [0, 1]
+    near: Tensor | None = None  # [N] smallest distance of a sample; None: that of the render path
     views: Views | None = None  # the B cameras whose whole images the rays are; what rasterises needs them
 
     def __len__(self) -> int:
@@ -126,6 +132,7 @@ class Rays:
             None,
             None if self.image_index is None else self.image_index[index],
             None if self.uv is None else self.uv[index],
+            None if self.near is None else self.near[index],
         )
 
 
@@ -135,7 +142,11 @@ class SceneInfo:
 
     bound: float = 1.0  # half the side of the object's box, scene units
     num_images: int = 0  # photographs in all splits, the range of ``image_index``
+    num_training: int = 0  # those of the training split, which come first in it
     has_transparency: bool = False  # the photographs mark the background, by alpha or by masks
+    points: Tensor | None = None  # [P, 3] points of the reconstruction in the box, scene units
+    unbounded: bool = False  # the photographs show more than the box holds
+    coverage: "Coverage | None" = None  # what the training photographs of a scene see; None for an object
 
 
 @dataclass(frozen=True)
@@ -287,6 +298,7 @@ class FieldOutput:
     density: Tensor | None = None  # [M] extinction per scene unit, >= 0
     sdf: Tensor | None = None  # [M] signed distance in scene units, negative inside
     gradient: Tensor | None = None  # [M, 3] gradient of the signed distance in space, not normalised
+    laplacian: Tensor | None = None  # [M] of the signed distance, where finite differences of the gradient give it too
     albedo: Tensor | None = None  # [M, 3] diffuse colour in [0, 1]
     normal: Tensor | None = None  # [M, 3] unit outward normal; present if the settings compute normals
     rgb: Tensor | None = None  # [M, 3] view-dependent colour; present if the settings ask for it
@@ -356,9 +368,20 @@ class RenderOutput:
     normal: Tensor | None = None  # [N, 3] sum of weight * unit normal, world axes; length <= opacity
     background: Tensor  # [N, 3] colour of the background
     extras: dict[str, Tensor] = field(default_factory=dict)  # name -> [N, C] sum of weight * extra output, or of the path
+    behind_opacity: Tensor | None = None  # [N] of a background that is a scene too, where nothing stands before it
+    behind_depth: Tensor | None = None  # [N] sum of weight * t of that background
+    behind_trace: Trace | None = None  # training only: its samples
     trace: Trace | None = None  # training only, and only where rays are sampled
     surface: SurfaceState | None = None  # training only, and only where triangles are rasterised
     shape: tuple[int, int, int] | None = None  # (B, H, W) if the rays are whole images or patches
+
+    @property
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """Opacity [N] and depth [N] of the scene in the box and of the background behind it, where that has some."""
+        if self.behind_opacity is None or self.behind_depth is None:
+            return self.opacity, self.depth
+        left = 1.0 - self.opacity
+        return self.opacity + left * self.behind_opacity, self.depth + left * self.behind_depth
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -391,6 +414,9 @@ class Batch:
     mask: Tensor | None = None  # [N] target opacity in [0, 1]
     depth: Tensor | None = None  # [N]
     normal: Tensor | None = None  # [N, 3]
+    depth_map: Tensor | None = None  # [N] depth along the viewing direction of a photograph's depth map; 0: unknown
+    depth_cosine: Tensor | None = None  # [N] of the angle between ray and viewing direction: the depth along the ray times it
+    depth_relative: bool = False  # the depth map has another scale and offset for each photograph; else it is in scene units
     background: Tensor | None = None  # [N, 3] or [B, 3]: what the target was composited over; the part renders over the same
     light: Tensor | None = None  # [B, 3] unit direction from the surface to the light
 

@@ -6,6 +6,8 @@ from torch import nn
 
 from freqencoder import FreqEncoder
 from gridencoder import GridEncoder
+from gridencoder.layout import GridLayout
+from nerf.config.groups import FieldConfig
 from shencoder import SHEncoder
 
 ENCODERS: dict[str, type[nn.Module]] = {"grid": GridEncoder, "frequency": FreqEncoder, "sh": SHEncoder}
@@ -44,3 +46,14 @@ def make_encoder(kind: str, **options: Any) -> nn.Module:
     if kind not in ENCODERS:
         raise ValueError(f"make_encoder: expected one of {', '.join(ENCODERS)}, got {kind!r}")
     return ENCODERS[kind](**options)
+
+
+def grid_layout(config: FieldConfig) -> GridLayout:
+    """The hash grid that the field options ask for."""
+    return GridLayout(
+        num_levels=config.levels,
+        level_dim=config.level_dim,
+        base_resolution=config.base_resolution,
+        desired_resolution=config.finest_resolution,
+        log2_hashmap_size=config.log2_hashmap_size,
+    )

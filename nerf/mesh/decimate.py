@@ -6,7 +6,7 @@ import numpy as np
 
 from nerf.core.errors import ExportError
 from nerf.mesh.manifold import unpinch
-from nerf.mesh.mesh import Mesh, signed_volume
+from nerf.mesh.mesh import Mesh, scatter, signed_volume
 from nerf.mesh.sdf import unsigned_distance
 
 _TRIES = 7  # decimations at most, until one keeps its bound
@@ -111,15 +111,5 @@ def surface_distance(a: Mesh, b: Mesh, samples: int = _SAMPLES, seed: int = 0) -
     ways = []
     for one, other in ((a, b), (b, a)):
         some = one.vertices[rng.permutation(len(one.vertices))[:samples]]
-        ways.append(unsigned_distance(other, np.concatenate([_scatter(one, samples, rng), some])))
+        ways.append(unsigned_distance(other, np.concatenate([scatter(one, samples, rng)[0], some])))
     return float(max(way.max() for way in ways)), float(max(way.mean() for way in ways))
-
-
-def _scatter(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Random points [count, 3], uniform over the area of a surface."""
-    area = np.linalg.norm(mesh.face_normals, axis=1)
-    face = rng.choice(len(area), size=count, p=area / area.sum())
-    u, v = rng.random((2, count, 1))
-    root = np.sqrt(u)
-    picked = mesh.corners[face]
-    return (1 - root) * picked[:, 0] + root * (1 - v) * picked[:, 1] + root * v * picked[:, 2]

@@ -219,3 +219,13 @@ def transformed(mesh: Mesh, matrix: np.ndarray) -> Mesh:
     if tangents is not None:
         tangents = np.concatenate([tangents[:, :3] @ turn.T, tangents[:, 3:]], axis=1)
     return replace(mesh, vertices=moved(mesh.vertices, matrix), normals=normals, tangents=tangents)
+
+
+def scatter(mesh: Mesh, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Random points [count, 3], uniform over the area of a surface, and the triangle [count] that each lies in."""
+    area = np.linalg.norm(mesh.face_normals, axis=1)
+    face = rng.choice(len(area), size=count, p=area / area.sum())
+    u, v = rng.random((2, count, 1))
+    root = np.sqrt(u)
+    picked = mesh.corners[face]
+    return (1 - root) * picked[:, 0] + root * (1 - v) * picked[:, 1] + root * v * picked[:, 2], face

@@ -34,6 +34,7 @@ class MeshReport:
     parts: int  # connected by edges
     watertight: bool  # every half-edge has exactly one opposite
     openings: int  # boundary loops
+    genus: int | None  # handles of all parts together (a ball 0, a torus 1); None of a surface that is open or not manifold
     edges_manifold: bool  # no edge has more than two triangles
     vertices_manifold: bool  # the triangles of every vertex form one fan
     flat_faces: int  # triangles without area
@@ -74,6 +75,7 @@ class MeshReport:
         found = [
             ("triangles, vertices, parts", f"{self.faces:,}, {self.vertices:,}, {self.parts:,}"),
             ("watertight", yes(self.watertight) + (f", {self.openings} openings" if self.openings else "")),
+            ("genus", "none, as it is not a closed manifold" if self.genus is None else f"{self.genus}"),
             ("manifold", f"edges {yes(self.edges_manifold)}, vertices {yes(self.vertices_manifold)}"),
             ("triangles without area", f"{self.flat_faces:,}"),
             ("crossing itself", f"{self.crossing:,} of {self.sampled:,} triangles tested"),
@@ -168,14 +170,18 @@ def _shape(mesh: Mesh, samples: int, seed: int) -> dict:
     place = np.zeros((count, 3))
     place[weld] = mesh.vertices
     crossing, sampled = self_crossings(Mesh(place, welded), samples, seed)
+    corners, closed, pieces = len(np.unique(welded)), is_watertight(Mesh(place, welded)), len(np.unique(parts))
+    fans = _fans(welded) == corners
+    euler = corners - len(uses) + len(welded)
     return {
         "faces": len(mesh.faces),
-        "vertices": len(np.unique(welded)),
-        "parts": len(np.unique(parts)),
-        "watertight": is_watertight(Mesh(place, welded)),
+        "vertices": corners,
+        "parts": pieces,
+        "watertight": closed,
         "openings": len(boundary_loops(welded)),
+        "genus": pieces - euler // 2 if closed and fans else None,  # of each part, Euler's number is 2 - 2 genus
         "edges_manifold": bool((uses <= 2).all()),
-        "vertices_manifold": _fans(welded) == len(np.unique(welded)),
+        "vertices_manifold": fans,
         "flat_faces": int((length <= 1e-12 * length.max(initial=0.0)).sum()),
         "crossing": crossing,
         "sampled": sampled,

@@ -139,18 +139,28 @@ def check_solid(mesh: Mesh) -> None:
 
 
 def unsigned_distance(mesh: Mesh, points: np.ndarray) -> np.ndarray:
-    """Distance [M] from points [M, 3] to the nearest triangle; for its accuracy see :func:`signed_distance`.
+    """Distance [M] from points [M, 3] to the nearest triangle; for its accuracy see :func:`signed_distance`."""
+    return nearest_triangle(mesh, points)[0]
+
+
+def nearest_triangle(mesh: Mesh, points: np.ndarray, exact_within: float = _NEAR) -> tuple[np.ndarray, np.ndarray]:
+    """Distance [M] from points [M, 3] to a mesh, and which triangle [M] is the nearest.
 
     Triangles are cut into pieces of similar size, whose centroids are in a k-d tree. The distances to the triangles of the
     nearest k are exact; the nearest triangle is among them if the k-th centroid is further away than the sum of the best
     distance and the radius of a piece.
+
+    Args:
+        mesh: triangles.
+        points: [M, 3] in the mesh's frame.
+        exact_within: radii of a piece within which more candidates are tried until the nearest is proven to be among them.
     """
     from scipy.spatial import cKDTree
 
     triangles = mesh.corners
     pieces = _cut(triangles)
     tree = cKDTree(pieces.centroid)
-    best = np.full(len(points), np.inf)
+    best, face = np.full(len(points), np.inf), np.zeros(len(points), dtype=np.int64)
     open_points = np.arange(len(points))
     for count in _CANDIDATES:
         count = min(count, len(pieces.centroid))
@@ -159,14 +169,18 @@ def unsigned_distance(mesh: Mesh, points: np.ndarray) -> np.ndarray:
         for chunk in track(chunks, "measuring distances to the mesh"):
             reach, index = tree.query(points[chunk], k=[*range(1, count + 1)])
             owner = pieces.owner[index]
-            distance = _to_triangles(points[chunk][:, None], triangles[owner]).min(axis=1)
-            best[chunk] = np.minimum(best[chunk], distance)
+            distance = _to_triangles(points[chunk][:, None], triangles[owner])
+            first = distance.argmin(axis=1)
+            rows = np.arange(len(chunk))
+            nearer = distance[rows, first] < best[chunk]
+            best[chunk[nearer]] = distance[rows, first][nearer]
+            face[chunk[nearer]] = owner[rows, first][nearer]
             proven = best[chunk] + pieces.radius <= reach[:, -1]
-            kept.append(chunk[~proven & (best[chunk] < _NEAR * pieces.radius)])
+            kept.append(chunk[~proven & (best[chunk] < exact_within * pieces.radius)])
         open_points = np.concatenate(kept)
         if len(open_points) == 0 or count == len(pieces.centroid):
             break
-    return best
+    return best, face
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,20 @@ N rays, M samples packed end to end.
 """
 
 import logging
+import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+import extension
+from nerf.core.coverage import Coverage
 from nerf.core.streams import Stream
 from nerf.core.structs import Rays, RenderSettings, Samples, Trace
 from nerf.core.transfer import Download
 from nerf.fields.base import Field
-from nerf.render.base import RaySums, RenderPath, points_at, points_on, sample_values, shown_box, split_values
+from nerf.render.base import RaySums, RenderPath, near_far, points_at, points_on, sample_values, split_values
 from nerf.render.occupancy import OccupancyGrid
 from nerf.render.visibility import (
     FIRST_ROUND,
@@ -29,7 +33,6 @@ from raymarching import (
     composite_rays,
     composite_rays_train,
     march_rays,
-    near_far_from_aabb,
     step_sizes,
 )
 
@@ -40,6 +43,12 @@ log = logging.getLogger("somnia.render")
 SAMPLE_BUDGET = {"cpu": (1 << 16, 4), "cuda": (1 << 22, 64)}
 MIN_MARCH_STEPS = 32  # steps across the diagonal, at least, however often the step is doubled
 SHORTEN_BELOW = 0.35  # share of the sample budget below which the next part's steps are half as long
+# Independent rays whose samples would exceed the budget may be fewer rather than marched with longer steps: their samples are
+# meant to be this share of the budget. Early on noisy gradients cost more than long steps do, so that all rays are kept; at the
+# end a part has at least this share of the rays it asks for. 0.25 all through: lego 24.5 dB after 200 steps, and 26.0 dB with
+# all rays and longer steps; fox at half size after 300 steps 25.2 dB (SSIM .761) and 25.1 dB (.748).
+RAY_TARGET, LEAST_RAY_SHARE, RAY_GROWTH = 0.8, 0.4, 0.1
+SHORTEN_RAYS = 2.4  # steps are halved where so many times the least share of the rays would fit; above 2, so that it settles
 # A ray ends once less than this is left of its transmittance.
 MIN_TRANSMITTANCE = 1e-4
 
@@ -50,6 +59,7 @@ class Pending:
 
     need: Download  # [3] int64, see :func:`find_visible_samples_buffered`
     source: str  # of the part's rays
+    least: float | None  # share of the rays that the next part has at least, see :func:`least_rays`
     rays: int  # N
     steps: int  # across the diagonal
     budget: float  # visible samples allowed
@@ -73,13 +83,15 @@ class AcceleratedPath(RenderPath):
         dt_gamma: growth of the step with the distance; 0 for equal steps.
         min_near: smallest distance of a sample from the camera, scene units.
         buffered: whether training uses such buffers; None: on a GPU only.
+        backend: of the operations on rays; None: that of everything else.
 
     Buffers: the grid's, and ``log2_step_scale`` []: the steps of the next training part are 2^log2_step_scale times the
-    shortest ones.
+    shortest ones; and ``ray_share`` [] float64: of the random rays that a part asks for, how many the next one gets.
     """
 
     samples_per_ray = FIRST_ROUND
     log2_step_scale: Tensor
+    ray_share: Tensor
 
     def __init__(
         self,
@@ -90,29 +102,46 @@ class AcceleratedPath(RenderPath):
         dt_gamma: float,
         min_near: float,
         buffered: bool | None = None,
+        backend: str | None = None,
     ):
         super().__init__()
         self.grid = OccupancyGrid(bound, grid_size, density_thresh, step_sizes(bound, max_steps, grid_size)[0])
         self.max_steps, self.dt_gamma, self.min_near = max_steps, dt_gamma, min_near
-        self.buffered = buffered
+        self.buffered, self.backend = buffered, backend
         self.register_buffer("log2_step_scale", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("ray_share", torch.ones((), dtype=torch.float64))
         self._host_step_scale: int | None = 0  # the buffer's value on the host; None: it has to be read
+        self._host_least_scale: int | None = None  # of :meth:`_least_scale` on a GPU, between two updates
+        self._host_ray_share: float | None = 1.0  # likewise
         self.register_load_state_dict_post_hook(_forget_host_state)
         self._sizes: dict[str, BufferSizes] = {}  # by source
         self._pending: list[Pending] = []
 
     def update(self, field: Field, generator: torch.Generator) -> None:
         """Refresh the occupancy grid; see :meth:`OccupancyGrid.update`."""
-        self.grid.update(field, generator)
+        with self._rays_backend():
+            self.grid.update(field, generator)
+        self._host_least_scale = None
 
     def render(self, field: Field, rays: Rays, settings: RenderSettings) -> RaySums:
         """Composite N rays; see :meth:`RenderPath.render`. Evaluation is not differentiable."""
-        near, far = near_far_from_aabb(
-            rays.origins, rays.directions, shown_box(field.bound, settings, rays.origins), self.min_near
-        )
-        if settings.training:
-            return self._train(field, rays, settings, near, far)
-        return self._evaluate(field, rays, settings, near, far)
+        with self._rays_backend():
+            near, far = near_far(rays, field.bound, settings, self.min_near)
+            if settings.training:
+                return self._train(field, rays, settings, near, far)
+            return self._evaluate(field, rays, settings, near, far)
+
+    def _rays_backend(self) -> AbstractContextManager[None]:
+        """The block in which the operations on rays run on :attr:`backend`."""
+        return extension.scope(self.backend, "raymarching")
+
+    def cull(self, coverage: Coverage) -> None:
+        """See :meth:`RenderPath.cull` and :meth:`OccupancyGrid.cull`."""
+        self.grid.cull(coverage)
+
+    def affordable_rays(self, num_rays: int) -> int:
+        """See :meth:`RenderPath.affordable_rays`: fewer rays while their samples would not fit the budget."""
+        return max(1, round(self._read_ray_share() * num_rays))
 
     def surface_extent(self, bound: float, density: float) -> float:
         """See :meth:`RenderPath.surface_extent`; the box of an object of unit size is left whole."""
@@ -121,6 +150,13 @@ class AcceleratedPath(RenderPath):
     def _steps(self, log2_scale: int) -> int:
         """Steps across the diagonal when the step is 2^log2_scale times the shortest one."""
         return max(self.max_steps >> log2_scale, min(self.max_steps, MIN_MARCH_STEPS))
+
+    def _least_scale(self, field: Field) -> int:
+        """How often the shortest step may be doubled without exceeding what the field needs; a GPU is asked once an update."""
+        if self._host_least_scale is None or self.grid.alpha.device.type == "cpu":
+            longest = field.longest_step()
+            self._host_least_scale = 0 if longest is None else max(math.floor(math.log2(longest / self.grid.dt)), 0)
+        return self._host_least_scale
 
     def _train(self, field: Field, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor) -> RaySums:
         """Composite the visible samples, which lie in the middle of steps shifted by a random part of a step."""
@@ -149,7 +185,7 @@ class AcceleratedPath(RenderPath):
         It is kept in a buffer, so that a resumed run takes the same steps as an uninterrupted one.
         """
         budget = _sample_budget(rays)
-        log2_scale = int(self.log2_step_scale)
+        log2_scale = max(int(self.log2_step_scale), self._least_scale(field))
         while True:
             march = self._march(rays, settings, near, far, log2_scale)
             strict = march.max_steps > MIN_MARCH_STEPS
@@ -157,7 +193,7 @@ class AcceleratedPath(RenderPath):
             if samples is not None:
                 break
             log2_scale += 1
-        self.log2_step_scale.fill_(max(log2_scale - (used < SHORTEN_BELOW), 0))
+        self._set_state(*adapted(log2_scale, self._read_ray_share(), used, least_rays(rays, settings)))
         return samples
 
     def _march(self, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor, log2_scale: int) -> March:
@@ -180,18 +216,21 @@ class AcceleratedPath(RenderPath):
         sizes = self._sizes.setdefault(settings.source, BufferSizes())
         budget = _sample_budget(rays)
         while True:
-            march = self._march(rays, settings, near, far, self._read_step_scale())
+            scale = max(self._read_step_scale(), self._least_scale(field))
+            march = self._march(rays, settings, near, far, scale)
             steps = march.max_steps
             if sizes.known:
                 break
             needed = count_samples(march)
             if needed > 2 * budget and steps > MIN_MARCH_STEPS:
-                self._set_step_scale(self._read_step_scale() + 1)
+                self._set_state(scale + 1, self._read_ray_share())
             else:
                 sizes.observe(needed, needed, len(rays), steps)
         capacity = sizes.capacity(len(rays), steps, budget if steps > MIN_MARCH_STEPS else None)
         samples, need = find_visible_samples_buffered(field, march, settings, capacity)
-        self._pending.append(Pending(Download(need), settings.source, len(rays), steps, budget, capacity))
+        self._pending.append(
+            Pending(Download(need), settings.source, least_rays(rays, settings), len(rays), steps, budget, capacity)
+        )
         return samples, (need[0] <= capacity[0]) & (need[1] <= capacity[1])
 
     def _read_step_scale(self) -> int:
@@ -200,9 +239,17 @@ class AcceleratedPath(RenderPath):
             self._host_step_scale = int(self.log2_step_scale)
         return self._host_step_scale
 
-    def _set_step_scale(self, log2_scale: int) -> None:
-        self._host_step_scale = log2_scale
+    def _read_ray_share(self) -> float:
+        """``ray_share``, read from the device once after a checkpoint is loaded."""
+        if self._host_ray_share is None:
+            self._host_ray_share = float(self.ray_share)
+        return self._host_ray_share
+
+    def _set_state(self, log2_scale: int, share: float) -> None:
+        """Remember steps and share of the rays for the next part, on the host and in the buffers."""
+        self._host_step_scale, self._host_ray_share = log2_scale, share
         self.log2_step_scale.fill_(log2_scale)
+        self.ray_share.fill_(share)
 
     def _read_pending(self) -> None:
         """Read what the last parts needed; adapt buffers and steps, and log parts that did not fit.
@@ -228,11 +275,9 @@ class AcceleratedPath(RenderPath):
                 )
             self._sizes[part.source].observe(marched, visible, part.rays, part.steps)
             used = max(visible / part.budget, marched / (2 * part.budget))
-            log2_scale = self._read_step_scale()
-            if used > 1 and part.steps > MIN_MARCH_STEPS:
-                self._set_step_scale(log2_scale + 1)
-            elif used < SHORTEN_BELOW:
-                self._set_step_scale(max(log2_scale - 1, 0))
+            log2_scale, share = self._read_step_scale(), self._read_ray_share()
+            lengthen = used > 1 and part.steps > MIN_MARCH_STEPS and (part.least is None or share <= part.least)
+            self._set_state(*((log2_scale + 1, share) if lengthen else adapted(log2_scale, share, used, part.least)))
 
     @torch.no_grad()
     def _evaluate(self, field: Field, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor) -> RaySums:
@@ -241,7 +286,7 @@ class AcceleratedPath(RenderPath):
         no_ray = torch.zeros(0, dtype=torch.int64, device=near.device)
         layout = field.query(points_on(rays.origins[no_ray], no_ray, rays), settings)
         channels = sample_values(layout, rays, settings, no_ray).shape[1]
-        max_steps = self._steps(max(int(self.log2_step_scale) - 1, 0))
+        max_steps = self._steps(max(int(self.log2_step_scale) - 1, self._least_scale(field)))
         march = March(rays, (near, far), self.grid, self.dt_gamma, max_steps)
         queue = RayQueue.start(rays.origins, rays.directions, near, far, channels)
         while len(queue):
@@ -256,6 +301,33 @@ class AcceleratedPath(RenderPath):
         return RaySums(color=color, opacity=queue.opacity, depth=queue.depth, normal=normal, extras=extras)
 
 
+def least_rays(rays: Rays, settings: RenderSettings) -> float | None:
+    """The least share of the rays of the next training part; None for whole images and patches, whose rays are all needed."""
+    return None if rays.shape is not None else 1.0 - (1.0 - LEAST_RAY_SHARE) * settings.fraction
+
+
+def adapted(log2_scale: int, share: float, used: float, least: float | None) -> tuple[int, float]:
+    """Steps and share of the rays of the next training part, from what the last one used.
+
+    Args:
+        log2_scale: of the last part's steps.
+        share: of the rays that the last part had of those it asked for.
+        used: share of the sample budget that it used.
+        least: share of the rays that the next part has at least; None: their number cannot change.
+
+    Returns:
+        Steps half as long where enough rays still fit the budget then; and the share of the rays, which falls at once and
+        grows slowly, as a part above the budget is the costlier mistake.
+    """
+    if least is None:
+        return max(log2_scale - (used < SHORTEN_BELOW), 0), share
+    wanted = share * RAY_TARGET / max(used, 1e-6)
+    if log2_scale > 0 and wanted > SHORTEN_RAYS * least:
+        log2_scale, wanted = log2_scale - 1, 0.5 * wanted
+    wanted = min(max(wanted, least), 1.0)
+    return log2_scale, wanted if wanted < share else share + RAY_GROWTH * (wanted - share)
+
+
 def _sample_budget(rays: Rays) -> int:
     """Most visible samples of a training part with these rays."""
     total, per_ray = SAMPLE_BUDGET.get(rays.origins.device.type, SAMPLE_BUDGET["cpu"])
@@ -264,5 +336,5 @@ def _sample_budget(rays: Rays) -> int:
 
 def _forget_host_state(path: AcceleratedPath, _keys: object) -> None:
     """After a checkpoint was loaded: what the host remembers belongs to another run."""
-    path._host_step_scale = None
+    path._host_step_scale, path._host_ray_share, path._host_least_scale = None, None, None
     path._pending.clear()

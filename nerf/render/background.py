@@ -1,6 +1,7 @@
 """Backgrounds: the colour behind the object along each ray. N rays, B views."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,8 +10,19 @@ from torch.nn import functional
 
 from nerf.config.groups import FieldConfig
 from nerf.core.activation import at_least_single
-from nerf.core.structs import Rays, RenderSettings
+from nerf.core.coverage import Coverage
+from nerf.core.structs import Rays, RenderSettings, SceneInfo, Trace
 from nerf.fields.encoding import make_encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behind:
+    """What stands behind the scene on N rays."""
+
+    color: Tensor  # [N, 3]
+    opacity: Tensor | None = None  # [N] how much of it is a scene too; None: it is a colour without a place
+    depth: Tensor | None = None  # [N] sum of weight * t of that scene
+    trace: Trace | None = None  # training only: its samples
 
 
 class Background(nn.Module, ABC):
@@ -29,6 +41,18 @@ class Background(nn.Module, ABC):
         Returns:
             [N, 3] in [0, 1]; differentiable in the background's parameters.
         """
+
+    def behind(self, rays: Rays, near: Tensor, settings: RenderSettings, front: Tensor) -> Behind:
+        """:meth:`render`, with what a background that has depth knows beside its colour.
+
+        Args:
+            rays, near, settings: see :meth:`render`.
+            front: [N] opacity of the scene before it; what nothing is left of need not be rendered.
+        """
+        return Behind(color=self.render(rays, near, settings))
+
+    def cull(self, coverage: Coverage | None) -> None:
+        """Leave out, from now on, what no photograph or one alone sees. By default nothing."""
 
     def update(self, generator: torch.Generator) -> None:
         """Refresh what the background remembers about itself, such as its empty cells. By default nothing."""
@@ -78,10 +102,12 @@ class NetworkBackground(Background):
         return torch.sigmoid(at_least_single(self.out(functional.relu(self.hidden(self.encoder(rays.directions))))))
 
 
-def background_kind(config: FieldConfig) -> str:
-    """Name of the background model: ``--background``, where auto is resolved by ``--bg_radius``."""
+def background_kind(config: FieldConfig, scene: SceneInfo) -> str:
+    """Name of the background model: ``--background``, where auto is resolved by ``--bg_radius`` and what the box leaves out."""
     if config.background != "auto":
         return config.background
+    if scene.unbounded:
+        return "contracted"
     return "network" if config.bg_radius > 0 else "constant"
 
 

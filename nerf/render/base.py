@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nerf.core.coverage import Coverage
 from nerf.core.errors import UserError
 from nerf.core.shading import shade
 from nerf.core.streams import Stream
@@ -26,6 +27,7 @@ from nerf.core.structs import (
 from nerf.fields.base import Field
 from nerf.mesh.source import SourceMesh
 from nerf.mesh.tetrahedra import Surface
+from raymarching import near_far_from_aabb
 
 # Share of the rays of a view-dependent training batch that are shaded by their albedo alone: it makes the diffuse colour,
 # which export bakes and guidance sees, the best approximation that does not depend on the view.
@@ -72,6 +74,13 @@ class RenderPath(nn.Module, ABC):
 
     def update(self, field: Field, generator: torch.Generator) -> None:
         """Refresh what the path remembers about the field, such as its empty cells. By default nothing."""
+
+    def cull(self, coverage: Coverage) -> None:
+        """Leave out, from now on, what no photograph or one alone sees. By default nothing."""
+
+    def affordable_rays(self, num_rays: int) -> int:
+        """How many of ``num_rays`` random rays the next training part may have, 1 at least. By default all."""
+        return num_rays
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups (params, lr, name) of the path's own parameters. By default none."""
@@ -123,6 +132,19 @@ def box(bound: float, like: Tensor) -> Tensor:
     return torch.cat([-corner, corner])
 
 
+def near_far(rays: Rays, bound: float, settings: RenderSettings, min_near: float) -> tuple[Tensor, Tensor]:
+    """Where N rays enter and leave :func:`shown_box`, [N] each, no nearer than ``min_near`` and their own near planes.
+
+    Both are infinite where a ray has no part in the box; see :func:`raymarching.near_far_from_aabb`.
+    """
+    near, far = near_far_from_aabb(rays.origins, rays.directions, shown_box(bound, settings, rays.origins), min_near)
+    if rays.near is None:
+        return near, far
+    near = torch.maximum(near, rays.near.to(near))
+    hit = ~(near >= far)  # what is NaN stays so
+    return torch.where(hit, near, torch.inf), torch.where(hit, far, torch.inf)
+
+
 def shown_box(bound: float, settings: RenderSettings, like: Tensor) -> Tensor:
     """The part [6] of the box [-bound, bound]^3 that the settings show; see :func:`box`. Rays miss one without a volume."""
     whole = box(bound, like)
@@ -134,8 +156,11 @@ def shown_box(bound: float, settings: RenderSettings, like: Tensor) -> Tensor:
 
 
 def points_at(samples: Samples, rays: Rays) -> Points:
-    """M samples of N rays as points to query a field at."""
-    return points_on(samples.positions, samples.ray_index, rays)
+    """M samples of N rays as points to query a field at; differentiable in origins and directions of the rays."""
+    positions, index = samples.positions, samples.ray_index
+    if rays.origins.requires_grad or rays.directions.requires_grad:
+        positions = rays.origins[index] + samples.t[:, None] * rays.directions[index]
+    return points_on(positions, index, rays)
 
 
 def points_on(positions: Tensor, ray_index: Tensor, rays: Rays) -> Points:

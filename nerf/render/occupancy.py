@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nerf.core.coverage import Coverage
 from nerf.core.errors import UserError
 from nerf.core.transfer import Download, indices_of
 from nerf.fields.base import QUERY_CHUNK, Field
@@ -16,6 +17,7 @@ DECAY = 0.95
 FULL_UPDATES, STRIDE = 8, 8
 # Share of the mean above which a cell is occupied; below 1, so that a field that is uniform is occupied everywhere.
 MEAN_SHARE = 0.99
+CULLED = -1.0  # alpha of a cell that is never occupied
 
 
 class OccupancyGrid(nn.Module):
@@ -23,7 +25,7 @@ class OccupancyGrid(nn.Module):
 
     The threshold is just below the mean over all cells, at most the alpha of ``density_thresh``: early in training, when
     alphas are low, the cells that are denser than most stay occupied, and all cells of a uniform field. Before the first
-    update every cell is occupied.
+    update every cell is occupied. Cells that :meth:`cull` excluded have an alpha of -1, which stays, and count nowhere.
 
     Args:
         bound: half the edge of the box, scene units; cascade c covers [-min(2^c, bound), min(2^c, bound)]^3.
@@ -94,15 +96,37 @@ class OccupancyGrid(nn.Module):
         chosen = self._cells(update, None if self._next_count is None else int(self._next_count.result()))
         flat = self.alpha.view(-1)
         for cells in chosen.split(QUERY_CHUNK):
-            sampled = field.occupancy(self.positions(cells, generator), self.dt).to(flat)
-            flat[cells] = torch.maximum(DECAY * flat[cells], sampled)
-        self.mean.copy_(self.alpha.mean())
+            sampled = field.occupancy(self.positions(cells, generator), self.dt, self._half_diagonal(cells)).to(flat)
+            old = flat[cells]
+            flat[cells] = torch.where(old == CULLED, old, torch.maximum(DECAY * old, sampled))
+        kept = self.alpha != CULLED
+        self.mean.copy_(torch.where(kept, self.alpha, 0.0).sum() / kept.sum().clamp(min=1))
         self.updates.add_(1)
         above = ~(self.alpha <= self._threshold())  # NaN counts as above, so that a field with NaN shows
         self.bitfield.copy_(packbits(above.to(self.alpha.dtype), 0.5))
         self._host_updates = update + 1
         if self.alpha.device.type == "cuda" and update + 1 >= FULL_UPDATES:
             self._next_count = Download(self._occupied((update + 1) % STRIDE).sum())
+
+    @torch.no_grad()
+    def cull(self, coverage: Coverage) -> None:
+        """Exclude blocks of 2^3 cells in which nothing can be learned, see :meth:`Coverage.empty`; before the first update."""
+        blocks = self.grid_size**3 // 8  # eight consecutive Morton codes are a block
+        codes = torch.arange(self.cascades * blocks, device=self.alpha.device)
+        cascade = torch.div(codes, blocks, rounding_mode="floor")
+        corner = morton3D_invert((codes - cascade * blocks).int()).to(self.alpha.dtype)
+        reach = torch.exp2(cascade.to(corner.dtype)).clamp(max=self.bound)
+        width = 4.0 * reach / self.grid_size
+        middle = (corner + 0.5) * width[:, None] - reach[:, None]
+        empty = coverage.empty(middle, 0.5 * math.sqrt(3.0) * width)
+        flat = self.alpha.view(-1, 8)
+        flat[empty] = CULLED
+        self.bitfield.copy_(packbits((self.alpha != CULLED).to(self.alpha.dtype), 0.5))
+
+    def _half_diagonal(self, cells: Tensor) -> Tensor:
+        """Half the diagonal [K] of the cells [K] (flat indices), scene units: what a point in a cell stands for, on average."""
+        cascade = torch.div(cells, self.grid_size**3, rounding_mode="floor").to(self.alpha.dtype)
+        return torch.exp2(cascade).clamp(max=self.bound) * (math.sqrt(3.0) / self.grid_size)
 
     def _cells(self, update: int, count: int | None = None) -> Tensor:
         """Flat indices [K] of the cells that this update samples; a GPU is waited for where ``count`` is not known.

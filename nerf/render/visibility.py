@@ -115,15 +115,15 @@ def _visible_of_rounds(rounds: list[Samples], alphas: list[Tensor], n: int, rays
         packed[:, free[samples.ray_index] + rank] = torch.stack([alpha, samples.t, samples.dt])
         free += of_round
     alpha, t, dt = packed
-    keep = torch.nonzero(_visible(alpha, t, first, count))[:, 0]
+    keep = torch.nonzero(visible_mask(alpha, t, first, count))[:, 0]
     ray_index = torch.repeat_interleave(torch.arange(n, device=device), count)[keep]
     t, kept = t[keep], torch.bincount(ray_index, minlength=n)
     positions = rays.origins[ray_index] + t[:, None] * rays.directions[ray_index]
     return Samples(positions, t, dt[keep], ray_index, kept.cumsum(0) - kept, kept)
 
 
-def _visible(alpha: Tensor, t: Tensor, first: Tensor, count: Tensor) -> Tensor:
-    """Which samples are visible, bool [M]. NaN counts as visible, so that a broken field shows in the loss."""
+def visible_mask(alpha: Tensor, t: Tensor, first: Tensor, count: Tensor) -> Tensor:
+    """Which samples are visible, bool [M], of N rays. NaN counts as visible, so that a broken field shows in the loss."""
     weights = composite_rays_train(alpha, alpha[:, None], t, first, count, EARLY_STOP_EPS)[0]
     return ~(alpha <= ALPHA_THRESHOLD) & ~(weights <= EARLY_STOP_EPS * alpha)
 
@@ -196,7 +196,7 @@ def find_visible_samples_buffered(
     overflowed = overflow(samples.t.device)
     total = samples.count.sum()
     alpha = _opacity(field, samples, march.rays, settings)
-    keep = _visible(alpha, samples.t, samples.first, samples.count)
+    keep = visible_mask(alpha, samples.t, samples.first, samples.count)
     keep &= torch.arange(len(keep), device=keep.device) < total
     place = keep.cumsum(0)
     need = torch.stack([torch.maximum(overflowed[0], total), place[-1], overflowed[1]])

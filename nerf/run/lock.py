@@ -59,6 +59,11 @@ def hold(folder: str | Path) -> Iterator[None]:
                 place.rmdir()
 
 
+def is_held(folder: str | Path) -> bool:
+    """Whether a block of :func:`hold` in this process holds a workspace."""
+    return Path(os.path.abspath(folder)) in _held
+
+
 def _acquire(lock: FileLock, folder: Path) -> None:
     """Take the lock and leave a note who has it."""
     for _ in range(10):  # another program may remove the folder that it made and did not need

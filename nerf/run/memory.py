@@ -11,15 +11,16 @@ from pathlib import Path
 
 import torch
 
-from gridencoder.layout import GridLayout
 from nerf.config.config import Config, as_typed
 from nerf.config.stages import Stage
 from nerf.core.errors import UserError
+from nerf.fields.encoding import grid_layout
 
 FLOAT = 4  # bytes
 TRAINED = 5  # floats for each parameter: its value, gradient, average, and two moments of the optimiser
 RAY = 16  # floats for each ray of a step: origin, direction, colour, opacity, normal, depth, and their gradients
-FRAME = 6  # bytes for each pixel of a video: colour and depth
+FRAME = 3  # bytes for each pixel of a video
+UNKNOWN_SIDE = 512  # pixels along a frame whose size follows photographs that are not read yet
 TET_GRID = 155 * 2**20 / 128**3  # bytes for each cell of a tetrahedral grid (nerf/mesh/tetrahedra.py)
 GIB = 2**30
 CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -80,15 +81,9 @@ def needs(stage: Stage) -> list[Need]:
 def _field(config: Config) -> Need:
     """The parameters of the field."""
     field, copies = config.field, TRAINED if config.trains else 1
-    if field.backbone != "grid":
+    if not field.backbone.startswith("grid"):
         return Need("the network", ("hidden",), FLOAT * copies * field.hidden**2)
-    layout = GridLayout(
-        num_levels=field.levels,
-        level_dim=field.level_dim,
-        base_resolution=field.base_resolution,
-        desired_resolution=field.finest_resolution,
-        log2_hashmap_size=field.log2_hashmap_size,
-    )
+    layout = grid_layout(field)
     table = FLOAT * copies * layout.rows * field.level_dim
     return Need("the hash grid", ("grid_levels", "grid_features", "grid_log2"), table)
 
@@ -106,7 +101,13 @@ def _outputs(config: Config) -> list[Need]:
     """What is written at the end."""
     output, found = config.output, []
     if not output.six_views:
-        frames = FRAME * output.dataset_size_test * output.W * output.H
+        frames = (
+            FRAME
+            * max(len(output.videos), 1)
+            * output.dataset_size_test
+            * (output.W or UNKNOWN_SIDE)
+            * (output.H or UNKNOWN_SIDE)
+        )
         found.append(Need("the frames of the video", ("dataset_size_test", "W", "H"), frames, on_host=True))
     if output.save_mesh:
         points = (output.mcubes_resolution + 1) ** 3

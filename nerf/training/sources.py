@@ -1,14 +1,17 @@
 """Where a step's views come from: the interface, and what a source may ask about the run that it supplies."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from torch import Tensor
+
 from nerf.config.config import Config
 from nerf.config.stages import Stage
 from nerf.core.streams import Random
-from nerf.core.structs import Batch, Part, SceneInfo
+from nerf.core.structs import Batch, Part, RenderOutput, SceneInfo
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Source(ABC):
 
     @abstractmethod
     def plan_part(self, step: int, run: RunInfo, random: Random) -> Part | None:
-        """What the source contributes to a step, or None for nothing. A pure function of its arguments.
+        """What the source contributes to a step, or None for nothing. A function of its arguments and :meth:`state_dict`.
 
         Args:
             step: 0-based.
@@ -80,6 +83,30 @@ class Source(ABC):
             random: of this step and source; also what the part carries.
         """
 
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Optimiser groups of what the source learns about its views; most learn nothing."""
+        return []
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of the source; nothing for one that learns nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: the checkpoint holds a state and this source has none.
+        """
+        if state:
+            raise ValueError(f"{type(self).__name__}: expected an empty state, got {sorted(state)}")
+
+    def results(self) -> dict[str, Any]:
+        """What ``result.json`` says of the source, by name."""
+        return {}
+
     @abstractmethod
     def batch(self, part: Part) -> Batch:
         """The rays of a part that this source planned, with whatever is known of their colours."""
+
+    def observe(self, part: Part, out: RenderOutput) -> None:  # noqa: B027
+        """Look at what was rendered of a part that this source planned. By default nothing is remembered."""

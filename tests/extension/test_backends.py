@@ -25,6 +25,7 @@ def fresh(monkeypatch):
     """The registry as it is, with no choice made yet; every change to it is undone."""
     monkeypatch.setattr(backends, "_backends", list(backends._backends))
     monkeypatch.setattr(backends, "_operations", {op: dict(found) for op, found in backends._operations.items()})
+    monkeypatch.setattr(backends, "_kernels", dict(backends._kernels))
     monkeypatch.setattr(backends, "_chosen", {})
     monkeypatch.setattr(backends, "_missing", set())
     with extension.scope("auto"):
@@ -51,19 +52,66 @@ def backend_names():
 # ---- the choice ----
 
 
-def test_the_order_of_preference_is_native_before_torch():
-    assert backend_names() == ["cuda", "cpu", "torch"]
+def test_the_order_of_preference_is_native_before_taichi_before_torch():
+    assert backend_names() == ["cuda", "cpu", "taichi", "torch"]
 
 
-def test_without_a_compiler_the_backend_is_torch_and_one_line_says_why(fresh, tmp_path, monkeypatch, messages):
+@pytest.fixture
+def no_compiler(fresh, tmp_path, monkeypatch):
+    """No C++ compiler is found and no kernel has been built."""
     monkeypatch.setenv("SOMNIA_KERNEL_CACHE", str(tmp_path / "kernels"))
     monkeypatch.setattr(build, "_loaded", {})
     monkeypatch.setattr(build, "_prebuilt_folder", lambda root, target: tmp_path / "nothing")
     monkeypatch.setattr(toolchain.shutil, "which", lambda name, path=None: None)
     toolchain.compiler.cache_clear()
+
+
+def test_without_a_compiler_the_backend_is_taichi_and_one_line_says_why(no_compiler, messages):
+    pytest.importorskip("taichi_modules.runtime", reason="Taichi is not installed", exc_type=ImportError)
+    assert [extension.backend("cpu") for _ in range(3)] == ["taichi"] * 3
+    (line,) = messages()
+    assert line.startswith("tensors on cpu: backend taichi, kernels compiled by Taichi, because backend cpu: no C++ compiler")
+
+
+def test_without_a_compiler_and_taichi_the_backend_is_torch_and_one_line_says_why(no_compiler, monkeypatch, messages):
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
     assert [extension.backend("cpu") for _ in range(3)] == ["torch"] * 3
     (line,) = messages()
-    assert line.startswith("tensors on cpu: backend torch, plain PyTorch") and "no C++ compiler was found" in line
+    assert line.startswith("tensors on cpu: backend torch, plain PyTorch")
+    assert "no C++ compiler was found" in line and "backend taichi: Taichi is not installed; pip install 'taichi" in line
+
+
+def test_a_taichi_that_does_not_start_leaves_the_work_to_torch_and_is_refused_by_name(no_compiler, monkeypatch, messages):
+    runtime = pytest.importorskip("taichi_modules.runtime", reason="Taichi is not installed", exc_type=ImportError)
+
+    def fail(*_, **__):
+        raise RuntimeError("no such architecture\n\nat least not here")
+
+    monkeypatch.setattr(runtime, "_running", None)
+    monkeypatch.setattr(runtime.ti, "init", fail)
+    assert extension.backend("cpu") == "torch"
+    assert "backend taichi: Taichi does not start: at least not here" in messages()[0]
+    with extension.scope("taichi"), pytest.raises(extension.BackendError, match="--backend taichi does not work here"):
+        extension.backend("cpu")
+
+
+def test_one_folder_can_have_a_request_of_its_own(fresh):
+    with extension.scope("torch"), extension.scope("cpu", "shencoder"):
+        assert (extension.backend("cpu", "shencoder"), extension.backend("cpu")) == ("cpu", "torch")
+        assert extension.requested("shencoder") == "cpu" and extension.requested() == "torch"
+    assert extension.requested("shencoder") == "auto"
+
+
+def test_kernels_of_another_backend_stand_in_for_the_native_ones(fresh):
+    seen = []
+    extension.register_backend(dummy(), before="torch")
+    extension.register_kernels("dummy", "raymarching", {"morton_encode": lambda like, values: seen.append(values["count"])})
+    extension.register("raymarching.morton3D", dummy=backends._operations["raymarching.morton3D"]["cpu"])
+    with extension.scope("dummy"):
+        raymarching.morton3D(torch.zeros(7, 3, dtype=torch.int32))
+    assert seen == [7]
+    extension.unregister_backend("dummy")
+    assert ("dummy", "raymarching") not in backends._kernels
 
 
 def test_the_chosen_backend_is_logged_once(fresh, messages):
@@ -78,6 +126,8 @@ def test_a_device_that_no_other_backend_serves_gets_torch(fresh, messages):
 
 
 def test_cuda_kernels_that_compile_but_do_not_run_leave_the_work_to_torch(fresh, monkeypatch, messages):
+    extension.unregister_backend("taichi")
+
     def launch(*_):
         raise RuntimeError("extension_increment_cuda: failed with CUDA error 35: driver too old\nmore of it")
 
@@ -93,6 +143,7 @@ def test_cuda_kernels_that_compile_but_do_not_run_leave_the_work_to_torch(fresh,
 
 @pytest.mark.parametrize(("value", "chosen"), [(1.0, "cuda"), (0.0, "torch")])
 def test_a_cuda_kernel_must_give_the_right_number_before_it_is_used(fresh, monkeypatch, value, chosen):
+    extension.unregister_backend("taichi")
     monkeypatch.setattr(backends, "library", lambda folder, device_type: None)
     monkeypatch.setattr(backends.torch, "zeros", lambda *_, **__: torch.empty(1, dtype=torch.float64))
     monkeypatch.setattr(backends, "kernel", lambda *_: lambda source, target, count: target.fill_(value))
@@ -107,7 +158,7 @@ def test_a_scope_returns_to_the_request_before_it():
 
 
 def test_a_backend_that_does_not_exist_is_refused():
-    with pytest.raises(extension.BackendError, match="--backend must be auto, cuda, cpu or torch, got 'vulkan'"):
+    with pytest.raises(extension.BackendError, match="--backend must be auto, cuda, cpu, taichi or torch, got 'vulkan'"):
         extension.use("vulkan")
 
 
@@ -123,14 +174,14 @@ def test_a_third_and_a_fourth_backend_are_nothing_but_registrations(fresh):
     for name in ("third", "fourth"):
         extension.register_backend(dummy(name))
         extension.register("shencoder.encode", **{name: lambda x, degree, name=name: f"{name}: degree {degree}"})
-    assert backend_names() == ["cuda", "cpu", "third", "fourth", "torch"]
+    assert backend_names() == ["cuda", "cpu", "taichi", "third", "fourth", "torch"]
     x = torch.zeros(2, 3)
     for name in ("third", "fourth"):
         with extension.scope(name):
             assert extension.implementation("shencoder.encode", x)(x, 4) == f"{name}: degree 4"
     for name in ("third", "fourth"):
         extension.unregister_backend(name)
-    assert backend_names() == ["cuda", "cpu", "torch"]
+    assert backend_names() == ["cuda", "cpu", "taichi", "torch"]
     with pytest.raises(extension.BackendError, match="got 'third'"):
         extension.use("third")
 
@@ -211,6 +262,8 @@ def test_importing_the_packages_builds_and_loads_nothing():
         import torch
         subprocess.Popen.__init__ = ctypes.CDLL.__init__ = refuse
         import extension, freqencoder, gridencoder, mlp, rasterizer, raymarching, shencoder
+        import sys
+        assert "taichi" not in sys.modules and "taichi_modules" not in sys.modules
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=toolchain.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,6 @@ from gridencoder import (
     encode,
     encode_with_jacobian,
     encode_with_pullback,
-    kernels,
     reference,
     total_variation,
 )
@@ -59,11 +58,14 @@ def test_a_table_at_an_odd_place_of_a_larger_tensor_reaches_the_kernels_aligned(
     positions, table = positions.detach().float().requires_grad_(), table.detach().float()
     whole = torch.cat([table.new_zeros(1), table.reshape(-1)]).requires_grad_()
     addresses = []
-    fill = kernels.fill
+    run = extension.Kernels.run
     tensors = {"positions", "table", "grad_values", "known_jacobian"}
-    monkeypatch.setattr(
-        kernels, "fill", lambda kind, **v: addresses.extend(v[k].data_ptr() for k in tensors & v.keys()) or fill(kind, **v)
-    )
+
+    def recorded(self, *arguments, **values):
+        addresses.extend(values[k].data_ptr() for k in tensors & values.keys())
+        run(self, *arguments, **values)
+
+    monkeypatch.setattr(extension.Kernels, "run", recorded)
     view = whole[1:].view_as(table)
     assert view.is_contiguous() and view.data_ptr() % 8 == 4
     ours, twin = (encode(positions, t, layout, BOUND) for t in (view, table))
@@ -195,8 +197,8 @@ def test_one_and_two_threads_give_the_same_bits(levels, device):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_more_points_than_one_chunk_equal_the_chunks_apart():
-    positions, table, layout = make(points=140_000, levels=2)
+def test_more_points_than_one_chunk_equal_the_chunks_apart(device):
+    positions, table, layout = make(points=140_000, levels=2, device=device)
     x = positions.detach()
     whole = encode(x, table, layout, BOUND)
     parts = torch.cat([encode(part, table, layout, BOUND) for part in x.split(50_000)])
@@ -247,11 +249,11 @@ def test_values_too_many_for_the_cache_equal_those_of_smaller_calls():
     assert torch.equal(whole, torch.cat([encode(part, small, layout, BOUND) for part in x.split(70_001)]))
 
 
-def test_float32_is_close_to_float64_with_a_large_table():
+def test_float32_is_close_to_float64_with_a_large_table(device):
     torch.manual_seed(0)
     layout = GridLayout()
-    table = torch.randn(layout.rows, 2)
-    x = 2 * torch.rand(500, 3) - 1
+    table = torch.randn(layout.rows, 2).to(device)
+    x = 2 * torch.rand(500, 3).to(device) - 1
     # A fraction of 1 / 2048 cells is resolved to 2^-24 * 2048 = 1e-4 of a cell in float32; features are of order 1.
     torch.testing.assert_close(encode(x, table, layout).double(), encode(x.double(), table.double(), layout), atol=2e-3, rtol=0)
 

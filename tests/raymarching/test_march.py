@@ -172,7 +172,7 @@ def test_a_capacity_keeps_whole_rays_first_and_counts_what_was_needed(device):
     raymarching.clear_overflow(device)
 
 
-def test_one_and_two_threads_give_the_same_bits():
+def test_one_and_two_threads_give_the_same_bits(native):
     origins, directions = sphere_rays(500, "cpu", torch.float32)
     bits = random_bits(1, 32, 0.3, "cpu")
     results = []
@@ -192,7 +192,7 @@ def test_a_ray_that_is_not_finite_is_refused(where):
     tensors = {"origins": origins, "directions": directions}
     tensors |= {"near": torch.ones(5).double(), "far": torch.ones(5).double() * 3, "noise": torch.zeros(5).double()}
     tensors[where].view(5, -1)[3, 0] = float("nan")
-    for name in ("auto", "torch"):
+    for name in ("auto", "taichi", "torch"):
         with extension.scope(name), pytest.raises(ValueError, match="ray 3"):
             raymarching.march_rays_train(
                 *(tensors[k] for k in ("origins", "directions", "near", "far")),

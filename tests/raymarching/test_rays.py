@@ -58,7 +58,7 @@ def test_intersections_equal_the_reference(native):
     origins, directions = random_rays(100, native)
     directions[:10, 1] = 0
     results = []
-    for name in (native, "torch"):
+    for name in (extension.requested(), "torch"):
         with extension.scope(name):
             results.append((*raymarching.near_far_from_aabb(origins, directions, unit_box(native)),
                             raymarching.sph_from_ray(0.4 * origins, directions, 3.0)))  # fmt: skip

@@ -39,7 +39,7 @@ def _place(parameter: object) -> set[str]:
     """The device, or the device and the backend, that a fixture's parameter consists of; empty for any other parameter."""
     parts = parameter if isinstance(parameter, tuple) else (parameter,)
     names = {str(part) if isinstance(part, str | torch.device) else "" for part in parts}
-    return names if names <= {"cpu", "cuda", "torch"} else set()
+    return names if names <= {"cpu", "cuda", "torch", "taichi"} else set()
 
 
 def pytest_sessionfinish():

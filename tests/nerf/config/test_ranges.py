@@ -44,7 +44,7 @@ def test_every_number_has_a_range_with_two_finite_ends_that_help_gives(flag):
     assert f"({check.span})" in about or f"({check.span})" in HELP
 
 
-@pytest.mark.parametrize("flag", NUMBERS)
+@pytest.mark.parametrize("flag", [flag for flag in NUMBERS if flag != "mesh_crop"])  # a box has two corners
 def test_the_ends_of_a_range_are_accepted_and_what_is_beyond_them_is_refused(flag):
     kind, check = kind_of(OPTIONS[flag][1]), check_of(flag)
     low, high = (kind.scalar(end) for end in (check.low, check.high))

@@ -307,6 +307,70 @@ def test_training_in_buffers_continues_with_the_step_scale_of_a_checkpoint(monke
     assert samples.dt.max().item() == pytest.approx(2 * 3**0.5 / 64)
 
 
+def random_rays(count, seed=0):
+    """So many of the rays of an image, as independent ones."""
+    rays = image_rays(32, 32, fovy=60.0)
+    return rays[torch.randint(len(rays), (count,), generator=torch.Generator().manual_seed(seed))]
+
+
+@pytest.mark.parametrize("buffered", [False, True])
+def test_random_rays_in_fog_are_fewer_before_their_steps_are_longer(monkeypatch, buffered):
+    monkeypatch.setattr(accelerated, "SAMPLE_BUDGET", {"cpu": (1024, 0)})
+    fog = Ball(0.9, density=0.5)
+    path, whole = path_of(fog, max_steps=64, buffered=buffered), path_of(fog, max_steps=64, buffered=buffered)
+    asked, image = 256, image_rays(16, 16, fovy=60.0)
+    for seed in range(40):
+        settings = RenderSettings(source="photos", random=Random(seed))
+        count = path.affordable_rays(asked)
+        samples = path.render(fog, random_rays(count, seed), settings).trace.samples
+        whole.render(fog, image, settings)
+    assert 0.4 * asked <= count < asked and path.log2_step_scale == 0 < whole.log2_step_scale
+    assert 0.6 * 1024 < samples.count.sum() < 1024
+    assert whole.affordable_rays(asked) == asked  # the rays of whole images are as many as they are
+
+
+def test_all_random_rays_come_back_once_the_fog_is_gone(monkeypatch):
+    monkeypatch.setattr(accelerated, "SAMPLE_BUDGET", {"cpu": (4096, 0)})
+    fog, ball = Ball(0.9, density=0.5), Ball(0.3, density=300.0, margin=0.03)
+    path = path_of(fog, max_steps=256)
+    for seed in range(10):
+        path.render(fog, random_rays(path.affordable_rays(256)), RenderSettings(source="photos", random=Random(seed)))
+    few = path.affordable_rays(256)
+    path.grid.load_state_dict(path_of(ball).grid.state_dict())
+    for seed in range(60):
+        path.render(ball, random_rays(path.affordable_rays(256)), RenderSettings(source="photos", random=Random(seed)))
+    assert few < 128 and path.affordable_rays(256) > 240 and path.log2_step_scale == 0
+
+
+def test_a_resumed_path_takes_as_many_rays_as_one_that_went_on():
+    path, other = path_of(Ball()), path_of(Ball())
+    path.ray_share.fill_(0.3)
+    other.affordable_rays(10)
+    other.load_state_dict(path.state_dict())
+    assert other.affordable_rays(1000) == 300
+
+
+@pytest.mark.parametrize("used", [0.0, 0.1, 0.5, 0.79, 0.81, 1.0, 3.0])
+@pytest.mark.parametrize("share", [0.25, 0.4, 1.0])
+@pytest.mark.parametrize("scale", [0, 3])
+def test_the_share_of_the_rays_stays_between_its_least_and_one_and_falls_at_once(used, share, scale):
+    new_scale, new_share = accelerated.adapted(scale, share, used, least=0.25)
+    assert new_scale in (scale, scale - 1) and new_scale >= 0
+    assert 0.25 <= new_share <= 1.0
+    if used > 0.8:
+        assert new_share == max(0.25, 0.8 * share / used) if new_scale == scale else new_share <= share
+    else:
+        assert new_share >= 0.5 * share  # at half the step a ray has twice the samples
+    assert accelerated.adapted(scale, share, used, least=None)[1] == share
+
+
+def test_all_rays_are_kept_at_first_and_those_of_images_always():
+    rays = random_rays(4)
+    assert accelerated.least_rays(rays, RenderSettings(fraction=0.0)) == 1.0
+    assert accelerated.least_rays(rays, RenderSettings(fraction=1.0)) == pytest.approx(accelerated.LEAST_RAY_SHARE)
+    assert accelerated.least_rays(image_rays(2, 2), RenderSettings(fraction=1.0)) is None
+
+
 def test_rays_that_are_not_finite_are_reported_when_the_next_part_begins(monkeypatch):
     path, field, rays = path_of(Ball(), buffered=True), Ball(), image_rays(4, 4)
     path.render(field, rays, RenderSettings(source="guided"))

@@ -131,3 +131,28 @@ def test_the_extent_is_where_the_density_may_be(bound, radius):
     cell = 2 * max(1.0, 2 ** math.ceil(math.log2(radius))) / 32
     assert radius <= grid.extent(10.0) <= min(radius + 2.5 * cell, bound)
     assert grid.extent(1e6) == bound  # nowhere
+
+
+class LeftHalf:
+    """A coverage that sees nothing where x is below 0."""
+
+    def empty(self, positions, reach):
+        assert positions.shape == (*reach.shape, 3) and bool((reach > 0).all())
+        return positions[:, 0] < 0
+
+
+def test_culled_cells_are_never_occupied_and_count_in_no_mean():
+    for bound in (1.0, 2.0):
+        grid = OccupancyGrid(bound, 16, 10.0, 0.01)
+        grid.cull(LeftHalf())
+        position = grid.positions(torch.arange(grid.alpha.numel()))
+        left = position[:, 0] < 0
+        for _ in range(2):  # before the first update, and after it
+            bits = (grid.bitfield[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
+            assert torch.equal(bits.flatten().bool(), ~left)
+            grid.update(Ball(5.0, density=50.0), torch.Generator().manual_seed(0))
+        assert float(grid.mean) == pytest.approx(1 - math.exp(-0.5), rel=1e-5)
+        again = OccupancyGrid(bound, 16, 10.0, 0.01)
+        again.load_state_dict(grid.state_dict())
+        again.update(Ball(5.0, density=50.0), torch.Generator().manual_seed(1))
+        assert torch.equal(again.bitfield, grid.bitfield)

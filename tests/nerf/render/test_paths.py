@@ -5,25 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-import extension
 from nerf.core.streams import Random
 from nerf.core.structs import Rays, RenderSettings, Samples
 from nerf.render.accelerated import AcceleratedPath
 from nerf.render.plain import PlainPath
+from tests.helpers import kernel_backends
 from tests.nerf.analytic import Ball, ball_on_rays, image_rays
 
 EVALUATION = RenderSettings(source="eval", training=False, shading="normal")
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-BACKENDS = [(device, backend) for device in DEVICES for backend in ("torch", device)]
 PATHS = ["plain", "accelerated"]
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(params=kernel_backends.ALL, ids=kernel_backends.name)
 def device(request):
     """Each backend of each device of this machine; the value is the device."""
-    device, backend = request.param
-    with extension.scope(backend):
-        yield device
+    with kernel_backends.on(*request.param):
+        yield request.param[0]
 
 
 def path_of(kind: str, field, min_near=0.01):
@@ -179,6 +176,23 @@ def test_another_seed_perturbs_the_samples(device):
             path.render(field, rays, RenderSettings(source="guided", random=Random(s))).trace.samples.t for s in (1, 2)
         )
         assert one.shape != other.shape or not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", PATHS)
+def test_every_path_samples_nothing_before_the_near_plane_of_a_ray(kind, training, device):
+    field, rays = Ball(0.5, density=500.0).to(device), image_rays(4, 4, device=device)
+    near = torch.where(torch.arange(16, device=device) < 8, 2.45, 0.0)
+    path, settings = path_of(kind, field), RenderSettings(training=training)
+    out = path.render(field, replace(rays, near=near), settings)
+    whole = path.render(field, rays, settings)
+    hit = whole.opacity > 0.5
+    assert hit[:8].any() and hit[8:].any()
+    torch.testing.assert_close(out.opacity[8:], whole.opacity[8:])
+    assert (out.depth[:8][hit[:8]] > 2.44).all() and (whole.depth[hit] < 2.4).all()
+    if training:
+        samples = owned(out.trace.samples)
+        assert (samples.t >= near[samples.ray_index] - 0.004).all()
 
 
 @pytest.mark.parametrize("kind", PATHS)
