@@ -32,9 +32,9 @@ OCCUPIED = 0.01  # opacity of a step above which a cell counts as occupied, what
 SEEN = 1e-3  # a ray that the scene leaves less of needs no background
 # The field: what is far fills fewer pixels than what is in the box, so that a smaller table and coarser cells do.
 FINEST, LOG2_HASHMAP = 512, 17
-# Learning rate relative to that of the scene in front. At the same rate the background, with few coarse cells, explains first
-# what stands in the box, and the scene keeps holes there.
-RATE = 0.1
+# The background begins almost transparent, and learns at a tenth of the rate of the scene in front. Otherwise it is an opaque fog
+# at once: what shines through the scene is then no random colour any more that the scene has to hide, and it stays a haze.
+RATE, BIAS = 0.1, -4.0
 BASE = 1.0  # colour, in evaluation, of what shines through the background too
 
 
@@ -43,6 +43,7 @@ def field_options(config: FieldConfig) -> FieldConfig:
     return replace(
         config,
         blob_density=0.0,
+        density_bias=config.density_bias + BIAS,
         finest_resolution=min(config.finest_resolution, FINEST),
         base_resolution=min(config.base_resolution, config.finest_resolution, FINEST),
         log2_hashmap_size=min(config.log2_hashmap_size, LOG2_HASHMAP),
