@@ -19,7 +19,7 @@ if __name__ == "__main__":
 from nerf.config import config as options
 from nerf.config.checks import gpu_warnings
 from nerf.config.config import Config
-from nerf.config.kept import StoredRun, needs_start
+from nerf.config.kept import StoredRun, needs_masks, needs_start
 from nerf.config.resolve import RunPlan, resolve
 from nerf.config.stages import Stage
 from nerf.core import console
@@ -72,6 +72,10 @@ def read_disk(asked: Config) -> StoredRun:
         from nerf.run import mesh_init
 
         stored = replace(stored, start=mesh_init.read_start(asked))
+    if asked.trains and needs_masks(asked, stored):
+        from nerf.data.probe import shows_object
+
+        stored = replace(stored, masks=shows_object(str(asked.data.data), asked.data.holdout))
     return stored
 
 
@@ -194,6 +198,7 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     """:func:`make_trainer`, with the errors of memory as they come."""
     import torch
 
+    from nerf.core.streams import Random, Stream
     from nerf.core.structs import SceneInfo
     from nerf.provider import SourceInputs, build_sources
     from nerf.renderer import build_model
@@ -216,7 +221,11 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     evaluator = Evaluator(stage, model, report, inputs.held_out, inputs.known, scene_cameras)
     trainer = Trainer(run, model, sources, inputs.guidance, evaluator, report)
     restored = trainer.restore()
-    if stage.kind.starts_from is not None:
+    if stage.kind.starts_from is None:
+        if not restored:
+            generator = Random(trainer.info.seed).generator(Stream.SDF_SHAPE)
+            trainer.begin(lambda: (model.field.initialize(scene, generator), None))
+    else:
         from nerf.run import mesh_file, mesh_init
 
         if restored:

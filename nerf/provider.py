@@ -18,10 +18,11 @@ from nerf.config.config import Config
 from nerf.core.cameras import angles_of, look_at, orbit, orbit_up, view_rays, wrap_degrees
 from nerf.core.errors import UserError
 from nerf.core.streams import Random, Stream
-from nerf.core.structs import Batch, Part, ViewRequest, Views, move_record
+from nerf.core.structs import Batch, Part, RenderOutput, ViewRequest, Views, move_record
 from nerf.data.image_prompt import KnownViews
 from nerf.data.posed_images import Photographs
 from nerf.render.background import background_kind
+from nerf.training.ray_count import RayCount
 from nerf.training.refinement import POSE_RATE, PoseRefinement
 from nerf.training.schedule import guided_part, is_known_view_step, known_view_part, photo_part
 from nerf.training.sources import RunInfo, Source
@@ -204,18 +205,24 @@ class PhotographSource(Source):
         photographs: the training split.
         fill_behind: no background model stands behind the scene. Pixels of photographs without alpha are opaque then, and are
             rendered over a random colour per ray, or per whole photograph: only an opacity of one reproduces them.
+        rays: how many random rays a step has.
         refine: correct the poses of the photographs, where they are shown as random rays or patches.
     """
 
     name = "photos"
 
-    def __init__(self, photographs: Photographs, fill_behind: bool = False, refine: bool = False):
-        self.photographs, self.fill_behind = photographs, fill_behind
+    def __init__(self, photographs: Photographs, fill_behind: bool = False, rays: RayCount | None = None, refine: bool = False):
+        self.photographs, self.fill_behind, self.rays = photographs, fill_behind, rays
         self.poses = PoseRefinement(len(photographs)).to(photographs.device) if refine else None
 
     def plan_part(self, step: int, run: RunInfo, random: Random) -> Part:
         """See :meth:`Source.plan_part`."""
-        return photo_part(self.name, step, run, random)
+        return photo_part(self.name, step, run, random, None if self.rays is None else self.rays.next())
+
+    def observe(self, part: Part, out: RenderOutput) -> None:
+        """Count the samples of the part; see :class:`RayCount`."""
+        if self.rays is not None and out.trace is not None:
+            self.rays.observe(len(out.opacity), out.trace.samples)
 
     def batch(self, part: Part) -> Batch:
         """See :meth:`Photographs.batch`; over a random background where nothing may shine through."""
@@ -237,14 +244,19 @@ class PhotographSource(Source):
 
     def state_dict(self) -> dict[str, Tensor]:
         """See :meth:`Source.state_dict`."""
-        return {} if self.poses is None else dict(self.poses.state_dict())
+        return {f"{name}.{key}": value for name, part in self._learned().items() for key, value in part.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """See :meth:`Source.load_state_dict`."""
-        if self.poses is None:
-            super().load_state_dict(state)
-        else:
-            self.poses.load_state_dict(state)
+        for name, part in self._learned().items():
+            part.load_state_dict(
+                {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+            )
+
+    def _learned(self) -> dict[str, RayCount | PoseRefinement]:
+        """What changes with training, by the name that checkpoints give it."""
+        parts = {"rays": self.rays, "poses": self.poses}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def results(self) -> dict[str, Any]:
         """How far the poses were corrected, in the mean; see :meth:`Source.results`."""
@@ -299,7 +311,8 @@ def _photographs(inputs: SourceInputs) -> Source | None:
     config = inputs.config
     scene = inputs.photographs.scene(config.field.bound)
     nothing_behind = background_kind(config.field, scene) == "constant" and config.data.data_background == "random"
-    return PhotographSource(inputs.photographs, fill_behind=nothing_behind, refine=config.capture.refine_poses)
+    rays = RayCount(config.data.num_rays, config.data.ray_samples) if config.data.ray_samples else None
+    return PhotographSource(inputs.photographs, nothing_behind, rays, config.capture.refine_poses)
 
 
 def _image_prompts(inputs: SourceInputs) -> Source | None:

@@ -21,6 +21,8 @@ from nerf.network_grid import GridField
 from nerf.network_grid_taichi import TaichiField
 from nerf.network_grid_taichi import check_device as check_taichi
 from nerf.network_grid_tcnn import TcnnField
+from nerf.network_sdf import SdfField
+from nerf.network_sdf_vanilla import VanillaSdfField
 from nerf.render.accelerated import AcceleratedPath
 from nerf.render.background import Background, Behind, ConstantBackground, NetworkBackground, background_kind, chosen_color
 from nerf.render.base import RenderPath, box, check_rays, mask_gradients
@@ -117,6 +119,10 @@ class NeRFRenderer(nn.Module):
             near = torch.maximum(near, rays.near.to(near))
         return self.background.behind(rays, near, settings, front)
 
+    def begin_step(self, fraction: float) -> None:
+        """Set what follows the training progress in [0, 1] and is no parameter; before the first part of every step."""
+        self.field.begin_step(fraction)
+
     def update_occupancy(self, generator: torch.Generator) -> None:
         """Refresh the occupancy grids of path and background, every ``--update_extra_interval`` steps from step 0 on."""
         self.path.update(self.field, generator)
@@ -176,6 +182,8 @@ FIELDS: dict[str, Callable[[FieldConfig, SceneInfo], Field]] = {
     "vanilla": VanillaField,
     "grid_tcnn": TcnnField,
     "grid_taichi": TaichiField,
+    "sdf": SdfField,
+    "sdf_vanilla": VanillaSdfField,
 }
 # What a backbone needs of the machine, if anything: called with the name of the device, it refuses one that will not do.
 FIELD_NEEDS: dict[str, Callable[[str], None]] = {"grid_tcnn": tcnn.check_device, "grid_taichi": check_taichi}

@@ -111,6 +111,7 @@ class Trainer:
                 after they were sent there, and before every checkpoint.
         """
         plan = self.plan(self.step)
+        self.model.begin_step(plan.fraction)
         if self.step % self.config.render.update_extra_interval == 0:
             self.model.update_occupancy(plan.random.generator(Stream.OCCUPANCY, self.device))
         self.optimizer.zero_grad(set_to_none=True)
@@ -154,6 +155,7 @@ class Trainer:
         result = ObjectiveOutput()
         with self._autocast():
             out = self.model.render(batch.rays, part.settings)
+            source.observe(part, out)
             for name, objective in self.objectives.items():
                 if not objective.applies(part, plan) or (objective.scope == "step" and name not in once):
                     continue
@@ -365,14 +367,16 @@ class Trainer:
         more = "" if self.step == total else f", more than the {total} asked for"
         return f"nothing is left to train: {path} has {self.step} steps{more}; give more {self.stage.steps_flag} to go on"
 
-    def begin(self, fill: Callable[[], tuple[str, object]]) -> None:
+    def begin(self, fill: Callable[[], tuple[str | None, object]]) -> None:
         """Let ``fill`` put something into the model before the first step, and begin the average of the weights there.
 
         Args:
-            fill: returns a line for the log and the transform [4, 4] of the export, or None to keep that.
+            fill: returns a line for the log, if there is something to say, and the transform [4, 4] of the export, or None to
+                keep that.
         """
         line, transform = fill()
-        self.report.log(line)
+        if line:
+            self.report.log(line)
         if transform is not None:
             self.info = replace(self.info, transform=transform)
         self.ema = Ema(self.model, self.config.optim.ema_decay)

@@ -91,8 +91,11 @@ def test_a_bad_flag_is_one_sentence_and_nothing_else(words, sentence):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("--backbone gird", "--backbone must be grid, vanilla or grid_tcnn, got 'gird'; did you mean grid?"),
-        ("--background sky", "--background must be auto, constant or network, got 'sky'"),
+        (
+            "--backbone gird",
+            "--backbone must be grid, vanilla, grid_tcnn, grid_taichi, sdf or sdf_vanilla, got 'gird'; did you mean grid?",
+        ),
+        ("--background sky", "--background must be auto, constant, contracted or network, got 'sky'"),
         ("--backend vulkan", "--backend must be auto, cuda, cpu, taichi or torch, got 'vulkan'"),
         ("--guidance sd", "got 'sd'; did you mean SD?"),
         ("--guidance SD SD", "--guidance names SD twice"),
@@ -182,7 +185,7 @@ def test_a_corrupt_checkpoint_is_one_sentence(run, tmp_path, photographs):
 @pytest.mark.slow
 def test_a_disk_that_is_full_at_the_checkpoint_is_one_sentence(tmp_path, photographs):
     def small_files():  # larger than the log and the options, not the checkpoint; in a process whose stderr is a pipe
-        resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, 16_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
     words = ["--data", photographs, "--workspace", tmp_path / "w", "--threads", "1", "--device", "cpu", *TINY]
     command = [sys.executable, "main.py", *map(str, words)]

@@ -178,6 +178,7 @@ IDLE = (
     Idle(("jitter_center", "jitter_target", "jitter_up"), lambda c: not c.camera.jitter_pose, "without --jitter_pose"),
     Idle(("progressive_view_init_ratio",), lambda c: not c.camera.progressive_view, "without --progressive_view"),
     Idle(("negative_w", "front_decay_factor", "side_decay_factor"), lambda c: not c.guidance.perpneg, "without --perpneg"),
+    Idle(("radius", "fovy", "light_theta", "light_phi", "max_spp"), lambda c: c.gui.viewer == "none", "without --viewer"),
     Idle(("save_guidance_interval",), lambda c: not c.guidance.save_guidance, "without --save_guidance"),
     Idle(("sd_version",), lambda c: "SD" not in c.guidance.guidance, "without SD in --guidance"),
     Idle(("sd_version",), lambda c: c.guidance.hf_key is not None, "with --hf_key"),
@@ -198,6 +199,7 @@ IDLE = (
     Idle((*_MARCH, "grid_size"), lambda c: not c.render.cuda_ray, "without --cuda_ray"),
     Idle(("num_steps", "upsample_steps"), lambda c: c.render.cuda_ray, "with --cuda_ray"),
     Idle(_GRID, lambda c: c.field.backbone == "vanilla", "with --backbone vanilla"),
+    Idle(("viewer_host", "viewer_port"), lambda c: c.gui.viewer != "web", "without --viewer web"),
 )
 
 

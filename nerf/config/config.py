@@ -20,7 +20,6 @@ from nerf.config.groups import (
     DmtetConfig,
     FieldConfig,
     GuidanceConfig,
-    LossConfig,
     OptimConfig,
     OutputConfig,
     RenderConfig,
@@ -28,6 +27,8 @@ from nerf.config.groups import (
     ScheduleConfig,
 )
 from nerf.config.inputs import DataConfig, PromptConfig
+from nerf.config.losses import LossConfig
+from nerf.config.mesh import MeshConfig
 from nerf.config.parser import (
     Field,
     Group,
@@ -92,6 +93,7 @@ class Config:
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     output: OutputConfig = OutputConfig()
+    mesh: MeshConfig = MeshConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     dmtet: DmtetConfig = DmtetConfig()
     gui: GuiConfig = GuiConfig()

@@ -32,6 +32,7 @@ from nerf.config.limits import (
 )
 from nerf.config.parser import RUN, Group, option, value_of
 from nerf.config.stages import DMTET, STAGE_KINDS
+from nerf.config.surface import SDF_BACKBONES, SurfaceConfig
 from nerf.core.ranges import SEED, Check, above, between, even, ordered, power_of_two
 from nerf.core.words import expected_words
 
@@ -197,14 +198,15 @@ class CameraConfig(Group):
 
 
 @dataclass(frozen=True)
-class FieldConfig(Group):
-    """Field (the NeRF's networks)"""
+class NetworkConfig(Group):
+    """Networks: part of the options of the field."""
 
     backbone: str = option(
         "grid",
         "grid: multiresolution hash grid and a small MLP; vanilla: frequency encoding and a larger MLP, on torch alone; "
-        "grid_tcnn: the grid of tiny-cuda-nn, where that is installed",
-        choices=("grid", "vanilla", "grid_tcnn", "grid_taichi"),
+        "grid_tcnn: the grid of tiny-cuda-nn, where that is installed; grid_taichi: the grid in Taichi; sdf: signed distance "
+        "(NeuS) on a hash grid; sdf_vanilla: the same with the MLP of NeuS",
+        choices=("grid", "vanilla", "grid_tcnn", "grid_taichi", *SDF_BACKBONES),
         extensible=True,
         kept=RUN,
     )
@@ -254,6 +256,11 @@ class FieldConfig(Group):
     )
     hidden: int = option(64, "hidden width of the MLP", check=between(1, 4096), kept=RUN)
     layers: int = option(3, "layers of the MLP, including the output layer", check=between(1, 32), kept=RUN)
+
+
+@dataclass(frozen=True)
+class FieldConfig(SurfaceConfig, NetworkConfig):
+    """Field (the NeRF's networks)"""
 
 
 @dataclass(frozen=True)
@@ -323,27 +330,6 @@ class OptimConfig(Group):
     ema_decay: float = option(
         0.9995, "decay per step of the exponential moving average of the weights (0: off)", check=between(0, 0.999999)
     )
-
-
-@dataclass(frozen=True)
-class LossConfig(Group):
-    """Loss weights (0: off)"""
-
-    lambda_entropy: float = option(1e-3, "entropy of opacity, mean over rays", check=WEIGHT)
-    lambda_opacity: float = option(0.0, "opacity penalty: mean squared opacity of the rays", check=WEIGHT)
-    lambda_orient: float = option(1e-2, "orientation loss: visible normals face the camera", check=WEIGHT)
-    lambda_tv: float = option(0.0, "total variation of the hash grid", check=WEIGHT)
-    lambda_wd: float = option(0.0, "weight decay of the hash grid", check=WEIGHT)
-    lambda_2d_normal_smooth: float = option(0.0, "smoothness of the rendered normal image", check=WEIGHT)
-    lambda_3d_normal_smooth: float = option(0.0, "smoothness of normals in space", check=WEIGHT)
-    lambda_rgb: float = option(1000.0, "RGB loss of photographs and known views", check=WEIGHT)
-    lambda_mask: float = option(500.0, "mask loss of photographs and known views with alpha", check=WEIGHT)
-    lambda_normal: float = option(0.0, "normal loss of known views, and of photographs in the mesh stage", check=WEIGHT)
-    lambda_depth: float = option(10.0, "correlation of the depth of known views with _depth.png", check=WEIGHT)
-    lambda_mesh_normal: float = option(0.5, "mesh stage: normal consistency of adjacent triangles", check=WEIGHT)
-    lambda_mesh_laplacian: float = option(0.5, "mesh stage: Laplacian smoothness of the vertices", check=WEIGHT)
-    mesh_laplacian: str = option("uniform", "mesh stage: weights of the Laplacian", choices=("uniform", "cotangent"))
-    lambda_mesh_sign: float = option(0.01, "mesh stage: cross entropy of SDF signs across grid edges (nvdiffrec)", check=WEIGHT)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,11 @@ class DataConfig(SfmConfig, PlacementConfig, DepthMapConfig):
         path=True,
     )
     num_rays: int = option(4096, "random rays per step from the photographs", check=between(1, 2**22))
+    ray_samples: int = option(
+        0,
+        "samples per step that the number of random rays follows, between 1/4 and 16 times --num_rays (0: it stays)",
+        check=between(0, 2**26),
+    )
     holdout: int = option(
         8, "hold out every N-th photograph for testing if the data has no split (0: none)", check=between(0, MOST), kept=RUN
     )

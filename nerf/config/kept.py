@@ -10,6 +10,7 @@ from nerf.config.parser import RUN, dashed
 from nerf.config.presets import MESH_FILES, PRESETS
 from nerf.config.stage_options import in_its_stage
 from nerf.config.stages import STAGE_KINDS
+from nerf.config.surface import SDF_BACKBONES
 from nerf.core.errors import UserError
 
 # Options of a NeRF that say where its surface is; the mesh stage takes them over unless the user gives others.
@@ -37,6 +38,7 @@ class StoredRun:
     trained: frozenset[str] = frozenset()  # stages that have a checkpoint in the workspace and do not start over
     checkpoint_exists: bool = False  # --ckpt names a file that exists
     start: StoredStart | None = None  # read where :func:`needs_start` says so
+    masks: bool = False  # the photographs of --data mark the object; read for fields that are a signed distance
     images: str | None = None  # fingerprint of the image prompts in the workspace, see ``references.digest_of``
     earlier_prompts: tuple[Mapping[str, str], ...] = ()  # "text" and "negative" before each edit in a viewer
 
@@ -57,6 +59,17 @@ def needs_start(asked: Config, workspace: StoredRun) -> bool:
     workspace = remaining_run(asked, workspace)
     name = _stages(asked, workspace)[0]
     return STAGE_KINDS[name].starts_from is not None and (name not in workspace.trained or asked.starts_over)
+
+
+def needs_masks(asked: Config, workspace: StoredRun) -> bool:
+    """Whether the recipe of the run depends on what its photographs hold (``StoredRun.masks``)."""
+    return asked.data.data is not None and asked.field.preset == "auto" and is_sdf(asked, remaining_run(asked, workspace))
+
+
+def is_sdf(asked: Config, workspace: StoredRun) -> bool:
+    """Whether the field of a run is a signed distance, by its flags or by those of the run in the workspace."""
+    stored = workspace.config if not asked.asked("backbone") else None
+    return (stored or asked).field.backbone in SDF_BACKBONES
 
 
 def restore_options(asked: Config, workspace: StoredRun) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from nerf.config.ramps import Weight, parse_ramp
 from nerf.core.errors import UserError
 from nerf.core.ranges import Check
 from nerf.core.words import did_you_mean, expected_words, quoted
@@ -96,11 +97,14 @@ class Kind:
     scalar: Any  # bool, int, float or str
     count: int | None  # None: one word; 0: any number of words; n: exactly n words
     optional: bool  # None is allowed
+    ramp: bool = False  # a number may also be a ramp over steps, see ``ramps.py``
 
 
 def kind_of(field: Field) -> Kind:
     """Read ``int``, ``str | None``, ``tuple[float, float]`` or ``tuple[str, ...]`` off the annotation."""
     annotation: Any = field.type
+    if annotation == Weight:
+        return Kind(float, None, False, ramp=True)
     optional = False
     if isinstance(annotation, types.UnionType):
         inner = [a for a in typing.get_args(annotation) if a is not types.NoneType]
@@ -124,6 +128,12 @@ def check_value(field: Field, value: Any) -> None:
     """Refuse a value of the wrong kind or range with one sentence."""
     kind, name, meta = kind_of(field), dashed(flag_of(field)), field.metadata
     if value is None and kind.optional:
+        return
+    if kind.ramp and isinstance(value, str):
+        try:
+            parse_ramp(value)
+        except UserError as error:
+            raise UserError(f"{name} must be {error}, got {quoted(value)}") from None
         return
     words = value if kind.count is not None and isinstance(value, tuple | list) else [value]
     if (kind.count is not None) != isinstance(value, tuple | list) or not all(_is_a(w, kind.scalar) for w in words):

@@ -40,6 +40,30 @@ PRESETS: dict[str, dict[str, Any]] = {
         "H": 0,
         "dataset_size_test": 60,
     },
+    # What every signed distance has: one hidden layer behind the hash grid, and an occupancy threshold in opacities of a step.
+    "sdf": {"layers": 2, "density_thresh": 0.3},
+    # A surface from photographs with masks, on a CPU in minutes: first a few levels of the grid, rays that follow the samples.
+    "neus": {
+        "preset": "neus",
+        "iters": 3000,
+        "num_rays": 128,
+        "ray_samples": 16384,
+        "lr": 1e-3,
+        "lr_decay": 0.05,
+        "max_steps": 512,
+        "rgb_loss": "l1",
+        "mask_loss": "bce",
+        "lambda_mask": 0.1,
+        "lambda_eikonal": 0.1,
+        "grid_levels": 12,
+        "grid_finest": 512,
+        "grid_log2": 18,
+        "level_start": 4,
+        "level_span": 0.25,
+        "cos_anneal": 0.25,
+        "grid_size": 64,
+        "mcubes_resolution": 256,
+    },
     # Coarse cells first, whose gradient reaches as far as the poses are wrong (BARF, sec. 3.2).
     "refined poses": {"progressive_level": True},
     # A picture alone: zero123 guides, at the scale it was published with. The numbers are those of stable-dreamfusion but for
@@ -272,6 +296,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # The view-conditioned prior: the small model's numbers with those of a picture. The prior knows every view from the start, so
 # the views need not spread from the picture's.
+# Without masks a background model stands behind the object, and nothing says where it ends.
+PRESETS["neus-unmasked"] = PRESETS["neus"] | {
+    "preset": "neus-unmasked",
+    "background": "network",
+    "bg_radius": 1.4,
+    "lambda_mask": 0.0,
+}
+# Real scenes with more time: finite differences whose reach shrinks with the levels, curvature at first, levels one by one.
+PRESETS["neuralangelo"] = PRESETS["neus"] | {
+    "preset": "neuralangelo",
+    "sdf_gradient": "taps4",
+    "level_span": 0.6,
+    "lambda_curvature": "0:1e-4:5%",
+    "curvature": "laplacian",
+}
 PRESETS["embedded view"] = (
     PRESETS["embedded"]
     | _EMBEDDED_IMAGE
@@ -334,6 +373,10 @@ REASONS: dict[str, str] = {
     "O": "-O",
     "O2": "-O2",
     "photographs": "--data",
+    "sdf": "a signed distance",
+    "neus": "--preset neus",
+    "neus-unmasked": "--preset neus-unmasked",
+    "neuralangelo": "--preset neuralangelo",
     "refined poses": "--refine_poses",
     "image": "--image",
     "image text": "--image and --text",

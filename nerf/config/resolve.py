@@ -18,6 +18,7 @@ from nerf.config.presets import GUIDANCE_OF, IN_PLACE, MESH_FILE, MESH_FILES, PA
 from nerf.config.references import Reference, digest_of, references
 from nerf.config.stage_options import in_its_stage, make_stage, with_presets
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind, parse_run_name
+from nerf.config.surface import SDF_BACKBONES, SURFACE_PRESETS
 from nerf.core.errors import UserError
 from nerf.core.ranges import SEEDS
 from nerf.core.words import did_you_mean
@@ -123,6 +124,7 @@ def resolve(
     for i in range(first + 1, len(stages)):  # later ones start from its result, not from a checkpoint
         stages[i] = Stage(stages[i].kind, with_values(stages[i].config, {"ckpt": "scratch"}, "preset"))
     lines = [*describe(config), *describe_stages(config, stages), *warnings(config, stages)]
+    lines += _recipe(config, workspace)
     lines += _ignored_start(config, stages[first].kind, workspace)
     return RunPlan(config, tuple(stages), first, found, tuple(lines), pictures, images)
 
@@ -142,6 +144,7 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
     }
     names = [name for name, on in wanted.items() if on]
     names += [config.guidance.distillation] if config.guidance.distillation in PRESETS else []
+    names += _surface_presets(config, workspace)
     stored = () if workspace.config is None else workspace.config.presets
     old = [name for name in stored if name not in MESH_FILES]
     names += [name for name in old if not (name in OPTIONS and config.asked(name))]  # --no_O takes it back
@@ -152,6 +155,25 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
             f"another network than {'-O2' if config.runtime.O2 else '-O'}; leave the flag out, or choose another --workspace"
         )
     return list(dict.fromkeys(names))
+
+
+def _surface_presets(config: Config, workspace: StoredRun) -> list[str]:
+    """Names of the presets of a field that is a signed distance: with photographs, a recipe for what they hold."""
+    if config.field.backbone not in SDF_BACKBONES:
+        return []
+    if config.data.data is None:
+        return ["sdf"]
+    chosen = "neus" if workspace.masks else "neus-unmasked"
+    return ["sdf", chosen if config.field.preset == "auto" else config.field.preset]
+
+
+def _recipe(config: Config, workspace: StoredRun) -> list[str]:
+    """A line for the log that says why the recipe of a surface was chosen."""
+    if not config.trains or config.source("preset") != "preset" or workspace.config is not None:
+        return []
+    found = "with masks (or alpha)" if workspace.masks else "without masks, so the background is a model of its own"
+    chosen = [name for name in config.presets if name in SURFACE_PRESETS]
+    return [f"--preset {name}: photographs {found}" for name in chosen]
 
 
 def _mesh_file_presets(config: Config, workspace: StoredRun) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from nerf.config.parser import Field, Kind, dashed, example_of, kind_of
+from nerf.config.ramps import read_weight
 from nerf.core import words
 from nerf.core.errors import UserError
 from nerf.core.files import decode_text, read_bytes
@@ -103,7 +104,7 @@ class _Reader:
             self.refuse_missing(flag, name)
         try:
             if kind.count is None:
-                return _READERS[kind.scalar](found[0])
+                return read_weight(found[0]) if kind.ramp else _READERS[kind.scalar](found[0])
             split = found
             if kind.scalar is not str:  # 3,3.5 or 3, 3.5
                 split = [part.strip() for word in found for part in word.split(",") if part.strip()] or found

@@ -39,6 +39,10 @@ class Stream(IntEnum):
     CONTRACTED_SAMPLES = 24  # shift of the steps of a ray in the contracted background
     CONTRACTED_BASE = 25  # colours that shine through it
     VIEW_WORDS = 23  # azimuths that the embedded prior's view words stand for
+    SDF_SHAPE = 40  # where the first shape of a signed distance is fitted
+    BOX_POINTS = 41  # random points of the box that regularisers of a signed distance look at
+    TANGENTS = 42  # directions in which curvature is looked for
+    CLOUD_POINTS = 43  # which points of the reconstruction a step looks at
 
 
 @dataclass(frozen=True)

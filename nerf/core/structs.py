@@ -144,6 +144,7 @@ class SceneInfo:
     num_images: int = 0  # photographs in all splits, the range of ``image_index``
     num_training: int = 0  # those of the training split, which come first in it
     has_transparency: bool = False  # the photographs mark the background, by alpha or by masks
+    points: Tensor | None = None  # [P, 3] points of the reconstruction in the box, scene units
     unbounded: bool = False  # the photographs show more than the box holds
     coverage: "Coverage | None" = None  # what the training photographs of a scene see; None for an object
 
@@ -297,6 +298,7 @@ class FieldOutput:
     density: Tensor | None = None  # [M] extinction per scene unit, >= 0
     sdf: Tensor | None = None  # [M] signed distance in scene units, negative inside
     gradient: Tensor | None = None  # [M, 3] gradient of the signed distance in space, not normalised
+    laplacian: Tensor | None = None  # [M] of the signed distance, where finite differences of the gradient give it too
     albedo: Tensor | None = None  # [M, 3] diffuse colour in [0, 1]
     normal: Tensor | None = None  # [M, 3] unit outward normal; present if the settings compute normals
     rgb: Tensor | None = None  # [M, 3] view-dependent colour; present if the settings ask for it

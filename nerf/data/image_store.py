@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nerf.core.errors import UserError
 from nerf.core.files import read_bytes, reading
-from nerf.core.pictures import as_mode, nonzero, open_picture
+from nerf.core.pictures import as_mode, exif_tags, nonzero, open_picture
 from nerf.core.progress import task, track
 
 log = logging.getLogger("somnia.photographs")
@@ -41,7 +41,7 @@ def read_header(path: Path) -> tuple[int, int, bool]:
 def exif_orientation(path: Path) -> int:
     """How the picture is to be turned when it is shown, 1 to 8 as EXIF counts; 1: as it is stored. It is not turned here."""
     with open_picture(path, f"photograph {path}", _WAY_OUT) as image:
-        value = image.getexif().get(EXIF_ORIENTATION, 1)
+        value = exif_tags(image).get(EXIF_ORIENTATION, 1)
         return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 

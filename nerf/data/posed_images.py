@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerf.config.captures import PlacementConfig
 from nerf.config.inputs import DataConfig
 from nerf.core.cameras import angles_of, pixel_rays, view_rays
 from nerf.core.coverage import Coverage, near_planes
 from nerf.core.errors import UserError
 from nerf.core.lens import direction_through, plane_of
-from nerf.core.progress import track
 from nerf.core.streams import Stream
 from nerf.core.structs import Batch, Rays, SceneInfo, ViewRequest, Views
 from nerf.core.transfer import upload
@@ -27,13 +25,13 @@ from nerf.core.words import counted
 from nerf.data.camera_path import SceneCameras
 from nerf.data.folder import read_folder
 from nerf.data.frames import SPLITS, Frame, ParsedDataset
-from nerf.data.image_store import ImageStore, exif_orientation, has_transparency, read_header, resample
-from nerf.data.normalize import SceneNormalization, focus_point, normalize_scene, warn_of_poses
+from nerf.data.image_store import ImageStore, resample
+from nerf.data.normalize import SceneNormalization, focus_point
+from nerf.data.placement import choose_normalization, scaled_intrinsics
 from nerf.data.sfm import find_cameras, warn_of_changes
 
 log = logging.getLogger("somnia.photographs")
 
-WIDEST = math.radians(80.0)  # half a field of view that counts for the size of an object
 WIDEST_VIDEO = math.radians(50.0)  # half of that of a video; lenses that see more are fisheye lenses
 
 MAX_INVERSION_ERROR = 0.5  # pixels at an image corner after undistort and distort; above it the lens is not invertible there
@@ -45,42 +43,6 @@ BOX_SOURCE = {  # SceneNormalization.kind in words, for the log
     "scene": "the camera positions",
     "given": "--scene_center and --scene_scale",
 }
-
-
-def _scaled_intrinsics(frame: Frame, width: int, height: int) -> tuple[float, float, float, float]:
-    """fx, fy, cx, cy in pixels of the image file, before downscaling."""
-    try:
-        return frame.intrinsics.scaled_to(width, height)
-    except UserError as error:
-        raise UserError(f"photograph {frame.image}: {error}") from error
-
-
-def choose_normalization(dataset: ParsedDataset, bound: float, options: PlacementConfig | None = None) -> SceneNormalization:
-    """The scene normalisation of a dataset, from its training photographs; see :func:`nerf.data.normalize.normalize_scene`."""
-    training = [dataset.frames[i] for i in dataset.splits["train"]]
-    angles, orientation = [], []
-    for frame in track(training, "reading the sizes of photographs"):
-        width, height, _ = read_header(frame.image)
-        fx, fy, _, _ = _scaled_intrinsics(frame, width, height)
-        lens = frame.intrinsics
-        angles.append(min(max(lens.half_angle(fx, width), lens.half_angle(fy, height)), WIDEST))
-        orientation.append(exif_orientation(frame.image))
-    poses = torch.stack([frame.pose for frame in training])
-    warn_of_poses(poses)
-    transparent = training[0].alpha is not None or has_transparency(training[0].image)
-    half_fov = torch.tensor(angles, dtype=torch.float64)
-    return normalize_scene(
-        poses,
-        half_fov,
-        dataset.box,
-        transparent,
-        bound,
-        dataset.points,
-        dataset.limit,
-        dataset.up,
-        torch.tensor(orientation),
-        options or PlacementConfig(),
-    )
 
 
 def _relative_depth(dataset: ParsedDataset, config: DataConfig) -> bool:
@@ -109,6 +71,7 @@ class Photographs:
         cameras: I views; their common size is that of the largest photograph, :meth:`view` gives one at its own size.
         image_index: [I] int64 index of each photograph in the whole dataset; training photographs come first.
         num_images: number of photographs in all splits.
+        points: [P, 3] of the reconstruction in the normalised world, or None.
         transform: [4, 4] float64 from the normalised world to the dataset's own (the reconstruction's, where nerfstudio
             recorded how it was transformed).
         scene_kind: how the scene box was chosen: see :class:`SceneNormalization`.
@@ -129,12 +92,14 @@ class Photographs:
         self.image_index = torch.tensor(dataset.splits[split], device=self.device)
         self.num_images, self.num_training = len(dataset.frames), len(dataset.splits["train"])
         self.scene_kind, self.transform = normalization.kind, normalization.to_source
+        self.points = None if dataset.points is None else normalization.points(dataset.points).float()
         self.unbounded = normalization.unbounded
         if dataset.to_reconstruction is not None:
             self.transform = dataset.to_reconstruction @ normalization.to_source
         self._rotation_to_source = (normalization.to_source[:3, :3] * normalization.scale).float().to(self.device)
         factor = max(1, round(config.downscale / dataset.downscaled))  # what is left to reduce
         self.depth_relative = _relative_depth(dataset, config)
+        self._depths = self._depth_maps(frames, normalization, config)
         self.store = ImageStore(
             [frame.image for frame in frames],
             [frame.mask for frame in frames],
@@ -142,7 +107,7 @@ class Photographs:
             [frame.alpha for frame in frames],
             factor,
             self.device,
-            self._depth_maps(frames, normalization, config),
+            self._depths,
         )
         self._has_distortion = [any(frame.intrinsics.distortion) or frame.intrinsics.fisheye for frame in frames]
         self.cameras = self._make_cameras(frames, normalization, factor)
@@ -164,7 +129,7 @@ class Photographs:
     ) -> dict[str, "Photographs"]:
         """Load all non-empty splits of a folder in one normalised world; "train" always exists.
 
-        For the formats see :func:`nerf.data.transforms.read_folder`, for the scene box
+        For the formats see :func:`nerf.data.folder.read_folder`, for the scene box
         :func:`nerf.data.normalize.normalize_scene`. "val" is left out if it equals "test".
 
         Args:
@@ -189,7 +154,7 @@ class Photographs:
         """Poses in the normalised world, intrinsics in pixels of the downscaled images."""
         pose = normalization.apply(torch.stack([frame.pose for frame in frames])).float().to(self.device)
         sizes = zip(frames, self.store.original_sizes, strict=True)
-        intrinsics = torch.tensor([_scaled_intrinsics(frame, *size) for frame, size in sizes])
+        intrinsics = torch.tensor([scaled_intrinsics(frame, *size) for frame, size in sizes])
         fx, fy, cx, cy = (intrinsics / factor).to(self.device).unbind(-1)
         lenses = [frame.intrinsics for frame in frames]
         terms = max(len(lens.distortion) for lens in lenses)
@@ -263,6 +228,9 @@ class Photographs:
             f"{self.store.pixels.numel() / 2**20:.0f} MiB; scene box from {BOX_SOURCE[normalization.kind]}, "
             f"scaled by {normalization.scale:.3g}"
         )
+        depths = sum(path is not None for path, _ in self._depths)
+        if depths:
+            line += f"; {depths} with {'relative' if self.depth_relative else 'metric'} depth maps"
         if dataset.missing:
             line += f"; {len(dataset.missing)} listed photographs do not exist (the first is {dataset.missing[0]})"
         return line
@@ -278,7 +246,14 @@ class Photographs:
         """The :class:`SceneInfo` of this dataset in a box [-bound, bound]^3."""
         marked = self.store.has_alpha or self.store.has_masks
         shown = None if self.cameras.near is None else Coverage(self.cameras, self.store.width, self.store.height)
-        return SceneInfo(bound, self.num_images, self.num_training, marked, self.unbounded and not marked, shown)
+        unbounded = self.unbounded and not marked
+        return SceneInfo(
+            bound, self.num_images, self.num_training, marked, self._points_in(bound), unbounded=unbounded, coverage=shown
+        )
+
+    def _points_in(self, bound: float) -> Tensor | None:
+        """The points of the reconstruction [P, 3] that lie in a box, in the normalised world."""
+        return None if self.points is None else self.points[self.points.abs().amax(-1) < bound]
 
     # ---- single photographs ----
 

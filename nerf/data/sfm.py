@@ -6,25 +6,31 @@ pictures, from where :mod:`nerf.data.colmap` reads it, whole or not at all.
 
 import hashlib
 import importlib.util
+import json
 import logging
-import sqlite3
+import os
+import shutil
+import subprocess
+import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
+from filelock import FileLock
 
 from nerf.config.captures import SfmConfig
 from nerf.core.errors import UserError
-from nerf.core.files import read_json, reading, replace_folder, write_json
-from nerf.core.pictures import open_picture
+from nerf.core.files import as_shape, read_json, replace_folder, write_json
+from nerf.core.pictures import exif_tags, open_picture
 from nerf.core.progress import task
 from nerf.core.words import counted
+from nerf.data import sfm_process
 from nerf.data.folder import check_folder, plain_pictures, recognise
 
 log = logging.getLogger("somnia.photographs")
@@ -33,15 +39,14 @@ FEWEST = 3  # pictures from which a scene is found
 MANY = 200  # pictures from which only neighbours in the order of names are compared
 OVERLAP = 10  # neighbours that a picture is compared with then; also those 2, 4, 8 ... places away
 SEED = 0  # of every random choice: the same pictures give the same cameras
-POLL_SECONDS = 0.2  # between two looks at how far COLMAP is
 RECORD = "somnia.json"  # beside the model: what it was made from
 MODEL_FILES = tuple(
     f"{stem}.{suffix}" for stem in ("cameras", "images", "points3D", "rigs", "frames") for suffix in ("bin", "txt")
 )
 HASHED_BYTES = 1 << 16  # of the beginning of a picture, which with its size tells whether it is the same
 SHOWN_NAMES = 5  # of pictures without a camera
-QUIET = 3  # level of COLMAP's log from which it would be shown: fatal errors
-EXIF_FOCAL, EXIF_MODEL, EXIF_DETAILS = 0x920A, 0x0110, 0x8769  # tags: focal length, camera model, and where the first one is
+LONGEST_REASON = 200  # characters of COLMAP's own message that are repeated
+EXIF_FOCAL, EXIF_MODEL = 0x920A, 0x0110  # tags: focal length and camera model
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,44 @@ def find_cameras(folder: Path, options: SfmConfig) -> Found | None:
     Raises:
         UserError: pycolmap is not installed, there are too few pictures, they do not connect, or the folder cannot be written.
     """
+    name = hashlib.sha256(str(folder.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
+    with FileLock(Path(tempfile.gettempdir()) / f"somnia_sfm_{name}.lock"):  # of several processes one looks, and all read
+        found = check_pictures(folder)
+        return None if found is None else _find(folder, *found, options)
+
+
+def _find(folder: Path, images: Path, pictures: list[Path], options: SfmConfig) -> Found:
+    """:func:`find_cameras` of the pictures that were found in ``images``."""
+    names, began = [path.name for path in pictures], time.monotonic()
+    single = _one_camera(pictures, options.sfm_cameras)
+    log.info(
+        "--sfm: looking for the cameras of %d pictures in %s, %s",
+        len(names),
+        images,
+        "one lens" if single else "a lens for each",
+    )
+    with tempfile.TemporaryDirectory(prefix="somnia_sfm_") as scratch:
+        model = _reconstruct(images, names, Path(scratch), options, single)
+        result = Found(len(model.names), len(names), model.points, model.error, time.monotonic() - began)
+        _keep(folder, images, Path(scratch) / "model", names, result)
+    log.info("--sfm: %s; kept in %s", result, folder / "sparse" / "0")
+    if lost := sorted(set(names) - set(model.names)):
+        log.warning(
+            "--sfm: %s no camera and %s left out: %s%s; pictures that overlap them would connect them",
+            counted(len(lost), "picture has", "pictures have"),
+            "is" if len(lost) == 1 else "are",
+            ", ".join(lost[:SHOWN_NAMES]),
+            " and others" if len(lost) > SHOWN_NAMES else "",
+        )
+    return result
+
+
+def check_pictures(folder: Path) -> tuple[Path, list[Path]] | None:
+    """The folder of the pictures whose cameras are to be found, and the pictures; None if there are cameras already.
+
+    Raises:
+        UserError: there is no such folder, pycolmap is not installed, or there are too few pictures.
+    """
     check_folder(folder)
     known = recognise(folder)
     if known is not None:
@@ -85,35 +128,9 @@ def find_cameras(folder: Path, options: SfmConfig) -> Found | None:
         )
     if importlib.util.find_spec("pycolmap") is None:
         raise UserError("--sfm needs the package pycolmap; run: pip install 'somnia[sfm]', or pip install 'pycolmap>=4.2,<5'")
-    names, began = [path.name for path in pictures], time.monotonic()
-    single = _one_camera(pictures, options.sfm_cameras)
-    log.info(
-        "--sfm: looking for the cameras of %d pictures in %s, %s",
-        len(names),
-        images,
-        "one lens" if single else "a lens for each",
-    )
-    with tempfile.TemporaryDirectory(prefix="somnia_sfm_") as scratch:
-        model = _reconstruct(images, names, Path(scratch), options, single)
-        found = Found(
-            model.num_reg_images(),
-            len(names),
-            len(model.points3D),
-            model.compute_mean_reprojection_error(),
-            time.monotonic() - began,
-        )
-        _keep(folder, images, model, names, found)
-    log.info("--sfm: %s; kept in %s", found, folder / "sparse" / "0")
-    placed = {image.name for image in model.images.values() if image.has_pose}
-    if lost := [name for name in names if name not in placed]:
-        log.warning(
-            "--sfm: %s no camera and %s left out: %s%s; pictures that overlap them would connect them",
-            counted(len(lost), "picture has", "pictures have"),
-            "is" if len(lost) == 1 else "are",
-            ", ".join(lost[:SHOWN_NAMES]),
-            " and others" if len(lost) > SHOWN_NAMES else "",
-        )
-    return found
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--sfm keeps the cameras in {folder}, which cannot be written to; give a copy of the folder")
+    return images, pictures
 
 
 def warn_of_changes(folder: Path) -> None:
@@ -149,11 +166,12 @@ def _fingerprint(path: Path) -> str:
         return f"{path.stat().st_size} {hashlib.sha256(file.read(HASHED_BYTES)).hexdigest()}"
 
 
-def _keep(folder: Path, images: Path, model: Any, names: list[str], found: Found) -> None:
-    """Write a model and the record of what it was made from to ``sparse/0``."""
+def _keep(folder: Path, images: Path, model: Path, names: list[str], found: Found) -> None:
+    """Copy a model and write the record of what it was made from to ``sparse/0``."""
     try:
         with replace_folder(folder / "sparse" / "0", (*MODEL_FILES, RECORD)) as fresh:
-            model.write(fresh)
+            for path in model.iterdir():
+                shutil.copyfile(path, fresh / path.name)
             record = {name: _fingerprint(images / name) for name in names}
             write_json(fresh / RECORD, {"pictures": record, "registered": found.registered, "reprojection_error": found.error})
     except OSError as error:
@@ -168,97 +186,69 @@ def _one_camera(pictures: list[Path], asked: str) -> bool:
     seen = set()
     for path in pictures:
         with open_picture(path, f"picture {path}", "replace the file, or remove it from the folder") as image:
-            exif = image.getexif()
-            details = exif.get_ifd(EXIF_DETAILS)
-            seen.add((image.size, str(exif.get(EXIF_MODEL)), str(details.get(EXIF_FOCAL))))
+            model, focal = exif_tags(image).get(EXIF_MODEL), exif_tags(image, details=True).get(EXIF_FOCAL)
+            seen.add((image.size, str(model), str(focal)))
     return asked == "single" or (asked == "auto" and len(seen) == 1)
 
 
-def _reconstruct(images: Path, names: list[str], scratch: Path, options: SfmConfig, single: bool) -> Any:
-    """The largest model, a ``pycolmap.Reconstruction``."""
-    import pycolmap
-
-    pycolmap.logging.minloglevel = QUIET
-    database, threads, cpu = scratch / "database.db", torch.get_num_threads(), pycolmap.Device.cpu
-    extraction = pycolmap.FeatureExtractionOptions()
-    extraction.num_threads, extraction.max_image_size = threads, options.sfm_size
-    matching, verification = pycolmap.FeatureMatchingOptions(), pycolmap.TwoViewGeometryOptions()
-    matching.num_threads, verification.ransac.random_seed = threads, SEED
-    mapping = pycolmap.IncrementalPipelineOptions()
-    mapping.random_seed, mapping.num_threads, mapping.min_model_size = SEED, 1, FEWEST  # one thread: the same bits every time
-    common: dict[str, Any] = {"device": cpu, "cancellation_token": (token := pycolmap.CancellationToken())}
-    mode = pycolmap.CameraMode.SINGLE if single else pycolmap.CameraMode.PER_IMAGE
-    pycolmap.set_random_seed(SEED)
-    _watched(
-        "looking for features",
-        len(names),
-        lambda: pycolmap.extract_features(
-            database, images, image_names=names, camera_mode=mode, extraction_options=extraction, **common
-        ),
-        lambda: _rows(database, "keypoints"),
-        token,
-    )
-    matched: dict[str, Any] = {"matching_options": matching, "verification_options": verification, **common}
-    if options.sfm_matching == "sequential" or (options.sfm_matching == "auto" and len(names) >= MANY):
-        pairing = pycolmap.SequentialPairingOptions()
-        pairing.overlap = OVERLAP
-        pairs, match = len(names) * OVERLAP, lambda: pycolmap.match_sequential(database, pairing_options=pairing, **matched)
-    else:
-        pairs, match = len(names) * (len(names) - 1) // 2, lambda: pycolmap.match_exhaustive(database, **matched)
-    _watched("matching pictures", pairs, match, lambda: _rows(database, "two_view_geometries"), token)
-    placed = [0]
-
-    def count() -> None:
-        placed[0] += 1
-
-    models = _watched(
-        "placing cameras",
-        len(names),
-        lambda: pycolmap.incremental_mapping(
-            database, images, scratch, options=mapping, next_image_callback=count, cancellation_token=token
-        ),
-        lambda: min(placed[0], len(names)),
-        token,
-    )
-    best = max(models.values(), key=lambda model: model.num_reg_images(), default=None)
-    if best is None or best.num_reg_images() == 0:
+def _reconstruct(images: Path, names: list[str], scratch: Path, options: SfmConfig, single: bool) -> "_Model":
+    """The largest model, in ``model`` of the scratch folder, found by a process of its own whose progress is shown here."""
+    sequential = options.sfm_matching == "sequential" or (options.sfm_matching == "auto" and len(names) >= MANY)
+    request = {
+        "images": str(images),
+        "names": names,
+        "scratch": str(scratch),
+        "size": options.sfm_size,
+        "single": single,
+        "overlap": OVERLAP if sequential else None,
+        "threads": torch.get_num_threads(),
+        "fewest": FEWEST,
+        "seed": SEED,
+    }
+    words = [sys.executable, str(Path(sfm_process.__file__)), json.dumps(request)]
+    with (scratch / "errors.txt").open("w+b") as errors:
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8")
+        try:
+            said = _follow(process)
+        finally:
+            process.kill()
+            process.wait()
+        errors.seek(0)
+        complaints = [line for line in errors.read().decode(errors="replace").splitlines() if line.strip()]
+    if said is None:
+        raise UserError(
+            f"--sfm: COLMAP failed: {' '.join(complaints[:2])[:LONGEST_REASON] or 'it said nothing'}; replace pictures that "
+            "may be damaged, or remove them"
+        )
+    if not said.get("model"):
         raise UserError(
             f"--sfm could not find the camera of any of the {len(names)} pictures in {images}: too few details are seen in two "
             "of them; give sharp pictures that overlap, taken from different positions"
         )
-    return best
+    return as_shape(said["model"], "what COLMAP found", "run it again", _Model)
 
 
-def _rows(database: Path, table: str) -> int:
-    """How many rows a table of COLMAP's database has by now."""
-    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=0.05)) as opened:
-        return int(opened.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
-    return 0
+class _Model(msgspec.Struct):
+    """What the process says of the model."""
+
+    names: list[str]  # of the pictures with a camera
+    points: int
+    error: float  # mean reprojection error, pixels
 
 
-def _watched(doing: str, total: int, work: Callable[[], Any], done: Callable[[], int], token: Any) -> Any:
-    """Run a step of COLMAP in a thread of its own, while this one shows how far it is and hears an interruption."""
-    result: list[Any] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(work())
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    with task(doing, max(total, 1)) as advance:
-        thread.start()
-        try:
-            while thread.is_alive():
-                thread.join(POLL_SECONDS)
-                advance(min(done(), max(total, 1)))
-        except BaseException:
-            token.cancel()
-            thread.join()
-            raise
-    if failure:
-        with reading("--sfm: COLMAP", "replace pictures that may be damaged, or remove them", problem="failed"):
-            raise failure[0]
-    return result[0]
+def _follow(process: "subprocess.Popen[str]") -> dict[str, Any] | None:
+    """Show the progress that a process says; returns its line about the model, None if it ended without one."""
+    assert process.stdout is not None, "it is a pipe"
+    found = None
+    with ExitStack() as shown:
+        advance: Callable[[int], None] = lambda done: None  # noqa: E731
+        for line in process.stdout:
+            said = json.loads(line)
+            if "doing" in said:
+                shown.close()
+                advance = shown.enter_context(task(said["doing"], max(said["total"], 1)))
+            elif "done" in said:
+                advance(said["done"])
+            elif "model" in said:
+                found = said
+    return found if process.wait() == 0 else None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nerf.core.errors import UserError
-from nerf.core.structs import FieldOutput, LevelSet, Points, RenderSettings
+from nerf.core.structs import FieldOutput, LevelSet, Points, RenderSettings, SceneInfo
 from nerf.fields.opacity import density_to_alpha
 
 # Points of one query where no gradients are needed, so that the temporaries of a field stay small.
@@ -25,6 +25,23 @@ class Field(nn.Module, ABC):
     """
 
     bound: float
+    # Rounds in which the plain path draws its fine samples; above one, each draws by :meth:`section_opacity`.
+    upsampling_rounds = 1
+
+    def begin_step(self, fraction: float) -> None:
+        """Set what follows the training progress in [0, 1] and is no parameter. By default nothing."""
+
+    def initialize(self, scene: SceneInfo, generator: torch.Generator) -> str | None:
+        """Put a first shape into a field that has just been made.
+
+        Args:
+            scene: what is known of it.
+            generator: on the CPU.
+
+        Returns:
+            A line for the log, or None where nothing was done, as by default.
+        """
+        return None
 
     @abstractmethod
     def query(self, points: Points, settings: RenderSettings) -> FieldOutput:
@@ -61,12 +78,14 @@ class Field(nn.Module, ABC):
         """
 
     @abstractmethod
-    def occupancy(self, positions: Tensor, dt: float) -> Tensor:
+    def occupancy(self, positions: Tensor, dt: float, reach: Tensor | float = 0.0) -> Tensor:
         """Opacity of a step at each position, in any direction, for the occupancy grid.
 
         Args:
             positions: [M, 3] scene units.
             dt: length of the steps, scene units.
+            reach: [M] or one number: how far from a position the rest of its cell extends; a field that knows how near its
+                surface is answers for all of the cell, others ignore it.
 
         Returns:
             [M] in [0, 1]; not differentiable.
@@ -79,6 +98,27 @@ class Field(nn.Module, ABC):
         Args:
             threshold: density at the surface; fields whose surface does not depend on a density ignore it.
         """
+
+    def longest_step(self) -> float | None:
+        """Longest step of a march that still resolves the field everywhere, scene units; None: there is none.
+
+        Waits for a GPU.
+        """
+        return None
+
+    def section_value(self, points: Points, settings: RenderSettings) -> Tensor:
+        """What :meth:`section_opacity` needs of M points: [M], for fields with several rounds of up-sampling."""
+        raise NotImplementedError(f"{type(self).__name__} is sampled in one round")
+
+    def section_opacity(self, values: Tensor, t: Tensor, number: int) -> Tensor:
+        """Opacity [n, S - 1] of the sections between samples, in a round of up-sampling.
+
+        Args:
+            values: [n, S] of :meth:`section_value` at the samples.
+            t: [n, S] distances along the rays, ascending.
+            number: of the round, from 0.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is sampled in one round")
 
     def albedo(self, positions: Tensor) -> Tensor:
         """Diffuse colour [M, 3] in [0, 1] at positions [M, 3], as baked into textures."""
@@ -133,7 +173,7 @@ class DensityField(Field):
         return density_to_alpha(output.require("density"), dt)
 
     @torch.no_grad()
-    def occupancy(self, positions: Tensor, dt: float) -> Tensor:
+    def occupancy(self, positions: Tensor, dt: float, reach: Tensor | float = 0.0) -> Tensor:
         """Opacity [M] of steps of length dt at positions [M, 3]; see :meth:`Field.occupancy`."""
         return density_to_alpha(self.density(positions), dt)
 

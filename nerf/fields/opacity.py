@@ -1,7 +1,8 @@
-"""Opacity of a step along a ray. M samples."""
+"""Opacity of a step along a ray, from a density or from a signed distance. M samples."""
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def density_to_alpha(density: Tensor, dt: Tensor | float) -> Tensor:
@@ -15,3 +16,63 @@ def density_to_alpha(density: Tensor, dt: Tensor | float) -> Tensor:
         [M] in [0, 1]; differentiable in both.
     """
     return -torch.expm1(-density * dt)
+
+
+def sdf_to_alpha(sdf: Tensor, slope: Tensor | float, dt: Tensor | float, sharpness: Tensor | float) -> Tensor:
+    """Opacity of steps through a signed distance (NeuS, Wang et al. 2021, eq. 13).
+
+    ``max((Phi(f_0) - Phi(f_1)) / Phi(f_0), 0)`` with the logistic function ``Phi(x) = 1 / (1 + exp(-sharpness x))`` and the
+    distances ``f_0, f_1 = f -+ slope dt / 2`` at both ends of the step. Computed as ``1 - exp(log Phi(f_1) - log Phi(f_0))``,
+    which is exact deep inside too, where both are too small for a division.
+
+    Args:
+        sdf: [M] distance in the middle of the step, scene units, negative inside.
+        slope: [M] or one number, change of the distance per scene unit along the ray; a positive one counts as zero.
+        dt: [M] or one number, length of the steps in scene units.
+        sharpness: [] or one number, per scene unit, above zero: the inverse of the logistic function's width.
+
+    Returns:
+        [M] in [0, 1]; differentiable twice in everything.
+    """
+    half = 0.5 * dt * (slope.clamp(max=0.0) if isinstance(slope, Tensor) else min(slope, 0.0))
+    return -torch.expm1(functional.logsigmoid(sharpness * (sdf + half)) - functional.logsigmoid(sharpness * (sdf - half)))
+
+
+def annealed_slope(cosine: Tensor, ratio: float) -> Tensor:
+    """The slope of the signed distance along a ray, as the opacity sees it at this point of training.
+
+    ``-((1 - ratio) relu((1 - c) / 2) + ratio relu(-c))``: at first a step counts whichever way its surface faces, so that a
+    shape whose normals are still wrong is not transparent; at the end only surfaces that face the camera count (the cosine
+    annealing of the NeuS authors' program).
+
+    Args:
+        cosine: [M] of the angle between ray and outward normal.
+        ratio: 0 at the start of the annealing, 1 from its end on.
+
+    Returns:
+        [M] in [-1, 0]; differentiable.
+    """
+    if ratio >= 1.0:
+        return -functional.relu(-cosine)
+    return -((1.0 - ratio) * functional.relu(0.5 - 0.5 * cosine) + ratio * functional.relu(-cosine))
+
+
+def section_alpha(sdf: Tensor, t: Tensor, sharpness: float) -> Tensor:
+    """Opacity of the sections between neighbouring samples, from their distances alone: what up-sampling draws by.
+
+    The slope of a section is the smaller of its own and of the one before it (both in [-1, 0]), which keeps sections behind a
+    surface from being sampled (NeuS, Wang et al. 2021, appendix, sec. B.2 on hierarchical sampling).
+
+    Args:
+        sdf: [n, S] signed distances at the samples, front to back.
+        t: [n, S] distances along the rays, ascending.
+        sharpness: per scene unit.
+
+    Returns:
+        [n, S - 1] in [0, 1].
+    """
+    dt = t.diff(dim=-1)
+    slope = sdf.diff(dim=-1) / dt.clamp(min=1e-6)
+    before = functional.pad(slope[:, :-1], (1, 0))
+    slope = torch.minimum(slope, before).clamp(-1.0, 0.0)
+    return sdf_to_alpha(0.5 * (sdf[:, 1:] + sdf[:, :-1]), slope, dt, sharpness)

@@ -4,6 +4,7 @@ N rays, M samples packed end to end.
 """
 
 import logging
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -110,6 +111,7 @@ class AcceleratedPath(RenderPath):
         self.register_buffer("log2_step_scale", torch.zeros((), dtype=torch.int64))
         self.register_buffer("ray_share", torch.ones((), dtype=torch.float64))
         self._host_step_scale: int | None = 0  # the buffer's value on the host; None: it has to be read
+        self._host_least_scale: int | None = None  # of :meth:`_least_scale` on a GPU, between two updates
         self._host_ray_share: float | None = 1.0  # likewise
         self.register_load_state_dict_post_hook(_forget_host_state)
         self._sizes: dict[str, BufferSizes] = {}  # by source
@@ -119,6 +121,7 @@ class AcceleratedPath(RenderPath):
         """Refresh the occupancy grid; see :meth:`OccupancyGrid.update`."""
         with self._rays_backend():
             self.grid.update(field, generator)
+        self._host_least_scale = None
 
     def render(self, field: Field, rays: Rays, settings: RenderSettings) -> RaySums:
         """Composite N rays; see :meth:`RenderPath.render`. Evaluation is not differentiable."""
@@ -148,6 +151,13 @@ class AcceleratedPath(RenderPath):
         """Steps across the diagonal when the step is 2^log2_scale times the shortest one."""
         return max(self.max_steps >> log2_scale, min(self.max_steps, MIN_MARCH_STEPS))
 
+    def _least_scale(self, field: Field) -> int:
+        """How often the shortest step may be doubled without exceeding what the field needs; a GPU is asked once an update."""
+        if self._host_least_scale is None or self.grid.alpha.device.type == "cpu":
+            longest = field.longest_step()
+            self._host_least_scale = 0 if longest is None else max(math.floor(math.log2(longest / self.grid.dt)), 0)
+        return self._host_least_scale
+
     def _train(self, field: Field, rays: Rays, settings: RenderSettings, near: Tensor, far: Tensor) -> RaySums:
         """Composite the visible samples, which lie in the middle of steps shifted by a random part of a step."""
         buffered = near.device.type == "cuda" if self.buffered is None else self.buffered
@@ -175,7 +185,7 @@ class AcceleratedPath(RenderPath):
         It is kept in a buffer, so that a resumed run takes the same steps as an uninterrupted one.
         """
         budget = _sample_budget(rays)
-        log2_scale = int(self.log2_step_scale)
+        log2_scale = max(int(self.log2_step_scale), self._least_scale(field))
         while True:
             march = self._march(rays, settings, near, far, log2_scale)
             strict = march.max_steps > MIN_MARCH_STEPS
@@ -206,13 +216,14 @@ class AcceleratedPath(RenderPath):
         sizes = self._sizes.setdefault(settings.source, BufferSizes())
         budget = _sample_budget(rays)
         while True:
-            march = self._march(rays, settings, near, far, self._read_step_scale())
+            scale = max(self._read_step_scale(), self._least_scale(field))
+            march = self._march(rays, settings, near, far, scale)
             steps = march.max_steps
             if sizes.known:
                 break
             needed = count_samples(march)
             if needed > 2 * budget and steps > MIN_MARCH_STEPS:
-                self._set_state(self._read_step_scale() + 1, self._read_ray_share())
+                self._set_state(scale + 1, self._read_ray_share())
             else:
                 sizes.observe(needed, needed, len(rays), steps)
         capacity = sizes.capacity(len(rays), steps, budget if steps > MIN_MARCH_STEPS else None)
@@ -275,7 +286,7 @@ class AcceleratedPath(RenderPath):
         no_ray = torch.zeros(0, dtype=torch.int64, device=near.device)
         layout = field.query(points_on(rays.origins[no_ray], no_ray, rays), settings)
         channels = sample_values(layout, rays, settings, no_ray).shape[1]
-        max_steps = self._steps(max(int(self.log2_step_scale) - 1, 0))
+        max_steps = self._steps(max(int(self.log2_step_scale) - 1, self._least_scale(field)))
         march = March(rays, (near, far), self.grid, self.dt_gamma, max_steps)
         queue = RayQueue.start(rays.origins, rays.directions, near, far, channels)
         while len(queue):
@@ -325,5 +336,5 @@ def _sample_budget(rays: Rays) -> int:
 
 def _forget_host_state(path: AcceleratedPath, _keys: object) -> None:
     """After a checkpoint was loaded: what the host remembers belongs to another run."""
-    path._host_step_scale, path._host_ray_share = None, None
+    path._host_step_scale, path._host_ray_share, path._host_least_scale = None, None, None
     path._pending.clear()

@@ -179,7 +179,7 @@ class _Local:
     def __init__(self, field: Field, bound: float):
         self.field, self.bound = field, bound
 
-    def occupancy(self, positions: Tensor, dt: float) -> Tensor:
+    def occupancy(self, positions: Tensor, dt: float, reach: Tensor | float = 0.0) -> Tensor:
         """Opacity [M] of ``dt`` steps at positions [M, 3] of the field's box."""
         left = (OUTER - OUTER * positions.norm(dim=-1)).clamp(1.0 / FARTHEST, 1.0)  # 1 - s, see disparity_steps
         length = dt * self.bound / STEPS / left.square()

@@ -96,7 +96,7 @@ class OccupancyGrid(nn.Module):
         chosen = self._cells(update, None if self._next_count is None else int(self._next_count.result()))
         flat = self.alpha.view(-1)
         for cells in chosen.split(QUERY_CHUNK):
-            sampled = field.occupancy(self.positions(cells, generator), self.dt).to(flat)
+            sampled = field.occupancy(self.positions(cells, generator), self.dt, self._half_diagonal(cells)).to(flat)
             old = flat[cells]
             flat[cells] = torch.where(old == CULLED, old, torch.maximum(DECAY * old, sampled))
         kept = self.alpha != CULLED
@@ -122,6 +122,11 @@ class OccupancyGrid(nn.Module):
         flat = self.alpha.view(-1, 8)
         flat[empty] = CULLED
         self.bitfield.copy_(packbits((self.alpha != CULLED).to(self.alpha.dtype), 0.5))
+
+    def _half_diagonal(self, cells: Tensor) -> Tensor:
+        """Half the diagonal [K] of the cells [K] (flat indices), scene units: what a point in a cell stands for, on average."""
+        cascade = torch.div(cells, self.grid_size**3, rounding_mode="floor").to(self.alpha.dtype)
+        return torch.exp2(cascade).clamp(max=self.bound) * (math.sqrt(3.0) / self.grid_size)
 
     def _cells(self, update: int, count: int | None = None) -> Tensor:
         """Flat indices [K] of the cells that this update samples; a GPU is waited for where ``count`` is not known.

@@ -35,10 +35,13 @@ class PlainPath(RenderPath):
         hit = torch.nonzero(far > near)[:, 0]
         span = torch.stack([near[hit], far[hit]], dim=-1)
         t = stratified(span, self.num_steps, self._random(settings, Stream.COARSE_SAMPLES, len(hit), self.num_steps, span))
+        several = field.upsampling_rounds > 1 and self.upsample_steps > 0
+        if several:
+            t = self._refined(field, rays, hit, t, span, settings)
         samples = self._samples(rays, hit, t, span)
         points = points_at(samples, rays)
         output = field.query(points, settings)
-        if self.upsample_steps > 0:
+        if self.upsample_steps > 0 and not several:
             alpha = field.opacity(output, points, samples.dt, settings).detach().view_as(t)
             random = self._random(settings, Stream.FINE_SAMPLES, len(hit), self.upsample_steps, span)
             fine = sample_pdf(bin_edges(t, span), weights_from_alpha(alpha)[0], random)
@@ -48,6 +51,21 @@ class PlainPath(RenderPath):
             points = points_at(samples, rays)
         alpha = field.opacity(output, points, samples.dt, settings)
         return self._composite(alpha, rays, settings, hit, samples, output)
+
+    @torch.no_grad()
+    def _refined(self, field: Field, rays: Rays, hit: Tensor, t: Tensor, span: Tensor, settings: RenderSettings) -> Tensor:
+        """Samples t [n, S] and fine ones between them, drawn in rounds by :meth:`Field.section_opacity` (NeuS): [n, S + K]."""
+        values = field.section_value(points_at(self._samples(rays, hit, t, span), rays), settings).view_as(t)
+        rounds, fine = field.upsampling_rounds, torch.empty(0)
+        random = self._random(settings, Stream.FINE_SAMPLES, len(hit), self.upsample_steps, span)
+        for number, draws in enumerate(random.tensor_split(rounds, dim=1)):
+            if number > 0:
+                more = field.section_value(points_at(self._samples(rays, hit, fine, span), rays), settings).view_as(fine)
+                t, order = torch.cat([t, fine], dim=-1).sort(dim=-1)
+                values = torch.cat([values, more], dim=-1).gather(1, order)
+            alpha = field.section_opacity(values, t, number)
+            fine = sample_pdf(t, weights_from_alpha(alpha)[0], draws)
+        return torch.cat([t, fine], dim=-1).sort(dim=-1).values
 
     def _random(self, settings: RenderSettings, stream: Stream, n: int, s: int, like: Tensor) -> Tensor:
         """Position of each sample in its stratum, [n, s] in [0, 1): random in training, the middle otherwise."""

@@ -28,7 +28,7 @@ from nerf.mesh.level_set_grid import PROBE_CELLS
 from nerf.mesh.mesh import Mesh
 from nerf.mesh.paint import export_painted
 from nerf.renderer import NeRFRenderer
-from nerf.run import metrics
+from nerf.run import mesh_evaluation, metrics
 from nerf.run.distributed import main_only
 from nerf.run.logger import AfterTraining, Report
 from nerf.run.workspace import has_later_stage
@@ -81,6 +81,7 @@ class Evaluator:
         self.workspace = Path(self.config.output.workspace)
         self._pixel_seconds: float | None = None  # of the newest views
         self._query_seconds: float | None = None  # of a point
+        self._test_psnr: float | None = None  # of the field at the held-out photographs, once it was measured
 
     def settings(self) -> RenderSettings:
         """Render settings of evaluation: plain albedo, or view-dependent colour over the background of the photographs."""
@@ -190,7 +191,7 @@ class Evaluator:
         output, painted = self.config.output, self.model.path.painted()
         shown_again = has_later_stage(self.workspace, self.stage.name)
         said = {} if self.config.prompt.text is None else {"prompt": self.config.prompt.text}
-        options = export.ExportOptions.from_config(output)
+        options = export.ExportOptions.from_config(output, self.config.mesh)
         if self.config.from_mesh_file and self.config.data.data is None:
             options = replace(options, export_frame="source")  # the axes of that file
         common = dict(
@@ -215,7 +216,17 @@ class Evaluator:
         self.report.log(f"mesh: {report}")
         for note in report.notes:
             self.report.log(f"mesh: {note}")
+        if self.config.mesh.eval_mesh and "test" in self.held_out:
+            self._measure_mesh(report.files["glb"])
         return report
+
+    def _measure_mesh(self, path: Path) -> None:
+        """Compare the written mesh with the held-out photographs; the figures go to ``result.json`` and to the log."""
+        photos, chosen = self.held_out["test"], self._measured("test")
+        pictures = self.workspace / "validation" / f"{self.stage.kind.name}_mesh"
+        found = mesh_evaluation.measure(path, photos, chosen, self.config.render.min_near, self.model.bound, pictures)
+        self.report.log(mesh_evaluation.line_of(found, len(chosen), self._test_psnr))
+        self.report.result(**found)
 
     # ---- parts of the above ---------------------------------------------------------------------------------------
 
@@ -265,6 +276,7 @@ class Evaluator:
         if len(chosen) < count:
             self.report.log(f"measuring {len(chosen)} of {count} held-out photographs, evenly chosen; --eval_views 0 takes all")
         found = self._measure("test", step, chosen)
+        self._test_psnr = found["test_psnr"]
         return found | {"test_views": len(chosen), "test_photographs": count}
 
     def _measure(self, split: str, step: int, chosen: Sequence[int]) -> dict[str, float]:

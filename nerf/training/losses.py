@@ -32,6 +32,39 @@ def mask_mse(opacity: Tensor, mask: Tensor) -> Tensor:
     return image_mse(opacity, mask.to(opacity.dtype))
 
 
+def mask_cross_entropy(opacity: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross entropy of opacity [N] and mask [N] in [0, 1], a mean over rays (NeuS, Wang et al. 2021, eq. 17).
+
+    Opacities are clamped to [1e-3, 1 - 1e-3], beyond which the slope is zero. Differentiable.
+    """
+    p, target = opacity.clamp(1e-3, 1.0 - 1e-3), mask.to(opacity.dtype)
+    return -(target * p.log() + (1.0 - target) * (1.0 - p).log()).mean()
+
+
+def image_l1(image: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error of two images of one shape. Differentiable."""
+    return (image - target).abs().mean()
+
+
+def image_smooth_l1(image: Tensor, target: Tensor) -> Tensor:
+    """Mean of ``e^2 / 2`` for errors e below 1 and ``|e| - 1/2`` above, as Instant NeuS trains its NeRF. Differentiable."""
+    return torch.nn.functional.smooth_l1_loss(image, target)
+
+
+HUBER_DELTA = 0.1
+
+
+def image_huber(image: Tensor, target: Tensor) -> Tensor:
+    """Mean of ``e^2 / 2`` for errors e below d = 0.1 and ``d (|e| - d / 2)`` above, divided by d, so that large errors count
+    as in :func:`image_l1`. Differentiable."""
+    return torch.nn.functional.huber_loss(image, target, delta=HUBER_DELTA) / HUBER_DELTA
+
+
+# --rgb_loss and --mask_loss
+COLOUR_LOSSES = {"mse": image_mse, "l1": image_l1, "smooth_l1": image_smooth_l1, "huber": image_huber}
+MASK_LOSSES = {"mse": mask_mse, "bce": mask_cross_entropy}
+
+
 def opacity(opacity: Tensor) -> Tensor:
     """Opacity penalty: the mean squared opacity of rays [N], in [0, 1]. Differentiable."""
     return opacity.square().mean()

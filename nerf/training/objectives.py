@@ -5,105 +5,31 @@ the first step, so a contradiction is reported at the start and not in the middl
 here. Letters: B views, N rays, M samples.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from guidance.base import Guidance
+from nerf.config.losses import LossConfig
 from nerf.config.stages import Stage
-from nerf.core.errors import UserError
 from nerf.core.streams import Random, Stream, derived_seed
 from nerf.core.structs import Batch, Part, RenderOutput, StepPlan
 from nerf.fields.base import Field
+from nerf.fields.signed_distance import SignedDistanceField
 from nerf.render.base import points_at
 from nerf.training import losses
 from nerf.training.mesh_edges import mesh_edges
+from nerf.training.objective import Objective, ObjectiveOutput
 from nerf.training.refinement import EXPOSURE_RATE, Exposure
 from nerf.training.sources import RunInfo
+from nerf.training.surface_objectives import Distortion, SurfaceRegularisers
 
 # Distance of the second point of the 3-D smoothness from the first (standard deviation), as a share of the field's bound.
 NEIGHBOUR_DISTANCE = 1e-2
 MIN_OPACITY = 0.05  # a ray that is less opaque has no depth of its own
-
-
-@dataclass(frozen=True)
-class ObjectiveOutput:
-    """What one objective returns for one rendered part."""
-
-    terms: dict[str, Tensor] = field(default_factory=dict)  # name -> unweighted scalar; only terms with a weight
-    stats: dict[str, Tensor] = field(default_factory=dict)  # for the log: scalars, read when they are written
-    images: dict[str, Tensor] = field(default_factory=dict)  # for --save_guidance: name -> [B, 3, H, W] in [0, 1]
-    finite: dict[str, Tensor] = field(default_factory=dict)  # term -> [2, B] bool, see ``GuidanceOutput.finite``
-
-    def update(self, other: "ObjectiveOutput") -> None:
-        """Add the output of another objective for the same part."""
-        self.terms.update(other.terms)
-        self.stats.update(other.stats)
-        self.images.update(other.images)
-        self.finite.update(other.finite)
-
-
-class Objective(ABC):
-    """One kind of supervision.
-
-    Attributes:
-        terms: names of the loss terms it can make.
-        scope: "part", evaluated for every part it applies to, or "step", for the first of them alone: regularisers of the
-            model itself, which do not count twice because a step has two parts.
-        needs_image: it is defined on whole images only, not on random rays or patches.
-        sample_terms: those of the terms that need samples along the rays.
-        needs_loss_scale: it looks at ``loss_scale``, the factor that automatic mixed precision puts on the losses of this
-            step; the trainer then sets it.
-    """
-
-    terms: tuple[str, ...]
-    scope: Literal["part", "step"] = "part"
-    needs_image = False
-    sample_terms: tuple[str, ...] = ()
-    needs_loss_scale = False
-    loss_scale: Tensor | float = 1.0  # 0-d, on the device of the losses
-
-    def applies(self, part: Part, plan: StepPlan) -> bool:
-        """Whether this objective is evaluated on the part under the plan's weights."""
-        return any(plan.wants(term) for term in self.terms)
-
-    def check(self, part: Part, plan: StepPlan) -> None:
-        """Check before training that the objective can be evaluated on a part that it applies to.
-
-        Raises:
-            UserError: it needs whole images, and the part has random rays or patches.
-        """
-        if self.needs_image and part.request.layout != "image":
-            raise UserError(
-                f"{type(self).__name__} needs whole images, but the source {part.source!r} supplies {part.request.num_rays} "
-                f"rays in the layout {part.request.layout!r}; set the weights of {', '.join(self.terms)} to 0 or drop that "
-                "source"
-            )
-
-    @abstractmethod
-    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
-        """Unweighted scalar terms by name; only those whose weight in the plan is not zero."""
-
-    def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Optimiser groups of the objective's own parameters; most have none."""
-        return []
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of the objective; nothing for one without parameters."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what :meth:`state_dict` returned.
-
-        Raises:
-            ValueError: the checkpoint holds a state and this objective has none.
-        """
-        if state:
-            raise ValueError(f"{type(self).__name__}: expected an empty state, got {sorted(state)}")
 
 
 def check(objectives: Iterable[Objective], plan: StepPlan) -> None:
@@ -146,8 +72,9 @@ class KnownView(Objective):
 
     terms = ("rgb", "mask", "depth", "normal")
 
-    def __init__(self, exposure: Exposure | None = None):
-        self.exposure = exposure
+    def __init__(self, rgb_loss: str = "mse", mask_loss: str = "mse", exposure: Exposure | None = None):
+        """Names of ``losses.COLOUR_LOSSES`` and ``losses.MASK_LOSSES``, and the exposures of the photographs, if learned."""
+        self.rgb_loss, self.mask_loss, self.exposure = rgb_loss, mask_loss, exposure
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """The exposures; see :meth:`Objective.param_groups`."""
@@ -178,9 +105,9 @@ class KnownView(Objective):
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
         terms: dict[str, Tensor] = {}
         if plan.wants("rgb") and batch.rgb is not None:
-            terms["rgb"] = losses.image_mse(self._recorded(out.image, batch), batch.rgb)
+            terms["rgb"] = losses.COLOUR_LOSSES[self.rgb_loss](self._recorded(out.image, batch), batch.rgb)
         if plan.wants("mask") and batch.mask is not None:
-            terms["mask"] = losses.mask_mse(out.opacity, batch.mask)
+            terms["mask"] = losses.MASK_LOSSES[self.mask_loss](out.opacity, batch.mask)
         if plan.wants("depth") and batch.depth is not None and batch.mask is not None:
             terms["depth"] = _depth_of_views(out, batch.depth, batch.mask)
         if plan.wants("normal") and batch.normal is not None and batch.mask is not None and out.normal is not None:
@@ -403,6 +330,11 @@ class ObjectiveInputs:
         """The stage of the run."""
         return self.run.stage
 
+    @property
+    def loss(self) -> LossConfig:
+        """The options of the losses."""
+        return self.stage.config.loss
+
 
 def _guided(inputs: ObjectiveInputs) -> Objective | None:
     options, optim = inputs.stage.config.guidance, inputs.stage.config.optim
@@ -412,11 +344,17 @@ def _guided(inputs: ObjectiveInputs) -> Objective | None:
 
 def _known_view(inputs: ObjectiveInputs) -> Objective:
     wanted = inputs.stage.config.capture.exposure and inputs.run.scene.num_training > 0
-    return KnownView(Exposure(inputs.run.scene.num_training).to(inputs.device) if wanted else None)
+    exposure = Exposure(inputs.run.scene.num_training).to(inputs.device) if wanted else None
+    return KnownView(inputs.loss.rgb_loss, inputs.loss.mask_loss, exposure)
 
 
 def _mesh_regularisers(inputs: ObjectiveInputs) -> Objective | None:
     return MeshRegularisers(inputs.stage.config.loss.mesh_laplacian) if inputs.stage.kind.triangles else None
+
+
+def _surface_regularisers(inputs: ObjectiveInputs) -> Objective | None:
+    field = inputs.field
+    return SurfaceRegularisers(field, inputs.loss, inputs.run.scene) if isinstance(field, SignedDistanceField) else None
 
 
 # Name -> builder, in the order of evaluation. A builder returns None where the stage has no such objective. The weights of
@@ -429,6 +367,8 @@ OBJECTIVES: dict[str, Callable[[ObjectiveInputs], Objective | None]] = {
     "smoothness": lambda inputs: Smoothness(inputs.field),
     "grid_regularisers": lambda inputs: GridRegularisers(inputs.field),
     "mesh_regularisers": _mesh_regularisers,
+    "distortion": lambda inputs: Distortion(),
+    "surface_regularisers": _surface_regularisers,
 }
 
 

@@ -4,6 +4,7 @@ A plan is a pure function of the step, the options and the seed. Nothing here is
 resumed run makes the plans that an uninterrupted one would have made.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nerf.config.config import Config
+from nerf.config.ramps import Weight, weight_at
 from nerf.core.streams import Random, Stream, derived_seed
 from nerf.core.structs import Control, Part, RenderSettings, Shading, StepPlan, ViewRequest
 from nerf.render.background import background_kind
@@ -35,7 +37,7 @@ def plan(step: int, run: RunInfo, sources: Mapping[str, Source]) -> StepPlan:
         sources: name -> source of views, in the order of the parts; each may skip the step.
     """
     config, fraction = run.config, run.fraction(step)
-    weights = term_weights(fraction, run)
+    weights = term_weights(step, run)
     parts = []
     for name, source in sources.items():
         part = source.plan_part(step, run, Random(derived_seed(run.seed, step, name)))
@@ -56,30 +58,48 @@ def _with_normals(part: Part, weights: Mapping[str, float], run: RunInfo) -> Par
     return replace(part, settings=replace(part.settings, need_normals=True)) if wanted else part
 
 
-# Name of a loss term, as in the logs -> its weight at a training progress in [0, 1]. Guidance has its own, see below.
-TERM_WEIGHTS: dict[str, Callable[[float, Config], float]] = {
+# Name of a loss term, as in the logs -> its weight, or its ramp over steps. Guidance has its own, see below.
+TERM_WEIGHTS: dict[str, Callable[[float, Config], Weight]] = {
     "rgb": lambda fraction, config: config.loss.lambda_rgb,
     "mask": lambda fraction, config: config.loss.lambda_mask,
-    "depth": lambda fraction, config: config.loss.lambda_depth * fraction,
+    "depth": lambda fraction, config: config.loss.lambda_depth,
+    "normal": lambda fraction, config: config.loss.lambda_normal,
     "depth_map": lambda fraction, config: 0.0 if config.data.data is None else config.data.lambda_depth_map,
-    "normal": lambda fraction, config: config.loss.lambda_normal * (fraction if config.prompt.has_images else 1.0),
     "opacity": lambda fraction, config: config.loss.lambda_opacity,
-    "entropy": lambda fraction, config: config.loss.lambda_entropy * min(1.0, ENTROPY_RAMP * fraction),
+    "entropy": lambda fraction, config: config.loss.lambda_entropy,
     "orient": lambda fraction, config: config.loss.lambda_orient,
     "normal_smooth_2d": lambda fraction, config: config.loss.lambda_2d_normal_smooth,
     "normal_smooth_3d": lambda fraction, config: config.loss.lambda_3d_normal_smooth,
-    "tv": lambda fraction, config: config.loss.lambda_tv * min(1.0, TV_RAMP * fraction),
+    "tv": lambda fraction, config: config.loss.lambda_tv,
     "weight_decay": lambda fraction, config: config.loss.lambda_wd,
     "mesh_normal": lambda fraction, config: config.loss.lambda_mesh_normal,
     "mesh_laplacian": lambda fraction, config: config.loss.lambda_mesh_laplacian,
     "mesh_sign": lambda fraction, config: config.loss.lambda_mesh_sign,
+    "eikonal": lambda fraction, config: config.loss.lambda_eikonal,
+    "sparsity": lambda fraction, config: config.loss.lambda_sparsity,
+    "off_surface": lambda fraction, config: config.loss.lambda_off_surface,
+    "curvature": lambda fraction, config: config.loss.lambda_curvature,
+    "distortion": lambda fraction, config: config.loss.lambda_distortion,
+    "distortion_bg": lambda fraction, config: config.loss.lambda_distortion_bg,
+    "points": lambda fraction, config: config.loss.lambda_points,
+}
+# Terms that come in with the training progress, as a factor of their weights.
+TERM_FACTORS: dict[str, Callable[[float, Config], float]] = {
+    "depth": lambda fraction, config: fraction,
+    "normal": lambda fraction, config: fraction if config.prompt.has_images else 1.0,
+    "entropy": lambda fraction, config: min(1.0, ENTROPY_RAMP * fraction),
+    "tv": lambda fraction, config: min(1.0, TV_RAMP * fraction),
 }
 
 
-def term_weights(fraction: float, run: RunInfo) -> dict[str, float]:
-    """Weight of every loss term at this point of training, by the name that the logs show."""
+def term_weights(step: int, run: RunInfo) -> dict[str, float]:
+    """Weight of every loss term at a step, by the name that the logs show."""
+    fraction, config = run.fraction(step), run.config
     weights = {f"sds/{name}": options.lambda_guidance * options.guidance_weights for name, options in run.options_of.items()}
-    return weights | {name: weight(fraction, run.config) for name, weight in TERM_WEIGHTS.items()}
+    for name, weight in TERM_WEIGHTS.items():
+        factor = TERM_FACTORS[name](fraction, config) if name in TERM_FACTORS else 1.0
+        weights[name] = factor * weight_at(weight(fraction, config), step, config.optim.iters)
+    return weights
 
 
 def controls(fraction: float, run: RunInfo) -> dict[str, Control]:
@@ -105,8 +125,13 @@ def control_at(fraction: float, options: Any, own: Any) -> Control:
 
 
 def max_level(fraction: float, config: Config) -> float:
-    """Fraction of the encoder's levels that is on, with ``--progressive_level`` few at first."""
-    return min(1.0, LEVEL_START + LEVEL_RAMP * fraction) if config.field.progressive_level else 1.0
+    """Fraction of the encoder's levels that is on: few at first with ``--progressive_level`` or ``--level_start``."""
+    field = config.field
+    if field.level_start:
+        more = max(field.levels - field.level_start, 0)
+        way = fraction / field.level_span if field.level_span > 0 else 1.0
+        return min(field.level_start + math.floor(more * way + 1e-9), field.levels) / field.levels
+    return min(1.0, LEVEL_START + LEVEL_RAMP * fraction) if field.progressive_level else 1.0
 
 
 def _size(fraction: float, config: Config) -> tuple[int, int]:
@@ -178,15 +203,18 @@ def known_side(config: Config) -> int:
     return max(round(config.camera.h * config.prompt.known_view_scale), 1)
 
 
-def photo_part(source: str, step: int, run: RunInfo, random: Random) -> Part:
-    """Random rays over all photographs, or whole ones where a surface is rasterised, by the view-dependent head."""
+def photo_part(source: str, step: int, run: RunInfo, random: Random, num_rays: int | None = None) -> Part:
+    """Random rays over all photographs, or whole ones where a surface is rasterised, by the view-dependent head.
+
+    ``num_rays``: how many; None: ``--num_rays``.
+    """
     config, fraction = run.config, run.fraction(step)
     request = ViewRequest(source, fraction=fraction, random=random)
     if run.stage.kind.photo_layout == "image":
         camera = config.camera
         request = replace(request, num_views=camera.batch_size, height=camera.h, width=camera.w)
     else:
-        request = replace(request, layout="rays", num_rays=config.data.num_rays)
+        request = replace(request, layout="rays", num_rays=num_rays or config.data.num_rays)
     level = max_level(fraction, config)
     settings = RenderSettings(source, fraction=fraction, view_dependent=True, max_level=level, random=random)
     return Part(request, settings, has_targets=True)

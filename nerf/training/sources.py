@@ -11,7 +11,7 @@ from torch import Tensor
 from nerf.config.config import Config
 from nerf.config.stages import Stage
 from nerf.core.streams import Random
-from nerf.core.structs import Batch, Part, SceneInfo
+from nerf.core.structs import Batch, Part, RenderOutput, SceneInfo
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Source(ABC):
 
     @abstractmethod
     def plan_part(self, step: int, run: RunInfo, random: Random) -> Part | None:
-        """What the source contributes to a step, or None for nothing. A pure function of its arguments.
+        """What the source contributes to a step, or None for nothing. A function of its arguments and :meth:`state_dict`.
 
         Args:
             step: 0-based.
@@ -107,3 +107,6 @@ class Source(ABC):
     @abstractmethod
     def batch(self, part: Part) -> Batch:
         """The rays of a part that this source planned, with whatever is known of their colours."""
+
+    def observe(self, part: Part, out: RenderOutput) -> None:  # noqa: B027
+        """Look at what was rendered of a part that this source planned. By default nothing is remembered."""

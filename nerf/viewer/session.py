@@ -166,6 +166,11 @@ class Session:
         """The newest lines for people, those with a number above ``after``."""
         return [message for message in list(self._messages) if message.number > after]
 
+    @property
+    def bound(self) -> float:
+        """Half the side of the box that the object is in, scene units."""
+        return self._trainer.model.bound
+
     def say(self, text: str, error: bool = False) -> None:
         """Show a line in the windows, and write it to the log."""
         self._said += 1
@@ -438,7 +443,7 @@ def show_run(job: Job, trainer: Trainer, show: Show) -> None:
     with StopRequest() as request:
         session.begin()
         try:
-            if job.config.output.save_mesh and not job.config.trains:
+            if job.config.asked("save_mesh") and job.config.output.save_mesh and not job.config.trains:
                 session.export()
             show(session, job.config, lambda: request.number is not None)
         finally:

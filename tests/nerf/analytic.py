@@ -25,7 +25,7 @@ class Ball(DensityField):
         """See :meth:`DensityField.density`."""
         return self._within(positions, self.radius)
 
-    def occupancy(self, positions: Tensor, dt: float) -> Tensor:
+    def occupancy(self, positions: Tensor, dt: float, reach: Tensor | float = 0.0) -> Tensor:
         """See :meth:`Field.occupancy`."""
         return density_to_alpha(self._within(positions, self.radius + self.margin), dt)
 

@@ -9,7 +9,8 @@ from PIL import Image
 from nerf.config.inputs import DataConfig
 from nerf.core.cameras import look_at
 from nerf.data.folder import read_folder
-from nerf.data.posed_images import Photographs, choose_normalization
+from nerf.data.placement import choose_normalization
+from nerf.data.posed_images import Photographs
 
 Z_UP = (0.0, 0.0, 1.0)
 SIZES = ((20, 14), (9, 16), (13, 13))  # width, height; all different

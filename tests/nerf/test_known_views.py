@@ -99,7 +99,8 @@ def test_normals_are_rendered_where_a_loss_looks_at_them(kind, weights, wanted):
 
 def test_normal_and_depth_losses_grow_in_with_the_run():
     config = config_of(lambda_normal=2.0, lambda_depth=8.0)
-    weights = [schedule.term_weights(x, RunInfo(Stage(NERF, config))) for x in (0.0, 0.5, 1.0)]
+    end = config.optim.iters
+    weights = [schedule.term_weights(step, RunInfo(Stage(NERF, config))) for step in (0, end // 2, end)]
     assert [w["normal"] for w in weights] == [0, 1, 2] and [w["depth"] for w in weights] == [0, 4, 8]
     assert {w["rgb"] for w in weights} == {1000} and {w["mask"] for w in weights} == {500}
 

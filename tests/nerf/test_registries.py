@@ -43,7 +43,7 @@ class DistanceField(Field):
         """A logistic density of the signed distance (VolSDF-like)."""
         return -torch.expm1(-dt * self.sharpness * torch.sigmoid(-self.sharpness * output.require("sdf")))
 
-    def occupancy(self, positions, dt):
+    def occupancy(self, positions, dt, reach=0.0):
         """Opaque inside a slightly larger sphere."""
         return (positions.norm(dim=-1) < self.radius + 0.1).float()
 

@@ -318,3 +318,16 @@ def test_what_is_built_is_found_without_building(tmp_path, monkeypatch):
     assert built("shencoder", "other") is None
     path = extension.shared_object("shencoder", "cpu")
     assert built("shencoder", "cpu") == path
+
+
+@pytest.mark.parametrize(
+    ("reason", "state", "words"), [(None, "ok", "work on cpu without a compiler"), ("none", "note", "do not work here: none")]
+)
+def test_taichi_is_usable_or_the_reason_is_named(monkeypatch, reason, state, words):
+    import extension
+
+    probes, found = load_script("doctor_probes"), {}
+    monkeypatch.setattr(probes, "tell", lambda name, state, text, **more: found.update({name: (state, text)}))
+    monkeypatch.setattr(extension, "unavailable", lambda name, device: reason if name == "taichi" else None)
+    probes.kernels()
+    assert found["kernels (taichi)"][0] == state and words in found["kernels (taichi)"][1]

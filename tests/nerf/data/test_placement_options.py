@@ -145,7 +145,8 @@ def test_the_tag_of_a_photograph_is_read_and_its_pixels_stay_as_they_are(tmp_pat
     exif[0x0112] = 6
     image.save(tmp_path / "a.jpg", exif=exif)
     image.save(tmp_path / "b.png")
-    assert [exif_orientation(tmp_path / name) for name in ("a.jpg", "b.png")] == [6, 1]
+    image.save(tmp_path / "c.jpg", exif=b"Exif\x00\x00broken")
+    assert [exif_orientation(tmp_path / name) for name in ("a.jpg", "b.png", "c.jpg")] == [6, 1, 1]
     assert read_header(tmp_path / "a.jpg")[:2] == (5, 3)
 
 

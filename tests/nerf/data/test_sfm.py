@@ -3,6 +3,7 @@
 import builtins
 import json
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -169,31 +170,43 @@ def test_a_damaged_record_is_refused_with_the_way_out(tmp_path):
     sfm.warn_of_changes(tmp_path)
 
 
-def test_an_interruption_cancels_colmap():
-    class Token:
-        cancelled = False
+def process(code):
+    """A process of these lines of Python in place of COLMAP's."""
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
-        def cancel(self):
-            self.cancelled = True
 
-    def interrupted():
+def test_the_steps_of_the_process_are_shown_as_they_advance():
+    lines = [{"doing": "a", "total": 3}, {"done": 2}, {"doing": "b", "total": 0}, {"done": 0}, {"model": {"names": []}}]
+    with listening() as tasks:
+        said = sfm._follow(process("\n".join(f"print({json.dumps(line)!r})" for line in lines)))
+    assert said == lines[-1] and [(task.doing, task.total, task.done) for task in tasks] == [("a", 3, 2), ("b", 1, 0)]
+
+
+def test_an_abort_of_colmap_is_one_sentence_with_its_message(tmp_path, monkeypatch):
+    aborts = tmp_path / "aborts.py"
+    aborts.write_text("import os, sys\nprint('[x.cc:1] Check failed: a == b', file=sys.stderr, flush=True)\nos.abort()\n")
+    monkeypatch.setattr(sfm.sfm_process, "__file__", str(aborts))
+    with pytest.raises(UserError, match=r"--sfm: COLMAP failed: \[x.cc:1\] Check failed: a == b; replace pictures"):
+        sfm._reconstruct(tmp_path, ["a.png"], tmp_path, CONFIG, True)
+
+
+def test_an_interruption_ends_the_process(tmp_path, monkeypatch):
+    waits, started = tmp_path / "waits.py", []
+    waits.write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(sfm.sfm_process, "__file__", str(waits))
+
+    def interrupted(process):
+        started.append(process)
         raise KeyboardInterrupt
 
-    token, calls = Token(), []
-
-    def work():
-        while not token.cancelled:
-            pass
-        calls.append("ended")
-
+    monkeypatch.setattr(sfm, "_follow", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        sfm._watched("working", 3, work, interrupted, token)
-    assert calls == ["ended"]
+        sfm._reconstruct(tmp_path, ["a.png"], tmp_path, CONFIG, True)
+    assert started[0].poll() is not None
 
 
-def test_an_error_of_colmap_is_one_sentence():
-    def fail():
-        raise RuntimeError("[x.cc:1] Check failed:\n a == b")
-
-    with pytest.raises(UserError, match="--sfm: COLMAP failed: .*Check failed: a == b; replace pictures"):
-        sfm._watched("working", 3, fail, lambda: 0, None)
+def test_a_folder_that_cannot_be_written_is_refused_before_the_search(tmp_path, monkeypatch):
+    photographs(tmp_path, ["a.png", "b.png", "c.png"])
+    monkeypatch.setattr(sfm.os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="which cannot be written to; give a copy of the folder"):
+        sfm.find_cameras(tmp_path, CONFIG)

@@ -116,14 +116,14 @@ def test_a_source_refines_random_rays_and_leaves_whole_photographs_alone(photogr
 
 
 def test_what_a_source_and_an_objective_learned_is_kept_and_comes_back(photographs):
-    source, objective = PhotographSource(photographs, refine=True), KnownView(Exposure(4))
+    source, objective = PhotographSource(photographs, refine=True), KnownView(exposure=Exposure(4))
     for learner in (source, objective):
         (group,) = learner.param_groups(1e-2)
         assert 0 < group["lr"] < 1e-2
         with torch.no_grad():
             for value in group["params"]:
                 value.normal_()
-    again = PhotographSource(photographs, refine=True), KnownView(Exposure(4))
+    again = PhotographSource(photographs, refine=True), KnownView(exposure=Exposure(4))
     for learner, other in zip((source, objective), again, strict=True):
         other.load_state_dict({name: value.clone() for name, value in learner.state_dict().items()})
         assert all(torch.equal(other.state_dict()[name], value) for name, value in learner.state_dict().items())

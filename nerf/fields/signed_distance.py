@@ -1,0 +1,239 @@
+"""Base of the fields whose geometry is a signed distance (NeuS, Wang et al. 2021): opacity, gradients, colour, first shape.
+
+M points, C features. Distances are scene units, negative inside; the sharpness is the inverse width of the surface, per
+scene unit.
+"""
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import mlp
+from nerf.config.groups import FieldConfig
+from nerf.core.activation import unit
+from nerf.core.structs import FieldOutput, LevelSet, Points, RenderSettings, SceneInfo
+from nerf.fields.base import Field
+from nerf.fields.encoding import make_encoder
+from nerf.fields.opacity import annealed_slope, sdf_to_alpha, section_alpha
+from nerf.fields.shapes import first_shape, fit_shape
+from nerf.fields.taps import TAPS, differences
+
+SHARPNESS_SCALE = 10.0  # sharpness = exp(10 v): a step of v by the learning rate changes it by a few per cent
+MAX_SHARPNESS = 1e6
+COLOUR_DEGREE = 4  # of the spherical harmonics of the direction
+UPSAMPLING_SHARPNESS = 64.0  # of the first round of up-sampling; each other one has twice that of the one before
+UPSAMPLING_ROUNDS = 4
+
+
+class SurfaceColour(nn.Module):
+    """Colour of a point of a surface: a diffuse part from its features, and an offset of its logit that sees the direction.
+
+    The offset is zero before training: a network of the features, the spherical harmonics of the direction and the unit normal,
+    as in Instant NeuS. The diffuse part stays meaningful because some training rays show it alone
+    (``render.base.sample_colours``).
+
+    Args:
+        features: C.
+        hidden: width of the network.
+        layers: hidden layers.
+    """
+
+    def __init__(self, features: int, hidden: int, layers: int = 2):
+        super().__init__()
+        self.diffuse = nn.Linear(features, 3)
+        self.directions = make_encoder("sh", input_dim=3, degree=COLOUR_DEGREE)
+        widths = [features + self.directions.output_dim + 3] + [hidden] * layers
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.out = nn.Linear(hidden, 3)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, features: Tensor, normal: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Diffuse colour [M, 3] and, with unit directions [M, 3], that seen from there [M, 3]. Differentiable.
+
+        Args:
+            features: [M, C].
+            normal: [M, 3] unit normals.
+            directions: [M, 3] of the rays, or None.
+        """
+        diffuse = self.diffuse(features)
+        if directions is None:
+            return torch.sigmoid(diffuse), None
+        inputs = torch.cat([features, self.directions(directions), normal], dim=-1)
+        layers: list[Any] = list(self.hidden)
+        offset = self.out(mlp.features(inputs, [one.weight for one in layers], [one.bias for one in layers]))
+        return torch.sigmoid(diffuse), torch.sigmoid(diffuse + offset)
+
+
+class SignedDistanceField(Field):
+    """A field whose geometry is a signed distance; subclasses provide the networks.
+
+    Args:
+        config: the field options: the sharpness and its schedule, the gradient, the first shape.
+        scene: bound of the box.
+        features: C, width of what :meth:`trunk` returns beside the distance.
+        colour_layers: hidden layers of the colour network.
+        colour_hidden: their width; None: that of the options.
+
+    Parameters: ``variance`` [], a tenth of the sharpness's logarithm; a buffer where the sharpness is scheduled.
+    """
+
+    upsampling_rounds = UPSAMPLING_ROUNDS
+    variance: Tensor
+
+    def __init__(
+        self,
+        config: FieldConfig,
+        scene: SceneInfo,
+        features: int,
+        colour_layers: int = 2,
+        colour_hidden: int | None = None,
+    ):
+        super().__init__()
+        self.config, self.bound = config, float(scene.bound)
+        self.scheduled = config.sharpness == "scheduled"
+        start = torch.tensor(math.log(config.sharpness_start) / SHARPNESS_SCALE)
+        if self.scheduled:
+            self.register_buffer("variance", start)
+        else:
+            self.variance = nn.Parameter(start)
+        self.gradient_kind = "analytic" if config.sdf_gradient == "auto" else config.sdf_gradient
+        self.colour = SurfaceColour(features, colour_hidden or config.colour_hidden, colour_layers)
+
+    # ---- what subclasses provide ----
+
+    @abstractmethod
+    def trunk(self, positions: Tensor, max_level: float) -> tuple[Tensor, Tensor]:
+        """Signed distance [M] and features [M, C] at positions [M, 3]; levels above ``max_level`` are off. Differentiable."""
+
+    @abstractmethod
+    def trunk_with_gradient(self, positions: Tensor, max_level: float) -> tuple[Tensor, Tensor, Tensor]:
+        """What :meth:`trunk` returns, and the gradient [M, 3] of the distance in space; differentiable in the parameters."""
+
+    @abstractmethod
+    def geometry_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the distance depends on."""
+
+    def distance(self, positions: Tensor, max_level: float = 1.0) -> Tensor:
+        """Signed distance [M] at positions [M, 3]; scene units, negative inside. Differentiable."""
+        return self.trunk(positions, max_level)[0]
+
+    def first_level(self) -> float:
+        """Share of the encoder's levels that is on at the first step."""
+        return 1.0
+
+    def taps_reach(self, max_level: float) -> float:
+        """Distance of the points that finite differences look at, scene units."""
+        return self.config.sdf_taps_reach * 1e-2 * self.bound
+
+    # ---- the field interface ----
+
+    @property
+    def sharpness(self) -> Tensor:
+        """Inverse width [] of the surface, per scene unit. Differentiable."""
+        return (SHARPNESS_SCALE * self.variance).exp().clamp(max=MAX_SHARPNESS)
+
+    def begin_step(self, fraction: float) -> None:
+        """Set the sharpness of this training progress, where it is scheduled: linear from its start to its end (Voxurf)."""
+        if self.scheduled:
+            start, end = self.config.sharpness_start, self.config.sharpness_end
+            self.variance.fill_(math.log(start + fraction * (end - start)) / SHARPNESS_SCALE)
+
+    def _evaluate(self, positions: Tensor, max_level: float) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Distance [M], features [M, C], gradient [M, 3], and the Laplacian [M] where finite differences give it too."""
+        with torch.autocast(positions.device.type, enabled=False):  # distances of a cell need 24 bits
+            if self.gradient_kind == "analytic":
+                return *self.trunk_with_gradient(positions, max_level), None
+            sdf, features = self.trunk(positions, max_level)
+            gradient, laplacian = self.differences(positions, sdf, max_level)
+        return sdf, features, gradient, laplacian
+
+    def differences(self, positions: Tensor, sdf: Tensor, max_level: float) -> tuple[Tensor, Tensor]:
+        """Gradient [M, 3] and Laplacian [M] by finite differences of points around; differentiable in the parameters.
+
+        Args:
+            positions: [M, 3].
+            sdf: [M] distance there.
+            max_level: see :meth:`trunk`.
+        """
+        kind = self.gradient_kind if self.gradient_kind in TAPS else "taps4"
+        reach = self.taps_reach(max_level)
+        return differences(lambda at: self.distance(at, max_level), positions, sdf, kind, reach, self.bound)
+
+    def query(self, points: Points, settings: RenderSettings) -> FieldOutput:
+        """Distance [M], its gradient [M, 3] and colours [M, 3]; see :meth:`Field.query`.
+
+        Raises:
+            ValueError: the settings ask for view-dependent colour and the points have no directions.
+        """
+        sdf, features, gradient, laplacian = self._evaluate(points.positions, settings.max_level)
+        normal = unit(gradient)
+        if settings.view_dependent and points.directions is None:
+            raise ValueError("Field.query: view-dependent colour needs Points with directions [M, 3], got None")
+        albedo, rgb = self.colour(features, normal, points.directions if settings.view_dependent else None)
+        shown = normal if settings.computes_normals else None
+        return FieldOutput(sdf=sdf, gradient=gradient, laplacian=laplacian, albedo=albedo, normal=shown, rgb=rgb)
+
+    def geometry(self, points: Points, settings: RenderSettings) -> FieldOutput:
+        """Distance [M] and its gradient [M, 3]; see :meth:`Field.geometry`."""
+        sdf, _, gradient, laplacian = self._evaluate(points.positions, settings.max_level)
+        return FieldOutput(sdf=sdf, gradient=gradient, laplacian=laplacian)
+
+    def opacity(self, output: FieldOutput, points: Points, dt: Tensor, settings: RenderSettings) -> Tensor:
+        """Opacity [M] in [0, 1], see :func:`nerf.fields.opacity.sdf_to_alpha`; without directions, of rays along the normal.
+
+        Differentiable in distance, gradient and sharpness.
+        """
+        slope: Tensor | float = -1.0
+        if points.directions is not None:
+            cosine = (unit(output.require("gradient")) * points.directions).sum(-1)
+            annealing = self.config.cos_anneal
+            slope = annealed_slope(cosine, min(1.0, settings.fraction / annealing) if annealing > 0 else 1.0)
+        return sdf_to_alpha(output.require("sdf"), slope, dt, self.sharpness)
+
+    def longest_step(self) -> float | None:
+        """The width of the surface; see :meth:`Field.longest_step`. Opacity is exact for any step where the distance is linear,
+        so that only colours have to be resolved."""
+        return 1.0 / float(self.sharpness.detach())
+
+    def section_value(self, points: Points, settings: RenderSettings) -> Tensor:
+        """Distance [M]; see :meth:`Field.section_value`."""
+        return self.distance(points.positions, settings.max_level)
+
+    def section_opacity(self, values: Tensor, t: Tensor, number: int) -> Tensor:
+        """Opacity [n, S - 1] for a sharpness that doubles with the round; see :meth:`Field.section_opacity`."""
+        return section_alpha(values, t, UPSAMPLING_SHARPNESS / self.bound * 2.0**number)
+
+    @torch.no_grad()
+    def occupancy(self, positions: Tensor, dt: float, reach: Tensor | float = 0.0) -> Tensor:
+        """Opacity [M] of steps of length dt along the normal, anywhere within ``reach``; see :meth:`Field.occupancy`."""
+        sdf = self.distance(positions)
+        nearest = sdf.sign() * (sdf.abs() - reach).clamp(min=0.0)
+        return sdf_to_alpha(nearest, -1.0, dt, self.sharpness)
+
+    def level_set(self, threshold: float) -> LevelSet:
+        """The points at distance zero, whatever the threshold; see :meth:`Field.level_set`."""
+        return LevelSet(value=torch.no_grad()(self.distance), level=0.0, inside="below", logarithmic=False)
+
+    def initialize(self, scene: SceneInfo, generator: torch.Generator) -> str | None:
+        """Fit the first shape, see :func:`nerf.fields.shapes.first_shape`."""
+        shape = first_shape(self.config, scene)
+        if self.config.sdf_init_steps == 0:
+            return None
+        error = fit_shape(self, shape, self.config.sdf_init_steps, generator)
+        return f"the signed distance begins as {shape.name}, {100 * error:.2g} % of the bound off on average"
+
+    def _groups(self, lr: float, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Optimiser groups of the networks, and of the sharpness where it is learned."""
+        if self.scheduled:
+            return groups
+        return [*groups, {"params": [self.variance], "lr": self.config.sharpness_lr * lr, "name": "sharpness"}]
+
+
+def softplus100(x: Tensor) -> Tensor:
+    """``log(1 + exp(100 x)) / 100``, a smooth ReLU: its derivative changes within a hundredth. Any shape; differentiable."""
+    return functional.softplus(x, beta=100.0)

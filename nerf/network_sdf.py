@@ -1,0 +1,139 @@
+"""The signed distance on a hash grid (Instant NeuS). M points, C features, L levels."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nerf.config.groups import FieldConfig
+from nerf.core.structs import SceneInfo
+from nerf.fields.encoding import make_encoder
+from nerf.fields.signed_distance import SignedDistanceField, softplus100
+
+FEATURES = 13  # that the colour sees, the distance itself among them
+TABLE_RATE = 10.0  # learning rate of the table relative to the networks
+
+
+def sphere_weights_(
+    first: nn.Linear, hidden: list[nn.Linear], out: nn.Linear, radius: float, inside_out: bool = False, coordinates: int = 3
+) -> None:
+    """Draw weights for which a smooth ReLU network is near the distance from a sphere (SAL, Atzmon and Lipman 2020, thm. 1).
+
+    Args:
+        first: its columns behind the coordinates begin at zero.
+        hidden: the layers between.
+        out: its first row is the distance.
+        radius: of the sphere, in units of the bound.
+        inside_out: its outside is solid.
+        coordinates: columns of the first layer that are positions in units of the bound.
+    """
+    with torch.no_grad():
+        for layer in (first, *hidden):
+            nn.init.normal_(layer.weight, 0.0, math.sqrt(2.0 / layer.out_features))
+            nn.init.zeros_(layer.bias)
+        first.weight[:, coordinates:] = 0.0
+        sign = -1.0 if inside_out else 1.0
+        nn.init.normal_(out.weight[:1], sign * math.sqrt(math.pi / out.in_features), 1e-4)
+        out.bias[0] = -sign * radius
+
+
+class SdfField(SignedDistanceField):
+    """Hash grid and position, then a network of softplus layers whose output is the distance and the features.
+
+    Args:
+        config: the field options: those of the hash grid, hidden, layers (linear ones, the output included), and those of
+            :class:`SignedDistanceField`.
+        scene: see :class:`SignedDistanceField`.
+    """
+
+    def __init__(self, config: FieldConfig, scene: SceneInfo):
+        super().__init__(config, scene, FEATURES)
+        self.encoder = make_encoder(
+            "grid",
+            input_dim=3,
+            num_levels=config.levels,
+            level_dim=config.level_dim,
+            base_resolution=config.base_resolution,
+            desired_resolution=config.finest_resolution,
+            log2_hashmap_size=config.log2_hashmap_size,
+            interpolation="smoothstep",
+        )
+        widths = [3 + self.encoder.output_dim] + [config.hidden] * max(config.layers - 1, 1)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.out = nn.Linear(config.hidden, FEATURES)
+        first, *hidden = self._hidden()
+        sphere_weights_(first, hidden, self.out, config.sdf_radius, config.sdf_init == "inside_out")
+
+    def _hidden(self) -> list[nn.Linear]:
+        layers: list[Any] = list(self.layers)
+        return layers
+
+    def first_level(self) -> float:
+        """See :meth:`SignedDistanceField.first_level`."""
+        start = self.config.level_start
+        return min(start / self.config.levels, 1.0) if start else 1.0
+
+    def taps_reach(self, max_level: float) -> float:
+        """See :meth:`SignedDistanceField.taps_reach`: cells of the finest level that is on."""
+        layout = self.encoder.layout
+        cell = 2.0 * self.bound / layout.resolutions[layout.active_levels(max_level) - 1]
+        return self.config.sdf_taps_reach * cell
+
+    def trunk(self, positions: Tensor, max_level: float) -> tuple[Tensor, Tensor]:
+        """See :meth:`SignedDistanceField.trunk`; differentiable twice."""
+        encoded = self.encoder(positions, bound=self.bound, max_level=max_level)
+        out = self.out(self._network(torch.cat([positions / self.bound, encoded], dim=-1)))
+        return out[:, 0] * self.bound, out
+
+    def distance(self, positions: Tensor, max_level: float = 1.0) -> Tensor:
+        """See :meth:`SignedDistanceField.distance`."""
+        encoded = self.encoder(positions, bound=self.bound, max_level=max_level)
+        hidden = self._network(torch.cat([positions / self.bound, encoded], dim=-1))
+        return functional.linear(hidden, self.out.weight[:1], self.out.bias[:1])[:, 0] * self.bound
+
+    def _network(self, x: Tensor) -> Tensor:
+        """Output [M, hidden] of the last hidden layer."""
+        for layer in self._hidden():
+            x = softplus100(layer(x))
+        return x
+
+    def trunk_with_gradient(self, positions: Tensor, max_level: float) -> tuple[Tensor, Tensor, Tensor]:
+        """See :class:`SignedDistanceField`; by the chain rule, as the encoder's Jacobian comes cheaply with its values.
+
+        No gradient flows to the positions, so the encoder's second derivative along them is never computed.
+        """
+        encoded, pullback = self.encoder.value_and_pullback(positions, bound=self.bound, max_level=max_level)
+        x = torch.cat([positions / self.bound, encoded], dim=-1)
+        before = []
+        for layer in self._hidden():
+            before.append(layer(x))
+            x = softplus100(before[-1])
+        out = self.out(x)
+        slope = self.out.weight[0].expand_as(x)
+        for layer, linear in zip(reversed(self._hidden()), reversed(before), strict=True):
+            slope = (slope * torch.sigmoid(100.0 * linear)) @ layer.weight
+        gradient = slope[:, :3] + self.bound * pullback(slope[:, 3:].contiguous())
+        return out[:, 0] * self.bound, out, gradient
+
+    def geometry_parameters(self) -> list[nn.Parameter]:
+        """See :meth:`SignedDistanceField.geometry_parameters`."""
+        return [*self.encoder.parameters(), *self.layers.parameters(), *self.out.parameters()]
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Optimiser groups "encoder", at ten times ``lr``, "network" and "sharpness"; see :meth:`Field.param_groups`."""
+        networks = [*self.layers.parameters(), *self.out.parameters(), *self.colour.parameters()]
+        groups = [
+            {"params": list(self.encoder.parameters()), "lr": TABLE_RATE * lr, "name": "encoder"},
+            {"params": networks, "lr": lr, "name": "network"},
+        ]
+        return self._groups(lr, groups)
+
+    def total_variation(self, generator: torch.Generator) -> Tensor:
+        """Total variation [] of the table near random points of the box; see :meth:`GridEncoder.total_variation`."""
+        return self.encoder.total_variation(bound=self.bound, generator=generator)
+
+    def weight_decay(self) -> Tensor:
+        """Mean square [] of the table; see :meth:`GridEncoder.weight_decay`."""
+        return self.encoder.weight_decay()
