@@ -32,8 +32,8 @@ OCCUPIED = 0.01  # opacity of a step above which a cell counts as occupied, what
 SEEN = 1e-3  # a ray that the scene leaves less of needs no background
 # The field: what is far fills fewer pixels than what is in the box, so that a smaller table and coarser cells do.
 FINEST, LOG2_HASHMAP = 512, 17
-# The background begins almost transparent, and learns at a tenth of the rate of the scene in front. Otherwise it is an opaque fog
-# at once: what shines through the scene is then no random colour any more that the scene has to hide, and it stays a haze.
+# The background begins almost transparent, and learns at a tenth of the rate of the scene in front. Otherwise it is an opaque
+# fog at once: what shines through the scene is then no random colour any more that the scene has to hide, and it stays a haze.
 RATE, BIAS = 0.1, -4.0
 BASE = 1.0  # colour, in evaluation, of what shines through the background too
 
