@@ -199,6 +199,7 @@ IDLE = (
     Idle((*_MARCH, "grid_size"), lambda c: not c.render.cuda_ray, "without --cuda_ray"),
     Idle(("num_steps", "upsample_steps"), lambda c: c.render.cuda_ray, "with --cuda_ray"),
     Idle(_GRID, lambda c: c.field.backbone == "vanilla", "with --backbone vanilla"),
+    Idle(("viewer_host", "viewer_port"), lambda c: c.gui.viewer != "web", "without --viewer web"),
 )
 
 
