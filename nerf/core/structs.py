@@ -370,7 +370,6 @@ class RenderOutput:
     behind_depth: Tensor | None = None  # [N] sum of weight * t of that background
     behind_trace: Trace | None = None  # training only: its samples
     trace: Trace | None = None  # training only, and only where rays are sampled
-    background_trace: Trace | None = None  # training only: the samples of a background that is marched
     surface: SurfaceState | None = None  # training only, and only where triangles are rasterised
     shape: tuple[int, int, int] | None = None  # (B, H, W) if the rays are whole images or patches
 

@@ -23,7 +23,7 @@ class Distortion(Objective):
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
         """See :meth:`Objective.__call__`."""
-        traces = {"distortion": out.trace, "distortion_bg": out.background_trace}
+        traces = {"distortion": out.trace, "distortion_bg": out.behind_trace}
         return ObjectiveOutput({name: _distortion(trace) for name, trace in traces.items() if trace and plan.wants(name)})
 
 
@@ -68,7 +68,7 @@ class SurfaceRegularisers(Objective):
             terms["points"] = surface_losses.surface_points(
                 self.field.distance(self._cloud_points(part), part.settings.max_level)
             )
-        return ObjectiveOutput(terms)
+        return ObjectiveOutput(terms, {"inv_s": self.field.sharpness.detach()})
 
     def _box_points(self, part: Part, like: Tensor) -> Points:
         """K random points of the box."""
