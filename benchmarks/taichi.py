@@ -56,9 +56,7 @@ def main() -> None:
     """Run the comparison and print it."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", default="a blue house with a red roof", help="one that the embedded prior knows")
-    parser.number(
-        "--warm_up", int, 17, between(1, 10_000), "steps that do not count; the first update of the grid is among them"
-    )
+    parser.number("--warm_up", int, 17, between(1, 10_000), "steps that do not count, the first update of the grid among them")
     parser.add_argument("--no_torch", action="store_true", help="leave plain torch out, which takes several times as long")
     timing.add_arguments(parser)
     parser.set_defaults(rounds=48)
