@@ -77,7 +77,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_went_on(photographs, tmp_path):
     for _ in range(4):
         second.train_step()
     one, two = tensors(straight), tensors(second)
-    assert one.keys() == two.keys() and {"PhotographSource/twist", "KnownView/log_gain"} <= one.keys()
+    assert one.keys() == two.keys() and {"PhotographSource/poses.twist", "KnownView/log_gain"} <= one.keys()
     for name, value in one.items():
         assert torch.equal(value, two[name]), name
-    assert one["PhotographSource/twist"].abs().max() > 0 and one["KnownView/log_gain"].abs().max() > 0
+    assert one["PhotographSource/poses.twist"].abs().max() > 0 and one["KnownView/log_gain"].abs().max() > 0

@@ -14,7 +14,7 @@ from nerf.core.twist import exponential
 
 # Learning rates as shares of --lr, which falls during training: a pose error of a pixel or two is a few milliradians,
 # and a twist that moves faster than the scene forms takes it along.
-POSE_RATE, EXPOSURE_RATE = 0.05, 0.1
+POSE_RATE, EXPOSURE_RATE = 0.05, 0.3
 # Share of the training before which poses stay as they are: a haze pulls them nowhere in particular.
 POSE_START = 0.05
 
