@@ -1,5 +1,5 @@
-"""A narrow ReLU network fused over its layers, and the gradient of a linear read-out in its inputs."""
+"""A narrow network fused over its layers, and the gradient of a linear read-out in its inputs."""
 
-from mlp.mlp import features, features_and_slope
+from mlp.mlp import WIDTH_STEP, features, features_and_slope
 
-__all__ = ["features", "features_and_slope"]
+__all__ = ["WIDTH_STEP", "features", "features_and_slope"]

@@ -17,6 +17,7 @@ from nerf.config.config import Config
 from nerf.core.errors import UserError
 from nerf.gui_panels import PANEL_WIDTH, STATUS_HEIGHT, Panels, make_look
 from nerf.viewer import display
+from nerf.viewer.frames import Frame
 from nerf.viewer.session import Session
 from nerf.viewer.view import View
 
@@ -25,7 +26,7 @@ WIDTH, HEIGHT = 1280, 860  # of the window at first
 LEAST_WIDTH, LEAST_HEIGHT = 640, 420
 LARGEST_TEXTURE = 16384 - 2  # pixels of a side; DearPyGui fails on wider ones
 TEXTURE_STEP = 256  # pixels by which a texture grows, so that a window that is resized does not make one for each size
-ACTIVE_SECONDS, IDLE_SECONDS, MINIMISED_SECONDS = 1 / 40, 1 / 12, 1 / 2  # from one drawing of the window to the next
+ACTIVE_SECONDS, IDLE_SECONDS, MINIMISED_SECONDS = 1 / 40, 1 / 20, 1 / 2  # from one drawing of the window to the next
 ACTIVE_FOR = 1.0  # seconds after an input or a frame
 STATUS_SECONDS, PLOT_SECONDS = 0.2, 1.0
 
@@ -89,12 +90,13 @@ class Picture:
                 dpg.delete_item(old_texture)
         dpg.configure_item(self.image, pmax=(width, height))
 
-    def align(self) -> None:
-        """Before each drawing: take the corners of the frame that was uploaded before the last one."""
+    def align(self) -> bool:
+        """Before each drawing: take the corners of the frame that was uploaded before the last one, if there was one."""
         if self.corners is None:
-            return
+            return False
         self.dpg.configure_item(self.image, show=True, **self.corners)
         self.corners = None
+        return True
 
     def upload(self, pixels: np.ndarray) -> None:
         """Show a frame [h, w, 3], from the next drawing but one on."""
@@ -135,7 +137,9 @@ class Window:
         dpg.show_viewport()
         self.watch = display.WindowWatch(title)
         self.shown = 0  # number of the newest frame that was uploaded
+        self.drawn = 0  # version of the request that the window shows an answer to
         self.minimised = False
+        self._uploaded: Frame | None = None
         self._held: tuple[int, tuple[float, float]] | None = None  # mouse button that drags the view, and where it was
         self._next = self._active_until = self._status_at = self._plot_at = 0.0
 
@@ -150,12 +154,13 @@ class Window:
         if now < self._next:
             number = self.shown
             self.view.wait(number, self._next - now) if now < self._active_until else time.sleep(self._next - now)
-        dpg.run_callbacks(dpg.get_callback_queue())
         self._update(time.monotonic())
-        dpg.render_dearpygui_frame()
+        dpg.render_dearpygui_frame()  # which also notices input
+        dpg.run_callbacks(dpg.get_callback_queue())
         now = time.monotonic()
         pause = ACTIVE_SECONDS if now < self._active_until else IDLE_SECONDS
-        self._next = now + (MINIMISED_SECONDS if self.minimised else pause)
+        waits = 0.0 if self.picture.corners is not None else pause  # a frame that was uploaded is drawn at once
+        self._next = now + (MINIMISED_SECONDS if self.minimised else waits)
         return True
 
     def close(self) -> None:
@@ -170,9 +175,11 @@ class Window:
         if self.minimised:
             return
         self._fit()
-        self.picture.align()
+        if self.picture.align() and self._uploaded is not None:
+            self.drawn = self._uploaded.version
         frame = self.view.frame
         if frame is not None and frame.number > self.shown:
+            self._uploaded = frame
             self.picture.upload(frame.pixels)
             self.shown = frame.number
             self._stay_active(now)

@@ -7,13 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import mlp
+from mlp import reference as mlp_reference
 from nerf.config.groups import FieldConfig
 from nerf.core.structs import SceneInfo
 from nerf.fields.encoding import make_encoder
-from nerf.fields.signed_distance import SignedDistanceField, softplus100
+from nerf.fields.signed_distance import SOFTPLUS, SignedDistanceField
 
 FEATURES = 13  # that the colour sees, the distance itself among them
-TABLE_RATE = 10.0  # learning rate of the table relative to the networks
+TABLE_RATE = 2.0  # learning rate of the table relative to the networks
 
 
 def sphere_weights_(
@@ -63,6 +65,7 @@ class SdfField(SignedDistanceField):
         widths = [3 + self.encoder.output_dim] + [config.hidden] * max(config.layers - 1, 1)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.out = nn.Linear(config.hidden, FEATURES)
+        self._padding = -widths[0] % mlp.WIDTH_STEP
         first, *hidden = self._hidden()
         sphere_weights_(first, hidden, self.out, config.sdf_radius, config.sdf_init == "inside_out")
 
@@ -83,21 +86,30 @@ class SdfField(SignedDistanceField):
 
     def trunk(self, positions: Tensor, max_level: float) -> tuple[Tensor, Tensor]:
         """See :meth:`SignedDistanceField.trunk`; differentiable twice."""
-        encoded = self.encoder(positions, bound=self.bound, max_level=max_level)
-        out = self.out(self._network(torch.cat([positions / self.bound, encoded], dim=-1)))
+        out = self.out(self._network(positions, max_level))
         return out[:, 0] * self.bound, out
 
     def distance(self, positions: Tensor, max_level: float = 1.0) -> Tensor:
         """See :meth:`SignedDistanceField.distance`."""
-        encoded = self.encoder(positions, bound=self.bound, max_level=max_level)
-        hidden = self._network(torch.cat([positions / self.bound, encoded], dim=-1))
+        hidden = self._network(positions, max_level)
         return functional.linear(hidden, self.out.weight[:1], self.out.bias[:1])[:, 0] * self.bound
 
-    def _network(self, x: Tensor) -> Tensor:
-        """Output [M, hidden] of the last hidden layer."""
-        for layer in self._hidden():
-            x = softplus100(layer(x))
-        return x
+    def _inputs(self, positions: Tensor, encoded: Tensor) -> Tensor:
+        """Positions in units of the bound, their encoding, and zeros up to a width that the fused network has: [M, I]."""
+        nothing = positions.new_zeros(len(positions), self._padding)
+        return torch.cat([positions / self.bound, encoded, nothing], dim=-1)
+
+    def _weights(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Matrices and biases of the hidden layers, as :mod:`mlp` takes them."""
+        first, *others = self._hidden()
+        padded = functional.pad(first.weight, (0, self._padding))
+        return [padded, *(layer.weight for layer in others)], [layer.bias for layer in (first, *others)]
+
+    def _network(self, positions: Tensor, max_level: float) -> Tensor:
+        """Output [M, hidden] of the last hidden layer; differentiable twice where positions require a gradient."""
+        encoded = self.encoder(positions, bound=self.bound, max_level=max_level)
+        network = mlp_reference.features if positions.requires_grad else mlp.features
+        return network(self._inputs(positions, encoded), *self._weights(), SOFTPLUS)
 
     def trunk_with_gradient(self, positions: Tensor, max_level: float) -> tuple[Tensor, Tensor, Tensor]:
         """See :class:`SignedDistanceField`; by the chain rule, as the encoder's Jacobian comes cheaply with its values.
@@ -105,24 +117,17 @@ class SdfField(SignedDistanceField):
         No gradient flows to the positions, so the encoder's second derivative along them is never computed.
         """
         encoded, pullback = self.encoder.value_and_pullback(positions, bound=self.bound, max_level=max_level)
-        x = torch.cat([positions / self.bound, encoded], dim=-1)
-        before = []
-        for layer in self._hidden():
-            before.append(layer(x))
-            x = softplus100(before[-1])
-        out = self.out(x)
-        slope = self.out.weight[0].expand_as(x)
-        for layer, linear in zip(reversed(self._hidden()), reversed(before), strict=True):
-            slope = (slope * torch.sigmoid(100.0 * linear)) @ layer.weight
-        gradient = slope[:, :3] + self.bound * pullback(slope[:, 3:].contiguous())
-        return out[:, 0] * self.bound, out, gradient
+        x, end = self._inputs(positions, encoded), 3 + encoded.shape[1]
+        hidden, slope = mlp.features_and_slope(x, *self._weights(), self.out.weight[0], SOFTPLUS)
+        out = self.out(hidden)
+        return out[:, 0] * self.bound, out, slope[:, :3] + self.bound * pullback(slope[:, 3:end].contiguous())
 
     def geometry_parameters(self) -> list[nn.Parameter]:
         """See :meth:`SignedDistanceField.geometry_parameters`."""
         return [*self.encoder.parameters(), *self.layers.parameters(), *self.out.parameters()]
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Optimiser groups "encoder", at ten times ``lr``, "network" and "sharpness"; see :meth:`Field.param_groups`."""
+        """Optimiser groups "encoder", at twice ``lr``, "network" and "sharpness"; see :meth:`Field.param_groups`."""
         networks = [*self.layers.parameters(), *self.out.parameters(), *self.colour.parameters()]
         groups = [
             {"params": list(self.encoder.parameters()), "lr": TABLE_RATE * lr, "name": "encoder"},

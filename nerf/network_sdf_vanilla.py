@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from nerf.config.groups import FieldConfig
 from nerf.core.structs import SceneInfo
 from nerf.fields.encoding import make_encoder
-from nerf.fields.signed_distance import SignedDistanceField, softplus100
+from nerf.fields.signed_distance import SOFTPLUS, SignedDistanceField
 
 # Frequencies of the position, layers, their width, and the layer that sees the input again.
 OCTAVES, LAYERS, WIDTH, SKIP = 6, 8, 256, 4
@@ -25,6 +26,8 @@ class VanillaSdfField(SignedDistanceField):
         scene: see :class:`SignedDistanceField`.
         width, layers: of the network.
     """
+
+    fit_rate = 5e-4
 
     def __init__(self, config: FieldConfig, scene: SceneInfo, width: int = WIDTH, layers: int = LAYERS):
         super().__init__(config, scene, width + 1, COLOUR_LAYERS, width)
@@ -63,7 +66,7 @@ class VanillaSdfField(SignedDistanceField):
         for i, layer in enumerate(self.layers):
             if i == self.skip:
                 x = torch.cat([x, encoded], dim=-1) / math.sqrt(2.0)
-            x = softplus100(layer(x))
+            x = functional.softplus(layer(x), beta=SOFTPLUS)
         out = self.out(x)
         return out[:, 0] * self.bound, out
 

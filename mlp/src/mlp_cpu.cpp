@@ -1,4 +1,4 @@
-// The narrow ReLU network on the CPU. Rows are processed in blocks; parameter gradients are summed per piece of blocks
+// The narrow network on the CPU. Rows are processed in blocks; parameter gradients are summed per piece of blocks
 // and then over the pieces in their order, so any number of threads gives the same bits.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("fp-contract=fast")  // multiply and add in one instruction where the processor can
@@ -72,17 +72,18 @@ struct Rows {
 struct Space {
     Rows x, features, slope, grad_features, grad_slope, grad_x, hidden[kMaxLayers];
     alignas(64) float back[kMaxLayers][kBlock * kWidest];  // s_k
+    alignas(64) float bend[kMaxLayers][kBlock * kWidest];  // of a softplus: gradients that reach z_k through the slope
     alignas(64) float a[kBlock * kWidest], b[kBlock * kWidest];
 };
 
-// s_k of all layers from the units that are on; back[k] is that of layer k + 1 counted from 1.
+// s_k of all layers from the derivatives of their units; back[k] is that of layer k + 1 counted from 1.
 HD void slopes_of_layers(const MlpParams& p, Space& s) {
     const int64_t last = p.layers - 1, size = kBlock * p.width;
     for (int64_t r = 0; r < kBlock; ++r)
-        mask(p.readout, s.hidden[last].data + r * p.width, s.back[last] + r * p.width, p.width);
+        times_derivative(p.readout, s.hidden[last].data + r * p.width, s.back[last] + r * p.width, p.width, p.beta);
     for (int64_t k = last; k > 0; --k) {
         product<kTile, false>(s.back[k], p.width, p.weight[k], p.width, s.a, p.width, kBlock, p.width, p.width, false);
-        mask(s.a, s.hidden[k - 1].data, s.back[k - 1], size);
+        times_derivative(s.a, s.hidden[k - 1].data, s.back[k - 1], size, p.beta);
     }
 }
 
@@ -92,7 +93,7 @@ TWO_COPIES void forward_block(const MlpParams& p, const Transposed& w, Space& s)
         const float* in = k == 0 ? s.x.data : s.hidden[k - 1].data;
         product<kTile, false>(in, inputs, w.data[k].data(), p.width, s.hidden[k].data, p.width, kBlock, p.width, inputs,
                               false);
-        add_bias_and_clamp(s.hidden[k].data, p.bias[k], kBlock, p.width);
+        add_bias_and_activate(s.hidden[k].data, p.bias[k], kBlock, p.width, p.beta);
     }
     if (!p.readout) return;
     slopes_of_layers(p, s);
@@ -100,14 +101,20 @@ TWO_COPIES void forward_block(const MlpParams& p, const Transposed& w, Space& s)
                           false);
 }
 
-// Gradients that come through the features: down the layers.
+// Gradients that come through the features, and with a softplus those that the slope gave to its units: down the layers.
 HD void backward_of_features(const MlpParams& p, Space& s, float* sums) {
-    const float* gradient = s.grad_features.data;
+    const float* gradient = p.grad_features ? s.grad_features.data : nullptr;
+    const bool bends = p.grad_slope && p.beta != 0.0f;
     for (int64_t k = p.layers - 1; k >= 0; --k) {
         const int64_t inputs = inputs_of(p, k);
         const float* in = k == 0 ? s.x.data : s.hidden[k - 1].data;
         float* weight = sums + offset_of(p, k);
-        mask(gradient, s.hidden[k].data, s.b, kBlock * p.width);
+        if (gradient)
+            times_derivative(gradient, s.hidden[k].data, s.b, kBlock * p.width, p.beta);
+        else
+            std::fill(s.b, s.b + kBlock * p.width, 0.0f);
+        if (bends)
+            for (int64_t i = 0; i < kBlock * p.width; ++i) s.b[i] += s.bend[k][i];
         product<4, true>(s.b, p.width, in, inputs, weight, inputs, p.width, inputs, kBlock, true);
         add_columns(s.b, weight + p.width * inputs, kBlock, p.width);
         if (k == 0 && !p.grad_x) return;
@@ -117,7 +124,7 @@ HD void backward_of_features(const MlpParams& p, Space& s, float* sums) {
     }
 }
 
-// Gradients that come through the slope: up the layers. The slope depends on x only through which units are on.
+// Gradients that come through the slope: up the layers. What they give to the inputs of smooth units is kept.
 HD void backward_of_slope(const MlpParams& p, const Transposed& w, Space& s, float* sums) {
     slopes_of_layers(p, s);
     const float* gradient = s.grad_slope.data;
@@ -127,15 +134,17 @@ HD void backward_of_slope(const MlpParams& p, const Transposed& w, Space& s, flo
                          true);
         product<kTile, false>(gradient, inputs, w.data[k].data(), p.width, s.a, p.width, kBlock, p.width, inputs,
                               false);
-        mask(s.a, s.hidden[k].data, s.b, kBlock * p.width);
+        if (p.beta != 0.0f)
+            second_derivative(s.a, s.back[k], s.hidden[k].data, s.bend[k], kBlock * p.width, p.beta);
+        times_derivative(s.a, s.hidden[k].data, s.b, kBlock * p.width, p.beta);
         gradient = s.b;
     }
     add_columns(gradient, sums + offset_of(p, p.layers), kBlock, p.width);
 }
 
 TWO_COPIES void backward_block(const MlpParams& p, const Transposed& w, Space& s, float* sums) {
-    if (p.grad_features) backward_of_features(p, s, sums);
     if (p.grad_slope) backward_of_slope(p, w, s, sums);
+    if (p.grad_features || (p.grad_slope && p.beta != 0.0f)) backward_of_features(p, s, sums);
 }
 
 // Calls body(piece, space) for every block of a piece, with the block's rows opened.
@@ -173,17 +182,18 @@ EXPORT int mlp_backward_cpu(const MlpParams* params, int64_t threads, void*) {
     const MlpParams& p = *params;
     const Transposed transposed(p);
     const int64_t size = offset_of(p, p.layers) + p.width, pieces = (p.rows + kPiece - 1) / kPiece;
+    const bool reaches_x = p.grad_features || (p.grad_slope && p.beta != 0.0f);
     std::vector<float> sums(size_t(size * pieces), 0.0f);
     somnia::parallel_for(p.rows, kPiece, threads, [&](int64_t from, int64_t to) {
         static thread_local Space s;
         for_each_block(p, from, to, s, [&] {
             backward_block(p, transposed, s, sums.data() + from / kPiece * size);
-            if (p.grad_x && p.grad_features) s.grad_x.close();
+            if (p.grad_x && reaches_x) s.grad_x.close();
         });
     });
     std::fill(p.grad_parameters, p.grad_parameters + size, 0.0f);
     for (int64_t piece = 0; piece < pieces; ++piece)
         for (int64_t i = 0; i < size; ++i) p.grad_parameters[i] += sums[size_t(piece * size + i)];
-    if (p.grad_x && !p.grad_features) std::fill(p.grad_x, p.grad_x + p.rows * p.inputs, 0.0f);
+    if (p.grad_x && !reaches_x) std::fill(p.grad_x, p.grad_x + p.rows * p.inputs, 0.0f);
     return 0;
 }

@@ -39,7 +39,6 @@ from nerf.config.parser import (
     help_text,
     iterate,
     kind_of,
-    refuse_unbuilt,
     with_value_of,
 )
 from nerf.config.presets import GUIDANCE_OF, MESH_FILE, PAINTED, PRESETS, REASONS
@@ -233,8 +232,6 @@ def parse(argv: Sequence[str]) -> Config:
     for values, source in ((in_files, "file"), (typed, "typed")):
         values = without_refused(values)
         values = {flag: as_given(OPTIONS[flag][1], value) for flag, value in values.items()}
-        for flag, value in values.items():
-            refuse_unbuilt(OPTIONS[flag][1], value)
         config = with_values(config, values, source)
     config = _with_path_of_switches(_checked(config))
     return _with_viewer_of_switches(_with_stages_of_switches(_with_guidance_of_switches(config)))

@@ -45,11 +45,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     # A surface from photographs with masks, on a CPU in minutes: first a few levels of the grid, rays that follow the samples.
     "neus": {
         "preset": "neus",
-        "iters": 3000,
+        "iters": 4000,
         "num_rays": 128,
         "ray_samples": 16384,
-        "lr": 1e-3,
+        "lr": 1e-2,
         "lr_decay": 0.05,
+        "sharpness_lr": 0.2,
         "max_steps": 512,
         "rgb_loss": "l1",
         "mask_loss": "bce",

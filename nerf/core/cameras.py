@@ -301,7 +301,7 @@ def clip_space(views: Views, points: Tensor, min_near: float, bound: float) -> T
         ValueError: the views have lens distortion, under which the edges of triangles are not straight; undistort the
             images first.
     """
-    if views.fisheye is not None or (views.distortion is not None and bool((views.distortion != 0).any())):
+    if views.has_lens:
         raise ValueError("clip_space: expected views without lens distortion; undistort the images first")
     pose = views.pose
     local = (points[None].to(pose.dtype) - pose[:, None, :3, 3]) @ pose[:, :3, :3]

@@ -95,6 +95,12 @@ class Views:
     def __len__(self) -> int:
         return self.pose.shape[0]
 
+    @property
+    def has_lens(self) -> bool:
+        """Whether some view is no pinhole's: straight edges are curved in it. Read from the device."""
+        fisheye = self.fisheye is not None and bool(self.fisheye.any())
+        return fisheye or (self.distortion is not None and bool((self.distortion != 0).any()))
+
     def to(self, device: torch.device | str) -> "Views":
         """The same views with every tensor on ``device``."""
         return move_record(self, device)

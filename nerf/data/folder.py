@@ -96,7 +96,8 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         problem = "is a file; give the folder that contains it" if folder.exists() else "does not exist"
         raise UserError(
-            f"--data must name a folder of photographs with transforms.json, a COLMAP model or NeuS cameras; {folder} {problem}"
+            "--data must name a folder of photographs, with cameras in one of the formats of docs/photographs.md or to be "
+            f"found by --sfm; {folder} {problem}"
         )
 
 

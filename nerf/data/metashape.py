@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from nerf.core.errors import UserError
-from nerf.core.files import read_bytes, reading
+from nerf.core.files import is_file, read_bytes, reading
 from nerf.core.words import counted
 from nerf.data.frames import Frame, Intrinsics, ParsedDataset, ReadOptions, make_dataset, raise_no_images, split_by_holdout
-from nerf.data.photo_index import PhotoIndex
+from nerf.data.photo_index import PhotoIndex, beginning
 from nerf.data.values import rigid, word_number
 
 log = logging.getLogger("somnia.photographs")
@@ -28,18 +28,16 @@ _WAY_OUT = "export the cameras again"
 
 def find_metashape(folder: Path) -> Path | None:
     """The XML file of cameras of a folder in this format, or None."""
-    return next((path for path in sorted(folder.glob("*.xml")) if path.is_file() and _root(path) is not None), None)
+    return next((path for path in sorted(folder.glob("*.xml")) if is_file(path) and b"<chunk" in beginning(path)), None)
 
 
-def _root(path: Path) -> Element | None:
-    """The document of an XML file of cameras; None if it is something else.
+def _root(path: Path) -> Element:
+    """The document of an XML file of cameras.
 
     Raises:
-        UserError: it begins as such a file and is damaged, or declares entities, which could expand without end.
+        UserError: it is damaged, or declares entities, which could expand without end.
     """
     data = read_bytes(path, _WAY_OUT)
-    if b"<chunk" not in data or b"<cameras" not in data:
-        return None
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
         raise UserError(f"{path} declares a document type, which Metashape does not write, so it is not read; {_WAY_OUT}")
     with reading(path, _WAY_OUT):
@@ -61,7 +59,6 @@ def read_metashape(folder: Path, path: Path, options: ReadOptions) -> ParsedData
         UserError: the file is broken, or no photograph exists.
     """
     root = _root(path)
-    assert root is not None, "the file was recognised by its content"
     index, frames, missing, unaligned = PhotoIndex(folder), [], [], 0
     for chunk in [root] if root.tag == "chunk" else root.iter("chunk"):
         sensors = {sensor.get("id"): sensor for sensor in chunk.iterfind("sensors/sensor")}

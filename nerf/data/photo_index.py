@@ -5,6 +5,14 @@ from pathlib import Path
 from nerf.core.errors import UserError
 from nerf.data.frames import list_pictures
 
+HEAD_BYTES = 4096  # of a file, by which it is recognised
+
+
+def beginning(path: Path) -> bytes:
+    """The first bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
+
 
 class PhotoIndex:
     """The pictures in a folder and in the folders in it, by name with and without suffix.

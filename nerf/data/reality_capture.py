@@ -1,21 +1,16 @@
 """RealityCapture's "Internal/External camera parameters": a CSV file of poses and intrinsics beside the photographs."""
 
-import csv
-import io
-import logging
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from nerf.core.errors import UserError
-from nerf.core.files import read_text
+from nerf.core.files import is_file, read_text
 from nerf.data.frames import Frame, Intrinsics, ParsedDataset, ReadOptions, make_dataset, raise_no_images, split_by_holdout
 from nerf.data.image_store import read_header
-from nerf.data.photo_index import PhotoIndex
+from nerf.data.photo_index import PhotoIndex, beginning
 from nerf.data.values import word_number
-
-log = logging.getLogger("somnia.photographs")
 
 REQUIRED = ("name", "x", "y", "alt", "heading", "pitch", "roll", "f")  # columns; the others may be left out of the template
 DISTORTION = ("k1", "k2", "k3", "k4", "t1", "t2")
@@ -26,12 +21,13 @@ _WAY_OUT = "export the cameras again"
 
 def find_reality_capture(folder: Path) -> Path | None:
     """The CSV file of cameras of a folder in this format, or None."""
-    return next((path for path in sorted(folder.glob("*.csv")) if path.is_file() and _columns(path)[0] is not None), None)
+    files = (path for path in sorted(folder.glob("*.csv")) if is_file(path))
+    return next((path for path in files if _columns(beginning(path).decode(errors="replace"))[0] is not None), None)
 
 
-def _columns(path: Path) -> tuple[list[str] | None, list[list[str]]]:
+def _columns(text: str) -> tuple[list[str] | None, list[list[str]]]:
     """The names of the columns, None if they are not those of this format, and the rows below them."""
-    rows = [row for row in csv.reader(io.StringIO(read_text(path, _WAY_OUT))) if row]
+    rows = [line.split(",") for line in text.splitlines() if line.strip()]
     for at, row in enumerate(rows[:2]):  # a line with the number of cameras may come first
         names = [name.strip().lstrip("#").strip().lower() for name in row]
         if set(REQUIRED) <= set(names):
@@ -53,8 +49,9 @@ def read_reality_capture(folder: Path, path: Path, options: ReadOptions) -> Pars
     Raises:
         UserError: the file is broken, or no photograph exists.
     """
-    names, rows = _columns(path)
-    assert names is not None, "the file was recognised by its header"
+    names, rows = _columns(read_text(path, _WAY_OUT))
+    if names is None:
+        raise UserError(f"{path}: its columns must be {', '.join(REQUIRED)} and more; {_WAY_OUT}")
     index, frames, missing = PhotoIndex(folder), [], []
     for at, row in enumerate(rows, 1):
         if len(row) != len(names):

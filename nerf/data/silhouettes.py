@@ -44,7 +44,7 @@ def read_silhouettes(folder: str | Path, split: str | None = None, holdout: int 
     chosen = range(len(dataset.frames)) if split is None else dataset.splits[split]
     found = []
     for frame in (dataset.frames[i] for i in chosen):
-        if any(frame.intrinsics.distortion):
+        if any(frame.intrinsics.distortion) or frame.intrinsics.fisheye:
             raise UserError(
                 f"{frame.image}: its lens distorts, so its mask cannot be compared; undistort the photographs first"
             )

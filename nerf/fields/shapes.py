@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from nerf.fields.signed_distance import SignedDistanceField
 
 FIT_POINTS = 2048  # of a step
-FIT_RATE = 5e-3  # learning rate at the first step; it falls to zero along a cosine
 FIT_EIKONAL = 0.01  # weight of the gradient's length beside the squared distance
 MIN_HULL_POINTS = 30  # of a reconstruction that a hull is made of
 HULL_QUANTILE = 0.98  # share of the points nearest to their median that count
@@ -70,7 +69,7 @@ def fit_shape(
     Args:
         field: its geometry is trained.
         shape: what it is to be.
-        steps: of Adam.
+        steps: of Adam, whose learning rate falls from ``field.fit_rate`` to zero along a cosine.
         generator: on the CPU; places the points.
         points: in a step.
 
@@ -79,7 +78,7 @@ def fit_shape(
     """
     parameters = field.geometry_parameters()
     device, bound = parameters[0].device, field.bound
-    optimizer = torch.optim.Adam(parameters, lr=FIT_RATE, eps=1e-15, fused=True)
+    optimizer = torch.optim.Adam(parameters, lr=field.fit_rate, eps=1e-15, fused=True)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     level, error = field.first_level(), 0.0
     for step in range(steps):

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import mlp
 from nerf.config.groups import FieldConfig
@@ -22,6 +21,7 @@ from nerf.fields.opacity import annealed_slope, sdf_to_alpha, section_alpha
 from nerf.fields.shapes import first_shape, fit_shape
 from nerf.fields.taps import TAPS, differences
 
+SOFTPLUS = 100.0  # beta of the activation ``log(1 + exp(beta x)) / beta``: smooth within a hundredth
 SHARPNESS_SCALE = 10.0  # sharpness = exp(10 v): a step of v by the learning rate changes it by a few per cent
 MAX_SHARPNESS = 1e6
 COLOUR_DEGREE = 4  # of the spherical harmonics of the direction
@@ -83,6 +83,7 @@ class SignedDistanceField(Field):
     """
 
     upsampling_rounds = UPSAMPLING_ROUNDS
+    fit_rate = 5e-3  # learning rate of the first shape
     variance: Tensor
 
     def __init__(
@@ -178,6 +179,15 @@ class SignedDistanceField(Field):
         shown = normal if settings.computes_normals else None
         return FieldOutput(sdf=sdf, gradient=gradient, laplacian=laplacian, albedo=albedo, normal=shown, rgb=rgb)
 
+    def surface_color(self, positions: Tensor) -> Tensor:
+        """Colour [M, 3] at positions [M, 3] as seen along the normal, which is what most rays of the training have shown."""
+        settings = RenderSettings(source="eval", training=False, view_dependent=True)
+        _, features, gradient, _ = self._evaluate(positions, settings.max_level)
+        normal = unit(gradient)
+        rgb = self.colour(features, normal, -normal)[1]
+        assert rgb is not None, "a direction was given"
+        return rgb
+
     def geometry(self, points: Points, settings: RenderSettings) -> FieldOutput:
         """Distance [M] and its gradient [M, 3]; see :meth:`Field.geometry`."""
         sdf, _, gradient, laplacian = self._evaluate(points.positions, settings.max_level)
@@ -232,8 +242,3 @@ class SignedDistanceField(Field):
         if self.scheduled:
             return groups
         return [*groups, {"params": [self.variance], "lr": self.config.sharpness_lr * lr, "name": "sharpness"}]
-
-
-def softplus100(x: Tensor) -> Tensor:
-    """``log(1 + exp(100 x)) / 100``, a smooth ReLU: its derivative changes within a hundredth. Any shape; differentiable."""
-    return functional.softplus(x, beta=100.0)

@@ -195,7 +195,7 @@ class Evaluator:
         if self.config.from_mesh_file and self.config.data.data is None:
             options = replace(options, export_frame="source")  # the axes of that file
         common = dict(
-            albedo=self.model.albedo,
+            albedo=self.model.albedo if self.config.data.data is None else self.model.surface_color,
             bound=self.model.path.surface_extent(self.model.bound, output.mesh_threshold),
             folder=self.workspace / (f"mesh_{self.stage.name}" if shown_again else "mesh"),
             options=options,

@@ -117,8 +117,7 @@ def measure(
     mesh = read_textured(path)
     rows: list[dict[str, float]] = []
     for i in track(chosen, "measuring the mesh at held-out photographs"):
-        distorted = photos.view(i).distortion
-        batch, valid = photos.eval_batch(i, undistorted=distorted is not None and bool((distorted != 0).any()))
+        batch, valid = photos.eval_batch(i, undistorted=photos.view(i).has_lens)
         assert batch.views is not None and batch.rgb is not None, "a photograph has a camera and colours"
         view = batch.views.to("cpu")
         colour, coverage = render(mesh, view, min_near, bound)

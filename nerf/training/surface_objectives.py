@@ -68,7 +68,7 @@ class SurfaceRegularisers(Objective):
             terms["points"] = surface_losses.surface_points(
                 self.field.distance(self._cloud_points(part), part.settings.max_level)
             )
-        return ObjectiveOutput(terms)
+        return ObjectiveOutput(terms, {"inv_s": self.field.sharpness.detach()})
 
     def _box_points(self, part: Part, like: Tensor) -> Points:
         """K random points of the box."""

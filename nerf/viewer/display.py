@@ -74,6 +74,10 @@ class _Attributes(ctypes.Structure):
     ]
 
 
+# A window that is gone is no error here; the default handler would end the process. Xlib keeps it, so it is never freed.
+_IGNORE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(lambda display, event: 0)
+
+
 class WindowWatch:
     """Tells whether the window of this process with a title is mapped; DearPyGui does not say.
 
@@ -92,10 +96,7 @@ class WindowWatch:
             return
         self._x11.XOpenDisplay.restype = ctypes.c_void_p
         self._x11.XDefaultRootWindow.restype = ctypes.c_ulong
-        # A window that is gone is no error here; the default handler would end the process.
-        kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-        self._ignore = kind(lambda display, event: 0)
-        self._x11.XSetErrorHandler(self._ignore)
+        self._x11.XSetErrorHandler(_IGNORE)
         display = self._x11.XOpenDisplay(None)
         if display:
             self._display = ctypes.c_void_p(display)

@@ -178,8 +178,10 @@ class Session:
         self.job.log(text)
 
     def start(self) -> None:
-        """Go on with the training."""
+        """Go on with the training; where nothing is left to train, a line says so."""
         self._running = True
+        if self.job.config.trains and self._phase in (Phase.SHOWING, Phase.FAILED):
+            self.say("nothing is left to train: start over, or close the viewer and give more steps")
         self._stirred.set()
 
     def stop(self) -> None:

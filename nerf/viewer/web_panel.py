@@ -90,7 +90,7 @@ class Panel:
             self.close = gui.add_button("End the viewer ...", color="gray")
         self.losses = gui.add_folder("Losses", order=20, visible=status.trains)
         with self.losses:
-            self.logarithmic = gui.add_checkbox("Logarithmic", False)
+            self.logarithmic = gui.add_checkbox("Logarithmic", True)
         self._connect()
 
     def _connect(self) -> None:

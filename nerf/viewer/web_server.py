@@ -29,11 +29,18 @@ def serving(access: Access, listener: socket.socket) -> Iterator["viser.ViserSer
     Raises:
         UserError: this version of viser cannot be guarded.
     """
-    server = _start(access, listener)
+    import rich
+
+    console, quiet = rich.get_console(), rich.get_console().quiet
+    console.quiet = True  # viser prints to stdout when it starts and stops
     try:
-        yield server
+        server = _start(access, listener)
+        try:
+            yield server
+        finally:
+            server.stop()
     finally:
-        server.stop()
+        console.quiet = quiet
         listener.close()
 
 
@@ -43,7 +50,6 @@ def _start(access: Access, listener: socket.socket) -> "viser.ViserServer":
     It has no parameters for either, but serves by ``websockets.asyncio.server.serve``, looked up when it starts; while it
     starts, that is a function which passes both on.
     """
-    import rich
     import viser
     from websockets.asyncio import server as module
 
@@ -54,7 +60,6 @@ def _start(access: Access, listener: socket.socket) -> "viser.ViserServer":
         passed.append(True)
         return serve(handler, sock=listener, process_request=access.guarded(process_request), **options)
 
-    rich.get_console().quiet = True  # it prints to stdout when it starts and stops
     with _starting:
         setattr(module, "serve", ours)  # noqa: B010  # a class there, which no type checker lets go
         try:

@@ -9,6 +9,7 @@ import extension
 from mlp import features, features_and_slope, reference
 
 SHAPES = [(32, 64, 2), (16, 32, 1), (48, 128, 3), (32, 16, 4)]
+BETAS = [None, 1.0, 100.0]  # ReLU, and softplus
 
 
 def network(inputs, width, layers, dtype=torch.float32):
@@ -40,12 +41,13 @@ def both(function, twin, tensors):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rows", [0, 1, 96, 500])
-def test_features_and_their_gradients_equal_reference(shape, rows):
+@pytest.mark.parametrize("beta", BETAS)
+def test_features_and_their_gradients_equal_reference(shape, rows, beta):
     weights, biases, _ = network(*shape)
     count = len(weights)
 
     def call(function):
-        return lambda x, *p: function(x, p[:count], p[count:])
+        return lambda x, *p: function(x, p[:count], p[count:], beta)
 
     for ours, exact in both(call(features), call(reference.features), [torch.randn(rows, shape[0]), *weights, *biases]):
         close(ours, exact)
@@ -53,38 +55,60 @@ def test_features_and_their_gradients_equal_reference(shape, rows):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rows", [0, 97, 500])
-def test_features_with_slope_and_their_gradients_equal_reference(shape, rows):
+@pytest.mark.parametrize("beta", BETAS)
+def test_features_with_slope_and_their_gradients_equal_reference(shape, rows, beta):
     weights, biases, readout = network(*shape)
     count = len(weights)
 
     def call(function):
-        return lambda x, r, *p: function(x, p[:count], p[count:], r)
+        return lambda x, r, *p: function(x, p[:count], p[count:], r, beta)
 
     tensors = [torch.randn(rows, shape[0]), readout, *weights, *biases]
     for ours, exact in both(call(features_and_slope), call(reference.features_and_slope), tensors):
         close(ours, exact)
 
 
-def test_the_slope_is_the_derivative_of_the_read_out():
+@pytest.mark.parametrize("beta", BETAS)
+def test_the_slope_is_the_derivative_of_the_read_out(beta):
     weights, biases, readout = network(32, 64, 2, torch.float64)
     x = torch.randn(20, 32, dtype=torch.float64, requires_grad=True)
-    output, slope = features_and_slope(x, weights, biases, readout)
+    output, slope = features_and_slope(x, weights, biases, readout, beta)
     torch.testing.assert_close(slope, torch.autograd.grad((output @ readout).sum(), x)[0])
 
 
 @pytest.mark.parametrize("part", [0, 1])
-def test_a_loss_on_one_output_alone_gives_the_reference_gradients(part):
+@pytest.mark.parametrize("beta", BETAS)
+def test_a_loss_on_one_output_alone_gives_the_reference_gradients(part, beta):
     weights, biases, readout = network(32, 64, 2)
     x = torch.randn(200, 32, requires_grad=True)
     leaves = [x, readout, *weights, *biases]
     grads = [
         torch.autograd.grad(
-            f(x, weights, biases, readout)[part].square().sum(), leaves, allow_unused=True, materialize_grads=True
+            f(x, weights, biases, readout, beta)[part].square().sum(), leaves, allow_unused=True, materialize_grads=True
         )
         for f in (features_and_slope, reference.features_and_slope)
     ]
     for ours, twin in zip(*grads, strict=True):
         close(ours, twin.double())
+
+
+def test_softplus_is_exact_from_far_below_to_far_above_zero():
+    z = torch.cat([torch.linspace(-3, 3, 6001), torch.tensor([-1e4, -90.0, 1e4, 0.0])])
+    x = torch.zeros(len(z), 16)
+    x[:, 0] = z
+    weight, bias = torch.eye(16), torch.zeros(16)
+    ours = features(x, [weight], [bias], 100.0)[:, 0]
+    exact = torch.nn.functional.softplus(z.double(), beta=100.0)
+    torch.testing.assert_close(ours.double(), exact, rtol=1e-6, atol=1e-37)
+    slope = features_and_slope(x, [weight], [bias], torch.ones(16), 100.0)[1][:, 0]
+    torch.testing.assert_close(slope.double(), torch.sigmoid(100 * z.double()), rtol=1e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.0])
+def test_a_softplus_without_a_slope_is_refused(beta):
+    weights, biases, _ = network(32, 64, 1)
+    with pytest.raises(ValueError, match="expected beta above 0"):
+        features(torch.zeros(1, 32), weights, biases, beta)
 
 
 def test_one_and_two_threads_give_the_same_bits():

@@ -139,6 +139,7 @@ RUNS = [  # what each flag has an effect in one of, and none in another
     ["--text", "a cone", "--hf_key", "x", "--backbone", "vanilla"],
     ["--text", "a cone", "--sd_version", "embedded"],
     ["--text", "a cone", "--cuda_ray", "--dmtet", "--gui"],
+    ["--text", "a cone", "--viewer", "web"],
     ["--text", "a cone", "--cuda_ray", "--guidance", "clip"],
     ["--text", "a cone", "--guidance", "SD", "clip", "zero123", *EVERYTHING.split()],
     *(["--text", "a cone", "--distillation", method] for method in METHODS),

@@ -360,6 +360,14 @@ def test_broken_reality_capture_files_are_refused(tmp_path, old, new, words):
 # ---- the registry ----
 
 
+def test_other_tables_and_documents_in_the_folder_do_not_hide_that_there_are_no_cameras(tmp_path):
+    photographs(tmp_path, JPG)
+    (tmp_path / "notes.csv").write_bytes(b"\xff\xfe a,b\n" * 3)
+    (tmp_path / "broken.xml").write_bytes(b"<a\xff")
+    (tmp_path / "folder.csv").mkdir()
+    refuse(tmp_path, "it holds 5 pictures and no file of cameras; add --sfm")
+
+
 def test_the_recognised_format_is_said(tmp_path, caplog):
     with caplog.at_level("INFO", "somnia.photographs"):
         read_folder(polycam(tmp_path), 0)

@@ -2,8 +2,12 @@
 
 import io
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -16,7 +20,9 @@ from nerf.run import checkpoint
 from nerf.viewer import renderer
 from nerf.viewer.web_access import Access, listen
 from tests.helpers.browser import Browser, until
-from tests.nerf.viewer.conftest import PHOTOS, WORDS
+from tests.helpers.processes import wait_for
+from tests.helpers.scripts import ROOT
+from tests.nerf.viewer.conftest import PHOTOS, TINY, WORDS
 
 pytest.importorskip("viser")
 pytestmark = pytest.mark.slow
@@ -238,3 +244,24 @@ def test_without_viser_the_sentence_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(web.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="--viewer web needs viser: pip install"):
         web.check(parse(["--text", "a ball", "--viewer", "web"]))
+
+
+def test_ctrl_c_on_the_command_line_saves_and_ends_it(photographs, tmp_path):
+    words = ["--data", str(photographs), *TINY, *PHOTOS, *LONG, "--viewer", "web", "--viewer_port", "0"]
+    command = [sys.executable, "main.py", *words, "--workspace", str(tmp_path / "run")]
+    with (tmp_path / "errors").open("w") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+    try:
+        wait_for(lambda: "viewer: http" in (tmp_path / "errors").read_text(), process)
+        address = re.search(r"viewer: (\S+)", (tmp_path / "errors").read_text())[1]
+        with urllib.request.urlopen(address, timeout=30) as page:
+            assert page.status == 200 and b"<html" in page.read().lower()
+        wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), process)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[0] == "" and process.returncode == 130
+    finally:
+        process.kill()
+        process.wait()
+    said = (tmp_path / "errors").read_text()
+    assert "the viewer was closed after step" in said and "Traceback" not in said
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints")
