@@ -287,7 +287,7 @@ class AcceleratedPath(RenderPath):
         layout = field.query(points_on(rays.origins[no_ray], no_ray, rays), settings)
         channels = sample_values(layout, rays, settings, no_ray).shape[1]
         max_steps = self._steps(max(int(self.log2_step_scale) - 1, self._least_scale(field)))
-        march = March(rays, (near, far), self.grid, self.dt_gamma, max_steps, self.grid.lenient_bits())
+        march = March(rays, (near, far), self.grid, self.dt_gamma, max_steps)
         queue = RayQueue.start(rays.origins, rays.directions, near, far, channels)
         while len(queue):
             steps = min(FIRST_ROUND * len(rays) // len(queue), LONGEST_ROUND)  # more once few rays are left

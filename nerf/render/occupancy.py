@@ -17,7 +17,6 @@ DECAY = 0.95
 FULL_UPDATES, STRIDE = 8, 8
 # Share of the mean above which a cell is occupied; below 1, so that a field that is uniform is occupied everywhere.
 MEAN_SHARE = 0.99
-LENIENT = 0.5  # share of the threshold above which a cell counts as occupied in evaluation
 CULLED = -1.0  # alpha of a cell that is never occupied
 
 
@@ -108,15 +107,6 @@ class OccupancyGrid(nn.Module):
         self._host_updates = update + 1
         if self.alpha.device.type == "cuda" and update + 1 >= FULL_UPDATES:
             self._next_count = Download(self._occupied((update + 1) % STRIDE).sum())
-
-    def lenient_bits(self) -> Tensor:
-        """The bit field [C * H^3 / 8] for evaluation, which leaves out less: cells above :data:`LENIENT` times the threshold.
-
-        A cell is sampled at a random point now and then, so that one which a thin surface crosses may be below the threshold
-        for a while. Training goes on with it later; in a picture it is a hole.
-        """
-        above = ~(self.alpha <= LENIENT * self._threshold())
-        return packbits(above.to(self.alpha.dtype), 0.5) | self.bitfield
 
     @torch.no_grad()
     def cull(self, coverage: Coverage) -> None:

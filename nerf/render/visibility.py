@@ -47,13 +47,11 @@ class March:
     grid: OccupancyGrid  # which cells to march through
     dt_gamma: float  # growth of the step with the distance
     max_steps: int  # steps across the diagonal of the unit box
-    bitfield: Tensor | None = None  # [C * H^3 / 8] in place of that of the grid
 
     @property
     def scene(self) -> tuple[Tensor, float, int, int]:
         """Bitfield [C * H^3 / 8], bound, cascades and grid size, as the marching kernels take them."""
-        bitfield = self.grid.bitfield if self.bitfield is None else self.bitfield
-        return bitfield, self.grid.bound, self.grid.cascades, self.grid.grid_size
+        return self.grid.bitfield, self.grid.bound, self.grid.cascades, self.grid.grid_size
 
     def samples(self, capacity: int) -> Samples:
         """All samples of all rays, in a buffer of that size; see :func:`raymarching.march_rays_train`."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nerf.core.errors import UserError
-from nerf.render.occupancy import CULLED, FULL_UPDATES, STRIDE, OccupancyGrid
+from nerf.render.occupancy import FULL_UPDATES, STRIDE, OccupancyGrid
 from raymarching import morton3D
 from tests.nerf.analytic import Ball
 
@@ -156,21 +156,3 @@ def test_culled_cells_are_never_occupied_and_count_in_no_mean():
         again.load_state_dict(grid.state_dict())
         again.update(Ball(5.0, density=50.0), torch.Generator().manual_seed(1))
         assert torch.equal(again.bitfield, grid.bitfield)
-
-
-def test_evaluation_leaves_out_cells_below_half_the_threshold_alone():
-    grid = updated(OccupancyGrid(1.0, 16, 10.0, DT), Ball(0.5, density=100.0))
-    with torch.no_grad():
-        grid.bitfield[0] = 0
-        grid.alpha[0, :8] = grid.threshold * torch.tensor([1.1, 0.9, 0.6, 0.51, 0.49, 0.1, 0.0, CULLED])
-    assert int(grid.lenient_bits()[0]) == 0b00001111
-    strict = grid.bitfield.clone()
-    assert ((grid.lenient_bits()[1:] & strict[1:]) == strict[1:]).all()
-
-
-def test_a_culled_cell_stays_out_of_evaluation_however_low_the_threshold_is():
-    grid = OccupancyGrid(1.0, 16, 10.0, DT)
-    grid.cull(LeftHalf())  # no update yet, so that the threshold is 0
-    left = grid.positions(torch.arange(grid.alpha.numel()))[:, 0] < 0
-    bits = (grid.lenient_bits()[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
-    assert not bits.flatten().bool()[left].any()
