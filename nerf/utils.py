@@ -40,6 +40,7 @@ from nerf.training.unread import Unread
 # have arrived. On a CPU each step is looked at.
 CUDA_CHECK_INTERVAL = 16
 PREVIEW_STEPS = (10, 30, 100)
+LOOKS = 20  # times in a run that the field is asked what is wrong with it
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Trainer:
         self.lineage: checkpoint.Lineage | None = None  # of the checkpoints that it writes; set by the first of them
         self.named: Path | None = None  # what --ckpt takes other than the newest to resume; it is never pruned
         self.unread = Unread(self.monitor, self._advice)  # stays empty on a CPU
+        self._said: set[str] = set()  # troubles of the field that were logged
         self.seconds = 0.0  # of training, over all the processes that worked on this run
         plans = [self.plan(step) for step in (0, self.config.optim.iters // 2, self.config.optim.iters - 1)]  # weights ramp
         for plan in plans:
@@ -232,6 +234,8 @@ class Trainer:
             self.report.scalars(done, terms, total=total)
             if done in PREVIEW_STEPS or (done % self.config.output.preview_interval == 0):
                 self.preview()
+            if done % max(total // LOOKS, 1) == 0:
+                self._say_troubles()
             diagnosis = self.monitor.diagnose(self.info.fraction(done), self.stage.kind, self.config)
             if diagnosis is not None:
                 self.save()
@@ -252,6 +256,13 @@ class Trainer:
                 "all the training of a stage, so the same command with more of them goes on"
             )
         self.save()
+
+    def _say_troubles(self) -> None:
+        """Log what the field finds wrong with itself; the same trouble once."""
+        for line in self.model.field.troubles(self.info.fraction(self.step)):
+            if (trouble := line.partition(":")[0].partition(",")[0].rstrip("0123456789")) not in self._said:
+                self._said.add(trouble)
+                self.report.log(f"warning: {line}")
 
     def train(self) -> None:
         """Run to the end."""

@@ -43,6 +43,14 @@ class Field(nn.Module, ABC):
         """
         return None
 
+    def troubles(self, fraction: float) -> list[str]:
+        """What is wrong with what was learned so far, as sentences with what to try; by default nothing is looked at.
+
+        Args:
+            fraction: training progress in [0, 1].
+        """
+        return []
+
     @abstractmethod
     def query(self, points: Points, settings: RenderSettings) -> FieldOutput:
         """Evaluate the field at M points, which may be none.

@@ -19,6 +19,7 @@ from nerf.fields.base import Field
 from nerf.fields.encoding import make_encoder
 from nerf.fields.opacity import annealed_slope, sdf_to_alpha, section_alpha
 from nerf.fields.shapes import first_shape, fit_shape
+from nerf.fields.surface_health import surface_troubles
 from nerf.fields.taps import TAPS, differences
 
 SOFTPLUS = 100.0  # beta of the activation ``log(1 + exp(beta x)) / beta``: smooth within a hundredth
@@ -96,6 +97,7 @@ class SignedDistanceField(Field):
     ):
         super().__init__()
         self.config, self.bound = config, float(scene.bound)
+        self.shape = first_shape(config, scene)
         self.scheduled = config.sharpness == "scheduled"
         start = torch.tensor(math.log(config.sharpness_start) / SHARPNESS_SCALE)
         if self.scheduled:
@@ -231,11 +233,14 @@ class SignedDistanceField(Field):
 
     def initialize(self, scene: SceneInfo, generator: torch.Generator) -> str | None:
         """Fit the first shape, see :func:`nerf.fields.shapes.first_shape`."""
-        shape = first_shape(self.config, scene)
         if self.config.sdf_init_steps == 0:
             return None
-        error = fit_shape(self, shape, self.config.sdf_init_steps, generator)
-        return f"the signed distance begins as {shape.name}, {100 * error:.2g} % of the bound off on average"
+        error = fit_shape(self, self.shape, self.config.sdf_init_steps, generator)
+        return f"the signed distance begins as {self.shape.name}, {100 * error:.2g} % of the bound off on average"
+
+    def troubles(self, fraction: float) -> list[str]:
+        """See :func:`nerf.fields.surface_health.surface_troubles`."""
+        return surface_troubles(self, fraction)
 
     def _groups(self, lr: float, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Optimiser groups of the networks, and of the sharpness where it is learned."""
