@@ -300,8 +300,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # Without masks a background model stands behind the object, and nothing says where it ends.
 PRESETS["neus-unmasked"] = PRESETS["neus"] | {
     "preset": "neus-unmasked",
-    "background": "network",
-    "bg_radius": 1.4,
+    "background": "contracted",
     "lambda_mask": 0.0,
 }
 # Real scenes with more time: finite differences whose reach shrinks with the levels, curvature at first, levels one by one.
