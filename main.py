@@ -177,6 +177,11 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
         inputs.photos = photos.pop("train")
         inputs.transform = inputs.photos.transform
         inputs.held_out = photos
+    if config.output.mesh_crop is not None:
+        from nerf.mesh.crop import check_crop
+
+        transform = None if inputs.transform is None else inputs.transform.numpy()
+        check_crop(config.output.mesh_crop, transform, config.output.export_frame, config.field.bound)
     return inputs
 
 
@@ -198,9 +203,11 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     from nerf.provider import SourceInputs, build_sources
     from nerf.renderer import build_model
     from nerf.run.evaluation import Evaluator
+    from nerf.run.video_size import with_video_size
     from nerf.training.sources import GuidanceInfo, RunInfo
     from nerf.utils import Trainer
 
+    stage = with_video_size(stage, inputs.photos, device)
     config = stage.config
     torch.manual_seed(config.runtime.seed)
     bound = config.field.bound
@@ -210,7 +217,8 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     model = build_model(stage, scene).to(device)
     requirements = tuple(g.requirements() for g in inputs.guidance)
     sources = build_sources(SourceInputs(config, device, requirements, inputs.photos, inputs.known))
-    evaluator = Evaluator(stage, model, report, inputs.held_out, inputs.known)
+    scene_cameras = None if inputs.photos is None else inputs.photos.scene_cameras
+    evaluator = Evaluator(stage, model, report, inputs.held_out, inputs.known, scene_cameras)
     trainer = Trainer(run, model, sources, inputs.guidance, evaluator, report)
     restored = trainer.restore()
     if stage.kind.starts_from is None:
@@ -257,6 +265,7 @@ def finish(trainer: "Trainer", started: float) -> None:
     prompt = trainer.config.prompt
     report.result(prompt=prompt.text, images=list(prompt.image) or None, seed=trainer.config.runtime.seed, steps=trainer.step)
     report.result(weights=trainer.info.notes or None)
+    report.result(**{name: value for source in trainer.sources.values() for name, value in source.results().items()})
     report.result(train_seconds=round(trainer.seconds, 2), **trainer.test())
     if trainer.config.output.save_mesh:
         export(trainer)

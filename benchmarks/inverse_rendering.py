@@ -53,6 +53,16 @@ class Picture:
     color: np.ndarray  # [S, S, 3] of what is covered, 0 where nothing is
 
 
+def pixel_directions(pose: np.ndarray, size: int) -> np.ndarray:
+    """Directions [S * n * S * n, 3], not of unit length, of n x n rays through each of S x S pixels of a pose [4, 4]."""
+    fine = size * SUPERSAMPLE
+    step = (np.arange(fine) + 0.5) / fine * 2 - 1
+    x, y = np.meshgrid(step, -step)
+    local = np.stack([x, y, -np.full_like(x, 1 / np.tan(np.radians(FOV) / 2))], -1).reshape(-1, 3)
+    directions: np.ndarray = local @ pose[:3, :3].T
+    return directions
+
+
 def render(mesh, pose: np.ndarray, size: int, color_of: Colors | None = None) -> Picture:
     """A picture of S x S pixels.
 
@@ -62,11 +72,7 @@ def render(mesh, pose: np.ndarray, size: int, color_of: Colors | None = None) ->
         size: S.
         color_of: colour [P, 3] of points [P, 3] in triangles [P]; None: grey.
     """
-    fine = size * SUPERSAMPLE
-    step = (np.arange(fine) + 0.5) / fine * 2 - 1
-    x, y = np.meshgrid(step, -step)
-    local = np.stack([x, y, -np.full_like(x, 1 / np.tan(np.radians(FOV) / 2))], -1).reshape(-1, 3)
-    directions = local @ pose[:3, :3].T
+    directions = pixel_directions(pose, size)
     hit = mesh.ray.intersects_first(np.broadcast_to(pose[:3, 3], directions.shape), directions)
     normals = np.where(hit[:, None] >= 0, mesh.face_normals[hit], 0.0)
     facing = -np.sign((normals * directions).sum(-1, keepdims=True))  # an open mesh may show its back faces
@@ -91,6 +97,13 @@ def poses_around(mesh, count: int, turned: float = 0.0) -> np.ndarray:
     return camera_poses(count, centre, DISTANCE * diagonal, turned)
 
 
+def shaded(normal: np.ndarray) -> np.ndarray:
+    """Brightness [...] of a matt surface with unit normals [..., 3] under the light of the photographs."""
+    light = LIGHT / np.linalg.norm(LIGHT)
+    brightness: np.ndarray = AMBIENT + (1 - AMBIENT) * (1 + normal @ light) / 2
+    return brightness
+
+
 def write_views(mesh, folder: Path, pictures: str, poses: np.ndarray, size: int, color_of: Colors | None = None) -> None:
     """Write a data set of images from poses [B, 4, 4] for ``--data``.
 
@@ -104,11 +117,11 @@ def write_views(mesh, folder: Path, pictures: str, poses: np.ndarray, size: int,
     """
     from PIL import Image
 
-    light, frames = LIGHT / np.linalg.norm(LIGHT), []
+    frames = []
     for i, pose in enumerate(poses):
         seen = render(mesh, pose, size, color_of)
         coverage, normal = seen.coverage, seen.normal
-        shade = AMBIENT + (1 - AMBIENT) * (1 + normal @ light) / 2 if pictures == "photographs" else np.ones((size, size))
+        shade = shaded(normal) if pictures == "photographs" else np.ones((size, size))
         rgba = np.concatenate([seen.color * shade[..., None], coverage[..., None]], -1)
         Image.fromarray(np.round(rgba * 255).astype(np.uint8)).save(folder / f"{i:03d}.png")
         frame = {"file_path": f"{i:03d}.png", "transform_matrix": pose.tolist()}

@@ -54,7 +54,8 @@ def run_main(flags: list[str], workspace: Path) -> dict[str, object]:
         workspace: of the run; the output goes to ``<workspace>.log``.
 
     Returns:
-        ``seconds`` from start to end, ``returncode``, ``command``, ``megabytes`` of main memory at the peak.
+        ``seconds`` from start to end, ``cpu_seconds`` of all its threads, ``returncode``, ``command``, ``megabytes`` of main
+        memory at the peak.
     """
     command = [sys.executable, "main.py", *flags, "--workspace", os.path.relpath(workspace, ROOT)]
     start = time.monotonic()
@@ -64,6 +65,7 @@ def run_main(flags: list[str], workspace: Path) -> dict[str, object]:
     process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for, which the object does not know
     return {
         "seconds": round(time.monotonic() - start, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
         "returncode": process.returncode,
         "command": shlex.join(command[1:]),
         "megabytes": round(used.ru_maxrss / 1024),

@@ -326,5 +326,6 @@ def _choose_any(device_type: str) -> Backend:
         log.warning("tensors on %s: backend torch, plain PyTorch, several times slower, because %s", device_type, why)
     else:
         because = f", because {'; '.join(reasons)}" if reasons else ""
-        log.info("tensors on %s: backend %s, %s%s", device_type, choice.name, choice.description, because)
+        level = logging.WARNING if reasons else logging.INFO
+        log.log(level, "tensors on %s: backend %s, %s%s", device_type, choice.name, choice.description, because)
     return choice

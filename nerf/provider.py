@@ -6,7 +6,7 @@ from its part's generator, on the CPU, so the same step sees the same cameras on
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from nerf.data.image_prompt import KnownViews
 from nerf.data.posed_images import Photographs
 from nerf.render.background import background_kind
 from nerf.training.ray_count import RayCount
+from nerf.training.refinement import POSE_RATE, PoseRefinement
 from nerf.training.schedule import guided_part, is_known_view_step, known_view_part, photo_part
 from nerf.training.sources import RunInfo, Source
 
@@ -202,15 +203,17 @@ class PhotographSource(Source):
 
     Args:
         photographs: the training split.
-        rays: how many random rays a step has.
         fill_behind: no background model stands behind the scene. Pixels of photographs without alpha are opaque then, and are
             rendered over a random colour per ray, or per whole photograph: only an opacity of one reproduces them.
+        rays: how many random rays a step has.
+        refine: correct the poses of the photographs, where they are shown as random rays or patches.
     """
 
     name = "photos"
 
-    def __init__(self, photographs: Photographs, rays: RayCount | None = None, fill_behind: bool = False):
-        self.photographs, self.rays, self.fill_behind = photographs, rays, fill_behind
+    def __init__(self, photographs: Photographs, fill_behind: bool = False, rays: RayCount | None = None, refine: bool = False):
+        self.photographs, self.fill_behind, self.rays = photographs, fill_behind, rays
+        self.poses = PoseRefinement(len(photographs)).to(photographs.device) if refine else None
 
     def plan_part(self, step: int, run: RunInfo, random: Random) -> Part:
         """See :meth:`Source.plan_part`."""
@@ -221,24 +224,43 @@ class PhotographSource(Source):
         if self.rays is not None and out.trace is not None:
             self.rays.observe(len(out.opacity), out.trace.samples)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """See :meth:`Source.state_dict`."""
-        return {} if self.rays is None else self.rays.state_dict()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See :meth:`Source.load_state_dict`."""
-        if self.rays is not None:
-            self.rays.load_state_dict(state)
-
     def batch(self, part: Part) -> Batch:
         """See :meth:`Photographs.batch`; over a random background where nothing may shine through."""
         batch = self.photographs.batch(part.request, part.settings.background)
+        if self.poses is not None and batch.views is None:
+            batch = replace(batch, rays=self.poses(batch.rays, part.request.fraction))
         if not self.fill_behind or batch.background is not None:
             return batch
         device = batch.rays.origins.device
         count = len(batch.rays) if batch.views is None else len(batch.views)
         generator = part.random.generator(Stream.PHOTO_BACKGROUND, device)
         return replace(batch, background=torch.rand(count, 3, generator=generator, device=device))
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The twists of the poses; see :meth:`Source.param_groups`."""
+        if self.poses is None:
+            return []
+        return [{"params": list(self.poses.parameters()), "lr": POSE_RATE * lr, "name": "poses"}]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See :meth:`Source.state_dict`."""
+        return {f"{name}.{key}": value for name, part in self._learned().items() for key, value in part.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See :meth:`Source.load_state_dict`."""
+        for name, part in self._learned().items():
+            part.load_state_dict(
+                {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+            )
+
+    def _learned(self) -> dict[str, RayCount | PoseRefinement]:
+        """What changes with training, by the name that checkpoints give it."""
+        parts = {"rays": self.rays, "poses": self.poses}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def results(self) -> dict[str, Any]:
+        """How far the poses were corrected, in the mean; see :meth:`Source.results`."""
+        return {} if self.poses is None else {"pose_refinement": self.poses.size()}
 
 
 class ImagePrompts(Source):
@@ -289,9 +311,8 @@ def _photographs(inputs: SourceInputs) -> Source | None:
     config = inputs.config
     scene = inputs.photographs.scene(config.field.bound)
     nothing_behind = background_kind(config.field, scene) == "constant" and config.data.data_background == "random"
-    data = config.data
-    rays = RayCount(data.num_rays, data.ray_samples) if data.ray_samples else None
-    return PhotographSource(inputs.photographs, rays, nothing_behind)
+    rays = RayCount(config.data.num_rays, config.data.ray_samples) if config.data.ray_samples else None
+    return PhotographSource(inputs.photographs, nothing_behind, rays, config.capture.refine_poses)
 
 
 def _image_prompts(inputs: SourceInputs) -> Source | None:

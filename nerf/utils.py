@@ -6,10 +6,11 @@ a viewer and a notebook drive the same loop.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from nerf.run.logger import Report
 from nerf.training import objectives, schedule
 from nerf.training.divergence import DivergenceMonitor, check_finite
 from nerf.training.ema import Ema
-from nerf.training.objectives import ObjectiveInputs, ObjectiveOutput
+from nerf.training.objectives import Objective, ObjectiveInputs, ObjectiveOutput
 from nerf.training.optim import build_optimizer
 from nerf.training.sources import RunInfo, Source
 from nerf.training.unread import Unread
@@ -445,8 +446,12 @@ class Trainer:
 
     def _check_resumable(self, path: Path, tensors: dict, meta: dict) -> tuple[Tensor, dict[int, dict]]:
         """Check what a checkpoint holds beside the model; returns the states of the random numbers and of the optimiser."""
-        parts = (("guidance", {g.name: g for g in self.guidance}), ("objectives", self.objectives), ("sources", self.sources))
-        for kind, things in parts:
+        learners: dict[str, Mapping[str, Any]] = {
+            "guidance": {g.name: g for g in self.guidance},
+            "objectives": self.objectives,
+            "sources": self.sources,
+        }
+        for kind, things in learners.items():
             stored = tensors.get(kind, {})
             for name, thing in things.items():
                 checkpoint_checks.check_like(thing.state_dict(), stored.get(name, {}), path, f"{kind}/{name}")
@@ -457,7 +462,8 @@ class Trainer:
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         optim = self.config.optim
-        others = [group for objective in self.objectives.values() for group in objective.param_groups(optim.lr)]
+        learners: tuple[Objective | Source, ...] = (*self.objectives.values(), *self.sources.values())
+        others = [group for learner in learners for group in learner.param_groups(optim.lr)]
         return build_optimizer(optim, self.model.param_groups, others)
 
     def _amp_dtype(self) -> torch.dtype | None:

@@ -190,6 +190,11 @@ def kernels() -> None:
             tell(f"kernels ({kind})", "ok", f"work; {all_of} ({found})")
         else:
             tell(f"kernels ({kind})", "ok", f"compile, and there is no GPU to run them on; {all_of} ({found})")
+    tell("kernels (taichi)", "begun", "")
+    device = "cuda" if module.cuda.is_available() else "cpu"
+    why = extension.unavailable("taichi", device)
+    works = f"work on {device} without a compiler; taken where those above do not work (--backend taichi takes them anyway)"
+    tell("kernels (taichi)", "ok" if why is None else "note", works if why is None else f"do not work here: {why}")
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------------
@@ -310,6 +315,10 @@ def read_inputs(plan: Any) -> None:
     if config.trains and config.prompt.kinds:
         image_prompts(plan.references)
     if config.data.data is not None:
+        from nerf.data.sfm import check_pictures
+
+        if config.data.sfm and check_pictures(Path(config.data.data)) is not None:
+            return  # their cameras will be found when the run begins
         Photographs.splits_of(config.data.data, config.data, "cpu", config.field.bound)
 
 

@@ -36,50 +36,72 @@ def enter_box(x: Static, m, bound, D: Static, dtype: Static):
 
 
 @ti.func
-def place(u, meta: Static, level, D: Static, dtype: Static):
+def level_of(meta: Static, level, D: Static, dtype: Static):
+    """What a level is like: where its rows begin, its cells, its interpolation and how corners become rows."""
+    at = level * _WORDS
+    resolution, cells = meta[at + 1], ti.cast(meta[at + 2], dtype)
+    last = ti.cast(resolution - 1, dtype)
+    # The weight is a w + b w^2 + c w^3: the identity for linear interpolation, 3 w^2 - 2 w^3 for smoothstep.
+    smooth = ti.cast(meta[at + 3], dtype)
+    steps = ti.Vector.zero(ti.u32, D)
+    for d in ti.static(range(D)):
+        steps[d] = ti.cast(meta[at + 6 + d], ti.u32)
+    return ti.Struct(
+        base=meta[at],
+        highest=resolution - 2,
+        cells=cells,
+        last=last,
+        shift=0.5 * (cells - last),  # half a cell, unless the outer corners lie on the faces
+        a=1.0 - smooth,
+        b=3.0 * smooth,
+        c=-2.0 * smooth,
+        mask=ti.cast(meta[at + 4], ti.u32),
+        added=meta[at + 5],
+        steps=steps,
+    )
+
+
+@ti.func
+def place(u, level, D: Static, dtype: Static):
     """Where a point of the unit box lies in a level.
 
     Returns:
         Lower corner [D] int32, weight of the upper corners [D], and its first and second derivative by u [D].
     """
-    resolution, cells = meta[level * _WORDS + 1], ti.cast(meta[level * _WORDS + 2], dtype)
-    last = ti.cast(resolution - 1, dtype)
-    shift = 0.5 * (cells - last)  # half a cell unless the outer corners lie on the faces
-    # The weight is a w + b w^2 + c w^3: the identity for linear interpolation, 3 w^2 - 2 w^3 for smoothstep.
-    smooth = ti.cast(meta[level * _WORDS + 3], dtype)
-    a, b, c = 1.0 - smooth, 3.0 * smooth, -2.0 * smooth
     cell = ti.Vector.zero(ti.i32, D)
     weight, slope, curve = ti.Vector.zero(dtype, D), ti.Vector.zero(dtype, D), ti.Vector.zero(dtype, D)
     for d in ti.static(range(D)):
-        raw = u[d] * cells - shift
-        gain = ti.cast(0.0, dtype) if raw < 0.0 or raw > last else cells
-        position = ti.min(ti.max(raw, ti.cast(0.0, dtype)), last)
-        cell[d] = ti.min(ti.cast(position, ti.i32), resolution - 2)
+        raw = u[d] * level.cells - level.shift
+        gain = ti.select(raw < 0.0 or raw > level.last, ti.cast(0.0, dtype), level.cells)
+        position = ti.min(ti.max(raw, ti.cast(0.0, dtype)), level.last)
+        cell[d] = ti.min(ti.cast(position, ti.i32), level.highest)
         w = position - ti.cast(cell[d], dtype)
-        weight[d] = w * (a + w * (b + w * c))
-        slope[d] = gain * (a + w * (2.0 * b + w * 3.0 * c))
-        curve[d] = gain * gain * (2.0 * b + w * 6.0 * c)
+        weight[d] = w * (level.a + w * (level.b + w * level.c))
+        slope[d] = gain * (level.a + w * (2.0 * level.b + w * 3.0 * level.c))
+        curve[d] = gain * gain * (2.0 * level.b + w * 6.0 * level.c)
     return cell, weight, slope, curve
 
 
 @ti.func
-def rows_of(cell, meta: Static, level, D: Static):
-    """First feature vector's row [2^D] int32 in the whole table of each corner; bit d of its number: upper end of axis d."""
-    base, mask, added = meta[level * _WORDS], ti.cast(meta[level * _WORDS + 4], ti.u32), meta[level * _WORDS + 5]
+def rows_of(cell, level, D: Static):
+    """Row [2^D] int32 in the whole table of each corner; bit d of its number: upper end of axis d."""
     row = ti.Vector.zero(ti.i32, ti.static(1 << D))
-    lower, upper = ti.Vector.zero(ti.u32, D), ti.Vector.zero(ti.u32, D)
+    lower = ti.Vector.zero(ti.u32, D)
     for d in ti.static(range(D)):
-        step = ti.cast(meta[level * _WORDS + 6 + d], ti.u32)
-        lower[d] = ti.cast(cell[d], ti.u32) * step
-        upper[d] = lower[d] + step
-    for c in ti.static(range(1 << D)):
-        total = upper[0] if ti.static(c & 1) else lower[0]
-        mixed = total
-        for d in ti.static(range(1, D)):
-            part = upper[d] if ti.static(c >> d & 1) else lower[d]
-            total += part
-            mixed ^= part
-        row[c] = base + ti.cast((total if added == 1 else mixed) & mask, ti.i32)
+        lower[d] = ti.cast(cell[d], ti.u32) * level.steps[d]
+    upper = lower + level.steps
+    if level.added == 1:
+        for c in ti.static(range(1 << D)):
+            total = upper[0] if ti.static(c & 1) else lower[0]
+            for d in ti.static(range(1, D)):
+                total += upper[d] if ti.static(c >> d & 1) else lower[d]
+            row[c] = level.base + ti.cast(total & level.mask, ti.i32)
+    else:
+        for c in ti.static(range(1 << D)):
+            mixed = upper[0] if ti.static(c & 1) else lower[0]
+            for d in ti.static(range(1, D)):
+                mixed ^= upper[d] if ti.static(c >> d & 1) else lower[d]
+            row[c] = level.base + ti.cast(mixed & level.mask, ti.i32)
     return row
 
 
@@ -90,16 +112,18 @@ def _encode(
     D: Static, F: Static, W: Static, derivatives: Static, dtype: Static,
 ):  # fmt: skip
     """values [M, L*F] of the active levels, and with ``derivatives`` jacobian [L, M, D, F]."""
-    bound = ti.cast(bound64, dtype)
     tasks = (count + task - 1) // task
     for i in range(tasks * active):
-        level, begin = i // tasks, i % tasks * task
+        bound = ti.cast(bound64, dtype)
+        per_unit = ti.cast(0.5, dtype) / bound
+        index, begin = i // tasks, i % tasks * task
+        level = level_of(meta, index, D, dtype)
         for m in range(begin, ti.min(begin + task, count)):
             u, inside = enter_box(x, m, bound, D, dtype)
-            to_value, to_jacobian = (m * levels + level) * F, (level * count + m) * D * F
+            to_value, to_jacobian = (m * levels + index) * F, (index * count + m) * D * F
             if inside == 1:
-                cell, weight, slope, _ = place(u, meta, level, D, dtype)
-                row = rows_of(cell, meta, level, D)
+                cell, weight, slope, _ = place(u, level, D, dtype)
+                row = rows_of(cell, level, D)
                 for group in range(F // W):
                     for f in ti.static(range(W)):
                         feature = group * W + f
@@ -114,7 +138,7 @@ def _encode(
                                     for e in ti.static(range(d)):
                                         low = along[e, 2 * c]
                                         along[e, c] = low + (along[e, 2 * c + 1] - low) * weight[d]
-                                    along[d, c] = difference * (slope[d] / (2.0 * bound))
+                                    along[d, c] = difference * (slope[d] * per_unit)
                         values[to_value + feature] = at[0]
                         if ti.static(derivatives):
                             for d in ti.static(range(D)):
@@ -148,30 +172,32 @@ def _scatter(
 ):  # fmt: skip
     """grad_table [E, F], which is zero before, from those of values and jacobian: the transpose of :func:`_encode`."""
     bound = ti.cast(bound64, dtype)
+    per_unit = ti.cast(0.5, dtype) / bound
     tasks = (count + task - 1) // task
     for i in range(tasks * active):
-        level, begin = i // tasks, i % tasks * task
+        index, begin = i // tasks, i % tasks * task
+        level = level_of(meta, index, D, dtype)
         for m in range(begin, ti.min(begin + task, count)):
             u, inside = enter_box(x, m, bound, D, dtype)
             if inside == 1:
-                cell, weight, slope, _ = place(u, meta, level, D, dtype)
-                row = rows_of(cell, meta, level, D)
+                cell, weight, slope, _ = place(u, level, D, dtype)
+                row = rows_of(cell, level, D)
                 for group in range(F // W):
                     for f in ti.static(range(W)):
                         feature = group * W + f
                         at, along = ti.Vector.zero(dtype, ti.static(1 << D)), ti.Matrix.zero(dtype, D, ti.static(1 << D))
                         if ti.static(valued):
-                            at[0] = ti.cast(grad_values[(m * levels + level) * F + feature], dtype)
+                            at[0] = ti.cast(grad_values[(m * levels + index) * F + feature], dtype)
                         if ti.static(derivatives):
                             for d in ti.static(range(D)):
-                                along[d, 0] = ti.cast(grad_jacobian[((level * count + m) * D + d) * F + feature], dtype)
+                                along[d, 0] = ti.cast(grad_jacobian[((index * count + m) * D + d) * F + feature], dtype)
                         for k in ti.static(range(D)):  # handed on axis by axis, in place, the last axis first
                             d = ti.static(D - 1 - k)
                             for j in ti.static(range(1 << k)):
                                 c = ti.static((1 << k) - 1 - j)
                                 upper = at[c] * weight[d]
                                 if ti.static(derivatives):
-                                    upper += along[d, c] * (slope[d] / (2.0 * bound))
+                                    upper += along[d, c] * (slope[d] * per_unit)
                                     for e in ti.static(range(d)):
                                         above = along[e, c] * weight[d]
                                         along[e, 2 * c + 1] = above
@@ -227,9 +253,10 @@ def _second_derivatives(
         total = ti.Vector.zero(dtype, D)
         u, inside = enter_box(x, m, bound, D, dtype)
         if inside == 1:
-            for level in range(active):
-                cell, weight, slope, curve = place(u, meta, level, D, dtype)
-                row = rows_of(cell, meta, level, D)
+            for index in range(active):
+                level = level_of(meta, index, D, dtype)
+                cell, weight, slope, curve = place(u, level, D, dtype)
+                row = rows_of(cell, level, D)
                 for c in range(1 << D):
                     sides = ti.Vector.zero(dtype, D)
                     slopes, curves = slope, curve
@@ -241,7 +268,7 @@ def _second_derivatives(
                     for d in ti.static(range(D)):
                         along = ti.cast(0.0, dtype)
                         for f in range(F):
-                            g = ti.cast(grad_jacobian[((level * count + m) * D + d) * F + f], dtype)
+                            g = ti.cast(grad_jacobian[((index * count + m) * D + d) * F + f], dtype)
                             along += ti.cast(table[row[c] * F + f], dtype) * g
                         for e in ti.static(range(D)):
                             factor = along / (4.0 * bound * bound)
@@ -267,12 +294,13 @@ def _variation(
     bound, epsilon = ti.cast(bound64, dtype), ti.cast(epsilon64, dtype)
     tasks = (count + task - 1) // task
     for i in range(tasks * active):
-        level, begin = i // tasks, i % tasks * task
+        index, begin = i // tasks, i % tasks * task
+        level = level_of(meta, index, D, dtype)
         for m in range(begin, ti.min(begin + task, count)):
             u, inside = enter_box(x, m, bound, D, dtype)
             if inside == 1:
-                cell, _, _, _ = place(u, meta, level, D, dtype)
-                row = rows_of(cell, meta, level, D)
+                cell, _, _, _ = place(u, level, D, dtype)
+                row = rows_of(cell, level, D)
                 total = epsilon
                 for d in ti.static(range(D)):
                     for f in range(F):
@@ -286,7 +314,7 @@ def _variation(
                             add_to(grad_table, row[1 << d] * F + f, step / root, owned)
                             add_to(grad_table, row[0] * F + f, -step / root, owned)
                 else:
-                    add_to(sums, level, ti.cast(root - ti.sqrt(epsilon), ti.f64), owned)
+                    add_to(sums, index, ti.cast(root - ti.sqrt(epsilon), ti.f64), owned)
 
 
 # ---- The launches; p holds the fields of GridParams ----
@@ -333,8 +361,8 @@ def grid_encode(like: Tensor, p: Fields) -> None:
         if jacobian is not None:
             jacobian[c.active :].zero_()
     launch(
-        _encode, like, p["positions"], p["table"], c.meta, p["values"], jacobian, c.count, c.levels, c.active, c.task, c.bound,
-        c.dims, c.features, c.width, jacobian is not None, c.dtype,
+        _encode, like, p["positions"], p["table"], c.meta, p["values"], jacobian, c.count, c.levels, c.active, c.task,
+        c.bound, c.dims, c.features, c.width, jacobian is not None, c.dtype,
     )  # fmt: skip
 
 

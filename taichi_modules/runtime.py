@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 os.environ.setdefault("ENABLE_TAICHI_HEADER_PRINT", "0")  # no banner on the standard output
+os.environ.setdefault("TI_ENABLE_PYBUF", "0")  # nor a line where that is not the console; our kernels print nothing
 os.environ.setdefault("TI_SKIP_VERSION_CHECK", "ON")  # which would ask a server on the network
 
 import taichi as ti  # noqa: E402 - after the settings that it reads when it is imported

@@ -91,8 +91,11 @@ def test_a_bad_flag_is_one_sentence_and_nothing_else(words, sentence):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("--backbone gird", "--backbone must be grid, vanilla, grid_tcnn, grid_taichi, sdf or sdf_vanilla, got 'gird'; did"),
-        ("--background sky", "--background must be auto, constant or network, got 'sky'"),
+        (
+            "--backbone gird",
+            "--backbone must be grid, vanilla, grid_tcnn, grid_taichi, sdf or sdf_vanilla, got 'gird'; did you mean grid?",
+        ),
+        ("--background sky", "--background must be auto, constant, contracted or network, got 'sky'"),
         ("--backend vulkan", "--backend must be auto, cuda, cpu, taichi or torch, got 'vulkan'"),
         ("--guidance sd", "got 'sd'; did you mean SD?"),
         ("--guidance SD SD", "--guidance names SD twice"),

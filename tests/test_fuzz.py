@@ -22,8 +22,10 @@ from nerf.config.references import references
 from nerf.core.errors import UserError
 from nerf.core.files import write_json
 from nerf.core.pictures import FORMATS
+from nerf.data import sfm
+from nerf.data.camera_path import read_camera_path
 from nerf.data.image_prompt import image_prompts
-from nerf.data.image_store import decode_image, decode_mask, read_header
+from nerf.data.image_store import decode_depth, decode_image, decode_mask, read_header
 from nerf.mesh.io import Material, read_mesh, write_glb, write_obj, write_ply
 from nerf.mesh.mesh import Mesh, vertex_normals
 from nerf.mesh.report import report_file
@@ -34,6 +36,8 @@ from nerf.run.stable_dreamfusion import read_stable_dreamfusion_field
 from tests.guidance.conftest import write_stable_diffusion
 from tests.helpers import mutations, solids
 from tests.nerf import photo_folders
+from tests.nerf.data import test_camera_path as camera_path
+from tests.nerf.data import test_capture_formats as captures
 from tests.nerf.data import test_colmap as colmap
 from tests.nerf.data import test_neus as neus
 from tests.nerf.run import test_stable_dreamfusion as dreamfusion
@@ -144,6 +148,43 @@ def test_neus(tmp_path):
     for path in [*(tmp_path / "image").iterdir(), *(tmp_path / "mask").iterdir()]:
         Image.new("L", (8, 6), 255).save(path)
     check(lambda: load_photographs(tmp_path), [tmp_path / "cameras_sphere.npz"], mutations.damaged)
+
+
+CAPTURES = {  # format -> who writes a folder in it, a file of it, and how that is damaged
+    "llff": (captures.llff, "poses_bounds.npy", mutations.damaged),
+    "polycam": (captures.polycam, "keyframes/corrected_cameras/2.json", mutations.damaged_json),
+    "record3d": (captures.record3d, "metadata.json", mutations.damaged_json),
+    "metashape": (captures.metashape, "cameras.xml", mutations.damaged),
+    "metashape lines": (captures.metashape, "cameras.xml", mutations.damaged_lines),
+    "reality capture": (captures.reality_capture, "cameras.csv", mutations.damaged_lines),
+}
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_captures(tmp_path, name):
+    write, file, damage = CAPTURES[name]
+    write(tmp_path)
+    check(lambda: load_photographs(tmp_path), [tmp_path / file], damage)
+
+
+def test_camera_paths(tmp_path):
+    file = camera_path.write(tmp_path, default_fov=50.0, seconds=3.0)
+    check(lambda: read_camera_path(file, torch.eye(4).double(), 8, 8), [file], mutations.damaged_json)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "npy"])
+def test_depth_maps(tmp_path, suffix):
+    levels = np.random.default_rng(0).integers(0, 5000, (8, 8)).astype(np.uint16)
+    file = tmp_path / f"a.{suffix}"
+    np.save(file, levels) if suffix == "npy" else Image.fromarray(levels).save(file)
+    check(lambda: decode_depth(file, (6, 5)), [file], mutations.damaged)
+
+
+def test_records_of_structure_from_motion(tmp_path):
+    record = tmp_path / "sparse" / "0" / sfm.RECORD
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"pictures": {"a.jpg": "3 abc", "b.jpg": "4 def"}, "registered": 2}))
+    check(lambda: sfm.warn_of_changes(tmp_path), [record], mutations.damaged_json)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

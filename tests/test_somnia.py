@@ -154,6 +154,12 @@ def test_an_open_workspace_is_refused_a_second_time_and_free_after_it_was_closed
     somnia.open_run(**flags).close()
 
 
+def test_a_viewer_is_for_the_command_line(flags, tmp_path):
+    with pytest.raises(UserError, match="--viewer .* run.picture"):
+        somnia.open_run(**flags, viewer="web")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_cannot_be_made_leaves_nothing(flags, tmp_path):
     with pytest.raises(UserError, match="--device cuda|no CUDA|sees no CUDA"):
         somnia.open_run(**flags, device="cuda:7")

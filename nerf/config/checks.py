@@ -150,6 +150,8 @@ IDLE = (
         lambda c: c.data.data is None,
         "without --data",
     ),
+    Idle(("exposure", "refine_poses"), lambda c: c.data.data is None, "without --data"),
+    Idle(("exposure", "refine_poses"), _only_meshes, "in the mesh stage"),
     Idle(("negative", *_GUIDANCE), lambda c: not c.prompt.kinds, "without a prompt (--text)"),
     Idle(_GUIDED, lambda c: not c.prompt.kinds, "without a prompt (--text or --image)"),
     Idle(("negative",), lambda c: c.prompt.text is None, "without --text"),
@@ -184,6 +186,7 @@ IDLE = (
     Idle(("jitter_center", "jitter_target", "jitter_up"), lambda c: not c.camera.jitter_pose, "without --jitter_pose"),
     Idle(("progressive_view_init_ratio",), lambda c: not c.camera.progressive_view, "without --progressive_view"),
     Idle(("negative_w", "front_decay_factor", "side_decay_factor"), lambda c: not c.guidance.perpneg, "without --perpneg"),
+    Idle(("radius", "fovy", "light_theta", "light_phi", "max_spp"), lambda c: c.gui.viewer == "none", "without --viewer"),
     Idle(("save_guidance_interval",), lambda c: not c.guidance.save_guidance, "without --save_guidance"),
     Idle(("sd_version",), lambda c: "SD" not in c.guidance.guidance, "without SD in --guidance"),
     Idle(("sd_version",), lambda c: c.guidance.hf_key is not None, "with --hf_key"),
@@ -208,6 +211,7 @@ IDLE = (
     Idle(_SURFACE, lambda c: c.field.backbone not in SDF_BACKBONES, "without a signed distance (--backbone sdf)"),
     Idle(_DENSITY, lambda c: c.field.backbone in SDF_BACKBONES, "with a signed distance"),
     Idle(("sharpness_end",), lambda c: c.field.sharpness != "scheduled", "without --sharpness scheduled"),
+    Idle(("viewer_host", "viewer_port"), lambda c: c.gui.viewer != "web", "without --viewer web"),
 )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from nerf.config.capture import CaptureConfig
 from nerf.config.compat import read_only_flags, without_refused
 from nerf.config.groups import (
     CameraConfig,
@@ -27,6 +28,7 @@ from nerf.config.groups import (
 )
 from nerf.config.inputs import DataConfig, PromptConfig
 from nerf.config.losses import LossConfig
+from nerf.config.mesh import MeshConfig
 from nerf.config.parser import (
     Field,
     Group,
@@ -37,7 +39,6 @@ from nerf.config.parser import (
     help_text,
     iterate,
     kind_of,
-    refuse_unbuilt,
     with_value_of,
 )
 from nerf.config.presets import GUIDANCE_OF, MESH_FILE, PAINTED, PRESETS, REASONS
@@ -91,9 +92,11 @@ class Config:
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     output: OutputConfig = OutputConfig()
+    mesh: MeshConfig = MeshConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     dmtet: DmtetConfig = DmtetConfig()
     gui: GuiConfig = GuiConfig()
+    capture: CaptureConfig = CaptureConfig()
     sources: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
     presets: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
@@ -229,8 +232,6 @@ def parse(argv: Sequence[str]) -> Config:
     for values, source in ((in_files, "file"), (typed, "typed")):
         values = without_refused(values)
         values = {flag: as_given(OPTIONS[flag][1], value) for flag, value in values.items()}
-        for flag, value in values.items():
-            refuse_unbuilt(OPTIONS[flag][1], value)
         config = with_values(config, values, source)
     config = _with_path_of_switches(_checked(config))
     return _with_viewer_of_switches(_with_stages_of_switches(_with_guidance_of_switches(config)))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
+from nerf.config.captures import CameraPathConfig, MeshCropConfig
 from nerf.config.distillation import DistillationConfig
 from nerf.config.limits import (
     AXES,
@@ -25,6 +26,7 @@ from nerf.config.limits import (
     POLAR,
     POSITIVE_LENGTH,
     SIZE,
+    SIZE_OR_NONE,
     STEPS,
     WEIGHT,
 )
@@ -202,8 +204,8 @@ class NetworkConfig(Group):
     backbone: str = option(
         "grid",
         "grid: multiresolution hash grid and a small MLP; vanilla: frequency encoding and a larger MLP, on torch alone; "
-        "grid_tcnn: the grid of tiny-cuda-nn, where that is installed; sdf: signed distance (NeuS) on a hash grid; "
-        "sdf_vanilla: the same with the MLP of NeuS",
+        "grid_tcnn: the grid of tiny-cuda-nn, where that is installed; grid_taichi: the grid in Taichi; sdf: signed distance "
+        "(NeuS) on a hash grid; sdf_vanilla: the same with the MLP of NeuS",
         choices=("grid", "vanilla", "grid_tcnn", "grid_taichi", *SDF_BACKBONES),
         extensible=True,
         kept=RUN,
@@ -331,7 +333,7 @@ class OptimConfig(Group):
 
 
 @dataclass(frozen=True)
-class OutputConfig(Group):
+class OutputConfig(CameraPathConfig, MeshCropConfig):
     """Output"""
 
     workspace: str = option("workspace", "folder of the run", path=True)
@@ -364,8 +366,9 @@ class OutputConfig(Group):
         "coordinate frame of the mesh: object is +Y up and +Z front, source that of --data",
         choices=("object", "source"),
     )
-    W: int = option(800, "width of validation and test images", check=SIZE)
-    H: int = option(800, "height of validation and test images", check=SIZE)
+    W: int = option(800, "width of validation and test images (0: as the photographs)", check=SIZE_OR_NONE)
+    H: int = option(800, "height of validation and test images (0: as the photographs)", check=SIZE_OR_NONE)
+    videos: tuple[str, ...] = option(("rgb", "depth"), "videos to write", choices=("rgb", "depth", "normal"))
     eval_interval: int = option(10, "epochs between two validations", check=STEPS)
     test_interval: int = option(100, "epochs between two test videos; one is always written at the end", check=STEPS)
     dataset_size_train: int = option(100, "steps per epoch", check=between(1, 10**6))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from nerf.config.captures import DepthMapConfig, PlacementConfig, SfmConfig
 from nerf.config.limits import AZIMUTH, MOST, POLAR, POSITIVE_LENGTH, STEPS, WEIGHT
 from nerf.config.parser import RUN, Group, option
 from nerf.core.ranges import between, each
@@ -54,11 +55,15 @@ class PromptConfig(Group):
 
 
 @dataclass(frozen=True)
-class DataConfig(Group):
+class DataConfig(SfmConfig, PlacementConfig, DepthMapConfig):
     """Posed photographs"""
 
     data: str | None = option(
-        None, "folder of posed photographs: transforms.json, a COLMAP model or NeuS cameras", kept=RUN, path=True
+        None,
+        "folder of photographs: transforms.json, COLMAP, NeuS, LLFF, Polycam, Record3D, Metashape or RealityCapture cameras, "
+        "or with --sfm plain pictures",
+        kept=RUN,
+        path=True,
     )
     num_rays: int = option(4096, "random rays per step from the photographs", check=between(1, 2**22))
     ray_samples: int = option(

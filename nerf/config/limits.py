@@ -4,6 +4,7 @@ from nerf.core.ranges import above, between
 
 MAX_SIDE = 8192  # pixels of a rendered image
 SIZE = between(1, MAX_SIDE)
+SIZE_OR_NONE = between(0, MAX_SIDE)
 FRACTION = between(0, 1)
 MOST = 10**9
 STEPS = between(1, MOST)

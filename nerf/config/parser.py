@@ -26,7 +26,11 @@ LONGEST_PATH, LONGEST_NAME = 4095, 255  # bytes of a path, and of a name in it; 
 HELP_WIDTH = 118  # columns of --help
 USAGE_WIDTH = 34  # columns of a flag and its values; a longer one has its help on the next line
 INDENT = USAGE_WIDTH + 2
-EXAMPLES = {"text": '"a hamburger"', "data": "photographs/"}  # of the values of flags without a default
+EXAMPLES = {
+    "text": '"a hamburger"',
+    "data": "photographs/",
+    "mesh_crop": "-1 -1 -1 1 1 1",
+}  # of the values of flags without a default
 
 
 def option(
@@ -38,7 +42,6 @@ def option(
     extensible: bool = False,
     check: Check | None = None,
     kept: str | None = None,
-    unbuilt: str | tuple[str, ...] | None = None,
     path: bool = False,
     each: int = 0,
 ) -> Any:
@@ -53,13 +56,12 @@ def option(
         check: a test of the value; None values are not tested. Every number has one, with two finite ends, that --help shows.
         kept: the stage whose first checkpoint fixes the value for its workspace, or :data:`RUN` for that of any stage:
             a resumed run that asks for another value is refused (see ``kept.merge_kept_options``). None: never fixed.
-        unbuilt: a str names the feature behind the flag that does not exist yet, a tuple the choices that do not.
         path: the value names a file or folder, where ``~`` is the user's home and the bytes need not be UTF-8.
         each: the option belongs to each guidance model: so many words are one value, and there is one value for all models
             or one for each, in the order of ``--guidance``; ``check`` tests each of them. 0: it does not.
     """
     metadata: dict[str, Any] = {"help": help, "flag": flag, "choices": choices, "extensible": extensible}
-    metadata |= {"check": check, "kept": kept, "unbuilt": unbuilt, "path": path, "each": each}
+    metadata |= {"check": check, "kept": kept, "path": path, "each": each}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -234,19 +236,6 @@ def _word_as_given(field: Field, value: Any) -> Any:
         return value
 
 
-def refuse_unbuilt(field: Field, value: Any) -> None:
-    """Raise a UserError if the value asks for something that does not exist yet."""
-    meta, name = field.metadata, dashed(flag_of(field))
-    if isinstance(meta["unbuilt"], str) and value != field.default:
-        raise UserError(f"{name}: {meta['unbuilt']} is not built yet; leave the flag out")
-    if isinstance(meta["unbuilt"], tuple):
-        wanted = value if isinstance(value, tuple) else (value,)
-        missing = [w for w in wanted if w in meta["unbuilt"]]
-        if missing:
-            rest = [c for c in meta["choices"] if c not in meta["unbuilt"]]
-            raise UserError(f"{name} {missing[0]} is not built yet; take {expected_words(rest)}")
-
-
 def as_words(value: Any) -> str:
     """A value as a person would type it, with all its digits; nothing for None."""
     if isinstance(value, tuple | list):
@@ -259,7 +248,7 @@ def as_words(value: Any) -> str:
 def example_of(field: Field) -> str:
     """A value of an option as it could be typed: its default, where there is one."""
     check: Check | None = field.metadata["check"]
-    if field.default not in (None, "", ()) or check is None or check.low is None:
+    if field.default not in (None, "", ()) or check is None or check.low is None or flag_of(field) in EXAMPLES:
         return as_words(field.default) or EXAMPLES.get(flag_of(field), "VALUE")
     several = kind_of(field).count is not None
     return next(as_words(v) for v in (check.low, check.low + 1, check.high) if check.holds((v,) if several else v))
@@ -302,9 +291,7 @@ def help_text(groups: dict[str, type[Group]], opening: str, closing: str) -> str
         lines += ["", (group.__doc__ or "").splitlines()[0]]
         for field in fields(group):
             meta = field.metadata
-            note = " (not built yet)" if isinstance(meta["unbuilt"], str) else ""
-            note = f" (not built yet: {', '.join(meta['unbuilt'])})" if isinstance(meta["unbuilt"], tuple) else note
-            about = f"{meta['help']}{_range_of(field)}{note}{_default_of(field)}"
+            about = f"{meta['help']}{_range_of(field)}{_default_of(field)}"
             text = textwrap.wrap(about, HELP_WIDTH - INDENT)
             usage = f"  {_usage_of(field)}"
             if len(usage) > USAGE_WIDTH:

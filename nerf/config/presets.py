@@ -36,8 +36,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lambda_orient": 0.0,
         "latent_iter_ratio": 0.0,
         "ema_decay": 0.99,
-        "W": 256,
-        "H": 256,
+        "W": 0,
+        "H": 0,
         "dataset_size_test": 60,
     },
     # What every signed distance has: one hidden layer behind the hash grid, and an occupancy threshold in opacities of a step.
@@ -65,6 +65,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "grid_size": 64,
         "mcubes_resolution": 256,
     },
+    # Coarse cells first, whose gradient reaches as far as the poses are wrong (BARF, sec. 3.2).
+    "refined poses": {"progressive_level": True},
     # A picture alone: zero123 guides, at the scale it was published with. The numbers are those of stable-dreamfusion but for
     # lambda_orient, which counts per ray here and per sample there (docs/flags.md), and the background: a constant one, as
     # the models that know the object from a picture were trained on plain backgrounds.
@@ -389,6 +391,7 @@ REASONS: dict[str, str] = {
     "neus": "--preset neus",
     "neus-unmasked": "--preset neus-unmasked",
     "neuralangelo": "--preset neuralangelo",
+    "refined poses": "--refine_poses",
     "image": "--image",
     "image text": "--image and --text",
     "embedded": "the embedded prior",

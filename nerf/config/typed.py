@@ -41,7 +41,7 @@ SYNONYMS = {
 }
 _READERS: dict[type, Callable[[str], Any]] = {**words.READERS, str: str}
 _NOUNS = {int: "a whole number", float: "a number", str: "a value"}
-_COUNTS = {2: "two", 3: "three"}
+_COUNTS = {2: "two", 3: "three", 6: "six"}
 
 
 @dataclass(frozen=True)

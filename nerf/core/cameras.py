@@ -1,4 +1,4 @@
-"""Pinhole cameras: poses (extrinsics), rays through pixels, projection, lens distortion. B views, N rays; degrees.
+"""Cameras: poses (extrinsics), rays through pixels, projection; lenses are in ``lens.py``. B views, N rays; degrees.
 
 World: right-handed, +Y up, front = +Z = azimuth 0, azimuth grows towards +X; polar 0 is straight above. Poses are
 camera-to-world with OpenGL axes (x right, y up, looking along -z), det(R) = +1. The pixel in column x and row y has its
@@ -10,14 +10,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from nerf.core.lens import direction_through, plane_of
 from nerf.core.structs import Rays, Views
 
 Vector = Tensor | tuple[float, float, float]
 
-UNDISTORT_ITERATIONS = 5  # Newton steps; enough for an error below 1e-12 with the lenses of photographs
 PARALLEL_SINE = 1e-5  # two directions count as parallel if the sine of their angle is below this
 STEEP = 0.5  # |y| of a unit viewing direction above which an up vector parallel to it is replaced by -Z or +Z, else by +Y
-MIN_JACOBIAN_DETERMINANT = 1e-3  # of the distortion; below it the mapping is not invertible and a Newton step is meaningless
 CLIP_MARGIN = 1.01  # of the box's half diagonal: near and far planes lie just outside the box
 
 
@@ -209,57 +208,6 @@ def _check_ranges(polar: Tensor, radius: Tensor, fovy: Tensor) -> None:
         raise ValueError(f"orbit: fovy must lie in (0, 180) degrees, got {fovy.tolist()}")
 
 
-def distort(xy: Tensor, distortion: Tensor) -> Tensor:
-    """Apply OpenCV's radial-tangential lens distortion to points of the normalised image plane.
-
-    ``x' = x s + 2 p1 x y + p2 (r2 + 2 x x)`` and ``y' = y s + p1 (r2 + 2 y y) + 2 p2 x y`` with ``r2 = x x + y y`` and
-    ``s = 1 + k1 r2 + k2 r2^2 + k3 r2^3 + k4 r2^4`` (Brown 1966; the k4 term as in the nerfstudio format).
-
-    Args:
-        xy: [..., 2] undistorted coordinates relative to the principal point in units of the focal length, y downwards.
-        distortion: [..., 6] k1 k2 k3 k4 p1 p2, broadcast against ``xy``.
-
-    Returns:
-        [..., 2] distorted coordinates in the same units. Differentiable any number of times.
-    """
-    k1, k2, k3, k4, p1, p2 = distortion.unbind(-1)
-    x, y = xy.unbind(-1)
-    r2 = x * x + y * y
-    radial = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
-    return torch.stack(
-        [x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x), y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y], -1
-    )
-
-
-def undistort(xy: Tensor, distortion: Tensor, iterations: int = UNDISTORT_ITERATIONS) -> Tensor:
-    """Invert :func:`distort` by Newton's method, where the distortion model is invertible.
-
-    Args:
-        xy: [..., 2] distorted coordinates relative to the principal point in units of the focal length, y downwards.
-        distortion: [..., 6] k1 k2 k3 k4 p1 p2, broadcast against ``xy``.
-        iterations: Newton steps; convergence is quadratic.
-
-    Returns:
-        [..., 2] undistorted coordinates, finite everywhere; meaningless where the model is not invertible. Differentiable.
-    """
-    k1, k2, k3, k4, p1, p2 = distortion.unbind(-1)
-    guess = xy
-    for _ in range(iterations):
-        x, y = guess.unbind(-1)
-        r2 = x * x + y * y
-        radial = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
-        slope = 2 * (k1 + r2 * (2 * k2 + r2 * (3 * k3 + r2 * 4 * k4)))  # d radial / d x = slope * x
-        xx = radial + slope * x * x + 2 * p1 * y + 6 * p2 * x
-        yy = radial + slope * y * y + 6 * p1 * y + 2 * p2 * x
-        cross = slope * x * y + 2 * p1 * x + 2 * p2 * y
-        determinant = xx * yy - cross * cross
-        residual_x, residual_y = (distort(guess, distortion) - xy).unbind(-1)
-        step = torch.stack([yy * residual_x - cross * residual_y, xx * residual_y - cross * residual_x], -1)
-        invertible = determinant > MIN_JACOBIAN_DETERMINANT
-        guess = guess - torch.where(invertible[..., None], step / torch.where(invertible, determinant, 1)[..., None], 0)
-    return guess
-
-
 def _camera_directions(views: Views, index: Tensor | slice, xy: Tensor) -> Tensor:
     """Unit directions [..., 3] in camera axes through pixel positions [..., 2].
 
@@ -271,10 +219,8 @@ def _camera_directions(views: Views, index: Tensor | slice, xy: Tensor) -> Tenso
         return value.reshape(value.shape[0], *[1] * (xy.ndim - 2), *value.shape[1:])
 
     x, y = (xy[..., 0] - pick(views.cx)) / pick(views.fx), (xy[..., 1] - pick(views.cy)) / pick(views.fy)
-    plane = torch.stack([x, y], -1)
-    if views.distortion is not None:
-        plane = undistort(plane, pick(views.distortion))
-    return _normalize(torch.stack([plane[..., 0], -plane[..., 1], -torch.ones_like(plane[..., 0])], -1))
+    distortion, fisheye = (None if value is None else pick(value) for value in (views.distortion, views.fisheye))
+    return _normalize(direction_through(torch.stack([x, y], -1), distortion, fisheye))
 
 
 def _normalized_uv(views: Views, xy: Tensor) -> Tensor:
@@ -355,7 +301,7 @@ def clip_space(views: Views, points: Tensor, min_near: float, bound: float) -> T
         ValueError: the views have lens distortion, under which the edges of triangles are not straight; undistort the
             images first.
     """
-    if views.distortion is not None and bool((views.distortion != 0).any()):
+    if views.has_lens:
         raise ValueError("clip_space: expected views without lens distortion; undistort the images first")
     pose = views.pose
     local = (points[None].to(pose.dtype) - pose[:, None, :3, 3]) @ pose[:, :3, :3]
@@ -378,8 +324,8 @@ def project(views: Views, points: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         xy [B, ..., 2] pixel positions (column, row), lens distortion included, and depth [B, ...], the distance along
-        the ray in scene units. Points behind a camera have negative depth and a meaningless position. Differentiable in
-        points, poses and intrinsics.
+        the ray in scene units. Points behind a perspective camera have negative depth and a meaningless position.
+        Differentiable in points, poses and intrinsics.
 
     Raises:
         ValueError: points do not end in 3.
@@ -390,13 +336,12 @@ def project(views: Views, points: Tensor) -> tuple[Tensor, Tensor]:
     flat = points.reshape(-1, 3).to(pose.dtype)
     local = (flat[None] - pose[:, None, :3, 3]) @ pose[:, :3, :3]  # [B, P, 3] in camera axes
     z_depth = -local[..., 2]
-    safe = torch.where(z_depth.abs() < torch.finfo(pose.dtype).tiny, torch.finfo(pose.dtype).tiny, z_depth)
-    plane = torch.stack([local[..., 0] / safe, -local[..., 1] / safe], -1)
-    if views.distortion is not None:
-        plane = distort(plane, views.distortion[:, None])
+    distortion, fisheye = (None if value is None else value[:, None] for value in (views.distortion, views.fisheye))
+    plane = plane_of(local, distortion, fisheye)
     xy = torch.stack(
         [plane[..., 0] * views.fx[:, None] + views.cx[:, None], plane[..., 1] * views.fy[:, None] + views.cy[:, None]], -1
     )
-    depth = torch.where(z_depth < 0, -1.0, 1.0) * local.norm(dim=-1)
+    behind = z_depth < 0 if fisheye is None else (z_depth < 0) & ~fisheye
+    depth = torch.where(behind, -1.0, 1.0) * local.norm(dim=-1)
     shape = (len(views), *points.shape[:-1])
     return xy.reshape(*shape, 2), depth.reshape(shape)

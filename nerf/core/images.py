@@ -78,7 +78,7 @@ def ffmpeg_available() -> bool:
 
 
 def write_video(
-    path: str | Path, frames: ImageLike | Iterable[ImageLike], fps: int = 30, report: Callable[[str], None] | None = None
+    path: str | Path, frames: ImageLike | Iterable[ImageLike], fps: float = 30, report: Callable[[str], None] | None = None
 ) -> Path:
     """Write frames as an H.264 mp4, or as a GIF of the same stem where ffmpeg is missing.
 
@@ -113,7 +113,7 @@ def write_video(
     return write_atomically(path, lambda temporary: _write_mp4(temporary, arrays, fps, path.name))
 
 
-def _write_mp4(path: Path, arrays: list[np.ndarray], fps: int, name: str) -> None:
+def _write_mp4(path: Path, arrays: list[np.ndarray], fps: float, name: str) -> None:
     """Write uint8 frames [H, W, 3] as H.264 in yuv420p, the pixel format that every player decodes."""
     import imageio.v2 as imageio
 
@@ -133,7 +133,7 @@ def _write_mp4(path: Path, arrays: list[np.ndarray], fps: int, name: str) -> Non
             writer.append_data(np.pad(array, pad, mode="edge"))  # type: ignore[attr-defined]  # typed as its base class
 
 
-def _write_gif(path: Path, arrays: list[np.ndarray], fps: int) -> None:
+def _write_gif(path: Path, arrays: list[np.ndarray], fps: float) -> None:
     """Write uint8 frames [H, W, 3] as a looping GIF; GIF frame times are multiples of 10 ms."""
     images = [Image.fromarray(a) for a in arrays]
     duration = max(_MIN_GIF_FRAME, round(100 / fps) * 10)

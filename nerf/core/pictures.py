@@ -8,8 +8,9 @@ import errno
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 NAMES = "PNG, JPEG, WebP, BMP or TIFF"
 LOSSY = ("JPEG", "MPO", "WEBP")  # formats in which a pixel that was black may be stored as almost black
 MAX_PIXELS = 178_956_970  # twice what the library warns of; 512 MiB of colours
+EXIF_DETAILS = 0x8769  # the tag under which those of the exposure are
 WHITE_16 = 65535  # level of white of 16 bits
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
 
@@ -63,6 +65,15 @@ def _open_quietly(stream: io.BytesIO | io.BufferedReader) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(stream, formats=FORMATS)
+
+
+def exif_tags(image: Image.Image, details: bool = False) -> dict[int, Any]:
+    """The EXIF tags of an open picture, or with ``details`` those of its exposure; none where they are damaged."""
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tags = image.getexif()
+        return dict(tags.get_ifd(EXIF_DETAILS) if details else tags)
+    return {}
 
 
 def _opened(path: Path) -> io.BufferedReader:

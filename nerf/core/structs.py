@@ -70,7 +70,7 @@ def _joined(values: list[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
 
 @dataclass(frozen=True)
 class Views:
-    """B pinhole cameras that share one image size.
+    """B cameras that share one image size, pinholes unless they have distortion or a fisheye lens.
 
     Poses are camera-to-world with OpenGL axes (x right, y up, looking along -z) and determinant +1.
     The angles say where the camera stands relative to the origin, after any jitter: azimuth in (-180, 180], 0 = +Z (the
@@ -88,11 +88,18 @@ class Views:
     azimuth: Tensor  # [B] degrees
     radius: Tensor  # [B] distance of the camera from the origin
     fovy: Tensor  # [B] vertical field of view, degrees
-    distortion: Tensor | None = None  # [B, 6] k1 k2 k3 k4 p1 p2 of OpenCV's radial-tangential model
+    distortion: Tensor | None = None  # [B, 6] k1 k2 k3 k4 p1 p2 of OpenCV's model, or [B, 9] with a denominator d1 d2 d3
+    fisheye: Tensor | None = None  # [B] bool: equidistant lenses; None: all are perspective
     near: Tensor | None = None  # [B] smallest distance of a sample from the camera; None: that of the render path
 
     def __len__(self) -> int:
         return self.pose.shape[0]
+
+    @property
+    def has_lens(self) -> bool:
+        """Whether some view is no pinhole's: straight edges are curved in it. Read from the device."""
+        fisheye = self.fisheye is not None and bool(self.fisheye.any())
+        return fisheye or (self.distortion is not None and bool((self.distortion != 0).any()))
 
     def to(self, device: torch.device | str) -> "Views":
         """The same views with every tensor on ``device``."""
@@ -141,10 +148,11 @@ class SceneInfo:
 
     bound: float = 1.0  # half the side of the object's box, scene units
     num_images: int = 0  # photographs in all splits, the range of ``image_index``
+    num_training: int = 0  # those of the training split, which come first in it
     has_transparency: bool = False  # the photographs mark the background, by alpha or by masks
+    points: Tensor | None = None  # [P, 3] points of the reconstruction in the box, scene units
     unbounded: bool = False  # the photographs show more than the box holds
     coverage: "Coverage | None" = None  # what the training photographs of a scene see; None for an object
-    points: Tensor | None = None  # [P, 3] points of the reconstruction in the box, scene units
 
 
 @dataclass(frozen=True)
@@ -412,6 +420,9 @@ class Batch:
     mask: Tensor | None = None  # [N] target opacity in [0, 1]
     depth: Tensor | None = None  # [N]
     normal: Tensor | None = None  # [N, 3]
+    depth_map: Tensor | None = None  # [N] depth along the viewing direction of a photograph's depth map; 0: unknown
+    depth_cosine: Tensor | None = None  # [N] of the angle between ray and viewing direction: the depth along the ray times it
+    depth_relative: bool = False  # the depth map has another scale and offset for each photograph; else it is in scene units
     background: Tensor | None = None  # [N, 3] or [B, 3]: what the target was composited over; the part renders over the same
     light: Tensor | None = None  # [B, 3] unit direction from the surface to the light
 

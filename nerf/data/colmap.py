@@ -18,9 +18,13 @@ from nerf.core.errors import UserError
 from nerf.core.files import read_bytes
 from nerf.core.words import is_number
 from nerf.data.frames import (
+    DENOMINATOR_TERMS,
+    DISTORTION_TERMS,
     Frame,
     Intrinsics,
     ParsedDataset,
+    ReadOptions,
+    downscaled_folder,
     find_image,
     find_mask,
     make_dataset,
@@ -29,15 +33,22 @@ from nerf.data.frames import (
     split_by_holdout,
     warn_of_unused_masks,
 )
+from nerf.data.values import rotation_of_quaternion
 
-# Parameters of each camera model in the order of the file; a model's number in binary files is its position here.
+# Parameters of each camera model in the order of the file. COLMAP's k4 k5 k6 of FULL_OPENCV divide: d1 d2 d3 here.
 CAMERA_MODELS: dict[str, tuple[str, ...]] = {
     "SIMPLE_PINHOLE": ("f", "cx", "cy"),
     "PINHOLE": ("fx", "fy", "cx", "cy"),
     "SIMPLE_RADIAL": ("f", "cx", "cy", "k1"),
     "RADIAL": ("f", "cx", "cy", "k1", "k2"),
     "OPENCV": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2"),
+    "OPENCV_FISHEYE": ("fx", "fy", "cx", "cy", "k1", "k2", "k3", "k4"),
+    "FULL_OPENCV": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3", "d1", "d2", "d3"),
+    "SIMPLE_RADIAL_FISHEYE": ("f", "cx", "cy", "k1"),
+    "RADIAL_FISHEYE": ("f", "cx", "cy", "k1", "k2"),
 }
+# A model's number in binary files; those of other numbers are not supported.
+MODEL_NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 8, 9), CAMERA_MODELS, strict=True))
 QUATERNION_TOLERANCE = 1e-2  # deviation of a quaternion's length from 1; rounding in text files stays far below it
 FEATURE_BYTES = 24  # of a feature of an image: x, y (float64) and the id of its 3-D point (int64)
 LARGEST_FILE = 1 << 34  # bytes; images.bin of thirty thousand photographs is a tenth of it
@@ -76,13 +87,13 @@ def find_models(folder: Path) -> list[ModelFiles]:
     return models
 
 
-def read_colmap(folder: Path, models: Sequence[ModelFiles], holdout: int) -> ParsedDataset:
+def read_colmap(folder: Path, models: Sequence[ModelFiles], options: ReadOptions) -> ParsedDataset:
     """Read the sparse model with the most registered images.
 
     Args:
         folder: of the dataset, with the photographs in ``images`` or in the folder itself.
         models: at least one, see :func:`find_models`.
-        holdout: every ``holdout``-th photograph is held out; 0: none.
+        options: how many photographs are held out, and whether reduced ones are read.
 
     Raises:
         UserError: a file is broken, or a camera model is not supported.
@@ -90,7 +101,7 @@ def read_colmap(folder: Path, models: Sequence[ModelFiles], holdout: int) -> Par
     registered = {model: _read_images(model.images) for model in models}
     model = max(registered, key=lambda key: len(registered[key]))
     cameras = _read_cameras(model.cameras)
-    image_folder = folder / "images" if (folder / "images").is_dir() else folder
+    image_folder, downscaled = _image_folder(folder, [entry.name for entry in registered[model]], options.downscale)
     frames, missing = [], []
     for entry in registered[model]:
         if entry.camera not in cameras:
@@ -102,14 +113,23 @@ def read_colmap(folder: Path, models: Sequence[ModelFiles], holdout: int) -> Par
         if image is None:
             missing.append(entry.name)
             continue
-        mask = find_mask(folder / "masks", entry.name)
-        centre = -entry.rotation.T @ entry.translation
-        frames.append(Frame(entry.name, image, pose_from_opencv(entry.rotation, centre), cameras[entry.camera], mask))
+        mask, depth = find_mask(folder / "masks", entry.name), find_mask(folder / "depths", entry.name, (".npy",))
+        pose = pose_from_opencv(entry.rotation, -entry.rotation.T @ entry.translation)
+        frames.append(Frame(entry.name, image, pose, cameras[entry.camera], mask, depth=depth))
     if not frames:
         raise_no_images(model.folder, image_folder / missing[0] if missing else None, missing)
     warn_of_unused_masks(folder / "masks", frames, "the mask of a.jpg is a.jpg, a.jpg.png or a.png")
-    splits = split_by_holdout(frames, holdout)
-    return make_dataset(folder, model.folder, splits, missing, points=_read_points(model.points))
+    splits = split_by_holdout(frames, options.holdout)
+    return make_dataset(folder, model.folder, splits, missing, points=_read_points(model.points), downscaled=downscaled)
+
+
+def _image_folder(folder: Path, names: Sequence[str], factor: int) -> tuple[Path, int]:
+    """The folder of the photographs, and by how much they are reduced already; a reduced one only if it has all of them."""
+    images = folder / "images"
+    reduced, downscaled = downscaled_folder(images, factor)
+    if reduced != images and all(find_image(reduced, name) for name in names):
+        return reduced, downscaled
+    return (images if images.is_dir() else folder), 1
 
 
 def _find_file(model: Path, stem: str) -> Path | None:
@@ -144,7 +164,7 @@ def _binary_cameras(path: Path) -> Iterator[tuple[int, Intrinsics]]:
     reader = BinaryReader(path)
     for _ in range(reader.read("Q")[0]):
         number, model, width, height = reader.read("iiQQ")
-        name = list(CAMERA_MODELS)[model] if 0 <= model < len(CAMERA_MODELS) else f"number {model}"
+        name = MODEL_NUMBERS.get(model, f"number {model}")
         values = reader.read(f"{len(CAMERA_MODELS.get(name, ()))}d")
         yield number, _intrinsics(name, (width, height), values, f"{path}, camera {number}")
     reader.end()
@@ -169,8 +189,11 @@ def _intrinsics(model: str, size: tuple[float, float], values: tuple[float, ...]
             f"{where}: width, height and focal lengths must be positive, got {', '.join(f'{v:g}' for v in numbers)}; "
             "export the model again"
         )
-    distortion = tuple(named.get(term, 0.0) for term in ("k1", "k2", "k3", "k4", "p1", "p2"))
-    return Intrinsics(fx, fy, named["cx"], named["cy"], width=size[0], height=size[1], distortion=distortion)
+    terms = DISTORTION_TERMS + (DENOMINATOR_TERMS if "d1" in named else ())
+    distortion = tuple(named.get(term, 0.0) for term in terms)
+    width, height = size
+    fisheye = model.endswith("FISHEYE")
+    return Intrinsics(fx, fy, named["cx"], named["cy"], None, None, width, height, distortion, fisheye)
 
 
 # ---- images ----
@@ -226,12 +249,7 @@ def _registered_image(name: str, values: Sequence[float], camera: int, where: st
             f"{where}: the pose must be a unit quaternion and a translation, got {', '.join(f'{v:g}' for v in values)}; "
             "export the model again"
         )
-    w, x, y, z = (numbers[:4] / length).tolist()
-    rotation = torch.tensor([
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ], dtype=torch.float64)  # fmt: skip
+    rotation = rotation_of_quaternion(*(numbers[:4] / length).tolist())
     return RegisteredImage(name, rotation, numbers[4:], camera)
 
 

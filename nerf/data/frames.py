@@ -22,7 +22,10 @@ log = logging.getLogger("somnia.photographs")
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")  # "": the name already has its suffix
-NO_DISTORTION = (0.0,) * 6
+DISTORTION_TERMS = ("k1", "k2", "k3", "k4", "p1", "p2")  # of a lens, in the order of ``Intrinsics.distortion``
+DENOMINATOR_TERMS = ("d1", "d2", "d3")  # and those that follow in a rational model
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of plain pictures
+NO_DISTORTION = (0.0,) * len(DISTORTION_TERMS)
 LARGEST_SIZE = 1e6  # pixels along an edge
 FOCAL_RANGE = (1e-3, 1e9)  # pixels; a lens outside of it has no picture, or no perspective
 FARTHEST = 1e12  # of a camera from the origin of its dataset; squares of larger numbers overflow in single precision
@@ -42,7 +45,8 @@ class Intrinsics:
     fov_y: float | None = None
     width: float | None = None  # image size that the pixels refer to; None: the size of the image file
     height: float | None = None
-    distortion: tuple[float, ...] = NO_DISTORTION  # k1 k2 k3 k4 p1 p2 of OpenCV's radial-tangential model
+    distortion: tuple[float, ...] = NO_DISTORTION  # k1 k2 k3 k4 p1 p2 of OpenCV's model, and d1 d2 d3 of a rational one
+    fisheye: bool = False  # an equidistant lens, whose distortion is of the angle
 
     def scaled_to(self, width: int, height: int) -> tuple[float, float, float, float]:
         """fx, fy, cx, cy for an image file of ``width`` x ``height`` pixels.
@@ -59,8 +63,8 @@ class Intrinsics:
                 f"it is {width}x{height} pixels, but its camera is for {own_width:g}x{own_height:g}; if it was rotated or "
                 "cropped, give the image that the camera was calibrated for"
             )
-        fx = _focal_length(self.fx, self.fov_x, own_width)
-        fy = _focal_length(self.fy, self.fov_y, own_height)
+        fx = _focal_length(self.fx, self.fov_x, own_width, self.fisheye)
+        fy = _focal_length(self.fy, self.fov_y, own_height, self.fisheye)
         fx, fy = fx or fy, fy or fx
         if fx is None or fy is None:
             raise UserError("its camera has neither a focal length nor a field of view; give one of them")
@@ -78,12 +82,26 @@ class Intrinsics:
             raise UserError(f"its camera has a distortion coefficient of {strongest:g}, which no lens has; correct it")
         return fx, fy, cx, cy
 
+    def half_angle(self, focal: float, pixels: float) -> float:
+        """Half of the field of view in radians across ``pixels`` at a focal length in pixels; distortion is ignored."""
+        half = pixels / 2 / focal
+        return half if self.fisheye else math.atan(half)
 
-def _focal_length(pixels: float | None, fov: float | None, size: float) -> float | None:
+
+def _focal_length(pixels: float | None, fov: float | None, size: float, fisheye: bool) -> float | None:
     """The focal length in pixels as given, or from a field of view in radians across ``size`` pixels."""
     if pixels is not None or fov is None:
         return pixels
-    return size / (2 * math.tan(fov / 2))
+    return size / fov if fisheye else size / (2 * math.tan(fov / 2))
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a reader of a folder is asked for."""
+
+    holdout: int = 8  # every so many photographs one is held out, where the dataset has no split of its own; 0: none
+    downscale: int = 1  # the factor by which photographs will be reduced; a folder of reduced ones is then read
+    depth_unit: float = 1e-3  # units of the dataset's world for each level of a depth map whose format has no unit of its own
 
 
 @dataclass(frozen=True)
@@ -97,6 +115,10 @@ class Frame:
     mask: Path | None = None  # black pixels are ignored, all others are valid
     normal: Path | None = None  # normal map in the axes of the dataset's world, colour = (n + 1) / 2
     alpha: Path | None = None  # alpha channel in a file of its own; white is opaque
+    depth: Path | None = None  # depth map: an image of 16 bits, or an npy file of floating-point numbers; 0: unknown
+    depth_unit: float = (
+        0.0  # units of the dataset's world for each level of the depth map; 0: known up to a scale and an offset
+    )
 
 
 @dataclass(frozen=True)
@@ -111,6 +133,37 @@ class ParsedDataset:
     limit: tuple[Tensor, float] | None = None  # centre [3] and half side of a box that the scene does not exceed
     to_reconstruction: Tensor | None = None  # [4, 4] from the dataset's world to the original reconstruction's; None: identity
     points: Tensor | None = None  # [P, 3] float64 sparse point cloud of the reconstruction, if it was kept
+    up: Tensor | None = None  # [3] unit up direction in the dataset's world, where its format defines one
+    downscaled: int = 1  # the factor by which the photographs that were found are reduced already
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder by their suffix, sorted by name, without hidden ones (``._0.png`` of macOS); none if missing."""
+    if not folder.is_dir():
+        return []
+    names = (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."))
+    return sorted(path for path in names if not path.is_dir())
+
+
+def downscaled_folder(folder: Path, factor: int) -> tuple[Path, int]:
+    """The folder of photographs to read beside ``folder``, and by how much they are reduced already.
+
+    ``images_4`` in place of ``images`` where photographs reduced by 4 are asked for, as LLFF and the mip-NeRF 360 data have
+    them, or where ``images`` itself is missing.
+    """
+    asked = folder.with_name(f"{folder.name}_{factor}")
+    if factor > 1 and asked.is_dir():
+        return asked, factor
+    if not folder.is_dir():
+        numbered = (
+            (int(p.name.rpartition("_")[2]), p)
+            for p in folder.parent.glob(f"{folder.name}_*")
+            if p.name.rpartition("_")[2].isdigit()
+        )
+        reduced = sorted((number, path) for number, path in numbered if path.is_dir() and list_pictures(path))
+        if reduced:
+            return reduced[0][1], 1
+    return folder, 1
 
 
 def find_image(folder: Path, name: str) -> Path | None:
@@ -119,9 +172,9 @@ def find_image(folder: Path, name: str) -> Path | None:
     return next((Path(path) for path in (base + suffix for suffix in IMAGE_SUFFIXES) if is_file(path)), None)
 
 
-def find_mask(folder: Path, name: str) -> Path | None:
-    """The mask of the photograph ``name``: ``NAME``, ``NAME.png``, or the same name with another image suffix."""
-    names = (name, f"{name}.png", *(os.path.splitext(name)[0] + suffix for suffix in IMAGE_SUFFIXES))
+def find_mask(folder: Path, name: str, also: tuple[str, ...] = ()) -> Path | None:
+    """The mask of the photograph ``name``: ``NAME``, ``NAME.png``, or with another suffix of pictures or of ``also``."""
+    names = (name, f"{name}.png", *(os.path.splitext(name)[0] + suffix for suffix in IMAGE_SUFFIXES + also))
     return next((path for path in (folder / name for name in names) if is_file(path)), None)
 
 
@@ -192,6 +245,8 @@ def make_dataset(
     limit: tuple[Tensor, float] | None = None,
     to_reconstruction: Tensor | None = None,
     points: Tensor | None = None,
+    up: Tensor | None = None,
+    downscaled: int = 1,
 ) -> ParsedDataset:
     """Build the dataset of a folder from the frames of each split.
 
@@ -205,6 +260,8 @@ def make_dataset(
         box: see :class:`ParsedDataset`, as the following ones.
         to_reconstruction: [4, 4].
         points: [P, 3].
+        up: [3].
+        downscaled: a factor.
 
     Raises:
         UserError: the training split is empty.
@@ -223,7 +280,7 @@ def make_dataset(
         if not frame.pose.abs().max() <= FARTHEST:
             raise UserError(f"{source}: the pose of {frame.name} has numbers beyond {FARTHEST:g}; correct it")
     _warn_of_leaks(source, frames, splits)
-    return ParsedDataset(folder, tuple(frames), splits, tuple(missing), box, limit, to_reconstruction, points)
+    return ParsedDataset(folder, tuple(frames), splits, tuple(missing), box, limit, to_reconstruction, points, up, downscaled)
 
 
 def _warn_of_leaks(source: Path, frames: Sequence[Frame], splits: Mapping[str, tuple[int, ...]]) -> None:

@@ -1,6 +1,7 @@
 """Images in memory: decoded once and stored as bytes in one tensor. I images, P pixels of all images, C channels, N pixels."""
 
 import functools
+import io
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from nerf.core.errors import UserError
-from nerf.core.pictures import as_mode, nonzero, open_picture
+from nerf.core.files import read_bytes, reading
+from nerf.core.pictures import as_mode, exif_tags, nonzero, open_picture
 from nerf.core.progress import task, track
 
 log = logging.getLogger("somnia.photographs")
@@ -21,6 +23,7 @@ DECODE_THREADS = 4
 HALF_VALID = 128  # mean level of a block of mask pixels of 0 and 255 from which the block is valid
 UNKNOWN_NORMAL = 128  # byte of all three components where there is no normal map; decodes to a length near 0
 NORMAL_TOLERANCE = 0.25  # of a normal's length: 8-bit rounding and resampling stay below it, plain backgrounds exceed it
+EXIF_ORIENTATION = 0x0112  # the tag
 MIN_LENGTH = 1e-6  # lower limit of a divisor
 _WAY_OUT = "replace the file, or remove it from the dataset"
 
@@ -33,6 +36,13 @@ def read_header(path: Path) -> tuple[int, int, bool]:
     """
     with open_picture(path, f"photograph {path}", _WAY_OUT) as image:
         return *image.size, "A" in image.getbands() or "transparency" in image.info
+
+
+def exif_orientation(path: Path) -> int:
+    """How the picture is to be turned when it is shown, 1 to 8 as EXIF counts; 1: as it is stored. It is not turned here."""
+    with open_picture(path, f"photograph {path}", _WAY_OUT) as image:
+        value = exif_tags(image).get(EXIF_ORIENTATION, 1)
+        return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def decode_image(path: Path, mode: str, factor: int = 1) -> Tensor:
@@ -68,6 +78,31 @@ def decode_mask(path: Path, factor: int = 1) -> Tensor:
         return torch.from_numpy(np.array(valid.reduce(factor) if factor > 1 else valid) >= HALF_VALID)
 
 
+def decode_depth(path: Path, size: tuple[int, int]) -> Tensor:
+    """The levels of a depth map as float32 [H, W], at the nearest pixel of another size; 0 where it knows no depth.
+
+    Args:
+        path: a picture of 8 or 16 bits or of floating-point numbers, or an npy file of numbers.
+        size: H, W of the result.
+
+    Raises:
+        UserError: the file is neither, is broken, or holds no plane of numbers.
+    """
+    if path.suffix == ".npy":
+        with reading(f"depth map {path}", _WAY_OUT):
+            levels = np.lib.format.read_array(io.BytesIO(read_bytes(path, _WAY_OUT)), allow_pickle=False)
+    else:
+        with open_picture(path, f"depth map {path}", _WAY_OUT) as image:
+            plain = image if image.mode in ("1", "L", "I", "I;16", "I;16B", "I;16L", "F") else image.convert("L")
+            levels = np.array(plain)
+    levels = levels.squeeze(-1) if levels.ndim == 3 and levels.shape[-1] == 1 else levels
+    if levels.dtype.kind not in "fiub" or levels.ndim != 2 or 0 in levels.shape:
+        raise UserError(f"depth map {path} must be a plane of numbers, got {levels.dtype} {list(levels.shape)}; {_WAY_OUT}")
+    row, column = ((np.arange(n) * 2 + 1) * have // (2 * n) for n, have in zip(size, levels.shape, strict=True))
+    picked = torch.from_numpy(levels[row][:, column].astype(np.float32))
+    return torch.where(picked.isfinite() & (picked > 0), picked, 0.0)
+
+
 def decode_opacity(path: Path, factor: int = 1) -> Tensor:
     """An alpha channel uint8 [H, W] in a file of its own; one of zeros and ones is scaled to 255.
 
@@ -87,13 +122,14 @@ def has_transparency(path: Path) -> bool:
 class ImageStore:
     """Images of any sizes in one tensor of bytes; image ``i`` owns the pixels before ``ends[i]``, in row-major order.
 
-    Memory per pixel: 3 bytes, 4 with alpha, 9 more with masks and 3 more with normal maps.
+    Memory per pixel: 3 bytes, 4 with alpha, 9 more with masks, 3 more with normal maps and 4 more with depth maps.
 
     Args:
         paths: I image files.
         masks: I mask files, or None; pixels that are not black are valid.
         normals: I normal maps, or None.
         alphas: I files that replace the alpha channels of the images, or None.
+        depths: I depth maps and what one of their levels means, or None; 0 is unknown. They may have another size.
         factor: downscale by this factor.
         device: where the tensors live.
 
@@ -115,6 +151,7 @@ class ImageStore:
         alphas: Sequence[Path | None],
         factor: int,
         device: torch.device,
+        depths: Sequence[tuple[Path | None, float]] = (),
     ):
         headers = [read_header(path) for path in track(paths, "reading the sizes of photographs")]
         for path, (w, h, _) in zip(paths, headers, strict=True):
@@ -160,8 +197,23 @@ class ImageStore:
         self._sizes, self._ends = list(zip(height.tolist(), width.tolist(), strict=True)), ends.tolist()
         self._valid = valid.to(device) if any(masks) else None
         self._normal = normal.to(device) if any(normals) else None
+        self._depth = self._load_depths(depths, device)
         self._valid_pixels = valid.nonzero()[:, 0].to(device) if any(masks) else None
         self._patch_positions: dict[int, tuple[Tensor, int]] = {}
+
+    def _load_depths(self, depths: Sequence[tuple[Path | None, float]], device: torch.device) -> Tensor | None:
+        """The depths [P] of all pixels; None if no image has a depth map."""
+        if not any(path for path, _ in depths):
+            return None
+        depth = torch.zeros(len(self.pixels))
+
+        def load(i: int) -> None:
+            path, unit = depths[i]
+            if path is not None:
+                depth[self._slice(i)] = unit * decode_depth(path, self.size(i)).reshape(-1)
+
+        _run_in_threads(load, len(depths))
+        return depth.to(device)
 
     @property
     def has_alpha(self) -> bool:
@@ -201,6 +253,10 @@ class ImageStore:
         length = decoded.norm(dim=-1, keepdim=True)
         known = (length - 1).abs() < NORMAL_TOLERANCE
         return torch.where(known, decoded / length.clamp(min=MIN_LENGTH), 0.0)
+
+    def depth(self, pixel: Tensor) -> Tensor | None:
+        """Depths [N] of pixels [N] as their maps give them, 0 where unknown; None if no image has a depth map."""
+        return None if self._depth is None else self._depth[pixel]
 
     def sample_pixels(self, count: int, generator: torch.Generator) -> Tensor:
         """Indices [count] int64 into ``pixels``, uniform over all valid pixels of all images, with replacement.

@@ -15,6 +15,8 @@ from nerf.data.frames import (
     Frame,
     Intrinsics,
     ParsedDataset,
+    ReadOptions,
+    list_pictures,
     make_dataset,
     pose_from_opencv,
     raise_no_images,
@@ -22,7 +24,6 @@ from nerf.data.frames import (
 )
 
 CAMERA_FILES = ("cameras_sphere.npz", "cameras.npz")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 MATRIX_FILE = re.compile(r"((?:world|scale)_mat_\d+)\.npy")  # in the archive
 SIMILARITY_TOLERANCE = 1e-3  # of a scale matrix, relative to its scale: float32 rounding stays far below it
 LARGEST_MATRIX = 1 << 16  # bytes of 4x4 numbers with their header
@@ -37,7 +38,7 @@ def find_camera_file(folder: Path) -> Path | None:
     return next((path for path in (folder / name for name in CAMERA_FILES) if path.is_file()), None)
 
 
-def read_neus(folder: Path, cameras: Path, holdout: int) -> ParsedDataset:
+def read_neus(folder: Path, cameras: Path, options: ReadOptions) -> ParsedDataset:
     """Read a folder in which the i-th photograph, sorted by name, has the projection matrix ``world_mat_i``.
 
     Masks are the alpha of the object. ``scale_mat_i`` maps the unit sphere around the object to the world of the cameras;
@@ -46,16 +47,16 @@ def read_neus(folder: Path, cameras: Path, holdout: int) -> ParsedDataset:
     Args:
         folder: contains ``image`` (or ``images``) and optionally ``mask`` (or ``masks``).
         cameras: the npz file of the matrices, see :func:`find_camera_file`.
-        holdout: every ``holdout``-th photograph is held out; 0: none.
+        options: how many photographs are held out.
 
     Raises:
         UserError: a file is missing or broken, or the numbers of photographs, masks and matrices differ.
     """
     matrices = _read_matrices(cameras)
-    images = _list_images(folder / "image") or _list_images(folder / "images")
+    images = list_pictures(folder / "image") or list_pictures(folder / "images")
     if not images:
         raise_no_images(cameras, None, ())
-    masks = _list_images(folder / "mask") or _list_images(folder / "masks")
+    masks = list_pictures(folder / "mask") or list_pictures(folder / "masks")
     if masks and len(masks) != len(images):
         raise UserError(
             f"{folder}: expected one mask for each of {len(images)} photographs, got {len(masks)} in mask; add the missing "
@@ -74,15 +75,7 @@ def read_neus(folder: Path, cameras: Path, holdout: int) -> ParsedDataset:
             intrinsics, pose = decompose_projection(world[:3], f"{cameras}, world_mat_{i}")
         frames.append(Frame(image.name, image, pose, intrinsics, alpha=masks[i] if masks else None))
     box = None if scale is None else (scale[0][:3, 3], torch.linalg.det(scale[0][:3, :3]).abs().item() ** (1 / 3))
-    return make_dataset(folder, cameras, split_by_holdout(frames, holdout), (), box=box)
-
-
-def _list_images(folder: Path) -> list[Path]:
-    """The image files of a folder, sorted by name, without hidden ones (``._000.png`` of macOS); none if it does not exist."""
-    if not folder.is_dir():
-        return []
-    names = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
-    return sorted(path for path in names if not path.is_dir())
+    return make_dataset(folder, cameras, split_by_holdout(frames, options.holdout), (), box=box)
 
 
 def _read_matrices(path: Path) -> dict[str, Tensor]:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nerf.config.captures import PlacementConfig
 from nerf.core.errors import UserError
+from nerf.data.upright import estimate_up, mean_up, plane_up
 
 log = logging.getLogger("somnia.photographs")
 
-MIN_MEAN_UP = 0.3  # length of the mean up vector below which the cameras do not agree on an up direction; +Z is used then
-UP_SNAP_DEGREES = 25.0  # a mean up vector closer than this to an axis of the dataset means that axis
+DEFAULT_PLACEMENT = PlacementConfig()
+
 MIN_ONE_SIDED = 0.3  # length of the mean horizontal direction to the cameras above which they are on one side of the scene
 MIN_HALF_SIDE = 1e-6  # of the scene box, in units of the dataset; below it there is no baseline between the cameras
 SCENE_MARGIN = 1.1  # factor on the radius of a captured scene that gives half the side of its box
@@ -35,7 +37,7 @@ DOWN_VECTOR_FLIP = (1.0, -1.0, -1.0)  # half a turn about x, the rotation used f
 class SceneNormalization:
     """The similarity transform between a dataset's world and the normalised world, and how the scene box was chosen."""
 
-    kind: str  # "box": prescribed by the dataset; "limit", "object", "points" or "scene": see :func:`normalize_scene`
+    kind: str  # "box": prescribed by the dataset; "limit", "object", "points", "scene" or "given": see :func:`normalize_scene`
     to_source: Tensor  # [4, 4] float64, normalised world -> dataset's world
     scale: float  # normalised units per unit of the dataset
     unbounded: bool = False  # the photographs show more than the box holds
@@ -69,6 +71,12 @@ def focus_point(pose: Tensor) -> Tensor:
     if point is not None and in_front > 0.5:
         return point
     return mean_origin + forward.mean(0) * (spread if spread > MIN_SPREAD else 1.0)
+
+
+def looks_inwards(pose: Tensor) -> bool:
+    """Whether cameras [I, 4, 4] look at a common point, or all in one direction, and not outwards from where they stand."""
+    point, in_front = _nearest_to_axes(pose)
+    return point is None or in_front > 0.5
 
 
 def _nearest_to_axes(pose: Tensor) -> tuple[Tensor | None, float]:
@@ -106,18 +114,6 @@ def warn_of_poses(pose: Tensor) -> None:
         )
 
 
-def estimate_up(pose: Tensor) -> Tensor:
-    """The unit up direction [3] of a scene: the mean up vector of poses [I, 4, 4], snapped to a coordinate axis near it."""
-    mean = pose[:, :3, 1].mean(0)
-    if mean.norm() < MIN_MEAN_UP:
-        return torch.tensor([0.0, 0.0, 1.0], dtype=pose.dtype)
-    mean = mean / mean.norm()
-    largest = mean.abs().argmax()
-    axis = torch.zeros_like(mean)
-    axis[largest] = mean[largest].sign()
-    return axis if torch.rad2deg(torch.acos((mean @ axis).clamp(-1, 1))) < UP_SNAP_DEGREES else mean
-
-
 def rotation_to_y_up(up: Tensor) -> Tensor:
     """The smallest rotation [3, 3] that maps the unit vector ``up`` [3] to +Y; for +Z it maps (x, y, z) to (x, z, -y)."""
     y = torch.tensor([0.0, 1.0, 0.0], dtype=up.dtype)
@@ -146,8 +142,13 @@ def _rotation_to_front(offset: Tensor) -> Tensor:
 def bounding_ball(points: Tensor) -> tuple[Tensor, float]:
     """A ball that is robust to outliers: the median [3] of points [P, 3], and the ``POINT_QUANTILE`` of distances from it."""
     centre = points.median(0).values
+    return centre, _ball_radius(points, centre)
+
+
+def _ball_radius(points: Tensor, centre: Tensor) -> float:
+    """The ``POINT_QUANTILE`` of the distances of points [P, 3] from a centre [3]."""
     distance = (points - centre).norm(dim=-1)
-    return centre, distance.kthvalue(max(1, round(POINT_QUANTILE * len(points)))).values.item()
+    return distance.kthvalue(max(1, round(POINT_QUANTILE * len(points)))).values.item()
 
 
 def _within_limit(limit: tuple[Tensor, float], position: Tensor, bound: float) -> float:
@@ -222,6 +223,58 @@ def _choose_box(
     return "scene", focus, half_side
 
 
+def _place(
+    box: tuple[str, Tensor, float], pose: Tensor, focus: Tensor, points: Tensor | None, options: PlacementConfig
+) -> tuple[str, Tensor, float]:
+    """The box that ``--scene_center`` and ``--scene_scale`` ask for; ``box`` where they ask for nothing.
+
+    A centre without a scale makes the box around it that holds all cameras.
+    """
+    kind, centre, half_side = box
+    if options.scene_center == "auto" and options.scene_scale == "auto":
+        return box
+    asked = [flag for flag in ("scene_center", "scene_scale") if getattr(options, flag) == "points"]
+    if asked and (points is None or len(points) < MIN_POINTS):
+        raise UserError(
+            f"--{asked[0]} points needs at least {MIN_POINTS} sparse points of a reconstruction, and the dataset has "
+            f"{0 if points is None else len(points)}; choose another"
+        )
+    position = pose[:, :3, 3]
+    if options.scene_center != "auto":
+        centres = {"cameras": position.mean(0), "axes": focus}
+        if points is not None and len(points):
+            centres["points"] = points.median(0).values
+        centre = centres[options.scene_center]
+    distance = (position - centre).norm(dim=-1)
+    scale = "cameras" if options.scene_scale == "auto" else options.scene_scale
+    if scale == "points":
+        assert points is not None, "refused above"
+        half_side = SCENE_MARGIN * _ball_radius(points, centre)
+    elif scale in ("cameras", "nearest"):
+        half_side = SCENE_MARGIN * distance.max().item() if scale == "cameras" else distance.min().item()
+    else:
+        half_side = float(scale)
+    return "given", centre, half_side
+
+
+def _up(
+    pose: Tensor, points: Tensor | None, orientation: Tensor | None, known: Tensor | None, options: PlacementConfig
+) -> Tensor:
+    """The unit up direction [3] in the dataset's world that ``--scene_up`` asks for."""
+    if options.scene_up == "plane":
+        return plane_up(pose, points, orientation)
+    if options.scene_up == "cameras":
+        mean = mean_up(pose, orientation)
+        if mean is None:
+            raise UserError("--scene_up cameras: the up vectors of the cameras point in all directions; choose an axis")
+        return mean
+    if options.scene_up == "auto":
+        return estimate_up(pose, orientation) if known is None else known.to(pose.dtype)
+    axis = torch.zeros(3, dtype=pose.dtype)
+    axis["xyz".index(options.scene_up[-1])] = -1.0 if options.scene_up.startswith("-") else 1.0
+    return axis
+
+
 def normalize_scene(
     pose: Tensor,
     half_fov: Tensor,
@@ -230,6 +283,9 @@ def normalize_scene(
     bound: float,
     points: Tensor | None = None,
     limit: tuple[Tensor, float] | None = None,
+    up: Tensor | None = None,
+    orientation: Tensor | None = None,
+    options: PlacementConfig = DEFAULT_PLACEMENT,
 ) -> SceneNormalization:
     """Choose the scene box of a dataset and the similarity that maps it to [-bound, bound]^3 with +Y up.
 
@@ -240,6 +296,7 @@ def normalize_scene(
     * "limit": any other dataset with a limit; see :func:`_within_limit`.
     * "scene": any other dataset. The box is centred at the focus point and contains all cameras.
     * "points": as "scene", but the box around the sparse point cloud of the reconstruction is smaller and is used instead.
+    * "given": by ``--scene_center`` and ``--scene_scale``.
 
     Except for an object, cameras that are all on one side of the scene are rotated to the front (+Z).
 
@@ -251,22 +308,26 @@ def normalize_scene(
         bound: half the side of the normalised box.
         points: [P, 3] float64 point cloud in the dataset's world, or None.
         limit: centre [3] and half side of a box in the dataset's world that the scene does not exceed, or None.
+        up: [3] unit up direction in the dataset's world, where its format defines one, or None.
+        orientation: [I] EXIF orientations of the photographs, or None.
+        options: of the flags ``--scene_center``, ``--scene_up`` and ``--scene_scale``.
 
     Raises:
         UserError: the box has no size, as all cameras have the same position for example, or it is too large.
     """
     focus = focus_point(pose)
-    kind, centre, half_side = _choose_box(pose, half_fov, focus, prescribed_box, has_transparency, bound, points, limit)
+    box = _choose_box(pose, half_fov, focus, prescribed_box, has_transparency, bound, points, limit)
+    kind, centre, half_side = _place(box, pose, focus, points, options)
     if not half_side > MIN_HALF_SIDE:
         raise UserError(_why_no_size(kind, half_side, pose, half_fov))
     if not half_side < MAX_HALF_SIDE:
         raise UserError(f"the scene would be {2 * half_side:.3g} units wide; correct its poses, or the box that it prescribes")
-    rotation = rotation_to_y_up(estimate_up(pose))
-    if kind != "object":
+    rotation = rotation_to_y_up(_up(pose, points, orientation, up, options))
+    if not has_transparency or prescribed_box is not None:
         rotation = _rotation_to_front((pose[:, :3, 3] - focus) @ rotation.T) @ rotation
     scale = bound / half_side
     to_source = torch.eye(4, dtype=pose.dtype)
     to_source[:3, :3] = rotation.T / scale
     to_source[:3, 3] = centre
     cut = limit is not None and half_side < limit[1]
-    return SceneNormalization(kind, to_source, scale, kind in ("scene", "points") or (kind == "limit" and cut))
+    return SceneNormalization(kind, to_source, scale, kind == "scene" or (kind == "limit" and cut))

@@ -8,60 +8,48 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nerf.config.inputs import DataConfig
-from nerf.core.cameras import angles_of, centred_views, distort, look_at, pixel_rays, undistort, view_rays, wrap_degrees
+from nerf.core.cameras import angles_of, pixel_rays, view_rays
 from nerf.core.coverage import Coverage, near_planes
 from nerf.core.errors import UserError
-from nerf.core.progress import track
+from nerf.core.lens import direction_through, plane_of
 from nerf.core.streams import Stream
 from nerf.core.structs import Batch, Rays, SceneInfo, ViewRequest, Views
 from nerf.core.transfer import upload
 from nerf.core.words import counted
+from nerf.data.camera_path import SceneCameras
+from nerf.data.folder import read_folder
 from nerf.data.frames import SPLITS, Frame, ParsedDataset
-from nerf.data.image_store import ImageStore, has_transparency, read_header, resample
-from nerf.data.normalize import SceneNormalization, focus_point, normalize_scene, warn_of_poses
-from nerf.data.transforms import read_folder
+from nerf.data.image_store import ImageStore, resample
+from nerf.data.normalize import SceneNormalization, focus_point
+from nerf.data.placement import choose_normalization, scaled_intrinsics
+from nerf.data.sfm import find_cameras, warn_of_changes
 
 log = logging.getLogger("somnia.photographs")
 
+WIDEST_VIDEO = math.radians(50.0)  # half of that of a video; lenses that see more are fisheye lenses
+
 MAX_INVERSION_ERROR = 0.5  # pixels at an image corner after undistort and distort; above it the lens is not invertible there
-FULL_CIRCLE = 0.7  # fraction of azimuths within CAMERA_REACH of a camera above which the camera path goes all the way round
-CAMERA_REACH = 30.0  # degrees of azimuth to either side of a camera in which its photograph supports novel views
-PATH_QUANTILES = (0.05, 0.95)  # of the cameras' azimuths; the ends of a path that goes back and forth
 BOX_SOURCE = {  # SceneNormalization.kind in words, for the log
     "box": "the dataset",
     "limit": "aabb_scale and the camera positions",
     "object": "the field of view (transparent background)",
     "points": "the reconstruction's points",
     "scene": "the camera positions",
+    "given": "--scene_center and --scene_scale",
 }
 
 
-def _scaled_intrinsics(frame: Frame, width: int, height: int) -> tuple[float, float, float, float]:
-    """fx, fy, cx, cy in pixels of the image file, before downscaling."""
-    try:
-        return frame.intrinsics.scaled_to(width, height)
-    except UserError as error:
-        raise UserError(f"photograph {frame.image}: {error}") from error
-
-
-def choose_normalization(dataset: ParsedDataset, bound: float) -> SceneNormalization:
-    """The scene normalisation of a dataset, from its training photographs; see :func:`nerf.data.normalize.normalize_scene`."""
-    training = [dataset.frames[i] for i in dataset.splits["train"]]
-    angles = []
-    for frame in track(training, "reading the sizes of photographs"):
-        width, height, _ = read_header(frame.image)
-        fx, fy, _, _ = _scaled_intrinsics(frame, width, height)
-        angles.append(math.atan(max(width / 2 / fx, height / 2 / fy)))
-    poses = torch.stack([frame.pose for frame in training])
-    warn_of_poses(poses)
-    transparent = training[0].alpha is not None or has_transparency(training[0].image)
-    half_fov = torch.tensor(angles, dtype=torch.float64)
-    return normalize_scene(poses, half_fov, dataset.box, transparent, bound, dataset.points, dataset.limit)
+def _relative_depth(dataset: ParsedDataset, config: DataConfig) -> bool:
+    """Whether the depth maps of a dataset are known only up to a scale and an offset for each photograph."""
+    if config.depth_maps != "auto":
+        return config.depth_maps == "relative"
+    return any(frame.depth is not None and frame.depth_unit == 0 for frame in dataset.frames)
 
 
 class Photographs:
@@ -79,6 +67,7 @@ class Photographs:
     Attributes:
         names: file names as written in the dataset.
         store: the pixels.
+        scene_cameras: the cameras of the photographs of all splits, for videos.
         cameras: I views; their common size is that of the largest photograph, :meth:`view` gives one at its own size.
         image_index: [I] int64 index of each photograph in the whole dataset; training photographs come first.
         num_images: number of photographs in all splits.
@@ -101,28 +90,33 @@ class Photographs:
         self.device = torch.device(device)
         self.names = [frame.name for frame in frames]
         self.image_index = torch.tensor(dataset.splits[split], device=self.device)
-        self.num_images = len(dataset.frames)
+        self.num_images, self.num_training = len(dataset.frames), len(dataset.splits["train"])
         self.scene_kind, self.transform = normalization.kind, normalization.to_source
         self.points = None if dataset.points is None else normalization.points(dataset.points).float()
         self.unbounded = normalization.unbounded
         if dataset.to_reconstruction is not None:
             self.transform = dataset.to_reconstruction @ normalization.to_source
         self._rotation_to_source = (normalization.to_source[:3, :3] * normalization.scale).float().to(self.device)
+        factor = max(1, round(config.downscale / dataset.downscaled))  # what is left to reduce
+        self.depth_relative = _relative_depth(dataset, config)
+        self._depths = self._depth_maps(frames, normalization, config)
         self.store = ImageStore(
             [frame.image for frame in frames],
             [frame.mask for frame in frames],
             [frame.normal for frame in frames],
             [frame.alpha for frame in frames],
-            config.downscale,
+            factor,
             self.device,
+            self._depths,
         )
-        self._has_distortion = [any(frame.intrinsics.distortion) for frame in frames]
-        self.cameras = self._make_cameras(frames, normalization, config.downscale)
+        self._has_distortion = [any(frame.intrinsics.distortion) or frame.intrinsics.fisheye for frame in frames]
+        self.cameras = self._make_cameras(frames, normalization, factor)
         if normalization.kind != "object":  # the box of an object is far from every camera
             points = None if dataset.points is None else normalization.points(dataset.points).float().to(self.device)
             sizes = self.store.width, self.store.height
             near = near_planes(self.cameras, *sizes, focus_point(self.cameras.pose.double().cpu()), points)
             self.cameras = replace(self.cameras, near=near)
+        self.scene_cameras = self._scene_cameras(dataset, frames, normalization)
         self._random_background = config.data_background == "random"
         self._eval_background = torch.full((3,), 0.0 if config.data_background == "black" else 1.0, device=self.device)
         self.background = self._eval_background if self.store.has_alpha else None
@@ -135,7 +129,7 @@ class Photographs:
     ) -> dict[str, "Photographs"]:
         """Load all non-empty splits of a folder in one normalised world; "train" always exists.
 
-        For the formats see :func:`nerf.data.transforms.read_folder`, for the scene box
+        For the formats see :func:`nerf.data.folder.read_folder`, for the scene box
         :func:`nerf.data.normalize.normalize_scene`. "val" is left out if it equals "test".
 
         Args:
@@ -147,8 +141,11 @@ class Photographs:
         Raises:
             UserError: a file is missing, broken or not supported.
         """
-        dataset = read_folder(folder, config.holdout)
-        normalization = choose_normalization(dataset, bound)
+        if config.sfm:
+            find_cameras(Path(folder), config)
+        warn_of_changes(Path(folder))
+        dataset = read_folder(folder, config.holdout, config.downscale, config.depth_unit)
+        normalization = choose_normalization(dataset, bound, config)
         indices = dataset.splits
         splits = [s for s in SPLITS if indices[s] and (s != "val" or indices["val"] != indices["test"])]
         return {split: cls(dataset, normalization, split, config, device) for split in splits}
@@ -157,9 +154,12 @@ class Photographs:
         """Poses in the normalised world, intrinsics in pixels of the downscaled images."""
         pose = normalization.apply(torch.stack([frame.pose for frame in frames])).float().to(self.device)
         sizes = zip(frames, self.store.original_sizes, strict=True)
-        intrinsics = torch.tensor([_scaled_intrinsics(frame, *size) for frame, size in sizes])
+        intrinsics = torch.tensor([scaled_intrinsics(frame, *size) for frame, size in sizes])
         fx, fy, cx, cy = (intrinsics / factor).to(self.device).unbind(-1)
-        distortion = torch.tensor([frame.intrinsics.distortion for frame in frames], device=self.device)
+        lenses = [frame.intrinsics for frame in frames]
+        terms = max(len(lens.distortion) for lens in lenses)
+        distortion = torch.tensor([lens.distortion + (0.0,) * (terms - len(lens.distortion)) for lens in lenses])
+        fisheye = torch.tensor([lens.fisheye for lens in lenses])
         height, width = self.store.height, self.store.width
         fovy = torch.rad2deg(2 * torch.atan(height / (2 * fy)))
         return Views(
@@ -172,18 +172,45 @@ class Photographs:
             int(width.max()),
             *angles_of(pose),
             fovy,
-            distortion if any(self._has_distortion) else None,
+            distortion.to(self.device) if bool(distortion.any()) else None,
+            fisheye.to(self.device) if bool(fisheye.any()) else None,
         )
+
+    def _depth_maps(
+        self, frames: list[Frame], normalization: SceneNormalization, config: DataConfig
+    ) -> list[tuple[Path | None, float]]:
+        """The depth map of each frame, and scene units for each of its levels; 1 where they are relative."""
+        if config.depth_maps == "off" or config.lambda_depth_map == 0:
+            return []
+        if self.depth_relative:
+            return [(frame.depth, 1.0) for frame in frames]
+        return [(frame.depth, normalization.scale * (frame.depth_unit or config.depth_unit)) for frame in frames]
+
+    def _scene_cameras(self, dataset: ParsedDataset, frames: list[Frame], normalization: SceneNormalization) -> SceneCameras:
+        """The cameras of all splits, with the median field of view of these frames."""
+        ordered = sorted(dataset.frames, key=lambda frame: frame.name)
+        c, store = self.cameras, self.store
+        half = [
+            [math.tan(min(frame.intrinsics.half_angle(focal, side), WIDEST_VIDEO)) for focal, side in ((fx, w), (fy, h))]
+            for frame, fx, fy, w, h in zip(
+                frames, c.fx.tolist(), c.fy.tolist(), store.width.tolist(), store.height.tolist(), strict=True
+            )
+        ]
+        half_x, half_y = torch.tensor(half).median(0).values.tolist()
+        pose = normalization.apply(torch.stack([frame.pose for frame in ordered]))
+        near = None if c.near is None else c.near.min().item()
+        return SceneCameras(pose, half_x, half_y, self.transform, near)
 
     def _warn_of_noninvertible_distortion(self) -> None:
         """Log a warning if a distortion model is not invertible at the corners of its image."""
         c = self.cameras
-        if c.distortion is None:
+        if c.distortion is None and c.fisheye is None:
             return
         x = torch.stack([-c.cx, self.store.width - c.cx], -1)[:, [0, 1, 0, 1]] / c.fx[:, None]
         y = torch.stack([-c.cy, self.store.height - c.cy], -1)[:, [0, 0, 1, 1]] / c.fy[:, None]
-        corner, distortion = torch.stack([x, y], -1), c.distortion[:, None]
-        error = (distort(undistort(corner, distortion), distortion) - corner).norm(dim=-1).amax(-1) * c.fx
+        lens = tuple(None if value is None else value[:, None] for value in (c.distortion, c.fisheye))
+        corner = torch.stack([x, y], -1)
+        error = (plane_of(direction_through(corner, *lens), *lens) - corner).norm(dim=-1).amax(-1) * c.fx
         count = int((error > MAX_INVERSION_ERROR).sum())
         if count:
             log.warning(
@@ -201,6 +228,9 @@ class Photographs:
             f"{self.store.pixels.numel() / 2**20:.0f} MiB; scene box from {BOX_SOURCE[normalization.kind]}, "
             f"scaled by {normalization.scale:.3g}"
         )
+        depths = sum(path is not None for path, _ in self._depths)
+        if depths:
+            line += f"; {depths} with {'relative' if self.depth_relative else 'metric'} depth maps"
         if dataset.missing:
             line += f"; {len(dataset.missing)} listed photographs do not exist (the first is {dataset.missing[0]})"
         return line
@@ -208,11 +238,18 @@ class Photographs:
     def __len__(self) -> int:
         return len(self.names)
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each photograph, after ``--downscale``."""
+        return [self.store.size(i) for i in range(len(self))]
+
     def scene(self, bound: float) -> SceneInfo:
         """The :class:`SceneInfo` of this dataset in a box [-bound, bound]^3."""
         marked = self.store.has_alpha or self.store.has_masks
         shown = None if self.cameras.near is None else Coverage(self.cameras, self.store.width, self.store.height)
-        return SceneInfo(bound, self.num_images, marked, self.unbounded and not marked, shown, self._points_in(bound))
+        unbounded = self.unbounded and not marked
+        return SceneInfo(
+            bound, self.num_images, self.num_training, marked, self._points_in(bound), unbounded=unbounded, coverage=shown
+        )
 
     def _points_in(self, bound: float) -> Tensor | None:
         """The points of the reconstruction [P, 3] that lie in a box, in the normalised world."""
@@ -298,7 +335,8 @@ class Photographs:
             return self._patch_batch(request, background, generator)
         pixel = self.store.sample_pixels(request.num_rays, generator)
         image, column, row = self.store.locate(pixel)
-        return self._pixel_batch(self._pixel_rays(image, column, row), self.store.pixels[pixel], request, background)
+        batch = self._pixel_batch(self._pixel_rays(image, column, row), self.store.pixels[pixel], request, background)
+        return self._with_depth(batch, pixel)
 
     def _patch_batch(self, request: ViewRequest, background: Tensor | None, generator: torch.Generator) -> Batch:
         """The layout "patches" of :meth:`batch`."""
@@ -321,7 +359,8 @@ class Photographs:
         row = (top[:, None, None] + step[:, None]).expand(-1, -1, size).reshape(-1)
         image = image[:, None].expand(-1, size * size).reshape(-1)
         rays = replace(self._pixel_rays(image, column, row), shape=(count, size, size))
-        return self._pixel_batch(rays, self.store.pixels[self.store.pixel_index(image, column, row)], request, background)
+        pixel = self.store.pixel_index(image, column, row)
+        return self._with_depth(self._pixel_batch(rays, self.store.pixels[pixel], request, background), pixel)
 
     def _pixel_rays(self, image: Tensor, column: Tensor, row: Tensor) -> Rays:
         """Rays through the centres of pixels [N] of photographs ``image`` [N]."""
@@ -337,6 +376,16 @@ class Photographs:
             return Batch(rays, rgb=colour)
         behind = self._training_background(request, background, len(rays))
         return Batch(rays, rgb=_composite_over(colour, behind), mask=colour[:, 3], background=behind)
+
+    def _with_depth(self, batch: Batch, pixel: Tensor) -> Batch:
+        """A batch of training rays with what the depth maps say at its pixels [N], where there are some."""
+        depth = self.store.depth(pixel)
+        if depth is None:
+            return batch
+        assert batch.rays.image_index is not None, "rays of photographs have it"
+        viewing = -self.cameras.pose[torch.searchsorted(self.image_index, batch.rays.image_index), :3, 2]
+        cosine = (batch.rays.directions * viewing).sum(-1)
+        return replace(batch, depth_map=depth, depth_cosine=cosine, depth_relative=self.depth_relative)
 
     def _choose_images(self, count: int, generator: torch.Generator) -> list[int]:
         """Indices of ``count`` photographs in random order; numbers of repetitions differ by at most one."""
@@ -364,7 +413,8 @@ class Photographs:
         """The cameras of photographs ``chosen`` [B] int64 at a common size, without lens distortion."""
         c = self.cameras[chosen]
         x, y = width / self.store.width[chosen], height / self.store.height[chosen]
-        return replace(c, fx=c.fx * x, cx=c.cx * x, fy=c.fy * y, cy=c.cy * y, height=height, width=width, distortion=None)
+        pinhole: dict[str, Any] = {"height": height, "width": width, "distortion": None, "fisheye": None}
+        return replace(c, fx=c.fx * x, cx=c.cx * x, fy=c.fy * y, cy=c.cy * y, **pinhole)
 
     def _undistorted_planes(self, i: int, height: int, width: int) -> Tensor:
         """Photograph ``i`` resampled for its undistorted view: [4, height, width] premultiplied colour and alpha.
@@ -383,12 +433,17 @@ class Photographs:
     def _distortion_map(self, i: int) -> Callable[[Tensor], Tensor] | None:
         """The map from points of the undistorted photograph ``i`` to points of the stored one, uv [..., 2]; None: identity."""
         camera = self.cameras[i]
-        distortion = camera.distortion
-        if distortion is None or not self._has_distortion[i]:
+        if not self._has_distortion[i]:
             return None
         size = torch.stack([self.store.width[i], self.store.height[i]])
         focal, principal = torch.cat([camera.fx, camera.fy]) / size, torch.cat([camera.cx, camera.cy]) / size
-        return lambda uv: distort((uv - principal) / focal, distortion) * focal + principal
+
+        def warp(uv: Tensor) -> Tensor:
+            plane = (uv - principal) / focal
+            seen = torch.stack([plane[..., 0], -plane[..., 1], -torch.ones_like(plane[..., 0])], -1)
+            return plane_of(seen, camera.distortion, camera.fisheye) * focal + principal
+
+        return warp
 
     def _training_background(self, request: ViewRequest, given: Tensor | None, count: int) -> Tensor:
         """[count, 3] colours behind photographs with alpha in training: one per ray, or one per whole photograph."""
@@ -400,63 +455,11 @@ class Photographs:
             )
         return self._eval_background.expand(count, 3)
 
-    # ---- videos ----
-
-    def camera_path(self, count: int, height: int, width: int) -> Views:
-        """A smooth closed camera path near these cameras, for a video.
-
-        It goes once around the scene if there are cameras on all sides, otherwise back and forth. Position and viewing
-        direction are weighted means of those of cameras near in azimuth, so the path stays where the scene was observed; the
-        field of view does not exceed that of the photographs, horizontally and vertically.
-
-        Args:
-            count: number of views.
-            height: pixels.
-            width: pixels.
-
-        Returns:
-            ``count`` views on the device of the photographs.
-        """
-        c, store = self.cameras, self.store
-        pose = c.pose.double().cpu()
-        focus = focus_point(pose)
-        offset = pose[:, :3, 3] - focus
-        azimuth = torch.rad2deg(torch.atan2(offset[:, 0], offset[:, 2]))
-        path_azimuth = _path_azimuths(azimuth, count)
-        difference = wrap_degrees(path_azimuth[:, None] - azimuth[None])
-        weight = torch.softmax(-0.5 * (difference / (CAMERA_REACH / 2)).square(), -1)  # [count, I]
-        radius, elevation = weight @ offset[:, [0, 2]].norm(dim=-1), weight @ offset[:, 1]
-        angle = torch.deg2rad(path_azimuth)
-        position = focus + torch.stack([radius * angle.sin(), elevation, radius * angle.cos()], -1)
-        distance = offset.norm(dim=-1, keepdim=True)
-        target = weight @ (pose[:, :3, 3] - distance * pose[:, :3, 2])
-        half_y = (store.height / (2 * c.fy)).median().item()
-        half_x = (store.width / (2 * c.fx)).median().item()
-        fovy = 2 * math.degrees(math.atan(min(half_y, half_x * height / width)))
-        views = centred_views(look_at(position, target).float(), torch.full((count,), fovy), height, width)
-        if c.near is not None:
-            views = replace(views, near=(weight @ c.near.double().cpu()).float())
-        return views.to(self.device)
-
 
 def _composite_over(rgba: Tensor, background: Tensor) -> Tensor:
     """Colours [..., 3] of ``rgba`` [..., 4] with straight alpha over ``background``, broadcast."""
     alpha = rgba[..., 3:]
     return rgba[..., :3] * alpha + background * (1 - alpha)
-
-
-def _path_azimuths(azimuth: Tensor, count: int) -> Tensor:
-    """Azimuths [count] in degrees of a path near cameras [I]: once around, or back and forth over their range."""
-    circle = torch.arange(360.0, dtype=azimuth.dtype)
-    nearest = wrap_degrees(circle[:, None] - azimuth[None]).abs().amin(-1)
-    phase = torch.arange(count, dtype=azimuth.dtype) / count
-    if (nearest < CAMERA_REACH).double().mean() > FULL_CIRCLE:
-        return 360 * phase
-    angle = torch.deg2rad(azimuth)
-    mean = torch.rad2deg(torch.atan2(angle.sin().mean(), angle.cos().mean()))
-    relative = wrap_degrees(azimuth - mean)
-    low, high = torch.quantile(relative, torch.tensor(PATH_QUANTILES, dtype=azimuth.dtype))
-    return mean + (low + high) / 2 + (high - low) / 2 * torch.sin(2 * math.pi * phase)
 
 
 def silhouette(photos: Photographs, i: int) -> Tensor | None:

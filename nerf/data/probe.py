@@ -1,7 +1,7 @@
 """What a folder of photographs holds, before they are read."""
 
+from nerf.data.folder import read_folder
 from nerf.data.image_store import has_transparency
-from nerf.data.transforms import read_folder
 
 
 def shows_object(folder: str, holdout: int) -> bool:
@@ -9,7 +9,7 @@ def shows_object(folder: str, holdout: int) -> bool:
 
     Args:
         folder: value of ``--data``.
-        holdout: see :func:`nerf.data.transforms.read_folder`.
+        holdout: see :func:`nerf.data.folder.read_folder`.
 
     Raises:
         UserError: a file is missing, broken or not supported.

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from nerf.core.errors import UserError
+from nerf.data.folder import read_folder
 from nerf.data.image_store import decode_image, decode_opacity, has_transparency, read_header
-from nerf.data.transforms import read_folder
 
 _HALF = 128  # opacity of 255 from which a pixel belongs to the object
 _FLIP = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))  # OpenGL's camera axes to OpenCV's
@@ -44,7 +44,7 @@ def read_silhouettes(folder: str | Path, split: str | None = None, holdout: int 
     chosen = range(len(dataset.frames)) if split is None else dataset.splits[split]
     found = []
     for frame in (dataset.frames[i] for i in chosen):
-        if any(frame.intrinsics.distortion):
+        if any(frame.intrinsics.distortion) or frame.intrinsics.fisheye:
             raise UserError(
                 f"{frame.image}: its lens distorts, so its mask cannot be compared; undistort the photographs first"
             )

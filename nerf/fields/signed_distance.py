@@ -181,6 +181,15 @@ class SignedDistanceField(Field):
         shown = normal if settings.computes_normals else None
         return FieldOutput(sdf=sdf, gradient=gradient, laplacian=laplacian, albedo=albedo, normal=shown, rgb=rgb)
 
+    def surface_color(self, positions: Tensor) -> Tensor:
+        """Colour [M, 3] at positions [M, 3] as seen along the normal, which is what most rays of the training have shown."""
+        settings = RenderSettings(source="eval", training=False, view_dependent=True)
+        _, features, gradient, _ = self._evaluate(positions, settings.max_level)
+        normal = unit(gradient)
+        rgb = self.colour(features, normal, -normal)[1]
+        assert rgb is not None, "a direction was given"
+        return rgb
+
     def geometry(self, points: Points, settings: RenderSettings) -> FieldOutput:
         """Distance [M] and its gradient [M, 3]; see :meth:`Field.geometry`."""
         sdf, _, gradient, laplacian = self._evaluate(points.positions, settings.max_level)

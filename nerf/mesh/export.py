@@ -12,15 +12,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from nerf.config.groups import SURFACE_DENSITY, OutputConfig
+from nerf.config.mesh import MeshConfig
 from nerf.core.errors import ExportError
 from nerf.core.files import replace_folder
 from nerf.core.memory import explained
 from nerf.core.structs import LevelSet
+from nerf.mesh.crop import crop_box
 from nerf.mesh.decimate import Decimation, decimate_within
 from nerf.mesh.io import Material, check_file, write_glb, write_obj, write_ply
 from nerf.mesh.isosurface import extract_surface
@@ -43,12 +46,13 @@ _PACKAGES = {
 FILES = ("mesh.obj", "mesh.mtl", "albedo.png", "normal.png", "mesh.glb", "mesh.ply", "transform.json")
 _LESS_GRID, _LESS_TEXTURE = "lower --mcubes_resolution", "lower --texture_size or --texture_supersample"
 _LOW_COVERAGE = 0.25  # of the texture below which a note is made
+DEFAULTS = MeshConfig()
 _OPAQUE = 2.0 * SURFACE_DENSITY  # a field whose highest density is lower is still foggy
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """The options of an export. Flags have their defaults and ranges in ``nerf.config.groups.OutputConfig`` alone.
+    """The options of an export. Flags have their defaults and ranges in ``OutputConfig`` and ``MeshConfig`` alone.
 
     A texture of 1024 takes 1 s and little memory for a field of negligible cost, one of 4096 12 s of one core and 1 GB, with
     ``supersample=2`` 35 s and no more memory; a real field is evaluated once for each sample, which takes longer.
@@ -63,10 +67,14 @@ class ExportOptions:
     normal_map: bool  # write the normals of the surface before its decimation as a tangent-space image
     material: Material
     ply: bool  # write mesh.ply with vertex colours as well
+    min_part: float  # parts of at least this share of the largest one's volume are kept
     export_frame: str  # "object": undo the data's scale and offset, keep +Y up; "source": undo all of its transform
+    crop: tuple[float, ...] | None = (
+        None  # x0 y0 z0 x1 y1 z1 in the coordinates of the files, outside of which nothing is written
+    )
 
     @classmethod
-    def from_config(cls, output: OutputConfig) -> "ExportOptions":
+    def from_config(cls, output: OutputConfig, mesh: MeshConfig = DEFAULTS) -> "ExportOptions":
         """The options that the flags of a run give."""
         return cls(
             resolution=output.mcubes_resolution,
@@ -79,6 +87,8 @@ class ExportOptions:
             material=Material(output.roughness, output.metallic),
             ply=output.mesh_ply,
             export_frame=output.export_frame,
+            crop=output.mesh_crop,
+            min_part=mesh.mesh_min_part,
         )
 
 
@@ -183,21 +193,25 @@ def export_level_set(
         OSError: a file cannot be written.
     """
     job = ExportJob(albedo, Path(folder), options, bound, checked(transform), metadata or {}, device, Progress(report))
+    if options.crop is not None:
+        level_set = crop_box(options.crop, job.transform, options.export_frame).level_set(level_set)
     with explained("extracting the surface", _LESS_GRID):
         mesh, grid = extract_surface(level_set, bound, options.resolution, options.smooth, device)
     job.progress.done(
         "surface",
-        f"{len(mesh.faces):,} triangles from a grid of {grid.cells}^3 cells; the {quantity(grid)} was evaluated at "
-        f"{grid.queries:,} of {grid.values.size:,} points",
+        f"{len(mesh.faces):,} triangles from a grid of {' x '.join(str(n - 1) for n in grid.values.shape)} cells; the "
+        f"{quantity(grid)} was evaluated at {grid.queries:,} points",
     )
-    common = {"level": grid.level, "queries": grid.queries, "grid_points": grid.values.shape[0]}
-    if not grid.logarithmic:
+    common: dict[str, Any] = {"level": grid.level, "queries": grid.queries, "grid_points": grid.cells + 1}
+    spacing, highest, distance = grid.spacing, grid.span[2], not grid.logarithmic
+    del grid  # half a gigabyte at 512^3
+    if distance:
         return replace(_finish(mesh, job), **common)
 
     def inset(clean: Mesh) -> np.ndarray:
-        return light_depth(level_set.value, clean.vertices, clean.require("normals"), grid.spacing, device=device)
+        return light_depth(level_set.value, clean.vertices, clean.require("normals"), spacing, device=device)
 
-    done, highest = _finish(mesh, job, inset), grid.span[2]
+    done = _finish(mesh, job, inset)
     foggy = (
         f"the highest density is {highest:.3g}, below {_OPAQUE:g}: the object is still foggy, and "
         "longer training makes it more opaque"
@@ -245,7 +259,12 @@ def export_surface(
             f"{count} of {len(mesh.vertices)} vertices are NaN or infinite; training has diverged: resume "
             "an earlier checkpoint with smaller --lr_distance and --lr_offset"
         )
-    return _finish(Mesh(mesh.vertices.astype(np.float64), mesh.faces.astype(np.int64)), job)
+    mesh = Mesh(mesh.vertices.astype(np.float64), mesh.faces.astype(np.int64))
+    if options.crop is not None:
+        mesh = crop_box(options.crop, job.transform, options.export_frame).mesh(mesh)
+        if len(mesh.faces) == 0:
+            raise ExportError("no triangle of the surface is inside the box of --mesh_crop; give a larger one")
+    return _finish(mesh, job)
 
 
 @dataclass(frozen=True)
@@ -274,7 +293,7 @@ def _finish(raw: Mesh, job: ExportJob, inset: Callable[[Mesh], np.ndarray] | Non
     options, progress = job.options, job.progress
     with explained("cleaning and decimating the mesh", _LESS_GRID):
         fine, cleaning = clean_surface(raw, job.bound)
-        fine, dropped = largest_parts(fine)
+        fine, dropped = largest_parts(fine, options.min_part)
         mesh, decimation = decimate_within(fine, options.decimate_target, options.max_error)
         mesh = without_slivers(mesh, job.bound)
         mesh = separate(replace(mesh, normals=vertex_normals(mesh)), APART * 2.0 * job.bound)

@@ -1,5 +1,7 @@
 """Marching cubes on a grid of values, with vertices refined along their edges. V vertices, T triangles."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -11,7 +13,7 @@ from nerf.mesh.mesh import Mesh
 _RATIO_CLIP = 1e3  # densities further than this factor from the threshold look alike to marching cubes
 _ON_LEVEL = 1e-5  # of the implicit function: a value this close to the level makes triangles without area
 # The implicit function in the layer outside the box: so low that vertices on the way there land on the wall.
-_OUTSIDE = -1e4 * np.log(_RATIO_CLIP)
+_OUTSIDE = np.float32(-1e4 * np.log(_RATIO_CLIP))
 _SOLID = 0.99  # a field of which more than this fraction is inside is not an object
 
 
@@ -20,27 +22,31 @@ def extract_surface(
 ) -> tuple[Mesh, LevelSetGrid]:
     """The surface of a level set in the box [-bound, bound]^3, with its floaters, and the grid it was extracted from.
 
+    In two passes: a coarse grid finds the part of the box that holds a surface, and the fine grid covers that part.
+
     Args:
         level_set: a density or a signed distance.
         bound: half the edge of the box, scene units.
-        resolution: grid cells along an edge.
-        smooth: standard deviation, in cells, of the Gaussian that smooths the grid first; 0 for none.
+        resolution: grid cells along the longest edge of what is found.
+        smooth: standard deviation, in cells of a grid of that resolution over the whole box, of the Gaussian that smooths the
+            grid first; 0 for none.
         device: of the field.
 
     Raises:
         ExportError: the field is empty, solid or NaN.
         ValueError: an argument out of range.
     """
-    grid = smoothed(sample_level_set(level_set, bound, resolution, device), smooth)
+    grid = sample_level_set(level_set, bound, resolution, device, around_surface=True)
+    grid = smoothed(grid, smooth * 2.0 * bound / (resolution * grid.spacing))
     return marching_cubes(grid, level_set.value if smooth == 0 else None, device), grid
 
 
 def marching_cubes(
     grid: LevelSetGrid, value: Values | None = None, device: torch.device | str = "cpu", refine_steps: int = 5
 ) -> Mesh:
-    """The surface where the values cross the grid's level, closed at the walls of the box.
+    """The surface where the values cross the grid's level, closed at the walls of the grid.
 
-    Lewiner's marching cubes (2003) on the implicit function, with one layer outside the box that is empty. A density that
+    Lewiner's marching cubes (2003) on the implicit function, with one layer outside the grid that is empty. A density that
     rises steeply is anything but linear between two grid points, so each vertex is then moved along its grid edge to where
     the field itself crosses the level, by bisection.
 
@@ -51,7 +57,7 @@ def marching_cubes(
         refine_steps: bisections; each halves the error and evaluates the field once at every vertex.
 
     Returns:
-        A watertight, welded mesh inside [-bound, bound]^3, vertices [V, 3] and faces [T, 3], normals outwards.
+        A watertight, welded mesh inside the grid's box, vertices [V, 3] and faces [T, 3], normals outwards.
 
     Raises:
         ExportError: nothing is inside, or everything is.
@@ -59,15 +65,23 @@ def marching_cubes(
     from skimage import measure
 
     _check_grid(grid)
-    implicit = grid.implicit(_RATIO_CLIP)
-    implicit[np.abs(implicit) < _ON_LEVEL] = -_ON_LEVEL
-    implicit = np.pad(implicit, 1, constant_values=_OUTSIDE)
+    implicit = _padded(grid)
     vertices, faces, _, _ = measure.marching_cubes(implicit, 0.0, gradient_direction="ascent")
     index = vertices.astype(np.float64)
     if value is not None and refine_steps > 0:
         index = _bisect(index, implicit, grid, value, device, refine_steps)
-    points = np.clip((index - 1.0) * grid.spacing - grid.bound, -grid.bound, grid.bound)
+    points = np.clip((index - 1.0) * grid.spacing + grid.low, grid.low, grid.high)
     return Mesh(points, faces.astype(np.int64))
+
+
+def _padded(grid: LevelSetGrid) -> np.ndarray:
+    """The implicit function with a layer around it that is empty, [n + 2, ...] float32; a plane at a time, to save memory."""
+    padded = np.full(tuple(n + 2 for n in grid.values.shape), _OUTSIDE, dtype=np.float32)
+    for plane, inner in zip(grid.values, padded[1:-1, 1:-1, 1:-1], strict=True):
+        implicit = replace(grid, values=plane, part=(tuple(grid.low.tolist()), grid.spacing)).implicit(_RATIO_CLIP)
+        implicit[np.abs(implicit) < _ON_LEVEL] = -_ON_LEVEL
+        inner[:] = implicit
+    return padded
 
 
 def _check_grid(grid: LevelSetGrid) -> None:
@@ -95,8 +109,8 @@ def _bisect(index: np.ndarray, implicit: np.ndarray, grid: LevelSetGrid, value: 
     low = np.floor(index + 1e-4)
     part = index - low
     axis = part.argmax(axis=1)
-    rows = np.arange(len(index))
-    inner = (low >= 1).all(axis=1) & (low[rows, axis] + 1 <= grid.cells + 1) & (part[rows, axis] > 1e-4)
+    rows, size = np.arange(len(index)), np.array(grid.values.shape)
+    inner = (low >= 1).all(axis=1) & (low[rows, axis] + 1 <= size[axis]) & (part[rows, axis] > 1e-4)
     rows, axis, low = rows[inner], axis[inner], np.round(low[inner]).astype(np.int64)
     high = low.copy()
     high[np.arange(len(low)), axis] += 1
@@ -104,7 +118,7 @@ def _bisect(index: np.ndarray, implicit: np.ndarray, grid: LevelSetGrid, value: 
     a, b = low.astype(np.float64), high.astype(np.float64)
     for _ in range(steps):
         middle = 0.5 * (a + b)
-        points = torch.from_numpy(((middle - 1.0) * grid.spacing - grid.bound).astype(np.float32))
+        points = torch.from_numpy(((middle - 1.0) * grid.spacing + grid.low).astype(np.float32))
         same = grid.is_inside(query_values(value, points, device, quantity(grid)).numpy()) == inside_low
         a, b = np.where(same[:, None], middle, a), np.where(same[:, None], b, middle)
     moved = index.copy()

@@ -1,13 +1,17 @@
 """Values of a level set on a regular grid of points: evaluated near the surface, interpolated far from it.
 
+A coarse grid over the whole box finds where the surface is; the fine grid covers the box, or the part of it with a surface.
+
 A level set (:class:`nerf.core.structs.LevelSet`) is a density, which is above its level inside and compared by its
 logarithm, or a signed distance, which is below its level inside and compared as it is.
-Letters: n grid points along an edge, k blocks along an edge, M query points. Lengths are scene units.
+Letters: n grid points along an edge (x, y, z of different numbers where the grid covers a part of the box), k blocks along an
+edge, M query points. Lengths are scene units.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -27,12 +31,13 @@ PROBE_CELLS = 64  # cells along an edge of the coarse grid that is evaluated eve
 SMOOTH_CLIP = 30.0  # densities further from the threshold than this factor count as this far when they are smoothed
 _NEAR_DENSITY = 0.3  # fraction of the threshold above which a coarse density may belong to a surface nearby
 _FOG = 0.1  # densities below this belong to empty space, and are no evidence of how dense the object is
+_MEDIAN_POINTS = 1 << 22  # values of a grid whose median is taken
 _FOG_QUANTILE = 0.999  # of the densities above it; the densest few points may be outliers
 
 
 @dataclass(frozen=True)
 class LevelSetGrid:
-    """Values on the points of a regular grid over [-bound, bound]^3, its walls included."""
+    """Values on the points of a regular grid over [-bound, bound]^3 or a box inside it, its walls included."""
 
     values: np.ndarray  # [n, n, n] float32, axes x, y, z
     bound: float
@@ -41,21 +46,35 @@ class LevelSetGrid:
     inside: Literal["above", "below"] = "above"
     logarithmic: bool = True
     unsmoothed: tuple[float, float, float] | None = None  # lowest, median and highest value before :func:`smoothed` clips them
+    part: tuple[tuple[float, float, float], float] | None = None  # lowest corner and spacing; None: the grid covers the box
 
     @property
     def span(self) -> tuple[float, float, float]:
-        """Lowest, median and highest value of the field itself."""
-        return self.unsmoothed or (float(self.values.min()), float(np.median(self.values)), float(self.values.max()))
+        """Lowest, median and highest value of the field itself; the median of a large grid is that of evenly chosen points."""
+        if self.unsmoothed is not None:
+            return self.unsmoothed
+        some = self.values.reshape(-1)[:: max(1, self.values.size // _MEDIAN_POINTS)]
+        return float(self.values.min()), float(np.median(some)), float(self.values.max())
 
     @property
     def cells(self) -> int:
-        """Cells along an edge, n - 1."""
-        return self.values.shape[0] - 1
+        """Cells along the longest edge, n - 1."""
+        return max(self.values.shape) - 1
 
     @property
     def spacing(self) -> float:
         """Distance of neighbouring points, scene units."""
-        return 2.0 * self.bound / self.cells
+        return 2.0 * self.bound / self.cells if self.part is None else self.part[1]
+
+    @property
+    def low(self) -> np.ndarray:
+        """The first point, float64 [3]."""
+        return np.full(3, -self.bound) if self.part is None else np.array(self.part[0])
+
+    @property
+    def high(self) -> np.ndarray:
+        """The last point, float64 [3]."""
+        return self.low + self.spacing * (np.array(self.values.shape) - 1)
 
     def is_inside(self, values: np.ndarray) -> np.ndarray:
         """Whether values [...] belong to points inside the surface, bool [...]."""
@@ -72,9 +91,12 @@ class LevelSetGrid:
             in cells.
         """
         if self.logarithmic:
-            return np.log(np.clip(self.values / self.level, 1.0 / clip, clip))
-        depth = (self.values - self.level) / self.spacing
-        return depth if self.inside == "above" else -depth
+            ratio = self.values / np.float32(self.level)
+            np.clip(ratio, 1.0 / clip, clip, out=ratio)
+            return np.log(ratio, out=ratio)
+        depth = self.values - np.float32(self.level)
+        depth *= (1.0 if self.inside == "above" else -1.0) / self.spacing
+        return depth
 
 
 def quantity(source: LevelSet | LevelSetGrid) -> str:
@@ -128,10 +150,12 @@ def smoothed(grid: LevelSetGrid, sigma: float) -> LevelSetGrid:
         return grid
     from scipy.ndimage import gaussian_filter
 
-    if not grid.logarithmic:
-        return replace(grid, values=gaussian_filter(grid.values, sigma, mode="nearest"), unsmoothed=grid.span)
-    ratio = gaussian_filter(grid.implicit(SMOOTH_CLIP), sigma, mode="nearest")
-    return replace(grid, values=(grid.level * np.exp(ratio)).astype(np.float32), unsmoothed=grid.span)
+    values = grid.implicit(SMOOTH_CLIP) if grid.logarithmic else grid.values.copy()
+    gaussian_filter(values, sigma, mode="nearest", output=values)  # an axis at a time, so in place
+    if grid.logarithmic:
+        np.exp(values, out=values)
+        values *= np.float32(grid.level)
+    return replace(grid, values=values, unsmoothed=grid.span)
 
 
 def query_values(
@@ -194,7 +218,12 @@ def auto_threshold(density: np.ndarray) -> float:
 
 
 def sample_level_set(
-    level_set: LevelSet, bound: float, resolution: int, device: torch.device | str = "cpu", probe_cells: int = PROBE_CELLS
+    level_set: LevelSet,
+    bound: float,
+    resolution: int,
+    device: torch.device | str = "cpu",
+    probe_cells: int = PROBE_CELLS,
+    around_surface: bool = False,
 ) -> LevelSetGrid:
     """Sample a level set over [-bound, bound]^3, spending the evaluations where its surface is.
 
@@ -209,6 +238,8 @@ def sample_level_set(
         resolution: cells along an edge, 8 to 1024; rounded up to a multiple of resolution // probe_cells.
         device: of the field.
         probe_cells: cells along an edge of the coarse grid.
+        around_surface: the fine grid covers the box of the blocks near the surface alone, with ``resolution`` cells along its
+            longest edge, rounded up to whole cells in a block; the coarse grid then has ``probe_cells`` at most.
 
     Raises:
         ExportError: a value is NaN or infinite.
@@ -216,18 +247,44 @@ def sample_level_set(
     """
     _check_arguments(level_set, bound, resolution)
     stride = max(1, resolution // probe_cells)
-    blocks = -(-resolution // stride)
-    cells = blocks * stride
+    blocks = min(resolution, probe_cells) if around_surface else -(-resolution // stride)
+    coarse_spacing = 2.0 * bound / blocks
 
-    def evaluate(index: np.ndarray) -> np.ndarray:
-        points = torch.from_numpy((index * (2.0 * bound / cells) - bound).astype(np.float32))
+    def evaluate(first: np.ndarray, place: np.ndarray, spacing: float) -> np.ndarray:
+        """Values at grid points [M, 3] counted from one [3] that is itself counted from the corner of the box."""
+        points = torch.from_numpy(((place + first) * spacing - bound).astype(np.float32))
         return query_values(level_set.value, points, device, quantity(level_set)).numpy()
 
-    everywhere = np.ascontiguousarray(np.indices((blocks + 1,) * 3).reshape(3, -1).T) * stride
-    coarse = evaluate(everywhere).reshape((blocks + 1,) * 3)
+    everywhere = np.ascontiguousarray(np.indices((blocks + 1,) * 3).reshape(3, -1).T)
+    origin = np.zeros(3, dtype=np.int64)
+    coarse = evaluate(origin, everywhere, coarse_spacing).reshape((blocks + 1,) * 3)
     level = auto_threshold(coarse) if level_set.level is None else float(level_set.level)
     grid = LevelSetGrid(coarse, bound, level, coarse.size, level_set.inside, level_set.logarithmic)
-    return grid if stride == 1 else _refined(grid, stride, evaluate)
+    if not around_surface:
+        return grid if stride == 1 else _refined(grid, stride, partial(evaluate, origin))[0]
+    near = _blocks_near_surface(grid)
+    if not near.any():
+        return grid
+    low, high = (end(np.argwhere(near), axis=0) for end in (np.min, np.max))
+    while True:
+        stride = -(-resolution // int((high + 1 - low).max()))
+        window = tuple(slice(a, b + 2) for a, b in zip(low, high, strict=True))
+        corner = tuple((low * coarse_spacing - bound).tolist())
+        part = replace(grid, values=coarse[window], part=(corner, coarse_spacing))
+        fine, crossed = _refined(part, stride, partial(evaluate, low * stride))
+        below, above = _faces_crossed(crossed)
+        below, above = below & (low > 0), above & (high < blocks - 1)
+        grid = replace(grid, queries=fine.queries)
+        if not (below.any() or above.any()):
+            return fine
+        more = np.maximum(2, (high + 1 - low) // 2)  # it continues outside
+        low, high = np.maximum(low - more * below, 0), np.minimum(high + more * above, blocks - 1)
+
+
+def _faces_crossed(crossed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the surface crosses a block [k, k, k] at the low and at the high end of each axis, bool [3] each."""
+    ends = [[np.take(crossed, end, axis).any() for axis in range(3)] for end in (0, -1)]
+    return np.array(ends[0]), np.array(ends[1])
 
 
 def _check_arguments(level_set: LevelSet, bound: float, resolution: int) -> None:
@@ -245,28 +302,50 @@ def _check_arguments(level_set: LevelSet, bound: float, resolution: int) -> None
         raise ValueError(f"sample_level_set: expected a threshold > 0 of a density, got {level}; None chooses one")
 
 
-def _refined(coarse: LevelSetGrid, stride: int, evaluate: Callable[[np.ndarray], np.ndarray]) -> LevelSetGrid:
-    """The grid with ``stride`` times the cells along an edge: evaluated near the surface, interpolated elsewhere."""
+def _refined(
+    coarse: LevelSetGrid, stride: int, evaluate: Callable[[np.ndarray, float], np.ndarray]
+) -> tuple[LevelSetGrid, np.ndarray]:
+    """The grid with ``stride`` times the cells along an edge: evaluated near the surface, interpolated elsewhere.
+
+    Args:
+        coarse: a value for each corner of the blocks.
+        stride: cells along the edge of a block.
+        evaluate: the field at points [M, 3], counted from the first one of the grid, and the spacing of these.
+
+    Returns:
+        The grid, and the blocks [k, k, k] that the surface crosses. A layer of blocks at a time is worked on, so that a large
+        grid takes little more memory than its values and a byte for each of them.
+    """
+    spacing = coarse.spacing / stride
+    part = None if coarse.part is None else (coarse.part[0], spacing)
     fine, queries = _upsample(coarse.values, stride), coarse.queries
     known = np.zeros(fine.shape, dtype=bool)
     known[::stride, ::stride, ::stride] = True
     todo = _blocks_near_surface(coarse)
-    done = np.zeros_like(todo)
+    done, crossed = np.zeros_like(todo), np.zeros_like(todo)
     while todo.any():
-        new = _points_of(todo, stride) & ~known
-        fine[new] = evaluate(np.argwhere(new))
-        queries += int(new.sum())
-        known |= new
+        for layer in range(len(todo)):
+            if todo[layer].any():
+                first, layers = layer * stride, slice(layer * stride, (layer + 1) * stride + 1)
+                new = _points_of(todo[layer : layer + 1], stride) & ~known[layers]
+                fine[layers][new] = evaluate(np.argwhere(new) + np.array([first, 0, 0]), spacing)
+                queries += int(new.sum())
+                known[layers] |= new
         done |= todo
-        todo = _crossed_blocks(coarse.is_inside(fine), stride) & ~done
-    return replace(coarse, values=fine, queries=queries)
+        for layer in range(len(todo)):
+            layers = slice(layer * stride, (layer + 1) * stride + 1)
+            crossed[layer] = _crossed_blocks(coarse.is_inside(fine[layers]), stride)[0]
+        todo = crossed & ~done
+    return replace(coarse, values=fine, queries=queries, part=part), crossed
 
 
 def _upsample(coarse: np.ndarray, stride: int) -> np.ndarray:
-    """Trilinear interpolation of [k + 1]^3 points to [k * stride + 1]^3, exact at the coarse points."""
-    size = (coarse.shape[0] - 1) * stride + 1
-    volume = torch.from_numpy(coarse)[None, None]
-    fine = torch.nn.functional.interpolate(volume, size=(size,) * 3, mode="trilinear", align_corners=True)
+    """Trilinear interpolation of [k + 1, ...] points to [k * stride + 1, ...], exact at the coarse points."""
+    if stride == 1:
+        return coarse.copy()
+    size = tuple((k - 1) * stride + 1 for k in coarse.shape)
+    volume = torch.from_numpy(np.ascontiguousarray(coarse))[None, None]
+    fine = torch.nn.functional.interpolate(volume, size=size, mode="trilinear", align_corners=True)
     result = fine[0, 0].numpy()
     result[::stride, ::stride, ::stride] = coarse  # the interpolation rounds
     return result
@@ -306,7 +385,7 @@ def _points_of(blocks: np.ndarray, stride: int) -> np.ndarray:
 
 
 def _crossed_blocks(inside: np.ndarray, stride: int) -> np.ndarray:
-    """Blocks [k]^3 in which some grid points are inside and some are not."""
+    """Blocks [k, k, k] in which some grid points are inside and some are not."""
     crossed = _corners(inside, np.logical_or) & ~_corners(inside, np.logical_and)
-    k = crossed.shape[0] // stride
-    return crossed.reshape(k, stride, k, stride, k, stride).any(axis=(1, 3, 5))
+    x, y, z = (size // stride for size in crossed.shape)
+    return crossed.reshape(x, stride, y, stride, z, stride).any(axis=(1, 3, 5))

@@ -156,8 +156,11 @@ def shown_box(bound: float, settings: RenderSettings, like: Tensor) -> Tensor:
 
 
 def points_at(samples: Samples, rays: Rays) -> Points:
-    """M samples of N rays as points to query a field at."""
-    return points_on(samples.positions, samples.ray_index, rays)
+    """M samples of N rays as points to query a field at; differentiable in origins and directions of the rays."""
+    positions, index = samples.positions, samples.ray_index
+    if rays.origins.requires_grad or rays.directions.requires_grad:
+        positions = rays.origins[index] + samples.t[:, None] * rays.directions[index]
+    return points_on(positions, index, rays)
 
 
 def points_on(positions: Tensor, ray_index: Tensor, rays: Rays) -> Points:

@@ -18,19 +18,23 @@ from nerf.fields.base import Field
 from nerf.fields.contraction import OUTER, contract, disparity_steps, uncontract
 from nerf.fields.opacity import density_to_alpha
 from nerf.render.background import Background, Behind
-from nerf.render.base import sample_colours
+from nerf.render.base import points_at, sample_colours
 from nerf.render.occupancy import OccupancyGrid
 from nerf.render.visibility import visible_mask
 from raymarching import composite_rays_train
 from raymarching.reference import occupied
 
 STEPS = 64  # of equal disparity, from the box to FARTHEST
+BUDGET, LEAST_STEPS = 1 << 16, 16  # of a training part on a CPU: samples, and steps of a ray
 FARTHEST = 1000.0  # times half the side of the box
 GRID = 64  # cells of the occupancy grid along a side of the ball of radius 2
 OCCUPIED = 0.01  # opacity of a step above which a cell counts as occupied, whatever the mean
 SEEN = 1e-3  # a ray that the scene leaves less of needs no background
 # The field: what is far fills fewer pixels than what is in the box, so that a smaller table and coarser cells do.
 FINEST, LOG2_HASHMAP = 512, 17
+# The background begins almost transparent, and learns at a tenth of the rate of the scene in front. Otherwise it is an opaque
+# fog at once: what shines through the scene is then no random colour any more that the scene has to hide, and it stays a haze.
+RATE, BIAS = 0.1, -4.0
 BASE = 1.0  # colour, in evaluation, of what shines through the background too
 
 
@@ -39,6 +43,7 @@ def field_options(config: FieldConfig) -> FieldConfig:
     return replace(
         config,
         blob_density=0.0,
+        density_bias=config.density_bias + BIAS,
         finest_resolution=min(config.finest_resolution, FINEST),
         base_resolution=min(config.base_resolution, config.finest_resolution, FINEST),
         log2_hashmap_size=min(config.log2_hashmap_size, LOG2_HASHMAP),
@@ -47,6 +52,9 @@ def field_options(config: FieldConfig) -> FieldConfig:
 
 class ContractedBackground(Background):
     """A field of the contracted space outside the box, for any field inside it.
+
+    Its density is the extinction per unit of disparity (the s of :func:`disparity_steps`), so that a field that begins with a
+    small density everywhere is transparent, however far space reaches, and that a step has the same part in it anywhere.
 
     Rays start where they leave the box, and have ``STEPS`` steps of equal disparity. Steps in empty cells are left out, and so
     are rays that the scene in the box stops. What shines through the background as well is a random colour per ray in
@@ -62,7 +70,7 @@ class ContractedBackground(Background):
     def __init__(self, field: Field, bound: float):
         super().__init__()
         self.field, self.bound = field, float(bound)
-        self.grid = OccupancyGrid(1.0, GRID, -math.log1p(-OCCUPIED), 1.0)  # a density of 1 over a step of 1, see _Local
+        self.grid = OccupancyGrid(1.0, GRID, -STEPS * math.log1p(-OCCUPIED), 1.0 / STEPS)
         self.cull(None)
 
     # ---- rendering ------------------------------------------------------------------------------------------------
@@ -80,7 +88,7 @@ class ContractedBackground(Background):
                 samples, visible_mask(density_to_alpha(density, samples.dt), samples.t, samples.first, samples.count), rays
             )
         index = samples.ray_index
-        output = self.field.query(Points(self._inside(samples.positions), rays.directions[index]), plain)
+        output = self.field.query(Points(self._inside(points_at(samples, rays).positions), rays.directions[index]), plain)
         weights, opacity, depth, image = composite_rays_train(
             density_to_alpha(output.require("density"), samples.dt),
             sample_colours(output, rays, plain, index),
@@ -108,14 +116,14 @@ class ContractedBackground(Background):
         """
         n, device = len(rays), near.device
         last = FARTHEST / (1.0 + FARTHEST)
-        edges = torch.linspace(0.0, last, STEPS + 1, device=device, dtype=near.dtype).expand(n, -1)
+        steps = self._steps(settings, front)
+        edges = torch.linspace(0.0, last, steps + 1, device=device, dtype=near.dtype).expand(n, -1)
         if settings.training:
             generator = settings.random.generator(Stream.CONTRACTED_SAMPLES, device)
             shift = torch.rand(n, 1, generator=generator, device=device, dtype=near.dtype) - 0.5
-            edges = torch.cat([edges[:, :1], edges[:, 1:-1] + shift * (last / STEPS), edges[:, -1:]], dim=-1)
-        # The middle in disparity, where the field is asked; distances beyond are those of the scene.
+            edges = torch.cat([edges[:, :1], edges[:, 1:-1] + shift * (last / steps), edges[:, -1:]], dim=-1)
         t = disparity_steps(near, self.bound, 0.5 * (edges[:, 1:] + edges[:, :-1]))
-        dt = disparity_steps(near, self.bound, edges).diff(dim=-1)
+        dt = edges.diff(dim=-1)  # of disparity, see the class
         positions = rays.origins[:, None] + t[..., None] * rays.directions[:, None]
         inside = self._inside(positions)
         keep = occupied(inside, torch.zeros_like(t), self.grid.bitfield, 1.0, 1, GRID) & (front < 1.0 - SEEN)[:, None]
@@ -124,13 +132,19 @@ class ContractedBackground(Background):
             count = keep.sum(-1)
         else:
             dt = torch.where(keep, dt, 0.0)
-            ray_index = torch.arange(n, device=device).repeat_interleave(STEPS)
-            step = torch.arange(STEPS, device=device).repeat(n)
-            count = torch.full((n,), STEPS, device=device)
+            ray_index = torch.arange(n, device=device).repeat_interleave(steps)
+            step = torch.arange(steps, device=device).repeat(n)
+            count = torch.full((n,), steps, device=device)
         place = (ray_index, step)
         samples = Samples(positions[place], t[place], dt[place], ray_index, count.cumsum(0) - count, count)
         geometry = self.field.geometry(Points(inside[place]), settings)
         return samples, geometry.require("density")
+
+    def _steps(self, settings: RenderSettings, front: Tensor) -> int:
+        """Steps of each ray: fewer in training on a CPU while many rays reach it, through a haze then."""
+        if not settings.training or front.device.type != "cpu":
+            return STEPS
+        return min(max(BUDGET // max(int((front < 1.0 - SEEN).sum()), 1), LEAST_STEPS), STEPS)
 
     def _inside(self, positions: Tensor) -> Tensor:
         """Positions [..., 3] of the scene in the field's box [-1, 1]^3."""
@@ -140,15 +154,15 @@ class ContractedBackground(Background):
 
     def update(self, generator: torch.Generator) -> None:
         """Refresh the occupancy grid; see :meth:`OccupancyGrid.update`."""
-        self.grid.update(_Local(self.field, self.bound), generator)  # type: ignore[arg-type]
+        self.grid.update(_Local(self.field), generator)  # type: ignore[arg-type]
 
     def cull(self, coverage: Coverage | None) -> None:
         """Exclude what no step lies in, the unit ball and what is beyond all of space, and what the photographs do not see."""
         self.grid.cull(_Outside(self.bound, coverage))  # type: ignore[arg-type]
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Optimiser groups of the field, named after the background; see :meth:`Field.param_groups`."""
-        return [group | {"name": f"background {group['name']}"} for group in self.field.param_groups(lr)]
+        """Optimiser groups of the field, named after the background and slower; see :meth:`Field.param_groups`."""
+        return [group | {"name": f"background {group['name']}"} for group in self.field.param_groups(RATE * lr)]
 
 
 def _kept(samples: Samples, keep: Tensor, rays: Rays) -> Samples:
@@ -162,17 +176,15 @@ def _kept(samples: Samples, keep: Tensor, rays: Rays) -> Samples:
 
 
 class _Local:
-    """The field as the occupancy grid asks it: the opacity of the step that lies at a place, whatever its length."""
+    """The field as the occupancy grid asks it: the opacity of a step."""
 
-    def __init__(self, field: Field, bound: float):
-        self.field, self.bound = field, bound
+    def __init__(self, field: Field):
+        self.field = field
 
     def occupancy(self, positions: Tensor, dt: float, reach: Tensor | float = 0.0) -> Tensor:
-        """Opacity [M] of ``dt`` steps at positions [M, 3] of the field's box."""
-        left = (OUTER - OUTER * positions.norm(dim=-1)).clamp(1.0 / FARTHEST, 1.0)  # 1 - s, see disparity_steps
-        length = dt * self.bound / STEPS / left.square()
+        """Opacity [M] of steps of length ``dt`` in disparity at positions [M, 3] of the field's box."""
         output = self.field.geometry(Points(positions), RenderSettings(training=False))
-        return density_to_alpha(output.require("density"), length)
+        return density_to_alpha(output.require("density"), dt)
 
 
 class _Outside:

@@ -108,11 +108,6 @@ class OccupancyGrid(nn.Module):
         if self.alpha.device.type == "cuda" and update + 1 >= FULL_UPDATES:
             self._next_count = Download(self._occupied((update + 1) % STRIDE).sum())
 
-    def _half_diagonal(self, cells: Tensor) -> Tensor:
-        """Half the diagonal [K] of the cells [K] (flat indices), scene units: what a point in a cell stands for, on average."""
-        cascade = torch.div(cells, self.grid_size**3, rounding_mode="floor").to(self.alpha.dtype)
-        return torch.exp2(cascade).clamp(max=self.bound) * (math.sqrt(3.0) / self.grid_size)
-
     @torch.no_grad()
     def cull(self, coverage: Coverage) -> None:
         """Exclude blocks of 2^3 cells in which nothing can be learned, see :meth:`Coverage.empty`; before the first update."""
@@ -127,6 +122,11 @@ class OccupancyGrid(nn.Module):
         flat = self.alpha.view(-1, 8)
         flat[empty] = CULLED
         self.bitfield.copy_(packbits((self.alpha != CULLED).to(self.alpha.dtype), 0.5))
+
+    def _half_diagonal(self, cells: Tensor) -> Tensor:
+        """Half the diagonal [K] of the cells [K] (flat indices), scene units: what a point in a cell stands for, on average."""
+        cascade = torch.div(cells, self.grid_size**3, rounding_mode="floor").to(self.alpha.dtype)
+        return torch.exp2(cascade).clamp(max=self.bound) * (math.sqrt(3.0) / self.grid_size)
 
     def _cells(self, update: int, count: int | None = None) -> Tensor:
         """Flat indices [K] of the cells that this update samples; a GPU is waited for where ``count`` is not known.

@@ -20,6 +20,7 @@ from nerf.core import cameras, images
 from nerf.core.memory import explained
 from nerf.core.progress import track
 from nerf.core.structs import Batch, RenderOutput, RenderSettings, Views, join_records
+from nerf.data.camera_path import DEFAULT_FPS, CameraPath, SceneCameras, read_camera_path
 from nerf.data.image_prompt import KnownViews
 from nerf.data.posed_images import Photographs
 from nerf.mesh import export
@@ -27,7 +28,7 @@ from nerf.mesh.level_set_grid import PROBE_CELLS
 from nerf.mesh.mesh import Mesh
 from nerf.mesh.paint import export_painted
 from nerf.renderer import NeRFRenderer
-from nerf.run import metrics
+from nerf.run import mesh_evaluation, metrics
 from nerf.run.distributed import main_only
 from nerf.run.logger import AfterTraining, Report
 from nerf.run.workspace import has_later_stage
@@ -53,6 +54,10 @@ class Evaluator:
         report: where log lines, scalars and ``result.json`` go.
         held_out: held-out photographs by split ("val", "test"); empty for text.
         known: the views of image prompts, where there are some.
+        scene_cameras: those of photographs, which videos pass; None: videos go around the object.
+
+    Raises:
+        UserError: the file of ``--camera_path`` is broken.
     """
 
     def __init__(
@@ -62,14 +67,21 @@ class Evaluator:
         report: Report,
         held_out: dict[str, Photographs] | None = None,
         known: KnownViews | None = None,
+        scene_cameras: SceneCameras | None = None,
     ):
         self.stage, self.model, self.report = stage, model, report
         self.config = stage.config
         self.held_out, self.known = held_out or {}, known
+        self.scene_cameras, output = scene_cameras, self.config.output
+        to_source = None if scene_cameras is None else scene_cameras.to_source
+        self.own_path = (
+            None if output.camera_path is None else read_camera_path(output.camera_path, to_source, output.H, output.W)
+        )
         self.device = next(model.parameters()).device
         self.workspace = Path(self.config.output.workspace)
         self._pixel_seconds: float | None = None  # of the newest views
         self._query_seconds: float | None = None  # of a point
+        self._test_psnr: float | None = None  # of the field at the held-out photographs, once it was measured
 
     def settings(self) -> RenderSettings:
         """Render settings of evaluation: plain albedo, or view-dependent colour over the background of the photographs."""
@@ -98,6 +110,9 @@ class Evaluator:
             return None
         output = self.config.output
         pixels = (len(provider.SIX_VIEWS) if output.six_views else output.dataset_size_test) * output.H * output.W
+        if self.own_path is not None and not output.six_views:
+            views = self.own_path.views
+            pixels = len(views) * views.height * views.width
         if "test" in self.held_out:
             photos = self.held_out["test"]
             pixels += sum(math.prod(photos.store.size(i)) for i in self._measured("test"))
@@ -176,11 +191,11 @@ class Evaluator:
         output, painted = self.config.output, self.model.path.painted()
         shown_again = has_later_stage(self.workspace, self.stage.name)
         said = {} if self.config.prompt.text is None else {"prompt": self.config.prompt.text}
-        options = export.ExportOptions.from_config(output)
+        options = export.ExportOptions.from_config(output, self.config.mesh)
         if self.config.from_mesh_file and self.config.data.data is None:
             options = replace(options, export_frame="source")  # the axes of that file
         common = dict(
-            albedo=self.model.albedo,
+            albedo=self.model.albedo if self.config.data.data is None else self.model.surface_color,
             bound=self.model.path.surface_extent(self.model.bound, output.mesh_threshold),
             folder=self.workspace / (f"mesh_{self.stage.name}" if shown_again else "mesh"),
             options=options,
@@ -190,6 +205,8 @@ class Evaluator:
             device=self.device,
         )
         if painted is not None:
+            if options.crop is not None:
+                self.report.log("--mesh_crop has no effect: a mesh that is painted keeps all of its triangles")
             report = export_painted(*painted, **common)
         elif (surface := self.model.surface()) is None:
             report = export.export_level_set(self.model.level_set(output.mesh_threshold), **common)
@@ -199,28 +216,42 @@ class Evaluator:
         self.report.log(f"mesh: {report}")
         for note in report.notes:
             self.report.log(f"mesh: {note}")
+        if self.config.mesh.eval_mesh and "test" in self.held_out:
+            self._measure_mesh(report.files["glb"])
         return report
+
+    def _measure_mesh(self, path: Path) -> None:
+        """Compare the written mesh with the held-out photographs; the figures go to ``result.json`` and to the log."""
+        photos, chosen = self.held_out["test"], self._measured("test")
+        pictures = self.workspace / "validation" / f"{self.stage.kind.name}_mesh"
+        found = mesh_evaluation.measure(path, photos, chosen, self.config.render.min_near, self.model.bound, pictures)
+        self.report.log(mesh_evaluation.line_of(found, len(chosen), self._test_psnr))
+        self.report.result(**found)
 
     # ---- parts of the above ---------------------------------------------------------------------------------------
 
     def show_views(self, count: int, height: int, width: int) -> Views:
         """The views to show: a turntable, or a smooth path past the cameras of the photographs."""
-        photos = self.held_out.get("test") or self.held_out.get("val")
-        if photos is None:
+        if self.scene_cameras is None:
             return provider.turntable(self.config, count, height, width)
-        return photos.camera_path(count, height, width)
+        return self.scene_cameras.path(count, height, width)
 
     def _write_turntable(self, name: str) -> None:
         output = self.config.output
-        views = self.show_views(output.dataset_size_test, output.H, output.W)
-        rgb, depth = [], []
+        path = self.own_path or CameraPath(self.show_views(output.dataset_size_test, output.H, output.W), DEFAULT_FPS)
+        views = path.views
+        asked = output.videos
+        shown: dict[str, list[np.ndarray]] = {kind: [] for kind in dict.fromkeys(("rgb", *asked))}
+        settings = replace(self.settings(), need_normals="normal" in asked)
         for i in track(range(len(views)), "rendering the video"):
-            out = self.render(views[i])
-            rgb.append(_pictures(out)[0])
-            depth.append(images.depth_image(out.depth, out.opacity, (views.height, views.width)))
-        for kind, frames in (("rgb", rgb), ("depth", depth)):
-            path = images.write_video(self.workspace / "results" / f"{name}_{kind}.mp4", np.stack(frames), fps=25)
-            self.report.log(f"wrote {path}")
+            out = self.render(views[i], settings)
+            for kind, frames in shown.items():
+                frames.append(_frame(kind, out, views[i]))
+        for kind in asked:
+            frames = shown[kind]
+            file = images.write_video(self.workspace / "results" / f"{name}_{kind}.mp4", np.stack(frames), fps=path.fps)
+            self.report.log(f"wrote {file}")
+        rgb = shown["rgb"]
         sheet = images.contact_sheet(rgb[:: max(len(rgb) // 8, 1)][:8], columns=4)
         images.write_png(self.workspace / "results" / f"{name}_sheet.png", sheet)
 
@@ -228,7 +259,7 @@ class Evaluator:
         base = self.workspace / folder
         shape = out.image_shape[1:]
         images.write_png(base / f"{name}_rgb.png", _pictures(out)[0])
-        images.write_png(base / f"{name}_depth.png", images.depth_image(out.depth, out.opacity, shape))
+        images.write_png(base / f"{name}_depth.png", _depth_picture(out, shape))
 
     def _measured(self, split: str) -> list[int]:
         """Which held-out photographs the figures at the end are of."""
@@ -245,6 +276,7 @@ class Evaluator:
         if len(chosen) < count:
             self.report.log(f"measuring {len(chosen)} of {count} held-out photographs, evenly chosen; --eval_views 0 takes all")
         found = self._measure("test", step, chosen)
+        self._test_psnr = found["test_psnr"]
         return found | {"test_views": len(chosen), "test_photographs": count}
 
     def _measure(self, split: str, step: int, chosen: Sequence[int]) -> dict[str, float]:
@@ -292,6 +324,24 @@ class Evaluator:
             found[f"{split}_opacity"] = opacity
         self.report.metrics(step, found)
         return found
+
+
+def _depth_picture(out: RenderOutput, shape: tuple[int, int]) -> np.ndarray:
+    """Colours of the depth of one view, uint8 [H, W, 3], that of a background with depth included."""
+    opacity, depth = out.whole
+    return images.depth_image(depth, opacity, shape)
+
+
+def _frame(kind: str, out: RenderOutput, view: Views) -> np.ndarray:
+    """One frame [H, W, 3] uint8 of a video: the view in colour, its depth, or its normals in the axes of the camera."""
+    if kind == "rgb":
+        return _pictures(out)[0]
+    if kind == "depth":
+        return _depth_picture(out, (view.height, view.width))
+    assert out.normal is not None, "asked for in the settings"
+    local = out.normal @ view.pose[0, :3, :3].to(out.normal)  # to the axes of the camera: x right, y up, z towards it
+    color = 0.5 * local + 0.5 * out.opacity[:, None] + (1.0 - out.opacity[:, None])
+    return images.to_uint8(color.reshape(view.height, view.width, 3))
 
 
 def evenly(count: int, most: int) -> list[int]:

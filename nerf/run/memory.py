@@ -19,7 +19,8 @@ from nerf.fields.encoding import grid_layout
 FLOAT = 4  # bytes
 TRAINED = 5  # floats for each parameter: its value, gradient, average, and two moments of the optimiser
 RAY = 16  # floats for each ray of a step: origin, direction, colour, opacity, normal, depth, and their gradients
-FRAME = 6  # bytes for each pixel of a video: colour and depth
+FRAME = 3  # bytes for each pixel of a video
+UNKNOWN_SIDE = 512  # pixels along a frame whose size follows photographs that are not read yet
 TET_GRID = 155 * 2**20 / 128**3  # bytes for each cell of a tetrahedral grid (nerf/mesh/tetrahedra.py)
 GIB = 2**30
 CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -100,7 +101,13 @@ def _outputs(config: Config) -> list[Need]:
     """What is written at the end."""
     output, found = config.output, []
     if not output.six_views:
-        frames = FRAME * output.dataset_size_test * output.W * output.H
+        frames = (
+            FRAME
+            * max(len(output.videos), 1)
+            * output.dataset_size_test
+            * (output.W or UNKNOWN_SIDE)
+            * (output.H or UNKNOWN_SIDE)
+        )
         found.append(Need("the frames of the video", ("dataset_size_test", "W", "H"), frames, on_host=True))
     if output.save_mesh:
         points = (output.mcubes_resolution + 1) ** 3

@@ -16,6 +16,9 @@ from nerf.training.mesh_edges import MeshEdges, cotangents, mesh_edges, steep_tr
 # sphere from marching cubes costs 500 instead of 1.)
 _LEAST_AREA = 0.1
 
+MIN_GROUP = 8  # rays of a photograph below which their depths have no correlation that counts
+FLAT = 1e-18  # product of two sums of squares below which one of the depths is flat
+
 
 def image_mse(image: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of two images of one shape, for example [N, 3]. Differentiable."""
@@ -147,6 +150,52 @@ def depth_pearson(depth: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     if float(spread.detach()) < 1e-18:
         return depth.sum() * 0.0
     return 1.0 - (a * b).sum() / spread.sqrt()
+
+
+def depth_l1(depth: Tensor, target: Tensor, known: Tensor) -> Tensor:
+    """Mean absolute difference of depths where the target is known.
+
+    Args:
+        depth: [N] rendered depth, scene units along the ray.
+        target: [N] in the same units; any value where it is not known.
+        known: [N] bool.
+
+    Returns:
+        Scalar in scene units; 0 if nothing is known. Differentiable in ``depth``.
+    """
+    difference = torch.where(known, (depth - target).abs(), 0.0)
+    return difference.sum() / known.sum().clamp(min=1)
+
+
+def depth_correlation(depth: Tensor, target: Tensor, known: Tensor, group: Tensor, groups: int) -> Tensor:
+    """One minus the correlation of depths within each photograph, whose depth map has a scale and an offset of its own.
+
+    What is left of the best affine fit of standardised depths (MonoSDF, Yu et al. 2022, eq. 13, solved in closed form for each
+    photograph), with fits of a negative scale as the worst. Photographs of fewer than ``MIN_GROUP`` rays do not count.
+
+    Args:
+        depth: [N] rendered depth along the viewing direction.
+        target: [N] the target depth, up to a positive scale and an offset for each photograph.
+        known: [N] bool: where the target is known.
+        group: [N] int64 in [0, groups): photograph of each ray.
+        groups: number of photographs.
+
+    Returns:
+        Scalar in [0, 2], a mean over the rays that count; 0 if none do. Differentiable in ``depth``.
+    """
+    weight = known.to(depth.dtype)
+
+    def sums(value: Tensor) -> Tensor:
+        return torch.zeros(groups, dtype=depth.dtype, device=depth.device).index_add(0, group, value * weight)
+
+    count = sums(torch.ones_like(depth))
+    target = torch.where(known, target, 0.0).to(depth.dtype)
+    a, b = (value - (sums(value) / count.clamp(min=1))[group] for value in (depth, target))
+    spread = sums(a * a) * sums(b * b)
+    counts = (count >= MIN_GROUP) & (spread > FLAT)
+    correlation = sums(a * b) / torch.where(counts, spread, 1.0).sqrt()
+    rays = torch.where(counts, count, 0.0)
+    return ((1.0 - correlation) * rays).sum() / rays.sum().clamp(min=1)
 
 
 def normal_cosine(normal: Tensor, target: Tensor, mask: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from nerf.render.base import points_at
 from nerf.training import losses
 from nerf.training.mesh_edges import mesh_edges
 from nerf.training.objective import Objective, ObjectiveOutput
+from nerf.training.refinement import EXPOSURE_RATE, Exposure
 from nerf.training.sources import RunInfo
 from nerf.training.surface_objectives import Distortion, SurfaceRegularisers
 
@@ -63,13 +64,39 @@ def inapplicable_terms(objectives: Iterable[Objective], plan: StepPlan, stage: S
 
 
 class KnownView(Objective):
-    """Colour, mask, depth and normals that the source knows."""
+    """Colour, mask, depth and normals that the source knows.
+
+    Args:
+        exposure: of photographs, whose colours differ from those of the scene by it.
+    """
 
     terms = ("rgb", "mask", "depth", "normal")
 
-    def __init__(self, rgb_loss: str = "mse", mask_loss: str = "mse"):
-        """Names of ``losses.COLOUR_LOSSES`` and ``losses.MASK_LOSSES``."""
-        self.rgb_loss, self.mask_loss = rgb_loss, mask_loss
+    def __init__(self, rgb_loss: str = "mse", mask_loss: str = "mse", exposure: Exposure | None = None):
+        """Names of ``losses.COLOUR_LOSSES`` and ``losses.MASK_LOSSES``, and the exposures of the photographs, if learned."""
+        self.rgb_loss, self.mask_loss, self.exposure = rgb_loss, mask_loss, exposure
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The exposures; see :meth:`Objective.param_groups`."""
+        if self.exposure is None:
+            return []
+        return [{"params": list(self.exposure.parameters()), "lr": EXPOSURE_RATE * lr, "name": "exposure"}]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See :meth:`Objective.state_dict`."""
+        return {} if self.exposure is None else dict(self.exposure.state_dict())
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See :meth:`Objective.load_state_dict`."""
+        if self.exposure is None:
+            super().load_state_dict(state)
+        else:
+            self.exposure.load_state_dict(state)
+
+    def _recorded(self, image: Tensor, batch: Batch) -> Tensor:
+        """Rendered colours [N, 3] as the photographs of the rays recorded them."""
+        index = batch.rays.image_index
+        return image if self.exposure is None or index is None else self.exposure(image, index)
 
     def applies(self, part: Part, plan: StepPlan) -> bool:
         """See :meth:`Objective.applies`."""
@@ -78,7 +105,7 @@ class KnownView(Objective):
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
         terms: dict[str, Tensor] = {}
         if plan.wants("rgb") and batch.rgb is not None:
-            terms["rgb"] = losses.COLOUR_LOSSES[self.rgb_loss](out.image, batch.rgb)
+            terms["rgb"] = losses.COLOUR_LOSSES[self.rgb_loss](self._recorded(out.image, batch), batch.rgb)
         if plan.wants("mask") and batch.mask is not None:
             terms["mask"] = losses.MASK_LOSSES[self.mask_loss](out.opacity, batch.mask)
         if plan.wants("depth") and batch.depth is not None and batch.mask is not None:
@@ -86,6 +113,34 @@ class KnownView(Objective):
         if plan.wants("normal") and batch.normal is not None and batch.mask is not None and out.normal is not None:
             terms["normal"] = losses.normal_cosine(out.normal, batch.normal, batch.mask)
         return ObjectiveOutput(terms)
+
+
+class DepthMaps(Objective):
+    """The depth maps of photographs on random rays: metric, or up to a scale and an offset for each photograph."""
+
+    terms = ("depth_map",)
+
+    def __init__(self, num_images: int):
+        """``num_images``: photographs in all splits."""
+        self.num_images = num_images
+
+    def applies(self, part: Part, plan: StepPlan) -> bool:
+        """See :meth:`Objective.applies`."""
+        return part.has_targets and super().applies(part, plan)
+
+    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
+        """See :meth:`Objective.__call__`."""
+        if batch.depth_map is None:
+            return ObjectiveOutput()
+        assert batch.depth_cosine is not None and batch.rays.image_index is not None, "photographs have both"
+        depth, known = out.depth / out.opacity.clamp(min=MIN_OPACITY), batch.depth_map > 0
+        if batch.depth_relative:
+            term = losses.depth_correlation(
+                depth * batch.depth_cosine, batch.depth_map, known, batch.rays.image_index, self.num_images
+            )
+        else:
+            term = losses.depth_l1(depth, batch.depth_map / batch.depth_cosine, known)
+        return ObjectiveOutput({"depth_map": term})
 
 
 def _depth_of_views(out: RenderOutput, target: Tensor, mask: Tensor) -> Tensor:
@@ -287,6 +342,12 @@ def _guided(inputs: ObjectiveInputs) -> Objective | None:
     return Guided(inputs.guidance, optim.grad_clip_rgb, interval) if inputs.guidance else None
 
 
+def _known_view(inputs: ObjectiveInputs) -> Objective:
+    wanted = inputs.stage.config.capture.exposure and inputs.run.scene.num_training > 0
+    exposure = Exposure(inputs.run.scene.num_training).to(inputs.device) if wanted else None
+    return KnownView(inputs.loss.rgb_loss, inputs.loss.mask_loss, exposure)
+
+
 def _mesh_regularisers(inputs: ObjectiveInputs) -> Objective | None:
     return MeshRegularisers(inputs.stage.config.loss.mesh_laplacian) if inputs.stage.kind.triangles else None
 
@@ -300,7 +361,8 @@ def _surface_regularisers(inputs: ObjectiveInputs) -> Objective | None:
 # an objective's terms are in ``schedule.TERM_WEIGHTS``.
 OBJECTIVES: dict[str, Callable[[ObjectiveInputs], Objective | None]] = {
     "guided": _guided,
-    "known_view": lambda inputs: KnownView(inputs.loss.rgb_loss, inputs.loss.mask_loss),
+    "known_view": _known_view,
+    "depth_maps": lambda inputs: DepthMaps(inputs.run.scene.num_images),
     "ray_regularisers": lambda inputs: RayRegularisers(),
     "smoothness": lambda inputs: Smoothness(inputs.field),
     "grid_regularisers": lambda inputs: GridRegularisers(inputs.field),

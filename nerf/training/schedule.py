@@ -64,6 +64,7 @@ TERM_WEIGHTS: dict[str, Callable[[float, Config], Weight]] = {
     "mask": lambda fraction, config: config.loss.lambda_mask,
     "depth": lambda fraction, config: config.loss.lambda_depth,
     "normal": lambda fraction, config: config.loss.lambda_normal,
+    "depth_map": lambda fraction, config: 0.0 if config.data.data is None else config.data.lambda_depth_map,
     "opacity": lambda fraction, config: config.loss.lambda_opacity,
     "entropy": lambda fraction, config: config.loss.lambda_entropy,
     "orient": lambda fraction, config: config.loss.lambda_orient,

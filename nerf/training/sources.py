@@ -1,6 +1,7 @@
 """Where a step's views come from: the interface, and what a source may ask about the run that it supplies."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -82,16 +83,30 @@ class Source(ABC):
             random: of this step and source; also what the part carries.
         """
 
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Optimiser groups of what the source learns about its views; most learn nothing."""
+        return []
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of the source; nothing for one that learns nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: the checkpoint holds a state and this source has none.
+        """
+        if state:
+            raise ValueError(f"{type(self).__name__}: expected an empty state, got {sorted(state)}")
+
+    def results(self) -> dict[str, Any]:
+        """What ``result.json`` says of the source, by name."""
+        return {}
+
     @abstractmethod
     def batch(self, part: Part) -> Batch:
         """The rays of a part that this source planned, with whatever is known of their colours."""
 
     def observe(self, part: Part, out: RenderOutput) -> None:  # noqa: B027
         """Look at what was rendered of a part that this source planned. By default nothing is remembered."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of the source; nothing for one that remembers nothing."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027
-        """Restore what :meth:`state_dict` returned."""

@@ -13,7 +13,8 @@ from nerf.viewer.resolution import DynamicResolution
 from nerf.viewer.snapshot import Snapshot, Snapshots
 from nerf.viewer.view import Task, View
 
-TARGET_SECONDS = 0.06  # of a frame that answers a change: more than 10 a second, with what the window needs
+ANSWER_SECONDS = 0.06  # of a frame that answers a change: more than 10 a second, with what the window needs
+PROGRESS_SECONDS = 0.3  # of a frame that shows the progress of a training
 CHUNK_SECONDS = 0.02  # between two looks at whether a frame is still wanted
 LEAST_CHUNK = 512  # rays
 PATIENCE = 0.2  # seconds that an answer may take although a newer request has come
@@ -85,7 +86,7 @@ class FrameRenderer:
     def resolution(self, snapshot: Snapshot, request: Request) -> DynamicResolution:
         """What frames of this kind take: those that need normals, and those of another render path, take longer."""
         kind = (type(snapshot.model.path), request.settings.mode == "image" and request.settings.shading != "albedo")
-        return self._costs.setdefault(kind, DynamicResolution(TARGET_SECONDS))
+        return self._costs.setdefault(kind, DynamicResolution())
 
     # ---- on its thread ----------------------------------------------------------------------------------------------
 
@@ -118,15 +119,16 @@ class FrameRenderer:
             if snapshot is None:
                 return False
             for view in views:
-                task = view.next_task(
-                    snapshot.number,
-                    self._training(),
-                    lambda request: self.resolution(snapshot, request).scale(request.width * request.height),
-                )
+                task = view.next_task(snapshot.number, self._training(), lambda request: self._scales(snapshot, request))
                 if task is not None:
                     self._render(view, task, snapshot)
                     return True
         return False
+
+    def _scales(self, snapshot: Snapshot, request: Request) -> tuple[float, float]:
+        """Scales of a frame that answers a change, and of one that shows the progress of a training."""
+        cost, pixels = self.resolution(snapshot, request), request.width * request.height
+        return cost.scale(pixels, ANSWER_SECONDS), cost.scale(pixels, PROGRESS_SECONDS)
 
     def _render(self, view: View, task: Task, snapshot: Snapshot) -> None:
         """Render a frame and show it, or why it could not be."""

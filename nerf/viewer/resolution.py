@@ -17,12 +17,13 @@ class DynamicResolution:
     time however few the pixels are; without ``a`` such a scene would be shown at the lowest scale for nothing.
 
     Args:
-        target: seconds that a frame may take.
+        first: pixels of a frame of unknown cost.
     """
 
-    def __init__(self, target: float):
-        self.target = target
+    def __init__(self, first: int = FIRST_PIXELS):
+        self.first = first
         self._sums = [0.0] * 5  # of weights 1, p, p^2, t, p t; p in pixels, t in seconds
+        self._warm = False
 
     @property
     def known(self) -> bool:
@@ -30,7 +31,10 @@ class DynamicResolution:
         return self._sums[0] > 0.0
 
     def observe(self, pixels: int, seconds: float) -> None:
-        """Take the time of a frame into account."""
+        """Take the time of a frame into account; the first one also loads kernels and fills caches, and does not count."""
+        if not self._warm:
+            self._warm = True
+            return
         new = (1.0, pixels, pixels * pixels, seconds, pixels * seconds)
         self._sums = [FORGET * old + one for old, one in zip(self._sums, new, strict=True)]
 
@@ -38,7 +42,7 @@ class DynamicResolution:
         """(seconds of any frame, seconds a pixel) as fitted."""
         n, p, pp, t, pt = self._sums
         if n == 0.0:
-            return 0.0, self.target / FIRST_PIXELS
+            return 0.0, 1.0 / self.first
         spread = n * pp - p * p
         if spread > 1e-6 * n * pp:
             slope = (n * pt - p * t) / spread
@@ -46,13 +50,15 @@ class DynamicResolution:
                 return (t - slope * p) / n, slope
         return 0.0, pt / pp  # frames of one size, or times that fall with the size: all of it is of the pixels
 
-    def scale(self, pixels: int) -> float:
-        """Scale of the sides, in (0, 1], at which a frame of ``pixels`` at full size takes the target.
+    def scale(self, pixels: int, target: float) -> float:
+        """Scale of the sides, in (0, 1], at which a frame takes so long.
 
-        Where the fixed part alone takes it, the pixels may take as long again.
+        Args:
+            pixels: of a frame at full size.
+            target: seconds. Where the fixed part alone takes as long, the pixels may take the same again.
         """
         fixed, each = self.cost()
-        affordable = max(self.target - fixed, fixed) / each if self.known else FIRST_PIXELS
+        affordable = max(target - fixed, fixed) / each if self.known else self.first
         side = math.sqrt(max(affordable, MIN_PIXELS) / max(pixels, 1))
         return 1.0 if side >= FULL else max(side, MIN_SCALE)
 

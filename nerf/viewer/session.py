@@ -166,6 +166,11 @@ class Session:
         """The newest lines for people, those with a number above ``after``."""
         return [message for message in list(self._messages) if message.number > after]
 
+    @property
+    def bound(self) -> float:
+        """Half the side of the box that the object is in, scene units."""
+        return self._trainer.model.bound
+
     def say(self, text: str, error: bool = False) -> None:
         """Show a line in the windows, and write it to the log."""
         self._said += 1
@@ -173,8 +178,10 @@ class Session:
         self.job.log(text)
 
     def start(self) -> None:
-        """Go on with the training."""
+        """Go on with the training; where nothing is left to train, a line says so."""
         self._running = True
+        if self.job.config.trains and self._phase in (Phase.SHOWING, Phase.FAILED):
+            self.say("nothing is left to train: start over, or close the viewer and give more steps")
         self._stirred.set()
 
     def stop(self) -> None:
@@ -438,7 +445,7 @@ def show_run(job: Job, trainer: Trainer, show: Show) -> None:
     with StopRequest() as request:
         session.begin()
         try:
-            if job.config.output.save_mesh and not job.config.trains:
+            if job.config.asked("save_mesh") and job.config.output.save_mesh and not job.config.trains:
                 session.export()
             show(session, job.config, lambda: request.number is not None)
         finally:

@@ -141,30 +141,33 @@ class View:
         """Whether a picture that stands still lacks some of its samples per pixel."""
         return self._samples < self._request.settings.max_spp
 
-    def next_task(self, snapshot: int, training: bool, scale: Callable[[Request], float]) -> Task | None:
+    def next_task(self, snapshot: int, training: bool, scales: Callable[[Request], tuple[float, float]]) -> Task | None:
         """The next frame of this view, None if there is nothing to do now.
 
-        A change is answered at the scale that the time allows; then the picture is refined, and samples are accumulated. While
-        the training changes the scene, a picture that stands still is rendered anew at full size, for a share of the time.
+        A change is answered at the scale that the time allows; then the picture is refined to full size, and its samples are
+        accumulated. While the training changes the scene, a picture that stands still is rendered anew for a share of the time,
+        and only as large as lets it show the progress about once a second.
 
         Args:
             snapshot: number of the newest weights.
             training: whether they will soon change again.
-            scale: what a first answer can afford.
+            scales: what a first answer can afford, and what a picture in training can.
         """
         with self._changed:
             request, version = self._request, self._version
         if not self.live:
             return None
+        answer, limit = scales(request) if self._dynamic else (1.0, 1.0)
         if version != self._done:
-            return Task(request, version, scale(request) if self._dynamic else 1.0, 0, True)
+            return Task(request, version, answer, 0, True)
         if self._error is not None and snapshot == self._snapshot:
             return None  # it would fail again
-        if self._scale < 1.0:
+        limit = limit if training else 1.0
+        if self._scale < (1.0 if limit == 1.0 else limit / REFINE**0.5):
             finer = self._scale * REFINE
-            return Task(request, version, finer if finer < 1.0 / REFINE**0.5 else 1.0, 0, False)
+            return Task(request, version, finer if finer < limit / REFINE**0.5 else limit, 0, False)
         if snapshot != self._snapshot:
-            return Task(request, version, 1.0, 0, False) if time.monotonic() >= self._refresh_at else None
+            return Task(request, version, limit, 0, False) if time.monotonic() >= self._refresh_at else None
         if not training and self.samples_missing:
             return Task(request, version, 1.0, self._samples, False)
         return None

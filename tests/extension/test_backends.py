@@ -1,5 +1,6 @@
 """The registry of backends: which one is chosen and why, and that a further one is nothing but a registration."""
 
+import importlib.util
 import logging
 import subprocess
 import sys
@@ -23,9 +24,11 @@ FOLDERS = {m.__name__ for m in (freqencoder, gridencoder, mlp, rasterizer, rayma
 @pytest.fixture
 def fresh(monkeypatch):
     """The registry as it is, with no choice made yet; every change to it is undone."""
+    if importlib.util.find_spec("taichi"):
+        importlib.import_module("taichi_modules")  # registers its kernels when it is imported, which must not be undone
+    monkeypatch.setattr(backends, "_kernels", dict(backends._kernels))
     monkeypatch.setattr(backends, "_backends", list(backends._backends))
     monkeypatch.setattr(backends, "_operations", {op: dict(found) for op, found in backends._operations.items()})
-    monkeypatch.setattr(backends, "_kernels", dict(backends._kernels))
     monkeypatch.setattr(backends, "_chosen", {})
     monkeypatch.setattr(backends, "_missing", set())
     with extension.scope("auto"):

@@ -184,6 +184,8 @@ def test_no_points_encode_to_no_values_and_a_zero_gradient(device):
 def test_one_and_two_threads_give_the_same_bits(levels, device):
     if device.type != "cpu":
         pytest.skip("CUDA sums table gradients with atomics, in no fixed order")
+    if levels == 1 and extension.requested("gridencoder") == "taichi":
+        pytest.skip("in Taichi a level is never shared by threads, so that one level is no case of its own")
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
@@ -225,11 +227,13 @@ def test_float32_with_two_features_equals_reference_for_any_number_of_levels_and
 def test_float32_with_two_features_has_the_same_bits_on_one_two_and_five_threads(levels, device):
     if device.type != "cpu":
         pytest.skip("CUDA sums table gradients with atomics, in no fixed order")
+    if levels == 1 and extension.requested("gridencoder") == "taichi":
+        pytest.skip("in Taichi a level is never shared by threads, so that one level is no case of its own")
     positions, table, layout = make(points=40_000, levels=levels)
     x, small = positions.detach().float(), table.detach().float().requires_grad_()
     before, results = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 5):
+        for threads in (1, 2) if extension.requested("gridencoder") == "taichi" else (1, 2, 5):  # each compiles it again
             torch.set_num_threads(threads)
             values, jacobian = encode_with_jacobian(x, small, layout, BOUND)
             plain = encode(x, small, layout, BOUND)

@@ -1,22 +1,23 @@
 """Datasets of small photographs whose colours encode image, column and row, for tests of loading and batches."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from PIL import Image
 
+from nerf.config.inputs import DataConfig
 from nerf.core.cameras import look_at
-from nerf.data.posed_images import Photographs, choose_normalization
-from nerf.data.transforms import read_folder
+from nerf.data.folder import read_folder
+from nerf.data.placement import choose_normalization
+from nerf.data.posed_images import Photographs
 
 Z_UP = (0.0, 0.0, 1.0)
 SIZES = ((20, 14), (9, 16), (13, 13))  # width, height; all different
 
 
 def options(**changes):
-    return SimpleNamespace(**({"holdout": 0, "downscale": 1, "data_background": "random"} | changes))
+    return DataConfig(**({"holdout": 0} | changes))
 
 
 def poses(count, radius=4.0, span=360.0):
@@ -51,5 +52,5 @@ def write(folder, images, top=None, span=360.0, masks=None, normals=None):
 
 def load(folder, split="train", device="cpu", bound=1.0, **changes):
     config = options(**changes)
-    dataset = read_folder(folder, config.holdout)
+    dataset = read_folder(folder, config.holdout, config.downscale, config.depth_unit)
     return Photographs(dataset, choose_normalization(dataset, bound), split, config, device)

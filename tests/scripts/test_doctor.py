@@ -318,3 +318,36 @@ def test_what_is_built_is_found_without_building(tmp_path, monkeypatch):
     assert built("shencoder", "other") is None
     path = extension.shared_object("shencoder", "cpu")
     assert built("shencoder", "cpu") == path
+
+
+@pytest.mark.parametrize(
+    ("reason", "state", "words"), [(None, "ok", "work on cpu without a compiler"), ("none", "note", "do not work here: none")]
+)
+def test_taichi_is_usable_or_the_reason_is_named(monkeypatch, reason, state, words):
+    import extension
+
+    probes, found = load_script("doctor_probes"), {}
+    monkeypatch.setattr(probes, "tell", lambda name, state, text, **more: found.update({name: (state, text)}))
+    monkeypatch.setattr(extension, "unavailable", lambda name, device: reason if name == "taichi" else None)
+    probes.kernels()
+    assert found["kernels (taichi)"][0] == state and words in found["kernels (taichi)"][1]
+
+
+def test_the_doctor_does_not_look_for_the_cameras_of_plain_pictures(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from nerf.config.config import parse
+    from nerf.core.errors import UserError
+    from nerf.data import posed_images
+    from tests.nerf.data.captures import photographs
+
+    pytest.importorskip("pycolmap")
+    monkeypatch.setattr(posed_images, "find_cameras", lambda *_: pytest.fail("it looked"))
+    probes = load_script("doctor_probes")
+    plan = SimpleNamespace(config=parse(["--data", str(tmp_path), "--sfm"]))
+    photographs(tmp_path, ["a.png", "b.png"])
+    with pytest.raises(UserError, match="--sfm needs at least 3 pictures"):
+        probes.read_inputs(plan)
+    photographs(tmp_path, ["c.png"])
+    probes.read_inputs(plan)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "c.png"]

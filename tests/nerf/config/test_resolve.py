@@ -132,14 +132,15 @@ def test_presets_of_the_stored_run_apply_when_it_is_only_shown():
 # Values other than the default, and than the prompt of these tests, of every option that is kept by the whole run.
 OTHERS = {
     "text": "a chair", "negative": "blur", "distillation": "csd", "lora_rank": 8,
-    "data": "photos", "holdout": 4, "downscale": 2, "guidance": ("SD", "clip"),
+    "data": "photos", "holdout": 4, "downscale": 2, "exposure": True, "refine_poses": True, "guidance": ("SD", "clip"),
     "sd_version": "1.5", "hf_key": "x", "hf_keys": ("clip=x",), "prediction_type": "v_prediction",
     "backbone": "vanilla", "bound": 2.0, "background": "constant", "bg_radius": -1.0,
     "density_activation": "softplus", "density_bias": -1.0, "blob_density": 1.0, "blob_radius": 0.5, "grid_levels": 8,
     "grid_features": 4, "grid_coarsest": 8, "grid_finest": 64, "grid_log2": 10, "hidden": 32, "layers": 2, "cuda_ray": True,
     "grid_size": 64, "optim": "adam", "seed": 7, "image": ("x_rgba.png",), "image_config": "x.csv", "ref_radii": (2.0,),
     "ref_polars": (60.0,), "ref_azimuths": (30.0,), "zero123_ws": (0.5,), "zero123": "zero123-xl", "zero123_ckpt": "x.ckpt",
-    "mvdream": "embedded", "prior_views": "words", "preset": "neus", "sharpness": "scheduled", "colour_hidden": 32,
+    "mvdream": "embedded", "prior_views": "words", "scene_center": "cameras", "scene_up": "y", "scene_scale": "2",
+    "preset": "neus", "sharpness": "scheduled", "colour_hidden": 32,
 }  # fmt: skip
 
 

@@ -11,11 +11,7 @@ from nerf.core.errors import UserError
 
 TEXT = ["--text", "a cone"]
 SWITCHES = [flag for flag, (_, field) in OPTIONS.items() if kind_of(field).scalar is bool]
-BUILT_VALUES = [
-    flag
-    for flag, (_, field) in OPTIONS.items()
-    if kind_of(field).scalar is not bool and not isinstance(field.metadata["unbuilt"], str)
-]
+VALUES = [flag for flag, (_, field) in OPTIONS.items() if kind_of(field).scalar is not bool]
 
 
 def refusal(*words):
@@ -31,7 +27,7 @@ def test_a_switch_takes_no_value(flag):
     assert f"{dashed(flag)} takes no value; --no_{flag} is its opposite" in refusal(dashed(flag), "1")
 
 
-@pytest.mark.parametrize("flag", BUILT_VALUES)
+@pytest.mark.parametrize("flag", VALUES)
 def test_a_flag_without_its_value_is_said_with_an_example_that_works(flag):
     name = dashed(flag)
     sentence = refusal(name)

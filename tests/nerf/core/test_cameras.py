@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nerf.core.cameras import angles_of, distort, look_at, orbit, pixel_rays, project, undistort, view_rays, wrap_degrees
+from nerf.core.cameras import angles_of, look_at, orbit, pixel_rays, project, view_rays, wrap_degrees
+from nerf.core.lens import distort, undistort
 
 # The letter F in the plane z = 0: stem on the left, both arms to the right (+X), open at the bottom.
 STEM_TOP, STEM_BOTTOM = (-1.0, 2.0, 0.0), (-1.0, -2.0, 0.0)

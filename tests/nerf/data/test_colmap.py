@@ -1,16 +1,21 @@
 """COLMAP's sparse models: text and binary are equivalent, and points project to their features."""
 
+import math
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
 
-from nerf.core.cameras import centred_views, distort, look_at, project
+from nerf.core.cameras import centred_views, look_at, pixel_rays, project
 from nerf.core.errors import UserError
-from nerf.data.colmap import CAMERA_MODELS, find_models
-from nerf.data.transforms import read_folder
+from nerf.core.lens import distort
+from nerf.data.colmap import CAMERA_MODELS, MODEL_NUMBERS, find_models
+from nerf.data.folder import read_folder
 
+NUMBERS = {name: number for number, name in MODEL_NUMBERS.items()}
 VALUES = {"f": 50.0, "fx": 50.0, "fy": 55.0, "cx": 31.0, "cy": 23.0, "k1": 0.1, "k2": -0.02, "p1": 0.003, "p2": -0.001}
+VALUES |= {"k3": 0.01, "k4": -0.004, "d1": 0.05, "d2": -0.01, "d3": 0.002}
 
 
 def poses(count):
@@ -57,7 +62,7 @@ def write_binary(folder, model="PINHOLE", count=4, points=((0.1, 0.2, 0.3),), si
     sparse = folder / "sparse" / "0"
     sparse.mkdir(parents=True)
     values = [VALUES[term] for term in CAMERA_MODELS[model]]
-    camera = struct.pack(f"<QiiQQ{len(values)}d", 1, 7, list(CAMERA_MODELS).index(model), *size, *values)
+    camera = struct.pack(f"<QiiQQ{len(values)}d", 1, 7, NUMBERS[model], *size, *values)
     (sparse / "cameras.bin").write_bytes(camera)
     data = struct.pack("<Q", count)
     for i, (q, t) in enumerate(entries(count)):
@@ -89,24 +94,37 @@ def test_poses_are_those_that_were_written(tmp_path, write):
     torch.testing.assert_close(torch.stack([turned @ f.pose for f in frames]), poses(4))
 
 
-@WRITERS
-@pytest.mark.parametrize("model", CAMERA_MODELS)
-def test_every_camera_model_projects_by_its_formula(tmp_path, write, model):
-    frame = read_folder(write(tmp_path, model), 0).frames[0]
-    fx, fy, cx, cy = frame.intrinsics.scaled_to(62, 46)
-    views = centred_views(torch.eye(4)[None], torch.tensor([40.0]), 46, 62)
-    views = views.__class__(**(views.__dict__ | {
-        "fx": torch.tensor([fx]), "fy": torch.tensor([fy]), "cx": torch.tensor([cx]), "cy": torch.tensor([cy]),
-        "distortion": torch.tensor([frame.intrinsics.distortion])}))  # fmt: skip
-    u, v = 0.2, -0.1  # y downwards
+def plane_point(model, u, v):
+    """Where a camera of this model sees (u, v, 1), y downwards, in pixels: the formulas of COLMAP's documentation."""
     has = {term: VALUES[term] if term in CAMERA_MODELS[model] else 0.0 for term in VALUES}
+    if model.endswith("FISHEYE"):
+        r = math.hypot(u, v)
+        u, v = u * math.atan(r) / r, v * math.atan(r) / r
     r2 = u * u + v * v
-    radial = 1 + has["k1"] * r2 + has["k2"] * r2**2
+    radial = 1 + has["k1"] * r2 + has["k2"] * r2**2 + has["k3"] * r2**3 + has["k4"] * r2**4
+    radial /= 1 + has["d1"] * r2 + has["d2"] * r2**2 + has["d3"] * r2**3
     x = u * radial + 2 * has["p1"] * u * v + has["p2"] * (r2 + 2 * u * u)
     y = v * radial + 2 * has["p2"] * u * v + has["p1"] * (r2 + 2 * v * v)
-    focal = (has["fx"] or VALUES["f"], has["fy"] or VALUES["f"]) if "fx" in CAMERA_MODELS[model] else (50.0, 50.0)
-    expected = torch.tensor([[focal[0] * x + 31.0, focal[1] * y + 23.0]])
-    torch.testing.assert_close(project(views, torch.tensor([u, -v, -1.0]))[0], expected)
+    fx, fy = (VALUES["fx"], VALUES["fy"]) if "fx" in CAMERA_MODELS[model] else (VALUES["f"], VALUES["f"])
+    return fx * x + VALUES["cx"], fy * y + VALUES["cy"]
+
+
+@WRITERS
+@pytest.mark.parametrize("model", CAMERA_MODELS)
+def test_every_camera_model_projects_by_its_formula_and_its_rays_invert_it(tmp_path, write, model):
+    lens = read_folder(write(tmp_path, model), 0).frames[0].intrinsics
+    fx, fy, cx, cy = (torch.tensor([value]).double() for value in lens.scaled_to(62, 46))
+    views = replace(
+        centred_views(torch.eye(4)[None].double(), torch.tensor([40.0]), 46, 62),
+        fx=fx, fy=fy, cx=cx, cy=cy,
+        distortion=torch.tensor([lens.distortion]).double(),
+        fisheye=torch.tensor([True]) if lens.fisheye else None,
+    )  # fmt: skip
+    for u, v in ((0.2, -0.1), (-0.4, 0.3)):
+        xy = torch.tensor([plane_point(model, u, v)]).double()
+        torch.testing.assert_close(project(views, torch.tensor([u, -v, -1.0]).double())[0], xy)
+        ray = pixel_rays(views, torch.tensor([0]), xy).directions[0]
+        torch.testing.assert_close(ray, torch.nn.functional.normalize(torch.tensor([u, -v, -1.0]).double(), dim=0))
 
 
 @WRITERS
@@ -172,14 +190,14 @@ def refuse(folder, words):
         read_folder(folder)
 
 
-def test_a_fisheye_camera_is_refused(tmp_path):
-    refuse(write_text(tmp_path, "OPENCV_FISHEYE"), "line 2: camera model OPENCV_FISHEYE is not supported, .*image_undistorter")
+def test_a_camera_of_another_model_is_refused(tmp_path):
+    refuse(write_text(tmp_path, "FOV"), "line 2: camera model FOV is not supported, .*image_undistorter")
 
 
 def test_a_binary_camera_of_another_model_is_refused(tmp_path):
     path = write_binary(tmp_path) / "sparse" / "0" / "cameras.bin"
-    path.write_bytes(path.read_bytes()[:12] + struct.pack("<i", 9) + path.read_bytes()[16:])
-    refuse(tmp_path, "cameras.bin, camera 7: camera model number 9 is not supported")
+    path.write_bytes(path.read_bytes()[:12] + struct.pack("<i", 10) + path.read_bytes()[16:])
+    refuse(tmp_path, "cameras.bin, camera 7: camera model number 10 is not supported")
 
 
 @pytest.mark.parametrize("file, old, new, words", [

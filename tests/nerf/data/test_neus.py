@@ -9,9 +9,9 @@ from PIL import Image
 
 from nerf.core.cameras import look_at
 from nerf.core.errors import UserError
+from nerf.data.folder import read_folder
 from nerf.data.image_store import decode_opacity
 from nerf.data.neus import decompose_projection
-from nerf.data.transforms import read_folder
 
 K = torch.tensor([[60.0, 0.0, 31.0], [0.0, 50.0, 22.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
 CENTRE, SCALE = torch.tensor([10.0, -20.0, 600.0], dtype=torch.float64), 200.0

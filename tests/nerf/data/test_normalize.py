@@ -7,7 +7,8 @@ import torch
 
 from nerf.core.cameras import look_at
 from nerf.core.errors import UserError
-from nerf.data.normalize import bounding_ball, estimate_up, focus_point, normalize_scene, rotation_to_y_up, warn_of_poses
+from nerf.data.normalize import bounding_ball, focus_point, normalize_scene, rotation_to_y_up, warn_of_poses
+from nerf.data.upright import estimate_up
 
 Z_UP = (0.0, 0.0, 1.0)
 AXES = [(0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (1, 0, 0), (0.6, 0.0, 0.8)]

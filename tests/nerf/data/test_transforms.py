@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nerf.core.errors import UserError
-from nerf.data.transforms import read_folder
+from nerf.data.folder import read_folder
 from tests.helpers.tasks import listening
 
 IDENTITY = torch.eye(4).tolist()
@@ -141,13 +141,13 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 
 
 def test_a_folder_without_description_is_refused(tmp_path):
-    refuse(tmp_path, "there is neither transforms.json nor transforms_train.json in it")
+    refuse(tmp_path, "there is neither transforms.json or transforms_train.json, sparse/0 with")
 
 
 def test_folders_named_like_a_format_are_refused(tmp_path):
     for name in ("sparse", "cameras_sphere.npz"):
         (tmp_path / name).mkdir()
-    refuse(tmp_path, r"no COLMAP model \(sparse/0 with cameras and images, .bin or .txt\) and no cameras_sphere.npz")
+    refuse(tmp_path, r"sparse/0 with cameras and images, .bin or .txt \(COLMAP\), cameras_sphere.npz \(NeuS\), .* in it; docs")
 
 
 def test_broken_json_is_refused_with_its_line(tmp_path):
@@ -257,8 +257,8 @@ def test_missing_intrinsics_are_refused(tmp_path):
         ({"k1": math.inf}, '"k1" must be a number, got inf'),
         ({"w": 0}, '"w" must be a positive number, got 0'),
         ({"fl_x": None, "camera_angle_x": 40.0}, '"camera_angle_x" is in radians and must be below pi'),
-        ({"camera_model": "OPENCV_FISHEYE"}, "camera model OPENCV_FISHEYE is not supported"),
-        ({"is_fisheye": True}, "camera model fisheye is not supported"),
+        ({"camera_model": "EQUIRECTANGULAR"}, "camera model EQUIRECTANGULAR is not supported"),
+        ({"camera_model": ["OPENCV"]}, "camera model .'OPENCV'. is not supported"),
         ({"aabb_scale": 0}, '"aabb_scale" must be a positive number, got 0'),
         ({"aabb_scale": "big"}, '"aabb_scale" must be a positive number'),
         ({"aabb_scale": 1, "scale": -1}, '"scale" must be a positive number'),

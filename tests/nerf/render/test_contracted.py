@@ -22,7 +22,7 @@ GREY = 0.25
 
 
 class Haze(DensityField):
-    """One density beyond a radius of the scene, grey."""
+    """One density per unit of disparity beyond a radius of the scene, grey."""
 
     def __init__(self, density, beyond=0.0, bound=1.0, dtype=torch.float32):
         super().__init__()
@@ -53,17 +53,19 @@ def rays_of(count=16, dtype=torch.float32, origin=(0.0, 0.0, 0.0)):
 
 @pytest.mark.parametrize("bound", [1.0, 2.0])
 def test_a_thin_haze_has_the_opacity_and_colour_of_its_closed_form(bound):
-    sigma, start, rays = 0.004, 1.5 * bound, rays_of()
+    sigma, start, rays = 1.5, 1.5 * bound, rays_of()
     out = background(Haze(sigma, bound=bound), bound).behind(rays, torch.full((16,), start), EVALUATION, torch.zeros(16))
-    length = torch.tensor(FARTHEST * bound)
-    opacity = 1 - torch.exp(-sigma * length)
+    opacity = 1 - torch.exp(torch.tensor(-sigma * FARTHEST / (1 + FARTHEST)))
     torch.testing.assert_close(out.opacity, opacity.expand(16), atol=2e-3, rtol=0)
     torch.testing.assert_close(out.color, (GREY * opacity + 1 - opacity).expand(16, 3), atol=2e-3, rtol=0)
 
 
 def test_the_depth_of_a_haze_is_the_mean_distance_at_which_light_is_stopped():
-    out = background(Haze(0.5)).behind(rays_of(), torch.full((16,), 1.5), EVALUATION, torch.zeros(16))
-    torch.testing.assert_close(out.depth, torch.full((16,), 1.5 + 1 / 0.5), rtol=0.02, atol=0)
+    sigma, start = 8.0, 1.5
+    out = background(Haze(sigma)).behind(rays_of(), torch.full((16,), start), EVALUATION, torch.zeros(16))
+    s = (torch.arange(10**6, dtype=torch.float64) + 0.5) / 10**6 * FARTHEST / (1 + FARTHEST)
+    depth = (sigma * torch.exp(-sigma * s) * (start + s / (1 - s))).mean() * FARTHEST / (1 + FARTHEST)
+    torch.testing.assert_close(out.depth, depth.float().expand(16), rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("training", [True, False])

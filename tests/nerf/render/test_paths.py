@@ -5,25 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-import extension
 from nerf.core.streams import Random
 from nerf.core.structs import Rays, RenderSettings, Samples
 from nerf.render.accelerated import AcceleratedPath
 from nerf.render.plain import PlainPath
+from tests.helpers import kernel_backends
 from tests.nerf.analytic import Ball, ball_on_rays, image_rays
 
 EVALUATION = RenderSettings(source="eval", training=False, shading="normal")
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-BACKENDS = [(device, backend) for device in DEVICES for backend in ("torch", device)]
 PATHS = ["plain", "accelerated"]
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(params=kernel_backends.ALL, ids=kernel_backends.name)
 def device(request):
     """Each backend of each device of this machine; the value is the device."""
-    device, backend = request.param
-    with extension.scope(backend):
-        yield device
+    with kernel_backends.on(*request.param):
+        yield request.param[0]
 
 
 def path_of(kind: str, field, min_near=0.01):

@@ -258,7 +258,7 @@ def test_newer_weights_are_shown_for_a_share_of_the_time_only(rendering):
     field, wanted = SolidField(solids.lettered(), seconds=0.01), []
     renderer, snapshots = rendering(field, training=lambda: True, want=lambda: wanted.append(1))
     view = renderer.open(lettered(48, max_spp=4))
-    until(lambda: view.frame and view.frame.scale == 1.0)
+    until(lambda: view.frame and view.frame.scale > 0.5)
     number, busy, began = view.frame.number, 0.0, time.monotonic()
     while time.monotonic() - began < 2.5 or busy == 0.0:
         snapshots.change()  # a step
@@ -266,7 +266,7 @@ def test_newer_weights_are_shown_for_a_share_of_the_time_only(rendering):
         frame = view.wait(number, timeout=0.01)
         if frame is not None:
             number, busy = frame.number, busy + frame.seconds
-            assert (frame.scale, frame.samples) == (1.0, 1) and frame.step > 7
+            assert frame.samples == 1 and frame.step > 7
     assert busy < 0.4 * (time.monotonic() - began) and wanted
 
 

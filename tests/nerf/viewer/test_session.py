@@ -255,3 +255,10 @@ def test_a_prompt_that_a_model_refuses_leaves_all_as_it_was(open_session, monkey
         session.edit_prompt("a red cone").result(60)
     assert torch.equal(guidance.text["text"], before) and session.status.prompt == "a blue ball"
     assert "no such thing" in session.status.error
+
+
+def test_starting_what_is_finished_says_that_nothing_is_left(open_session, photographs):
+    session = open_session("--data", photographs, *PHOTOS, "--iters", 3)
+    until(lambda: trained(session))
+    session.start()
+    assert "nothing is left to train" in session.messages()[-1].text and session.status.phase is Phase.SHOWING

@@ -1,0 +1,54 @@
+"""How a dataset is placed in the scene box, from its cameras, sizes of photographs and points."""
+
+import math
+
+import torch
+
+from nerf.config.captures import PlacementConfig
+from nerf.core.errors import UserError
+from nerf.core.progress import track
+from nerf.data.frames import Frame, ParsedDataset
+from nerf.data.image_store import exif_orientation, has_transparency, read_header
+from nerf.data.normalize import SceneNormalization, normalize_scene, warn_of_poses
+
+WIDEST = math.radians(80.0)  # half a field of view that counts for the size of an object
+
+
+def scaled_intrinsics(frame: Frame, width: int, height: int) -> tuple[float, float, float, float]:
+    """fx, fy, cx, cy in pixels of the image file, before downscaling.
+
+    Raises:
+        UserError: the file has another shape than the one that the cameras are for.
+    """
+    try:
+        return frame.intrinsics.scaled_to(width, height)
+    except UserError as error:
+        raise UserError(f"photograph {frame.image}: {error}") from error
+
+
+def choose_normalization(dataset: ParsedDataset, bound: float, options: PlacementConfig | None = None) -> SceneNormalization:
+    """The scene normalisation of a dataset, from its training photographs; see :func:`nerf.data.normalize.normalize_scene`."""
+    training = [dataset.frames[i] for i in dataset.splits["train"]]
+    angles, orientation = [], []
+    for frame in track(training, "reading the sizes of photographs"):
+        width, height, _ = read_header(frame.image)
+        fx, fy, _, _ = scaled_intrinsics(frame, width, height)
+        lens = frame.intrinsics
+        angles.append(min(max(lens.half_angle(fx, width), lens.half_angle(fy, height)), WIDEST))
+        orientation.append(exif_orientation(frame.image))
+    poses = torch.stack([frame.pose for frame in training])
+    warn_of_poses(poses)
+    transparent = training[0].alpha is not None or has_transparency(training[0].image)
+    half_fov = torch.tensor(angles, dtype=torch.float64)
+    return normalize_scene(
+        poses,
+        half_fov,
+        dataset.box,
+        transparent,
+        bound,
+        dataset.points,
+        dataset.limit,
+        dataset.up,
+        torch.tensor(orientation),
+        options or PlacementConfig(),
+    )
