@@ -51,7 +51,7 @@ def newest(workspace):
 def test_photographs_with_masks_become_a_closed_mesh_by_the_preset_that_is_said(tmp_path, capfd):
     folder = ball_photographs(tmp_path / "photos", masks=True)
     assert run(folder, tmp_path / "w", "--iters", 40, "--save_mesh", "--mcubes_resolution", 24) == 0
-    assert "--preset neus: photographs with masks (or alpha)" in capfd.readouterr().out
+    assert "--preset neus: photographs with masks (or alpha)" in capfd.readouterr().err
     config = json.loads((tmp_path / "w" / "config.json").read_text())
     assert config["options"]["preset"] == {"value": "neus", "source": "preset"}
     mesh = trimesh.load(tmp_path / "w" / "mesh" / "mesh.obj", force="mesh")
@@ -62,7 +62,7 @@ def test_photographs_with_masks_become_a_closed_mesh_by_the_preset_that_is_said(
 def test_without_masks_a_background_stands_behind(tmp_path, capfd):
     folder = ball_photographs(tmp_path / "photos", masks=False)
     assert run(folder, tmp_path / "w", "--iters", 2) == 0
-    assert "--preset neus-unmasked: photographs without masks" in capfd.readouterr().out
+    assert "--preset neus-unmasked: photographs without masks" in capfd.readouterr().err
     assert any(name.startswith("model/background.") for name in newest(tmp_path / "w"))
 
 
@@ -86,23 +86,9 @@ def test_masks_all_black_or_all_white_train_without_breaking(tmp_path, value):
 def test_the_mesh_stage_starts_from_a_signed_distance(tmp_path):
     folder = ball_photographs(tmp_path / "photos", masks=True)
     assert run(folder, tmp_path / "w") == 0
-    mesh = [
-        "--dmtet",
-        "--init_with",
-        tmp_path / "w",
-        "--tet_grid_size",
-        8,
-        "--iters",
-        2,
-        "--w",
-        12,
-        "--h",
-        12,
-        "--batch_size",
-        1,
-    ]
-    assert main.main(["--data", str(folder), "--workspace", str(tmp_path / "m"), "--holdout", "0", "--device", "cpu", "--W", "12",
-                      "--H", "12", "--dataset_size_test", "2", *map(str, mesh)]) == 0  # fmt: skip
+    words = f"--data {folder} --workspace {tmp_path / 'm'} --dmtet --init_with {tmp_path / 'w'} --tet_grid_size 8 --iters 2"
+    sizes = "--w 12 --h 12 --batch_size 1 --W 12 --H 12 --dataset_size_test 2 --holdout 0 --device cpu"
+    assert main.main([*words.split(), *sizes.split()]) == 0
 
 
 def test_another_preset_can_be_asked_for(tmp_path):
