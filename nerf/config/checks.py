@@ -209,6 +209,7 @@ IDLE = (
     Idle(_GRID, lambda c: c.field.backbone == "vanilla", "with --backbone vanilla"),
     Idle((*_GRID, "hidden"), lambda c: c.field.backbone == "sdf_vanilla", "with --backbone sdf_vanilla"),
     Idle(_SURFACE, lambda c: c.field.backbone not in SDF_BACKBONES, "without a signed distance (--backbone sdf)"),
+    Idle(("preset",), lambda c: c.field.backbone in SDF_BACKBONES and c.data.data is None, "without --data"),
     Idle(_DENSITY, lambda c: c.field.backbone in SDF_BACKBONES, "with a signed distance"),
     Idle(("sharpness_end",), lambda c: c.field.sharpness != "scheduled", "without --sharpness scheduled"),
     Idle(("viewer_host", "viewer_port"), lambda c: c.gui.viewer != "web", "without --viewer web"),

@@ -235,6 +235,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lambda_entropy": 0.0,
         "lambda_orient": 0.0,
         "lambda_opacity": 0.0,
+        "lambda_eikonal": 0.0,
+        "lambda_curvature": 0.0,
     },
     "dmtet photographs": {
         "iters": 400,
@@ -295,8 +297,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# The view-conditioned prior: the small model's numbers with those of a picture. The prior knows every view from the start, so
-# the views need not spread from the picture's.
 # Without masks a background model stands behind the object, and nothing says where it ends.
 PRESETS["neus-unmasked"] = PRESETS["neus"] | {
     "preset": "neus-unmasked",
@@ -323,6 +323,8 @@ PRESETS["neuralangelo"] = PRESETS["neus"] | {
     "lambda_curvature": "0:1e-4:5%",
     "curvature": "laplacian",
 }
+# The view-conditioned prior: the small model's numbers with those of a picture. The prior knows every view from the start, so
+# the views need not spread from the picture's.
 PRESETS["embedded view"] = (
     PRESETS["embedded"]
     | _EMBEDDED_IMAGE

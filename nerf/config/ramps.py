@@ -47,6 +47,8 @@ def parse_ramp(word: str) -> Ramp:
     first, last = places if len(places) == 2 else ((0.0, False), places[0])
     if not all(0.0 <= value <= MOST_WEIGHT for value in (start, end)):
         raise UserError(FORMS)
+    if first[1] == last[1] and first[0] > last[0]:  # a step and a share are compared when the run is known
+        raise UserError(f"{FORMS}, with FIRST not after LAST")
     return Ramp(start, end, first, last)
 
 

@@ -11,6 +11,7 @@ SIDE = 24  # points along a side of the box that are looked at
 EMPTY_SHARE = 1e-4  # of the box inside, below which there is no surface: less than a cube of a twentieth of its side
 WALL_SHARE = 0.5  # of the walls of the box on the wrong side of the surface, above which it is inside out
 STILL = 5e-3  # mean distance from the first shape near its surface, as a share of the bound, below which it has not moved
+BLUNTED = 0.9  # times the first sharpness, below which it has fallen
 SETTLED = 0.3  # share of the run after which a surface is judged
 
 
@@ -46,9 +47,9 @@ def surface_troubles(field: "SignedDistanceField", fraction: float) -> list[str]
             "object's size, or a background model where there are no masks (--background)"
         )
     sharpness = float(field.sharpness)
-    if not field.scheduled and sharpness < field.config.sharpness_start:
+    if not field.scheduled and sharpness < BLUNTED * field.config.sharpness_start:
         found.append(
-            f"the sharpness is {sharpness:.0f}, below its start of {field.config.sharpness_start:g}: the photographs "
+            f"the sharpness is {sharpness:.3g}, below its start of {field.config.sharpness_start:g}: the photographs "
             "contradict one another; look at the poses and masks, try a smaller --lr, or --sharpness scheduled"
         )
     return found

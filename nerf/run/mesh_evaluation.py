@@ -153,7 +153,8 @@ def line_of(found: dict[str, float], count: int, field_psnr: float | None) -> st
     parts = []
     if "mesh_psnr" in found:
         parts.append(f"PSNR {found['mesh_psnr']:.2f} dB{beside}")
-    parts.append(f"{found['mesh_psnr_inside']:.2f} dB inside the object")
+    if not np.isnan(found["mesh_psnr_inside"]):
+        parts.append(f"{found['mesh_psnr_inside']:.2f} dB inside the object")
     if "mesh_iou" in found:
         parts.append(f"silhouette IoU {found['mesh_iou']:.4f}")
-    return f"mesh: at {count} held-out cameras {', '.join(parts)}"
+    return f"mesh: at {count} held-out cameras {', '.join(parts) or 'no pixel of it is seen'}"

@@ -142,6 +142,7 @@ RUNS = [  # what each flag has an effect in one of, and none in another
     ["--text", "a cone", "--viewer", "web"],
     ["--data", "x", "--backbone", "sdf", "--sharpness", "scheduled"],
     ["--data", "x", "--backbone", "sdf_vanilla"],
+    ["--text", "a cone", "--backbone", "sdf"],
     ["--text", "a cone", "--cuda_ray", "--guidance", "clip"],
     ["--text", "a cone", "--guidance", "SD", "clip", "zero123", *EVERYTHING.split()],
     *(["--text", "a cone", "--distillation", method] for method in METHODS),
@@ -165,6 +166,7 @@ def test_flags_without_effect_exist_and_have_one_in_other_runs(idle):
             "--coarse_sdf_grids, --tet_grid_size, --lambda_mesh_sign have no effect without a mesh stage (--dmtet, or --stages "
             "nerf,dmtet)",
         ),
+        ("--backbone sdf --preset neus", "--preset has no effect without --data"),
         ("--lora_rank 2", "--lora_rank has no effect without --distillation vsd"),
         ("--distillation ism --sdi_eta 0.1", "--sdi_eta has no effect without --distillation sdi"),
         ("--clip_crops 2", "--clip_crops has no effect without clip in --guidance"),

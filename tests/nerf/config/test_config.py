@@ -342,6 +342,7 @@ def test_a_preset_of_a_stage_needs_the_run_s_preset_and_leaves_what_was_typed():
     assert mesh.dmtet.coarse_sdf_grids == PRESETS["dmtet embedded"]["coarse_sdf_grids"]
     assert (mesh.dmtet.lr_distance, mesh.optim.iters) == (0.5, 33)
     assert mesh.loss.lambda_orient == mesh.loss.lambda_entropy == 0
+    assert mesh.loss.lambda_eikonal == mesh.loss.lambda_curvature == 0  # of samples along rays, which triangles have none of
 
 
 def test_details_of_the_prior_are_for_the_mesh_stage_unless_they_are_asked_for():

@@ -41,6 +41,14 @@ def test_another_word_is_refused_with_the_forms(word):
         parse(["--text", "x", f"--lambda_mask={word}"])
 
 
+@pytest.mark.parametrize("word", ["0:1:50%:10%", "0:1:300:100"])
+def test_a_ramp_that_ends_before_it_begins_is_refused(word):
+    with pytest.raises(UserError, match="with FIRST not after LAST"):
+        parse_ramp(word)
+    with pytest.raises(UserError, match="--lambda_mask must be .* with FIRST not after LAST, got "):
+        parse(["--text", "x", f"--lambda_mask={word}"])
+
+
 @pytest.mark.parametrize("word", ["abc", "nan"])
 def test_a_word_that_is_neither_is_refused(word):
     with pytest.raises(UserError, match="--lambda_mask must be a"):

@@ -46,6 +46,10 @@ def test_a_trouble_is_said_with_what_to_try(field, sentence):
     assert surface_troubles(field, 0.1) == []  # a young run is given time
 
 
+def test_a_sharpness_about_its_start_is_well():
+    assert surface_troubles(Known(cube, sharpness=19.99), 0.5) == []
+
+
 def test_a_scheduled_sharpness_is_as_it_is():
     field = Known(cube, sharpness=12.0)
     field.scheduled = True

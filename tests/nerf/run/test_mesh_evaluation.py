@@ -168,3 +168,6 @@ def test_line_names_the_figures_that_are_known():
     both = mesh_evaluation.line_of({"mesh_psnr": 21.0, "mesh_psnr_inside": 18.0, "mesh_iou": 0.98}, 6, 24.0)
     assert both.startswith("mesh: at 6 held-out cameras PSNR 21.00 dB (the field 24.00 dB), 18.00 dB inside")
     assert "IoU" not in mesh_evaluation.line_of({"mesh_psnr_inside": 18.0}, 6, None)
+    unseen = {"mesh_psnr": 21.0, "mesh_psnr_inside": float("nan"), "mesh_iou": 0.0}
+    assert mesh_evaluation.line_of(unseen, 6, None).endswith("cameras PSNR 21.00 dB, silhouette IoU 0.0000")
+    assert mesh_evaluation.line_of({"mesh_psnr_inside": float("nan")}, 6, None).endswith("cameras no pixel of it is seen")
