@@ -147,6 +147,8 @@ def test_an_error_in_training_is_shown_and_raised_when_the_window_is_closed(open
     session.start()
     until(lambda: session.status.phase is Phase.FAILED)
     assert "the disk is gone" in session.status.error and session.messages()[-1].error
+    session.start()
+    assert session.messages()[-1].text == "the training ended with an error: start over, or close the viewer"
     version = view.show(camera=view.request.camera.zoom(1.0))
     until(lambda: view.frame is not None and view.frame.version == version)  # what was reached can still be looked at
     session.close()
