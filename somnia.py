@@ -51,7 +51,7 @@ def open_run(config: Config | None = None, **flags: object) -> "Run":
     Raises:
         UserError: the run cannot be made: the message says why, and what to do.
     """
-    if (config is None) == (not flags):
+    if (config is None) == (not flags) or not isinstance(config, Config | None):
         raise UserError("open_run: expected either options made by configure(...) or flags as keywords")
     return Run(configure(**flags) if config is None else config)
 
@@ -73,6 +73,7 @@ class Run:
             self._run, trainer, _ = stack.enter_context(main.ready(asked))
             self._open = stack.pop_all()
         self.trainer: Trainer = trainer  # of the present stage; its ``run()`` yields after every step
+        self._closed = False
 
     def __enter__(self) -> "Run":
         return self
@@ -82,7 +83,17 @@ class Run:
 
     def close(self) -> None:
         """End the log and free the workspace for other programs. What was trained since the last checkpoint is not saved."""
+        self._closed = True
         self._open.close()
+
+    def _require_open(self) -> None:
+        """The workspace and the log are still this run's.
+
+        Raises:
+            UserError: they are not.
+        """
+        if self._closed:
+            raise UserError(f"this run of workspace {self.config.output.workspace} is closed; open it again with open_run(...)")
 
     # ---- what it consists of --------------------------------------------------------------------------------------------
 
@@ -113,7 +124,13 @@ class Run:
 
         Args:
             count: of steps at most; None: to the end of the stage, where a checkpoint is saved.
+
+        Raises:
+            UserError: the count is no number of steps, or the run is closed or does not train.
         """
+        self._require_open()
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
+            raise UserError(f"expected a number of steps, 0 or more, or None for all that are left, got {count!r}")
         if not self.config.trains:
             raise UserError("this run only shows, as test=True or six_views=True was asked for; open it without")
         for taken, record in enumerate(self.trainer.run() if count is None or count > 0 else (), start=1):
@@ -155,6 +172,7 @@ class Run:
         Raises:
             ExportError: this stage has nothing that the next one could start from.
         """
+        self._require_open()
         pending = self._run.plan.pending
         later = pending[[stage.name for stage in pending].index(self.stage) + 1 :]
         if later:
@@ -182,6 +200,9 @@ class Run:
 
         Returns:
             [size, size, 3] uint8 sRGB.
+
+        Raises:
+            UserError: a number is out of its range, or the shading is unknown.
         """
         from dataclasses import replace
 
@@ -189,18 +210,19 @@ class Run:
 
         from nerf.core.cameras import orbit
         from nerf.core.images import to_uint8
+        from nerf.core.structs import SHADINGS
 
+        if shading not in SHADINGS:
+            raise UserError(f"picture: expected shading as one of {', '.join(SHADINGS)}, got {shading!r}")
         default, evaluator = self.config.camera, self.trainer.evaluator
-        polar, azimuth, radius, fovy = (
-            own if given is None else given
-            for given, own in (
-                (polar, default.default_polar),
-                (azimuth, default.default_azimuth),
-                (radius, default.default_radius),
-                (fovy, default.default_fovy),
-            )
-        )
-        views = orbit(polar=polar, azimuth=torch.tensor([float(azimuth)]), radius=radius, fovy=fovy, height=size, width=size)
+        given = {"azimuth": azimuth, "polar": polar, "radius": radius, "fovy": fovy}
+        camera = {name: getattr(default, f"default_{name}") if value is None else value for name, value in given.items()}
+        try:
+            views = orbit(**{name: torch.tensor([float(value)]) for name, value in camera.items()}, height=size, width=size)
+            if not bool(views.pose.isfinite().all()):
+                raise ValueError(f"expected finite numbers, got {camera}")
+        except (TypeError, ValueError) as error:
+            raise UserError(f"picture: {error}") from None
         own = evaluator.settings()
         coloured = own.view_dependent and shading == "albedo"  # the diffuse colours alone are shaded
         settings = replace(own, shading=shading, ambient=AMBIENT, view_dependent=coloured)
@@ -214,4 +236,5 @@ class Run:
         Raises:
             ExportError: the scene has no surface yet.
         """
+        self._require_open()
         return self._run.export(self.trainer)

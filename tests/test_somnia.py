@@ -75,6 +75,8 @@ def test_keywords_are_the_flags_of_the_command_line():
         ({"fovy_range": 20}, "--fovy_range takes two numbers"),
         ({"iters": True}, "--iters needs"),
         ({"O": True, "O2": True}, "-O and -O2 are two presets"),
+        ({"fovy_range": ()}, "--fovy_range needs at least one value, got an empty tuple"),
+        ({"image": []}, "--image needs at least one value, got an empty list"),
     ],
 )
 def test_keywords_are_checked_as_flags_are(keywords, sentence):
@@ -83,7 +85,8 @@ def test_keywords_are_checked_as_flags_are(keywords, sentence):
 
 
 def test_a_run_is_opened_with_options_or_with_keywords_and_not_with_both():
-    for call in (lambda: somnia.open_run(), lambda: somnia.open_run(parse(["--text", "a"]), iters=3)):
+    asked = parse(["--text", "a"])
+    for call in (lambda: somnia.open_run(), lambda: somnia.open_run(asked, iters=3), lambda: somnia.open_run("a ball")):
         with pytest.raises(UserError, match="either options .* or flags"):
             call()
 
@@ -130,6 +133,38 @@ def test_a_picture_is_of_the_camera_asked_for_and_training_does_not_notice(flags
         assert np.array_equal(front, run.picture(azimuth=0, polar=90, size=16))
         assert all(torch.equal(a, b) for a, b in zip(before[0], run.model.parameters(), strict=True))
         assert torch.equal(before[1], torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("keywords", "sentence"),
+    [
+        ({"size": 0}, "height and width must be at least 1"),
+        ({"shading": "toon"}, "expected shading as one of albedo, .*got 'toon'"),
+        ({"azimuth": float("nan")}, "finite numbers"),
+        ({"polar": 300}, r"polar must lie in \[0, 180\]"),
+        ({"radius": "far"}, "could not convert"),
+    ],
+)
+def test_a_picture_that_cannot_be_is_refused_in_a_sentence(flags, keywords, sentence):
+    with somnia.open_run(**flags) as run, pytest.raises(UserError, match=f"picture: .*{sentence}"):
+        run.picture(**keywords)
+
+
+@pytest.mark.parametrize("steps", ["3", 1.5, -1, True])
+def test_a_number_of_steps_is_a_whole_number(flags, steps):
+    with somnia.open_run(**flags) as run:
+        with pytest.raises(UserError, match="expected a number of steps"):
+            run.train(steps)
+        assert run.trainer.step == 0 and run.train(0) == {}
+
+
+def test_a_closed_run_does_not_train_or_write(flags, tmp_path):
+    run = somnia.open_run(**flags)
+    run.close()
+    for call in (run.train, run.export, run.next_stage):
+        with pytest.raises(UserError, match="is closed; open it again"):
+            call()
+    assert saved(tmp_path) == []
 
 
 def test_the_mesh_is_exported_and_the_next_stage_starts_from_this_one(flags, tmp_path):

@@ -4,6 +4,7 @@ from typing import Any
 
 from nerf.config.config import Config, parse
 from nerf.config.parser import dashed
+from nerf.core.errors import UserError
 
 
 def configure(**flags: Any) -> Config:
@@ -21,6 +22,11 @@ def configure(**flags: Any) -> Config:
         if isinstance(value, bool):
             words.append(dashed(name) if value else f"--no_{name}")
         elif value is not None:
-            first, *rest = value if isinstance(value, list | tuple) else (value,)
+            several = isinstance(value, list | tuple)
+            if several and not value:
+                raise UserError(
+                    f"{dashed(name)} needs at least one value, got an empty {type(value).__name__}; leave it out instead"
+                )
+            first, *rest = value if several else (value,)
             words += [f"{dashed(name)}={first}", *map(str, rest)]  # with =, as it may begin with a dash
     return parse(words)

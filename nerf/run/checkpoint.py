@@ -42,6 +42,9 @@ SUFFIX = ".safetensors"
 LATEST_WORDS = ("latest", "latest_model", "best")  # values of --ckpt; in stable-dreamfusion the best was the newest one, too
 PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt")  # of checkpoints of stable-dreamfusion
 PICKLE_STAGE = "stable-dreamfusion"  # "stage" in the meta of such a checkpoint
+# What files of this format did not have from the beginning: name in the model, a name that such a model has, and the value that
+# does what the version did that had no such state.
+ADDED_STATE = (("path.ray_share", "path.log2_step_scale", torch.ones((), dtype=torch.float64)),)
 
 
 def file_name(step: int, stage: str = FIRST.name) -> str:
@@ -159,7 +162,19 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in sorted(flat.keys() | stored["sums"].keys()):
         if name not in flat or stored["sums"].get(name) != checksum(flat[name]):
             raise DamagedError(f"checkpoint {path} is damaged ({name} is not as it was written)")
-    return _unflatten(stored["plain"], flat, path), stored["meta"]
+    tensors = _unflatten(stored["plain"], flat, path)
+    _add_missing(tensors)
+    return tensors, stored["meta"]
+
+
+def _add_missing(tensors: dict[str, Any]) -> None:
+    """Add the state of :data:`ADDED_STATE` to the tree of a file that was written before there was such state."""
+    model = tensors.get("model")
+    if not isinstance(model, dict):
+        return
+    for name, beside, value in ADDED_STATE:
+        if beside in model:
+            model.setdefault(name, value.clone())
 
 
 def _parse_header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:

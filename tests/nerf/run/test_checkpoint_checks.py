@@ -154,3 +154,26 @@ def test_with_one_checkpoint_kept_the_way_out_of_a_damaged_one_works(tmp_path):
     assert make(tmp_path, "--cuda_ray").step == 6
     for _, kept in checkpoint.steps(tmp_path / "checkpoints"):
         checkpoint.load(kept)
+
+
+def test_a_run_goes_on_from_a_checkpoint_that_was_written_before_there_was_a_share_of_rays(tmp_path):
+    """It had all rays, which the initial value says; so it ends with the same bits."""
+    straight = make(tmp_path / "a", "--cuda_ray")
+    straight.train()
+    first = make(tmp_path / "b", "--cuda_ray")
+    for _ in zip(range(3), first.run(), strict=False):
+        pass
+    path = first.save()
+    tensors, meta = checkpoint.load(path)
+    assert tensors["model"].pop("path.ray_share") == 1
+    checkpoint.save(path, tensors, meta)
+    second = make(tmp_path / "b", "--cuda_ray")
+    assert second.step == 3
+    second.train()
+    assert equal(weights(straight), weights(second))
+
+
+def test_only_a_model_that_marches_is_given_a_share_of_rays(tmp_path):
+    trainer = make(tmp_path, "--no_cuda_ray")
+    trainer.train_step()
+    assert "path.ray_share" not in checkpoint.load(trainer.save())[0]["model"]
