@@ -262,3 +262,8 @@ def test_starting_what_is_finished_says_that_nothing_is_left(open_session, photo
     until(lambda: trained(session))
     session.start()
     assert "nothing is left to train" in session.messages()[-1].text and session.status.phase is Phase.SHOWING
+
+
+def test_the_light_of_a_window_is_within_the_range_of_its_slider(open_session, photographs):
+    session = open_session("--data", photographs, *PHOTOS, "--iters", "1", "--light_phi", "300")
+    assert session.start_request().settings.light_azimuth == -60.0
