@@ -177,11 +177,11 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
         inputs.photos = photos.pop("train")
         inputs.transform = inputs.photos.transform
         inputs.held_out = photos
-    if config.output.mesh_crop is not None:
+    if config.mesh.mesh_crop is not None:
         from nerf.mesh.crop import check_crop
 
         transform = None if inputs.transform is None else inputs.transform.numpy()
-        check_crop(config.output.mesh_crop, transform, config.output.export_frame, config.field.bound)
+        check_crop(config.mesh.mesh_crop, transform, config.output.export_frame, config.field.bound)
     return inputs
 
 

@@ -38,15 +38,20 @@ def trainer_of(prompt: str, folder: Path, device: str) -> Trainer:
     return program.make_trainer(plan.pending[0], inputs, device, Report(folder, [], hold=True))
 
 
-def step_times(trainers: dict[str, Trainer], requests: dict[str, str], warm_up: int, rounds: int) -> dict[str, list[float]]:
+def step_times(
+    trainers: dict[str, Trainer], requests: dict[str, str], warm_up: int, rounds: int, device: str
+) -> dict[str, list[float]]:
     """Seconds of each trainer's steps, taken in turn, without those of the warm-up."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    on_gpu = device == "cuda"
+    clock = time.process_time if torch.get_num_threads() == 1 and not on_gpu else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in trainers}
     for turn in range(warm_up + rounds):
         for name, trainer in trainers.items():
             with extension.scope(requests[name]):
                 start = clock()
                 trainer.train_step()
+                if on_gpu:
+                    torch.cuda.synchronize(device)
                 if turn >= warm_up:
                     times[name].append(clock() - start)
     return times
@@ -65,7 +70,7 @@ def main() -> None:
     requests = {NATIVE: arguments.device, "taichi": "taichi"} | ({} if arguments.no_torch else {"torch": "torch"})
     with tempfile.TemporaryDirectory() as folder:
         trainers = {name: trainer_of(arguments.prompt, Path(folder, name), arguments.device) for name in requests}
-        times = step_times(trainers, requests, arguments.warm_up, arguments.rounds)
+        times = step_times(trainers, requests, arguments.warm_up, arguments.rounds, arguments.device)
     timings = {name: Timing(name, median(t), min(t), len(t)) for name, t in times.items()}
     title = f"guided step, '{arguments.prompt}', steps {arguments.warm_up} to {arguments.warm_up + arguments.rounds}"
     print(timing.table(title, timings, NATIVE))

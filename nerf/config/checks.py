@@ -10,6 +10,7 @@ from nerf.config.distillation import METHODS
 from nerf.config.limits import PROFILE_WARMUP
 from nerf.config.parser import dashed, split_each
 from nerf.config.stages import STAGE_KINDS, Stage, StageKind
+from nerf.config.surface import SDF_BACKBONES
 from nerf.core.errors import UserError
 from nerf.core.words import expected_words
 
@@ -117,6 +118,11 @@ _NOISED = ("distillation", "guidance_scale", "guidance_rescale", "guidance_weigh
 _MESH = ("dmtet_reso_scale", "dmtet_iters", "lr_distance", "lr_offset", "coarse_sdf_grids", "lr_coarse_sdf", "tet_grid_size",
          "lambda_mesh_normal", "lambda_mesh_laplacian", "mesh_laplacian", "lambda_mesh_sign")  # fmt: skip
 _MARCH = ("max_steps", "dt_gamma", "density_thresh", "update_extra_interval")
+_SURFACE = ("preset", "sdf_init", "sdf_radius", "sdf_init_steps", "sdf_gradient", "sdf_taps_reach", "sharpness",
+            "sharpness_start", "sharpness_end", "sharpness_lr", "cos_anneal", "colour_hidden", "lambda_eikonal",
+            "eikonal_points", "lambda_sparsity", "lambda_off_surface", "sparsity_scale", "lambda_curvature", "curvature",
+            "lambda_points")  # fmt: skip
+_DENSITY = ("density_activation", "density_bias", "blob_density", "blob_radius", "normals", "mesh_threshold")
 _GRID = ("grid_levels", "grid_features", "grid_coarsest", "grid_finest", "grid_log2", "layers")
 
 
@@ -140,7 +146,9 @@ def _embedded_alone(config: Config) -> bool:
 IDLE = (
     Idle(_EXPORT, lambda c: not c.output.save_mesh, "without --save_mesh"),
     Idle(
-        ("num_rays", "holdout", "downscale", "data_background", "eval_views"), lambda c: c.data.data is None, "without --data"
+        ("num_rays", "ray_samples", "holdout", "downscale", "data_background", "eval_views"),
+        lambda c: c.data.data is None,
+        "without --data",
     ),
     Idle(("exposure", "refine_poses"), lambda c: c.data.data is None, "without --data"),
     Idle(("exposure", "refine_poses"), _only_meshes, "in the mesh stage"),
@@ -195,10 +203,14 @@ IDLE = (
     Idle(("ism_interval", "ism_stride"), _other_method("ism"), "without --distillation ism"),
     Idle(("sdi_steps", "sdi_scale", "sdi_eta"), _other_method("sdi"), "without --distillation sdi"),
     Idle(("angle_front", "angle_overhead"), _embedded_alone, "with the embedded prior, which is given the camera and no words"),
-    Idle(("num_rays", *_MARCH, "num_steps", "upsample_steps"), _only_meshes, "in the mesh stage"),
+    Idle(("num_rays", "ray_samples", *_MARCH, "num_steps", "upsample_steps"), _only_meshes, "in the mesh stage"),
     Idle((*_MARCH, "grid_size"), lambda c: not c.render.cuda_ray, "without --cuda_ray"),
     Idle(("num_steps", "upsample_steps"), lambda c: c.render.cuda_ray, "with --cuda_ray"),
     Idle(_GRID, lambda c: c.field.backbone == "vanilla", "with --backbone vanilla"),
+    Idle((*_GRID, "hidden"), lambda c: c.field.backbone == "sdf_vanilla", "with --backbone sdf_vanilla"),
+    Idle(_SURFACE, lambda c: c.field.backbone not in SDF_BACKBONES, "without a signed distance (--backbone sdf)"),
+    Idle(_DENSITY, lambda c: c.field.backbone in SDF_BACKBONES, "with a signed distance"),
+    Idle(("sharpness_end",), lambda c: c.field.sharpness != "scheduled", "without --sharpness scheduled"),
     Idle(("viewer_host", "viewer_port"), lambda c: c.gui.viewer != "web", "without --viewer web"),
 )
 

@@ -300,9 +300,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 # Without masks a background model stands behind the object, and nothing says where it ends.
 PRESETS["neus-unmasked"] = PRESETS["neus"] | {
     "preset": "neus-unmasked",
-    "background": "network",
-    "bg_radius": 1.4,
+    "background": "contracted",
     "lambda_mask": 0.0,
+}
+# Under the embedded prior the gradient of distillation sums over all pixels, so the weight is large; photographs make a surface
+# sharp by themselves and words do not, so the sharpness follows a schedule.
+PRESETS["sdf embedded"] = {
+    "sharpness": "scheduled",
+    "sharpness_start": 20.0,
+    "sharpness_end": 100.0,
+    "sdf_radius": 0.5,
+    "lambda_eikonal": 100.0,
+    "level_start": 3,
+    "level_span": 0.5,
+    "mesh_smooth": 0.0,
 }
 # Real scenes with more time: finite differences whose reach shrinks with the levels, curvature at first, levels one by one.
 PRESETS["neuralangelo"] = PRESETS["neus"] | {
@@ -344,6 +355,7 @@ PRESETS["ImageDream"] = PRESETS["MVDream"] | {
 # Presets of one guidance model: of its name, of the kind of its weights, or of its name and "alone" where no other guides.
 # Their values of options that belong to each model (``parser.option(each=...)``) are its own.
 GUIDANCE_OF: dict[str, str] = {
+    "sdf embedded": "SD",
     "embedded image": "SD",
     "embedded view": "zero123",
     "dmtet embedded view": "zero123",
@@ -375,6 +387,7 @@ REASONS: dict[str, str] = {
     "O2": "-O2",
     "photographs": "--data",
     "sdf": "a signed distance",
+    "sdf embedded": "a signed distance under the embedded prior",
     "neus": "--preset neus",
     "neus-unmasked": "--preset neus-unmasked",
     "neuralangelo": "--preset neuralangelo",

@@ -138,7 +138,7 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
         "O": config.runtime.O,
         "O2": config.runtime.O2,
         "photographs": config.data.data is not None,
-        "refined poses": config.data.data is not None and config.capture.refine_poses,
+        "refined poses": config.data.data is not None and config.data.refine_poses,
         "image": config.prompt.has_images,
         "image text": config.prompt.has_images and config.prompt.text is not None,
     }
@@ -214,6 +214,7 @@ def _presets_of_models(config: Config, weights: Mapping[str, Weights]) -> list[s
     names += [f"{model} alone" for model in models[:1] if len(models) == 1]
     names += [f"{name} image" for name in names if config.prompt.has_images]
     names += [f"{method} {name}" for name in names]
+    names += [f"sdf {name}" for name in names if config.field.backbone in SDF_BACKBONES]
     return [name for name in names if GUIDANCE_OF.get(name) in models and IN_PLACE.get(name) not in names]
 
 

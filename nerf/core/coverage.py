@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nerf.core.cameras import project
-from nerf.core.structs import Views
+from nerf.core.structs import Views, join_records
 
 # The near plane of a camera, as a share of the distance to the nearest points that it sees, or where no points are known to the
 # point that the cameras look at: nothing was there when the photographs were taken, and haze there explains one of them alone.
@@ -40,7 +40,8 @@ class Coverage:
         Returns:
             [K] bool.
         """
-        return torch.cat([self._empty(*chunk) for chunk in zip(positions.split(CHUNK), reach.split(CHUNK), strict=True)])
+        there = join_records([self], lambda values: values[0].to(positions.device))  # models are made on the CPU
+        return torch.cat([there._empty(*chunk) for chunk in zip(positions.split(CHUNK), reach.split(CHUNK), strict=True)])
 
     def _empty(self, positions: Tensor, reach: Tensor) -> Tensor:
         near = self._near()[:, None]

@@ -81,7 +81,7 @@ def needs(stage: Stage) -> list[Need]:
 def _field(config: Config) -> Need:
     """The parameters of the field."""
     field, copies = config.field, TRAINED if config.trains else 1
-    if not field.backbone.startswith("grid"):
+    if not (field.backbone.startswith("grid") or field.backbone == "sdf"):
         return Need("the network", ("hidden",), FLOAT * copies * field.hidden**2)
     layout = grid_layout(field)
     table = FLOAT * copies * layout.rows * field.level_dim

@@ -113,6 +113,11 @@ CONFIGURATIONS = {
     "jittered progressive": "--cuda_ray --jitter_pose --progressive_view --uniform_sphere_rate 0.5",
     "half size": "--cuda_ray --half_size_ratio 0.5",
     "wide": "--cuda_ray --bound 2 --dt_gamma 0.01",
+    "signed distance": "--cuda_ray --backbone sdf --level_start 2 --lambda_curvature 0.1 --lambda_sparsity 0.1 "
+    "--lambda_off_surface 0.1 --lambda_distortion 0.1 --lambda_orient 0.1",
+    "signed distance with taps": "--no_cuda_ray --backbone sdf --sdf_gradient taps4 --lambda_curvature 0:0.1:2 "
+    "--curvature laplacian --cos_anneal 0.5 --sharpness scheduled",
+    "the network of NeuS": "--cuda_ray --backbone sdf_vanilla",
 }
 
 
@@ -160,7 +165,16 @@ def test_every_regulariser_is_logged_by_name(tmp_path):
     assert set(terms) == expected
 
 
-@pytest.mark.parametrize("flags", ["--cuda_ray", "--no_cuda_ray --optim adan", "--cuda_ray --lambda_orient 1"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--cuda_ray",
+        "--no_cuda_ray --optim adan",
+        "--cuda_ray --lambda_orient 1",
+        "--cuda_ray --backbone sdf --level_start 1",
+        "--no_cuda_ray --backbone sdf --sharpness scheduled",
+    ],
+)
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, flags):
     straight = make(tmp_path / "a", *flags.split())
     straight.train()

@@ -134,11 +134,13 @@ def test_a_step_of_the_mesh_stage_waits_for_what_is_listed(tmp_path, laplacian):
     assert sum(MESH.values()) + sum(MESH_LOOK.values()) <= MOST_MESH
 
 
-@pytest.mark.parametrize("channels", [3, 4])
-def test_a_step_on_photographs_waits_for_what_is_listed(tmp_path, channels):
+@pytest.mark.parametrize(
+    ("channels", "words"), [(3, ""), (4, ""), (3, "--background constant"), (3, "--exposure --refine_poses")]
+)
+def test_a_step_on_photographs_waits_for_what_is_listed(tmp_path, channels, words):
     images = [photo_folders.pattern(i, 20, 14, channels) for i in range(3)]
     photos = photo_folders.load(photo_folders.write(tmp_path, images), device="cuda")
-    trainer = trainer_of(tmp_path / "run", f"--cuda_ray --num_rays 64 --data {tmp_path}", photos=photos)
+    trainer = trainer_of(tmp_path / "run", f"--cuda_ray --num_rays 64 --data {tmp_path} {words}", photos=photos)
     assert trainer.plan(0).parts[0].source == "photos"
     require(step(trainer), FIRST_ACCELERATED)
     for _ in range(CUDA_CHECK_INTERVAL + 1):

@@ -140,6 +140,8 @@ RUNS = [  # what each flag has an effect in one of, and none in another
     ["--text", "a cone", "--sd_version", "embedded"],
     ["--text", "a cone", "--cuda_ray", "--dmtet", "--gui"],
     ["--text", "a cone", "--viewer", "web"],
+    ["--data", "x", "--backbone", "sdf", "--sharpness", "scheduled"],
+    ["--data", "x", "--backbone", "sdf_vanilla"],
     ["--text", "a cone", "--cuda_ray", "--guidance", "clip"],
     ["--text", "a cone", "--guidance", "SD", "clip", "zero123", *EVERYTHING.split()],
     *(["--text", "a cone", "--distillation", method] for method in METHODS),
