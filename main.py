@@ -75,7 +75,7 @@ def read_disk(asked: Config) -> StoredRun:
     if asked.trains and needs_masks(asked, stored):
         from nerf.data.probe import shows_object
 
-        stored = replace(stored, masks=shows_object(str(asked.data.data), asked.data.holdout))
+        stored = replace(stored, masks=shows_object(asked.data))
     return stored
 
 
