@@ -184,6 +184,11 @@ def _why_no_size(kind: str, half_side: float, pose: Tensor, half_fov: Tensor) ->
             f"the {len(pose)} photographs were all taken from one position in different directions, so there is no parallax "
             "to learn depth from; add photographs from other positions"
         )
+    if kind == "given":
+        return (
+            f"--scene_center and --scene_scale give a box {2 * half_side:.2g} units wide, which single precision cannot "
+            "hold; give a larger scale"
+        )
     if kind == "object" and torch.tan(half_fov).median() < NARROW:
         degrees = 2.0 * torch.rad2deg(half_fov).median().item()
         return (

@@ -160,3 +160,10 @@ def test_a_scale_is_a_word_or_a_positive_number(word):
     with pytest.raises(UserError, match="--scene_scale must be auto, cameras, nearest, points, or half the side"):
         parse(["--data", "x", f"--scene_scale={word}"])
     assert parse(["--data", "x", "--scene_scale", "2.5"]).data.scene_scale == "2.5"
+
+
+def test_a_scale_too_small_for_single_precision_is_refused():
+    with pytest.raises(UserError, match="--scene_scale give a box 2e-09 units wide, which single precision cannot hold"):
+        normalize_scene(
+            circle(), torch.full((12,), 0.5).double(), None, False, 1.0, options=PlacementConfig(scene_scale="1e-9")
+        )

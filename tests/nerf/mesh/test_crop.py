@@ -82,4 +82,4 @@ def test_a_box_beside_the_scene_is_refused_with_the_scene_s_box():
 def test_six_numbers_in_the_wrong_order_are_refused(words):
     with pytest.raises(UserError, match="--mesh_crop must be six numbers x0 y0 z0 x1 y1 z1 with x0 < x1"):
         parse(["--text", "a", "--mesh_crop", *words.split()])
-    assert parse(["--text", "a", "--mesh_crop", *"-1 -1 -1 1 1 1".split()]).output.mesh_crop == (-1, -1, -1, 1, 1, 1)
+    assert parse(["--text", "a", "--mesh_crop", *"-1 -1 -1 1 1 1".split()]).mesh.mesh_crop == (-1, -1, -1, 1, 1, 1)
