@@ -75,7 +75,7 @@ def read_disk(asked: Config) -> StoredRun:
     if asked.trains and needs_masks(asked, stored):
         from nerf.data.probe import shows_object
 
-        stored = replace(stored, masks=shows_object(str(asked.data.data), asked.data.holdout))
+        stored = replace(stored, masks=shows_object(asked.data))
     return stored
 
 
@@ -177,11 +177,11 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
         inputs.photos = photos.pop("train")
         inputs.transform = inputs.photos.transform
         inputs.held_out = photos
-    if config.output.mesh_crop is not None:
+    if config.mesh.mesh_crop is not None:
         from nerf.mesh.crop import check_crop
 
         transform = None if inputs.transform is None else inputs.transform.numpy()
-        check_crop(config.output.mesh_crop, transform, config.output.export_frame, config.field.bound)
+        check_crop(config.mesh.mesh_crop, transform, config.output.export_frame, config.field.bound)
     return inputs
 
 

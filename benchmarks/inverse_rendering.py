@@ -4,8 +4,8 @@
 
 An independent renderer (ray casting by trimesh and Embree) makes posed images of the mesh: silhouettes with normals, or
 shaded photographs with masks only. ``main.py --data`` is trained on them like on any data set, and the mesh that it writes
-is compared with the original: the Chamfer distance is the mean distance from points on one surface to the other, averaged
-over both directions, as a percentage of the diagonal of the original's bounding box. B images of S x S pixels.
+is compared with the original as by ``scripts/evaluate_mesh.py``: the Chamfer distance as a percentage of the diagonal of the
+original's bounding box. B images of S x S pixels.
 """
 
 import json
@@ -24,6 +24,7 @@ from nerf.core.cameras import look_at
 from nerf.core.files import reading
 from nerf.core.ranges import between
 from nerf.core.script import Parser, run
+from nerf.mesh import compare
 
 Colors = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -32,7 +33,6 @@ FOV = 40.0  # degrees, both ways
 DISTANCE = 1.45  # of the cameras from the middle, in diagonals of the box
 LIGHT, AMBIENT, GREY = np.array([0.4, 0.8, 0.45]), 0.3, 0.9
 SUPERSAMPLE = 3  # rays per pixel along each axis
-QUERIES, POINTS = 100_000, 2_000_000  # sampled points: on the surface that is measured, and on the one compared with
 
 
 def camera_poses(count: int, centre: np.ndarray, distance: float, turned: float = 0.0) -> np.ndarray:
@@ -133,21 +133,6 @@ def write_views(mesh, folder: Path, pictures: str, poses: np.ndarray, size: int,
     (folder / "transforms.json").write_text(json.dumps(lens | {"frames": frames}), encoding="utf-8")
 
 
-def chamfer(one, other, queries: int = QUERIES, points: int = POINTS, seed: int = 0) -> tuple[float, float]:
-    """Mean distance of random points on each of two meshes to the other: from one to other, and from other to one.
-
-    The other is represented by ``points`` random points, so the distance of two samplings of one surface is not zero.
-    """
-    import trimesh
-    from scipy.spatial import cKDTree
-
-    def mean_distance(source, target, seed: int) -> float:
-        cloud = trimesh.sample.sample_surface(target, points, seed=seed)[0]
-        return float(cKDTree(cloud).query(trimesh.sample.sample_surface(source, queries, seed=seed + 1)[0])[0].mean())
-
-    return mean_distance(one, other, seed), mean_distance(other, one, seed + 2)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Render the images, run the command line, and print the measures; returns the exit code of the run."""
     import trimesh
@@ -176,10 +161,10 @@ def main(argv: list[str] | None = None) -> int:
         if code != 0:
             return code
         result = read_result(workspace)
-        found = trimesh.load(workspace / "mesh" / "mesh.glb", force="mesh", process=False)
-    diagonal = float(np.linalg.norm(np.ptp(truth.bounds, axis=0)))
-    there, back = (100 * d / diagonal for d in chamfer(found, truth))
-    print(f"Chamfer distance {(there + back) / 2:.3f} % of the diagonal (found to true {there:.3f}, true to found {back:.3f}), "
+        found = compare.compare(compare.read_shape(workspace / "mesh" / "mesh.glb"), compare.read_shape(args.mesh), ())
+    there, back = (100 * d / found.diagonal for d in (found.accuracy, found.completeness))
+    print(f"Chamfer distance {found.chamfer_percent:.3f} % of the diagonal (found to true {there:.3f}, "
+          f"true to found {back:.3f}), "
           f"{result.mesh.faces:,} triangles, watertight {result.mesh.watertight}, "
           f"training {result.train_seconds:.0f} s, altogether {result.seconds:.0f} s")  # fmt: skip
     return 0

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks import mesh_measure, scenes
+from benchmarks import scenes
 from benchmarks.inverse_rendering import Colors
 from benchmarks.paint import colors_of, read_texture, sheet, solid_of
 from benchmarks.records import read_record, read_result, write_record
@@ -31,6 +31,7 @@ from nerf.data.silhouettes import read_silhouettes
 from nerf.mesh import compare
 from nerf.mesh.report import report_file
 from nerf.mesh.source import read_source
+from nerf.run.mesh_evaluation import silhouette_iou
 
 CASES = ("spot", "spot-unmasked", "bunny", "bunny-unmasked", "dtu", "dtu-unmasked", "lego")
 CHOSEN_ON = ("spot", "dtu")  # cases on which settings were chosen
@@ -146,7 +147,7 @@ def mask_iou(glb: Path, folder: Path) -> float:
     """Mean intersection over union of the silhouettes of a mesh, by ray casting, and the masks of held-out photographs."""
     solid = solid_of(read_source(glb))
     seen = read_silhouettes(folder, "test", HOLDOUT)
-    return float(np.mean([mesh_measure.iou(scenes.cast_silhouette(solid, s.projection, s.mask.shape), s.mask) for s in seen]))
+    return float(np.mean([silhouette_iou(scenes.cast_silhouette(solid, s.projection, s.mask.shape), s.mask) for s in seen]))
 
 
 def table(results: dict[str, dict]) -> str:

@@ -312,7 +312,7 @@ def _photographs(inputs: SourceInputs) -> Source | None:
     scene = inputs.photographs.scene(config.field.bound)
     nothing_behind = background_kind(config.field, scene) == "constant" and config.data.data_background == "random"
     rays = RayCount(config.data.num_rays, config.data.ray_samples) if config.data.ray_samples else None
-    return PhotographSource(inputs.photographs, nothing_behind, rays, config.capture.refine_poses)
+    return PhotographSource(inputs.photographs, nothing_behind, rays, config.data.refine_poses)
 
 
 def _image_prompts(inputs: SourceInputs) -> Source | None:

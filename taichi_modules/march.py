@@ -16,7 +16,6 @@ from taichi_modules.runtime import Array, Int, Static, launch, ti
 _RUNS = 8  # kRuns of march_math.h: runs that the counting pass records per ray
 _MARGIN = 0.01  # kMargin: cells by which the occupied extent is enlarged
 _HUGE_INVERSE = 1e30  # kHugeInverse of a direction that is 0
-_REALS = 8  # real numbers that describe the scene, in the order of :func:`scene_of`
 
 
 @ti.func

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from nerf.config.capture import CaptureConfig
 from nerf.config.compat import read_only_flags, without_refused
 from nerf.config.groups import (
     CameraConfig,
@@ -96,7 +95,6 @@ class Config:
     runtime: RuntimeConfig = RuntimeConfig()
     dmtet: DmtetConfig = DmtetConfig()
     gui: GuiConfig = GuiConfig()
-    capture: CaptureConfig = CaptureConfig()
     sources: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
     presets: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 

@@ -2,8 +2,9 @@
 
 Defaults are those of stable-dreamfusion except where docs/flags.md gives another and why. Upper bounds are far above any
 useful value; they catch typing errors and overflows. Every number has both bounds, which --help gives. Angles are degrees,
-lengths scene units. Prompts and photographs are in ``inputs.py`` beside this file, methods of score distillation in
-``distillation.py``, the viewer in ``viewer.py``.
+lengths scene units. Others are beside this file: prompts and
+photographs in ``inputs.py`` and ``photographs.py``, methods of score distillation in ``distillation.py``, losses in
+``losses.py``, signed distances in ``surface.py``, the mesh in ``mesh.py``, the viewer in ``viewer.py``.
 """
 
 import re
@@ -11,7 +12,6 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
-from nerf.config.captures import CameraPathConfig, MeshCropConfig
 from nerf.config.distillation import DistillationConfig
 from nerf.config.limits import (
     AXES,
@@ -333,7 +333,7 @@ class OptimConfig(Group):
 
 
 @dataclass(frozen=True)
-class OutputConfig(CameraPathConfig, MeshCropConfig):
+class OutputConfig(Group):
     """Output"""
 
     workspace: str = option("workspace", "folder of the run", path=True)
@@ -369,6 +369,12 @@ class OutputConfig(CameraPathConfig, MeshCropConfig):
     W: int = option(800, "width of validation and test images (0: as the photographs)", check=SIZE_OR_NONE)
     H: int = option(800, "height of validation and test images (0: as the photographs)", check=SIZE_OR_NONE)
     videos: tuple[str, ...] = option(("rgb", "depth"), "videos to write", choices=("rgb", "depth", "normal"))
+    camera_path: str | None = option(
+        None,
+        "JSON file of a camera path in nerfstudio's format, along which the test video is rendered; its world is that of "
+        "--data, or the scene's without --data",
+        path=True,
+    )
     eval_interval: int = option(10, "epochs between two validations", check=STEPS)
     test_interval: int = option(100, "epochs between two test videos; one is always written at the end", check=STEPS)
     dataset_size_train: int = option(100, "steps per epoch", check=between(1, 10**6))

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
-from nerf.config.limits import FRACTION
+from nerf.config.limits import FAR, FRACTION
 from nerf.config.parser import Group, option
+from nerf.core.ranges import Check, between
+
+CORNER = between(-FAR * 1e8, FAR * 1e8)  # a coordinate of the crop box
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,19 @@ class MeshConfig(Group):
         0.01,
         "keep connected parts whose volume is at least this share of the largest one's (1: the largest alone, 0: all)",
         check=FRACTION,
+    )
+    mesh_crop: tuple[float, float, float, float, float, float] | None = option(
+        None,
+        "box that the exported mesh is cut to, x0 y0 z0 x1 y1 z1 in the coordinates of the exported file (see --export_frame)",
+        check=Check(
+            lambda v: (
+                len(v) == 6 and all(map(CORNER.holds, v)) and all(low < high for low, high in zip(v[:3], v[3:], strict=True))
+            ),
+            f"six numbers x0 y0 z0 x1 y1 z1 with x0 < x1, y0 < y1 and z0 < z1, each {CORNER.expected}",
+            f"each {CORNER.span}",
+            CORNER.low,
+            CORNER.high,
+        ),
     )
     eval_mesh: bool = option(
         True, "with --save_mesh: compare renders of the written mesh with the held-out photographs, like those of the field"

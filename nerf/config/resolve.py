@@ -138,7 +138,7 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
         "O": config.runtime.O,
         "O2": config.runtime.O2,
         "photographs": config.data.data is not None,
-        "refined poses": config.data.data is not None and config.capture.refine_poses,
+        "refined poses": config.data.data is not None and config.data.refine_poses,
         "image": config.prompt.has_images,
         "image text": config.prompt.has_images and config.prompt.text is not None,
     }

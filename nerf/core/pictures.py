@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from nerf.core.errors import UserError
 from nerf.core.files import reading
@@ -58,6 +58,8 @@ def open_picture(source: Path | bytes, what: str, hint: str) -> Iterator[Image.I
                     yield image
             except Image.DecompressionBombError:
                 raise UserError(too_large) from None
+            except UnidentifiedImageError:  # which names the stream
+                raise UserError(f"{what} cannot be read: it is damaged; {hint}") from None
 
 
 def _open_quietly(stream: io.BytesIO | io.BufferedReader) -> Image.Image:

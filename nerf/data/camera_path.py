@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerf.config.limits import MAX_SIDE
+from nerf.config.limits import FAR, MAX_SIDE
 from nerf.core.cameras import angles_of, centred_views, focal_of, look_at, wrap_degrees
 from nerf.core.errors import UserError
 from nerf.core.files import read_json
@@ -152,6 +152,13 @@ def read_camera_path(path: str | Path, to_source: Tensor | None, height: int, wi
     pose = _moved(pose, _undo_dataparser(path.with_name(DATAPARSER)))
     if to_source is not None:
         pose = _moved(pose, torch.linalg.inv(to_source))
+    distance = pose[:, :3, 3].norm(dim=-1)
+    if not (distance <= FAR).all():
+        far = int((~(distance <= FAR)).nonzero()[0])
+        raise UserError(
+            f"{path}, camera {far}: it is {distance[far]:.3g} scene units from the middle of the scene, and {FAR:g} is the "
+            "most; give a path in the dataset's own world"
+        )
     pose, fovy = pose.float(), torch.tensor(fovs)
     focal = focal_of(fovy, height)
     cx, cy = torch.full_like(focal, width / 2), torch.full_like(focal, height / 2)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nerf.config.captures import PlacementConfig
+from nerf.config.photographs import PlacementConfig
 from nerf.core.errors import UserError
 from nerf.data.upright import estimate_up, mean_up, plane_up
 

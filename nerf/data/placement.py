@@ -4,12 +4,13 @@ import math
 
 import torch
 
-from nerf.config.captures import PlacementConfig
+from nerf.config.photographs import PlacementConfig
 from nerf.core.errors import UserError
 from nerf.core.progress import track
 from nerf.data.frames import Frame, ParsedDataset
-from nerf.data.image_store import exif_orientation, has_transparency, read_header
+from nerf.data.image_store import exif_orientation, read_header
 from nerf.data.normalize import SceneNormalization, normalize_scene, warn_of_poses
+from nerf.data.probe import marks_object
 
 WIDEST = math.radians(80.0)  # half a field of view that counts for the size of an object
 
@@ -38,13 +39,12 @@ def choose_normalization(dataset: ParsedDataset, bound: float, options: Placemen
         orientation.append(exif_orientation(frame.image))
     poses = torch.stack([frame.pose for frame in training])
     warn_of_poses(poses)
-    transparent = training[0].alpha is not None or has_transparency(training[0].image)
     half_fov = torch.tensor(angles, dtype=torch.float64)
     return normalize_scene(
         poses,
         half_fov,
         dataset.box,
-        transparent,
+        marks_object(dataset),
         bound,
         dataset.points,
         dataset.limit,

@@ -22,7 +22,9 @@ _WAY_OUT = "export the cameras again"
 def find_reality_capture(folder: Path) -> Path | None:
     """The CSV file of cameras of a folder in this format, or None."""
     files = (path for path in sorted(folder.glob("*.csv")) if is_file(path))
-    return next((path for path in files if _columns(beginning(path).decode(errors="replace"))[0] is not None), None)
+    return next(
+        (path for path in files if _columns(beginning(path).decode("utf-8-sig", errors="replace"))[0] is not None), None
+    )
 
 
 def _columns(text: str) -> tuple[list[str] | None, list[list[str]]]:

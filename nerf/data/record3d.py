@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nerf.core.errors import UserError
 from nerf.core.files import read_json
+from nerf.core.words import counted
 from nerf.data.frames import (
     Frame,
     Intrinsics,
@@ -74,7 +75,9 @@ def read_record3d(folder: Path, found: Capture, options: ReadOptions) -> ParsedD
     by_number = {int(picture.stem): picture for picture in pictures}
     poses = document["poses"]
     if max(by_number) >= len(poses):
-        raise UserError(f"{path}: it has {len(poses)} poses, and there is a frame {by_number[max(by_number)]}; {_WAY_OUT}")
+        raise UserError(
+            f"{path}: it has {counted(len(poses), 'pose')}, and there is a frame {by_number[max(by_number)]}; {_WAY_OUT}"
+        )
     size = tuple(number(document.get(key), str(path), key, positive=True) for key in ("w", "h"))
     frames = []
     for i in sorted(by_number):

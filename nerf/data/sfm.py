@@ -24,7 +24,7 @@ import msgspec
 import torch
 from filelock import FileLock
 
-from nerf.config.captures import SfmConfig
+from nerf.config.photographs import SfmConfig
 from nerf.core.errors import UserError
 from nerf.core.files import as_shape, read_json, replace_folder, write_json
 from nerf.core.pictures import exif_tags, open_picture
@@ -128,7 +128,10 @@ def check_pictures(folder: Path) -> tuple[Path, list[Path]] | None:
         )
     if importlib.util.find_spec("pycolmap") is None:
         raise UserError("--sfm needs the package pycolmap; run: pip install 'somnia[sfm]', or pip install 'pycolmap>=4.2,<5'")
-    if not os.access(folder, os.W_OK):
+    sparse = folder / "sparse"
+    if sparse.exists() and not sparse.is_dir():
+        raise UserError(f"--sfm keeps the cameras in the folder {sparse}, which is a file; remove or rename it")
+    if not all(os.access(path, os.W_OK) for path in (folder, sparse) if path.exists()):
         raise UserError(f"--sfm keeps the cameras in {folder}, which cannot be written to; give a copy of the folder")
     return images, pictures
 

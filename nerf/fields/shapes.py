@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nerf.config.groups import FieldConfig
+from nerf.core.errors import UserError
 from nerf.core.structs import SceneInfo
 
 if TYPE_CHECKING:
@@ -38,13 +39,21 @@ def hull(points: Tensor) -> Shape:
     """The convex hull of points [P, 3] without strays; outside, a distance that is too small beside edges and corners.
 
     It is the largest of the signed distances to the planes of the hull's faces, which is exact inside.
+
+    Raises:
+        UserError: the points lie in a plane.
     """
-    from scipy.spatial import ConvexHull  # type: ignore[import-untyped]
+    from scipy.spatial import ConvexHull, QhullError  # type: ignore[import-untyped]
 
     middle = points.median(0).values
     away = (points - middle).norm(dim=-1)
     near = points[away <= away.quantile(HULL_QUANTILE)]
-    planes = torch.from_numpy(ConvexHull(near.cpu().double().numpy()).equations).float()
+    try:
+        planes = torch.from_numpy(ConvexHull(near.cpu().double().numpy()).equations).float()
+    except QhullError as error:
+        raise UserError(
+            f"--sdf_init hull: the {len(near):,} points of the reconstruction lie in a plane, and have no hull; take sphere"
+        ) from error
     planes = torch.unique(planes, dim=0)
 
     def distance(x: Tensor) -> Tensor:

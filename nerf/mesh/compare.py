@@ -15,7 +15,7 @@ import numpy as np
 from nerf.core.errors import UserError
 from nerf.core.files import reading
 from nerf.mesh.io import read_parts, triangles
-from nerf.mesh.mesh import Mesh, moved, moved_normals, scatter
+from nerf.mesh.mesh import LARGEST, Mesh, moved, moved_normals, scatter
 from nerf.mesh.report import FORMATS
 from nerf.mesh.sdf import nearest_triangle
 from nerf.mesh.source import read_surface
@@ -102,9 +102,9 @@ def _check(points: np.ndarray, path: Path) -> None:
     """Refuse points [P, 3] that are none, not finite, or all at one place."""
     if len(points) == 0:
         raise UserError(f"{path.name} holds no points; {WAY_OUT}")
-    bad = int((~np.isfinite(points)).any(axis=1).sum())
+    bad = int((~(np.abs(points) <= LARGEST)).any(axis=1).sum())
     if bad:
-        raise UserError(f"{path.name} has {bad} of {len(points)} points that are not finite numbers; {WAY_OUT}")
+        raise UserError(f"{path.name} has {bad} of {len(points)} points that are not finite or beyond {LARGEST:g}; {WAY_OUT}")
     if not np.ptp(points, axis=0).max() > 0:
         raise UserError(f"{path.name} has no size: all its points are at {points[0].tolist()}; {WAY_OUT}")
 
@@ -119,6 +119,8 @@ def _read_cloud(path: Path) -> Shape | None:
         counts = {words[1]: int(words[2]) for line in head.splitlines() if (words := line.split())[:1] == ["element"]}
         if counts.get("face", 0) > 0 or counts.get("tristrips", 0) > 0:
             return None
+        if counts.get("vertex") == 0:
+            raise UserError(f"{path.name} holds no points; {WAY_OUT}")
         loaded: Any = trimesh.load(str(path), file_type="ply", process=False)
         points = np.asarray(loaded.vertices, dtype=np.float64).reshape(-1, 3)
         if len(points) != counts.get("vertex", 0):

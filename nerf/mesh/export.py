@@ -87,7 +87,7 @@ class ExportOptions:
             material=Material(output.roughness, output.metallic),
             ply=output.mesh_ply,
             export_frame=output.export_frame,
-            crop=output.mesh_crop,
+            crop=mesh.mesh_crop,
             min_part=mesh.mesh_min_part,
         )
 

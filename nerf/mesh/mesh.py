@@ -10,6 +10,7 @@ import numpy as np
 
 from nerf.core.errors import ExportError
 
+LARGEST = 1e30  # coordinate of a file whose cube is still finite
 _WELD = 1e-6  # vertices closer than this fraction of the diagonal are one
 # Fraction of the largest part's volume below which a part counts as a floater, noise of the field rather than part of the
 # object. A part of a hundredth of the volume is about a fifth as large in each direction.

@@ -16,11 +16,10 @@ from nerf.mesh.gltf import open_gltf
 from nerf.mesh.holes import boundary_loops
 from nerf.mesh.intersections import self_crossings
 from nerf.mesh.io import read_parts
-from nerf.mesh.mesh import Mesh, components, half_edges, is_watertight, signed_volume
+from nerf.mesh.mesh import LARGEST, Mesh, components, half_edges, is_watertight, signed_volume
 from nerf.mesh.texture import uv_layers
 
 FORMATS = (".glb", ".gltf", ".obj", ".ply", ".stl")
-_LARGEST = 1e30  # coordinate whose cube is still finite
 _LARGEST_GRID = 4096  # texels along an edge of the largest grid on which the coverage of the uv is counted
 
 
@@ -108,9 +107,9 @@ def report_file(path: str | Path, samples: int = 5_000, seed: int = 0) -> MeshRe
     path = Path(path)
     parts = _read(path)
     for part in parts:
-        if not (np.abs(part.vertices) <= _LARGEST).all() or not np.isin(part.faces, np.arange(len(part.vertices))).all():
+        if not (np.abs(part.vertices) <= LARGEST).all() or not np.isin(part.faces, np.arange(len(part.vertices))).all():
             raise UserError(
-                f"{path.name} has vertices that are NaN, infinite or beyond {_LARGEST:g}, or triangles without a "
+                f"{path.name} has vertices that are NaN, infinite or beyond {LARGEST:g}, or triangles without a "
                 "vertex; write it again"
             )
     if sum(len(part.faces) for part in parts) == 0:

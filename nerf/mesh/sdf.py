@@ -11,7 +11,7 @@ import numpy as np
 
 from nerf.core.errors import UserError
 from nerf.core.progress import track
-from nerf.mesh.mesh import Mesh, drop_unused, is_watertight, signed_volume, weld
+from nerf.mesh.mesh import LARGEST, Mesh, drop_unused, is_watertight, signed_volume, weld
 from nerf.mesh.source import read_surface
 
 _CHUNK = 1 << 12  # points per chunk, whose temporaries fit into the cache
@@ -22,7 +22,6 @@ _CANDIDATES = (6, 24, 96)  # pieces that are tried, until the nearest triangle i
 _NEAR = 8.0  # radii of a piece beyond which the first candidates suffice
 _PIECES = 50_000  # triangles are cut into at least so many pieces
 _PROBES = 20  # points along each side of the grid on which an open mesh is tested for an inside
-_LARGEST = 1e30  # coordinate whose cube is still finite
 _SMALLEST = 1e-5  # size as a fraction of the largest coordinate below which the single precision of files has no shape left
 _THINNEST = 1e-7  # volume of the thinnest solid, as a fraction of its longest side cubed
 
@@ -50,7 +49,7 @@ def load_mesh(path: str | Path) -> Mesh:
     if np.ptp(mesh.bounds, axis=0).max() <= 0:
         raise UserError(f"mesh {path} has no size: all its vertices are at {mesh.vertices[0].tolist()}; export it again")
     farthest, size = float(np.abs(mesh.vertices).max()), float(np.ptp(mesh.bounds, axis=0).max())
-    if farthest > _LARGEST or size < _SMALLEST * farthest:
+    if farthest > LARGEST or size < _SMALLEST * farthest:
         raise UserError(
             f"mesh {path} is {size:.3g} large and reaches {farthest:.3g} from the origin, which single "
             "precision cannot hold; scale it, or move it to the origin"

@@ -14,10 +14,9 @@ from nerf.core.errors import UserError
 from nerf.core.files import read_bytes, reading
 from nerf.mesh.gltf import MAX_FILE
 from nerf.mesh.io import read_parts, triangles
-from nerf.mesh.mesh import moved, moved_normals
+from nerf.mesh.mesh import LARGEST, moved, moved_normals
 from nerf.mesh.obj import WAY_OUT, read_obj
 
-_LARGEST = 1e30  # coordinate whose cube is still finite
 _NONE = np.zeros((0, 3), dtype=np.int64)
 
 
@@ -168,7 +167,7 @@ def _check(source: SourceMesh, path: Path) -> None:
         if bad:
             raise UserError(f"mesh {path} has {name} that are not finite numbers ({bad} of {len(values)}); {WAY_OUT}")
     placed = source.placed
-    if np.abs(placed).max() > _LARGEST:
+    if np.abs(placed).max() > LARGEST:
         raise UserError(
             f"mesh {path} reaches {np.abs(placed).max():.3g} from the origin, which single precision cannot hold; scale it"
         )

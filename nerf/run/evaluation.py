@@ -6,8 +6,9 @@ Of several processes only rank 0 renders and writes; the others get None, or no 
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -195,7 +196,7 @@ class Evaluator:
         if self.config.from_mesh_file and self.config.data.data is None:
             options = replace(options, export_frame="source")  # the axes of that file
         common = dict(
-            albedo=self.model.albedo if self.config.data.data is None else self.model.surface_color,
+            albedo=self._surface_color(),
             bound=self.model.path.surface_extent(self.model.bound, output.mesh_threshold),
             folder=self.workspace / (f"mesh_{self.stage.name}" if shown_again else "mesh"),
             options=options,
@@ -229,6 +230,13 @@ class Evaluator:
         self.report.result(**found)
 
     # ---- parts of the above ---------------------------------------------------------------------------------------
+
+    def _surface_color(self) -> Callable[[Tensor], Tensor]:
+        """What the texture of the mesh shows at positions: after photographs, what their cameras see."""
+        if self.config.data.data is None:
+            return self.model.albedo
+        eyes = None if self.scene_cameras is None else self.scene_cameras.pose[:, :3, 3]
+        return partial(self.model.surface_color, eyes=eyes)
 
     def show_views(self, count: int, height: int, width: int) -> Views:
         """The views to show: a turntable, or a smooth path past the cameras of the photographs."""

@@ -91,7 +91,7 @@ def render(mesh: TexturedMesh, view: Views, min_near: float, bound: float) -> tu
     return mean[:3].permute(1, 2, 0), mean[3]
 
 
-def silhouette_iou(covered: Tensor, truth: Tensor) -> float:
+def silhouette_iou(covered: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> float:
     """Intersection over union of two silhouettes [...] bool; 1 where both are empty."""
     either = int((covered | truth).sum())
     return 1.0 if either == 0 else int((covered & truth).sum()) / either

@@ -343,7 +343,7 @@ def _guided(inputs: ObjectiveInputs) -> Objective | None:
 
 
 def _known_view(inputs: ObjectiveInputs) -> Objective:
-    wanted = inputs.stage.config.capture.exposure and inputs.run.scene.num_training > 0
+    wanted = inputs.stage.config.data.exposure and inputs.run.scene.num_training > 0
     exposure = Exposure(inputs.run.scene.num_training).to(inputs.device) if wanted else None
     return KnownView(inputs.loss.rgb_loss, inputs.loss.mask_loss, exposure)
 

@@ -60,7 +60,7 @@ class OrbitCamera:
     def orbit(self, dx: float, dy: float) -> "OrbitCamera":
         """The camera after a drag by (dx, dy) pixels, right and down: the object turns with the hand."""
         polar = min(max(self.polar - ORBIT_RATE * dy, 0.0), 180.0)
-        return replace(self, azimuth=_wrapped(self.azimuth - ORBIT_RATE * dx), polar=polar)
+        return replace(self, azimuth=wrapped(self.azimuth - ORBIT_RATE * dx), polar=polar)
 
     def pan(self, dx: float, dy: float, height: int) -> "OrbitCamera":
         """The camera after a drag by (dx, dy) pixels of an image of that height: what is at the target follows the hand."""
@@ -91,6 +91,6 @@ class OrbitCamera:
         return cameras.centred_views(self.pose()[None].float(), fovy, height, width)
 
 
-def _wrapped(azimuth: float) -> float:
-    """The equivalent angle in (-180, 180] degrees."""
+def wrapped(azimuth: float) -> float:
+    """The equivalent angle in (-180, 180] degrees, as ``cameras.wrap_degrees`` of a tensor."""
     return 180.0 - (180.0 - azimuth) % 360.0

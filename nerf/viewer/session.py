@@ -178,9 +178,11 @@ class Session:
         self.job.log(text)
 
     def start(self) -> None:
-        """Go on with the training; where nothing is left to train, a line says so."""
+        """Go on with the training; where it is over, a line says so."""
         self._running = True
-        if self.job.config.trains and self._phase in (Phase.SHOWING, Phase.FAILED):
+        if self._phase is Phase.FAILED:
+            self.say("the training ended with an error: start over, or close the viewer")
+        elif self.job.config.trains and self._phase is Phase.SHOWING:
             self.say("nothing is left to train: start over, or close the viewer and give more steps")
         self._stirred.set()
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from nerf.config.config import Config
 from nerf.run.evaluation import Evaluator
-from nerf.viewer.camera import OrbitCamera
+from nerf.viewer.camera import OrbitCamera, wrapped
 from nerf.viewer.frames import Request
 from nerf.viewer.settings import ViewSettings
 
@@ -25,5 +25,6 @@ def start_request(config: Config, evaluator: Evaluator) -> Request:
             radius=viewer.radius if config.asked("radius") else seen.radius,
             fovy=viewer.fovy if config.asked("fovy") else seen.fovy,
         )
-    settings = ViewSettings(light_polar=viewer.light_theta, light_azimuth=viewer.light_phi, max_spp=viewer.max_spp)
+    light_azimuth = wrapped(viewer.light_phi)  # the windows have a slider for it
+    settings = ViewSettings(light_polar=viewer.light_theta, light_azimuth=light_azimuth, max_spp=viewer.max_spp)
     return Request(start, settings, config.output.W, config.output.H)

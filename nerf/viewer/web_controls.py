@@ -62,7 +62,7 @@ class Controls:
         gui: of the browser.
         request: what it shows first.
         bound: half the edge of the scene's box.
-        longest: pixels of the longer side of a picture.
+        longest: pixels of the longer side of a picture, kept within :data:`SIZES`.
         changed: called with no arguments when a control was moved.
         move: places the camera.
     """
@@ -83,7 +83,11 @@ class Controls:
             self.mode = gui.add_dropdown("Show", MODES, initial_value=own.mode)
             self.shading = gui.add_dropdown("Shading", SHADINGS, initial_value=own.shading)
             self.longest = gui.add_slider(
-                "Pixels", *SIZES, 64, longest, hint="of the longer side of a picture that stands still"
+                "Pixels",
+                *SIZES,
+                64,
+                min(max(longest, SIZES[0]), SIZES[1]),
+                hint="of the longer side of a picture that stands still",
             )
             self.fovy = gui.add_slider("Field of view", MIN_FOVY, MAX_FOVY, 0.5, request.camera.fovy, hint="degrees, vertical")
             self.samples = gui.add_slider("Samples", 1, max(16, own.max_spp), 1, own.max_spp, hint="per pixel, standing still")

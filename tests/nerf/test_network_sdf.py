@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nerf.config.groups import FieldConfig
+from nerf.core.errors import UserError
 from nerf.core.structs import Points, RenderSettings, SceneInfo
 from nerf.fields.opacity import sdf_to_alpha
 from nerf.fields.shapes import hull, sphere
@@ -87,6 +88,13 @@ def test_a_hull_of_points_is_fitted():
         assert (field.distance(at) - shape.distance(at)).abs().mean() < 0.02
 
 
+def test_points_of_a_plane_have_no_hull_and_that_is_said():
+    cloud = torch.rand(100, 3, generator=torch.Generator().manual_seed(5))
+    cloud[:, 1] = 0.25
+    with pytest.raises(UserError, match="points of the reconstruction lie in a plane, and have no hull; take sphere"):
+        hull(cloud)
+
+
 def test_without_points_a_hull_is_a_sphere():
     assert "sphere" in fitted(sdf_init="hull", sdf_init_steps=2)[1]
 
@@ -98,6 +106,22 @@ def test_a_field_is_left_alone_without_steps():
 def test_the_first_shape_repeats_bit_for_bit():
     one, two = (fitted(sdf_init_steps=20)[0].state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_network_of_neus_stays_a_distance_at_the_learning_rate_of_photographs():
+    """At 0.01 itself, which is for hash grids, the mean squared error of the gradient's length is in the thousands at once."""
+    field, _ = make(kind=VanillaSdfField)
+    optimizer = torch.optim.Adam(field.param_groups(0.01), eps=1e-15)
+    for _ in range(4):
+        at = box_points(128)
+        output = field.query(Points(at, torch.nn.functional.normalize(at, dim=-1)), RenderSettings(view_dependent=True))
+        eikonal = (output.require("gradient").norm(dim=-1) - 1).square().mean()
+        loss = (output.require("rgb") - 0.3).abs().mean() + 0.1 * eikonal
+        loss += (output.require("sdf") - (at.norm(dim=-1) - 0.5)).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert eikonal < 1.0
 
 
 # ---- gradients ----

@@ -125,6 +125,17 @@ def test_a_broken_path_is_refused(tmp_path, changes, words):
         read_camera_path(write(tmp_path, **changes), None, 8, 8)
 
 
+@pytest.mark.parametrize("away", [1e30, 2e4])
+def test_a_camera_beyond_the_precision_of_float32_is_refused(tmp_path, away):
+    pose = EYE.clone()
+    pose[0, 3] = away
+    cameras = [{"camera_to_world": EYE.tolist(), "fov": 50}, {"camera_to_world": pose.tolist(), "fov": 50}]
+    with pytest.raises(UserError, match="camera 1: it is .* scene units from the middle of the scene, and 10000 is the most"):
+        read_camera_path(write(tmp_path, camera_path=cameras), None, 8, 8)
+    to_source = torch.diag(torch.tensor([1e30, 1e30, 1e30, 1.0]).double())  # the dataset is that large
+    assert len(read_camera_path(write(tmp_path, camera_path=cameras), to_source, 8, 8).views) == 2
+
+
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="no.json"):
         read_camera_path(tmp_path / "no.json", None, 8, 8)

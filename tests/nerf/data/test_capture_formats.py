@@ -193,7 +193,7 @@ def test_record3d_sorts_frames_by_their_number(tmp_path):
 
 @pytest.mark.parametrize("changes, words", [
     ({"poses": 3}, 'expected an object with a list "poses"'),
-    ({"poses": [[0, 0, 0, 1, 0, 0, 0]]}, "it has 1 poses, and there is a frame .*4.jpg"),
+    ({"poses": [[0, 0, 0, 1, 0, 0, 0]]}, "it has 1 pose, and there is a frame .*4.jpg"),
     ({"poses": [[0, 0, 0, 2, 0, 0, 0]] * 5}, "pose 0: its first four numbers must be a unit quaternion, got one of length 2"),
     ({"K": [1, 2]}, '"K" must be 9 numbers'),
     ({"K": [-1.0] * 9}, "focal lengths must be positive, got -1 and -1"),
@@ -326,7 +326,7 @@ def reality_capture(folder, header=HEADER, first="", lens=(0.0,) * 6):
     return folder
 
 
-@pytest.mark.parametrize("first", ["", "#cameras 5\n"])
+@pytest.mark.parametrize("first", ["", "#cameras 5\n", "\ufeff"])
 def test_reality_capture_projects_points_and_knows_up(tmp_path, first):
     dataset = read_folder(reality_capture(tmp_path, first=first), 0)
     check(dataset, poses(up=(0.0, 0.0, 1.0)), lambda pose: seen(pose, centre=(WIDTH / 2 + 1, HEIGHT / 2 - 2)))

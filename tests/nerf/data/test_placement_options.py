@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from nerf.config.captures import PlacementConfig
 from nerf.config.config import parse
+from nerf.config.photographs import PlacementConfig
 from nerf.core.errors import UserError
 from nerf.data.image_store import exif_orientation, read_header
 from nerf.data.normalize import normalize_scene

@@ -205,6 +205,14 @@ def test_an_interruption_ends_the_process(tmp_path, monkeypatch):
     assert started[0].poll() is not None
 
 
+def test_a_file_where_the_cameras_are_kept_is_refused_before_the_search(tmp_path, monkeypatch):
+    photographs(tmp_path, ["a.png", "b.png", "c.png"])
+    (tmp_path / "sparse").write_text("mine")
+    monkeypatch.setattr(sfm, "_reconstruct", lambda *_: pytest.fail("the search began"))
+    with pytest.raises(UserError, match="sparse, which is a file; remove or rename it"):
+        sfm.find_cameras(tmp_path, CONFIG)
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_the_search(tmp_path, monkeypatch):
     photographs(tmp_path, ["a.png", "b.png", "c.png"])
     monkeypatch.setattr(sfm.os, "access", lambda path, mode: False)

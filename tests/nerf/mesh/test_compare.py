@@ -139,6 +139,18 @@ def test_meshes_of_all_formats_are_read(tmp_path, suffix):
     assert got.mesh is not None and len(got.mesh.faces) == 12 and got.diagonal == pytest.approx(np.sqrt(3))
 
 
+EMPTY_PLY = """ply
+format ascii 1.0
+element vertex 0
+property float x
+property float y
+property float z
+element face 0
+property list uchar int vertex_indices
+end_header
+"""
+
+
 @pytest.mark.parametrize(
     "name, content, words",
     [
@@ -149,6 +161,8 @@ def test_meshes_of_all_formats_are_read(tmp_path, suffix):
         ("c.obj", "v 0 0 0\n", "holds no triangles"),
         ("d.obj", "v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n", "no triangle with an area"),
         ("e.obj", "v 0 0 0\nv 1 0 nan\nv 0 1 0\nf 1 2 3\n", "e.obj"),
+        ("f.obj", "v 0 0 0\nv 1e300 0 0\nv 0 1e300 0\nf 1 2 3\n", "f.obj has 2 of 3 points that are not finite or beyond"),
+        ("g.ply", EMPTY_PLY, "g.ply holds no points"),
     ],
 )
 def test_files_that_cannot_be_measured_are_refused_in_a_sentence(tmp_path, name, content, words):

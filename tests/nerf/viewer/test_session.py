@@ -147,6 +147,8 @@ def test_an_error_in_training_is_shown_and_raised_when_the_window_is_closed(open
     session.start()
     until(lambda: session.status.phase is Phase.FAILED)
     assert "the disk is gone" in session.status.error and session.messages()[-1].error
+    session.start()
+    assert session.messages()[-1].text == "the training ended with an error: start over, or close the viewer"
     version = view.show(camera=view.request.camera.zoom(1.0))
     until(lambda: view.frame is not None and view.frame.version == version)  # what was reached can still be looked at
     session.close()
@@ -262,3 +264,8 @@ def test_starting_what_is_finished_says_that_nothing_is_left(open_session, photo
     until(lambda: trained(session))
     session.start()
     assert "nothing is left to train" in session.messages()[-1].text and session.status.phase is Phase.SHOWING
+
+
+def test_the_light_of_a_window_is_within_the_range_of_its_slider(open_session, photographs):
+    session = open_session("--data", photographs, *PHOTOS, "--iters", "1", "--light_phi", "300")
+    assert session.start_request().settings.light_azimuth == -60.0

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from nerf.viewer.camera import OrbitCamera
+from nerf.viewer.camera import MAX_FOVY, OrbitCamera
+from nerf.viewer.frames import Request
+from nerf.viewer.settings import MAX_SPP, ViewSettings
 from nerf.viewer.status import Phase, Status
-from nerf.viewer.web_controls import camera_of, picture_size, place
+from nerf.viewer.web_access import Access, listen
+from nerf.viewer.web_controls import SIZES, Controls, camera_of, picture_size, place
 from nerf.viewer.web_panel import aligned, as_html, headline
+from nerf.viewer.web_server import serving
 
 
 def quaternion(rotation):
@@ -73,6 +77,19 @@ def test_a_camera_that_cannot_be_is_refused(position):
 )
 def test_a_picture_has_the_shape_of_the_canvas_and_is_not_larger(canvas, size):
     assert picture_size(*canvas, 512) == size
+
+
+@pytest.mark.parametrize(
+    ("fovy", "light", "spp", "longest"), [(20.0, 0.0, 1, 512), (MAX_FOVY, 180.0, MAX_SPP, 8192), (1.0, -179.5, 1, 1)]
+)
+def test_controls_can_be_made_for_whatever_the_flags_allow(fovy, light, spp, longest):
+    pytest.importorskip("viser")
+    settings = ViewSettings(light_azimuth=light, max_spp=spp)
+    listener = listen("127.0.0.1", 0)
+    with serving(Access("127.0.0.1", listener.getsockname()[1]), listener) as server:
+        request = Request(OrbitCamera(fovy=fovy), settings)
+        controls = Controls(server.gui, request, 0.6, longest, lambda: None, lambda camera: None)
+        assert controls.settings() == settings and SIZES[0] <= controls.longest.value <= SIZES[1]
 
 
 def test_texts_of_users_are_shown_and_not_run():

@@ -1,10 +1,10 @@
-"""How photographs are read, as options (see ``nerf/config/groups.py``): finding cameras, placing the scene, depth maps."""
+"""How photographs are read, as options: finding cameras, placing the scene, depth maps, and what is learned of each one."""
 
 from dataclasses import dataclass
 
-from nerf.config.limits import AXES, FAR, SIZE, WEIGHT
+from nerf.config.limits import AXES, SIZE, WEIGHT
 from nerf.config.parser import RUN, Group, option
-from nerf.core.ranges import Check, above, between
+from nerf.core.ranges import Check, above
 from nerf.core.words import is_number
 
 SCALE_WORDS = ("auto", "cameras", "nearest", "points")  # of --scene_scale beside a number
@@ -82,36 +82,12 @@ class DepthMapConfig(Group):
 
 
 @dataclass(frozen=True)
-class CameraPathConfig(Group):
-    """Own videos: part of the options of output."""
+class CorrectionConfig(Group):
+    """What is learned of each photograph beside the scene: part of the options of photographs."""
 
-    camera_path: str | None = option(
-        None,
-        "JSON file of a camera path in nerfstudio's format, along which the test video is rendered; its world is that of "
-        "--data, or the scene's without --data",
-        path=True,
+    exposure: bool = option(
+        False, "learn an affine colour for each photograph; views without one have the mean of all exposures", kept=RUN
     )
-
-
-CROP_VALUE = between(-FAR * 1e8, FAR * 1e8)
-
-
-@dataclass(frozen=True)
-class MeshCropConfig(Group):
-    """Crop box of the mesh: part of the options of output."""
-
-    mesh_crop: tuple[float, float, float, float, float, float] | None = option(
-        None,
-        "box that the exported mesh is cut to, x0 y0 z0 x1 y1 z1 in the coordinates of the exported file (see --export_frame)",
-        check=Check(
-            lambda v: (
-                len(v) == 6
-                and all(map(CROP_VALUE.holds, v))
-                and all(low < high for low, high in zip(v[:3], v[3:], strict=True))
-            ),
-            f"six numbers x0 y0 z0 x1 y1 z1 with x0 < x1, y0 < y1 and z0 < z1, each {CROP_VALUE.expected}",
-            f"each {CROP_VALUE.span}",
-            CROP_VALUE.low,
-            CROP_VALUE.high,
-        ),
+    refine_poses: bool = option(
+        False, "correct the poses of the photographs while training, coarse to fine (--progressive_level)", kept=RUN
     )
