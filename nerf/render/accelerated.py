@@ -301,14 +301,17 @@ class AcceleratedPath(RenderPath):
 def _evaluated(field: Field, samples: Samples, rays: Rays, settings: RenderSettings, channels: int) -> tuple[Tensor, Tensor]:
     """Opacity [M] and values [M, C] of samples; both zero where the field knows beforehand that there is nothing."""
     seen = field.may_be_seen(samples.positions, samples.dt, settings)
-    chosen = slice(None) if seen is None else seen.nonzero()[:, 0]
-    ray_index, dt = samples.ray_index[chosen], samples.dt[chosen]
+    if seen is None:
+        points = points_at(samples, rays)
+        output = field.query(points, settings)
+        values = sample_values(output, rays, settings, samples.ray_index)
+        return field.opacity(output, points, samples.dt, settings), values
+    chosen = seen.nonzero()[:, 0]
+    ray_index = samples.ray_index[chosen]
     points = points_on(samples.positions[chosen], ray_index, rays)
     output = field.query(points, settings)
-    alpha = field.opacity(output, points, dt, settings)
+    alpha = field.opacity(output, points, samples.dt[chosen], settings)
     values = sample_values(output, rays, settings, ray_index)
-    if seen is None:
-        return alpha, values
     everywhere = alpha.new_zeros(len(samples)).index_copy(0, chosen, alpha)
     return everywhere, values.new_zeros(len(samples), channels).index_copy(0, chosen, values)
 
