@@ -85,6 +85,19 @@ class Field(nn.Module, ABC):
             [M] in [0, 1]; differentiable in ``output`` and in parameters that only the opacity depends on.
         """
 
+    def may_be_seen(self, positions: Tensor, dt: Tensor, settings: RenderSettings) -> Tensor | None:
+        """Which of M steps may have an opacity at all, from whatever direction they are seen; evaluation skips the others.
+
+        Args:
+            positions: [M, 3], neighbours on a ray next to one another.
+            dt: [M] length of the steps, scene units.
+            settings: those of the query.
+
+        Returns:
+            bool [M], or None where the answer costs as much as the query, as by default. Not differentiable.
+        """
+        return None
+
     @abstractmethod
     def occupancy(self, positions: Tensor, dt: float, reach: Tensor | float = 0.0) -> Tensor:
         """Opacity of a step at each position, in any direction, for the occupancy grid.

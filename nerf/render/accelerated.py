@@ -292,13 +292,28 @@ class AcceleratedPath(RenderPath):
         while len(queue):
             steps = min(FIRST_ROUND * len(rays) // len(queue), LONGEST_ROUND)  # more once few rays are left
             samples = Samples(*march_rays(queue, *march.scene, steps, self.dt_gamma, max_steps))
-            points = points_at(samples, rays)
-            output = field.query(points, settings)
-            alpha = field.opacity(output, points, samples.dt, settings)
-            values = sample_values(output, rays, settings, samples.ray_index)
+            alpha, values = _evaluated(field, samples, rays, settings, channels)
             composite_rays(queue, alpha, values, samples.t, samples.first, samples.count, MIN_TRANSMITTANCE)
         color, normal, extras = split_values(queue.image, layout)
         return RaySums(color=color, opacity=queue.opacity, depth=queue.depth, normal=normal, extras=extras)
+
+
+def _evaluated(field: Field, samples: Samples, rays: Rays, settings: RenderSettings, channels: int) -> tuple[Tensor, Tensor]:
+    """Opacity [M] and values [M, C] of samples; both zero where the field knows beforehand that there is nothing."""
+    seen = field.may_be_seen(samples.positions, samples.dt, settings)
+    if seen is None:
+        points = points_at(samples, rays)
+        output = field.query(points, settings)
+        values = sample_values(output, rays, settings, samples.ray_index)
+        return field.opacity(output, points, samples.dt, settings), values
+    chosen = seen.nonzero()[:, 0]
+    ray_index = samples.ray_index[chosen]
+    points = points_on(samples.positions[chosen], ray_index, rays)
+    output = field.query(points, settings)
+    alpha = field.opacity(output, points, samples.dt[chosen], settings)
+    values = sample_values(output, rays, settings, ray_index)
+    everywhere = alpha.new_zeros(len(samples)).index_copy(0, chosen, alpha)
+    return everywhere, values.new_zeros(len(samples), channels).index_copy(0, chosen, values)
 
 
 def least_rays(rays: Rays, settings: RenderSettings) -> float | None:

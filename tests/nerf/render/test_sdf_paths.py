@@ -113,3 +113,26 @@ def test_the_march_takes_the_steps_that_the_sharpness_needs():
         counts.append(path._least_scale(field))
         assert float(path.render(field, rays, RenderSettings()).opacity.detach().max()) > 0.99
     assert counts == [3, 0]  # a step of 0.0034 may be 0.05 long at a sharpness of 20
+
+
+def wavy(x):
+    """A random smooth field, up to half again as steep as a distance."""
+    return x.norm(dim=-1) - RADIUS + 0.05 * torch.sin(9 * x[:, 0] + 1) * torch.sin(8 * x[:, 1]) * torch.cos(7 * x[:, 2])
+
+
+@pytest.mark.parametrize("distance", [lambda x: x.norm(dim=-1) - RADIUS, wavy])
+@pytest.mark.parametrize("sharpness", [20.0, 150.0, 1000.0])
+def test_evaluation_without_the_steps_that_nobody_sees_gives_the_same_picture(distance, sharpness, monkeypatch):
+    field, rays = SphereField(distance, sharpness), image_rays(16, 16)
+    path, settings = paths(field)[1], RenderSettings(training=False, need_normals=True)
+    path.grid.bitfield.fill_(255)  # empty space is marched too
+    asked = []
+    trunk = field.trunk_with_gradient
+    monkeypatch.setattr(field, "trunk_with_gradient", lambda x, level: asked.append(len(x)) or trunk(x, level))
+    sums, evaluated = path.render(field, rays, settings), sum(asked)
+    asked.clear()
+    monkeypatch.setattr(SignedDistanceField, "may_be_seen", lambda *_: None)
+    full = path.render(field, rays, settings)
+    for name in ("color", "opacity", "depth", "normal"):
+        assert (getattr(sums, name) - getattr(full, name)).abs().max() < 5e-3, name
+    assert evaluated < (0.95 if sharpness < 100 else 0.5) * sum(asked)
