@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import main
+import main as program
 from benchmarks import timing
 from nerf.config.keywords import configure
 from nerf.core.ranges import between
@@ -37,7 +37,7 @@ def steps(folder: Path, count: int, threads: int, served: bool, looked_at: bool)
     config = configure(text="a hamburger", workspace=folder, O=True, seed=0, threads=threads, save_mesh=False, ema_decay=0.99)
     times: list[float] = []
     clock = time.process_time if threads == 1 else time.perf_counter
-    with main.ready(config) as (made, trainer, _):
+    with program.ready(config) as (made, trainer, _):
         if not served:
             for _ in trainer.run():
                 times.append(clock())
@@ -49,7 +49,7 @@ def steps(folder: Path, count: int, threads: int, served: bool, looked_at: bool)
 
 
 def _train_served(
-    made: main.Run, trainer: Trainer, count: int, looked_at: bool, times: list[float], clock: Callable[[], float]
+    made: program.Run, trainer: Trainer, count: int, looked_at: bool, times: list[float], clock: Callable[[], float]
 ) -> None:
     """Train in a session whose page is served."""
     session = Session(made, trainer)
@@ -86,7 +86,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, timing.Timing]:
     return {name: timing.Timing(name, median(each), min(each), len(each)) for name, each in found.items()}
 
 
-def benchmark() -> int:
+def main() -> int:
     """Measure and print; exit code 1 if the bar is missed."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.number("--threads", int, 1, between(1, 1024), "CPU threads of the training")
@@ -104,4 +104,4 @@ def benchmark() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(benchmark))
+    sys.exit(run(main))

@@ -148,11 +148,11 @@ class SceneInfo:
 
     bound: float = 1.0  # half the side of the object's box, scene units
     num_images: int = 0  # photographs in all splits, the range of ``image_index``
-    num_training: int = 0  # those of the training split, which come first in it
     has_transparency: bool = False  # the photographs mark the background, by alpha or by masks
     points: Tensor | None = None  # [P, 3] points of the reconstruction in the box, scene units
     unbounded: bool = False  # the photographs show more than the box holds
     coverage: "Coverage | None" = None  # what the training photographs of a scene see; None for an object
+    num_training: int = 0  # those of the training split, which come first in it
 
 
 @dataclass(frozen=True)
@@ -420,11 +420,11 @@ class Batch:
     mask: Tensor | None = None  # [N] target opacity in [0, 1]
     depth: Tensor | None = None  # [N]
     normal: Tensor | None = None  # [N, 3]
+    background: Tensor | None = None  # [N, 3] or [B, 3]: what the target was composited over; the part renders over the same
+    light: Tensor | None = None  # [B, 3] unit direction from the surface to the light
     depth_map: Tensor | None = None  # [N] depth along the viewing direction of a photograph's depth map; 0: unknown
     depth_cosine: Tensor | None = None  # [N] of the angle between ray and viewing direction: the depth along the ray times it
     depth_relative: bool = False  # the depth map has another scale and offset for each photograph; else it is in scene units
-    background: Tensor | None = None  # [N, 3] or [B, 3]: what the target was composited over; the part renders over the same
-    light: Tensor | None = None  # [B, 3] unit direction from the surface to the light
 
     def settings(self, settings: RenderSettings) -> RenderSettings:
         """The settings with the light and the background of this batch, where the batch has some."""

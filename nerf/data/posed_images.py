@@ -248,7 +248,7 @@ class Photographs:
         shown = None if self.cameras.near is None else Coverage(self.cameras, self.store.width, self.store.height)
         unbounded = self.unbounded and not marked
         return SceneInfo(
-            bound, self.num_images, self.num_training, marked, self._points_in(bound), unbounded=unbounded, coverage=shown
+            bound, self.num_images, marked, self._points_in(bound), unbounded, coverage=shown, num_training=self.num_training
         )
 
     def _points_in(self, bound: float) -> Tensor | None:

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import main
-from nerf.data.transforms import read_folder
+from nerf.data.folder import read_folder
 from tests.nerf import photo_folders
 
 TINY = (
