@@ -133,7 +133,7 @@ def test_one_and_two_threads_give_the_same_bits(native):
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            alpha, values, t, first, count = packed([5, 0, 9] * 300, 6, "cpu", dtype=torch.float32)
+            alpha, values, t, first, count = packed([5, 0, 9] * 300, 6, native, dtype=torch.float32)
             outputs = raymarching.composite_rays_train(alpha, values, t, first, count)
             results.append((*outputs, *torch.autograd.grad(sum(o.sum() for o in outputs), (alpha, values))))
     finally:

@@ -173,8 +173,8 @@ def test_a_capacity_keeps_whole_rays_first_and_counts_what_was_needed(device):
 
 
 def test_one_and_two_threads_give_the_same_bits(native):
-    origins, directions = sphere_rays(500, "cpu", torch.float32)
-    bits = random_bits(1, 32, 0.3, "cpu")
+    origins, directions = sphere_rays(500, native, torch.float32)
+    bits = random_bits(1, 32, 0.3, native)
     results = []
     before = torch.get_num_threads()
     try:
