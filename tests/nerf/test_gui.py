@@ -71,7 +71,7 @@ def test_the_scene_is_turned_shifted_and_zoomed_with_the_mouse(use, open_run, ph
 @pytest.mark.timeout(300)  # windows draw slowly without a GPU
 def test_a_training_is_stopped_edited_exported_and_begun_anew_by_clicks(use, tmp_path):
     pytest.importorskip("diffusers")
-    ended = use("train", *WORDS, "--iters", 100000, "--viewer", "desktop", "--mesh_threshold", "0.2")
+    ended = use("train", *WORDS, "--iters", 100000, "--viewer", "desktop", "--mesh_threshold", "1.0")
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "the viewer was closed after step" in ended.stderr
     assert (tmp_path / "run" / "mesh" / "mesh.glb").is_file()
