@@ -1,6 +1,6 @@
 # make demo       a textured model from a sentence, in minutes, into demo/ (PROMPT="..." for your own)
-# make test       style, types and the whole test suite: two tests at a time, then the slow ones alone
-# make quick      the tests that are not slow, two at a time: a minute and a half
+# make test       style, types and the whole test suite: two tests at a time, then the slow ones by files
+# make quick      the tests that are not slow, two at a time: some six minutes
 # make sanitize   the tests of the CUDA kernels, emulated on a CPU, under the address, undefined-behaviour and thread
 #                 sanitizers and with fused multiply-adds, as nvcc compiles them; no GPU is needed
 # make gpu-check  build, tests and benchmarks on a machine with a GPU, with the interpreter's own torch
@@ -27,7 +27,7 @@ demo: $(STAMP)
 
 test: lint
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 -m "not slow" $(ARGS) || [ $$? -eq 5 ]
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -m slow $(ARGS) || [ $$? -eq 5 ]
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile -m slow $(ARGS) || [ $$? -eq 5 ]
 
 quick: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 -m "not slow" $(ARGS)
