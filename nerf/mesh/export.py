@@ -212,11 +212,17 @@ def export_level_set(
         return light_depth(level_set.value, clean.vertices, clean.require("normals"), spacing, device=device)
 
     done = _finish(mesh, job, inset)
-    foggy = (
+    return replace(done, max_density=highest, notes=done.notes + _fog_notes(highest), **common)
+
+
+def _fog_notes(highest: float) -> tuple[str, ...]:
+    """What to say of a density whose highest value is too low for a solid object; nothing for others."""
+    if highest >= _OPAQUE:
+        return ()
+    return (
         f"the highest density is {highest:.3g}, below {_OPAQUE:g}: the object is still foggy, and "
-        "longer training makes it more opaque"
+        "longer training makes it more opaque",
     )
-    return replace(done, max_density=highest, notes=done.notes + ((foggy,) if highest < _OPAQUE else ()), **common)
 
 
 def export_surface(

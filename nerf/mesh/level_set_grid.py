@@ -262,6 +262,13 @@ def sample_level_set(
     grid = LevelSetGrid(coarse, bound, level, coarse.size, level_set.inside, level_set.logarithmic)
     if not around_surface:
         return grid if stride == 1 else _refined(grid, stride, partial(evaluate, origin))[0]
+    return _around_surface(grid, resolution, evaluate)
+
+
+def _around_surface(grid: LevelSetGrid, resolution: int, evaluate: Callable[..., np.ndarray]) -> LevelSetGrid:
+    """The fine grid over the blocks of a coarse one that are near the surface; see :func:`sample_level_set`."""
+    coarse, bound, blocks = grid.values, grid.bound, len(grid.values) - 1
+    coarse_spacing = 2.0 * bound / blocks
     near = _blocks_near_surface(grid)
     if not near.any():
         return grid
