@@ -14,13 +14,13 @@ import sys
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import main as program
 from benchmarks.timing import machine
+from benchmarks.virtual_display import virtual_display
 from nerf import gui
 from nerf.config.config import Config, parse
 from nerf.config.resolve import resolve
@@ -41,31 +41,6 @@ PAUSE_SECONDS = 0.5  # between two clicks
 FLAT_MEGABYTES = 20.0  # that the memory may grow by
 
 Show = Callable[[Session, Config, Callable[[], bool]], None]
-
-
-@contextmanager
-def display() -> Iterator[None]:
-    """A virtual display for this process.
-
-    Raises:
-        UserError: Xvfb is missing, or the display did not start.
-    """
-    if shutil.which("Xvfb") is None:
-        raise UserError("the benchmark needs Xvfb; on Debian: apt-get install xvfb xdotool libgl1-mesa-dri")
-    reading, writing = os.pipe()
-    words = ["Xvfb", "-displayfd", str(writing), "-screen", "0", "1280x900x24", "+extension", "GLX", "-nolisten", "tcp"]
-    server = subprocess.Popen(words, pass_fds=[writing], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    os.close(writing)
-    with os.fdopen(reading) as answer:
-        number = answer.readline().strip()
-    if not number:
-        raise UserError("Xvfb did not start; run it by hand to see why")
-    os.environ["DISPLAY"] = f":{number}"
-    try:
-        yield
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 class Hand:
@@ -249,7 +224,7 @@ def measure(args: Namespace) -> dict[str, Any]:
         return {name: value for part in args.parts for name, value in _apart(args, part).items()}
     found: dict[str, Any] = {}
     hamburger = finished(args.work / "hamburger")
-    with display():
+    with virtual_display() as os.environ["DISPLAY"]:
         if "orbit" in args.parts:
             watch(measured_orbit(found.setdefault("orbit", {}), args.seconds), hamburger, "--test")
             found["orbit"]["passes"] = found["orbit"]["frames_per_second"] >= FRAMES_BAR

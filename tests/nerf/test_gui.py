@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.virtual_display import virtual_display
 from nerf import gui
 from nerf.config.config import parse
 from nerf.core.errors import UserError
@@ -29,18 +30,8 @@ def screen():
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed; make system-deps installs it")
     pytest.importorskip("dearpygui")
-    reading, writing = os.pipe()
-    words = ["Xvfb", "-displayfd", str(writing), "-screen", "0", "1280x900x24", "+extension", "GLX", "-nolisten", "tcp"]
-    server = subprocess.Popen(words, pass_fds=[writing], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    os.close(writing)
-    with os.fdopen(reading) as answer:
-        number = answer.readline().strip()
-    if not number:
-        server.wait(10)
-        pytest.skip("Xvfb did not start here")
-    yield f":{number}"
-    server.terminate()
-    server.wait(10)
+    with virtual_display() as name:
+        yield name
 
 
 @pytest.fixture
