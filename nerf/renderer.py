@@ -195,7 +195,9 @@ FIELD_NEEDS: dict[str, Callable[[str], None]] = {"grid_tcnn": tcnn.check_device,
 BACKGROUNDS: dict[str, Callable[[FieldConfig, SceneInfo], Background]] = {
     "constant": lambda config, scene: ConstantBackground(),
     "network": lambda config, scene: NetworkBackground(),
-    "contracted": lambda config, scene: ContractedBackground(GridField(field_options(config), SceneInfo()), scene.bound),
+    "contracted": lambda config, scene: ContractedBackground(
+        GridField(field_options(config), SceneInfo()), scene.bound, config.background_lr
+    ),
 }
 PATHS: dict[str, Callable[[Config, Field], RenderPath]] = {"volume": make_volume_path, "dmtet": make_dmtet_path}
 

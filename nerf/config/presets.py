@@ -297,12 +297,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Without masks a background model stands behind the object, and nothing says where it ends.
-PRESETS["neus-unmasked"] = PRESETS["neus"] | {
-    "preset": "neus-unmasked",
+# Without masks a background model stands behind the object, and nothing says where it ends. The first sphere must leave some
+# of the background to be seen, so the box is what the cameras see in common, not what holds them; and the background must
+# explain it at once, or the surface grows until it hides whatever is not explained yet, and a surface everywhere is a fog.
+PRESETS["unmasked"] = {
     "background": "contracted",
+    "background_lr": 1.0,
+    "background_bias": -1.0,
+    "scene_scale": "seen",
     "lambda_mask": 0.0,
 }
+PRESETS["neus-unmasked"] = PRESETS["neus"] | PRESETS["unmasked"] | {"preset": "neus-unmasked"}
 # Under the embedded prior the gradient of distillation sums over all pixels, so the weight is large; photographs make a surface
 # sharp by themselves and words do not, so the sharpness follows a schedule.
 PRESETS["sdf embedded"] = {
@@ -393,6 +398,7 @@ REASONS: dict[str, str] = {
     "neus": "--preset neus",
     "neus-unmasked": "--preset neus-unmasked",
     "neuralangelo": "--preset neuralangelo",
+    "unmasked": "photographs without masks",
     "refined poses": "--refine_poses",
     "image": "--image",
     "image text": "--image and --text",

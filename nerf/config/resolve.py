@@ -163,8 +163,10 @@ def _surface_presets(config: Config, workspace: StoredRun) -> list[str]:
         return []
     if config.data.data is None:
         return ["sdf"]
-    chosen = "neus" if workspace.masks else "neus-unmasked"
-    return ["sdf", chosen if config.field.preset == "auto" else config.field.preset]
+    if config.field.preset == "auto":
+        return ["sdf", "neus" if workspace.masks else "neus-unmasked"]
+    unmasked = config.field.preset == "neuralangelo" and not workspace.masks
+    return ["sdf", config.field.preset, *(["unmasked"] if unmasked else [])]
 
 
 def _recipe(config: Config, workspace: StoredRun) -> list[str]:

@@ -41,6 +41,7 @@ BOX_SOURCE = {  # SceneNormalization.kind in words, for the log
     "object": "the field of view (transparent background)",
     "points": "the reconstruction's points",
     "scene": "the camera positions",
+    "seen": "what the cameras see around the point that they look at",
     "given": "--scene_center and --scene_scale",
 }
 
