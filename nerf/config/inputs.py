@@ -60,8 +60,8 @@ class DataConfig(SfmConfig, PlacementConfig, DepthMapConfig, CorrectionConfig):
 
     data: str | None = option(
         None,
-        "folder of photographs: transforms.json, COLMAP, NeuS, LLFF, Polycam, Record3D, Metashape or RealityCapture cameras, "
-        "or with --sfm plain pictures",
+        "folder of photographs: transforms.json, phototourism, COLMAP, NeuS, LLFF, Polycam, Record3D, Metashape or "
+        "RealityCapture cameras, or with --sfm plain pictures",
         kept=RUN,
         path=True,
     )

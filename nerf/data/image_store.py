@@ -24,6 +24,16 @@ HALF_VALID = 128  # mean level of a block of mask pixels of 0 and 255 from which
 UNKNOWN_NORMAL = 128  # byte of all three components where there is no normal map; decodes to a length near 0
 NORMAL_TOLERANCE = 0.25  # of a normal's length: 8-bit rounding and resampling stay below it, plain backgrounds exceed it
 EXIF_ORIENTATION = 0x0112  # the tag
+SIDEWAYS = (5, 6, 7, 8)  # the orientations in which width and height change places
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MIN_LENGTH = 1e-6  # lower limit of a divisor
 _WAY_OUT = "replace the file, or remove it from the dataset"
 
@@ -45,7 +55,12 @@ def exif_orientation(path: Path) -> int:
         return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def decode_image(path: Path, mode: str, factor: int = 1) -> Tensor:
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """A picture as it is shown, given its EXIF orientation, 1 to 8."""
+    return image if orientation == 1 else image.transpose(_TURNS[orientation])
+
+
+def decode_image(path: Path, mode: str, factor: int = 1, orientation: int = 1) -> Tensor:
     """Decode an image as uint8 [H, W, C], or [H, W] in mode "L", optionally downscaled by an integer factor.
 
     Downscaling averages blocks of ``factor`` x ``factor`` pixels, with premultiplied alpha in mode "RGBA".
@@ -54,12 +69,13 @@ def decode_image(path: Path, mode: str, factor: int = 1) -> Tensor:
         path: in one of the formats of :mod:`nerf.core.pictures`; 16-bit grey is scaled to 8 bits.
         mode: "RGB", "RGBA" or "L".
         factor: width and height are divided by it and rounded up.
+        orientation: as EXIF counts, by which the picture is turned; 1: not at all.
 
     Raises:
         UserError: the file is not a picture, is broken, or is too large to be decoded safely.
     """
     with open_picture(path, f"photograph {path}", _WAY_OUT) as opened:
-        image = as_mode(opened, mode)
+        image = turned(as_mode(opened, mode), orientation)
         return torch.from_numpy(np.array(image.reduce(factor) if factor > 1 else image))
 
 
@@ -132,12 +148,14 @@ class ImageStore:
         depths: I depth maps and what one of their levels means, or None; 0 is unknown. They may have another size.
         factor: downscale by this factor.
         device: where the tensors live.
+        orientations: I EXIF orientations by which the images are turned, see :func:`turned`; None: none is. Their masks and
+            maps are those of the turned images.
 
     Attributes:
         pixels: [P, C] uint8, straight (not premultiplied) alpha; C is 4 only if some pixel is not opaque.
         width, height: [I] pixels, after downscaling.
         ends: [I] cumulative sums of width * height.
-        original_sizes: width and height of each image before downscaling.
+        original_sizes: width and height of each image before downscaling, and as it is turned.
 
     Raises:
         UserError: an image is unreadable, the factor exceeds an image, a mask has another size, or all masks are black.
@@ -152,8 +170,11 @@ class ImageStore:
         factor: int,
         device: torch.device,
         depths: Sequence[tuple[Path | None, float]] = (),
+        orientations: Sequence[int] | None = None,
     ):
+        orientations = orientations or [1] * len(paths)
         headers = [read_header(path) for path in track(paths, "reading the sizes of photographs")]
+        headers = [(h, w, a) if turn in SIDEWAYS else (w, h, a) for (w, h, a), turn in zip(headers, orientations, strict=True)]
         for path, (w, h, _) in zip(paths, headers, strict=True):
             if factor > min(w, h):
                 raise UserError(
@@ -170,7 +191,7 @@ class ImageStore:
 
         def load(i: int) -> None:
             size, inside = (int(height[i]), int(width[i])), slice(int(ends[i] - width[i] * height[i]), int(ends[i]))
-            pixels[inside] = decode_image(paths[i], mode, factor).reshape(-1, len(mode))
+            pixels[inside] = decode_image(paths[i], mode, factor, orientations[i]).reshape(-1, len(mode))
             if (path := alphas[i]) is not None:
                 pixels[inside, 3] = _of_size("mask", path, decode_opacity(path, factor), size).reshape(-1)
             if (path := masks[i]) is not None:
