@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from nerf.config.limits import AZIMUTH, MOST, POLAR, POSITIVE_LENGTH, STEPS, WEIGHT
 from nerf.config.parser import RUN, Group, option
-from nerf.config.photographs import CorrectionConfig, DepthMapConfig, PlacementConfig, SfmConfig
+from nerf.config.photographs import CacheConfig, CorrectionConfig, DepthMapConfig, PlacementConfig, SfmConfig
 from nerf.core.ranges import between, each
 
 
@@ -55,7 +55,7 @@ class PromptConfig(Group):
 
 
 @dataclass(frozen=True)
-class DataConfig(SfmConfig, PlacementConfig, DepthMapConfig, CorrectionConfig):
+class DataConfig(SfmConfig, CacheConfig, PlacementConfig, DepthMapConfig, CorrectionConfig):
     """Posed photographs"""
 
     data: str | None = option(

@@ -109,6 +109,7 @@ class Photographs:
             self.device,
             self._depths,
             [orientation_of(frame) for frame in frames],
+            config.photo_cache,
         )
         self._has_distortion = [any(frame.intrinsics.distortion) or frame.intrinsics.fisheye for frame in frames]
         self.cameras = self._make_cameras(frames, normalization, factor)
