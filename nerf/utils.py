@@ -80,7 +80,8 @@ class Trainer:
         self.workspace = Path(self.config.output.workspace)
         for one in guidance:
             one.begin_stage()
-        self.objectives = objectives.build(ObjectiveInputs(run, model.field, guidance, self.device))
+        inputs = ObjectiveInputs(run, model.field, guidance, self.device, model.appearance, model.recolored)
+        self.objectives = objectives.build(inputs)
         self.optimizer = self._make_optimizer()
         self.amp_dtype = self._amp_dtype()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)

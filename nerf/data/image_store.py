@@ -304,6 +304,10 @@ class ImageStore:
         """Depths [N] of pixels [N] as their maps give them, 0 where unknown; None if no image has a depth map."""
         return None if self._depth is None else self._depth[pixel]
 
+    def valid(self, pixel: Tensor) -> Tensor | None:
+        """Which of the pixels [N] are not masked out, bool; None if no image has a mask."""
+        return None if self._valid is None else self._valid[pixel]
+
     def sample_pixels(self, count: int, generator: torch.Generator) -> Tensor:
         """Indices [count] int64 into ``pixels``, uniform over all valid pixels of all images, with replacement.
 
