@@ -73,6 +73,7 @@ class CacheConfig(Group):
         "auto",
         "where decoded photographs are kept as bytes for later runs: a folder, or off; auto is the user's cache folder, for "
         "sets of more than 128 MiB",
+        path=True,
     )
 
 
