@@ -93,7 +93,7 @@ class Appearance(nn.Module):
             ValueError: the vectors of this model are learned, not encoded.
         """
         if self.encoder is None:
-            raise ValueError("Appearance.encode: vectors of the kind 'embedding' are learned; see nerf.render.light.fit")
+            raise ValueError("Appearance.encode: vectors of the kind 'embedding' are learned; see nerf.run.appearance_fit")
         return self.encoder(pictures)
 
     def of_photographs(self, index: Tensor) -> Tensor:
@@ -133,6 +133,11 @@ class Appearance(nn.Module):
             device = next(self.parameters()).device
             self._shown = state, self.of_photographs(torch.tensor([self.shown_index], device=device))[0]
         return self._shown[1]
+
+    @torch.no_grad()
+    def first_guess(self) -> Tensor:
+        """A vector [A] from which that of an unknown photograph may be looked for: the mean of learned ones, or the shown."""
+        return self.shown() if self.embedding is None else self.embedding.weight.mean(0)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimiser groups (params, lr, name)."""
