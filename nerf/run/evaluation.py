@@ -269,12 +269,12 @@ class Evaluator:
 
     def _measure_halves(self, step: int) -> None:
         """Compare held-out photographs in their own light; see :mod:`nerf.run.half_images`."""
-        photos, chosen, seed = self.held_out["test"], self._measured("test"), self.config.runtime.seed or 0
+        photos, chosen = self.held_out["test"], self._measured("test")
 
         def light(batch: Batch, seen: Tensor) -> Tensor:
             assert batch.views is not None and batch.rgb is not None, "a photograph has a camera and colours"
             rays = batch.rays[seen]
-            return lights.of_part(self.model, rays, batch.rgb, seen, batch.views, batch.settings(self.settings()), seed)
+            return lights.of_part(self.model, rays, batch.rgb, seen, batch.views, batch.settings(self.settings()))
 
         def render(batch: Batch, vector: Tensor) -> Tensor:
             assert batch.views is not None, "a photograph has a camera"

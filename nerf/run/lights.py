@@ -4,25 +4,23 @@ K lights of A numbers, H rows, W columns.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from nerf.core.errors import UserError
-from nerf.core.progress import track
-from nerf.core.streams import Random, Stream, derived_seed
-from nerf.core.structs import AppearanceCodes, Rays, RenderSettings, Views
+from nerf.core.structs import Rays, RenderSettings, Views
 from nerf.core.words import counted
 from nerf.data.frames import list_pictures
 from nerf.data.image_store import decode_image, exif_orientation, read_header
 from nerf.data.patches import small_picture
 from nerf.fields.appearance import Appearance
 from nerf.renderer import NeRFRenderer
+from nerf.run.appearance_fit import fit_appearance
 
 LARGEST = 2048  # pixels along the longer side of a picture as it is kept; an encoder looks at far fewer
-FIT_STEPS, FIT_RATE, FIT_RAYS = 128, 0.1, 1024  # of a learned vector: Adam with all else fixed
 
 
 @dataclass(frozen=True)
@@ -109,37 +107,7 @@ def lights_of(model: NeRFRenderer, paths: Sequence[Path]) -> list[Light]:
     return found
 
 
-def fit(model: NeRFRenderer, rays: Rays, colours: Tensor, settings: RenderSettings, seed: int) -> Tensor:
-    """The vector [A] in whose light rays [N] have colours [N, 3] best; everything else stays as it is (NeRF-W, sec. 5).
-
-    Args:
-        model: with an appearance.
-        rays: of a photograph, or of a part of it.
-        colours: its pixels there.
-        settings: of the render.
-        seed: of the choice of rays.
-    """
-    appearance = need_appearance(model, "fitting a light")
-    device = next(appearance.parameters()).device
-    with torch.no_grad():
-        start = appearance.of_photographs(torch.arange(appearance.count, device=device)).mean(0)
-    vector = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([vector], FIT_RATE)
-    for step in track(range(FIT_STEPS), "fitting the light of a photograph"):
-        random = Random(derived_seed(seed, "light", step))
-        chosen = torch.randint(len(rays), (FIT_RAYS,), generator=random.generator(Stream.PHOTO_PIXELS)).to(rays.origins.device)
-        some = replace(rays[chosen], appearance=AppearanceCodes(vector[None]))
-        with torch.enable_grad():
-            out = model.render(some, replace(settings, training=True, random=random))
-            loss = (out.image - colours[chosen].to(out.image)).square().mean()
-            (vector.grad,) = torch.autograd.grad(loss, [vector])
-        optimizer.step()
-    return vector.detach()
-
-
-def of_part(
-    model: NeRFRenderer, rays: Rays, colours: Tensor, seen: Tensor, views: Views, settings: RenderSettings, seed: int
-) -> Tensor:
+def of_part(model: NeRFRenderer, rays: Rays, colours: Tensor, seen: Tensor, views: Views, settings: RenderSettings) -> Tensor:
     """The vector [A] of a part of a photograph: by the encoder from a picture of that part, or fitted to its pixels.
 
     Args:
@@ -149,11 +117,10 @@ def of_part(
         seen: [N] bool, the part: some of its columns, in all rows.
         views: the camera of the photograph.
         settings: of its render.
-        seed: of the choice of rays.
     """
     appearance = need_appearance(model, "reading a light")
     if appearance.encoder is None:
-        return fit(model, rays, colours[seen], settings, seed)
+        return fit_appearance(model, rays, colours[seen], settings)
     return vector_of(appearance, colours[seen].reshape(views.height, -1, 3))
 
 
