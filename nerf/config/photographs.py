@@ -67,6 +67,18 @@ class PlacementConfig(Group):
 
 
 @dataclass(frozen=True)
+class CacheConfig(Group):
+    """Decoded photographs: part of the options of photographs."""
+
+    photo_cache: str = option(
+        "auto",
+        "where decoded photographs are kept as bytes for later runs: a folder, or off; auto is the user's cache folder, for "
+        "sets of more than 128 MiB",
+        path=True,
+    )
+
+
+@dataclass(frozen=True)
 class DepthMapConfig(Group):
     """Depth maps: part of the options of photographs."""
 

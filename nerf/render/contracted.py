@@ -18,7 +18,7 @@ from nerf.fields.base import Field
 from nerf.fields.contraction import OUTER, contract, disparity_steps, uncontract
 from nerf.fields.opacity import density_to_alpha
 from nerf.render.background import Background, Behind
-from nerf.render.base import points_at, sample_colours
+from nerf.render.base import points_at, recolored_sum, sample_colours
 from nerf.render.occupancy import OccupancyGrid
 from nerf.render.visibility import visible_mask
 from raymarching import composite_rays_train
@@ -86,7 +86,7 @@ class ContractedBackground(Background):
                 samples, visible_mask(density_to_alpha(density, samples.dt), samples.t, samples.first, samples.count), rays
             )
         index = samples.ray_index
-        output = self.field.query(Points(self._inside(points_at(samples, rays).positions), rays.directions[index]), plain)
+        output = self.field.query(self._points(samples, rays), plain)
         weights, opacity, depth, image = composite_rays_train(
             density_to_alpha(output.require("density"), samples.dt),
             sample_colours(output, rays, plain, index),
@@ -97,6 +97,17 @@ class ContractedBackground(Background):
         color = image + (1.0 - opacity)[:, None] * self._base(rays, settings)
         trace = Trace(samples=samples, weights=weights, field=output) if settings.training else None
         return Behind(color=color, opacity=opacity, depth=depth, trace=trace)
+
+    def _points(self, samples: Samples, rays: Rays) -> Points:
+        """M samples as points of the field."""
+        points = points_at(samples, rays)
+        return replace(points, positions=self._inside(points.positions))
+
+    def recolored(self, rays: Rays, trace: Trace | None, settings: RenderSettings) -> Tensor:
+        """See :meth:`Background.recolored`."""
+        assert trace is not None, "it is a scene"
+        plain = replace(settings, shading="albedo", need_normals=False)
+        return recolored_sum(self.field, trace, self._points(trace.samples, rays), rays, plain, self._base(rays, settings))
 
     def _base(self, rays: Rays, settings: RenderSettings) -> Tensor:
         """What shines through, [N, 3]."""
