@@ -5,8 +5,8 @@
 ``spot`` and ``bunny`` are photographs of known meshes, rendered by ray casting; ``-unmasked`` ones are opaque and before a
 textured background. ``dtu`` is scan 24 of DTU at 400x300 with every 8th view held out, ``lego`` NeRF's at 200x200. Each run is
 one command line of ``main.py``, its mesh is measured as by ``scripts/evaluate_mesh.py``, and a picture of it from above, behind
-and below is written beside the table. Settings of the presets were chosen on ``spot``, ``spot-unmasked`` and ``dtu``; the others
-are held apart.
+and below is written beside the table. Settings of the presets were chosen on ``spot``, ``spot-unmasked`` and ``dtu``; the
+others are held apart.
 """
 
 import os
