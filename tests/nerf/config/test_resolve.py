@@ -172,6 +172,22 @@ def test_photographs_without_masks_have_a_background_that_learns_as_fast_as_the_
     assert config.field.sdf_gradient == ("taps4" if preset == "neuralangelo" else "auto")
 
 
+@pytest.mark.parametrize(
+    ("preset", "masks", "said"),
+    [
+        ("neus", False, "warning: --preset neus is for photographs with masks, and these have none"),
+        ("neus-unmasked", True, "warning: --preset neus-unmasked is for photographs without masks, and these have masks"),
+        ("neus", True, None),
+        ("neus-unmasked", False, None),
+        ("neuralangelo", False, None),
+    ],
+)
+def test_a_recipe_for_other_photographs_is_warned_about(preset, masks, said):
+    plan = resolve(parse(["--data", "photos", "--backbone", "sdf", "--preset", preset]), StoredRun(masks=masks))
+    found = [line for line in plan.lines if line.startswith("warning: --preset")]
+    assert len(found) == (said is not None) and all(line.startswith(said) for line in found)
+
+
 def test_the_plan_of_the_stored_options_is_the_stored_plan():
     run = stored("-O", "--stages", "nerf,dmtet", "--tet_grid_size", "32", embedded=True)
     again = resolve(parse(["-O"]), run, lambda _: {"SD": EMBEDDED})
