@@ -96,3 +96,13 @@ def test_another_preset_can_be_asked_for(tmp_path):
     assert run(folder, tmp_path / "w", "--preset", "neuralangelo", "--iters", 2) == 0
     options = json.loads((tmp_path / "w" / "config.json").read_text())["options"]
     assert options["sdf_gradient"]["value"] == "taps4" and options["lambda_curvature"]["value"].count(":") == 2
+
+
+@pytest.mark.parametrize(("preset", "loss", "weight"), [("neus", "mse", 10.0), ("neus-unmasked", "l1", 1.0)])
+def test_photographs_of_an_object_are_compared_by_squares_and_those_of_a_scene_by_absolute_differences(
+    tmp_path, preset, loss, weight
+):
+    folder = ball_photographs(tmp_path / "photos", masks=preset == "neus")
+    assert run(folder, tmp_path / "w", "--iters", 1) == 0
+    options = json.loads((tmp_path / "w" / "config.json").read_text())["options"]
+    assert [options[name]["value"] for name in ("preset", "rgb_loss", "lambda_rgb")] == [preset, loss, weight]
