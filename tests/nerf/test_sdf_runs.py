@@ -107,3 +107,13 @@ def test_a_preset_for_photographs_with_masks_is_warned_about_without_them(tmp_pa
     folder = ball_photographs(tmp_path / "photos", masks=False)
     assert run(folder, tmp_path / "w", "--preset", "neus", "--iters", 1) == 0
     assert "warning: --preset neus is for photographs with masks" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("preset", "loss", "weight"), [("neus", "mse", 10.0), ("neus-unmasked", "l1", 1.0)])
+def test_photographs_of_an_object_are_compared_by_squares_and_those_of_a_scene_by_absolute_differences(
+    tmp_path, preset, loss, weight
+):
+    folder = ball_photographs(tmp_path / "photos", masks=preset == "neus")
+    assert run(folder, tmp_path / "w", "--iters", 1) == 0
+    options = json.loads((tmp_path / "w" / "config.json").read_text())["options"]
+    assert [options[name]["value"] for name in ("preset", "rgb_loss", "lambda_rgb")] == [preset, loss, weight]
