@@ -13,6 +13,7 @@ from nerf.mesh.mesh import Mesh
 
 _UNWRAP_BLOCK = 1000  # triangles per call of xatlas' charting
 _PADDING, _PADDING_SHARE = 3, 256  # texels between charts: at least so many, and this fraction of the texture
+_CHARTED = 1000.0  # extent at which a surface is charted: xatlas gives triangles smaller than 1e-7 the place (0, 0)
 _EXTENT = (0.05, 1e3)  # scene units: a surface of another size is unwrapped at size 1, as xatlas takes tiny triangles for none
 FEWER = "lower --decimate_target"
 _MAX_COST = 1.0  # half of xatlas' default: compact charts, whose boundary does not come near itself
@@ -85,7 +86,8 @@ def _chart(mesh: Mesh, block: np.ndarray, fewer: str) -> tuple[np.ndarray, np.nd
 
     used, local = np.unique(mesh.faces[block], return_inverse=True)
     atlas, pack = xatlas.Atlas(), xatlas.PackOptions()
-    atlas.add_mesh(mesh.vertices[used].astype(np.float32), local.reshape(-1, 3).astype(np.uint32))
+    enlarged = mesh.vertices[used] * (_CHARTED / max(float(np.ptp(mesh.vertices, axis=0).max()), 1e-30))
+    atlas.add_mesh(enlarged.astype(np.float32), local.reshape(-1, 3).astype(np.uint32))
     pack.padding = 2  # charts of a block must not touch, or they would count as one
     options = xatlas.ChartOptions()
     options.max_cost = _MAX_COST
