@@ -43,7 +43,6 @@ METHODS: dict[str, list[str]] = {
     "robust": ["--occluders", "robust", "--patch_grid", "32"],
 }
 PUBLISHED = {"clean": 30.93, "colour": 28.20, "occluders": 28.60, "both": 24.86}  # PSNR of nerf_pl's NeRF-W at 200 x 200
-BARS = {"clean": 30.0, "colour": 28.5, "occluders": 28.7, "both": 26.0}
 LIGHTS = range(1, 100, 9)  # perturbed photographs whose light is shown on test views
 SHOWN_LIGHTS = 3
 MASKED = 0.5  # from which a pixel of a mask counts
