@@ -98,6 +98,14 @@ class MaskNetwork(Occluders):
         seen = functional.relu(self.position(self.encoder(2.0 * uv - 1.0)) * (1.0 + scale) + shift)
         return torch.sigmoid(self.out(functional.relu(self.hidden(seen))))[:, 0]
 
+    @torch.no_grad()
+    def picture(self, index: int, height: int, width: int) -> Tensor:
+        """The mask [H, W] of training photograph ``index`` at the centres of its pixels."""
+        device = self.vectors.weight.device
+        row, column = ((torch.arange(n, device=device) + 0.5) / n for n in (height, width))
+        uv = torch.stack([column.expand(height, -1), row[:, None].expand(-1, width)], -1).reshape(-1, 2)
+        return self.mask(torch.full((len(uv),), index, device=device), uv).view(height, width)
+
     def keep(self, error: Tensor, batch: Batch, plan: StepPlan) -> Kept:
         """One minus the mask; see :meth:`Occluders.keep`. Differentiable in the mask."""
         rays = batch.rays
