@@ -64,9 +64,10 @@ class AppearanceLosses(Objective):
     ) -> dict[str, Tensor]:
         """The terms that look at the patches again, each in the light of a random photograph of those seen before."""
         patches, height, width = out.image_shape
-        generator = part.random.generator(Stream.OTHER_LIGHT, self.known.device)
-        chosen = torch.multinomial(self.known.float(), patches, replacement=True, generator=generator)
-        others, each = self.last[chosen], height * width
+        generator, each = part.random.generator(Stream.OTHER_LIGHT, self.known.device), height * width
+        assert rays.image_index is not None, "rays of photographs have it"
+        chosen = other_photographs(self.known, rays.image_index[::each], generator)
+        others = self.last[chosen]
         of_ray = torch.arange(patches, device=chosen.device).repeat_interleave(each)
         seen = replace(rays, appearance=AppearanceCodes(others, of_ray))
         colors = self.recolor(seen, out, part.settings)
@@ -94,3 +95,10 @@ class AppearanceLosses(Objective):
         self.last.copy_(state["last"])
         self.known.copy_(state["known"])
         self._any = bool(self.known.any())
+
+
+def other_photographs(known: Tensor, own: Tensor, generator: torch.Generator) -> Tensor:
+    """A random photograph [P] of the known ones [I] bool for each patch, another than its own [P] where there is one."""
+    weight = known.float().expand(len(own), -1).clone()
+    weight.scatter_(1, own[:, None], 1e-6 * weight.gather(1, own[:, None]))
+    return torch.multinomial(weight, 1, generator=generator)[:, 0]
