@@ -53,4 +53,5 @@ def patches(images, side=6):
         torch.zeros(count * len(made)).long(),
         (count, side, side),
         image_index=torch.tensor(images).repeat_interleave(len(made)),
+        patch_images=tuple(images),
     )

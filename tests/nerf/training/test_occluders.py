@@ -6,7 +6,7 @@ import torch
 
 from nerf.config.wild import WildConfig
 from nerf.core.structs import Batch, Part, Rays, RenderOutput, RenderSettings, StepPlan, ViewRequest
-from nerf.training.objectives import KnownView
+from nerf.training.objectives import DepthMaps, KnownView
 from nerf.training.occluders import (
     BLOCK,
     NO_ERROR_YET,
@@ -177,3 +177,18 @@ def test_what_is_known_of_occluders_is_kept_and_comes_back(kind):
 
 def test_without_occluders_there_is_nothing_to_learn():
     assert build_occluders(WildConfig(), 3) is None and build_occluders(WildConfig(occluders="mask"), 0) is None
+
+
+def test_masked_rays_teach_no_depth_either():
+    class Half(MaskNetwork):
+        def mask(self, image_index, uv):
+            return (image_index == 0).float()
+
+    occluders = Half(WildConfig(), 2)
+    item = batch(depth_map=torch.ones(512), depth_cosine=torch.ones(512))
+    depth = torch.rand(512, requires_grad=True)
+    out = RenderOutput(image=torch.rand(512, 3), opacity=torch.ones(512), depth=depth, background=torch.rand(512, 3))
+    objective = DepthMaps(2, occluders)
+    KnownView(occluders=occluders)(out, item, part(), plan())
+    objective(out, item, part(), plan()).terms["depth_map"].backward()
+    assert not depth.grad[:256].any() and depth.grad[256:].all()
