@@ -104,7 +104,7 @@ class NeRFRenderer(nn.Module):
             codes = AppearanceCodes(given[None]) if given.ndim == 1 else AppearanceCodes(given, rays.view_index)
             return replace(rays, appearance=codes)
         if settings.training and rays.image_index is not None:
-            return replace(rays, appearance=self.appearance.codes(rays.image_index))
+            return replace(rays, appearance=self.appearance.codes(rays))
         return replace(rays, appearance=self._shown())
 
     def _shown(self) -> AppearanceCodes | None:

@@ -41,9 +41,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dataset_size_test": 60,
     },
     # Photographs in the wild: several patches a step, each of one photograph, of which the encoder sees the whole.
-    "wild": {"appearance": "encoder", "occluders": "mask", "patch_grid": 32},
-    # A signed distance costs more samples a ray: smaller patches, as many as its samples leave.
-    "sdf wild": {"num_rays": 256, "patch_grid": 16},
+    "wild": {"appearance": "encoder", "occluders": "mask", "patch_grid": 16},
+    # A signed distance costs more samples a ray: as many patches as its samples leave.
+    "sdf wild": {"num_rays": 256},
     # What every signed distance has: one hidden layer behind the hash grid, and an occupancy threshold in opacities of a step.
     "sdf": {"layers": 2, "density_thresh": 0.3},
     # A surface from photographs with masks, on a CPU in minutes: first a few levels of the grid, rays that follow the samples.

@@ -17,7 +17,7 @@ class WildConfig(Group):
 
     wild: bool = option(
         False,
-        "photographs of many cameras, days and passers-by: turns on --appearance encoder, --occluders mask and --patch_grid 32",
+        "photographs of many cameras, days and passers-by: turns on --appearance encoder, --occluders mask and --patch_grid 16",
         kept=RUN,
     )
     appearance: str = option(
@@ -29,7 +29,7 @@ class WildConfig(Group):
     )
     appearance_size: int = option(48, "numbers of that vector", check=WIDTH, kept=RUN)
     appearance_side: int = option(
-        64, "longer side to which a photograph is reduced for the encoder, pixels", check=between(16, 1024), kept=RUN
+        32, "longer side to which a photograph is reduced for the encoder, pixels", check=between(16, 1024), kept=RUN
     )
     shown_light: str = option(
         "0", "training photograph in whose light videos, tests and meshes are shown: its file name, or an index from 0"

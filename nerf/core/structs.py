@@ -141,6 +141,7 @@ class Rays:
     uv: Tensor | None = None  # [N, 2] pixel position in [0, 1]
     near: Tensor | None = None  # [N] smallest distance of a sample; None: that of the render path
     views: Views | None = None  # the B cameras whose whole images the rays are; what rasterises needs them
+    patch_images: tuple[int, ...] | None = None  # of patches: the photograph of each, as ``image_index`` has it on the device
     appearance: AppearanceCodes | None = None  # [N] in which colours are seen; the renderer sets it
 
     def __len__(self) -> int:
