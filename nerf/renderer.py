@@ -242,7 +242,9 @@ BACKGROUNDS: dict[str, Callable[[FieldConfig, SceneInfo], Background]] = {
     "constant": lambda config, scene: ConstantBackground(),
     "network": lambda config, scene: NetworkBackground(appearance=scene.appearance),
     "contracted": lambda config, scene: ContractedBackground(
-        GridField(field_options(config), SceneInfo(appearance=scene.appearance, local_light=scene.local_light)), scene.bound
+        GridField(field_options(config), SceneInfo(appearance=scene.appearance, local_light=scene.local_light)),
+        scene.bound,
+        config.background_lr,
     ),
 }
 PATHS: dict[str, Callable[[Config, Field], RenderPath]] = {"volume": make_volume_path, "dmtet": make_dmtet_path}

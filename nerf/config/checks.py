@@ -262,6 +262,11 @@ IDLE = (
     Idle((*_GRID, "hidden"), lambda c: c.field.backbone == "sdf_vanilla", "with --backbone sdf_vanilla"),
     Idle(_SURFACE, lambda c: c.field.backbone not in SDF_BACKBONES, "without a signed distance (--backbone sdf)"),
     Idle(_DENSITY, lambda c: c.field.backbone in SDF_BACKBONES, "with a signed distance"),
+    Idle(
+        ("background_lr", "background_bias"),
+        lambda c: c.field.background not in ("auto", "contracted") or c.data.data is None,
+        "without --data or without a contracted background (--background contracted)",
+    ),
     Idle(("sharpness_end",), lambda c: c.field.sharpness != "scheduled", "without --sharpness scheduled"),
     Idle(("viewer_host", "viewer_port"), lambda c: c.gui.viewer != "web", "without --viewer web"),
 )

@@ -25,6 +25,7 @@ from nerf.config.groups import (
     RuntimeConfig,
     ScheduleConfig,
 )
+from nerf.config.hallucination import HallucinationConfig
 from nerf.config.inputs import DataConfig, PromptConfig
 from nerf.config.losses import LossConfig
 from nerf.config.mesh import MeshConfig
@@ -85,6 +86,7 @@ class Config:
     prompt: PromptConfig = PromptConfig()
     data: DataConfig = DataConfig()
     wild: WildConfig = WildConfig()
+    lights: HallucinationConfig = HallucinationConfig()
     guidance: GuidanceConfig = GuidanceConfig()
     camera: CameraConfig = CameraConfig()
     field: FieldConfig = FieldConfig()

@@ -29,7 +29,7 @@ from nerf.data.frames import SPLITS, Frame, ParsedDataset
 from nerf.data.image_store import ImageStore, resample
 from nerf.data.normalize import SceneNormalization, focus_point
 from nerf.data.patches import grid_patches, small_picture
-from nerf.data.placement import choose_normalization, scaled_intrinsics
+from nerf.data.placement import choose_normalization, orientation_of, scaled_intrinsics
 from nerf.data.sfm import find_cameras, warn_of_changes
 
 log = logging.getLogger("somnia.photographs")
@@ -43,6 +43,7 @@ BOX_SOURCE = {  # SceneNormalization.kind in words, for the log
     "object": "the field of view (transparent background)",
     "points": "the reconstruction's points",
     "scene": "the camera positions",
+    "seen": "what the cameras see around the point that they look at",
     "given": "--scene_center and --scene_scale",
 }
 
@@ -111,6 +112,8 @@ class Photographs:
             factor,
             self.device,
             self._depths,
+            [orientation_of(frame) for frame in frames],
+            config.photo_cache,
         )
         self._has_distortion = [any(frame.intrinsics.distortion) or frame.intrinsics.fisheye for frame in frames]
         self.cameras = self._make_cameras(frames, normalization, factor)
@@ -118,6 +121,9 @@ class Photographs:
             points = None if dataset.points is None else normalization.points(dataset.points).float().to(self.device)
             sizes = self.store.width, self.store.height
             near = near_planes(self.cameras, *sizes, focus_point(self.cameras.pose.double().cpu()), points)
+            if dataset.ranges is not None:  # depths along the view axis, which are no larger than the distances along rays
+                known = dataset.ranges[list(dataset.splits[split]), 0].to(near) * normalization.scale
+                near = torch.where(known > 0, known, near)
             self.cameras = replace(self.cameras, near=near)
         self.scene_cameras = self._scene_cameras(dataset, frames, normalization)
         self._random_background = config.data_background == "random"

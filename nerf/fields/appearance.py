@@ -76,7 +76,7 @@ class Appearance(nn.Module):
         super().__init__()
         assert scene.pictures is not None, "there are photographs"
         self.kind, self.size = config.appearance, config.appearance_size
-        self.count = len(scene.pictures.names)
+        self.names, self.count = scene.pictures.names, len(scene.pictures.names)
         self.shown_index = shown_index(config.shown_light, scene.pictures.names)
         self.side = config.appearance_side
         self.encoder = PictureEncoder(self.size) if self.kind == "encoder" else None
