@@ -42,6 +42,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Photographs in the wild: several patches a step, each of one photograph, of which the encoder sees the whole.
     "wild": {"appearance": "encoder", "occluders": "mask", "patch_grid": 16},
+    # Whether most of a pixel's neighbours stand out can be told where they are neighbours.
+    "wild robust": {"patch_grid": 16, "patch_scale": 0.0},
     # A signed distance costs more samples a ray: as many patches as its samples leave.
     "sdf wild": {"num_rays": 256},
     # What every signed distance has: one hidden layer behind the hash grid, and an occupancy threshold in opacities of a step.
@@ -413,6 +415,7 @@ REASONS: dict[str, str] = {
     "neuralangelo": "--preset neuralangelo",
     "unmasked": "photographs without masks",
     "wild": "--wild",
+    "wild robust": "--occluders robust",
     "sdf wild": "--wild",
     "refined poses": "--refine_poses",
     "image": "--image",

@@ -139,6 +139,7 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
         "O2": config.runtime.O2,
         "photographs": config.data.data is not None,
         "wild": config.data.data is not None and config.wild.wild,
+        "wild robust": config.data.data is not None and config.wild.occluders == "robust",
         "refined poses": config.data.data is not None and config.data.refine_poses,
         "image": config.prompt.has_images,
         "image text": config.prompt.has_images and config.prompt.text is not None,

@@ -505,11 +505,3 @@ def _composite_over(rgba: Tensor, background: Tensor) -> Tensor:
     """Colours [..., 3] of ``rgba`` [..., 4] with straight alpha over ``background``, broadcast."""
     alpha = rgba[..., 3:]
     return rgba[..., :3] * alpha + background * (1 - alpha)
-
-
-def silhouette(photos: Photographs, i: int) -> Tensor | None:
-    """The pixels of photograph ``i`` that show the object, bool [H, W]; None if it has neither alpha nor a mask."""
-    alpha, valid = photos.alpha(i), photos.valid_mask(i)
-    if alpha is None:
-        return valid
-    return alpha > 0.5 if valid is None else (alpha > 0.5) & valid

@@ -140,8 +140,8 @@ OTHERS = {
     "grid_size": 64, "optim": "adam", "seed": 7, "image": ("x_rgba.png",), "image_config": "x.csv", "ref_radii": (2.0,),
     "ref_polars": (60.0,), "ref_azimuths": (30.0,), "zero123_ws": (0.5,), "zero123": "zero123-xl", "zero123_ckpt": "x.ckpt",
     "mvdream": "embedded", "prior_views": "words", "scene_center": "cameras", "scene_up": "y", "scene_scale": "2",
-    "wild": True, "appearance": "embedding", "appearance_size": 8, "appearance_side": 32, "occluders": "robust",
-    "mask_vector": 16, "mask_hidden": 32, "mask_octaves": 4,
+    "wild": True, "appearance": "embedding", "appearance_size": 8, "appearance_side": 64, "appearance_scope": "local",
+    "occluders": "robust", "mask_vector": 16, "mask_hidden": 32, "mask_octaves": 4,
     "preset": "neus", "sharpness": "scheduled", "colour_hidden": 32, "background_bias": -2.0,
 }  # fmt: skip
 
