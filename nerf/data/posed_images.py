@@ -27,7 +27,7 @@ from nerf.data.camera_path import SceneCameras
 from nerf.data.folder import read_folder
 from nerf.data.frames import SPLITS, Frame, ParsedDataset
 from nerf.data.image_store import ImageStore, resample
-from nerf.data.normalize import SceneNormalization, focus_point
+from nerf.data.normalize import BOX_SOURCE, SceneNormalization, focus_point
 from nerf.data.patches import grid_patches, small_picture
 from nerf.data.placement import choose_normalization, orientation_of, scaled_intrinsics
 from nerf.data.sfm import find_cameras, warn_of_changes
@@ -37,15 +37,6 @@ log = logging.getLogger("somnia.photographs")
 WIDEST_VIDEO = math.radians(50.0)  # half of that of a video; lenses that see more are fisheye lenses
 
 MAX_INVERSION_ERROR = 0.5  # pixels at an image corner after undistort and distort; above it the lens is not invertible there
-BOX_SOURCE = {  # SceneNormalization.kind in words, for the log
-    "box": "the dataset",
-    "limit": "aabb_scale and the camera positions",
-    "object": "the field of view (transparent background)",
-    "points": "the reconstruction's points",
-    "scene": "the camera positions",
-    "seen": "what the cameras see around the point that they look at",
-    "given": "--scene_center and --scene_scale",
-}
 
 
 def _relative_depth(dataset: ParsedDataset, config: DataConfig) -> bool:
