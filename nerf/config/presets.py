@@ -40,6 +40,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "H": 0,
         "dataset_size_test": 60,
     },
+    # Photographs in the wild: several patches a step, each of one photograph, of which the encoder sees the whole.
+    "wild": {"appearance": "encoder", "occluders": "mask", "patch_grid": 32},
+    # A signed distance costs more samples a ray: smaller patches, as many as its samples leave.
+    "sdf wild": {"num_rays": 256, "patch_grid": 16},
     # What every signed distance has: one hidden layer behind the hash grid, and an occupancy threshold in opacities of a step.
     "sdf": {"layers": 2, "density_thresh": 0.3},
     # A surface from photographs with masks, on a CPU in minutes: first a few levels of the grid, rays that follow the samples.
@@ -297,12 +301,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Without masks a background model stands behind the object, and nothing says where it ends.
-PRESETS["neus-unmasked"] = PRESETS["neus"] | {
-    "preset": "neus-unmasked",
+# Without masks a background model stands behind the object, and nothing says where it ends. The first sphere must leave some
+# of the background to be seen, so the box is what the cameras see in common, not what holds them; and the background must
+# explain it at once, or the surface grows until it hides whatever is not explained yet, and a surface everywhere is a fog.
+PRESETS["unmasked"] = {
     "background": "contracted",
+    "background_lr": 1.0,
+    "background_bias": -1.0,
+    "scene_scale": "seen",
     "lambda_mask": 0.0,
 }
+PRESETS["neus-unmasked"] = PRESETS["neus"] | PRESETS["unmasked"] | {"preset": "neus-unmasked"}
 # Under the embedded prior the gradient of distillation sums over all pixels, so the weight is large; photographs make a surface
 # sharp by themselves and words do not, so the sharpness follows a schedule.
 PRESETS["sdf embedded"] = {
@@ -393,6 +402,9 @@ REASONS: dict[str, str] = {
     "neus": "--preset neus",
     "neus-unmasked": "--preset neus-unmasked",
     "neuralangelo": "--preset neuralangelo",
+    "unmasked": "photographs without masks",
+    "wild": "--wild",
+    "sdf wild": "--wild",
     "refined poses": "--refine_poses",
     "image": "--image",
     "image text": "--image and --text",

@@ -138,6 +138,7 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
         "O": config.runtime.O,
         "O2": config.runtime.O2,
         "photographs": config.data.data is not None,
+        "wild": config.data.data is not None and config.wild.wild,
         "refined poses": config.data.data is not None and config.data.refine_poses,
         "image": config.prompt.has_images,
         "image text": config.prompt.has_images and config.prompt.text is not None,
@@ -163,8 +164,11 @@ def _surface_presets(config: Config, workspace: StoredRun) -> list[str]:
         return []
     if config.data.data is None:
         return ["sdf"]
-    chosen = "neus" if workspace.masks else "neus-unmasked"
-    return ["sdf", chosen if config.field.preset == "auto" else config.field.preset]
+    wild = ["sdf wild"] if config.wild.wild else []
+    if config.field.preset == "auto":
+        return ["sdf", "neus" if workspace.masks else "neus-unmasked", *wild]
+    unmasked = config.field.preset == "neuralangelo" and not workspace.masks
+    return ["sdf", config.field.preset, *(["unmasked"] if unmasked else []), *wild]
 
 
 def _recipe(config: Config, workspace: StoredRun) -> list[str]:

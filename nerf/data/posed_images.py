@@ -19,7 +19,7 @@ from nerf.core.coverage import Coverage, near_planes
 from nerf.core.errors import UserError
 from nerf.core.lens import direction_through, plane_of
 from nerf.core.streams import Stream
-from nerf.core.structs import Batch, Rays, SceneInfo, ViewRequest, Views
+from nerf.core.structs import Batch, Rays, SceneInfo, SmallPictures, ViewRequest, Views
 from nerf.core.transfer import upload
 from nerf.core.words import counted
 from nerf.data.camera_path import SceneCameras
@@ -27,7 +27,8 @@ from nerf.data.folder import read_folder
 from nerf.data.frames import SPLITS, Frame, ParsedDataset
 from nerf.data.image_store import ImageStore, resample
 from nerf.data.normalize import SceneNormalization, focus_point
-from nerf.data.placement import choose_normalization, scaled_intrinsics
+from nerf.data.patches import grid_patches, small_picture
+from nerf.data.placement import choose_normalization, orientation_of, scaled_intrinsics
 from nerf.data.sfm import find_cameras, warn_of_changes
 
 log = logging.getLogger("somnia.photographs")
@@ -41,6 +42,7 @@ BOX_SOURCE = {  # SceneNormalization.kind in words, for the log
     "object": "the field of view (transparent background)",
     "points": "the reconstruction's points",
     "scene": "the camera positions",
+    "seen": "what the cameras see around the point that they look at",
     "given": "--scene_center and --scene_scale",
 }
 
@@ -108,6 +110,8 @@ class Photographs:
             factor,
             self.device,
             self._depths,
+            [orientation_of(frame) for frame in frames],
+            config.photo_cache,
         )
         self._has_distortion = [any(frame.intrinsics.distortion) or frame.intrinsics.fisheye for frame in frames]
         self.cameras = self._make_cameras(frames, normalization, factor)
@@ -115,6 +119,9 @@ class Photographs:
             points = None if dataset.points is None else normalization.points(dataset.points).float().to(self.device)
             sizes = self.store.width, self.store.height
             near = near_planes(self.cameras, *sizes, focus_point(self.cameras.pose.double().cpu()), points)
+            if dataset.ranges is not None:  # depths along the view axis, which are no larger than the distances along rays
+                known = dataset.ranges[list(dataset.splits[split]), 0].to(near) * normalization.scale
+                near = torch.where(known > 0, known, near)
             self.cameras = replace(self.cameras, near=near)
         self.scene_cameras = self._scene_cameras(dataset, frames, normalization)
         self._random_background = config.data_background == "random"
@@ -247,8 +254,16 @@ class Photographs:
         marked = self.store.has_alpha or self.store.has_masks
         shown = None if self.cameras.near is None else Coverage(self.cameras, self.store.width, self.store.height)
         unbounded = self.unbounded and not marked
+        pictures = SmallPictures(tuple(self.names), lambda side: [small_picture(self.image(i), side) for i in range(len(self))])
         return SceneInfo(
-            bound, self.num_images, marked, self._points_in(bound), unbounded, coverage=shown, num_training=self.num_training
+            bound,
+            self.num_images,
+            marked,
+            self._points_in(bound),
+            unbounded,
+            coverage=shown,
+            num_training=self.num_training,
+            pictures=pictures,
         )
 
     def _points_in(self, bound: float) -> Tensor | None:
@@ -314,7 +329,7 @@ class Photographs:
         * "rays": ``num_rays`` random pixels, uniform over all valid pixels of all photographs, with replacement.
         * "patches": ``num_rays // patch_size^2`` square patches of neighbouring pixels, each inside one photograph, uniform
           over all positions. With masks, the centre pixel (``patch_size // 2``) of a patch is valid and other pixels may be
-          masked out; the batch does not record which.
+          masked out, which the batch says. With a ``patch_scale``, see :func:`nerf.data.patches.grid_patches`.
         * "image": ``num_views`` whole photographs, none repeated before all were used, resampled with antialiasing to
           ``height`` x ``width`` and without lens distortion, so that they can be rasterised. Masked-out pixels are
           transparent, as a rasteriser renders all pixels.
@@ -355,6 +370,9 @@ class Photographs:
                 "Photographs.batch: expected num_rays of at least patch_size^2 and patch_size >= 1, got "
                 f"num_rays {request.num_rays} and patch_size {size}"
             )
+        if request.patch_scale is not None:
+            place = grid_patches(self.store, count, size, request.patch_scale, generator).flat()
+            return self._patches_at(place, (count, size, size), request, background)
         small = self.store.first_smaller_than(size)
         if small is not None:
             height, width = self.store.size(small)
@@ -367,9 +385,16 @@ class Photographs:
         column = (left[:, None, None] + step).expand(-1, size, -1).reshape(-1)
         row = (top[:, None, None] + step[:, None]).expand(-1, -1, size).reshape(-1)
         image = image[:, None].expand(-1, size * size).reshape(-1)
-        rays = replace(self._pixel_rays(image, column, row), shape=(count, size, size))
-        pixel = self.store.pixel_index(image, column, row)
-        return self._with_depth(self._pixel_batch(rays, self.store.pixels[pixel], request, background), pixel)
+        return self._patches_at((image, column, row), (count, size, size), request, background)
+
+    def _patches_at(
+        self, place: tuple[Tensor, Tensor, Tensor], shape: tuple[int, int, int], request: ViewRequest, background: Tensor | None
+    ) -> Batch:
+        """The batch of patches whose pixels are at image, column and row [N]."""
+        rays = replace(self._pixel_rays(*place), shape=shape)
+        pixel = self.store.pixel_index(*place)
+        batch = self._with_depth(self._pixel_batch(rays, self.store.pixels[pixel], request, background), pixel)
+        return replace(batch, valid=self.store.valid(pixel))
 
     def _pixel_rays(self, image: Tensor, column: Tensor, row: Tensor) -> Rays:
         """Rays through the centres of pixels [N] of photographs ``image`` [N]."""

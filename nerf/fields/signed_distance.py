@@ -6,6 +6,7 @@ scene unit.
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 import mlp
 from nerf.config.groups import FieldConfig
 from nerf.core.activation import unit
-from nerf.core.structs import FieldOutput, LevelSet, Points, RenderSettings, SceneInfo
+from nerf.core.structs import AppearanceCodes, FieldOutput, LevelSet, Points, RenderSettings, SceneInfo
+from nerf.fields.appearance import HEARD, HeardAppearance, Tint
 from nerf.fields.base import Field
 from nerf.fields.encoding import make_encoder
 from nerf.fields.opacity import annealed_slope, sdf_to_alpha, section_alpha
@@ -44,30 +46,41 @@ class SurfaceColour(nn.Module):
         features: C.
         hidden: width of the network.
         layers: hidden layers.
+        appearance: numbers of an appearance vector, which both parts hear; 0: there is none.
     """
 
-    def __init__(self, features: int, hidden: int, layers: int = 2):
+    def __init__(self, features: int, hidden: int, layers: int = 2, appearance: int = 0):
         super().__init__()
         self.diffuse = nn.Linear(features, 3)
+        self.tint = Tint(features, appearance) if appearance else None
+        self.heard = HeardAppearance(appearance) if appearance else None
         self.directions = make_encoder("sh", input_dim=3, degree=COLOUR_DEGREE)
-        widths = [features + self.directions.output_dim + 3] + [hidden] * layers
+        widths = [features + self.directions.output_dim + 3 + (HEARD if appearance else 0)] + [hidden] * layers
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.out = nn.Linear(hidden, 3)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, features: Tensor, normal: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, features: Tensor, normal: Tensor, directions: Tensor | None, appearance: AppearanceCodes | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Diffuse colour [M, 3] and, with unit directions [M, 3], that seen from there [M, 3]. Differentiable.
 
         Args:
             features: [M, C].
             normal: [M, 3] unit normals.
             directions: [M, 3] of the rays, or None.
+            appearance: of the points.
         """
         diffuse = self.diffuse(features)
+        if self.tint is not None:
+            diffuse = self.tint(features, diffuse, appearance)
         if directions is None:
             return torch.sigmoid(diffuse), None
-        inputs = torch.cat([features, self.directions(directions), normal], dim=-1)
+        seen = [features, self.directions(directions), normal]
+        if self.heard is not None:
+            seen.append(self.heard(appearance, features))
+        inputs = torch.cat(seen, dim=-1)
         layers: list[Any] = list(self.hidden)
         offset = self.out(mlp.features(inputs, [one.weight for one in layers], [one.bias for one in layers]))
         return torch.sigmoid(diffuse), torch.sigmoid(diffuse + offset)
@@ -108,7 +121,7 @@ class SignedDistanceField(Field):
         else:
             self.variance = nn.Parameter(start)
         self.gradient_kind = "analytic" if config.sdf_gradient == "auto" else config.sdf_gradient
-        self.colour = SurfaceColour(features, colour_hidden or config.colour_hidden, colour_layers)
+        self.colour = SurfaceColour(features, colour_hidden or config.colour_hidden, colour_layers, scene.appearance)
 
     # ---- what subclasses provide ----
 
@@ -180,9 +193,22 @@ class SignedDistanceField(Field):
         normal = unit(gradient)
         if settings.view_dependent and points.directions is None:
             raise ValueError("Field.query: view-dependent colour needs Points with directions [M, 3], got None")
-        albedo, rgb = self.colour(features, normal, points.directions if settings.view_dependent else None)
+        albedo, rgb = self._colours(features, normal, points, settings)
         shown = normal if settings.computes_normals else None
-        return FieldOutput(sdf=sdf, gradient=gradient, laplacian=laplacian, albedo=albedo, normal=shown, rgb=rgb)
+        kept = None if points.appearance is None else features
+        return FieldOutput(sdf=sdf, gradient=gradient, laplacian=laplacian, albedo=albedo, normal=shown, rgb=rgb, features=kept)
+
+    def recolored(self, output: FieldOutput, points: Points, settings: RenderSettings) -> FieldOutput:
+        """See :meth:`Field.recolored`."""
+        normal = unit(output.require("gradient")).detach()
+        albedo, rgb = self._colours(output.require("features").detach(), normal, points, settings)
+        return replace(output, albedo=albedo, rgb=rgb)
+
+    def _colours(
+        self, features: Tensor, normal: Tensor, points: Points, settings: RenderSettings
+    ) -> tuple[Tensor, Tensor | None]:
+        """Diffuse colour [M, 3] and, where the settings ask for it, that seen from the points' directions [M, 3]."""
+        return self.colour(features, normal, points.directions if settings.view_dependent else None, points.appearance)
 
     def geometry(self, points: Points, settings: RenderSettings) -> FieldOutput:
         """Distance [M] and its gradient [M, 3]; see :meth:`Field.geometry`."""

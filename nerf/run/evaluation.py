@@ -29,7 +29,7 @@ from nerf.mesh.mesh import Mesh
 from nerf.mesh.paint import export_painted
 from nerf.mesh.photo_colors import Photo
 from nerf.renderer import NeRFRenderer
-from nerf.run import mesh_evaluation, metrics
+from nerf.run import half_images, hallucination, lights, lpips, mesh_evaluation, metrics
 from nerf.run.distributed import main_only
 from nerf.run.logger import AfterTraining, Report
 from nerf.run.workspace import has_later_stage
@@ -82,6 +82,9 @@ class Evaluator:
         self.workspace = Path(self.config.output.workspace)
         self._pixel_seconds: float | None = None  # of the newest views
         self._query_seconds: float | None = None  # of a point
+        self._pictures = lights.find_pictures(self.config.lights.hallucinate)
+        if self._pictures:
+            lights.need_appearance(model, "--hallucinate")
         self._test_psnr: float | None = None  # of the field at the held-out photographs, once it was measured
 
     def settings(self) -> RenderSettings:
@@ -180,7 +183,14 @@ class Evaluator:
         else:
             with explained("making the video", "lower --dataset_size_test, or --W and --H"):
                 self._write_turntable(name)
-        return self._measure_test(step) if "test" in self.held_out else self._measure_known(step)
+        if self._pictures:
+            self._hallucinate(name)
+        if "test" not in self.held_out:
+            return self._measure_known(step)
+        measured = self._measure_test(step)
+        if self.model.appearance is not None:
+            self._measure_halves(step)
+        return measured
 
     @main_only(lambda: None)
     def save_mesh(self, run: RunInfo, photos: Sequence[Callable[[], Photo]] = ()) -> export.ExportReport | None:
@@ -235,8 +245,9 @@ class Evaluator:
 
     def _shows_photographs(self) -> bool:
         """Whether the photographs are projected onto the mesh for its texture."""
-        wanted = self.config.mesh.texture_from
-        return wanted == "photographs" or (wanted == "auto" and not self.config.prompt.kinds)
+        wanted, wild = self.config.mesh.texture_from, self.config.wild
+        alike = wild.appearance == "none" and wild.occluders == "none"
+        return wanted == "photographs" or (wanted == "auto" and alike and not self.config.prompt.kinds)
 
     def show_views(self, count: int, height: int, width: int) -> Views:
         """The views to show: a turntable, or a smooth path past the cameras of the photographs."""
@@ -244,11 +255,44 @@ class Evaluator:
             return provider.turntable(self.config, count, height, width)
         return self.scene_cameras.path(count, height, width)
 
-    def _write_turntable(self, name: str) -> None:
+    def _path(self) -> CameraPath:
+        """That of the video."""
         output = self.config.output
-        path = self.own_path or CameraPath(self.show_views(output.dataset_size_test, output.H, output.W), DEFAULT_FPS)
+        return self.own_path or CameraPath(self.show_views(output.dataset_size_test, output.H, output.W), DEFAULT_FPS)
+
+    def _hallucinate(self, name: str) -> None:
+        """Show the scene in the light of the pictures of ``--hallucinate``."""
+        found = lights.lights_of(self.model, self._pictures)
+        self.report.log(lights.summary(found))
+        folder, frames = self.workspace / "results", self.config.lights.light_walk
+        with explained("making the videos", "lower --dataset_size_test, or --W and --H"):
+            hallucination.write(found, self._path(), self.render, self.settings(), folder, name, frames, self.report.log)
+
+    def _measure_halves(self, step: int) -> None:
+        """Compare held-out photographs in their own light; see :mod:`nerf.run.half_images`."""
+        photos, chosen = self.held_out["test"], self._measured("test")
+
+        def light(batch: Batch, seen: Tensor) -> Tensor:
+            assert batch.views is not None and batch.rgb is not None, "a photograph has a camera and colours"
+            rays = batch.rays[seen]
+            return lights.of_part(self.model, rays, batch.rgb, seen, batch.views, batch.settings(self.settings()))
+
+        def render(batch: Batch, vector: Tensor) -> Tensor:
+            assert batch.views is not None, "a photograph has a camera"
+            return self.render(batch.views, replace(batch.settings(self.settings()), appearance=vector)).image
+
+        judge = half_images.Judge(photos.eval_batch, light, render, lpips.find(self.device))
+        if judge.perceptual is None:
+            self.report.log("LPIPS is left out: its weights (of torchvision's AlexNet and the package lpips) are not here")
+        found = half_images.measure(judge, chosen, self.workspace / "validation" / f"{self.stage.kind.run_name(step)}_light")
+        for line in half_images.table(found):
+            self.report.log(line)
+        self.report.result(wild=found)
+
+    def _write_turntable(self, name: str) -> None:
+        path = self._path()
         views = path.views
-        asked = output.videos
+        asked = self.config.output.videos
         shown: dict[str, list[np.ndarray]] = {kind: [] for kind in dict.fromkeys(("rgb", *asked))}
         settings = replace(self.settings(), need_normals="normal" in asked)
         for i in track(range(len(views)), "rendering the video"):
