@@ -103,7 +103,7 @@ class Field(nn.Module, ABC):
     def may_be_seen(self, samples: Samples, settings: RenderSettings) -> Tensor | None:
         """Which of M steps may have an opacity at all, from whatever direction they are seen, and be reached by light.
 
-        The others need no gradients and no colours.
+        Evaluation computes no gradients and no colours of the others.
 
         Args:
             samples: M steps, those of a ray next to one another and front to back.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nerf.core.structs import Rays, RenderSettings, Samples
 from nerf.fields.base import Field
-from nerf.render.base import points_at, points_on
+from nerf.render.base import points_at
 from nerf.render.occupancy import OccupancyGrid
 from raymarching import (
     RayQueue,
@@ -65,17 +65,6 @@ def _opacity(field: Field, samples: Samples, rays: Rays, settings: RenderSetting
     return field.opacity(field.geometry(points, settings), points, samples.dt, settings)
 
 
-def _opacity_seen(field: Field, samples: Samples, rays: Rays, settings: RenderSettings) -> Tensor:
-    """:func:`_opacity`, and zero where the field knows beforehand that nothing is seen."""
-    seen = field.may_be_seen(samples, settings)
-    if seen is None:
-        return _opacity(field, samples, rays, settings)
-    chosen = seen.nonzero()[:, 0]
-    points = points_on(samples.positions[chosen], samples.ray_index[chosen], rays)
-    alpha = field.opacity(field.geometry(points, settings), points, samples.dt[chosen], settings)
-    return alpha.new_zeros(len(samples)).index_copy(0, chosen, alpha)
-
-
 @torch.no_grad()
 def find_visible_samples(
     field: Field, march: March, settings: RenderSettings, budget: int, strict: bool = True
@@ -103,7 +92,7 @@ def find_visible_samples(
         marched += len(samples)
         if strict and marched > 2 * budget:
             return None, marched / (2 * budget)
-        alpha = _opacity_seen(field, samples, rays, settings)
+        alpha = _opacity(field, samples, rays, settings)
         composite_rays(queue, alpha, alpha[:, None], samples.t, samples.first, samples.count, EARLY_STOP_EPS)
         rounds.append(samples)
         alphas.append(alpha)

@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional
 
 from nerf.config.groups import FieldConfig
-from nerf.core.streams import Random
 from nerf.core.structs import FieldOutput, Points, RenderSettings, SceneInfo
 from nerf.fields.signed_distance import SignedDistanceField
 from nerf.render.accelerated import AcceleratedPath
@@ -137,19 +136,3 @@ def test_evaluation_without_the_steps_that_nobody_sees_gives_the_same_picture(di
     for name in ("color", "opacity", "depth", "normal"):
         assert (getattr(sums, name) - getattr(full, name)).abs().max() < 5e-3, name
     assert evaluated < {20.0: 0.95, 150.0: 0.35, 1000.0: 0.2}[sharpness] * sum(asked)
-
-
-@pytest.mark.parametrize("distance", [lambda x: x.norm(dim=-1) - RADIUS, wavy])
-@pytest.mark.parametrize("sharpness", [20.0, 150.0, 1000.0])
-def test_training_finds_the_same_samples_without_asking_for_gradients_everywhere(distance, sharpness, monkeypatch):
-    field, rays = SphereField(distance, sharpness), image_rays(16, 16)
-    path = paths(field)[1]
-    path.grid.bitfield.fill_(255)
-    settings = RenderSettings(random=Random(1))
-    fast = path.render(field, rays, settings)
-    monkeypatch.setattr(SignedDistanceField, "may_be_seen", lambda *_: None)
-    path.log2_step_scale.zero_()
-    slow = path.render(field, rays, settings)
-    assert abs(len(fast.trace.samples) - len(slow.trace.samples)) <= 0.002 * len(slow.trace.samples)
-    for name in ("color", "opacity", "depth"):
-        assert (getattr(fast, name) - getattr(slow, name)).abs().max() < 2e-3, name
