@@ -182,11 +182,6 @@ class NeRFRenderer(nn.Module):
         with torch.no_grad():
             return self.field.albedo(positions, self._shown())
 
-    def surface_color(self, positions: Tensor, eyes: Tensor | None = None) -> Tensor:
-        """Colour [M, 3] of the surface at positions [M, 3], without gradients; see :meth:`Field.surface_color`."""
-        with torch.no_grad():
-            return self.field.surface_color(positions, eyes, self._shown())
-
     def surface(self) -> Surface | None:
         """The current triangles of a mesh stage, without gradients; None where the object is a volume."""
         with torch.no_grad():

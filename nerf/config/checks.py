@@ -134,7 +134,7 @@ class Idle:
 
 
 _EXPORT = ("decimate_target", "decimate_error", "texture_size", "texture_supersample", "normal_map", "roughness", "metallic",
-           "mesh_ply", "export_frame")  # fmt: skip
+           "mesh_ply", "export_frame", "texture_from")  # fmt: skip
 _GUIDANCE = tuple(flag for flag, (group, _) in OPTIONS.items() if group == "guidance")
 _GUIDED = ("radius_range", "theta_range", "phi_range", "fovy_range", "half_size_ratio", "jitter_pose", "uniform_sphere_rate",
            "progressive_view", "latent_iter_ratio", "albedo_iter_ratio", "albedo_rate", "background_textures",
@@ -190,6 +190,7 @@ IDLE = (
             "occluders",
             "diffuse_share",
             "patch_grid",
+            "texture_from",
         ),
         lambda c: c.data.data is None,
         "without --data",
@@ -230,7 +231,16 @@ IDLE = (
     ),
     Idle(_MESH, lambda c: not mesh_stages(c.stages), "without a mesh stage (--dmtet, or --stages nerf,dmtet)"),
     Idle(
-        ("tet_grid_size", "coarse_sdf_grids", "lr_distance", "lr_offset", "decimate_target", "decimate_error", "normal_map"),
+        (
+            "tet_grid_size",
+            "coarse_sdf_grids",
+            "lr_distance",
+            "lr_offset",
+            "decimate_target",
+            "decimate_error",
+            "normal_map",
+            "texture_from",
+        ),  # fmt: skip
         lambda c: c.painted,
         "with --lock_geo and a mesh file, whose triangles stay as they are",
     ),

@@ -28,7 +28,6 @@ SOFTPLUS = 100.0  # beta of the activation ``log(1 + exp(beta x)) / beta``: smoo
 SHARPNESS_SCALE = 10.0  # sharpness = exp(10 v): a step of v by the learning rate changes it by a few per cent
 MAX_SHARPNESS = 1e6
 COLOUR_DEGREE = 4  # of the spherical harmonics of the direction
-EYES = 4  # cameras whose colours make that of a point of the texture
 UPSAMPLING_SHARPNESS = 64.0  # of the first round of up-sampling; each other one has twice that of the one before
 UPSAMPLING_ROUNDS = 4
 # Evaluation leaves out steps whose opacity is at most NEGLIGIBLE from any direction. One distance answers for GROUP neighbours
@@ -213,34 +212,6 @@ class SignedDistanceField(Field):
     ) -> tuple[Tensor, Tensor | None]:
         """Diffuse colour [M, 3] and, where the settings ask for it, that seen from the points' directions [M, 3]."""
         return self.colour(features, normal, points.directions if settings.view_dependent else None, points.appearance)
-
-    def surface_color(self, positions: Tensor, eyes: Tensor | None = None, appearance: AppearanceCodes | None = None) -> Tensor:
-        """Colour [M, 3] of the surface at positions [M, 3]; see :meth:`Field.surface_color`.
-
-        Of the cameras in front of the surface at a position the few that see it from the most upright are asked: what no
-        photograph shows from nearby is extrapolated there, and the colour along the normal is often of that kind. Where no
-        camera is in front, it is the colour along the normal.
-        """
-        settings = RenderSettings(source="eval", training=False, view_dependent=True)
-        _, features, gradient, _ = self._evaluate(positions, settings.max_level)
-        normal = unit(gradient)
-        if eyes is None or len(eyes) == 0:
-            return self._seen(features, normal, -normal, appearance)
-        cosine = torch.stack([(unit(eye - positions) * normal).sum(-1) for eye in eyes.to(positions)], -1)
-        weights, chosen = cosine.topk(min(EYES, len(eyes)), -1)
-        weights = weights.clamp(min=0.0)
-        total = weights.sum(-1, keepdim=True)
-        colour = self._seen(features, normal, -normal, appearance) * (total == 0)
-        for k in range(chosen.shape[-1]):
-            seen = self._seen(features, normal, unit(positions - eyes.to(positions)[chosen[:, k]]), appearance)
-            colour = colour + seen * weights[:, k : k + 1] / total.clamp(min=1e-12)
-        return colour
-
-    def _seen(self, features: Tensor, normal: Tensor, directions: Tensor, appearance: AppearanceCodes | None = None) -> Tensor:
-        """Colour [M, 3] from directions [M, 3], unit length, towards the surface."""
-        rgb = self.colour(features, normal, directions, appearance)[1]
-        assert rgb is not None, "a direction was given"
-        return rgb
 
     def geometry(self, points: Points, settings: RenderSettings) -> FieldOutput:
         """Distance [M] and its gradient [M, 3]; see :meth:`Field.geometry`."""

@@ -59,6 +59,24 @@ def test_photographs_with_masks_become_a_closed_mesh_by_the_preset_that_is_said(
     assert mesh.is_watertight
 
 
+def test_the_texture_shows_photographs_unless_the_field_is_asked_for(tmp_path, capfd):
+    folder = ball_photographs(tmp_path / "photos", masks=True)
+    words = ("--mcubes_resolution", 24, "--texture_size", 128, "--save_mesh")
+    albedo = {}
+    for asked in ("auto", "photographs", "field"):
+        assert (
+            run(folder, tmp_path / "w", "--iters", 40, "--test" if albedo else "--no_test", "--texture_from", asked, *words)
+            == 0
+        )
+        said = capfd.readouterr().err
+        assert ("photographs, " in said.partition("baked 128^2 texels")[2].partition("\n")[0]) == (asked != "field")
+        albedo[asked] = np.asarray(Image.open(tmp_path / "w" / "mesh" / "albedo.png")).astype(float)
+    np.testing.assert_array_equal(albedo["auto"], albedo["photographs"])
+    red, green, _ = np.median(albedo["auto"], axis=(0, 1))
+    assert abs(red - 200) < 10 and abs(green - 60) < 10  # the colours of the pictures
+    assert np.abs(albedo["field"] - albedo["auto"]).mean() > 5  # after 40 steps
+
+
 def test_without_masks_a_background_stands_behind(tmp_path, capfd):
     folder = ball_photographs(tmp_path / "photos", masks=False)
     assert run(folder, tmp_path / "w", "--iters", 2) == 0
