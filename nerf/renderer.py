@@ -182,11 +182,6 @@ class NeRFRenderer(nn.Module):
         with torch.no_grad():
             return self.field.albedo(positions, self._shown())
 
-    def surface_color(self, positions: Tensor, eyes: Tensor | None = None) -> Tensor:
-        """Colour [M, 3] of the surface at positions [M, 3], without gradients; see :meth:`Field.surface_color`."""
-        with torch.no_grad():
-            return self.field.surface_color(positions, eyes, self._shown())
-
     def surface(self) -> Surface | None:
         """The current triangles of a mesh stage, without gradients; None where the object is a volume."""
         with torch.no_grad():
@@ -242,7 +237,9 @@ BACKGROUNDS: dict[str, Callable[[FieldConfig, SceneInfo], Background]] = {
     "constant": lambda config, scene: ConstantBackground(),
     "network": lambda config, scene: NetworkBackground(appearance=scene.appearance),
     "contracted": lambda config, scene: ContractedBackground(
-        GridField(field_options(config), SceneInfo(appearance=scene.appearance)), scene.bound
+        GridField(field_options(config), SceneInfo(appearance=scene.appearance, local_light=scene.local_light)),
+        scene.bound,
+        config.background_lr,
     ),
 }
 PATHS: dict[str, Callable[[Config, Field], RenderPath]] = {"volume": make_volume_path, "dmtet": make_dmtet_path}
@@ -284,7 +281,7 @@ def build_model(stage: Stage, scene: SceneInfo) -> NeRFRenderer:
     config = stage.config
     options, background, wild = config.field, background_kind(config.field, scene), config.wild
     if scene.pictures is not None and wild.appearance != "none":
-        scene = replace(scene, appearance=wild.appearance_size)
+        scene = replace(scene, appearance=wild.appearance_size, local_light=wild.appearance_scope == "local")
     check_names(options)
     behind = BACKGROUNDS[background](options, scene)
     field = FIELDS[options.backbone](options, scene)

@@ -293,7 +293,7 @@ class Trainer:
     def save_mesh(self) -> ExportReport | None:
         """Export the textured mesh; returns the export's report, None on other ranks than 0."""
         with self.ema.applied():
-            return self.evaluator.save_mesh(self.info)
+            return self.evaluator.save_mesh(self.info, [get for source in self.sources.values() for get in source.photos()])
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 

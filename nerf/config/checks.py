@@ -134,7 +134,7 @@ class Idle:
 
 
 _EXPORT = ("decimate_target", "decimate_error", "texture_size", "texture_supersample", "normal_map", "roughness", "metallic",
-           "mesh_ply", "export_frame")  # fmt: skip
+           "mesh_ply", "export_frame", "texture_from")  # fmt: skip
 _GUIDANCE = tuple(flag for flag, (group, _) in OPTIONS.items() if group == "guidance")
 _GUIDED = ("radius_range", "theta_range", "phi_range", "fovy_range", "half_size_ratio", "jitter_pose", "uniform_sphere_rate",
            "progressive_view", "latent_iter_ratio", "albedo_iter_ratio", "albedo_rate", "background_textures",
@@ -149,7 +149,7 @@ _SURFACE = ("preset", "sdf_init", "sdf_radius", "sdf_init_steps", "sdf_gradient"
             "eikonal_points", "lambda_sparsity", "lambda_off_surface", "sparsity_scale", "lambda_curvature", "curvature",
             "lambda_points")  # fmt: skip
 _DENSITY = ("density_activation", "density_bias", "blob_density", "blob_radius", "normals", "mesh_threshold")
-_APPEARANCE = ("appearance_size", "shown_light", "lambda_appearance_norm", "lambda_mode_seeking")
+_APPEARANCE = ("appearance_size", "appearance_scope", "shown_light", "lambda_appearance_norm", "lambda_mode_seeking")
 _MASK = ("mask_vector", "mask_hidden", "mask_octaves", "mask_size_max", "mask_size_min", "mask_size_decay",
          "lambda_mask_digital")  # fmt: skip
 _GRID = ("grid_levels", "grid_features", "grid_coarsest", "grid_finest", "grid_log2", "layers")
@@ -189,6 +189,7 @@ IDLE = (
             "appearance",
             "occluders",
             "patch_grid",
+            "texture_from",
         ),
         lambda c: c.data.data is None,
         "without --data",
@@ -229,7 +230,16 @@ IDLE = (
     ),
     Idle(_MESH, lambda c: not mesh_stages(c.stages), "without a mesh stage (--dmtet, or --stages nerf,dmtet)"),
     Idle(
-        ("tet_grid_size", "coarse_sdf_grids", "lr_distance", "lr_offset", "decimate_target", "decimate_error", "normal_map"),
+        (
+            "tet_grid_size",
+            "coarse_sdf_grids",
+            "lr_distance",
+            "lr_offset",
+            "decimate_target",
+            "decimate_error",
+            "normal_map",
+            "texture_from",
+        ),  # fmt: skip
         lambda c: c.painted,
         "with --lock_geo and a mesh file, whose triangles stay as they are",
     ),
@@ -262,6 +272,11 @@ IDLE = (
     Idle((*_GRID, "hidden"), lambda c: c.field.backbone == "sdf_vanilla", "with --backbone sdf_vanilla"),
     Idle(_SURFACE, lambda c: c.field.backbone not in SDF_BACKBONES, "without a signed distance (--backbone sdf)"),
     Idle(_DENSITY, lambda c: c.field.backbone in SDF_BACKBONES, "with a signed distance"),
+    Idle(
+        ("background_lr", "background_bias"),
+        lambda c: c.field.background not in ("auto", "contracted") or c.data.data is None,
+        "without --data or without a contracted background (--background contracted)",
+    ),
     Idle(("sharpness_end",), lambda c: c.field.sharpness != "scheduled", "without --sharpness scheduled"),
     Idle(("viewer_host", "viewer_port"), lambda c: c.gui.viewer != "web", "without --viewer web"),
 )

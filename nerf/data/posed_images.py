@@ -27,7 +27,7 @@ from nerf.data.camera_path import SceneCameras
 from nerf.data.folder import read_folder
 from nerf.data.frames import SPLITS, Frame, ParsedDataset
 from nerf.data.image_store import ImageStore, resample
-from nerf.data.normalize import SceneNormalization, focus_point
+from nerf.data.normalize import BOX_SOURCE, SceneNormalization, focus_point
 from nerf.data.patches import grid_patches, small_picture
 from nerf.data.placement import choose_normalization, orientation_of, scaled_intrinsics
 from nerf.data.sfm import find_cameras, warn_of_changes
@@ -37,14 +37,6 @@ log = logging.getLogger("somnia.photographs")
 WIDEST_VIDEO = math.radians(50.0)  # half of that of a video; lenses that see more are fisheye lenses
 
 MAX_INVERSION_ERROR = 0.5  # pixels at an image corner after undistort and distort; above it the lens is not invertible there
-BOX_SOURCE = {  # SceneNormalization.kind in words, for the log
-    "box": "the dataset",
-    "limit": "aabb_scale and the camera positions",
-    "object": "the field of view (transparent background)",
-    "points": "the reconstruction's points",
-    "scene": "the camera positions",
-    "given": "--scene_center and --scene_scale",
-}
 
 
 def _relative_depth(dataset: ParsedDataset, config: DataConfig) -> bool:
@@ -313,6 +305,15 @@ class Photographs:
         alpha, valid = (None if plane is None else plane.reshape(-1) for plane in (alpha, valid))
         return Batch(rays, view, self.image(i).reshape(-1, 3), alpha, background=background), valid
 
+    def flat(self, i: int) -> tuple[Views, Tensor]:
+        """Photograph ``i`` without lens distortion: its pinhole, and premultiplied colours with alpha [H, W, 4] in [0, 1].
+
+        Masked-out pixels are transparent.
+        """
+        height, width = self.store.size(i)
+        views = self._undistorted_views(torch.tensor([i], device=self.device), height, width)
+        return views, self._undistorted_planes(i, height, width)[:4].permute(1, 2, 0)
+
     # ---- training batches ----
 
     def batch(self, request: ViewRequest, background: Tensor | None = None) -> Batch:
@@ -495,11 +496,3 @@ def _composite_over(rgba: Tensor, background: Tensor) -> Tensor:
     """Colours [..., 3] of ``rgba`` [..., 4] with straight alpha over ``background``, broadcast."""
     alpha = rgba[..., 3:]
     return rgba[..., :3] * alpha + background * (1 - alpha)
-
-
-def silhouette(photos: Photographs, i: int) -> Tensor | None:
-    """The pixels of photograph ``i`` that show the object, bool [H, W]; None if it has neither alpha nor a mask."""
-    alpha, valid = photos.alpha(i), photos.valid_mask(i)
-    if alpha is None:
-        return valid
-    return alpha > 0.5 if valid is None else (alpha > 0.5) & valid

@@ -205,19 +205,24 @@ class HeardAppearance(nn.Module):
 
 
 class Tint(nn.Module):
-    """Diffuse colours in the light of an appearance: their logits scaled and shifted, and an offset that sees the point.
+    """Diffuse colours in the light of an appearance: their logits scaled and shifted, and an offset that sees the colour.
 
-    Nothing changes before training, nor without an appearance.
+    One map of colours for the whole scene is known from wherever the photograph looks, and holds where it does not look. The
+    light of a place, as of sun and shadow, is known only there: ``local`` tints see the point too. Nothing changes before
+    training, nor without an appearance.
 
     Args:
         features: C.
         size: A.
+        local: the offset sees the features of the point.
     """
 
-    def __init__(self, features: int, size: int):
+    def __init__(self, features: int, size: int, local: bool = False):
         super().__init__()
-        self.features, self.heard = nn.Linear(features, HEARD), HeardAppearance(size)
-        self.hidden, self.out = nn.Linear(2 * HEARD, TINT_HIDDEN), nn.Linear(TINT_HIDDEN, 3)
+        self.features = nn.Linear(features, HEARD) if local else None
+        self.heard = HeardAppearance(size)
+        width = 3 + HEARD + (HEARD if local else 0)
+        self.hidden, self.out = nn.Linear(width, TINT_HIDDEN), nn.Linear(TINT_HIDDEN, 3)
         self.affine = nn.Linear(size, 6)
         for layer in (self.out, self.affine):
             nn.init.zeros_(layer.weight)
@@ -234,5 +239,7 @@ class Tint(nn.Module):
         if appearance is None:
             return logits
         gain, shift = appearance.rows(self.affine(appearance.vectors), len(logits)).chunk(2, -1)
-        seen = torch.cat([self.features(features), self.heard(appearance, features)], -1)
-        return logits * (1.0 + gain) + shift + self.out(functional.relu(self.hidden(seen)))
+        seen = [torch.sigmoid(logits), self.heard(appearance, features)]
+        if self.features is not None:
+            seen.append(self.features(features))
+        return logits * (1.0 + gain) + shift + self.out(functional.relu(self.hidden(torch.cat(seen, -1))))

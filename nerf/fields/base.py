@@ -159,13 +159,6 @@ class Field(nn.Module, ABC):
         points = Points(positions, appearance=appearance)
         return self.query(points, RenderSettings(source="eval", training=False)).require("albedo")
 
-    def surface_color(self, positions: Tensor, eyes: Tensor | None = None, appearance: AppearanceCodes | None = None) -> Tensor:
-        """Colour [M, 3] for the texture of a surface at positions [M, 3], after photographs: the diffuse one.
-
-        Fields that know the normal of their surface give the colour that cameras at ``eyes`` [K, 3] see from above it.
-        """
-        return self.albedo(positions, appearance)
-
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimiser groups (params, lr, name) of all parameters.
 

@@ -28,7 +28,6 @@ SOFTPLUS = 100.0  # beta of the activation ``log(1 + exp(beta x)) / beta``: smoo
 SHARPNESS_SCALE = 10.0  # sharpness = exp(10 v): a step of v by the learning rate changes it by a few per cent
 MAX_SHARPNESS = 1e6
 COLOUR_DEGREE = 4  # of the spherical harmonics of the direction
-EYES = 4  # cameras whose colours make that of a point of the texture
 UPSAMPLING_SHARPNESS = 64.0  # of the first round of up-sampling; each other one has twice that of the one before
 UPSAMPLING_ROUNDS = 4
 # Evaluation leaves out steps whose opacity is at most NEGLIGIBLE from any direction. One distance answers for GROUP neighbours
@@ -47,16 +46,18 @@ class SurfaceColour(nn.Module):
         features: C.
         hidden: width of the network.
         layers: hidden layers.
-        appearance: numbers of an appearance vector, which both parts hear; 0: there is none.
+        appearance: numbers of an appearance vector; 0: there is none.
+        local: the offset hears it, too; see :class:`nerf.fields.appearance.Tint`.
     """
 
-    def __init__(self, features: int, hidden: int, layers: int = 2, appearance: int = 0):
+    def __init__(self, features: int, hidden: int, layers: int = 2, appearance: int = 0, local: bool = False):
         super().__init__()
         self.diffuse = nn.Linear(features, 3)
-        self.tint = Tint(features, appearance) if appearance else None
-        self.heard = HeardAppearance(appearance) if appearance else None
+        self.tint = Tint(features, appearance, local) if appearance else None
+        self.heard = HeardAppearance(appearance) if appearance and local else None
         self.directions = make_encoder("sh", input_dim=3, degree=COLOUR_DEGREE)
-        widths = [features + self.directions.output_dim + 3 + (HEARD if appearance else 0)] + [hidden] * layers
+        inputs = features + self.directions.output_dim + 3 + (0 if self.heard is None else HEARD)
+        widths = [inputs] + [hidden] * layers
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.out = nn.Linear(hidden, 3)
         nn.init.zeros_(self.out.weight)
@@ -122,7 +123,8 @@ class SignedDistanceField(Field):
         else:
             self.variance = nn.Parameter(start)
         self.gradient_kind = "analytic" if config.sdf_gradient == "auto" else config.sdf_gradient
-        self.colour = SurfaceColour(features, colour_hidden or config.colour_hidden, colour_layers, scene.appearance)
+        width = colour_hidden or config.colour_hidden
+        self.colour = SurfaceColour(features, width, colour_layers, scene.appearance, scene.local_light)
 
     # ---- what subclasses provide ----
 
@@ -210,34 +212,6 @@ class SignedDistanceField(Field):
     ) -> tuple[Tensor, Tensor | None]:
         """Diffuse colour [M, 3] and, where the settings ask for it, that seen from the points' directions [M, 3]."""
         return self.colour(features, normal, points.directions if settings.view_dependent else None, points.appearance)
-
-    def surface_color(self, positions: Tensor, eyes: Tensor | None = None, appearance: AppearanceCodes | None = None) -> Tensor:
-        """Colour [M, 3] of the surface at positions [M, 3]; see :meth:`Field.surface_color`.
-
-        Of the cameras in front of the surface at a position the few that see it from the most upright are asked: what no
-        photograph shows from nearby is extrapolated there, and the colour along the normal is often of that kind. Where no
-        camera is in front, it is the colour along the normal.
-        """
-        settings = RenderSettings(source="eval", training=False, view_dependent=True)
-        _, features, gradient, _ = self._evaluate(positions, settings.max_level)
-        normal = unit(gradient)
-        if eyes is None or len(eyes) == 0:
-            return self._seen(features, normal, -normal, appearance)
-        cosine = torch.stack([(unit(eye - positions) * normal).sum(-1) for eye in eyes.to(positions)], -1)
-        weights, chosen = cosine.topk(min(EYES, len(eyes)), -1)
-        weights = weights.clamp(min=0.0)
-        total = weights.sum(-1, keepdim=True)
-        colour = self._seen(features, normal, -normal, appearance) * (total == 0)
-        for k in range(chosen.shape[-1]):
-            seen = self._seen(features, normal, unit(positions - eyes.to(positions)[chosen[:, k]]), appearance)
-            colour = colour + seen * weights[:, k : k + 1] / total.clamp(min=1e-12)
-        return colour
-
-    def _seen(self, features: Tensor, normal: Tensor, directions: Tensor, appearance: AppearanceCodes | None = None) -> Tensor:
-        """Colour [M, 3] from directions [M, 3], unit length, towards the surface."""
-        rgb = self.colour(features, normal, directions, appearance)[1]
-        assert rgb is not None, "a direction was given"
-        return rgb
 
     def geometry(self, points: Points, settings: RenderSettings) -> FieldOutput:
         """Distance [M] and its gradient [M, 3]; see :meth:`Field.geometry`."""

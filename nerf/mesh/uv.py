@@ -3,19 +3,24 @@
 uv has its origin at the lower left.
 """
 
+import io
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 
 from nerf.core.errors import ExportError
-from nerf.core.progress import track
+from nerf.core.progress import task
+from nerf.mesh import uv_process
 from nerf.mesh.mesh import Mesh
 
 _UNWRAP_BLOCK = 1000  # triangles per call of xatlas' charting
 _PADDING, _PADDING_SHARE = 3, 256  # texels between charts: at least so many, and this fraction of the texture
-_EXTENT = (0.05, 1e3)  # scene units: a surface of another size is unwrapped at size 1, as xatlas takes tiny triangles for none
+_CHARTED = 300.0  # extent at which a surface is charted: xatlas gives triangles smaller than 1e-7 the place (0, 0)
 FEWER = "lower --decimate_target"
-_MAX_COST = 1.0  # half of xatlas' default: compact charts, whose boundary does not come near itself
+_ATTEMPTS = 3
+_LEAST_SECONDS, _SECONDS = 120.0, 2e-3  # how long xatlas may take, and for each triangle; 30 times what it takes on two cores
 
 
 def unwrap(mesh: Mesh, texture_size: int, polygon: np.ndarray | None = None, *, fewer: str = FEWER) -> Mesh:
@@ -23,8 +28,9 @@ def unwrap(mesh: Mesh, texture_size: int, polygon: np.ndarray | None = None, *, 
 
     The time of xatlas grows faster than the number of triangles, so it charts blocks of at most a thousand neighbouring
     triangles, and packs the charts of all blocks at the end: 20,000 triangles take 1.6 s instead of 3.6 s of one core, with
-    hardly more charts, and progress can be reported. Packing for a texture of 4096 takes 3 s more. Charts are a 256th of
-    the texture apart, 3 texels at least, so that they stay apart in mipmaps down to half that many texels.
+    hardly more charts. Packing for a texture of 4096 takes 3 s more. Charts are a 256th of the texture apart, 3 texels at
+    least, so that they stay apart in mipmaps down to half that many texels. It runs in a process of its own, see
+    :mod:`nerf.mesh.uv_process`.
 
     Args:
         mesh: welded, vertices [V, 3] and faces [T, 3].
@@ -36,70 +42,67 @@ def unwrap(mesh: Mesh, texture_size: int, polygon: np.ndarray | None = None, *, 
         The mesh with uv and weld, its vertices repeated along the seams; normals and colours are copied.
 
     Raises:
-        ExportError: the atlas lost triangles or needs several textures.
+        ExportError: the atlas lost triangles or needs several textures, or xatlas failed.
     """
-    import xatlas
-
-    extent = float(np.ptp(mesh.vertices, axis=0).max())
-    if extent > 0 and not _EXTENT[0] <= extent <= _EXTENT[1]:
-        flat = unwrap(replace(mesh, vertices=mesh.vertices / extent), texture_size, polygon, fewer=fewer)
-        return replace(flat, vertices=mesh.vertices[flat.require("weld")])
     polygon = np.arange(len(mesh.faces)) if polygon is None else np.unique(polygon, return_inverse=True)[1].reshape(-1)
     middles = mesh.corners.mean(axis=1)
     of_polygon = np.stack([np.bincount(polygon, axis) for axis in middles.T], 1) / np.bincount(polygon)[:, None]
     blocks = _blocks(of_polygon[polygon], np.arange(len(mesh.faces)), polygon)
-    atlas = xatlas.Atlas()
-    vertices_of: list[np.ndarray] = []
-    for block in track(blocks, "unwrapping"):
-        source, local, uv = _chart(mesh, block, fewer)
-        vertices_of.append(source)
-        atlas.add_uv_mesh(uv, local)
-    pack = xatlas.PackOptions()
-    pack.padding = max(_PADDING, texture_size // _PADDING_SHARE)
-    pack.resolution = texture_size
-    atlas.generate(xatlas.ChartOptions(), pack)
-    if atlas.atlas_count != 1:
+    with task("unwrapping", 1) as advance:
+        found = _charts(mesh, blocks, texture_size, fewer)
+        advance(1)
+    if found["textures"] != 1:
         raise ExportError(
             f"the charts do not fit into one texture of {texture_size}x{texture_size}, and one is written; raise "
             f"--texture_size or {fewer} (the same command with --test --save_mesh exports again)"
         )
-    faces, count = np.empty_like(mesh.faces), 0
-    welds, uvs = [], []
-    for k, block in enumerate(blocks):
-        source, local, coordinates = atlas[k]
-        if local.shape == (len(block), 3):
-            faces[block] = local.astype(np.int64) + count
-        welds.append(vertices_of[k][source])
-        uvs.append(coordinates.astype(np.float64))
-        count += len(source)
-    weld, uv = np.concatenate(welds), np.clip(np.concatenate(uvs), 0.0, 1.0)
-    if int(faces.max(initial=0)) >= count or not np.array_equal(weld[faces], mesh.faces):
-        raise ExportError(f"unwrapping lost triangles or changed their order; {fewer}")
+    weld, uv = found["weld"], np.clip(found["uv"], 0.0, 1.0)
     copied = {k: None if (v := getattr(mesh, k)) is None else v[weld] for k in ("normals", "colors")}
-    return replace(mesh, vertices=mesh.vertices[weld], faces=faces, uv=uv, weld=weld, **copied)
+    return replace(mesh, vertices=mesh.vertices[weld], faces=found["faces"], uv=uv, weld=weld, **copied)
 
 
-def _chart(mesh: Mesh, block: np.ndarray, fewer: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Charts of a block [t] of triangles: the source of each new vertex [n], triangles [t, 3], and uv [n, 2] in scene units."""
-    import xatlas
+def _charts(mesh: Mesh, blocks: list[np.ndarray], texture_size: int, fewer: str) -> dict[str, np.ndarray]:
+    """What :func:`nerf.mesh.uv_process.charts` returns, with the triangles of the mesh, found by a process of its own.
 
-    used, local = np.unique(mesh.faces[block], return_inverse=True)
-    atlas, pack = xatlas.Atlas(), xatlas.PackOptions()
-    atlas.add_mesh(mesh.vertices[used].astype(np.float32), local.reshape(-1, 3).astype(np.uint32))
-    pack.padding = 2  # charts of a block must not touch, or they would count as one
-    options = xatlas.ChartOptions()
-    options.max_cost = _MAX_COST
-    atlas.generate(options, pack)
-    source, local, uv = atlas[0]
-    if local.shape != (len(block), 3):
-        raise ExportError(f"unwrapping turned {len(block)} triangles into {len(local)}; {fewer}")
-    source, uv = used[source], np.pad(uv.astype(np.float64), ((0, 0), (0, 1)))
-    areas = [
-        np.linalg.norm(np.cross(c[:, 1] - c[:, 0], c[:, 2] - c[:, 0]), axis=1).sum()
-        for c in (mesh.vertices[source][local], uv[local])
-    ]
-    scale = np.sqrt(areas[0] / areas[1]) if min(areas) > 0 else 1.0
-    return source, local, np.ascontiguousarray(uv[:, :2] * scale, dtype=np.float32)
+    xatlas fails about once in a hundred times where other programs use the cores, and succeeds when it is asked again.
+    """
+    request = io.BytesIO()
+    np.savez(
+        request,
+        vertices=mesh.vertices * (_CHARTED / max(float(np.ptp(mesh.vertices, axis=0).max()), 1e-30)),
+        faces=mesh.faces,
+        order=np.concatenate(blocks),
+        sizes=np.array([len(block) for block in blocks]),
+        texture_size=texture_size,
+        padding=max(_PADDING, texture_size // _PADDING_SHARE),
+    )
+    reason = ""
+    for _ in range(_ATTEMPTS):
+        try:
+            found = _answer(request.getvalue(), _LEAST_SECONDS + _SECONDS * len(mesh.faces))
+        except ExportError as error:
+            reason = str(error)
+            continue
+        faces, weld = found["faces"], found["weld"]
+        known = 0 <= int(faces.min(initial=0)) and int(faces.max(initial=0)) < len(weld)
+        if known and np.array_equal(weld[faces], mesh.faces) and np.isfinite(found["uv"]).all():
+            return found
+        reason = "unwrapping lost triangles or changed their order"
+    raise ExportError(f"{reason}; {fewer}")
+
+
+def _answer(request: bytes, seconds: float) -> dict[str, np.ndarray]:
+    """What the process says to a request; it is ended after so many seconds."""
+    command = [sys.executable, uv_process.__file__]
+    try:
+        ended = subprocess.run(command, input=request, capture_output=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise ExportError(f"xatlas, which unwraps, did not end within {seconds:.0f} s") from None
+    if ended.returncode != 0:
+        said = ended.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {ended.returncode}"]
+        raise ExportError(f"xatlas, which unwraps, failed: {said[-1]}")
+    with np.load(io.BytesIO(ended.stdout), allow_pickle=False) as found:
+        return dict(found)
 
 
 def _blocks(centre: np.ndarray, index: np.ndarray, polygon: np.ndarray) -> list[np.ndarray]:

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from nerf.mesh import export
 from nerf.mesh.level_set_grid import PROBE_CELLS
 from nerf.mesh.mesh import Mesh
 from nerf.mesh.paint import export_painted
+from nerf.mesh.photo_colors import Photo
 from nerf.renderer import NeRFRenderer
 from nerf.run import half_images, hallucination, lights, lpips, mesh_evaluation, metrics
 from nerf.run.distributed import main_only
@@ -163,7 +163,7 @@ class Evaluator:
         """Write validation pictures; returns PSNR and SSIM of photographs that were held out, or of image prompts."""
         if self.held_out:
             split = "val" if "val" in self.held_out else "test"
-            return self._measure(split, step, evenly(len(self.held_out[split]), self.config.output.dataset_size_valid))
+            return self._measure(split, step, provider.evenly(len(self.held_out[split]), self.config.output.dataset_size_valid))
         output = self.config.output
         views = self.show_views(output.dataset_size_valid, output.H, output.W)
         for i in track(range(len(views)), "rendering validation views"):
@@ -193,7 +193,7 @@ class Evaluator:
         return measured
 
     @main_only(lambda: None)
-    def save_mesh(self, run: RunInfo) -> export.ExportReport | None:
+    def save_mesh(self, run: RunInfo, photos: Sequence[Callable[[], Photo]] = ()) -> export.ExportReport | None:
         """Extract the surface (or take that of the mesh stage), clean, unwrap, bake and write it to ``mesh/``.
 
         A stage that is exported again after a later one has run writes to ``mesh_<stage>/``. The folder is replaced as a whole,
@@ -206,7 +206,7 @@ class Evaluator:
         if self.config.from_mesh_file and self.config.data.data is None:
             options = replace(options, export_frame="source")  # the axes of that file
         common = dict(
-            albedo=self._surface_color(),
+            albedo=self.model.albedo,
             bound=self.model.path.surface_extent(self.model.bound, output.mesh_threshold),
             folder=self.workspace / (f"mesh_{self.stage.name}" if shown_again else "mesh"),
             options=options,
@@ -219,11 +219,13 @@ class Evaluator:
             if options.crop is not None:
                 self.report.log("--mesh_crop has no effect: a mesh that is painted keeps all of its triangles")
             report = export_painted(*painted, **common)
-        elif (surface := self.model.surface()) is None:
-            report = export.export_level_set(self.model.level_set(output.mesh_threshold), **common)
         else:
-            mesh = Mesh(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())
-            report = export.export_surface(mesh, **common)
+            common |= {"photos": photos if self._shows_photographs() else ()}
+            if (surface := self.model.surface()) is None:
+                report = export.export_level_set(self.model.level_set(output.mesh_threshold), **common)
+            else:
+                mesh = Mesh(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())
+                report = export.export_surface(mesh, **common)
         self.report.log(f"mesh: {report}")
         for note in report.notes:
             self.report.log(f"mesh: {note}")
@@ -241,12 +243,10 @@ class Evaluator:
 
     # ---- parts of the above ---------------------------------------------------------------------------------------
 
-    def _surface_color(self) -> Callable[[Tensor], Tensor]:
-        """What the texture of the mesh shows at positions: after photographs, what their cameras see."""
-        if self.config.data.data is None:
-            return self.model.albedo
-        eyes = None if self.scene_cameras is None else self.scene_cameras.pose[:, :3, 3]
-        return partial(self.model.surface_color, eyes=eyes)
+    def _shows_photographs(self) -> bool:
+        """Whether the photographs are projected onto the mesh for its texture; those of one light, unless it is asked for."""
+        wanted = self.config.mesh.texture_from
+        return wanted == "photographs" or (wanted == "auto" and not self.config.prompt.kinds and not self.config.wild.adapts)
 
     def show_views(self, count: int, height: int, width: int) -> Views:
         """The views to show: a turntable, or a smooth path past the cameras of the photographs."""
@@ -319,7 +319,7 @@ class Evaluator:
             pixels = sum(math.prod(photos.store.size(i)) for i in range(len(photos)))
             fits = self.device.type != "cpu" or pixels <= CPU_PIXELS
             most = 0 if fits else max(1, CPU_PIXELS * len(photos) // pixels)
-        return evenly(len(photos), most)
+        return provider.evenly(len(photos), most)
 
     def _measure_test(self, step: int) -> dict[str, float]:
         """The figures at the end, and how many of the held-out photographs they are of."""
@@ -393,13 +393,6 @@ def _frame(kind: str, out: RenderOutput, view: Views) -> np.ndarray:
     local = out.normal @ view.pose[0, :3, :3].to(out.normal)  # to the axes of the camera: x right, y up, z towards it
     color = 0.5 * local + 0.5 * out.opacity[:, None] + (1.0 - out.opacity[:, None])
     return images.to_uint8(color.reshape(view.height, view.width, 3))
-
-
-def evenly(count: int, most: int) -> list[int]:
-    """Indices of at most ``most`` of ``count`` things, evenly spaced from the first to the last; 0: all."""
-    if most == 0 or count <= most:
-        return list(range(count))
-    return [round(i * (count - 1) / max(most - 1, 1)) for i in range(most)]
 
 
 def _pictures(out: RenderOutput) -> np.ndarray:

@@ -44,6 +44,12 @@ def test_no_pixel_is_drawn_twice_where_the_photograph_has_enough():
     assert (patch.column.diff(dim=-1) >= 1).all() and (patch.row.diff(dim=-2) >= 1).all()
 
 
+def test_a_scale_of_zero_is_neighbouring_pixels():
+    patch = draw(store_of([40, 33], [36, 80]), 500, 16, 0.0)
+    assert (patch.column.diff(dim=-1) == 1).all() and (patch.row.diff(dim=-2) == 1).all()
+    assert patch.column.min() == 0 and patch.row.max() == 79
+
+
 def test_small_photographs_repeat_their_pixels():
     patch = draw(store_of([3], [1]), 10, 6, 0.5)
     assert set(patch.column.unique().tolist()) == {0, 1, 2} and not patch.row.any()

@@ -1,10 +1,13 @@
 """Unwrapping: triangles are kept, and their uv lie in the unit square without overlap."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from nerf.core.errors import ExportError
 from nerf.mesh import mesh as meshes
 from nerf.mesh import uv
 from nerf.mesh.decimate import decimate
@@ -36,3 +39,46 @@ def test_a_surface_of_any_size_is_unwrapped(size):
     flat, reference = uv.unwrap(scaled, 64), uv.unwrap(mesh, 64)
     assert np.array_equal(flat.vertices, scaled.vertices[flat.weld]) and len(flat.faces) == len(mesh.faces)
     assert np.ptp(flat.uv, axis=0).min() > 0.5 * np.ptp(reference.uv, axis=0).min()
+
+
+FAILURES = {
+    "hang": ("import time; time.sleep(60)", "did not end within 1 s"),
+    "crash": ("import os; os.abort()", "failed: exit code -6"),
+    "exception": ("raise ValueError('Adding mesh failed')", "failed: ValueError: Adding mesh failed"),
+    "order": ("import sys; from nerf.mesh import uv_process as u; f = u.charts; "
+              "u.charts = lambda v, f0, *a: f(v, f0[:, ::-1], *a); u.main()", "lost triangles or changed their order"),
+}  # fmt: skip
+
+
+def failing(monkeypatch, program, times):
+    """The first ``times`` processes run ``program`` instead; returns the list of those that were started."""
+    run, started = subprocess.run, []
+
+    def start(command, **options):
+        started.append(command)
+        if len(started) > times:
+            return run(command, **options)
+        return run([sys.executable, "-c", program], **options | ({"timeout": 1} if "sleep" in program else {}))
+
+    monkeypatch.setattr(uv.subprocess, "run", start)
+    monkeypatch.setattr(uv, "_LEAST_SECONDS", 1.0 if "sleep" in program else 60.0)
+    monkeypatch.setattr(uv, "_SECONDS", 0.0 if "sleep" in program else 1.0)
+    return started
+
+
+@pytest.mark.parametrize("failure", ["crash", "order"])
+def test_a_failure_of_xatlas_is_tried_again(monkeypatch, failure):
+    mesh = solids.surface(solids.ball, 12)
+    expected = uv.unwrap(mesh, 64)
+    started = failing(monkeypatch, FAILURES[failure][0], 2)
+    np.testing.assert_array_equal(uv.unwrap(mesh, 64).uv, expected.uv)
+    assert len(started) == 3
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failure_of_xatlas_that_stays_is_said(monkeypatch, failure):
+    program, reason = FAILURES[failure]
+    started = failing(monkeypatch, program, 3)
+    with pytest.raises(ExportError, match=f"{reason}; lower --decimate_target"):
+        uv.unwrap(solids.surface(solids.ball, 12), 64)
+    assert len(started) == 3
