@@ -208,6 +208,8 @@ class Evaluator:
         if painted is not None:
             if options.crop is not None:
                 self.report.log("--mesh_crop has no effect: a mesh that is painted keeps all of its triangles")
+            if options.ground:
+                self.report.log("--ground has no effect: a mesh that is painted keeps its place")
             report = export_painted(*painted, **common)
         elif (surface := self.model.surface()) is None:
             report = export.export_level_set(self.model.level_set(output.mesh_threshold), **common)
