@@ -5,7 +5,7 @@
 An independent renderer (ray casting by trimesh and Embree) makes posed images of the mesh: silhouettes with normals, or
 shaded photographs with masks only. ``main.py --data`` is trained on them like on any data set, and the mesh that it writes
 is compared with the original as by ``scripts/evaluate_mesh.py``: the Chamfer distance as a percentage of the diagonal of the
-original's bounding box. B images of S x S pixels.
+original's bounding box. B images of H x W or S x S pixels, P points or rays.
 """
 
 import json
@@ -48,35 +48,54 @@ def camera_poses(count: int, centre: np.ndarray, distance: float, turned: float 
 class Picture:
     """What ray casting sees of a mesh, averaged over the rays of each pixel."""
 
-    coverage: np.ndarray  # [S, S] in [0, 1]
-    normal: np.ndarray  # [S, S, 3] unit, world axes, 0 where empty
-    color: np.ndarray  # [S, S, 3] of what is covered, 0 where nothing is
+    coverage: np.ndarray  # [H, W] in [0, 1]
+    normal: np.ndarray  # [H, W, 3] unit, world axes, 0 where empty
+    color: np.ndarray  # [H, W, 3] of what is covered, 0 where nothing is
 
 
-def pixel_directions(pose: np.ndarray, size: int) -> np.ndarray:
-    """Directions [S * n * S * n, 3], not of unit length, of n x n rays through each of S x S pixels of a pose [4, 4]."""
-    fine = size * SUPERSAMPLE
-    step = (np.arange(fine) + 0.5) / fine * 2 - 1
-    x, y = np.meshgrid(step, -step)
-    local = np.stack([x, y, -np.full_like(x, 1 / np.tan(np.radians(FOV) / 2))], -1).reshape(-1, 3)
+@dataclass(frozen=True)
+class Lens:
+    """A pinhole in the middle of a picture."""
+
+    width: int  # pixels
+    height: int
+    focal: float  # pixels
+    samples: int = SUPERSAMPLE  # rays per pixel along each axis
+
+    @property
+    def blocks(self) -> tuple[int, int, int, int]:
+        """The shape of values of all rays, in which axes 1 and 3 are those of one pixel."""
+        return self.height, self.samples, self.width, self.samples
+
+
+def square_lens(size: int) -> Lens:
+    """The lens of a picture of S x S pixels that sees :data:`FOV` both ways."""
+    return Lens(size, size, size / 2 / np.tan(np.radians(FOV) / 2))
+
+
+def pixel_directions(pose: np.ndarray, lens: Lens) -> np.ndarray:
+    """Directions [P, 3], not of unit length, of all rays through the pixels of a pose [4, 4], row by row."""
+    column, row = ((np.arange(n * lens.samples) + 0.5) / lens.samples for n in (lens.width, lens.height))
+    x, y = np.meshgrid(column - lens.width / 2, lens.height / 2 - row)
+    local = np.stack([x, y, np.full_like(x, -lens.focal)], -1).reshape(-1, 3) / lens.focal
     directions: np.ndarray = local @ pose[:3, :3].T
     return directions
 
 
-def render(mesh, pose: np.ndarray, size: int, color_of: Colors | None = None) -> Picture:
-    """A picture of S x S pixels.
+def render(mesh, pose: np.ndarray, lens: Lens, color_of: Colors | None = None) -> Picture:
+    """A picture.
 
     Args:
         mesh: of trimesh.
         pose: camera-to-world [4, 4].
-        size: S.
+        lens: of the camera.
         color_of: colour [P, 3] of points [P, 3] in triangles [P]; None: grey.
     """
-    directions = pixel_directions(pose, size)
+    directions = pixel_directions(pose, lens)
     hit = mesh.ray.intersects_first(np.broadcast_to(pose[:3, 3], directions.shape), directions)
     normals = np.where(hit[:, None] >= 0, mesh.face_normals[hit], 0.0)
     facing = -np.sign((normals * directions).sum(-1, keepdims=True))  # an open mesh may show its back faces
-    blocks = (size, SUPERSAMPLE, size, SUPERSAMPLE)
+    blocks = lens.blocks
     coverage = (hit >= 0).reshape(blocks).mean((1, 3))
     mean = (normals * facing).reshape(*blocks, 3).mean((1, 3))
     colors = np.zeros((len(hit), 3))
@@ -119,7 +138,7 @@ def write_views(mesh, folder: Path, pictures: str, poses: np.ndarray, size: int,
 
     frames = []
     for i, pose in enumerate(poses):
-        seen = render(mesh, pose, size, color_of)
+        seen = render(mesh, pose, square_lens(size), color_of)
         coverage, normal = seen.coverage, seen.normal
         shade = shaded(normal) if pictures == "photographs" else np.ones((size, size))
         rgba = np.concatenate([seen.color * shade[..., None], coverage[..., None]], -1)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from benchmarks.inverse_rendering import MAIN, Colors, poses_around, render, write_views
+from benchmarks.inverse_rendering import MAIN, Colors, poses_around, render, square_lens, write_views
 from benchmarks.records import read_result
 from nerf.core.errors import UserError
 from nerf.core.files import reading
@@ -146,7 +146,7 @@ def sheet(solid, rows: list[Colors], size: int = 256) -> np.ndarray:
     pictures = []
     for color_of in rows:
         for pose in poses:
-            seen = render(solid, pose, size, color_of)
+            seen = render(solid, pose, square_lens(size), color_of)
             shade = 0.55 + 0.45 * np.clip((seen.normal * pose[:3, 2]).sum(-1), 0, 1)
             pictures.append(seen.color * shade[..., None] * seen.coverage[..., None] + 1 - seen.coverage[..., None])
     return contact_sheet([np.round(255 * np.clip(one, 0, 1)).astype(np.uint8) for one in pictures], columns=len(SHOWN))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.inverse_rendering import FOV, SUPERSAMPLE, Colors, pixel_directions, poses_around, render, shaded
+from benchmarks.inverse_rendering import FOV, SUPERSAMPLE, Colors, pixel_directions, poses_around, render, shaded, square_lens
 from nerf.core.images import write_png
 
 SPLITS = ("train", "test")
@@ -28,7 +28,7 @@ def backdrop(pose: np.ndarray, size: int, centre: np.ndarray, distance: float, s
         seed: of the texture: waves of random directions and colours.
     """
     rng, radius = np.random.default_rng(seed), ROOM * distance
-    rays = pixel_directions(pose, size)
+    rays = pixel_directions(pose, square_lens(size))
     rays = rays / np.linalg.norm(rays, axis=1, keepdims=True)
     from_centre = pose[:3, 3] - centre
     along = rays @ from_centre
@@ -59,7 +59,7 @@ def write_scene(mesh, folder: Path, color_of: Colors | None, masks: bool, count:
         frames = []
         (folder / split).mkdir(parents=True, exist_ok=True)
         for i, pose in enumerate(poses_around(mesh, number, turn)):
-            seen = render(mesh, pose, size, color_of)
+            seen = render(mesh, pose, square_lens(size), color_of)
             color, cover = seen.color * shaded(seen.normal)[..., None], seen.coverage[..., None]
             if masks:
                 picture = np.concatenate([color, cover], -1)

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from nerf.core.streams import Random, Stream
 from nerf.core.structs import Batch, Part, RenderOutput, ViewRequest, Views, move_record
 from nerf.data.image_prompt import KnownViews
 from nerf.data.posed_images import Photographs
+from nerf.mesh.photo_colors import Photo
 from nerf.render.background import background_kind
 from nerf.training.ray_count import RayCount
 from nerf.training.refinement import POSE_RATE, PoseRefinement
@@ -31,6 +33,15 @@ log = logging.getLogger("somnia.provider")
 
 PROGRESSIVE_RATE = 2.0  # of the training progress: the ranges are whole by half-time, as in stable-dreamfusion
 SIX_VIEWS = ((90.0, 0.0), (90.0, 90.0), (90.0, 180.0), (90.0, -90.0), (0.0, 0.0), (180.0, 0.0))  # polar, azimuth
+
+TEXTURE_PIXELS = 1 << 26  # of the photographs that a texture is made from, which take 16 bytes each
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Indices of at most ``most`` of ``count`` things, evenly spaced from the first to the last; 0: all."""
+    if most == 0 or count <= most:
+        return list(range(count))
+    return [round(i * (count - 1) / max(most - 1, 1)) for i in range(most)]
 
 
 def view_ratio(fraction: float, config: Config) -> float:
@@ -235,6 +246,16 @@ class PhotographSource(Source):
         count = len(batch.rays) if batch.views is None else len(batch.views)
         generator = part.random.generator(Stream.PHOTO_BACKGROUND, device)
         return replace(batch, background=torch.rand(count, 3, generator=generator, device=device))
+
+    def photos(self) -> list[Callable[[], Photo]]:
+        """All photographs, or as many as have ``TEXTURE_PIXELS``, evenly chosen; see :meth:`Source.photos`."""
+        sizes = [height * width for height, width in self.photographs.sizes()]
+        most = max(TEXTURE_PIXELS * len(sizes) // sum(sizes), 1)
+        return [partial(self._photo, i) for i in evenly(len(sizes), most)]
+
+    def _photo(self, i: int) -> Photo:
+        views, rgba = self.photographs.flat(i)
+        return Photo(views if self.poses is None else replace(views, pose=self.poses.corrected(views.pose, i)), rgba)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """The twists of the poses; see :meth:`Source.param_groups`."""

@@ -12,8 +12,9 @@ from nerf.config.groups import FieldConfig
 from nerf.config.parser import check_choice
 from nerf.config.stages import Stage
 from nerf.core.progress import track
-from nerf.core.structs import LevelSet, Rays, RenderOutput, RenderSettings, SceneInfo, join_records
+from nerf.core.structs import AppearanceCodes, LevelSet, Rays, RenderOutput, RenderSettings, SceneInfo, join_records
 from nerf.fields import tcnn
+from nerf.fields.appearance import Appearance
 from nerf.fields.base import Field
 from nerf.mesh.tetrahedra import Surface
 from nerf.network import VanillaField
@@ -25,7 +26,7 @@ from nerf.network_sdf import SdfField
 from nerf.network_sdf_vanilla import VanillaSdfField
 from nerf.render.accelerated import AcceleratedPath
 from nerf.render.background import Background, Behind, ConstantBackground, NetworkBackground, background_kind, chosen_color
-from nerf.render.base import RenderPath, box, check_rays, mask_gradients
+from nerf.render.base import RenderPath, box, check_rays, mask_gradients, points_at, recolored_sum
 from nerf.render.contracted import ContractedBackground, field_options
 from nerf.render.dmtet import DMTetPath
 from nerf.render.plain import PlainPath
@@ -46,12 +47,20 @@ class NeRFRenderer(nn.Module):
         background: colour behind the object, where the render settings do not prescribe one.
         path: how the field is sampled along rays.
         max_ray_batch: rays rendered at once in evaluation; 0: as many as suit the device and the path.
+        appearance: of the photographs, whose light colours depend on; None: they depend on none.
     """
 
-    def __init__(self, field: Field, background: Background, path: RenderPath, max_ray_batch: int = 0):
+    def __init__(
+        self,
+        field: Field,
+        background: Background,
+        path: RenderPath,
+        max_ray_batch: int = 0,
+        appearance: Appearance | None = None,
+    ):
         super().__init__()
         self.field, self.background, self.path = field, background, path
-        self.max_ray_batch = max_ray_batch
+        self.max_ray_batch, self.appearance = max_ray_batch, appearance
 
     @property
     def bound(self) -> float:
@@ -74,6 +83,7 @@ class NeRFRenderer(nn.Module):
             ValueError: rays, lights or backgrounds of the wrong shape.
         """
         check_rays(rays)
+        rays = self._seen(rays, settings)
         with torch.set_grad_enabled(settings.training and torch.is_grad_enabled()):
             behind = None if settings.background is None else chosen_color(settings.background, rays)
             size = self.ray_batch(rays.origins.device)
@@ -84,6 +94,22 @@ class NeRFRenderer(nn.Module):
                 chosen = slice(i, i + size)
                 chunks.append(self._render(rays[chosen], None if behind is None else behind[chosen], settings))
             return replace(join_records(chunks, torch.cat), shape=rays.shape)
+
+    def _seen(self, rays: Rays, settings: RenderSettings) -> Rays:
+        """The rays with their appearance: the given one, in training that of their photographs, else the shown one."""
+        if self.appearance is None or rays.appearance is not None:
+            return rays
+        if settings.appearance is not None:
+            given = settings.appearance.to(rays.directions)
+            codes = AppearanceCodes(given[None]) if given.ndim == 1 else AppearanceCodes(given, rays.view_index)
+            return replace(rays, appearance=codes)
+        if settings.training and rays.image_index is not None:
+            return replace(rays, appearance=self.appearance.codes(rays))
+        return replace(rays, appearance=self._shown())
+
+    def _shown(self) -> AppearanceCodes | None:
+        """The appearance in which the scene is shown."""
+        return None if self.appearance is None else AppearanceCodes(self.appearance.shown()[None])
 
     def ray_batch(self, device: torch.device) -> int:
         """Rays that are rendered at once in evaluation on this device."""
@@ -105,6 +131,7 @@ class NeRFRenderer(nn.Module):
             behind_depth=back.depth,
             behind_trace=back.trace,
             extras=sums.extras,
+            appearance=rays.appearance if settings.training else None,
             trace=sums.trace,
             surface=sums.surface,
             shape=rays.shape,
@@ -118,6 +145,24 @@ class NeRFRenderer(nn.Module):
         if rays.near is not None:
             near = torch.maximum(near, rays.near.to(near))
         return self.background.behind(rays, near, settings, front)
+
+    def recolored(self, rays: Rays, out: RenderOutput, settings: RenderSettings) -> Tensor:
+        """Colours [N, 3] of a training render in another appearance; see :func:`nerf.render.base.recolored_sum`.
+
+        Args:
+            rays: the N rays, in the other appearance.
+            out: what was rendered of them, with its trace.
+            settings: of that render.
+
+        Raises:
+            ValueError: the render has no trace.
+        """
+        if out.trace is None:
+            raise ValueError("NeRFRenderer.recolored: expected a render in training, which has a trace")
+        behind = out.background
+        if settings.background is None:
+            behind = self.background.recolored(rays, out.behind_trace, settings)
+        return recolored_sum(self.field, out.trace, points_at(out.trace.samples, rays), rays, settings, behind)
 
     def begin_step(self, fraction: float) -> None:
         """Set what follows the training progress in [0, 1] and is no parameter; before the first part of every step."""
@@ -135,12 +180,7 @@ class NeRFRenderer(nn.Module):
     def albedo(self, positions: Tensor) -> Tensor:
         """Diffuse colour [M, 3] in [0, 1] at positions [M, 3], without gradients, for baking textures."""
         with torch.no_grad():
-            return self.field.albedo(positions)
-
-    def surface_color(self, positions: Tensor, eyes: Tensor | None = None) -> Tensor:
-        """Colour [M, 3] of the surface at positions [M, 3], without gradients; see :meth:`Field.surface_color`."""
-        with torch.no_grad():
-            return self.field.surface_color(positions, eyes)
+            return self.field.albedo(positions, self._shown())
 
     def surface(self) -> Surface | None:
         """The current triangles of a mesh stage, without gradients; None where the object is a volume."""
@@ -153,7 +193,8 @@ class NeRFRenderer(nn.Module):
         Args:
             lr: base learning rate of field and background; paths have rates of their own.
         """
-        return self.field.param_groups(lr) + self.background.param_groups(lr) + self.path.param_groups()
+        groups = self.field.param_groups(lr) + self.background.param_groups(lr) + self.path.param_groups()
+        return groups if self.appearance is None else groups + self.appearance.param_groups(lr)
 
 
 def make_dmtet_path(config: Config, field: Field) -> RenderPath:
@@ -194,8 +235,12 @@ FIELDS: dict[str, Callable[[FieldConfig, SceneInfo], Field]] = {
 FIELD_NEEDS: dict[str, Callable[[str], None]] = {"grid_tcnn": tcnn.check_device, "grid_taichi": check_taichi}
 BACKGROUNDS: dict[str, Callable[[FieldConfig, SceneInfo], Background]] = {
     "constant": lambda config, scene: ConstantBackground(),
-    "network": lambda config, scene: NetworkBackground(),
-    "contracted": lambda config, scene: ContractedBackground(GridField(field_options(config), SceneInfo()), scene.bound),
+    "network": lambda config, scene: NetworkBackground(appearance=scene.appearance),
+    "contracted": lambda config, scene: ContractedBackground(
+        GridField(field_options(config), SceneInfo(appearance=scene.appearance, local_light=scene.local_light)),
+        scene.bound,
+        config.background_lr,
+    ),
 }
 PATHS: dict[str, Callable[[Config, Field], RenderPath]] = {"volume": make_volume_path, "dmtet": make_dmtet_path}
 
@@ -234,7 +279,9 @@ def build_model(stage: Stage, scene: SceneInfo) -> NeRFRenderer:
         UserError: there is no such backbone or background.
     """
     config = stage.config
-    options, background = config.field, background_kind(config.field, scene)
+    options, background, wild = config.field, background_kind(config.field, scene), config.wild
+    if scene.pictures is not None and wild.appearance != "none":
+        scene = replace(scene, appearance=wild.appearance_size, local_light=wild.appearance_scope == "local")
     check_names(options)
     behind = BACKGROUNDS[background](options, scene)
     field = FIELDS[options.backbone](options, scene)
@@ -242,4 +289,5 @@ def build_model(stage: Stage, scene: SceneInfo) -> NeRFRenderer:
     if scene.coverage is not None and not config.prompt.kinds:  # guidance sees what photographs do not
         path.cull(scene.coverage)
         behind.cull(scene.coverage)
-    return NeRFRenderer(field, behind, path, config.render.max_ray_batch)
+    appearance = Appearance(wild, scene) if scene.appearance else None
+    return NeRFRenderer(field, behind, path, config.render.max_ray_batch, appearance)

@@ -25,7 +25,7 @@ from nerf.core.streams import Stream
 from nerf.core.structs import Part, StepPlan
 from nerf.mesh.export import ExportReport
 from nerf.renderer import NeRFRenderer
-from nerf.run import checkpoint, checkpoint_checks, lock, workspace
+from nerf.run import checkpoint, checkpoint_checks, lock, occluder_masks, workspace
 from nerf.run.evaluation import Evaluator
 from nerf.run.logger import Report
 from nerf.training import objectives, schedule
@@ -80,7 +80,8 @@ class Trainer:
         self.workspace = Path(self.config.output.workspace)
         for one in guidance:
             one.begin_stage()
-        self.objectives = objectives.build(ObjectiveInputs(run, model.field, guidance, self.device))
+        inputs = ObjectiveInputs(run, model.field, guidance, self.device, model.appearance, model.recolored)
+        self.objectives = objectives.build(inputs)
         self.optimizer = self._make_optimizer()
         self.amp_dtype = self._amp_dtype()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
@@ -284,12 +285,15 @@ class Trainer:
     def test(self) -> dict[str, float]:
         """Render the turntable video or the six views, and measure held-out photographs."""
         with self.ema.applied():
+            if self.config.trains:  # a run that only shows has not loaded what was learned of the photographs alone
+                found = occluder_masks.write(self.objectives, self.sources, self.model, self.workspace / "results" / "masks")
+                self.report.result(**found)
             return self.evaluator.test(self.step)
 
     def save_mesh(self) -> ExportReport | None:
         """Export the textured mesh; returns the export's report, None on other ranks than 0."""
         with self.ema.applied():
-            return self.evaluator.save_mesh(self.info)
+            return self.evaluator.save_mesh(self.info, [get for source in self.sources.values() for get in source.photos()])
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 

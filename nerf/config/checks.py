@@ -52,6 +52,32 @@ def check_numbers(config: Config, stages: Iterable[Stage] = ()) -> None:
             f"--grid_finest must be at least --grid_coarsest, got {grid.finest_resolution} and {grid.base_resolution}"
         )
     _check_near(config)
+    _check_wild(config)
+
+
+def _check_wild(config: Config) -> None:
+    """Refuse combinations of what is learned of photographs in the wild that exclude each other, or lack what they need."""
+    wild = config.wild
+    if config.data.data is None:
+        return
+    if wild.adapts and mesh_stages(config.stages):
+        raise UserError(
+            "--wild, --appearance and --occluders need rays, which the mesh stage has none of; leave --dmtet out and export "
+            "the mesh of the volume with --save_mesh"
+        )
+    if wild.appearance != "none" and config.data.exposure:
+        raise UserError("--exposure and --appearance both learn the colours of each photograph; give one of them")
+    if wild.occluders == "robust" and not wild.patch_grid:
+        raise UserError("--occluders robust looks at neighbouring pixels; add --patch_grid 16 or more")
+    if wild.mask_size_min > wild.mask_size_max:
+        raise UserError(
+            f"--mask_size_min must be at most --mask_size_max, got {wild.mask_size_min:g} and {wild.mask_size_max:g}"
+        )
+    if wild.patch_grid**2 > config.data.num_rays:
+        raise UserError(
+            f"--num_rays must hold a patch of {wild.patch_grid}x{wild.patch_grid} rays, got {config.data.num_rays}; give "
+            f"{wild.patch_grid**2} or more, or a smaller --patch_grid"
+        )
 
 
 def check_background(config: Config) -> None:
@@ -108,7 +134,7 @@ class Idle:
 
 
 _EXPORT = ("decimate_target", "decimate_error", "texture_size", "texture_supersample", "normal_map", "roughness", "metallic",
-           "mesh_ply", "mesh_formats", "ground", "export_frame")  # fmt: skip
+           "mesh_ply", "mesh_formats", "ground", "export_frame", "texture_from")  # fmt: skip
 _GUIDANCE = tuple(flag for flag, (group, _) in OPTIONS.items() if group == "guidance")
 _GUIDED = ("radius_range", "theta_range", "phi_range", "fovy_range", "half_size_ratio", "jitter_pose", "uniform_sphere_rate",
            "progressive_view", "latent_iter_ratio", "albedo_iter_ratio", "albedo_rate", "background_textures",
@@ -123,6 +149,9 @@ _SURFACE = ("preset", "sdf_init", "sdf_radius", "sdf_init_steps", "sdf_gradient"
             "eikonal_points", "lambda_sparsity", "lambda_off_surface", "sparsity_scale", "lambda_curvature", "curvature",
             "lambda_points")  # fmt: skip
 _DENSITY = ("density_activation", "density_bias", "blob_density", "blob_radius", "normals", "mesh_threshold")
+_APPEARANCE = ("appearance_size", "appearance_scope", "shown_light", "lambda_appearance_norm", "lambda_mode_seeking")
+_MASK = ("mask_vector", "mask_hidden", "mask_octaves", "mask_size_max", "mask_size_min", "mask_size_decay",
+         "lambda_mask_digital")  # fmt: skip
 _GRID = ("grid_levels", "grid_features", "grid_coarsest", "grid_finest", "grid_log2", "layers")
 
 
@@ -156,11 +185,26 @@ IDLE = (
             "exposure",
             "refine_poses",
             "preset",
+            "wild",
+            "appearance",
+            "occluders",
+            "patch_grid",
+            "texture_from",
         ),
         lambda c: c.data.data is None,
         "without --data",
     ),
     Idle(("exposure", "refine_poses"), _only_meshes, "in the mesh stage"),
+    Idle(_APPEARANCE, lambda c: c.wild.appearance == "none", "without --appearance"),
+    Idle(
+        ("appearance_side", "lambda_appearance_match"),
+        lambda c: c.wild.appearance != "encoder",
+        "without --appearance encoder",
+    ),
+    Idle(_MASK, lambda c: c.wild.occluders != "mask", "without --occluders mask"),
+    Idle(("robust_quantile",), lambda c: c.wild.occluders != "robust", "without --occluders robust"),
+    Idle(("occluders_start",), lambda c: c.wild.occluders == "none", "without --occluders"),
+    Idle(("patch_scale", "patch_scale_decay"), lambda c: not c.wild.patch_grid, "without --patch_grid"),
     Idle(("negative", *_GUIDANCE), lambda c: not c.prompt.kinds, "without a prompt (--text)"),
     Idle(_GUIDED, lambda c: not c.prompt.kinds, "without a prompt (--text or --image)"),
     Idle(("negative",), lambda c: c.prompt.text is None, "without --text"),
@@ -186,7 +230,16 @@ IDLE = (
     ),
     Idle(_MESH, lambda c: not mesh_stages(c.stages), "without a mesh stage (--dmtet, or --stages nerf,dmtet)"),
     Idle(
-        ("tet_grid_size", "coarse_sdf_grids", "lr_distance", "lr_offset", "decimate_target", "decimate_error", "normal_map"),
+        (
+            "tet_grid_size",
+            "coarse_sdf_grids",
+            "lr_distance",
+            "lr_offset",
+            "decimate_target",
+            "decimate_error",
+            "normal_map",
+            "texture_from",
+        ),  # fmt: skip
         lambda c: c.painted,
         "with --lock_geo and a mesh file, whose triangles stay as they are",
     ),
@@ -219,6 +272,11 @@ IDLE = (
     Idle((*_GRID, "hidden"), lambda c: c.field.backbone == "sdf_vanilla", "with --backbone sdf_vanilla"),
     Idle(_SURFACE, lambda c: c.field.backbone not in SDF_BACKBONES, "without a signed distance (--backbone sdf)"),
     Idle(_DENSITY, lambda c: c.field.backbone in SDF_BACKBONES, "with a signed distance"),
+    Idle(
+        ("background_lr", "background_bias"),
+        lambda c: c.field.background not in ("auto", "contracted") or c.data.data is None,
+        "without --data or without a contracted background (--background contracted)",
+    ),
     Idle(("sharpness_end",), lambda c: c.field.sharpness != "scheduled", "without --sharpness scheduled"),
     Idle(("viewer_host", "viewer_port"), lambda c: c.gui.viewer != "web", "without --viewer web"),
 )

@@ -25,6 +25,7 @@ from nerf.config.groups import (
     RuntimeConfig,
     ScheduleConfig,
 )
+from nerf.config.hallucination import HallucinationConfig
 from nerf.config.inputs import DataConfig, PromptConfig
 from nerf.config.losses import LossConfig
 from nerf.config.mesh import MeshConfig
@@ -44,6 +45,7 @@ from nerf.config.presets import GUIDANCE_OF, MESH_FILE, PAINTED, PRESETS, REASON
 from nerf.config.stages import STAGE_KINDS, Stage
 from nerf.config.typed import FILE, HELP, flag_for, read_words, split_file
 from nerf.config.viewer import GuiConfig
+from nerf.config.wild import WildConfig
 from nerf.core.errors import UserError
 from nerf.core.files import as_shape
 
@@ -83,6 +85,8 @@ class Config:
 
     prompt: PromptConfig = PromptConfig()
     data: DataConfig = DataConfig()
+    wild: WildConfig = WildConfig()
+    lights: HallucinationConfig = HallucinationConfig()
     guidance: GuidanceConfig = GuidanceConfig()
     camera: CameraConfig = CameraConfig()
     field: FieldConfig = FieldConfig()

@@ -4,7 +4,8 @@ Defaults are those of stable-dreamfusion except where docs/flags.md gives anothe
 useful value; they catch typing errors and overflows. Every number has both bounds, which --help gives. Angles are degrees,
 lengths scene units. Others are beside this file: prompts and
 photographs in ``inputs.py`` and ``photographs.py``, methods of score distillation in ``distillation.py``, losses in
-``losses.py``, signed distances in ``surface.py``, the mesh in ``mesh.py``, the viewer in ``viewer.py``.
+``losses.py``, signed distances in ``surface.py``, backgrounds in ``background.py``, the mesh in ``mesh.py``, the viewer in
+``viewer.py``.
 """
 
 import re
@@ -12,6 +13,7 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
+from nerf.config.background import BackgroundConfig
 from nerf.config.distillation import DistillationConfig
 from nerf.config.limits import (
     AXES,
@@ -211,17 +213,6 @@ class NetworkConfig(Group):
         kept=RUN,
     )
     bound: float = option(1.0, "half the side of the scene's bounding box [-bound, bound]^3", check=BOUND, kept=RUN)
-    background: str = option(
-        "auto",
-        "background model: one colour, a network of the ray direction, or a contracted scene around the box; auto is the last "
-        "for photographs that show more than the box holds, else follows --bg_radius",
-        choices=("auto", "constant", "network", "contracted"),
-        extensible=True,
-        kept=RUN,
-    )
-    bg_radius: float = option(
-        1.4, "above 0: a background network; 0 or less: a constant background", check=between(-FAR, FAR), kept=RUN
-    )
     density_activation: str = option("exp", "density activation", choices=("exp", "softplus"), kept=RUN)
     density_thresh: float = option(
         SURFACE_DENSITY,
@@ -259,7 +250,7 @@ class NetworkConfig(Group):
 
 
 @dataclass(frozen=True)
-class FieldConfig(SurfaceConfig, NetworkConfig):
+class FieldConfig(SurfaceConfig, BackgroundConfig, NetworkConfig):
     """Field (the NeRF's networks)"""
 
 

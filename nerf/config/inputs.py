@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from nerf.config.limits import AZIMUTH, MOST, POLAR, POSITIVE_LENGTH, STEPS, WEIGHT
 from nerf.config.parser import RUN, Group, option
-from nerf.config.photographs import CorrectionConfig, DepthMapConfig, PlacementConfig, SfmConfig
+from nerf.config.photographs import CacheConfig, CorrectionConfig, DepthMapConfig, PlacementConfig, SfmConfig
 from nerf.core.ranges import between, each
 
 
@@ -55,13 +55,13 @@ class PromptConfig(Group):
 
 
 @dataclass(frozen=True)
-class DataConfig(SfmConfig, PlacementConfig, DepthMapConfig, CorrectionConfig):
+class DataConfig(SfmConfig, CacheConfig, PlacementConfig, DepthMapConfig, CorrectionConfig):
     """Posed photographs"""
 
     data: str | None = option(
         None,
-        "folder of photographs: transforms.json, COLMAP, NeuS, LLFF, Polycam, Record3D, Metashape or RealityCapture cameras, "
-        "or with --sfm plain pictures",
+        "folder of photographs: transforms.json, phototourism, COLMAP, NeuS, LLFF, Polycam, Record3D, Metashape or "
+        "RealityCapture cameras, or with --sfm plain pictures",
         kept=RUN,
         path=True,
     )

@@ -40,6 +40,12 @@ class MeshConfig(Group):
         False,
         "put the lowest point of the mesh at y = 0 of its files, and make a flat base even; else it is not moved",
     )
+    texture_from: str = option(
+        "auto",
+        "what the texture shows after --data: the photographs, projected onto the mesh, or the field's diffuse colour; auto: "
+        "the photographs, unless prompts guide the run as well or each has a light of its own (--appearance, --occluders)",
+        choices=("auto", "photographs", "field"),
+    )
     eval_mesh: bool = option(
         True, "with --save_mesh: compare renders of the written mesh with the held-out photographs, like those of the field"
     )

@@ -7,7 +7,7 @@ from nerf.config.parser import RUN, Group, option
 from nerf.core.ranges import Check, above
 from nerf.core.words import is_number
 
-SCALE_WORDS = ("auto", "cameras", "nearest", "points")  # of --scene_scale beside a number
+SCALE_WORDS = ("auto", "cameras", "nearest", "points", "seen")  # of --scene_scale beside a number
 HALF_SIDE = above(0, 1e12)  # of the scene box, in units of the dataset
 SCENE_SCALE = Check(
     lambda v: v in SCALE_WORDS or (is_number(v) and HALF_SIDE.holds(float(v))),
@@ -59,9 +59,22 @@ class PlacementConfig(Group):
     scene_scale: str = option(
         "auto",
         "size of the scene's box: cameras (holds all), nearest (the distance of the nearest camera from the centre), points "
-        "(holds 98 % of the sparse points), or half its side in units of the dataset",
+        "(holds 98 % of the sparse points), seen (what cameras that look inwards see around the centre, where that is smaller "
+        "and the dataset does not prescribe its box), or half its side in units of the dataset",
         check=SCENE_SCALE,
         kept=RUN,
+    )
+
+
+@dataclass(frozen=True)
+class CacheConfig(Group):
+    """Decoded photographs: part of the options of photographs."""
+
+    photo_cache: str = option(
+        "auto",
+        "where decoded photographs are kept as bytes for later runs: a folder, or off; auto is the user's cache folder, for "
+        "sets of more than 128 MiB",
+        path=True,
     )
 
 

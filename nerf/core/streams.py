@@ -42,6 +42,7 @@ class Stream(IntEnum):
     SDF_SHAPE = 40  # where the first shape of a signed distance is fitted
     BOX_POINTS = 41  # random points of the box that regularisers of a signed distance look at
     TANGENTS = 42  # directions in which curvature is looked for
+    OTHER_LIGHT = 44  # photographs in whose light patches are looked at again
     CLOUD_POINTS = 43  # which points of the reconstruction a step looks at
 
 

@@ -114,6 +114,22 @@ class Views:
 
 
 @dataclass(frozen=True)
+class AppearanceCodes:
+    """The appearances that N rays (or M points) are seen in: K vectors of A numbers, and which of them each ray has."""
+
+    vectors: Tensor  # [K, A]
+    index: Tensor | None = None  # [N] int64 in [0, K); None: all have the first
+
+    def __getitem__(self, index: slice | Tensor) -> "AppearanceCodes":
+        """Those of a subset of the rays."""
+        return self if self.index is None else AppearanceCodes(self.vectors, self.index[index])
+
+    def rows(self, made: Tensor, count: int) -> Tensor:
+        """What was made of each vector, [K, F], as one row for each of ``count`` rays, [N, F]. Differentiable."""
+        return made[:1].expand(count, -1) if self.index is None else made.index_select(0, self.index)
+
+
+@dataclass(frozen=True)
 class Rays:
     """N rays, flat; a batch of whole images also carries its shape."""
 
@@ -125,6 +141,8 @@ class Rays:
     uv: Tensor | None = None  # [N, 2] pixel position in [0, 1]
     near: Tensor | None = None  # [N] smallest distance of a sample; None: that of the render path
     views: Views | None = None  # the B cameras whose whole images the rays are; what rasterises needs them
+    patch_images: tuple[int, ...] | None = None  # of patches: the photograph of each, as ``image_index`` has it on the device
+    appearance: AppearanceCodes | None = None  # [N] in which colours are seen; the renderer sets it
 
     def __len__(self) -> int:
         return self.origins.shape[0]
@@ -139,7 +157,16 @@ class Rays:
             None if self.image_index is None else self.image_index[index],
             None if self.uv is None else self.uv[index],
             None if self.near is None else self.near[index],
+            appearance=None if self.appearance is None else self.appearance[index],
         )
+
+
+@dataclass(frozen=True)
+class SmallPictures:
+    """The training photographs, each as a whole and small: what an encoder of their appearance looks at."""
+
+    names: tuple[str, ...]
+    make: Callable[[int], list[Tensor]]  # longer side in pixels -> [3, h, w] each, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -153,6 +180,9 @@ class SceneInfo:
     unbounded: bool = False  # the photographs show more than the box holds
     coverage: "Coverage | None" = None  # what the training photographs of a scene see; None for an object
     num_training: int = 0  # those of the training split, which come first in it
+    pictures: SmallPictures | None = None  # the training photographs
+    appearance: int = 0  # A, numbers of an appearance vector that colours depend on; 0: they depend on none
+    local_light: bool = False  # what an appearance does to a colour depends on the place and the direction, too
 
 
 @dataclass(frozen=True)
@@ -165,7 +195,8 @@ class ViewRequest:
     height: int = 64  # pixels, of the image layout
     width: int = 64
     num_rays: int = 0  # N, of the other two layouts
-    patch_size: int = 0  # pixels along a side, of the patches layout
+    patch_size: int = 0  # rays along a side, of the patches layout
+    patch_scale: float | None = None  # share of a side that a patch spans at least, as a grid (0: neighbours); None: inside
     fraction: float = 1.0  # training progress in [0, 1]
     random: Random = Random()
 
@@ -186,6 +217,7 @@ class RenderSettings:
     need_normals: bool = False  # an objective needs normals; shading that needs them computes them anyway
     max_level: float = 1.0  # fraction of the encoder's levels that is active
     random: Random = Random()
+    appearance: Tensor | None = None  # [A] or, per view, [B, A]: seen in it; None: that of the photographs, or the shown one
     crop: Tensor | None = None  # [6] low and high corner of the box outside of which the object is left out; None: all of it
 
     @property
@@ -291,6 +323,7 @@ class Points:
     directions: Tensor | None = None  # [M, 3] unit ray directions
     image_index: Tensor | None = None  # [M] int64: which photograph of the data set
     uv: Tensor | None = None  # [M, 2] pixel position in [0, 1]
+    appearance: AppearanceCodes | None = None  # [M] in which colours are seen; geometry never depends on it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +341,7 @@ class FieldOutput:
     albedo: Tensor | None = None  # [M, 3] diffuse colour in [0, 1]
     normal: Tensor | None = None  # [M, 3] unit outward normal; present if the settings compute normals
     rgb: Tensor | None = None  # [M, 3] view-dependent colour; present if the settings ask for it
+    features: Tensor | None = None  # [M, C] that colours were made of, for :meth:`Field.recolored`; only with an appearance
     extras: dict[str, Tensor] = field(default_factory=dict)  # name -> [M, C]; composited along the rays like colours
 
     def __post_init__(self) -> None:
@@ -374,6 +408,7 @@ class RenderOutput:
     normal: Tensor | None = None  # [N, 3] sum of weight * unit normal, world axes; length <= opacity
     background: Tensor  # [N, 3] colour of the background
     extras: dict[str, Tensor] = field(default_factory=dict)  # name -> [N, C] sum of weight * extra output, or of the path
+    appearance: AppearanceCodes | None = None  # [N] in which colours are seen
     behind_opacity: Tensor | None = None  # [N] of a background that is a scene too, where nothing stands before it
     behind_depth: Tensor | None = None  # [N] sum of weight * t of that background
     behind_trace: Trace | None = None  # training only: its samples
@@ -424,6 +459,7 @@ class Batch:
     light: Tensor | None = None  # [B, 3] unit direction from the surface to the light
     depth_map: Tensor | None = None  # [N] depth along the viewing direction of a photograph's depth map; 0: unknown
     depth_cosine: Tensor | None = None  # [N] of the angle between ray and viewing direction: the depth along the ray times it
+    valid: Tensor | None = None  # [N] bool: pixels that are not masked out in their photograph; None: all
     depth_relative: bool = False  # the depth map has another scale and offset for each photograph; else it is in scene units
 
     def settings(self, settings: RenderSettings) -> RenderSettings:

@@ -4,6 +4,7 @@ The format is described in COLMAP's documentation under "Output Format": ``spars
 beside ``images/``, and masks as ``masks/NAME`` or ``masks/NAME.png`` (or with another suffix in place of NAME's own).
 """
 
+import logging
 import math
 import re
 import struct
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from nerf.core.errors import UserError
 from nerf.core.files import read_bytes
-from nerf.core.words import is_number
+from nerf.core.words import counted, is_number
 from nerf.data.frames import (
     DENOMINATOR_TERMS,
     DISTORTION_TERMS,
@@ -27,13 +28,17 @@ from nerf.data.frames import (
     downscaled_folder,
     find_image,
     find_mask,
+    list_pictures,
     make_dataset,
     pose_from_opencv,
     raise_no_images,
+    same_path,
     split_by_holdout,
     warn_of_unused_masks,
 )
 from nerf.data.values import rotation_of_quaternion
+
+log = logging.getLogger("somnia.photographs")
 
 # Parameters of each camera model in the order of the file. COLMAP's k4 k5 k6 of FULL_OPENCV divide: d1 d2 d3 here.
 CAMERA_MODELS: dict[str, tuple[str, ...]] = {
@@ -88,7 +93,7 @@ def find_models(folder: Path) -> list[ModelFiles]:
 
 
 def read_colmap(folder: Path, models: Sequence[ModelFiles], options: ReadOptions) -> ParsedDataset:
-    """Read the sparse model with the most registered images.
+    """Read the sparse model with the most registered images, and hold out some of them.
 
     Args:
         folder: of the dataset, with the photographs in ``images`` or in the folder itself.
@@ -98,10 +103,29 @@ def read_colmap(folder: Path, models: Sequence[ModelFiles], options: ReadOptions
     Raises:
         UserError: a file is broken, or a camera model is not supported.
     """
+    model = read_model(folder, models, options)
+    splits = split_by_holdout(model.frames, options.holdout)
+    return make_dataset(folder, model.folder, splits, model.missing, points=model.points, downscaled=model.downscaled)
+
+
+@dataclass(frozen=True)
+class SparseModel:
+    """What a sparse model holds."""
+
+    folder: Path
+    frames: list[Frame]  # the photographs that exist
+    missing: list[str]  # names of those that do not
+    points: Tensor | None  # [P, 3] float64
+    downscaled: int  # the factor by which the photographs are reduced already
+
+
+def read_model(folder: Path, models: Sequence[ModelFiles], options: ReadOptions) -> SparseModel:
+    """The sparse model with the most registered images; arguments and errors as of :func:`read_colmap`."""
     registered = {model: _read_images(model.images) for model in models}
     model = max(registered, key=lambda key: len(registered[key]))
     cameras = _read_cameras(model.cameras)
-    image_folder, downscaled = _image_folder(folder, [entry.name for entry in registered[model]], options.downscale)
+    names = [entry.name for entry in registered[model]]
+    image_folder, downscaled = _image_folder(folder, names, options.downscale)
     frames, missing = [], []
     for entry in registered[model]:
         if entry.camera not in cameras:
@@ -119,8 +143,22 @@ def read_colmap(folder: Path, models: Sequence[ModelFiles], options: ReadOptions
     if not frames:
         raise_no_images(model.folder, image_folder / missing[0] if missing else None, missing)
     warn_of_unused_masks(folder / "masks", frames, "the mask of a.jpg is a.jpg, a.jpg.png or a.png")
-    splits = split_by_holdout(frames, options.holdout)
-    return make_dataset(folder, model.folder, splits, missing, points=_read_points(model.points), downscaled=downscaled)
+    _warn_of_no_pose(image_folder, frames)
+    return SparseModel(model.folder, frames, missing, _read_points(model.points), downscaled)
+
+
+def _warn_of_no_pose(folder: Path, frames: Sequence[Frame]) -> None:
+    """Log a warning if pictures lie beside the registered ones for which the reconstruction found no pose."""
+    known = {same_path(frame.image) for frame in frames}
+    without = [path for path in list_pictures(folder) if same_path(path) not in known]
+    if without:
+        log.warning(
+            "%s: %s no pose and %s left out, first %s; pictures that overlap them would connect them",
+            folder,
+            counted(len(without), "picture has", "pictures have"),
+            "is" if len(without) == 1 else "are",
+            without[0].name,
+        )
 
 
 def _image_folder(folder: Path, names: Sequence[str], factor: int) -> tuple[Path, int]:

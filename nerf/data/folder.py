@@ -16,6 +16,7 @@ from nerf.data.frames import ParsedDataset, ReadOptions, list_pictures
 from nerf.data.llff import find_poses_bounds, read_llff
 from nerf.data.metashape import find_metashape, read_metashape
 from nerf.data.neus import find_camera_file, read_neus
+from nerf.data.phototourism import find_phototourism, read_phototourism
 from nerf.data.polycam import find_polycam, read_polycam
 from nerf.data.reality_capture import find_reality_capture, read_reality_capture
 from nerf.data.record3d import find_record3d, read_record3d
@@ -44,6 +45,7 @@ class Format:
 # In the order in which they are looked for: a folder with several is in the first of them.
 FORMATS = (
     Format("transforms.json", "transforms.json or transforms_train.json", find_transforms, read_transforms),
+    Format("phototourism", "dense/sparse with a *.tsv (phototourism)", find_phototourism, read_phototourism),
     Format("COLMAP", "sparse/0 with cameras and images, .bin or .txt (COLMAP)", find_models, read_colmap),
     Format("NeuS", "cameras_sphere.npz (NeuS)", find_camera_file, read_neus),
     Format("LLFF", "poses_bounds.npy (LLFF)", find_poses_bounds, read_llff),

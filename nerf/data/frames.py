@@ -135,6 +135,8 @@ class ParsedDataset:
     points: Tensor | None = None  # [P, 3] float64 sparse point cloud of the reconstruction, if it was kept
     up: Tensor | None = None  # [3] unit up direction in the dataset's world, where its format defines one
     downscaled: int = 1  # the factor by which the photographs that were found are reduced already
+    ranges: Tensor | None = None  # [I, 2] float64 near and far plane of each frame in the dataset's units; None: not known
+    open_air: bool = False  # the photographs show more than any box of the scene holds, the sky for example
 
 
 def list_pictures(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,14 +17,24 @@ from nerf.core.errors import UserError
 from nerf.core.files import read_bytes, reading
 from nerf.core.pictures import as_mode, exif_tags, nonzero, open_picture
 from nerf.core.progress import task, track
+from nerf.data.pixel_cache import DECODE_THREADS, Layout, Planes, chosen_folder, decode, decode_into, fingerprint
 
 log = logging.getLogger("somnia.photographs")
 
-DECODE_THREADS = 4
 HALF_VALID = 128  # mean level of a block of mask pixels of 0 and 255 from which the block is valid
 UNKNOWN_NORMAL = 128  # byte of all three components where there is no normal map; decodes to a length near 0
 NORMAL_TOLERANCE = 0.25  # of a normal's length: 8-bit rounding and resampling stay below it, plain backgrounds exceed it
 EXIF_ORIENTATION = 0x0112  # the tag
+SIDEWAYS = (5, 6, 7, 8)  # the orientations in which width and height change places
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MIN_LENGTH = 1e-6  # lower limit of a divisor
 _WAY_OUT = "replace the file, or remove it from the dataset"
 
@@ -45,7 +56,12 @@ def exif_orientation(path: Path) -> int:
         return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def decode_image(path: Path, mode: str, factor: int = 1) -> Tensor:
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """A picture as it is shown, given its EXIF orientation, 1 to 8."""
+    return image if orientation == 1 else image.transpose(_TURNS[orientation])
+
+
+def decode_image(path: Path, mode: str, factor: int = 1, orientation: int = 1) -> Tensor:
     """Decode an image as uint8 [H, W, C], or [H, W] in mode "L", optionally downscaled by an integer factor.
 
     Downscaling averages blocks of ``factor`` x ``factor`` pixels, with premultiplied alpha in mode "RGBA".
@@ -54,12 +70,13 @@ def decode_image(path: Path, mode: str, factor: int = 1) -> Tensor:
         path: in one of the formats of :mod:`nerf.core.pictures`; 16-bit grey is scaled to 8 bits.
         mode: "RGB", "RGBA" or "L".
         factor: width and height are divided by it and rounded up.
+        orientation: as EXIF counts, by which the picture is turned; 1: not at all.
 
     Raises:
         UserError: the file is not a picture, is broken, or is too large to be decoded safely.
     """
     with open_picture(path, f"photograph {path}", _WAY_OUT) as opened:
-        image = as_mode(opened, mode)
+        image = turned(as_mode(opened, mode), orientation)
         return torch.from_numpy(np.array(image.reduce(factor) if factor > 1 else image))
 
 
@@ -119,6 +136,40 @@ def has_transparency(path: Path) -> bool:
     return read_header(path)[2] and bool((decode_image(path, "RGBA")[..., 3] < 255).any())
 
 
+class _Files(NamedTuple):
+    """The files of I images."""
+
+    images: Sequence[Path]
+    masks: Sequence[Path | None]
+    normals: Sequence[Path | None]
+    alphas: Sequence[Path | None]
+    orientations: Sequence[int]
+
+    def decoded(self, width: Tensor, height: Tensor, ends: Tensor, factor: int, mode: str, cache: str) -> Planes:
+        """Their pixels, masks and normal maps, in memory or in a file of the cache; arguments as of :class:`ImageStore`."""
+        kinds = {"pixels": ("U8", len(mode))}
+        kinds |= {"valid": ("BOOL", 0)} if any(self.masks) else {}
+        kinds |= {"normal": ("U8", 3)} if any(self.normals) else {}
+
+        def load(i: int, planes: Planes) -> None:
+            size, inside = (int(height[i]), int(width[i])), slice(int(ends[i] - width[i] * height[i]), int(ends[i]))
+            planes["pixels"][inside] = decode_image(self.images[i], mode, factor, self.orientations[i]).reshape(-1, len(mode))
+            if (path := self.alphas[i]) is not None:
+                planes["pixels"][inside, 3] = _of_size("mask", path, decode_opacity(path, factor), size).reshape(-1)
+            if (path := self.masks[i]) is not None:
+                planes["valid"][inside] = _of_size("mask", path, decode_mask(path, factor), size).reshape(-1)
+            if (path := self.normals[i]) is not None:
+                planes["normal"][inside] = _of_size("normals", path, decode_image(path, "RGB", factor), size).reshape(-1, 3)
+
+        layout = Layout(len(self.images), int(ends[-1]), kinds)
+        fill = {name: value for name, value in {"valid": 1, "normal": UNKNOWN_NORMAL}.items() if name in kinds}
+        folder = chosen_folder(cache, layout)
+        if folder is None:
+            return decode(layout, load, fill)
+        key = fingerprint([self.images, self.masks, self.normals, self.alphas], [factor, mode, list(self.orientations)])
+        return decode_into(folder, f"{self.images[0].resolve()} {factor}", key, layout, load, fill)
+
+
 class ImageStore:
     """Images of any sizes in one tensor of bytes; image ``i`` owns the pixels before ``ends[i]``, in row-major order.
 
@@ -132,12 +183,15 @@ class ImageStore:
         depths: I depth maps and what one of their levels means, or None; 0 is unknown. They may have another size.
         factor: downscale by this factor.
         device: where the tensors live.
+        orientations: I EXIF orientations by which the images are turned, see :func:`turned`; None: none is. Their masks and
+            maps are those of the turned images.
+        cache: where decoded images are kept, as ``--photo_cache`` says; on a CPU they stay in that file, mapped into memory.
 
     Attributes:
         pixels: [P, C] uint8, straight (not premultiplied) alpha; C is 4 only if some pixel is not opaque.
         width, height: [I] pixels, after downscaling.
         ends: [I] cumulative sums of width * height.
-        original_sizes: width and height of each image before downscaling.
+        original_sizes: width and height of each image before downscaling, and as it is turned.
 
     Raises:
         UserError: an image is unreadable, the factor exceeds an image, a mask has another size, or all masks are black.
@@ -152,8 +206,12 @@ class ImageStore:
         factor: int,
         device: torch.device,
         depths: Sequence[tuple[Path | None, float]] = (),
+        orientations: Sequence[int] | None = None,
+        cache: str = "off",
     ):
+        orientations = orientations or [1] * len(paths)
         headers = [read_header(path) for path in track(paths, "reading the sizes of photographs")]
+        headers = [(h, w, a) if turn in SIDEWAYS else (w, h, a) for (w, h, a), turn in zip(headers, orientations, strict=True)]
         for path, (w, h, _) in zip(paths, headers, strict=True):
             if factor > min(w, h):
                 raise UserError(
@@ -164,29 +222,17 @@ class ImageStore:
         height = torch.tensor([-(-h // factor) for _, h, _ in headers])
         ends = torch.cumsum(width * height, 0)
         mode = "RGBA" if any(alpha for *_, alpha in headers) or any(alphas) else "RGB"
-        pixels = torch.empty(int(ends[-1]), len(mode), dtype=torch.uint8)
-        valid = torch.ones(len(pixels) if any(masks) else 0, dtype=torch.bool)
-        normal = torch.full((len(pixels) if any(normals) else 0, 3), UNKNOWN_NORMAL, dtype=torch.uint8)
-
-        def load(i: int) -> None:
-            size, inside = (int(height[i]), int(width[i])), slice(int(ends[i] - width[i] * height[i]), int(ends[i]))
-            pixels[inside] = decode_image(paths[i], mode, factor).reshape(-1, len(mode))
-            if (path := alphas[i]) is not None:
-                pixels[inside, 3] = _of_size("mask", path, decode_opacity(path, factor), size).reshape(-1)
-            if (path := masks[i]) is not None:
-                valid[inside] = _of_size("mask", path, decode_mask(path, factor), size).reshape(-1)
-            if (path := normals[i]) is not None:
-                normal[inside] = _of_size("normals", path, decode_image(path, "RGB", factor), size).reshape(-1, 3)
-
-        _run_in_threads(load, len(paths))
+        files = _Files(paths, masks, normals, alphas, orientations)
+        planes = files.decoded(width, height, ends, factor, mode, cache)
+        pixels, valid, normal = planes["pixels"], planes.get("valid"), planes.get("normal")
         if mode == "RGBA" and bool((pixels[:, 3] == 255).all()):
-            pixels = pixels[:, :3].contiguous()
+            pixels = pixels[:, :3]
         if mode == "RGBA" and not bool(pixels[:, -1].any()):
             log.warning(
                 "%s transparent everywhere, so there is nothing to learn; check the alpha channel",
                 "the photograph is" if len(paths) == 1 else f"all {len(paths)} photographs are",
             )
-        if any(masks) and not valid.any():
+        if valid is not None and not valid.any():
             raise UserError(
                 f"{next(filter(None, masks))}: all masks are black everywhere, and only the other pixels are used; "
                 "invert the masks, or remove them"
@@ -195,10 +241,10 @@ class ImageStore:
         self.width, self.height, self.ends = width.to(device), height.to(device), ends.to(device)
         # Copies on the host, so that reading a size does not synchronise with the GPU.
         self._sizes, self._ends = list(zip(height.tolist(), width.tolist(), strict=True)), ends.tolist()
-        self._valid = valid.to(device) if any(masks) else None
-        self._normal = normal.to(device) if any(normals) else None
+        self._valid = None if valid is None else valid.to(device)
+        self._normal = None if normal is None else normal.to(device)
         self._depth = self._load_depths(depths, device)
-        self._valid_pixels = valid.nonzero()[:, 0].to(device) if any(masks) else None
+        self._valid_pixels = None if valid is None else valid.nonzero()[:, 0].to(device)
         self._patch_positions: dict[int, tuple[Tensor, int]] = {}
 
     def _load_depths(self, depths: Sequence[tuple[Path | None, float]], device: torch.device) -> Tensor | None:
@@ -257,6 +303,10 @@ class ImageStore:
     def depth(self, pixel: Tensor) -> Tensor | None:
         """Depths [N] of pixels [N] as their maps give them, 0 where unknown; None if no image has a depth map."""
         return None if self._depth is None else self._depth[pixel]
+
+    def valid(self, pixel: Tensor) -> Tensor | None:
+        """Which of the pixels [N] are not masked out, bool; None if no image has a mask."""
+        return None if self._valid is None else self._valid[pixel]
 
     def sample_pixels(self, count: int, generator: torch.Generator) -> Tensor:
         """Indices [count] int64 into ``pixels``, uniform over all valid pixels of all images, with replacement.

@@ -33,11 +33,22 @@ OPPOSITE = 1e-9  # 1 + cosine below which two directions are opposite, and the r
 DOWN_VECTOR_FLIP = (1.0, -1.0, -1.0)  # half a turn about x, the rotation used for -Y up
 
 
+BOX_SOURCE = {  # SceneNormalization.kind in words, for the log
+    "box": "the dataset",
+    "limit": "aabb_scale and the camera positions",
+    "object": "the field of view (transparent background)",
+    "points": "the reconstruction's points",
+    "scene": "the camera positions",
+    "seen": "what the cameras see around the point that they look at",
+    "given": "--scene_center and --scene_scale",
+}
+
+
 @dataclass(frozen=True)
 class SceneNormalization:
     """The similarity transform between a dataset's world and the normalised world, and how the scene box was chosen."""
 
-    kind: str  # "box": prescribed by the dataset; "limit", "object", "points", "scene" or "given": see :func:`normalize_scene`
+    kind: str  # "box", "limit", "object", "points", "scene", "seen" or "given": see :func:`normalize_scene`
     to_source: Tensor  # [4, 4] float64, normalised world -> dataset's world
     scale: float  # normalised units per unit of the dataset
     unbounded: bool = False  # the photographs show more than the box holds
@@ -216,7 +227,7 @@ def _choose_box(
         return "box", *prescribed_box
     distance = (pose[:, :3, 3] - focus).norm(dim=-1)
     if has_transparency:
-        half_side = (distance * torch.tan(half_fov)).median().item()
+        half_side = _seen(pose, half_fov, focus)
         return "object", *(limit if limit is not None and limit[1] < half_side else (focus, half_side))
     if limit is not None:
         return "limit", limit[0], _within_limit(limit, pose[:, :3, 3], bound)
@@ -228,8 +239,31 @@ def _choose_box(
     return "scene", focus, half_side
 
 
+def _seen(pose: Tensor, half_fov: Tensor, centre: Tensor) -> float:
+    """Half the side of the box that cameras [I, 4, 4] with half the fields of view [I] see around a centre [3]."""
+    return ((pose[:, :3, 3] - centre).norm(dim=-1) * torch.tan(half_fov)).median().item()
+
+
+def _within_sight(
+    box: tuple[str, Tensor, float], pose: Tensor, half_fov: Tensor, centre: Tensor | None
+) -> tuple[str, Tensor, float]:
+    """The box that cameras see around their focus point or a given centre; ``box`` where that is smaller, or prescribed, or
+    where the cameras do not look at a common point."""
+    meeting, in_front = _nearest_to_axes(pose)
+    if box[0] == "box" or meeting is None or in_front <= 0.5:
+        return box
+    middle = meeting if centre is None else centre
+    half_side = _seen(pose, half_fov, middle)
+    return ("seen", middle, half_side) if half_side < box[2] else box
+
+
 def _place(
-    box: tuple[str, Tensor, float], pose: Tensor, focus: Tensor, points: Tensor | None, options: PlacementConfig
+    box: tuple[str, Tensor, float],
+    pose: Tensor,
+    half_fov: Tensor,
+    focus: Tensor,
+    points: Tensor | None,
+    options: PlacementConfig,
 ) -> tuple[str, Tensor, float]:
     """The box that ``--scene_center`` and ``--scene_scale`` ask for; ``box`` where they ask for nothing.
 
@@ -238,6 +272,8 @@ def _place(
     kind, centre, half_side = box
     if options.scene_center == "auto" and options.scene_scale == "auto":
         return box
+    if options.scene_center == "auto" and options.scene_scale == "seen":
+        return _within_sight(box, pose, half_fov, None)
     asked = [flag for flag in ("scene_center", "scene_scale") if getattr(options, flag) == "points"]
     if asked and (points is None or len(points) < MIN_POINTS):
         raise UserError(
@@ -252,6 +288,8 @@ def _place(
         centre = centres[options.scene_center]
     distance = (position - centre).norm(dim=-1)
     scale = "cameras" if options.scene_scale == "auto" else options.scene_scale
+    if scale == "seen":
+        return _within_sight(("given", centre, SCENE_MARGIN * distance.max().item()), pose, half_fov, centre)
     if scale == "points":
         assert points is not None, "refused above"
         half_side = SCENE_MARGIN * _ball_radius(points, centre)
@@ -301,6 +339,7 @@ def normalize_scene(
     * "limit": any other dataset with a limit; see :func:`_within_limit`.
     * "scene": any other dataset. The box is centred at the focus point and contains all cameras.
     * "points": as "scene", but the box around the sparse point cloud of the reconstruction is smaller and is used instead.
+    * "seen": with ``--scene_scale seen``, what the cameras see around the focus point, as of an object.
     * "given": by ``--scene_center`` and ``--scene_scale``.
 
     Except for an object, cameras that are all on one side of the scene are rotated to the front (+Z).
@@ -322,7 +361,7 @@ def normalize_scene(
     """
     focus = focus_point(pose)
     box = _choose_box(pose, half_fov, focus, prescribed_box, has_transparency, bound, points, limit)
-    kind, centre, half_side = _place(box, pose, focus, points, options)
+    kind, centre, half_side = _place(box, pose, half_fov, focus, points, options)
     if not half_side > MIN_HALF_SIDE:
         raise UserError(_why_no_size(kind, half_side, pose, half_fov))
     if not half_side < MAX_HALF_SIDE:
@@ -335,4 +374,4 @@ def normalize_scene(
     to_source[:3, :3] = rotation.T / scale
     to_source[:3, 3] = centre
     cut = limit is not None and half_side < limit[1]
-    return SceneNormalization(kind, to_source, scale, kind == "scene" or (kind == "limit" and cut))
+    return SceneNormalization(kind, to_source, scale, kind in ("scene", "seen") or (kind == "limit" and cut))

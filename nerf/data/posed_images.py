@@ -3,6 +3,7 @@
 I photographs, B of them in a batch, N rays, P patches. Photographs may differ in size and intrinsics.
 """
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -19,15 +20,16 @@ from nerf.core.coverage import Coverage, near_planes
 from nerf.core.errors import UserError
 from nerf.core.lens import direction_through, plane_of
 from nerf.core.streams import Stream
-from nerf.core.structs import Batch, Rays, SceneInfo, ViewRequest, Views
+from nerf.core.structs import Batch, Rays, SceneInfo, SmallPictures, ViewRequest, Views
 from nerf.core.transfer import upload
 from nerf.core.words import counted
 from nerf.data.camera_path import SceneCameras
 from nerf.data.folder import read_folder
 from nerf.data.frames import SPLITS, Frame, ParsedDataset
 from nerf.data.image_store import ImageStore, resample
-from nerf.data.normalize import SceneNormalization, focus_point
-from nerf.data.placement import choose_normalization, scaled_intrinsics
+from nerf.data.normalize import BOX_SOURCE, SceneNormalization, focus_point
+from nerf.data.patches import grid_patches, small_picture
+from nerf.data.placement import choose_normalization, orientation_of, scaled_intrinsics
 from nerf.data.sfm import find_cameras, warn_of_changes
 
 log = logging.getLogger("somnia.photographs")
@@ -35,14 +37,6 @@ log = logging.getLogger("somnia.photographs")
 WIDEST_VIDEO = math.radians(50.0)  # half of that of a video; lenses that see more are fisheye lenses
 
 MAX_INVERSION_ERROR = 0.5  # pixels at an image corner after undistort and distort; above it the lens is not invertible there
-BOX_SOURCE = {  # SceneNormalization.kind in words, for the log
-    "box": "the dataset",
-    "limit": "aabb_scale and the camera positions",
-    "object": "the field of view (transparent background)",
-    "points": "the reconstruction's points",
-    "scene": "the camera positions",
-    "given": "--scene_center and --scene_scale",
-}
 
 
 def _relative_depth(dataset: ParsedDataset, config: DataConfig) -> bool:
@@ -89,7 +83,8 @@ class Photographs:
         frames = [dataset.frames[i] for i in dataset.splits[split]]
         self.device = torch.device(device)
         self.names = [frame.name for frame in frames]
-        self.image_index = torch.tensor(dataset.splits[split], device=self.device)
+        self._of_dataset = tuple(dataset.splits[split])
+        self.image_index = torch.tensor(self._of_dataset, device=self.device)
         self.num_images, self.num_training = len(dataset.frames), len(dataset.splits["train"])
         self.scene_kind, self.transform = normalization.kind, normalization.to_source
         self.points = None if dataset.points is None else normalization.points(dataset.points).float()
@@ -108,6 +103,8 @@ class Photographs:
             factor,
             self.device,
             self._depths,
+            [orientation_of(frame) for frame in frames],
+            config.photo_cache,
         )
         self._has_distortion = [any(frame.intrinsics.distortion) or frame.intrinsics.fisheye for frame in frames]
         self.cameras = self._make_cameras(frames, normalization, factor)
@@ -115,6 +112,9 @@ class Photographs:
             points = None if dataset.points is None else normalization.points(dataset.points).float().to(self.device)
             sizes = self.store.width, self.store.height
             near = near_planes(self.cameras, *sizes, focus_point(self.cameras.pose.double().cpu()), points)
+            if dataset.ranges is not None:  # depths along the view axis, which are no larger than the distances along rays
+                known = dataset.ranges[list(dataset.splits[split]), 0].to(near) * normalization.scale
+                near = torch.where(known > 0, known, near)
             self.cameras = replace(self.cameras, near=near)
         self.scene_cameras = self._scene_cameras(dataset, frames, normalization)
         self._random_background = config.data_background == "random"
@@ -247,8 +247,16 @@ class Photographs:
         marked = self.store.has_alpha or self.store.has_masks
         shown = None if self.cameras.near is None else Coverage(self.cameras, self.store.width, self.store.height)
         unbounded = self.unbounded and not marked
+        small = functools.cache(lambda side: [small_picture(self.image(i), side) for i in range(len(self))])
         return SceneInfo(
-            bound, self.num_images, marked, self._points_in(bound), unbounded, coverage=shown, num_training=self.num_training
+            bound,
+            self.num_images,
+            marked,
+            self._points_in(bound),
+            unbounded,
+            coverage=shown,
+            num_training=self.num_training,
+            pictures=SmallPictures(tuple(self.names), small),
         )
 
     def _points_in(self, bound: float) -> Tensor | None:
@@ -297,6 +305,15 @@ class Photographs:
         alpha, valid = (None if plane is None else plane.reshape(-1) for plane in (alpha, valid))
         return Batch(rays, view, self.image(i).reshape(-1, 3), alpha, background=background), valid
 
+    def flat(self, i: int) -> tuple[Views, Tensor]:
+        """Photograph ``i`` without lens distortion: its pinhole, and premultiplied colours with alpha [H, W, 4] in [0, 1].
+
+        Masked-out pixels are transparent.
+        """
+        height, width = self.store.size(i)
+        views = self._undistorted_views(torch.tensor([i], device=self.device), height, width)
+        return views, self._undistorted_planes(i, height, width)[:4].permute(1, 2, 0)
+
     # ---- training batches ----
 
     def batch(self, request: ViewRequest, background: Tensor | None = None) -> Batch:
@@ -305,7 +322,7 @@ class Photographs:
         * "rays": ``num_rays`` random pixels, uniform over all valid pixels of all photographs, with replacement.
         * "patches": ``num_rays // patch_size^2`` square patches of neighbouring pixels, each inside one photograph, uniform
           over all positions. With masks, the centre pixel (``patch_size // 2``) of a patch is valid and other pixels may be
-          masked out; the batch does not record which.
+          masked out, which the batch says. With a ``patch_scale``, see :func:`nerf.data.patches.grid_patches`.
         * "image": ``num_views`` whole photographs, none repeated before all were used, resampled with antialiasing to
           ``height`` x ``width`` and without lens distortion, so that they can be rasterised. Masked-out pixels are
           transparent, as a rasteriser renders all pixels.
@@ -346,6 +363,8 @@ class Photographs:
                 "Photographs.batch: expected num_rays of at least patch_size^2 and patch_size >= 1, got "
                 f"num_rays {request.num_rays} and patch_size {size}"
             )
+        if request.patch_scale is not None:
+            return self._grid_batch(count, request, background, generator)
         small = self.store.first_smaller_than(size)
         if small is not None:
             height, width = self.store.size(small)
@@ -358,9 +377,26 @@ class Photographs:
         column = (left[:, None, None] + step).expand(-1, size, -1).reshape(-1)
         row = (top[:, None, None] + step[:, None]).expand(-1, -1, size).reshape(-1)
         image = image[:, None].expand(-1, size * size).reshape(-1)
-        rays = replace(self._pixel_rays(image, column, row), shape=(count, size, size))
-        pixel = self.store.pixel_index(image, column, row)
-        return self._with_depth(self._pixel_batch(rays, self.store.pixels[pixel], request, background), pixel)
+        return self._patches_at((image, column, row), (count, size, size), request, background)
+
+    def _grid_batch(self, count: int, request: ViewRequest, background: Tensor | None, generator: torch.Generator) -> Batch:
+        """Patches over parts of photographs that are drawn with equal chances, on the host, where encoders look for them."""
+        size, scale = request.patch_size, request.patch_scale
+        assert scale is not None, "of this kind of patches"
+        image = torch.randint(len(self), (count,), generator=request.random.generator(Stream.PHOTO_CHOICE))
+        place = grid_patches(self.store, upload([image], self.device)[0], size, scale, generator).flat()
+        batch = self._patches_at(place, (count, size, size), request, background)
+        of_dataset = tuple(self._of_dataset[i] for i in image.tolist())
+        return replace(batch, rays=replace(batch.rays, patch_images=of_dataset))
+
+    def _patches_at(
+        self, place: tuple[Tensor, Tensor, Tensor], shape: tuple[int, int, int], request: ViewRequest, background: Tensor | None
+    ) -> Batch:
+        """The batch of patches whose pixels are at image, column and row [N]."""
+        rays = replace(self._pixel_rays(*place), shape=shape)
+        pixel = self.store.pixel_index(*place)
+        batch = self._with_depth(self._pixel_batch(rays, self.store.pixels[pixel], request, background), pixel)
+        return replace(batch, valid=self.store.valid(pixel))
 
     def _pixel_rays(self, image: Tensor, column: Tensor, row: Tensor) -> Rays:
         """Rays through the centres of pixels [N] of photographs ``image`` [N]."""
@@ -460,11 +496,3 @@ def _composite_over(rgba: Tensor, background: Tensor) -> Tensor:
     """Colours [..., 3] of ``rgba`` [..., 4] with straight alpha over ``background``, broadcast."""
     alpha = rgba[..., 3:]
     return rgba[..., :3] * alpha + background * (1 - alpha)
-
-
-def silhouette(photos: Photographs, i: int) -> Tensor | None:
-    """The pixels of photograph ``i`` that show the object, bool [H, W]; None if it has neither alpha nor a mask."""
-    alpha, valid = photos.alpha(i), photos.valid_mask(i)
-    if alpha is None:
-        return valid
-    return alpha > 0.5 if valid is None else (alpha > 0.5) & valid

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nerf.core.errors import UserError
-from nerf.core.structs import FieldOutput, LevelSet, Points, RenderSettings, SceneInfo
+from nerf.core.structs import AppearanceCodes, FieldOutput, LevelSet, Points, RenderSettings, SceneInfo
 from nerf.fields.opacity import density_to_alpha
 
 # Points of one query where no gradients are needed, so that the temporaries of a field stay small.
@@ -70,6 +70,19 @@ class Field(nn.Module, ABC):
         By default the whole of :meth:`query`.
         """
         return self.query(points, settings)
+
+    def recolored(self, output: FieldOutput, points: Points, settings: RenderSettings) -> FieldOutput:
+        """The same geometry at M points that were queried, with the colours of another appearance.
+
+        Args:
+            output: of :meth:`query` at the points, in whatever appearance.
+            points: with the other one.
+            settings: those of the query.
+
+        Returns:
+            ``output`` with other colours, differentiable in what colours alone depend on and in the appearance.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no colours that depend on an appearance")
 
     @abstractmethod
     def opacity(self, output: FieldOutput, points: Points, dt: Tensor, settings: RenderSettings) -> Tensor:
@@ -141,16 +154,10 @@ class Field(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} is sampled in one round")
 
-    def albedo(self, positions: Tensor) -> Tensor:
-        """Diffuse colour [M, 3] in [0, 1] at positions [M, 3], as baked into textures."""
-        return self.query(Points(positions), RenderSettings(source="eval", training=False)).require("albedo")
-
-    def surface_color(self, positions: Tensor, eyes: Tensor | None = None) -> Tensor:
-        """Colour [M, 3] for the texture of a surface at positions [M, 3], after photographs: the diffuse one.
-
-        Fields that know the normal of their surface give the colour that cameras at ``eyes`` [K, 3] see from above it.
-        """
-        return self.albedo(positions)
+    def albedo(self, positions: Tensor, appearance: AppearanceCodes | None = None) -> Tensor:
+        """Diffuse colour [M, 3] in [0, 1] at positions [M, 3], as baked into textures, in an appearance if there are some."""
+        points = Points(positions, appearance=appearance)
+        return self.query(points, RenderSettings(source="eval", training=False)).require("albedo")
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimiser groups (params, lr, name) of all parameters.

@@ -1,6 +1,7 @@
 """Base of the neural fields: trunk network, density and albedo head, view-dependent colour. M points, C features."""
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,8 @@ from torch.nn import functional
 from nerf.config.groups import FieldConfig
 from nerf.core.activation import at_least_single, density_activation, density_blob, unit
 from nerf.core.errors import UserError
-from nerf.core.structs import FieldOutput, Points, RenderSettings, SceneInfo
+from nerf.core.structs import AppearanceCodes, FieldOutput, Points, RenderSettings, SceneInfo
+from nerf.fields.appearance import HEARD, HeardAppearance, Tint
 from nerf.fields.base import DensityField
 from nerf.fields.encoding import make_encoder
 
@@ -27,21 +29,26 @@ class ViewColour(nn.Module):
 
     Args:
         features: C, width of the trunk's output.
+        appearance: numbers of an appearance vector, which the offset hears too; 0: there is none.
     """
 
-    def __init__(self, features: int):
+    def __init__(self, features: int, appearance: int = 0):
         super().__init__()
         self.directions = make_encoder("sh", input_dim=3, degree=COLOUR_DEGREE)
         self.features = nn.Linear(features, COLOUR_FEATURES)
-        self.hidden = nn.Linear(COLOUR_FEATURES + self.directions.output_dim, COLOUR_HIDDEN)
+        self.heard = HeardAppearance(appearance) if appearance else None
+        width = COLOUR_FEATURES + self.directions.output_dim + (HEARD if appearance else 0)
+        self.hidden = nn.Linear(width, COLOUR_HIDDEN)
         self.out = nn.Linear(COLOUR_HIDDEN, 3)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, features: Tensor, directions: Tensor) -> Tensor:
-        """Logit offset [M, 3] from features [M, C] and unit directions [M, 3]. Differentiable."""
-        inputs = torch.cat([self.features(features), self.directions(directions)], dim=-1)
-        return self.out(functional.relu(self.hidden(inputs)))
+    def forward(self, features: Tensor, directions: Tensor, appearance: AppearanceCodes | None = None) -> Tensor:
+        """Logit offset [M, 3] from features [M, C], unit directions [M, 3] and an appearance. Differentiable."""
+        inputs = [self.features(features), self.directions(directions)]
+        if self.heard is not None:
+            inputs.append(self.heard(appearance, features))
+        return self.out(functional.relu(self.hidden(torch.cat(inputs, dim=-1))))
 
 
 class NetworkField(DensityField):
@@ -72,7 +79,8 @@ class NetworkField(DensityField):
         self.head = nn.Linear(width, 4)
         with torch.no_grad():
             self.head.bias[0] = config.density_bias
-        self.view_colour = ViewColour(width)
+        self.view_colour = ViewColour(width, scene.appearance if scene.local_light else 0)
+        self.tint = Tint(width, scene.appearance, scene.local_light) if scene.appearance else None
 
     @abstractmethod
     def trunk(self, positions: Tensor, max_level: float) -> Tensor:
@@ -120,14 +128,27 @@ class NetworkField(DensityField):
             logit = self._logit(features, positions)
             if settings.computes_normals:
                 gradient = self._central_differences(positions, settings.max_level)
-        colour = at_least_single(functional.linear(features, self.head.weight[1:], self.head.bias[1:]))
-        rgb = None
-        if settings.view_dependent:
-            if points.directions is None:
-                raise ValueError("Field.query: view-dependent colour needs Points with directions [M, 3], got None")
-            rgb = torch.sigmoid(colour + at_least_single(self.view_colour(features, points.directions)))
+        albedo, rgb = self._colours(features, points, settings)
         normal = None if gradient is None else -unit(gradient)
-        return FieldOutput(density=self.activation(logit), albedo=torch.sigmoid(colour), normal=normal, rgb=rgb)
+        kept = None if points.appearance is None else features
+        return FieldOutput(density=self.activation(logit), albedo=albedo, normal=normal, rgb=rgb, features=kept)
+
+    def recolored(self, output: FieldOutput, points: Points, settings: RenderSettings) -> FieldOutput:
+        """See :meth:`Field.recolored`."""
+        albedo, rgb = self._colours(output.require("features").detach(), points, settings)
+        return replace(output, albedo=albedo, rgb=rgb)
+
+    def _colours(self, features: Tensor, points: Points, settings: RenderSettings) -> tuple[Tensor, Tensor | None]:
+        """Diffuse colour [M, 3] and, where the settings ask for it, that seen from the points' directions [M, 3]."""
+        colour = at_least_single(functional.linear(features, self.head.weight[1:], self.head.bias[1:]))
+        if self.tint is not None:
+            colour = at_least_single(self.tint(features, colour, points.appearance))
+        if not settings.view_dependent:
+            return torch.sigmoid(colour), None
+        if points.directions is None:
+            raise ValueError("Field.query: view-dependent colour needs Points with directions [M, 3], got None")
+        offset = at_least_single(self.view_colour(features, points.directions, points.appearance))
+        return torch.sigmoid(colour), torch.sigmoid(colour + offset)
 
     def _with_gradient(self, positions: Tensor, max_level: float) -> tuple[Tensor, Tensor, Tensor]:
         """Features [M, width], raw density [M] and its gradient [M, 3] in space, differentiable if gradients are enabled."""

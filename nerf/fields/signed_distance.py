@@ -6,6 +6,7 @@ scene unit.
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 import mlp
 from nerf.config.groups import FieldConfig
 from nerf.core.activation import unit
-from nerf.core.structs import FieldOutput, LevelSet, Points, RenderSettings, SceneInfo
+from nerf.core.structs import AppearanceCodes, FieldOutput, LevelSet, Points, RenderSettings, SceneInfo
+from nerf.fields.appearance import HEARD, HeardAppearance, Tint
 from nerf.fields.base import Field
 from nerf.fields.encoding import make_encoder
 from nerf.fields.opacity import annealed_slope, sdf_to_alpha, section_alpha
@@ -26,7 +28,6 @@ SOFTPLUS = 100.0  # beta of the activation ``log(1 + exp(beta x)) / beta``: smoo
 SHARPNESS_SCALE = 10.0  # sharpness = exp(10 v): a step of v by the learning rate changes it by a few per cent
 MAX_SHARPNESS = 1e6
 COLOUR_DEGREE = 4  # of the spherical harmonics of the direction
-EYES = 4  # cameras whose colours make that of a point of the texture
 UPSAMPLING_SHARPNESS = 64.0  # of the first round of up-sampling; each other one has twice that of the one before
 UPSAMPLING_ROUNDS = 4
 # Evaluation leaves out steps whose opacity is at most NEGLIGIBLE from any direction. One distance answers for GROUP neighbours
@@ -45,30 +46,43 @@ class SurfaceColour(nn.Module):
         features: C.
         hidden: width of the network.
         layers: hidden layers.
+        appearance: numbers of an appearance vector; 0: there is none.
+        local: the offset hears it, too; see :class:`nerf.fields.appearance.Tint`.
     """
 
-    def __init__(self, features: int, hidden: int, layers: int = 2):
+    def __init__(self, features: int, hidden: int, layers: int = 2, appearance: int = 0, local: bool = False):
         super().__init__()
         self.diffuse = nn.Linear(features, 3)
+        self.tint = Tint(features, appearance, local) if appearance else None
+        self.heard = HeardAppearance(appearance) if appearance and local else None
         self.directions = make_encoder("sh", input_dim=3, degree=COLOUR_DEGREE)
-        widths = [features + self.directions.output_dim + 3] + [hidden] * layers
+        inputs = features + self.directions.output_dim + 3 + (0 if self.heard is None else HEARD)
+        widths = [inputs] + [hidden] * layers
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.out = nn.Linear(hidden, 3)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, features: Tensor, normal: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, features: Tensor, normal: Tensor, directions: Tensor | None, appearance: AppearanceCodes | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Diffuse colour [M, 3] and, with unit directions [M, 3], that seen from there [M, 3]. Differentiable.
 
         Args:
             features: [M, C].
             normal: [M, 3] unit normals.
             directions: [M, 3] of the rays, or None.
+            appearance: of the points.
         """
         diffuse = self.diffuse(features)
+        if self.tint is not None:
+            diffuse = self.tint(features, diffuse, appearance)
         if directions is None:
             return torch.sigmoid(diffuse), None
-        inputs = torch.cat([features, self.directions(directions), normal], dim=-1)
+        seen = [features, self.directions(directions), normal]
+        if self.heard is not None:
+            seen.append(self.heard(appearance, features))
+        inputs = torch.cat(seen, dim=-1)
         layers: list[Any] = list(self.hidden)
         offset = self.out(mlp.features(inputs, [one.weight for one in layers], [one.bias for one in layers]))
         return torch.sigmoid(diffuse), torch.sigmoid(diffuse + offset)
@@ -109,7 +123,8 @@ class SignedDistanceField(Field):
         else:
             self.variance = nn.Parameter(start)
         self.gradient_kind = "analytic" if config.sdf_gradient == "auto" else config.sdf_gradient
-        self.colour = SurfaceColour(features, colour_hidden or config.colour_hidden, colour_layers)
+        width = colour_hidden or config.colour_hidden
+        self.colour = SurfaceColour(features, width, colour_layers, scene.appearance, scene.local_light)
 
     # ---- what subclasses provide ----
 
@@ -181,37 +196,22 @@ class SignedDistanceField(Field):
         normal = unit(gradient)
         if settings.view_dependent and points.directions is None:
             raise ValueError("Field.query: view-dependent colour needs Points with directions [M, 3], got None")
-        albedo, rgb = self.colour(features, normal, points.directions if settings.view_dependent else None)
+        albedo, rgb = self._colours(features, normal, points, settings)
         shown = normal if settings.computes_normals else None
-        return FieldOutput(sdf=sdf, gradient=gradient, laplacian=laplacian, albedo=albedo, normal=shown, rgb=rgb)
+        kept = None if points.appearance is None else features
+        return FieldOutput(sdf=sdf, gradient=gradient, laplacian=laplacian, albedo=albedo, normal=shown, rgb=rgb, features=kept)
 
-    def surface_color(self, positions: Tensor, eyes: Tensor | None = None) -> Tensor:
-        """Colour [M, 3] of the surface at positions [M, 3]; see :meth:`Field.surface_color`.
+    def recolored(self, output: FieldOutput, points: Points, settings: RenderSettings) -> FieldOutput:
+        """See :meth:`Field.recolored`."""
+        normal = unit(output.require("gradient")).detach()
+        albedo, rgb = self._colours(output.require("features").detach(), normal, points, settings)
+        return replace(output, albedo=albedo, rgb=rgb)
 
-        Of the cameras in front of the surface at a position the few that see it from the most upright are asked: what no
-        photograph shows from nearby is extrapolated there, and the colour along the normal is often of that kind. Where no
-        camera is in front, it is the colour along the normal.
-        """
-        settings = RenderSettings(source="eval", training=False, view_dependent=True)
-        _, features, gradient, _ = self._evaluate(positions, settings.max_level)
-        normal = unit(gradient)
-        if eyes is None or len(eyes) == 0:
-            return self._seen(features, normal, -normal)
-        cosine = torch.stack([(unit(eye - positions) * normal).sum(-1) for eye in eyes.to(positions)], -1)
-        weights, chosen = cosine.topk(min(EYES, len(eyes)), -1)
-        weights = weights.clamp(min=0.0)
-        total = weights.sum(-1, keepdim=True)
-        colour = self._seen(features, normal, -normal) * (total == 0)
-        for k in range(chosen.shape[-1]):
-            seen = self._seen(features, normal, unit(positions - eyes.to(positions)[chosen[:, k]]))
-            colour = colour + seen * weights[:, k : k + 1] / total.clamp(min=1e-12)
-        return colour
-
-    def _seen(self, features: Tensor, normal: Tensor, directions: Tensor) -> Tensor:
-        """Colour [M, 3] from directions [M, 3], unit length, towards the surface."""
-        rgb = self.colour(features, normal, directions)[1]
-        assert rgb is not None, "a direction was given"
-        return rgb
+    def _colours(
+        self, features: Tensor, normal: Tensor, points: Points, settings: RenderSettings
+    ) -> tuple[Tensor, Tensor | None]:
+        """Diffuse colour [M, 3] and, where the settings ask for it, that seen from the points' directions [M, 3]."""
+        return self.colour(features, normal, points.directions if settings.view_dependent else None, points.appearance)
 
     def geometry(self, points: Points, settings: RenderSettings) -> FieldOutput:
         """Distance [M] and its gradient [M, 3]; see :meth:`Field.geometry`."""

@@ -50,6 +50,8 @@ def surface_troubles(field: "SignedDistanceField", fraction: float) -> list[str]
     if not field.scheduled and sharpness < BLUNTED * field.config.sharpness_start:
         found.append(
             f"the sharpness is {sharpness:.3g}, below its start of {field.config.sharpness_start:g}: the photographs "
-            "contradict one another; look at the poses and masks, try a smaller --lr, or --sharpness scheduled"
+            "contradict one another, or the surface has to explain what is behind the object; look at the poses and masks, "
+            "without masks try --background contracted and a smaller box (--scene_scale seen), or else a smaller --lr or "
+            "--sharpness scheduled"
         )
     return found

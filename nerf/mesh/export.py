@@ -9,7 +9,7 @@ normalised on loading are undone, or with ``export_frame="source"`` all of its t
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from nerf.mesh.level_set_grid import quantity
 from nerf.mesh.manifold import APART, separate
 from nerf.mesh.mesh import Mesh, is_watertight, largest_parts, signed_volume, transformed, vertex_normals
 from nerf.mesh.normal_map import bake_normals, nearest_normals, vertex_tangents
+from nerf.mesh.photo_colors import Photo, PhotoColors
 from nerf.mesh.placement import check_transform, on_ground, placement, write_transform
 from nerf.mesh.repair import Cleaning, clean_surface, without_slivers
 from nerf.mesh.soundness import Soundness, soundness
@@ -174,11 +175,12 @@ def export_level_set(
     metadata: dict | None = None,
     report: Callable[[str], None] | None = None,
     device: torch.device | str = "cpu",
+    photos: Sequence[Callable[[], Photo]] = (),
 ) -> ExportReport:
     """Write the surface of a field to ``mesh.obj``, ``mesh.mtl``, ``albedo.png`` and ``mesh.glb``.
 
     The colour of a density is evaluated at the depth from which light reaches the observer, that of a signed distance on
-    the surface.
+    the surface. What photographs see of it has their colours instead.
 
     Args:
         level_set: a density or a signed distance, evaluated at points [M, 3] in [-bound, bound]^3.
@@ -191,6 +193,7 @@ def export_level_set(
         metadata: JSON values for the GLB's ``asset`` and the headers of OBJ and MTL: prompt, seed, licence notes, copyright.
         report: called with a line at the end of each stage.
         device: of the field.
+        photos: of the object, in the space of the box; see :class:`PhotoColors`.
 
     Returns:
         The report. All files have been read back and compared by then.
@@ -200,7 +203,7 @@ def export_level_set(
         ValueError: an argument out of range.
         OSError: a file cannot be written.
     """
-    job = ExportJob(albedo, Path(folder), options, bound, checked(transform), metadata or {}, device, Progress(report))
+    job = ExportJob(albedo, Path(folder), options, bound, checked(transform), metadata or {}, device, Progress(report), photos)
     if options.crop is not None:
         level_set = crop_box(options.crop, job.transform, options.export_frame).level_set(level_set)
     with explained("extracting the surface", _LESS_GRID):
@@ -244,6 +247,7 @@ def export_surface(
     metadata: dict | None = None,
     report: Callable[[str], None] | None = None,
     device: torch.device | str = "cpu",
+    photos: Sequence[Callable[[], Photo]] = (),
 ) -> ExportReport:
     """Write a given surface, such as that of a tetrahedral grid, to the same files; its colour is evaluated on the surface.
 
@@ -251,7 +255,7 @@ def export_surface(
         mesh: vertices [V, 3] and faces [T, 3], counter-clockwise seen from outside; other attributes are ignored.
         albedo: maps points [M, 3] to sRGB colours [M, 3] in [0, 1].
         bound: half the edge of the box that holds the surface.
-        folder, options, transform, metadata, report, device: as for :func:`export_level_set`.
+        folder, options, transform, metadata, report, device, photos: as for :func:`export_level_set`.
 
     Returns:
         The report; its entries about the extraction are None.
@@ -261,7 +265,7 @@ def export_surface(
         ValueError: an argument out of range.
         OSError: a file cannot be written.
     """
-    job = ExportJob(albedo, Path(folder), options, bound, checked(transform), metadata or {}, device, Progress(report))
+    job = ExportJob(albedo, Path(folder), options, bound, checked(transform), metadata or {}, device, Progress(report), photos)
     if len(mesh.faces) == 0:
         raise ExportError(
             "the surface is empty: no cell has a corner inside and one outside; train longer, or start "
@@ -293,6 +297,7 @@ class ExportJob:
     metadata: dict
     device: torch.device | str
     progress: Progress
+    photos: Sequence[Callable[[], Photo]] = ()
 
     def __post_init__(self):
         require_packages()
@@ -331,14 +336,17 @@ def _finish(raw: Mesh, job: ExportJob, inset: Callable[[Mesh], np.ndarray] | Non
     progress.done("unwrap", f"unwrapped into {len(flat.vertices):,} vertices")
     depth = np.zeros(len(mesh.vertices)) if inset is None else inset(mesh)
     with explained("baking the texture", _LESS_TEXTURE):
-        flat, coverage = _bake(fine, flat, depth, job)
-    progress.done("bake", f"baked {options.texture_size}^2 texels, {100 * coverage:.0f} % covered")
+        seen = PhotoColors(job.photos, mesh, job.bound) if job.photos else None
+        flat, coverage = _bake(fine, flat, depth, job, seen)
+    used = f" from {len(job.photos)} photographs" if job.photos else ""
+    progress.done("bake", f"baked {options.texture_size}^2 texels{used}, {100 * coverage:.0f} % covered")
     placing = placement(job.transform, options.export_frame)
     if options.ground:
         placing = on_ground(placing, flat.vertices)
     flat, painted = transformed(flat, placing), None
     if options.ply:
         colors = job.colors_at(mesh.vertices - depth[:, None] * mesh.require("normals"))
+        colors = colors if seen is None else seen.over(mesh.vertices, mesh.require("normals"), colors)
         painted = transformed(replace(mesh, colors=to_bytes(colors)), placing)
     with explained("writing the mesh", f"lower --decimate_target, or {_LESS_TEXTURE}"):
         files = _write(job, flat, painted, placing)
@@ -362,11 +370,14 @@ def _finish(raw: Mesh, job: ExportJob, inset: Callable[[Mesh], np.ndarray] | Non
     )
 
 
-def _bake(fine: Mesh, flat: Mesh, depth: np.ndarray, job: ExportJob) -> tuple[Mesh, float]:
+def _bake(fine: Mesh, flat: Mesh, depth: np.ndarray, job: ExportJob, seen: PhotoColors | None) -> tuple[Mesh, float]:
     """The unwrapped mesh with its textures, and the fraction of them that triangles cover."""
     options, inset = job.options, depth[flat.require("weld")]
-    texture, coverage = bake(flat, job.colors_at, options.texture_size, inset, options.supersample)
+    over = None if seen is None else seen.over
+    texture, coverage = bake(flat, job.colors_at, options.texture_size, inset, options.supersample, over)
     flat = replace(flat, texture=texture)
+    if seen is not None:
+        flat = replace(flat, texture=seen.corrected(flat))
     if not options.normal_map:
         return flat, coverage
     flat = replace(flat, tangents=vertex_tangents(flat))

@@ -3,6 +3,7 @@
 Letters: V vertices, T triangles, n vertices of a polygon. Lengths are scene units.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -68,6 +69,7 @@ def cap_walls(mesh: Mesh, bound: float, wall: float) -> tuple[Mesh, int]:
         key = ("wall", int(walls[0])) if len(walls) else ("across", number)
         holes.setdefault(key, []).append(loop)
     faces = [mesh.faces]
+    taken = _edges_within(mesh.faces, [loop for loops in holes.values() for loop in loops])
     for (kind, number), loops in holes.items():
         if kind == "wall":
             outward = np.zeros(3)
@@ -75,11 +77,27 @@ def cap_walls(mesh: Mesh, bound: float, wall: float) -> tuple[Mesh, int]:
         else:
             points = mesh.vertices[loops[0]]
             outward = np.cross(points, np.roll(points, -1, axis=0)).sum(axis=0)  # of a loop that is not planar (Newell)
-        faces += _fill(mesh.vertices, loops, outward)
+        faces += _fill(mesh.vertices, loops, outward, taken)
     return replace(mesh, faces=np.concatenate(faces)), sum(map(len, holes.values()))
 
 
-def _fill(vertices: np.ndarray, loops: list[np.ndarray], normal: np.ndarray) -> list[np.ndarray]:
+def _edges_within(faces: np.ndarray, loops: list[np.ndarray]) -> set[tuple[int, int]]:
+    """The edges (lower index first) of triangles [T, 3] between vertices of the loops: where a cap may have no edge of its own.
+
+    A triangle in the corner of a hole has two of its edges on the boundary, and the third would be used four times.
+    """
+    if not loops:
+        return set()
+    start, end = half_edges(faces)
+    rim = np.zeros(int(faces.max()) + 1, dtype=bool)
+    rim[np.concatenate(loops)] = True
+    both = rim[start] & rim[end]
+    return set(zip(np.minimum(start, end)[both].tolist(), np.maximum(start, end)[both].tolist(), strict=True))
+
+
+def _fill(
+    vertices: np.ndarray, loops: list[np.ndarray], normal: np.ndarray, taken: Collection[tuple[int, int]]
+) -> list[np.ndarray]:
     """Triangles [n, 3] that fill loops in one plane; loops that run clockwise about ``normal`` are holes in others."""
     flat = flattened(vertices, normal)
     area = np.array([_area(flat[loop]) for loop in loops])
@@ -89,7 +107,7 @@ def _fill(vertices: np.ndarray, loops: list[np.ndarray], normal: np.ndarray) -> 
         if area[k] < 0:
             around = [j for j in polygons if _inside(flat[loops[k][0]], flat[loops[j]])]
             polygons.setdefault(around[0] if around else int(k), []).append(loops[k])
-    return [ear_clip(flat, _bridged(flat, parts)) for parts in polygons.values()]
+    return [ear_clip(flat, _bridged(flat, parts), taken) for parts in polygons.values()]
 
 
 def flattened(points: np.ndarray, normal: np.ndarray) -> np.ndarray:
@@ -127,21 +145,26 @@ def _bridged(flat: np.ndarray, loops: list[np.ndarray]) -> np.ndarray:
     return outline
 
 
-def ear_clip(flat: np.ndarray, polygon: np.ndarray) -> np.ndarray:
+def ear_clip(flat: np.ndarray, polygon: np.ndarray, taken: Collection[tuple[int, int]] = ()) -> np.ndarray:
     """Triangulate a polygon by cutting off ears (Meisters, 1975), O(n^2).
 
     Args:
         flat: [V, 2] positions.
         polygon: [n] indices, counter-clockwise; may touch itself along bridges.
+        taken: pairs of indices, the lower first, that no cut may connect.
 
     Returns:
         [n - 2, 3] triangles of the same orientation. Where no ear is left because the polygon crosses itself, the
-        flattest corner is cut, so that the result always closes the loop.
+        flattest corner is cut, so that the result always closes the loop; of those whose cut is not taken, if there are any.
     """
     ring, triangles = [int(k) for k in polygon], []
 
     def turn(a, b, c):
         return (b[..., 0] - a[..., 0]) * (c[..., 1] - a[..., 1]) - (b[..., 1] - a[..., 1]) * (c[..., 0] - a[..., 0])
+
+    def free(ring, k):
+        cut = ring[k - 1], ring[(k + 1) % len(ring)]
+        return (min(cut), max(cut)) not in taken
 
     at = 0
     while len(ring) > 3:
@@ -154,10 +177,11 @@ def ear_clip(flat: np.ndarray, polygon: np.ndarray) -> np.ndarray:
             if (
                 bend[k] > 1e-12
                 and not ((turn(a, b, reflex) > 1e-12) & (turn(b, c, reflex) > 1e-12) & (turn(c, a, reflex) > -1e-12)).any()
+                and free(ring, k)
             ):
                 break
         else:
-            k = int(np.abs(bend).argmin())
+            k = min(range(count), key=lambda k: (not free(ring, k), abs(bend[k])))
         triangles.append((ring[k - 1], ring[k], ring[(k + 1) % count]))
         del ring[k]
         at = k + 1

@@ -31,6 +31,7 @@ PROBE_CELLS = 64  # cells along an edge of the coarse grid that is evaluated eve
 SMOOTH_CLIP = 30.0  # densities further from the threshold than this factor count as this far when they are smoothed
 _NEAR_DENSITY = 0.3  # fraction of the threshold above which a coarse density may belong to a surface nearby
 _FOG = 0.1  # densities below this belong to empty space, and are no evidence of how dense the object is
+_ROUNDED = 1e-9  # of the bound, by which a sum of spacings may miss a wall
 _MEDIAN_POINTS = 1 << 22  # values of a grid whose median is taken
 _FOG_QUANTILE = 0.999  # of the densities above it; the densest few points may be outliers
 
@@ -73,8 +74,9 @@ class LevelSetGrid:
 
     @property
     def high(self) -> np.ndarray:
-        """The last point, float64 [3]."""
-        return self.low + self.spacing * (np.array(self.values.shape) - 1)
+        """The last point, float64 [3]; exactly on the wall of the box where it is there but for rounding."""
+        last = self.low + self.spacing * (np.array(self.values.shape) - 1)
+        return np.where(self.bound - last < _ROUNDED * self.bound, self.bound, last)
 
     def is_inside(self, values: np.ndarray) -> np.ndarray:
         """Whether values [...] belong to points inside the surface, bool [...]."""

@@ -279,6 +279,7 @@ def bake(
     size: int,
     inset: np.ndarray | None = None,
     supersample: int = 1,
+    over: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, float]:
     """Bake the colours of a surface.
 
@@ -288,6 +289,7 @@ def bake(
         size: S, texels along an edge.
         inset: [V] depth below the surface, against the normal, at which the colour is evaluated.
         supersample: n; a texel is the mean of n x n colours.
+        over: maps points of the surface [P, 3], their normals [P, 3] and these colours [P, 3] to those that are baked.
 
     Returns:
         The texture, uint8 sRGB [S, S, 3] with row 0 at v = 1, and the fraction of it that triangles cover.
@@ -295,7 +297,10 @@ def bake(
     where = mesh.vertices if inset is None else mesh.vertices - inset[:, None] * mesh.require("normals")
 
     def seen(texels: Texels) -> np.ndarray:
-        return color(texels.interpolate(mesh, where))
+        colors = color(texels.interpolate(mesh, where))
+        if over is None:
+            return colors
+        return over(texels.interpolate(mesh, mesh.vertices), texels.interpolate(mesh, mesh.require("normals")), colors)
 
     texture, coverage = bake_texels(mesh, seen, 3, size, supersample, "baking colours")
     return to_bytes(texture), coverage

@@ -17,7 +17,7 @@ from nerf.mesh.mesh import Mesh
 
 _UNWRAP_BLOCK = 1000  # triangles per call of xatlas' charting
 _PADDING, _PADDING_SHARE = 3, 256  # texels between charts: at least so many, and this fraction of the texture
-_EXTENT = (0.05, 1e3)  # scene units: a surface of another size is unwrapped at size 1, as xatlas takes tiny triangles for none
+_CHARTED = 300.0  # extent at which a surface is charted: xatlas gives triangles smaller than 1e-7 the place (0, 0)
 FEWER = "lower --decimate_target"
 _ATTEMPTS = 3
 _LEAST_SECONDS, _SECONDS = 120.0, 2e-3  # how long xatlas may take, and for each triangle; 30 times what it takes on two cores
@@ -44,10 +44,6 @@ def unwrap(mesh: Mesh, texture_size: int, polygon: np.ndarray | None = None, *, 
     Raises:
         ExportError: the atlas lost triangles or needs several textures, or xatlas failed.
     """
-    extent = float(np.ptp(mesh.vertices, axis=0).max())
-    if extent > 0 and not _EXTENT[0] <= extent <= _EXTENT[1]:
-        flat = unwrap(replace(mesh, vertices=mesh.vertices / extent), texture_size, polygon, fewer=fewer)
-        return replace(flat, vertices=mesh.vertices[flat.require("weld")])
     polygon = np.arange(len(mesh.faces)) if polygon is None else np.unique(polygon, return_inverse=True)[1].reshape(-1)
     middles = mesh.corners.mean(axis=1)
     of_polygon = np.stack([np.bincount(polygon, axis) for axis in middles.T], 1) / np.bincount(polygon)[:, None]
@@ -73,7 +69,7 @@ def _charts(mesh: Mesh, blocks: list[np.ndarray], texture_size: int, fewer: str)
     request = io.BytesIO()
     np.savez(
         request,
-        vertices=mesh.vertices,
+        vertices=mesh.vertices * (_CHARTED / max(float(np.ptp(mesh.vertices, axis=0).max()), 1e-30)),
         faces=mesh.faces,
         order=np.concatenate(blocks),
         sizes=np.array([len(block) for block in blocks]),

@@ -12,6 +12,7 @@ from nerf.config.groups import FieldConfig
 from nerf.core.activation import at_least_single
 from nerf.core.coverage import Coverage
 from nerf.core.structs import Rays, RenderSettings, SceneInfo, Trace
+from nerf.fields.appearance import HEARD, HeardAppearance
 from nerf.fields.encoding import make_encoder
 
 
@@ -51,6 +52,16 @@ class Background(nn.Module, ABC):
         """
         return Behind(color=self.render(rays, near, settings))
 
+    def recolored(self, rays: Rays, trace: Trace | None, settings: RenderSettings) -> Tensor:
+        """Colour [N, 3] of the background in another appearance, that of the rays; differentiable in what colours depend on.
+
+        Args:
+            rays: N rays.
+            trace: the samples of a background that is a scene, as it was rendered.
+            settings: of that render.
+        """
+        return self.render(rays, torch.zeros_like(rays.directions[:, 0]), settings)
+
     def cull(self, coverage: Coverage | None) -> None:
         """Leave out, from now on, what no photograph or one alone sees. By default nothing."""
 
@@ -89,17 +100,22 @@ class NetworkBackground(Background):
     Args:
         degree: number of frequencies.
         hidden: width of the hidden layer.
+        appearance: numbers of an appearance vector, which the colour depends on as well; 0: there is none.
     """
 
-    def __init__(self, degree: int = 6, hidden: int = 32):
+    def __init__(self, degree: int = 6, hidden: int = 32, appearance: int = 0):
         super().__init__()
         self.encoder = make_encoder("frequency", input_dim=3, degree=degree)
-        self.hidden = nn.Linear(self.encoder.output_dim, hidden)
+        self.heard = HeardAppearance(appearance) if appearance else None
+        self.hidden = nn.Linear(self.encoder.output_dim + (HEARD if appearance else 0), hidden)
         self.out = nn.Linear(hidden, 3)
 
     def render(self, rays: Rays, near: Tensor, settings: RenderSettings) -> Tensor:
-        """Colour [N, 3] by direction alone; see :meth:`Background.render`."""
-        return torch.sigmoid(at_least_single(self.out(functional.relu(self.hidden(self.encoder(rays.directions))))))
+        """Colour [N, 3] by direction, and by appearance where there are some; see :meth:`Background.render`."""
+        inputs = self.encoder(rays.directions)
+        if self.heard is not None:
+            inputs = torch.cat([inputs, self.heard(rays.appearance, inputs)], -1)
+        return torch.sigmoid(at_least_single(self.out(functional.relu(self.hidden(inputs)))))
 
 
 def background_kind(config: FieldConfig, scene: SceneInfo) -> str:

@@ -170,6 +170,7 @@ def points_on(positions: Tensor, ray_index: Tensor, rays: Rays) -> Points:
         directions=rays.directions[ray_index],
         image_index=None if rays.image_index is None else rays.image_index[ray_index],
         uv=None if rays.uv is None else rays.uv[ray_index],
+        appearance=None if rays.appearance is None else rays.appearance[ray_index],
     )
 
 
@@ -220,6 +221,27 @@ def sample_colours(output: FieldOutput, rays: Rays, settings: RenderSettings, ra
         return albedo
     light = None if settings.shading == "normal" else lights(rays, settings)[ray_index]
     return shade(settings.shading, albedo, output.normal, light, settings.ambient)
+
+
+def recolored_sum(field: Field, trace: Trace, points: Points, rays: Rays, settings: RenderSettings, behind: Tensor) -> Tensor:
+    """Colours [N, 3] of rendered rays in another appearance, over colours ``behind`` them [N, 3].
+
+    Weights are those of the render, without gradients: an appearance moves no geometry. Differentiable in what colours alone
+    depend on, in the appearance and in ``behind``.
+
+    Args:
+        field: whose samples they are.
+        trace: of the render.
+        points: the M samples, in the other appearance.
+        rays: N rays, in it too.
+        settings: of the render.
+        behind: [N, 3].
+    """
+    index, weights = trace.samples.ray_index, trace.weights.detach()
+    colours = sample_colours(field.recolored(trace.field, points, settings), rays, settings, index)
+    sums = torch.zeros_like(behind).index_add(0, index, weights[:, None] * colours)
+    opacity = torch.zeros_like(behind[:, 0]).index_add(0, index, weights)
+    return sums + (1.0 - opacity)[:, None] * behind
 
 
 def sample_values(output: FieldOutput, rays: Rays, settings: RenderSettings, ray_index: Tensor) -> Tensor:

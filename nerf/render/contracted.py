@@ -18,7 +18,7 @@ from nerf.fields.base import Field
 from nerf.fields.contraction import OUTER, contract, disparity_steps, uncontract
 from nerf.fields.opacity import density_to_alpha
 from nerf.render.background import Background, Behind
-from nerf.render.base import points_at, sample_colours
+from nerf.render.base import points_at, recolored_sum, sample_colours
 from nerf.render.occupancy import OccupancyGrid
 from nerf.render.visibility import visible_mask
 from raymarching import composite_rays_train
@@ -32,9 +32,6 @@ OCCUPIED = 0.01  # opacity of a step above which a cell counts as occupied, what
 SEEN = 1e-3  # a ray that the scene leaves less of needs no background
 # The field: what is far fills fewer pixels than what is in the box, so that a smaller table and coarser cells do.
 FINEST, LOG2_HASHMAP = 512, 17
-# The background begins almost transparent, and learns at a tenth of the rate of the scene in front. Otherwise it is an opaque
-# fog at once: what shines through the scene is then no random colour any more that the scene has to hide, and it stays a haze.
-RATE, BIAS = 0.1, -4.0
 BASE = 1.0  # colour, in evaluation, of what shines through the background too
 
 
@@ -43,7 +40,7 @@ def field_options(config: FieldConfig) -> FieldConfig:
     return replace(
         config,
         blob_density=0.0,
-        density_bias=config.density_bias + BIAS,
+        density_bias=config.background_bias,
         finest_resolution=min(config.finest_resolution, FINEST),
         base_resolution=min(config.base_resolution, config.finest_resolution, FINEST),
         log2_hashmap_size=min(config.log2_hashmap_size, LOG2_HASHMAP),
@@ -63,13 +60,14 @@ class ContractedBackground(Background):
     Args:
         field: of the box [-1, 1]^3, which holds the ball of radius 2 at half its size.
         bound: half the side of the box that the scene in front fills, scene units: the unit of the contraction.
+        rate: its learning rate, as a multiple of that of the scene in front.
 
     Buffers: those of its occupancy grid, in the box of the field.
     """
 
-    def __init__(self, field: Field, bound: float):
+    def __init__(self, field: Field, bound: float, rate: float = 1.0):
         super().__init__()
-        self.field, self.bound = field, float(bound)
+        self.field, self.bound, self.rate = field, float(bound), rate
         self.grid = OccupancyGrid(1.0, GRID, -STEPS * math.log1p(-OCCUPIED), 1.0 / STEPS)
         self.cull(None)
 
@@ -88,7 +86,7 @@ class ContractedBackground(Background):
                 samples, visible_mask(density_to_alpha(density, samples.dt), samples.t, samples.first, samples.count), rays
             )
         index = samples.ray_index
-        output = self.field.query(Points(self._inside(points_at(samples, rays).positions), rays.directions[index]), plain)
+        output = self.field.query(self._points(samples, rays), plain)
         weights, opacity, depth, image = composite_rays_train(
             density_to_alpha(output.require("density"), samples.dt),
             sample_colours(output, rays, plain, index),
@@ -99,6 +97,17 @@ class ContractedBackground(Background):
         color = image + (1.0 - opacity)[:, None] * self._base(rays, settings)
         trace = Trace(samples=samples, weights=weights, field=output) if settings.training else None
         return Behind(color=color, opacity=opacity, depth=depth, trace=trace)
+
+    def _points(self, samples: Samples, rays: Rays) -> Points:
+        """M samples as points of the field."""
+        points = points_at(samples, rays)
+        return replace(points, positions=self._inside(points.positions))
+
+    def recolored(self, rays: Rays, trace: Trace | None, settings: RenderSettings) -> Tensor:
+        """See :meth:`Background.recolored`."""
+        assert trace is not None, "it is a scene"
+        plain = replace(settings, shading="albedo", need_normals=False)
+        return recolored_sum(self.field, trace, self._points(trace.samples, rays), rays, plain, self._base(rays, settings))
 
     def _base(self, rays: Rays, settings: RenderSettings) -> Tensor:
         """What shines through, [N, 3]."""
@@ -161,8 +170,8 @@ class ContractedBackground(Background):
         self.grid.cull(_Outside(self.bound, coverage))  # type: ignore[arg-type]
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Optimiser groups of the field, named after the background and slower; see :meth:`Field.param_groups`."""
-        return [group | {"name": f"background {group['name']}"} for group in self.field.param_groups(RATE * lr)]
+        """Optimiser groups of the field, named after the background, at its own rate; see :meth:`Field.param_groups`."""
+        return [group | {"name": f"background {group['name']}"} for group in self.field.param_groups(self.rate * lr)]
 
 
 def _kept(samples: Samples, keep: Tensor, rays: Rays) -> Samples:

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,9 @@ from nerf.mesh import export
 from nerf.mesh.level_set_grid import PROBE_CELLS
 from nerf.mesh.mesh import Mesh
 from nerf.mesh.paint import export_painted
+from nerf.mesh.photo_colors import Photo
 from nerf.renderer import NeRFRenderer
-from nerf.run import mesh_evaluation, metrics
+from nerf.run import half_images, hallucination, lights, lpips, mesh_evaluation, metrics
 from nerf.run.distributed import main_only
 from nerf.run.logger import AfterTraining, Report
 from nerf.run.workspace import has_later_stage
@@ -82,6 +82,9 @@ class Evaluator:
         self.workspace = Path(self.config.output.workspace)
         self._pixel_seconds: float | None = None  # of the newest views
         self._query_seconds: float | None = None  # of a point
+        self._pictures = lights.find_pictures(self.config.lights.hallucinate)
+        if self._pictures:
+            lights.need_appearance(model, "--hallucinate")
         self._test_psnr: float | None = None  # of the field at the held-out photographs, once it was measured
 
     def settings(self) -> RenderSettings:
@@ -160,7 +163,7 @@ class Evaluator:
         """Write validation pictures; returns PSNR and SSIM of photographs that were held out, or of image prompts."""
         if self.held_out:
             split = "val" if "val" in self.held_out else "test"
-            return self._measure(split, step, evenly(len(self.held_out[split]), self.config.output.dataset_size_valid))
+            return self._measure(split, step, provider.evenly(len(self.held_out[split]), self.config.output.dataset_size_valid))
         output = self.config.output
         views = self.show_views(output.dataset_size_valid, output.H, output.W)
         for i in track(range(len(views)), "rendering validation views"):
@@ -180,10 +183,17 @@ class Evaluator:
         else:
             with explained("making the video", "lower --dataset_size_test, or --W and --H"):
                 self._write_turntable(name)
-        return self._measure_test(step) if "test" in self.held_out else self._measure_known(step)
+        if self._pictures:
+            self._hallucinate(name)
+        if "test" not in self.held_out:
+            return self._measure_known(step)
+        measured = self._measure_test(step)
+        if self.model.appearance is not None:
+            self._measure_halves(step)
+        return measured
 
     @main_only(lambda: None)
-    def save_mesh(self, run: RunInfo) -> export.ExportReport | None:
+    def save_mesh(self, run: RunInfo, photos: Sequence[Callable[[], Photo]] = ()) -> export.ExportReport | None:
         """Extract the surface (or take that of the mesh stage), clean, unwrap, bake and write it to ``mesh/``.
 
         A stage that is exported again after a later one has run writes to ``mesh_<stage>/``. The folder is replaced as a whole,
@@ -196,7 +206,7 @@ class Evaluator:
         if self.config.from_mesh_file and self.config.data.data is None:
             options = replace(options, export_frame="source")  # the axes of that file
         common = dict(
-            albedo=self._surface_color(),
+            albedo=self.model.albedo,
             bound=self.model.path.surface_extent(self.model.bound, output.mesh_threshold),
             folder=self.workspace / (f"mesh_{self.stage.name}" if shown_again else "mesh"),
             options=options,
@@ -211,11 +221,13 @@ class Evaluator:
             if options.ground:
                 self.report.log("--ground has no effect: a mesh that is painted keeps its place")
             report = export_painted(*painted, **common)
-        elif (surface := self.model.surface()) is None:
-            report = export.export_level_set(self.model.level_set(output.mesh_threshold), **common)
         else:
-            mesh = Mesh(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())
-            report = export.export_surface(mesh, **common)
+            common |= {"photos": photos if self._shows_photographs() else ()}
+            if (surface := self.model.surface()) is None:
+                report = export.export_level_set(self.model.level_set(output.mesh_threshold), **common)
+            else:
+                mesh = Mesh(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())
+                report = export.export_surface(mesh, **common)
         self.report.log(f"mesh: {report}")
         for note in report.notes:
             self.report.log(f"mesh: {note}")
@@ -233,12 +245,10 @@ class Evaluator:
 
     # ---- parts of the above ---------------------------------------------------------------------------------------
 
-    def _surface_color(self) -> Callable[[Tensor], Tensor]:
-        """What the texture of the mesh shows at positions: after photographs, what their cameras see."""
-        if self.config.data.data is None:
-            return self.model.albedo
-        eyes = None if self.scene_cameras is None else self.scene_cameras.pose[:, :3, 3]
-        return partial(self.model.surface_color, eyes=eyes)
+    def _shows_photographs(self) -> bool:
+        """Whether the photographs are projected onto the mesh for its texture; those of one light, unless it is asked for."""
+        wanted = self.config.mesh.texture_from
+        return wanted == "photographs" or (wanted == "auto" and not self.config.prompt.kinds and not self.config.wild.adapts)
 
     def show_views(self, count: int, height: int, width: int) -> Views:
         """The views to show: a turntable, or a smooth path past the cameras of the photographs."""
@@ -246,11 +256,44 @@ class Evaluator:
             return provider.turntable(self.config, count, height, width)
         return self.scene_cameras.path(count, height, width)
 
-    def _write_turntable(self, name: str) -> None:
+    def _path(self) -> CameraPath:
+        """That of the video."""
         output = self.config.output
-        path = self.own_path or CameraPath(self.show_views(output.dataset_size_test, output.H, output.W), DEFAULT_FPS)
+        return self.own_path or CameraPath(self.show_views(output.dataset_size_test, output.H, output.W), DEFAULT_FPS)
+
+    def _hallucinate(self, name: str) -> None:
+        """Show the scene in the light of the pictures of ``--hallucinate``."""
+        found = lights.lights_of(self.model, self._pictures)
+        self.report.log(lights.summary(found))
+        folder, frames = self.workspace / "results", self.config.lights.light_walk
+        with explained("making the videos", "lower --dataset_size_test, or --W and --H"):
+            hallucination.write(found, self._path(), self.render, self.settings(), folder, name, frames, self.report.log)
+
+    def _measure_halves(self, step: int) -> None:
+        """Compare held-out photographs in their own light; see :mod:`nerf.run.half_images`."""
+        photos, chosen = self.held_out["test"], self._measured("test")
+
+        def light(batch: Batch, seen: Tensor) -> Tensor:
+            assert batch.views is not None and batch.rgb is not None, "a photograph has a camera and colours"
+            rays = batch.rays[seen]
+            return lights.of_part(self.model, rays, batch.rgb, seen, batch.views, batch.settings(self.settings()))
+
+        def render(batch: Batch, vector: Tensor) -> Tensor:
+            assert batch.views is not None, "a photograph has a camera"
+            return self.render(batch.views, replace(batch.settings(self.settings()), appearance=vector)).image
+
+        judge = half_images.Judge(photos.eval_batch, light, render, lpips.find(self.device))
+        if judge.perceptual is None:
+            self.report.log("LPIPS is left out: its weights (of torchvision's AlexNet and the package lpips) are not here")
+        found = half_images.measure(judge, chosen, self.workspace / "validation" / f"{self.stage.kind.run_name(step)}_light")
+        for line in half_images.table(found):
+            self.report.log(line)
+        self.report.result(wild=found)
+
+    def _write_turntable(self, name: str) -> None:
+        path = self._path()
         views = path.views
-        asked = output.videos
+        asked = self.config.output.videos
         shown: dict[str, list[np.ndarray]] = {kind: [] for kind in dict.fromkeys(("rgb", *asked))}
         settings = replace(self.settings(), need_normals="normal" in asked)
         for i in track(range(len(views)), "rendering the video"):
@@ -278,7 +321,7 @@ class Evaluator:
             pixels = sum(math.prod(photos.store.size(i)) for i in range(len(photos)))
             fits = self.device.type != "cpu" or pixels <= CPU_PIXELS
             most = 0 if fits else max(1, CPU_PIXELS * len(photos) // pixels)
-        return evenly(len(photos), most)
+        return provider.evenly(len(photos), most)
 
     def _measure_test(self, step: int) -> dict[str, float]:
         """The figures at the end, and how many of the held-out photographs they are of."""
@@ -352,13 +395,6 @@ def _frame(kind: str, out: RenderOutput, view: Views) -> np.ndarray:
     local = out.normal @ view.pose[0, :3, :3].to(out.normal)  # to the axes of the camera: x right, y up, z towards it
     color = 0.5 * local + 0.5 * out.opacity[:, None] + (1.0 - out.opacity[:, None])
     return images.to_uint8(color.reshape(view.height, view.width, 3))
-
-
-def evenly(count: int, most: int) -> list[int]:
-    """Indices of at most ``most`` of ``count`` things, evenly spaced from the first to the last; 0: all."""
-    if most == 0 or count <= most:
-        return list(range(count))
-    return [round(i * (count - 1) / max(most - 1, 1)) for i in range(most)]
 
 
 def _pictures(out: RenderOutput) -> np.ndarray:

@@ -65,15 +65,47 @@ def ssim(a: Tensor, b: Tensor, valid: Tensor | None = None) -> Tensor:
         a = torch.where(valid[..., None], a, b)
     window = min(WINDOW, (min(a.shape[-3:-1]) - 1) // 2 * 2 + 1)
     x, y = (t.movedim(-1, -3).reshape(-1, 1, *t.shape[-3:-1]) for t in (a, b))
+    similar = _similarity(x, y, window)
+    if valid is None:
+        return similar.mean()
+    inside = slice(window // 2, -(window // 2) or None)
+    return _mean_of_valid(similar, valid[..., inside, inside])
+
+
+def _similarity(x: Tensor, y: Tensor, window: int) -> Tensor:
+    """The structural similarity of each window inside images [P, 1, H, W]."""
     mean_x, mean_y = _blur(x, window), _blur(y, window)
     variance_x = _blur(x * x, window) - mean_x * mean_x
     variance_y = _blur(y * y, window) - mean_y * mean_y
     covariance = _blur(x * y, window) - mean_x * mean_y
     c1, c2 = K1**2, K2**2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
-    similar = luminance * (2 * covariance + c2) / (variance_x + variance_y + c2)
-    if valid is None:
-        return similar.mean()
-    inside = slice(window // 2, -(window // 2) or None)
-    centre = valid[..., inside, inside].reshape(-1, 1, *similar.shape[-2:])
-    return similar.reshape(len(centre), -1, *similar.shape[-2:])[centre.expand(-1, a.shape[-1], -1, -1)].mean()
+    return luminance * (2 * covariance + c2) / (variance_x + variance_y + c2)
+
+
+def _mean_of_valid(similar: Tensor, valid: Tensor) -> Tensor:
+    """The mean of windows [P, 1, h, w] of all channels whose centres are valid, [h, w] or [B, h, w]."""
+    centre = valid.reshape(-1, 1, *similar.shape[-2:])
+    grouped = similar.reshape(len(centre), -1, *similar.shape[-2:])
+    return grouped[centre.expand(-1, grouped.shape[1], -1, -1)].mean()
+
+
+def ssim3(a: Tensor, b: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The structural similarity that Ha-NeRF's code reports, to set beside its figures and no others.
+
+    The window is 3 x 3, borders are reflected so that every pixel is the middle of one, and windows below 0 count as 0.
+
+    Args:
+        a: [H, W, C] with at least two rows and columns.
+        b: the same shape.
+        valid: [H, W] bool, as of :func:`ssim`.
+
+    Returns:
+        Scalar in [0, 1].
+    """
+    _check("ssim3", a, b, valid)
+    if valid is not None:
+        a = torch.where(valid[..., None], a, b)
+    x, y = (torch.nn.functional.pad(t.movedim(-1, -3)[:, None], (1, 1, 1, 1), mode="reflect") for t in (a, b))
+    similar = _similarity(x, y, 3).clamp(min=0)
+    return similar.mean() if valid is None else _mean_of_valid(similar, valid)

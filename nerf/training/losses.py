@@ -22,9 +22,7 @@ FLAT = 1e-18  # product of two sums of squares below which one of the depths is 
 
 def image_mse(image: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of two images of one shape, for example [N, 3]. Differentiable."""
-    if image.shape != target.shape:
-        raise ValueError(f"mse: expected two images of one shape, got {list(image.shape)} and {list(target.shape)}")
-    return (image - target).square().mean()
+    return squared_error(image, target).mean()
 
 
 def mask_mse(opacity: Tensor, mask: Tensor) -> Tensor:
@@ -41,27 +39,34 @@ def mask_cross_entropy(opacity: Tensor, mask: Tensor) -> Tensor:
     return -(target * p.log() + (1.0 - target) * (1.0 - p).log()).mean()
 
 
-def image_l1(image: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error of two images of one shape. Differentiable."""
-    return (image - target).abs().mean()
-
-
-def image_smooth_l1(image: Tensor, target: Tensor) -> Tensor:
-    """Mean of ``e^2 / 2`` for errors e below 1 and ``|e| - 1/2`` above, as Instant NeuS trains its NeRF. Differentiable."""
-    return torch.nn.functional.smooth_l1_loss(image, target)
-
-
 HUBER_DELTA = 0.1
 
 
-def image_huber(image: Tensor, target: Tensor) -> Tensor:
-    """Mean of ``e^2 / 2`` for errors e below d = 0.1 and ``d (|e| - d / 2)`` above, divided by d, so that large errors count
-    as in :func:`image_l1`. Differentiable."""
-    return torch.nn.functional.huber_loss(image, target, delta=HUBER_DELTA) / HUBER_DELTA
+def squared_error(image: Tensor, target: Tensor) -> Tensor:
+    """Squared errors of colours [N, 3]. Differentiable."""
+    if image.shape != target.shape:
+        raise ValueError(f"mse: expected two images of one shape, got {list(image.shape)} and {list(target.shape)}")
+    return (image - target).square()
 
 
-# --rgb_loss and --mask_loss
-COLOUR_LOSSES = {"mse": image_mse, "l1": image_l1, "smooth_l1": image_smooth_l1, "huber": image_huber}
+def absolute_error(image: Tensor, target: Tensor) -> Tensor:
+    """Absolute errors of colours [N, 3]. Differentiable."""
+    return (image - target).abs()
+
+
+def smooth_l1_error(image: Tensor, target: Tensor) -> Tensor:
+    """``e^2 / 2`` for errors e below 1 and ``|e| - 1/2`` above, [N, 3], as Instant NeuS trains its NeRF. Differentiable."""
+    return torch.nn.functional.smooth_l1_loss(image, target, reduction="none")
+
+
+def huber_error(image: Tensor, target: Tensor) -> Tensor:
+    """``e^2 / 2`` for errors e below d = 0.1 and ``d (|e| - d / 2)`` above, divided by d, [N, 3], so that large errors count as
+    in :func:`absolute_error`. Differentiable."""
+    return torch.nn.functional.huber_loss(image, target, reduction="none", delta=HUBER_DELTA) / HUBER_DELTA
+
+
+# --rgb_loss, whose loss is the mean, and --mask_loss
+COLOUR_ERRORS = {"mse": squared_error, "l1": absolute_error, "smooth_l1": smooth_l1_error, "huber": huber_error}
 MASK_LOSSES = {"mse": mask_mse, "bce": mask_cross_entropy}
 
 

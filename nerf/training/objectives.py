@@ -7,6 +7,7 @@ here. Letters: B views, N rays, M samples.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,12 +18,15 @@ from nerf.config.losses import LossConfig
 from nerf.config.stages import Stage
 from nerf.core.streams import Random, Stream, derived_seed
 from nerf.core.structs import Batch, Part, RenderOutput, StepPlan
+from nerf.fields.appearance import Appearance
 from nerf.fields.base import Field
 from nerf.fields.signed_distance import SignedDistanceField
 from nerf.render.base import points_at
-from nerf.training import losses
+from nerf.training import losses, wild_losses
+from nerf.training.appearance_objective import AppearanceLosses, Recolor
 from nerf.training.mesh_edges import mesh_edges
 from nerf.training.objective import Objective, ObjectiveOutput
+from nerf.training.occluders import MAJORITY, Occluders, build_occluders
 from nerf.training.refinement import EXPOSURE_RATE, Exposure
 from nerf.training.sources import RunInfo
 from nerf.training.surface_objectives import Distortion, SurfaceRegularisers
@@ -67,31 +71,49 @@ class KnownView(Objective):
     """Colour, mask, depth and normals that the source knows.
 
     Args:
+        rgb_loss, mask_loss: names of ``losses.COLOUR_ERRORS`` and ``losses.MASK_LOSSES``.
         exposure: of photographs, whose colours differ from those of the scene by it.
+        occluders: of photographs: rays that something stands before teach no colour.
     """
 
-    terms = ("rgb", "mask", "depth", "normal")
+    terms: tuple[str, ...] = ("rgb", "mask", "depth", "normal")
 
-    def __init__(self, rgb_loss: str = "mse", mask_loss: str = "mse", exposure: Exposure | None = None):
-        """Names of ``losses.COLOUR_LOSSES`` and ``losses.MASK_LOSSES``, and the exposures of the photographs, if learned."""
-        self.rgb_loss, self.mask_loss, self.exposure = rgb_loss, mask_loss, exposure
+    def __init__(
+        self,
+        rgb_loss: str = "mse",
+        mask_loss: str = "mse",
+        exposure: Exposure | None = None,
+        occluders: Occluders | None = None,
+    ):
+        self.rgb_loss, self.mask_loss, self.exposure, self.occluders = rgb_loss, mask_loss, exposure, occluders
+        if occluders is not None:
+            self.terms = (*self.terms, *occluders.terms)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The exposures; see :meth:`Objective.param_groups`."""
+        """Exposures and occluders; see :meth:`Objective.param_groups`."""
+        groups = [] if self.occluders is None else self.occluders.param_groups(lr)
         if self.exposure is None:
-            return []
-        return [{"params": list(self.exposure.parameters()), "lr": EXPOSURE_RATE * lr, "name": "exposure"}]
+            return groups
+        return [{"params": list(self.exposure.parameters()), "lr": EXPOSURE_RATE * lr, "name": "exposure"}, *groups]
+
+    def _learned(self) -> dict[str, torch.nn.Module]:
+        """What it learns, by the prefix of its names in a checkpoint."""
+        learned = {"": self.exposure, "occluders.": self.occluders}
+        return {prefix: module for prefix, module in learned.items() if module is not None}
 
     def state_dict(self) -> dict[str, Tensor]:
         """See :meth:`Objective.state_dict`."""
-        return {} if self.exposure is None else dict(self.exposure.state_dict())
+        learned = self._learned().items()
+        return {f"{prefix}{name}": value for prefix, module in learned for name, value in module.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """See :meth:`Objective.load_state_dict`."""
-        if self.exposure is None:
+        learned = self._learned()
+        if not learned:
             super().load_state_dict(state)
-        else:
-            self.exposure.load_state_dict(state)
+        for prefix, module in learned.items():
+            names = module.state_dict()
+            module.load_state_dict({name: state[f"{prefix}{name}"] for name in names})
 
     def _recorded(self, image: Tensor, batch: Batch) -> Tensor:
         """Rendered colours [N, 3] as the photographs of the rays recorded them."""
@@ -104,15 +126,29 @@ class KnownView(Objective):
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
         terms: dict[str, Tensor] = {}
+        stats: dict[str, Tensor] = {}
+        keep = None if batch.valid is None else batch.valid.to(out.image.dtype)
         if plan.wants("rgb") and batch.rgb is not None:
-            terms["rgb"] = losses.COLOUR_LOSSES[self.rgb_loss](self._recorded(out.image, batch), batch.rgb)
+            error = losses.COLOUR_ERRORS[self.rgb_loss](self._recorded(out.image, batch), batch.rgb).mean(-1)
+            if self.occluders is not None and plan.fraction >= self.occluders.start:
+                found = self.occluders.keep(error.detach(), batch, plan)
+                self.occluders.last = found.weight.detach()
+                keep = found.weight if keep is None else keep * found.weight
+                terms, stats = terms | found.terms, stats | found.stats
+            terms["rgb"] = wild_losses.masked(error, keep)
         if plan.wants("mask") and batch.mask is not None:
-            terms["mask"] = losses.MASK_LOSSES[self.mask_loss](out.opacity, batch.mask)
+            terms["mask"] = self._mask_term(out.opacity, batch.mask, keep)
         if plan.wants("depth") and batch.depth is not None and batch.mask is not None:
             terms["depth"] = _depth_of_views(out, batch.depth, batch.mask)
         if plan.wants("normal") and batch.normal is not None and batch.mask is not None and out.normal is not None:
             terms["normal"] = losses.normal_cosine(out.normal, batch.normal, batch.mask)
-        return ObjectiveOutput(terms)
+        return ObjectiveOutput(terms, stats)
+
+    def _mask_term(self, opacity: Tensor, mask: Tensor, keep: Tensor | None) -> Tensor:
+        """The loss of opacities [N] against masks [N]; where a ray does not teach, its opacity stands for its mask."""
+        if keep is not None:
+            mask = opacity.detach() + keep.detach() * (mask - opacity.detach())
+        return losses.MASK_LOSSES[self.mask_loss](opacity, mask)
 
 
 class DepthMaps(Objective):
@@ -120,9 +156,9 @@ class DepthMaps(Objective):
 
     terms = ("depth_map",)
 
-    def __init__(self, num_images: int):
-        """``num_images``: photographs in all splits."""
-        self.num_images = num_images
+    def __init__(self, num_images: int, occluders: Occluders | None = None):
+        """``num_images``: photographs in all splits; ``occluders``: what stands before the scene has another depth."""
+        self.num_images, self.occluders = num_images, occluders
 
     def applies(self, part: Part, plan: StepPlan) -> bool:
         """See :meth:`Objective.applies`."""
@@ -134,6 +170,8 @@ class DepthMaps(Objective):
             return ObjectiveOutput()
         assert batch.depth_cosine is not None and batch.rays.image_index is not None, "photographs have both"
         depth, known = out.depth / out.opacity.clamp(min=MIN_OPACITY), batch.depth_map > 0
+        if self.occluders is not None and (kept := self.occluders.last) is not None:
+            known = known & (kept > MAJORITY)
         if batch.depth_relative:
             term = losses.depth_correlation(
                 depth * batch.depth_cosine, batch.depth_map, known, batch.rays.image_index, self.num_images
@@ -324,6 +362,8 @@ class ObjectiveInputs:
     field: Field
     guidance: list[Guidance]
     device: torch.device  # where parameters of an objective belong
+    appearance: Appearance | None = None  # of the model, where colours depend on it
+    recolor: Recolor | None = None  # of the model: what was rendered, in another appearance
 
     @property
     def stage(self) -> Stage:
@@ -335,6 +375,12 @@ class ObjectiveInputs:
         """The options of the losses."""
         return self.stage.config.loss
 
+    @cached_property
+    def occluders(self) -> Occluders | None:
+        """What stands before the scene in photographs; one for all objectives, and that of the known views learns it."""
+        found = build_occluders(self.stage.config.wild, self.run.scene.num_training)
+        return None if found is None else found.to(self.device)
+
 
 def _guided(inputs: ObjectiveInputs) -> Objective | None:
     options, optim = inputs.stage.config.guidance, inputs.stage.config.optim
@@ -345,7 +391,13 @@ def _guided(inputs: ObjectiveInputs) -> Objective | None:
 def _known_view(inputs: ObjectiveInputs) -> Objective:
     wanted = inputs.stage.config.data.exposure and inputs.run.scene.num_training > 0
     exposure = Exposure(inputs.run.scene.num_training).to(inputs.device) if wanted else None
-    return KnownView(inputs.loss.rgb_loss, inputs.loss.mask_loss, exposure)
+    return KnownView(inputs.loss.rgb_loss, inputs.loss.mask_loss, exposure, inputs.occluders)
+
+
+def _appearance_losses(inputs: ObjectiveInputs) -> Objective | None:
+    if inputs.appearance is None or inputs.recolor is None:
+        return None
+    return AppearanceLosses(inputs.appearance, inputs.recolor)
 
 
 def _mesh_regularisers(inputs: ObjectiveInputs) -> Objective | None:
@@ -362,7 +414,8 @@ def _surface_regularisers(inputs: ObjectiveInputs) -> Objective | None:
 OBJECTIVES: dict[str, Callable[[ObjectiveInputs], Objective | None]] = {
     "guided": _guided,
     "known_view": _known_view,
-    "depth_maps": lambda inputs: DepthMaps(inputs.run.scene.num_images),
+    "appearance": _appearance_losses,
+    "depth_maps": lambda inputs: DepthMaps(inputs.run.scene.num_images, inputs.occluders),
     "ray_regularisers": lambda inputs: RayRegularisers(),
     "smoothness": lambda inputs: Smoothness(inputs.field),
     "grid_regularisers": lambda inputs: GridRegularisers(inputs.field),

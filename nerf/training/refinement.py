@@ -47,6 +47,15 @@ class PoseRefinement(nn.Module):
         return replace(rays, origins=rays.origins + shift[rays.image_index], directions=directions)
 
     @torch.no_grad()
+    def corrected(self, pose: Tensor, i: int) -> Tensor:
+        """The pose [..., 4, 4] of photograph ``i`` as it stands by now."""
+        rotation, shift = exponential(self.twist[i : i + 1])
+        pose = pose.clone()
+        pose[..., :3, :3] = rotation[0] @ pose[..., :3, :3]
+        pose[..., :3, 3] += shift[0]
+        return pose
+
+    @torch.no_grad()
     def size(self) -> dict[str, float]:
         """Mean angle in degrees and mean shift in scene units of the corrections."""
         _, shift = exponential(self.twist)

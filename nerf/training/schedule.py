@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nerf.config.config import Config
 from nerf.config.ramps import Weight, weight_at
+from nerf.config.wild import WildConfig
 from nerf.core.streams import Random, Stream, derived_seed
 from nerf.core.structs import Control, Part, RenderSettings, Shading, StepPlan, ViewRequest
 from nerf.render.background import background_kind
@@ -83,6 +84,14 @@ TERM_WEIGHTS: dict[str, Callable[[float, Config], Weight]] = {
     "distortion_bg": lambda fraction, config: config.loss.lambda_distortion_bg,
     "points": lambda fraction, config: config.loss.lambda_points,
 }
+# Terms of photographs in the wild: weights at a step, relative to half the mean squared error of colours.
+WILD_WEIGHTS: dict[str, Callable[[int, WildConfig], float]] = {
+    "mask_size": lambda step, wild: wild.mask_size_weight(step),
+    "mask_digital": lambda step, wild: wild.lambda_mask_digital,
+    "appearance_norm": lambda step, wild: wild.lambda_appearance_norm,
+    "appearance_match": lambda step, wild: wild.lambda_appearance_match,
+    "mode_seeking": lambda step, wild: wild.lambda_mode_seeking,
+}
 # Terms that come in with the training progress, as a factor of their weights.
 TERM_FACTORS: dict[str, Callable[[float, Config], float]] = {
     "depth": lambda fraction, config: fraction,
@@ -99,6 +108,8 @@ def term_weights(step: int, run: RunInfo) -> dict[str, float]:
     for name, weight in TERM_WEIGHTS.items():
         factor = TERM_FACTORS[name](fraction, config) if name in TERM_FACTORS else 1.0
         weights[name] = factor * weight_at(weight(fraction, config), step, config.optim.iters)
+    for name, wild in WILD_WEIGHTS.items():
+        weights[name] = 2.0 * weights["rgb"] * wild(step, config.wild)
     return weights
 
 
@@ -204,7 +215,7 @@ def known_side(config: Config) -> int:
 
 
 def photo_part(source: str, step: int, run: RunInfo, random: Random, num_rays: int | None = None) -> Part:
-    """Random rays over all photographs, or whole ones where a surface is rasterised, by the view-dependent head.
+    """Random rays or patches of photographs, or whole ones where a surface is rasterised, by the view-dependent head.
 
     ``num_rays``: how many; None: ``--num_rays``.
     """
@@ -215,6 +226,10 @@ def photo_part(source: str, step: int, run: RunInfo, random: Random, num_rays: i
         request = replace(request, num_views=camera.batch_size, height=camera.h, width=camera.w)
     else:
         request = replace(request, layout="rays", num_rays=num_rays or config.data.num_rays)
+        if config.wild.patch_grid:
+            side = config.wild.patch_grid
+            request = replace(request, layout="patches", patch_size=side, patch_scale=config.wild.least_scale(step))
+            request = replace(request, num_rays=max(request.num_rays, side**2))
     level = max_level(fraction, config)
     settings = RenderSettings(source, fraction=fraction, view_dependent=True, max_level=level, random=random)
     return Part(request, settings, has_targets=True)

@@ -1,7 +1,7 @@
 """Where a step's views come from: the interface, and what a source may ask about the run that it supplies."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,7 @@ from nerf.config.config import Config
 from nerf.config.stages import Stage
 from nerf.core.streams import Random
 from nerf.core.structs import Batch, Part, RenderOutput, SceneInfo
+from nerf.mesh.photo_colors import Photo
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,10 @@ class Source(ABC):
         """
         if state:
             raise ValueError(f"{type(self).__name__}: expected an empty state, got {sorted(state)}")
+
+    def photos(self) -> list[Callable[[], Photo]]:
+        """What gives the photographs that the object's texture may show, their cameras as they stand by now; most have none."""
+        return []
 
     def results(self) -> dict[str, Any]:
         """What ``result.json`` says of the source, by name."""

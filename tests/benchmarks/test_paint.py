@@ -53,7 +53,9 @@ def halves(left, right, size=32):
 def test_render_shows_the_texture_at_exact_points(plates):
     texture = np.zeros((64, 64, 3))
     texture[..., 0], texture[..., 1] = (np.arange(64) + 0.5) / 64, (63.5 - np.arange(64)[:, None]) / 64
-    seen = inverse_rendering.render(paint.solid_of(plates), ABOVE, 32, paint.colors_of(plates, texture))
+    seen = inverse_rendering.render(
+        paint.solid_of(plates), ABOVE, inverse_rendering.square_lens(32), paint.colors_of(plates, texture)
+    )
     inside = seen.coverage > 0.99
     y, x = np.nonzero(inside)
     reach = 5.5 * np.tan(np.radians(inverse_rendering.FOV / 2))

@@ -8,7 +8,7 @@ import torch
 from guidance.base import CameraRequirements
 from nerf.core.cameras import angles_of, project, wrap_degrees
 from nerf.core.errors import UserError
-from nerf.provider import RandomCameras, random_lights, six_views, turntable
+from nerf.provider import RandomCameras, evenly, random_lights, six_views, turntable
 from tests.helpers.parts import part_of
 
 
@@ -189,3 +189,11 @@ def test_views_keep_within_what_every_guidance_requires():
 def test_ranges_without_anything_in_common_with_the_guidance_are_refused():
     with pytest.raises(UserError, match="--radius_range 3 3.5 has nothing in common with 1 to 2"):
         RandomCameras(options(), requirements=[CameraRequirements(radius_range=(1.0, 2.0))])
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "chosen"),
+    [(5, 0, [0, 1, 2, 3, 4]), (3, 8, [0, 1, 2]), (9, 3, [0, 4, 8]), (200, 4, [0, 66, 133, 199]), (7, 1, [0])],
+)
+def test_photographs_are_evenly_chosen(count, most, chosen):
+    assert evenly(count, most) == chosen

@@ -418,14 +418,6 @@ def test_running_out_of_memory_in_a_view_or_a_video_says_what_to_lower(tmp_path,
         trainer.preview()
 
 
-@pytest.mark.parametrize(
-    ("count", "most", "chosen"),
-    [(5, 0, [0, 1, 2, 3, 4]), (3, 8, [0, 1, 2]), (9, 3, [0, 4, 8]), (200, 4, [0, 66, 133, 199]), (7, 1, [0])],
-)
-def test_views_to_measure_are_evenly_chosen(count, most, chosen):
-    assert evaluation.evenly(count, most) == chosen
-
-
 def test_guidance_is_told_that_a_stage_begins_before_its_parameters_are_taken(tmp_path):
     told = []
 

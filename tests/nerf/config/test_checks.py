@@ -136,6 +136,8 @@ EVERYTHING = (
 RUNS = [  # what each flag has an effect in one of, and none in another
     ["--data", "x"],
     ["--data", "x", "--text", "a cone", "--perpneg"],
+    ["--data", "x", "--appearance", "encoder", "--occluders", "mask", "--patch_grid", "16"],
+    ["--data", "x", "--occluders", "robust", "--patch_grid", "16"],
     ["--text", "a cone", "--hf_key", "x", "--backbone", "vanilla"],
     ["--text", "a cone", "--sd_version", "embedded"],
     ["--text", "a cone", "--cuda_ray", "--dmtet", "--gui"],

@@ -140,7 +140,9 @@ OTHERS = {
     "grid_size": 64, "optim": "adam", "seed": 7, "image": ("x_rgba.png",), "image_config": "x.csv", "ref_radii": (2.0,),
     "ref_polars": (60.0,), "ref_azimuths": (30.0,), "zero123_ws": (0.5,), "zero123": "zero123-xl", "zero123_ckpt": "x.ckpt",
     "mvdream": "embedded", "prior_views": "words", "scene_center": "cameras", "scene_up": "y", "scene_scale": "2",
-    "preset": "neus", "sharpness": "scheduled", "colour_hidden": 32,
+    "wild": True, "appearance": "embedding", "appearance_size": 8, "appearance_side": 64, "appearance_scope": "local",
+    "occluders": "robust", "mask_vector": 16, "mask_hidden": 32, "mask_octaves": 4,
+    "preset": "neus", "sharpness": "scheduled", "colour_hidden": 32, "background_bias": -2.0,
 }  # fmt: skip
 
 
@@ -157,6 +159,33 @@ def test_every_kept_option_comes_back_and_another_value_is_refused(tmp_path, mon
     assert resolve(with_values(parse([]), {flag: OTHERS[flag]}, "file"), run).config.source(flag) == "file"
     with pytest.raises(UserError, match=f"--(no_)?{flag}.*, this run asks for .*--ckpt scratch"):
         resolve(with_values(parse([]), {flag: mine}, "typed"), run)
+
+
+@pytest.mark.parametrize("preset", ["neus", "neus-unmasked", "neuralangelo", "auto"])
+@pytest.mark.parametrize("masks", [True, False])
+def test_photographs_without_masks_have_a_background_that_learns_as_fast_as_the_surface(preset, masks):
+    words = ["--data", "photos", "--backbone", "sdf", *([] if preset == "auto" else ["--preset", preset])]
+    config = resolve(parse(words), StoredRun(masks=masks)).config
+    behind = preset == "neus-unmasked" or (preset != "neus" and not masks)
+    assert (config.field.background, config.field.background_lr) == (("contracted", 1.0) if behind else ("auto", 0.1))
+    assert (config.data.scene_scale, config.loss.lambda_mask) == (("seen", 0.0) if behind else ("auto", 0.1))
+    assert config.field.sdf_gradient == ("taps4" if preset == "neuralangelo" else "auto")
+
+
+@pytest.mark.parametrize(
+    ("preset", "masks", "said"),
+    [
+        ("neus", False, "warning: --preset neus is for photographs with masks, and these have none"),
+        ("neus-unmasked", True, "warning: --preset neus-unmasked is for photographs without masks, and these have masks"),
+        ("neus", True, None),
+        ("neus-unmasked", False, None),
+        ("neuralangelo", False, None),
+    ],
+)
+def test_a_recipe_for_other_photographs_is_warned_about(preset, masks, said):
+    plan = resolve(parse(["--data", "photos", "--backbone", "sdf", "--preset", preset]), StoredRun(masks=masks))
+    found = [line for line in plan.lines if line.startswith("warning: --preset")]
+    assert len(found) == (said is not None) and all(line.startswith(said) for line in found)
 
 
 def test_the_plan_of_the_stored_options_is_the_stored_plan():

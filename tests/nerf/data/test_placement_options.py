@@ -1,5 +1,7 @@
 """Scene normalisation by flags: centre, up direction and scale; up from EXIF, formats and the main plane of the points."""
 
+import math
+
 import pytest
 import torch
 from PIL import Image, ImageOps
@@ -61,6 +63,33 @@ def test_a_given_box_of_a_dataset_may_be_replaced():
     found = normalize_scene(circle(centre=CENTRE), half_fovs(), box, True, 1.0, options=options)
     torch.testing.assert_close(centre_of(found), torch.tensor(CENTRE).double())
     assert 1 / found.scale == pytest.approx(3.0)
+
+
+def test_the_box_of_what_is_seen_is_what_the_cameras_see_in_common_around_the_point_that_they_look_at():
+    pose = circle(height=0.0, centre=CENTRE)
+    found = placed(pose, scene_scale="seen")
+    assert found.kind == "seen" and found.unbounded
+    torch.testing.assert_close(centre_of(found), torch.tensor(CENTRE).double())
+    assert 1 / found.scale == pytest.approx(4.0 * math.tan(0.3))  # the ball that touches the sides of the field of view
+    around = placed(pose, scene_scale="seen", scene_center="cameras")
+    assert 1 / around.scale == pytest.approx(4.0 * math.tan(0.3)) and around.kind == "seen"
+    wide = normalize_scene(pose, torch.full((12,), 1.2).double(), None, False, 1.0, options=PlacementConfig(scene_scale="seen"))
+    assert wide.kind == "scene" and 1 / wide.scale == pytest.approx(4.4)  # tan(1.2) is 2.6: the cameras' box is smaller
+
+
+def test_what_is_seen_makes_no_box_where_another_is_smaller_or_prescribed_or_the_cameras_look_outwards_or_in_parallel():
+    options = PlacementConfig(scene_scale="seen")
+    box = torch.zeros(3).double(), 7.0
+    prescribed = normalize_scene(circle(), half_fovs(), box, False, 1.0, options=options)
+    assert prescribed.kind == "box" and 1 / prescribed.scale == pytest.approx(7.0)
+    assert placed(circle(), 0.1 * ground(), scene_scale="seen").kind == "points"
+    outwards = circle(height=0.0)
+    outwards[:, :3, [0, 2]] *= -1
+    assert placed(outwards, scene_scale="seen").kind == "scene"
+    parallel = circle(span=1e-3, height=0.0)
+    parallel[:, :3, :3] = parallel[0, :3, :3]
+    parallel[:, 0, 3] = torch.arange(12).double()
+    assert placed(parallel, scene_scale="seen").kind == "scene"
 
 
 def test_the_nearest_camera_in_the_centre_is_refused():
@@ -157,7 +186,7 @@ def test_tags_that_were_left_behind_in_turned_pictures_are_not_believed():
 
 @pytest.mark.parametrize("word", ["big", "0", "-1", "nan", "inf"])
 def test_a_scale_is_a_word_or_a_positive_number(word):
-    with pytest.raises(UserError, match="--scene_scale must be auto, cameras, nearest, points, or half the side"):
+    with pytest.raises(UserError, match="--scene_scale must be auto, cameras, nearest, points, seen, or half the side"):
         parse(["--data", "x", f"--scene_scale={word}"])
     assert parse(["--data", "x", "--scene_scale", "2.5"]).data.scene_scale == "2.5"
 

@@ -141,7 +141,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 
 
 def test_a_folder_without_description_is_refused(tmp_path):
-    refuse(tmp_path, "there is neither transforms.json or transforms_train.json, sparse/0 with")
+    refuse(tmp_path, "there is neither transforms.json or transforms_train.json, dense/sparse with")
 
 
 def test_folders_named_like_a_format_are_refused(tmp_path):

@@ -37,7 +37,7 @@ def test_a_surface_that_moved_is_well():
         (Known(lambda x: x.norm(dim=-1) + 0.1), "the surface is empty.*larger --sdf_radius"),
         (Known(lambda x: -cube(x)), "inside out: 100 % of the walls.*--sdf_init inside_out, for a room"),
         (Known(cube, sdf_init="inside_out"), "inside out: 100 % of the walls.*--sdf_init sphere"),
-        (Known(cube, sharpness=12.0), "the sharpness is 12, below its start of 20.*poses and masks"),
+        (Known(cube, sharpness=12.0), "the sharpness is 12, below its start of 20.*poses and masks.*--scene_scale seen"),
     ],
 )
 def test_a_trouble_is_said_with_what_to_try(field, sentence):

@@ -13,7 +13,7 @@ from nerf.fields.base import DensityField
 from nerf.fields.contraction import uncontract
 from nerf.render.background import ConstantBackground, background_kind
 from nerf.render.contracted import FARTHEST, STEPS, ContractedBackground
-from nerf.renderer import NeRFRenderer
+from nerf.renderer import BACKGROUNDS, NeRFRenderer
 from tests.nerf.analytic import Ball
 from tests.nerf.render.test_accelerated import path_of
 
@@ -104,6 +104,20 @@ def test_what_shines_through_is_random_in_training_and_white_in_evaluation():
     shown = [made.behind(rays, near, RenderSettings(random=Random(seed)), torch.zeros(200)).color for seed in (1, 1, 2)]
     assert torch.equal(shown[0], shown[1]) and not torch.equal(shown[0], shown[2])
     assert shown[0].std() > 0.25 and (made.render(rays, near, EVALUATION) == 1).all()
+
+
+def test_a_background_learns_at_its_own_rate_and_begins_with_its_own_density():
+    options = dataclasses.replace(
+        Config().field, background="contracted", background_lr=0.25, background_bias=-2.0, density_bias=1.0
+    )
+    made = BACKGROUNDS["contracted"](options, SceneInfo())
+    rates = {group["name"]: group["lr"] for group in made.param_groups(0.01)}
+    alone = {f"background {group['name']}": group["lr"] for group in made.field.param_groups(0.01)}
+    assert rates == {name: pytest.approx(0.25 * rate) for name, rate in alone.items()} and len(rates) > 1
+    with torch.no_grad():
+        opacity = made.behind(rays_of(64), torch.full((64,), 1.2), EVALUATION, torch.zeros(64)).opacity
+    # the table begins near zero, so the density is about exp(-2) per unit of disparity
+    torch.testing.assert_close(opacity.mean(), 1 - torch.exp(-torch.tensor(-2.0).exp()), atol=0.03, rtol=0)
 
 
 def test_background_gradcheck():

@@ -17,6 +17,7 @@ from nerf.core.structs import Views
 from nerf.data.silhouettes import read_silhouettes
 from nerf.mesh.export import ExportOptions, export_level_set
 from nerf.mesh.io import read_mesh
+from nerf.provider import PhotographSource
 from nerf.run import mesh_evaluation
 from tests.helpers import solids
 from tests.nerf.data.test_neus import projection
@@ -74,8 +75,11 @@ def scene(tmp_path_factory):
     return folder, load(folder)
 
 
-def exported(photos, folder, frame="object", albedo=None):
-    """The solid, which lives in the unit sphere's frame, written from the box of the photographs."""
+def exported(photos, folder, frame="object", albedo=None, shown=()):
+    """The solid, which lives in the unit sphere's frame, written from the box of the photographs.
+
+    ``shown`` gives the photographs that its texture is made from.
+    """
     solid = solids.lettered()
     box_to_sphere = torch.linalg.inv(sphere_to_world()) @ torch.as_tensor(photos.transform, dtype=torch.float64)
     scale = float(torch.linalg.det(box_to_sphere[:3, :3]) ** (1 / 3))
@@ -86,7 +90,13 @@ def exported(photos, folder, frame="object", albedo=None):
     level_set = solids.Solid(lambda points: solid.distance(there(points)) / scale).as_distance()
     paint = albedo or (lambda points: solid.albedo(there(points)))
     return export_level_set(
-        level_set, paint, 1.0, folder, replace(OPTIONS, export_frame=frame), transform=np.asarray(photos.transform)
+        level_set,
+        paint,
+        1.0,
+        folder,
+        replace(OPTIONS, export_frame=frame),
+        transform=np.asarray(photos.transform),
+        photos=shown,
     ).files["glb"]
 
 
@@ -115,6 +125,23 @@ def test_another_colour_and_another_place_are_seen(scene, tmp_path):
     glb = exported(photos, tmp_path / "c", "source")
     (glb.parent / "transform.json").unlink()  # so that nothing says that it is not in the box
     assert mesh_evaluation.measure(glb, photos, [2], 0.01, 1.0)["mesh_iou"] < 0.2
+
+
+def test_a_texture_from_photographs_looks_like_others_that_were_held_out(scene, tmp_path):
+    _, photos = scene
+    shown = PhotographSource(photos).photos()
+    held_out, trained = [1, 4], [0, 2, 3, 5]
+
+    def grey(points):
+        return torch.full_like(points, 0.5)
+
+    plain = mesh_evaluation.measure(exported(photos, tmp_path / "a", albedo=grey), photos, held_out, 0.01, 1.0)
+    glb = exported(photos, tmp_path / "b", albedo=grey, shown=[shown[i] for i in trained])
+    found = mesh_evaluation.measure(glb, photos, held_out, 0.01, 1.0)
+    true = mesh_evaluation.measure(exported(photos, tmp_path / "c"), photos, held_out, 0.01, 1.0)
+    assert found["mesh_psnr_inside"] > plain["mesh_psnr_inside"] + 6  # four photographs do not see all of it
+    assert true["mesh_psnr_inside"] > found["mesh_psnr_inside"]
+    assert found["mesh_iou"] == true["mesh_iou"]
 
 
 def test_opaque_photographs_have_figures_inside_the_mesh_alone(tmp_path):

@@ -1,8 +1,11 @@
 """Corrections of poses and exposures: what they do to rays and colours, that training finds them, and that they are kept."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from nerf.core.cameras import orbit, view_rays
 from nerf.core.streams import Random
 from nerf.core.structs import Part, Rays, RenderSettings, ViewRequest
 from nerf.provider import PhotographSource
@@ -33,6 +36,17 @@ def test_a_twist_turns_the_rays_of_its_camera_about_it_and_moves_them():
     torch.testing.assert_close(moved.directions[~own], rays.directions[~own])
     torch.testing.assert_close(moved.directions.norm(dim=-1), torch.ones(6))
     assert poses.size()["degrees"] == pytest.approx(30) and poses.size()["shift"] == pytest.approx(0.1)
+
+
+def test_a_corrected_pose_is_that_of_the_rays_of_its_camera():
+    poses, views = PoseRefinement(3), orbit(70.0, 30.0, 2.0, 40.0, 8, 8)
+    with torch.no_grad():
+        poses.twist[1] = torch.tensor([0.1, -0.2, 0.3, 0.05, 0.1, -0.2])
+    rays = view_rays(views)
+    moved = poses(replace(rays, image_index=torch.ones(len(rays)).long()), 1.0)
+    again = view_rays(replace(views, pose=poses.corrected(views.pose, 1)))
+    torch.testing.assert_close(again.directions, moved.directions)
+    torch.testing.assert_close(again.origins, moved.origins)
 
 
 def test_poses_stay_as_they_are_at_first():

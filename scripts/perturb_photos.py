@@ -1,0 +1,114 @@
+"""Perturbs the training photographs of a Blender folder as NeRF-W does, and writes the truth of it: what a wild run must undo.
+
+Example: python scripts/perturb_photos.py lego lego_wild --colour --occluders
+"""
+
+import os
+import shutil
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from nerf.core import interrupt  # noqa: E402
+
+if __name__ == "__main__":
+    interrupt.end_quietly()  # before the other imports, which take a while
+
+from nerf.core.console import protected  # noqa: E402
+from nerf.core.errors import UserError  # noqa: E402
+from nerf.core.files import unfinished_name, write_json  # noqa: E402
+from nerf.core.ranges import SEED  # noqa: E402
+from nerf.core.script import Parser, run  # noqa: E402
+
+LOSSLESS = {".webp": {"lossless": True}, ".jpg": {"quality": 98}, ".jpeg": {"quality": 98}}  # as far as the format can
+TRUTH = "truth"  # the folder of what was done, in the folder that is made
+
+
+def parser_of() -> Parser:
+    """The command line."""
+    parser = Parser(
+        description=__doc__.split("\n", 1)[0],
+        epilog="The first training photograph, and those for validation and test, stay as they are. OUT/truth holds "
+        "perturbation.json and, with --occluders, a mask of each photograph that is white where the occluder is.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder with transforms_train.json")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
+    parser.add_argument("--colour", "--color", action="store_true", help="an affine colour for each photograph")
+    parser.add_argument("--occluders", action="store_true", help="a striped square before each photograph")
+    parser.number("--seed", int, 0, SEED, "seed of all draws; 0 repeats the published ones")
+    return parser
+
+
+def _inside(folder: Path, picture: Path) -> Path:
+    """The path of a picture from its folder on.
+
+    Raises:
+        UserError: it lies elsewhere.
+    """
+    relative = Path(os.path.normpath(os.path.relpath(picture, folder)))
+    if ".." in relative.parts:
+        raise UserError(f"{picture} is not inside {folder}; copy it there, and correct the path in its transforms file")
+    return relative
+
+
+def write_perturbed(folder: Path, out: Path, colour: bool, occluders: bool, seed: int) -> int:
+    """Fill the empty folder ``out``; returns how many photographs were perturbed."""
+    import numpy as np
+    from PIL import Image
+
+    from nerf.data.folder import read_folder
+    from nerf.data.image_store import decode_image, read_header
+    from nerf.data.perturbation import draw_perturbation, perturb
+
+    dataset = read_folder(folder)
+    training = set(dataset.splits["train"])
+    said: dict[str, dict] = {}
+    for i, frame in enumerate(dataset.frames):
+        target = out / _inside(folder, frame.image)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if i not in training:
+            shutil.copyfile(frame.image, target)
+            continue
+        pixels = decode_image(frame.image, "RGBA" if read_header(frame.image)[2] else "RGB").numpy()
+        drawn = draw_perturbation(i, *pixels.shape[:2], colour, occluders, seed)
+        changed, occluded = perturb(pixels, drawn)
+        Image.fromarray(changed).save(target, **LOSSLESS.get(target.suffix.lower(), {}))
+        said[frame.name] = drawn.as_json()
+        if occluders:
+            mask = out / TRUTH / "occluders" / f"{frame.image.stem}.png"
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.where(occluded, np.uint8(255), np.uint8(0))).save(mask)
+            said[frame.name]["mask"] = mask.relative_to(out).as_posix()
+    for path in sorted(folder.glob("transforms_*.json")):
+        shutil.copyfile(path, out / path.name)
+    write_json(out / TRUTH / "perturbation.json", {"colour": colour, "occluders": occluders, "seed": seed, "photographs": said})
+    return sum("scale" in one or "square" in one for one in said.values())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the perturbed folder; returns 0."""
+    args: Namespace = parser_of().parse_args(arguments)
+    if not (args.colour or args.occluders):
+        raise UserError("nothing is asked for; give --colour, --occluders or both")
+    if not (args.folder / "transforms_train.json").exists():
+        raise UserError(f"{args.folder} has no transforms_train.json; give a folder in the format of Blender's scenes")
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise UserError(f"{args.out} is not empty; give the name of a folder that does not exist")
+    unfinished = unfinished_name(args.out)
+    try:
+        unfinished.mkdir(parents=True)
+        count = write_perturbed(args.folder, unfinished, args.colour, args.occluders, args.seed)
+        if args.out.exists():
+            args.out.rmdir()
+        unfinished.rename(args.out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    print(f"{args.out}: {count} photographs perturbed; the truth is in {args.out / TRUTH}")
+    return 0
+
+
+if __name__ == "__main__":
+    with protected():
+        sys.exit(run(main))

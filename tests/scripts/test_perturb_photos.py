@@ -1,0 +1,82 @@
+"""scripts/perturb_photos.py: the folder, its truth, and sentences for bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nerf.core.errors import UserError
+from nerf.data.folder import read_folder
+from tests.helpers.scripts import load_script
+
+
+@pytest.fixture
+def main():
+    """The script's main."""
+    return load_script("perturb_photos").main
+
+
+@pytest.fixture
+def blender(tmp_path):
+    """A folder of three training photographs and one for testing, 40x40 with alpha."""
+    folder = tmp_path / "scene"
+    for split, count in (("train", 3), ("test", 1)):
+        (folder / split).mkdir(parents=True)
+        frames = []
+        for i in range(count):
+            pixels = np.full((40, 40, 4), 120, np.uint8)
+            pixels[:10, :, 3] = 0
+            Image.fromarray(pixels).save(folder / split / f"r_{i}.png")
+            frames.append({"file_path": f"./{split}/r_{i}", "transform_matrix": np.eye(4).tolist()})
+        document = {"camera_angle_x": 0.7, "frames": frames}
+        (folder / f"transforms_{split}.json").write_text(json.dumps(document))
+    return folder
+
+
+def pixels_of(path):
+    return np.asarray(Image.open(path)).astype(float)
+
+
+def test_truth_explains_every_pixel_of_the_perturbed_photographs(main, blender, tmp_path, capsys):
+    out = tmp_path / "wild"
+    assert main([str(blender), str(out), "--colour", "--occluders", "--seed", "3"]) == 0
+    assert "2 photographs perturbed" in capsys.readouterr().out
+    truth = json.loads((out / "truth" / "perturbation.json").read_text())
+    assert truth["colour"] and truth["occluders"] and truth["seed"] == 3
+    assert len(read_folder(out).frames) == 4, "the result is a data set in the same format"
+    for i in range(3):
+        before, after = (pixels_of(folder / "train" / f"r_{i}.png") for folder in (blender, out))
+        said = truth["photographs"][f"./train/r_{i}"]
+        occluded = pixels_of(out / said["mask"]) > 0
+        assert occluded.sum() == (0 if i == 0 else 100)
+        scale, offset = np.array(said.get("scale", [1, 1, 1])), np.array(said.get("offset", [0, 0, 0]))
+        expected = np.clip(before[..., :3] / 255 * scale + offset, 0, 1) * 255
+        assert np.abs(after[..., :3] - expected)[~occluded].max() <= 0.5 + 1e-9
+        np.testing.assert_array_equal(after[..., 3], np.where(occluded, 255, before[..., 3]))
+    np.testing.assert_array_equal(pixels_of(out / "test/r_0.png"), pixels_of(blender / "test/r_0.png"))
+
+
+def test_bad_input_is_one_sentence_and_leaves_nothing(main, blender, tmp_path):
+    out = tmp_path / "wild"
+    with pytest.raises(UserError, match="nothing is asked for; give --colour, --occluders or both"):
+        main([str(blender), str(out)])
+    with pytest.raises(UserError, match="has no transforms_train.json"):
+        main([str(tmp_path), str(out), "--colour"])
+    with pytest.raises(UserError, match="is not empty"):
+        main([str(blender), str(blender), "--colour"])
+    (blender / "train" / "r_1.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="r_1.png"):
+        main([str(blender), str(out), "--colour"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scene"]
+
+
+def test_a_photograph_outside_the_folder_is_refused(main, blender, tmp_path):
+    path = blender / "transforms_train.json"
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "outside.png")
+    document = json.loads(path.read_text())
+    document["frames"][1]["file_path"] = "../outside.png"
+    path.write_text(json.dumps(document))
+    with pytest.raises(UserError, match="is not inside"):
+        main([str(blender), str(tmp_path / "wild"), "--colour"])
+    assert (tmp_path / "outside.png").exists()
