@@ -277,8 +277,9 @@ def _write(
             whole = Mesh(source.placed, source.faces, flat.require("normals")[: len(placed)], colors=colors)
             files["ply"] = write_ply(fresh / "mesh.ply", whole)
         if job.options.stl:
-            whole = Mesh(source.placed, source.faces)
-            files["stl"] = write_stl(fresh / "mesh.stl", whole)
+            files["stl"] = write_stl(fresh / "mesh.stl", Mesh(source.placed, source.faces))
+            if not np.array_equal(read_mesh(files["stl"]).corners, source.placed[source.faces].astype(np.float32)):
+                raise ExportError("mesh.stl was read back with other triangles; check the disk and write it again")
         if job.transform is not None:
             placing = placement(job.transform, job.options.export_frame)
             files["transform"] = write_transform(fresh, job.transform, placing, job.options.export_frame)
