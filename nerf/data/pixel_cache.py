@@ -150,9 +150,9 @@ def _opened(path: Path, layout: Layout, mode: str) -> tuple[np.memmap, dict[str,
         if file.read(len(header)) != header:
             raise OSError(f"{path} is not what it should be; remove it")
     entries = json.loads(header[8:])
-    mapped = np.memmap(path, np.uint8, mode, offset=len(header))  # type: ignore[call-overload]  # of a mode in a variable
-    if len(mapped) != max(entry["data_offsets"][1] for entry in entries.values()):
+    if path.stat().st_size != len(header) + max(entry["data_offsets"][1] for entry in entries.values()):
         raise OSError(f"{path} is not as long as it should be; remove it")
+    mapped = np.memmap(path, np.uint8, mode, offset=len(header))  # type: ignore[call-overload]  # of a mode in a variable
     arrays = {}
     for name, entry in entries.items():
         start, end = entry["data_offsets"]

@@ -84,7 +84,7 @@ class Evaluator:
         self._query_seconds: float | None = None  # of a point
         self._pictures = lights.find_pictures(self.config.lights.hallucinate)
         if self._pictures:
-            lights.need_appearance(model, "--hallucinate")
+            lights.check(model, self._pictures)
         self._test_psnr: float | None = None  # of the field at the held-out photographs, once it was measured
 
     def settings(self) -> RenderSettings:
@@ -113,13 +113,16 @@ class Evaluator:
         if self._pixel_seconds is None:
             return None
         output = self.config.output
-        pixels = (len(provider.SIX_VIEWS) if output.six_views else output.dataset_size_test) * output.H * output.W
-        if self.own_path is not None and not output.six_views:
+        count, frame = output.dataset_size_test, output.H * output.W
+        if self.own_path is not None:
             views = self.own_path.views
-            pixels = len(views) * views.height * views.width
+            count, frame = len(views), views.height * views.width
+        pixels = len(provider.SIX_VIEWS) * output.H * output.W if output.six_views else count * frame
+        pixels += len(self._pictures) * (count + self.config.lights.light_walk) * frame
         if "test" in self.held_out:
             photos = self.held_out["test"]
-            pixels += sum(math.prod(photos.store.size(i)) for i in self._measured("test"))
+            often = 1 if self.model.appearance is None else 1 + len(half_images.LIGHTS)
+            pixels += often * sum(math.prod(photos.store.size(i)) for i in self._measured("test"))
         seconds = pixels * self._pixel_seconds + (self._mesh_seconds() if output.save_mesh else 0.0)
         return AfterTraining(seconds, complete=self.stage.name == self.config.stages[-1])  # else another stage trains
 

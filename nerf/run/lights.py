@@ -5,6 +5,7 @@ K lights of A numbers, H rows, W columns.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ def find_pictures(asked: Sequence[str]) -> list[Path]:
     """The pictures that ``--hallucinate`` names: files as they are, and all pictures of a folder in the order of their names.
 
     Raises:
-        UserError: one does not exist, or a folder holds no picture.
+        UserError: one does not exist or is no picture, or a folder holds no picture.
     """
     found: list[Path] = []
     for path in map(Path, asked):
@@ -46,6 +47,8 @@ def find_pictures(asked: Sequence[str]) -> list[Path]:
         if not path.exists():
             raise UserError(f"--hallucinate {path} does not exist; give pictures, or a folder of them")
         found += inside or [path]
+    for path in found:
+        read_header(path)  # now, and not after hours of training
     return found
 
 
@@ -59,6 +62,17 @@ def read_picture(path: Path) -> Tensor:
     factor = max(1, max(width, height) // LARGEST)
     pixels = decode_image(path, "RGBA" if alpha else "RGB", factor, exif_orientation(path)).float() / 255
     return pixels if not alpha else pixels[..., :3] * pixels[..., 3:] + 1 - pixels[..., 3:]
+
+
+def check(model: NeRFRenderer, paths: Sequence[Path]) -> None:
+    """Whether :func:`lights_of` will know the lights of pictures, asked before training.
+
+    Raises:
+        UserError: the model has no appearance, or the vector of a picture is not known.
+    """
+    appearance = need_appearance(model, "--hallucinate")
+    if appearance.encoder is None:
+        training_photographs(appearance, paths)
 
 
 def need_appearance(model: NeRFRenderer, why: str) -> Appearance:
@@ -89,22 +103,35 @@ def lights_of(model: NeRFRenderer, paths: Sequence[Path]) -> list[Light]:
         UserError: the model has no appearance, a picture is unreadable, or its vector is not known.
     """
     appearance, found = need_appearance(model, "--hallucinate"), []
-    for path in paths:
+    indices = None if appearance.encoder is not None else training_photographs(appearance, paths)
+    for i, path in enumerate(paths):
         picture = read_picture(path)
-        if appearance.encoder is not None:
+        if indices is None:
             vector = vector_of(appearance, picture)
         else:
-            known = [i for i, name in enumerate(appearance.names) if Path(name).stem == path.stem]
-            if len(known) != 1:
-                raise UserError(
-                    f"--hallucinate {path}: vectors of --appearance embedding are known of the {len(appearance.names)} "
-                    f"training photographs alone, and {'none' if not known else 'more than one'} is called {path.stem}; give a "
-                    "training photograph, or train with --appearance encoder"
-                )
             with torch.no_grad():
-                vector = appearance.of_photographs(torch.tensor(known, device=next(appearance.parameters()).device))[0]
+                vector = appearance.of_photographs(indices[i : i + 1].to(next(appearance.parameters()).device))[0]
         found.append(Light(path.stem, picture, vector))
     return found
+
+
+def training_photographs(appearance: Appearance, paths: Sequence[Path]) -> Tensor:
+    """Which training photographs pictures [K] are, by their file names without suffixes: indices [K] int64.
+
+    Raises:
+        UserError: one of them is none, or two photographs have its name.
+    """
+    indices = []
+    for path in paths:
+        known = [i for i, name in enumerate(appearance.names) if Path(name).stem == path.stem]
+        if len(known) != 1:
+            raise UserError(
+                f"--hallucinate {path}: vectors of --appearance embedding are known of the {len(appearance.names)} "
+                f"training photographs alone, and {'none' if not known else 'more than one'} is called {path.stem}; give a "
+                "training photograph, or train with --appearance encoder"
+            )
+        indices += known
+    return torch.tensor(indices)
 
 
 def of_part(model: NeRFRenderer, rays: Rays, colours: Tensor, seen: Tensor, views: Views, settings: RenderSettings) -> Tensor:
@@ -136,12 +163,11 @@ def walk(vectors: Tensor, frames: int) -> Tensor:
 
 
 def file_names(lights: Sequence[Light]) -> list[str]:
-    """A name for the files of each light: that of its picture, with a number where two are equal."""
-    seen: dict[str, int] = {}
-    names = []
+    """A name for the files of each light: that of its picture, with a number where an earlier one has it."""
+    names: list[str] = []
     for light in lights:
-        count = seen[light.name] = seen.get(light.name, 0) + 1
-        names.append(light.name if count == 1 else f"{light.name}_{count}")
+        numbered = (light.name if k == 1 else f"{light.name}_{k}" for k in count(1))
+        names.append(next(name for name in numbered if name not in names))
     return names
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -27,7 +28,7 @@ from nerf.training.occluders import MaskNetwork, Occluders, robust_weight
 from nerf.training.sources import Source
 
 PIXELS = 20_000_000  # of learned masks that are written; evenly chosen photographs of a larger set
-RENDERED = 20  # photographs whose errors are rendered
+RENDERED, RENDERED_PIXELS = 20, 4_000_000  # photographs whose errors are rendered, and their pixels: half a minute of two cores
 
 
 def write(
@@ -58,8 +59,9 @@ def file_name(name: str) -> str:
 def _chosen(occluders: Occluders, photos: Photographs) -> list[int]:
     """The photographs whose masks are written."""
     pixels = sum(math.prod(size) for size in photos.sizes())
-    most = RENDERED if not isinstance(occluders, MaskNetwork) else max(1, PIXELS * len(photos) // pixels)
-    count = min(len(photos), most)
+    learned = isinstance(occluders, MaskNetwork)
+    most = max(1, (PIXELS if learned else RENDERED_PIXELS) * len(photos) // pixels)
+    count = min(len(photos), most if learned else min(most, RENDERED))
     return [round(k * (len(photos) - 1) / max(count - 1, 1)) for k in range(count)]
 
 
@@ -76,9 +78,7 @@ def mask_of(occluders: Occluders, photos: Photographs, i: int, model: NeRFRender
     height, width = photos.store.size(i)
     index = photos.image_index[i]
     if isinstance(occluders, MaskNetwork):
-        x, y = ((torch.arange(n, device=photos.device) + 0.5) / n for n in (width, height))
-        uv = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], -1).reshape(-1, 2)
-        return occluders.mask(index.expand(len(uv)), uv).reshape(height, width)
+        return occluders.picture(int(index), height, width)
     batch, _ = photos.eval_batch(i)
     settings = RenderSettings(training=False, background=photos.background, view_dependent=True)
     if model.appearance is not None:
@@ -87,5 +87,5 @@ def mask_of(occluders: Occluders, photos: Photographs, i: int, model: NeRFRender
     error = (model.render(batch.rays, settings).image - batch.rgb).square().mean(-1).reshape(1, height, width)
     side = max(height, width)
     square = functional.pad(error[None], (0, side - width, 0, side - height), mode="replicate")[0]
-    threshold = torch.quantile(error.flatten(), getattr(occluders, "quantile", 0.5))
+    threshold = float(np.quantile(error.cpu().numpy(), getattr(occluders, "quantile", 0.5)))  # torch's has a limit of pixels
     return 1 - robust_weight(square, threshold)[0, :height, :width]

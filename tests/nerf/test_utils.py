@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -382,6 +383,9 @@ def test_the_time_after_training_is_known_once_a_view_was_rendered(tmp_path):
     after = trainer.evaluator.after_training()
     assert 50 * 8 * 8 < after.seconds < 50 * 8 * 8 + 600 and after.complete
     assert torch.equal(torch.get_rng_state(), random)
+    trainer.evaluator._pictures = [Path("a.png"), Path("b.png")]  # as many videos more, and the walk between them
+    again = trainer.evaluator.after_training()
+    assert again.seconds - after.seconds == pytest.approx(2 * (50 + 30) * 8 * 8, abs=1)
     trainer.evaluator.config = with_values(trainer.config, {"stages": ("nerf", "dmtet")}, "typed")
     assert not trainer.evaluator.after_training().complete
 

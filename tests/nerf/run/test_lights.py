@@ -41,6 +41,8 @@ def test_what_is_no_picture_is_one_sentence(tmp_path):
         find_pictures([str(tmp_path)])
     (tmp_path / "a.png").write_text("no picture")
     with pytest.raises(UserError, match=r"a.png"):
+        find_pictures([str(tmp_path)])
+    with pytest.raises(UserError, match=r"a.png"):
         read_picture(tmp_path / "a.png")
 
 
@@ -75,6 +77,8 @@ def test_learned_vectors_are_known_of_training_photographs_alone(tmp_path):
     torch.testing.assert_close(light.vector, model.appearance.embedding.weight[1].detach())
     with pytest.raises(UserError, match="of the 3 training photographs alone, and none is called other"):
         lights_of(model, [save(tmp_path / "other.png")])
+    with pytest.raises(UserError, match="none is called other"):
+        lights.check(model, [tmp_path / "1.png", tmp_path / "other.png"])
 
 
 def test_a_scene_without_appearance_has_no_lights(tmp_path):
@@ -97,8 +101,8 @@ def test_the_walk_is_closed_passes_every_light_and_rests_there():
 
 
 def test_files_of_pictures_of_one_name_are_told_apart():
-    made = [Light(name, torch.zeros(2, 2, 3), torch.zeros(3)) for name in ("a", "b", "a")]
-    assert lights.file_names(made) == ["a", "b", "a_2"]
+    made = [Light(name, torch.zeros(2, 2, 3), torch.zeros(3)) for name in ("a", "b", "a", "a_2", "a")]
+    assert lights.file_names(made) == ["a", "b", "a_2", "a_2_2", "a_3"]
 
 
 def test_a_picture_is_fitted_into_a_frame_with_its_proportions():

@@ -66,9 +66,10 @@ def test_runs_that_look_for_no_occluders_write_none(photos, tmp_path):
     assert write({}, {}, wild.model()[0], tmp_path / "masks") == {} and not (tmp_path / "masks").exists()
 
 
-def test_of_many_photographs_evenly_chosen_ones_have_a_mask(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(occluder_masks, "PIXELS", 300)
-    said = write(objectives("mask"), {"photos": PhotographSource(photos)}, wild.model()[0], tmp_path / "masks")
+@pytest.mark.parametrize("kind, limit", [("mask", "PIXELS"), ("robust", "RENDERED_PIXELS")])
+def test_of_many_photographs_evenly_chosen_ones_have_a_mask(photos, tmp_path, monkeypatch, kind, limit):
+    monkeypatch.setattr(occluder_masks, limit, 300)
+    said = write(objectives(kind), {"photos": PhotographSource(photos)}, wild.model()[0], tmp_path / "masks")
     assert said["masks"] == 1
 
 
