@@ -53,7 +53,7 @@ def parser_of() -> Parser:
 
 
 def measured(args: Namespace) -> dict:
-    """All measures of the two files: "surface" or None, "comparison", "alignment" or None, "culling" or None, "dtu" or None."""
+    """All measures of the two files: "comparison", "notes", and "surface", "alignment", "culling" and "dtu", each or None."""
     from nerf.mesh import compare
 
     if (args.obs_mask is None) != (args.plane is None):
@@ -66,6 +66,7 @@ def measured(args: Namespace) -> dict:
         "culling": None,
         "alignment": None,
         "dtu": None,
+        "notes": [],
     }
     if found.mesh is not None:
         said["surface"] = topology(args.mesh)
@@ -76,6 +77,11 @@ def measured(args: Namespace) -> dict:
     if args.icp:
         found, motion = compare.aligned(found, truth, args.seed)
         said["alignment"] = motion.tolist()
+    if compare.apart(found, truth):
+        said["notes"].append(
+            "the boxes of the two files do not touch: they hardly are in one frame and unit; main.py exports in that of the "
+            "photographs with --export_frame source"
+        )
     scale = 1.0 if args.scene_units else truth.diagonal / 100
     said["comparison"] = compare.compare(found, truth, [scale * one for one in args.thresholds], args.points, args.seed)
     if args.obs_mask is not None:
@@ -128,7 +134,7 @@ def lines_of(said: dict) -> list[str]:
             f"{'DTU (mm)':<30}overall {dtu.overall:.4f}, accuracy {dtu.accuracy:.4f}, completeness {dtu.completeness:.4f}; "
             f"{dtu.points[0]:,} and {dtu.points[1]:,} points counted"
         )
-    return lines
+    return lines + [f"{'note':<30}{note}" for note in said["notes"]]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -141,7 +141,7 @@ def read_model(folder: Path, models: Sequence[ModelFiles], options: ReadOptions)
         pose = pose_from_opencv(entry.rotation, -entry.rotation.T @ entry.translation)
         frames.append(Frame(entry.name, image, pose, cameras[entry.camera], mask, depth=depth))
     if not frames:
-        raise_no_images(model.folder, image_folder / missing[0] if missing else None, missing)
+        raise_no_images(model.folder, folder / "images" / missing[0] if missing else None, missing)
     warn_of_unused_masks(folder / "masks", frames, "the mask of a.jpg is a.jpg, a.jpg.png or a.png")
     _warn_of_no_pose(image_folder, frames)
     return SparseModel(model.folder, frames, missing, _read_points(model.points), downscaled)

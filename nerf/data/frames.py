@@ -310,5 +310,7 @@ def raise_no_images(source: Path, first: Path | None, missing: Sequence[str]) ->
         UserError: always.
     """
     if missing:
-        raise UserError(f"{source}: none of the photographs that it lists ({len(missing)}) exists; the first should be {first}")
+        raise UserError(
+            f"{source}: none of the photographs that it lists ({len(missing)}) exists; put them there, the first as {first}"
+        )
     raise UserError(f"{source} lists no photograph; give a dataset with at least one")

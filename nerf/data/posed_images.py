@@ -232,7 +232,8 @@ class Photographs:
         if depths:
             line += f"; {depths} with {'relative' if self.depth_relative else 'metric'} depth maps"
         if dataset.missing:
-            line += f"; {len(dataset.missing)} listed photographs do not exist (the first is {dataset.missing[0]})"
+            gone = counted(len(dataset.missing), "listed photograph does", "listed photographs do")
+            line += f"; {gone} not exist (the first is {dataset.missing[0]})"
         return line
 
     def __len__(self) -> int:

@@ -57,7 +57,7 @@ def matrix(value: Any, rows: tuple[int, ...], where: str, key: str) -> Tensor:
     if found.ndim != 2 or found.shape[0] not in rows or found.shape[1] != 4:
         raise UserError(f'{where}: "{key}" must be 4x4 numbers, got {"x".join(map(str, found.shape)) or value}')
     if not found.isfinite().all():
-        raise UserError(f'{where}: "{key}" holds numbers that are not finite')
+        raise UserError(f'{where}: "{key}" holds numbers that are not finite; export the cameras again')
     last = torch.tensor(LAST_ROW, dtype=torch.float64)
     if len(found) == 4 and not (found[3] - last).abs().max() <= LAST_ROW_TOLERANCE:
         hint = "; exchange its rows and columns" if (found[:, 3] - last).abs().max() <= LAST_ROW_TOLERANCE else ""

@@ -213,6 +213,12 @@ class Comparison:
         return [f"{name:<30}{text}" for name, text in found]
 
 
+def apart(found: Shape, truth: Shape) -> bool:
+    """Whether the bounding boxes of two shapes do not touch."""
+    low = np.maximum(found.points.min(0), truth.points.min(0))
+    return bool((low > np.minimum(found.points.max(0), truth.points.max(0))).any())
+
+
 def compare(found: Shape, truth: Shape, distances: Sequence[float], points: int = 200_000, seed: int = 0) -> Comparison:
     """Measure a surface against the true one at random points of both.
 

@@ -43,6 +43,18 @@ def test_json_has_the_figures_and_thresholds_in_either_unit(main, balls, capsys)
     assert scaled["thresholds"][0]["distance"] == pytest.approx(scaled["diagonal"] / 100)
 
 
+def test_surfaces_that_are_nowhere_near_are_noted(main, balls, tmp_path, capsys):
+    import trimesh
+
+    assert main([*balls, "--points", "500"]) == 0
+    assert "do not touch" not in capsys.readouterr().out
+    far = trimesh.creation.icosphere(subdivisions=1)
+    far.apply_translation([0, 0, 5])
+    far.export(tmp_path / "far.ply")
+    assert main([str(tmp_path / "far.ply"), balls[1], "--points", "500"]) == 0
+    assert "do not touch" in capsys.readouterr().out
+
+
 def test_alignment_is_stated(main, balls, capsys):
     assert main([*balls, "--points", "500", "--icp"]) == 0
     assert "--icp" in capsys.readouterr().out

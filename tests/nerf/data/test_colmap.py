@@ -239,7 +239,7 @@ def test_a_text_file_that_holds_bytes_is_refused(tmp_path):
 def test_a_model_none_of_whose_photographs_exists_is_refused(tmp_path):
     for path in (write_text(tmp_path) / "images").iterdir():
         path.unlink()
-    refuse(tmp_path, "none of the photographs that it lists .4. exists; the first should be .*images/00.png")
+    refuse(tmp_path, "none of the photographs that it lists .4. exists; put them there, the first as .*images/00.png")
 
 
 def test_a_model_without_photographs_is_refused(tmp_path):

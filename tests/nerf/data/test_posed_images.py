@@ -177,7 +177,7 @@ def test_summary_is_one_line_with_the_missing_photographs(mixed, caplog):
     with caplog.at_level(logging.INFO, "somnia.photographs"):
         load(mixed)
     assert "2 of 2 photographs for train, 13x13 to 20x14 pixels" in caplog.text
-    assert "1 listed photographs do not exist (the first is 01.png)" in caplog.text
+    assert "1 listed photograph does not exist (the first is 01.png)" in caplog.text
     assert [line.split()[-1] for line in caplog.text.splitlines()] == ["transforms.json", "01.png)"]
 
 

@@ -202,7 +202,7 @@ def test_photographs_that_are_all_missing_are_refused_with_the_first_path(tmp_pa
     (tmp_path / "transforms.json").write_text(
         json.dumps({"fl_x": 1.0, "frames": [{"file_path": "images/x.png", "transform_matrix": IDENTITY}]})
     )
-    refuse(tmp_path, "none of the photographs that it lists .1. exists; the first should be .*images/x.png")
+    refuse(tmp_path, "none of the photographs that it lists .1. exists; put them there, the first as .*images/x.png")
 
 
 def test_holding_out_everything_is_refused(tmp_path):
