@@ -20,6 +20,7 @@ LAYERS = ((0, 4, 2), (3, 1, 2), (6, 1, 1), (8, 1, 1), (10, 1, 1))  # index, stri
 POOLED = (0, 3)  # those after which it takes maxima
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of colours in [-1, 1]
 SMALLEST = 1e-10
+LEAST_SIDE = 31  # pixels, of which its second maximum leaves something
 WAY_OUT = "remove it, and let torchvision or the package lpips fetch it again"
 
 
@@ -66,7 +67,12 @@ class Lpips:
 
     @torch.no_grad()
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """LPIPS of two pictures [H, W, 3] in [0, 1]: 0 where they are equal. Not differentiable."""
+        """LPIPS of two pictures [H, W, 3] in [0, 1]: 0 where they are equal. Not differentiable.
+
+        NaN of pictures with a side below ``LEAST_SIDE``, which the network is not made for.
+        """
+        if min(a.shape[:2]) < LEAST_SIDE:
+            return a.new_tensor(torch.nan)
         pair = torch.stack([a, b]).permute(0, 3, 1, 2).float()
         x = (2 * pair - 1 - pair.new_tensor(SHIFT)[:, None, None]) / pair.new_tensor(SCALE)[:, None, None]
         total = pair.new_zeros(())

@@ -95,3 +95,9 @@ def test_code_in_a_weights_file_is_not_run(files, tmp_path):
     with pytest.raises(UserError):
         lpips.find()
     assert not (tmp_path / "was_run").exists()
+
+
+def test_pictures_too_small_for_the_network_have_no_figure(files):
+    found, side = lpips.find(), lpips.LEAST_SIDE
+    assert found(torch.rand(side, 40, 3), torch.rand(side, 40, 3)).isfinite()
+    assert found(torch.rand(40, side - 1, 3), torch.rand(40, side - 1, 3)).isnan()
