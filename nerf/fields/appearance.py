@@ -5,6 +5,7 @@ learned vectors those of NeRF in the Wild (Martin-Brualla et al. 2021, sec. 4.1)
 """
 
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -166,13 +167,15 @@ class Appearance(nn.Module):
 
 
 def shown_index(asked: str, names: Sequence[str]) -> int:
-    """Index of the training photograph that ``--shown_light`` names, or counts from 0.
+    """Index of the training photograph that ``--shown_light`` names, with or without its folders, or counts from 0.
 
     Raises:
         UserError: there is none.
     """
     if asked in names:
         return list(names).index(asked)
+    if len(alike := [i for i, name in enumerate(names) if PurePosixPath(name).name == asked]) == 1:
+        return alike[0]
     if is_number(asked) and asked.isdigit():
         if int(asked) < len(names):
             return int(asked)

@@ -151,6 +151,13 @@ def test_the_shown_light_is_an_index_or_a_name(asked, index):
     assert shown_index(asked, ("a.jpg", "b.jpg", "7")) == index
 
 
+def test_the_name_of_the_shown_light_may_lack_its_folders_where_one_photograph_has_it():
+    names = ("in/a.jpg", "./in/b.jpg", "out/a.jpg")
+    assert shown_index("b.jpg", names) == 1 and shown_index("out/a.jpg", names) == 2
+    with pytest.raises(UserError, match="no training photograph"):
+        shown_index("a.jpg", names)
+
+
 @pytest.mark.parametrize(("asked", "said"), [("3", "there are 3"), ("c.jpg", "no training photograph"), ("-1", "index from 0")])
 def test_a_light_that_is_not_there_is_refused(asked, said):
     with pytest.raises(UserError, match=said):
