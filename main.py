@@ -266,6 +266,7 @@ def finish(trainer: "Trainer", started: float) -> None:
     report.result(prompt=prompt.text, images=list(prompt.image) or None, seed=trainer.config.runtime.seed, steps=trainer.step)
     report.result(weights=trainer.info.notes or None)
     report.result(**{name: value for source in trainer.sources.values() for name, value in source.results().items()})
+    report.result(**{name: value for guidance in trainer.guidance for name, value in guidance.results().items()})
     report.result(train_seconds=round(trainer.seconds, 2), **trainer.test())
     if trainer.config.output.save_mesh:
         export(trainer)

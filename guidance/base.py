@@ -117,6 +117,17 @@ class Guidance(ABC):
         """
         raise UserError(f"guidance {self.name} judges pictures and draws none; add --optimise to see what it wants")
 
+    def check_text(self, text: str) -> None:  # noqa: B027 (most models take any prompt)
+        """Check a prompt that is to replace that of the run.
+
+        Raises:
+            UserError: it has a word that the model does not know.
+        """
+
+    def results(self) -> dict[str, Any]:
+        """What ``result.json`` says of the prompts; by default nothing."""
+        return {}
+
     def requirements(self) -> CameraRequirements:
         """The views this model was trained on; by default any."""
         return CameraRequirements()

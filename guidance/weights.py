@@ -14,7 +14,7 @@ import msgspec
 
 from guidance import hub, prior
 from guidance.folders import RESTORE, files_of, missing_part, parts_of, weight_files
-from guidance.prior import captions
+from guidance.prior import replies
 from guidance.prior.description import FILE, read
 from nerf.core.errors import UserError
 from nerf.core.files import read_json
@@ -247,32 +247,11 @@ def to_download(model: Model, kind: str, version: str = Resolved.version) -> Res
     return Resolved(first, kind, sentence, model.licence, True, tuple(others), version, model.name)
 
 
-def _vocabulary() -> str:
-    """The embedded prior's vocabulary, for messages."""
-    stacks = f"a {' or '.join(captions.TOPS)} on a {' or '.join(captions.BASES)}"
-    return f"kinds: {', '.join(captions.WORDINGS)}, {stacks}; colours: {', '.join(captions.COLORS)}"
-
-
-def unknown_words(text: str, vocabulary: bool = False) -> str:
-    """A sentence that names each word of a prompt outside the embedded prior's vocabulary; may be empty.
-
-    Args:
-        text: the prompt.
-        vocabulary: list the vocabulary if one of the words has no near match.
-    """
-    unknown = captions.parse(text).unknown
-    if not unknown:
-        return ""
-    named = [f"{word!r} (nearest: {', '.join(near)})" if near else repr(word) for word, near in unknown.items()]
-    known = f", but {_vocabulary()}" if vocabulary and not all(unknown.values()) else ""
-    return f"the embedded prior does not know {', '.join(named)}{known}"
-
-
 def _embedded(text: str | None, why: str, flag: str = "--sd_version embedded") -> Resolved:
     """The prior that ships with the program; ``flag`` asks for it.
 
     Raises:
-        UserError: its weights are missing, or the prompt names no object of its vocabulary.
+        UserError: its weights are missing, or the prompt cannot be had.
     """
     if not prior.WEIGHTS.is_dir():
         raise UserError(
@@ -280,12 +259,8 @@ def _embedded(text: str | None, why: str, flag: str = "--sd_version embedded") -
             "or train them with python -m guidance.prior.train"
         )
     check_folder(prior.WEIGHTS)
-    if text is not None and captions.parse(text).caption is None:
-        unknown = unknown_words(text)
-        raise UserError(
-            f"{flag}: the prompt {text!r} names no object that the embedded prior knows"
-            f"{'; ' + unknown if unknown else ''}; it knows {_vocabulary()}"
-        )
+    if text is not None:
+        replies.check(text, strict=False, further=download_commands() if flag.startswith("--sd_version") else "")
     sentence = f"guidance: the embedded prior ({why})"
     return Resolved(str(prior.WEIGHTS), "embedded", sentence, "Apache-2.0", version="embedded", title=TITLES["embedded"])
 
@@ -298,7 +273,7 @@ def embedded_multiview(text: str | None, flag: str) -> Resolved:
         flag: that asks for it.
 
     Raises:
-        UserError: weights are missing, or the prompt names no object of its vocabulary.
+        UserError: weights are missing, or the prompt cannot be had.
     """
     base = _embedded(text, flag, flag)
     if not prior.MULTIVIEW_WEIGHTS.is_dir():
@@ -348,13 +323,13 @@ def _from_cache(version: str) -> Resolved | None:
 
 
 def download_commands() -> str:
-    """How to get weights: which command downloads what, its size and licence."""
-    commands = [
-        f"--sd_version {version} downloads {model.name} ({model.gigabytes} GB, licence {model.licence}, "
-        f"from {model.hub_ids[0]})"
-        for version, model in MODELS.items()
-    ]
-    return f"{'; '.join(commands)}; --hf_key takes a local diffusers folder, a checkpoint file or another hub id"
+    """How to get weights that take any prompt: which command downloads what, its size and licence."""
+    first, *others = MODELS.items()
+    version, model = first
+    return (
+        f"for any prompt, --sd_version {version} downloads {model.name} ({model.gigabytes} GB, licence {model.licence}), "
+        f"{' and '.join(name for name, _ in others)} likewise; --hf_key takes a folder, a checkpoint file or a hub id"
+    )
 
 
 def resolve(
@@ -389,16 +364,14 @@ def resolve(
         found = _from_cache(version)
         if found is not None:
             return found
-    if text is not None and captions.knows(text):
-        if prior.WEIGHTS.is_dir():
-            return _embedded(text, "no Stable Diffusion weights on this machine, and it knows the words of the prompt")
-        why = f"the embedded prior's are not at {prior.WEIGHTS}"
-    else:
-        why = unknown_words(text or "") or f"the embedded prior knows no object called {text!r}"
-    raise UserError(
-        f"--sd_version auto: no Stable Diffusion weights are on this machine, and {why}. What you can do: "
-        f"{download_commands()}; or a prompt that the embedded prior knows ({_vocabulary()})"
-    )
+    if not prior.WEIGHTS.is_dir():
+        raise UserError(
+            f"--sd_version auto: no Stable Diffusion weights are on this machine, and the embedded prior's are not at "
+            f"{prior.WEIGHTS}; {download_commands()}"
+        )
+    if text is not None:
+        replies.check(text, strict=True, further=download_commands())
+    return _embedded(text, "no Stable Diffusion weights on this machine, and it knows the words of the prompt")
 
 
 def fetch(resolved: Resolved) -> Path:

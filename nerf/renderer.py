@@ -104,7 +104,7 @@ class NeRFRenderer(nn.Module):
             codes = AppearanceCodes(given[None]) if given.ndim == 1 else AppearanceCodes(given, rays.view_index)
             return replace(rays, appearance=codes)
         if settings.training and rays.image_index is not None:
-            return replace(rays, appearance=self.appearance.codes(rays.image_index))
+            return replace(rays, appearance=self.appearance.codes(rays))
         return replace(rays, appearance=self._shown())
 
     def _shown(self) -> AppearanceCodes | None:
@@ -237,7 +237,9 @@ BACKGROUNDS: dict[str, Callable[[FieldConfig, SceneInfo], Background]] = {
     "constant": lambda config, scene: ConstantBackground(),
     "network": lambda config, scene: NetworkBackground(appearance=scene.appearance),
     "contracted": lambda config, scene: ContractedBackground(
-        GridField(field_options(config), SceneInfo(appearance=scene.appearance)), scene.bound, config.background_lr
+        GridField(field_options(config), SceneInfo(appearance=scene.appearance, local_light=scene.local_light)),
+        scene.bound,
+        config.background_lr,
     ),
 }
 PATHS: dict[str, Callable[[Config, Field], RenderPath]] = {"volume": make_volume_path, "dmtet": make_dmtet_path}
@@ -279,7 +281,7 @@ def build_model(stage: Stage, scene: SceneInfo) -> NeRFRenderer:
     config = stage.config
     options, background, wild = config.field, background_kind(config.field, scene), config.wild
     if scene.pictures is not None and wild.appearance != "none":
-        scene = replace(scene, appearance=wild.appearance_size)
+        scene = replace(scene, appearance=wild.appearance_size, local_light=wild.appearance_scope == "local")
     check_names(options)
     behind = BACKGROUNDS[background](options, scene)
     field = FIELDS[options.backbone](options, scene)

@@ -27,6 +27,7 @@ OF_PROGRAMS = {
     "scripts/fetch_weights.py": "preprocess_image.py",
     "benchmarks/mlp.py": "benchmarks/timing.py",
     "benchmarks/surfaces.py": "benchmarks/runs.py",
+    "benchmarks/wild.py": "benchmarks/runs.py",
 }
 OF_OTHERS = {"--version", "--expt-relaxed-constexpr", "--only-binary", "--force-reinstall", "--target", "--query-gpu",
              "--format", "--junitxml"}  # fmt: skip # of nvcc, pip, nvidia-smi and pytest

@@ -24,7 +24,7 @@ How to use the weights folder (diffusers layout: ``model_index.json``, ``unet/``
   are then clamped to [-1, 1].
 * **Text.** ``text_encoder(**tokenizer(prompt, padding="max_length", max_length=16, truncation=True,
   return_tensors="pt")).last_hidden_state`` -> [B, 16, 64]. Prompts have **no view words**. Parse the user's prompt by
-  ``guidance.prior.captions.parse`` first: it unifies spellings, and names unknown words with suggestions.
+  ``guidance.prior.captions.parse`` first: it binds colours to parts, and says what cannot be had.
 * **Range.** Trained with cameras that look at the origin, in the ranges of ``guidance/prior/camera.py``, at any azimuth; the
   object fills a ball of radius 0.5. Backgrounds: uniform colours, often white. Shading: flat albedo or lambertian with the
   light near the camera.
@@ -39,7 +39,8 @@ the names of the UNet's tensors. See ``multiview_model``.
 
 The modules: ``pixels`` (what all share as guidance), ``guidance``, ``view_guidance`` and ``multiview_guidance`` (score
 distillation from each), ``view_words`` (what a view word stands for),
-``description`` (``somnia.json``), ``camera``, ``captions``, ``kinds``, ``primitives`` and ``shapes`` (signed distances),
+``description`` (``somnia.json``), ``camera``, ``captions``, ``vocabulary``,
+``spelling``, ``grammar`` and ``replies`` (words), ``kinds``, ``primitives`` and ``shapes`` (signed distances),
 ``render`` (sphere tracing), ``degrade`` (defects of an unfinished mesh), ``dataset``, ``view_dataset`` and
 ``multiview_dataset``, ``references`` (the held-out pictures), ``model``, ``view_model`` and ``multiview_model`` (build, save,
 load), ``detail``, and what runs with ``python -m``: ``train``, ``train_detail``, ``train_view``, ``train_multiview``,

@@ -1,121 +1,13 @@
-"""The vocabulary of the embedded prior: kinds of object, colours, captions, and the parser of prompts."""
+"""The captions of the embedded prior: a kind and its colours in words, which are held out, and how a prompt becomes one."""
 
-import difflib
 import functools
 import random
 import re
 import zlib
 from dataclasses import dataclass, field
 
-COLORS: dict[str, tuple[float, float, float]] = {
-    "red": (0.83, 0.10, 0.10),
-    "orange": (0.95, 0.50, 0.08),
-    "yellow": (0.96, 0.83, 0.12),
-    "green": (0.13, 0.58, 0.19),
-    "blue": (0.12, 0.28, 0.82),
-    "purple": (0.52, 0.15, 0.66),
-    "pink": (0.96, 0.53, 0.70),
-    "brown": (0.45, 0.27, 0.13),
-    "white": (0.94, 0.94, 0.92),
-    "black": (0.10, 0.10, 0.11),
-}
-
-
-@dataclass(frozen=True)
-class Wording:
-    """How captions describe a kind.
-
-    Attributes:
-        default: colour names of the two colour slots where the caption names none.
-        single: which slot (0 or 1) takes the colour of "a red <kind>"; the other keeps its default. None: both take it.
-        part: words after "with" for "a <first> <kind> with <a second part>", "" if the kind has no such phrase.
-        plain: whether the kind has fixed colours.
-    """
-
-    default: tuple[str, str]
-    single: int | None = 0
-    part: str = ""
-    plain: bool = False
-
-
-WORDINGS: dict[str, Wording] = {
-    "mushroom": Wording(("white", "red"), 1, "a {} cap"),
-    "tree": Wording(("green", "brown"), 0, "a {} trunk"),
-    "snowman": Wording(("white", "black"), 0, "a {} hat"),
-    "rocket": Wording(("white", "red"), 0, "a {} nose"),
-    "lamp": Wording(("brown", "yellow"), 1, "a {} shade"),
-    "hamburger": Wording(("brown", "brown"), plain=True),
-    "chair": Wording(("brown", "brown"), None),
-    "table": Wording(("brown", "brown"), None),
-    "mug": Wording(("white", "white"), None),
-    "car": Wording(("red", "red"), None, "a {} roof"),
-    "house": Wording(("white", "red"), 0, "a {} roof"),
-    "airplane": Wording(("white", "white"), None, "{} wings"),
-    "dog": Wording(("brown", "brown"), None, "{} ears"),
-    "boat": Wording(("red", "white"), 0, "a {} cabin"),
-    "cube": Wording(("red", "red"), None),
-    "ball": Wording(("red", "red"), None),
-    "cone": Wording(("orange", "orange"), None),
-    "cylinder": Wording(("blue", "blue"), None),
-    "pyramid": Wording(("yellow", "yellow"), None),
-    "donut": Wording(("pink", "brown"), 0),
-    "bottle": Wording(("green", "white"), 0, "a {} cap"),
-    "bed": Wording(("blue", "white"), 0, "a {} pillow"),
-    "sofa": Wording(("red", "red"), None),
-    "cactus": Wording(("green", "brown"), 0, "a {} pot"),
-    "ice cream": Wording(("pink", "brown"), 0),
-    "teddy bear": Wording(("brown", "brown"), None),
-    "duck": Wording(("yellow", "orange"), 0, "a {} beak"),
-    "umbrella": Wording(("red", "brown"), 0, "a {} handle"),
-}
-TOPS = ("ball", "cone", "cube", "pyramid")
-BASES = ("cylinder", "cube")
-STACKED = {f"{top} on {base}": (top, base) for top in TOPS for base in BASES}
-KIND_NAMES: tuple[str, ...] = (*WORDINGS, *STACKED)
-
-# Spellings that are replaced.
-SPELLINGS = {"aeroplane": "airplane", "doughnut": "donut", "icecream": "ice cream", "teddybear": "teddy bear"}
-# Words of similar meaning: only suggested, never replaced, as a jet is not the airplane that the prior would generate.
-MEANINGS: dict[str, str] = {
-    "airplane": "plane jet aircraft airliner biplane glider helicopter drone zeppelin airship bird",
-    "ball": "sphere globe orb football planet moon",
-    "bed": "cot bunk mattress crib",
-    "boat": "ship yacht sailboat ferry canoe vessel raft submarine steamer",
-    "bottle": "flask vase jar jug carafe",
-    "cactus": "succulent plant",
-    "car": "auto automobile truck van bus taxi jeep vehicle tractor pickup wagon limousine",
-    "chair": "seat stool armchair throne bench",
-    "cube": "box block dice crate brick",
-    "cylinder": "tube can barrel drum pillar column",
-    "dog": "puppy hound cat kitten wolf fox horse pony cow sheep pig lion tiger animal",
-    "donut": "bagel ring torus",
-    "duck": "duckling bird goose swan chicken hen penguin",
-    "hamburger": "burger cheeseburger sandwich bun",
-    "house": "cottage hut home building barn castle villa shed church",
-    "ice cream": "gelato sundae cornet",
-    "lamp": "light lantern torch chandelier",
-    "mug": "cup teacup tankard beaker goblet",
-    "mushroom": "toadstool fungus",
-    "pyramid": "tetrahedron",
-    "rocket": "spaceship spacecraft missile shuttle",
-    "sofa": "couch settee armchair bench",
-    "table": "desk counter bench",
-    "teddy bear": "bear teddy panda koala plush",
-    "tree": "pine fir oak palm spruce birch bush plant",
-    "umbrella": "parasol sunshade",
-    "red": "crimson scarlet ruby",
-    "orange": "amber",
-    "yellow": "gold golden",
-    "green": "lime olive emerald teal turquoise",
-    "blue": "navy azure cyan teal turquoise",
-    "purple": "violet lilac magenta",
-    "pink": "rose magenta",
-    "brown": "beige tan wooden",
-    "white": "ivory silver grey gray beige",
-    "black": "dark grey gray",
-}
-SIMILARITY = 0.7  # difflib ratio from which two words count as spelled alike: a typing error or a plural, not a rhyme
-FILLERS = {"a", "an", "the", "with", "on", "and", "of", "photo", "picture", "render", "3d", "model", "toy", "its"}
+from guidance.prior.grammar import read
+from guidance.prior.vocabulary import COLORS, KIND_NAMES, STACK_COLORS, STACKED, WORDINGS
 
 # The benchmark. None of these combinations is trained, except for the hamburger, which has no colour.
 BENCHMARK_PROMPTS: tuple[tuple[str, str], ...] = (
@@ -158,12 +50,24 @@ class Caption:
         return f"{head} with {_article(WORDINGS[self.kind].part.format(self.colors[1]))}"
 
     @property
+    def said(self) -> str:
+        """Kind and colours as they are shown, those that were not named included: "a house, white, with a red roof"."""
+        if self.kind in STACKED:
+            return Caption(self.kind, self.slots).text
+        wording, noun, (first, second) = WORDINGS[self.kind], _noun("", self.kind), self.slots
+        if wording.plain:
+            return f"{noun}, in its own colours"
+        if wording.part:
+            return f"{noun}, {first}, with {_article(wording.part.format(second))}"
+        return f"{noun}, {self.slots[wording.single or 0]}"
+
+    @property
     def slots(self) -> tuple[str, str]:
         """Colour names of slots 0 and 1, with defaults filled in."""
         if len(self.colors) == 2:
             return (self.colors[0], self.colors[1])
         if self.kind in STACKED:
-            return ("red", "blue")
+            return STACK_COLORS
         wording = WORDINGS[self.kind]
         if not self.colors or wording.plain:
             return wording.default
@@ -176,18 +80,30 @@ class Caption:
 
 @dataclass(frozen=True)
 class Parsed:
-    """A parsed prompt.
+    """A prompt as it is understood.
 
     Attributes:
-        text: the input of the text encoder (spellings unified, unknown words left out).
-        caption: kind and colours, or None if no kind was recognised.
-        unknown: each word outside the vocabulary, with the known words nearest to it in meaning and spelling; an empty list
-            where there is no near match.
+        text: the input of the text encoder: the canonical caption, or the known words where there is none.
+        caption: kind and colours, or None if there is no known kind or something that cannot be had.
+        unknown: each modifier outside the vocabulary, with the known words nearest to it; the object can be had without it.
+        ignored: harmless words.
+        mended: mistyped word -> what it was read as.
+        problems: what would change the object and cannot be had, a clause each.
+        nearest: a caption near the prompt, without the problems; None where no object is near.
     """
 
     text: str
     caption: Caption | None
     unknown: dict[str, list[str]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    mended: dict[str, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    nearest: Caption | None = None
+
+    @property
+    def understood(self) -> str:
+        """What was understood, in words: "a house, white, with a red roof"; empty without a caption."""
+        return "" if self.caption is None else self.caption.said
 
 
 def _article(phrase: str) -> str:
@@ -244,70 +160,21 @@ def random_caption(kind: str, rng: random.Random) -> Caption:
             return caption
 
 
-def _known_words() -> set[str]:
-    """The words of the vocabulary, with kinds of two words as one word each."""
-    pieces = {word for kind in WORDINGS if " " in kind for word in kind.split()}
-    return set(vocabulary()) - pieces | set(WORDINGS)
-
-
-def nearest(word: str, count: int = 3) -> list[str]:
-    """Known words near to an unknown one, the nearest first: by meaning, then by spelling.
-
-    A word spelled like one of similar meaning counts too, so that "zepelin" gives the suggestions of "zeppelin".
-    """
-    meaning: dict[str, list[str]] = {}
-    for known, words in MEANINGS.items():
-        for near in words.split():
-            meaning.setdefault(near, []).append(known)
-    meaning |= {spelling: [known] for spelling, known in SPELLINGS.items()}
-    names = _known_words() - {"a", "an", "on", "with"}
-    alike = difflib.get_close_matches(word, sorted(names | set(meaning)), n=count, cutoff=SIMILARITY)
-    found = [known for near in (word, *alike) for known in ([near] if near in names else meaning.get(near, []))]
-    return list(dict.fromkeys(found))[:count]
-
-
-def _split(prompt: str) -> tuple[list[str], dict[str, list[str]]]:
-    """The known words of a prompt, spellings unified; and the unknown ones with suggestions."""
-    known = _known_words()
-    text = re.sub(r"[^a-z0-9]+", " ", prompt.lower())
-    for kind in WORDINGS:
-        if " " in kind:
-            text = text.replace(kind, kind.replace(" ", "_"))
-    words: list[str] = []
-    unknown: dict[str, list[str]] = {}
-    for word in text.split():
-        word = SPELLINGS.get(word, word).replace("_", " ")
-        if word in known:
-            words.append(word)
-        elif word not in FILLERS:
-            unknown[word] = nearest(word)
-    return words, unknown
-
-
 def parse(prompt: str) -> Parsed:
-    """Parse a prompt.
+    """Understand a prompt; see :mod:`guidance.prior.grammar`.
 
     Args:
-        prompt: free text; case, punctuation and filler words do not matter.
-
-    Returns:
-        :class:`Parsed`. If a kind is recognised, ``text`` is the canonical caption that the model was trained on.
+        prompt: free text; case, punctuation and harmless words do not matter.
     """
-    words, unknown = _split(prompt)
-    nouns = [word for word in words if word in WORDINGS]
-    colors = tuple(word for word in words if word in COLORS)
-    if not nouns:
-        return Parsed(" ".join(words), None, unknown)
-    if "on" in words and " on ".join(nouns[:2]) in STACKED:
-        caption = Caption(" on ".join(nouns[:2]), colors[:2] if len(colors) > 1 else ())
-    else:
-        wording = WORDINGS[nouns[0]]
-        limit = 0 if wording.plain else 2 if wording.part and "with" in words else 1
-        caption = Caption(nouns[0], colors[:limit])
-    return Parsed(caption.text, caption, unknown)
+    reading = read(prompt)
+    named = Caption(reading.kind, reading.colors) if reading.kind else None
+    caption = None if reading.problems else named
+    text = " ".join(reading.known) if caption is None else caption.text
+    mended = {**reading.mended}
+    return Parsed(text, caption, reading.unknown, tuple(reading.ignored), mended, tuple(reading.problems), named)
 
 
 def knows(prompt: str) -> bool:
-    """Whether the prior can serve this prompt: it names a known kind and has no unknown word."""
+    """Whether the prior can serve this prompt: it names a known kind, and nothing that cannot be had."""
     parsed = parse(prompt)
     return parsed.caption is not None and not parsed.unknown

@@ -16,7 +16,7 @@ from guidance.diffusion.lora import LearningGuidance
 from guidance.diffusion.text import encode_prompts
 from guidance.distillation import Conditioned, Denoiser, Learned, rescale_cfg
 from guidance.perpneg_utils import NEGATIVE_WORDS, PerpNeg, negative_weights, perpneg_mixer
-from guidance.prior import camera, captions, detail, pixels
+from guidance.prior import camera, captions, detail, pixels, replies
 from guidance.prior.view_words import Words
 from guidance.prompts import DEFAULT_ANGLES, DEFAULT_NEGATIVE, VIEW_WORDS, ViewAngles
 from nerf.core.errors import UserError
@@ -84,6 +84,7 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
         if (self.folder / "detail").is_dir():
             self.detail = loader.load_part(self.folder, "detail", UNet2DConditionModel, self.device, dtype)
         self._check_fit()
+        self.understood = ""  # of the prompt
         self.text: dict[str, Tensor] = {}  # name of a condition in NAMED -> [1, L, D] text embedding
         if vram_O:
             loader.save_memory([network for network in (self.unet, self.detail) if network is not None], self.device)
@@ -98,21 +99,30 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
             )
 
     def prepare(self, conditions: Conditions) -> None:
-        """Embed the prompt and the negative prompt; words outside the vocabulary are named in a warning and left out.
+        """Embed the prompt and the negative prompt; what was understood is logged.
 
         Raises:
-            UserError: there is no prompt.
+            UserError: there is no prompt, or it asks for what the prior does not have.
         """
         text = conditions.text
         if text is None or not text.strip():
             raise UserError('the embedded prior needs a prompt; give --text "a hamburger"')
-        unknown = weights.unknown_words(text, vocabulary=True)
-        if unknown:
-            log.warning("guidance: %s; these words are ignored", unknown)
-        text, negative = captions.parse(text).text, captions.parse(conditions.negative).text
+        understood = replies.check(text, strict=False)
+        for line in replies.remarks(understood):
+            log.info("guidance: %s", line)
+        self.understood = understood.understood
+        text, negative = understood.text, captions.parse(conditions.negative).text
         others = ("", negative or captions.parse(DEFAULT_NEGATIVE).text)
         rows = encode_prompts(self.folder, text, [""], negative, self.device, self.dtype, others=others)
         self.text = {name: rows[i : i + 1] for i, name in enumerate(NAMED)}
+
+    def check_text(self, text: str) -> None:
+        """See :meth:`Guidance.check_text`."""
+        replies.check(text, strict=True)
+
+    def results(self) -> dict[str, Any]:
+        """See :meth:`Guidance.results`."""
+        return {"understood": self.understood}
 
     def denoisers(self) -> list[Network]:
         """See :meth:`Guidance.denoisers`."""

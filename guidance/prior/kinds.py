@@ -6,7 +6,6 @@ radius 0.5. +Y up, front +Z.
 
 import torch
 
-from guidance.prior.captions import BASES, TOPS
 from guidance.prior.primitives import (
     box,
     capsule,
@@ -22,6 +21,7 @@ from guidance.prior.primitives import (
     torus,
     union,
 )
+from guidance.prior.vocabulary import BASES, TOPS
 
 # No kind uses METAL; it stays, because the training data stores the others by their numbers.
 FIRST, SECOND, DARK, GLASS, LIGHT, WOOD, CARROT, PATTY, CHEESE, LETTUCE, BUN, METAL, CREAM = range(13)

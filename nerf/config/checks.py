@@ -149,7 +149,7 @@ _SURFACE = ("preset", "sdf_init", "sdf_radius", "sdf_init_steps", "sdf_gradient"
             "eikonal_points", "lambda_sparsity", "lambda_off_surface", "sparsity_scale", "lambda_curvature", "curvature",
             "lambda_points")  # fmt: skip
 _DENSITY = ("density_activation", "density_bias", "blob_density", "blob_radius", "normals", "mesh_threshold")
-_APPEARANCE = ("appearance_size", "shown_light", "lambda_appearance_norm", "lambda_mode_seeking")
+_APPEARANCE = ("appearance_size", "appearance_scope", "shown_light", "lambda_appearance_norm", "lambda_mode_seeking")
 _MASK = ("mask_vector", "mask_hidden", "mask_octaves", "mask_size_max", "mask_size_min", "mask_size_decay",
          "lambda_mask_digital")  # fmt: skip
 _GRID = ("grid_levels", "grid_features", "grid_coarsest", "grid_finest", "grid_log2", "layers")
@@ -185,11 +185,11 @@ IDLE = (
             "exposure",
             "refine_poses",
             "preset",
-            "texture_from",
             "wild",
             "appearance",
             "occluders",
             "patch_grid",
+            "texture_from",
         ),
         lambda c: c.data.data is None,
         "without --data",

@@ -63,7 +63,7 @@ def needs_start(asked: Config, workspace: StoredRun) -> bool:
 
 def needs_masks(asked: Config, workspace: StoredRun) -> bool:
     """Whether the recipe of the run depends on what its photographs hold (``StoredRun.masks``)."""
-    return asked.data.data is not None and asked.field.preset == "auto" and is_sdf(asked, remaining_run(asked, workspace))
+    return asked.data.data is not None and is_sdf(asked, remaining_run(asked, workspace))
 
 
 def is_sdf(asked: Config, workspace: StoredRun) -> bool:

@@ -34,7 +34,7 @@ class MeshConfig(Group):
     texture_from: str = option(
         "auto",
         "what the texture shows after --data: the photographs, projected onto the mesh, or the field's diffuse colour; auto: "
-        "the photographs, unless prompts guide the run as well or they are in the wild (--appearance, --occluders)",
+        "the photographs, unless prompts guide the run as well or each has a light of its own (--appearance, --occluders)",
         choices=("auto", "photographs", "field"),
     )
     eval_mesh: bool = option(

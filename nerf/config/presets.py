@@ -41,9 +41,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dataset_size_test": 60,
     },
     # Photographs in the wild: several patches a step, each of one photograph, of which the encoder sees the whole.
-    "wild": {"appearance": "encoder", "occluders": "mask", "patch_grid": 32},
-    # A signed distance costs more samples a ray: smaller patches, as many as its samples leave.
-    "sdf wild": {"num_rays": 256, "patch_grid": 16},
+    "wild": {"appearance": "encoder", "occluders": "mask", "patch_grid": 16},
+    # Whether most of a pixel's neighbours stand out can be told where they are neighbours.
+    "wild robust": {"patch_grid": 16, "patch_scale": 0.0},
+    # A signed distance costs more samples a ray: as many patches as its samples leave.
+    "sdf wild": {"num_rays": 256},
     # What every signed distance has: one hidden layer behind the hash grid, and an occupancy threshold in opacities of a step.
     "sdf": {"layers": 2, "density_thresh": 0.3},
     # A surface from photographs with masks, on a CPU in minutes: first a few levels of the grid, rays that follow the samples.
@@ -56,7 +58,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_decay": 0.05,
         "sharpness_lr": 0.2,
         "max_steps": 512,
-        "rgb_loss": "l1",
+        # By absolute differences what covers few pixels is learned late: lego has 23.6 dB after 700 steps, and 25.3 by squares.
+        "rgb_loss": "mse",
+        "lambda_rgb": 10.0,
         "mask_loss": "bce",
         "lambda_mask": 0.1,
         "lambda_eikonal": 0.1,
@@ -301,6 +305,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Where photographs disagree, as those of real scenes do, absolute differences follow what most of them show.
+_ABSOLUTE = {"rgb_loss": "l1", "lambda_rgb": 1.0}
 # Without masks a background model stands behind the object, and nothing says where it ends. The first sphere must leave some
 # of the background to be seen, so the box is what the cameras see in common, not what holds them; and the background must
 # explain it at once, or the surface grows until it hides whatever is not explained yet, and a surface everywhere is a fog.
@@ -311,7 +317,8 @@ PRESETS["unmasked"] = {
     "scene_scale": "seen",
     "lambda_mask": 0.0,
 }
-PRESETS["neus-unmasked"] = PRESETS["neus"] | PRESETS["unmasked"] | {"preset": "neus-unmasked"}
+# A step costs twice as much with the background; half as many take a little longer than those of neus.
+PRESETS["neus-unmasked"] = PRESETS["neus"] | _ABSOLUTE | PRESETS["unmasked"] | {"preset": "neus-unmasked", "iters": 2000}
 # Under the embedded prior the gradient of distillation sums over all pixels, so the weight is large; photographs make a surface
 # sharp by themselves and words do not, so the sharpness follows a schedule.
 PRESETS["sdf embedded"] = {
@@ -325,13 +332,17 @@ PRESETS["sdf embedded"] = {
     "mesh_smooth": 0.0,
 }
 # Real scenes with more time: finite differences whose reach shrinks with the levels, curvature at first, levels one by one.
-PRESETS["neuralangelo"] = PRESETS["neus"] | {
-    "preset": "neuralangelo",
-    "sdf_gradient": "taps4",
-    "level_span": 0.6,
-    "lambda_curvature": "0:1e-4:5%",
-    "curvature": "laplacian",
-}
+PRESETS["neuralangelo"] = (
+    PRESETS["neus"]
+    | _ABSOLUTE
+    | {
+        "preset": "neuralangelo",
+        "sdf_gradient": "taps4",
+        "level_span": 0.6,
+        "lambda_curvature": "0:1e-4:5%",
+        "curvature": "laplacian",
+    }
+)
 # The view-conditioned prior: the small model's numbers with those of a picture. The prior knows every view from the start, so
 # the views need not spread from the picture's.
 PRESETS["embedded view"] = (
@@ -404,6 +415,7 @@ REASONS: dict[str, str] = {
     "neuralangelo": "--preset neuralangelo",
     "unmasked": "photographs without masks",
     "wild": "--wild",
+    "wild robust": "--occluders robust",
     "sdf wild": "--wild",
     "refined poses": "--refine_poses",
     "image": "--image",

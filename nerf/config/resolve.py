@@ -139,6 +139,7 @@ def _presets(config: Config, workspace: StoredRun) -> list[str]:
         "O2": config.runtime.O2,
         "photographs": config.data.data is not None,
         "wild": config.data.data is not None and config.wild.wild,
+        "wild robust": config.data.data is not None and config.wild.occluders == "robust",
         "refined poses": config.data.data is not None and config.data.refine_poses,
         "image": config.prompt.has_images,
         "image text": config.prompt.has_images and config.prompt.text is not None,
@@ -172,12 +173,24 @@ def _surface_presets(config: Config, workspace: StoredRun) -> list[str]:
 
 
 def _recipe(config: Config, workspace: StoredRun) -> list[str]:
-    """A line for the log that says why the recipe of a surface was chosen."""
-    if not config.trains or config.source("preset") != "preset" or workspace.config is not None:
-        return []
-    found = "with masks (or alpha)" if workspace.masks else "without masks, so the background is a model of its own"
+    """A line for the log that says why the recipe of a surface was chosen, or that one was typed for other photographs."""
     chosen = [name for name in config.presets if name in SURFACE_PRESETS]
-    return [f"--preset {name}: photographs {found}" for name in chosen]
+    if not (config.trains and chosen) or workspace.config is not None:
+        return []
+    if config.source("preset") == "preset":
+        found = "with masks (or alpha)" if workspace.masks else "without masks, so the background is a model of its own"
+        return [f"--preset {name}: photographs {found}" for name in chosen]
+    if config.field.preset == "neus" and not workspace.masks:
+        return [
+            "warning: --preset neus is for photographs with masks, and these have none, so the surface has to explain "
+            "everything that they show; --preset neus-unmasked has a background"
+        ]
+    if config.field.preset == "neus-unmasked" and workspace.masks:
+        return [
+            "warning: --preset neus-unmasked is for photographs without masks, and these have masks (or alpha), which leave "
+            "nothing of what is behind the object; --preset neus learns from them"
+        ]
+    return []
 
 
 def _mesh_file_presets(config: Config, workspace: StoredRun) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from nerf.config.limits import FRACTION, WEIGHT
 from nerf.config.parser import RUN, Group, option
-from nerf.core.ranges import above, between
+from nerf.core.ranges import between
 
 WIDTH = between(1, 4096)
 LARGEST_SCALE = 0.9  # of a patch while its scale is annealed
@@ -17,7 +17,7 @@ class WildConfig(Group):
 
     wild: bool = option(
         False,
-        "photographs of many cameras, days and passers-by: turns on --appearance encoder, --occluders mask and --patch_grid 32",
+        "photographs of many cameras, days and passers-by: turns on --appearance encoder, --occluders mask and --patch_grid 16",
         kept=RUN,
     )
     appearance: str = option(
@@ -29,7 +29,14 @@ class WildConfig(Group):
     )
     appearance_size: int = option(48, "numbers of that vector", check=WIDTH, kept=RUN)
     appearance_side: int = option(
-        64, "longer side to which a photograph is reduced for the encoder, pixels", check=between(16, 1024), kept=RUN
+        32, "longer side to which a photograph is reduced for the encoder, pixels", check=between(16, 1024), kept=RUN
+    )
+    appearance_scope: str = option(
+        "global",
+        "global: one change of all colours of a photograph, as of exposure, white balance and hour; local: it depends on the "
+        "place as well, as of sun and shadow, and is made up where a photograph does not look",
+        choices=("global", "local"),
+        kept=RUN,
     )
     shown_light: str = option(
         "0", "training photograph in whose light videos, tests and meshes are shown: its file name, or an index from 0"
@@ -64,7 +71,9 @@ class WildConfig(Group):
         "rays along a side of square patches, each a regular grid over a part of one photograph; 0: single rays",
         check=between(0, 256),
     )
-    patch_scale: float = option(0.5, "smallest share of a photograph's sides that a patch spans", check=above(0, 1))
+    patch_scale: float = option(
+        0.5, "smallest share of a photograph's sides that a patch spans; 0: neighbouring pixels", check=between(0, 1)
+    )
     patch_scale_decay: float = option(
         0.0, "that share falls from 0.9 with exp(-decay step) to --patch_scale (0: at once)", check=between(0, 1)
     )
@@ -75,8 +84,8 @@ class WildConfig(Group):
         return self.appearance != "none" or self.occluders != "none"
 
     def least_scale(self, step: int) -> float:
-        """Smallest share of a photograph's sides that a patch of this step spans."""
-        if self.patch_scale_decay <= 0:
+        """Smallest share of a photograph's sides that a patch of this step spans; 0: neighbouring pixels."""
+        if self.patch_scale_decay <= 0 or self.patch_scale == 0:
             return self.patch_scale
         return min(max(math.exp(-step * self.patch_scale_decay), self.patch_scale), max(LARGEST_SCALE, self.patch_scale))
 

@@ -141,6 +141,7 @@ class Rays:
     uv: Tensor | None = None  # [N, 2] pixel position in [0, 1]
     near: Tensor | None = None  # [N] smallest distance of a sample; None: that of the render path
     views: Views | None = None  # the B cameras whose whole images the rays are; what rasterises needs them
+    patch_images: tuple[int, ...] | None = None  # of patches: the photograph of each, as ``image_index`` has it on the device
     appearance: AppearanceCodes | None = None  # [N] in which colours are seen; the renderer sets it
 
     def __len__(self) -> int:
@@ -181,6 +182,7 @@ class SceneInfo:
     num_training: int = 0  # those of the training split, which come first in it
     pictures: SmallPictures | None = None  # the training photographs
     appearance: int = 0  # A, numbers of an appearance vector that colours depend on; 0: they depend on none
+    local_light: bool = False  # what an appearance does to a colour depends on the place and the direction, too
 
 
 @dataclass(frozen=True)
@@ -194,9 +196,7 @@ class ViewRequest:
     width: int = 64
     num_rays: int = 0  # N, of the other two layouts
     patch_size: int = 0  # rays along a side, of the patches layout
-    patch_scale: float | None = (
-        None  # smallest share of a side that a patch spans, as a regular grid; None: neighbouring pixels
-    )
+    patch_scale: float | None = None  # share of a side that a patch spans at least, as a grid (0: neighbours); None: inside
     fraction: float = 1.0  # training progress in [0, 1]
     random: Random = Random()
 

@@ -33,6 +33,17 @@ OPPOSITE = 1e-9  # 1 + cosine below which two directions are opposite, and the r
 DOWN_VECTOR_FLIP = (1.0, -1.0, -1.0)  # half a turn about x, the rotation used for -Y up
 
 
+BOX_SOURCE = {  # SceneNormalization.kind in words, for the log
+    "box": "the dataset",
+    "limit": "aabb_scale and the camera positions",
+    "object": "the field of view (transparent background)",
+    "points": "the reconstruction's points",
+    "scene": "the camera positions",
+    "seen": "what the cameras see around the point that they look at",
+    "given": "--scene_center and --scene_scale",
+}
+
+
 @dataclass(frozen=True)
 class SceneNormalization:
     """The similarity transform between a dataset's world and the normalised world, and how the scene box was chosen."""

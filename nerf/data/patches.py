@@ -24,31 +24,30 @@ class GridPatches:
         return self.image.repeat_interleave(self.column[0].numel()), self.column.reshape(-1), self.row.reshape(-1)
 
 
-def grid_patches(store: ImageStore, count: int, size: int, least: float, generator: torch.Generator) -> GridPatches:
-    """Patches of photographs drawn with equal chances, each over a part that keeps its shape and lies anywhere in it.
+def grid_patches(store: ImageStore, image: Tensor, size: int, least: float, generator: torch.Generator) -> GridPatches:
+    """Patches of some photographs, each over a part that keeps its shape and lies anywhere in it.
 
     The part spans a share of both sides that is uniform between ``least`` and 1, yet no less than ``size`` pixels where the
     photograph has them, so that no pixel is drawn twice; of smaller photographs they are.
 
     Args:
         store: the photographs.
-        count: P.
+        image: [P] int64 of each patch.
         size: S, pixels along a side of a patch.
-        least: smallest share of a side, in (0, 1].
+        least: smallest share of a side, in (0, 1]; 0: neighbouring pixels.
         generator: on the device of the photographs.
     """
-    device = store.pixels.device
-    image = torch.randint(len(store.width), (count,), generator=generator, device=device)
-    draw = torch.rand(3, count, generator=generator, device=device, dtype=torch.float64)
-    scale = least + (1.0 - least) * draw[0]
+    device = image.device
+    draw = torch.rand(3, len(image), generator=generator, device=device, dtype=torch.float64)
+    scale = least + (1.0 - least) * draw[0] if least > 0 else torch.zeros_like(draw[0])
     step = torch.arange(size, device=device, dtype=torch.float64) / max(size - 1, 1)
 
     def places(side: Tensor, where: Tensor) -> Tensor:
         """Pixels [P, S] along a side [P] of the photographs."""
         last = (side - 1).double()
         span = (scale * last).maximum(last.clamp(max=float(size - 1)))
-        first = where * (last - span)
-        return (first[:, None] + step * span[:, None]).round().long()
+        first = (where * ((last - span).floor() + 1.0)).floor()
+        return (first[:, None] + (step * span[:, None]).round()).long()
 
     column, row = places(store.width[image], draw[1]), places(store.height[image], draw[2])
     return GridPatches(image, column[:, None, :].expand(-1, size, -1), row[:, :, None].expand(-1, -1, size))

@@ -3,6 +3,7 @@
 I photographs, B of them in a batch, N rays, P patches. Photographs may differ in size and intrinsics.
 """
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from nerf.data.camera_path import SceneCameras
 from nerf.data.folder import read_folder
 from nerf.data.frames import SPLITS, Frame, ParsedDataset
 from nerf.data.image_store import ImageStore, resample
-from nerf.data.normalize import SceneNormalization, focus_point
+from nerf.data.normalize import BOX_SOURCE, SceneNormalization, focus_point
 from nerf.data.patches import grid_patches, small_picture
 from nerf.data.placement import choose_normalization, orientation_of, scaled_intrinsics
 from nerf.data.sfm import find_cameras, warn_of_changes
@@ -36,15 +37,6 @@ log = logging.getLogger("somnia.photographs")
 WIDEST_VIDEO = math.radians(50.0)  # half of that of a video; lenses that see more are fisheye lenses
 
 MAX_INVERSION_ERROR = 0.5  # pixels at an image corner after undistort and distort; above it the lens is not invertible there
-BOX_SOURCE = {  # SceneNormalization.kind in words, for the log
-    "box": "the dataset",
-    "limit": "aabb_scale and the camera positions",
-    "object": "the field of view (transparent background)",
-    "points": "the reconstruction's points",
-    "scene": "the camera positions",
-    "seen": "what the cameras see around the point that they look at",
-    "given": "--scene_center and --scene_scale",
-}
 
 
 def _relative_depth(dataset: ParsedDataset, config: DataConfig) -> bool:
@@ -91,7 +83,8 @@ class Photographs:
         frames = [dataset.frames[i] for i in dataset.splits[split]]
         self.device = torch.device(device)
         self.names = [frame.name for frame in frames]
-        self.image_index = torch.tensor(dataset.splits[split], device=self.device)
+        self._of_dataset = tuple(dataset.splits[split])
+        self.image_index = torch.tensor(self._of_dataset, device=self.device)
         self.num_images, self.num_training = len(dataset.frames), len(dataset.splits["train"])
         self.scene_kind, self.transform = normalization.kind, normalization.to_source
         self.points = None if dataset.points is None else normalization.points(dataset.points).float()
@@ -254,7 +247,7 @@ class Photographs:
         marked = self.store.has_alpha or self.store.has_masks
         shown = None if self.cameras.near is None else Coverage(self.cameras, self.store.width, self.store.height)
         unbounded = self.unbounded and not marked
-        pictures = SmallPictures(tuple(self.names), lambda side: [small_picture(self.image(i), side) for i in range(len(self))])
+        small = functools.cache(lambda side: [small_picture(self.image(i), side) for i in range(len(self))])
         return SceneInfo(
             bound,
             self.num_images,
@@ -263,7 +256,7 @@ class Photographs:
             unbounded,
             coverage=shown,
             num_training=self.num_training,
-            pictures=pictures,
+            pictures=SmallPictures(tuple(self.names), small),
         )
 
     def _points_in(self, bound: float) -> Tensor | None:
@@ -367,8 +360,7 @@ class Photographs:
                 f"num_rays {request.num_rays} and patch_size {size}"
             )
         if request.patch_scale is not None:
-            place = grid_patches(self.store, count, size, request.patch_scale, generator).flat()
-            return self._patches_at(place, (count, size, size), request, background)
+            return self._grid_batch(count, request, background, generator)
         small = self.store.first_smaller_than(size)
         if small is not None:
             height, width = self.store.size(small)
@@ -382,6 +374,16 @@ class Photographs:
         row = (top[:, None, None] + step[:, None]).expand(-1, -1, size).reshape(-1)
         image = image[:, None].expand(-1, size * size).reshape(-1)
         return self._patches_at((image, column, row), (count, size, size), request, background)
+
+    def _grid_batch(self, count: int, request: ViewRequest, background: Tensor | None, generator: torch.Generator) -> Batch:
+        """Patches over parts of photographs that are drawn with equal chances, on the host, where encoders look for them."""
+        size, scale = request.patch_size, request.patch_scale
+        assert scale is not None, "of this kind of patches"
+        image = torch.randint(len(self), (count,), generator=request.random.generator(Stream.PHOTO_CHOICE))
+        place = grid_patches(self.store, upload([image], self.device)[0], size, scale, generator).flat()
+        batch = self._patches_at(place, (count, size, size), request, background)
+        of_dataset = tuple(self._of_dataset[i] for i in image.tolist())
+        return replace(batch, rays=replace(batch.rays, patch_images=of_dataset))
 
     def _patches_at(
         self, place: tuple[Tensor, Tensor, Tensor], shape: tuple[int, int, int], request: ViewRequest, background: Tensor | None
@@ -490,11 +492,3 @@ def _composite_over(rgba: Tensor, background: Tensor) -> Tensor:
     """Colours [..., 3] of ``rgba`` [..., 4] with straight alpha over ``background``, broadcast."""
     alpha = rgba[..., 3:]
     return rgba[..., :3] * alpha + background * (1 - alpha)
-
-
-def silhouette(photos: Photographs, i: int) -> Tensor | None:
-    """The pixels of photograph ``i`` that show the object, bool [H, W]; None if it has neither alpha nor a mask."""
-    alpha, valid = photos.alpha(i), photos.valid_mask(i)
-    if alpha is None:
-        return valid
-    return alpha > 0.5 if valid is None else (alpha > 0.5) & valid

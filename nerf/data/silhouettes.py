@@ -5,13 +5,18 @@ For judging a written mesh: nothing is normalised, so a mesh exported with ``--e
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nerf.core.errors import UserError
 from nerf.data.folder import read_folder
 from nerf.data.image_store import decode_image, decode_opacity, has_transparency, read_header
+
+if TYPE_CHECKING:
+    from nerf.data.posed_images import Photographs
 
 _HALF = 128  # opacity of 255 from which a pixel belongs to the object
 _FLIP = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))  # OpenGL's camera axes to OpenCV's
@@ -57,3 +62,11 @@ def read_silhouettes(folder: str | Path, split: str | None = None, holdout: int 
         projection = camera @ _FLIP @ torch.linalg.inv(frame.pose.double()) @ from_source
         found.append(Silhouette(frame.name, projection.numpy(), (opacity >= _HALF).numpy()))
     return found
+
+
+def silhouette(photos: "Photographs", i: int) -> Tensor | None:
+    """The pixels of photograph ``i`` that show the object, bool [H, W]; None if it has neither alpha nor a mask."""
+    alpha, valid = photos.alpha(i), photos.valid_mask(i)
+    if alpha is None:
+        return valid
+    return alpha > 0.5 if valid is None else (alpha > 0.5) & valid

@@ -14,7 +14,8 @@ from torch.nn import functional
 from nerf.config.wild import WildConfig
 from nerf.core.activation import at_least_single
 from nerf.core.errors import UserError
-from nerf.core.structs import AppearanceCodes, SceneInfo
+from nerf.core.structs import AppearanceCodes, Rays, SceneInfo
+from nerf.core.transfer import upload
 from nerf.core.words import counted, did_you_mean, is_number
 
 HEARD = 16  # numbers that a colour head makes of a vector, and features of a point that it sets against them
@@ -102,12 +103,16 @@ class Appearance(nn.Module):
         Raises:
             ValueError: one of them is no training photograph.
         """
-        wanted = index.tolist()
-        if any(not 0 <= i < self.count for i in wanted):
-            raise ValueError(f"Appearance: expected indices of {counted(self.count, 'training photograph')}, got {wanted}")
+        return self._vectors(index.tolist(), index.device)
+
+    def _vectors(self, images: Sequence[int], device: torch.device) -> Tensor:
+        if any(not 0 <= i < self.count for i in images):
+            raise ValueError(
+                f"Appearance: expected indices of {counted(self.count, 'training photograph')}, got {list(images)}"
+            )
         if self.embedding is not None:
-            return self.embedding(index)
-        return self.encode_each([self.pictures[i] for i in wanted])
+            return self.embedding(upload([torch.tensor(images)], device)[0])
+        return self.encode_each([self.pictures[i] for i in images])
 
     def encode_each(self, pictures: Sequence[Tensor]) -> Tensor:
         """Vectors [B, A] of B pictures [3, h, w] of any sizes; those of one size are encoded together. Differentiable."""
@@ -116,14 +121,29 @@ class Appearance(nn.Module):
             sizes.setdefault(picture.shape, []).append(i)
         made = [self.encode(torch.stack([pictures[i] for i in group])) for group in sizes.values()]
         order = [i for group in sizes.values() for i in group]
-        back = torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=made[0].device)
+        if len(made) == 1:
+            return made[0]
+        (back,) = upload([torch.tensor(sorted(range(len(order)), key=order.__getitem__))], made[0].device)
         return torch.cat(made)[back]
 
-    def codes(self, image_index: Tensor) -> AppearanceCodes:
-        """The appearances of rays of the training photographs [N] int64. Differentiable; waits for a GPU."""
-        images, index = torch.unique(image_index, return_inverse=True)
-        vectors = self.of_photographs(images)
-        return AppearanceCodes(vectors, None if len(images) == 1 else index)
+    def codes(self, rays: Rays) -> AppearanceCodes:
+        """The appearances of N rays of the training photographs. Differentiable.
+
+        Rays that are no patches and whose photographs have to be encoded wait for a GPU.
+        """
+        image_index, device = rays.image_index, rays.origins.device
+        assert image_index is not None, "rays of photographs"
+        if rays.patch_images is not None:
+            images = sorted(set(rays.patch_images))
+            vectors = self._vectors(images, device)
+            if len(images) == 1:
+                return AppearanceCodes(vectors)
+            (index,) = upload([torch.tensor([images.index(i) for i in rays.patch_images])], device)
+            return AppearanceCodes(vectors, index.repeat_interleave(len(rays) // len(rays.patch_images)))
+        if self.embedding is not None:
+            return AppearanceCodes(self.embedding.weight, image_index)
+        seen, index = torch.unique(image_index, return_inverse=True)
+        return AppearanceCodes(self.of_photographs(seen), index)
 
     @torch.no_grad()
     def shown(self) -> Tensor:
@@ -131,7 +151,7 @@ class Appearance(nn.Module):
         state = tuple(parameter._version for parameter in self.parameters())
         if self._shown is None or self._shown[0] != state:
             device = next(self.parameters()).device
-            self._shown = state, self.of_photographs(torch.tensor([self.shown_index], device=device))[0]
+            self._shown = state, self._vectors([self.shown_index], device)[0]
         return self._shown[1]
 
     @torch.no_grad()
@@ -185,19 +205,24 @@ class HeardAppearance(nn.Module):
 
 
 class Tint(nn.Module):
-    """Diffuse colours in the light of an appearance: their logits scaled and shifted, and an offset that sees the point.
+    """Diffuse colours in the light of an appearance: their logits scaled and shifted, and an offset that sees the colour.
 
-    Nothing changes before training, nor without an appearance.
+    One map of colours for the whole scene is known from wherever the photograph looks, and holds where it does not look. The
+    light of a place, as of sun and shadow, is known only there: ``local`` tints see the point too. Nothing changes before
+    training, nor without an appearance.
 
     Args:
         features: C.
         size: A.
+        local: the offset sees the features of the point.
     """
 
-    def __init__(self, features: int, size: int):
+    def __init__(self, features: int, size: int, local: bool = False):
         super().__init__()
-        self.features, self.heard = nn.Linear(features, HEARD), HeardAppearance(size)
-        self.hidden, self.out = nn.Linear(2 * HEARD, TINT_HIDDEN), nn.Linear(TINT_HIDDEN, 3)
+        self.features = nn.Linear(features, HEARD) if local else None
+        self.heard = HeardAppearance(size)
+        width = 3 + HEARD + (HEARD if local else 0)
+        self.hidden, self.out = nn.Linear(width, TINT_HIDDEN), nn.Linear(TINT_HIDDEN, 3)
         self.affine = nn.Linear(size, 6)
         for layer in (self.out, self.affine):
             nn.init.zeros_(layer.weight)
@@ -214,5 +239,7 @@ class Tint(nn.Module):
         if appearance is None:
             return logits
         gain, shift = appearance.rows(self.affine(appearance.vectors), len(logits)).chunk(2, -1)
-        seen = torch.cat([self.features(features), self.heard(appearance, features)], -1)
-        return logits * (1.0 + gain) + shift + self.out(functional.relu(self.hidden(seen)))
+        seen = [torch.sigmoid(logits), self.heard(appearance, features)]
+        if self.features is not None:
+            seen.append(self.features(features))
+        return logits * (1.0 + gain) + shift + self.out(functional.relu(self.hidden(torch.cat(seen, -1))))

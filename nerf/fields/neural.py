@@ -79,8 +79,8 @@ class NetworkField(DensityField):
         self.head = nn.Linear(width, 4)
         with torch.no_grad():
             self.head.bias[0] = config.density_bias
-        self.view_colour = ViewColour(width, scene.appearance)
-        self.tint = Tint(width, scene.appearance) if scene.appearance else None
+        self.view_colour = ViewColour(width, scene.appearance if scene.local_light else 0)
+        self.tint = Tint(width, scene.appearance, scene.local_light) if scene.appearance else None
 
     @abstractmethod
     def trunk(self, positions: Tensor, max_level: float) -> Tensor:

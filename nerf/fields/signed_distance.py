@@ -49,16 +49,18 @@ class SurfaceColour(nn.Module):
         features: C.
         hidden: width of the network.
         layers: hidden layers.
-        appearance: numbers of an appearance vector, which both parts hear; 0: there is none.
+        appearance: numbers of an appearance vector; 0: there is none.
+        local: the offset hears it, too; see :class:`nerf.fields.appearance.Tint`.
     """
 
-    def __init__(self, features: int, hidden: int, layers: int = 2, appearance: int = 0):
+    def __init__(self, features: int, hidden: int, layers: int = 2, appearance: int = 0, local: bool = False):
         super().__init__()
         self.diffuse = nn.Linear(features, 3)
-        self.tint = Tint(features, appearance) if appearance else None
-        self.heard = HeardAppearance(appearance) if appearance else None
+        self.tint = Tint(features, appearance, local) if appearance else None
+        self.heard = HeardAppearance(appearance) if appearance and local else None
         self.directions = make_encoder("sh", input_dim=3, degree=COLOUR_DEGREE)
-        widths = [features + self.directions.output_dim + 3 + (HEARD if appearance else 0)] + [hidden] * layers
+        inputs = features + self.directions.output_dim + 3 + (0 if self.heard is None else HEARD)
+        widths = [inputs] + [hidden] * layers
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.out = nn.Linear(hidden, 3)
         nn.init.zeros_(self.out.weight)
@@ -125,7 +127,8 @@ class SignedDistanceField(Field):
         else:
             self.variance = nn.Parameter(start)
         self.gradient_kind = "analytic" if config.sdf_gradient == "auto" else config.sdf_gradient
-        self.colour = SurfaceColour(features, colour_hidden or config.colour_hidden, colour_layers, scene.appearance)
+        width = colour_hidden or config.colour_hidden
+        self.colour = SurfaceColour(features, width, colour_layers, scene.appearance, scene.local_light)
 
     # ---- what subclasses provide ----
 

@@ -244,10 +244,9 @@ class Evaluator:
     # ---- parts of the above ---------------------------------------------------------------------------------------
 
     def _shows_photographs(self) -> bool:
-        """Whether the photographs are projected onto the mesh for its texture."""
-        wanted, wild = self.config.mesh.texture_from, self.config.wild
-        alike = wild.appearance == "none" and wild.occluders == "none"
-        return wanted == "photographs" or (wanted == "auto" and alike and not self.config.prompt.kinds)
+        """Whether the photographs are projected onto the mesh for its texture; those of one light, unless it is asked for."""
+        wanted = self.config.mesh.texture_from
+        return wanted == "photographs" or (wanted == "auto" and not self.config.prompt.kinds and not self.config.wild.adapts)
 
     def show_views(self, count: int, height: int, width: int) -> Views:
         """The views to show: a turntable, or a smooth path past the cameras of the photographs."""

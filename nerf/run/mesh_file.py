@@ -14,7 +14,8 @@ from nerf.core.cameras import project
 from nerf.core.errors import UserError
 from nerf.core.progress import track
 from nerf.core.structs import Points, RenderSettings
-from nerf.data.posed_images import Photographs, silhouette
+from nerf.data.posed_images import Photographs
+from nerf.data.silhouettes import silhouette
 from nerf.mesh.mesh import Mesh, moved
 from nerf.mesh.placement import placement
 from nerf.mesh.sdf import fit

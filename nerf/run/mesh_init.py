@@ -22,7 +22,8 @@ from nerf.core.cameras import project
 from nerf.core.errors import ExportError, UserError
 from nerf.core.progress import track
 from nerf.core.structs import LevelSet
-from nerf.data.posed_images import Photographs, silhouette
+from nerf.data.posed_images import Photographs
+from nerf.data.silhouettes import silhouette
 from nerf.mesh import sdf
 from nerf.mesh.level_set_grid import SMOOTH_CLIP, LevelSetGrid, quantity, sample_level_set, smoothed, why_empty
 from nerf.mesh.mesh import MIN_PART, transformed

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nerf.core.streams import Stream
 from nerf.core.structs import AppearanceCodes, Batch, Part, Rays, RenderOutput, RenderSettings, StepPlan
+from nerf.core.transfer import upload
 from nerf.fields.appearance import Appearance
 from nerf.training import wild_losses
 from nerf.training.objective import Objective, ObjectiveOutput
@@ -47,26 +48,38 @@ class AppearanceLosses(Objective):
 
     def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
         """See :meth:`Objective.__call__`."""
-        codes, index = out.appearance, batch.rays.image_index
-        if codes is None or index is None:
+        codes, images = out.appearance, batch.rays.patch_images
+        if codes is None:
             return ObjectiveOutput()
         terms: dict[str, Tensor] = {}
         if plan.wants("appearance_norm"):
             terms["appearance_norm"] = wild_losses.vector_norm(codes.vectors)
         asked = plan.wants("mode_seeking") or (plan.wants("appearance_match") and self.appearance.kind == "encoder")
-        if asked and self._any and batch.rays.shape is not None:
-            terms |= self._in_other_light(out, codes, batch.rays, part, plan)
-        self._remember(torch.unique(index), codes.vectors.detach())
+        if images is not None:
+            (own,) = upload([torch.tensor(images)], self.known.device)
+            vectors = codes.rows(codes.vectors, len(batch.rays))[:: len(batch.rays) // len(images)]
+            if asked and self._any:
+                terms |= self._in_other_light(out, own, vectors, batch.rays, part, plan)
+            self.last[own] = vectors.detach().to(self.last.dtype)
+            self.known[own] = True
+            self._any = True
         return ObjectiveOutput(terms)
 
     def _in_other_light(
-        self, out: RenderOutput, codes: AppearanceCodes, rays: Rays, part: Part, plan: StepPlan
+        self, out: RenderOutput, images: Tensor, vectors: Tensor, rays: Rays, part: Part, plan: StepPlan
     ) -> dict[str, Tensor]:
-        """The terms that look at the patches again, each in the light of a random photograph of those seen before."""
+        """The terms that look at the patches again, each in the light of a random photograph of those seen before.
+
+        Args:
+            out: what was rendered of the N rays.
+            images: [P] int64 photographs of the patches.
+            vectors: [P, A] theirs.
+            rays, part, plan: see :meth:`__call__`.
+        """
         patches, height, width = out.image_shape
-        generator = part.random.generator(Stream.OTHER_LIGHT, self.known.device)
-        chosen = torch.multinomial(self.known.float(), patches, replacement=True, generator=generator)
-        others, each = self.last[chosen], height * width
+        generator, each = part.random.generator(Stream.OTHER_LIGHT, self.known.device), height * width
+        chosen = other_photographs(self.known, images, generator)
+        others = self.last[chosen]
         of_ray = torch.arange(patches, device=chosen.device).repeat_interleave(each)
         seen = replace(rays, appearance=AppearanceCodes(others, of_ray))
         colors = self.recolor(seen, out, part.settings)
@@ -75,15 +88,9 @@ class AppearanceLosses(Objective):
             rendered = self.appearance.encode(out.as_images(colors))
             terms["appearance_match"] = wild_losses.vector_match(others, rendered)
         if plan.wants("mode_seeking"):
-            own = codes.rows(codes.vectors, len(rays))[::each]
             shape = (patches, each, 3)
-            terms["mode_seeking"] = wild_losses.mode_seeking(out.image.view(shape), colors.view(shape), own, others)
+            terms["mode_seeking"] = wild_losses.mode_seeking(out.image.view(shape), colors.view(shape), vectors, others)
         return terms
-
-    def _remember(self, images: Tensor, vectors: Tensor) -> None:
-        self.last[images] = vectors.to(self.last.dtype)
-        self.known[images] = True
-        self._any = True
 
     def state_dict(self) -> dict[str, Tensor]:
         """See :meth:`Objective.state_dict`."""
@@ -94,3 +101,10 @@ class AppearanceLosses(Objective):
         self.last.copy_(state["last"])
         self.known.copy_(state["known"])
         self._any = bool(self.known.any())
+
+
+def other_photographs(known: Tensor, own: Tensor, generator: torch.Generator) -> Tensor:
+    """A random photograph [P] of the known ones [I] bool for each patch, another than its own [P] where there is one."""
+    weight = known.float().expand(len(own), -1).clone()
+    weight.scatter_(1, own[:, None], 1e-6 * weight.gather(1, own[:, None]))
+    return torch.multinomial(weight, 1, generator=generator)[:, 0]

@@ -7,6 +7,7 @@ here. Letters: B views, N rays, M samples.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from nerf.training import losses, wild_losses
 from nerf.training.appearance_objective import AppearanceLosses, Recolor
 from nerf.training.mesh_edges import mesh_edges
 from nerf.training.objective import Objective, ObjectiveOutput
-from nerf.training.occluders import Occluders, build_occluders
+from nerf.training.occluders import MAJORITY, Occluders, build_occluders
 from nerf.training.refinement import EXPOSURE_RATE, Exposure
 from nerf.training.sources import RunInfo
 from nerf.training.surface_objectives import Distortion, SurfaceRegularisers
@@ -131,6 +132,7 @@ class KnownView(Objective):
             error = losses.COLOUR_ERRORS[self.rgb_loss](self._recorded(out.image, batch), batch.rgb).mean(-1)
             if self.occluders is not None and plan.fraction >= self.occluders.start:
                 found = self.occluders.keep(error.detach(), batch, plan)
+                self.occluders.last = found.weight.detach()
                 keep = found.weight if keep is None else keep * found.weight
                 terms, stats = terms | found.terms, stats | found.stats
             terms["rgb"] = wild_losses.masked(error, keep)
@@ -154,9 +156,9 @@ class DepthMaps(Objective):
 
     terms = ("depth_map",)
 
-    def __init__(self, num_images: int):
-        """``num_images``: photographs in all splits."""
-        self.num_images = num_images
+    def __init__(self, num_images: int, occluders: Occluders | None = None):
+        """``num_images``: photographs in all splits; ``occluders``: what stands before the scene has another depth."""
+        self.num_images, self.occluders = num_images, occluders
 
     def applies(self, part: Part, plan: StepPlan) -> bool:
         """See :meth:`Objective.applies`."""
@@ -168,6 +170,8 @@ class DepthMaps(Objective):
             return ObjectiveOutput()
         assert batch.depth_cosine is not None and batch.rays.image_index is not None, "photographs have both"
         depth, known = out.depth / out.opacity.clamp(min=MIN_OPACITY), batch.depth_map > 0
+        if self.occluders is not None and (kept := self.occluders.last) is not None:
+            known = known & (kept > MAJORITY)
         if batch.depth_relative:
             term = losses.depth_correlation(
                 depth * batch.depth_cosine, batch.depth_map, known, batch.rays.image_index, self.num_images
@@ -371,6 +375,12 @@ class ObjectiveInputs:
         """The options of the losses."""
         return self.stage.config.loss
 
+    @cached_property
+    def occluders(self) -> Occluders | None:
+        """What stands before the scene in photographs; one for all objectives, and that of the known views learns it."""
+        found = build_occluders(self.stage.config.wild, self.run.scene.num_training)
+        return None if found is None else found.to(self.device)
+
 
 def _guided(inputs: ObjectiveInputs) -> Objective | None:
     options, optim = inputs.stage.config.guidance, inputs.stage.config.optim
@@ -381,9 +391,7 @@ def _guided(inputs: ObjectiveInputs) -> Objective | None:
 def _known_view(inputs: ObjectiveInputs) -> Objective:
     wanted = inputs.stage.config.data.exposure and inputs.run.scene.num_training > 0
     exposure = Exposure(inputs.run.scene.num_training).to(inputs.device) if wanted else None
-    occluders = build_occluders(inputs.stage.config.wild, inputs.run.scene.num_training)
-    occluders = None if occluders is None else occluders.to(inputs.device)
-    return KnownView(inputs.loss.rgb_loss, inputs.loss.mask_loss, exposure, occluders)
+    return KnownView(inputs.loss.rgb_loss, inputs.loss.mask_loss, exposure, inputs.occluders)
 
 
 def _appearance_losses(inputs: ObjectiveInputs) -> Objective | None:
@@ -407,7 +415,7 @@ OBJECTIVES: dict[str, Callable[[ObjectiveInputs], Objective | None]] = {
     "guided": _guided,
     "known_view": _known_view,
     "appearance": _appearance_losses,
-    "depth_maps": lambda inputs: DepthMaps(inputs.run.scene.num_images),
+    "depth_maps": lambda inputs: DepthMaps(inputs.run.scene.num_images, inputs.occluders),
     "ray_regularisers": lambda inputs: RayRegularisers(),
     "smoothness": lambda inputs: Smoothness(inputs.field),
     "grid_regularisers": lambda inputs: GridRegularisers(inputs.field),

@@ -39,10 +39,12 @@ class Occluders(nn.Module, ABC):
     Attributes:
         terms: names of the loss terms that it makes.
         start: training progress in [0, 1] before which every ray teaches.
+        last: how much the rays of the last part teach, [N], for what else is compared with photographs; None before the start.
     """
 
     terms: tuple[str, ...] = ()
     start: float = 0.0
+    last: Tensor | None = None
 
     @abstractmethod
     def keep(self, error: Tensor, batch: Batch, plan: StepPlan) -> Kept:
@@ -93,10 +95,17 @@ class MaskNetwork(Occluders):
             image_index: [N] int64 training photographs.
             uv: [N, 2] pixel positions in [0, 1], column before row.
         """
-        images, index = torch.unique(image_index, return_inverse=True)
-        scale, shift = self.modulation(self.vectors(images)).index_select(0, index).chunk(2, -1)
+        scale, shift = self.modulation(self.vectors.weight).index_select(0, image_index).chunk(2, -1)
         seen = functional.relu(self.position(self.encoder(2.0 * uv - 1.0)) * (1.0 + scale) + shift)
         return torch.sigmoid(self.out(functional.relu(self.hidden(seen))))[:, 0]
+
+    @torch.no_grad()
+    def picture(self, index: int, height: int, width: int) -> Tensor:
+        """The mask [H, W] of training photograph ``index`` at the centres of its pixels."""
+        device = self.vectors.weight.device
+        row, column = ((torch.arange(n, device=device) + 0.5) / n for n in (height, width))
+        uv = torch.stack([column.expand(height, -1), row[:, None].expand(-1, width)], -1).reshape(-1, 2)
+        return self.mask(torch.full((len(uv),), index, device=device), uv).view(height, width)
 
     def keep(self, error: Tensor, batch: Batch, plan: StepPlan) -> Kept:
         """One minus the mask; see :meth:`Occluders.keep`. Differentiable in the mask."""

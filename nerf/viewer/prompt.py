@@ -16,6 +16,8 @@ def prepare(guidances: Sequence[Guidance], new: Conditions, old: Conditions) -> 
     Raises:
         UserError: a model cannot take them.
     """
+    for guidance in guidances:
+        guidance.check_text(new.text or "")
     done: list[Guidance] = []
     try:
         for guidance in guidances:

@@ -241,7 +241,7 @@ def test_the_embedded_multiview_prior_is_taken_where_it_is_asked_for_and_a_key_i
     assert (found.kind, found.title) == ("embedded multiview", "the embedded multi-view prior") and not found.remote
     keyed = weights_of("MVDream", "--text", "a red car", *EMBEDDED, "--hf_keys", f"MVDream={mvdream_folder}")
     assert keyed.source == str(mvdream_folder)
-    with pytest.raises(UserError, match="--mvdream embedded: the prompt 'a zebra' names no object"):
+    with pytest.raises(UserError, match="--text 'a zebra': the embedded prior does not know 'zebra'; it knows kinds"):
         weights_of("MVDream", "--text", "a zebra", *EMBEDDED)
     with pytest.raises(UserError, match="or --mvdream embedded"):
         weights_of("MVDream", "--text", "a red car", "--guidance", "MVDream")

@@ -54,28 +54,35 @@ def test_auto_takes_the_embedded_prior_on_a_new_machine_and_logs_it(prior_folder
     assert "\n" not in found.sentence and "the embedded prior" in found.sentence
 
 
-def test_auto_says_how_to_get_weights_for_words_outside_the_vocabulary():
+def test_auto_names_the_nearest_prompt_first_then_what_the_prior_knows_then_downloads():
     with pytest.raises(UserError) as error:
         resolve("auto", text="a red zeppelin")
     message = str(error.value)
-    for part in ("'zeppelin' (nearest:", "--sd_version 2.1 downloads", "2.6 GB", "licence", "--hf_key", "chair"):
-        assert part in message
+    parts = ("does not know 'zeppelin'", 'try --text "a red airplane"', "docs/prior.md", "--sd_version 2.1 downloads", "2.6 GB",
+             "licence", "--hf_key")  # fmt: skip
+    places = [message.index(part) for part in parts]
+    assert places == sorted(places) and len(message) < 420 and "\n" not in message
 
 
-def test_embedded_on_request_takes_a_prompt_with_an_unknown_word(prior_folder):
-    assert resolve("embedded", text="a shiny red car").source == str(prior_folder)
+def test_a_modifier_outside_the_vocabulary_is_refused_unless_the_embedded_prior_is_asked_for(prior_folder):
+    with pytest.raises(UserError, match='steampunk.; try --text "a red car"; --sd_version embedded leaves .steampunk. out'):
+        resolve("auto", text="a steampunk red car")
+    assert resolve("embedded", text="a steampunk red car").source == str(prior_folder)
 
 
-def test_embedded_on_request_refuses_a_prompt_without_any_known_object():
-    with pytest.raises(UserError, match="'chaair' .nearest: chair.*it knows kinds: mushroom"):
-        resolve("embedded", text="a red chaair")
+@pytest.mark.parametrize("version", ["auto", "embedded"])
+def test_what_would_change_the_object_is_refused_in_any_case(version):
+    with pytest.raises(UserError, match='always black; try --text "a car"; docs/prior.md.*; for any prompt'):
+        resolve(version, text="a cute car with black wheels")
 
 
-def test_the_vocabulary_is_listed_on_request_if_there_is_no_near_word():
-    assert weights.unknown_words("a quantum car").endswith("does not know 'quantum'")
-    assert "'quantum', but kinds: mushroom, tree" in weights.unknown_words("a quantum car", vocabulary=True)
-    assert "kinds" not in weights.unknown_words("a red zeppelin", vocabulary=True)
-    assert weights.unknown_words("a red car", vocabulary=True) == ""
+def test_harmless_words_need_no_download(prior_folder):
+    assert resolve("auto", text="a cute shiny red car, 4k").source == str(prior_folder)
+
+
+def test_embedded_on_request_lists_what_it_knows_where_no_object_is_near():
+    with pytest.raises(UserError, match="needs an object; it knows kinds: mushroom"):
+        resolve("embedded", text="red")
 
 
 def test_embedded_without_its_weights_says_how_to_get_them(monkeypatch, tmp_path):
@@ -86,7 +93,7 @@ def test_embedded_without_its_weights_says_how_to_get_them(monkeypatch, tmp_path
 
 def test_auto_without_any_weights_says_how_to_get_them(monkeypatch, tmp_path):
     monkeypatch.setattr(prior, "WEIGHTS", tmp_path / "gone")
-    with pytest.raises(UserError, match="the embedded prior's are not at .*gone.*What you can do: --sd_version 2.1 downloads"):
+    with pytest.raises(UserError, match="the embedded prior's are not at .*gone.*--sd_version 2.1 downloads"):
         resolve("auto", text="a red car")
 
 

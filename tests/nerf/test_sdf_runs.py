@@ -109,8 +109,29 @@ def test_the_mesh_stage_starts_from_a_signed_distance(tmp_path):
     assert main.main([*words.split(), *sizes.split()]) == 0
 
 
-def test_another_preset_can_be_asked_for(tmp_path):
-    folder = ball_photographs(tmp_path / "photos", masks=True)
-    assert run(folder, tmp_path / "w", "--preset", "neuralangelo", "--iters", 2) == 0
+@pytest.mark.parametrize("masks", [True, False])
+def test_another_preset_can_be_asked_for_and_has_a_background_where_there_are_no_masks(tmp_path, capfd, masks):
+    folder = ball_photographs(tmp_path / "photos", masks=masks)
+    for steps in (2, 3):  # from the start, and resumed
+        assert run(folder, tmp_path / "w", "--preset", "neuralangelo", "--iters", steps) == 0
     options = json.loads((tmp_path / "w" / "config.json").read_text())["options"]
     assert options["sdf_gradient"]["value"] == "taps4" and options["lambda_curvature"]["value"].count(":") == 2
+    assert options["background"]["value"] == ("auto" if masks else "contracted")
+    assert any(name.startswith("model/background.field") for name in newest(tmp_path / "w")) != masks
+    assert "warning: --preset" not in capfd.readouterr().err
+
+
+def test_a_preset_for_photographs_with_masks_is_warned_about_without_them(tmp_path, capfd):
+    folder = ball_photographs(tmp_path / "photos", masks=False)
+    assert run(folder, tmp_path / "w", "--preset", "neus", "--iters", 1) == 0
+    assert "warning: --preset neus is for photographs with masks" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("preset", "loss", "weight"), [("neus", "mse", 10.0), ("neus-unmasked", "l1", 1.0)])
+def test_photographs_of_an_object_are_compared_by_squares_and_those_of_a_scene_by_absolute_differences(
+    tmp_path, preset, loss, weight
+):
+    folder = ball_photographs(tmp_path / "photos", masks=preset == "neus")
+    assert run(folder, tmp_path / "w", "--iters", 1) == 0
+    options = json.loads((tmp_path / "w" / "config.json").read_text())["options"]
+    assert [options[name]["value"] for name in ("preset", "rgb_loss", "lambda_rgb")] == [preset, loss, weight]

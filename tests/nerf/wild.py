@@ -41,3 +41,17 @@ def rays(side=6, images=3):
     made = image_rays(side, side, distance=2.0, fovy=50.0)
     index = torch.arange(len(made)) % images
     return Rays(made.origins, made.directions, made.view_index, made.shape, image_index=index)
+
+
+def patches(images, side=6):
+    """The rays of one view for each of some photographs, as patches."""
+    made = image_rays(side, side, distance=2.0, fovy=50.0)
+    count = len(images)
+    return Rays(
+        made.origins.repeat(count, 1),
+        made.directions.repeat(count, 1),
+        torch.zeros(count * len(made)).long(),
+        (count, side, side),
+        image_index=torch.tensor(images).repeat_interleave(len(made)),
+        patch_images=tuple(images),
+    )

@@ -1,4 +1,4 @@
-"""The vocabulary: captions and their parser, held-out combinations, and unknown words."""
+"""Captions, and which combinations of kind and colours are held out."""
 
 import random
 
@@ -8,12 +8,8 @@ from guidance.prior.captions import (
     BENCHMARK_PROMPTS,
     COLORS,
     KIND_NAMES,
-    MEANINGS,
-    WORDINGS,
     Caption,
     is_held_out,
-    knows,
-    nearest,
     parse,
     random_caption,
     vocabulary,
@@ -61,44 +57,3 @@ def test_another_order_of_words_that_looks_the_same_is_held_out_too():
 def test_two_part_phrases_put_each_colour_in_its_place():
     assert parse("a blue house with a red roof").caption.slots == ("blue", "red")
     assert parse("a green cone on a yellow cylinder").caption == Caption("cone on cylinder", ("green", "yellow"))
-
-
-def test_other_spellings_are_replaced_and_fillers_left_out():
-    assert parse("A photo of a yellow aeroplane!").text == "a yellow airplane"
-    assert parse("an icecream").text == "an ice cream" and knows("a pink doughnut")
-
-
-@pytest.mark.parametrize("word, known", [
-    ("zeppelin", "airplane"), ("jet", "airplane"), ("cup", "mug"), ("truck", "car"), ("auto", "car"),
-    ("cottage", "house"), ("puppy", "dog"), ("ship", "boat"), ("burger", "hamburger"), ("pine", "tree"),
-    ("bear", "teddy bear"), ("couch", "sofa"), ("crimson", "red"), ("zepelin", "airplane"), ("hauses", "house"),
-    ("ballon", "ball"), ("bred", "red"),
-])  # fmt: skip
-def test_for_a_word_of_similar_meaning_or_spelling_a_known_one_is_suggested(word, known):
-    parsed = parse(f"a {word}")
-    assert known in parsed.unknown[word] and parsed.caption is None and not knows(f"a {word}")
-
-
-def test_words_of_similar_meaning_are_suggested_before_words_of_similar_spelling():
-    assert nearest("cat")[0] == "dog" and nearest("grey")[:2] == ["white", "black"]
-
-
-def test_a_word_without_a_near_match_gets_no_suggestion():
-    assert nearest("quantum") == [] and parse("a quantum chair").unknown == {"quantum": []}
-
-
-def test_every_word_of_similar_meaning_is_unknown_and_suggests_a_known_one():
-    for known, words in MEANINGS.items():
-        assert known in COLORS or known in WORDINGS
-        for word in words.split():
-            assert known in nearest(word) and word in parse(word).unknown
-
-
-def test_an_unknown_word_is_named_with_suggestions():
-    parsed = parse("a grean chiar")
-    assert parsed.unknown["grean"][0] == "green" and parsed.unknown["chiar"][0] == "chair"
-    assert not knows("a grean chiar") and knows("a green chair")
-
-
-def test_a_prompt_without_a_known_kind_has_no_caption():
-    assert parse("a quantum of solace").caption is None and not knows("red")

@@ -166,10 +166,32 @@ def test_nan_in_an_image_is_an_error_that_names_it(embedded):
         embedded.loss(image, views_at(0, 90), part_of("guided"), Control(T_RANGE))
 
 
-def test_unknown_words_are_named_with_suggestions(prior_folder, caplog):
-    with caplog.at_level(logging.WARNING, "somnia.guidance"):
-        make(prior_folder, text="a red chaair car")
-    assert "'chaair' (nearest: chair" in caplog.text
+def test_what_was_understood_is_logged_in_a_line_each_and_kept_for_the_result(prior_folder, caplog):
+    with caplog.at_level(logging.INFO, "somnia.guidance"):
+        model = make(prior_folder, text="a cute steampunk huose with a red roof")
+    assert [line.removeprefix("guidance: ") for line in caplog.messages if line.startswith("guidance: ")] == [
+        "understood as: a house, white, with a red roof",
+        "read 'huose' as 'house'",
+        "ignored, as it changes nothing: cute",
+        "left out, as the embedded prior does not know it: 'steampunk'",
+    ]
+    assert model.results() == {"understood": "a house, white, with a red roof"}
+
+
+def test_a_prompt_that_cannot_be_had_is_refused(embedded):
+    with pytest.raises(UserError, match='one object, not a car and a table; try --text "a car"'):
+        embedded.prepare(Conditions("a car on a table"))
+
+
+def test_a_new_prompt_must_have_known_words_alone(embedded):
+    embedded.check_text("a cute red car")
+    with pytest.raises(UserError, match="does not know 'steampunk'"):
+        embedded.check_text("a steampunk car")
+
+
+def test_a_bound_prompt_is_embedded_as_the_caption_that_says_the_same(prior_folder):
+    bound, trained = (make(prior_folder, text=t) for t in ("a house with red roof, blue", "a blue house with a red roof"))
+    assert all(torch.equal(bound.text[name], trained.text[name]) for name in trained.text)
 
 
 def test_an_empty_prompt_is_refused(embedded):

@@ -140,8 +140,8 @@ OTHERS = {
     "grid_size": 64, "optim": "adam", "seed": 7, "image": ("x_rgba.png",), "image_config": "x.csv", "ref_radii": (2.0,),
     "ref_polars": (60.0,), "ref_azimuths": (30.0,), "zero123_ws": (0.5,), "zero123": "zero123-xl", "zero123_ckpt": "x.ckpt",
     "mvdream": "embedded", "prior_views": "words", "scene_center": "cameras", "scene_up": "y", "scene_scale": "2",
-    "wild": True, "appearance": "embedding", "appearance_size": 8, "appearance_side": 32, "occluders": "robust",
-    "mask_vector": 16, "mask_hidden": 32, "mask_octaves": 4,
+    "wild": True, "appearance": "embedding", "appearance_size": 8, "appearance_side": 64, "appearance_scope": "local",
+    "occluders": "robust", "mask_vector": 16, "mask_hidden": 32, "mask_octaves": 4,
     "preset": "neus", "sharpness": "scheduled", "colour_hidden": 32, "background_bias": -2.0,
 }  # fmt: skip
 
@@ -170,6 +170,22 @@ def test_photographs_without_masks_have_a_background_that_learns_as_fast_as_the_
     assert (config.field.background, config.field.background_lr) == (("contracted", 1.0) if behind else ("auto", 0.1))
     assert (config.data.scene_scale, config.loss.lambda_mask) == (("seen", 0.0) if behind else ("auto", 0.1))
     assert config.field.sdf_gradient == ("taps4" if preset == "neuralangelo" else "auto")
+
+
+@pytest.mark.parametrize(
+    ("preset", "masks", "said"),
+    [
+        ("neus", False, "warning: --preset neus is for photographs with masks, and these have none"),
+        ("neus-unmasked", True, "warning: --preset neus-unmasked is for photographs without masks, and these have masks"),
+        ("neus", True, None),
+        ("neus-unmasked", False, None),
+        ("neuralangelo", False, None),
+    ],
+)
+def test_a_recipe_for_other_photographs_is_warned_about(preset, masks, said):
+    plan = resolve(parse(["--data", "photos", "--backbone", "sdf", "--preset", preset]), StoredRun(masks=masks))
+    found = [line for line in plan.lines if line.startswith("warning: --preset")]
+    assert len(found) == (said is not None) and all(line.startswith(said) for line in found)
 
 
 def test_the_plan_of_the_stored_options_is_the_stored_plan():

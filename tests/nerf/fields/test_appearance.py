@@ -15,10 +15,11 @@ KINDS = [(field, kind) for field in ("grid", "vanilla", "sdf") for kind in ("enc
 SHOWING = RenderSettings(training=False, view_dependent=True)
 
 
+@pytest.mark.parametrize("scope", ["global", "local"])
 @pytest.mark.parametrize("background", ["constant", "network", "contracted"])
 @pytest.mark.parametrize(("field", "kind"), KINDS)
-def test_colours_depend_on_the_appearance_and_geometry_does_not(field, kind, background):
-    model = wild.model(field, kind, background)[0]
+def test_colours_depend_on_the_appearance_and_geometry_does_not(field, kind, background, scope):
+    model = wild.model(field, kind, background, appearance_scope=scope)[0]
     if background != "constant":  # a fog, so that what is behind is seen
         model.field.bound = 1.0
     rays = wild.rays()
@@ -113,13 +114,21 @@ def test_the_encoder_is_differentiable_in_the_picture():
 
 
 def test_a_tint_changes_nothing_before_training_nor_without_an_appearance():
-    tint, features, logits = Tint(7, 6), torch.rand(4, 7), torch.randn(4, 3)
+    tint, features, logits = Tint(7, 6, local=True), torch.rand(4, 7), torch.randn(4, 3)
     codes = AppearanceCodes(torch.randn(2, 6), torch.tensor([0, 1, 1, 0]))
     assert torch.equal(tint(features, logits, codes), logits) and tint(features, logits, None) is logits
 
 
-def test_a_tint_gradcheck():
-    tint = Tint(3, 2).double()
+def test_a_global_tint_is_a_map_of_colours_alone():
+    tint, logits = Tint(7, 6), torch.randn(1, 3).expand(4, 3)
+    torch.nn.init.normal_(tint.out.weight)
+    tinted = tint(torch.rand(4, 7), logits, AppearanceCodes(torch.randn(1, 6)))
+    assert torch.equal(tinted, tinted[:1].expand(4, 3)) and (tinted - logits).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_tint_gradcheck(local):
+    tint = Tint(3, 2, local).double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in tint.parameters():

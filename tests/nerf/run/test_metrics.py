@@ -6,7 +6,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from nerf.run.metrics import psnr, ssim
+from nerf.run.metrics import psnr, ssim, ssim3
 
 
 @pytest.mark.parametrize("error, decibels", [(1.0, 0.0), (0.1, 20.0), (0.01, 40.0)])
@@ -110,3 +110,39 @@ def test_metrics_without_a_valid_pixel_are_not_a_number(metric):
 def test_metrics_refuse_valid_pixels_of_another_picture(metric):
     with pytest.raises(ValueError, match=r"expected valid \[12, 12\] for images \[12, 12, 3\], got \[12, 13\]"):
         metric(torch.zeros(12, 12, 3), torch.zeros(12, 12, 3), torch.ones(12, 13, dtype=torch.bool))
+
+
+# ---- the peer's window of 3 x 3 ----
+
+
+def test_ssim3_equals_a_direct_sum_over_windows_with_reflected_borders():
+    a = torch.rand(5, 6, 2).double()
+    b = (a + 0.3 * torch.randn_like(a)).clamp(0, 1)
+    place = torch.arange(-1, 2).double()
+    weight = torch.exp(-0.5 * (place / 1.5) ** 2)
+    weight = weight[:, None] * weight
+    weight = weight / weight.sum()
+    values = []
+    for c in range(2):
+        for i in range(5):
+            for j in range(6):
+                mirrored = [(4 - abs(4 - abs(i + di)), 5 - abs(5 - abs(j + dj))) for di in (-1, 0, 1) for dj in (-1, 0, 1)]
+                x, y = (torch.stack([t[p][c] for p in mirrored]).reshape(3, 3) for t in (a, b))
+                mx, my = (weight * x).sum(), (weight * y).sum()
+                vx, vy = (weight * x * x).sum() - mx * mx, (weight * y * y).sum() - my * my
+                cxy = (weight * x * y).sum() - mx * my
+                value = (2 * mx * my + 1e-4) * (2 * cxy + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))
+                values.append(max(0.0, float(value)))
+    assert math.isclose(ssim3(a, b).item(), sum(values) / len(values), abs_tol=1e-9)
+
+
+def test_ssim3_leaves_out_what_is_masked():
+    a, b = torch.rand(12, 9, 3).double(), torch.rand(12, 9, 3).double()
+    valid = torch.ones(12, 9, dtype=torch.bool)
+    assert math.isclose(ssim3(a, b, valid).item(), ssim3(a, b).item(), rel_tol=1e-12)
+    valid[:6] = False
+    spoilt = torch.where(valid[..., None], b, torch.rand(12, 9, 3).double())
+    assert math.isclose(
+        ssim3(a, b, valid).item(), ssim3(torch.where(valid[..., None], a, b), spoilt, valid).item(), abs_tol=0.05
+    )
+    assert math.isclose(ssim3(b, b, valid).item(), 1.0)

@@ -259,6 +259,19 @@ def test_a_prompt_that_a_model_refuses_leaves_all_as_it_was(open_session, monkey
     assert "no such thing" in session.status.error
 
 
+def test_a_prompt_with_a_word_that_the_prior_does_not_know_is_refused_and_the_old_one_stays(open_session):
+    pytest.importorskip("diffusers")
+    session = open_session(*WORDS, "--iters", 1000, stopped=True)
+    until(lambda: session.status.phase is Phase.PAUSED)
+    guidance = session._trainer.guidance[0]
+    before = guidance.text["text"].clone()
+    for words, said in (("a steampunk ball", "does not know 'steampunk'"), ("a ball on a table", 'try --text "a ball"')):
+        with pytest.raises(UserError, match=said):
+            session.edit_prompt(words).result(60)
+        assert said in session.status.error and session.status.prompt == "a blue ball"
+    assert torch.equal(guidance.text["text"], before) and guidance.understood == "a ball, blue"
+
+
 def test_starting_what_is_finished_says_that_nothing_is_left(open_session, photographs):
     session = open_session("--data", photographs, *PHOTOS, "--iters", 3)
     until(lambda: trained(session))
