@@ -188,6 +188,7 @@ IDLE = (
             "wild",
             "appearance",
             "occluders",
+            "diffuse_share",
             "patch_grid",
             "texture_from",
         ),

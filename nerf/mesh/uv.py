@@ -66,10 +66,10 @@ def _charts(mesh: Mesh, blocks: list[np.ndarray], texture_size: int, fewer: str)
 
     xatlas fails about once in a hundred times where other programs use the cores, and succeeds when it is asked again.
     """
-    request = io.BytesIO()
+    request, extent = io.BytesIO(), float(np.ptp(mesh.vertices, axis=0).max())
     np.savez(
         request,
-        vertices=mesh.vertices * (_CHARTED / max(float(np.ptp(mesh.vertices, axis=0).max()), 1e-30)),
+        vertices=mesh.vertices * (_CHARTED / extent if extent > 0 else 1.0),
         faces=mesh.faces,
         order=np.concatenate(blocks),
         sizes=np.array([len(block) for block in blocks]),
