@@ -37,10 +37,10 @@ CASES = ("clean", "colour", "occluders", "both")
 METHODS: dict[str, list[str]] = {
     "wild": ["--wild"],
     "plain": [],
-    "encoder": ["--appearance", "encoder", "--patch_grid", "32"],
+    "encoder": ["--appearance", "encoder", "--patch_grid", "16"],
     "embedding": ["--appearance", "embedding"],
     "mask": ["--occluders", "mask"],
-    "robust": ["--occluders", "robust", "--patch_grid", "32"],
+    "robust": ["--occluders", "robust"],
 }
 PUBLISHED = {"clean": 30.93, "colour": 28.20, "occluders": 28.60, "both": 24.86}  # PSNR of nerf_pl's NeRF-W at 200 x 200
 LIGHTS = range(1, 100, 9)  # perturbed photographs whose light is shown on test views

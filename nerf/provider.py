@@ -330,6 +330,11 @@ def _photographs(inputs: SourceInputs) -> Source | None:
     if inputs.photographs is None:
         return None
     config = inputs.config
+    if config.wild.adapts and len(inputs.photographs) == 1:
+        raise UserError(
+            "--wild, --appearance and --occluders learn what differs between photographs, and there is a single one to train "
+            "on; add photographs of the same place, or leave them out"
+        )
     scene = inputs.photographs.scene(config.field.bound)
     nothing_behind = background_kind(config.field, scene) == "constant" and config.data.data_background == "random"
     rays = RayCount(config.data.num_rays, config.data.ray_samples) if config.data.ray_samples else None

@@ -17,7 +17,8 @@ class WildConfig(Group):
 
     wild: bool = option(
         False,
-        "photographs of many cameras, days and passers-by: turns on --appearance encoder, --occluders mask and --patch_grid 16",
+        "photographs of many cameras, days and passers-by: turns on --appearance encoder, --occluders mask, --patch_grid 16 "
+        "and --diffuse_share 0.5",
         kept=RUN,
     )
     appearance: str = option(
@@ -46,6 +47,12 @@ class WildConfig(Group):
         1e-3, "the vector of a patch that is rendered in another light is the vector of that light", check=WEIGHT
     )
     lambda_mode_seeking: float = option(1e-6, "inverse of how much colours change with the vector (mode seeking)", check=WEIGHT)
+    diffuse_share: float = option(
+        0.0625,
+        "share of the rays of photographs that are compared by their diffuse colour: what depends on the direction does not "
+        "explain the light of photographs then, each of which looks in one of its own",
+        check=FRACTION,
+    )
     occluders: str = option(
         "none",
         "what passes before the scene: mask learns which pixels of each photograph it covers (Ha-NeRF), robust leaves out "

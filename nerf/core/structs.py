@@ -213,6 +213,7 @@ class RenderSettings:
     light: Tensor | None = None  # [B, 3] unit direction from the surface to the light, per view; None: at the camera
     background: Tensor | None = None  # [3] one colour, [B, 3] per view or [N, 3] per ray; None: the background model
     space: Literal["rgb", "latent"] = "rgb"  # what the channels of the image mean
+    diffuse_share: float = 1.0 / 16.0  # of the rays of a view-dependent training part that show their diffuse colour alone
     view_dependent: bool = False  # use the view-dependent colour head (photographs); guided parts use the diffuse part
     need_normals: bool = False  # an objective needs normals; shading that needs them computes them anyway
     max_level: float = 1.0  # fraction of the encoder's levels that is active

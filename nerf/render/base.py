@@ -29,10 +29,6 @@ from nerf.mesh.source import SourceMesh
 from nerf.mesh.tetrahedra import Surface
 from raymarching import near_far_from_aabb
 
-# Share of the rays of a view-dependent training batch that are shaded by their albedo alone: it makes the diffuse colour,
-# which export bakes and guidance sees, the best approximation that does not depend on the view.
-DIFFUSE_SHARE = 1.0 / 16.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class RaySums:
@@ -191,11 +187,15 @@ def lights(rays: Rays, settings: RenderSettings) -> Tensor:
 
 
 def diffuse_rays(rays: Rays, settings: RenderSettings) -> Tensor | None:
-    """Which rays (bool [N]) of a view-dependent training part show the diffuse colour; None if there are none."""
+    """Which rays (bool [N]) of a view-dependent training part show the diffuse colour; None if there are none.
+
+    They make the diffuse colour, which export bakes and guidance sees, the best approximation that does not depend on the view;
+    and the light of photographs what is explained by their appearance, not by the direction that each of them looks in.
+    """
     if not (settings.training and settings.view_dependent):
         return None
     generator = settings.random.generator(Stream.DIFFUSE_RAYS, rays.origins.device)
-    return torch.rand(len(rays), generator=generator, device=rays.origins.device) < DIFFUSE_SHARE
+    return torch.rand(len(rays), generator=generator, device=rays.origins.device) < settings.diffuse_share
 
 
 def sample_colours(output: FieldOutput, rays: Rays, settings: RenderSettings, ray_index: Tensor) -> Tensor:

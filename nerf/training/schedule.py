@@ -231,5 +231,8 @@ def photo_part(source: str, step: int, run: RunInfo, random: Random, num_rays: i
             request = replace(request, layout="patches", patch_size=side, patch_scale=config.wild.least_scale(step))
             request = replace(request, num_rays=max(request.num_rays, side**2))
     level = max_level(fraction, config)
-    settings = RenderSettings(source, fraction=fraction, view_dependent=True, max_level=level, random=random)
+    share = config.wild.diffuse_share
+    settings = RenderSettings(
+        source, fraction=fraction, view_dependent=True, diffuse_share=share, max_level=level, random=random
+    )
     return Part(request, settings, has_targets=True)

@@ -75,3 +75,12 @@ def test_fewer_lights_than_views_are_refused():
     rays, light = image_rays(2, 2, views=3), torch.eye(3)[:2]
     with pytest.raises(ValueError, match="light for each of 3 views, got 2"):
         lights(rays, RenderSettings(light=light))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_share_of_rays_that_show_their_diffuse_colour_is_that_of_the_settings(share):
+    rays = image_rays(50, 50)
+    settings = RenderSettings(view_dependent=True, diffuse_share=share)
+    albedo, rgb = torch.zeros(len(rays), 3), torch.ones(len(rays), 3)
+    colours = sample_colours(output(len(rays), albedo=albedo, rgb=rgb), rays, settings, torch.arange(len(rays)))
+    assert abs(float((colours == 0).float().mean()) - share) < 0.03

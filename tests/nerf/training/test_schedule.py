@@ -1,12 +1,16 @@
 """Plans are pure functions of step, options and seed, and their weights follow the stated ramps."""
 
+import math
 from dataclasses import is_dataclass
 
 import pytest
 import torch
 
-from nerf.config.config import Config, with_values
+from nerf.config.config import Config, parse, with_values
+from nerf.config.kept import StoredRun
+from nerf.config.resolve import resolve
 from nerf.config.stages import NERF, Stage
+from nerf.core.streams import Random
 from nerf.training import schedule
 from nerf.training.sources import GuidanceInfo, RunInfo, Source
 
@@ -214,3 +218,21 @@ def test_smoothness_of_normals_in_space_asks_for_normals():
     quiet = {"lambda_orient": 0.0, "albedo_iter_ratio": 1.0}
     assert settings(0, options(**quiet, lambda_3d_normal_smooth=1.0)).need_normals
     assert not settings(0, options(**quiet)).need_normals
+
+
+def test_parts_of_photographs_in_the_wild_are_patches_with_a_share_of_diffuse_rays():
+    words = "--data x --wild --num_rays 1000 --patch_grid 8 --patch_scale 0.3 --patch_scale_decay 0.01 --diffuse_share 0.4"
+    (stage,) = resolve(parse(words.split()), StoredRun()).stages
+    run = RunInfo(stage)
+    parts = [schedule.photo_part("photos", step, run, Random()) for step in (0, 50, 1000)]
+    assert {(part.request.layout, part.request.patch_size, part.request.num_rays) for part in parts} == {("patches", 8, 1000)}
+    assert [part.request.patch_scale for part in parts] == pytest.approx([0.9, math.exp(-0.5), 0.3])
+    assert {part.settings.diffuse_share for part in parts} == {0.4}
+
+
+def test_weights_of_masks_fall_and_are_relative_to_the_colour_loss():
+    (stage,) = resolve(parse("--data x --wild --lambda_rgb 3".split()), StoredRun()).stages
+    early, later, late = (schedule.term_weights(step, RunInfo(stage)) for step in (0, 1000, 2900))
+    assert early["mask_size"] == pytest.approx(6 * 5e-2) and late["mask_size"] == pytest.approx(6 * 6e-3)
+    assert later["mask_size"] == pytest.approx(6 * 5e-2 * math.exp(-1))
+    assert early["appearance_norm"] == pytest.approx(6e-5) and early["mode_seeking"] == pytest.approx(6e-6)
