@@ -15,6 +15,7 @@ from guidance.prior.captions import Caption
 from guidance.prior.render import render
 from guidance.prior.shapes import EMPTY, Shape, family, occupancy
 from nerf.mesh import io as mesh_io
+from nerf.mesh import voxels
 
 HALF = 0.7  # half the side of the measured box, scene units
 GRID = 64  # voxels along a side
@@ -42,65 +43,11 @@ def read_mesh(path: Path) -> ColoredMesh:
     return ColoredMesh(mesh.vertices, mesh.faces, color=color)
 
 
-def _covered(corner: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs (C of them) of a 2-D triangle and an integer point inside it.
-
-    Args:
-        corner: [T, 3, 2].
-        low, high: [2] lowest and highest integer point.
-
-    Returns:
-        Triangle index [C], integer point [C, 2] and barycentric weights [C, 3].
-    """
-    first = np.maximum(np.ceil(corner.min(1)), low).astype(np.int64)
-    last = np.minimum(np.floor(corner.max(1)), high).astype(np.int64)
-    extent = np.maximum(last - first + 1, 0)
-    count = extent[:, 0] * extent[:, 1]
-    triangle = np.repeat(np.arange(len(corner)), count)
-    running = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    width = extent[triangle, 0]
-    point = first[triangle] + np.stack([running % np.maximum(width, 1), running // np.maximum(width, 1)], -1)
-    a, b, c = corner[triangle, 0], corner[triangle, 1], corner[triangle, 2]
-
-    def area(p: np.ndarray, q: np.ndarray, r: np.ndarray) -> np.ndarray:
-        return (q[:, 0] - p[:, 0]) * (r[:, 1] - p[:, 1]) - (q[:, 1] - p[:, 1]) * (r[:, 0] - p[:, 0])
-
-    total = area(a, b, c)
-    parts = np.stack([area(b, c, point), area(c, a, point), area(a, b, point)], -1)
-    total = np.where(np.abs(total) < 1e-15, np.nan, total)
-    weights = parts / total[:, None]
-    with np.errstate(invalid="ignore"):
-        inside = (weights >= 0).all(-1)
-    return triangle[inside], point[inside], weights[inside]
-
-
 def voxelize(mesh: ColoredMesh, grid: int = GRID) -> np.ndarray:
-    """Voxel centres inside the mesh, bool [G, G, G] indexed x, y, z.
-
-    Along each axis the signed crossings of a line of voxels are summed: a non-zero winding number is inside. The majority
-    of the three axes decides, so that a small hole does not turn a whole line inside out. Closed cavities are filled.
-    """
+    """Voxel centres inside the mesh, closed cavities filled, bool [G, G, G]; see :func:`nerf.mesh.voxels.voxelize`."""
     from scipy.ndimage import binary_fill_holes
 
-    votes = np.zeros((grid, grid, grid), np.int8)
-    scaled = (mesh.vertices + HALF) / (2 * HALF) * grid - 0.5
-    # A small offset: a line of voxels must not pass exactly through an edge that two triangles share.
-    corners = (scaled + np.array([1.37e-4, 2.11e-4, 2.93e-4]))[mesh.faces]
-    for axis in range(3):
-        flat = [(axis + 1) % 3, (axis + 2) % 3]
-        triangle, point, weights = _covered(corners[:, :, flat], np.zeros(2), np.full(2, grid - 1))
-        depth = (weights * corners[triangle, :, axis]).sum(-1)
-        edges = corners[triangle][:, :, flat]
-        turn = np.sign(
-            (edges[:, 1, 0] - edges[:, 0, 0]) * (edges[:, 2, 1] - edges[:, 0, 1])
-            - (edges[:, 1, 1] - edges[:, 0, 1]) * (edges[:, 2, 0] - edges[:, 0, 0])
-        )
-        crossings = np.zeros((grid, grid, grid + 1))
-        start = np.clip(np.ceil(depth).astype(np.int64), 0, grid)
-        np.add.at(crossings, (point[:, 0], point[:, 1], start), turn)
-        inside = np.abs(np.cumsum(crossings, -1)[..., :grid]) > 0.5
-        votes += np.moveaxis(inside, (0, 1, 2), (*flat, axis)).astype(np.int8)
-    return binary_fill_holes(votes >= 2)
+    return binary_fill_holes(voxels.voxelize(mesh.vertices, mesh.faces, np.full(3, -HALF), 2 * HALF / grid, grid))
 
 
 def true_voxels(shape: Shape, grid: int = GRID) -> np.ndarray:
@@ -171,7 +118,7 @@ def rasterize(mesh: ColoredMesh, pose: np.ndarray, fovy: float, size: int) -> tu
     """
     screen = project(mesh.vertices, pose, fovy, size)
     corners = screen[mesh.faces]
-    triangle, point, weights = _covered(corners[:, :, :2], np.zeros(2), np.full(2, size - 1))
+    triangle, point, weights = voxels.covered(corners[:, :, :2], np.zeros(2), np.full(2, size - 1))
     depth = (weights * corners[triangle, :, 2]).sum(-1)
     order = np.lexsort((depth, point[:, 1] * size + point[:, 0]))
     triangle, point, weights = triangle[order], point[order], weights[order]

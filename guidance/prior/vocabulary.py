@@ -205,6 +205,6 @@ PLURALS = {"snowmen": "snowman", "cacti": "cactus", "buses": "car"}
 # English words that look like a mistyped known word and are none.
 REAL_WORDS = frozenset(
     """bat bot boa boy lap lam cub cue con tee pin set sea sees yes opt had era char dont handler share shady should quit brawn
-    racket choir battle cram wells wills walks shout loaves nuzzle party petty putty stack stock stuck thee
+    racket choir battle cram wells wills walks shout loaves nuzzle party petty putty stack stock stuck thee hose tale brow shad
     wins bar handled matters""".split()
 )

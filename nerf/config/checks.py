@@ -134,7 +134,7 @@ class Idle:
 
 
 _EXPORT = ("decimate_target", "decimate_error", "texture_size", "texture_supersample", "normal_map", "roughness", "metallic",
-           "mesh_ply", "export_frame", "texture_from")  # fmt: skip
+           "mesh_ply", "mesh_formats", "ground", "export_frame", "texture_from")  # fmt: skip
 _GUIDANCE = tuple(flag for flag, (group, _) in OPTIONS.items() if group == "guidance")
 _GUIDED = ("radius_range", "theta_range", "phi_range", "fovy_range", "half_size_ratio", "jitter_pose", "uniform_sphere_rate",
            "progressive_view", "latent_iter_ratio", "albedo_iter_ratio", "albedo_rate", "background_textures",

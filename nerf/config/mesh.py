@@ -31,6 +31,15 @@ class MeshConfig(Group):
             CORNER.high,
         ),
     )
+    mesh_formats: tuple[str, ...] = option(
+        ("obj", "glb"),
+        "formats of the mesh; OBJ and GLB are always written, PLY has vertex colours, STL the shape alone",
+        choices=("obj", "glb", "ply", "stl"),
+    )
+    ground: bool = option(
+        False,
+        "put the lowest point of the mesh at y = 0 of its files, and make a flat base even; else it is not moved",
+    )
     texture_from: str = option(
         "auto",
         "what the texture shows after --data: the photographs, projected onto the mesh, or the field's diffuse colour; auto: "

@@ -291,5 +291,9 @@ def check_task(config: Config, workspace: StoredRun) -> None:
         )
     if config.output.export_frame == "source" and config.trains and data is None:
         raise UserError("--export_frame source needs the axes of --data; a run from text or a picture has only its own")
+    if config.mesh.ground and config.output.export_frame == "source":
+        raise UserError("--ground moves the mesh, and --export_frame source keeps it where the data is; leave one of them out")
+    if config.mesh.ground and data is None and config.dmtet.init_up != "y":
+        raise UserError(f"--ground is along y, and --init_up says that up is {config.dmtet.init_up}; leave one of them out")
     check_background(config)
     check_stages(config)

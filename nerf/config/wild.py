@@ -17,7 +17,8 @@ class WildConfig(Group):
 
     wild: bool = option(
         False,
-        "photographs of many cameras, days and passers-by: turns on --appearance encoder, --occluders mask and --patch_grid 16",
+        "photographs of many cameras, days and passers-by: turns on --appearance encoder, --occluders mask, --patch_grid 16 "
+        "and --diffuse_share 0.5",
         kept=RUN,
     )
     appearance: str = option(

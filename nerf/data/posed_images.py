@@ -306,13 +306,9 @@ class Photographs:
         return Batch(rays, view, self.image(i).reshape(-1, 3), alpha, background=background), valid
 
     def flat(self, i: int) -> tuple[Views, Tensor]:
-        """Photograph ``i`` without lens distortion: its pinhole, and premultiplied colours with alpha [H, W, 4] in [0, 1].
-
-        Masked-out pixels are transparent.
-        """
-        height, width = self.store.size(i)
-        views = self._undistorted_views(torch.tensor([i], device=self.device), height, width)
-        return views, self._undistorted_planes(i, height, width)[:4].permute(1, 2, 0)
+        """Photograph ``i`` without lens distortion: its pinhole, and premultiplied [H, W, 4], transparent if masked out."""
+        view = self._undistorted_views(torch.tensor([i], device=self.device), *self.store.size(i))
+        return view, self._undistorted_planes(i, view.height, view.width)[:4].permute(1, 2, 0)
 
     # ---- training batches ----
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nerf.core.errors import UserError
-from nerf.core.structs import AppearanceCodes, FieldOutput, LevelSet, Points, RenderSettings, SceneInfo
+from nerf.core.structs import AppearanceCodes, FieldOutput, LevelSet, Points, RenderSettings, Samples, SceneInfo
 from nerf.fields.opacity import density_to_alpha
 
 # Points of one query where no gradients are needed, so that the temporaries of a field stay small.
@@ -27,6 +27,8 @@ class Field(nn.Module, ABC):
     bound: float
     # Rounds in which the plain path draws its fine samples; above one, each draws by :meth:`section_opacity`.
     upsampling_rounds = 1
+    # A cell of the occupancy grid keeps the largest alpha sampled so far, decayed by this factor each time it is sampled again.
+    occupancy_decay = 0.95
 
     def begin_step(self, fraction: float) -> None:
         """Set what follows the training progress in [0, 1] and is no parameter. By default nothing."""
@@ -98,12 +100,13 @@ class Field(nn.Module, ABC):
             [M] in [0, 1]; differentiable in ``output`` and in parameters that only the opacity depends on.
         """
 
-    def may_be_seen(self, positions: Tensor, dt: Tensor, settings: RenderSettings) -> Tensor | None:
-        """Which of M steps may have an opacity at all, from whatever direction they are seen; evaluation skips the others.
+    def may_be_seen(self, samples: Samples, settings: RenderSettings) -> Tensor | None:
+        """Which of M steps may have an opacity at all, from whatever direction they are seen, and be reached by light.
+
+        Evaluation computes no gradients and no colours of the others.
 
         Args:
-            positions: [M, 3], neighbours on a ray next to one another.
-            dt: [M] length of the steps, scene units.
+            samples: M steps, those of a ray next to one another and front to back.
             settings: those of the query.
 
         Returns:

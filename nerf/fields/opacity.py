@@ -57,6 +57,35 @@ def annealed_slope(cosine: Tensor, ratio: float) -> Tensor:
     return -((1.0 - ratio) * functional.relu(0.5 - 0.5 * cosine) + ratio * functional.relu(-cosine))
 
 
+def light_before(sdf: Tensor, t: Tensor, dt: Tensor, ray_index: Tensor, sharpness: Tensor | float) -> Tensor:
+    """How much light reaches each step at most, as a logarithm, from the distances alone.
+
+    The slope of a step is the less steep one of those to its neighbours, so that its opacity is not overestimated where the
+    distance changes by no more than the distance between two points; a step without neighbours counts as transparent.
+
+    Args:
+        sdf: [M] signed distances in the middle of the steps, those of a ray next to one another and front to back.
+        t: [M] distances along the rays.
+        dt: [M] length of the steps, scene units.
+        ray_index: [M] int64, ascending.
+        sharpness: per scene unit.
+
+    Returns:
+        [M] float64, at most 0: the logarithm of an upper bound of the transmittance in front of each step.
+    """
+    if len(sdf) == 0:
+        return sdf.double()
+    apart = t.diff()
+    neighbours = (ray_index.diff() == 0) & (apart < 1.5 * dt[1:])
+    slope = torch.where(neighbours, (sdf.diff() / apart.clamp(min=1e-12)).clamp(-1.0, 0.0), 0.0)
+    half = 0.5 * dt * torch.maximum(functional.pad(slope, (1, 0)), functional.pad(slope, (0, 1)))
+    passed = functional.logsigmoid(sharpness * (sdf + half)) - functional.logsigmoid(sharpness * (sdf - half))
+    behind = passed.double().cumsum(0)
+    count = torch.unique_consecutive(ray_index, return_counts=True)[1]
+    before = functional.pad(behind, (1, 0))
+    return before[:-1] - before[count.cumsum(0) - count].repeat_interleave(count)
+
+
 def section_alpha(sdf: Tensor, t: Tensor, sharpness: float) -> Tensor:
     """Opacity of the sections between neighbouring samples, from their distances alone: what up-sampling draws by.
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 import mlp
 from nerf.config.groups import FieldConfig
 from nerf.core.activation import unit
-from nerf.core.structs import AppearanceCodes, FieldOutput, LevelSet, Points, RenderSettings, SceneInfo
+from nerf.core.structs import AppearanceCodes, FieldOutput, LevelSet, Points, RenderSettings, Samples, SceneInfo
 from nerf.fields.appearance import HEARD, HeardAppearance, Tint
 from nerf.fields.base import Field
 from nerf.fields.encoding import make_encoder
-from nerf.fields.opacity import annealed_slope, sdf_to_alpha, section_alpha
+from nerf.fields.opacity import annealed_slope, light_before, sdf_to_alpha, section_alpha
 from nerf.fields.shapes import first_shape, fit_shape
 from nerf.fields.surface_health import surface_troubles
 from nerf.fields.taps import TAPS, differences
@@ -33,6 +33,9 @@ UPSAMPLING_ROUNDS = 4
 # Evaluation leaves out steps whose opacity is at most NEGLIGIBLE from any direction. One distance answers for GROUP neighbours
 # as far as the surface is off by STEEPEST times their distance: learned gradients are rarely longer (99.9 % are below 1.6).
 NEGLIGIBLE, GROUP, STEEPEST = 1e-4, 8, 2.0
+# It leaves out what less of the light reaches, too: well below what ends a ray, as gradients of more than unit length make the
+# surface seem steeper from its distances than it counts as.
+HIDDEN = 1e-6
 
 
 class SurfaceColour(nn.Module):
@@ -102,6 +105,7 @@ class SignedDistanceField(Field):
     """
 
     upsampling_rounds = UPSAMPLING_ROUNDS
+    occupancy_decay = 0.5  # one distance answers for all of a cell, so that what was there before is soon forgotten
     fit_rate = 5e-3  # learning rate of the first shape
     variance: Tensor
 
@@ -231,8 +235,9 @@ class SignedDistanceField(Field):
         return sdf_to_alpha(output.require("sdf"), slope, dt, self.sharpness)
 
     @torch.no_grad()
-    def may_be_seen(self, positions: Tensor, dt: Tensor, settings: RenderSettings) -> Tensor | None:
-        """Steps that are not far outside, by their distances alone; see :meth:`Field.may_be_seen`."""
+    def may_be_seen(self, samples: Samples, settings: RenderSettings) -> Tensor | None:
+        """Steps that are neither far outside nor behind the surface, by distances alone; see :meth:`Field.may_be_seen`."""
+        positions, dt = samples.positions, samples.dt
         if len(positions) == 0:
             return torch.zeros(0, dtype=torch.bool, device=positions.device)
         sharpness, longest = self.sharpness, dt.max()
@@ -247,7 +252,9 @@ class SignedDistanceField(Field):
         apart = (positions - positions[near]).norm(dim=-1)
         seen = ~(first.repeat_interleave(GROUP)[: len(positions)] - STEEPEST * apart > far)
         close = seen.nonzero()[:, 0]
-        seen[close] = ~(self.distance(positions[close], settings.max_level) > far)  # NaN is seen
+        sdf = self.distance(positions[close], settings.max_level)
+        light = light_before(sdf, samples.t[close], dt[close], samples.ray_index[close], sharpness)
+        seen[close] = ~(sdf > far) & ~(light < math.log(HIDDEN))  # NaN is seen
         return seen
 
     def longest_step(self) -> float | None:

@@ -23,17 +23,19 @@ from nerf.core.errors import ExportError
 from nerf.core.files import replace_folder
 from nerf.core.memory import explained
 from nerf.core.structs import LevelSet
+from nerf.mesh.base import flattened
 from nerf.mesh.crop import crop_box
 from nerf.mesh.decimate import Decimation, decimate_within
-from nerf.mesh.io import Material, check_file, write_glb, write_obj, write_ply
+from nerf.mesh.io import Material, check_file, write_glb, write_obj, write_ply, write_stl
 from nerf.mesh.isosurface import extract_surface
 from nerf.mesh.level_set_grid import quantity
 from nerf.mesh.manifold import APART, separate
 from nerf.mesh.mesh import Mesh, is_watertight, largest_parts, signed_volume, transformed, vertex_normals
 from nerf.mesh.normal_map import bake_normals, nearest_normals, vertex_tangents
 from nerf.mesh.photo_colors import Photo, PhotoColors
-from nerf.mesh.placement import check_transform, placement, write_transform
+from nerf.mesh.placement import check_transform, on_ground, placement, write_transform
 from nerf.mesh.repair import Cleaning, clean_surface, without_slivers
+from nerf.mesh.soundness import Soundness, soundness
 from nerf.mesh.texture import Color, bake, light_depth, query_color, to_bytes
 from nerf.mesh.uv import unwrap
 
@@ -44,7 +46,7 @@ _PACKAGES = {
     "fast_simplification": "fast-simplification",
 }  # module -> its name for pip
 # All files that an export may write; others in its folder are the user's.
-FILES = ("mesh.obj", "mesh.mtl", "albedo.png", "normal.png", "mesh.glb", "mesh.ply", "transform.json")
+FILES = ("mesh.obj", "mesh.mtl", "albedo.png", "normal.png", "mesh.glb", "mesh.ply", "mesh.stl", "transform.json")
 _LESS_GRID, _LESS_TEXTURE = "lower --mcubes_resolution", "lower --texture_size or --texture_supersample"
 _LOW_COVERAGE = 0.25  # of the texture below which a note is made
 DEFAULTS = MeshConfig()
@@ -68,6 +70,8 @@ class ExportOptions:
     normal_map: bool  # write the normals of the surface before its decimation as a tangent-space image
     material: Material
     ply: bool  # write mesh.ply with vertex colours as well
+    stl: bool  # write mesh.stl, the shape alone, as well
+    ground: bool  # put the lowest point at y = 0 of the files, and a flat base into one plane
     min_part: float  # parts of at least this share of the largest one's volume are kept
     export_frame: str  # "object": undo the data's scale and offset, keep +Y up; "source": undo all of its transform
     crop: tuple[float, ...] | None = (
@@ -86,7 +90,9 @@ class ExportOptions:
             supersample=output.texture_supersample,
             normal_map=output.normal_map,
             material=Material(output.roughness, output.metallic),
-            ply=output.mesh_ply,
+            ply=output.mesh_ply or "ply" in mesh.mesh_formats,
+            stl="stl" in mesh.mesh_formats,
+            ground=mesh.ground,
             export_frame=output.export_frame,
             crop=mesh.mesh_crop,
             min_part=mesh.mesh_min_part,
@@ -97,7 +103,7 @@ class ExportOptions:
 class ExportReport:
     """What was written, and its properties."""
 
-    files: dict[str, Path]  # "obj", "mtl", "albedo", "glb"; "normal", "ply" and "transform" depending on options and data
+    files: dict[str, Path]  # "obj", "mtl", "albedo", "glb"; "normal", "ply", "stl", "transform" depending on options and data
     vertices: int  # of the welded surface
     faces: int
     parts_dropped: int  # floaters and cavities
@@ -107,6 +113,7 @@ class ExportReport:
     volume: float  # in the units of the file, > 0
     bounds: tuple[tuple[float, ...], tuple[float, ...]]  # lowest and highest corner in the file
     texture_coverage: float  # fraction of the texture under a triangle
+    soundness: Soundness  # handles, caves, base, thin walls
     level: float | None = None  # value of the field at the surface; None, as the next three, of a given surface
     max_density: float | None = None  # None of a signed distance
     queries: int | None = None  # points at which the field was evaluated to find the surface
@@ -115,7 +122,7 @@ class ExportReport:
     notes: tuple[str, ...] = ()  # possible defects of the mesh, and what to do about them
 
     def __str__(self) -> str:
-        closed = "closed" if self.watertight else "not closed"
+        closed = ("closed" if self.watertight else "not closed") + self.soundness.said()
         dropped = f", {self.parts_dropped} loose parts dropped" if self.parts_dropped else ""
         names = ", ".join(path.name for path in self.files.values())
         return f"{self.faces:,} triangles, {closed}{dropped}; wrote {names} in {sum(self.seconds.values()):.1f} s"
@@ -126,6 +133,7 @@ class ExportReport:
         values["files"] = {name: str(path) for name, path in self.files.items()}
         values["seconds"] = {name: round(value, 3) for name, value in self.seconds.items()}
         values |= {"cleaning": asdict(self.cleaning), "decimation": asdict(self.decimation)}
+        values |= {"soundness": asdict(self.soundness)}
         return values | {"bounds": [list(corner) for corner in self.bounds], "notes": list(self.notes)}
 
 
@@ -294,6 +302,17 @@ class ExportJob:
     def __post_init__(self):
         require_packages()
 
+    @property
+    def look(self) -> Material:
+        """The material, named after the prompt where there is one."""
+        name = " ".join(str(self.metadata.get("prompt", "")).split())
+        return replace(self.options.material, name=name) if name else self.options.material
+
+    @property
+    def comment(self) -> str:
+        """The lines at the head of the OBJ and the MTL."""
+        return "\n".join(f"{key}: {value}" for key, value in self.metadata.items())
+
     def colors_at(self, points: np.ndarray) -> np.ndarray:
         """sRGB colours [P, 3] in [0, 1] of points [P, 3]."""
         return query_color(self.albedo, points, self.device)
@@ -307,6 +326,8 @@ def _finish(raw: Mesh, job: ExportJob, inset: Callable[[Mesh], np.ndarray] | Non
         fine, dropped = largest_parts(fine, options.min_part)
         mesh, decimation = decimate_within(fine, options.decimate_target, options.max_error)
         mesh = without_slivers(mesh, job.bound)
+        if options.ground:
+            mesh = flattened(mesh)
         mesh = separate(replace(mesh, normals=vertex_normals(mesh)), APART * 2.0 * job.bound)
     moved = f", the surface moved by {decimation.farthest:.2g} at most and {decimation.mean:.2g} on average"
     progress.done("clean", f"{len(mesh.faces):,} triangles kept{moved if decimation.tries else ''}")
@@ -320,6 +341,8 @@ def _finish(raw: Mesh, job: ExportJob, inset: Callable[[Mesh], np.ndarray] | Non
     used = f" from {len(job.photos)} photographs" if job.photos else ""
     progress.done("bake", f"baked {options.texture_size}^2 texels{used}, {100 * coverage:.0f} % covered")
     placing = placement(job.transform, options.export_frame)
+    if options.ground:
+        placing = on_ground(placing, flat.vertices)
     flat, painted = transformed(flat, placing), None
     if options.ply:
         colors = job.colors_at(mesh.vertices - depth[:, None] * mesh.require("normals"))
@@ -328,6 +351,8 @@ def _finish(raw: Mesh, job: ExportJob, inset: Callable[[Mesh], np.ndarray] | Non
     with explained("writing the mesh", f"lower --decimate_target, or {_LESS_TEXTURE}"):
         files = _write(job, flat, painted, placing)
     progress.done("write", "wrote and read back " + ", ".join(path.name for path in files.values()))
+    sound, height = soundness(flat), float(np.ptp(flat.bounds[:, 1]))
+    progress.done("measure", "looked for caves, handles and thin walls")
     return ExportReport(
         files=files,
         vertices=len(mesh.vertices),
@@ -339,8 +364,9 @@ def _finish(raw: Mesh, job: ExportJob, inset: Callable[[Mesh], np.ndarray] | Non
         volume=signed_volume(flat),
         bounds=(tuple(map(float, flat.bounds[0])), tuple(map(float, flat.bounds[1]))),
         texture_coverage=coverage,
+        soundness=sound,
         seconds=progress.seconds,
-        notes=_notes(mesh, job, cleaning, coverage),
+        notes=_notes(mesh, job, cleaning, coverage) + sound.notes(height, options.ground),
     )
 
 
@@ -374,16 +400,18 @@ def _write(job: ExportJob, mesh: Mesh, painted: Mesh | None, placing: np.ndarray
         painted: the same surface with vertex colours, for ``mesh.ply``; None: not asked for.
         placing: matrix [4, 4] from the box to the files.
     """
-    comment = "\n".join(f"{key}: {value}" for key, value in job.metadata.items())
     with replace_folder(job.folder, FILES) as fresh:
-        files = write_obj(fresh, mesh, job.options.material, comment)
-        files["glb"] = write_glb(fresh / "mesh.glb", mesh, job.options.material, job.metadata)
+        files = write_obj(fresh, mesh, job.look, job.comment)
+        files["glb"] = write_glb(fresh / "mesh.glb", mesh, job.look, job.metadata)
         check_file(files["obj"], mesh)
         check_file(files["glb"], mesh)
         if painted is not None:
             files["ply"] = write_ply(fresh / "mesh.ply", painted)
             check_file(files["ply"], painted)
-        if job.transform is not None:
+        if job.options.stl:
+            files["stl"] = write_stl(fresh / "mesh.stl", mesh)
+            check_file(files["stl"], mesh)
+        if job.transform is not None or job.options.ground:
             files["transform"] = write_transform(fresh, job.transform, placing, job.options.export_frame)
     return {name: job.folder / path.name for name, path in files.items()}
 

@@ -55,6 +55,15 @@ def self_crossings(mesh: Mesh, samples: int = 5_000, seed: int = 0) -> tuple[int
     return int(crossing_faces(mesh, chosen).sum()), len(chosen)
 
 
+def pierced(mesh: Mesh, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Whether the segments from ``start`` [P, 3] to ``end`` [P, 3] pass through a triangle of a surface, bool [P]."""
+    found = np.zeros(len(start), dtype=bool)
+    corners, segments = mesh.corners, np.stack([start, end, end], axis=1)
+    for which, face in _triangles_near(mesh, 0.5 * (start + end), 0.5 * np.linalg.norm(end - start, axis=1)):
+        found[which[_pierces(segments[which], corners[face])]] = True
+    return found
+
+
 def _balls(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centres [n, 3] and radii [n] of balls that hold triangles [n, 3, 3]."""
     centre = corners.mean(axis=1)

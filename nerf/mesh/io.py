@@ -1,7 +1,7 @@
-"""Mesh files: OBJ with MTL and PNG, GLB, PLY; written atomically, and read back to be compared.
+"""Mesh files: OBJ with MTL and PNG, GLB, PLY, STL; written atomically, and read back to be compared.
 
-All three formats are right-handed with +Y up and the front towards +Z, as the program is, so no axis changes. OBJ and GLB
-hold uv, normals, the texture and the normal map; PLY holds vertex colours. Colours are sRGB, as glTF's base colour
+All formats are right-handed with +Y up and the front towards +Z, as the program is, so no axis changes. OBJ and GLB
+hold uv, normals, the texture and the normal map; PLY holds vertex colours, STL neither. Colours are sRGB, as glTF's base colour
 texture and MTL's map_Kd are by definition; the normal map is linear data. V vertices, T triangles, S texture size.
 """
 
@@ -20,6 +20,7 @@ from nerf.core.files import is_file, read_bytes, reading, write_atomically
 from nerf.core.images import write_png
 from nerf.core.pictures import open_picture
 from nerf.mesh.gltf import MAX_FILE, WAY_OUT, open_gltf
+from nerf.mesh.gltf_write import complete_tree
 from nerf.mesh.mesh import Mesh, moved, signed_volume
 from nerf.mesh.obj import obj_text
 
@@ -47,11 +48,17 @@ class Material:
 
     roughness: float  # 0 mirror, 1 fully diffuse
     metallic: float  # 0 dielectric, 1 metal
+    name: str = "albedo"  # of the material and its picture: the prompt, where there is one
 
     def __post_init__(self):
         for name in ("roughness", "metallic"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"Material: expected {name} in [0, 1], got {getattr(self, name)}")
+
+    @property
+    def word(self) -> str:
+        """The name without spaces, as OBJ and MTL need it."""
+        return re.sub(r"[^\w.+-]+", "_", self.name).strip("_") or "albedo"
 
     def mtl(self, normal_map: bool) -> str:
         """The text of the MTL: Pr, Pm and norm are its physically based extension, Ns the exponent for older readers.
@@ -63,7 +70,7 @@ class Material:
         gloss = 0.04 * (1.0 - self.metallic) + self.metallic if shine > 0 or self.metallic > 0 else 0.0
         return "".join(
             [
-                "newmtl albedo\nKa 1 1 1\nKd 1 1 1\n",
+                f"newmtl {self.word}\nKa 1 1 1\nKd 1 1 1\n",
                 f"Ks {gloss:g} {gloss:g} {gloss:g}\n",
                 f"Ns {shine:.6g}\n",
                 f"d 1\nillum {2 if gloss > 0 else 1}\n",
@@ -111,7 +118,7 @@ def write_obj(folder: Path, mesh: Mesh, material: Material, comment: str = "") -
         text_rows("vn %.5f %.5f %.5f\n", normals[first]),
         text_rows("f %d/%d/%d %d/%d/%d %d/%d/%d\n", np.stack([welded, corner, welded], axis=2)),
     ]
-    files["obj"] = write_obj_rows(folder, rows, comment)
+    files["obj"] = write_obj_rows(folder, rows, material, comment)
     return files
 
 
@@ -125,9 +132,9 @@ def write_look(folder: Path, mesh: Mesh, material: Material, comment: str) -> di
     return files
 
 
-def write_obj_rows(folder: Path, rows: list[str], comment: str) -> Path:
+def write_obj_rows(folder: Path, rows: list[str], material: Material, comment: str) -> Path:
     """Write ``mesh.obj`` of lines of its content, below a comment and the name of its material."""
-    text = "".join([_comment_rows(comment), "mtllib mesh.mtl\no mesh\nusemtl albedo\n", *rows])
+    text = "".join([_comment_rows(comment), f"mtllib mesh.mtl\no mesh\nusemtl {material.word}\n", *rows])
     return write_atomically(folder / "mesh.obj", lambda path: path.write_text(text, encoding="utf-8"))
 
 
@@ -140,7 +147,7 @@ def write_glb(
         path: the .glb.
         mesh: with normals [V, 3], uv [V, 2] and texture [S, S, 3]; optionally with a normal texture and its tangents [V, 4].
         material: constants of the material.
-        extras: JSON values for ``asset.extras``: prompt, seed, licence notes; "copyright" is for ``asset.copyright``.
+        extras: see :func:`nerf.mesh.gltf_write.complete_tree`.
         node: matrix [4, 4] of the node that holds the mesh; by default it is where its vertices are.
         two_sided: viewers show the triangles from behind as well.
     """
@@ -148,7 +155,7 @@ def write_glb(
 
     bumps = None if mesh.normal_texture is None else Image.fromarray(mesh.normal_texture)
     look = trimesh.visual.material.PBRMaterial(
-        name="albedo",
+        name=material.name,
         baseColorTexture=Image.fromarray(mesh.require("texture")),
         baseColorFactor=[255, 255, 255, 255],
         metallicFactor=material.metallic,
@@ -171,12 +178,7 @@ def write_glb(
     scene.add_geometry(solid, node_name="mesh", geom_name="mesh", transform=node)
 
     def stamp(tree: dict) -> None:
-        credit = {"copyright": extras["copyright"]} if "copyright" in extras else {}
-        noted = {key: value for key, value in extras.items() if key not in credit}
-        tree["asset"] = {"version": "2.0", "generator": "Somnia", **credit, "extras": noted}
-        attributes = tree["meshes"][0]["primitives"][0]["attributes"]
-        if "_TANGENT" in attributes:  # trimesh writes custom attributes with a leading underscore only
-            attributes["TANGENT"] = attributes.pop("_TANGENT")
+        complete_tree(tree, material.name, extras)
 
     data = trimesh.exchange.gltf.export_glb(scene, include_normals=True, tree_postprocessor=stamp)
     return write_atomically(path, lambda temporary: temporary.write_bytes(data))
@@ -212,6 +214,17 @@ def write_ply(path: Path, mesh: Mesh) -> Path:
         ]
     )
     data = head.encode("ascii") + vertex.tobytes() + face.tobytes()
+    return write_atomically(path, lambda temporary: temporary.write_bytes(data))
+
+
+def write_stl(path: Path, mesh: Mesh) -> Path:
+    """Write the shape alone as binary STL: float32 corners of each triangle and its unit normal."""
+    corners = mesh.corners.astype("<f4")
+    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).astype(np.float64)
+    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-300)
+    rows = np.zeros(len(corners), dtype=[("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("count", "<u2")])
+    rows["normal"], rows["corners"] = normal, corners
+    data = b"Somnia".ljust(80) + np.uint32(len(rows)).tobytes() + rows.tobytes()
     return write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
@@ -319,7 +332,7 @@ def joined(parts: list[tuple["Trimesh", np.ndarray]]) -> "Trimesh":
 
 
 def read_mesh(path: Path) -> Mesh:
-    """Read an OBJ, GLB or PLY unchanged, with uv and texture where it has them; normals are computed if missing.
+    """Read an OBJ, GLB, PLY or STL unchanged, with uv and texture where it has them; normals are computed if missing.
 
     The single mesh of a GLB is taken without its node's transform, which our files do not have.
 
@@ -375,10 +388,11 @@ def check_file(path: Path, mesh: Mesh) -> None:
     reach = float(np.abs(mesh.bounds).max())  # float32 rounds relative to the distance from the origin
     if worst > _POSITION_TOLERANCE * max(size, reach):
         raise ExportError(f"{path.name} moved a vertex by {worst:.3g}; check the disk and write it again")
-    off = float(np.abs(read.require("normals")[read.faces] - mesh.require("normals")[mesh.faces]).max())
+    smooth = path.suffix != ".stl"  # which has the normals of its triangles alone
+    off = float(np.abs(read.require("normals")[read.faces] - mesh.require("normals")[mesh.faces]).max()) if smooth else 0.0
     if off > _NORMAL_TOLERANCE:
         raise ExportError(f"{path.name} was read back with normals {off:.2g} off; check the disk and write it again")
-    if mesh.uv is not None:
+    if mesh.uv is not None and smooth:
         check_texture(path, read, mesh)
     if signed_volume(read) <= 0:
         raise ExportError(

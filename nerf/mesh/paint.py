@@ -16,10 +16,11 @@ from nerf.core.files import replace_folder
 from nerf.core.memory import explained
 from nerf.mesh.decimate import Decimation
 from nerf.mesh.export import FILES, ExportJob, ExportOptions, ExportReport, Progress, checked
-from nerf.mesh.io import check_texture, read_mesh, text_rows, write_glb, write_look, write_obj_rows, write_ply
+from nerf.mesh.io import check_texture, read_mesh, text_rows, write_glb, write_look, write_obj_rows, write_ply, write_stl
 from nerf.mesh.mesh import Mesh, is_watertight, merged, moved, moved_normals, signed_volume, vertex_normals
 from nerf.mesh.placement import placement, write_transform
 from nerf.mesh.repair import Cleaning
+from nerf.mesh.soundness import soundness
 from nerf.mesh.source import SourceMesh, read_source
 from nerf.mesh.texture import Color, bake, to_bytes, uv_layers
 from nerf.mesh.uv import unwrap
@@ -210,6 +211,7 @@ def export_painted(
         volume=signed_volume(there),
         bounds=(tuple(map(float, used.min(axis=0))), tuple(map(float, used.max(axis=0)))),
         texture_coverage=coverage,
+        soundness=soundness(Mesh(there.vertices, there.faces, weld=merged(there.vertices)[1])),
         seconds=progress.seconds,
         notes=notes,
     )
@@ -260,10 +262,10 @@ def _write(
     if centre is not None:
         node = node @ np.block([[np.eye(3), centre[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
         flat = replace(flat, vertices=flat.vertices - centre)
-    look, comment = job.options.material, "\n".join(f"{key}: {value}" for key, value in job.metadata.items())
+    look, comment = job.look, job.comment
     with replace_folder(job.folder, FILES) as fresh, explained("writing the mesh", "lower --texture_size"):
         files = write_look(fresh, flat, look, comment)
-        files["obj"] = write_obj_rows(fresh, _obj_rows(source, layout, normals, normal_faces), comment)
+        files["obj"] = write_obj_rows(fresh, _obj_rows(source, layout, normals, normal_faces), look, comment)
         matrix = None if np.array_equal(node, np.eye(4)) else node
         # One that is wound the wrong way would be shown from inside alone.
         outward = closed and signed_volume(Mesh(source.vertices, source.faces)) > 0
@@ -274,6 +276,10 @@ def _write(
             colors = to_bytes(job.colors_at(placed))
             whole = Mesh(source.placed, source.faces, flat.require("normals")[: len(placed)], colors=colors)
             files["ply"] = write_ply(fresh / "mesh.ply", whole)
+        if job.options.stl:
+            files["stl"] = write_stl(fresh / "mesh.stl", Mesh(source.placed, source.faces))
+            if not np.array_equal(read_mesh(files["stl"]).corners, source.placed[source.faces].astype(np.float32)):
+                raise ExportError("mesh.stl was read back with other triangles; check the disk and write it again")
         if job.transform is not None:
             placing = placement(job.transform, job.options.export_frame)
             files["transform"] = write_transform(fresh, job.transform, placing, job.options.export_frame)

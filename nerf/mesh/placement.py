@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nerf.core.files import write_atomically
+from nerf.mesh.mesh import moved
 
 
 def check_transform(matrix) -> np.ndarray:
@@ -48,8 +49,19 @@ def placement(transform: np.ndarray | None, export_frame: str) -> np.ndarray:
     return matrix
 
 
-def write_transform(folder: Path, transform: np.ndarray, placing: np.ndarray, export_frame: str) -> Path:
-    """Write ``transform.json``: the matrices [4, 4] (rows, column vectors) between box, file and source."""
+def on_ground(placing: np.ndarray, vertices: np.ndarray) -> np.ndarray:
+    """The matrix [4, 4] from the box to the file, moved so that the lowest of vertices [V, 3] of the box is at y = 0 there."""
+    grounded = placing.copy()
+    grounded[1, 3] -= moved(vertices, placing)[:, 1].min()
+    return grounded
+
+
+def write_transform(folder: Path, transform: np.ndarray | None, placing: np.ndarray, export_frame: str) -> Path:
+    """Write ``transform.json``: the matrices [4, 4] (rows, column vectors) between box, file and source.
+
+    Without a ``transform`` the box is the source.
+    """
+    transform = np.eye(4) if transform is None else transform
     content = {
         "export_frame": export_frame,
         "convention": "p_to = matrix @ (x, y, z, 1); box: trained in, +Y up, front +Z; file: mesh.obj and mesh.glb; "

@@ -17,6 +17,7 @@ from nerf.mesh.holes import boundary_loops
 from nerf.mesh.intersections import self_crossings
 from nerf.mesh.io import read_parts
 from nerf.mesh.mesh import LARGEST, Mesh, components, half_edges, is_watertight, signed_volume
+from nerf.mesh.soundness import Soundness, fans, soundness
 from nerf.mesh.texture import uv_layers
 
 FORMATS = (".glb", ".gltf", ".obj", ".ply", ".stl")
@@ -33,7 +34,11 @@ class MeshReport:
     parts: int  # connected by edges
     watertight: bool  # every half-edge has exactly one opposite
     openings: int  # boundary loops
-    genus: int | None  # handles of all parts together (a ball 0, a torus 1); None of a surface that is open or not manifold
+    genus: int | None  # this and the next four as in Soundness, with the lowest y below
+    caves: float | None
+    base_share: float | None
+    base_deviation: float | None
+    thin_walls: float | None
     edges_manifold: bool  # no edge has more than two triangles
     vertices_manifold: bool  # the triangles of every vertex form one fan
     flat_faces: int  # triangles without area
@@ -74,7 +79,7 @@ class MeshReport:
         found = [
             ("triangles, vertices, parts", f"{self.faces:,}, {self.vertices:,}, {self.parts:,}"),
             ("watertight", yes(self.watertight) + (f", {self.openings} openings" if self.openings else "")),
-            ("genus", "none, as it is not a closed manifold" if self.genus is None else f"{self.genus}"),
+            *Soundness(self.genus, self.caves, self.base_share, self.base_deviation, self.thin_walls).lines(),
             ("manifold", f"edges {yes(self.edges_manifold)}, vertices {yes(self.vertices_manifold)}"),
             ("triangles without area", f"{self.flat_faces:,}"),
             ("crossing itself", f"{self.crossing:,} of {self.sampled:,} triangles tested"),
@@ -168,19 +173,18 @@ def _shape(mesh: Mesh, samples: int, seed: int) -> dict:
     agreeing = (np.einsum("tkc,tc->tk", mesh.require("normals")[mesh.faces], front) > 0).mean(axis=1)
     place = np.zeros((count, 3))
     place[weld] = mesh.vertices
-    crossing, sampled = self_crossings(Mesh(place, welded), samples, seed)
-    corners, closed, pieces = len(np.unique(welded)), is_watertight(Mesh(place, welded)), len(np.unique(parts))
-    fans = _fans(welded) == corners
-    euler = corners - len(uses) + len(welded)
+    surface = Mesh(place, welded)
+    crossing, sampled = self_crossings(surface, samples, seed)
+    corners, sound = len(np.unique(welded)), soundness(surface, seed)
     return {
         "faces": len(mesh.faces),
         "vertices": corners,
-        "parts": pieces,
-        "watertight": closed,
+        "parts": len(np.unique(parts)),
+        "watertight": is_watertight(surface),
         "openings": len(boundary_loops(welded)),
-        "genus": pieces - euler // 2 if closed and fans else None,  # of each part, Euler's number is 2 - 2 genus
+        **asdict(sound),
         "edges_manifold": bool((uses <= 2).all()),
-        "vertices_manifold": fans,
+        "vertices_manifold": fans(welded) == corners,
         "flat_faces": int((length <= 1e-12 * length.max(initial=0.0)).sum()),
         "crossing": crossing,
         "sampled": sampled,
@@ -190,19 +194,6 @@ def _shape(mesh: Mesh, samples: int, seed: int) -> dict:
         "bounds": tuple(tuple(map(float, corner)) for corner in mesh.bounds),
         "size": tuple(map(float, np.ptp(mesh.bounds, axis=0))),
     }
-
-
-def _fans(faces: np.ndarray) -> int:
-    """The number of triangle fans of all vertices; corners belong to one fan if an edge of two triangles connects them."""
-    corner, following = half_edges(np.arange(faces.size).reshape(-1, 3))
-    ends = np.stack(half_edges(faces), axis=1)
-    swapped = ends[:, 0] > ends[:, 1]
-    low, high = np.where(swapped, following, corner), np.where(swapped, corner, following)
-    group, uses = np.unique(np.sort(ends, axis=1), axis=0, return_inverse=True, return_counts=True)[1:]
-    half = np.flatnonzero(uses[group.reshape(-1)] == 2)
-    pairs = half[np.argsort(group.reshape(-1)[half], kind="stable")].reshape(-1, 2)
-    joined = np.concatenate([low[pairs], high[pairs]])
-    return int(components(joined, faces.size)[0])
 
 
 def _unwrapping(mesh: Mesh, parts: list) -> dict:

@@ -17,7 +17,8 @@ from nerf.mesh.mesh import Mesh
 
 _UNWRAP_BLOCK = 1000  # triangles per call of xatlas' charting
 _PADDING, _PADDING_SHARE = 3, 256  # texels between charts: at least so many, and this fraction of the texture
-_CHARTED = 300.0  # extent at which a surface is charted: xatlas gives triangles smaller than 1e-7 the place (0, 0)
+# The size at which a surface of any other is unwrapped: xatlas takes triangles of an area below 1e-7 for none, at (0, 0).
+_CHARTED = 300.0
 FEWER = "lower --decimate_target"
 _ATTEMPTS = 3
 _LEAST_SECONDS, _SECONDS = 120.0, 2e-3  # how long xatlas may take, and for each triangle; 30 times what it takes on two cores
@@ -66,10 +67,10 @@ def _charts(mesh: Mesh, blocks: list[np.ndarray], texture_size: int, fewer: str)
 
     xatlas fails about once in a hundred times where other programs use the cores, and succeeds when it is asked again.
     """
-    request = io.BytesIO()
+    request, extent = io.BytesIO(), float(np.ptp(mesh.vertices, axis=0).max())
     np.savez(
         request,
-        vertices=mesh.vertices * (_CHARTED / max(float(np.ptp(mesh.vertices, axis=0).max()), 1e-30)),
+        vertices=mesh.vertices * (_CHARTED / extent if extent > 0 else 1.0),
         faces=mesh.faces,
         order=np.concatenate(blocks),
         sizes=np.array([len(block) for block in blocks]),

@@ -300,7 +300,7 @@ class AcceleratedPath(RenderPath):
 
 def _evaluated(field: Field, samples: Samples, rays: Rays, settings: RenderSettings, channels: int) -> tuple[Tensor, Tensor]:
     """Opacity [M] and values [M, C] of samples; both zero where the field knows beforehand that there is nothing."""
-    seen = field.may_be_seen(samples.positions, samples.dt, settings)
+    seen = field.may_be_seen(samples, settings)
     if seen is None:
         points = points_at(samples, rays)
         output = field.query(points, settings)

@@ -187,6 +187,8 @@ def _kept(samples: Samples, keep: Tensor, rays: Rays) -> Samples:
 class _Local:
     """The field as the occupancy grid asks it: the opacity of a step."""
 
+    occupancy_decay = Field.occupancy_decay
+
     def __init__(self, field: Field):
         self.field = field
 

@@ -11,8 +11,6 @@ from nerf.core.transfer import Download, indices_of
 from nerf.fields.base import QUERY_CHUNK, Field
 from raymarching import morton3D_invert, packbits
 
-# A cell keeps the largest alpha sampled so far, decayed by this factor each time it is sampled again.
-DECAY = 0.95
 # The first updates sample every cell, later ones one cell in STRIDE, in turn, and as many occupied ones.
 FULL_UPDATES, STRIDE = 8, 8
 # Share of the mean above which a cell is occupied; below 1, so that a field that is uniform is occupied everywhere.
@@ -98,7 +96,7 @@ class OccupancyGrid(nn.Module):
         for cells in chosen.split(QUERY_CHUNK):
             sampled = field.occupancy(self.positions(cells, generator), self.dt, self._half_diagonal(cells)).to(flat)
             old = flat[cells]
-            flat[cells] = torch.where(old == CULLED, old, torch.maximum(DECAY * old, sampled))
+            flat[cells] = torch.where(old == CULLED, old, torch.maximum(field.occupancy_decay * old, sampled))
         kept = self.alpha != CULLED
         self.mean.copy_(torch.where(kept, self.alpha, 0.0).sum() / kept.sum().clamp(min=1))
         self.updates.add_(1)

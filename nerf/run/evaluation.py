@@ -218,6 +218,8 @@ class Evaluator:
         if painted is not None:
             if options.crop is not None:
                 self.report.log("--mesh_crop has no effect: a mesh that is painted keeps all of its triangles")
+            if options.ground:
+                self.report.log("--ground has no effect: a mesh that is painted keeps its place")
             report = export_painted(*painted, **common)
         else:
             common |= {"photos": photos if self._shows_photographs() else ()}

@@ -22,6 +22,7 @@ RAY = 16  # floats for each ray of a step: origin, direction, colour, opacity, n
 FRAME = 3  # bytes for each pixel of a video
 UNKNOWN_SIDE = 512  # pixels along a frame whose size follows photographs that are not read yet
 TET_GRID = 155 * 2**20 / 128**3  # bytes for each cell of a tetrahedral grid (nerf/mesh/tetrahedra.py)
+GRID_POINT = 11  # bytes for each point of marching cubes' grid (measured: 12.9 at 256^3 and 11.7 at 384^3, the mesh included)
 GIB = 2**30
 CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
@@ -111,7 +112,7 @@ def _outputs(config: Config) -> list[Need]:
         found.append(Need("the frames of the video", ("dataset_size_test", "W", "H"), frames, on_host=True))
     if output.save_mesh:
         points = (output.mcubes_resolution + 1) ** 3
-        found.append(Need("the grid of marching cubes", ("mcubes_resolution",), 2 * FLOAT * points, on_host=True))
+        found.append(Need("the grid of marching cubes", ("mcubes_resolution",), GRID_POINT * points, on_host=True))
     return found
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from nerf.config.groups import SURFACE_DENSITY
 from nerf.core.cameras import view_rays
 from nerf.core.structs import LevelSet, Views
-from nerf.mesh.isosurface import marching_cubes
-from nerf.mesh.level_set_grid import sample_level_set
+from nerf.mesh.isosurface import extract_surface
 from nerf.mesh.mesh import Mesh, drop_unused
 
 BOX_CORNERS = np.array([[x, y, z] for x in (0.0, 1.0) for y in (0.0, 1.0) for z in (0.0, 1.0)])
@@ -118,9 +117,8 @@ def ray_cast(solid: Solid, views: Views, steps: int = 96) -> tuple[np.ndarray, n
 
 
 def surface(distance: Callable[[Tensor], Tensor], resolution: int = 32, bound: float = 1.0) -> Mesh:
-    """Marching cubes of the density of the solid with a signed distance, in one pass over the whole box."""
-    density = Solid(distance).as_density()
-    return marching_cubes(sample_level_set(density, bound, resolution), density.value)
+    """Marching cubes of the density of the solid with a signed distance."""
+    return extract_surface(Solid(distance).as_density(), bound, resolution)[0]
 
 
 def noise(cells: int, strength: float, seed: int = 0) -> LevelSet:

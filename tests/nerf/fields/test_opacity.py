@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nerf.fields.opacity import annealed_slope, sdf_to_alpha, section_alpha
+from nerf.fields.opacity import annealed_slope, light_before, sdf_to_alpha, section_alpha
 from nerf.render.plain import weights_from_alpha
 
 D = torch.float64
@@ -78,6 +78,28 @@ def test_sections_behind_a_surface_are_not_sampled():
     t = torch.linspace(0, 2, 21, dtype=D)[None]
     alpha = section_alpha((t - 0.5).abs() - 0.0, t, 64.0)  # falls to the surface at 0.5, rises behind it
     assert float(alpha[0, 4]) > 0.45 and float(alpha[0, 6:].max()) == 0.0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_light_before_a_step_is_no_less_than_what_its_opacities_leave(seed):
+    generator = torch.Generator().manual_seed(seed)
+    count, s = torch.tensor([40, 0, 25, 60]), 200.0
+    ray = torch.repeat_interleave(torch.arange(4), count)
+    dt = torch.full((len(ray),), 0.01, dtype=D)
+    t = 0.01 * torch.cat([torch.arange(n) for n in count.tolist()]).to(D)
+    keep = torch.rand(len(ray), generator=generator) > 0.1  # steps of empty cells are missing
+    wave = torch.rand(4, generator=generator, dtype=D)[ray]
+    sdf = 0.1 - 0.7 * t + 0.02 * torch.sin(30 * t + 6 * wave)  # slopes of -1.3 to -0.1
+    slope = (-0.7 + 0.6 * torch.cos(30 * t + 6 * wave)).clamp(min=-1.0)
+    light = light_before(sdf[keep], t[keep], dt[keep], ray[keep], s)
+    alpha = sdf_to_alpha(sdf, slope, dt, s)[keep]
+    for one in range(4):
+        own = ray[keep] == one
+        left = torch.log1p(-alpha[own]).cumsum(0)
+        true = torch.cat([left.new_zeros(1), left])[:-1] if len(left) else left
+        assert (light[own] >= 1.2 * true - 1e-9).all() or (light[own] >= true - 1.0).all()
+        assert not len(left) or light[own][0] == 0
+    assert light.min() < -5  # and it falls behind the surface
 
 
 def test_alpha_is_differentiable_twice():

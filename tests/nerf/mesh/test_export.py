@@ -330,13 +330,13 @@ def test_folder_holds_the_named_files_and_nothing_temporary(lettered):
 
 def test_report_is_complete_and_is_json(lettered):
     _, report, lines = lettered
-    assert [line.split(":")[0] for line in lines] == ["export"] * 5 and "cells; the density" in lines[0]
+    assert [line.split(":")[0] for line in lines] == ["export"] * 6 and "cells; the density" in lines[0]
     values = json.loads(json.dumps(report.as_dict()))
     assert (
         values["faces"] == report.faces
         and values["level"] == 10.0
         and values["max_density"] > 200
-        and set(values["seconds"]) == {"surface", "clean", "unwrap", "bake", "write"}
+        and set(values["seconds"]) == {"surface", "clean", "unwrap", "bake", "write", "measure"}
     )
     assert "closed" in str(report) and "mesh.glb" in str(report) and report.notes == ()
 
@@ -385,9 +385,11 @@ def test_every_option_is_taken_from_its_flag():
     )  # fmt: skip
     assert changed == ExportOptions(
         resolution=40, smooth=1.0, decimate_target=7, max_error=0.5, texture_size=64, supersample=2,
-        normal_map=True, material=Material(0.25, 0.5), ply=True, export_frame="source", min_part=0.01,
+        normal_map=True, material=Material(0.25, 0.5), ply=True, stl=False, ground=False, export_frame="source", min_part=0.01,
     )  # fmt: skip
     assert ExportOptions.from_config(OutputConfig(), MeshConfig(mesh_min_part=0.5)).min_part == 0.5
+    further = ExportOptions.from_config(OutputConfig(), MeshConfig(mesh_formats=("ply", "stl"), ground=True))
+    assert further.ply and further.stl and further.ground
 
 
 def block(half=(0.3, 0.4, 0.2)):

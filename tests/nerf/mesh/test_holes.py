@@ -29,10 +29,20 @@ def test_hole_at_the_wall_is_capped_in_the_wall(distance):
     assert area[0] == pytest.approx(area[1], rel=1e-3)  # overlapping caps would have more
 
 
-def test_hole_over_three_walls_is_closed():
-    corner = solids.surface(lambda p: solids.ball(p, (0.9, 0.9, 0.9), 0.6))
+@pytest.mark.parametrize("resolution", [24, 32, 40, 48, 64])
+def test_hole_over_three_walls_is_closed(resolution):
+    corner = solids.surface(lambda p: solids.ball(p, (0.9, 0.9, 0.9), 0.6), resolution)
+    assert np.abs(corner.vertices).max() == 1.0  # exactly on the wall
     mesh, capped = holes.cap_walls(solids.without_walls(corner), 1.0, 1e-3)
     assert capped == 1 and meshes.is_watertight(mesh)
+
+
+def test_a_cut_that_is_taken_is_left_out():
+    square = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    for taken, other in (((0, 2), {1, 3}), ((1, 3), {0, 2})):
+        triangles = holes.ear_clip(square, np.arange(4), {taken})
+        assert set.intersection(*map(set, triangles.tolist())) == other
+    assert len(holes.ear_clip(square, np.arange(4), {(0, 2), (1, 3)})) == 2  # it is closed all the same
 
 
 def test_ear_clipping_keeps_the_area_of_a_polygon_that_is_not_convex():

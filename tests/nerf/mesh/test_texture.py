@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+import trimesh
 
 from nerf.core.errors import ExportError
 from nerf.mesh import decimate, repair, texture, uv
@@ -221,3 +222,26 @@ def test_baking_in_bands_equals_baking_at_once(monkeypatch):
         bands = texture.bake(torus(), waves, 256, supersample=2)[0]
     np.testing.assert_array_equal(bands, whole)
     assert tasks[0].doing == "baking colours" and tasks[0].done == tasks[0].total > 8
+
+
+def test_the_colour_of_a_part_does_not_run_into_another_one():
+    """A box of two colours: lookups agree with the truth from two texels on beyond the border, in the next mipmap from four."""
+    solid = trimesh.creation.box((1.0, 1.0, 1.0)).subdivide().subdivide().subdivide()
+    turned = trimesh.transformations.rotation_matrix(0.4, [1, 2, 3])[:3, :3]
+    mesh = Mesh(np.asarray(solid.vertices, dtype=np.float64) @ turned.T, np.asarray(solid.faces, dtype=np.int64))
+    flat = uv.unwrap(replace(mesh, normals=meshes.vertex_normals(mesh)), 256)
+
+    def two(points):
+        return np.where(points[:, 1:2] > 0.03, [[0.9, 0.1, 0.1]], [[0.9, 0.9, 0.9]])
+
+    baked = texture.bake(flat, two, 256)[0] / 255.0
+    points, face = meshes.scatter(flat, 20_000, np.random.default_rng(0))
+    weights = np.linalg.solve(np.moveaxis(flat.corners[face], 1, 2), points[:, :, None])[:, :, 0]
+    place = (weights[:, :, None] * flat.uv[flat.faces[face]]).sum(1)
+    half = baked.reshape(128, 2, 128, 2, 3).mean(axis=(1, 3))
+    area = np.linalg.norm(mesh.face_normals, axis=1).sum() / 2
+    texel = np.sqrt(area / (np.count_nonzero(texture.uv_layers(flat.uv, flat.faces, 256))))
+    for picture, reach in ((baked, 2.0), (half, 4.0)):
+        away = np.abs(points[:, 1] - 0.03) > reach * texel
+        wrong = np.abs(bilinear(picture, place) - two(points)).max(axis=1)
+        assert away.mean() > 0.8 and wrong[away].max() < 0.02

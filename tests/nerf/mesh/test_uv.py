@@ -11,6 +11,7 @@ from nerf.core.errors import ExportError
 from nerf.mesh import mesh as meshes
 from nerf.mesh import uv
 from nerf.mesh.decimate import decimate
+from nerf.mesh.mesh import Mesh
 from nerf.mesh.texture import rasterize_uv
 from tests.helpers import solids
 
@@ -82,3 +83,19 @@ def test_a_failure_of_xatlas_that_stays_is_said(monkeypatch, failure):
     with pytest.raises(ExportError, match=f"{reason}; lower --decimate_target"):
         uv.unwrap(solids.surface(solids.ball, 12), 64)
     assert len(started) == 3
+
+
+def test_triangles_far_smaller_than_the_surface_get_a_place():
+    mesh = decimate(solids.surface(solids.ball, 24), 400)
+    corners = mesh.corners[0]
+    inner = corners.mean(axis=0) + 3e-4 * (corners - corners.mean(axis=0)) / np.linalg.norm(corners[1] - corners[0])
+    n, (a, b, c) = len(mesh.vertices), mesh.faces[0]
+    cut = [[n, n + 1, n + 2], [a, b, n], [b, n + 1, n], [b, c, n + 1], [c, n + 2, n + 1], [c, a, n + 2], [a, n, n + 2]]
+    split = Mesh(np.concatenate([mesh.vertices, inner]), np.concatenate([mesh.faces[1:], cut]))
+    assert meshes.is_watertight(split)
+    flat = uv.unwrap(replace(split, normals=meshes.vertex_normals(split)), 256)
+    a, b, c = np.moveaxis(flat.uv[flat.faces], 1, 0)
+    area = np.abs(np.cross(np.pad(b - a, ((0, 0), (0, 1))), np.pad(c - a, ((0, 0), (0, 1))))[:, 2])
+    true = np.linalg.norm(flat.face_normals, axis=1)
+    assert 0.5 * true.min() < 1e-7 and area.min() > 0
+    assert (area / true).min() > 0.3 * np.median(area / true)

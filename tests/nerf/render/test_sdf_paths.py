@@ -135,4 +135,4 @@ def test_evaluation_without_the_steps_that_nobody_sees_gives_the_same_picture(di
     full = path.render(field, rays, settings)
     for name in ("color", "opacity", "depth", "normal"):
         assert (getattr(sums, name) - getattr(full, name)).abs().max() < 5e-3, name
-    assert evaluated < (0.95 if sharpness < 100 else 0.5) * sum(asked)
+    assert evaluated < {20.0: 0.95, 150.0: 0.35, 1000.0: 0.2}[sharpness] * sum(asked)

@@ -1,6 +1,9 @@
 """Sizes that cannot be held are refused with the flags that ask for them; what works is not."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,8 @@ from nerf.core.errors import UserError
 from nerf.core.structs import SceneInfo
 from nerf.renderer import build_model
 from nerf.run import memory
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def stages(*words):
@@ -82,3 +87,30 @@ def test_a_gpu_holds_the_model_and_the_host_the_frames(monkeypatch, machine):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("Card", (), {"total_memory": 2**20}))
     with pytest.raises(UserError, match="the hash grid would take .* GiB at least, and the GPU has 0.000977"):
         memory.check_memory(stages(), "cuda:0")
+
+
+PEAK = """
+import re
+from pathlib import Path
+import torch
+from nerf.mesh.isosurface import extract_surface
+from tests.helpers import solids
+
+def most():
+    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+
+torch.set_num_threads(1)
+level_set = solids.Solid(lambda points: solids.ball(points, radius=0.95)).as_distance()
+extract_surface(level_set, 1.0, 64)
+before = most()
+extract_surface(level_set, 1.0, 192)
+print(most() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak is read from Linux' /proc")
+def test_extracting_a_surface_takes_what_is_reckoned_with_and_little_more():
+    (stage,) = stages("--save_mesh", "--mcubes_resolution", "192")
+    (need,) = (need for need in memory.needs(stage) if "mcubes_resolution" in need.flags)
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert need.bytes <= float(done.stdout.split()[-1]) <= 1.6 * need.bytes
