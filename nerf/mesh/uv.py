@@ -17,7 +17,8 @@ from nerf.mesh.mesh import Mesh
 
 _UNWRAP_BLOCK = 1000  # triangles per call of xatlas' charting
 _PADDING, _PADDING_SHARE = 3, 256  # texels between charts: at least so many, and this fraction of the texture
-_CHARTED = 300.0  # extent at which a surface is charted: xatlas gives triangles smaller than 1e-7 the place (0, 0)
+# The size at which a surface of any other is unwrapped: xatlas takes triangles of an area below 1e-7 for none, at (0, 0).
+_CHARTED = 300.0
 FEWER = "lower --decimate_target"
 _ATTEMPTS = 3
 _LEAST_SECONDS, _SECONDS = 120.0, 2e-3  # how long xatlas may take, and for each triangle; 30 times what it takes on two cores

@@ -183,6 +183,16 @@ def test_closed_mesh_is_called_closed_and_vertex_colours_are_written(tmp_path):
     assert np.abs(colors - expected).max() <= 0.51
 
 
+def test_an_stl_has_the_triangles_of_the_file_and_one_that_lost_some_is_refused(tmp_path, monkeypatch):
+    report, source, out = painted(tmp_path, glb(tmp_path / "a.glb", np.eye(4)), moved(0, 0.3), stl=True)
+    assert np.array_equal(read_mesh(out / "mesh.stl").corners, source.vertices[source.faces].astype(np.float32))
+    assert report.files["stl"] == out / "mesh.stl" and report.soundness.genus == 0
+    real = paint.write_stl
+    monkeypatch.setattr(paint, "write_stl", lambda path, mesh: real(path, replace(mesh, faces=mesh.faces[:, [1, 2, 0]])))
+    with pytest.raises(ExportError, match="mesh.stl was read back with other triangles"):
+        painted(tmp_path, tmp_path / "a.glb", moved(0, 0.3), stl=True)
+
+
 def test_sheet_is_shown_from_behind_and_a_solid_is_not(tmp_path):
     _, _, out = painted(tmp_path, sheet(tmp_path))
     assert open_gltf(out / "mesh.glb").content.materials[0].doubleSided
