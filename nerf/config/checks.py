@@ -205,7 +205,11 @@ IDLE = (
     Idle(_MASK, lambda c: c.wild.occluders != "mask", "without --occluders mask"),
     Idle(("robust_quantile",), lambda c: c.wild.occluders != "robust", "without --occluders robust"),
     Idle(("occluders_start",), lambda c: c.wild.occluders == "none", "without --occluders"),
-    Idle(("patch_scale", "patch_scale_decay"), lambda c: not c.wild.patch_grid, "without --patch_grid"),
+    Idle(
+        ("patch_scale", "patch_scale_decay", "lambda_appearance_match", "lambda_mode_seeking"),
+        lambda c: not c.wild.patch_grid,
+        "without --patch_grid",
+    ),
     Idle(("negative", *_GUIDANCE), lambda c: not c.prompt.kinds, "without a prompt (--text)"),
     Idle(_GUIDED, lambda c: not c.prompt.kinds, "without a prompt (--text or --image)"),
     Idle(("negative",), lambda c: c.prompt.text is None, "without --text"),

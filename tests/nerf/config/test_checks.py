@@ -117,6 +117,12 @@ def test_what_has_an_effect_gets_none(words):
     assert warnings(*words.split()) == []
 
 
+def test_losses_of_appearances_that_need_patches_say_so():
+    words = ["--data", "x", "--appearance", "encoder"]
+    assert warnings("--lambda_mode_seeking", "1", text=words) == ["--lambda_mode_seeking has no effect without --patch_grid"]
+    assert warnings("--lambda_mode_seeking", "1", "--patch_grid", "8", text=words) == []
+
+
 def test_losses_of_normals_have_no_effect_on_photographs_alone():
     why = "on photographs, which are compared without the field's normals"
     assert warnings("--lambda_orient", "1", text=["--data", "x"]) == [f"--lambda_orient has no effect {why}"]
