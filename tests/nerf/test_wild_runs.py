@@ -114,14 +114,6 @@ def test_what_cannot_work_is_refused_in_a_sentence(tmp_path, capfd, flags, said)
     assert said in capfd.readouterr().err and not (tmp_path / "w" / "checkpoints").exists()
 
 
-def test_one_photograph_alone_has_an_appearance(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    photo_folders.write(folder, [photo_folders.pattern(0, 20, 16)])
-    assert run(folder, tmp_path / "w", "--holdout", 0) == 0
-    assert all(tensor.isfinite().all() for tensor in newest(tmp_path / "w").values() if tensor.is_floating_point())
-
-
 def test_photographs_smaller_than_a_patch_are_trained_on(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()

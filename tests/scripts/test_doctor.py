@@ -138,7 +138,7 @@ def test_the_demo_is_that_of_the_makefile(doctor):
     ("words", "sentence"),
     [
         (["--text", "a red car", "--guidanc", "SD"], "unknown flag --guidanc"),
-        (["--text", "a red zeppelin", "--workspace", "x"], "no Stable Diffusion weights are on this machine"),
+        (["--text", "a red zeppelin", "--workspace", "x"], "the embedded prior does not know 'zeppelin'"),
         (["--text", "a red car", "--workspace", "x", "--device", "cuda:77"], "--device cuda:77"),
         (["--data", "nowhere", "--workspace", "x"], "nowhere"),
     ],
