@@ -185,7 +185,7 @@ def test_a_corrupt_checkpoint_is_one_sentence(run, tmp_path, photographs):
 @pytest.mark.slow
 def test_a_disk_that_is_full_at_the_checkpoint_is_one_sentence(tmp_path, photographs):
     def small_files():  # larger than the log and the options, not the checkpoint; in a process whose stderr is a pipe
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 
     words = ["--data", photographs, "--workspace", tmp_path / "w", "--threads", "1", "--device", "cpu", *TINY]
     command = [sys.executable, "main.py", *map(str, words)]

@@ -6,6 +6,7 @@ import os
 import signal
 import traceback
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,12 @@ from nerf.data import sfm
 from nerf.data.camera_path import read_camera_path
 from nerf.data.image_prompt import image_prompts
 from nerf.data.image_store import decode_depth, decode_image, decode_mask, read_header
+from nerf.mesh import soundness
 from nerf.mesh.io import Material, read_mesh, write_glb, write_obj, write_ply
 from nerf.mesh.mesh import Mesh, vertex_normals
 from nerf.mesh.report import report_file
 from nerf.mesh.sdf import load_mesh
+from nerf.mesh.voxels import caves
 from nerf.run import checkpoint, workspace
 from nerf.run.logger import Report
 from nerf.run.stable_dreamfusion import read_stable_dreamfusion_field
@@ -217,8 +220,12 @@ def mesh():
 
 @pytest.mark.parametrize("read", [load_mesh, read_mesh, lambda path: report_file(path, 5)], ids=["init", "check", "report"])
 @pytest.mark.parametrize("kind", ["glb", "gltf", "obj", "ply", "txt.ply", "stl"])
-def test_meshes(tmp_path, mesh, kind, read):
+def test_meshes(tmp_path, monkeypatch, mesh, kind, read):
     import trimesh
+
+    monkeypatch.setattr(
+        soundness, "caves", partial(caves, cells=12)
+    )  # hundreds of reports, whose voxels take half a second each
 
     if (kind == "stl" and read is load_mesh) or (kind not in ("glb", "obj") and read is read_mesh):
         pytest.skip("the mesh stage starts from no STL, and only GLB, OBJ are read back whole")
