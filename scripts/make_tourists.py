@@ -4,7 +4,6 @@ Example: python scripts/make_tourists.py bunny.obj tourists --photographs 1000 -
 """
 
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ if __name__ == "__main__":
 
 from nerf.core.console import protected  # noqa: E402
 from nerf.core.errors import UserError  # noqa: E402
-from nerf.core.files import reading, unfinished_name  # noqa: E402
+from nerf.core.files import new_folder, reading  # noqa: E402
 from nerf.core.ranges import SEED, between  # noqa: E402
 from nerf.core.script import Parser, run  # noqa: E402
 
@@ -59,28 +58,17 @@ def main(arguments: list[str] | None = None) -> int:
 
     args = parser_of().parse_args(arguments)
     size = read_size(args.size)
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise UserError(f"{args.out} is not empty; give the name of a folder that does not exist")
     with reading(f"mesh {args.mesh}", "give a GLB, OBJ, PLY or STL with triangles"):
         mesh = trimesh.load(args.mesh, force="mesh", process=False)
         if not len(mesh.faces):
             raise ValueError("it has no triangles")
-    unfinished = unfinished_name(args.out)
-    try:
-        unfinished.mkdir(parents=True)
-        write_tourists(
-            mesh,
-            unfinished,
-            args.photographs,
-            size,
-            args.seed,
-            lambda done: print(f"{done} of {args.photographs}", flush=True) if done % TOLD == 0 else None,
-        )
-        if args.out.exists():
-            args.out.rmdir()
-        unfinished.rename(args.out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+
+    def told(done: int) -> None:
+        if done % TOLD == 0:
+            print(f"{done} of {args.photographs}", flush=True)
+
+    with new_folder(args.out) as unfinished:
+        write_tourists(mesh, unfinished, args.photographs, size, args.seed, told)
     print(f"{args.out}: {args.photographs} photographs; the truth is in {args.out / 'truth'}")
     return 0
 

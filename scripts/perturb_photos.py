@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
 from nerf.core.console import protected  # noqa: E402
 from nerf.core.errors import UserError  # noqa: E402
-from nerf.core.files import unfinished_name, write_json  # noqa: E402
+from nerf.core.files import new_folder, write_json  # noqa: E402
 from nerf.core.ranges import SEED  # noqa: E402
 from nerf.core.script import Parser, run  # noqa: E402
 
@@ -94,17 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError("nothing is asked for; give --colour, --occluders or both")
     if not (args.folder / "transforms_train.json").exists():
         raise UserError(f"{args.folder} has no transforms_train.json; give a folder in the format of Blender's scenes")
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise UserError(f"{args.out} is not empty; give the name of a folder that does not exist")
-    unfinished = unfinished_name(args.out)
-    try:
-        unfinished.mkdir(parents=True)
+    with new_folder(args.out) as unfinished:
         count = write_perturbed(args.folder, unfinished, args.colour, args.occluders, args.seed)
-        if args.out.exists():
-            args.out.rmdir()
-        unfinished.rename(args.out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     print(f"{args.out}: {count} photographs perturbed; the truth is in {args.out / TRUTH}")
     return 0
 

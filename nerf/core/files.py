@@ -124,6 +124,26 @@ def replace_folder(folder: str | Path, names: Collection[str]) -> Iterator[Path]
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill in a ``with`` block; it gets the name ``folder`` as a whole at its end, and vanishes if the block fails.
+
+    Raises:
+        UserError: ``folder`` exists and is not empty, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty; give the name of a folder that does not exist")
+    unfinished = unfinished_name(folder)
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        if folder.exists():
+            folder.rmdir()
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def remove_unfinished(folder: str | Path) -> list[Path]:
     """Remove what killed processes left unfinished in a folder and the folders in it; call it while no other writes there.
 

@@ -20,17 +20,19 @@ from nerf.core.progress import track
 from nerf.core.structs import RenderSettings
 from nerf.data.frames import same_path
 from nerf.data.posed_images import Photographs
-from nerf.provider import PhotographSource
+from nerf.provider import PhotographSource, evenly
 from nerf.renderer import NeRFRenderer
+from nerf.run.distributed import main_only
 from nerf.training.objective import Objective
 from nerf.training.objectives import KnownView
-from nerf.training.occluders import MaskNetwork, Occluders, robust_weight
+from nerf.training.occluders import MaskNetwork, Occluders, RobustTrimming, robust_weight
 from nerf.training.sources import Source
 
 PIXELS = 20_000_000  # of learned masks that are written; evenly chosen photographs of a larger set
 RENDERED, RENDERED_PIXELS = 20, 4_000_000  # photographs whose errors are rendered, and their pixels: half a minute of two cores
 
 
+@main_only(dict)
 def write(
     objectives: Mapping[str, Objective], sources: Mapping[str, Source], model: NeRFRenderer, folder: Path
 ) -> dict[str, Any]:
@@ -61,8 +63,7 @@ def _chosen(occluders: Occluders, photos: Photographs) -> list[int]:
     pixels = sum(math.prod(size) for size in photos.sizes())
     learned = isinstance(occluders, MaskNetwork)
     most = max(1, (PIXELS if learned else RENDERED_PIXELS) * len(photos) // pixels)
-    count = min(len(photos), most if learned else min(most, RENDERED))
-    return [round(k * (len(photos) - 1) / max(count - 1, 1)) for k in range(count)]
+    return evenly(len(photos), most if learned else min(most, RENDERED))
 
 
 @torch.no_grad()
@@ -79,6 +80,7 @@ def mask_of(occluders: Occluders, photos: Photographs, i: int, model: NeRFRender
     index = photos.image_index[i]
     if isinstance(occluders, MaskNetwork):
         return occluders.picture(int(index), height, width)
+    assert isinstance(occluders, RobustTrimming), "there is no other kind"
     batch, _ = photos.eval_batch(i)
     settings = RenderSettings(training=False, background=photos.background, view_dependent=True)
     if model.appearance is not None:
@@ -87,5 +89,5 @@ def mask_of(occluders: Occluders, photos: Photographs, i: int, model: NeRFRender
     error = (model.render(batch.rays, settings).image - batch.rgb).square().mean(-1).reshape(1, height, width)
     side = max(height, width)
     square = functional.pad(error[None], (0, side - width, 0, side - height), mode="replicate")[0]
-    threshold = float(np.quantile(error.cpu().numpy(), getattr(occluders, "quantile", 0.5)))  # torch's has a limit of pixels
+    threshold = float(np.quantile(error.cpu().numpy(), occluders.quantile))  # torch's has a limit of pixels
     return 1 - robust_weight(square, threshold)[0, :height, :width]
