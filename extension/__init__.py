@@ -36,7 +36,7 @@ from extension.backends import (
     unregister_backend,
     use,
 )
-from extension.build import build_ahead, library, shared_object
+from extension.build import build_ahead, load_library, shared_object
 from extension.calls import (
     KernelFunction,
     Kernels,
@@ -74,7 +74,7 @@ __all__ = [
     "keep_freed_memory",
     "kernel",
     "kernels",
-    "library",
+    "load_library",
     "num_threads",
     "pointer",
     "register",

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from extension.build import library
+from extension.build import load_library
 from extension.calls import KernelFunction, Kernels, kernel
 from extension.toolchain import KERNEL_FOLDERS, BuildError
 
@@ -60,7 +60,7 @@ class Backend:
 def _native_unavailable(device_type: str) -> str | None:
     """Why the native kernels do not work here: no compiler, or a library or GPU driver that fails."""
     try:
-        library("extension", device_type)
+        load_library("extension", device_type)
         if device_type == "cuda":
             _check_cuda_launch()
     except BuildError as error:
@@ -225,7 +225,7 @@ def _missing_library(op: str, name: str, tensor: Tensor) -> str | None:
     if name not in NATIVE or folder not in KERNEL_FOLDERS:
         return None
     try:
-        library(folder, tensor.device.type)
+        load_library(folder, tensor.device.type)
     except BuildError as error:
         return f"its library: {error}"
     return None

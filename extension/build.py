@@ -31,7 +31,7 @@ _loaded: dict[tuple[str, str], ctypes.CDLL | BuildError] = {}
 _not_loaded: set[Path] = set()  # libraries that are whole and do not load
 
 
-def library(folder: str, device_type: str) -> ctypes.CDLL:
+def load_library(folder: str, device_type: str) -> ctypes.CDLL:
     """The loaded native library of a kernel folder, built first if need be.
 
     Args:
@@ -58,7 +58,7 @@ def shared_object(folder: str, device_type: str, archs: tuple[str, ...] | None =
     """Path of a folder's shared library: a prebuilt one, a cached one, or one compiled now.
 
     Args:
-        folder, device_type: as in :func:`library`.
+        folder, device_type: as in :func:`load_library`.
         archs: CUDA architectures to compile for; None: the present GPU's.
 
     Raises:
@@ -87,7 +87,7 @@ def built(folder: str, device_type: str) -> Path | None:
     """Path of a folder's shared library that :func:`shared_object` would find; builds nothing.
 
     Args:
-        folder, device_type: as in :func:`library`.
+        folder, device_type: as in :func:`load_library`.
 
     Returns:
         None: it would have to be compiled, or there is no source for the device.
@@ -121,7 +121,7 @@ def _build_once(target: Target, compiler: str, output: Path) -> None:
 def build_ahead(target_dir: str | os.PathLike[str], device_types: tuple[str, ...] = ("cpu",)) -> list[Path]:
     """Compile every kernel folder into ``target_dir/<folder>/prebuilt``; for setup.py.
 
-    ``library`` finds such files beside the installed package when their fingerprint (without the compiler's version)
+    ``load_library`` finds such files beside the installed package when their fingerprint (without the compiler's version)
     still matches the sources there. What cannot be built is skipped with a warning: it is built on first use, or
     backend torch runs instead.
 

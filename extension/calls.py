@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from extension.build import library
+from extension.build import load_library
 from extension.toolchain import BuildError
 
 # What stands in for a native kernel on another backend: it is given a tensor on the device and of the dtype that it
@@ -89,7 +89,7 @@ def kernel(folder: str, name: str, device: torch.device) -> Callable[..., None]:
     Raises:
         BuildError: the library cannot be built.
     """
-    function = getattr(library(folder, device.type), f"{name}_{device.type}")
+    function = getattr(load_library(folder, device.type), f"{name}_{device.type}")
     if device.type == "cpu":
         return lambda *arguments: call(function, *arguments, num_threads(), None)
     index = torch.cuda.current_device() if device.index is None else device.index
@@ -139,7 +139,7 @@ def _error_text(name: str, status: int) -> str:
     """The meaning of an error code."""
     if name.endswith("_cuda"):
         try:
-            describe = library("extension", "cuda").extension_error_text_cuda
+            describe = load_library("extension", "cuda").extension_error_text_cuda
         except BuildError:
             return f"CUDA error {status}"
         describe.restype = ctypes.c_char_p

@@ -134,7 +134,7 @@ def test_cuda_kernels_that_compile_but_do_not_run_leave_the_work_to_torch(fresh,
     def launch(*_):
         raise RuntimeError("extension_increment_cuda: failed with CUDA error 35: driver too old\nmore of it")
 
-    monkeypatch.setattr(backends, "library", lambda folder, device_type: None)
+    monkeypatch.setattr(backends, "load_library", lambda folder, device_type: None)
     monkeypatch.setattr(backends.torch, "zeros", lambda *_, **__: torch.empty(1))
     monkeypatch.setattr(backends, "kernel", lambda *_: launch)
     assert [extension.backend("cuda") for _ in range(2)] == ["torch"] * 2
@@ -147,7 +147,7 @@ def test_cuda_kernels_that_compile_but_do_not_run_leave_the_work_to_torch(fresh,
 @pytest.mark.parametrize(("value", "chosen"), [(1.0, "cuda"), (0.0, "torch")])
 def test_a_cuda_kernel_must_give_the_right_number_before_it_is_used(fresh, monkeypatch, value, chosen):
     extension.unregister_backend("taichi")
-    monkeypatch.setattr(backends, "library", lambda folder, device_type: None)
+    monkeypatch.setattr(backends, "load_library", lambda folder, device_type: None)
     monkeypatch.setattr(backends.torch, "zeros", lambda *_, **__: torch.empty(1, dtype=torch.float64))
     monkeypatch.setattr(backends, "kernel", lambda *_: lambda source, target, count: target.fill_(value))
     assert extension.backend("cuda") == chosen

@@ -147,7 +147,7 @@ def test_a_full_disk_sends_the_build_to_the_next_folder(cache, monkeypatch, capl
     compiler_that(cache, monkeypatch, full)
     try:
         path = extension.shared_object("extension", "cpu")
-        extension.library("freqencoder", "cpu")
+        extension.load_library("freqencoder", "cpu")
     finally:
         toolchain.compiler.cache_clear()
     assert path.parent == second_place(cache)
@@ -185,7 +185,7 @@ def test_a_folder_that_cannot_be_made_or_holds_no_programs_is_passed_over(cache,
         return real(path)
 
     monkeypatch.setattr(ctypes, "CDLL", load)
-    assert str(second_place(cache)) in extension.library("extension", "cpu")._name
+    assert str(second_place(cache)) in extension.load_library("extension", "cpu")._name
     assert "failed to map segment" in caplog.text
 
 
@@ -237,7 +237,7 @@ def test_a_compiler_without_openmp_still_builds(cache, tmp_path, monkeypatch):
     try:
         x = torch.zeros(100, dtype=torch.float64)
         assert torch.equal(increment(x), x + 1)
-        assert extension.library("extension", "cpu").extension_has_openmp_cpu() == 0
+        assert extension.load_library("extension", "cpu").extension_has_openmp_cpu() == 0
     finally:
         toolchain.compiler.cache_clear()
 

@@ -13,7 +13,7 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 def needs_a_compiler(device):
     """Skip where the native kernels of a device cannot be built."""
     try:
-        extension.library("rasterizer", device)
+        extension.load_library("rasterizer", device)
     except extension.BuildError as error:
         pytest.skip(str(error))
 
