@@ -26,7 +26,7 @@ MODULES = {
     "pillow": "PIL", "scikit-image": "skimage", "fast-simplification": "fast_simplification", "protobuf": "google.protobuf",
     "imageio-ffmpeg": "imageio_ffmpeg", "pytest-timeout": "pytest_timeout", "pytest-xdist": "xdist",
 }  # fmt: skip
-SHOWN_EXTRAS = ("mesh", "guidance", "matting", "video", "tensorboard", "gui", "web", "taichi", "sfm", "dev")
+SHOWN_EXTRAS = ("mesh", "guidance", "matting", "video", "tensorboard", "gui", "web", "taichi", "sfm", "batch", "dev")
 _report: TextIO = sys.stdout
 
 
