@@ -34,6 +34,7 @@ class State(msgspec.Struct):
     seconds: float = 0.0  # of all tries that ended by themselves
     error: str = ""  # the sentence of the last try that failed
     scores: dict[str, float] = {}
+    picked: bool = False  # the best of its seeds, after --pick best
     process: int = 0  # of the worker
     host: str = ""
 

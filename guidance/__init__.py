@@ -188,9 +188,7 @@ def build(
     return models
 
 
-def load(
-    config: "Config", device: "torch.device | str", resolved: "Mapping[str, Resolved] | None" = None
-) -> "list[Guidance]":
+def load(config: "Config", device: "torch.device | str", resolved: "Mapping[str, Resolved] | None" = None) -> "list[Guidance]":
     """The guidance models of a run without its prompts; see :func:`build`.
 
     Raises:

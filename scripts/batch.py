@@ -89,6 +89,7 @@ def run_jobs(args: Namespace, jobs: list, recipes: dict) -> int:
     from batch_jobs import state
     from batch_jobs.display import Display
     from batch_jobs.engine import Engine, Resources, connected
+    from batch_jobs.page import write_page
 
     display = Display(len(jobs), len(jobs) - len(recipes))
     resources = Resources(args.workers, args.cpus_per_job, args.gpus_per_job, args.tries)
@@ -103,6 +104,7 @@ def run_jobs(args: Namespace, jobs: list, recipes: dict) -> int:
                 engine.run()
             finally:
                 display.close()
+    display.log(f"the page of the results: {write_page(args.out, jobs, args.out.absolute().name)}")
     return FAILURE if display.failed else 0
 
 
