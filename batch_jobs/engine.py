@@ -112,7 +112,6 @@ class _Busy:
     recipe: str
     job: Job | None = None
     before: tuple[str, ...] = ()  # checkpoints when the job was given to it
-    tries: int = 1
 
 
 class Engine:
@@ -136,6 +135,7 @@ class Engine:
         self.workers: list[_Busy] = []
         self.running: dict[Any, _Busy] = {}  # reference to the result -> who computes it
         self.failures: dict[str, int] = {}  # name of a job -> tries in a row that got no further
+        self.tries: dict[str, int] = {}  # name of a job -> processes that have begun it, in this batch and before
 
     def run(self) -> None:
         """Return when every job is done, or has failed for good."""
@@ -182,10 +182,10 @@ class Engine:
         job = self.waiting[worker.recipe].popleft()
         folder = self.out / job.name
         old = state.read(folder)
+        self.tries[job.name] = tries = self.tries.get(job.name, 0 if old is None else old.tries) + 1
         worker.job, worker.before = job, tuple(state.checkpoints(folder))
-        worker.tries = 1 if old is None else old.tries + 1
         words = as_words(job, folder, max(int(self.resources.cpus), 1))
-        self.running[worker.handle.run.remote(str(folder), words, list(job.words), worker.tries)] = worker
+        self.running[worker.handle.run.remote(str(folder), words, list(job.words), tries)] = worker
 
     def _take_back(self, reference: Any) -> None:
         """A try has ended: the job is done, has failed for good, or is put back."""
@@ -202,7 +202,8 @@ class Engine:
         further = tuple(state.checkpoints(folder)) != worker.before
         self.failures[job.name] = failures = 1 if further else self.failures.get(job.name, 0) + 1
         found = found or State("running", list(job.words))
-        found.error, found.words, found.tries = outcome["error"] or "it ended without a result", list(job.words), worker.tries
+        found.error, found.words = outcome["error"] or "it ended without a result", list(job.words)
+        found.tries = self.tries[job.name]
         if outcome["final"] or failures >= self.resources.tries:
             found.state = "failed"
             state.write(folder, found, durable=True)

@@ -29,8 +29,8 @@ HINT = "give a text file with a prompt a line, or a .csv or .jsonl file with a f
 REFUSED = {
     "workspace": "a batch gives every job a folder in --out; leave it out, or name the folder in a column called name",
     "ckpt": "a job goes on from its own newest checkpoint; leave it out",
-    "viewer": "nobody looks at the jobs of a batch; leave it out",
     "gui": "nobody looks at the jobs of a batch; leave it out",
+    "viewer": "nobody looks at the jobs of a batch; leave it out",
     "test": "a batch trains; run main.py with it in the folder of the job",
     "six_views": "a batch trains; run main.py with it in the folder of the job",
 }

@@ -64,6 +64,7 @@ class Worker:
                 if old is None or old.state not in ("done", "dropped"):  # a process of a killed batch may have finished it
                     seconds = 0.0 if old is None else old.seconds
                     note = State("running", key, tries, seconds=seconds, process=os.getpid(), host=socket.gethostname())
+                    state.write(folder, note)
                     _run(folder, words, shared, note)
             return Outcome(error="", final=False, loaded=shared.loaded)
         except Exception as error:
