@@ -25,6 +25,7 @@ ASSETS = Path(__file__).resolve().parent / "gallery"
 FILES = "index_files"
 LIMIT = 96 << 20  # bytes of files in the page; browsers open one of a hundred megabytes, and not one of a thousand
 TYPES = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png", ".glb": "model/gltf-binary"}
+LAST = ("seconds", "tries")  # columns
 UNSHOWN = ("seed", "train_seconds", "seconds")  # numbers of result.json that are no measures
 
 
@@ -36,7 +37,7 @@ def write_page(out: Path, jobs: Sequence[Job], title: str) -> Path:
     """
     files = _Files(out)
     rows = [_row(out, job, files) for job in jobs]
-    columns = list(dict.fromkeys(name for row in rows for name in row["numbers"]))
+    columns = [name for name in dict.fromkeys(name for row in rows for name in row["numbers"]) if name not in LAST] + list(LAST)
     count = {name: sum(row["state"] == name for row in rows) for name in ("done", "failed", "waiting")}
     summary = ", ".join(f"{number} {name}" for name, number in count.items() if number)
     data = {"jobs": rows, "columns": columns, "summary": f"{counted(len(rows), 'job')}: {summary}"}
