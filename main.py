@@ -29,6 +29,7 @@ from nerf.core.script import FAILURE, INTERRUPTED, refuse
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from guidance import BuildGuidance
     from guidance.base import Guidance, ImageCondition
     from guidance.weights import Resolved
     from nerf.data.image_prompt import KnownViews
@@ -153,8 +154,8 @@ def prepare_machine(config: Config) -> str:
     return name
 
 
-def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
-    """Photographs and prepared guidance."""
+def make_inputs(plan: "RunPlan[Resolved]", device: str, build: "BuildGuidance | None" = None) -> Inputs:
+    """Photographs and prepared guidance, as ``guidance.build`` or ``build`` makes it."""
     import guidance
     from nerf.core.memory import explained
 
@@ -166,7 +167,7 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
         inputs.known = KnownViews(prompts, device) if prompts else None
         with explained("loading the guidance model", "add --vram_O, or choose smaller weights with --sd_version"):
             inputs.images = tuple(prompt.condition for prompt in prompts)
-            inputs.guidance = guidance.build(config, device, plan.weights, inputs.images)
+            inputs.guidance = (build or guidance.build)(config, device, plan.weights, inputs.images)
     if plan.weights:
         inputs.notes = guidance.notes(plan.weights)
     if config.data.data is not None:
@@ -363,13 +364,14 @@ class Run:
 
 
 @contextlib.contextmanager
-def ready(asked: Config) -> Iterator[tuple[Run, "Trainer", "Show | None"]]:
+def ready(asked: Config, build: "BuildGuidance | None" = None) -> Iterator[tuple[Run, "Trainer", "Show | None"]]:
     """A run up to its first step, alone in its workspace; leaving the block ends its log and frees the workspace.
 
     Nothing in the workspace changes before the first stage is ready to train.
 
     Args:
         asked: what the user asked for.
+        build: makes the guidance models in place of ``guidance.build``, as from those that the process has loaded.
 
     Returns:
         The run, the trainer of its first pending stage, and what shows it, if anything does.
@@ -397,7 +399,7 @@ def ready(asked: Config) -> Iterator[tuple[Run, "Trainer", "Show | None"]]:
             require_packages()  # now, and not after the training
         lines += [*plan.lines, *gpu_warnings(plan.config, device)]
         with Report(plan.config.output.workspace, lines, hold=True) as report:
-            run = Run(plan, make_inputs(plan, device), device, report, started)
+            run = Run(plan, make_inputs(plan, device, build), device, report, started)
             trainer = run.make(plan.pending[0])
             workspace.open_workspace(plan)
             report.open()

@@ -1,0 +1,45 @@
+"""Checks the jobs of a batch as ``main.py`` checks its flags, before anything starts, and says which may share a process."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from batch_jobs import state
+from batch_jobs.jobs import Job
+from batch_jobs.shared_guidance import recipe
+from nerf.core.errors import UserError
+
+
+def unfinished(jobs: Iterable[Job], out: Path) -> list[Job]:
+    """The jobs that are not done yet; one that failed is tried again."""
+    found = []
+    for job in jobs:
+        known = state.read(out / job.name)
+        if known is None or known.state not in ("done", "dropped"):
+            found.append(job)
+    return found
+
+
+def recipes(jobs: Iterable[Job], out: Path) -> dict[Job, str]:
+    """Job -> what it has in common with others that one process may run, in their order.
+
+    Every option is decided as at the start of a run: presets, weights, the words of the prompt, what the workspace keeps.
+    Nothing is loaded or written.
+
+    Raises:
+        UserError: a job that would be refused, with its line.
+    """
+    import main
+    from nerf.config import config as options
+    from nerf.config.resolve import resolve
+
+    found = {}
+    for job in jobs:
+        try:
+            asked = options.parse([*job.words, f"--workspace={out.absolute() / job.name}"])
+            main.check_names(asked)
+            plan = resolve(asked, main.read_disk(asked), main.choose_weights)
+            main.check_names(plan.config)
+        except UserError as error:
+            raise UserError(f"{job.place}: {error}") from None
+        found[job] = recipe(plan.config, plan.weights)
+    return found

@@ -1,0 +1,121 @@
+"""Runs many jobs of main.py on the cores of this machine or on a cluster, and makes a page of their results.
+
+Examples: python scripts/batch.py prompts.txt --out batch -- -O --iters 500
+          python scripts/batch.py --seeds 4 --pick best --out cars -- --text "a red car" -O
+"""
+
+import sys
+from argparse import Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from nerf.core import interrupt  # noqa: E402
+
+if __name__ == "__main__":
+    interrupt.end_quietly()  # before the other imports, which take a while
+
+from nerf.core.console import protected  # noqa: E402
+from nerf.core.errors import UserError  # noqa: E402
+from nerf.core.ranges import above, between  # noqa: E402
+from nerf.core.script import FAILURE, Parser, run  # noqa: E402
+
+FILES = """\
+JOBS is a text file with a prompt a line, or a .csv or .jsonl file with a flag of main.py a column (and a column called name
+for the folder of a job). Flags after -- are those of main.py for all jobs; a job's own count more. The same command again
+goes on where a killed batch stopped, runs what failed once more, and nothing twice. See docs/batch.md."""
+
+
+def parser_of() -> Parser:
+    """The command line, without the flags of main.py."""
+    parser = Parser(
+        description=__doc__,
+        epilog=FILES,
+        formatter_class=RawDescriptionHelpFormatter,
+        usage="%(prog)s [JOBS] --out DIR [flags] -- [flags of main.py]",
+    )
+    parser.add_argument("jobs", type=Path, nargs="?", metavar="JOBS", help="the jobs; without it, one from the flags after --")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the batch: a folder for each job, and index.html"
+    )
+    parser.number("--seeds", int, None, between(1, 10_000), "runs of each job, with the seeds from its own (or 0) on")
+    parser.add_argument(
+        "--pick",
+        choices=["best"],
+        help="best: of the seeds of a job keep the one with the best scores, and of the others the videos",
+    )
+    parser.number(
+        "--workers", int, None, between(1, 10_000), "processes at a time, each with its guidance loaded once [as many as fit]"
+    )
+    parser.number("--cpus_per_job", float, 1.0, above(0, 1024), "cores of a job, and its --threads")
+    parser.number(
+        "--gpus_per_job", float, None, between(0, 1024), "GPUs of a job; a fraction shares one [1 where there are some]"
+    )
+    parser.number(
+        "--tries", int, 3, between(1, 100), "of a job in a row that save no further checkpoint, before it counts as failed"
+    )
+    parser.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster, or auto; without it, the cores of this machine")
+    parser.add_argument("--no_dashboard", action="store_true", help="do not start Ray's dashboard")
+    return parser
+
+
+def batch(args: Namespace, common: list[str]) -> int:
+    """Run a batch; returns the exit code."""
+    from batch_jobs import plan, state
+    from batch_jobs.engine import require_ray
+    from batch_jobs.jobs import Row, expand, read_rows
+    from nerf.run import lock
+
+    require_ray()
+    jobs = expand(read_rows(args.jobs) if args.jobs else [Row("the command line", {})], common, args.seeds)
+    if args.jobs is None and not common:
+        raise UserError('there is nothing to do; give JOBS, or flags of main.py after --, as in -- --text "a red car"')
+    out = args.out
+    state.check_folder(out)
+    state.check_jobs(out, jobs)
+    try:
+        with lock.hold(out):
+            left = plan.unfinished(jobs, out)
+            recipes = plan.recipes(left, out)
+            return run_jobs(args, jobs, recipes)
+    except lock.InUseError as error:
+        raise UserError(
+            f"--out {out} is in use by {error.owner}; wait until that batch has ended, or choose another --out"
+        ) from None
+
+
+def run_jobs(args: Namespace, jobs: list, recipes: dict) -> int:
+    """Run what is left of checked jobs; returns the exit code."""
+    from batch_jobs import state
+    from batch_jobs.display import Display
+    from batch_jobs.engine import Engine, Resources, connected
+    from batch_jobs.page import write_page
+
+    display = Display(len(jobs), len(jobs) - len(recipes))
+    resources = Resources(args.workers, args.cpus_per_job, args.gpus_per_job, args.tries)
+    if recipes:
+        with connected(args.address, not args.no_dashboard) as dashboard:
+            engine = Engine(args.out, recipes, resources, display, fixed=args.address is None)
+            state.record_jobs(args.out, jobs)
+            display.log(
+                f"{len(recipes)} jobs, {engine.limit} at a time{f'; dashboard: http://{dashboard}' if dashboard else ''}"
+            )
+            try:
+                engine.run()
+            finally:
+                display.close()
+    display.log(f"the page of the results: {write_page(args.out, jobs, args.out.absolute().name)}")
+    return FAILURE if display.failed else 0
+
+
+def main() -> int:
+    """Read the flags and run the batch; returns the exit code."""
+    words = sys.argv[1:]
+    split = words.index("--") if "--" in words else len(words)
+    with protected():
+        args = parser_of().parse_args(words[:split])
+        return run(lambda: batch(args, words[split + 1 :]), "batch.py")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
