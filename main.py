@@ -174,7 +174,7 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str, build: "BuildGuidance | 
         from nerf.data.posed_images import Photographs
 
         with explained("reading the photographs", "give a larger --downscale"):
-            photos = Photographs.splits_of(config.data.data, config.data, device, config.field.bound)
+            photos = Photographs.splits_of(config.data.data, config.data, device, config.field.bound, config.wild.wild)
         inputs.photos = photos.pop("train")
         inputs.transform = inputs.photos.transform
         inputs.held_out = photos

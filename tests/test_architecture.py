@@ -27,12 +27,13 @@ PACKAGES = (
     "render",
     "training",
     "run",
+    "evaluation",
     "viewer",
 )  # of nerf; each uses only those before
 TOP_LEVEL = {
     "network": (),
     "network_grid": (),
-    "provider": ("run",),
+    "provider": ("run", "evaluation"),
     "renderer": ("run", "viewer"),
     "utils": ("viewer",),
 }  # module -> users
