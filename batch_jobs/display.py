@@ -55,7 +55,8 @@ class Display:
         count = f"{self.done + self.failed} of {self.total}"
         tries = f", {counted(found.tries, 'try', 'tries')}" if found.tries > 1 else ""
         if found.state == "done":
-            self.log(f"{job.name}: done in {duration(found.seconds)}{tries} ({count})")
+            judged = ", ".join(f"{name} {value:.3g}" for name, value in found.scores.items()) or found.unjudged
+            self.log(f"{job.name}: done in {duration(found.seconds)}{tries}{judged and f', {judged}'} ({count})")
         else:
             self.log(f"{job.name}: failed{tries}: {found.error} ({count})")
 

@@ -11,6 +11,7 @@ from typing import Any
 from batch_jobs import state
 from batch_jobs.display import Display
 from batch_jobs.jobs import Job, as_words
+from batch_jobs.scores import Judging
 from batch_jobs.state import State
 from batch_jobs.worker import Outcome, Worker
 from nerf.core.errors import UserError
@@ -27,12 +28,13 @@ INSTALL = 'pip install "somnia[batch]" (or "ray[default]==2.60.*")'
 
 @dataclass(frozen=True)
 class Resources:
-    """What Ray is asked for."""
+    """What Ray is asked for, and what is done with a job."""
 
     workers: int | None = None  # processes at a time; None: as many as the cores and GPUs are enough for
     cpus: float = 1.0  # of a job
     gpus: float | None = None  # of a job; None: one where Ray has GPUs
     tries: int = 3  # of a job in a row that save no further checkpoint
+    judging: Judging | None = None  # how jobs are judged when they are done
 
 
 def require_ray() -> Any:
@@ -185,7 +187,8 @@ class Engine:
         self.tries[job.name] = tries = self.tries.get(job.name, 0 if old is None else old.tries) + 1
         worker.job, worker.before = job, tuple(state.checkpoints(folder))
         words = as_words(job, folder, max(int(self.resources.cpus), 1))
-        self.running[worker.handle.run.remote(str(folder), words, list(job.words), tries)] = worker
+        given = (str(folder), words, list(job.words), tries, self.resources.judging)
+        self.running[worker.handle.run.remote(*given)] = worker
 
     def _take_back(self, reference: Any) -> None:
         """A try has ended: the job is done, has failed for good, or is put back."""
@@ -196,7 +199,7 @@ class Engine:
         found = state.read(folder)
         if not outcome["final"] and (outcome["error"] or found is None):
             self._end(worker)  # whatever happened may have damaged the process
-        if found is not None and found.state == "done":
+        if found is not None and state.is_finished(found, self.resources.judging is not None):
             self.display.ended(job, found)
             return
         further = tuple(state.checkpoints(folder)) != worker.before
@@ -205,7 +208,10 @@ class Engine:
         found.error, found.words = outcome["error"] or "it ended without a result", list(job.words)
         found.tries = self.tries[job.name]
         if outcome["final"] or failures >= self.resources.tries:
-            found.state = "failed"
+            if found.state == "done":
+                found.unjudged = found.error
+            else:
+                found.state = "failed"
             state.write(folder, found, durable=True)
             self.display.ended(job, found)
             return

@@ -63,7 +63,8 @@ class _Files:
     """The files that a page shows: in it as base64, or beside it."""
 
     def __init__(self, out: Path) -> None:
-        self.out, self.tags, self.size = out, [], 0
+        self.out, self.size = out, 0
+        self.tags: list[str] = []
         self.beside: set[str] = set()
 
     def add(self, path: Path) -> dict[str, Any]:
@@ -106,9 +107,14 @@ def _row(out: Path, job: Job, files: _Files) -> dict[str, Any]:
         "name": job.name,
         "title": job.title,
         "seed": job.seed,
-        "state": {"running": "waiting"}.get(found.state, found.state),
-        "error": found.error if found.state != "done" else "",
+        "state": {"running": "waiting", "dropped": "done"}.get(found.state, found.state),
+        "error": found.error if found.state in ("failed", "running") else "",
         "picked": found.picked,
+        "remark": "best of its seeds"
+        if found.picked
+        else "another seed is kept"
+        if found.state == "dropped"
+        else found.unjudged,
         "numbers": numbers,
         "command": shlex.join([*job.words, f"--workspace={job.name}"]),
         "result": {key: value for key, value in result.items() if key != "mesh"} or None,

@@ -33,10 +33,23 @@ class State(msgspec.Struct):
     rate: float = 0.0  # steps a second of this try
     seconds: float = 0.0  # of all tries that ended by themselves
     error: str = ""  # the sentence of the last try that failed
-    scores: dict[str, float] = {}
+    scores: dict[str, float] = {}  # see :mod:`batch_jobs.scores`
+    unjudged: str = ""  # why it has none, if it was to be judged
     picked: bool = False  # the best of its seeds, after --pick best
     process: int = 0  # of the worker
     host: str = ""
+
+
+def is_finished(found: State | None, judged: bool) -> bool:
+    """Whether nothing is left to do for a job.
+
+    Args:
+        found: its state.
+        judged: whether it is to be judged.
+    """
+    if found is None or found.state not in ("done", "dropped"):
+        return False
+    return not judged or bool(found.scores or found.unjudged)
 
 
 class _Listed(msgspec.Struct):

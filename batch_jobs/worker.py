@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from batch_jobs import state
+from batch_jobs.scores import Judging
 from batch_jobs.state import State
 from nerf.core.errors import DivergenceError, ExportError, UserError
 
@@ -45,7 +46,7 @@ class Worker:
         """The number of the process."""
         return os.getpid()
 
-    def run(self, workspace: str, words: list[str], key: list[str], tries: int) -> Outcome:
+    def run(self, workspace: str, words: list[str], key: list[str], tries: int, judging: Judging | None = None) -> Outcome:
         """One try of a job: train to the end from its newest checkpoint, and write the results.
 
         Args:
@@ -53,6 +54,7 @@ class Worker:
             words: the whole command line.
             key: flags of the job as its batch lists them, for ``job.json``.
             tries: processes that have begun it, with this one.
+            judging: how it is judged when it is done; None: it is not.
         """
         from batch_jobs.shared_guidance import SharedGuidance
 
@@ -60,12 +62,14 @@ class Worker:
         folder = Path(workspace)
         try:
             with _alone(folder):
-                old = state.read(folder)
-                if old is None or old.state not in ("done", "dropped"):  # a process of a killed batch may have finished it
-                    seconds = 0.0 if old is None else old.seconds
-                    note = State("running", key, tries, seconds=seconds, process=os.getpid(), host=socket.gethostname())
-                    state.write(folder, note)
-                    _run(folder, words, shared, note)
+                found = state.read(folder)
+                if not state.is_finished(found, judged=False):  # a process of a killed batch may have finished it
+                    seconds = 0.0 if found is None else found.seconds
+                    found = State("running", key, tries, seconds=seconds, process=os.getpid(), host=socket.gethostname())
+                    state.write(folder, found)
+                    _run(folder, words, shared, found)
+                if judging is not None and found is not None and not state.is_finished(found, judged=True):
+                    _judge(folder, judging, found)
             return Outcome(error="", final=False, loaded=shared.loaded)
         except Exception as error:
             return Outcome(error=sentence_of(error, folder), final=is_final(error), loaded=shared.loaded)
@@ -81,6 +85,17 @@ def _run(folder: Path, words: list[str], shared: "SharedGuidance", note: State) 
         run.go_through(trainer, _Notes(folder, note))
     note.state, note.stage, note.seconds = "done", "", round(before + time.monotonic() - started, 2)
     state.write(folder, note, durable=True)
+
+
+def _judge(folder: Path, judging: Judging, found: State) -> None:
+    """Add the scores of a finished job to ``job.json``, or why there are none."""
+    from batch_jobs import scores
+
+    try:
+        found.scores = scores.judge(folder, judging)
+    except UserError as error:
+        found.unjudged = str(error)
+    state.write(folder, found, durable=True)
 
 
 class _Notes:

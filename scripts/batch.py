@@ -7,6 +7,11 @@ Examples: python scripts/batch.py prompts.txt --out batch -- -O --iters 500
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from batch_jobs.jobs import Job
+    from batch_jobs.scores import Judging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -32,29 +37,18 @@ def parser_of() -> Parser:
         description=__doc__,
         epilog=FILES,
         formatter_class=RawDescriptionHelpFormatter,
-        usage="%(prog)s [JOBS] --out DIR [flags] -- [flags of main.py]",
+        usage="%(prog)s [JOBS] --out DIR [flags] [-- flags of main.py]",
     )
-    parser.add_argument("jobs", type=Path, nargs="?", metavar="JOBS", help="the jobs; without it, one from the flags after --")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder of the batch: a folder for each job, and index.html"
-    )
+    parser.add_argument("jobs", type=Path, nargs="?", metavar="JOBS", help="the jobs; without it, one of the flags after --")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder for each job, and index.html")
     parser.number("--seeds", int, None, between(1, 10_000), "runs of each job, with the seeds from its own (or 0) on")
-    parser.add_argument(
-        "--pick",
-        choices=["best"],
-        help="best: of the seeds of a job keep the one with the best scores, and of the others the videos",
-    )
-    parser.number(
-        "--workers", int, None, between(1, 10_000), "processes at a time, each with its guidance loaded once [as many as fit]"
-    )
+    parser.add_argument("--pick", choices=["best"], help="keep the meshes and checkpoints of the best seed alone")
+    parser.add_argument("--clip", metavar="PATH_OR_ID", help="CLIP that judges for --pick, in place of the embedded prior")
+    parser.number("--workers", int, None, between(1, 10_000), "processes at a time; as many as fit if not given")
     parser.number("--cpus_per_job", float, 1.0, above(0, 1024), "cores of a job, and its --threads")
-    parser.number(
-        "--gpus_per_job", float, None, between(0, 1024), "GPUs of a job; a fraction shares one [1 where there are some]"
-    )
-    parser.number(
-        "--tries", int, 3, between(1, 100), "of a job in a row that save no further checkpoint, before it counts as failed"
-    )
-    parser.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster, or auto; without it, the cores of this machine")
+    parser.number("--gpus_per_job", float, None, between(0, 1024), "GPUs of a job, or a share of one; 1 where Ray has some")
+    parser.number("--tries", int, 3, between(1, 100), "of a job in a row that save no further checkpoint")
+    parser.add_argument("--address", help="of a Ray cluster, or auto; the cores of this machine if not given")
     parser.add_argument("--no_dashboard", action="store_true", help="do not start Ray's dashboard")
     return parser
 
@@ -66,33 +60,35 @@ def batch(args: Namespace, common: list[str]) -> int:
     from batch_jobs.jobs import Row, expand, read_rows
     from nerf.run import lock
 
-    require_ray()
-    jobs = expand(read_rows(args.jobs) if args.jobs else [Row("the command line", {})], common, args.seeds)
     if args.jobs is None and not common:
         raise UserError('there is nothing to do; give JOBS, or flags of main.py after --, as in -- --text "a red car"')
-    out = args.out
+    if args.clip is not None and args.pick is None:
+        raise UserError("--clip judges for --pick best; give both, or neither")
+    require_ray()
+    rows = [Row("the command line", {})] if args.jobs is None else read_rows(args.jobs)
+    jobs = expand(rows, common, args.seeds)
+    out, picks = args.out, args.pick is not None
     state.check_folder(out)
     state.check_jobs(out, jobs)
     try:
         with lock.hold(out):
-            left = plan.unfinished(jobs, out)
-            recipes = plan.recipes(left, out)
-            return run_jobs(args, jobs, recipes)
+            judging = plan.judging(jobs, args.clip) if picks else None
+            return run_jobs(args, jobs, plan.recipes(plan.unfinished(jobs, out, picks), out, picks), judging)
     except lock.InUseError as error:
-        raise UserError(
-            f"--out {out} is in use by {error.owner}; wait until that batch has ended, or choose another --out"
-        ) from None
+        way_out = "wait until that batch has ended, or choose another --out"
+        raise UserError(f"--out {out} is in use by {error.owner}; {way_out}") from None
 
 
-def run_jobs(args: Namespace, jobs: list, recipes: dict) -> int:
+def run_jobs(args: Namespace, jobs: "list[Job]", recipes: "dict[Job, str]", judging: "Judging | None") -> int:
     """Run what is left of checked jobs; returns the exit code."""
     from batch_jobs import state
     from batch_jobs.display import Display
     from batch_jobs.engine import Engine, Resources, connected
     from batch_jobs.page import write_page
+    from batch_jobs.scores import keep_best
 
     display = Display(len(jobs), len(jobs) - len(recipes))
-    resources = Resources(args.workers, args.cpus_per_job, args.gpus_per_job, args.tries)
+    resources = Resources(args.workers, args.cpus_per_job, args.gpus_per_job, args.tries, judging)
     if recipes:
         with connected(args.address, not args.no_dashboard) as dashboard:
             engine = Engine(args.out, recipes, resources, display, fixed=args.address is None)
@@ -104,6 +100,9 @@ def run_jobs(args: Namespace, jobs: list, recipes: dict) -> int:
                 engine.run()
             finally:
                 display.close()
+    if judging is not None:
+        best = keep_best(args.out, jobs, judging.scorer)
+        display.log(f"best of their seeds: {', '.join(best) or 'none, as no job was judged'}")
     display.log(f"the page of the results: {write_page(args.out, jobs, args.out.absolute().name)}")
     return FAILURE if display.failed else 0
 

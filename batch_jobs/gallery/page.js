@@ -64,7 +64,7 @@ const columns = [
   { title: "turntable" },
   { title: "prompt", value: (job) => job.title },
   { title: "seed", value: (job) => job.seed },
-  { title: "state", value: (job) => job.picked ? job.state + ", best" : job.state },
+  { title: "state", value: (job) => job.state },
   ...batch.columns.map((title) => ({ title, value: (job) => job.numbers[title] })),
   { title: "model" },
 ];
@@ -103,6 +103,7 @@ function rowOf(job) {
     if (column.title === "turntable" && job.turntable) cell.append(turntable(job.turntable));
     if (column.title === "state") {
       cell.className = job.state;
+      if (job.remark) cell.append(made("div", job.remark));
       if (job.error) cell.append(made("div", job.error, "error"));
     }
     if (column.title === "prompt") cell.append(settings(job));

@@ -9,6 +9,7 @@ from batch_jobs import engine, state
 from batch_jobs.display import Display
 from batch_jobs.engine import Engine, Resources, workers_for
 from batch_jobs.jobs import Row, expand
+from batch_jobs.scores import Judging
 from batch_jobs.state import State
 from nerf.core.errors import UserError
 
@@ -42,7 +43,9 @@ class FakeRay:
             number = self.started
             self.alive.add(number)
             self.most = max(self.most, len(self.alive))
-            run = types.SimpleNamespace(remote=lambda folder, words, key, tries: (number, Path(folder), tuple(key), tries))
+            run = types.SimpleNamespace(
+                remote=lambda folder, words, key, tries, judging: (number, Path(folder), tuple(key), tries)
+            )
             return types.SimpleNamespace(run=run, number=number)
 
         return types.SimpleNamespace(options=lambda **asked: types.SimpleNamespace(remote=make))
@@ -135,6 +138,16 @@ def test_a_worker_killed_after_it_finished_its_job_has_finished_it(batch, tmp_pa
     monkeypatch.setattr(FakeRay, "get", get)
     _, _, states = batch(["a"], {})
     assert states["j0"].state == "done" and states["j0"].tries == 1
+
+
+def test_a_job_whose_judging_fails_for_good_is_done_and_says_why(batch, monkeypatch):
+    def get(self, reference):
+        state.write(reference[1], State("done", list(reference[2]), reference[3]))
+        raise Killed
+
+    monkeypatch.setattr(FakeRay, "get", get)
+    fake, _, states = batch(["a"], {}, judging=Judging(("a car",)), tries=2)
+    assert states["j0"].state == "done" and states["j0"].unjudged == "its process was killed" and fake.started == 2
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_every_job_is_a_row_with_its_state_and_its_numbers(page, batch):
     assert names(page) == ["red", "script", "blue", "cow"]
     text = page.text()
     assert PROMPTS[1].replace(" \u2028 ", " ") in " ".join(text.split()) and page.value("document.title") == batch[0].name
-    assert "failed\nexpected <b>more</b>, got less" in text and "done, best" in text
+    assert "failed\nexpected <b>more</b>, got less" in text and "done\nbest of its seeds" in text
     for shown in ("21.5", "0.25", "9.5", "10.25"):
         assert shown in text
     page.value("document.querySelector('details').open = true")
