@@ -1,5 +1,6 @@
 """Which seed is the best, what is kept of the others, and who cannot be judged."""
 
+import numpy as np
 import pytest
 import trimesh
 
@@ -58,7 +59,9 @@ def test_a_mesh_is_judged_as_the_program_for_evaluation_does(tmp_path):
     with pytest.raises(UserError, match="there is no mesh/mesh.glb"):
         scores.judge(folder, judging)
     (folder / "mesh").mkdir()
-    trimesh.creation.box((1, 1, 1)).export(folder / "mesh" / "mesh.glb")
+    box = trimesh.creation.box((1, 1, 1))
+    box.visual.vertex_colors = np.full((8, 3), (200, 30, 30), np.uint8)
+    box.export(folder / "mesh" / "mesh.glb")
     found = scores.judge(folder, judging)
     assert found.keys() == {"r_precision_clip", "posterior_clip", "janus_clip"} and all(0 <= one <= 1 for one in found.values())
     assert found == scores.judge(folder, judging) and rank(found, judging.scorer)[0] == found["r_precision_clip"]
