@@ -50,6 +50,7 @@ def test_a_finished_job_is_judged_without_being_run_again(tmp_path, monkeypatch)
     assert said["error"] == "" and state.read(tmp_path).scores == {"posterior_prior": 2.0} and state.read(tmp_path).tries == 1
 
 
+@pytest.mark.slow
 def test_a_mesh_is_judged_as_the_program_for_evaluation_does(tmp_path):
     write_clip(tmp_path / "clip")
     folder = tmp_path / "run"
