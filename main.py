@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from nerf.viewer.front_ends import Show
 
 PROGRAM = "main.py"
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
@@ -468,9 +467,9 @@ def _main(argv: list[str]) -> int:
     except OSError as error:
         if error.errno == errno.ENOMEM:
             return fail(error, asked)
-        way_out = "; free some space, or choose another --workspace, and start again" if error.errno in DISK_FULL else ""
-        what = f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}"
-        return refuse(f"{what}{way_out}", PROGRAM)
+        from nerf.core import crash
+
+        return refuse(crash.sentence_of_file(error), PROGRAM)
     except KeyboardInterrupt:
         return refuse(interrupted(asked), PROGRAM, INTERRUPTED)
     except Stopped as stopped:

@@ -91,8 +91,12 @@ class Display:
 
 def progress_of(found: State | None) -> str:
     """ "nerf 120/500 steps, 3.2 it/s, 02:01 left"."""
+    if found is not None and found.state == "done":
+        return "being judged"
     if found is None or found.state != "running" or not found.total:
         return "starting"
+    if found.step >= found.total:
+        return found.stage
     return f"{found.stage} {found.step}/{found.total} steps{_rest(found)}"
 
 

@@ -14,12 +14,14 @@ from batch_jobs.jobs import Job, as_words
 from batch_jobs.scores import Judging
 from batch_jobs.state import State
 from batch_jobs.worker import Outcome, Worker
-from nerf.core.errors import UserError
+from nerf.core.errors import Stopped, UserError
 from nerf.core.files import reason_of
 from nerf.core.words import counted
+from nerf.run.signals import StopRequest
 
 ROOT = Path(__file__).resolve().parent.parent  # which workers import from
 POLL_SECONDS = 1.0  # between two looks at how far the jobs are
+STOP_SECONDS = 30.0  # for the jobs to save a checkpoint
 STORE_BYTES = 96 << 20  # of Ray's object store on this machine: jobs pass words, and files through the disk
 PASSED_ON = ("SOMNIA_", "HF_", "TRANSFORMERS_", "XDG_CACHE_HOME")  # variables that workers on other machines get, too
 PLACES = "on every machine of a cluster, the project and its Python environment must be where they are on this one"
@@ -66,7 +68,7 @@ def connected(address: str | None, dashboard: bool) -> Iterator[str]:
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "ignore_reinit_error": True}
     own = {"include_dashboard": dashboard, "object_store_memory": STORE_BYTES}
     try:
-        context = ray.init(**quiet, **(own if address is None else {"address": address}))
+        context = ray.init(**quiet, **(own | {"address": "local"} if address is None else {"address": address}))
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         way_out = (
             "see its log in the temporary folder" if address is None else "start one with ray start --head, or leave it out"
@@ -140,17 +142,33 @@ class Engine:
         self.tries: dict[str, int] = {}  # name of a job -> processes that have begun it, in this batch and before
 
     def run(self) -> None:
-        """Return when every job is done, or has failed for good."""
+        """Return when every job is done, or has failed for good.
+
+        Raises:
+            Stopped: a signal came; what runs has saved a checkpoint, unless it is being loaded or writes its results.
+        """
+        (self.out / state.STOP_FILE).unlink(missing_ok=True)  # of a driver that was killed
         try:
-            while any(self.waiting.values()) or self.running:
-                self._give_out()
-                ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=POLL_SECONDS)
-                for reference in ready:
-                    self._take_back(reference)
-                self.display.update({busy.job: state.read(self.out / busy.job.name) for busy in self._at_work()})
+            with StopRequest() as request:
+                self._loop(request)
         finally:
             for worker in list(self.workers):
                 self._end(worker)
+            (self.out / state.STOP_FILE).unlink(missing_ok=True)
+
+    def _loop(self, request: StopRequest) -> None:
+        """See :meth:`run`."""
+        while any(self.waiting.values()) or self.running:
+            if request.number is not None:
+                self.display.log("stopping: the jobs that run save a checkpoint first; Ctrl-C ends them at once")
+                (self.out / state.STOP_FILE).touch()
+                self.ray.wait(list(self.running), num_returns=len(self.running), timeout=STOP_SECONDS)
+                raise Stopped(request.number)
+            self._give_out()
+            ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=POLL_SECONDS)
+            for reference in ready:
+                self._take_back(reference)
+            self.display.update({busy.job: state.read(self.out / busy.job.name) for busy in self._at_work()})
 
     def _at_work(self) -> Iterable[Any]:
         return [busy for busy in self.workers if busy.job is not None]
@@ -232,7 +250,7 @@ class Engine:
             if "creation task" in str(error):
                 reason = str(error).strip().splitlines()[-1]
                 raise UserError(f"a worker cannot begin ({reason}); {PLACES}") from None
-            said = "its process was killed"
+            said = "its process was killed (by the system, if its memory ran out)"
         except errors.RayTaskError as error:
             said = f"its process could not begin: {reason_of(error.cause or error)}"
         return Outcome(error=said, final=False, loaded=0)

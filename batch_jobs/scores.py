@@ -84,9 +84,10 @@ def judge(folder: Path, judging: Judging) -> dict[str, float]:
     """
     from nerf.evaluation.workspaces import read_finished
 
-    row = _judge(judging).row(read_finished(folder))
-    if row.failure:
-        raise UserError(row.failure)
+    finished = read_finished(folder)
+    if finished.failure:
+        raise UserError(finished.failure)
+    row = _judge(judging).row(finished)
     return {name: round(row.figures[name], 6) for name in (f"{figure}_{judging.scorer}" for figure in FIGURES)}
 
 

@@ -15,6 +15,7 @@ from nerf.core.errors import UserError
 from nerf.core.files import as_shape, read_json, write_atomically
 
 BATCH_FILE, JOB_FILE, PAGE = "batch.json", "job.json", "index.html"
+STOP_FILE = ".stop"  # while it is there, the jobs that run save a checkpoint and end
 FORMAT = 1
 WAY_OUT = "choose another --out"
 

@@ -1,6 +1,8 @@
 """What runs the jobs of a batch in one process, one after the other, with guidance models that stay loaded."""
 
+import errno
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, TypedDict
 from batch_jobs import state
 from batch_jobs.scores import Judging
 from batch_jobs.state import State
-from nerf.core.errors import DivergenceError, ExportError, UserError
+from nerf.core.errors import DivergenceError, ExportError, Stopped, UserError
 
 if TYPE_CHECKING:
     from batch_jobs.shared_guidance import SharedGuidance
@@ -113,10 +115,17 @@ class _Notes:
         self._write()
 
     def after_step(self, trainer: "Trainer", record: "StepRecord") -> None:
-        """A step was taken."""
+        """A step was taken.
+
+        Raises:
+            Stopped: the batch is being stopped; the checkpoint is written.
+        """
         now = time.monotonic()
         if now - self._last < WRITE_SECONDS:
             return
+        if (self.folder.parent / state.STOP_FILE).exists():
+            trainer.save()
+            raise Stopped(signal.SIGTERM)
         self.note.step, self.note.total = trainer.step, record.total
         self.note.rate = round((trainer.step - self._first) / max(now - self._began, 1e-9), 4)
         self._write()
@@ -158,10 +167,18 @@ def sentence_of(error: Exception, folder: Path) -> str:
     """What an exception means, for people."""
     from nerf.core import crash
 
-    known = isinstance(error, UserError | DivergenceError)
-    return str(error) if known else crash.sentence_of(error, folder)
+    if isinstance(error, UserError | DivergenceError | Stopped):
+        return str(error)
+    if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+        return crash.sentence_of_file(error)
+    return crash.sentence_of(error, folder)
 
 
 def is_final(error: Exception) -> bool:
-    """Whether another try would end in the same way: the input is bad. A scene without a surface may have one after all."""
-    return isinstance(error, UserError) and not isinstance(error, ExportError)
+    """Whether another try would end in the same way: the input is bad.
+
+    A folder that is in use will be free, and a scene without a surface may have one after all.
+    """
+    from nerf.run import lock
+
+    return isinstance(error, UserError) and not isinstance(error, ExportError | lock.InUseError)

@@ -21,9 +21,10 @@ if __name__ == "__main__":
     interrupt.end_quietly()  # before the other imports, which take a while
 
 from nerf.core.console import protected  # noqa: E402
-from nerf.core.errors import UserError  # noqa: E402
+from nerf.core.errors import Stopped, UserError  # noqa: E402
 from nerf.core.ranges import above, between  # noqa: E402
 from nerf.core.script import FAILURE, Parser, run  # noqa: E402
+from nerf.core.words import counted  # noqa: E402
 
 FILES = """\
 JOBS is a text file with a prompt a line, or a .csv or .jsonl file with a flag of main.py a column (and a column called name
@@ -93,11 +94,13 @@ def run_jobs(args: Namespace, jobs: "list[Job]", recipes: "dict[Job, str]", judg
         with connected(args.address, not args.no_dashboard) as dashboard:
             engine = Engine(args.out, recipes, resources, display, fixed=args.address is None)
             state.record_jobs(args.out, jobs)
-            display.log(
-                f"{len(recipes)} jobs, {engine.limit} at a time{f'; dashboard: http://{dashboard}' if dashboard else ''}"
-            )
+            where = f"; dashboard: http://{dashboard}" if dashboard else ""
+            display.log(f"{counted(len(recipes), 'job')}, {engine.limit} at a time{where}")
             try:
                 engine.run()
+            except Stopped as stopped:
+                display.log("stopped; the same command goes on")
+                return stopped.exit_code
             finally:
                 display.close()
     if judging is not None:

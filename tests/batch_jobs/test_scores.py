@@ -1,13 +1,20 @@
 """Which seed is the best, what is kept of the others, and who cannot be judged."""
 
+import numpy as np
 import pytest
+import trimesh
 
 from batch_jobs import plan, scores, state
 from batch_jobs.jobs import Row, expand
 from batch_jobs.scores import Judging, keep_best, rank
 from batch_jobs.state import State
 from batch_jobs.worker import Worker
+from nerf.config import config as options
+from nerf.config.kept import StoredRun
+from nerf.config.resolve import resolve
 from nerf.core.errors import UserError
+from nerf.run import workspace
+from tests.guidance.tiny import write_clip
 
 
 def scored(r_precision, posterior, janus):
@@ -41,6 +48,24 @@ def test_a_finished_job_is_judged_without_being_run_again(tmp_path, monkeypatch)
     monkeypatch.setattr(scores, "judge", lambda folder, judging: {"posterior_prior": float(len(judging.captions))})
     said = Worker().run(str(tmp_path), ["--no_such_flag"], [], 2, Judging(("a", "b")))
     assert said["error"] == "" and state.read(tmp_path).scores == {"posterior_prior": 2.0} and state.read(tmp_path).tries == 1
+
+
+@pytest.mark.slow
+def test_a_mesh_is_judged_as_the_program_for_evaluation_does(tmp_path):
+    write_clip(tmp_path / "clip")
+    folder = tmp_path / "run"
+    asked = options.parse(["--text", "a red car", "--seed", "0", "--sd_version", "embedded", "--workspace", str(folder)])
+    workspace.open_workspace(resolve(asked, StoredRun()))
+    judging = plan.judging(expand([Row("line 1", {"text": "a red car"})], [], None), str(tmp_path / "clip"))
+    with pytest.raises(UserError, match="there is no mesh/mesh.glb"):
+        scores.judge(folder, judging)
+    (folder / "mesh").mkdir()
+    box = trimesh.creation.box((1, 1, 1))
+    box.visual.vertex_colors = np.full((8, 3), (200, 30, 30), np.uint8)
+    box.export(folder / "mesh" / "mesh.glb")
+    found = scores.judge(folder, judging)
+    assert found.keys() == {"r_precision_clip", "posterior_clip", "janus_clip"} and all(0 <= one <= 1 for one in found.values())
+    assert found == scores.judge(folder, judging) and rank(found, judging.scorer)[0] == found["r_precision_clip"]
 
 
 def test_a_job_that_cannot_be_judged_says_why_and_is_done(tmp_path):

@@ -1,5 +1,6 @@
 """One process that runs jobs: guidance that stays loaded changes no bit, a job is done once, and errors are sentences."""
 
+import errno
 import json
 
 import pytest
@@ -12,7 +13,7 @@ from batch_jobs.jobs import Row, as_words, expand
 from batch_jobs.plan import recipes, unfinished
 from batch_jobs.shared_guidance import SharedGuidance
 from batch_jobs.state import State
-from batch_jobs.worker import Worker, is_final
+from batch_jobs.worker import Worker, is_final, sentence_of
 from nerf.config import config as options
 from nerf.core.errors import DivergenceError, ExportError, UserError
 from nerf.run import checkpoint, lock
@@ -97,6 +98,27 @@ def test_bad_input_is_final_and_an_error_of_the_program_is_not(tmp_path, monkeyp
         False,
         True,
     ]
+
+
+def test_a_job_saves_and_ends_when_its_batch_is_stopped_and_goes_on_to_the_same_bits(ran, jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr("batch_jobs.worker.WRITE_SECONDS", 0.0)
+    (tmp_path / state.STOP_FILE).touch()
+    folder, worker = tmp_path / "job", Worker()
+    said = worker.run(str(folder), as_words(jobs[1], folder, 1), list(jobs[1].words), 1)
+    assert said["error"] == "stopped by signal 15" and not said["final"]
+    assert [step for step, _ in checkpoint.steps(folder / "checkpoints")] == [1]
+    (tmp_path / state.STOP_FILE).unlink()
+    assert worker.run(str(folder), as_words(jobs[1], folder, 1), list(jobs[1].words), 2)["error"] == ""
+    found, alone = weights(folder), weights(ran[0] / "alone")
+    assert all(torch.equal(found[name], alone[name]) for name in alone) and state.read(folder).tries == 2
+
+
+def test_a_full_disk_is_a_sentence(tmp_path):
+    error = OSError(errno.ENOSPC, "No space left on device", "x.png")
+    assert sentence_of(error, tmp_path).startswith(
+        "x.png could not be read or written: No space left on device; free some space"
+    )
+    assert not is_final(error) and not is_final(lock.InUseError(tmp_path, "another program"))
 
 
 def test_a_recipe_is_the_same_where_the_same_models_are_loaded(tmp_path):
