@@ -14,14 +14,13 @@ from guidance.prior.camera import look_at
 from guidance.prior.captions import Caption
 from guidance.prior.render import render
 from guidance.prior.shapes import EMPTY, Shape, family, occupancy
+from nerf.evaluation.janus import SAME_SIDES, front_likeness
 from nerf.mesh import io as mesh_io
 from nerf.mesh import voxels
 from nerf.mesh.mesh import Mesh, merged, vertex_normals
 
 HALF = 0.7  # half the side of the measured box, scene units
 GRID = 64  # voxels along a side
-# Mean difference of two images below which they count as equal: a hamburger's lettuce is 0.007, a house's door 0.009.
-SAME_SIDES = 8e-3
 
 
 @dataclass(frozen=True)
@@ -221,30 +220,13 @@ def facing(seen: np.ndarray, truth: np.ndarray) -> tuple[float, bool | None]:
     return fraction, bool(right)
 
 
-def front_likeness(seen: np.ndarray, truth: np.ndarray) -> float | None:
-    """How much the back resembles the true front: the Janus problem as a number.
-
-    Args:
-        seen, truth: [K, S, S, 3] images of the result and of the true shape by the same K cameras on a circle, the front first.
-
-    Returns:
-        0 for a back that is the true back, 1 for one that is the true front, 0.5 where it resembles both as much; None if the
-        true front and back look the same.
-    """
-    back = len(truth) // 2
-    if np.abs(truth[0] - truth[back]).mean() < SAME_SIDES:
-        return None
-    to_front, to_back = (float(np.abs(seen[back] - truth[side]).mean()) for side in (0, back))
-    return to_back / max(to_front + to_back, 1e-12)
-
-
 def measure(mesh: ColoredMesh, caption: Caption, members: int = 64, views: int = 8) -> dict[str, object]:
     """All measures of one mesh: IoU with the nearest family member, silhouette IoU, albedo error, facing.
 
     Returns:
         ``iou``, ``silhouette`` (mean over views), ``albedo`` (mean absolute error where both are visible), ``facing``
-        (fraction of views), ``front_back`` (bool or None), ``janus`` (:func:`front_likeness`) and ``proportions`` of the
-        nearest member.
+        (fraction of views), ``front_back`` (bool or None), ``janus`` (:func:`nerf.evaluation.janus.front_likeness`) and
+        ``proportions`` of the nearest member.
     """
     shapes, truths = family_voxels(caption, members)
     score, shape = nearest_member(voxelize(mesh), shapes, truths)

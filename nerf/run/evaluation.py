@@ -286,10 +286,8 @@ class Evaluator:
         """Compare held-out photographs in their own light; see :mod:`nerf.run.half_images`."""
         photos, chosen = self.held_out["test"], self._measured("test")
 
-        def light(batch: Batch, seen: Tensor) -> Tensor:
-            assert batch.views is not None and batch.rgb is not None, "a photograph has a camera and colours"
-            rays = batch.rays[seen]
-            return lights.of_part(self.model, rays, batch.rgb, seen, batch.views, batch.settings(self.settings()))
+        def light(batch: Batch, seen: Tensor, valid: Tensor | None) -> Tensor:
+            return lights.of_part(self.model, batch, seen, valid, batch.settings(self.settings()))
 
         def render(batch: Batch, vector: Tensor) -> Tensor:
             assert batch.views is not None, "a photograph has a camera"
