@@ -142,6 +142,7 @@ def _write_mp4(path: Path, arrays: list[np.ndarray], fps: float, name: str) -> N
         macro_block_size=1,
         pixelformat="yuv420p",
         ffmpeg_log_level="error",
+        output_params=["-movflags", "+faststart"],  # browsers play it before all of it has arrived
     ) as writer:
         for array in track(arrays, f"encoding {name}"):
             writer.append_data(np.pad(array, pad, mode="edge"))  # type: ignore[attr-defined]  # typed as its base class
