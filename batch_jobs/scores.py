@@ -88,7 +88,7 @@ def judge(folder: Path, judging: Judging) -> dict[str, float]:
     if finished.failure:
         raise UserError(finished.failure)
     row = _judge(judging).row(finished)
-    return {name: round(row.figures[name], 6) for name in (f"{figure}_{judging.scorer}" for figure in FIGURES)}
+    return {name: row.figures[name] for name in (f"{figure}_{judging.scorer}" for figure in FIGURES)}
 
 
 def rank(scores: dict[str, float], scorer: str) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 Example: python scripts/evaluate.py trial another --prior --out evaluation
 """
 
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -143,6 +144,8 @@ def judged(args: Namespace) -> "tuple[list[Row], Protocol, list[Scorer]]":
 def main(arguments: list[str] | None = None) -> int:
     """Print the report, and write it where ``--out`` says; returns 0."""
     args = parser_of().parse_args(arguments)
+    # Idle OpenMP threads sleep rather than spin, as in main.py: on a busy machine spinning costs many times the work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     rows, protocol, scorers = judged(args)
     from nerf.core.files import write_atomically, write_json
     from nerf.evaluation import tables

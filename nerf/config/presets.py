@@ -157,6 +157,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         # Higher thresholds leave holes in undersides, lower ones thicken legs.
         "mesh_threshold": 7.0,
         "mesh_smooth": 1.5,
+        "fill_hidden": True,
         "decimate_target": 20_000,
         "texture_size": 1024,
     },

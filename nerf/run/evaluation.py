@@ -215,7 +215,7 @@ class Evaluator:
         output, painted = self.config.output, self.model.path.painted()
         shown_again = has_later_stage(self.workspace, self.stage.name)
         said = {} if self.config.prompt.text is None else {"prompt": self.config.prompt.text}
-        options = export.ExportOptions.from_config(output, self.config.mesh)
+        options = export.ExportOptions.from_config(output, self.config.mesh, self.config.camera)
         if self.config.from_mesh_file and self.config.data.data is None:
             options = replace(options, export_frame="source")  # the axes of that file
         common = dict(
