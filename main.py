@@ -28,6 +28,7 @@ from nerf.core.script import FAILURE, INTERRUPTED, refuse
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from guidance import BuildGuidance
     from guidance.base import Guidance, ImageCondition
     from guidance.weights import Resolved
     from nerf.data.image_prompt import KnownViews
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from nerf.viewer.front_ends import Show
 
 PROGRAM = "main.py"
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
@@ -146,8 +146,8 @@ def prepare_machine(config: Config) -> str:
     return name
 
 
-def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
-    """Photographs and prepared guidance."""
+def make_inputs(plan: "RunPlan[Resolved]", device: str, build: "BuildGuidance | None" = None) -> Inputs:
+    """Photographs and prepared guidance, as ``guidance.build`` or ``build`` makes it."""
     import guidance
     from nerf.core.memory import explained
 
@@ -159,14 +159,14 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
         inputs.known = KnownViews(prompts, device) if prompts else None
         with explained("loading the guidance model", "add --vram_O, or choose smaller weights with --sd_version"):
             inputs.images = tuple(prompt.condition for prompt in prompts)
-            inputs.guidance = guidance.build(config, device, plan.weights, inputs.images)
+            inputs.guidance = (build or guidance.build)(config, device, plan.weights, inputs.images)
     if plan.weights:
         inputs.notes = guidance.notes(plan.weights)
     if config.data.data is not None:
         from nerf.data.posed_images import Photographs
 
         with explained("reading the photographs", "give a larger --downscale"):
-            photos = Photographs.splits_of(config.data.data, config.data, device, config.field.bound)
+            photos = Photographs.splits_of(config.data.data, config.data, device, config.field.bound, config.wild.wild)
         inputs.photos = photos.pop("train")
         inputs.transform = inputs.photos.transform
         inputs.held_out = photos
@@ -357,13 +357,14 @@ class Run:
 
 
 @contextlib.contextmanager
-def ready(asked: Config) -> Iterator[tuple[Run, "Trainer", "Show | None"]]:
+def ready(asked: Config, build: "BuildGuidance | None" = None) -> Iterator[tuple[Run, "Trainer", "Show | None"]]:
     """A run up to its first step, alone in its workspace; leaving the block ends its log and frees the workspace.
 
     Nothing in the workspace changes before the first stage is ready to train.
 
     Args:
         asked: what the user asked for.
+        build: makes the guidance models in place of ``guidance.build``, as from those that the process has loaded.
 
     Returns:
         The run, the trainer of its first pending stage, and what shows it, if anything does.
@@ -393,7 +394,7 @@ def ready(asked: Config) -> Iterator[tuple[Run, "Trainer", "Show | None"]]:
             require_packages()  # now, and not after the training
         lines += [*plan.lines, *gpu_warnings(plan.config, device)]
         with Report(plan.config.output.workspace, lines, hold=True) as report:
-            run = Run(plan, make_inputs(plan, device), device, report, started)
+            run = Run(plan, make_inputs(plan, device, build), device, report, started)
             trainer = run.make(plan.pending[0])
             distributed.barrier()  # all have read what the first process now changes
             workspace.open_workspace(plan)
@@ -467,9 +468,9 @@ def _main(argv: list[str]) -> int:
     except OSError as error:
         if error.errno == errno.ENOMEM:
             return fail(error, asked)
-        way_out = "; free some space, or choose another --workspace, and start again" if error.errno in DISK_FULL else ""
-        what = f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}"
-        return refuse(f"{what}{way_out}", program)
+        from nerf.core import crash
+
+        return refuse(crash.sentence_of_file(error), program)
     except KeyboardInterrupt:
         sentence = interrupt.sentence(None if asked is None else asked.output.workspace)
         return refuse(sentence, program, INTERRUPTED)

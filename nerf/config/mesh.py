@@ -36,6 +36,11 @@ class MeshConfig(Group):
         "formats of the mesh; OBJ and GLB are always written, PLY has vertex colours, STL the shape alone",
         choices=("obj", "glb", "ply", "stl"),
     )
+    fill_hidden: bool = option(
+        False,
+        "fill the hollows of a field that the cameras of guidance do not see (--theta_range, --phi_range), where nothing has "
+        "been learned: caves that open downwards, and pockets behind cracks",
+    )
     ground: bool = option(
         False,
         "put the lowest point of the mesh at y = 0 of its files, and make a flat base even; else it is not moved",

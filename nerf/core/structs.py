@@ -167,6 +167,7 @@ class SmallPictures:
 
     names: tuple[str, ...]
     make: Callable[[int], list[Tensor]]  # longer side in pixels -> [3, h, w] each, in [0, 1]
+    axes: Tensor | None = None  # [I, 3] unit, where each looks; None: not known
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nerf.config.groups import SURFACE_DENSITY, OutputConfig
+from nerf.config.groups import SURFACE_DENSITY, CameraConfig, OutputConfig
 from nerf.config.mesh import MeshConfig
 from nerf.core.errors import ExportError
 from nerf.core.files import replace_folder
@@ -26,6 +26,7 @@ from nerf.core.structs import LevelSet
 from nerf.mesh.base import flattened
 from nerf.mesh.crop import crop_box
 from nerf.mesh.decimate import Decimation, decimate_within
+from nerf.mesh.hidden import Cameras, hidden_from
 from nerf.mesh.io import Material, check_file, write_glb, write_obj, write_ply, write_stl
 from nerf.mesh.isosurface import extract_surface
 from nerf.mesh.level_set_grid import quantity
@@ -49,7 +50,7 @@ _PACKAGES = {
 FILES = ("mesh.obj", "mesh.mtl", "albedo.png", "normal.png", "mesh.glb", "mesh.ply", "mesh.stl", "transform.json")
 _LESS_GRID, _LESS_TEXTURE = "lower --mcubes_resolution", "lower --texture_size or --texture_supersample"
 _LOW_COVERAGE = 0.25  # of the texture below which a note is made
-DEFAULTS = MeshConfig()
+DEFAULTS, CAMERAS = MeshConfig(), CameraConfig()
 _OPAQUE = 2.0 * SURFACE_DENSITY  # a field whose highest density is lower is still foggy
 
 
@@ -72,6 +73,7 @@ class ExportOptions:
     ply: bool  # write mesh.ply with vertex colours as well
     stl: bool  # write mesh.stl, the shape alone, as well
     ground: bool  # put the lowest point at y = 0 of the files, and a flat base into one plane
+    fill_hidden: Cameras | None  # fill the hollows of a field that none of these cameras sees; None: leave them
     min_part: float  # parts of at least this share of the largest one's volume are kept
     export_frame: str  # "object": undo the data's scale and offset, keep +Y up; "source": undo all of its transform
     crop: tuple[float, ...] | None = (
@@ -79,7 +81,7 @@ class ExportOptions:
     )
 
     @classmethod
-    def from_config(cls, output: OutputConfig, mesh: MeshConfig = DEFAULTS) -> "ExportOptions":
+    def from_config(cls, output: OutputConfig, mesh: MeshConfig = DEFAULTS, camera: CameraConfig = CAMERAS) -> "ExportOptions":
         """The options that the flags of a run give."""
         return cls(
             resolution=output.mcubes_resolution,
@@ -96,6 +98,7 @@ class ExportOptions:
             export_frame=output.export_frame,
             crop=mesh.mesh_crop,
             min_part=mesh.mesh_min_part,
+            fill_hidden=hidden_from(mesh, camera),
         )
 
 
@@ -207,7 +210,7 @@ def export_level_set(
     if options.crop is not None:
         level_set = crop_box(options.crop, job.transform, options.export_frame).level_set(level_set)
     with explained("extracting the surface", _LESS_GRID):
-        mesh, grid = extract_surface(level_set, bound, options.resolution, options.smooth, device)
+        mesh, grid = extract_surface(level_set, bound, options.resolution, options.smooth, device, options.fill_hidden)
     job.progress.done(
         "surface",
         f"{len(mesh.faces):,} triangles from a grid of {' x '.join(str(n - 1) for n in grid.values.shape)} cells; the "
@@ -377,7 +380,7 @@ def _bake(fine: Mesh, flat: Mesh, depth: np.ndarray, job: ExportJob, seen: Photo
     texture, coverage = bake(flat, job.colors_at, options.texture_size, inset, options.supersample, over)
     flat = replace(flat, texture=texture)
     if seen is not None:
-        flat = replace(flat, texture=seen.corrected(flat))
+        flat = replace(flat, texture=seen.fitted(flat))
     if not options.normal_map:
         return flat, coverage
     flat = replace(flat, tangents=vertex_tangents(flat))

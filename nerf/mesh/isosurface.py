@@ -7,6 +7,7 @@ import torch
 
 from nerf.core.errors import ExportError
 from nerf.core.structs import LevelSet
+from nerf.mesh.hidden import Cameras, fill_hidden
 from nerf.mesh.level_set_grid import LevelSetGrid, Values, quantity, query_values, sample_level_set, smoothed, why_empty
 from nerf.mesh.mesh import Mesh
 
@@ -18,7 +19,12 @@ _SOLID = 0.99  # a field of which more than this fraction is inside is not an ob
 
 
 def extract_surface(
-    level_set: LevelSet, bound: float, resolution: int, smooth: float = 0.0, device: torch.device | str = "cpu"
+    level_set: LevelSet,
+    bound: float,
+    resolution: int,
+    smooth: float = 0.0,
+    device: torch.device | str = "cpu",
+    cameras: Cameras | None = None,
 ) -> tuple[Mesh, LevelSetGrid]:
     """The surface of a level set in the box [-bound, bound]^3, with its floaters, and the grid it was extracted from.
 
@@ -31,14 +37,17 @@ def extract_surface(
         smooth: standard deviation, in cells of a grid of that resolution over the whole box, of the Gaussian that smooths the
             grid first; 0 for none.
         device: of the field.
+        cameras: hollows that none of them sees are filled; None: they are not.
 
     Raises:
         ExportError: the field is empty, solid or NaN.
         ValueError: an argument out of range.
     """
     grid = sample_level_set(level_set, bound, resolution, device, around_surface=True)
-    grid = smoothed(grid, smooth * 2.0 * bound / (resolution * grid.spacing))
-    return marching_cubes(grid, level_set.value if smooth == 0 else None, device), grid
+    filled = grid if cameras is None else fill_hidden(grid, cameras)
+    exact = smooth == 0 and filled is grid  # the field crosses the level where the surface is
+    grid = smoothed(filled, smooth * 2.0 * bound / (resolution * grid.spacing))
+    return marching_cubes(grid, level_set.value if exact else None, device), grid
 
 
 def marching_cubes(

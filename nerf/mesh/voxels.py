@@ -3,7 +3,7 @@
 G voxels along a side, T triangles, C pairs of a triangle and a point of a plane grid.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -13,7 +13,8 @@ CELLS = 64  # voxels along the longest side of a mesh
 _MARGIN = 4  # voxels around it
 _SEALED = 2  # voxels: openings narrower than twice this are closed before one looks inside
 # Where cameras look from: level with the object and above it, as those of the training and of a turntable do.
-_POLARS, _AZIMUTHS = (0.0, 30.0, 50.0, 70.0, 90.0), 24  # degrees, 0 straight above; equal steps
+_POLARS = (0.0, 30.0, 50.0, 70.0, 90.0)  # degrees, 0 straight above
+_AZIMUTHS = tuple(range(0, 360, 15))  # degrees
 
 
 def covered(corner: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -100,17 +101,17 @@ def caves(mesh: Mesh, cells: int = CELLS) -> float:
     grid = cells + 2 * _MARGIN
     corner = 0.5 * (low + high) - 0.5 * grid * cell
     solid = voxelize(mesh.vertices, mesh.faces, corner, cell, grid)
-    ball = _ball(_SEALED)
+    ball = ball_of(_SEALED)
     sealed = binary_closing(solid, ball)
     seen = np.zeros_like(solid)
-    for direction in _directions():
-        seen |= _seen_from(sealed, direction)
+    for direction in directions(_POLARS, _AZIMUTHS):
+        seen |= seen_from(sealed, direction)
     hidden = ~sealed & ~seen
     hidden |= binary_dilation(hidden, ball) & ~solid & sealed  # the sealed openings belong to the cave behind them
     return float(hidden.sum() / max(int(solid.sum()), 1))
 
 
-def _ball(radius: int) -> np.ndarray:
+def ball_of(radius: int) -> np.ndarray:
     """The voxels within a radius, bool [2 r + 1, 2 r + 1, 2 r + 1]."""
     axis = np.arange(-radius, radius + 1)
     x, y, z = np.meshgrid(axis, axis, axis, indexing="ij")
@@ -118,15 +119,15 @@ def _ball(radius: int) -> np.ndarray:
     return found
 
 
-def _directions() -> Iterator[np.ndarray]:
-    """Unit vectors [3] towards the cameras."""
-    for polar in np.radians(_POLARS):
-        for azimuth in np.arange(1 if polar == 0 else _AZIMUTHS) * (2 * np.pi / _AZIMUTHS):
+def directions(polars: Iterable[float], azimuths: Sequence[float]) -> Iterator[np.ndarray]:
+    """Unit vectors [3] towards cameras at all pairs of angles (degrees; polar 0 straight above, azimuth 0 in front)."""
+    for polar in np.radians(np.fromiter(polars, float)):
+        for azimuth in np.radians(azimuths[:1] if polar == 0 else azimuths):
             yield np.array([np.sin(polar) * np.sin(azimuth), np.cos(polar), np.sin(polar) * np.cos(azimuth)])
 
 
-def _seen_from(solid: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """The free voxels [G, G, G] from which nothing solid lies in a direction [3].
+def seen_from(solid: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """The free voxels [n, n, n] (each n its own) from which nothing solid lies in a direction [3].
 
     Layers along its largest component are shifted so that a line of sight stays at one place of all layers.
     """
@@ -134,13 +135,13 @@ def _seen_from(solid: np.ndarray, direction: np.ndarray) -> np.ndarray:
     layers = np.moveaxis(solid, axis, 0)
     if direction[axis] > 0:
         layers = layers[::-1]  # the layer nearest to the camera comes first
-    grid = len(layers)
+    count, height, width = layers.shape
     slope = np.delete(direction, axis) / abs(direction[axis])
-    shift = np.rint(np.arange(grid)[:, None] * slope).astype(np.int64)  # of a line of sight, from layer to layer
+    shift = np.rint(np.arange(count)[:, None] * slope).astype(np.int64)  # of a line of sight, from layer to layer
     pad = np.abs(shift).max(axis=0)
-    sheared = np.zeros((grid, grid + 2 * pad[0], grid + 2 * pad[1]), dtype=bool)
+    sheared = np.zeros((count, height + 2 * pad[0], width + 2 * pad[1]), dtype=bool)
     windows = [
-        (slice(pad[0] + i, pad[0] + i + grid), slice(pad[1] + j, pad[1] + j + grid)) for i, j in shift.tolist()
+        (slice(pad[0] + i, pad[0] + i + height), slice(pad[1] + j, pad[1] + j + width)) for i, j in shift.tolist()
     ]  # fmt: skip
     for k, window in enumerate(windows):
         sheared[k][window] = layers[k]

@@ -25,6 +25,7 @@ from nerf.core.structs import LevelSet
 from nerf.data.posed_images import Photographs
 from nerf.data.silhouettes import silhouette
 from nerf.mesh import sdf
+from nerf.mesh.hidden import fill_hidden, hidden_from
 from nerf.mesh.level_set_grid import SMOOTH_CLIP, LevelSetGrid, quantity, sample_level_set, smoothed, why_empty
 from nerf.mesh.mesh import MIN_PART, transformed
 from nerf.render.dmtet import DMTetPath
@@ -182,7 +183,8 @@ def _init_from_level_set(model: NeRFRenderer, config: Config, level_set: LevelSe
     """
     path, output = _mesh_path(model), config.output
     grid = sample_level_set(level_set, model.bound, output.mcubes_resolution, device=path.distance.device)
-    grid = smoothed(grid, output.mesh_smooth)
+    cameras = hidden_from(config.mesh, config.camera)
+    grid = smoothed(grid if cameras is None else fill_hidden(grid, cameras), output.mesh_smooth)
     implicit = grid.implicit(SMOOTH_CLIP)
     if not (implicit > 0).any():
         raise ExportError(why_empty(grid, "NeRF", flagged))

@@ -386,6 +386,7 @@ def test_every_option_is_taken_from_its_flag():
     assert changed == ExportOptions(
         resolution=40, smooth=1.0, decimate_target=7, max_error=0.5, texture_size=64, supersample=2,
         normal_map=True, material=Material(0.25, 0.5), ply=True, stl=False, ground=False, export_frame="source", min_part=0.01,
+        fill_hidden=None,
     )  # fmt: skip
     assert ExportOptions.from_config(OutputConfig(), MeshConfig(mesh_min_part=0.5)).min_part == 0.5
     further = ExportOptions.from_config(OutputConfig(), MeshConfig(mesh_formats=("ply", "stl"), ground=True))

@@ -1,0 +1,124 @@
+"""Fills what no training camera sees: a field learns nothing there, so hollows in it are nobody's wish.
+
+Guidance looks at an object from above and from the side, so density gathers in a shell, and the shell is open where nobody
+looks: below. What cannot be seen is taken to be inside, as in a visual hull (Laurentini 1994), but behind the surface of the
+field. n grid points along an edge, k voxels along an edge.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from nerf.config.groups import CameraConfig
+from nerf.config.mesh import MeshConfig
+from nerf.mesh.level_set_grid import SMOOTH_CLIP, LevelSetGrid
+from nerf.mesh.voxels import ball_of, directions, seen_from
+
+_VOXELS = 64  # along the longest side of the grid, at most
+_AZIMUTHS, _POLAR_STEP = 16, 7.5  # of the cameras; degrees
+_HORIZON = 90.0  # degrees; cameras at a greater polar angle look up
+# A point is free if this share of the cameras above the horizon sees it: the bottom of a mug is seen by 3 %.
+_LEAST_ABOVE = 0.01
+# Cameras below the horizon graze the underside, and see into every dent of it: they decide only where many of them agree.
+_LEAST_BELOW = 0.3
+_SEALED = 2  # voxels: openings narrower than twice this are closed before one looks inside
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """Uniform in two ranges of angles (degrees; polar 0 straight above, azimuth 0 in front)."""
+
+    polar: tuple[float, float]
+    azimuth: tuple[float, float] = (-180.0, 180.0)
+
+
+def hidden_from(mesh: MeshConfig, camera: CameraConfig) -> Cameras | None:
+    """The cameras of a run whose hidden hollows are filled (``--fill_hidden``), else None."""
+    return Cameras(camera.theta_range, camera.phi_range) if mesh.fill_hidden else None
+
+
+def fill_hidden(grid: LevelSetGrid, cameras: Cameras) -> LevelSetGrid:
+    """The grid with the hidden free points inside, and its surface where they begin.
+
+    Args:
+        grid: values and level of a density or a signed distance.
+        cameras: of the training.
+    """
+    inside = grid.is_inside(grid.values)
+    if not inside.any() or inside.all():
+        return grid
+    stride = -(-max(inside.shape) // _VOXELS)
+    solid = _blocks(inside, stride) >= 0.5
+    depth = _upsampled(hidden_depth(solid, cameras), stride, inside.shape)
+    if not (depth > 0).any():
+        return grid
+    if grid.logarithmic:
+        return replace(grid, values=np.maximum(grid.values, np.float32(grid.level) * np.exp(depth)))
+    side = np.float32(grid.spacing) if grid.inside == "above" else -np.float32(grid.spacing)
+    choose = np.maximum if grid.inside == "above" else np.minimum
+    return replace(grid, values=choose(grid.values, np.float32(grid.level) + side * depth))
+
+
+def hidden_depth(solid: np.ndarray, cameras: Cameras) -> np.ndarray:
+    """How well voxels [k, k, k] (each k its own) are hidden, float32: positive where they are to be filled.
+
+    The logarithm of the share of cameras that would be enough over the share that sees a free voxel. Solid voxels have the
+    highest value of their free neighbours, so that what is filled joins them and other surfaces stay where they are.
+
+    Args:
+        solid: bool.
+        cameras: of the training.
+    """
+    from scipy.ndimage import binary_closing, binary_dilation, maximum_filter
+
+    ball, rim = ball_of(_SEALED), _SEALED + 1
+    solid = np.pad(solid, rim)
+    sealed = binary_closing(solid, ball) | solid
+    depth = np.full(solid.shape, -np.inf)
+    for closed in (solid, sealed) if (sealed & ~solid).any() else (solid,):
+        score = -np.log(_seen(closed, cameras).clip(1.0 / SMOOTH_CLIP, SMOOTH_CLIP))  # smoothing does not tell more apart
+        depth = np.where(closed, depth, np.maximum(depth, score))
+    opening = binary_dilation((depth > 0) & ~sealed, ball) & sealed & ~solid
+    depth = np.where(opening, np.maximum(depth, 1.0), depth)  # the sealed openings belong to the hollow behind them
+    depth = np.where(solid, maximum_filter(depth, size=3), depth)
+    inner = (slice(rim, -rim),) * 3
+    return np.maximum(depth, -math.log(SMOOTH_CLIP))[inner].astype(np.float32)
+
+
+def _seen(solid: np.ndarray, cameras: Cameras) -> np.ndarray:
+    """The share of the cameras that sees a voxel over the share that is enough, summed over both kinds of cameras."""
+    total = np.zeros(solid.shape, dtype=np.float32)
+    lowest, highest = cameras.polar
+    above = (lowest, min(highest, _HORIZON), _LEAST_ABOVE)
+    below = (max(lowest, _HORIZON), highest, _LEAST_BELOW)
+    for low, high, least in (above, below):
+        if high < low or (high == low and highest > lowest):
+            continue
+        polars = _middles(low, high, max(1, round((high - low) / _POLAR_STEP)))
+        views = list(directions(polars, _middles(*cameras.azimuth, _AZIMUTHS).tolist()))
+        for view in views:
+            total += seen_from(solid, view) / np.float32(len(views) * least)
+    return total
+
+
+def _middles(low: float, high: float, steps: int) -> np.ndarray:
+    """The middles of equal steps from ``low`` to ``high``, [steps]."""
+    middles: np.ndarray = low + (np.arange(steps) + 0.5) * (high - low) / steps
+    return middles
+
+
+def _blocks(values: np.ndarray, stride: int) -> np.ndarray:
+    """Means over blocks of ``stride`` points along an edge, [k, k, k]; nothing lies outside."""
+    padded = np.pad(values, [(0, -n % stride) for n in values.shape])
+    x, y, z = (n // stride for n in padded.shape)
+    return padded.reshape(x, stride, y, stride, z, stride).mean(axis=(1, 3, 5), dtype=np.float32)
+
+
+def _upsampled(depth: np.ndarray, stride: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Values of blocks at the points in them, trilinear between the centres of the blocks."""
+    volume = torch.from_numpy(depth)[None, None]
+    fine = functional.interpolate(volume, scale_factor=stride, mode="trilinear", align_corners=False)[0, 0].numpy()
+    return fine[tuple(slice(n) for n in shape)]
