@@ -82,8 +82,8 @@ def group(cuda: bool) -> Iterator[None]:
     try:
         store, own, count = next(distributed.rendezvous("env://"))
         if torchrun.local_world_size() == count:
-            # The store outlives a restart, with the addresses of processes that are gone. Where one torchrun starts all of them,
-            # it counts its restarts for all of them; on several machines the counts may differ.
+            # The store outlives a restart, with the addresses of processes that are gone. One torchrun counts its restarts for
+            # all that it started; on several machines the counts may differ.
             store = distributed.PrefixStore(f"attempt{torchrun.restarts()}", store)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         distributed.init_process_group(backend, store=store, rank=own, world_size=count, timeout=WAIT)
