@@ -1,5 +1,6 @@
 """The table of the text-to-3D benchmark, worst first, and the page of the docs that shows every kind as it comes out."""
 
+import itertools
 from collections.abc import Collection
 from pathlib import Path
 
@@ -21,7 +22,7 @@ HEAD = (
     "caves (true)", "front/back", "recognised", "by a person", "seconds",
 )  # fmt: skip
 MEANS = ("iou", "ball", "silhouette", "boundary_f", "albedo", "normal", "seconds")
-LEAST_IOU, MOST_CAVES, MEAN_IOU, MOST_ALBEDO, GENERA = 0.50, 0.03, 0.75, 0.08, 32  # the bars
+LEAST_IOU, MOST_CAVES, MEAN_IOU, MOST_ALBEDO, GENERA, MOST_ALIKE = 0.50, 0.03, 0.75, 0.08, 32, 0.95  # the bars
 # Polar angle and azimuth of the pictures: raised in front to the right, raised behind to the left, below beside the front.
 SHOWN = ((62.0, 35.0), (62.0, 215.0), (122.0, 35.0))
 SIZE = 192  # pixels
@@ -138,6 +139,23 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
+def between_seeds(results: dict[str, dict], meshes: dict[str, Path]) -> list[str]:
+    """How far the results of several seeds of a prompt differ, a line for each prompt with several meshes that are here."""
+    found = []
+    for prompt in dict.fromkeys(row["prompt"] for row in results.values()):
+        rows = {name: row for name, row in results.items() if row["prompt"] == prompt and name in meshes}
+        solids = [mesh_measure.voxelize(mesh_measure.read_mesh(meshes[name])) for name in rows if meshes[name].is_file()]
+        if len(solids) < 2:
+            continue
+        mean = float(np.mean([mesh_measure.iou(a, b) for a, b in itertools.combinations(solids, 2)]))
+        right = sum(map(recognised, rows.values()))
+        found.append(
+            f"{prompt}: mean IoU between {len(solids)} seeds {mean:.3f} (bar: below {MOST_ALIKE:.2f}), {right} of {len(rows)} "
+            "recognised.\n"
+        )
+    return found
+
+
 def true_shape(row: dict) -> Shape:
     """The member of the family that a result was compared with; the canonical one of a run that failed."""
     if failed(row):
@@ -189,13 +207,13 @@ def write(page: Path, results: dict[str, dict], meshes: dict[str, Path], changed
     """
     folder = page.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [_introduction(results), table(results)]
+    parts = [_introduction(results), table(results), *between_seeds(results, meshes)]
     for name, row in ordered(results):
         file = folder / f"{row['prompt'].replace(' ', '_')}_seed{row['seed']}.jpg"
         mesh = meshes.get(name)
         here = mesh is None or mesh.is_file()  # the picture of a mesh that is elsewhere stays
         if here and (name in changed or not file.is_file()):
-            write_jpeg(file, to_uint8(picture(row, mesh)))
+            write_jpeg(file, to_uint8(picture(row, mesh, SIZE)))
         if file.is_file():
             parts.append(f"## {row['prompt']}\n\n{_words(row)}\n\n![{row['prompt']}]({folder.name}/{file.name})\n")
     text = "\n".join(parts)

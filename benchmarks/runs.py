@@ -46,18 +46,19 @@ def parse_flags(parser: Parser) -> Namespace:
     return args
 
 
-def run_main(flags: list[str], workspace: Path) -> dict[str, object]:
+def run_main(flags: list[str], workspace: Path, program: tuple[str, ...] = ("main.py",)) -> dict[str, object]:
     """Run the command line once, as a user would.
 
     Args:
         flags: of ``main.py``, without ``--workspace``.
         workspace: of the run; the output goes to ``<workspace>.log``.
+        program: what is run in place of ``main.py``.
 
     Returns:
         ``seconds`` from start to end, ``cpu_seconds`` of all its threads, ``returncode``, ``command``, ``megabytes`` of main
         memory at the peak.
     """
-    command = [sys.executable, "main.py", *flags, "--workspace", os.path.relpath(workspace, ROOT)]
+    command = [sys.executable, *program, *flags, "--workspace", os.path.relpath(workspace, ROOT)]
     start = time.monotonic()
     with open(workspace.with_suffix(".log"), "w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)

@@ -38,7 +38,8 @@ The folder ``multiview_weights/`` holds what the multi-view prior changes of the
 the names of the UNet's tensors. See ``multiview_model``.
 
 The modules: ``pixels`` (what all share as guidance), ``guidance``, ``view_guidance`` and ``multiview_guidance`` (score
-distillation from each), ``view_words`` (what a view word stands for),
+distillation from each), ``view_words`` (what a view word stands for), ``perfect`` (true pictures in
+its place, for ``benchmarks/ceiling.py``),
 ``description`` (``somnia.json``), ``camera``, ``captions``, ``vocabulary``,
 ``spelling``, ``grammar`` and ``replies`` (words), ``kinds``, ``primitives`` and ``shapes`` (signed distances),
 ``render`` (sphere tracing), ``degrade`` (defects of an unfinished mesh), ``dataset``, ``view_dataset`` and

@@ -67,12 +67,19 @@ def conditions(cameras: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return condition(**cameras), ray_map(pose, cameras["fovy"], GRID_SIZE)
 
 
-def _add_noise(prior: Prior, image: Tensor, t: int, seed: int) -> Tensor:
+def add_noise(prior: Prior, image: Tensor, t: int, seed: int) -> Tensor:
     """x_t [B, 3, 64, 64] of an image, unpacked."""
     abar = prior.scheduler.alphas_cumprod[t]
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed))
     noisy: Tensor = abar.sqrt() * image + (1 - abar).sqrt() * noise
     return noisy
+
+
+def estimate(prior: Prior, noisy: Tensor, t: int, text: Tensor, cameras: dict[str, Tensor]) -> Tensor:
+    """The x_0 prediction [B, 3, 64, 64] for x_t of that shape under text [B, L, D] and cameras, unpacked."""
+    packed = torch.nn.functional.pixel_unshuffle(noisy, UNSHUFFLE)
+    x0 = prior.predict(packed, torch.full((len(noisy),), t), text, *conditions(cameras))
+    return torch.nn.functional.pixel_shuffle(x0, UNSHUFFLE)
 
 
 @torch.no_grad()
@@ -89,13 +96,11 @@ def camera_error(
     cameras = random_cameras(count, torch.Generator().manual_seed(seed))
     image = renders(caption, cameras, seed)
     source = renders(caption, cameras, seed, degraded)
-    noisy = torch.nn.functional.pixel_unshuffle(_add_noise(prior, source, t, seed), UNSHUFFLE)
+    noisy = add_noise(prior, source, t, seed)
     text = prior.encode_text([caption.text]).expand(count, -1, -1)
-    timesteps = torch.full((count,), t)
     errors = {}
     for turn in turns:
-        x0 = prior.predict(noisy, timesteps, text, *conditions(rotated(cameras, turn)))
-        x0 = torch.nn.functional.pixel_shuffle(x0, UNSHUFFLE)
+        x0 = estimate(prior, noisy, t, text, rotated(cameras, turn))
         errors[turn] = float((x0 - image).square().mean())
     return errors
 
@@ -107,7 +112,7 @@ def ceiling_error(
     """As :func:`camera_error`, for the posterior mean over ``references`` renders of the family by the given camera."""
     cameras = random_cameras(count, torch.Generator().manual_seed(seed))
     image = renders(caption, cameras, seed)
-    noisy = _add_noise(prior, image, t, seed)
+    noisy = add_noise(prior, image, t, seed)
     abar = prior.scheduler.alphas_cumprod[t]
     errors = dict.fromkeys(TURNS, 0.0)
     for i in range(count):

@@ -80,7 +80,13 @@ def group(cuda: bool) -> Iterator[None]:
     if cuda and not distributed.is_nccl_available():
         raise UserError("several GPUs need nccl, which this torch lacks; start without torchrun, or add --device cpu")
     try:
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=WAIT)
+        store, own, count = next(distributed.rendezvous("env://"))
+        if torchrun.local_world_size() == count:
+            # The store outlives a restart, with the addresses of processes that are gone. One torchrun counts its restarts for
+            # all that it started; on several machines the counts may differ.
+            store = distributed.PrefixStore(f"attempt{torchrun.restarts()}", store)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        distributed.init_process_group(backend, store=store, rank=own, world_size=count, timeout=WAIT)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of torchrun do not find each other ({_first_line(error)}); start all of them") from None
     try:

@@ -27,7 +27,7 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        # A process that another one left alone is about to say so and to end; torchrun, which asks it to, must not cut it short.
+        # A process that another one left alone is about to say so and to end; torchrun, which asks it to, must wait.
         alone = kind is not None and issubclass(kind, PeerError)
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_IGN if alone and number != signal.SIGINT else handler)

@@ -1,5 +1,7 @@
 """The table and the page of the text-to-3D benchmark: worst first, means of the halves, bars, failures, and pictures."""
 
+import re
+
 import numpy as np
 import pytest
 import trimesh
@@ -91,6 +93,8 @@ def finished(tmp_path):
 def test_finished_workspaces_are_measured_without_training_and_shown(finished, tmp_path, monkeypatch):
     work, name = finished
     monkeypatch.setattr(text_to_3d.runs, "run_main", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(text_to_3d, "BALL_FAMILY", 1)
+    monkeypatch.setattr(kinds_page, "SIZE", 32)
     taken = {"recognised": "sofa", "true_recognised": "sofa"}  # what is measured in test_shape_measure.py
     monkeypatch.setattr(text_to_3d.shape_measure, "recognition", lambda *_: taken)
     results = {"lost": {**FAILED}}
@@ -109,8 +113,20 @@ def test_finished_workspaces_are_measured_without_training_and_shown(finished, t
     for prompt in ("a_pink_car", "a_purple_sofa"):
         assert f"(kinds/{prompt}_seed0.jpg)" in text
         with Image.open(page.parent / "kinds" / f"{prompt}_seed0.jpg") as picture:
-            assert picture.size == (6 * kinds_page.SIZE, kinds_page.SIZE)
+            assert picture.size == (6 * 32, 32)
     assert table(results) in text
+
+
+def test_seeds_of_a_prompt_are_compared_with_each_other(tmp_path):
+    results, meshes = {}, {}
+    for seed, half in enumerate((0.3, 0.24)):
+        name = f"seed {seed}"
+        results[name] = {**GOOD, "prompt": "a purple cube", "seed": seed, "recognised": ("cube", "ball")[seed]}
+        meshes[name] = tmp_path / f"{seed}.glb"
+        trimesh.creation.box(extents=[2 * half] * 3).export(meshes[name])
+    (line,) = kinds_page.between_seeds({**results, "other": TREE}, meshes)
+    found = re.fullmatch(r"a purple cube: mean IoU between 2 seeds (.*) \(bar: below 0.95\), 1 of 2 recognised.\n", line)
+    assert float(found[1]) == pytest.approx(0.8**3, abs=0.04)  # within a voxel
 
 
 def test_lit_pictures_show_the_sides_apart_and_unlit_ones_do_not():

@@ -74,13 +74,13 @@ class Broken(Colour):
         return answer if self.calls < 3 else GuidanceOutput(answer.loss * float("nan"))
 
 
-def make(folder, *flags, guidance=None, device="cpu"):
+def make(folder, *flags, guidance=None, device="cpu", shards=RunInfo.shards):
     stage = opened(*TINY, "--workspace", folder, *flags).pending[0]
     options = stage.config
     report = Report(folder, terminal=False)
     torch.manual_seed(options.runtime.seed)
     guidance = guidance or Colour()
-    run = RunInfo(stage, guidances=(GuidanceInfo(guidance.name, guidance.spaces),))
+    run = RunInfo(stage, guidances=(GuidanceInfo(guidance.name, guidance.spaces),), shards=shards)
     model = build_model(stage, run.scene).to(device)
     sources = {"guided": RandomCameras(options, device, requirements=[guidance.requirements()])}
     trainer = Trainer(run, model, sources, [guidance], Evaluator(stage, model, report), report)
