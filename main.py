@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nerf.core import interrupt
@@ -20,15 +19,16 @@ from nerf.config import config as options
 from nerf.config.checks import gpu_warnings
 from nerf.config.config import Config
 from nerf.config.kept import StoredRun, needs_masks, needs_start
-from nerf.config.resolve import RunPlan, resolve
+from nerf.config.resolve import RunPlan, draw_seed, resolve
 from nerf.config.stages import Stage
-from nerf.core import console
-from nerf.core.errors import DivergenceError, ExportError, Stopped, UserError
+from nerf.core import console, torchrun
+from nerf.core.errors import DivergenceError, ExportError, PeerError, Stopped, UserError
 from nerf.core.script import FAILURE, INTERRUPTED, refuse
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from guidance import BuildGuidance
     from guidance.base import Guidance, ImageCondition
     from guidance.weights import Resolved
     from nerf.data.image_prompt import KnownViews
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from nerf.viewer.front_ends import Show
 
 PROGRAM = "main.py"
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
@@ -112,15 +111,9 @@ def device_name(config: Config) -> str:
     Raises:
         UserError: it is not there.
     """
-    import torch
+    from nerf.core.devices import chosen_device
 
-    from nerf.core.devices import check_device
-
-    name = config.runtime.device
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    check_device(name)
-    return name
+    return chosen_device(config.runtime.device)
 
 
 def prepare_machine(config: Config) -> str:
@@ -135,7 +128,7 @@ def prepare_machine(config: Config) -> str:
     from nerf.renderer import check_machine
 
     extension.keep_freed_memory()
-    torch.set_num_threads(config.runtime.threads or os.cpu_count() or 1)
+    torch.set_num_threads(config.runtime.threads or max((os.cpu_count() or 1) // torchrun.local_world_size(), 1))
     name = device_name(config)
     check_machine(config.field, name)
     if name.startswith("cuda:"):
@@ -153,8 +146,8 @@ def prepare_machine(config: Config) -> str:
     return name
 
 
-def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
-    """Photographs and prepared guidance."""
+def make_inputs(plan: "RunPlan[Resolved]", device: str, build: "BuildGuidance | None" = None) -> Inputs:
+    """Photographs and prepared guidance, as ``guidance.build`` or ``build`` makes it."""
     import guidance
     from nerf.core.memory import explained
 
@@ -166,14 +159,14 @@ def make_inputs(plan: "RunPlan[Resolved]", device: str) -> Inputs:
         inputs.known = KnownViews(prompts, device) if prompts else None
         with explained("loading the guidance model", "add --vram_O, or choose smaller weights with --sd_version"):
             inputs.images = tuple(prompt.condition for prompt in prompts)
-            inputs.guidance = guidance.build(config, device, plan.weights, inputs.images)
+            inputs.guidance = (build or guidance.build)(config, device, plan.weights, inputs.images)
     if plan.weights:
         inputs.notes = guidance.notes(plan.weights)
     if config.data.data is not None:
         from nerf.data.posed_images import Photographs
 
         with explained("reading the photographs", "give a larger --downscale"):
-            photos = Photographs.splits_of(config.data.data, config.data, device, config.field.bound)
+            photos = Photographs.splits_of(config.data.data, config.data, device, config.field.bound, config.wild.wild)
         inputs.photos = photos.pop("train")
         inputs.transform = inputs.photos.transform
         inputs.held_out = photos
@@ -202,6 +195,7 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     from nerf.core.structs import SceneInfo
     from nerf.provider import SourceInputs, build_sources
     from nerf.renderer import build_model
+    from nerf.run import distributed
     from nerf.run.evaluation import Evaluator
     from nerf.run.video_size import with_video_size
     from nerf.training.sources import GuidanceInfo, RunInfo
@@ -213,7 +207,7 @@ def _make_trainer(stage: Stage, inputs: Inputs, device: str, report: "Report") -
     bound = config.field.bound
     scene = SceneInfo(bound) if inputs.photos is None else inputs.photos.scene(bound)
     guidances = tuple(GuidanceInfo(g.name, g.spaces, g.stage_options(config.guidance.of(g.name))) for g in inputs.guidance)
-    run = RunInfo(stage, scene, guidances, inputs.transform, inputs.notes)
+    run = RunInfo(stage, scene, guidances, inputs.transform, inputs.notes, distributed.shards())
     model = build_model(stage, scene).to(device)
     requirements = tuple(g.requirements() for g in inputs.guidance)
     sources = build_sources(SourceInputs(config, device, requirements, inputs.photos, inputs.known))
@@ -363,13 +357,14 @@ class Run:
 
 
 @contextlib.contextmanager
-def ready(asked: Config) -> Iterator[tuple[Run, "Trainer", "Show | None"]]:
+def ready(asked: Config, build: "BuildGuidance | None" = None) -> Iterator[tuple[Run, "Trainer", "Show | None"]]:
     """A run up to its first step, alone in its workspace; leaving the block ends its log and frees the workspace.
 
     Nothing in the workspace changes before the first stage is ready to train.
 
     Args:
         asked: what the user asked for.
+        build: makes the guidance models in place of ``guidance.build``, as from those that the process has loaded.
 
     Returns:
         The run, the trainer of its first pending stage, and what shows it, if anything does.
@@ -379,16 +374,18 @@ def ready(asked: Config) -> Iterator[tuple[Run, "Trainer", "Show | None"]]:
     """
     from nerf.mesh.export import require_packages
     from nerf.renderer import check_machine
-    from nerf.run import lock, memory, workspace
+    from nerf.run import distributed, lock, memory, restarts, workspace
     from nerf.run.logger import Report
 
     started = time.monotonic()
     check_names(asked)
     check_machine(asked.field, device_name(asked))  # before weights are looked for
     workspace.check_writable(asked.output.workspace)
-    with lock.hold(asked.output.workspace):
+    with distributed.group(device_name(asked) != "cpu"), lock.hold(asked.output.workspace):
         lines = workspace.recover(asked.output.workspace)
-        plan = resolve(asked, read_disk(asked), choose_weights)
+        asked = restarts.with_restart(asked)  # this waits for the first process, which repairs the workspace
+        distributed.barrier()
+        plan = resolve(asked, read_disk(asked), choose_weights, lambda: distributed.from_first(draw_seed()))
         check_names(plan.config)  # those that the workspace keeps
         device = prepare_machine(plan.config)
         memory.check_memory(plan.pending, device)
@@ -397,8 +394,9 @@ def ready(asked: Config) -> Iterator[tuple[Run, "Trainer", "Show | None"]]:
             require_packages()  # now, and not after the training
         lines += [*plan.lines, *gpu_warnings(plan.config, device)]
         with Report(plan.config.output.workspace, lines, hold=True) as report:
-            run = Run(plan, make_inputs(plan, device), device, report, started)
+            run = Run(plan, make_inputs(plan, device, build), device, report, started)
             trainer = run.make(plan.pending[0])
+            distributed.barrier()  # all have read what the first process now changes
             workspace.open_workspace(plan)
             report.open()
             yield run, trainer, show
@@ -424,6 +422,10 @@ def front_end(config: Config) -> "Show | None":
     """
     if config.gui.viewer == "none":
         return None
+    if torchrun.world_size() > 1:
+        raise UserError(
+            f"--viewer {config.gui.viewer} shows a run of a single process; leave it out, or start without torchrun"
+        )
     from nerf.viewer import front_ends
 
     return front_ends.choose(config)
@@ -455,22 +457,23 @@ def _main(argv: list[str]) -> int:
     """:func:`main` with streams that cannot fail."""
     # Idle OpenMP threads sleep rather than spin: with as many threads as cores, spinning slows everything else down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    asked = None
+    asked, program = None, torchrun.program(PROGRAM)
     try:
         asked = options.parse(argv)
         return run(asked)
-    except (DivergenceError, ExportError) as error:
-        return refuse(str(error), PROGRAM, FAILURE)
+    except (DivergenceError, ExportError, PeerError) as error:
+        return refuse(str(error), program, FAILURE)
     except UserError as error:
-        return refuse(str(error), PROGRAM)
+        return refuse(str(error), program)
     except OSError as error:
         if error.errno == errno.ENOMEM:
             return fail(error, asked)
-        way_out = "; free some space, or choose another --workspace, and start again" if error.errno in DISK_FULL else ""
-        what = f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}"
-        return refuse(f"{what}{way_out}", PROGRAM)
+        from nerf.core import crash
+
+        return refuse(crash.sentence_of_file(error), program)
     except KeyboardInterrupt:
-        return refuse(interrupted(asked), PROGRAM, INTERRUPTED)
+        sentence = interrupt.sentence(None if asked is None else asked.output.workspace)
+        return refuse(sentence, program, INTERRUPTED)
     except Stopped as stopped:
         return stopped.exit_code
     except (SystemExit, GeneratorExit):
@@ -479,19 +482,12 @@ def _main(argv: list[str]) -> int:
         return fail(error, asked)
 
 
-def interrupted(asked: Config | None) -> str:
-    """The sentence of a run that Ctrl-C ended at once: while it started or wrote its results, or a second time in training."""
-    folder = None if asked is None else Path(asked.output.workspace, "checkpoints")  # nothing may be imported any more
-    if folder is None or not any(folder.glob("*.safetensors")):
-        return "interrupted before the first checkpoint; the same command starts again"
-    return f"interrupted; the same command goes on from the newest checkpoint in {folder}"
-
-
 def fail(error: BaseException, asked: Config | None) -> int:
     """Say what an exception means that nothing else explains; returns the exit code."""
     from nerf.core import crash
 
-    return refuse(crash.sentence_of(error, None if asked is None else asked.output.workspace), PROGRAM, FAILURE)
+    sentence = crash.sentence_of(error, None if asked is None else asked.output.workspace)
+    return refuse(sentence, torchrun.program(PROGRAM), FAILURE)
 
 
 if __name__ == "__main__":

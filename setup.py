@@ -12,7 +12,17 @@ from setuptools import Distribution, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
-DATA = ("*.h", "*.cpp", "*.cu", "*.json", "*.txt", "*.safetensors")  # kernels, and the weights of the embedded prior
+DATA = (
+    "*.h",
+    "*.cpp",
+    "*.cu",
+    "*.json",
+    "*.txt",
+    "*.safetensors",
+    "*.html",
+    "*.css",
+    "*.js",
+)  # kernels, the weights of the embedded prior, the page of a batch
 
 
 class BuildWithKernels(build_py):

@@ -5,7 +5,7 @@ over, measures every ``mesh.glb``, and writes ``janus.json``, ``janus.md`` and `
 repeated. Every run has the same number of steps.
 
 The shapes have a clear front. The score is how much the back resembles the true front
-(:func:`benchmarks.mesh_measure.front_likeness`): 0 the true back, 1 the true front. The embedded prior is told the camera,
+(:func:`nerf.evaluation.janus.front_likeness`): 0 the true back, 1 the true front. The embedded prior is told the camera,
 a cure by itself, so it is withheld where words alone are to help. Nothing is tuned on the prompts of the second half.
 """
 

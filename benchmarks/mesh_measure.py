@@ -4,7 +4,7 @@ G voxels along a side of the box [-HALF, HALF]^3, V vertices, T triangles, K vie
 All in numpy; the known solids are those of ``guidance.prior.shapes``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,13 @@ from guidance.prior.camera import look_at
 from guidance.prior.captions import Caption
 from guidance.prior.render import render
 from guidance.prior.shapes import EMPTY, Shape, family, occupancy
+from nerf.evaluation.janus import SAME_SIDES, front_likeness
 from nerf.mesh import io as mesh_io
 from nerf.mesh import voxels
+from nerf.mesh.mesh import Mesh, merged, vertex_normals
 
 HALF = 0.7  # half the side of the measured box, scene units
 GRID = 64  # voxels along a side
-# Mean difference of two images below which they count as equal: a hamburger's lettuce is 0.007, a house's door 0.009.
-SAME_SIDES = 8e-3
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,17 @@ class ColoredMesh:
     uv: np.ndarray | None = None  # [V, 2]
     texture: np.ndarray | None = None  # [H, W, 3] in [0, 1]
     color: np.ndarray | None = None  # [V, 3] in [0, 1]
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """What K cameras see of an object, pixel by pixel."""
+
+    color: np.ndarray  # [K, S, S, 3] unlit, white where there is nothing
+    mask: np.ndarray  # [K, S, S] bool
+    normal: (
+        np.ndarray
+    )  # [K, S, S, 3] unit, in the axes of the camera (x right, y up, z towards it); zero where there is nothing
 
 
 def read_mesh(path: Path) -> ColoredMesh:
@@ -111,8 +122,8 @@ def project(vertices: np.ndarray, pose: np.ndarray, fovy: float, size: int) -> n
     return np.stack([size / 2 - 0.5 + focal * local[:, 0] / depth, size / 2 - 0.5 - focal * local[:, 1] / depth, depth], -1)
 
 
-def rasterize(mesh: ColoredMesh, pose: np.ndarray, fovy: float, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unlit image of a mesh: colour [S, S, 3] over white, and mask bool [S, S].
+def rasterize(mesh: ColoredMesh, normals: np.ndarray, pose: np.ndarray, fovy: float, size: int) -> Buffers:
+    """One view of a mesh whose vertices have these normals [V, 3]; each array without its K.
 
     Barycentric weights are those on the screen: accurate for the small triangles and long focal lengths used here.
     """
@@ -124,10 +135,12 @@ def rasterize(mesh: ColoredMesh, pose: np.ndarray, fovy: float, size: int) -> tu
     triangle, point, weights = triangle[order], point[order], weights[order]
     _, nearest = np.unique(point[:, 1] * size + point[:, 0], return_index=True)
     triangle, point, weights = triangle[nearest], point[nearest], weights[nearest]
-    picture, mask = np.ones((size, size, 3)), np.zeros((size, size), bool)
+    picture, mask, normal = np.ones((size, size, 3)), np.zeros((size, size), bool), np.zeros((size, size, 3))
     mask[point[:, 1], point[:, 0]] = True
     picture[point[:, 1], point[:, 0]] = _color(mesh, triangle, weights)
-    return picture, mask
+    local = (normals[mesh.faces[triangle]] * weights[..., None]).sum(1) @ pose[:, :3]
+    normal[point[:, 1], point[:, 0]] = local / np.maximum(np.linalg.norm(local, axis=-1, keepdims=True), 1e-9)
+    return Buffers(picture, mask, normal)
 
 
 def _color(mesh: ColoredMesh, triangle: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -153,21 +166,35 @@ def view_angles(count: int = 8, polar: float = 70.0) -> dict[str, torch.Tensor]:
     }
 
 
+def mesh_buffers(mesh: ColoredMesh, cameras: dict[str, torch.Tensor], size: int = 64) -> Buffers:
+    """What K cameras see of a mesh, with smooth normals."""
+    poses = look_at(cameras["polar"], cameras["azimuth"], cameras["radius"]).double().numpy()
+    unique, index = merged(mesh.vertices)
+    normals = vertex_normals(Mesh(unique, index[mesh.faces]))[index]
+    views = [rasterize(mesh, normals, pose, float(fovy), size) for pose, fovy in zip(poses, cameras["fovy"], strict=True)]
+    return Buffers(*(np.stack([getattr(view, field.name) for view in views]) for field in fields(Buffers)))
+
+
 def mesh_views(mesh: ColoredMesh, cameras: dict[str, torch.Tensor], size: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Unlit images [K, S, S, 3] and masks [K, S, S] of a mesh."""
-    poses = look_at(cameras["polar"], cameras["azimuth"], cameras["radius"]).double().numpy()
-    views = [rasterize(mesh, pose, float(fovy), size) for pose, fovy in zip(poses, cameras["fovy"], strict=True)]
-    return np.stack([picture for picture, _ in views]), np.stack([mask for _, mask in views])
+    seen = mesh_buffers(mesh, cameras, size)
+    return seen.color, seen.mask
+
+
+def true_buffers(shape: Shape, cameras: dict[str, torch.Tensor], size: int = 64) -> Buffers:
+    """What K cameras see of a captioned shape."""
+    count = len(cameras["polar"])
+    proportions = {name: torch.full((count,), value) for name, value in shape.proportions.items()}
+    material, normal = render(shape.kind, proportions, cameras, size, supersample=1)
+    palette = shape.palette.clone()
+    palette[EMPTY] = 1.0
+    return Buffers(palette[material.long()].double().numpy(), (material != EMPTY).numpy(), normal.double().numpy())
 
 
 def true_views(shape: Shape, cameras: dict[str, torch.Tensor], size: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Unlit images [K, S, S, 3] and masks [K, S, S] of a captioned shape."""
-    count = len(cameras["polar"])
-    proportions = {name: torch.full((count,), value) for name, value in shape.proportions.items()}
-    material, _ = render(shape.kind, proportions, cameras, size, supersample=1)
-    palette = shape.palette.clone()
-    palette[EMPTY] = 1.0
-    return palette[material.long()].double().numpy(), (material != EMPTY).numpy()
+    seen = true_buffers(shape, cameras, size)
+    return seen.color, seen.mask
 
 
 def facing(seen: np.ndarray, truth: np.ndarray) -> tuple[float, bool | None]:
@@ -193,30 +220,13 @@ def facing(seen: np.ndarray, truth: np.ndarray) -> tuple[float, bool | None]:
     return fraction, bool(right)
 
 
-def front_likeness(seen: np.ndarray, truth: np.ndarray) -> float | None:
-    """How much the back resembles the true front: the Janus problem as a number.
-
-    Args:
-        seen, truth: [K, S, S, 3] images of the result and of the true shape by the same K cameras on a circle, the front first.
-
-    Returns:
-        0 for a back that is the true back, 1 for one that is the true front, 0.5 where it resembles both as much; None if the
-        true front and back look the same.
-    """
-    back = len(truth) // 2
-    if np.abs(truth[0] - truth[back]).mean() < SAME_SIDES:
-        return None
-    to_front, to_back = (float(np.abs(seen[back] - truth[side]).mean()) for side in (0, back))
-    return to_back / max(to_front + to_back, 1e-12)
-
-
 def measure(mesh: ColoredMesh, caption: Caption, members: int = 64, views: int = 8) -> dict[str, object]:
     """All measures of one mesh: IoU with the nearest family member, silhouette IoU, albedo error, facing.
 
     Returns:
         ``iou``, ``silhouette`` (mean over views), ``albedo`` (mean absolute error where both are visible), ``facing``
-        (fraction of views), ``front_back`` (bool or None), ``janus`` (:func:`front_likeness`) and ``proportions`` of the
-        nearest member.
+        (fraction of views), ``front_back`` (bool or None), ``janus`` (:func:`nerf.evaluation.janus.front_likeness`) and
+        ``proportions`` of the nearest member.
     """
     shapes, truths = family_voxels(caption, members)
     score, shape = nearest_member(voxelize(mesh), shapes, truths)

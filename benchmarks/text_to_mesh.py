@@ -18,25 +18,13 @@ import numpy as np  # noqa: E402
 
 from benchmarks import mesh_measure, runs, text_to_3d  # noqa: E402
 from benchmarks.records import read_record, read_result, write_record  # noqa: E402
+from benchmarks.shape_measure import outlines  # noqa: E402
 from guidance.prior.captions import BENCHMARK_PROMPTS, parse  # noqa: E402
 from nerf.core.ranges import SEED  # noqa: E402
 from nerf.core.script import Parser, run  # noqa: E402
 
-SIZE, TOLERANCE, VIEWS = 256, 2.0, 8
 KINDS = ("iou", "boundary_f", "albedo")
 TARGET = "IoU not lower by more than 0.01 in the mean, F higher on at least 12 of 16, all watertight, at most 600 s"
-
-
-def boundary_f(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Boundary F-score of two silhouettes, bool [S, S]; 0 if one is empty."""
-    from scipy.ndimage import binary_erosion, distance_transform_edt
-
-    outlines = [m & ~binary_erosion(m) for m in (mask, truth)]
-    if not all(outline.any() for outline in outlines):
-        return 0.0
-    near = [distance_transform_edt(~outline) <= TOLERANCE for outline in outlines]
-    precision, recall = near[1][outlines[0]].mean(), near[0][outlines[1]].mean()
-    return float(2 * precision * recall / max(precision + recall, 1e-9))
 
 
 def decimated(mesh: mesh_measure.ColoredMesh, target: int) -> mesh_measure.ColoredMesh:
@@ -52,16 +40,7 @@ def measure(mesh: mesh_measure.ColoredMesh, prompt: str) -> dict[str, float]:
     """IoU with the nearest member of the family, and F-score and IoU of the silhouettes against that member."""
     shapes, truths = mesh_measure.family_voxels(parse(prompt).caption, 64)
     score, shape = mesh_measure.nearest_member(mesh_measure.voxelize(mesh), shapes, truths)
-    cameras = mesh_measure.view_angles(VIEWS)
-    masks = mesh_measure.mesh_views(mesh, cameras, SIZE)[1]
-    true = mesh_measure.true_views(shape, cameras, SIZE)[1]
-    pairs = list(zip(masks, true, strict=True))
-    return {
-        "iou": score,
-        "boundary_f": float(np.mean([boundary_f(a, b) for a, b in pairs])),
-        "silhouette": float(np.mean([mesh_measure.iou(a, b) for a, b in pairs])),
-        "triangles": len(mesh.faces),
-    }
+    return {"iou": score, **outlines(mesh, shape), "triangles": len(mesh.faces)}
 
 
 def one_run(prompt: str, seed: int, work: Path, extra: list[str]) -> dict[str, object]:

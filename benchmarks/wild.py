@@ -136,7 +136,7 @@ def shown(case: str, workspace: Path, args: Namespace) -> dict[str, Any]:
             i = chosen[len(chosen) // 2]
             cells += [photos.image(i), image(i, None)]
             for number, index in enumerate(LIGHTS if case in ("colour", "both") and model.appearance is not None else ()):
-                vector = model.appearance.of_photographs(torch.tensor([index]))[0].detach()
+                vector = model.appearance.light(index)
                 values += [float(metrics.psnr(image(k, vector), in_light(photos.store.image(k), index))) for k in chosen]
                 if number < SHOWN_LIGHTS:
                     cells += [in_light(photos.store.image(i), index), image(i, vector)]

@@ -21,6 +21,9 @@ Builder = Callable[["Config", "torch.device", "Resolved | None"], "Guidance"]
 Weights are downloaded here if they are remote. A UserError says why they cannot be used.
 """
 
+BuildGuidance = Callable[["Config", str, "Mapping[str, Resolved]", "Sequence[ImageCondition]"], "list[Guidance]"]
+"""(frozen options, device, resolved weights, image prompts) -> the prepared models of a run, as :func:`build` makes them."""
+
 # Kind of prompt -> how it is given.
 PROMPTS = {"text": '--text "a hamburger"', "image": "--image FILE.png"}
 
@@ -178,15 +181,22 @@ def build(
         Models with distinct names.
 
     Raises:
-        UserError: a family that does not exist, is named twice or lacks a prompt, no usable weights, or a prompt, an image
-            size or a flag that a model cannot take.
+        UserError: see :func:`load` and :func:`prepare`.
+    """
+    models = load(config, device, resolved)
+    prepare(models, config, images)
+    return models
+
+
+def load(config: "Config", device: "torch.device | str", resolved: "Mapping[str, Resolved] | None" = None) -> "list[Guidance]":
+    """The guidance models of a run without its prompts; see :func:`build`.
+
+    Raises:
+        UserError: a family that does not exist, is named twice or lacks a prompt, or no usable weights.
     """
     import torch
 
-    from guidance.base import Conditions
-    from nerf.core.errors import UserError
-
-    camera, names = config.camera, check_names(config)
+    names = check_names(config)
     found = choose_weights(config) if resolved is None else resolved
     for weights in found.values():
         log.info(weights.sentence)
@@ -198,11 +208,29 @@ def build(
             compile_network(network, config.guidance.compile_guidance, torch.device(device))
     for name, model in zip(names, models, strict=True):
         assert model.name == name, (model.name, name)  # loss terms and checkpoints are keyed by it
+    return models
+
+
+def prepare(models: "Sequence[Guidance]", config: "Config", images: "Sequence[ImageCondition]" = ()) -> None:
+    """Give loaded models the prompts of a run, in place of those that they had.
+
+    Args:
+        models: what :func:`load` returned for options of the same kind.
+        config: the frozen options of the run.
+        images: its image prompts.
+
+    Raises:
+        UserError: a prompt, an image size or a flag that a model cannot take.
+    """
+    from guidance.base import Conditions
+    from nerf.core.errors import UserError
+
+    camera = config.camera
+    for model in models:
         if model.requirements().square and camera.w != camera.h:
             raise UserError(
-                f"--w and --h must be equal, as guidance {name} takes square images with these weights, got "
+                f"--w and --h must be equal, as guidance {model.name} takes square images with these weights, got "
                 f"{camera.w} and {camera.h}"
             )
-        model.stage_options(config.guidance.of(name))  # refuses flags that it cannot serve, before anything takes time
+        model.stage_options(config.guidance.of(model.name))  # refuses flags that it cannot serve, before anything takes time
         model.prepare(Conditions(config.prompt.text, config.prompt.negative, tuple(images)))
-    return models

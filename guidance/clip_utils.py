@@ -5,6 +5,7 @@ random textured backgrounds of ``--background_textures``. It has no noise levels
 effect. Beside another guidance it keeps the views near a picture, the more the nearer they are to where that was taken.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,9 +93,7 @@ class Clip(Guidance):
             raise UserError('guidance clip needs a prompt; give --text "a hamburger" or --image FILE.png')
         self.text, self.pictures = None, None
         if prompt is not None and prompt.strip():
-            encoder = text.TextEncoder(self.folder, "features", ".", ".")
-            found = text.embed(encoder, [(prompt, "")], self.device, self.dtype, self.vram_O)
-            self.text = torch.nn.functional.normalize(found["pooled"][0].to(self.wide), dim=-1)
+            self.text = self.embed_texts([prompt])[0]
         if images:
             self._prepare_pictures(images)
 
@@ -110,6 +109,12 @@ class Clip(Guidance):
     def stage_options(self, options: Any) -> Options:
         """See :meth:`Guidance.stage_options`."""
         return Options(options.clip_crops)
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit embeddings [K, D], float32 or wider, of K texts."""
+        encoder = text.TextEncoder(self.folder, "features", ".", ".")
+        found = text.embed(encoder, [(one, "") for one in texts], self.device, self.dtype, self.vram_O)
+        return torch.nn.functional.normalize(found["pooled"].to(self.wide), dim=-1)
 
     def embed(self, image: Tensor) -> Tensor:
         """Unit embeddings [B, D], float32 or wider, of pictures [B, 3, H, W] in [0, 1]. Differentiable."""

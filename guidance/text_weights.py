@@ -211,7 +211,7 @@ def resolve(config: "Config", name: str) -> Resolved:
             from guidance import original_weights  # it imports torch
 
             return original_weights.resolve(path, name, f"--hf_keys {name}", keys(config.guidance).get(tokenizers.KEY))
-        return _from_key(name, key)
+        return from_key(name, key)
     if name == "MVDream" and config.guidance.mvdream == "embedded":
         return weights.embedded_multiview(config.prompt.text, "--mvdream embedded")
     model, layout = MODELS[name], LAYOUTS[name]
@@ -224,8 +224,13 @@ def resolve(config: "Config", name: str) -> Resolved:
     return found or weights.to_download(model, name)
 
 
-def _from_key(name: str, key: str) -> Resolved:
+def from_key(name: str, key: str, flag: str = "") -> Resolved:
     """The weights that a folder or a hub id, with an optional @revision, names.
+
+    Args:
+        name: of the model, in :data:`LAYOUTS`.
+        key: what the user typed.
+        flag: and where; "": in ``--hf_keys``.
 
     Raises:
         UserError: there are none.
@@ -241,7 +246,7 @@ def _from_key(name: str, key: str) -> Resolved:
         layout.check(folder)
         return Resolved(str(folder), name, f"guidance: {key} from the cache", **known)
     weights.check_online(
-        f"--hf_keys {name}={key}: neither a folder nor complete in the Hugging Face cache",
+        f"{f'{flag} ' if flag else f'--hf_keys {name}='}{key}: neither a folder nor complete in the Hugging Face cache",
         "give a local folder, or unset the variable",
     )
     return Resolved(key, name, f"guidance: downloading {key}", remote=True, **known)
@@ -283,4 +288,4 @@ def codec(options: Any) -> Path | None:
         UserError: there is none.
     """
     key = keys(options).get(VAE)
-    return None if key is None else fetch(_from_key(VAE, key))
+    return None if key is None else fetch(from_key(VAE, key))

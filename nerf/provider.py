@@ -1,4 +1,4 @@
-"""Sources of views: random cameras, photographs and image prompts for training; turntables and six views for people. B views.
+"""Sources of views: random cameras, photographs and image prompts for training; six views for people. B views.
 
 The ranges are those of the camera flags, in degrees and scene units. Every view of a batch draws its own numbers, all
 from its part's generator, on the CPU, so the same step sees the same cameras on every device.
@@ -361,20 +361,6 @@ def build_sources(inputs: SourceInputs) -> dict[str, Source]:
     """
     built = {name: build(inputs) for name, build in SOURCES.items()}
     return {name: source for name, source in built.items() if source is not None}
-
-
-def turntable(config: Config, count: int, height: int, width: int) -> Views:
-    """One turn around the object at the default polar angle, distance and field of view, from the default azimuth on.
-
-    Args:
-        config: the frozen options; the camera group is read.
-        count: number of views; the last one stops one step short of the first.
-        height: pixels.
-        width: pixels.
-    """
-    camera = config.camera
-    azimuth = camera.default_azimuth + torch.arange(count) * (360.0 / count)
-    return orbit(camera.default_polar, azimuth, camera.default_radius, camera.default_fovy, height, width)
 
 
 def six_views(config: Config, height: int, width: int) -> Views:

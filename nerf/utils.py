@@ -6,7 +6,7 @@ a viewer and a notebook drive the same loop.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,20 +19,21 @@ from torch import Tensor
 from guidance.base import Guidance
 from nerf.config.checks import less_memory
 from nerf.config.stages import Failure, Stage
-from nerf.core.errors import DivergenceError, UserError
+from nerf.core.errors import DivergenceError, PeerError, UserError
 from nerf.core.memory import explained
 from nerf.core.streams import Stream
 from nerf.core.structs import Part, StepPlan
 from nerf.mesh.export import ExportReport
 from nerf.renderer import NeRFRenderer
-from nerf.run import checkpoint, checkpoint_checks, lock, occluder_masks, workspace
+from nerf.run import checkpoint, checkpoint_checks, distributed, lock, occluder_masks, workspace
 from nerf.run.evaluation import Evaluator
+from nerf.run.gradients import GradientSum, state_before
 from nerf.run.logger import Report
-from nerf.training import objectives, schedule
+from nerf.training import objectives, schedule, shards
 from nerf.training.divergence import DivergenceMonitor, check_finite
 from nerf.training.ema import Ema
 from nerf.training.objectives import Objective, ObjectiveInputs, ObjectiveOutput
-from nerf.training.optim import build_optimizer
+from nerf.training.optim import amp_dtype, build_optimizer
 from nerf.training.sources import RunInfo, Source
 from nerf.training.unread import Unread
 
@@ -83,7 +84,9 @@ class Trainer:
         inputs = ObjectiveInputs(run, model.field, guidance, self.device, model.appearance, model.recolored)
         self.objectives = objectives.build(inputs)
         self.optimizer = self._make_optimizer()
-        self.amp_dtype = self._amp_dtype()
+        self.gradient_sum = GradientSum()
+        self._before: dict[str, Tensor] = {}  # what a step that is not finished has changed already, as it was
+        self.amp_dtype = amp_dtype(self.config.optim, self.device.type)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
         self.ema = Ema(model, self.config.optim.ema_decay)
         self.monitor = DivergenceMonitor()
@@ -112,36 +115,39 @@ class Trainer:
             DivergenceError: a term is not finite; no weight has been changed by this step. On CUDA it may be that of an earlier
                 step: terms are looked at when they have arrived on the host, at the latest :data:`CUDA_CHECK_INTERVAL` steps
                 after they were sent there, and before every checkpoint.
+            PeerError: another process of the run is gone, and the step was not taken.
         """
-        plan = self.plan(self.step)
+        plan, self._before = self.plan(self.step), state_before(self.model)
         self.model.begin_step(plan.fraction)
         if self.step % self.config.render.update_extra_interval == 0:
             self.model.update_occupancy(plan.random.generator(Stream.OCCUPANCY, self.device))
         self.optimizer.zero_grad(set_to_none=True)
-        once = {name for name, objective in self.objectives.items() if objective.scope == "step"}
+        whole = [name for name, objective in self.objectives.items() if objective.scope == "step"]
+        once = {part.shard: set(whole) for part in plan.parts}
         terms: dict[str, Tensor] = {}
         stats: dict[str, Tensor] = {}
         images: dict[str, Tensor] = {}
         for part in plan.parts:
-            found = self._evaluate_part(part, plan, once)
-            self._backward(found.terms, plan)
-            terms |= {name: terms.get(name, 0.0) + value.detach() for name, value in found.terms.items()}
+            found, share = self._evaluate_part(part, plan, once[part.shard])
+            self._backward(found.terms, plan, share)
+            terms |= {name: terms.get(name, 0.0) + share * value.detach() for name, value in found.terms.items()}
             stats |= found.stats
             images |= found.images
         if self._sends_back():
             self.unread.send()
         self.unread.look()
+        terms = self.gradient_sum(self._learned(), terms, plan.weights)
         self._apply_gradients(plan)
         self.ema.update()
         for guidance in self.guidance:
             guidance.after_step()
         if images:
             self.evaluator.show_guidance(images, self.step)
-        self.step += 1
+        self.step, self._before = self.step + 1, {}
         return terms | stats
 
-    def _evaluate_part(self, part: Part, plan: StepPlan, once: set[str]) -> ObjectiveOutput:
-        """Render a part and evaluate the objectives on it.
+    def _evaluate_part(self, part: Part, plan: StepPlan, once: set[str]) -> tuple[ObjectiveOutput, float]:
+        """Render this process's share of a part and evaluate the objectives on it; returns how much of the whole it is, too.
 
         Args:
             part: as it was planned.
@@ -150,10 +156,8 @@ class Trainer:
                 apply to the part are removed.
         """
         source = self.sources[part.source]
-        if part.request.layout == "rays":
-            affordable = self.model.path.affordable_rays(part.request.num_rays)
-            part = replace(part, request=replace(part.request, num_rays=affordable))
-        batch = source.batch(part)
+        part = shards.affordable(part, self.model.path.affordable_rays)
+        part, batch, share = shards.take(part, source.batch(part), source.linked_views)
         part = replace(part, settings=batch.settings(part.settings))
         result = ObjectiveOutput()
         with self._autocast():
@@ -166,7 +170,7 @@ class Trainer:
                 objective.loss_scale = self._loss_scale() if objective.needs_loss_scale else 1.0
                 result.update(objective(out, batch, part, plan))
         self._check(result, out.opacity.detach() if source.frames_object else None)
-        return result
+        return result, share
 
     def _check(self, result: ObjectiveOutput, opacity: Tensor | None) -> None:
         """Look at the terms of a part, and at the opacity [N] of a render that frames the object; on CUDA, keep them.
@@ -186,15 +190,19 @@ class Trainer:
         """The factor that mixed precision puts on the losses, left on the device."""
         return self.scaler.scale(torch.ones((), device=self.device)) if self.scaler.is_enabled() else 1.0
 
-    def _backward(self, terms: dict[str, Tensor], plan: StepPlan) -> None:
-        """Add the gradients of the weighted sum of the terms."""
-        weighted = [plan.weights[name] * value for name, value in terms.items()]
+    def _backward(self, terms: dict[str, Tensor], plan: StepPlan, share: float) -> None:
+        """Add the gradients of the weighted sum of the terms of a share."""
+        weighted = [plan.weights[name] * share * value for name, value in terms.items()]
         total = sum(weighted[1:], start=weighted[0]) if weighted else None
         if total is not None and total.requires_grad:
             self.scaler.scale(total).backward()
 
+    def _learned(self) -> list[torch.nn.Parameter]:
+        """Everything that the optimiser changes."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
     def _apply_gradients(self, plan: StepPlan) -> None:
-        if all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
+        if all(parameter.grad is None for parameter in self._learned()):
             return  # no part had a loss; the gradient scaler refuses such a step
         self.scaler.unscale_(self.optimizer)
         if self.config.optim.grad_clip > 0:
@@ -222,6 +230,7 @@ class Trainer:
         """:meth:`run` in a workspace that no other program writes to."""
         budget = 60.0 * self.config.runtime.minutes if self.config.runtime.minutes else None
         total = self.config.optim.iters
+        distributed.begin_together(self.step, [*self.model.state_dict().values(), *self.ema.average, *self._learned()])
         self.report.after_training = self.evaluator.after_training
         last_saved = time.monotonic()
         while self.step < total and (budget is None or self.seconds < budget):
@@ -229,9 +238,9 @@ class Trainer:
             with explained(
                 "taking a training step", lambda: f"{less_memory(self.stage.kind, self.config)}; {self._what_is_left()}"
             ):
-                terms = self.train_step()
+                terms = self._with_others(self.train_step)
             done = self.step
-            self.seconds += time.monotonic() - began
+            self.seconds = self.agreed(self.seconds + time.monotonic() - began)
             self.report.scalars(done, terms, total=total)
             if done in PREVIEW_STEPS or (done % self.config.output.preview_interval == 0):
                 self.preview()
@@ -257,6 +266,24 @@ class Trainer:
                 "all the training of a stage, so the same command with more of them goes on"
             )
         self.save()
+        distributed.barrier()  # what the first process has written is there for all of them
+
+    def agreed(self, value: float) -> float:
+        """The largest of a number in all processes of the run, which all of them act upon; see :meth:`_with_others`."""
+        return self._with_others(lambda: distributed.largest(value))
+
+    def _with_others(self, work: Callable[[], Any]) -> Any:
+        """Do what all processes do together; if another one is gone, save what the last whole step left.
+
+        Raises:
+            PeerError: it is.
+        """
+        try:
+            return work()
+        except PeerError as error:
+            self.model.load_state_dict(self._before, strict=False)
+            self.save()
+            raise PeerError(f"step {self.step}: {error}; {self._what_is_left()}") from error
 
     def _say_troubles(self) -> None:
         """Log what the field finds wrong with itself; the same trouble once."""
@@ -337,11 +364,7 @@ class Trainer:
 
     def _what_is_left(self) -> str:
         """What the same command does after a failure, for messages."""
-        found = checkpoint.latest(self.workspace / "checkpoints", self.stage.name)
-        if found is None:
-            return "no checkpoint was written yet, so the run begins anew"
-        again = "the same command" + ("" if self.config.runtime.ckpt == "latest" else " without --ckpt")
-        return f"{again} goes on from {found.name}"
+        return checkpoint.what_is_left(self.workspace / "checkpoints", self.stage.name, self.config.runtime.ckpt)
 
     def _advice(self) -> str:
         """What is left after a loss or a weight that is not finite, and what to try."""
@@ -450,15 +473,9 @@ class Trainer:
 
     def _check_resumable(self, path: Path, tensors: dict, meta: dict) -> tuple[Tensor, dict[int, dict]]:
         """Check what a checkpoint holds beside the model; returns the states of the random numbers and of the optimiser."""
-        learners: dict[str, Mapping[str, Any]] = {
-            "guidance": {g.name: g for g in self.guidance},
-            "objectives": self.objectives,
-            "sources": self.sources,
-        }
-        for kind, things in learners.items():
-            stored = tensors.get(kind, {})
-            for name, thing in things.items():
-                checkpoint_checks.check_like(thing.state_dict(), stored.get(name, {}), path, f"{kind}/{name}")
+        checkpoint_checks.check_learners("guidance", {g.name: g for g in self.guidance}, tensors, path)
+        checkpoint_checks.check_learners("objectives", self.objectives, tensors, path)
+        checkpoint_checks.check_learners("sources", self.sources, tensors, path)
         random = checkpoint_checks.check_random(tensors.get("random"), path)
         return random, checkpoint_checks.check_optimizer(self.optimizer, tensors.get("optimizer"), meta.get("optimized"), path)
 
@@ -469,12 +486,6 @@ class Trainer:
         learners: tuple[Objective | Source, ...] = (*self.objectives.values(), *self.sources.values())
         others = [group for learner in learners for group in learner.param_groups(optim.lr)]
         return build_optimizer(optim, self.model.param_groups, others)
-
-    def _amp_dtype(self) -> torch.dtype | None:
-        """Autocast is for CUDA; on a CPU everything stays float32, which is faster here and exact on resuming."""
-        if self.device.type != "cuda" or not (self.config.optim.fp16 or self.config.optim.bf16):
-            return None
-        return torch.bfloat16 if self.config.optim.bf16 else torch.float16
 
     def _autocast(self):
         """No cache of cast weights: up to torch 2.10 those that a part without gradients casts never learn after it."""

@@ -26,7 +26,7 @@ MODULES = {
     "pillow": "PIL", "scikit-image": "skimage", "fast-simplification": "fast_simplification", "protobuf": "google.protobuf",
     "imageio-ffmpeg": "imageio_ffmpeg", "pytest-timeout": "pytest_timeout", "pytest-xdist": "xdist",
 }  # fmt: skip
-SHOWN_EXTRAS = ("mesh", "guidance", "matting", "video", "tensorboard", "gui", "web", "taichi", "sfm", "dev")
+SHOWN_EXTRAS = ("mesh", "guidance", "matting", "video", "tensorboard", "gui", "web", "taichi", "sfm", "batch", "dev")
 _report: TextIO = sys.stdout
 
 
@@ -67,10 +67,9 @@ def packages() -> None:
 
 
 def requirement(line: str) -> tuple[str, str]:
-    """Name and version bounds of a requirement."""
-    found = re.match(r"[A-Za-z0-9._-]+", line)
-    name = found[0] if found else line
-    return name, line[len(name) :]
+    """Name and version bounds of a requirement, without its extras."""
+    found = re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?", line)
+    return (found[1], line[found.end() :]) if found else (line, "")
 
 
 def wrong_with(line: str, imports: bool = True) -> str:

@@ -77,7 +77,8 @@ def write_perturbed(folder: Path, out: Path, colour: bool, occluders: bool, seed
         Image.fromarray(changed).save(target, **LOSSLESS.get(target.suffix.lower(), {}))
         said[frame.name] = drawn.as_json()
         if occluders:
-            mask = out / TRUTH / "occluders" / f"{frame.image.stem}.png"
+            mask = out / TRUTH / "occluders" / _inside(folder, frame.image)
+            mask = mask if mask.suffix == ".png" else mask.with_name(f"{mask.name}.png")
             mask.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.where(occluded, np.uint8(255), np.uint8(0))).save(mask)
             said[frame.name]["mask"] = mask.relative_to(out).as_posix()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-EXTRAS = ("mesh", "guidance", "matting", "video", "tensorboard", "gui", "web", "taichi", "sfm", "debug", "dev")
+EXTRAS = ("mesh", "guidance", "matting", "video", "tensorboard", "gui", "web", "taichi", "sfm", "batch", "debug", "dev")
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 GET_PIP = "https://bootstrap.pypa.io/get-pip.py"
 OLDEST, NEWEST = (3, 11), (3, 13)

@@ -16,7 +16,7 @@ from nerf.config.parser import iterate
 
 ROOT = Path(__file__).resolve().parent.parent
 OUR_PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))  # every package
-KERNELS = [p for p in OUR_PACKAGES if p not in ("nerf", "guidance", "extension")]
+KERNELS = [p for p in OUR_PACKAGES if p not in ("nerf", "guidance", "extension", "batch_jobs")]
 NATIVE_KERNELS = [p for p in KERNELS if (ROOT / p / "src").is_dir()]  # those with sources to compile
 PACKAGES = (
     "core",
@@ -27,12 +27,13 @@ PACKAGES = (
     "render",
     "training",
     "run",
+    "evaluation",
     "viewer",
 )  # of nerf; each uses only those before
 TOP_LEVEL = {
     "network": (),
     "network_grid": (),
-    "provider": ("run",),
+    "provider": ("run", "evaluation"),
     "renderer": ("run", "viewer"),
     "utils": ("viewer",),
 }  # module -> users

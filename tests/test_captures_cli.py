@@ -90,7 +90,7 @@ def test_a_camera_path_gives_the_frames_the_size_and_the_rate_of_the_video(run, 
 
 
 def test_without_held_out_photographs_the_video_still_follows_the_cameras(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("nerf.provider.turntable", lambda *_: pytest.fail("a turntable"))
+    monkeypatch.setattr("nerf.run.showing.turntable", lambda *_: pytest.fail("a turntable"))
     (tmp_path / "data").mkdir()
     assert run(formats.polycam(tmp_path / "data"), "--workspace", tmp_path / "w", "--holdout", 0)[0] == 0
 

@@ -19,6 +19,7 @@ OF_MAIN = {"--file", "--help"} | {name for flag in (*OPTIONS, *REFUSED, *IGNORED
 # Flags of the programs whose parts are in packages: the script of a package, and what it has.
 OF_PROGRAMS = {
     "nerf/data": "preprocess_image.py",
+    "nerf/evaluation": "scripts/evaluate.py",
     "nerf/run/published.py": "preprocess_image.py",
     "guidance/base.py": "scripts/guidance_2d.py",
     "guidance/preview.py": "scripts/guidance_2d.py",

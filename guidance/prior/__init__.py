@@ -43,7 +43,8 @@ its place, for ``benchmarks/ceiling.py``),
 ``description`` (``somnia.json``), ``camera``, ``captions``, ``vocabulary``,
 ``spelling``, ``grammar`` and ``replies`` (words), ``kinds``, ``primitives`` and ``shapes`` (signed distances),
 ``render`` (sphere tracing), ``degrade`` (defects of an unfinished mesh), ``dataset``, ``view_dataset`` and
-``multiview_dataset``, ``references`` (the held-out pictures), ``model``, ``view_model`` and ``multiview_model`` (build, save,
+``multiview_dataset``, ``references`` (the held-out pictures), ``benchmark`` (the prompts that are measured),
+``classifier`` (which caption explains a picture best), ``model``, ``view_model`` and ``multiview_model`` (build, save,
 load), ``detail``, and what runs with ``python -m``: ``train``, ``train_detail``, ``train_view``, ``train_multiview``,
 ``diagnose``, ``diagnose_view`` and ``diagnose_multiview``.
 """

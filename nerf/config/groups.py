@@ -360,7 +360,10 @@ class OutputConfig(Group):
     )
     W: int = option(800, "width of validation and test images (0: as the photographs)", check=SIZE_OR_NONE)
     H: int = option(800, "height of validation and test images (0: as the photographs)", check=SIZE_OR_NONE)
-    videos: tuple[str, ...] = option(("rgb", "depth"), "videos to write", choices=("rgb", "depth", "normal"))
+    videos: tuple[str, ...] = option(
+        ("rgb", "depth"), "videos to write; albedo is rgb without light", choices=("rgb", "depth", "normal", "albedo")
+    )
+    unlit: bool = option(False, "show objects in their plain colours, without light (photographs always are)")
     camera_path: str | None = option(
         None,
         "JSON file of a camera path in nerfstudio's format, along which the test video is rendered; its world is that of "

@@ -150,8 +150,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "grid_log2": 17,
         "max_steps": 256,
         "grid_size": 64,
-        "W": 256,
-        "H": 256,
+        "W": 512,
+        "H": 512,
         "dataset_size_test": 48,
         "mcubes_resolution": 128,
         # Higher thresholds leave holes in undersides, lower ones thicken legs.

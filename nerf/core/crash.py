@@ -1,5 +1,6 @@
 """The last net: an exception that nobody foresaw ends as one sentence, and its traceback in a file that can be sent."""
 
+import errno
 import platform
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from nerf.core.files import reason_of
 from nerf.core.memory import OutOfMemoryError, is_out_of_memory
 
 WITHOUT_MEMORY = "the machine has not enough memory; close other programs, or lower the flags that size the run"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PACKAGES = ("torch", "numpy", "pillow", "trimesh", "safetensors", "diffusers", "transformers")  # whose versions are recorded
 
 
@@ -34,6 +36,12 @@ def sentence_of(error: BaseException, folder: str | Path | None) -> str:
             return f"{what}; {path} has its traceback: please report it with that file"
     print(text, file=sys.stderr)
     return f"{what}; its traceback could be written nowhere, and is above: please report it"
+
+
+def sentence_of_file(error: OSError) -> str:
+    """What an error of the disk means, for people."""
+    way_out = "; free some space, or choose another --workspace, and start again" if error.errno in DISK_FULL else ""
+    return f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}{way_out}"
 
 
 def _report(error: BaseException) -> str:

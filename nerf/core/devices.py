@@ -2,8 +2,30 @@
 
 import torch
 
+from nerf.core import torchrun
 from nerf.core.errors import UserError
 from nerf.core.words import counted
+
+
+def chosen_device(name: str) -> str:
+    """The device of a run: that of ``--device``, where auto is a GPU if there is one; of several processes each has its own.
+
+    Raises:
+        UserError: it is not there, or there are more processes than GPUs.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    else:
+        check_device(name)
+    processes = torchrun.local_world_size()
+    if name == "cpu" or processes == 1:
+        return name
+    if (count := torch.cuda.device_count()) < processes:
+        raise UserError(
+            f"torchrun started {processes} processes on this machine, and torch sees {counted(count, 'CUDA device')} here; "
+            "give --nproc_per_node as many, or --device cpu"
+        )
+    return f"cuda:{torchrun.local_rank()}"
 
 
 def check_device(name: str) -> None:

@@ -25,6 +25,10 @@ class DivergenceError(RuntimeError):
     """Training diverged; the message says what was observed and what to try."""
 
 
+class PeerError(RuntimeError):
+    """Another process of a run on several GPUs is gone; the message says how that was noticed."""
+
+
 class Stopped(Exception):
     """A signal stopped the run, after it saved a checkpoint.
 

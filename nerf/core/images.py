@@ -23,6 +23,7 @@ ImageLike = np.ndarray | Tensor
 _LOG = logging.getLogger("somnia.video")
 _CAPTION_HEIGHT = 14  # pixels; PIL's built-in font is 11 high
 _H264_QUALITY = 8  # of imageio's 0 to 10; visually lossless at the size of a preview
+_JPEG_QUALITY = 85
 _MIN_GIF_FRAME = 20  # milliseconds; browsers slow down GIFs with shorter frames
 _VISIBLE_OPACITY = 0.5  # pixels above it decide the range of the depth colours
 _EPSILON = 1e-6  # lower limit of divisors
@@ -64,6 +65,19 @@ def write_png(path: str | Path, image: ImageLike) -> Path:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)) or 0 in array.shape:
         raise ValueError(f"write_png: expected an image [H, W] or [H, W, 3 or 4], got {list(array.shape)}")
     return write_atomically(path, lambda temporary: Image.fromarray(np.ascontiguousarray(array)).save(temporary, "PNG"))
+
+
+def write_jpeg(path: str | Path, image: ImageLike, quality: int = _JPEG_QUALITY) -> Path:
+    """Write one image [H, W, 3] as JPEG, for pages with many pictures; ``quality`` is PIL's, up to 95.
+
+    Raises:
+        ValueError: another shape, or NaN in it.
+        OSError: it cannot be written.
+    """
+    array = to_uint8(image)
+    if array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
+        raise ValueError(f"write_jpeg: expected an image [H, W, 3], got {list(array.shape)}")
+    return write_atomically(path, lambda temporary: Image.fromarray(array).save(temporary, "JPEG", quality=quality))
 
 
 def ffmpeg_available() -> bool:
@@ -128,6 +142,7 @@ def _write_mp4(path: Path, arrays: list[np.ndarray], fps: float, name: str) -> N
         macro_block_size=1,
         pixelformat="yuv420p",
         ffmpeg_log_level="error",
+        output_params=["-movflags", "+faststart"],  # browsers play it before all of it has arrived
     ) as writer:
         for array in track(arrays, f"encoding {name}"):
             writer.append_data(np.pad(array, pad, mode="edge"))  # type: ignore[attr-defined]  # typed as its base class

@@ -1,8 +1,14 @@
 """Shading: the colour of a point from albedo, normal and light. M points."""
 
+import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from nerf.core.structs import SHADINGS, Shading
+
+# The light in which objects are shown to people, in the axes of the camera (x right, y up, z towards it): from the left and a
+# little above, so that relief shows, and with the camera, so that no side is dark, the underside from below neither.
+SHOW_LIGHT, SHOW_AMBIENT = (-0.4, 0.35, 1.0), 0.4
 
 
 def diffuse_factor(normal: Tensor, light: Tensor, ambient: float) -> Tensor:
@@ -50,3 +56,14 @@ def shade(
         raise ValueError(f"shade: shading {shading!r} needs a light direction and got none")
     factor = diffuse_factor(normal, light, ambient)
     return albedo * factor if shading == "lambertian" else factor.expand_as(albedo)
+
+
+def lit(albedo: Tensor, normal: Tensor, light: Tensor, ambient: float) -> Tensor:
+    """Lambertian colour [..., 3] of albedo and unit normals [..., 3] under a light of direction [3], of any length."""
+    shape = albedo.shape
+    return shade("lambertian", albedo.reshape(-1, 3), normal.reshape(-1, 3), normalize(light, dim=0), ambient).reshape(shape)
+
+
+def show_lights(pose: Tensor) -> Tensor:
+    """Unit directions [B, 3] of :data:`SHOW_LIGHT` in the world, for cameras of poses [B, 3 or 4, 4]."""
+    return normalize(pose[:, :3, :3] @ torch.tensor(SHOW_LIGHT).to(pose), dim=-1)

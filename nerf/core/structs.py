@@ -167,6 +167,7 @@ class SmallPictures:
 
     names: tuple[str, ...]
     make: Callable[[int], list[Tensor]]  # longer side in pixels -> [3, h, w] each, in [0, 1]
+    axes: Tensor | None = None  # [I, 3] unit, where each looks; None: not known
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,14 @@ class RenderSettings:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """The share of a part that one of several processes computes; see ``nerf/training/shards.py``."""
+
+    index: int = 0
+    count: int = 1
+
+
+@dataclass(frozen=True)
 class Part:
     """One part of a training step: views of one source, and how they are rendered."""
 
@@ -236,6 +245,7 @@ class Part:
     guided: bool = False  # guidance judges the rendering
     has_targets: bool = False  # the source knows colours (masks, depths, normals) to compare with
     known_view: bool = False  # it is a view of the object alone that an image prompt shows
+    shard: Shard = Shard()  # which of its views or rays this process renders
 
     def __post_init__(self) -> None:
         """The two halves belong together.

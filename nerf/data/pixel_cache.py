@@ -131,6 +131,7 @@ def decode_into(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{stem}.lock"):
+            _remove_damaged(path, layout)
             if not path.exists():
                 _make(path, layout, load, fill)
                 for old in folder.glob(f"{stem}-*"):
@@ -143,15 +144,27 @@ def decode_into(
     return {name: torch.from_numpy(array) for name, array in planes.items() if name != DECODED}
 
 
+def _remove_damaged(path: Path, layout: Layout) -> None:
+    """Remove the file and the unfinished one beside it where they have another header or length than they should."""
+    for one in (path, path.with_name(path.name + UNFINISHED)):
+        if not one.exists():
+            continue
+        try:
+            _opened(one, layout, "c")
+        except OSError as error:
+            log.warning("--photo_cache: %s, so it is made again", error)
+            one.unlink()
+
+
 def _opened(path: Path, layout: Layout, mode: str) -> tuple[np.memmap, dict[str, np.ndarray]]:
     """A file with this layout, mapped into memory, and its arrays: "r+" to write, "c" to keep what is written to oneself."""
     header = layout.header()
     with path.open("rb") as file:
         if file.read(len(header)) != header:
-            raise OSError(f"{path} is not what it should be; remove it")
+            raise OSError(f"{path} is not what it should be")
     entries = json.loads(header[8:])
     if path.stat().st_size != len(header) + max(entry["data_offsets"][1] for entry in entries.values()):
-        raise OSError(f"{path} is not as long as it should be; remove it")
+        raise OSError(f"{path} is not as long as it should be")
     mapped = np.memmap(path, np.uint8, mode, offset=len(header))  # type: ignore[call-overload]  # of a mode in a variable
     arrays = {}
     for name, entry in entries.items():

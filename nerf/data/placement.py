@@ -46,8 +46,18 @@ def _fits(aspect: float, other: float) -> bool:
     return abs(aspect / other - 1) <= ASPECT_TOLERANCE
 
 
-def choose_normalization(dataset: ParsedDataset, bound: float, options: PlacementConfig | None = None) -> SceneNormalization:
-    """The scene normalisation of a dataset, from its training photographs; see :func:`nerf.data.normalize.normalize_scene`."""
+def choose_normalization(
+    dataset: ParsedDataset, bound: float, options: PlacementConfig | None = None, wild: bool = False
+) -> SceneNormalization:
+    """The scene normalisation of a dataset, from its training photographs; see :func:`nerf.data.normalize.normalize_scene`.
+
+    Args:
+        dataset: as it was read.
+        bound: half the side of the normalised box.
+        options: of the flags of the placement.
+        wild: a box around the points of a reconstruction, or a given one, does not hold all that the photographs show, as the
+            sky has no points.
+    """
     training = [dataset.frames[i] for i in dataset.splits["train"]]
     angles, orientation = [], []
     for frame in track(training, "reading the sizes of photographs"):
@@ -73,4 +83,5 @@ def choose_normalization(dataset: ParsedDataset, bound: float, options: Placemen
         torch.tensor(orientation),
         options or PlacementConfig(),
     )
-    return replace(found, unbounded=True) if dataset.open_air and found.kind != "object" else found
+    beyond = (dataset.open_air and found.kind != "object") or (wild and found.kind in ("points", "given"))
+    return replace(found, unbounded=True) if beyond else found

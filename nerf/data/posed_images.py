@@ -125,7 +125,7 @@ class Photographs:
 
     @classmethod
     def splits_of(
-        cls, folder: str | Path, config: DataConfig, device: torch.device | str = "cpu", bound: float = 1.0
+        cls, folder: str | Path, config: DataConfig, device: torch.device | str = "cpu", bound: float = 1.0, wild: bool = False
     ) -> dict[str, "Photographs"]:
         """Load all non-empty splits of a folder in one normalised world; "train" always exists.
 
@@ -137,6 +137,7 @@ class Photographs:
             config: the data group of the options (holdout, downscale, data_background).
             device: where images and rays live.
             bound: half the side of the scene box.
+            wild: the photographs show a sky, of which a reconstruction has no points.
 
         Raises:
             UserError: a file is missing, broken or not supported.
@@ -145,7 +146,7 @@ class Photographs:
             find_cameras(Path(folder), config)
         warn_of_changes(Path(folder))
         dataset = read_folder(folder, config.holdout, config.downscale, config.depth_unit)
-        normalization = choose_normalization(dataset, bound, config)
+        normalization = choose_normalization(dataset, bound, config, wild)
         indices = dataset.splits
         splits = [s for s in SPLITS if indices[s] and (s != "val" or indices["val"] != indices["test"])]
         return {split: cls(dataset, normalization, split, config, device) for split in splits}
@@ -228,6 +229,8 @@ class Photographs:
             f"{self.store.pixels.numel() / 2**20:.0f} MiB; scene box from {BOX_SOURCE[normalization.kind]}, "
             f"scaled by {normalization.scale:.3g}"
         )
+        if normalization.unbounded and not (self.store.has_alpha or self.store.has_masks):
+            line += "; more is seen than it holds (--background auto is contracted)"
         depths = sum(path is not None for path, _ in self._depths)
         if depths:
             line += f"; {depths} with {'relative' if self.depth_relative else 'metric'} depth maps"
@@ -257,7 +260,7 @@ class Photographs:
             unbounded,
             coverage=shown,
             num_training=self.num_training,
-            pictures=SmallPictures(tuple(self.names), small),
+            pictures=SmallPictures(tuple(self.names), small, -self.cameras.pose[:, :3, 2]),
         )
 
     def _points_in(self, bound: float) -> Tensor | None:

@@ -18,11 +18,14 @@ from nerf.core.errors import UserError
 from nerf.core.structs import AppearanceCodes, Rays, SceneInfo
 from nerf.core.transfer import upload
 from nerf.core.words import counted, did_you_mean, is_number
+from nerf.fields.view_trend import view_trend
 
 HEARD = 16  # numbers that a colour head makes of a vector, and features of a point that it sets against them
 TINT_HIDDEN = 64
 # Channels of the encoder's layers, and the smallest picture that their borders of reflected pixels leave something of.
 CHANNELS, LEAST_SIDE = (64, 128, 256, 256, 256), 16
+COMPARED = 100  # photographs at most that a light is compared with
+SAME_PICTURE = 1.0 / 255.0  # mean difference of colours below which a picture is a training photograph
 FIRST_SPREAD = 0.1  # standard deviation of learned vectors before training
 # Learning rates as shares of --lr: a network without norm layers bears less than the tables of a field.
 ENCODER_RATE, EMBEDDING_RATE = 0.05, 1.0
@@ -82,6 +85,7 @@ class Appearance(nn.Module):
         self.side = config.appearance_side
         self.encoder = PictureEncoder(self.size) if self.kind == "encoder" else None
         self.pictures = scene.pictures.make(self.side) if self.encoder is not None else []
+        self.axes = scene.pictures.axes
         self.embedding = None
         if self.kind == "embedding":
             self.embedding = nn.Embedding(self.count, self.size)
@@ -151,9 +155,32 @@ class Appearance(nn.Module):
         """The vector [A] in whose light the scene is shown, of the weights as they are."""
         state = tuple(parameter._version for parameter in self.parameters())
         if self._shown is None or self._shown[0] != state:
-            device = next(self.parameters()).device
-            self._shown = state, self._vectors([self.shown_index], device)[0]
+            self._shown = state, self.light(self.shown_index)
         return self._shown[1]
+
+    @torch.no_grad()
+    def light(self, index: int) -> Tensor:
+        """The vector [A] that shows the light of a training photograph in all directions.
+
+        It is the photograph's own less what follows from where it looks; see :func:`nerf.fields.view_trend.view_trend`.
+
+        Raises:
+            ValueError: it is no training photograph.
+        """
+        device = next(self.parameters()).device
+        if self.axes is None:
+            return self._vectors([index], device)[0]
+        step = max(1, -(-self.count // COMPARED))
+        chosen = [index, *(i for i in range(0, self.count, step) if i != index)]
+        vectors = self._vectors(chosen, device)
+        return vectors[0] - view_trend(vectors, self.axes[chosen].to(device))[0]
+
+    def photograph_of(self, picture: Tensor) -> int | None:
+        """Which training photograph a small picture [3, h, w] is, of an encoder; None: none of them."""
+        for i, known in enumerate(self.pictures):
+            if known.shape == picture.shape and float((known - picture.to(known)).abs().mean()) < SAME_PICTURE:
+                return i
+        return None
 
     @torch.no_grad()
     def first_guess(self) -> Tensor:

@@ -380,7 +380,7 @@ def _bake(fine: Mesh, flat: Mesh, depth: np.ndarray, job: ExportJob, seen: Photo
     texture, coverage = bake(flat, job.colors_at, options.texture_size, inset, options.supersample, over)
     flat = replace(flat, texture=texture)
     if seen is not None:
-        flat = replace(flat, texture=seen.corrected(flat))
+        flat = replace(flat, texture=seen.fitted(flat))
     if not options.normal_map:
         return flat, coverage
     flat = replace(flat, tangents=vertex_tangents(flat))

@@ -14,9 +14,9 @@ from torch.nn import functional
 from nerf.core.cameras import clip_space, project
 from nerf.core.progress import track
 from nerf.core.structs import Views
+from nerf.mesh import texture_fit
 from nerf.mesh.mesh import Mesh
-from nerf.mesh.surface_colors import lookup
-from nerf.mesh.texture import Texels, bake_texels, to_bytes
+from nerf.mesh.texture import to_bytes
 from rasterizer import Raster, interpolate, rasterize
 
 # A surface is seen from a camera if it faces it by this cosine at least, and lies no deeper than the nearest surface within a
@@ -39,7 +39,8 @@ class PhotoColors:
     """Colours of the points of a mesh: means over the photographs that see them.
 
     The weight of a photograph is the cosine between the normal and the direction to the camera, times its alpha there. Of all
-    colours that do not depend on the direction, a mean over the cameras is closest to what they see in the least squares.
+    colours that do not depend on the direction, a mean over the cameras is closest to what they see in the least squares; a
+    texture is then fitted to the pixels themselves.
 
     Args:
         photos: give the K photographs, one after another.
@@ -58,6 +59,7 @@ class PhotoColors:
             self._seen.append(_Seen(view, _nearest(view, _raster(view, vertices, faces, bound), vertices, faces)))
             faded = photo.rgba.cpu() * _rim(view.height, view.width)[..., None]
             self._pictures.append((faded * 255.0).round().to(torch.uint8))
+        self._confidence = np.ones(len(self._seen), np.float32)
 
     def over(self, points: np.ndarray, normals: np.ndarray, colors: np.ndarray) -> np.ndarray:
         """Colours [P, 3] of points of the mesh: those of the photographs, and the given ones where none sees a point.
@@ -67,51 +69,33 @@ class PhotoColors:
             normals: [P, 3], outward, of any length but 0.
             colors: [P, 3] in [0, 1].
         """
-        total, weight = self._sums(points, normals, self._pictures)
+        total, weight = self._sums(points, normals)
         share = np.minimum(weight / (255.0 * ENOUGH), 1.0)
         mean = (total / np.maximum(weight, 1e-6)).clip(0.0, 1.0)
         blended: np.ndarray = share * mean + (1.0 - share) * colors
         return blended
 
-    def corrected(self, mesh: Mesh) -> np.ndarray:
-        """The texture [S, S, 3] uint8 of a mesh, moved by what renders of it lack of the photographs.
+    def fitted(self, mesh: Mesh) -> np.ndarray:
+        """The texture [S, S, 3] uint8 of a mesh whose renders are closest to the photographs; see :mod:`nerf.mesh.texture_fit`.
 
-        A mean over photographs blurs what they show by a pixel, and by what their cameras and the surface are off. Projecting
-        their difference from renders of the texture back to it is a step of the iteration of Landweber (1951) towards the
-        texture whose renders are closest to the photographs; the first step gains most of it.
+        A mean over photographs blurs what they show by a pixel, and by what their cameras and the surface are off; and where a
+        surface shines, it is half of what few of them see. From here on, :meth:`over` weighs the photographs as this does.
 
         Args:
-            mesh: the mesh, unwrapped, with normals and with a texture from :meth:`over`.
+            mesh: the mesh, unwrapped, with a texture from :meth:`over`.
         """
-        texture = mesh.require("texture").astype(np.float32) / 255.0
-        lacking = [self._lacking(*one, mesh, texture) for one in zip(self._seen, self._pictures, strict=True)]
+        photos = [(seen.view, picture) for seen, picture in zip(self._seen, self._pictures, strict=True)]
+        texture, self._confidence = texture_fit.fitted(mesh, photos, self._bound, NEAREST * self._bound)
+        return to_bytes(texture)
 
-        def change(texels: Texels) -> np.ndarray:
-            points, normals = (texels.interpolate(mesh, values) for values in (mesh.vertices, mesh.require("normals")))
-            total, weight = self._sums(points, normals, lacking)
-            return total / np.maximum(weight, ENOUGH)
-
-        return to_bytes(texture + bake_texels(mesh, change, 3, len(texture), doing="correcting colours")[0])
-
-    def _lacking(self, seen: "_Seen", picture: Tensor, mesh: Mesh, texture: np.ndarray) -> Tensor:
-        """A photograph minus a render of the texture, and the weight of that, [H, W, 4] float16."""
-        vertices, faces = _tensors(mesh)
-        raster = _raster(seen.view, vertices, faces, self._bound)
-        covered = raster.triangle[0] >= 0
-        uv = interpolate(torch.from_numpy(mesh.require("uv")).float()[None], raster, faces)[0][covered]
-        rgba, lacking = picture.float() / 255.0, torch.zeros(picture.shape)
-        alpha, shown = rgba[covered][:, 3:], torch.from_numpy(lookup(texture, uv.double().numpy())).float()
-        lacking[covered] = torch.cat([rgba[covered][:, :3] - alpha * shown, alpha], -1)
-        return lacking.half()
-
-    def _sums(self, points: np.ndarray, normals: np.ndarray, pictures: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
-        """Sums over the pictures [H, W, 4] that see points [P, 3]: of weight times colour, [P, 3], and of weights, [P, 1]."""
+    def _sums(self, points: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sums over the photographs that see points [P, 3]: of weight times colour, [P, 3], and of weights, [P, 1]."""
         place = torch.from_numpy(points.astype(np.float32))
         normal = functional.normalize(torch.from_numpy(normals.astype(np.float32)), dim=-1)
         total = torch.zeros(len(points), 4)
-        for seen, picture in zip(self._seen, pictures, strict=True):
+        for seen, picture, confidence in zip(self._seen, self._pictures, self._confidence, strict=True):
             index, cosine, xy = seen.those(place, normal)
-            total[index] += _bilinear(picture, xy) * cosine[:, None]
+            total[index] += _bilinear(picture, xy) * (float(confidence) * cosine)[:, None]
         return total[:, :3].numpy(), total[:, 3:].numpy()
 
 

@@ -127,12 +127,18 @@ def to_srgb(linear: np.ndarray) -> np.ndarray:
 
 def lookup(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
     """Bilinear values [P, C] of a repeating texture [H, W, C] with row 0 at v = 1, at uv [P, 2] with the origin lower left."""
-    height, width = texture.shape[:2]
+    height, width, channels = texture.shape
+    index, share = corners_of(uv, height, width)
+    texels = texture.reshape(-1, channels)
+    found: np.ndarray = sum(texels[index[:, i]] * share[:, i, None] for i in range(4))
+    return found
+
+
+def corners_of(uv: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The four texels [P, 4] in [0, H * W) of bilinear lookups at uv [P, 2], and their shares [P, 4]; see :func:`lookup`."""
     x, y = uv[:, 0] * width - 0.5, (1.0 - uv[:, 1]) * height - 0.5
     left, top = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
-    across, down = (x - left)[:, None], (y - top)[:, None]
-    rows, columns = (top % height, (top + 1) % height), (left % width, (left + 1) % width)
-    upper = texture[rows[0], columns[0]] * (1 - across) + texture[rows[0], columns[1]] * across
-    lower = texture[rows[1], columns[0]] * (1 - across) + texture[rows[1], columns[1]] * across
-    found: np.ndarray = upper * (1 - down) + lower * down
-    return found
+    across, down = x - left, y - top
+    index = [row % height * width + column % width for row in (top, top + 1) for column in (left, left + 1)]
+    share = [b * a for b in (1 - down, down) for a in (1 - across, across)]
+    return np.stack(index, axis=1), np.stack(share, axis=1)

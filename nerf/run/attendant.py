@@ -41,11 +41,12 @@ class SignalAttendant:
         Raises:
             Stopped: a signal came; the checkpoint is written.
         """
-        if self.request.number is not None:
+        number = int(trainer.agreed(self.request.number or 0))  # what came to one process stops all after the same step
+        if number:
             path = trainer.save()
             again = "the same command" if trainer.config.runtime.ckpt == "latest" else "the same command without --ckpt"
             trainer.report.log(f"stopped after step {trainer.step}, saved {path}; {again} resumes from there")
-            raise Stopped(self.request.number)
+            raise Stopped(number)
 
     def before_results(self, trainer: "Trainer") -> None:
         """See :meth:`Attendant.before_results`."""

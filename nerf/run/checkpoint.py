@@ -457,3 +457,18 @@ def _way_out(path: Path) -> str:
     kind = STAGE_KINDS[stage]
     without = "--test and --six_views" if kind.triangles else "--dmtet, --test and --six_views"
     return f"train this {kind.noun} anew with {kind.restart}, and leave out {without}"
+
+
+def what_is_left(folder: Path, stage: str, ckpt: str) -> str:
+    """What the command of a run does after a failure, in words.
+
+    Args:
+        folder: of the checkpoints.
+        stage: name of the stage that failed.
+        ckpt: the value of ``--ckpt``.
+    """
+    found = latest(folder, stage)
+    if found is None:
+        return "no checkpoint was written yet, so the run begins anew"
+    again = "the same command" + ("" if ckpt == "latest" else " without --ckpt")
+    return f"{again} goes on from {found.name}"

@@ -101,6 +101,22 @@ def load_module(module: nn.Module, state: Mapping[str, Any], path: object) -> No
     module.load_state_dict(state)
 
 
+def check_learners(kind: str, learners: Mapping[str, Any], tensors: Mapping[str, Any], path: object) -> None:
+    """Check what a checkpoint holds of what learns beside the model, as :func:`check_like`.
+
+    Args:
+        kind: "guidance", "objectives" or "sources".
+        learners: name -> what has a ``state_dict``.
+        tensors: of the checkpoint.
+        path: of it, for the message.
+
+    Raises:
+        UserError: names the first difference.
+    """
+    for name, learner in learners.items():
+        check_like(learner.state_dict(), tensors.get(kind, {}).get(name, {}), path, f"{kind}/{name}")
+
+
 def check_like(expected: Mapping[str, Any], found: Any, path: object, name: str = "") -> None:
     """Check that a tree of tensors has the names, shapes and types of another, and that its numbers are finite.
 

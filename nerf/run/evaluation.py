@@ -29,7 +29,7 @@ from nerf.mesh.mesh import Mesh
 from nerf.mesh.paint import export_painted
 from nerf.mesh.photo_colors import Photo
 from nerf.renderer import NeRFRenderer
-from nerf.run import half_images, hallucination, lights, lpips, mesh_evaluation, metrics
+from nerf.run import half_images, hallucination, lights, lpips, mesh_evaluation, metrics, showing
 from nerf.run.distributed import main_only
 from nerf.run.logger import AfterTraining, Report
 from nerf.run.workspace import has_later_stage
@@ -80,6 +80,8 @@ class Evaluator:
         )
         self.device = next(model.parameters()).device
         self.workspace = Path(self.config.output.workspace)
+        self.is_object = showing.is_shown_as_object(self.config)
+        self.lit = self.is_object and not self.config.output.unlit
         self._pixel_seconds: float | None = None  # of the newest views
         self._query_seconds: float | None = None  # of a point
         self._pictures = lights.find_pictures(self.config.lights.hallucinate)
@@ -92,6 +94,10 @@ class Evaluator:
         photos = next(iter(self.held_out.values()), None)
         background = None if photos is None else photos.background
         return RenderSettings(training=False, background=background, view_dependent=self.config.data.data is not None)
+
+    def shown_settings(self) -> RenderSettings:
+        """Render settings of pictures for people, with normals where these cost nothing; see :meth:`_shown`."""
+        return replace(self.settings(), need_normals=self.lit and self.stage.kind.triangles)
 
     @torch.no_grad()
     def render(self, views: Views, settings: RenderSettings | None = None) -> RenderOutput:
@@ -154,11 +160,14 @@ class Evaluator:
 
     @main_only(lambda: None)
     def preview(self, step: int) -> Path | None:
-        """Four small views side by side, ``validation/df_step_########_preview.png``."""
+        """Four small views side by side, ``validation/df_step_########_preview.png``; the last of an object is from below."""
         size = min(PREVIEW_SIZE, self.config.output.H)
-        out = self.render(self.show_views(PREVIEW_VIEWS, size, size))
+        views = self.show_views(PREVIEW_VIEWS, size, size)
+        if self.is_object:
+            views = self._framed(showing.preview_views(self.config, PREVIEW_VIEWS, size, size))
         path = self.workspace / "validation" / f"{self.stage.kind.run_name(step)}_preview.png"
-        images.write_png(path, np.concatenate(list(_pictures(out)), axis=1))
+        pictures = self._shown(self.render(views, self.shown_settings()), views)
+        images.write_png(path, np.concatenate(list(pictures), axis=1))
         return path
 
     @main_only(dict)
@@ -170,7 +179,7 @@ class Evaluator:
         output = self.config.output
         views = self.show_views(output.dataset_size_valid, output.H, output.W)
         for i in track(range(len(views)), "rendering validation views"):
-            self._write_frame("validation", f"{self.stage.kind.run_name(step)}_{i + 1:04d}", self.render(views[i]))
+            self._write_frame("validation", f"{self.stage.kind.run_name(step)}_{i + 1:04d}", views[i])
         return self._measure_known(step)
 
     @main_only(dict)
@@ -180,8 +189,9 @@ class Evaluator:
         name = self.stage.kind.run_name(step)
         if output.six_views:
             views = provider.six_views(self.config, output.H, output.W)
+            views = self._framed(views) if self.is_object else views
             for i in track(range(len(views)), "rendering six views"):
-                self._write_frame("results", f"{name}_{i:04d}", self.render(views[i]))
+                self._write_frame("results", f"{name}_{i:04d}", views[i])
             self.report.log(f"wrote {len(views)} views, {self.workspace / 'results' / name}_0000_rgb.png and so on")
         else:
             with explained("making the video", "lower --dataset_size_test, or --W and --H"):
@@ -256,7 +266,7 @@ class Evaluator:
     def show_views(self, count: int, height: int, width: int) -> Views:
         """The views to show: a turntable, or a smooth path past the cameras of the photographs."""
         if self.scene_cameras is None:
-            return provider.turntable(self.config, count, height, width)
+            return self._framed(showing.turntable(self.config, count, height, width))
         return self.scene_cameras.path(count, height, width)
 
     def _path(self) -> CameraPath:
@@ -276,10 +286,8 @@ class Evaluator:
         """Compare held-out photographs in their own light; see :mod:`nerf.run.half_images`."""
         photos, chosen = self.held_out["test"], self._measured("test")
 
-        def light(batch: Batch, seen: Tensor) -> Tensor:
-            assert batch.views is not None and batch.rgb is not None, "a photograph has a camera and colours"
-            rays = batch.rays[seen]
-            return lights.of_part(self.model, rays, batch.rgb, seen, batch.views, batch.settings(self.settings()))
+        def light(batch: Batch, seen: Tensor, valid: Tensor | None) -> Tensor:
+            return lights.of_part(self.model, batch, seen, valid, batch.settings(self.settings()))
 
         def render(batch: Batch, vector: Tensor) -> Tensor:
             assert batch.views is not None, "a photograph has a camera"
@@ -298,23 +306,51 @@ class Evaluator:
         views = path.views
         asked = self.config.output.videos
         shown: dict[str, list[np.ndarray]] = {kind: [] for kind in dict.fromkeys(("rgb", *asked))}
-        settings = replace(self.settings(), need_normals="normal" in asked)
+        settings = self.shown_settings()
+        settings = replace(settings, need_normals=settings.need_normals or "normal" in asked)
         for i in track(range(len(views)), "rendering the video"):
             out = self.render(views[i], settings)
             for kind, frames in shown.items():
-                frames.append(_frame(kind, out, views[i]))
+                frames.append(self._shown(out, views[i])[0] if kind == "rgb" else _frame(kind, out, views[i]))
         for kind in asked:
             frames = shown[kind]
             file = images.write_video(self.workspace / "results" / f"{name}_{kind}.mp4", np.stack(frames), fps=path.fps)
             self.report.log(f"wrote {file}")
+        if self.is_object and self.own_path is None:
+            self._write_sheet(name)
+            return
         rgb = shown["rgb"]
         sheet = images.contact_sheet(rgb[:: max(len(rgb) // 8, 1)][:8], columns=4)
         images.write_png(self.workspace / "results" / f"{name}_sheet.png", sheet)
 
-    def _write_frame(self, folder: str, name: str, out: RenderOutput) -> None:
-        base = self.workspace / folder
+    def _write_sheet(self, name: str) -> None:
+        """Write the object from above and from below, ``<name>_sheet.png``; lit, and ``<name>_sheet_unlit.png`` beside it."""
+        output = self.config.output
+        views = self._framed(showing.sheet_views(self.config, output.H, output.W))
+        outs = [self.render(views[i], self.shown_settings()) for i in track(range(len(views)), "rendering the contact sheet")]
+        sheets = {"sheet": [self._shown(out, views[i])[0] for i, out in enumerate(outs)]}
+        if self.lit:
+            sheets["sheet_unlit"] = [_pictures(out)[0] for out in outs]
+        for kind, pictures in sheets.items():
+            sheet = images.contact_sheet(pictures, columns=showing.SHEET_COLUMNS)
+            images.write_png(self.workspace / "results" / f"{name}_{kind}.png", sheet)
+
+    def _framed(self, views: Views) -> Views:
+        """The views with the object in their frame."""
+        surface = self.model.surface()
+        points = showing.seen_points(self.config, self.render) if surface is None else surface.vertices[surface.faces.unique()]
+        return showing.framed(views, points.cpu())
+
+    def _shown(self, out: RenderOutput, views: Views) -> np.ndarray:
+        """Rendered views as people see them, uint8 [B, H, W, 3]: lit, unless the light is in the photographs."""
+        if not self.lit:
+            return _pictures(out)
+        return _pictures(replace(out, image=showing.lit(out, showing.normals(out, views), views)))
+
+    def _write_frame(self, folder: str, name: str, view: Views) -> None:
+        base, out = self.workspace / folder, self.render(view, self.shown_settings())
         shape = out.image_shape[1:]
-        images.write_png(base / f"{name}_rgb.png", _pictures(out)[0])
+        images.write_png(base / f"{name}_rgb.png", self._shown(out, view)[0])
         images.write_png(base / f"{name}_depth.png", _depth_picture(out, shape))
 
     def _measured(self, split: str) -> list[int]:
@@ -389,8 +425,8 @@ def _depth_picture(out: RenderOutput, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _frame(kind: str, out: RenderOutput, view: Views) -> np.ndarray:
-    """One frame [H, W, 3] uint8 of a video: the view in colour, its depth, or its normals in the axes of the camera."""
-    if kind == "rgb":
+    """One frame [H, W, 3] uint8 of a video: the unlit view, its depth, or its normals in the axes of the camera."""
+    if kind == "albedo":
         return _pictures(out)[0]
     if kind == "depth":
         return _depth_picture(out, (view.height, view.width))

@@ -33,13 +33,13 @@ class Judge:
 
     Attributes:
         target: index of a photograph -> its batch of one view and its valid pixels [N] bool, or None: all.
-        light: the batch, and which of its pixels [N] bool may be looked at -> vector [A].
+        light: the batch, which of its pixels [N] bool may be looked at, and the valid ones [N] bool or None -> vector [A].
         render: the batch, vector -> colours [N, 3].
         perceptual: LPIPS of two pictures [H, W, 3]; None where its weights are not on this machine.
     """
 
     target: Callable[[int], tuple[Batch, Tensor | None]]
-    light: Callable[[Batch, Tensor], Tensor]
+    light: Callable[[Batch, Tensor, Tensor | None], Tensor]
     render: Callable[[Batch, Tensor], Tensor]
     perceptual: Perceptual | None = None
 
@@ -65,8 +65,8 @@ def measure(judge: Judge, chosen: Sequence[int], pictures: Path) -> dict[str, An
         mask = None if valid is None else valid.reshape(shape)
         column = torch.arange(shape[1], device=truth.device).expand(shape)
         shown = [images.to_uint8(truth)]
-        for light, seen in (("left", column < shape[1] // 2), ("whole", torch.ones_like(column, dtype=torch.bool))):
-            vector = judge.light(batch, seen.reshape(-1))
+        for light, seen in (("left", column < max(shape[1] // 2, 1)), ("whole", torch.ones_like(column, dtype=torch.bool))):
+            vector = judge.light(batch, seen.reshape(-1), valid)
             image = eight_bits(judge.render(batch, vector).reshape(*shape, 3)).to(truth)
             shown.append(images.to_uint8(image))
             for part, first in (("right", shape[1] // 2), ("whole", 0)):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nerf.core.errors import UserError
-from nerf.core.structs import Rays, RenderSettings, Views
+from nerf.core.structs import Batch, RenderSettings
 from nerf.core.words import counted
 from nerf.data.frames import list_pictures
 from nerf.data.image_store import decode_image, exif_orientation, read_header
@@ -99,6 +99,8 @@ def vector_of(appearance: Appearance, picture: Tensor) -> Tensor:
 def lights_of(model: NeRFRenderer, paths: Sequence[Path]) -> list[Light]:
     """The lights of pictures; of learned vectors, those of training photographs alone, which are known by their file names.
 
+    A training photograph shows what :meth:`Appearance.light` says, another picture its own vector.
+
     Raises:
         UserError: the model has no appearance, a picture is unreadable, or its vector is not known.
     """
@@ -106,11 +108,8 @@ def lights_of(model: NeRFRenderer, paths: Sequence[Path]) -> list[Light]:
     indices = None if appearance.encoder is not None else training_photographs(appearance, paths)
     for i, path in enumerate(paths):
         picture = read_picture(path)
-        if indices is None:
-            vector = vector_of(appearance, picture)
-        else:
-            with torch.no_grad():
-                vector = appearance.of_photographs(indices[i : i + 1].to(next(appearance.parameters()).device))[0]
+        known = appearance.photograph_of(small_picture(picture, appearance.side)) if indices is None else int(indices[i])
+        vector = vector_of(appearance, picture) if known is None else appearance.light(known)
         found.append(Light(path.stem, picture, vector))
     return found
 
@@ -134,21 +133,22 @@ def training_photographs(appearance: Appearance, paths: Sequence[Path]) -> Tenso
     return torch.tensor(indices)
 
 
-def of_part(model: NeRFRenderer, rays: Rays, colours: Tensor, seen: Tensor, views: Views, settings: RenderSettings) -> Tensor:
-    """The vector [A] of a part of a photograph: by the encoder from a picture of that part, or fitted to its pixels.
+def of_part(model: NeRFRenderer, batch: Batch, seen: Tensor, valid: Tensor | None, settings: RenderSettings) -> Tensor:
+    """The vector [A] of a part of a photograph: by the encoder from a picture of that part, or fitted to its valid pixels.
 
     Args:
         model: with an appearance.
-        rays: [S] those of the part.
-        colours: [N, 3] of the whole photograph.
+        batch: N rays of the whole photograph, its camera and colours.
         seen: [N] bool, the part: some of its columns, in all rows.
-        views: the camera of the photograph.
+        valid: [N] bool pixels that are not masked out; None: all. An encoder looks at all of them, as in training.
         settings: of its render.
     """
     appearance = need_appearance(model, "reading a light")
-    if appearance.encoder is None:
-        return fit_appearance(model, rays, colours[seen], settings)
-    return vector_of(appearance, colours[seen].reshape(views.height, -1, 3))
+    assert batch.views is not None and batch.rgb is not None, "a photograph has a camera and colours"
+    if appearance.encoder is not None:
+        return vector_of(appearance, batch.rgb[seen].reshape(batch.views.height, -1, 3))
+    used = seen if valid is None else seen & valid
+    return fit_appearance(model, batch.rays[used], batch.rgb[used], settings) if used.any() else appearance.first_guess()
 
 
 def walk(vectors: Tensor, frames: int) -> Tensor:

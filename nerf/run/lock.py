@@ -17,7 +17,19 @@ LOCK_FILE = ".lock"
 OWNER_FILE = ".lock.json"  # who holds the lock: "pid", "host", "since"
 OWNER_SECONDS = 2.0  # how long to wait for the owner to say who it is; it does so right after it has the lock
 
+
 _held: set[Path] = set()  # folders that this process holds
+
+
+class InUseError(UserError):
+    """Another program holds a workspace; ``owner`` says which one, as words of a sentence."""
+
+    def __init__(self, folder: Path, owner: str) -> None:
+        super().__init__(
+            f"workspace {folder} is in use by {owner}; wait until it has ended or stop it (its previews are in validation/), "
+            "or choose another --workspace"
+        )
+        self.owner = owner
 
 
 @contextmanager
@@ -28,7 +40,8 @@ def hold(folder: str | Path) -> Iterator[None]:
     the end if nothing is in it.
 
     Raises:
-        UserError: another program holds it, or the lock cannot be made.
+        InUseError: another program holds it.
+        UserError: the lock cannot be made.
     """
     if not is_main():
         yield
@@ -74,10 +87,7 @@ def _acquire(lock: FileLock, folder: Path) -> None:
         except FileNotFoundError:
             time.sleep(0.05)
         except Timeout:
-            raise UserError(
-                f"workspace {folder} is in use by {_owner(folder)}; wait until it has ended or stop it (its previews are in "
-                "validation/), or choose another --workspace"
-            ) from None
+            raise InUseError(folder, _owner(folder)) from None
     else:
         raise UserError(
             f"--workspace {folder} cannot be made, or does not stay: there is no file in it a moment later; choose a folder on "

@@ -22,6 +22,7 @@ from nerf.mesh.io import read_mesh, read_parts
 from nerf.mesh.mesh import merged, moved
 from nerf.mesh.surface_colors import lookup
 from nerf.run import metrics
+from nerf.run.lpips import Lpips
 from rasterizer import interpolate, rasterize
 
 SHOWN = 4  # views of which a picture is written
@@ -32,20 +33,21 @@ _HALF = 0.5  # coverage from which a pixel belongs to a silhouette
 
 @dataclass(frozen=True)
 class TexturedMesh:
-    """The triangles and the texture of a file, in the box that is trained in."""
+    """The triangles and the colours of a file, in the box that is trained in: a texture, or colours of its vertices."""
 
     vertices: Tensor  # [V, 3] float32; triangles that touch share them
     faces: Tensor  # [T, 3] int64
-    uv: Tensor  # [K, 2] origin at the lower left
+    uv: Tensor  # [K, 2] origin at the lower left; [K, 3] colours in [0, 1] where there is no texture
     uv_faces: Tensor  # [T, 3] int64
-    texture: np.ndarray  # [S, S, 3] in [0, 1]
+    texture: np.ndarray | None  # [S, S, 3] in [0, 1]
 
 
 def read_textured(path: Path) -> TexturedMesh:
     """Read a GLB that an export wrote, with the ``transform.json`` beside it, if there is one.
 
     Raises:
-        ExportError: it cannot be read, or has no texture.
+        ExportError: it cannot be read.
+        ValueError: it has neither a texture nor colours of its vertices.
     """
     mesh, matrix = read_mesh(path), np.eye(4)
     parts = read_parts(path)
@@ -56,12 +58,13 @@ def read_textured(path: Path) -> TexturedMesh:
         matrix = np.linalg.inv(np.array(json.loads(beside.read_text(encoding="utf-8"))["box_to_file"])) @ matrix
     vertices, index = merged(mesh.vertices)
     faces = torch.from_numpy(mesh.faces)
+    plain = mesh.texture is None and mesh.colors is not None
     return TexturedMesh(
         torch.from_numpy(moved(vertices, matrix)).float(),
         torch.from_numpy(index)[faces],
-        torch.from_numpy(mesh.require("uv")).float(),
+        torch.from_numpy(mesh.require("colors") / 255.0 if plain else mesh.require("uv")).float(),
         faces,
-        mesh.require("texture") / 255.0,
+        None if plain else mesh.require("texture") / 255.0,
     )
 
 
@@ -86,7 +89,8 @@ def render(mesh: TexturedMesh, view: Views, min_near: float, bound: float) -> tu
     uv = interpolate(mesh.uv[None], raster, mesh.uv_faces)[0][covered]
     planes = torch.zeros(4, view.height, view.width)
     planes[3] = covered.float()
-    planes[:3, covered] = torch.from_numpy(lookup(mesh.texture, uv.double().numpy())).float().T
+    colour = uv if mesh.texture is None else torch.from_numpy(lookup(mesh.texture, uv.double().numpy())).float()
+    planes[:3, covered] = colour.T
     mean = functional.avg_pool2d(planes[None], fine)[0]
     return mean[:3].permute(1, 2, 0), mean[3]
 
@@ -98,7 +102,13 @@ def silhouette_iou(covered: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> 
 
 
 def measure(
-    path: Path, photos: Photographs, chosen: Sequence[int], min_near: float, bound: float, pictures: Path | None = None
+    path: Path,
+    photos: Photographs,
+    chosen: Sequence[int],
+    min_near: float,
+    bound: float,
+    pictures: Path | None = None,
+    perceptual: Lpips | None = None,
 ) -> dict[str, float]:
     """Compare renders of a written mesh with held-out photographs.
 
@@ -108,11 +118,12 @@ def measure(
         chosen: which of them.
         min_near, bound: see :func:`render`.
         pictures: path, without its ending, of pictures of the first few beside the photographs; None: none.
+        perceptual: LPIPS; None: it is left out.
 
     Returns:
         Means over the photographs: ``mesh_psnr_inside`` (dB, over the pixels of the object: those of the mask, or where the
-        photographs are opaque those that the mesh covers), and of photographs with alpha ``mesh_psnr`` (whole picture, over
-        the background of the evaluation) and ``mesh_iou`` (of the silhouettes).
+        photographs are opaque those that the mesh covers), and of photographs with alpha ``mesh_psnr``, ``mesh_ssim`` and
+        ``mesh_lpips`` (whole picture, over the background of the evaluation) and ``mesh_iou`` (of the silhouettes).
     """
     mesh = read_textured(path)
     rows: list[dict[str, float]] = []
@@ -131,6 +142,9 @@ def measure(
         if batch.mask is not None:
             mask = batch.mask.cpu().reshape(shape) > _HALF
             found["mesh_psnr"] = float(metrics.psnr(image, truth, known))
+            found["mesh_ssim"] = float(metrics.ssim(image, truth, known))
+            if perceptual is not None:
+                found["mesh_lpips"] = float(perceptual(*(torch.where(known[..., None], one, truth) for one in (image, truth))))
             found["mesh_iou"] = silhouette_iou(inside & known, mask & known)
             inside = mask
         found["mesh_psnr_inside"] = float(metrics.psnr(image, truth, inside & known))

@@ -93,10 +93,11 @@ def _mean_of_valid(similar: Tensor, valid: Tensor) -> Tensor:
 def ssim3(a: Tensor, b: Tensor, valid: Tensor | None = None) -> Tensor:
     """The structural similarity that Ha-NeRF's code reports, to set beside its figures and no others.
 
-    The window is 3 x 3, borders are reflected so that every pixel is the middle of one, and windows below 0 count as 0.
+    The window is 3 x 3, borders are reflected so that every pixel is the middle of one (a single row or column is repeated),
+    and windows below 0 count as 0.
 
     Args:
-        a: [H, W, C] with at least two rows and columns.
+        a: [H, W, C] with pixels in it.
         b: the same shape.
         valid: [H, W] bool, as of :func:`ssim`.
 
@@ -106,6 +107,13 @@ def ssim3(a: Tensor, b: Tensor, valid: Tensor | None = None) -> Tensor:
     _check("ssim3", a, b, valid)
     if valid is not None:
         a = torch.where(valid[..., None], a, b)
-    x, y = (torch.nn.functional.pad(t.movedim(-1, -3)[:, None], (1, 1, 1, 1), mode="reflect") for t in (a, b))
+    x, y = (_with_borders(t.movedim(-1, -3)[:, None]) for t in (a, b))
     similar = _similarity(x, y, 3).clamp(min=0)
     return similar.mean() if valid is None else _mean_of_valid(similar, valid)
+
+
+def _with_borders(image: Tensor) -> Tensor:
+    """Images [B, C, H, W] with one more row and column on each side: the second from it, or the only one."""
+    for border, size in (((1, 1, 0, 0), image.shape[-1]), ((0, 0, 1, 1), image.shape[-2])):
+        image = torch.nn.functional.pad(image, border, mode="reflect" if size > 1 else "replicate")
+    return image

@@ -4,6 +4,9 @@ import signal
 from types import FrameType
 from typing import Any
 
+from nerf.core.errors import PeerError
+from nerf.run.distributed import world_size
+
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP says that the terminal was closed; not on every system
 
 
@@ -23,11 +26,13 @@ class StopRequest:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        # A process that another one left alone is about to say so and to end; torchrun, which asks it to, must wait.
+        alone = kind is not None and issubclass(kind, PeerError)
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if alone and number != signal.SIGINT else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None and number == signal.SIGINT:
+        if self.number is not None and number == signal.SIGINT and world_size() == 1:  # torchrun sends it again
             raise KeyboardInterrupt
         self.number = number

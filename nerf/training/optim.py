@@ -42,3 +42,10 @@ def build_optimizer(
     for group in made.param_groups:
         group["initial_lr"] = group["lr"]
     return made
+
+
+def amp_dtype(options: OptimConfig, device: str) -> torch.dtype | None:
+    """Autocast is for CUDA; on a CPU everything stays float32, which is faster here and exact on resuming."""
+    if device != "cuda" or not (options.fp16 or options.bf16):
+        return None
+    return torch.bfloat16 if options.bf16 else torch.float16

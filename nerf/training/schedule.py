@@ -43,7 +43,8 @@ def plan(step: int, run: RunInfo, sources: Mapping[str, Source]) -> StepPlan:
     for name, source in sources.items():
         part = source.plan_part(step, run, Random(derived_seed(run.seed, step, name)))
         if part is not None:
-            parts.append(_with_normals(part, weights, run))
+            part = _with_normals(part, weights, run)
+            parts += [replace(part, shard=shard) for shard in run.shards]
     lr_scale = config.optim.lr_decay**fraction
     random = Random(derived_seed(run.seed, step))
     return StepPlan(step, fraction, tuple(parts), weights, controls(fraction, run), lr_scale, random)

@@ -11,7 +11,7 @@ from torch import Tensor
 from nerf.config.config import Config
 from nerf.config.stages import Stage
 from nerf.core.streams import Random
-from nerf.core.structs import Batch, Part, RenderOutput, SceneInfo
+from nerf.core.structs import Batch, Part, RenderOutput, SceneInfo, Shard
 from nerf.mesh.photo_colors import Photo
 
 
@@ -33,6 +33,7 @@ class RunInfo:
     guidances: tuple[GuidanceInfo, ...] = ()
     transform: Any = None  # [4, 4] from the trained box to the data's own world, or None
     notes: dict[str, str] = field(default_factory=dict)  # what exported files say beside prompt and seed
+    shards: tuple[Shard, ...] = (Shard(),)  # of every part, those that this process computes
 
     @property
     def config(self) -> Config:
@@ -69,10 +70,12 @@ class Source(ABC):
     Attributes:
         name: part of the seed of everything that the source draws, and of the names of its parts.
         frames_object: its views show the whole object, so that their mean opacity tells whether it is empty or full.
+        linked_views: views of a part that one process must render together, beginning with the first.
     """
 
     name: str
     frames_object = False
+    linked_views = 1
 
     @abstractmethod
     def plan_part(self, step: int, run: RunInfo, random: Random) -> Part | None:

@@ -31,7 +31,7 @@ def mesh_of(prompt, grid=96):
     shape = canonical(prompt)
     points = voxel_centres(grid)
     volume = signed_distance(shape, points).numpy()
-    vertices, faces, _, _ = marching_cubes(volume, 0.0, gradient_direction="ascent")
+    vertices, faces, _, _ = marching_cubes(volume, 0.0, gradient_direction="descent")
     vertices = (vertices + 0.5) / grid * 2 * HALF - HALF
     color = albedo(shape, torch.tensor(vertices.copy(), dtype=torch.float32)).numpy()
     return ColoredMesh(vertices, faces.astype(np.int64), color=color)

@@ -3,9 +3,9 @@
 import time
 
 
-def wait_for(condition, process):
+def wait_for(condition, process, seconds=60):
     """Return once a condition holds, while a process runs."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None and time.monotonic() < end, process.communicate()[1]
         time.sleep(0.01)

@@ -8,7 +8,7 @@ import torch
 from guidance.base import CameraRequirements
 from nerf.core.cameras import angles_of, project, wrap_degrees
 from nerf.core.errors import UserError
-from nerf.provider import RandomCameras, evenly, random_lights, six_views, turntable
+from nerf.provider import RandomCameras, evenly, random_lights, six_views
 from tests.helpers.parts import part_of
 
 
@@ -146,12 +146,6 @@ def test_lights_are_unit_vectors_on_the_side_of_the_camera():
     torch.testing.assert_close(lights.norm(dim=-1), torch.ones(500))
     facing = (lights * torch.nn.functional.normalize(views.pose[:, :3, 3], dim=-1)).sum(-1)
     assert facing.mean() > 0.8 and len(facing.unique()) == 500
-
-
-def test_turntable_starts_at_the_default_azimuth_and_turns_towards_plus_x():
-    views = turntable(options(default_azimuth=30.0), 4, 6, 6)
-    torch.testing.assert_close(views.azimuth, torch.tensor([30.0, 120.0, -150.0, -60.0]))
-    assert (views.polar == 90).all() and (views.radius == torch.tensor(3.2)).all()
 
 
 def test_six_views_stand_on_the_six_axes():

@@ -74,13 +74,13 @@ class Broken(Colour):
         return answer if self.calls < 3 else GuidanceOutput(answer.loss * float("nan"))
 
 
-def make(folder, *flags, guidance=None, device="cpu"):
+def make(folder, *flags, guidance=None, device="cpu", shards=RunInfo.shards):
     stage = opened(*TINY, "--workspace", folder, *flags).pending[0]
     options = stage.config
     report = Report(folder, terminal=False)
     torch.manual_seed(options.runtime.seed)
     guidance = guidance or Colour()
-    run = RunInfo(stage, guidances=(GuidanceInfo(guidance.name, guidance.spaces),))
+    run = RunInfo(stage, guidances=(GuidanceInfo(guidance.name, guidance.spaces),), shards=shards)
     model = build_model(stage, run.scene).to(device)
     sources = {"guided": RandomCameras(options, device, requirements=[guidance.requirements()])}
     trainer = Trainer(run, model, sources, [guidance], Evaluator(stage, model, report), report)
@@ -313,6 +313,26 @@ def test_videos_views_and_metrics_are_written_where_users_look(tmp_path):
     assert list((tmp_path / "validation").glob("*_rgb.png"))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows and "train/sds/colour" in rows[-1]
+
+
+def test_objects_are_shown_lit_unless_they_should_not_be_and_the_unlit_sheet_is_there_too(tmp_path):
+    trainer = make(tmp_path / "lit", "--cuda_ray", "--iters", "10", "--videos", "rgb", "albedo", "--W", "16", "--H", "16")
+    trainer.train()
+    trainer.test()
+    assert {"rgb", "albedo"} <= {file.stem.rpartition("_")[2] for file in (tmp_path / "lit" / "results").iterdir()}
+    sheets = {name: read_sheet(tmp_path / "lit", name) for name in ("sheet", "sheet_unlit")}
+    assert sheets["sheet"].shape == (2 * 18 + 2, 4 * 18 + 2, 3) and (sheets["sheet"] <= sheets["sheet_unlit"]).all()
+    assert (sheets["sheet"].astype(int) < sheets["sheet_unlit"].astype(int) - 10).mean() > 0.05
+    plain = make(tmp_path / "lit", "--cuda_ray", "--iters", "10", "--test", "--unlit", "--W", "16", "--H", "16")
+    plain.test()
+    assert (read_sheet(tmp_path / "lit", "sheet") == sheets["sheet_unlit"]).all()
+
+
+def read_sheet(folder, name):
+    """The newest contact sheet of a run, [H, W, 3]."""
+    from PIL import Image
+
+    return np.asarray(Image.open(next((folder / "results").glob(f"*_{name}.png"))))
 
 
 def test_six_views_are_written_as_stills(tmp_path):

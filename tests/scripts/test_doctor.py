@@ -284,6 +284,7 @@ def test_versions_are_compared_as_numbers():
     assert probes.satisfies("2.13.0+cpu", ">=2.10") and not probes.satisfies("2.9.1", ">=2.10")
     assert probes.satisfies("5.2.0", ">=4.4,<6") and not probes.satisfies("6.0", ">=4.4,<6")
     assert probes.requirement("imageio-ffmpeg>=0.5") == ("imageio-ffmpeg", ">=0.5")
+    assert probes.requirement("ray[default]>=2.60,<2.61") == ("ray", ">=2.60,<2.61")
 
 
 def test_a_package_that_is_too_old_or_does_not_import_is_named(tmp_path, monkeypatch):

@@ -80,3 +80,19 @@ def test_a_photograph_outside_the_folder_is_refused(main, blender, tmp_path):
     with pytest.raises(UserError, match="is not inside"):
         main([str(blender), str(tmp_path / "wild"), "--colour"])
     assert (tmp_path / "outside.png").exists()
+
+
+def test_photographs_of_one_name_in_two_folders_have_a_mask_each(main, blender, tmp_path):
+    path = blender / "transforms_train.json"
+    document = json.loads(path.read_text())
+    (blender / "other").mkdir()
+    (blender / "train" / "r_2.png").rename(blender / "other" / "r_1.png")
+    document["frames"][2]["file_path"] = "./other/r_1"
+    path.write_text(json.dumps(document))
+    out = tmp_path / "wild"
+    assert main([str(blender), str(out), "--occluders"]) == 0
+    said = json.loads((out / "truth" / "perturbation.json").read_text())["photographs"]
+    for name in ("./train/r_1", "./other/r_1"):
+        left, top, columns, rows = said[name]["square"]
+        occluded = pixels_of(out / said[name]["mask"]) > 0
+        assert occluded[top : top + rows, left : left + columns].all() and occluded.sum() == rows * columns

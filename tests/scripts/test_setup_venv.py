@@ -1,5 +1,6 @@
 """The set-up of a fresh machine: what it installs is what pyproject.toml says, and an unsuitable Python gets a message."""
 
+import re
 import subprocess
 import tomllib
 
@@ -16,7 +17,7 @@ def setup_venv():
 
 def names(lines):
     """The bare names of requirements, as pip compares them."""
-    return {line.split("=")[0].split(">")[0].split("<")[0].strip().lower() for line in lines}
+    return {re.split(r"[=<>\[]", line)[0].strip().lower() for line in lines}
 
 
 def test_everything_that_is_installed_has_a_tested_version(setup_venv):

@@ -97,7 +97,8 @@ def test_near_planes_follow_the_normalisation_and_the_scene_is_in_the_open(tmp_p
     dataset = read_folder(tmp_path)
     expected = dataset.ranges[list(dataset.splits["train"]), 0].float() * scale
     torch.testing.assert_close(train.cameras.near, expected, rtol=1e-4, atol=0)
-    assert train.scene(1.0).unbounded
+    scene = train.scene(1.0)
+    assert scene.unbounded and torch.equal(scene.pictures.axes, -train.cameras.pose[:, :3, 2])
 
 
 def test_mixed_sizes_load_with_their_own_pixels(tmp_path):
@@ -191,3 +192,12 @@ def test_a_table_may_begin_with_a_byte_order_mark(tmp_path):
     path = tmp_path / "place.tsv"
     path.write_text("\n".join(rows_of(ROWS)), encoding="utf-8-sig")
     assert len(read_table(path)) == 6
+
+
+@pytest.mark.parametrize("wild", [False, True])
+def test_a_plain_reconstruction_in_the_wild_shows_more_than_its_points(tmp_path, caplog, wild):
+    caplog.set_level("INFO")
+    folder = write_tour(tmp_path, rows_of(ROWS)) / "dense"
+    train = Photographs.splits_of(folder, DataConfig(scene_scale="points"), wild=wild)["train"]
+    assert train.scene_kind == "given" and train.scene(1.0).unbounded == wild
+    assert ("--background auto is contracted" in caplog.text) == wild

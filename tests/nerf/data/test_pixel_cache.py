@@ -151,17 +151,19 @@ def test_what_is_written_to_the_pixels_does_not_reach_the_file(folder, tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["shorter", "header alone", "empty", "other"])
-def test_a_damaged_file_and_a_full_disk_are_said_and_done_without(folder, tmp_path, caplog, damage):
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_a_damaged_file_is_made_again(folder, tmp_path, caplog, damage, unfinished):
     cache = tmp_path / "cache"
     load(folder, photo_cache=str(cache))
     (path,) = cache.glob("*.safetensors")
     data = path.read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
     ends = {"shorter": len(data) - 9, "header alone": header, "empty": 0}
-    path.write_bytes(data[: ends[damage]] if damage in ends else b"x" * len(data))
+    damaged = path.rename(path.with_name(path.name + pixel_cache.UNFINISHED)) if unfinished else path
+    damaged.write_bytes(data[: ends[damage]] if damage in ends else b"x" * len(data))
     store = load(folder, photo_cache=str(cache)).store
     torch.testing.assert_close(store.pixels, load(folder).store.pixels)
-    assert "cannot be used" in caplog.text and "decoded into memory" in caplog.text
+    assert "so it is made again" in caplog.text and path.read_bytes() == data and len(list(cache.iterdir())) == 2
 
 
 def test_a_full_disk_is_said_before_anything_is_written(folder, tmp_path, monkeypatch, caplog):

@@ -1,4 +1,4 @@
-"""Colours of a surface from photographs: weights, what hides what, borders, and the correction of the texture."""
+"""Colours of a surface from photographs: weights, what hides what, borders; the fit of a texture is in test_texture_fit.py."""
 
 import numpy as np
 import pytest
@@ -113,7 +113,7 @@ def camera_like(view, factor):
     return centred_views(view.pose, view.fovy, view.height * factor, view.width * factor)
 
 
-def test_the_correction_makes_the_texture_sharper():
+def test_the_fit_makes_the_texture_sharper():
     mesh = wall()
     exact = bake(mesh, pattern, 256)[0] / 255.0
     views = [camera(np.sin(a) * 1.3, np.cos(a) * 1.3, 3.5) for a in np.linspace(0, 6, 9)]
@@ -127,13 +127,13 @@ def test_the_correction_makes_the_texture_sharper():
     )
     middle = (slice(40, -40), slice(40, -40))
     before = np.abs(first.texture[middle] / 255.0 - exact[middle]).mean()
-    after = np.abs(seen.corrected(first)[middle] / 255.0 - exact[middle]).mean()
-    assert before < 0.12 and after < 0.75 * before
+    after = np.abs(seen.fitted(first)[middle] / 255.0 - exact[middle]).mean()
+    assert before < 0.12 and after < 0.5 * before
 
 
-def test_without_a_photograph_of_a_part_the_correction_leaves_it():
+def test_without_a_photograph_of_a_part_the_fit_leaves_it():
     mesh = wall()
     seen = PhotoColors([plain(camera(0.0, 0.01, -4.0), (1, 0, 0))], mesh, 2.0)
     texture = np.full((32, 32, 3), 77, dtype=np.uint8)
     given = Mesh(mesh.vertices, mesh.faces, vertex_normals(mesh), mesh.uv, texture=texture)
-    np.testing.assert_array_equal(seen.corrected(given), texture)
+    np.testing.assert_array_equal(seen.fitted(given), texture)

@@ -36,7 +36,7 @@ def mean_judge(photograph, valid=None, perceptual=None):
     """Its light is the mean colour of what may be seen, and all it renders is that colour."""
     return Judge(
         lambda i: (photograph, valid),
-        lambda one, seen: one.rgb[seen].mean(0),
+        lambda one, seen, valid: one.rgb[seen].mean(0),
         lambda one, vector: vector.expand(len(one.rgb), 3),
         perceptual,
     )
@@ -58,7 +58,7 @@ def test_the_left_half_of_the_light_does_not_depend_on_the_right_half_of_the_pho
     judge = mean_judge(halves)
     other = batch(torch.cat([halves.rgb.reshape(HEIGHT, WIDTH, 3)[:, : WIDTH // 2], torch.rand(HEIGHT, 13, 3)], 1))
     for photograph in (halves, other):
-        one = Judge(lambda i, p=photograph: (p, None), lambda b, s: seen.append(b.rgb[s]) or b.rgb[s].mean(0), judge.render)
+        one = Judge(lambda i, p=photograph: (p, None), lambda b, s, v: seen.append(b.rgb[s]) or b.rgb[s].mean(0), judge.render)
         measure(one, [0], tmp_path / "x")
     torch.testing.assert_close(seen[0], seen[2])
     assert len(seen[0]) == HEIGHT * 12 and len(seen[1]) == HEIGHT * WIDTH
@@ -73,10 +73,26 @@ def test_the_light_of_a_part_is_that_of_its_pixels_and_of_no_others(kind):
     for right in (0.0, 1.0):
         one = batch(torch.where(seen.reshape(HEIGHT, WIDTH, 1), rgb, torch.full_like(rgb, right)))
         settings = RenderSettings(training=False, view_dependent=True)
-        vectors.append(of_part(model, one.rays[seen], one.rgb, seen, one.views, settings))
+        vectors.append(of_part(model, one, seen, None, settings))
     torch.testing.assert_close(*vectors)
-    whole = of_part(model, one.rays, one.rgb, torch.ones_like(seen), one.views, settings)
+    whole = of_part(model, one, torch.ones_like(seen), None, settings)
     assert not torch.allclose(whole, vectors[1])
+
+
+def test_a_fitted_light_is_not_read_from_masked_pixels():
+    model, settings = wild.model(appearance="embedding")[0], RenderSettings(training=False, view_dependent=True)
+    seen, valid = (torch.rand(HEIGHT * WIDTH, generator=torch.Generator().manual_seed(k)) < 0.5 for k in (0, 1))
+    rgb = torch.rand(HEIGHT, WIDTH, 3)
+    spoilt = torch.where(valid.reshape(HEIGHT, WIDTH, 1), rgb, 1 - rgb)
+    vectors = [of_part(model, batch(one), seen, valid, settings) for one in (rgb, spoilt)]
+    torch.testing.assert_close(*vectors)
+    assert torch.equal(of_part(model, batch(rgb), seen, torch.zeros_like(valid), settings), model.appearance.first_guess())
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_a_photograph_a_few_pixels_wide_is_measured(width, tmp_path):
+    found = measure(mean_judge(batch(torch.rand(HEIGHT, width, 3))), [0], tmp_path / "x")
+    assert all(math.isfinite(found[light]["right"]["ssim3"]) for light in half_images.LIGHTS)
 
 
 def test_renders_are_judged_in_eight_bits():
@@ -92,7 +108,7 @@ def test_masked_pixels_do_not_count(halves, tmp_path):
     rgb[:, -1] = 0.2
     found = measure(mean_judge(batch(rgb), valid.reshape(-1)), [0], tmp_path / "x")
     assert found["left"]["right"]["psnr"] is None and found["leak"] is None, "equal where it counts: infinite, so no mean"
-    judge = Judge(lambda i: (halves, valid.reshape(-1)), lambda b, s: b.rgb[s].mean(0), lambda b, v: 0 * b.rgb + 0.3)
+    judge = Judge(lambda i: (halves, valid.reshape(-1)), lambda b, s, v: b.rgb[s].mean(0), lambda b, v: 0 * b.rgb + 0.3)
     found = measure(judge, [0], tmp_path / "x")
     assert found["left"]["whole"]["psnr"] == pytest.approx(-10 * math.log10((12 * 0.1**2 + 0.5**2) / 13), abs=0.05)
 

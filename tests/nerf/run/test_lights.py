@@ -148,3 +148,14 @@ def test_each_frame_is_the_scene_in_its_light(path, tmp_path):
     torch.testing.assert_close(torch.stack(asked[2 * count :]), walk(torch.stack([light.vector for light in found]), 2))
     sheet = np.asarray(Image.open(tmp_path / "scene_lights.png"))
     assert sheet[2 + 3, 2 + 3].tolist() == [250, 10, 10], "the source picture stands beside its frames"
+
+
+def test_a_training_photograph_is_known_by_its_colours_and_shows_its_light_in_all_directions(tmp_path):
+    model = wild.model(count=40)[0]
+    model.appearance.pictures = [torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(i)) for i in range(40)]
+    model.appearance.axes = torch.nn.functional.normalize(torch.stack([p[:, 0, 0] for p in model.appearance.pictures]), dim=-1)
+    Image.fromarray(images.to_uint8(model.appearance.pictures[5].permute(1, 2, 0))).save(tmp_path / "any.png")
+    (light,) = lights_of(model, [tmp_path / "any.png"])
+    assert (
+        torch.equal(light.vector, model.appearance.light(5)) and model.appearance.photograph_of(torch.rand(3, 20, 30)) is None
+    )

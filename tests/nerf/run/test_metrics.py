@@ -136,6 +136,12 @@ def test_ssim3_equals_a_direct_sum_over_windows_with_reflected_borders():
     assert math.isclose(ssim3(a, b).item(), sum(values) / len(values), abs_tol=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 7, 3), (5, 1, 3), (2, 2, 3)])
+def test_ssim3_of_few_pixels(shape):
+    a = torch.rand(shape).double()
+    assert math.isclose(ssim3(a, a).item(), 1.0) and 0 <= ssim3(a, 1 - a).item() < 1
+
+
 def test_ssim3_leaves_out_what_is_masked():
     a, b = torch.rand(12, 9, 3).double(), torch.rand(12, 9, 3).double()
     valid = torch.ones(12, 9, dtype=torch.bool)

@@ -1,0 +1,59 @@
+"""Checks the jobs of a batch as ``main.py`` checks its flags, before anything starts, and says which may share a process."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from batch_jobs import state
+from batch_jobs.jobs import Job
+from batch_jobs.scores import Judging, judging_of
+from batch_jobs.shared_guidance import recipe
+from nerf.core.errors import UserError
+
+
+def unfinished(jobs: Iterable[Job], out: Path, judged: bool = False) -> list[Job]:
+    """The jobs that are not done yet, or not judged if they are to be; one that failed is tried again."""
+    return [job for job in jobs if not state.is_finished(state.read(out / job.name), judged)]
+
+
+def judging(jobs: Sequence[Job], clip: str | None) -> Judging:
+    """How the seeds of jobs are compared; see :func:`batch_jobs.scores.judging_of`.
+
+    Raises:
+        UserError: they cannot be.
+    """
+    from nerf.config import config as options
+
+    return judging_of(jobs, [options.parse(job.words).prompt.text for job in jobs], clip)
+
+
+def recipes(jobs: Iterable[Job], out: Path, judged: bool = False) -> dict[Job, str]:
+    """Job -> what it has in common with others that one process may run, in their order.
+
+    Every option is decided as at the start of a run: presets, weights, the words of the prompt, what the workspace keeps.
+    Nothing is loaded or written.
+
+    Args:
+        jobs: those that are not finished.
+        out: folder of the batch.
+        judged: whether their meshes are to be judged.
+
+    Raises:
+        UserError: a job that would be refused, or writes no mesh and is to be judged, with its line.
+    """
+    import main
+    from nerf.config import config as options
+    from nerf.config.resolve import resolve
+
+    found = {}
+    for job in jobs:
+        try:
+            asked = options.parse([*job.words, f"--workspace={out.absolute() / job.name}"])
+            main.check_names(asked)
+            plan = resolve(asked, main.read_disk(asked), main.choose_weights)
+            main.check_names(plan.config)
+            if judged and not plan.config.output.save_mesh:
+                raise UserError("--pick best judges meshes, and this job writes none; add -O or --save_mesh")
+        except UserError as error:
+            raise UserError(f"{job.place}: {error}") from None
+        found[job] = recipe(plan.config, plan.weights)
+    return found
