@@ -59,7 +59,7 @@ def read_picture(path: Path) -> Tensor:
         UserError: it is not a picture, or is damaged.
     """
     width, height, alpha = read_header(path)
-    factor = max(1, max(width, height) // LARGEST)
+    factor = -(-max(width, height) // LARGEST)
     pixels = decode_image(path, "RGBA" if alpha else "RGB", factor, exif_orientation(path)).float() / 255
     return pixels if not alpha else pixels[..., :3] * pixels[..., 3:] + 1 - pixels[..., 3:]
 
