@@ -40,8 +40,14 @@ def test_what_is_no_picture_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="holds no picture"):
         find_pictures([str(tmp_path)])
     (tmp_path / "a.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"a.png"):
+    with pytest.raises(
+        UserError, match=r"--hallucinate .*a.png cannot be read: it is not a picture.*replace the file, or leave it"
+    ):
         find_pictures([str(tmp_path)])
+    cut = save(tmp_path / "cut" / "b.png", size=(400, 300))
+    cut.write_bytes(cut.read_bytes()[:-60])
+    with pytest.raises(UserError, match=r"--hallucinate .*b.png cannot be read"):
+        find_pictures([str(cut)])
     with pytest.raises(UserError, match=r"a.png"):
         read_picture(tmp_path / "a.png")
 
