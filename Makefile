@@ -25,6 +25,9 @@ demo: $(STAMP)
 	 $(VENV_PYTHON) main.py --text "$$PROMPT" --workspace "$$folder" -O --stages nerf,dmtet $(ARGS) && \
 	 printf '\nYour model is in %s: the videos and the contact sheet in results/, the mesh in mesh/.\n' "$$folder"
 
+# Compiled modules are kept even where the environment says otherwise: the tests start dozens of processes.
+test quick: export PYTHONDONTWRITEBYTECODE =
+
 test: lint
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 -m "not slow" $(ARGS) || [ $$? -eq 5 ]
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile -m slow $(ARGS) || [ $$? -eq 5 ]

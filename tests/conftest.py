@@ -14,6 +14,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job of the back
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
+def pytest_ignore_collect(collection_path, config):
+    """With ``-m slow``, files without a slow test are not even imported: most of the time of collecting is theirs."""
+    if config.getoption("markexpr") == "slow" and collection_path.name.startswith("test_") and collection_path.is_file():
+        return None if "mark.slow" in collection_path.read_text(encoding="utf-8") else True
+
+
+def pytest_collection_modifyitems(items):
+    """A slow test whose file does not say so would be left out above."""
+    hidden = {
+        path for path in {item.path for item in items if item.get_closest_marker("slow")} if "mark.slow" not in path.read_text()
+    }
+    if hidden:
+        raise pytest.UsageError(f"mark.slow must stand in the files of slow tests, and not in {sorted(map(str, hidden))}")
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     """Every test starts from the same random state, whatever ran before it."""

@@ -143,7 +143,7 @@ _PHOTOGRAPHS = ("sfm", "sfm_matching", "sfm_cameras", "sfm_size", "photo_cache",
 _GUIDANCE = tuple(flag for flag, (group, _) in OPTIONS.items() if group == "guidance")
 _GUIDED = ("radius_range", "fovy_range", "half_size_ratio", "jitter_pose", "uniform_sphere_rate",
            "progressive_view", "latent_iter_ratio", "albedo_iter_ratio", "albedo_rate", "background_textures",
-           "min_ambient_ratio", "textureless_ratio", "grad_clip_rgb")  # fmt: skip
+           "min_ambient_ratio", "max_ambient_ratio", "textureless_ratio", "grad_clip_rgb")  # fmt: skip
 _NOISED = ("distillation", "guidance_scale", "guidance_rescale", "guidance_weighting", "guidance_anneal", "t_range", "t_anneal",
            "t_anneal_low", "anneal_span", "t_schedule", "debias_gradient", "debias_prompt")  # fmt: skip
 _MESH = ("dmtet_reso_scale", "dmtet_iters", "lr_distance", "lr_offset", "coarse_sdf_grids", "lr_coarse_sdf", "tet_grid_size",

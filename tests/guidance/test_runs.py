@@ -68,7 +68,8 @@ def test_a_checkpoint_file_trains_as_a_folder_does(run, tmp_path, layout):
     tokenizer = write_clip_tokenizer(tmp_path / "words")
     name = FAMILIES[layout]
     code, result, _, printed = run(
-        "--guidance", name, "--hf_keys", f"{name}={path}", f"tokenizer={tokenizer}", "--half_size_ratio", "0", "--save_mesh"
+        *("--guidance", name, "--hf_keys", f"{name}={path}", f"tokenizer={tokenizer}", "--half_size_ratio", "0"),
+        *("--save_mesh", "--mcubes_resolution", "24", "--texture_size", "64", "--mesh_threshold", "2"),
     )
     assert code == 0, printed
     assert result["stages"]["nerf"]["steps"] == 2

@@ -4,11 +4,13 @@ FAKE_CUDA_MODE is how kernels are compiled (builder.MODES), FAKE_CUDA_ORDER in w
 FAKE_CUDA_REPORT a file for what the session launched and waited for.
 """
 
+import functools
 import inspect
 import json
 import os
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.helpers.fake_cuda import device, waits
@@ -18,8 +20,11 @@ device.install(os.environ.get("FAKE_CUDA_MODE", "plain"))
 
 def pytest_collection_modifyitems(config, items):
     """Leave out the tests that run on the CPU, or by plain torch; an ordinary session has them."""
-    dropped = [item for item in items if not _uses_cuda(item)]
-    items[:] = [item for item in items if item not in dropped]
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
+    for item in items:
+        (kept if _uses_cuda(item) else dropped).append(item)
+    items[:] = kept
     config.hook.pytest_deselected(items=dropped)
 
 
@@ -31,7 +36,13 @@ def _uses_cuda(item) -> bool:
     places = [place for place in map(_place, parameters) if place]
     if places:
         return places[0] == {"cuda"}
-    source = inspect.getsource(item.function)
+    return _names_cuda(item.function)
+
+
+@functools.cache
+def _names_cuda(function: object) -> bool:
+    """Whether the code of a test takes the device by itself."""
+    source = inspect.getsource(function)
     return '"cuda"' in source or ".cuda()" in source
 
 
