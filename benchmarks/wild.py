@@ -73,7 +73,9 @@ def perturbed(case: str, args: Namespace) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         flags = {"colour": ["--colour"], "occluders": ["--occluders"], "both": ["--colour", "--occluders"]}[case]
         script = ROOT / "scripts" / "perturb_photos.py"
-        subprocess.run([sys.executable, str(script), str(args.data / "lego"), str(folder), *flags], check=True)
+        made = subprocess.run([sys.executable, str(script), str(args.data / "lego"), str(folder), *flags])
+        if made.returncode:
+            raise UserError(f"{args.data / 'lego'} cannot be perturbed, as is said above; give NeRF's lego as DATA/lego")
     return folder
 
 

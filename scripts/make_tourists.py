@@ -16,7 +16,7 @@ if __name__ == "__main__":
 
 from nerf.core.console import protected  # noqa: E402
 from nerf.core.errors import UserError  # noqa: E402
-from nerf.core.files import new_folder, reading  # noqa: E402
+from nerf.core.files import new_folder  # noqa: E402
 from nerf.core.ranges import SEED, between  # noqa: E402
 from nerf.core.script import Parser, run  # noqa: E402
 
@@ -52,16 +52,17 @@ def read_size(word: str) -> tuple[int, int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the photographs; returns 0."""
-    import trimesh
-
-    from benchmarks.tourists import write_tourists
-
     args = parser_of().parse_args(arguments)
     size = read_size(args.size)
-    with reading(f"mesh {args.mesh}", "give a GLB, OBJ, PLY or STL with triangles"):
-        mesh = trimesh.load(args.mesh, force="mesh", process=False)
-        if not len(mesh.faces):
-            raise ValueError("it has no triangles")
+    import trimesh  # which takes a while
+
+    from benchmarks.tourists import write_tourists
+    from nerf.mesh.compare import read_shape
+
+    found = read_shape(args.mesh).mesh
+    if found is None:
+        raise UserError(f"{args.mesh} is a point cloud, which hides nothing; give a GLB, OBJ, PLY or STL with triangles")
+    mesh = trimesh.Trimesh(found.vertices, found.faces, process=False)
 
     def told(done: int) -> None:
         if done % TOLD == 0:

@@ -7,7 +7,9 @@ import os
 import shutil
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -22,7 +24,10 @@ from nerf.core.files import new_folder, write_json  # noqa: E402
 from nerf.core.ranges import SEED  # noqa: E402
 from nerf.core.script import Parser, run  # noqa: E402
 
-LOSSLESS = {".webp": {"lossless": True}, ".jpg": {"quality": 98}, ".jpeg": {"quality": 98}}  # as far as the format can
+if TYPE_CHECKING:
+    import numpy as np
+
+LOSSLESS = {"WEBP": {"lossless": True}, "JPEG": {"quality": 98}}  # as far as the format can
 TRUTH = "truth"  # the folder of what was done, in the folder that is made
 
 
@@ -53,6 +58,25 @@ def _inside(folder: Path, picture: Path) -> Path:
     return relative
 
 
+def _copy(folder: Path, out: Path, files: Sequence[Path]) -> None:
+    """Copy files of a folder to the same places in another one."""
+    for file in files:
+        target = out / _inside(folder, file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+
+
+def _write_picture(pixels: "np.ndarray", target: Path, like: Path) -> None:
+    """Write pixels [H, W, C] in the format of another picture, whatever its name ends with."""
+    from PIL import Image
+
+    from nerf.core.pictures import FORMATS, open_picture
+
+    with open_picture(like, f"photograph {like}", "replace the file") as opened:
+        kind = opened.format if opened.format in FORMATS else "JPEG"  # a phone's JPEG may hold several pictures
+    Image.fromarray(pixels).save(target, format=kind, **LOSSLESS.get(kind, {}))
+
+
 def write_perturbed(folder: Path, out: Path, colour: bool, occluders: bool, seed: int) -> int:
     """Fill the empty folder ``out``; returns how many photographs were perturbed."""
     import numpy as np
@@ -67,14 +91,15 @@ def write_perturbed(folder: Path, out: Path, colour: bool, occluders: bool, seed
     said: dict[str, dict] = {}
     for i, frame in enumerate(dataset.frames):
         target = out / _inside(folder, frame.image)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _copy(folder, out, [path for path in (frame.mask, frame.normal, frame.depth) if path is not None])
         if i not in training:
-            shutil.copyfile(frame.image, target)
+            _copy(folder, out, [frame.image])
             continue
+        target.parent.mkdir(parents=True, exist_ok=True)
         pixels = decode_image(frame.image, "RGBA" if read_header(frame.image)[2] else "RGB").numpy()
         drawn = draw_perturbation(i, *pixels.shape[:2], colour, occluders, seed)
         changed, occluded = perturb(pixels, drawn)
-        Image.fromarray(changed).save(target, **LOSSLESS.get(target.suffix.lower(), {}))
+        _write_picture(changed, target, frame.image)
         said[frame.name] = drawn.as_json()
         if occluders:
             mask = out / TRUTH / "occluders" / _inside(folder, frame.image)

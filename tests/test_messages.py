@@ -30,7 +30,8 @@ OF_PROGRAMS = {
     "benchmarks/wild.py": "benchmarks/runs.py",
 }
 OF_OTHERS = {"--version", "--expt-relaxed-constexpr", "--only-binary", "--force-reinstall", "--target", "--query-gpu",
-             "--format", "--junitxml"}  # fmt: skip # of nvcc, pip, nvidia-smi and pytest
+             "--format", "--junitxml", "--nproc_per_node",
+             "--max-restarts"}  # fmt: skip # of nvcc, pip, nvidia-smi, pytest and torchrun
 PATTERNS = {"--angle_", "--lambda_", "--no_"}  # the beginning of a flag whose end is filled in
 METAVARIABLES = {"--flag", "--name", "--x", "--NAME"}  # a flag in general, in docstrings
 

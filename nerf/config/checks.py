@@ -134,11 +134,16 @@ class Idle:
 
 
 _EXPORT = ("decimate_target", "decimate_error", "texture_size", "texture_supersample", "normal_map", "roughness", "metallic",
-           "mesh_ply", "mesh_formats", "ground", "export_frame", "texture_from")  # fmt: skip
+           "mesh_ply", "mesh_formats", "ground", "export_frame", "texture_from",
+           "mesh_crop", "mesh_min_part", "eval_mesh")  # fmt: skip
+_PHOTOGRAPHS = ("sfm", "sfm_matching", "sfm_cameras", "sfm_size", "photo_cache", "scene_center", "scene_up", "scene_scale",
+                "depth_maps", "depth_unit", "lambda_depth_map", "holdout", "downscale", "data_background", "eval_views",
+                "num_rays", "ray_samples", "exposure", "refine_poses", "preset", "wild", "appearance", "occluders",
+                "diffuse_share", "patch_grid", "texture_from")  # fmt: skip
 _GUIDANCE = tuple(flag for flag, (group, _) in OPTIONS.items() if group == "guidance")
-_GUIDED = ("radius_range", "theta_range", "phi_range", "fovy_range", "half_size_ratio", "jitter_pose", "uniform_sphere_rate",
+_GUIDED = ("radius_range", "fovy_range", "half_size_ratio", "jitter_pose", "uniform_sphere_rate",
            "progressive_view", "latent_iter_ratio", "albedo_iter_ratio", "albedo_rate", "background_textures",
-           "min_ambient_ratio", "textureless_ratio", "grad_clip_rgb")  # fmt: skip
+           "min_ambient_ratio", "max_ambient_ratio", "textureless_ratio", "grad_clip_rgb")  # fmt: skip
 _NOISED = ("distillation", "guidance_scale", "guidance_rescale", "guidance_weighting", "guidance_anneal", "t_range", "t_anneal",
            "t_anneal_low", "anneal_span", "t_schedule", "debias_gradient", "debias_prompt")  # fmt: skip
 _MESH = ("dmtet_reso_scale", "dmtet_iters", "lr_distance", "lr_offset", "coarse_sdf_grids", "lr_coarse_sdf", "tet_grid_size",
@@ -174,27 +179,11 @@ def _embedded_alone(config: Config) -> bool:
 # A flag is named once, for the first reason that applies.
 IDLE = (
     Idle(_EXPORT, lambda c: not c.output.save_mesh, "without --save_mesh"),
-    Idle(
-        (
-            "num_rays",
-            "ray_samples",
-            "holdout",
-            "downscale",
-            "data_background",
-            "eval_views",
-            "exposure",
-            "refine_poses",
-            "preset",
-            "wild",
-            "appearance",
-            "occluders",
-            "diffuse_share",
-            "patch_grid",
-            "texture_from",
-        ),
-        lambda c: c.data.data is None,
-        "without --data",
-    ),
+    Idle(("fill_hidden",), lambda c: not c.output.save_mesh and not mesh_stages(c.stages), "without --save_mesh"),
+    Idle(_PHOTOGRAPHS, lambda c: c.data.data is None, "without --data"),
+    Idle(("sfm_matching", "sfm_cameras", "sfm_size"), lambda c: not c.data.sfm, "without --sfm"),
+    Idle(("eval_mesh",), lambda c: c.data.data is None, "without --data"),
+    Idle(("light_walk",), lambda c: not c.lights.hallucinate, "without --hallucinate"),
     Idle(("exposure", "refine_poses"), _only_meshes, "in the mesh stage"),
     Idle(_APPEARANCE, lambda c: c.wild.appearance == "none", "without --appearance"),
     Idle(
@@ -212,6 +201,11 @@ IDLE = (
     ),
     Idle(("negative", *_GUIDANCE), lambda c: not c.prompt.kinds, "without a prompt (--text)"),
     Idle(_GUIDED, lambda c: not c.prompt.kinds, "without a prompt (--text or --image)"),
+    Idle(
+        ("theta_range", "phi_range"),
+        lambda c: not c.prompt.kinds and not c.mesh.fill_hidden,
+        "without a prompt (--text or --image) or --fill_hidden",
+    ),
     Idle(("negative",), lambda c: c.prompt.text is None, "without --text"),
     Idle(
         ("lambda_orient", "lambda_2d_normal_smooth", "lambda_3d_normal_smooth"),

@@ -297,6 +297,7 @@ class ScheduleConfig(Group):
         check=FRACTION,
     )
     min_ambient_ratio: float = option(0.1, "minimum ambient light of lambertian shading", check=FRACTION)
+    max_ambient_ratio: float = option(1.0, "maximum ambient light of lambertian shading", check=FRACTION)
     textureless_ratio: float = option(0.2, "probability of textureless shading among shaded views", check=FRACTION)
     exp_start_iter: int | None = option(None, "step at which the schedule begins [0]", check=between(0, MOST))
     exp_end_iter: int | None = option(None, "step at which the schedule ends [--iters]", check=STEPS)

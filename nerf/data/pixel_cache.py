@@ -145,12 +145,14 @@ def decode_into(
 
 
 def _remove_damaged(path: Path, layout: Layout) -> None:
-    """Remove the file and the unfinished one beside it where they have another header or length than they should."""
+    """Remove the file and the unfinished one beside it where their header, length or marks are not what they should be."""
     for one in (path, path.with_name(path.name + UNFINISHED)):
         if not one.exists():
             continue
         try:
-            _opened(one, layout, "c")
+            _, arrays = _opened(one, layout, "c")
+            if one == path and not arrays[DECODED].all():
+                raise OSError(f"{path} lacks photographs")
         except OSError as error:
             log.warning("--photo_cache: %s, so it is made again", error)
             one.unlink()

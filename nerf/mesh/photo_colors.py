@@ -112,8 +112,8 @@ class _Seen:
         distance = towards.norm(dim=-1)
         cosine = (towards * normals).sum(-1) / distance
         height, width = self.depth.shape
-        xy = project(self.view, points)[0][0]
-        inside = (xy >= 0).all(-1) & (xy[:, 0] < width) & (xy[:, 1] < height)
+        (xy,), (along,) = project(self.view, points)  # behind the camera, a point has the place of its mirror image
+        inside = (along > 0) & (xy >= 0).all(-1) & (xy[:, 0] < width) & (xy[:, 1] < height)
         index = torch.nonzero(inside & (cosine > LEAST_COSINE))[:, 0]
         cosine, distance, xy = cosine[index], distance[index], xy[index]
         column, row = xy.long().unbind(-1)

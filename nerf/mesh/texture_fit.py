@@ -27,9 +27,8 @@ _FINE = (2, 8)  # samples of a pixel along each axis, least and most: more where
 _LOOKED_AT = 8  # photographs of which the covered pixels are counted for that
 _MOST_SAMPLES = 1 << 24  # 0.5 GB; beyond, pixels have fewer samples, and further beyond, some of them are left out
 _ROUNDS, _STEPS = 3, 4  # weights of the photographs are found again in each round; steps of conjugate gradients in one
-_KEEP = (
-    0.1  # weight of the difference from the first texture, of a pixel or what a texel has of one; decides what pixels do not
-)
+# Weight of the difference from the first texture, of a pixel or what a texel has of one; it decides what pixels do not.
+_KEEP = 0.1
 _AROUND = 2.0  # texels: how far the change of one that photographs show is that of others, so that lookups at seams agree
 _EVEN = 0.05  # error of a colour, in [0, 1], below which photographs count the same
 
@@ -193,10 +192,13 @@ def fit(pixels: Pixels, texels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _confidence(pixels: Pixels, shown: np.ndarray) -> np.ndarray:
-    """Weights [K] of photographs, one over the mean squared differences from colours [P, 3]; of mean 1 over the pixels."""
+    """Weights [K] of photographs, one over the mean squared differences from colours [P, 3]; of mean 1 over the pixels.
+
+    Photographs that show too little of the mesh to have a pixel in the fit have the weight 1.
+    """
     off = np.square(pixels.weight[:, None] * shown - pixels.colour).mean(1) / pixels.weight
     amount = np.bincount(pixels.photo, pixels.weight, pixels.count)
     variance = np.bincount(pixels.photo, off, pixels.count) / np.maximum(amount, 1e-6)
     confidence = 1.0 / (variance + _EVEN**2)
-    found: np.ndarray = (confidence * amount.sum() / (confidence * amount).sum()).astype(np.float32)
-    return found
+    found = confidence * amount.sum() / (confidence * amount).sum()
+    return np.where(amount > 0, found, 1.0).astype(np.float32)

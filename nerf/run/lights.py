@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nerf.core.errors import UserError
+from nerf.core.pictures import open_picture
 from nerf.core.structs import Batch, RenderSettings
 from nerf.core.words import counted
 from nerf.data.frames import list_pictures
@@ -37,7 +38,7 @@ def find_pictures(asked: Sequence[str]) -> list[Path]:
     """The pictures that ``--hallucinate`` names: files as they are, and all pictures of a folder in the order of their names.
 
     Raises:
-        UserError: one does not exist or is no picture, or a folder holds no picture.
+        UserError: one does not exist, is no picture or damaged, or a folder holds no picture.
     """
     found: list[Path] = []
     for path in map(Path, asked):
@@ -48,7 +49,8 @@ def find_pictures(asked: Sequence[str]) -> list[Path]:
             raise UserError(f"--hallucinate {path} does not exist; give pictures, or a folder of them")
         found += inside or [path]
     for path in found:
-        read_header(path)  # now, and not after hours of training
+        with open_picture(path, f"--hallucinate {path}", "replace the file, or leave it out") as picture:
+            picture.load()  # now, and not after hours of training
     return found
 
 
@@ -59,7 +61,7 @@ def read_picture(path: Path) -> Tensor:
         UserError: it is not a picture, or is damaged.
     """
     width, height, alpha = read_header(path)
-    factor = max(1, max(width, height) // LARGEST)
+    factor = -(-max(width, height) // LARGEST)
     pixels = decode_image(path, "RGBA" if alpha else "RGB", factor, exif_orientation(path)).float() / 255
     return pixels if not alpha else pixels[..., :3] * pixels[..., 3:] + 1 - pixels[..., 3:]
 

@@ -167,7 +167,8 @@ def guided_part(source: str, step: int, run: RunInfo, random: Random) -> Part:
     shading: Shading = "albedo"
     ambient = 1.0
     if not (fraction < schedule.albedo_iter_ratio or draw[3] < schedule.albedo_rate):
-        ambient = schedule.min_ambient_ratio + (1.0 - schedule.min_ambient_ratio) * draw[0]
+        darkest, brightest = schedule.min_ambient_ratio, max(schedule.min_ambient_ratio, schedule.max_ambient_ratio)
+        ambient = darkest + (brightest - darkest) * draw[0]
         shading = "textureless" if draw[1] < schedule.textureless_ratio else "lambertian"
     background = None
     if background_kind(config.field, run.scene) == "constant" or draw[2] > 0.5:

@@ -14,7 +14,7 @@ ROW = {"prompt": "a red mug", "seed": 0, "field": 0.5, "extraction": {"iou": 0.6
 
 
 def test_table_has_both_priors_in_a_line_and_says_what_is_missing():
-    prior = {"rms 500": 0.1, "rms 850": 0.2, "silhouette 850": 0.9}
+    prior = {"error 500": 0.1, "error 850": 0.2, "silhouette 850": 0.9}
     results = {
         "a": ROW | {"group": "embedded", "prior": prior},
         "b": ROW | {"group": "perfect", "mesh": {"iou": 0.9, "genus": None, "caves": 0.0}},
@@ -43,6 +43,13 @@ def test_a_field_and_a_surface_that_are_the_shape_itself_have_an_iou_of_one():
     assert found["iou"] > 0.95 and found["genus"] == 1 and found["caves"] < 0.01
 
 
+def test_estimates_are_listed_worst_first(monkeypatch):
+    good, bad = ({f"{name} {t}": value for name in ("error", "silhouette") for t in ceiling.TIMESTEPS} for value in (0.9, 0.2))
+    monkeypatch.setattr(ceiling, "prior_measures", lambda prior, text, views: bad if "sofa" in text else good)
+    lines = ceiling.estimates_table(None, ["mug", "sofa"]).splitlines()
+    assert lines[2:] == ["| sofa | 0.20 | 0.20 | 0.20 | 0.20 |", "| mug | 0.90 | 0.90 | 0.90 | 0.90 |"]
+
+
 def test_estimates_of_a_prior_that_knows_the_truth_are_measured_as_such(monkeypatch):
     truth = torch.from_numpy(mesh_measure.true_views(canonical("a red car"), mesh_measure.view_angles(2, 70.0))[0])
     picture = truth.float().permute(0, 3, 1, 2) * 2 - 1
@@ -56,5 +63,5 @@ def test_estimates_of_a_prior_that_knows_the_truth_are_measured_as_such(monkeypa
             return torch.zeros(1, 16, 64)
 
     found = ceiling.prior_measures(Text(), "a red car", views=2)
-    assert found["rms 500"] == 0.0 and found["silhouette 500"] > 0.97
-    assert np.isclose(found["rms 850"], 0.5, atol=1e-5)
+    assert found["error 500"] == 0.0 and found["silhouette 500"] > 0.96
+    assert np.isclose(found["error 850"], 0.5 / float((1 - picture).square().mean().sqrt()), rtol=1e-4)

@@ -1,6 +1,7 @@
 """benchmarks/wild.py: the true colours in another light, overlap of masks, and the table."""
 
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from benchmarks import wild
+from nerf.core.errors import UserError
 from nerf.data.perturbation import draw_perturbation, perturb
 
 
@@ -34,6 +36,13 @@ def test_overlap_counts_photographs_with_an_occluder_and_a_mask(tmp_path):
     (folder / "truth" / "perturbation.json").write_text(json.dumps({"photographs": said}))
     assert wild.mask_iou(tmp_path / "run", folder) == pytest.approx((1 + 1 / 3) / 2)
     assert wild.mask_iou(tmp_path / "other", folder) is None
+
+
+def test_photographs_that_cannot_be_perturbed_end_in_a_sentence(tmp_path, capfd):
+    (tmp_path / "lego").mkdir()
+    with pytest.raises(UserError, match="lego cannot be perturbed, as is said above"):
+        wild.perturbed("both", Namespace(data=tmp_path, work=tmp_path / "work"))
+    assert "has no transforms_train.json" in capfd.readouterr().err
 
 
 def test_the_table_has_a_row_for_each_run_and_says_what_failed():

@@ -83,6 +83,13 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(main, ball, tmp_path):
     (tmp_path / "broken.obj").write_text("no mesh")
     with pytest.raises(UserError, match=r"broken.obj"):
         main([str(tmp_path / "broken.obj"), out, "--photographs", "3"])
+    for corners, said in (("nan 0 0", "not finite"), ("1e300 0 0", "beyond"), ("1 0 0", "no size")):
+        (tmp_path / "broken.obj").write_text("".join(f"v {corner}\n" for corner in (corners, "1 0 0", "1 0 0")) + "f 1 2 3\n")
+        with pytest.raises(UserError, match=f"broken.obj.*{said}"):
+            main([str(tmp_path / "broken.obj"), out, "--photographs", "3"])
+    trimesh.PointCloud(np.eye(3)).export(tmp_path / "cloud.ply")
+    with pytest.raises(UserError, match="cloud.ply is a point cloud"):
+        main([str(tmp_path / "cloud.ply"), out, "--photographs", "3"])
     with pytest.raises(UserError, match="is not empty"):
         main([str(ball), str(tmp_path), "--photographs", "3"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ball.obj", "broken.obj"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ball.obj", "broken.obj", "cloud.ply"]

@@ -96,3 +96,22 @@ def test_photographs_of_one_name_in_two_folders_have_a_mask_each(main, blender, 
         left, top, columns, rows = said[name]["square"]
         occluded = pixels_of(out / said[name]["mask"]) > 0
         assert occluded[top : top + rows, left : left + columns].all() and occluded.sum() == rows * columns
+
+
+def test_names_say_nothing_of_formats_and_masks_come_along(main, blender, tmp_path):
+    path = blender / "transforms_train.json"
+    document = json.loads(path.read_text())
+    (blender / "train" / "r_1.png").rename(blender / "train" / "r_1.jpg")  # with alpha, which a JPEG cannot have
+    (blender / "train" / "r_2.png").rename(blender / "train" / "r_2.raw")
+    for frame, name in zip(document["frames"][1:], ("./train/r_1.jpg", "./train/r_2.raw"), strict=True):
+        frame["file_path"] = name
+    document["frames"][0]["mask_path"] = "masks/0.png"
+    (blender / "masks").mkdir()
+    Image.fromarray(np.eye(40, dtype=np.uint8)).save(blender / "masks" / "0.png")
+    path.write_text(json.dumps(document))
+    out = tmp_path / "wild"
+    assert main([str(blender), str(out), "--colour"]) == 0
+    for name in ("r_1.jpg", "r_2.raw"):
+        assert Image.open(out / "train" / name).format == "PNG" and pixels_of(out / "train" / name).shape == (40, 40, 4)
+    assert read_folder(out).frames[0].mask == out / "masks" / "0.png"
+    assert (out / "masks" / "0.png").read_bytes() == (blender / "masks" / "0.png").read_bytes()

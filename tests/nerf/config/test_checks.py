@@ -149,7 +149,7 @@ RUNS = [  # what each flag has an effect in one of, and none in another
     ["--text", "a cone", "--cuda_ray", "--dmtet", "--gui"],
     ["--text", "a cone", "--viewer", "web"],
     ["--data", "x", "--backbone", "sdf", "--sharpness", "scheduled"],
-    ["--data", "x", "--backbone", "sdf_vanilla"],
+    ["--data", "x", "--backbone", "sdf_vanilla", "--sfm", "--hallucinate", "x", "--save_mesh", "--fill_hidden"],
     ["--text", "a cone", "--backbone", "sdf"],
     ["--text", "a cone", "--cuda_ray", "--guidance", "clip"],
     ["--text", "a cone", "--guidance", "SD", "clip", "zero123", *EVERYTHING.split()],
@@ -191,6 +191,10 @@ def test_flags_without_effect_exist_and_have_one_in_other_runs(idle):
         ),
         ("--dmtet --max_steps 9", "--max_steps has no effect in the mesh stage"),
         ("--eval_views 3", "--eval_views has no effect without --data"),
+        ("--sfm --scene_up y --photo_cache x", "--sfm, --photo_cache, --scene_up have no effect without --data"),
+        ("--light_walk 4", "--light_walk has no effect without --hallucinate"),
+        ("--mesh_crop 0 0 0 1 1 1", "--mesh_crop has no effect without --save_mesh"),
+        ("--fill_hidden", "--fill_hidden has no effect without --save_mesh"),
     ],
 )
 def test_options_of_other_runs_get_a_warning(words, warning):
@@ -200,10 +204,16 @@ def test_options_of_other_runs_get_a_warning(words, warning):
 def test_cameras_and_shading_have_no_effect_on_photographs_alone():
     found = warnings("--batch_size", "2", "--theta_range", "0", "90", "--albedo_rate", "1", text=["--data", "x"])
     assert found == [
-        "--theta_range, --albedo_rate have no effect without a prompt (--text or --image)",
+        "--albedo_rate has no effect without a prompt (--text or --image)",
+        "--theta_range has no effect without a prompt (--text or --image) or --fill_hidden",
         "--batch_size has no effect on photographs, of which a step takes --num_rays",
     ]
     assert warnings("--batch_size", "2", text=["--data", "x", "--dmtet"]) == []
+
+
+def test_angles_of_cameras_have_an_effect_on_photographs_where_hidden_hollows_are_filled():
+    assert warnings("--theta_range", "0", "90", "--fill_hidden", "--save_mesh", text=["--data", "x"]) == []
+    assert warnings("--sfm_size", "99", text=["--data", "x"]) == ["--sfm_size has no effect without --sfm"]
 
 
 def test_a_registered_method_may_read_the_numbers_of_any_other():

@@ -166,6 +166,19 @@ def test_a_damaged_file_is_made_again(folder, tmp_path, caplog, damage, unfinish
     assert "so it is made again" in caplog.text and path.read_bytes() == data and len(list(cache.iterdir())) == 2
 
 
+def test_a_file_that_lacks_photographs_is_made_again(folder, tmp_path, caplog):
+    """As an unfinished one that somebody renamed, whose other pixels are black."""
+    cache = tmp_path / "cache"
+    load(folder, photo_cache=str(cache))
+    (path,) = cache.glob("*.safetensors")
+    data = bytearray(path.read_bytes())
+    header = 8 + int.from_bytes(data[:8], "little")
+    path.write_bytes(bytes(data[:header]) + b"\x01\x00" + bytes(len(data) - header - 2))
+    store = load(folder, photo_cache=str(cache)).store
+    torch.testing.assert_close(store.pixels, load(folder).store.pixels)
+    assert "lacks photographs, so it is made again" in caplog.text and path.read_bytes() == data
+
+
 def test_a_full_disk_is_said_before_anything_is_written(folder, tmp_path, monkeypatch, caplog):
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(pixel_cache.shutil, "disk_usage", lambda path: usage)

@@ -70,6 +70,13 @@ def test_a_surface_that_faces_away_is_not_seen():
     np.testing.assert_allclose(colours_of([behind], wall(), [0.0, 0.0, 0.0]), [[0.5] * 3])
 
 
+def test_what_is_behind_a_camera_is_not_seen():
+    """A camera that looks away from a wall, as those in a room do from the one behind them; its pixels mirror the wall."""
+    pose = look_at(torch.tensor([[0.0, 0.01, 4.0]]), torch.tensor([0.0, 0.01, 8.0]))
+    away = plain(centred_views(pose, torch.tensor([40.0]), SIDE, SIDE), (1, 0, 0))
+    np.testing.assert_allclose(colours_of([away], wall(), [0.0, 0.0, 0.0]), [[0.5] * 3])
+
+
 @pytest.mark.parametrize("tilt", [30.0, 60.0, 80.0])
 def test_a_slanted_surface_does_not_hide_itself(tilt):
     angle = np.radians(tilt)

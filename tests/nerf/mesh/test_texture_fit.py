@@ -141,3 +141,12 @@ def test_some_of_the_pixels_give_nearly_the_same_texture(monkeypatch):
     middle = (slice(8, -8), slice(8, -8))
     off = np.abs(found[middle] - exact.texture[middle] / 255.0).mean()
     assert off < 0.7 * np.abs(smooth.texture[middle] / 255.0 - exact.texture[middle] / 255.0).mean()
+
+
+def test_a_photograph_without_pixels_in_the_fit_counts_as_the_mean():
+    """Its weight is that of its colours at vertices; without differences it would be the greatest."""
+    colour = np.random.default_rng(0).uniform(0, 1, (40, 3))
+    pixels = replace(given(np.tile(np.eye(4), (10, 1)), np.repeat([0, 2], 20), colour), count=4)
+    _, confidence = texture_fit.fit(pixels, np.full((4, 3), 0.5, np.float32))
+    assert confidence[1] == confidence[3] == 1.0
+    np.testing.assert_allclose(confidence[[0, 2]].mean(), 1.0, atol=1e-6)

@@ -110,6 +110,12 @@ def test_ambient_stays_above_its_lower_bound():
     assert all(0.4 <= settings(step, config).ambient <= 1.0 for step in range(200))
 
 
+def test_ambient_fills_the_range_between_its_bounds():
+    found = [settings(step, options(min_ambient_ratio=0.35, max_ambient_ratio=0.6, textureless_ratio=0.0)).ambient
+             for step in range(200)]  # fmt: skip
+    assert 0.35 <= min(found) < 0.38 and 0.57 < max(found) <= 0.6
+
+
 def test_backgrounds_are_per_view_where_there_is_no_background_network():
     backgrounds = [settings(step, options()).background for step in range(50)]
     assert all(b.shape == (4, 3) for b in backgrounds)
