@@ -8,6 +8,7 @@ import functools
 import inspect
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,12 @@ import torch
 from tests.helpers.fake_cuda import device, waits
 
 device.install(os.environ.get("FAKE_CUDA_MODE", "plain"))
+
+
+def pytest_ignore_collect(collection_path):
+    """Files that name neither a device nor CUDA have no test of it, and are not even imported."""
+    ours = collection_path.name.startswith("test_") and "on_device" not in collection_path.parts
+    return True if ours and collection_path.is_file() and not re.search("device|cuda", collection_path.read_text()) else None
 
 
 def pytest_collection_modifyitems(config, items):

@@ -36,16 +36,29 @@ def pair(flag, low, high):
     return (one,) if kind_of(OPTIONS[flag][1]).count is not None and not each else one
 
 
-@pytest.mark.parametrize("flag", NUMBERS)
-def test_every_number_has_a_range_with_two_finite_ends_that_help_gives(flag):
-    check = check_of(flag)
-    assert check is not None and check.bounded
-    about = HELP.split(f" {dashed(flag)} ")[1].split(" --")[0]
-    assert f"({check.span})" in about or f"({check.span})" in HELP
+def for_each(flags, holds):
+    """Ask every flag, in one test: a thousand small ones take longer to begin than to run. A failure names its flag."""
+    for flag in flags:
+        try:
+            holds(flag)
+        except BaseException as e:
+            e.add_note(f"of {dashed(flag)}")
+            raise
 
 
-@pytest.mark.parametrize("flag", [flag for flag in NUMBERS if flag != "mesh_crop"])  # a box has two corners
-def test_the_ends_of_a_range_are_accepted_and_what_is_beyond_them_is_refused(flag):
+def test_every_number_has_a_range_with_two_finite_ends_that_help_gives():
+    def holds(flag):
+        check = check_of(flag)
+        assert check is not None and check.bounded
+        about = HELP.split(f" {dashed(flag)} ")[1].split(" --")[0]
+        assert f"({check.span})" in about or f"({check.span})" in HELP
+
+    assert len(NUMBERS) > 150
+    for_each(NUMBERS, holds)
+
+
+def ends_hold(flag):
+    """The ends of a range are accepted, and what is beyond them is refused."""
     kind, check = kind_of(OPTIONS[flag][1]), check_of(flag)
     low, high = (kind.scalar(end) for end in (check.low, check.high))
     least = math.nextafter(low, high) if "above" in check.span else low
@@ -57,20 +70,28 @@ def test_the_ends_of_a_range_are_accepted_and_what_is_beyond_them_is_refused(fla
             with_value(flag, pair(flag, value, value))
 
 
-@pytest.mark.parametrize("flag", list(NUMBERS))
+def test_the_ends_of_a_range_are_accepted_and_what_is_beyond_them_is_refused():
+    for_each([flag for flag in NUMBERS if flag != "mesh_crop"], ends_hold)  # a box has two corners
+
+
 @pytest.mark.parametrize("word", ["nan", "inf", "-inf", "1e999"])
-def test_what_is_not_finite_is_refused(flag, word):
-    words = [word] * (kind_of(OPTIONS[flag][1]).count or 1)
-    with pytest.raises(UserError, match=f"{dashed(flag)} must be a (finite|whole) number, got '{word}'"):
-        parse(["--text", "a", dashed(flag), *words])
+def test_what_is_not_finite_is_refused(word):
+    def holds(flag):
+        words = [word] * (kind_of(OPTIONS[flag][1]).count or 1)
+        with pytest.raises(UserError, match=f"{dashed(flag)} must be a (finite|whole) number, got '{word}'"):
+            parse(["--text", "a", dashed(flag), *words])
+
+    for_each(NUMBERS, holds)
 
 
-@pytest.mark.parametrize("flag", NUMBERS)
-def test_defaults_and_presets_are_in_their_ranges(flag):
-    for name in [name for name, values in PRESETS.items() if flag in values]:
+def test_defaults_and_presets_are_in_their_ranges():
+    def holds(flag):
+        value, each = OPTIONS[flag][1].default, OPTIONS[flag][1].metadata["each"]
+        assert value is None or all(map(check_of(flag).holds, split_each(value, each) if each else [value]))
+
+    for_each(NUMBERS, holds)
+    for name in PRESETS:
         with_preset(Config(), name)  # refuses what is out of range
-    value, each = OPTIONS[flag][1].default, OPTIONS[flag][1].metadata["each"]
-    assert value is None or all(map(check_of(flag).holds, split_each(value, each) if each else [value]))
 
 
 @pytest.mark.parametrize(
