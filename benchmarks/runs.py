@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,10 +32,18 @@ def add_flags(parser: Parser, what: str, minutes: float, work: str, parallel: bo
     parser.add_argument("--work", type=Path, default=ROOT / "local" / work, help="where the workspaces are")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the report goes")
     parser.add_argument("--again", action="store_true", help=f"repeat {what}s that have been measured already")
-    parser.add_argument("--extra", type=shlex.split, default=[], help="more flags for main.py, in one string")
+    parser.add_argument("--extra", type=split_words, default=[], help="more flags for main.py, in one string")
     parser.set_defaults(jobs=1)
     if parallel:
         parser.number("--jobs", int, 1, between(1, 256), f"{what}s in parallel; each then takes longer")
+
+
+def split_words(text: str) -> list[str]:
+    """Words as a shell splits them."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"expected words as in a shell, got {text!r:.80} ({str(error).lower()})") from error
 
 
 def parse_flags(parser: Parser) -> Namespace:

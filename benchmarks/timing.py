@@ -35,7 +35,7 @@ def add_arguments(parser: Parser) -> None:
     """Flags that every benchmark has."""
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it runs")
     parser.number("--threads", int, 1, between(1, 1024), "CPU threads; 1 is timed by CPU time, more by wall time")
-    parser.number("--rounds", int, 9, between(1, 10_000), "interleaved rounds after one warm-up")
+    parser.number("--rounds", int, 9, between(3, 10_000), "interleaved rounds after one warm-up")
     parser.add_argument(
         "--allocator",
         choices=["kept", "default"],

@@ -129,13 +129,17 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill in a ``with`` block; it gets the name ``folder`` as a whole at its end, and vanishes if the block fails.
 
     Raises:
-        UserError: ``folder`` exists and is not empty, or is a file.
+        UserError: ``folder`` exists and is not empty, is a file, or cannot be made.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty; give the name of a folder that does not exist")
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise UserError(f"{folder} {what}; give the name of a folder that does not exist")
     unfinished = unfinished_name(folder)
     try:
         unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}; give a folder that can be written to") from error
+    try:
         yield unfinished
         if folder.exists():
             folder.rmdir()

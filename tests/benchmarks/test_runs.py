@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks import runs
 from nerf.core.errors import UserError
+from nerf.core.script import Parser
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -48,3 +49,12 @@ def test_main_is_run_in_the_root_with_its_output_in_a_log(tmp_path):
     found = runs.run_main(["--no_such_flag"], tmp_path / "run")
     assert found["returncode"] == 2 and "--no_such_flag" in (tmp_path / "run.log").read_text()
     assert found["command"].startswith("main.py --no_such_flag --workspace")
+
+
+def test_flags_for_the_program_are_split_as_in_a_shell(capsys):
+    parser = Parser(prog="benchmarks.some", description="Some.")
+    runs.add_flags(parser, "run", 1.0, "some")
+    assert parser.parse_args(["--extra", "--text 'a cow' -O"]).extra == ["--text", "a cow", "-O"]
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--extra", "--text 'a cow"])
+    assert "--extra: expected words as in a shell" in capsys.readouterr().err

@@ -65,6 +65,12 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(main, blender, tmp_path):
         main([str(tmp_path), str(out), "--colour"])
     with pytest.raises(UserError, match="is not empty"):
         main([str(blender), str(blender), "--colour"])
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file; give the name of a folder that does not exist"):
+        main([str(blender), str(tmp_path / "file"), "--colour"])
+    with pytest.raises(UserError, match="out cannot be made: Not a directory; give a folder that can be written to"):
+        main([str(blender), str(tmp_path / "file" / "out"), "--colour"])
+    (tmp_path / "file").unlink()
     (blender / "train" / "r_1.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="r_1.png"):
         main([str(blender), str(out), "--colour"])
