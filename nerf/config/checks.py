@@ -276,6 +276,7 @@ IDLE = (
         lambda c: c.field.background not in ("auto", "contracted") or c.data.data is None,
         "without --data or without a contracted background (--background contracted)",
     ),
+    Idle(("bg_radius",), lambda c: c.field.background == "contracted", "with --background contracted"),
     Idle(("sharpness_end",), lambda c: c.field.sharpness != "scheduled", "without --sharpness scheduled"),
     Idle(("viewer_host", "viewer_port"), lambda c: c.gui.viewer != "web", "without --viewer web"),
 )

@@ -198,7 +198,7 @@ def _undo_dataparser(path: Path) -> Tensor:
     document = read_json(path, _WAY_OUT)
     if not isinstance(document, dict) or "transform" not in document:
         raise UserError(f'{path}: expected an object with "transform" and "scale", got {document!r:.60}; {_WAY_OUT}')
-    placed = matrix(document["transform"], (3, 4), str(path), "transform")
+    placed = rigid(matrix(document["transform"], (3, 4), str(path), "transform"), str(path), "transform")
     placed[:3] *= number(document.get("scale", 1.0), str(path), "scale", positive=True)
     log.info("%s: the camera path beside it is in nerfstudio's own world, which is undone", path)
     return torch.linalg.inv(placed)

@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from nerf.core.errors import UserError
 from nerf.core.files import cache_folder
 from nerf.core.progress import task
 
@@ -91,10 +92,18 @@ def fingerprint(files: Sequence[Sequence[Path | None]], settings: Any) -> str:
 
 
 def chosen_folder(option: str, layout: Layout) -> Path | None:
-    """Where decoded photographs are kept after ``--photo_cache``; None: nowhere."""
+    """Where decoded photographs are kept after ``--photo_cache``; None: nowhere.
+
+    Raises:
+        UserError: a file has the name of the folder that was asked for.
+    """
     if option == "off" or (option == "auto" and layout.size < AUTO_BYTES):
         return None
-    return cache_folder("photographs", "SOMNIA_PHOTO_CACHE") if option == "auto" else Path(option)
+    if option == "auto":
+        return cache_folder("photographs", "SOMNIA_PHOTO_CACHE")
+    if Path(option).exists() and not Path(option).is_dir():
+        raise UserError(f"--photo_cache {option} is a file; give a folder for decoded photographs, or off")
+    return Path(option)
 
 
 def decode(layout: Layout, load: Callable[[int, Planes], None], fill: Mapping[str, int]) -> Planes:

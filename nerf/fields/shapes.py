@@ -1,7 +1,7 @@
 """The shape that a signed distance begins with: a sphere, one that is inside out, or the hull of points. M and P points."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -64,10 +64,16 @@ def hull(points: Tensor) -> Shape:
 
 
 def first_shape(config: FieldConfig, scene: SceneInfo) -> Shape:
-    """The shape that ``--sdf_init`` asks for; without points, a hull is a sphere."""
+    """The shape that ``--sdf_init`` asks for; without enough points a hull is a sphere, whose name then says why."""
     if config.sdf_init == "hull" and scene.points is not None and len(scene.points) >= MIN_HULL_POINTS:
         return hull(scene.points)
-    return sphere(config.sdf_radius * scene.bound, config.sdf_init == "inside_out")
+    ball = sphere(config.sdf_radius * scene.bound, config.sdf_init == "inside_out")
+    if config.sdf_init != "hull":
+        return ball
+    count = 0 if scene.points is None else len(scene.points)
+    return replace(
+        ball, name=f"{ball.name} (--sdf_init hull needs {MIN_HULL_POINTS} points of a reconstruction, and there are {count})"
+    )
 
 
 def fit_shape(

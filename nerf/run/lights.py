@@ -22,6 +22,7 @@ from nerf.fields.appearance import Appearance
 from nerf.renderer import NeRFRenderer
 from nerf.run.appearance_fit import fit_appearance
 
+LONGEST = 48  # characters of a picture's name in those of files, which may have 255 bytes
 LARGEST = 2048  # pixels along the longer side of a picture as it is kept; an encoder looks at far fewer
 
 
@@ -165,10 +166,11 @@ def walk(vectors: Tensor, frames: int) -> Tensor:
 
 
 def file_names(lights: Sequence[Light]) -> list[str]:
-    """A name for the files of each light: that of its picture, with a number where an earlier one has it."""
+    """A name for the files of each light: that of its picture, shortened, with a number where an earlier one has it."""
     names: list[str] = []
     for light in lights:
-        numbered = (light.name if k == 1 else f"{light.name}_{k}" for k in count(1))
+        short = light.name[:LONGEST]
+        numbered = (short if k == 1 else f"{short}_{k}" for k in count(1))
         names.append(next(name for name in numbered if name not in names))
     return names
 

@@ -5,7 +5,7 @@ from types import FrameType
 from typing import Any
 
 from nerf.core.errors import PeerError
-from nerf.run.distributed import world_size
+from nerf.core.torchrun import world_size
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP says that the terminal was closed; not on every system
 

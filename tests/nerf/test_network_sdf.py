@@ -96,7 +96,9 @@ def test_points_of_a_plane_have_no_hull_and_that_is_said():
 
 
 def test_without_points_a_hull_is_a_sphere():
-    assert "sphere" in fitted(sdf_init="hull", sdf_init_steps=2)[1]
+    line = fitted(sdf_init="hull", sdf_init_steps=2)[1]
+    assert "a sphere of radius 0.5 (--sdf_init hull needs 30 points of a reconstruction, and there are 0)" in line
+    assert "hull" not in fitted(sdf_init_steps=2)[1]
 
 
 def test_a_field_is_left_alone_without_steps():

@@ -89,6 +89,14 @@ def test_nerfstudio_s_own_placement_beside_the_file_is_undone(tmp_path):
     torch.testing.assert_close(pose[0, :3, :3], torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]))
 
 
+def test_a_record_of_nerfstudio_that_maps_space_to_a_plane_is_refused(tmp_path):
+    (tmp_path / "dataparser_transforms.json").write_text(
+        json.dumps({"transform": torch.diag(torch.tensor([1.0, 1, 0, 1]))[:3].tolist()})
+    )
+    with pytest.raises(UserError, match=r'dataparser_transforms.json: the left 3x3 of "transform" must be a rotation'):
+        read_camera_path(write(tmp_path), None, 8, 8)
+
+
 def test_the_duration_decides_the_frame_rate(tmp_path):
     assert read_camera_path(write(tmp_path, 30, seconds=2.0), None, 8, 8).fps == 15
     assert read_camera_path(write(tmp_path, 30, seconds=0), None, 8, 8).fps == 12

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from nerf.core import progress
+from nerf.core.errors import UserError
 from nerf.data import image_store, pixel_cache
 from nerf.data.pixel_cache import AUTO_BYTES, Layout, chosen_folder
 from tests.nerf.photo_folders import SIZES, load, pattern, write
@@ -192,6 +193,9 @@ def test_auto_keeps_large_sets_alone(monkeypatch, tmp_path):
     small, large = (Layout(1, pixels, {"pixels": ("U8", 3)}) for pixels in (AUTO_BYTES // 4, AUTO_BYTES))
     assert chosen_folder("auto", small) is None and chosen_folder("auto", large) == tmp_path
     assert chosen_folder("off", large) is None and str(chosen_folder("here", small)) == "here"
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--photo_cache .*file is a file; give a folder"):
+        chosen_folder(str(tmp_path / "file"), small)
 
 
 def test_an_opaque_alpha_channel_is_dropped_without_another_copy(tmp_path):

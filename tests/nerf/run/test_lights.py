@@ -109,6 +109,8 @@ def test_the_walk_is_closed_passes_every_light_and_rests_there():
 def test_files_of_pictures_of_one_name_are_told_apart():
     made = [Light(name, torch.zeros(2, 2, 3), torch.zeros(3)) for name in ("a", "b", "a", "a_2", "a")]
     assert lights.file_names(made) == ["a", "b", "a_2", "a_2_2", "a_3"]
+    long = [Light(name * 100, torch.zeros(2, 2, 3), torch.zeros(3)) for name in ("ab", "ab")]
+    assert lights.file_names(long) == ["ab" * 24, "ab" * 24 + "_2"]
 
 
 def test_a_picture_is_fitted_into_a_frame_with_its_proportions():
