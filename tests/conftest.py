@@ -31,8 +31,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    """Every test starts from the same random state, whatever ran before it."""
+    """Every test starts from the same random state and with one thread, whatever ran before it, as a run of main.py."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,6 +15,7 @@ from nerf.data.folder import read_folder
 from tests.nerf import photo_folders
 from tests.nerf.test_sdf_runs import ball_photographs
 
+pytestmark = pytest.mark.usefixtures("short_fits")
 TINY = (
     "--wild --seed 3 --iters 8 --num_rays 128 --patch_grid 8 --max_steps 32 --grid_size 16 --grid_levels 4 --grid_log2 10 "
     "--grid_finest 32 --W 12 --H 12 --dataset_size_test 2 --holdout 4 --preview_interval 1000 --device cpu --threads 1 "
@@ -141,7 +142,7 @@ def test_the_mesh_has_the_shown_light(tmp_path):
 def test_options_of_a_wild_run_are_kept(tmp_path):
     folder = tourists(tmp_path / "photos")
     assert run(folder, tmp_path / "w", "--iters", 1) == 0
-    words = "--test --W 12 --H 12 --dataset_size_test 2 --device cpu --max_steps 32".split()
+    words = "--test --W 12 --H 12 --dataset_size_test 2 --device cpu --max_steps 32 --threads 1".split()
     assert main.main(["--workspace", str(tmp_path / "w"), *words]) == 0
     options = json.loads((tmp_path / "w" / "config.json").read_text())["options"]
     assert options["appearance"]["value"] == "encoder" and options["occluders"]["value"] == "mask"

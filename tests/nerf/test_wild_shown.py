@@ -13,6 +13,8 @@ from tests.nerf import photo_folders
 from tests.nerf.test_wild_runs import TINY, run, tourists
 from tests.nerf.tours import ROWS, rows_of, write_tour
 
+pytestmark = pytest.mark.usefixtures("short_fits")
+
 
 def again(workspace, *flags):
     """Show a finished run."""
