@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,10 +168,8 @@ class Engine:
             ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=POLL_SECONDS)
             for reference in ready:
                 self._take_back(reference)
-            self.display.update({busy.job: state.read(self.out / busy.job.name) for busy in self._at_work()})
-
-    def _at_work(self) -> Iterable[Any]:
-        return [busy for busy in self.workers if busy.job is not None]
+            running = [worker.job for worker in self.workers if worker.job is not None]
+            self.display.update({job: state.read(self.out / job.name) for job in running})
 
     def _give_out(self) -> None:
         """Give each worker without a job the next one of its recipe; end those for which there is none, and start others."""

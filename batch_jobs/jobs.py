@@ -44,6 +44,7 @@ class Job:
     words: tuple[str, ...]  # flags of main.py, without --workspace
     place: str  # where it was asked for, as a message begins: "jobs.csv, line 3"
     title: str  # for people: the prompt, or what the run is given instead
+    prompt: str | None
     seed: int
     group: str  # jobs with the same group differ in their seed alone
 
@@ -208,9 +209,10 @@ def expand(rows: Sequence[Row], common: Sequence[str], seeds: int | None) -> lis
     if len(rows) * (seeds or 1) > MAX_JOBS:
         raise UserError(f"expected at most {MAX_JOBS} jobs, got {len(rows) * (seeds or 1)}; split the file")
     jobs: dict[str, Job] = {}
-    told: dict[str, str] = {}  # identity -> where
+    told: dict[tuple[str, int], str] = {}  # what a run depends on -> where
     for row in rows:
-        for job, identity in _jobs_of(row, common, seeds):
+        for job in _jobs_of(row, common, seeds):
+            identity = (job.group, job.seed)
             other = told.get(identity) or (jobs[job.name].place if job.name in jobs else None)
             if other is not None:
                 what = "is the same job as" if identity in told else f"is called {job.name} as is"
@@ -219,23 +221,23 @@ def expand(rows: Sequence[Row], common: Sequence[str], seeds: int | None) -> lis
     return list(jobs.values())
 
 
-def _jobs_of(row: Row, common: Sequence[str], seeds: int | None) -> Iterator[tuple[Job, str]]:
-    """The jobs of a row, and what tells each from every other one."""
+def _jobs_of(row: Row, common: Sequence[str], seeds: int | None) -> Iterator[Job]:
+    """The jobs of a row."""
     try:
-        asked = options.parse([*common, *words_of(row.flags)])
+        own = words_of(row.flags)
+        words = [*common, *own]
+        asked = options.parse(words)
         _check(asked)
-        first = asked.runtime.seed or 0
-        for seed in range(first, first + (seeds or 1)):
-            words = [*common, *words_of(row.flags), f"--seed={seed}"]
-            asked = options.parse(words)
-            own = row.flags.keys() - {"text", "seed"}
-            base, suffix = row.name or _slug(asked), f"_seed{seed}" if seeds or row.name is None else ""
-            name = _checked_name(base) + suffix
-            if row.name is None and (own or not PLAIN.fullmatch(asked.prompt.text or "")):
-                name += f"_{_digest(sorted(words_of(row.flags)))[:6]}"
-            title = asked.prompt.text or ", ".join(asked.prompt.image) or asked.data.data or "a run"
-            identity = _digest(_asked(asked))
-            yield Job(name, tuple(words), row.place, title, seed, _digest(_asked(asked, "seed"))), identity
+        first, last = asked.runtime.seed or 0, (asked.runtime.seed or 0) + (seeds or 1) - 1
+        options.parse([*words, f"--seed={last}"])  # refuses seeds that are too large
+        name, digest, prompt = _checked_name(row.name or _slug(asked)), "", asked.prompt.text
+        if row.name is None and (row.flags.keys() - {"text", "seed"} or not PLAIN.fullmatch(prompt or "")):
+            digest = f"_{_digest(sorted(own))[:6]}"
+        title = prompt or ", ".join(asked.prompt.image) or asked.data.data or "a run"
+        group = _digest([f"{flag}={value!r}" for flag, value, source in asked.items() if source in ASKED and flag != "seed"])
+        for seed in range(first, last + 1):
+            full = name + (f"_seed{seed}" if seeds or row.name is None else "") + digest
+            yield Job(full, (*words, f"--seed={seed}"), row.place, title, prompt, seed, group)
     except UserError as error:
         said = str(error)
         raise UserError(said if said.startswith(row.place) else f"{row.place}: {said}") from None
@@ -254,11 +256,6 @@ def _check(asked: Config) -> None:
         raise UserError(
             f"--device {asked.runtime.device}: Ray chooses the GPU of a job and hides the others; give --device cuda"
         )
-
-
-def _asked(asked: Config, *but: str) -> list[str]:
-    """The values that were asked for, without some flags, in the order of the flags."""
-    return [f"{flag}={value!r}" for flag, value, source in asked.items() if source in ASKED and flag not in but]
 
 
 def _slug(asked: Config) -> str:

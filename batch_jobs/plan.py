@@ -1,11 +1,10 @@
 """Checks the jobs of a batch as ``main.py`` checks its flags, before anything starts, and says which may share a process."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from batch_jobs import state
 from batch_jobs.jobs import Job
-from batch_jobs.scores import Judging, judging_of
 from batch_jobs.shared_guidance import recipe
 from nerf.core.errors import UserError
 
@@ -13,17 +12,6 @@ from nerf.core.errors import UserError
 def unfinished(jobs: Iterable[Job], out: Path, judged: bool = False) -> list[Job]:
     """The jobs that are not done yet, or not judged if they are to be; one that failed is tried again."""
     return [job for job in jobs if not state.is_finished(state.read(out / job.name), judged)]
-
-
-def judging(jobs: Sequence[Job], clip: str | None) -> Judging:
-    """How the seeds of jobs are compared; see :func:`batch_jobs.scores.judging_of`.
-
-    Raises:
-        UserError: they cannot be.
-    """
-    from nerf.config import config as options
-
-    return judging_of(jobs, [options.parse(job.words).prompt.text for job in jobs], clip)
 
 
 def recipes(jobs: Iterable[Job], out: Path, judged: bool = False) -> dict[Job, str]:

@@ -32,12 +32,11 @@ class Judging:
         return "prior" if self.clip is None else "clip"
 
 
-def judging_of(jobs: Sequence[Job], prompts: Sequence[str | None], clip: str | None) -> Judging:
+def judging_of(jobs: Sequence[Job], clip: str | None) -> Judging:
     """How the jobs of a batch are judged; nothing is loaded.
 
     Args:
         jobs: all of them.
-        prompts: their texts.
         clip: see :class:`Judging`.
 
     Raises:
@@ -47,13 +46,13 @@ def judging_of(jobs: Sequence[Job], prompts: Sequence[str | None], clip: str | N
     from guidance.prior.captions import BENCHMARK_PROMPTS
 
     texts: list[str] = []
-    for job, text in zip(jobs, prompts, strict=True):
-        if text is None:
+    for job in jobs:
+        if job.prompt is None:
             raise UserError(f"{job.place}: --pick best compares renders with a text, and this job has none; leave --pick out")
-        texts.append(text)
+        texts.append(job.prompt)
         if clip is None:
             try:
-                replies.check(text, strict=True, further="or judge with --clip, which knows any words")
+                replies.check(job.prompt, strict=True, further="or judge with --clip, which knows any words")
             except UserError as error:
                 raise UserError(f"{job.place}: --pick best: {error}") from None
     benchmark = [prompt for prompt, _ in BENCHMARK_PROMPTS]

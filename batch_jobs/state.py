@@ -12,7 +12,7 @@ import msgspec
 
 from batch_jobs.jobs import Job
 from nerf.core.errors import UserError
-from nerf.core.files import as_shape, read_json, write_atomically
+from nerf.core.files import read_json, write_json
 
 BATCH_FILE, JOB_FILE, PAGE = "batch.json", "job.json", "index.html"
 STOP_FILE = ".stop"  # while it is there, the jobs that run save a checkpoint and end
@@ -87,8 +87,7 @@ def write(folder: Path, state: State, durable: bool = False) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    data = msgspec.json.format(msgspec.json.encode(state), indent=2)
-    write_atomically(folder / JOB_FILE, lambda temporary: temporary.write_bytes(data), durable)
+    write_json(folder / JOB_FILE, msgspec.to_builtins(state), durable)
 
 
 def check_folder(out: Path) -> None:
@@ -113,7 +112,7 @@ def check_jobs(out: Path, jobs: Sequence[Job]) -> None:
     Raises:
         UserError: the first of them, with what it was begun with.
     """
-    known = _read(out).jobs if (out / BATCH_FILE).is_file() else {}
+    known = _read(out).jobs
     for job in jobs:
         old = known.get(job.name)
         if old is not None and old.words != list(job.words):
@@ -131,20 +130,20 @@ def record_jobs(out: Path, jobs: Sequence[Job]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    found = _read(out) if (out / BATCH_FILE).is_file() else _Batch(FORMAT, {})
     new = {job.name: _Listed(list(job.words), job.title, job.seed, job.group) for job in jobs}
-    data = msgspec.json.format(msgspec.json.encode(_Batch(FORMAT, found.jobs | new)), indent=2)
-    write_atomically(out / BATCH_FILE, lambda temporary: temporary.write_bytes(data), durable=True)
+    write_json(out / BATCH_FILE, msgspec.to_builtins(_Batch(FORMAT, _read(out).jobs | new)), durable=True)
 
 
 def _read(out: Path) -> _Batch:
-    """The list of a batch.
+    """The list of a batch; empty if there is none yet.
 
     Raises:
         UserError: it is damaged, or of a later version.
     """
     path = out / BATCH_FILE
-    found: _Batch = as_shape(read_json(path, WAY_OUT), path, WAY_OUT, _Batch)
+    if not path.is_file():
+        return _Batch(FORMAT, {})
+    found: _Batch = read_json(path, WAY_OUT, _Batch)
     if found.format != FORMAT:
         raise UserError(f"{path} is of format {found.format}, and this version knows {FORMAT}; {WAY_OUT}")
     return found

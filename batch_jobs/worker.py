@@ -1,6 +1,5 @@
 """What runs the jobs of a batch in one process, one after the other, with guidance models that stay loaded."""
 
-import errno
 import os
 import signal
 import socket
@@ -43,10 +42,6 @@ class Worker:
         if folder and os.path.isdir(folder):
             os.chdir(folder)
         self._shared: SharedGuidance | None = None  # made with the first job, as it imports torch
-
-    def process(self) -> int:
-        """The number of the process."""
-        return os.getpid()
 
     def run(self, workspace: str, words: list[str], key: list[str], tries: int, judging: Judging | None = None) -> Outcome:
         """One try of a job: train to the end from its newest checkpoint, and write the results.
@@ -169,8 +164,6 @@ def sentence_of(error: Exception, folder: Path) -> str:
 
     if isinstance(error, UserError | DivergenceError | Stopped):
         return str(error)
-    if isinstance(error, OSError) and error.errno != errno.ENOMEM:
-        return crash.sentence_of_file(error)
     return crash.sentence_of(error, folder)
 
 

@@ -59,6 +59,7 @@ def batch(args: Namespace, common: list[str]) -> int:
     from batch_jobs import plan, state
     from batch_jobs.engine import require_ray
     from batch_jobs.jobs import Row, expand, read_rows
+    from batch_jobs.scores import judging_of
     from nerf.run import lock
 
     if args.jobs is None and not common:
@@ -73,7 +74,7 @@ def batch(args: Namespace, common: list[str]) -> int:
     state.check_jobs(out, jobs)
     try:
         with lock.hold(out):
-            judging = plan.judging(jobs, args.clip) if picks else None
+            judging = judging_of(jobs, args.clip) if picks else None
             return run_jobs(args, jobs, plan.recipes(plan.unfinished(jobs, out, picks), out, picks), judging)
     except lock.InUseError as error:
         way_out = "wait until that batch has ended, or choose another --out"

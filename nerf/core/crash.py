@@ -20,7 +20,7 @@ PACKAGES = ("torch", "numpy", "pillow", "trimesh", "safetensors", "diffusers", "
 def sentence_of(error: BaseException, folder: str | Path | None) -> str:
     """Write the traceback of an exception to a file; returns the sentence for the user.
 
-    Memory that ran out is no error of the program, and makes no file.
+    Memory that ran out and an error of the disk are none of the program, and make no file.
 
     Args:
         error: the exception.
@@ -28,6 +28,8 @@ def sentence_of(error: BaseException, folder: str | Path | None) -> str:
     """
     if is_out_of_memory(error):
         return str(error) if isinstance(error, OutOfMemoryError) else f"{WITHOUT_MEMORY} ({reason_of(error)})"
+    if isinstance(error, OSError):
+        return sentence_of_file(error)
     what = f"an error that was not foreseen ({reason_of(error)})"
     text = _report(error)
     for place in (folder, tempfile.gettempdir()):

@@ -189,8 +189,8 @@ def _link(path: str, copy: str) -> None:
         shutil.copy2(path, copy, follow_symlinks=False)
 
 
-def write_json(path: str | Path, value: Any) -> Path:
-    """Write ``value`` as indented JSON, atomically.
+def write_json(path: str | Path, value: Any, durable: bool = False) -> Path:
+    """Write ``value`` as indented JSON; see :func:`write_atomically`.
 
     Raises:
         OSError: it cannot be written.
@@ -198,7 +198,7 @@ def write_json(path: str | Path, value: Any) -> Path:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     if any("\ud800" <= letter <= "\udfff" for letter in text):  # a path that is not UTF-8 has lone surrogates
         text = json.dumps(value, indent=2) + "\n"
-    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), durable)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import trimesh
 
 from batch_jobs import plan, scores, state
 from batch_jobs.jobs import Row, expand
-from batch_jobs.scores import Judging, keep_best, rank
+from batch_jobs.scores import Judging, judging_of, keep_best, rank
 from batch_jobs.state import State
 from batch_jobs.worker import Worker
 from nerf.config import config as options
@@ -56,7 +56,7 @@ def test_a_mesh_is_judged_as_the_program_for_evaluation_does(tmp_path):
     folder = tmp_path / "run"
     asked = options.parse(["--text", "a red car", "--seed", "0", "--sd_version", "embedded", "--workspace", str(folder)])
     workspace.open_workspace(resolve(asked, StoredRun()))
-    judging = plan.judging(expand([Row("line 1", {"text": "a red car"})], [], None), str(tmp_path / "clip"))
+    judging = judging_of(expand([Row("line 1", {"text": "a red car"})], [], None), str(tmp_path / "clip"))
     with pytest.raises(UserError, match="there is no mesh/mesh.glb"):
         scores.judge(folder, judging)
     (folder / "mesh").mkdir()
@@ -77,14 +77,11 @@ def test_a_job_that_cannot_be_judged_says_why_and_is_done(tmp_path):
 
 def test_who_cannot_be_judged_is_told_before_anything_starts(tmp_path):
     known, unknown = (expand([Row("a.txt, line 1", {"text": text})], [], None) for text in ("a red car", "a zebra crossing"))
-    assert (
-        "a hamburger" in plan.judging(known, None).captions
-        and plan.judging(unknown, "folder").captions[0] == "a zebra crossing"
-    )
+    assert "a hamburger" in judging_of(known, None).captions and judging_of(unknown, "folder").captions[0] == "a zebra crossing"
     with pytest.raises(UserError, match=r"a.txt, line 1: --pick best: .*judge with --clip"):
-        plan.judging(unknown, None)
+        judging_of(unknown, None)
     with pytest.raises(UserError, match="a.txt, line 1: --pick best compares renders with a text, and this job has none"):
-        plan.judging(expand([Row("a.txt, line 1", {"data": "photographs"})], [], None), "folder")
+        judging_of(expand([Row("a.txt, line 1", {"data": "photographs"})], [], None), "folder")
     with pytest.raises(UserError, match="a.txt, line 1: --pick best judges meshes, and this job writes none; add -O"):
         plan.recipes(
             expand([Row("a.txt, line 1", {"text": "a red car"})], ["--sd_version", "embedded"], None), tmp_path, judged=True
