@@ -131,8 +131,7 @@ def judged(args: Namespace) -> "tuple[list[Row], Protocol, list[Scorer]]":
         raise UserError(f"--out {args.out} is not a folder; give another name")
     runs = [read_finished(folder) for folder in args.workspaces]
     protocol = protocol_of(args, runs)
-    if args.prior or args.clip is not None:
-        check(runs, protocol)
+    check(runs, protocol, scored=args.prior or args.clip is not None)
     scorers = scorers_of(args, protocol.captions, runs)
     judge, rows = Judge(scorers, protocol), []
     for number, one in enumerate(runs, start=1):

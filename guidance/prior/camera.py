@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nerf.core.cameras import direction_of, orbit_up, pose_from
+from nerf.core.structs import Views
 
 CONDITION_DIM = 8
 RAY_CHANNELS = 13
@@ -22,6 +23,11 @@ def _per_view(value: Tensor | float, name: str, device: torch.device | None) -> 
     if value.ndim > 1:
         raise ValueError(f"condition: expected {name} as a number or [B], got {list(value.shape)}")
     return value.reshape(-1)
+
+
+def of_views(views: Views) -> dict[str, Tensor]:
+    """``polar``, ``azimuth``, ``radius`` and ``fovy`` of views on an orbit, each [B] float32 on the CPU, by name."""
+    return {name: getattr(views, name).cpu().float() for name in ("polar", "azimuth", "radius", "fovy")}
 
 
 def condition(polar: Tensor | float, azimuth: Tensor | float, radius: Tensor | float, fovy: Tensor | float) -> Tensor:

@@ -6,16 +6,15 @@ the picture of the captioned shape by the same camera, in the light and over the
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from guidance.base import Conditions, GuidanceOutput
 from guidance.distillation import Denoiser
+from guidance.prior import camera
 from guidance.prior.guidance import EmbeddedPrior
-from guidance.prior.render import render
-from guidance.prior.shapes import EMPTY, Shape, canonical
+from guidance.prior.render import unlit
+from guidance.prior.shapes import Shape, canonical
 from nerf.core.structs import Control, Part, Views
 
-_SUPERSAMPLE = 2  # rays along a side of a pixel
 _RIDGE = 1.0  # pixels whose light is taken to be flat, so that a fit to few pixels stays near that
 _DARKEST = 0.1  # shade, as in training
 
@@ -58,13 +57,8 @@ def true_picture(shape: Shape, views: Views, seen: Tensor) -> Tensor:
     Returns:
         [B, 3, S, S] in [0, 1].
     """
-    count, size = len(seen), seen.shape[-1]
-    cameras = {name: getattr(views, name).cpu().float() for name in ("polar", "azimuth", "radius", "fovy")}
-    proportions = {name: torch.full((count,), value) for name, value in shape.proportions.items()}
-    material, normal = render(shape.kind, proportions, cameras, size, _SUPERSAMPLE)
-    solid = (material != EMPTY).float()[:, None]
-    colors = shape.palette[material.long()].movedim(-1, 1) * solid
-    albedo, covered = avg_pool2d(colors, _SUPERSAMPLE), avg_pool2d(solid, _SUPERSAMPLE)
+    layers, normal = unlit(shape, camera.of_views(views), seen.shape[-1])
+    albedo, covered = layers[:, :3], layers[:, 3:]
     shade = torch.stack([_shade(*layers) for layers in zip(seen, albedo, covered, normal, strict=True)])
     border = torch.cat([seen[..., 0, :], seen[..., -1, :], seen[..., :, 0], seen[..., :, -1]], -1).mean(-1)
     return albedo * shade + (1 - covered) * border[:, :, None, None]

@@ -2,9 +2,10 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from guidance.prior.camera import look_at, rays
-from guidance.prior.shapes import BOUND, EMPTY, distances
+from guidance.prior.shapes import BOUND, EMPTY, Shape, distances
 
 MAX_STEPS = 56
 HIT = 1.5e-3
@@ -99,3 +100,21 @@ def render(
     image = image.reshape(count, size, supersample, size, supersample, 3).mean((2, 4))
     image = image / image.norm(dim=-1, keepdim=True).clamp(min=1e-6)
     return material.reshape(count, fine, fine), image
+
+
+def unlit(shape: Shape, cameras: dict[str, Tensor], size: int, supersample: int = 2) -> tuple[Tensor, Tensor]:
+    """Views of one shape without light.
+
+    Args:
+        shape: in its own frame.
+        cameras, size, supersample: see :func:`render`; B cameras.
+
+    Returns:
+        Colour times coverage, then coverage, [B, 4, size, size]; and normals [B, size, size, 3] as those of :func:`render`.
+    """
+    count = len(cameras["polar"])
+    proportions = {name: torch.full((count,), value) for name, value in shape.proportions.items()}
+    material, normal = render(shape.kind, proportions, cameras, size, supersample)
+    solid = (material != EMPTY).float()[..., None]
+    layers = torch.cat([shape.palette[material.long()] * solid, solid], -1).movedim(-1, 1)
+    return avg_pool2d(layers, supersample), normal

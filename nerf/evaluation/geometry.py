@@ -43,21 +43,21 @@ def voxel_iou(found: Mesh, truth: Mesh, grid: int = GRID) -> float:
     return int((a & b).sum()) / union if union else 0.0
 
 
-def truth_figures(path: Path, truth: Path, points: int, seed: int) -> dict[str, float]:
+def truth_figures(path: Path, truth: compare.Shape, points: int, seed: int) -> dict[str, float]:
     """Chamfer distance (% of the diagonal of the true box), F-score and, of two meshes, the IoU. Nothing is aligned.
 
     Args:
         path: what is judged.
-        truth: the true surface, a mesh or a point cloud in the frame of ``path``.
+        truth: the true surface in the frame of ``path``.
         points: random points on each of the two.
         seed: of these.
 
     Raises:
-        UserError: one of them is no surface.
+        UserError: it is no surface.
     """
-    found, true = compare.read_shape(path), compare.read_shape(truth)
-    compared = compare.compare(found, true, [true.diagonal * THRESHOLD / 100], points, seed)
+    found = compare.read_shape(path)
+    compared = compare.compare(found, truth, [truth.diagonal * THRESHOLD / 100], points, seed)
     figures = {"chamfer": compared.chamfer_percent, "f_score": compared.thresholds[0].f_score}
-    if found.mesh is not None and true.mesh is not None:
-        figures["iou"] = voxel_iou(found.mesh, true.mesh)
+    if found.mesh is not None and truth.mesh is not None:
+        figures["iou"] = voxel_iou(found.mesh, truth.mesh)
     return figures

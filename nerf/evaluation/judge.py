@@ -11,11 +11,13 @@ from torch import Tensor
 from guidance.prior.captions import parse
 from guidance.prior.shapes import canonical
 from nerf.core.errors import UserError
+from nerf.core.structs import Views
 from nerf.evaluation import alignment, cameras, geometry, janus, photographs, pictures
 from nerf.evaluation.captions import normalised, pool_of
 from nerf.evaluation.pictures import Look
 from nerf.evaluation.scorers import Scorer
 from nerf.evaluation.workspaces import Finished
+from nerf.mesh.compare import read_shape
 from nerf.run import lpips
 from nerf.run.mesh_evaluation import TexturedMesh, read_textured
 
@@ -66,11 +68,15 @@ class Judge:
     Args:
         scorers: models that judge pictures; none, and geometry alone is measured.
         protocol: how.
+
+    Raises:
+        UserError: the true surface of the protocol is none.
     """
 
     def __init__(self, scorers: Sequence[Scorer], protocol: Protocol):
         self.scorers, self.protocol = scorers, protocol
         self.perceptual = lpips.find()
+        self.truth = None if protocol.truth is None else read_shape(protocol.truth)
         self._true: dict[tuple[str, str], dict[str, float]] = {}  # scorer and prompt -> figures of the true shape
         if protocol.region is not None:
             self.directions, self.neighbours = cameras.icosphere(protocol.region)
@@ -85,8 +91,8 @@ class Judge:
         if row.failure:
             return row
         row.figures |= geometry.report_figures(run.mesh)
-        if self.protocol.truth is not None:
-            row.figures |= geometry.truth_figures(run.mesh, self.protocol.truth, self.protocol.points, self.protocol.seed)
+        if self.truth is not None:
+            row.figures |= geometry.truth_figures(run.mesh, self.truth, self.protocol.points, self.protocol.seed)
         mesh = read_textured(run.mesh)
         if self.protocol.photographs and run.config.data.data is not None:
             row.figures |= photographs.figures(run.mesh, run.config, self.perceptual)
@@ -108,7 +114,7 @@ class Judge:
 
     # ---- parts of a row -------------------------------------------------------------------------------------------------
 
-    def _circle(self, size: int) -> Any:
+    def _circle(self, size: int) -> Views:
         return cameras.circle(self.protocol.views, size, self.protocol.polar)
 
     def _look(self, size: int) -> Look:
@@ -120,8 +126,7 @@ class Judge:
         seen = pictures.of_mesh(mesh, self._circle(size), self._look(size))
         row.figures["drift_ssim"] = janus.drift(seen, janus.dissimilarity)
         if self.perceptual is not None:
-            judge = self.perceptual
-            row.figures["drift_lpips"] = janus.drift(seen.permute(0, 2, 3, 1), lambda a, b: judge(a, b))
+            row.figures["drift_lpips"] = janus.drift(seen.permute(0, 2, 3, 1), self.perceptual)
 
     def _aligned(
         self, scorer: Scorer, mesh: TexturedMesh, captions: list[str], true: int
@@ -132,7 +137,7 @@ class Judge:
         return self._judged(scorer, seen, views, captions, true)
 
     def _judged(
-        self, scorer: Scorer, seen: Tensor, views: Any, captions: list[str], true: int
+        self, scorer: Scorer, seen: Tensor, views: Views, captions: list[str], true: int
     ) -> tuple[dict[str, float], list[str]]:
         """See :meth:`_aligned`, of pictures [B, 3, S, S]."""
         name, prompt = scorer.name.lower(), captions[true]
@@ -173,8 +178,8 @@ class Judge:
         return {f"region_{name}": region.score, f"region_{name}_single": region.single}
 
 
-def check(runs: Sequence[Finished], protocol: Protocol) -> None:
-    """Refuse what cannot be judged before anything is rendered.
+def check(runs: Sequence[Finished], protocol: Protocol, scored: bool) -> None:
+    """Refuse what cannot be judged before a model is loaded; ``scored`` says whether there will be one.
 
     Raises:
         UserError: fewer than two captions for runs with a prompt, or a true surface that is not there.
@@ -183,7 +188,7 @@ def check(runs: Sequence[Finished], protocol: Protocol) -> None:
         raise UserError(f"there is no true surface {protocol.truth}; give a mesh or a point cloud")
     pool = {normalised(caption) for caption in protocol.captions}
     for run in runs:
-        if run.prompt is not None and len(pool | {normalised(run.prompt)}) < 2:
+        if scored and run.prompt is not None and len(pool | {normalised(run.prompt)}) < 2:
             raise UserError(
                 f"the prompt {run.prompt!r} needs others to be told from; give --captions FILE with one on each line"
             )

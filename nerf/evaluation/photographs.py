@@ -24,7 +24,8 @@ def figures(path: Path, config: Config, perceptual: Lpips | None, most: int = MO
         UserError: the photographs cannot be read.
     """
     assert config.data.data is not None, "a run on photographs"
-    held_out = Photographs.splits_of(config.data.data, config.data, "cpu", config.field.bound).get("test")
+    splits = Photographs.splits_of(config.data.data, config.data, "cpu", config.field.bound, config.wild.wild)
+    held_out = splits.get("test")
     if held_out is None:
         return {}
     chosen = provider.evenly(len(held_out), most)

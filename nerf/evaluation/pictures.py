@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from guidance.prior.render import render as trace
-from guidance.prior.shapes import EMPTY, Shape
+from guidance.prior.camera import of_views
+from guidance.prior.render import unlit
+from guidance.prior.shapes import Shape
 from nerf.core.structs import Views
 from nerf.run.mesh_evaluation import TexturedMesh, render
 
@@ -99,10 +100,5 @@ def of_mesh(mesh: TexturedMesh, views: Views, look: Look) -> Tensor:
 
 def of_shape(shape: Shape, views: Views, look: Look) -> Tensor:
     """A true shape of the embedded prior, unlit, at B cameras of an orbit: [B, 3, S, S] in [0, 1]."""
-    cameras = {name: getattr(views, name).float() for name in ("polar", "azimuth", "radius", "fovy")}
-    proportions = {name: torch.full((len(views),), value) for name, value in shape.proportions.items()}
-    material, _ = trace(shape.kind, proportions, cameras, views.height, SUPERSAMPLE)
-    covered = (material != EMPTY).float()
-    layers = torch.cat([shape.palette[material.long()] * covered[..., None], covered[..., None]], -1).permute(0, 3, 1, 2)
-    layers = functional.avg_pool2d(layers, SUPERSAMPLE).permute(0, 2, 3, 1)
-    return torch.stack([look.over(one[..., :3], one[..., 3]) for one in layers])
+    layers, _ = unlit(shape, of_views(views), views.height, SUPERSAMPLE)
+    return torch.stack([look.over(one[..., :3], one[..., 3]) for one in layers.movedim(1, -1)])

@@ -57,7 +57,7 @@ class PriorScorer(Scorer):
 
 def cameras_of(views: Views) -> dict[str, Tensor] | None:
     """The cameras of views [B] as the prior is told them; None where one of them is none that it was trained with."""
-    found = {name: getattr(views, name).float() for name in ("polar", "azimuth", "radius", "fovy")}
+    found = camera.of_views(views)
     ranges = {"polar": camera.POLAR_RANGE, "radius": camera.RADIUS_RANGE, "fovy": camera.FOVY_RANGE}
     inside = all(bool(((found[name] >= low) & (found[name] <= high)).all()) for name, (low, high) in ranges.items())
     return found if inside else None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nerf.evaluation.judge import Row
-from nerf.evaluation.statistics import Interval, interval
+from nerf.evaluation.statistics import LEVEL, Interval, interval
 
 # Figure -> title of its column, and digits; a figure that is not here is in the JSON alone. NAME stands for a scorer.
 COLUMNS: dict[str, tuple[str, int]] = {
@@ -92,7 +92,7 @@ def as_markdown(rows: Sequence[Row], settings: dict[str, Any], scorers: Sequence
         lines.append(_line([row.workspace, row.prompt or "", "" if row.seed is None else str(row.seed), *shown]))
     groups = {prompt: some for prompt, some in by_prompt(rows).items() if len(some) > 1}
     failed = sum(bool(row.failure) for row in rows)
-    lines += ["", f"Means and {_LEVEL} intervals (bootstrap) over {len(rows) - failed} runs, {failed} failed:", ""]
+    lines += ["", f"Means and {100 * LEVEL:g} % intervals (bootstrap) over {len(rows) - failed} runs, {failed} failed:", ""]
     lines += [_line(["runs of", *head[3:]]), _line(["---"] * (len(head) - 2))]
     for name, some in ({"all": list(rows)} | (groups if len(groups) < len(by_prompt(rows)) or len(groups) > 1 else {})).items():
         found = means(some, list(columns), seed)
@@ -101,9 +101,6 @@ def as_markdown(rows: Sequence[Row], settings: dict[str, Any], scorers: Sequence
     lines += ["", *(f"- {name}: {_said(value)}" for name, value in settings.items()), ""]
     lines += [f"- {row.workspace}: {note}" for row in rows for note in row.notes]
     return "\n".join(lines).rstrip() + "\n"
-
-
-_LEVEL = "95 %"
 
 
 def _line(cells: Sequence[str]) -> str:

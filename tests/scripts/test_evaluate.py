@@ -129,6 +129,8 @@ def test_without_a_model_the_surface_is_measured(main, runs, capsys):
         (["tests"], "is no workspace, as it has no config.json"),
         (["RUN", "--no_bound", "--captions", __file__, "--clip", "nowhere/at/all"], "is not a folder"),
         (["RUN", "--truth", "none.ply", "--clip", "x"], "there is no true surface none.ply"),
+        (["RUN", "--truth", "none.ply"], "there is no true surface none.ply"),
+        (["RUN", "--truth", __file__], "expected a mesh or point cloud"),
         (["RUN", "--clip", "."], "needs others to be told from"),
     ],
 )
