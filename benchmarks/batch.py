@@ -22,22 +22,12 @@ from PIL import Image  # noqa: E402
 
 from batch_jobs import state  # noqa: E402
 from batch_jobs.state import State  # noqa: E402
-from guidance.prior.captions import BENCHMARK_PROMPTS  # noqa: E402
+from benchmarks.runs import ROOT, split_words  # noqa: E402
+from guidance.prior.benchmark import PROMPTS  # noqa: E402
 from nerf.core.files import read_json, write_atomically, write_json  # noqa: E402
 from nerf.core.ranges import between  # noqa: E402
 from nerf.core.script import Parser, run  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
-MORE = (  # kinds that the prompts of the benchmark leave out
-    "a red duck",
-    "a yellow cactus",
-    "a purple bottle",
-    "an orange bed",
-    "a green sofa",
-    "a blue umbrella",
-    "a pink donut",
-    "a purple teddy bear",
-)
 TILE = 96  # pixels of a picture in the gallery
 SHEET_COLUMNS = 4  # of a contact sheet
 
@@ -50,7 +40,7 @@ def parser_of() -> Parser:
     parser.number("--workers", int, 2, between(1, 256), "at a time")
     parser.number("--baseline", int, 4, between(1, 24), "prompts that one worker alone runs first, one seed each")
     parser.add_argument("--no_kill", action="store_true", help="kill neither a worker nor the driver")
-    parser.add_argument("--extra", type=shlex.split, default=[], help="more flags for main.py, in one string")
+    parser.add_argument("--extra", type=split_words, default=[], help="more flags for main.py, in one string")
     parser.add_argument("--work", type=Path, default=ROOT / "local" / "batch", help="where the batches are")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the report goes")
     return parser
@@ -114,7 +104,7 @@ def gallery(folder: Path, names: list[str], columns: int) -> Image.Image:
 
 def measure(args: Namespace) -> dict[str, Any]:
     """Run both batches; the figures."""
-    prompts = [*(prompt for prompt, _ in BENCHMARK_PROMPTS), *MORE][: args.prompts]
+    prompts = list(PROMPTS[: args.prompts])
     alone, both = args.work / "alone", args.work / "both"
     assert not states(alone) and not states(both), f"{args.work} holds a batch; remove it, as its times would not count"
     few = prompts[: min(args.baseline, len(prompts))]

@@ -9,15 +9,13 @@ import pytest
 from batch_jobs import state
 from batch_jobs.state import State
 from benchmarks import batch
-from guidance.prior.captions import BENCHMARK_PROMPTS, parse
+from guidance.prior.captions import parse
 from nerf.core.script import Parser
 
 
-def test_every_prompt_is_known_to_the_prior_and_no_kind_is_twice_among_the_further_ones():
-    kinds = [parse(prompt).caption.kind for prompt in batch.MORE]
-    assert len({*kinds, *(parse(prompt).caption.kind for prompt, _ in BENCHMARK_PROMPTS)}) == len(BENCHMARK_PROMPTS) + len(
-        kinds
-    )
+def test_every_prompt_is_known_to_the_prior_and_no_kind_is_there_twice():
+    kinds = [parse(prompt).caption.kind for prompt in batch.PROMPTS]
+    assert len(set(kinds)) == len(kinds) >= batch.parser_of().get_default("prompts")
 
 
 @pytest.fixture
