@@ -71,11 +71,18 @@ class ClipScorer(Scorer):
         folder = text_weights.fetch(text_weights.from_key("clip", key, "--clip"))
         self.clip = Clip(folder, device)
         self.title, self.size = f"CLIP {key if not Path(key).exists() else Path(key).name}", self.clip.size
+        self._last: tuple[Tensor | None, Tensor] = (None, torch.zeros(0))  # pictures, and their embeddings
+
+    @torch.no_grad()
+    def embedded(self, pictures: Tensor) -> Tensor:
+        """Unit embeddings [B, D]; the same pictures are often asked for several times in a row, and embedded once."""
+        if self._last[0] is not pictures:
+            self._last = (pictures, self.clip.embed(pictures.to(self.clip.device)))
+        return self._last[1]
 
     def cosines(self, pictures: Tensor, captions: Sequence[str]) -> Tensor:
         """Cosine similarities [B, K]."""
-        with torch.no_grad():
-            return self.clip.embed(pictures.to(self.clip.device)) @ self.clip.embed_texts(captions).T
+        return self.embedded(pictures) @ self.clip.embed_texts(captions).T
 
     def logits(self, pictures: Tensor, captions: Sequence[str], views: Views) -> Tensor:
         """See :meth:`Scorer.logits`."""
@@ -95,7 +102,5 @@ class ClipScorer(Scorer):
 
     def figures(self, pictures: Tensor, caption: str, views: Views) -> dict[str, float]:
         """The CLIP score, which is the mean cosine, and the mean distance ``1 - cosine`` of neighbouring views."""
-        with torch.no_grad():
-            embedded = self.clip.embed(pictures.to(self.clip.device))
-        apart = janus.drift(embedded, lambda a, b: 1 - a @ b)
+        apart = janus.drift(self.embedded(pictures), lambda a, b: 1 - a @ b)
         return {"clip_score": float(self.cosines(pictures, [caption]).mean()), "drift_clip_embedding": apart}
