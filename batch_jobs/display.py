@@ -56,7 +56,7 @@ class Display:
         tries = f", {counted(found.tries, 'try', 'tries')}" if found.tries > 1 else ""
         if found.state == "done":
             judged = ", ".join(f"{name} {value:.3g}" for name, value in found.scores.items()) or found.unjudged
-            self.log(f"{job.name}: done in {duration(found.seconds)}{tries}{judged and f', {judged}'} ({count})")
+            self.log(f"{job.name}: done in {tqdm.format_interval(found.seconds)}{tries}{judged and f', {judged}'} ({count})")
         else:
             self.log(f"{job.name}: failed{tries}: {found.error} ({count})")
 
@@ -105,8 +105,3 @@ def _rest(found: State | None) -> str:
     if found is None or found.rate <= 0 or found.step >= found.total:
         return ""
     return f", {found.rate:.3g} it/s, {tqdm.format_interval((found.total - found.step) / found.rate)} left"
-
-
-def duration(seconds: float) -> str:
-    """ "01:41"."""
-    return str(tqdm.format_interval(seconds))

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, pixel_unshuffle
+from torch.nn.functional import pixel_unshuffle
 
+from guidance.diffusion.codecs import resized
 from guidance.prior import IMAGE_SIZE, UNSHUFFLE, WEIGHTS
 from guidance.prior.benchmark import alike
-from guidance.prior.camera import condition, look_at, ray_map
+from guidance.prior.camera import CONDITION_DIM, RAY_CHANNELS, condition, look_at, ray_map
 from guidance.prior.captions import Caption, parse
 from guidance.prior.model import Prior, load
 from guidance.prior.references import cameras_at
@@ -67,7 +68,7 @@ def scores(
         ValueError: images or cameras of another shape, or no captions.
     """
     _check(images, cameras, captions)
-    packed = pixel_unshuffle(_resized(images) * 2 - 1, UNSHUFFLE)
+    packed = pixel_unshuffle(resized(images, IMAGE_SIZE, IMAGE_SIZE).clamp(0, 1) * 2 - 1, UNSHUFFLE)
     vector, rays = _conditions(cameras, packed)
     text = prior.encode_text([parse(caption).text for caption in captions])
     generator = torch.Generator().manual_seed(seed)
@@ -112,20 +113,13 @@ def _check(images: Tensor, cameras: dict[str, Tensor] | None, captions: Sequence
             raise ValueError(f"scores: expected {name} [{len(images)}], as there are images, got {list(value.shape)}")
 
 
-def _resized(images: Tensor) -> Tensor:
-    """Images [B, 3, 64, 64], antialiased."""
-    if images.shape[-1] == IMAGE_SIZE:
-        return images
-    return interpolate(images, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True).clamp(0, 1)
-
-
 def _conditions(cameras: dict[str, Tensor] | None, packed: Tensor) -> tuple[Tensor, Tensor]:
     """Camera vectors [B, 8] and ray maps [B, 13, 8, 8]; zeros for unknown cameras."""
-    polar = torch.zeros(len(packed))
-    known = cameras if cameras is not None else cameras_at(polar + 75, polar)
-    vector = condition(**known)
-    rays = ray_map(look_at(known["polar"], known["azimuth"], known["radius"]), known["fovy"], packed.shape[-1])
-    return (vector, rays) if cameras is not None else (torch.zeros_like(vector), torch.zeros_like(rays))
+    count, side = len(packed), packed.shape[-1]
+    if cameras is None:
+        return torch.zeros(count, CONDITION_DIM), torch.zeros(count, RAY_CHANNELS, side, side)
+    pose = look_at(cameras["polar"], cameras["azimuth"], cameras["radius"])
+    return condition(**cameras), ray_map(pose, cameras["fovy"], side)
 
 
 def _errors(prior: Prior, noisy: Tensor, t: int, text: Tensor, vector: Tensor, rays: Tensor, truth: Tensor) -> Tensor:

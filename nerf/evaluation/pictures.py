@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from guidance.diffusion.codecs import resized
 from guidance.prior.camera import of_views
 from guidance.prior.render import unlit
 from guidance.prior.shapes import Shape
@@ -39,10 +39,7 @@ class Look:
         picture = (colour + (1 - coverage[..., None]) * BACKGROUNDS[self.background]).clamp(0, 1).permute(2, 0, 1)
         if self.crop == "object":
             picture = _cropped(picture, coverage)
-        if picture.shape[-1] != self.size:
-            shrinks = picture.shape[-1] > self.size
-            picture = functional.interpolate(picture[None], (self.size, self.size), mode="bilinear", antialias=shrinks)[0]
-        return picture
+        return resized(picture[None], self.size, self.size)[0]
 
 
 def _cropped(picture: Tensor, coverage: Tensor) -> Tensor:
