@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate, pixel_unshuffle
 
 from guidance.prior import IMAGE_SIZE, UNSHUFFLE, WEIGHTS
 from guidance.prior.benchmark import alike
-from guidance.prior.camera import conditions
+from guidance.prior.camera import condition, look_at, ray_map
 from guidance.prior.captions import Caption, parse
 from guidance.prior.model import Prior, load
 from guidance.prior.references import cameras_at
@@ -123,7 +123,8 @@ def _conditions(cameras: dict[str, Tensor] | None, packed: Tensor) -> tuple[Tens
     """Camera vectors [B, 8] and ray maps [B, 13, 8, 8]; zeros for unknown cameras."""
     polar = torch.zeros(len(packed))
     known = cameras if cameras is not None else cameras_at(polar + 75, polar)
-    vector, rays = conditions(known, packed.shape[-1])
+    vector = condition(**known)
+    rays = ray_map(look_at(known["polar"], known["azimuth"], known["radius"]), known["fovy"], packed.shape[-1])
     return (vector, rays) if cameras is not None else (torch.zeros_like(vector), torch.zeros_like(rays))
 
 
