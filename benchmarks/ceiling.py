@@ -24,13 +24,14 @@ from benchmarks import mesh_measure, runs
 from benchmarks.records import read_record, write_record
 from benchmarks.text_to_3d import slug
 from guidance.prior import WEIGHTS, diagnose
-from guidance.prior.captions import STACKED, WORDINGS, Caption, parse
+from guidance.prior.benchmark import recolored
+from guidance.prior.captions import parse
 from guidance.prior.model import Prior, load
 from guidance.prior.shapes import KINDS, Shape, canonical
 from nerf.config import config as options
 from nerf.core.ranges import SEED
 from nerf.core.script import Parser, run
-from nerf.mesh.export import ExportOptions
+from nerf.mesh.hidden import hidden_from
 from nerf.mesh.isosurface import extract_surface
 from nerf.mesh.mesh import Mesh, largest_parts, weld
 from nerf.mesh.repair import clean_surface
@@ -94,16 +95,9 @@ def prior_measures(prior: Prior, prompt: str, views: int = VIEWS) -> dict[str, f
     return found
 
 
-def coloured(kind: str) -> Caption:
-    """A kind in blue, with a red second part where it has one; the kinds that have always the same colours as they are."""
-    if kind not in STACKED and WORDINGS[kind].plain:
-        return Caption(kind)
-    return Caption(kind, ("blue", "red") if kind in STACKED or WORDINGS[kind].part else ("blue",))
-
-
 def estimates_table(prior: Prior, kinds: Iterable[str]) -> str:
     """The measures of one-step estimates of kinds in blue, and red where they have two colours, worst first, in Markdown."""
-    found = {kind: prior_measures(prior, coloured(kind).text, 8) for kind in kinds}
+    found = {kind: prior_measures(prior, recolored(kind, ("blue", "red")).text, 8) for kind in kinds}
     columns = [f"{name} {t}" for name in ("error", "silhouette") for t in TIMESTEPS]
     lines = [f"| kind | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     for kind in sorted(found, key=lambda kind: found[kind][f"silhouette {TIMESTEPS[-1]}"]):
@@ -138,11 +132,9 @@ def stage_measures(prompt: str, workspace: Path) -> dict[str, object]:
     with program.ready(asked) as (_, trainer, _):
         model, config = trainer.model, trainer.config
         output = config.output
-        cameras = ExportOptions.from_config(output, config.mesh, config.camera).fill_hidden
         field = field_iou(model, output.mesh_threshold, members, truths)
-        raw, _ = extract_surface(
-            model.level_set(output.mesh_threshold), model.bound, output.mcubes_resolution, output.mesh_smooth, cameras=cameras
-        )
+        level_set, cameras = model.level_set(output.mesh_threshold), hidden_from(config.mesh, config.camera)
+        raw, _ = extract_surface(level_set, model.bound, output.mcubes_resolution, output.mesh_smooth, cameras=cameras)
     extracted, _ = largest_parts(clean_surface(raw, model.bound)[0], config.mesh.mesh_min_part)
     written = mesh_measure.read_mesh(workspace / "mesh" / "mesh.glb")
     final = weld(Mesh(written.vertices, written.faces))

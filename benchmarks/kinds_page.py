@@ -8,14 +8,15 @@ import numpy as np
 import torch
 
 from benchmarks import mesh_measure, shape_measure
-from benchmarks.mesh_measure import Buffers
+from benchmarks.mesh_measure import Buffers, mesh_buffers, true_buffers
 from guidance.prior.benchmark import JUDGING, PROMPTS, TRAINED
 from guidance.prior.camera import look_at
 from guidance.prior.references import cameras_at
 from guidance.prior.shapes import Shape, canonical, caption_of, palette
 from nerf.core.files import write_atomically
 from nerf.core.images import to_uint8, write_jpeg
-from nerf.core.shading import SHOW_AMBIENT, SHOW_LIGHT, lit
+from nerf.core.shading import SHOW_AMBIENT, SHOW_LIGHT
+from nerf.run.showing import BESIDE, MARGIN, RAISED
 
 HEAD = (
     "prompt", "half", "seed", "IoU", "best ball", "silhouette", "outline F", "albedo error", "normals", "genus (true)",
@@ -24,10 +25,9 @@ HEAD = (
 MEANS = ("iou", "ball", "silhouette", "boundary_f", "albedo", "normal", "seconds")
 LEAST_IOU, MOST_CAVES, MEAN_IOU, MOST_ALBEDO, GENERA, MOST_ALIKE = 0.50, 0.03, 0.75, 0.08, 32, 0.95  # the bars
 # Polar angle and azimuth of the pictures: raised in front to the right, raised behind to the left, below beside the front.
-SHOWN = ((62.0, 35.0), (62.0, 215.0), (122.0, 35.0))
+SHOWN = ((RAISED, BESIDE), (RAISED, BESIDE + 180.0), (122.0, BESIDE))
 SIZE = 192  # pixels
 GREY = 0.74  # behind the object: white things are seen, and dark ones too
-MARGIN = 1.08  # of the frame around the object
 
 
 def failed(row: dict) -> bool:
@@ -164,16 +164,6 @@ def true_shape(row: dict) -> Shape:
     return Shape(caption.kind, row["proportions"], palette(caption))
 
 
-def shown(seen: Buffers, light: bool = True) -> np.ndarray:
-    """Pictures [K, S / 2, S / 2, 3] in [0, 1] of what cameras see, antialiased, lit or not, over grey."""
-    colour = torch.from_numpy(seen.color)
-    if light:
-        colour = lit(colour, torch.from_numpy(seen.normal), torch.tensor(SHOW_LIGHT).double(), SHOW_AMBIENT)
-    picture = torch.where(torch.from_numpy(seen.mask)[..., None], colour, torch.full_like(colour, GREY))
-    half = torch.nn.functional.avg_pool2d(picture.movedim(-1, 1), 2).movedim(1, -1)
-    return half.numpy()
-
-
 def framed(points: np.ndarray, cameras: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The cameras, with the narrowest lens that all of them see all points [V, 3] with."""
     poses = look_at(cameras["polar"], cameras["azimuth"], cameras["radius"]).double().numpy()
@@ -189,10 +179,13 @@ def picture(row: dict, mesh: Path | None, size: int = SIZE, light: bool = True) 
     found = None if mesh is None else mesh_measure.read_mesh(mesh)
     polar, azimuth = torch.tensor(SHOWN).T
     cameras = framed(true if found is None else np.concatenate([true, found.vertices]), cameras_at(polar, azimuth))
-    truth = shown(mesh_measure.true_buffers(shape, cameras, 2 * size), light)
-    own = np.full_like(truth, GREY)
-    if found is not None:
-        own = shown(mesh_measure.mesh_buffers(found, cameras, 2 * size), light)
+
+    def shown(seen: Buffers) -> np.ndarray:
+        ambient = SHOW_AMBIENT if light else 1.0
+        return shape_measure.pictures(seen, SHOW_LIGHT, ambient, GREY).movedim(1, -1).numpy()
+
+    truth = shown(true_buffers(shape, cameras, 2 * size))
+    own = np.full_like(truth, GREY) if found is None else shown(mesh_buffers(found, cameras, 2 * size))
     return np.concatenate([*own, *truth], 1)
 
 

@@ -36,13 +36,11 @@ class ColoredMesh:
 
 @dataclass(frozen=True)
 class Buffers:
-    """What K cameras see of an object, pixel by pixel."""
+    """What K cameras see of an object, pixel by pixel; normals are in the axes of the camera (x right, y up, z towards it)."""
 
     color: np.ndarray  # [K, S, S, 3] unlit, white where there is nothing
     mask: np.ndarray  # [K, S, S] bool
-    normal: (
-        np.ndarray
-    )  # [K, S, S, 3] unit, in the axes of the camera (x right, y up, z towards it); zero where there is nothing
+    normal: np.ndarray  # [K, S, S, 3] unit, zero where there is nothing
 
 
 def read_mesh(path: Path) -> ColoredMesh:

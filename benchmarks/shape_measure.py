@@ -97,11 +97,19 @@ def from_every_side(mesh: ColoredMesh, shape: Shape) -> dict[str, object]:
     }
 
 
-def pictures(seen: Buffers) -> torch.Tensor:
-    """What the prior looks at: [K, 3, S / 2, S / 2] in [0, 1] over white, in soft light, means of 2 x 2 samples."""
-    colour = lit(*(torch.from_numpy(part) for part in (seen.color, seen.normal)), torch.tensor(LIGHT).double(), AMBIENT)
-    shown = torch.where(torch.from_numpy(seen.mask)[..., None], colour, torch.ones_like(colour))
-    return torch.nn.functional.avg_pool2d(shown.movedim(-1, 1), 2).float()
+def pictures(seen: Buffers, light: tuple[float, ...], ambient: float, behind: float) -> torch.Tensor:
+    """Pictures [K, 3, S / 2, S / 2] in [0, 1] of what cameras see, means of 2 x 2 samples.
+
+    Args:
+        seen: by K cameras.
+        light: direction towards it in the axes of the camera.
+        ambient: share of light from everywhere; 1 shows the colours as they are.
+        behind: grey of the background.
+    """
+    colour, normal = torch.from_numpy(seen.color), torch.from_numpy(seen.normal)
+    shaded = lit(colour, normal, torch.tensor(light).double(), ambient)
+    shown = torch.where(torch.from_numpy(seen.mask)[..., None], shaded, behind)
+    return torch.nn.functional.avg_pool2d(shown.movedim(-1, 1), 2)
 
 
 def recognition(mesh: ColoredMesh, shape: Shape, caption: Caption) -> dict[str, object]:
@@ -114,7 +122,7 @@ def recognition(mesh: ColoredMesh, shape: Shape, caption: Caption) -> dict[str, 
     cameras, prior = classifier.views(), _prior()
     found: dict[str, object] = {}
     for start, seen in (("", mesh_buffers(mesh, cameras, 128)), ("true_", true_buffers(shape, cameras, 128))):
-        kind, lead = classifier.recognise(prior, pictures(seen), cameras, caption)
+        kind, lead = classifier.recognise(prior, pictures(seen, LIGHT, AMBIENT, 1.0).float(), cameras, caption)
         found |= {f"{start}recognised": kind, f"{start}lead": lead}
     return found
 

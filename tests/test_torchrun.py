@@ -49,10 +49,8 @@ def killed(tmp_path_factory):
     """A run of two processes, of which the second is killed once there is a checkpoint, to its end; and its output."""
     base = tmp_path_factory.mktemp("torchrun")
     load_script("soak").make_photographs(base / "photographs")
-    folder, words = (
-        base / "run",
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "1"],
-    )
+    folder = base / "run"
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "1"]
     with open(base / "log", "w") as log:
         whole = [sys.executable, *words, *command(base / "photographs", folder, "--ckpt", "scratch")]
         run = subprocess.Popen(whole, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)

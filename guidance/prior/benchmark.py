@@ -44,10 +44,10 @@ def alike(caption: Caption) -> list[Caption]:
     The caption itself stands at the place of its own kind. A second colour is left out where a kind has one, and a
     stack gets the only colour twice.
     """
-    return [caption if kind == caption.kind else _recolored(kind, caption.colors) for kind in KIND_NAMES]
+    return [caption if kind == caption.kind else recolored(kind, caption.colors) for kind in KIND_NAMES]
 
 
-def _recolored(kind: str, colors: tuple[str, ...]) -> Caption:
+def recolored(kind: str, colors: tuple[str, ...]) -> Caption:
     """A caption of a kind with as many of the colours as it can name."""
     if kind in STACKED:
         return Caption(kind, (colors * 2)[:2])

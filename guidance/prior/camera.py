@@ -137,6 +137,12 @@ def ray_map(pose: Tensor, fovy: Tensor, size: int = 8) -> Tensor:
     return torch.cat(channels, -1).permute(0, 3, 1, 2).contiguous()
 
 
+def conditions(cameras: dict[str, Tensor], size: int) -> tuple[Tensor, Tensor]:
+    """Camera vectors [B, 8] and ray maps [B, 13, size, size] of cameras such as those of :func:`random_cameras`."""
+    pose = look_at(cameras["polar"], cameras["azimuth"], cameras["radius"])
+    return condition(**cameras), ray_map(pose, cameras["fovy"], size)
+
+
 def random_cameras(count: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Cameras of the training distribution: ``polar``, ``azimuth``, ``radius``, ``fovy``, each [count].
 

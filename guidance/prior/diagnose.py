@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from guidance.prior import GRID_SIZE, IMAGE_SIZE, UNSHUFFLE, WEIGHTS
-from guidance.prior.camera import condition, look_at, random_cameras, ray_map
+from guidance.prior.camera import conditions, random_cameras
 from guidance.prior.captions import BENCHMARK_PROMPTS, Caption, parse, random_caption
 from guidance.prior.dataset import over, shaded
 from guidance.prior.degrade import degrade
@@ -61,12 +61,6 @@ def rotated(cameras: dict[str, Tensor], degrees: float) -> dict[str, Tensor]:
     return {**cameras, "azimuth": cameras["azimuth"] + degrees}
 
 
-def conditions(cameras: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Camera vector [B, 8] and ray map [B, 13, g, g] of cameras of :func:`guidance.prior.camera.random_cameras`."""
-    pose = look_at(cameras["polar"], cameras["azimuth"], cameras["radius"])
-    return condition(**cameras), ray_map(pose, cameras["fovy"], GRID_SIZE)
-
-
 def add_noise(prior: Prior, image: Tensor, t: int, seed: int) -> Tensor:
     """x_t [B, 3, 64, 64] of an image, unpacked."""
     abar = prior.scheduler.alphas_cumprod[t]
@@ -78,7 +72,7 @@ def add_noise(prior: Prior, image: Tensor, t: int, seed: int) -> Tensor:
 def estimate(prior: Prior, noisy: Tensor, t: int, text: Tensor, cameras: dict[str, Tensor]) -> Tensor:
     """The x_0 prediction [B, 3, 64, 64] for x_t of that shape under text [B, L, D] and cameras, unpacked."""
     packed = torch.nn.functional.pixel_unshuffle(noisy, UNSHUFFLE)
-    x0 = prior.predict(packed, torch.full((len(noisy),), t), text, *conditions(cameras))
+    x0 = prior.predict(packed, torch.full((len(noisy),), t), text, *conditions(cameras, GRID_SIZE))
     return torch.nn.functional.pixel_shuffle(x0, UNSHUFFLE)
 
 
@@ -131,7 +125,7 @@ def sample(
 ) -> Tensor:
     """Images [B, 3, 64, 64] in [0, 1] by DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12, eta = 0), all from one noise."""
     count = len(prompts)
-    camera, ray = (torch.cat([c, c]) for c in conditions(cameras))
+    camera, ray = (torch.cat([c, c]) for c in conditions(cameras, GRID_SIZE))
     text = prior.encode_text([*prompts, *[""] * count])
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator).expand(count, -1, -1, -1)

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from guidance.diffusion.multiview import LINKED
-from guidance.prior import MULTIVIEW_WEIGHTS, UNSHUFFLE, WEIGHTS
+from guidance.prior import GRID_SIZE, MULTIVIEW_WEIGHTS, UNSHUFFLE, WEIGHTS
 from guidance.prior import model as text_model
+from guidance.prior.camera import conditions
 from guidance.prior.captions import KIND_NAMES, random_caption
 from guidance.prior.dataset import VIEW_KINDS
-from guidance.prior.diagnose import conditions, renders
+from guidance.prior.diagnose import renders
 from guidance.prior.model import Prior
 from guidance.prior.multiview_dataset import linked_cameras
 from guidance.prior.multiview_model import join, load
@@ -68,7 +69,7 @@ def error(prior: Prior, held: Held, t: int, camera: bool = True, joined: bool = 
     noise = torch.randn(held.image.shape, generator=torch.Generator().manual_seed(seed))
     abar = prior.scheduler.alphas_cumprod[t]
     noisy = pixel_unshuffle(abar.sqrt() * held.image + (1 - abar).sqrt() * noise, UNSHUFFLE)
-    text, (vector, ray) = prior.encode_text(held.captions), conditions(held.cameras)
+    text, (vector, ray) = prior.encode_text(held.captions), conditions(held.cameras, GRID_SIZE)
     if joined:
         join(prior.unet, True)
     if not camera:

@@ -139,7 +139,7 @@ _EXPORT = ("decimate_target", "decimate_error", "texture_size", "texture_supersa
 _PHOTOGRAPHS = ("sfm", "sfm_matching", "sfm_cameras", "sfm_size", "photo_cache", "scene_center", "scene_up", "scene_scale",
                 "depth_maps", "depth_unit", "lambda_depth_map", "holdout", "downscale", "data_background", "eval_views",
                 "num_rays", "ray_samples", "exposure", "refine_poses", "preset", "wild", "appearance", "occluders",
-                "diffuse_share", "patch_grid", "texture_from")  # fmt: skip
+                "diffuse_share", "patch_grid", "texture_from", "eval_mesh")  # fmt: skip
 _GUIDANCE = tuple(flag for flag, (group, _) in OPTIONS.items() if group == "guidance")
 _GUIDED = ("radius_range", "fovy_range", "half_size_ratio", "jitter_pose", "uniform_sphere_rate",
            "progressive_view", "latent_iter_ratio", "albedo_iter_ratio", "albedo_rate", "background_textures",
@@ -182,7 +182,6 @@ IDLE = (
     Idle(("fill_hidden",), lambda c: not c.output.save_mesh and not mesh_stages(c.stages), "without --save_mesh"),
     Idle(_PHOTOGRAPHS, lambda c: c.data.data is None, "without --data"),
     Idle(("sfm_matching", "sfm_cameras", "sfm_size"), lambda c: not c.data.sfm, "without --sfm"),
-    Idle(("eval_mesh",), lambda c: c.data.data is None, "without --data"),
     Idle(("light_walk",), lambda c: not c.lights.hallucinate, "without --hallucinate"),
     Idle(("exposure", "refine_poses"), _only_meshes, "in the mesh stage"),
     Idle(_APPEARANCE, lambda c: c.wild.appearance == "none", "without --appearance"),

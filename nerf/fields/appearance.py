@@ -170,8 +170,7 @@ class Appearance(nn.Module):
         device = next(self.parameters()).device
         if self.axes is None:
             return self._vectors([index], device)[0]
-        step = max(1, -(-self.count // COMPARED))
-        chosen = [index, *(i for i in range(0, self.count, step) if i != index)]
+        chosen = [index, *(i for i in range(0, self.count, -(-self.count // COMPARED)) if i != index)]
         vectors = self._vectors(chosen, device)
         return vectors[0] - view_trend(vectors, self.axes[chosen].to(device))[0]
 

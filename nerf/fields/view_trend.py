@@ -31,7 +31,8 @@ def view_trend(vectors: Tensor, axes: Tensor) -> Tensor:
         left, scale, _ = torch.linalg.svd(basis - basis.mean(0), full_matrices=False)
         left = left[:, scale > RANK_TOLERANCE * scale.amax().clamp(min=1.0)] if scale.numel() else left
         fit = left @ (left.T @ away)
-        rank, residual = left.shape[1], (away - fit).square().sum() / max(len(vectors) - 1 - left.shape[1], 1)
+        rank = left.shape[1]
+        residual = (away - fit).square().sum() / max(len(vectors) - 1 - rank, 1)
         explained = fit.square().sum() / max(rank, 1)
         share = (1.0 - residual / explained).clamp(min=0.0) if explained > 0 else explained
         return (share * fit).to(vectors)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from nerf.config.groups import CameraConfig
 from nerf.config.mesh import MeshConfig
 from nerf.mesh.level_set_grid import SMOOTH_CLIP, LevelSetGrid
-from nerf.mesh.voxels import ball_of, directions, seen_from
+from nerf.mesh.voxels import SEALED, ball_of, directions, seen_from
 
 _VOXELS = 64  # along the longest side of the grid, at most
 _AZIMUTHS, _POLAR_STEP = 16, 7.5  # of the cameras; degrees
@@ -24,7 +24,6 @@ _HORIZON = 90.0  # degrees; cameras at a greater polar angle look up
 _LEAST_ABOVE = 0.01
 # Cameras below the horizon graze the underside, and see into every dent of it: they decide only where many of them agree.
 _LEAST_BELOW = 0.3
-_SEALED = 2  # voxels: openings narrower than twice this are closed before one looks inside
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def hidden_depth(solid: np.ndarray, cameras: Cameras) -> np.ndarray:
     """
     from scipy.ndimage import binary_closing, binary_dilation, maximum_filter
 
-    ball, rim = ball_of(_SEALED), _SEALED + 1
+    ball, rim = ball_of(SEALED), SEALED + 1
     solid = np.pad(solid, rim)
     sealed = binary_closing(solid, ball) | solid
     depth = np.full(solid.shape, -np.inf)

@@ -17,7 +17,7 @@ from nerf.core.structs import Views
 from nerf.mesh import texture_fit
 from nerf.mesh.mesh import Mesh
 from nerf.mesh.texture import to_bytes
-from rasterizer import Raster, interpolate, rasterize
+from rasterizer import interpolate, rasterize
 
 # A surface is seen from a camera if it faces it by this cosine at least, and lies no deeper than the nearest surface within a
 # pixel: as far as a plane of its slope does there, and SLACK pixels more.
@@ -52,11 +52,11 @@ class PhotoColors:
         self._bound = bound
         self._seen: list[_Seen] = []
         self._pictures: list[Tensor] = []  # [H, W, 4] uint8 of each, premultiplied
-        vertices, faces = _tensors(mesh)
+        vertices, faces = torch.from_numpy(mesh.vertices).float(), torch.from_numpy(mesh.faces)
         for get in track(photos, "looking at photographs"):
             photo = get()
             view = photo.view.to("cpu")
-            self._seen.append(_Seen(view, _nearest(view, _raster(view, vertices, faces, bound), vertices, faces)))
+            self._seen.append(_Seen(view, _nearest(view, vertices, faces, bound)))
             faded = photo.rgba.cpu() * _rim(view.height, view.width)[..., None]
             self._pictures.append((faded * 255.0).round().to(torch.uint8))
         self._confidence = np.ones(len(self._seen), np.float32)
@@ -123,18 +123,9 @@ class _Seen:
         return index[seen], cosine[seen], xy[seen]
 
 
-def _tensors(mesh: Mesh) -> tuple[Tensor, Tensor]:
-    """Vertices [V, 3] float32 and triangles [T, 3]."""
-    return torch.from_numpy(mesh.vertices).float(), torch.from_numpy(mesh.faces)
-
-
-def _raster(view: Views, vertices: Tensor, faces: Tensor, bound: float) -> Raster:
-    """The triangles of a mesh at the pixels of one view."""
-    return rasterize(clip_space(view, vertices, NEAREST * bound, bound), faces, view.height, view.width)
-
-
-def _nearest(view: Views, raster: Raster, vertices: Tensor, faces: Tensor) -> Tensor:
+def _nearest(view: Views, vertices: Tensor, faces: Tensor, bound: float) -> Tensor:
     """The distance [H, W] of the nearest surface at a pixel or a neighbour of it; infinite where there is none."""
+    raster = rasterize(clip_space(view, vertices, NEAREST * bound, bound), faces, view.height, view.width)
     depth = (interpolate(vertices[None], raster, faces)[0] - view.pose[0, :3, 3]).norm(dim=-1)
     depth = torch.where(raster.triangle[0] >= 0, depth, torch.inf)
     return -functional.max_pool2d(-depth[None], 3, stride=1, padding=1)[0]

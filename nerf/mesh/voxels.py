@@ -11,7 +11,7 @@ from nerf.mesh.mesh import Mesh
 
 CELLS = 64  # voxels along the longest side of a mesh
 _MARGIN = 4  # voxels around it
-_SEALED = 2  # voxels: openings narrower than twice this are closed before one looks inside
+SEALED = 2  # voxels: openings narrower than twice this are closed before one looks inside
 # Where cameras look from: level with the object and above it, as those of the training and of a turntable do.
 _POLARS = (0.0, 30.0, 50.0, 70.0, 90.0)  # degrees, 0 straight above
 _AZIMUTHS = tuple(range(0, 360, 15))  # degrees
@@ -101,7 +101,7 @@ def caves(mesh: Mesh, cells: int = CELLS) -> float:
     grid = cells + 2 * _MARGIN
     corner = 0.5 * (low + high) - 0.5 * grid * cell
     solid = voxelize(mesh.vertices, mesh.faces, corner, cell, grid)
-    ball = ball_of(_SEALED)
+    ball = ball_of(SEALED)
     sealed = binary_closing(solid, ball)
     seen = np.zeros_like(solid)
     for direction in directions(_POLARS, _AZIMUTHS):

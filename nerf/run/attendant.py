@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Protocol
 
 from nerf.core.errors import Stopped
+from nerf.run import checkpoint
 from nerf.run.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class SignalAttendant:
         number = int(trainer.agreed(self.request.number or 0))  # what came to one process stops all after the same step
         if number:
             path = trainer.save()
-            again = "the same command" if trainer.config.runtime.ckpt == "latest" else "the same command without --ckpt"
+            again = checkpoint.same_command(trainer.config.runtime.ckpt)
             trainer.report.log(f"stopped after step {trainer.step}, saved {path}; {again} resumes from there")
             raise Stopped(number)
 

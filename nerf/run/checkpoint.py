@@ -470,5 +470,9 @@ def what_is_left(folder: Path, stage: str, ckpt: str) -> str:
     found = latest(folder, stage)
     if found is None:
         return "no checkpoint was written yet, so the run begins anew"
-    again = "the same command" + ("" if ckpt == "latest" else " without --ckpt")
-    return f"{again} goes on from {found.name}"
+    return f"{same_command(ckpt)} goes on from {found.name}"
+
+
+def same_command(ckpt: str) -> str:
+    """The command that goes on from the newest checkpoint, in words, for the value of ``--ckpt`` in this run."""
+    return "the same command" + ("" if ckpt == "latest" else " without --ckpt")

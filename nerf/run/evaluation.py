@@ -162,9 +162,10 @@ class Evaluator:
     def preview(self, step: int) -> Path | None:
         """Four small views side by side, ``validation/df_step_########_preview.png``; the last of an object is from below."""
         size = min(PREVIEW_SIZE, self.config.output.H)
-        views = self.show_views(PREVIEW_VIEWS, size, size)
         if self.is_object:
             views = self._framed(showing.preview_views(self.config, PREVIEW_VIEWS, size, size))
+        else:
+            views = self.show_views(PREVIEW_VIEWS, size, size)
         path = self.workspace / "validation" / f"{self.stage.kind.run_name(step)}_preview.png"
         pictures = self._shown(self.render(views, self.shown_settings()), views)
         images.write_png(path, np.concatenate(list(pictures), axis=1))

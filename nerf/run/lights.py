@@ -111,14 +111,14 @@ def lights_of(model: NeRFRenderer, paths: Sequence[Path]) -> list[Light]:
     indices = None if appearance.encoder is not None else training_photographs(appearance, paths)
     for i, path in enumerate(paths):
         picture = read_picture(path)
-        known = appearance.photograph_of(small_picture(picture, appearance.side)) if indices is None else int(indices[i])
+        known = appearance.photograph_of(small_picture(picture, appearance.side)) if indices is None else indices[i]
         vector = vector_of(appearance, picture) if known is None else appearance.light(known)
         found.append(Light(path.stem, picture, vector))
     return found
 
 
-def training_photographs(appearance: Appearance, paths: Sequence[Path]) -> Tensor:
-    """Which training photographs pictures [K] are, by their file names without suffixes: indices [K] int64.
+def training_photographs(appearance: Appearance, paths: Sequence[Path]) -> list[int]:
+    """Which training photographs pictures [K] are, by their file names without suffixes.
 
     Raises:
         UserError: one of them is none, or two photographs have its name.
@@ -133,7 +133,7 @@ def training_photographs(appearance: Appearance, paths: Sequence[Path]) -> Tenso
                 "training photograph, or train with --appearance encoder"
             )
         indices += known
-    return torch.tensor(indices)
+    return indices
 
 
 def of_part(model: NeRFRenderer, batch: Batch, seen: Tensor, valid: Tensor | None, settings: RenderSettings) -> Tensor:

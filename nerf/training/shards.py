@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nerf.core.errors import UserError
 from nerf.core.streams import Random, derived_seed
-from nerf.core.structs import Batch, Part, Rays, Shard, Views
+from nerf.core.structs import Batch, Part, Rays, Shard
 
 OF_RAYS = ("rgb", "mask", "depth", "normal", "depth_map", "depth_cosine", "valid")  # what a batch knows of each ray
 
@@ -82,14 +82,14 @@ def take(part: Part, batch: Batch, linked: int = 1) -> tuple[Part, Batch, float]
 
 def _too_few(part: Part, groups: int, linked: int) -> str:
     """Why a part cannot be divided, and what to do."""
-    if part.request.layout == "image":
+    layout, count = part.request.layout, part.shard.count
+    if layout == "image":
         what = "views" if linked == 1 else f"groups of {linked} views"
         return (
-            f"{part.shard.count} processes share the {groups} {what} of a step, so some would have none; give a --batch_size "
-            f"of at least {part.shard.count * linked}, or start fewer processes"
+            f"{count} processes share the {groups} {what} of a step, so some would have none; give a --batch_size of at least "
+            f"{count * linked}, or start fewer processes"
         )
-    what, flag = ("patches", "--num_rays") if part.request.layout == "patches" else ("rays", "--num_rays")
-    return f"{part.shard.count} processes share the {groups} {what} of a step; give a larger {flag}, or start fewer processes"
+    return f"{count} processes share the {groups} {layout} of a step; give a larger --num_rays, or start fewer processes"
 
 
 def _behind(background: Tensor | None, rays: int, here: slice, seen: slice) -> Tensor | None:
@@ -105,8 +105,8 @@ def _rays(batch: Batch, here: slice, seen: slice) -> Rays:
     taken = rays[here]
     if batch.views is not None:
         taken = replace(taken, view_index=taken.view_index - seen.start)
-    shape = None if rays.shape is None else (len(taken) // (rays.shape[1] * rays.shape[2]), *rays.shape[1:])
-    cameras: Views | None = None if rays.views is None else rays.views[seen]
-    patch = rays.shape[1] * rays.shape[2] if rays.shape is not None else 1
-    images = None if rays.patch_images is None else rays.patch_images[here.start // patch : here.stop // patch]
+    pixels = math.prod(rays.shape[1:]) if rays.shape is not None else 1
+    shape = None if rays.shape is None else (len(taken) // pixels, *rays.shape[1:])
+    cameras = None if rays.views is None else rays.views[seen]
+    images = None if rays.patch_images is None else rays.patch_images[here.start // pixels : here.stop // pixels]
     return replace(taken, shape=shape, views=cameras, patch_images=images)

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from nerf.core.cameras import centred_views, look_at
+from nerf.core.cameras import centred_views, clip_space, look_at
 from nerf.mesh import photo_colors
 from nerf.mesh.mesh import Mesh, vertex_normals
 from nerf.mesh.photo_colors import Photo, PhotoColors
 from nerf.mesh.surface_colors import lookup
 from nerf.mesh.texture import bake
+from rasterizer import interpolate, rasterize
 from tests.helpers.solids import joined
 
 SIDE = 64
@@ -104,9 +105,10 @@ def pictured(view, mesh, texture):
     """What gives a photograph of the wall with a fine texture: the mean of 4x4 samples of a pixel."""
     fine = 4
     side = view.width * fine
-    raster = photo_colors._raster(camera_like(view, fine), *photo_colors._tensors(mesh), 2.0)
+    vertices, faces = torch.from_numpy(mesh.vertices).float(), torch.from_numpy(mesh.faces)
+    raster = rasterize(clip_space(camera_like(view, fine), vertices, 2.0 * photo_colors.NEAREST, 2.0), faces, side, side)
     covered = raster.triangle[0] >= 0
-    uv = photo_colors.interpolate(torch.from_numpy(mesh.uv).float()[None], raster, torch.from_numpy(mesh.faces))[0][covered]
+    uv = interpolate(torch.from_numpy(mesh.uv).float()[None], raster, faces)[0][covered]
     rgba = torch.zeros(side, side, 4)
     rgba[covered] = torch.cat(
         [torch.from_numpy(lookup(texture, uv.double().numpy())).float(), torch.ones(int(covered.sum()), 1)], -1
