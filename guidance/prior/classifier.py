@@ -15,7 +15,7 @@ from torch.nn.functional import pixel_unshuffle
 from guidance.diffusion.codecs import resized
 from guidance.prior import IMAGE_SIZE, UNSHUFFLE, WEIGHTS
 from guidance.prior.benchmark import alike
-from guidance.prior.camera import CONDITION_DIM, RAY_CHANNELS, condition, look_at, ray_map
+from guidance.prior.camera import CONDITION_DIM, RAY_CHANNELS, conditions
 from guidance.prior.captions import Caption, parse
 from guidance.prior.model import Prior, load
 from guidance.prior.references import cameras_at
@@ -118,8 +118,7 @@ def _conditions(cameras: dict[str, Tensor] | None, packed: Tensor) -> tuple[Tens
     count, side = len(packed), packed.shape[-1]
     if cameras is None:
         return torch.zeros(count, CONDITION_DIM), torch.zeros(count, RAY_CHANNELS, side, side)
-    pose = look_at(cameras["polar"], cameras["azimuth"], cameras["radius"])
-    return condition(**cameras), ray_map(pose, cameras["fovy"], side)
+    return conditions(cameras, side)
 
 
 def _errors(prior: Prior, noisy: Tensor, t: int, text: Tensor, vector: Tensor, rays: Tensor, truth: Tensor) -> Tensor:
