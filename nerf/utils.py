@@ -117,16 +117,15 @@ class Trainer:
                 after they were sent there, and before every checkpoint.
             PeerError: another process of the run is gone, and the step was not taken.
         """
-        plan, self._before = self.plan(self.step), state_before(self.model)
+        plan = self.plan(self.step)
+        self._before = state_before(self.model)
         self.model.begin_step(plan.fraction)
         if self.step % self.config.render.update_extra_interval == 0:
             self.model.update_occupancy(plan.random.generator(Stream.OCCUPANCY, self.device))
         self.optimizer.zero_grad(set_to_none=True)
         whole = [name for name, objective in self.objectives.items() if objective.scope == "step"]
         once = {part.shard: set(whole) for part in plan.parts}
-        terms: dict[str, Tensor] = {}
-        stats: dict[str, Tensor] = {}
-        images: dict[str, Tensor] = {}
+        terms, stats, images = (dict[str, Tensor]() for _ in range(3))
         for part in plan.parts:
             found, share = self._evaluate_part(part, plan, once[part.shard])
             self._backward(found.terms, plan, share)

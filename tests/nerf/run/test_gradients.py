@@ -3,6 +3,7 @@
 The processes run this file: ``python -m tests.nerf.run.test_gradients RANK WORLD FOLDER``.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +72,8 @@ def process(rank, world, folder):
     except UserError as error:
         facts.append(str(error) == f"the processes of this run have different steps (0 to {world - 1}): try again")
     if rank == 1:
-        return save(folder, rank, state, found, facts, copied)  # and is gone
+        save(folder, rank, state, found, facts, copied)
+        os._exit(0)  # and is gone, as a killed process is
     try:
         if rank == 0:
             while True:  # the other one may take a moment to be gone
