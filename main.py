@@ -379,9 +379,9 @@ def ready(asked: Config, build: "BuildGuidance | None" = None) -> Iterator[tuple
 
     started = time.monotonic()
     check_names(asked)
-    check_machine(asked.field, device_name(asked))  # before weights are looked for
+    check_machine(asked.field, device := device_name(asked))  # before weights are looked for
     workspace.check_writable(asked.output.workspace)
-    with distributed.group(device_name(asked) != "cpu"), lock.hold(asked.output.workspace):
+    with distributed.group(device != "cpu"), lock.hold(asked.output.workspace):
         lines = workspace.recover(asked.output.workspace)
         asked = restarts.with_restart(asked)  # this waits for the first process, which repairs the workspace
         distributed.barrier()

@@ -137,12 +137,7 @@ def largest(value: float) -> float:
     Raises:
         PeerError: one is gone.
     """
-    if world_size() == 1:
-        return value
-    number = torch.tensor([value], dtype=torch.float64)
-    with exchanging():
-        distributed.all_reduce(number, distributed.ReduceOp.MAX)
-    return float(number)
+    return float(_exchanged(value, torch.float64, lambda number: distributed.all_reduce(number, distributed.ReduceOp.MAX)))
 
 
 def from_first(value: int) -> int:
@@ -151,12 +146,17 @@ def from_first(value: int) -> int:
     Raises:
         PeerError: one is gone.
     """
+    return int(_exchanged(value, torch.int64, lambda number: distributed.broadcast(number, 0)))
+
+
+def _exchanged(value: float, dtype: torch.dtype, exchange: Callable[[Tensor], Any]) -> float:
+    """A number after an exchange in place; as it is in a single process."""
     if world_size() == 1:
         return value
-    number = torch.tensor([value], dtype=torch.int64)
+    number = torch.tensor([value], dtype=dtype)
     with exchanging():
-        distributed.broadcast(number, 0)
-    return int(number)
+        exchange(number)
+    return number.item()
 
 
 def require_same(value: int, what: str, why: str) -> None:
