@@ -71,8 +71,7 @@ def start_on_terminal(words, *, nohup=False):
         import termios
 
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
-        if nohup:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)  # also where the tests run under nohup
 
     process = subprocess.Popen(words, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=become_leader)
     os.close(theirs)
