@@ -9,9 +9,9 @@ from batch_jobs.shared_guidance import recipe
 from nerf.core.errors import UserError
 
 
-def unfinished(jobs: Iterable[Job], out: Path, judged: bool = False) -> list[Job]:
-    """The jobs that are not done yet, or not judged if they are to be; one that failed is tried again."""
-    return [job for job in jobs if not state.is_finished(state.read(out / job.name), judged)]
+def unfinished(jobs: Iterable[Job], out: Path, scorer: str | None = None) -> list[Job]:
+    """The jobs that are not done yet, or not judged by ``scorer`` if there is one; what failed is tried again."""
+    return [job for job in jobs if not state.is_finished(state.read(out / job.name), scorer)]
 
 
 def recipes(jobs: Iterable[Job], out: Path, judged: bool = False) -> dict[Job, str]:

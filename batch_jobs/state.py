@@ -41,16 +41,16 @@ class State(msgspec.Struct):
     host: str = ""
 
 
-def is_finished(found: State | None, judged: bool) -> bool:
+def is_finished(found: State | None, scorer: str | None = None) -> bool:
     """Whether nothing is left to do for a job.
 
     Args:
         found: its state.
-        judged: whether it is to be judged.
+        scorer: the model that it is to be judged by, whose figures alone can be compared; None: it is not to be judged.
     """
     if found is None or found.state not in ("done", "dropped"):
         return False
-    return not judged or bool(found.scores or found.unjudged)
+    return scorer is None or found.state == "dropped" or any(figure.endswith(f"_{scorer}") for figure in found.scores)
 
 
 class _Listed(msgspec.Struct):
@@ -99,7 +99,9 @@ def check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; {WAY_OUT}")
     existing = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
-    if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
+    if not existing.is_dir():
+        raise UserError(f"--out {out} cannot be made, as {existing} is a file; {WAY_OUT}")
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--out {out} cannot be written to (no permission for {existing}); choose a folder of your own")
     others = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
     if others and not (out / BATCH_FILE).is_file():

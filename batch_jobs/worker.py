@@ -60,12 +60,12 @@ class Worker:
         try:
             with _alone(folder):
                 found = state.read(folder)
-                if not state.is_finished(found, judged=False):  # a process of a killed batch may have finished it
+                if not state.is_finished(found):  # a process of a killed batch may have finished it
                     seconds = 0.0 if found is None else found.seconds
                     found = State("running", key, tries, seconds=seconds, process=os.getpid(), host=socket.gethostname())
                     state.write(folder, found)
                     _run(folder, words, shared, found)
-                if judging is not None and found is not None and not state.is_finished(found, judged=True):
+                if judging is not None and found is not None and not state.is_finished(found, judging.scorer):
                     _judge(folder, judging, found)
             return Outcome(error="", final=False, loaded=shared.loaded)
         except Exception as error:
@@ -89,7 +89,7 @@ def _judge(folder: Path, judging: Judging, found: State) -> None:
     from batch_jobs import scores
 
     try:
-        found.scores = scores.judge(folder, judging)
+        found.scores, found.unjudged = scores.judge(folder, judging), ""
     except UserError as error:
         found.unjudged = str(error)
     state.write(folder, found, durable=True)

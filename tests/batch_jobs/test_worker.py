@@ -170,7 +170,13 @@ def test_jobs_of_another_batch_in_the_folder_are_refused(tmp_path):
 
 def test_a_folder_that_is_no_batch_is_refused(tmp_path):
     (tmp_path / "letter.txt").touch()
-    for folder, said in ((tmp_path, "is not empty and holds no batch"), (tmp_path / "letter.txt", "is a file")):
+    letter = tmp_path / "letter.txt"
+    refused = {
+        tmp_path: "is not empty and holds no batch",
+        letter: "is a file",
+        letter / "x": "cannot be made, as .* is a file",
+    }
+    for folder, said in refused.items():
         with pytest.raises(UserError, match=said):
             state.check_folder(folder)
     assert state.read(tmp_path) is None
