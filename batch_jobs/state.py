@@ -3,7 +3,6 @@
 Every file is written as a whole, so whoever is killed leaves the old one or the new one.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,7 @@ import msgspec
 
 from batch_jobs.jobs import Job
 from nerf.core.errors import UserError
-from nerf.core.files import read_json, write_json
+from nerf.core.files import check_writable, read_json, write_json
 
 BATCH_FILE, JOB_FILE, PAGE = "batch.json", "job.json", "index.html"
 STOP_FILE = ".stop"  # while it is there, the jobs that run save a checkpoint and end
@@ -96,13 +95,7 @@ def check_folder(out: Path) -> None:
     Raises:
         UserError: why.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; {WAY_OUT}")
-    existing = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
-    if not existing.is_dir():
-        raise UserError(f"--out {out} cannot be made, as {existing} is a file; {WAY_OUT}")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--out {out} cannot be written to (no permission for {existing}); choose a folder of your own")
+    check_writable(out, "--out")
     others = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
     if others and not (out / BATCH_FILE).is_file():
         raise UserError(f"--out {out} is not empty and holds no batch (it has {others[0]!r:.80}); {WAY_OUT}")

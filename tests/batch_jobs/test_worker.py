@@ -173,8 +173,8 @@ def test_a_folder_that_is_no_batch_is_refused(tmp_path):
     letter = tmp_path / "letter.txt"
     refused = {
         tmp_path: "is not empty and holds no batch",
-        letter: "is a file",
-        letter / "x": "cannot be made, as .* is a file",
+        letter: "letter.txt is not a folder",
+        letter / "x": "letter.txt is not a folder",
     }
     for folder, said in refused.items():
         with pytest.raises(UserError, match=said):

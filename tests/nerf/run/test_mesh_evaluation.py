@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 from nerf.config.groups import OutputConfig
@@ -198,3 +199,9 @@ def test_line_names_the_figures_that_are_known():
     unseen = {"mesh_psnr": 21.0, "mesh_psnr_inside": float("nan"), "mesh_iou": 0.0}
     assert mesh_evaluation.line_of(unseen, 6, None).endswith("cameras PSNR 21.00 dB, silhouette IoU 0.0000")
     assert mesh_evaluation.line_of({"mesh_psnr_inside": float("nan")}, 6, None).endswith("cameras no pixel of it is seen")
+
+
+def test_a_mesh_without_colours_is_a_sentence(tmp_path):
+    trimesh.creation.box().export(tmp_path / "mesh.glb")
+    with pytest.raises(UserError, match="mesh.glb has neither a texture nor colours of its vertices; export the mesh again"):
+        mesh_evaluation.read_textured(tmp_path / "mesh.glb")
