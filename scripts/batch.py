@@ -90,7 +90,7 @@ def batch(args: Namespace, common: list[str]) -> int:
         with lock.hold(out):
             judging = None if args.pick is None else judging_of(jobs, args.clip)
             left = plan.unfinished(jobs, out, None if judging is None else judging.scorer)
-            return run_jobs(args, jobs, plan.recipes(left, out, judging is not None), judging)
+            return run_jobs(args, jobs, plan.recipes(left, out, judging is not None, args.address is None), judging)
     except lock.InUseError as error:
         way_out = "wait until that batch has ended, or choose another --out"
         raise UserError(f"--out {out} is in use by {error.owner}; {way_out}") from None
