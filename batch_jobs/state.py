@@ -31,7 +31,7 @@ class State(msgspec.Struct):
     total: int = 0  # steps of that stage
     stage: str = ""  # its name, or what is being done after the training
     rate: float = 0.0  # steps a second of this try
-    seconds: float = 0.0  # of all tries that ended by themselves
+    seconds: float = 0.0  # of the try that it was done by
     error: str = ""  # the sentence of the last try that failed
     scores: dict[str, float] = {}  # see :mod:`batch_jobs.scores`
     unjudged: str = ""  # why it has none, if it was to be judged
