@@ -34,7 +34,7 @@ COLUMNS: dict[str, tuple[str, int]] = {
     "test_psnr": ("field PSNR", 2),
     "test_ssim": ("field SSIM", 4),
 }
-LARGE = {"faces"}  # counts whose mean is shown with separators
+LARGE = {"faces"}  # counts that are shown with separators
 
 
 def columns_of(rows: Sequence[Row], scorers: Sequence[str]) -> dict[str, tuple[str, int]]:
