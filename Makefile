@@ -32,7 +32,7 @@ test quick: export OMP_WAIT_POLICY = PASSIVE
 
 test: lint
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 -m "not slow" $(ARGS) || [ $$? -eq 5 ]
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile -m slow $(ARGS) || [ $$? -eq 5 ]
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m slow $(ARGS) || [ $$? -eq 5 ]
 
 quick: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 -m "not slow" $(ARGS)
