@@ -135,7 +135,7 @@ class Idle:
 
 _EXPORT = ("decimate_target", "decimate_error", "texture_size", "texture_supersample", "normal_map", "roughness", "metallic",
            "mesh_ply", "mesh_formats", "ground", "export_frame", "texture_from",
-           "mesh_crop", "mesh_min_part", "eval_mesh")  # fmt: skip
+           "mesh_crop", "mesh_min_part", "mesh_denoise", "eval_mesh")  # fmt: skip
 _PHOTOGRAPHS = ("sfm", "sfm_matching", "sfm_cameras", "sfm_size", "photo_cache", "scene_center", "scene_up", "scene_scale",
                 "depth_maps", "depth_unit", "lambda_depth_map", "holdout", "downscale", "data_background", "eval_views",
                 "num_rays", "ray_samples", "exposure", "refine_poses", "preset", "wild", "appearance", "occluders",
@@ -237,6 +237,7 @@ IDLE = (
             "decimate_error",
             "normal_map",
             "texture_from",
+            "mesh_denoise",
         ),  # fmt: skip
         lambda c: c.painted,
         "with --lock_geo and a mesh file, whose triangles stay as they are",

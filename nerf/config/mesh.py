@@ -41,6 +41,11 @@ class MeshConfig(Group):
         "fill the hollows of a field that the cameras of guidance do not see (--theta_range, --phi_range), where nothing has "
         "been learned: caves that open downwards, and pockets behind cracks",
     )
+    mesh_denoise: float = option(
+        0.0,
+        "length in scene units over which bumps of the mesh are smoothed while edges stay (bilateral normal filter; 0: none)",
+        check=between(0, 10),
+    )
     ground: bool = option(
         False,
         "put the lowest point of the mesh at y = 0 of its files, and make a flat base even; else it is not moved",

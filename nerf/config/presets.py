@@ -158,6 +158,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mesh_threshold": 7.0,
         "mesh_smooth": 1.5,
         "fill_hidden": True,
+        # Distilled surfaces are crumpled at the scale of a few cells, which a light shows at once.
+        "mesh_denoise": 0.1,
         "decimate_target": 20_000,
         "texture_size": 1024,
     },
@@ -264,7 +266,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_distance": 0.05,
     },
     # What a mesh file looks like already is worth keeping: low noise levels only, from its own shape and colours.
-    "dmtet mesh file": {"t_range": (0.02, 0.4), "t_anneal": 0.5},
+    "dmtet mesh file": {"t_range": (0.02, 0.4), "t_anneal": 0.5, "mesh_denoise": 0.0},
     # Colours for a surface that stays as it is, and that nothing looks at. As they begin as one grey, noise levels begin at the
     # top. They come down early, because at high ones a model paints its background where its own object would end.
     "dmtet painted": {
@@ -277,6 +279,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lambda_mesh_normal": 0.0,
         "lambda_mesh_laplacian": 0.0,
         "coarse_sdf_grids": 0,
+        "mesh_denoise": 0.0,
     },
     # The render is large already, and the surface has left the monocular depth behind that gave it its first shape.
     "dmtet image": {"known_view_scale": 1.0, "lambda_normal": 0.0, "lambda_depth": 0.0},
@@ -333,6 +336,7 @@ PRESETS["sdf embedded"] = {
     "level_start": 3,
     "level_span": 0.5,
     "mesh_smooth": 0.0,
+    "mesh_denoise": 0.0,
 }
 # Real scenes with more time: finite differences whose reach shrinks with the levels, curvature at first, levels one by one.
 PRESETS["neuralangelo"] = (

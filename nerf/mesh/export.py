@@ -26,6 +26,7 @@ from nerf.core.structs import LevelSet
 from nerf.mesh.base import flattened
 from nerf.mesh.crop import crop_box
 from nerf.mesh.decimate import Decimation, decimate_within
+from nerf.mesh.denoise import denoise
 from nerf.mesh.hidden import Cameras, hidden_from
 from nerf.mesh.io import Material, check_file, write_glb, write_obj, write_ply, write_stl
 from nerf.mesh.isosurface import extract_surface
@@ -64,6 +65,7 @@ class ExportOptions:
 
     resolution: int  # grid cells along an edge from which a level set is extracted
     smooth: float  # standard deviation, in these cells, of the Gaussian that smooths the level set first; 0 for none
+    denoise: float  # scene units over which bumps of the mesh are smoothed while its edges stay; 0: none
     decimate_target: int  # approximate number of triangles to keep; 0 or less keeps all
     max_error: float  # scene units by which decimation may move the surface; more triangles are kept for it; 0: any
     texture_size: int  # texels along an edge of the texture
@@ -86,6 +88,7 @@ class ExportOptions:
         return cls(
             resolution=output.mcubes_resolution,
             smooth=output.mesh_smooth,
+            denoise=mesh.mesh_denoise,
             decimate_target=output.decimate_target,
             max_error=output.decimate_error,
             texture_size=output.texture_size,
@@ -327,6 +330,7 @@ def _finish(raw: Mesh, job: ExportJob, inset: Callable[[Mesh], np.ndarray] | Non
     with explained("cleaning and decimating the mesh", _LESS_GRID):
         fine, cleaning = clean_surface(raw, job.bound)
         fine, dropped = largest_parts(fine, options.min_part)
+        fine = denoise(fine, options.denoise)
         mesh, decimation = decimate_within(fine, options.decimate_target, options.max_error)
         mesh = without_slivers(mesh, job.bound)
         if options.ground:

@@ -386,9 +386,10 @@ def test_every_option_is_taken_from_its_flag():
     assert changed == ExportOptions(
         resolution=40, smooth=1.0, decimate_target=7, max_error=0.5, texture_size=64, supersample=2,
         normal_map=True, material=Material(0.25, 0.5), ply=True, stl=False, ground=False, export_frame="source", min_part=0.01,
-        fill_hidden=None,
+        fill_hidden=None, denoise=0.0,
     )  # fmt: skip
     assert ExportOptions.from_config(OutputConfig(), MeshConfig(mesh_min_part=0.5)).min_part == 0.5
+    assert ExportOptions.from_config(OutputConfig(), MeshConfig(mesh_denoise=0.2)).denoise == 0.2
     further = ExportOptions.from_config(OutputConfig(), MeshConfig(mesh_formats=("ply", "stl"), ground=True))
     assert further.ply and further.stl and further.ground
 
