@@ -4,8 +4,6 @@ T triangles, V vertices, P pairs of neighbouring triangles. Lengths are scene un
 """
 
 import numpy as np
-from scipy.sparse import csr_matrix, hstack
-from scipy.sparse.linalg import LinearOperator, cg
 
 from nerf.mesh.mesh import Mesh, half_edges
 
@@ -43,6 +41,8 @@ def denoise(mesh: Mesh, length: float) -> Mesh:
 
 def _filtered(normals: np.ndarray, area: np.ndarray, first: np.ndarray, second: np.ndarray, rounds: int) -> np.ndarray:
     """Unit normals [T, 3], averaged again and again with those of their neighbours [P] that are alike, by area [T]."""
+    from scipy.sparse import csr_matrix
+
     count, all_alike = len(normals), np.ones(len(first))
     rows = np.concatenate([first, second, np.arange(count)])
     columns = np.concatenate([second, first, np.arange(count)])
@@ -68,6 +68,9 @@ def _fitted(mesh: Mesh, normals: np.ndarray, area: np.ndarray, fixed: np.ndarray
     triangle t, where x' are the vertices of the mesh, of which the ``fixed`` ones stay, and A_i the areas around the vertices,
     scaled so that their mean is that of the triangles.
     """
+    from scipy.sparse import csr_matrix, hstack
+    from scipy.sparse.linalg import LinearOperator, cg
+
     start, end = half_edges(mesh.faces)
     count, rows = len(mesh.vertices), np.arange(len(start))
     both, ends = np.concatenate([rows, rows]), np.concatenate([start, end])
