@@ -20,7 +20,7 @@ export PROMPT
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.complete
 
-.PHONY: demo test quick sanitize venv gpu-check gpu-prior soak doctor system-deps lint help-text clean
+.PHONY: demo test quick sanitize venv gpu-check gpu-prior soak doctor system-deps lint style types help-text clean
 
 demo: $(STAMP)
 	@folder="demo/$$(printf '%s' "$$PROMPT" | tr -cs 'a-zA-Z0-9' '_' | cut -c1-60)"; \
@@ -32,12 +32,13 @@ test quick: export PYTHONDONTWRITEBYTECODE =
 # A thread of a run that has several sleeps where it waits: spinning beside other tests takes 8 times the work's own time.
 test quick: export OMP_WAIT_POLICY = PASSIVE
 
-test: lint
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 -m "not slow" $(ARGS) || [ $$? -eq 5 ]
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile -m slow $(ARGS) || [ $$? -eq 5 ]
+# mypy, which uses one processor, goes beside the first tests.
+test: style
+	$(MAKE) --jobs=2 types quick
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m slow $(ARGS) || [ $$? -eq 5 ]
 
 quick: $(STAMP)
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 -m "not slow" $(ARGS) || [ $$? -eq 5 ]
 
 sanitize: $(STAMP)
 	$(VENV_PYTHON) -m tests.helpers.fake_cuda.session $(ARGS)
@@ -62,9 +63,13 @@ doctor:
 system-deps:
 	@sh scripts/system_deps.sh
 
-lint: $(STAMP)
+lint: style types
+
+style: $(STAMP)
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
+
+types: $(STAMP)
 	$(VENV_PYTHON) -m mypy
 
 help-text: $(STAMP)

@@ -376,6 +376,7 @@ def ready(asked: Config, build: "BuildGuidance | None" = None) -> Iterator[tuple
     from nerf.renderer import check_machine
     from nerf.run import distributed, lock, memory, restarts, workspace
     from nerf.run.logger import Report
+    from nerf.training import shards
 
     started = time.monotonic()
     check_names(asked)
@@ -387,6 +388,7 @@ def ready(asked: Config, build: "BuildGuidance | None" = None) -> Iterator[tuple
         distributed.barrier()
         plan = resolve(asked, read_disk(asked), choose_weights, lambda: distributed.from_first(draw_seed()))
         check_names(plan.config)  # those that the workspace keeps
+        shards.check_views(plan.config, distributed.world_size())
         device = prepare_machine(plan.config)
         memory.check_memory(plan.pending, device)
         show = front_end(plan.config)
@@ -398,6 +400,7 @@ def ready(asked: Config, build: "BuildGuidance | None" = None) -> Iterator[tuple
             trainer = run.make(plan.pending[0])
             distributed.barrier()  # all have read what the first process now changes
             workspace.open_workspace(plan)
+            restarts.record_start(asked)
             report.open()
             yield run, trainer, show
 

@@ -1,6 +1,8 @@
 """Runs the jobs of a batch on Ray: which worker gets which job, what happens to those that fail, and when it is over."""
 
 import os
+import re
+import socket
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,9 +23,11 @@ from nerf.run.signals import StopRequest
 
 ROOT = Path(__file__).resolve().parent.parent  # which workers import from
 POLL_SECONDS = 1.0  # between two looks at how far the jobs are
+ANSWER_SECONDS = 10.0  # for a cluster to answer
 STOP_SECONDS = 30.0  # for the jobs to save a checkpoint
 STORE_BYTES = 96 << 20  # of Ray's object store on this machine: jobs pass words, and files through the disk
 PASSED_ON = ("SOMNIA_", "HF_", "TRANSFORMERS_", "XDG_CACHE_HOME")  # variables that workers on other machines get, too
+START_ONE = "start a cluster with ray start --head, or leave --address out"
 PLACES = "on every machine of a cluster, the project and its Python environment must be where they are on this one"
 INSTALL = 'pip install "somnia[batch]" (or "ray[default]==2.60.*")'
 
@@ -62,23 +66,37 @@ def connected(address: str | None, dashboard: bool) -> Iterator[str]:
         dashboard: of the one that is started.
 
     Raises:
-        UserError: there is no such cluster, or Ray cannot be started.
+        UserError: there is no such cluster, or Ray cannot be started here.
     """
     ray = require_ray()
+    _check_address(address)
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "ignore_reinit_error": True}
     own = {"include_dashboard": dashboard, "object_store_memory": STORE_BYTES}
     try:
         context = ray.init(**quiet, **(own | {"address": "local"} if address is None else {"address": address}))
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        way_out = (
-            "see its log in the temporary folder" if address is None else "start one with ray start --head, or leave it out"
-        )
+        way_out = "see its log in the temporary folder" if address is None else START_ONE
         what = "Ray cannot be started here" if address is None else f"--address {address}: there is no cluster"
         raise UserError(f"{what} ({reason_of(error)}); {way_out}") from None
     try:
         yield str(context.dashboard_url or "")
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str | None) -> None:
+    """Refuse a cluster that nobody answers for: Ray itself would ask for minutes.
+
+    Raises:
+        UserError: there is none at HOST:PORT.
+    """
+    found = re.fullmatch(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d{1,5})", address or "")
+    if found is None:
+        return  # auto, or a word that Ray refuses
+    try:
+        socket.create_connection((found["host"].strip("[]"), int(found["port"])), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--address {address}: nobody answers there ({reason_of(error)}); {START_ONE}") from None
 
 
 def workers_for(resources: Resources, have: Mapping[str, float], fixed: bool) -> tuple[int, float]:
@@ -215,7 +233,9 @@ class Engine:
         found = state.read(folder)
         if not outcome["final"] and (outcome["error"] or found is None):
             self._end(worker)  # whatever happened may have damaged the process
-        if found is not None and state.is_finished(found, self.resources.judging is not None):
+        judging = self.resources.judging
+        judged_in_vain = found is not None and found.state == "done" and not outcome["error"]
+        if found is not None and (judged_in_vain or state.is_finished(found, None if judging is None else judging.scorer)):
             self.display.ended(job, found)
             return
         further = tuple(state.checkpoints(folder)) != worker.before

@@ -19,7 +19,7 @@ from nerf.core.files import parse_json, read_text
 from nerf.core.words import did_you_mean, quoted
 
 NAME = "name"  # the column that names the folder of a job
-SUFFIXES = {".txt": "text", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+SUFFIXES = {".txt": "text", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 MAX_JOBS = 100_000
 LONGEST_SLUG = 48  # letters of a prompt in the name of a folder
@@ -79,9 +79,14 @@ def _place(path: Path, line: int) -> str:
     return f"{path}, line {line}"
 
 
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers, as an editor counts them; U+2028, which may stand in JSON, ends none."""
+    return enumerate(io.StringIO(text, newline=None), start=1)
+
+
 def _text_rows(path: Path, text: str) -> Iterator[Row]:
     """A prompt a line; empty lines and those that begin with # are left out."""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in _lines(text):
         if line.strip() and not line.lstrip().startswith("#"):
             yield Row(_place(path, number), {"text": line.strip()})
 
@@ -162,7 +167,7 @@ def _cell(place: str, flag: str, cell: str) -> Any:
 
 def _json_rows(path: Path, text: str) -> Iterator[Row]:
     """An object a line: name of the flag -> value, list of values, true or false; null leaves the flag out."""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in _lines(text):
         place = _place(path, number)
         if not line.strip():
             continue
@@ -208,16 +213,17 @@ def expand(rows: Sequence[Row], common: Sequence[str], seeds: int | None) -> lis
         raise UserError("flags of main.py are listed by python main.py --help")
     if len(rows) * (seeds or 1) > MAX_JOBS:
         raise UserError(f"expected at most {MAX_JOBS} jobs, got {len(rows) * (seeds or 1)}; split the file")
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, Job] = {}  # by the name of the folder
     told: dict[tuple[str, int], str] = {}  # what a run depends on -> where
     for row in rows:
         for job in _jobs_of(row, common, seeds):
             identity = (job.group, job.seed)
-            other = told.get(identity) or (jobs[job.name].place if job.name in jobs else None)
+            folder = job.name.lower()  # on some systems x and X are one folder
+            other = told.get(identity) or (jobs[folder].place if folder in jobs else None)
             if other is not None:
                 what = "is the same job as" if identity in told else f"is called {job.name} as is"
                 raise UserError(f"{job.place} {what} {other}; leave one of them out, or give them other seeds or names")
-            told[identity], jobs[job.name] = job.place, job
+            told[identity], jobs[folder] = job.place, job
     return list(jobs.values())
 
 

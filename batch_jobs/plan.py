@@ -9,12 +9,12 @@ from batch_jobs.shared_guidance import recipe
 from nerf.core.errors import UserError
 
 
-def unfinished(jobs: Iterable[Job], out: Path, judged: bool = False) -> list[Job]:
-    """The jobs that are not done yet, or not judged if they are to be; one that failed is tried again."""
-    return [job for job in jobs if not state.is_finished(state.read(out / job.name), judged)]
+def unfinished(jobs: Iterable[Job], out: Path, scorer: str | None = None) -> list[Job]:
+    """The jobs that are not done yet, or not judged by ``scorer`` if there is one; what failed is tried again."""
+    return [job for job in jobs if not state.is_finished(state.read(out / job.name), scorer)]
 
 
-def recipes(jobs: Iterable[Job], out: Path, judged: bool = False) -> dict[Job, str]:
+def recipes(jobs: Iterable[Job], out: Path, judged: bool = False, here: bool = True) -> dict[Job, str]:
     """Job -> what it has in common with others that one process may run, in their order.
 
     Every option is decided as at the start of a run: presets, weights, the words of the prompt, what the workspace keeps.
@@ -24,6 +24,7 @@ def recipes(jobs: Iterable[Job], out: Path, judged: bool = False) -> dict[Job, s
         jobs: those that are not finished.
         out: folder of the batch.
         judged: whether their meshes are to be judged.
+        here: whether they will run on this machine, whose devices are known.
 
     Raises:
         UserError: a job that would be refused, or writes no mesh and is to be judged, with its line.
@@ -39,6 +40,8 @@ def recipes(jobs: Iterable[Job], out: Path, judged: bool = False) -> dict[Job, s
             main.check_names(asked)
             plan = resolve(asked, main.read_disk(asked), main.choose_weights)
             main.check_names(plan.config)
+            if here:
+                main.device_name(plan.config)
             if judged and not plan.config.output.save_mesh:
                 raise UserError("--pick best judges meshes, and this job writes none; add -O or --save_mesh")
         except UserError as error:

@@ -40,8 +40,9 @@ def judging_of(jobs: Sequence[Job], clip: str | None) -> Judging:
         clip: see :class:`Judging`.
 
     Raises:
-        UserError: a job has no text, or one that the embedded prior does not know.
+        UserError: a job has no text, or one that the embedded prior does not know; there is no such CLIP.
     """
+    from guidance import text_weights
     from guidance.prior import replies
     from guidance.prior.captions import BENCHMARK_PROMPTS
 
@@ -55,6 +56,8 @@ def judging_of(jobs: Sequence[Job], clip: str | None) -> Judging:
                 replies.check(job.prompt, strict=True, further="or judge with --clip, which knows any words")
             except UserError as error:
                 raise UserError(f"{job.place}: --pick best: {error}") from None
+    if clip is not None:
+        text_weights.from_key("clip", clip, "--clip")  # now, and not after the first job
     benchmark = [prompt for prompt, _ in BENCHMARK_PROMPTS]
     return Judging(tuple(dict.fromkeys(benchmark if clip is None else [*texts, *benchmark])), clip)
 
@@ -110,7 +113,9 @@ def keep_best(out: Path, jobs: Sequence[Job], scorer: str) -> list[str]:
     groups: dict[str, list[tuple[Job, State]]] = {}
     for job in jobs:
         found = state.read(out / job.name)
-        if found is not None and found.state == "done" and found.scores:
+        if found is not None and found.state == "dropped":  # by a driver that was killed before it removed all
+            _remove(out / job.name)
+        elif found is not None and found.state == "done" and state.is_finished(found, scorer):
             groups.setdefault(job.group, []).append((job, found))
     names = []
     for judged in groups.values():
@@ -120,6 +125,12 @@ def keep_best(out: Path, jobs: Sequence[Job], scorer: str) -> list[str]:
             found.picked = job is best[0]
             found.state = "done" if found.picked else "dropped"
             state.write(out / job.name, found, durable=True)
-            for folder in () if found.picked else DROPPED:
-                shutil.rmtree(out / job.name / folder, ignore_errors=True)
+            if not found.picked:
+                _remove(out / job.name)
     return names
+
+
+def _remove(folder: Path) -> None:
+    """Remove what is not kept of a job whose other seed is."""
+    for inside in DROPPED:
+        shutil.rmtree(folder / inside, ignore_errors=True)

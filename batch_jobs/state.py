@@ -3,7 +3,6 @@
 Every file is written as a whole, so whoever is killed leaves the old one or the new one.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,7 @@ import msgspec
 
 from batch_jobs.jobs import Job
 from nerf.core.errors import UserError
-from nerf.core.files import read_json, write_json
+from nerf.core.files import check_writable, read_json, write_json
 
 BATCH_FILE, JOB_FILE, PAGE = "batch.json", "job.json", "index.html"
 STOP_FILE = ".stop"  # while it is there, the jobs that run save a checkpoint and end
@@ -32,7 +31,7 @@ class State(msgspec.Struct):
     total: int = 0  # steps of that stage
     stage: str = ""  # its name, or what is being done after the training
     rate: float = 0.0  # steps a second of this try
-    seconds: float = 0.0  # of all tries that ended by themselves
+    seconds: float = 0.0  # of the try that it was done by
     error: str = ""  # the sentence of the last try that failed
     scores: dict[str, float] = {}  # see :mod:`batch_jobs.scores`
     unjudged: str = ""  # why it has none, if it was to be judged
@@ -41,16 +40,16 @@ class State(msgspec.Struct):
     host: str = ""
 
 
-def is_finished(found: State | None, judged: bool) -> bool:
+def is_finished(found: State | None, scorer: str | None = None) -> bool:
     """Whether nothing is left to do for a job.
 
     Args:
         found: its state.
-        judged: whether it is to be judged.
+        scorer: the model that it is to be judged by, whose figures alone can be compared; None: it is not to be judged.
     """
     if found is None or found.state not in ("done", "dropped"):
         return False
-    return not judged or bool(found.scores or found.unjudged)
+    return scorer is None or found.state == "dropped" or any(figure.endswith(f"_{scorer}") for figure in found.scores)
 
 
 class _Listed(msgspec.Struct):
@@ -96,11 +95,7 @@ def check_folder(out: Path) -> None:
     Raises:
         UserError: why.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; {WAY_OUT}")
-    existing = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
-    if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
-        raise UserError(f"--out {out} cannot be written to (no permission for {existing}); choose a folder of your own")
+    check_writable(out, "--out")
     others = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
     if others and not (out / BATCH_FILE).is_file():
         raise UserError(f"--out {out} is not empty and holds no batch (it has {others[0]!r:.80}); {WAY_OUT}")

@@ -60,12 +60,11 @@ class Worker:
         try:
             with _alone(folder):
                 found = state.read(folder)
-                if not state.is_finished(found, judged=False):  # a process of a killed batch may have finished it
-                    seconds = 0.0 if found is None else found.seconds
-                    found = State("running", key, tries, seconds=seconds, process=os.getpid(), host=socket.gethostname())
+                if not state.is_finished(found):  # a process of a killed batch may have finished it
+                    found = State("running", key, tries, process=os.getpid(), host=socket.gethostname())
                     state.write(folder, found)
                     _run(folder, words, shared, found)
-                if judging is not None and found is not None and not state.is_finished(found, judged=True):
+                if judging is not None and found is not None and not state.is_finished(found, judging.scorer):
                     _judge(folder, judging, found)
             return Outcome(error="", final=False, loaded=shared.loaded)
         except Exception as error:
@@ -77,10 +76,10 @@ def _run(folder: Path, words: list[str], shared: "SharedGuidance", note: State) 
     import main
     from nerf.config import config as options
 
-    started, before = time.monotonic(), note.seconds
+    started = time.monotonic()
     with main.ready(options.parse(words), shared.build) as (run, trainer, _):
         run.go_through(trainer, _Notes(folder, note))
-    note.state, note.stage, note.seconds = "done", "", round(before + time.monotonic() - started, 2)
+    note.state, note.stage, note.seconds = "done", "", round(time.monotonic() - started, 2)
     state.write(folder, note, durable=True)
 
 
@@ -89,7 +88,7 @@ def _judge(folder: Path, judging: Judging, found: State) -> None:
     from batch_jobs import scores
 
     try:
-        found.scores = scores.judge(folder, judging)
+        found.scores, found.unjudged = scores.judge(folder, judging), ""
     except UserError as error:
         found.unjudged = str(error)
     state.write(folder, found, durable=True)

@@ -24,6 +24,7 @@ from batch_jobs import state  # noqa: E402
 from batch_jobs.state import State  # noqa: E402
 from benchmarks.runs import ROOT, split_words  # noqa: E402
 from guidance.prior.benchmark import PROMPTS  # noqa: E402
+from nerf.core.errors import UserError  # noqa: E402
 from nerf.core.files import read_json, write_atomically, write_json  # noqa: E402
 from nerf.core.ranges import between  # noqa: E402
 from nerf.core.script import Parser, run  # noqa: E402
@@ -103,10 +104,15 @@ def gallery(folder: Path, names: list[str], columns: int) -> Image.Image:
 
 
 def measure(args: Namespace) -> dict[str, Any]:
-    """Run both batches; the figures."""
+    """Run both batches; the figures.
+
+    Raises:
+        UserError: there are batches already.
+    """
     prompts = list(PROMPTS[: args.prompts])
     alone, both = args.work / "alone", args.work / "both"
-    assert not states(alone) and not states(both), f"{args.work} holds a batch; remove it, as its times would not count"
+    if states(alone) or states(both):
+        raise UserError(f"--work {args.work} holds a batch, whose times would not count; remove it, or choose another --work")
     few = prompts[: min(args.baseline, len(prompts))]
     began = time.monotonic()
     start(alone, few, 1, 1, args.extra).wait()

@@ -266,8 +266,12 @@ def check_folder(folder: Path, name: str) -> None:
     LAYOUTS[name].check(folder)
 
 
-def fetch(resolved: Resolved) -> Path:
+def fetch(resolved: Resolved, flag: str = "") -> Path:
     """The local, complete folder of resolved weights; downloads them if they are remote.
+
+    Args:
+        resolved: the weights.
+        flag: that takes a folder of them; "": ``--hf_keys``.
 
     Raises:
         UserError: no mirror could be reached or holds a complete model.
@@ -276,7 +280,7 @@ def fetch(resolved: Resolved) -> Path:
         return Path(resolved.source)
     name, ids = resolved.kind, (resolved.source, *resolved.alternatives)
     layout = LAYOUTS[name]
-    folder = hub.download_model(ids, layout.missing, layout.wanted, f"--hf_keys {name}=FOLDER")
+    folder = hub.download_model(ids, layout.missing, layout.wanted, f"{flag} FOLDER" if flag else f"--hf_keys {name}=FOLDER")
     check_folder(folder, name)
     return folder
 

@@ -4,10 +4,11 @@ Examples: python scripts/batch.py prompts.txt --out batch -- -O --iters 500
           python scripts/batch.py --seeds 4 --pick best --out cars -- --text "a red car" -O
 """
 
+import re
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from batch_jobs.jobs import Job
@@ -32,9 +33,22 @@ for the folder of a job). Flags after -- are those of main.py for all jobs; a jo
 goes on where a killed batch stopped, runs what failed once more, and nothing twice. See docs/batch.md."""
 
 
+class BatchParser(Parser):
+    """Says of a flag of main.py where it belongs."""
+
+    def error(self, message: str) -> NoReturn:
+        """See :meth:`Parser.error`."""
+        from nerf.config.config import OPTIONS
+
+        unknown = re.match(r"unrecognized arguments: (--?([^\s=]+))", message)
+        if unknown is not None and unknown[2] in OPTIONS:
+            message = f"{unknown[1]} is a flag of main.py; write it behind all others and --, as in -- {unknown[1]}"
+        super().error(message)
+
+
 def parser_of() -> Parser:
     """The command line, without the flags of main.py."""
-    parser = Parser(
+    parser = BatchParser(
         description=__doc__,
         epilog=FILES,
         formatter_class=RawDescriptionHelpFormatter,
@@ -69,13 +83,14 @@ def batch(args: Namespace, common: list[str]) -> int:
     require_ray()
     rows = [Row("the command line", {})] if args.jobs is None else read_rows(args.jobs)
     jobs = expand(rows, common, args.seeds)
-    out, picks = args.out, args.pick is not None
+    out = args.out
     state.check_folder(out)
     state.check_jobs(out, jobs)
     try:
         with lock.hold(out):
-            judging = judging_of(jobs, args.clip) if picks else None
-            return run_jobs(args, jobs, plan.recipes(plan.unfinished(jobs, out, picks), out, picks), judging)
+            judging = None if args.pick is None else judging_of(jobs, args.clip)
+            left = plan.unfinished(jobs, out, None if judging is None else judging.scorer)
+            return run_jobs(args, jobs, plan.recipes(left, out, judging is not None, args.address is None), judging)
     except lock.InUseError as error:
         way_out = "wait until that batch has ended, or choose another --out"
         raise UserError(f"--out {out} is in use by {error.owner}; {way_out}") from None

@@ -6,6 +6,7 @@ Example: python scripts/evaluate.py trial another --prior --out evaluation
 import os
 import sys
 from argparse import Namespace
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if __name__ == "__main__":
 from nerf.core.console import protected  # noqa: E402
 from nerf.core.errors import UserError, visible  # noqa: E402
 from nerf.core.ranges import SEED, between  # noqa: E402
-from nerf.core.script import Parser, run  # noqa: E402
+from nerf.core.script import FAILURE, Parser, run  # noqa: E402
 
 if TYPE_CHECKING:
     from nerf.evaluation.judge import Protocol, Row
@@ -100,7 +101,11 @@ def scorers_of(args: Namespace, captions: "tuple[str, ...]", runs: "list[Finishe
     if args.prior:
         from nerf.evaluation.prior_scorer import PriorScorer
 
-        found.append(PriorScorer([*captions, *(run.prompt for run in runs if run.prompt is not None)], seed=args.seed))
+        prompts = [run.prompt for run in runs if run.prompt is not None]
+        try:
+            found.append(PriorScorer([*captions, *prompts], seed=args.seed))
+        except UserError as error:
+            raise UserError(f"{args.captions or 'the prompts of the runs'}: {error}") from None
     if args.clip is not None:
         from nerf.evaluation.scorers import ClipScorer
 
@@ -122,26 +127,35 @@ def judged(args: Namespace) -> "tuple[list[Row], Protocol, list[Scorer]]":
     """The rows of all runs; everything is read and checked before the first picture.
 
     Raises:
-        UserError: a workspace, a caption or a model is not what is expected.
+        UserError: a workspace, a caption, a model or --out is not what is expected.
     """
+    from nerf.core.files import check_writable
     from nerf.evaluation.judge import Judge, check
     from nerf.evaluation.workspaces import read_finished
 
-    if args.out is not None and args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out {args.out} is not a folder; give another name")
+    if args.out is not None:
+        check_writable(args.out, "--out")
+    if not (args.prior or args.clip):
+        for name in ("region", "captions"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name} needs a model that judges pictures; add --prior or --clip, or leave it out")
+    for folder, others in Counter(folder.resolve() for folder in args.workspaces).items():
+        if others > 1:
+            raise UserError(f"the workspace {folder} is given twice, and would count twice; name it once")
     runs = [read_finished(folder) for folder in args.workspaces]
     protocol = protocol_of(args, runs)
     check(runs, protocol, scored=args.prior or args.clip is not None)
     scorers = scorers_of(args, protocol.captions, runs)
     judge, rows = Judge(scorers, protocol), []
     for number, one in enumerate(runs, start=1):
-        rows.append(judge.row(one))
-        print(visible(f"evaluate: {number}/{len(runs)} {one.folder}"), file=sys.stderr, flush=True)
+        rows.append(row := judge.row(one))
+        said = f": failed: {row.failure}" if row.failure else ""
+        print(visible(f"evaluate: {number}/{len(runs)} {one.folder}{said}"), file=sys.stderr, flush=True)
     return rows, protocol, scorers
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the report, and write it where ``--out`` says; returns 0."""
+    """Print the report, and write it where ``--out`` says; returns the exit code."""
     args = parser_of().parse_args(arguments)
     # Idle OpenMP threads sleep rather than spin, as in main.py: on a busy machine spinning costs many times the work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -162,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     else:
         print("\n".join(map(visible, text.splitlines())))
-    return 0
+    return FAILURE if any(row.failure for row in rows) else 0
 
 
 if __name__ == "__main__":

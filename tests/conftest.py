@@ -11,6 +11,26 @@ torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job of the background, whose programs would ignore Ctrl-C too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Files whose slow tests take longest, the longest first: with --dist loadfile a worker that came to one of them last would keep
+# the other waiting. All other files follow in their usual order.
+LONGEST = (
+    "tests/cuda/test_sessions.py",
+    "tests/nerf/viewer/test_web.py",
+    "tests/guidance/test_readme_commands.py",
+    "tests/scripts/test_batch.py",
+    "tests/test_fuzz.py",
+    "tests/nerf/test_gui.py",
+    "tests/guidance/test_sd_utils.py",
+    "tests/test_torchrun.py",
+    "tests/test_resume.py",
+    "tests/test_streams.py",
+    "tests/scripts/test_soak.py",
+    "tests/scripts/test_doctor.py",
+    "tests/guidance/test_distillation_runs.py",
+    "tests/nerf/run/test_gradients.py",
+    "tests/guidance/test_distillation_families.py",
+)
+
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
@@ -20,13 +40,18 @@ def pytest_ignore_collect(collection_path, config):
         return None if "mark.slow" in collection_path.read_text(encoding="utf-8") else True
 
 
-def pytest_collection_modifyitems(items):
-    """A slow test whose file does not say so would be left out above."""
+def pytest_collection_modifyitems(config, items):
+    """A slow test whose file does not say so would be left out above; slow tests begin with those of the longest files."""
     hidden = {
         path for path in {item.path for item in items if item.get_closest_marker("slow")} if "mark.slow" not in path.read_text()
     }
     if hidden:
         raise pytest.UsageError(f"mark.slow must stand in the files of slow tests, and not in {sorted(map(str, hidden))}")
+    if config.getoption("markexpr") == "slow":
+        if gone := [name for name in LONGEST if not (config.rootpath / name).is_file()]:
+            raise pytest.UsageError(f"LONGEST names files that are not there: {gone}")
+        rank = {config.rootpath / name: number for number, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture(autouse=True)

@@ -308,15 +308,16 @@ def start(photographs, folder, *words):
     return subprocess.Popen([*map(str, command)], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 
-@pytest.mark.parametrize("words", [(), ("--ckpt", "scratch"), ("--test",), ("--six_views",)])
-def test_a_second_program_in_a_workspace_is_one_sentence_and_changes_nothing(run, tmp_path, photographs, words):
+def test_a_second_program_in_a_workspace_is_one_sentence_and_changes_nothing(run, tmp_path, photographs):
     folder = tmp_path / "w"
     first = start(photographs, folder, "--iters", 10**6, "--checkpoint_seconds", 1e6)
     try:
         wait_for((folder / "metrics.jsonl").exists, first)
         options = (folder / "config.json").read_bytes()
-        assert_refused(run("--data", photographs, "--workspace", folder, *TINY, *words), f"in use by process {first.pid} on")
-        assert (folder / "config.json").read_bytes() == options
+        for words in ((), ("--ckpt", "scratch"), ("--test",), ("--six_views",)):
+            outcome = run("--data", photographs, "--workspace", folder, *TINY, *words)
+            assert_refused(outcome, f"in use by process {first.pid} on")
+            assert (folder / "config.json").read_bytes() == options, words
     finally:
         first.send_signal(signal.SIGINT)
         assert first.wait(timeout=60) == 130

@@ -223,9 +223,7 @@ def mesh():
 def test_meshes(tmp_path, monkeypatch, mesh, kind, read):
     import trimesh
 
-    monkeypatch.setattr(
-        soundness, "caves", partial(caves, cells=12)
-    )  # hundreds of reports, whose voxels take half a second each
+    monkeypatch.setattr(soundness, "caves", partial(caves, cells=12))  # of hundreds of reports
 
     if (kind == "stl" and read is load_mesh) or (kind not in ("glb", "obj") and read is read_mesh):
         pytest.skip("the mesh stage starts from no STL, and only GLB, OBJ are read back whole")

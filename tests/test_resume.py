@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import main
 from nerf.run import checkpoint
 from tests.helpers.processes import wait_for
 from tests.helpers.scripts import load_script
@@ -40,6 +41,11 @@ def start(photographs, folder, flags=()):
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 
+def run_whole(photographs, folder, flags=()):
+    """The same run to its end, in this process, which has torch already."""
+    assert main.main(["--data", str(photographs), "--workspace", str(folder), *FLAGS, *flags]) == 0
+
+
 def wait_for_step(folder, step, process, stage="nerf"):
     """Return once a checkpoint of ``step`` or later of a stage exists."""
     wait_for(lambda: any(found >= step for found, _ in checkpoint.steps(folder / "checkpoints", stage)), process)
@@ -65,8 +71,7 @@ def final(folder, stage="nerf"):
 def straight(photographs, tmp_path_factory):
     """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("straight")
-    process = start(photographs, folder)
-    assert process.wait(timeout=100) == 0, process.stderr.read()
+    run_whole(photographs, folder)
     return final(folder)
 
 
@@ -76,8 +81,7 @@ def test_a_run_killed_by_force_ends_with_the_same_bits(photographs, straight, tm
     process.kill()
     process.wait()
     assert checkpoint.steps(tmp_path / "checkpoints")[-1][0] < 60
-    again = start(photographs, tmp_path)
-    assert again.wait(timeout=100) == 0, again.stderr.read()
+    run_whole(photographs, tmp_path)
     step, tensors = final(tmp_path)
     assert step == straight[0] == 60 and tensors.keys() == straight[1].keys()
     for name, tensor in straight[1].items():
@@ -88,8 +92,7 @@ def test_a_run_killed_by_force_ends_with_the_same_bits(photographs, straight, tm
 def straight_stages(photographs, tmp_path_factory):
     """Both stages, one after the other, undisturbed."""
     folder = tmp_path_factory.mktemp("stages")
-    process = start(photographs, folder, STAGES)
-    assert process.wait(timeout=100) == 0, process.stderr.read()
+    run_whole(photographs, folder, STAGES)
     return final(folder, "dmtet")
 
 
@@ -100,8 +103,7 @@ def test_a_run_of_two_stages_killed_in_either_ends_with_the_same_bits(photograph
     process.kill()
     process.wait()
     assert checkpoint.steps(tmp_path / "checkpoints", stage)[-1][0] < STEPS[stage]
-    again = start(photographs, tmp_path, STAGES)
-    assert again.wait(timeout=100) == 0, again.stderr.read()
+    run_whole(photographs, tmp_path, STAGES)
     step, tensors = final(tmp_path, "dmtet")
     assert step == straight_stages[0] == 40 and tensors.keys() == straight_stages[1].keys()
     for name, tensor in straight_stages[1].items():

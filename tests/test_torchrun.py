@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import distributed
 
+import main
 from nerf.run import checkpoint
 from tests.helpers.processes import wait_for
 from tests.helpers.scripts import load_script
@@ -68,17 +69,10 @@ def test_the_process_that_is_left_says_so_and_torchrun_goes_on_from_its_checkpoi
     assert final(folder)[0] == STEPS and (folder / "result.json").is_file()
 
 
-def test_a_single_process_goes_on_from_the_checkpoint_of_two(killed):
+def test_a_single_process_goes_on_from_the_checkpoint_of_two(killed, capfd):
     base, folder, _ = killed
     before = final(folder)[1]
-    more = subprocess.run(
-        [sys.executable, *command(base / "photographs", folder, "--iters", str(STEPS + 4))],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert more.returncode == 0, more.stderr
+    assert main.main(command(base / "photographs", folder, "--iters", str(STEPS + 4))[1:]) == 0
     step, tensors = final(folder)
-    assert step == STEPS + 4 and tensors.keys() == before.keys() and f"(step {STEPS} of {STEPS + 4})" in more.stderr
+    assert step == STEPS + 4 and tensors.keys() == before.keys() and f"(step {STEPS} of {STEPS + 4})" in capfd.readouterr().err
     assert any(not torch.equal(torch.as_tensor(tensors[name]), torch.as_tensor(before[name])) for name in tensors)

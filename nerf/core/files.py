@@ -124,6 +124,27 @@ def replace_folder(folder: str | Path, names: Collection[str]) -> Iterator[Path]
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def check_writable(folder: str | Path, flag: str) -> None:
+    """Check that a folder can be made or written to, without making it.
+
+    Args:
+        folder: as the user typed it.
+        flag: and where.
+
+    Raises:
+        UserError: it cannot.
+    """
+    path = Path(folder).absolute()
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    if not existing.is_dir():
+        reason = f"{existing} is not a folder"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        reason = f"no permission for {existing}"
+    else:
+        return
+    raise UserError(f"{flag} {folder} cannot be written to ({reason}); choose a folder of your own")
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill in a ``with`` block; it gets the name ``folder`` as a whole at its end, and vanishes if the block fails.

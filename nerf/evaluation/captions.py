@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nerf.core.errors import UserError
 from nerf.core.files import read_text
+from nerf.core.words import counted
 
 MOST = 100_000
 
@@ -23,7 +24,7 @@ def read_captions(path: Path) -> list[str]:
     lines = [line.strip() for line in read_text(path, "give a text file with a caption on each line").splitlines()]
     found = {normalised(line): line for line in reversed(lines) if normalised(line) and not line.startswith("#")}
     if not 2 <= len(found) <= MOST:
-        raise UserError(f"{path} holds {len(found)} captions, and 2 to {MOST:,} are needed; write one on each line")
+        raise UserError(f"{path} holds {counted(len(found), 'caption')}, and 2 to {MOST:,} are needed; write one on each line")
     return list(reversed(found.values()))
 
 

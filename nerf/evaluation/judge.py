@@ -82,14 +82,21 @@ class Judge:
             self.directions, self.neighbours = cameras.icosphere(protocol.region)
 
     def row(self, run: Finished) -> Row:
-        """The figures of a run.
+        """The figures of a run; of one whose files are damaged those that came before, and the reason."""
+        row = Row(str(run.folder), run.prompt, run.seed, run.failure, dict(run.kept))
+        if not row.failure:
+            try:
+                self._measure(row, run)
+            except UserError as error:
+                row.failure = str(error)
+        return row
+
+    def _measure(self, row: Row, run: Finished) -> None:
+        """Add the figures of a run that has a mesh to its row.
 
         Raises:
-            UserError: the mesh is damaged, or a prompt is not for a scorer.
+            UserError: the mesh, or a photograph, is damaged, or a prompt is not for a scorer.
         """
-        row = Row(str(run.folder), run.prompt, run.seed, run.failure, dict(run.kept))
-        if row.failure:
-            return row
         row.figures |= geometry.report_figures(run.mesh)
         if self.truth is not None:
             row.figures |= geometry.truth_figures(run.mesh, self.truth, self.protocol.points, self.protocol.seed)
@@ -110,7 +117,6 @@ class Judge:
                 row.figures |= self._bound(scorer, run.prompt, captions, true)
             if self.protocol.region is not None:
                 row.figures |= self._region(scorer, mesh, captions, true)
-        return row
 
     # ---- parts of a row -------------------------------------------------------------------------------------------------
 

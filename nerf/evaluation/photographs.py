@@ -4,6 +4,7 @@ from pathlib import Path
 
 from nerf import provider
 from nerf.config.config import Config
+from nerf.core.errors import UserError
 from nerf.data.posed_images import Photographs
 from nerf.run import mesh_evaluation
 from nerf.run.lpips import Lpips
@@ -24,7 +25,10 @@ def figures(path: Path, config: Config, perceptual: Lpips | None, most: int = MO
         UserError: the photographs cannot be read.
     """
     assert config.data.data is not None, "a run on photographs"
-    splits = Photographs.splits_of(config.data.data, config.data, "cpu", config.field.bound, config.wild.wild)
+    try:
+        splits = Photographs.splits_of(config.data.data, config.data, "cpu", config.field.bound, config.wild.wild)
+    except UserError as error:
+        raise UserError(f"{error}; or judge without them (--no_photographs)") from None
     held_out = splits.get("test")
     if held_out is None:
         return {}

@@ -68,7 +68,7 @@ class ClipScorer(Scorer):
     name = "CLIP"
 
     def __init__(self, key: str, device: torch.device | str = "cpu"):
-        folder = text_weights.fetch(text_weights.from_key("clip", key, "--clip"))
+        folder = text_weights.fetch(text_weights.from_key("clip", key, "--clip"), "--clip")
         self.clip = Clip(folder, device)
         self.title, self.size = f"CLIP {key if not Path(key).exists() else Path(key).name}", self.clip.size
         self._last: tuple[Tensor | None, Tensor] = (None, torch.zeros(0))  # pictures, and their embeddings

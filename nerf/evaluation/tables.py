@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from nerf.core.words import counted
 from nerf.evaluation.judge import Row
 from nerf.evaluation.statistics import LEVEL, Interval, interval
 
@@ -33,7 +34,7 @@ COLUMNS: dict[str, tuple[str, int]] = {
     "test_psnr": ("field PSNR", 2),
     "test_ssim": ("field SSIM", 4),
 }
-LARGE = {"faces"}  # counts whose mean is shown with separators
+LARGE = {"faces"}  # counts that are shown with separators
 
 
 def columns_of(rows: Sequence[Row], scorers: Sequence[str]) -> dict[str, tuple[str, int]]:
@@ -46,10 +47,11 @@ def columns_of(rows: Sequence[Row], scorers: Sequence[str]) -> dict[str, tuple[s
 
 
 def means(rows: Sequence[Row], figures: Sequence[str], seed: int) -> dict[str, Interval]:
-    """Mean and interval of figures over rows; rows of one prompt are drawn together, as they are not independent.
+    """Mean and interval of figures over the rows that did not fail.
 
-    Of rows with one prompt alone the seeds are drawn.
+    Rows of one prompt are drawn together, as they are not independent; of rows with one prompt alone the seeds are drawn.
     """
+    rows = [row for row in rows if not row.failure]
     prompts = [row.prompt or row.workspace for row in rows]
     groups = prompts if len(set(prompts)) > 1 else None
     found = {figure: interval([row.figures.get(figure, float("nan")) for row in rows], groups, seed) for figure in figures}
@@ -92,7 +94,11 @@ def as_markdown(rows: Sequence[Row], settings: dict[str, Any], scorers: Sequence
         lines.append(_line([row.workspace, row.prompt or "", "" if row.seed is None else str(row.seed), *shown]))
     groups = {prompt: some for prompt, some in by_prompt(rows).items() if len(some) > 1}
     failed = sum(bool(row.failure) for row in rows)
-    lines += ["", f"Means and {100 * LEVEL:g} % intervals (bootstrap) over {len(rows) - failed} runs, {failed} failed:", ""]
+    lines += [
+        "",
+        f"Means and {100 * LEVEL:g} % intervals (bootstrap) over {counted(len(rows) - failed, 'run')}, {failed} failed:",
+        "",
+    ]
     lines += [_line(["runs of", *head[3:]]), _line(["---"] * (len(head) - 2))]
     for name, some in ({"all": list(rows)} | (groups if len(groups) < len(by_prompt(rows)) or len(groups) > 1 else {})).items():
         found = means(some, list(columns), seed)

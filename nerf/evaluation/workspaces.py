@@ -62,4 +62,4 @@ def read_finished(folder: Path) -> Finished:
         raise UserError(f"{folder} is no workspace, as it has no {CONFIG_FILE}; give the folder of a run")
     path = folder / "result.json"
     result = read_json(path, WAY_OUT, dict[str, Any]) if path.is_file() else {}
-    return Finished(folder, stored_config(folder), result)
+    return Finished(folder, stored_config(folder, WAY_OUT), result)

@@ -4,8 +4,6 @@ T triangles, V vertices, P pairs of neighbouring triangles. Lengths are scene un
 """
 
 import numpy as np
-from scipy.sparse import csr_matrix, hstack
-from scipy.sparse.linalg import LinearOperator, cg
 
 from nerf.mesh.mesh import Mesh, half_edges
 
@@ -43,17 +41,23 @@ def denoise(mesh: Mesh, length: float) -> Mesh:
 
 def _filtered(normals: np.ndarray, area: np.ndarray, first: np.ndarray, second: np.ndarray, rounds: int) -> np.ndarray:
     """Unit normals [T, 3], averaged again and again with those of their neighbours [P] that are alike, by area [T]."""
+    from scipy.sparse import csr_matrix
+
     count, all_alike = len(normals), np.ones(len(first))
     rows = np.concatenate([first, second, np.arange(count)])
     columns = np.concatenate([second, first, np.arange(count)])
+    order = np.argsort(rows, kind="stable")
+    begin = np.searchsorted(rows[order], np.arange(count + 1))
+    columns = columns[order]
 
     def averaged(alike: np.ndarray) -> np.ndarray:
-        weight = np.concatenate([alike * area[second], alike * area[first], area])
-        return _unit(csr_matrix((weight, (rows, columns)), shape=(count, count)) @ normals)
+        weight = np.concatenate([alike * area[second], alike * area[first], area])[order]
+        return _unit(csr_matrix((weight, columns, begin), shape=(count, count)) @ normals)
 
     for _ in range(rounds):
         guide = averaged(all_alike)
-        normals = averaged(np.exp(-0.5 * np.square((guide[first] - guide[second]) / _ALIKE).sum(axis=1)))
+        apart = guide[first] - guide[second]
+        normals = averaged(np.exp(np.einsum("pk,pk->p", apart, apart) * (-0.5 / _ALIKE**2)))
     return normals
 
 
@@ -64,6 +68,9 @@ def _fitted(mesh: Mesh, normals: np.ndarray, area: np.ndarray, fixed: np.ndarray
     triangle t, where x' are the vertices of the mesh, of which the ``fixed`` ones stay, and A_i the areas around the vertices,
     scaled so that their mean is that of the triangles.
     """
+    from scipy.sparse import csr_matrix, hstack
+    from scipy.sparse.linalg import LinearOperator, cg
+
     start, end = half_edges(mesh.faces)
     count, rows = len(mesh.vertices), np.arange(len(start))
     both, ends = np.concatenate([rows, rows]), np.concatenate([start, end])
@@ -103,4 +110,4 @@ def _pairs(mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors [T, 3] of length 1; those of length 0 stay."""
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=_TINY)
+    return vectors / np.sqrt(np.einsum("tk,tk->t", vectors, vectors)).clip(min=_TINY)[:, None]

@@ -6,10 +6,15 @@ Three frames: the box that is trained in (+Y up, front +Z), the file, and the so
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
-from nerf.core.files import write_atomically
+from nerf.core.errors import UserError
+from nerf.core.files import read_json, write_atomically
 from nerf.mesh.mesh import moved
+
+FILE = "transform.json"  # beside a mesh
+WAY_OUT = "export the mesh again"
 
 
 def check_transform(matrix) -> np.ndarray:
@@ -71,4 +76,26 @@ def write_transform(folder: Path, transform: np.ndarray | None, placing: np.ndar
         "file_to_source": (transform @ np.linalg.inv(placing)).tolist(),
     }
     text = json.dumps(content, indent=1)
-    return write_atomically(folder / "transform.json", lambda path: path.write_text(text, encoding="utf-8"))
+    return write_atomically(folder / FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+class _Written(msgspec.Struct):
+    """What is read of ``transform.json``."""
+
+    box_to_file: list[list[float]]
+
+
+def read_placing(folder: Path) -> np.ndarray:
+    """The matrix [4, 4] from the box to the files of a folder, as :func:`write_transform` wrote it; else the identity.
+
+    Raises:
+        UserError: ``transform.json`` is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return np.eye(4)
+    written: _Written = read_json(path, WAY_OUT, _Written)
+    try:
+        return check_transform(written.box_to_file)
+    except ValueError:
+        raise UserError(f"{path}: expected box_to_file as the 4x4 matrix of a mesh that is not mirrored; {WAY_OUT}") from None

@@ -139,12 +139,10 @@ def seen_from(solid: np.ndarray, direction: np.ndarray) -> np.ndarray:
     slope = np.delete(direction, axis) / abs(direction[axis])
     shift = np.rint(np.arange(count)[:, None] * slope).astype(np.int64)  # of a line of sight, from layer to layer
     pad = np.abs(shift).max(axis=0)
-    sheared = np.zeros((count, height + 2 * pad[0], width + 2 * pad[1]), dtype=bool)
-    windows = [
-        (slice(pad[0] + i, pad[0] + i + height), slice(pad[1] + j, pad[1] + j + width)) for i, j in shift.tolist()
-    ]  # fmt: skip
-    for k, window in enumerate(windows):
-        sheared[k][window] = layers[k]
-    blocked = np.logical_or.accumulate(sheared, axis=0)
-    free = np.stack([~blocked[k][window] for k, window in enumerate(windows)])
+    blocked = np.zeros((height + 2 * pad[0], width + 2 * pad[1]), dtype=bool)  # lines of sight, by the layers so far
+    free = np.empty(layers.shape, dtype=bool)
+    for layer, sight, (i, j) in zip(np.ascontiguousarray(layers), free, (pad + shift).tolist(), strict=True):
+        window = blocked[i : i + height, j : j + width]
+        window |= layer
+        np.logical_not(window, out=sight)
     return np.moveaxis(free[::-1] if direction[axis] > 0 else free, 0, axis)

@@ -3,7 +3,6 @@
 The GLB is read back, so that what is measured is what a user gets: triangles, uv and texture, unlit. V vertices, T triangles.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from nerf.core.cameras import clip_space
+from nerf.core.errors import ExportError
 from nerf.core.images import to_uint8, write_png
 from nerf.core.progress import track
 from nerf.core.structs import Views
 from nerf.data.posed_images import Photographs
 from nerf.mesh.io import read_mesh, read_parts
 from nerf.mesh.mesh import merged, moved
+from nerf.mesh.placement import WAY_OUT, read_placing
 from nerf.mesh.surface_colors import lookup
 from nerf.run import metrics
 from nerf.run.lpips import Lpips
@@ -46,16 +47,16 @@ def read_textured(path: Path) -> TexturedMesh:
     """Read a GLB that an export wrote, with the ``transform.json`` beside it, if there is one.
 
     Raises:
-        ExportError: it cannot be read.
-        ValueError: it has neither a texture nor colours of its vertices.
+        ExportError: it cannot be read, or has neither a texture nor colours of its vertices.
+        UserError: ``transform.json`` is damaged.
     """
     mesh, matrix = read_mesh(path), np.eye(4)
     parts = read_parts(path)
     if len(parts) == 1:  # of which the mesh was taken without its node
         matrix = np.asarray(parts[0][1], dtype=np.float64)
-    beside = path.parent / "transform.json"
-    if beside.is_file():
-        matrix = np.linalg.inv(np.array(json.loads(beside.read_text(encoding="utf-8"))["box_to_file"])) @ matrix
+    matrix = np.linalg.inv(read_placing(path.parent)) @ matrix
+    if mesh.texture is None and mesh.colors is None or mesh.texture is not None and mesh.uv is None:
+        raise ExportError(f"{path} has neither a texture nor colours of its vertices; {WAY_OUT}")
     vertices, index = merged(mesh.vertices)
     faces = torch.from_numpy(mesh.faces)
     plain = mesh.texture is None and mesh.colors is not None

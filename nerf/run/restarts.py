@@ -16,14 +16,31 @@ def with_restart(asked: Config) -> Config:
 
     So ``--ckpt scratch``, and a file, count in the first start alone.
     """
-    if torchrun.world_size() == 1 or not asked.trains or asked.runtime.ckpt == CKPT_WORDS[0]:
+    if not _begins_elsewhere(asked):
         return asked
     mark = Path(asked.output.workspace, MARK)
-    own = torchrun.restarts() > 0 and is_main() and _has_newer(mark)
     if is_main() and torchrun.restarts() == 0:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text("torchrun began this run\n", encoding="utf-8")
+        mark.unlink(missing_ok=True)  # of another run
+    own = torchrun.restarts() > 0 and is_main() and _has_newer(mark)
     return with_values(asked, {"ckpt": CKPT_WORDS[0]}, "default") if from_first(int(own)) else asked
+
+
+def record_start(asked: Config) -> None:
+    """Note that a run begins, in its open workspace; checkpoints that are older are not its own.
+
+    Args:
+        asked: what :func:`with_restart` returned.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if _begins_elsewhere(asked) and is_main():
+        Path(asked.output.workspace, MARK).write_text("torchrun began this run\n", encoding="utf-8")
+
+
+def _begins_elsewhere(asked: Config) -> bool:
+    """Whether a run of torchrun begins anew, or from a file, and not from the newest checkpoint of its workspace."""
+    return torchrun.world_size() > 1 and asked.trains and asked.runtime.ckpt != CKPT_WORDS[0]
 
 
 def _has_newer(mark: Path) -> bool:

@@ -16,6 +16,7 @@ from nerf.config.inputs import PromptConfig
 from nerf.config.kept import StoredRun, StoredStart, start_from_run
 from nerf.config.resolve import RunPlan
 from nerf.config.stages import FIRST, STAGE_KINDS
+from nerf.core import files
 from nerf.core.errors import UserError
 from nerf.core.files import as_shape, read_json, remove_unfinished, unfinished_name, write_atomically, write_json
 from nerf.run import checkpoint
@@ -109,24 +110,28 @@ def checkpoint_start(asked: Config) -> StoredStart | None:
     return replace(start, required={**start.required, **{flag: stored.value(flag) for flag in resumed}}, flag="--ckpt")
 
 
-def stored_config(folder: str | Path) -> Config:
+def stored_config(folder: str | Path, way_out: str = WAY_OUT) -> Config:
     """The config of the run in a workspace, with the prompt that it has by now.
+
+    Args:
+        folder: the workspace.
+        way_out: what the user can do if it is broken; the end of the message.
 
     Raises:
         UserError: ``config.json`` is missing or broken.
     """
-    return _stored_run(folder)[0]
+    return _stored_run(folder, way_out)[0]
 
 
-def _stored_run(folder: str | Path) -> tuple[Config, _Kept]:
+def _stored_run(folder: str | Path, way_out: str = WAY_OUT) -> tuple[Config, _Kept]:
     """See :func:`stored_config`."""
     path = Path(folder) / CONFIG_FILE
-    stored = read_json(path, WAY_OUT)
+    stored = read_json(path, way_out)
     try:
         config = from_json(stored)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return config, as_shape(stored, path, WAY_OUT, _Kept)
+    return config, as_shape(stored, path, way_out, _Kept)
 
 
 def record_prompt(folder: str | Path, stage: str, step: int, before: PromptConfig, after: PromptConfig) -> None:
@@ -155,16 +160,9 @@ def check_writable(folder: str | Path) -> None:
     Raises:
         UserError: it cannot.
     """
-    path = Path(folder).absolute()
-    existing = next(place for place in (path, *path.parents) if place.exists())
-    if not existing.is_dir():
-        raise UserError(f"--workspace {folder} cannot be written to ({existing} is not a folder); choose a folder of your own")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(
-            f"--workspace {folder} cannot be written to (no permission for {existing}); choose a folder of your own"
-        )
+    files.check_writable(folder, "--workspace")
     for name in (*FILES, *FOLDERS):
-        _check_name(path / name, f"--workspace {folder} cannot be written to: {name} in it", name in FOLDERS)
+        _check_name(Path(folder).absolute() / name, f"--workspace {folder} cannot be written to: {name} in it", name in FOLDERS)
 
 
 def _check_name(path: Path, what: str, folder: bool) -> None:

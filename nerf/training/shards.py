@@ -13,9 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
+from nerf.config.config import Config
 from nerf.core.errors import UserError
 from nerf.core.streams import Random, derived_seed
 from nerf.core.structs import Batch, Part, Rays, Shard
+from nerf.core.words import counted
 
 OF_RAYS = ("rgb", "mask", "depth", "normal", "depth_map", "depth_cosine", "valid")  # what a batch knows of each ray
 
@@ -38,8 +40,27 @@ def affordable(part: Part, fits: Callable[[int], int]) -> Part:
     return replace(part, request=replace(part.request, num_rays=min(rays, count * fits(math.ceil(rays / count)))))
 
 
+def check_views(config: Config, count: int) -> None:
+    """Refuse a run whose steps have fewer views than there are processes, before anything is written.
+
+    Views that stay together are counted when they are drawn (:func:`take`).
+
+    Args:
+        config: the options of a run.
+        count: processes.
+
+    Raises:
+        UserError: it has.
+    """
+    views = config.camera.batch_size
+    if config.trains and config.prompt.kinds and views < count:
+        raise UserError(_too_few("image", views, 1, count))
+
+
 def take(part: Part, batch: Batch, linked: int = 1) -> tuple[Part, Batch, float]:
     """The share of a part: its views as a whole, its patches as a whole, or its rays.
+
+    Views of image prompts, of which there is often one alone, are rendered by every process if they are fewer than these.
 
     Args:
         part: as it was planned.
@@ -59,8 +80,10 @@ def take(part: Part, batch: Batch, linked: int = 1) -> tuple[Part, Batch, float]
     views = 0 if batch.views is None else len(batch.views)
     unit = linked * (rays // views) if views else (1 if shape is None else shape[1] * shape[2])  # rays that stay together
     groups = rays // unit
+    if groups < part.shard.count and part.known_view:
+        return part, batch, 1 / part.shard.count
     if groups < part.shard.count:
-        raise UserError(_too_few(part, groups, linked))
+        raise UserError(_too_few(part.request.layout, groups, linked, part.shard.count))
     first, last = bounds(groups, part.shard)
     here = slice(first * unit, last * unit)
     seen = slice(first * linked, last * linked)
@@ -80,13 +103,14 @@ def take(part: Part, batch: Batch, linked: int = 1) -> tuple[Part, Batch, float]
     return replace(part, request=request, settings=settings), taken, (last - first) / groups
 
 
-def _too_few(part: Part, groups: int, linked: int) -> str:
-    """Why a part cannot be divided, and what to do."""
-    layout, count = part.request.layout, part.shard.count
+def _too_few(layout: str, groups: int, linked: int, count: int) -> str:
+    """Why a part cannot be divided among ``count`` processes, and what to do."""
     if layout == "image":
-        what = "views" if linked == 1 else f"groups of {linked} views"
+        what = (
+            counted(groups, "view") if linked == 1 else counted(groups, f"group of {linked} views", f"groups of {linked} views")
+        )
         return (
-            f"{count} processes share the {groups} {what} of a step, so some would have none; give a --batch_size of at least "
+            f"{count} processes share the {what} of a step, so some would have none; give a --batch_size of at least "
             f"{count * linked}, or start fewer processes"
         )
     return f"{count} processes share the {groups} {layout} of a step; give a larger --num_rays, or start fewer processes"

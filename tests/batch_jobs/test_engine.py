@@ -205,6 +205,13 @@ def test_what_does_not_fit_on_this_machine_is_refused_and_may_come_to_a_cluster(
     assert workers_for(asked, {"CPU": 2.0}, fixed=False)[0] >= 1
 
 
+def test_a_cluster_that_does_not_answer_is_a_sentence_at_once(monkeypatch):
+    monkeypatch.setattr(engine, "require_ray", lambda: None)
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:99999"):
+        with pytest.raises(UserError, match=f"--address {address}: nobody answers there .*ray start --head"):
+            engine.connected(address, True).__enter__()
+
+
 def test_without_ray_there_is_a_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(UserError, match=r"a batch runs on Ray, which is not installed .*somnia\[batch\]"):

@@ -5,6 +5,7 @@ import pytest
 from batch_jobs.jobs import Row, as_words, expand, read_rows
 from nerf.config import config as options
 from nerf.core.errors import UserError
+from tests.helpers.scripts import load_script
 
 
 def jobs_of(tmp_path, name, text, common=(), seeds=None):
@@ -37,7 +38,7 @@ def test_a_csv_has_any_flag_as_a_column(tmp_path):
 
 
 def test_a_jsonl_has_values_lists_and_switches(tmp_path):
-    first = '{"text": "a car", "fovy_range": [10, 20], "fp16": false, "name": "best.car"}'
+    first = '{"text": "a car", "negative": "a\u2028b", "fovy_range": [10, 20], "fp16": false, "name": "best.car"}'
     jobs = jobs_of(tmp_path, "jobs.jsonl", first + '\n\n{"text": "a mug", "iters": null, "seed": 4}\n')
     assert jobs[0].name == "best.car" and config_of(jobs[0]).camera.fovy_range == (10, 20)
     assert config_of(jobs[0]).asked("fp16") and config_of(jobs[1]).runtime.seed == 4 == jobs[1].seed
@@ -83,9 +84,9 @@ def test_the_name_of_a_folder_depends_on_its_row_alone(tmp_path):
         ("a.csv", "text,device\na,cuda:1\n", "line 2: --device cuda:1: Ray chooses the GPU of a job"),
         ("a.csv", "text,name\na,x/y\n", "line 2: name must be letters, digits, dots, - and _, at most 100, got 'x/y'"),
         ("a.csv", "text,name\na,index.html\n", "line 2: name index.html is that of a file of the batch"),
-        ("a.csv", "text,name\na,x\nb,x\n", "line 3 is called x as is a.csv, line 2"),
+        ("a.csv", "text,name\na,X\nb,x\n", "line 3 is called x as is a.csv, line 2"),
         ("a.jsonl", '{"text": "a"}\n{"text": }\n', "line 2 is not valid JSON"),
-        ("a.jsonl", '["a"]\n', 'line 1: expected an object such as {"text": "a hamburger"}'),
+        ("a.json", '["a"]\n', 'line 1: expected an object such as {"text": "a hamburger"}'),
         ("a.jsonl", '{"text": "a", "fovy_range": []}\n', "line 1: fovy_range is a value or a list of values"),
         ("a.jsonl", '{"text": "a", "O": "yes"}\n', "line 1: O is a switch, true or false"),
         ("a.jsonl", '{"text": "a", "name": 3}\n', "line 1: name is the name of a folder, got 3"),
@@ -113,6 +114,12 @@ def test_flags_of_all_jobs_are_checked_too(common, sentence):
     with pytest.raises(UserError) as caught:
         expand([Row("a.txt, line 1", {"text": "a"})], common, None)
     assert sentence in str(caught.value)
+
+
+def test_a_flag_of_main_py_among_those_of_the_batch_is_told_its_place(capsys):
+    with pytest.raises(SystemExit):
+        load_script("batch").parser_of().parse_args(["--out", "x", "--iters=4"])
+    assert "--iters is a flag of main.py; write it behind all others and --, as in -- --iters" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path):

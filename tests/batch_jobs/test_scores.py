@@ -9,6 +9,7 @@ from batch_jobs.jobs import Row, expand
 from batch_jobs.scores import Judging, judging_of, keep_best, rank
 from batch_jobs.state import State
 from batch_jobs.worker import Worker
+from guidance import text_weights
 from nerf.config import config as options
 from nerf.config.kept import StoredRun
 from nerf.config.resolve import resolve
@@ -39,8 +40,12 @@ def test_the_best_seed_of_each_job_is_kept_and_of_the_others_the_pictures(tmp_pa
     assert [one.picked for one in states] == [False, True, False, False, True, False]
     kept = [{path.name for path in (tmp_path / job.name).iterdir() if path.is_dir()} for job in jobs]
     assert kept[0] == kept[2] == {"results"} and all(len(kept[i]) == 3 for i in (1, 3, 4, 5))
+    (tmp_path / jobs[0].name / "mesh").mkdir()  # as of a driver that was killed while it removed it
     assert keep_best(tmp_path, jobs, "prior") == ["a_car_seed1", "a_mug_seed1"], "again, nothing changes"
-    assert [job.name for job in plan.unfinished(jobs, tmp_path, judged=True)] == ["a_mug_seed0", "a_mug_seed2"]
+    assert not (tmp_path / jobs[0].name / "mesh").exists()
+    assert [job.name for job in plan.unfinished(jobs, tmp_path, "prior")] == ["a_mug_seed0", "a_mug_seed2"]
+    assert len(plan.unfinished(jobs, tmp_path, "clip")) == 4, "figures of two models are never compared"
+    assert keep_best(tmp_path, jobs, "clip") == []
 
 
 def test_a_finished_job_is_judged_without_being_run_again(tmp_path, monkeypatch):
@@ -68,14 +73,21 @@ def test_a_mesh_is_judged_as_the_program_for_evaluation_does(tmp_path):
     assert found == scores.judge(folder, judging) and rank(found, judging.scorer)[0] == found["r_precision_clip"]
 
 
-def test_a_job_that_cannot_be_judged_says_why_and_is_done(tmp_path):
+def test_a_job_that_cannot_be_judged_says_why_and_is_done(tmp_path, monkeypatch):
     state.write(tmp_path, State("done"))
     assert Worker().run(str(tmp_path), [], [], 2, Judging(("a car", "a mug")))["error"] == ""
     found = state.read(tmp_path)
-    assert found.state == "done" and "is no workspace" in found.unjudged and state.is_finished(found, judged=True)
+    assert found.state == "done" and "is no workspace" in found.unjudged
+    monkeypatch.setattr(scores, "judge", lambda folder, judging: {"posterior_prior": 1.0})
+    Worker().run(str(tmp_path), [], [], 3, Judging(("a car", "a mug")))
+    found = state.read(tmp_path)
+    assert found.scores and not found.unjudged and state.is_finished(found, "prior"), "the same command judges it again"
 
 
-def test_who_cannot_be_judged_is_told_before_anything_starts(tmp_path):
+def test_who_cannot_be_judged_is_told_before_anything_starts(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="nothing is not a folder; give one, or a hub id"):
+        judging_of(expand([Row("a.txt, line 1", {"text": "a red car"})], [], None), str(tmp_path / "nothing"))
+    monkeypatch.setattr(text_weights, "from_key", lambda *_: None)
     known, unknown = (expand([Row("a.txt, line 1", {"text": text})], [], None) for text in ("a red car", "a zebra crossing"))
     assert "a hamburger" in judging_of(known, None).captions and judging_of(unknown, "folder").captions[0] == "a zebra crossing"
     with pytest.raises(UserError, match=r"a.txt, line 1: --pick best: .*judge with --clip"):

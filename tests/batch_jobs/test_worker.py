@@ -149,10 +149,15 @@ def test_a_model_that_learns_is_loaded_anew(monkeypatch):
     assert first is not second and shared.loaded == 2
 
 
-def test_a_job_that_would_be_refused_is_named_with_its_line(tmp_path):
+def test_a_job_that_would_be_refused_is_named_with_its_line(tmp_path, monkeypatch):
     jobs = expand([Row("a.txt, line 7", {"text": "a car", "guidance": "zero123"})], FLAGS, None)
     with pytest.raises(UserError, match="a.txt, line 7: --guidance zero123 needs a prompt of another kind"):
         recipes(jobs, tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    jobs = expand([Row("a.txt, line 8", {"text": "a car", "device": "cuda"})], ["--sd_version", "embedded"], None)
+    with pytest.raises(UserError, match="a.txt, line 8: --device cuda: torch sees no CUDA device here"):
+        recipes(jobs, tmp_path)
+    assert recipes(jobs, tmp_path, here=False), "a cluster may have one"
 
 
 def test_jobs_of_another_batch_in_the_folder_are_refused(tmp_path):
@@ -170,7 +175,13 @@ def test_jobs_of_another_batch_in_the_folder_are_refused(tmp_path):
 
 def test_a_folder_that_is_no_batch_is_refused(tmp_path):
     (tmp_path / "letter.txt").touch()
-    for folder, said in ((tmp_path, "is not empty and holds no batch"), (tmp_path / "letter.txt", "is a file")):
+    letter = tmp_path / "letter.txt"
+    refused = {
+        tmp_path: "is not empty and holds no batch",
+        letter: "letter.txt is not a folder",
+        letter / "x": "letter.txt is not a folder",
+    }
+    for folder, said in refused.items():
         with pytest.raises(UserError, match=said):
             state.check_folder(folder)
     assert state.read(tmp_path) is None

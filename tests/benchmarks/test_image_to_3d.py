@@ -56,13 +56,14 @@ def test_the_picture_is_the_true_view_at_azimuth_zero_of_the_run():
 
 
 @pytest.mark.parametrize("name", ["a_pink_car", "a_purple_mushroom"])
-def test_the_true_mesh_passes_every_bar_and_the_turned_one_of_a_car_does_not(name):
+def test_the_true_mesh_passes_every_bar_and_the_turned_one_of_a_car_does_not(name, monkeypatch):
     reference = NAMES[name]
     mesh = turned(level_set(shape_of(reference)), -reference.front)
     found = measure(reference, mesh)
     # Colours at the vertices bleed over the edges between parts, so that even the true mesh is some dB from the truth.
     assert found["psnr"] > 19 and found["psnr"] > found["ball"] + 3 and found["iou"] > 0.95 and found["reference"] > 25
     if reference.group == "view":
+        monkeypatch.setattr(image_to_3d, "best_ball", lambda *_: found["ball"])  # of the same truth
         wrong = measure(reference, turned(mesh, 90))
         assert wrong["psnr"] < found["psnr"] - 6 and wrong["iou"] < 0.7 and wrong["reference"] < found["reference"] - 5
 

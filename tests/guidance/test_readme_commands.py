@@ -27,7 +27,8 @@ from tests.nerf import photo_folders
 # says so and goes on.
 SMALL = (
     "--backend taichi --iters 2 --dmtet_iters 2 --w 16 --h 16 --W 16 --H 16 --batch_size 1 --dataset_size_test 2 --threads 1 "
-    "--tet_grid_size 8 --grid_size 16 --mcubes_resolution 24 --texture_size 64 --mesh_threshold 2 --max_steps 64 --seed 0"
+    "--tet_grid_size 8 --grid_size 16 --grid_log2 12 --mcubes_resolution 24 --texture_size 64 --mesh_threshold 2 "
+    "--max_steps 64 --seed 0"
 )
 WINDOWS = {"--gui", "--viewer"}  # commands that open one and wait; their own tests run them
 
@@ -50,14 +51,16 @@ def folder(tmp_path_factory):
         images[i, 4:8, 4:8] = (200, 30 * i, 20, 255)
     photo_folders.write(folder / "photographs", images)
     if data := os.environ.get("SOMNIA_TEST_DATA"):  # cameras are found from real photographs alone
-        shutil.copytree(Path(data, "lund_door", "images"), folder / "pictures")
+        (folder / "pictures").mkdir()
+        for path in sorted(Path(data, "lund_door", "images").iterdir())[:4]:
+            shutil.copy(path, folder / "pictures")
     picture[20:44, 16:48] = (180, 90, 30)
     Image.fromarray(picture).save(folder / "burger.jpg")
     trimesh = pytest.importorskip("trimesh")
     trimesh.creation.icosphere(2, 0.4).export(folder / "cow.glb")
     (folder / "my.args").write_text("--text 'a hamburger'  -O --no_save_mesh")
     write_clip_tokenizer(folder / "tokenizer")
-    write_file(folder / "dream.safetensors", tensors_of("sd1"))
+    write_file(folder / "dream.safetensors", tensors_of("sd1"), {"modelspec.resolution": "128x128"})  # what it is shown
     return folder
 
 

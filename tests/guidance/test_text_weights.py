@@ -96,6 +96,8 @@ def test_a_repository_of_another_model_is_one_sentence(monkeypatch, tmp_path):
     pretend_hub(monkeypatch, ["README.md"], tmp_path)
     with pytest.raises(UserError, match="a/b: the repository lacks config.json.*or give --hf_keys clip=FOLDER"):
         fetch(resolve(config("--hf_keys", "clip=a/b"), "clip"))
+    with pytest.raises(UserError, match="or give --clip FOLDER"):
+        fetch(resolve(config("--hf_keys", "clip=a/b"), "clip"), "--clip")
 
 
 def test_another_codec_is_found_by_its_key_and_none_without_one(taesdxl_folder):

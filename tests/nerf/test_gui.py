@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import main
 from benchmarks.virtual_display import virtual_display
 from nerf import gui
 from nerf.config.config import parse
@@ -90,29 +91,21 @@ def test_an_error_in_rendering_is_shown_in_the_window(use, open_run, photographs
 
 def opening(tmp_path, photographs, monkeypatch, value):
     """A run that would open a window, with this DISPLAY."""
-    environment = {name: text for name, text in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    environment |= {} if value is None else {"DISPLAY": value}
-    words = [
-        sys.executable,
-        "main.py",
-        "--data",
-        str(photographs),
-        *PHOTOS,
-        *TINY,
-        "--gui",
-        "--workspace",
-        str(tmp_path / "run"),
-    ]
-    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("DISPLAY", value)
+    return main.main(["--data", str(photographs), *PHOTOS, *TINY, "--gui", "--workspace", str(tmp_path / "run")])
 
 
 @pytest.mark.skipif(not display.is_x11(), reason="windows of this system are not X11's")
 @pytest.mark.parametrize(("value", "said"), [(None, "DISPLAY is not set"), (":937", "cannot be opened"), ("no", "cannot be")])
-def test_without_a_display_the_web_viewer_is_offered(tmp_path, photographs, monkeypatch, value, said):
+def test_without_a_display_the_web_viewer_is_offered(tmp_path, photographs, monkeypatch, capfd, value, said):
     pytest.importorskip("dearpygui")
-    ended = opening(tmp_path, photographs, monkeypatch, value)
-    assert ended.returncode == 2 and said in ended.stderr and "--viewer web" in ended.stderr, ended.stderr
-    assert len([line for line in ended.stderr.splitlines() if line.startswith("main.py:")]) == 1
+    code = opening(tmp_path, photographs, monkeypatch, value)
+    printed = capfd.readouterr().err
+    assert code == 2 and said in printed and "--viewer web" in printed, printed
+    assert len([line for line in printed.splitlines() if line.startswith("main.py:")]) == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import main
 from tests.helpers.scripts import ROOT, load_script
 
 SCRIPT = str(ROOT / "scripts" / "doctor.py")
@@ -143,19 +144,12 @@ def test_the_demo_is_that_of_the_makefile(doctor):
         (["--data", "nowhere", "--workspace", "x"], "nowhere"),
     ],
 )
-def test_a_command_that_main_refuses_cannot_run_for_the_same_reason(words, sentence, tmp_path, monkeypatch):
+def test_a_command_that_main_refuses_cannot_run_for_the_same_reason(words, sentence, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    empty = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    found = told("command", "main.py", *words, **empty)["command"]
-    refused = subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **empty},
-    )
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = told("command", "main.py", *words, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1")["command"]
     assert found["state"] == "bad" and sentence in found["text"]
-    assert refused.returncode == 2 and refused.stderr.rstrip().endswith(found["text"])
+    assert main.main(words) == 2 and capfd.readouterr().err.rstrip().endswith(found["text"])
 
 
 def test_a_command_that_could_run_changes_nothing_on_disk(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """scripts/evaluate.py: rows of finished runs by CLIP in its real layout, a true surface, sentences for what is wrong."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -34,11 +35,13 @@ def write_run(folder, prompt, seed, mesh=None):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two mugs, a car, and a car that failed."""
+    """Two mugs, a car, a car that failed, and one whose mesh was cut off."""
     root = tmp_path_factory.mktemp("runs")
     mug, car = (mesh_of(canonical(prompt)) for prompt in PROMPTS)
     named = [("mug0", PROMPTS[0], 0, mug), ("mug1", PROMPTS[0], 1, mug), ("car0", PROMPTS[1], 0, car)]
-    return [write_run(root / name, *rest) for name, *rest in named] + [write_run(root / "car1", PROMPTS[1], 1)]
+    torn = write_run(root / "car2", PROMPTS[1], 2, car)
+    os.truncate(torn / "mesh" / "mesh.glb", 3000)
+    return [write_run(root / name, *rest) for name, *rest in named] + [write_run(root / "car1", PROMPTS[1], 1), torn]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def report(runs, main, tmp_path_factory):
     words = [*map(str, runs), "--clip", str(out / "clip"), "--captions", str(out / "captions.txt"), "--views", "4"]
     truth = runs[0] / "mesh" / "mesh.glb"
     flags = ["--truth", str(truth), "--points", "500", "--region", "0", "--background", "grey", "--crop", "object"]
-    assert main([*words, *flags, "--out", str(out / "made" / "here")]) == 0
+    assert main([*words, *flags, "--out", str(out / "made" / "here")]) == 1, "two failed"
     made = out / "made" / "here"
     return json.loads((made / "evaluation.json").read_text()), (made / "evaluation.md").read_text()
 
@@ -68,6 +71,7 @@ def test_every_run_has_a_row_with_its_figures(report):
         (PROMPTS[0], 1),
         (PROMPTS[1], 0),
         (PROMPTS[1], 1),
+        (PROMPTS[1], 2),
     ]
     figures = rows[0]["figures"]
     assert {"r_precision_clip", "clip_score", "janus_clip", "region_clip", "drift_clip", "drift_ssim", "watertight"} <= set(
@@ -79,7 +83,7 @@ def test_every_run_has_a_row_with_its_figures(report):
 
 
 def test_a_mesh_is_compared_with_the_true_surface(report):
-    mug, _, car, _ = (row["figures"] for row in report[0]["rows"])
+    mug, _, car, *_ = (row["figures"] for row in report[0]["rows"])
     assert mug["iou"] == 1 and mug["chamfer"] < 1e-6 and mug["f_score"] == 1
     assert car["iou"] < 0.6 and car["chamfer"] > 1
 
@@ -91,8 +95,10 @@ def test_the_figures_of_a_true_shape_stand_beside_those_of_the_same_mesh(report)
 
 def test_a_run_that_failed_is_a_row_and_counts_nowhere_else(report):
     found, text = report
-    assert found["failures"] == 1 and found["rows"][3]["failure"] == "the field is empty"
+    assert found["failures"] == 2 and found["rows"][3]["failure"] == "the field is empty"
+    assert "mesh.glb cannot be read as a mesh: it was cut off" in found["rows"][4]["failure"]
     assert found["all"]["clip_score"]["count"] == 3 and "| failed: the field is empty |" in text
+    assert found["all"]["train_seconds"]["count"] == 3, "nor does what the last one wrote itself"
 
 
 def test_means_have_intervals_over_the_seeds_of_a_prompt_and_over_all(report):
@@ -132,6 +138,9 @@ def test_without_a_model_the_surface_is_measured(main, runs, capsys):
         (["RUN", "--truth", "none.ply"], "there is no true surface none.ply"),
         (["RUN", "--truth", __file__], "expected a mesh or point cloud"),
         (["RUN", "--clip", "."], "needs others to be told from"),
+        (["RUN", "RUN"], "is given twice, and would count twice"),
+        (["RUN", "--region", "1"], "--region needs a model that judges pictures; add --prior or --clip"),
+        (["RUN", "--out", f"{__file__}/x"], "--out .* cannot be written to .* is not a folder"),
     ],
 )
 def test_what_is_wrong_is_a_sentence_before_anything_is_rendered(main, runs, words, said, monkeypatch):

@@ -27,7 +27,7 @@ class Counting:
 def test_pictures_are_embedded_once_and_others_anew(monkeypatch):
     monkeypatch.setattr(scorers, "Clip", Counting)
     monkeypatch.setattr(scorers.text_weights, "from_key", lambda *_: None)
-    monkeypatch.setattr(scorers.text_weights, "fetch", lambda _: Path())
+    monkeypatch.setattr(scorers.text_weights, "fetch", lambda *_: Path())
     scorer, views, pictures = scorers.ClipScorer("clip"), circle(3, 2), torch.rand(3, 3, 2, 2)
     first = scorer.logits(pictures, ["a", "b"], views)
     scorer.frontness(pictures, "a", views)

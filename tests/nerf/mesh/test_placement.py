@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from nerf.mesh.placement import check_transform, placement, write_transform
+from nerf.core.errors import UserError
+from nerf.mesh.placement import check_transform, placement, read_placing, write_transform
 
 ROTATION = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # a quarter turn about x
 
@@ -42,3 +43,20 @@ def test_written_matrices_agree_with_each_other(tmp_path):
 def test_transform_that_is_not_a_similarity_is_refused(wrong):
     with pytest.raises(ValueError, match="finite .4, 4.|mirrors or flattens"):
         check_transform(wrong)
+
+
+def test_what_was_written_is_read_again_and_a_damaged_file_is_a_sentence(tmp_path):
+    assert (read_placing(tmp_path) == np.eye(4)).all(), "there is none"
+    placing = placement(np.diag([2.0, 2.0, 2.0, 1.0]), "source")
+    write_transform(tmp_path, None, placing, "source")
+    assert (read_placing(tmp_path) == placing).all()
+    for text in (
+        "{",
+        "{}",
+        '{"box_to_file": [[1, 2]]}',
+        '{"box_to_file": [[1], [2, 3]]}',
+        json.dumps({"box_to_file": [[0] * 4] * 4}),
+    ):
+        (tmp_path / "transform.json").write_text(text)
+        with pytest.raises(UserError, match="transform.json.*; export the mesh again"):
+            read_placing(tmp_path)

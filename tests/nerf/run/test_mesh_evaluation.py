@@ -3,11 +3,13 @@
 Also that a mesh in the source's frame projects into the masks with the data set's own matrices.
 """
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 from nerf.config.groups import OutputConfig
@@ -41,7 +43,7 @@ def views_of(poses: torch.Tensor) -> Views:
     return centred_views(poses.float(), fovy, SIDE, SIDE)
 
 
-def write_scene(folder, masks: bool = True):
+def write_scene(folder):
     """Photographs of the lettered block and its masks, with NeuS's matrices."""
     solid, poses, supersample = solids.lettered(), cameras(), 3
     camera = torch.tensor([[FOCAL, 0, SIDE / 2 - 0.5], [0, FOCAL, SIDE / 2 - 0.5], [0, 0, 1]], dtype=torch.float64)
@@ -56,12 +58,11 @@ def write_scene(folder, masks: bool = True):
         ..., None
     ]
     matrices = {}
-    for name in ("image", "mask")[: 1 + masks]:
+    for name in ("image", "mask"):
         (folder / name).mkdir(parents=True)
     for i, pose in enumerate(poses):
         Image.fromarray(np.round(255 * straight[i]).astype(np.uint8)).save(folder / "image" / f"{i:03d}.png")
-        if masks:
-            Image.fromarray(np.round(255 * coverage[i]).astype(np.uint8)).save(folder / "mask" / f"{i:03d}.png")
+        Image.fromarray(np.round(255 * coverage[i]).astype(np.uint8)).save(folder / "mask" / f"{i:03d}.png")
         matrices[f"world_mat_{i}"] = (projection(pose, camera) @ torch.linalg.inv(scale)).numpy()
         matrices[f"scale_mat_{i}"] = scale.numpy()
     np.savez(folder / "cameras_sphere.npz", **matrices)
@@ -73,6 +74,27 @@ def scene(tmp_path_factory):
     """The folder, and its photographs in the box."""
     folder = write_scene(tmp_path_factory.mktemp("neus"))
     return folder, load(folder)
+
+
+def grey(points):
+    """The colour of a solid that has none."""
+    return torch.full_like(points, 0.5)
+
+
+@pytest.fixture(scope="module")
+def opaque(scene, tmp_path_factory):
+    """The folder of the same photographs without their masks."""
+    folder = shutil.copytree(scene[0], tmp_path_factory.mktemp("opaque") / "scene")
+    shutil.rmtree(folder / "mask")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(scene, tmp_path_factory):
+    """The solid's GLB in the box and in the source's frame, and in one colour; do not change its files."""
+    folder, photos = tmp_path_factory.mktemp("written"), scene[1]
+    colours = {"object": {}, "source": {"frame": "source"}, "grey": {"albedo": grey}}
+    return {name: exported(photos, folder / name, **words) for name, words in colours.items()}
 
 
 def exported(photos, folder, frame="object", albedo=None, shown=()):
@@ -108,51 +130,43 @@ def sphere_to_world() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("frame", ["object", "source"])
-def test_the_true_mesh_looks_like_its_photographs_in_either_frame(scene, tmp_path, frame):
+def test_the_true_mesh_looks_like_its_photographs_in_either_frame(scene, written, tmp_path, frame):
     _, photos = scene
-    glb = exported(photos, tmp_path / "mesh", frame)
-    found = mesh_evaluation.measure(glb, photos, [0, 1, 4], 0.01, 1.0, tmp_path / "pictures" / "a")
+    found = mesh_evaluation.measure(written[frame], photos, [0, 1, 4], 0.01, 1.0, tmp_path / "pictures" / "a")
     assert found["mesh_iou"] > 0.98 and found["mesh_psnr"] > 27 and found["mesh_psnr_inside"] > 22  # edges of colours
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["a_0000.png", "a_0001.png", "a_0004.png"]
 
 
-def test_another_colour_and_another_place_are_seen(scene, tmp_path):
+def test_another_colour_and_another_place_are_seen(scene, written, tmp_path):
     _, photos = scene
-    right = mesh_evaluation.measure(exported(photos, tmp_path / "a"), photos, [2], 0.01, 1.0)
-    grey = exported(photos, tmp_path / "b", albedo=lambda points: torch.full_like(points, 0.5))
-    plain = mesh_evaluation.measure(grey, photos, [2], 0.01, 1.0)
+    right, plain = (mesh_evaluation.measure(written[name], photos, [2], 0.01, 1.0) for name in ("object", "grey"))
     assert plain["mesh_iou"] == right["mesh_iou"] and plain["mesh_psnr_inside"] < right["mesh_psnr_inside"] - 8
-    glb = exported(photos, tmp_path / "c", "source")
+    glb = shutil.copytree(written["source"].parent, tmp_path / "moved") / written["source"].name
     (glb.parent / "transform.json").unlink()  # so that nothing says that it is not in the box
     assert mesh_evaluation.measure(glb, photos, [2], 0.01, 1.0)["mesh_iou"] < 0.2
 
 
-def test_a_texture_from_photographs_looks_like_others_that_were_held_out(scene, tmp_path):
+def test_a_texture_from_photographs_looks_like_others_that_were_held_out(scene, written, tmp_path):
     _, photos = scene
     shown = PhotographSource(photos).photos()
     held_out, trained = [1, 4], [0, 2, 3, 5]
-
-    def grey(points):
-        return torch.full_like(points, 0.5)
-
-    plain = mesh_evaluation.measure(exported(photos, tmp_path / "a", albedo=grey), photos, held_out, 0.01, 1.0)
+    plain, true = (mesh_evaluation.measure(written[name], photos, held_out, 0.01, 1.0) for name in ("grey", "object"))
     glb = exported(photos, tmp_path / "b", albedo=grey, shown=[shown[i] for i in trained])
     found = mesh_evaluation.measure(glb, photos, held_out, 0.01, 1.0)
-    true = mesh_evaluation.measure(exported(photos, tmp_path / "c"), photos, held_out, 0.01, 1.0)
     assert found["mesh_psnr_inside"] > plain["mesh_psnr_inside"] + 6  # four photographs do not see all of it
     assert true["mesh_psnr_inside"] > found["mesh_psnr_inside"]
     assert found["mesh_iou"] == true["mesh_iou"]
 
 
-def test_opaque_photographs_have_figures_inside_the_mesh_alone(tmp_path):
-    photos = load(write_scene(tmp_path / "scene", masks=False))
+def test_opaque_photographs_have_figures_inside_the_mesh_alone(opaque, tmp_path):
+    photos = load(opaque)
     found = mesh_evaluation.measure(exported(photos, tmp_path / "mesh"), photos, [0], 0.01, 1.0)
     assert sorted(found) == ["mesh_psnr_inside"] and found["mesh_psnr_inside"] > 20
 
 
-def test_vertices_in_the_source_frame_project_into_the_masks_by_the_data_s_own_matrices(scene, tmp_path):
+def test_vertices_in_the_source_frame_project_into_the_masks_by_the_data_s_own_matrices(scene, written):
     folder, photos = scene
-    vertices = read_mesh(exported(photos, tmp_path / "mesh", "source")).vertices
+    vertices = read_mesh(written["source"]).vertices
     assert np.abs(vertices.mean(axis=0) - CENTRE).max() < 0.3 * SCALE and np.ptp(vertices, axis=0).max() > 0.8 * SCALE
     matrices = np.load(folder / "cameras_sphere.npz")
     for i, seen in enumerate(read_silhouettes(folder)):
@@ -180,9 +194,9 @@ def test_silhouettes_agree_with_the_cameras_of_the_photographs(scene):
     assert len(read_silhouettes(folder, "test", 3)) == 2 and seen[0].mask.any() and not seen[0].mask.all()
 
 
-def test_opaque_photographs_have_no_silhouettes(tmp_path):
+def test_opaque_photographs_have_no_silhouettes(opaque):
     with pytest.raises(UserError, match="is opaque and has no mask"):
-        read_silhouettes(write_scene(tmp_path / "scene", masks=False))
+        read_silhouettes(opaque)
 
 
 def test_iou_of_silhouettes():
@@ -198,3 +212,9 @@ def test_line_names_the_figures_that_are_known():
     unseen = {"mesh_psnr": 21.0, "mesh_psnr_inside": float("nan"), "mesh_iou": 0.0}
     assert mesh_evaluation.line_of(unseen, 6, None).endswith("cameras PSNR 21.00 dB, silhouette IoU 0.0000")
     assert mesh_evaluation.line_of({"mesh_psnr_inside": float("nan")}, 6, None).endswith("cameras no pixel of it is seen")
+
+
+def test_a_mesh_without_colours_is_a_sentence(tmp_path):
+    trimesh.creation.box().export(tmp_path / "mesh.glb")
+    with pytest.raises(UserError, match="mesh.glb has neither a texture nor colours of its vertices; export the mesh again"):
+        mesh_evaluation.read_textured(tmp_path / "mesh.glb")

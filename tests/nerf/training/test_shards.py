@@ -1,11 +1,13 @@
 """The shares of a step: together they are the whole, no view is cut, and the step of all shares is that of the whole batch."""
 
-from dataclasses import fields
+from contextlib import nullcontext
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from guidance.base import GuidanceOutput
+from nerf.config.config import parse
 from nerf.core.cameras import orbit, view_rays
 from nerf.core.errors import UserError
 from nerf.core.streams import Random, Stream
@@ -98,6 +100,20 @@ def test_the_shares_of_rays_and_patches_are_the_whole(patch):
 def test_every_field_of_a_batch_is_divided():
     known = {"rays", "views", "background", "light", "depth_relative", *shards.OF_RAYS}
     assert {field.name for field in fields(Batch)} == known
+
+
+def test_a_view_of_an_image_prompt_is_rendered_by_every_process_if_there_are_no_more():
+    batch = views_batch(2)
+    part = replace(part_of(batch, "image", Shard(1, 3)), known_view=True)
+    assert shards.take(part, batch) == (part, batch, 1 / 3)
+
+
+@pytest.mark.parametrize(("words", "refused"), [(["--text", "a car"], True), (["--data", "photographs"], False)])
+def test_a_run_with_fewer_views_than_processes_is_refused_before_it_begins(words, refused):
+    asked = parse([*words, "--workspace", "w", "--batch_size", "2"])
+    shards.check_views(asked, 2)
+    with pytest.raises(UserError, match="3 processes share the 2 views of a step") if refused else nullcontext():
+        shards.check_views(asked, 3)
 
 
 def test_a_single_shard_is_the_part_itself():
