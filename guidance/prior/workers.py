@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from guidance.prior.dataset import Batch, Loader
 
-PIECE = 128  # images that a process prepares at once
+PIECE = 128  # images that a process sends at once
+AT_ONCE = 16  # images that it prepares at once: 0.5 ms each; of 128, which leave the cache, 0.75 ms
 STRIDE = 104_729  # between the seeds of two processes
 
 
@@ -32,8 +33,9 @@ class Pieces(IterableDataset[Batch]):
         """The batches of this process."""
         worker = get_worker_info()
         loader = self.open(self.seed + (0 if worker is None else STRIDE * worker.id))
+        counts = [min(AT_ONCE, self.size - first) for first in range(0, self.size, AT_ONCE)]
         while True:
-            yield loader.batch(self.size)
+            yield Batch.joined([loader.batch(count) for count in counts], self.size)
 
 
 def batches(open: Callable[[int], Loader], size: int, seed: int, workers: int, device: torch.device) -> Iterator[Batch]:

@@ -43,9 +43,10 @@ def test_what_other_processes_send_is_degraded_where_it_should_be(two_runs, shar
 
 def test_a_large_batch_is_joined_of_pieces_that_follow_each_other(shards, monkeypatch):
     monkeypatch.setattr(workers, "PIECE", 3)
+    monkeypatch.setattr(workers, "AT_ONCE", 2)
     batch = next(workers.batches(partial(Loader, shards, degraded=True), 7, 3, 0, CPU))
     loader = Loader(shards, 3, degraded=True)
-    pieces = [loader.batch(3) for _ in range(3)]
+    pieces = [loader.batch(count) for count in (2, 1) * 3]
     assert batch.captions == [caption for piece in pieces for caption in piece.captions][:7]
     for name in ("image", "degraded", "camera", "ray", "weight"):
         assert torch.equal(getattr(batch, name), torch.cat([getattr(piece, name) for piece in pieces])[:7])
