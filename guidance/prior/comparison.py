@@ -66,11 +66,11 @@ def ratios(before: Figures, after: Figures) -> dict[int, dict[str, float]]:
     return found
 
 
-def write_report(out: Path, before: Figures, after: Figures, run: Mapping[str, Any]) -> str:
-    """Write ``report.json`` and ``report.md`` to a folder.
+def write_report(path: Path, before: Figures, after: Figures, run: Mapping[str, Any]) -> str:
+    """Write a report as Markdown, and as JSON beside it.
 
     Args:
-        out: the folder.
+        path: of the Markdown file.
         before: of the weights that are compared with.
         after: of the new ones.
         run: what else there is to say of the run, by name.
@@ -80,10 +80,10 @@ def write_report(out: Path, before: Figures, after: Figures, run: Mapping[str, A
     """
     found = ratios(before, after)
     content = {"run": dict(run), "ratios": found, "before": asdict(before), "after": asdict(after)}
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "report.json", json.loads(json.dumps(content)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path.with_suffix(".json"), json.loads(json.dumps(content)))
     text = "\n".join(_markdown(before, after, found, run)) + "\n"
-    (out / "report.md").write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return text
 
 

@@ -143,8 +143,9 @@ def main(argv: list[str] | None = None) -> int:
     del trainer  # with the processes that prepare its batches
     after = measured(weights, device, args.part, args.count)
     facts["minutes"] = round((time.monotonic() - began) / 60, 2)
-    print(comparison.write_report(args.out, before, after, facts))
-    print(f"gpu-prior: weights in {weights}, report in {args.out / 'report.md'}; docs/prior.md says how they are taken over")
+    report = args.out / f"report_{args.part}.md"
+    print(comparison.write_report(report, before, after, facts))
+    print(f"gpu-prior: weights in {weights}, report in {report}; docs/prior.md says how they are taken over")
     return 0
 
 

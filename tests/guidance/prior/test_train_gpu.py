@@ -42,7 +42,7 @@ def program(tiny, shards, tmp_path):
     def start(*flags):
         place = ["--data", str(shards), "--shards", "1", "--out", str(tmp_path / "out")]
         assert train_gpu.main(["--device", "cpu", "--minutes", "0.005", "--batch", "4", "--lr", "1", *place, *flags]) == 0
-        return json.loads((tmp_path / "out" / "report.json").read_text())
+        return json.loads((tmp_path / "out" / "report_text.json").read_text())
 
     return start
 
@@ -95,7 +95,7 @@ def test_a_run_leaves_weights_in_half_precision_and_a_report_and_resumes(program
     for part in ("unet", "detail"):
         tensors = load_file(tmp_path / "out" / "snapshot" / part / "diffusion_pytorch_model.safetensors")
         assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
-    text = (tmp_path / "out" / "report.md").read_text()
+    text = (tmp_path / "out" / "report_text.md").read_text()
     assert "| teddy bear |" in text and "of 2 kinds" in text and "details" in text
     again = program("--frequency", "usual")
     assert again["run"]["step"] > 1 and again["run"]["frequency"] == "usual" and again["before"] == found["before"]
