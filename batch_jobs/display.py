@@ -31,6 +31,7 @@ class Display:
         self.total, self.done, self.failed = total, done, 0
         self._bars: dict[str, tqdm] = {}
         self._last_line = time.monotonic()
+        self._said: dict[str, str] = {}  # the last line of each job, which is not said again
 
     def log(self, line: str) -> None:
         """Print a line above the bars."""
@@ -46,7 +47,10 @@ class Display:
         elif time.monotonic() - self._last_line >= LINE_SECONDS:
             self._last_line = time.monotonic()
             for job, found in running.items():
-                self.log(f"{job.name}: {progress_of(found)}")
+                line = f"{job.name}: {progress_of(found)}"
+                if self._said.get(job.name) != line:
+                    self.log(line)
+                self._said[job.name] = line
 
     def ended(self, job: Job, found: State) -> None:
         """A job is done, or has failed for good."""

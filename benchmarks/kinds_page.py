@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from benchmarks import mesh_measure, shape_measure
 from benchmarks.mesh_measure import Buffers, mesh_buffers, true_buffers
@@ -27,6 +28,7 @@ LEAST_IOU, MOST_CAVES, MEAN_IOU, MOST_ALBEDO, GENERA, MOST_ALIKE = 0.50, 0.03, 0
 # Polar angle and azimuth of the pictures: raised in front to the right, raised behind to the left, below beside the front.
 SHOWN = ((RAISED, BESIDE), (RAISED, BESIDE + 180.0), (122.0, BESIDE))
 SIZE = 192  # pixels
+OVERVIEW, TILE, COLUMNS = "all.jpg", 96, 12  # the picture of all kinds: its name, pixels of a tile, kinds in a row
 GREY = 0.74  # behind the object: white things are seen, and dark ones too
 
 
@@ -196,6 +198,7 @@ def write(page: Path, results: dict[str, dict], meshes: dict[str, Path], changed
     folder = page.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     parts = [_introduction(results), table(results), *between_seeds(results, meshes)]
+    shown: dict[str, tuple[int, Path]] = {}  # by prompt: the first seed with a picture
     for name, row in ordered(results):
         file = folder / f"{row['prompt'].replace(' ', '_')}_seed{row['seed']}.jpg"
         mesh = meshes.get(name)
@@ -203,9 +206,26 @@ def write(page: Path, results: dict[str, dict], meshes: dict[str, Path], changed
         if here and (name in changed or not file.is_file()):
             write_jpeg(file, to_uint8(picture(row, mesh, SIZE)))
         if file.is_file():
+            shown[row["prompt"]] = min(shown.get(row["prompt"], (row["seed"], file)), (row["seed"], file))
             parts.append(f"## {row['prompt']}\n\n{_words(row)}\n\n![{row['prompt']}]({folder.name}/{file.name})\n")
+    if shown:
+        write_jpeg(folder / OVERVIEW, overview([shown[prompt][1] for prompt in PROMPTS if prompt in shown]))
+        parts.insert(1, f"![The true shape of each kind above what came out]({folder.name}/{OVERVIEW})\n")
     text = "\n".join(parts)
     write_atomically(page, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def overview(files: list[Path]) -> np.ndarray:
+    """The first view of each picture of the page, the true shape above the result, in rows of :data:`COLUMNS`; uint8."""
+    rows = -(-len(files) // COLUMNS)
+    whole = np.full((rows * 2 * TILE, min(len(files), COLUMNS) * TILE, 3), round(255 * GREY), dtype=np.uint8)
+    for i, file in enumerate(files):
+        with Image.open(file) as image:
+            side, views = image.height, len(SHOWN)
+            tiles = [image.crop((k * side, 0, (k + 1) * side, side)).resize((TILE, TILE)) for k in (views, 0)]
+        y, x = i // COLUMNS * 2 * TILE, i % COLUMNS * TILE
+        whole[y : y + 2 * TILE, x : x + TILE] = np.concatenate([np.asarray(tile) for tile in tiles])
+    return whole
 
 
 def _introduction(results: dict[str, dict]) -> str:

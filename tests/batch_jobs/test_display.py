@@ -17,6 +17,8 @@ def test_without_a_terminal_there_is_a_line_a_job_every_few_seconds(capsys, monk
     shown.update({JOBS[0]: HALF, JOBS[1]: None})
     said = capsys.readouterr().err
     assert said == "a_car_seed0: nerf 60/120 steps, 2 it/s, 00:30 left\na_mug_seed0: starting\n"
+    shown.update({JOBS[0]: HALF, JOBS[1]: HALF})
+    assert capsys.readouterr().err == "a_mug_seed0: nerf 60/120 steps, 2 it/s, 00:30 left\n", "nothing is said twice"
 
 
 def test_on_a_terminal_there_is_a_bar_a_job_that_goes_when_it_ends(capsys):

@@ -114,6 +114,10 @@ def test_finished_workspaces_are_measured_without_training_and_shown(finished, t
         assert f"(kinds/{prompt}_seed0.jpg)" in text
         with Image.open(page.parent / "kinds" / f"{prompt}_seed0.jpg") as picture:
             assert picture.size == (6 * 32, 32)
+    with Image.open(page.parent / "kinds" / kinds_page.OVERVIEW) as picture:
+        assert picture.size == (2 * kinds_page.TILE, 2 * kinds_page.TILE)  # the car, which failed, then the sofa
+        truth, own = np.split(np.asarray(picture, dtype=float)[:, kinds_page.TILE :], 2)
+    assert np.abs(truth - own).mean() < 8 and truth.std() > 20
     assert table(results) in text
 
 
