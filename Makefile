@@ -4,6 +4,7 @@
 # make sanitize   the tests of the CUDA kernels, emulated on a CPU, under the address, undefined-behaviour and thread
 #                 sanitizers and with fused multiply-adds, as nvcc compiles them; no GPU is needed
 # make gpu-check  build, tests and benchmarks on a machine with a GPU, with the interpreter's own torch
+# make gpu-prior  more training of the embedded prior on such a machine, MINUTES=8 in all; shipped weights stay as they are
 # make soak       kills of tiny runs at random moments, and two programs at once, for an hour (ARGS="--minutes 5" for less)
 # make doctor     what this machine can run, what is missing, what to type next (ARGS='-- main.py --text "a lion" -O' for a command)
 # make system-deps  a virtual display and a browser for the tests of the windows; needs root and apt, without them those tests skip
@@ -11,6 +12,7 @@
 # Everything sets up .venv by itself the first time. Nothing needs root.
 
 PYTHON ?= python3
+MINUTES ?= 8
 PROMPT ?= a blue house with a red roof
 ARGS ?=
 export PROMPT
@@ -18,7 +20,7 @@ export PROMPT
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.complete
 
-.PHONY: demo test quick sanitize venv gpu-check soak doctor system-deps lint style types help-text clean
+.PHONY: demo test quick sanitize venv gpu-check gpu-prior soak doctor system-deps lint style types help-text clean
 
 demo: $(STAMP)
 	@folder="demo/$$(printf '%s' "$$PROMPT" | tr -cs 'a-zA-Z0-9' '_' | cut -c1-60)"; \
@@ -48,6 +50,9 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup_venv.py
 
 gpu-check:
 	$(PYTHON) scripts/gpu_check.py $(ARGS)
+
+gpu-prior:
+	$(PYTHON) scripts/gpu_prior.py --device cuda --minutes $(MINUTES) $(ARGS)
 
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) scripts/soak.py $(ARGS)

@@ -45,8 +45,9 @@ its place, for ``benchmarks/ceiling.py``),
 ``render`` (sphere tracing), ``degrade`` (defects of an unfinished mesh), ``dataset``, ``view_dataset`` and
 ``multiview_dataset``, ``references`` (the held-out pictures), ``benchmark`` (the prompts that are measured),
 ``classifier`` (which caption explains a picture best), ``model``, ``view_model`` and ``multiview_model`` (build, save,
-load), ``detail``, and what runs with ``python -m``: ``train``, ``train_detail``, ``train_view``, ``train_multiview``,
-``diagnose``, ``diagnose_view`` and ``diagnose_multiview``.
+load), ``detail``, ``training`` (what the training of all has in common), ``workers`` (processes that prepare batches),
+``comparison`` (old weights and new ones), and what runs with ``python -m``: ``train``, ``train_detail``, ``train_gpu``,
+``train_view``, ``train_multiview``, ``diagnose``, ``diagnose_view`` and ``diagnose_multiview``.
 """
 
 from pathlib import Path

@@ -14,7 +14,8 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,9 +64,70 @@ EMPHASIS = {"house": 3.0}
 ENDS = {"house": 0.5}  # share of the samples taken from within 50 degrees of the front or the back
 
 
+def usual_frequency() -> dict[str, float]:
+    """The relative frequency in which each kind is sampled by default."""
+    return {kind: SAMPLED.of(kind) * HARD.get(kind, 1.0) for kind in KIND_NAMES}
+
+
+def frequency_by_error(errors: Mapping[str, float]) -> dict[str, float]:
+    """Relative frequencies that follow the measured errors of the kinds, by name.
+
+    Half of the samples are as frequent as by default, so that nothing is forgotten that was learnt by many samples and is
+    kept by them, such as the door of the house; the other half is as frequent as the squares of the errors.
+
+    Args:
+        errors: of every kind, root mean squared; their unit cancels.
+    """
+    usual = usual_frequency()
+    total, squares = sum(usual.values()), sum(errors[kind] ** 2 for kind in KIND_NAMES)
+    return {kind: usual[kind] / total + errors[kind] ** 2 / squares for kind in KIND_NAMES}
+
+
 def write_shard(number: int, folder: Path = DATA, size: int = SHARD) -> Path:
     """Render shard ``number`` of ``size`` renders and write ``shard_<number>.safetensors``, unless it exists."""
     return draw_shard(number, folder, size, number, 1, random_cameras)
+
+
+def path_of(number: int, folder: Path) -> Path:
+    """The file of a shard."""
+    return folder / f"shard_{number:05d}.safetensors"
+
+
+def write_shards(
+    numbers: Iterable[int],
+    folder: Path,
+    processes: int,
+    seconds: float,
+    write: Callable[[int, Path], Path] = write_shard,
+) -> int:
+    """Write those of the shards that do not exist, by several processes of one thread each.
+
+    Args:
+        numbers: of the shards.
+        folder: of the shards.
+        processes: at once.
+        seconds: after which no shard is begun any more, but for the first of each process.
+        write: writes a shard.
+
+    Returns:
+        How many of these shards there are now.
+    """
+    numbers = list(numbers)
+    todo = [number for number in numbers if not path_of(number, folder).exists()]
+    if todo:
+        pool = ProcessPoolExecutor(min(processes, len(todo)), initializer=torch.set_num_threads, initargs=(1,))
+        with pool:
+            pending = [pool.submit(write, number, folder) for number in todo]
+            try:
+                for done in as_completed(pending, seconds):
+                    done.result()
+            except TimeoutError:
+                for each in pending[processes:]:
+                    each.cancel()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return sum(path_of(number, folder).exists() for number in numbers)
 
 
 def draw_shard(
@@ -86,7 +148,7 @@ def draw_shard(
         views: V, renders of each object.
         cameras: (G, generator) -> those of the G V renders, as for :func:`render_shard`.
     """
-    target = folder / f"shard_{number:05d}.safetensors"
+    target = path_of(number, folder)
     if not target.exists():
         generator = torch.Generator().manual_seed(seed)
         kinds = random.Random(seed).choices(KIND_NAMES, [RENDERED.of(kind) for kind in KIND_NAMES], k=objects)
@@ -149,6 +211,34 @@ class Batch:
     captions: list[str]
     weight: Tensor  # [B] of the squared error
 
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Each tensor changed; an image that is its own degraded one stays one tensor."""
+        image = change(self.image)
+        degraded = image if self.degraded is self.image else change(self.degraded)
+        return Batch(image, degraded, change(self.camera), change(self.ray), self.captions, change(self.weight))
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; copies from pinned memory are not waited for."""
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in pinned memory; torch's DataLoader calls this."""
+        return self._changed(lambda tensor: tensor.pin_memory())
+
+    @staticmethod
+    def joined(parts: Sequence["Batch"], size: int) -> "Batch":
+        """The first ``size`` samples of some batches."""
+        if len(parts) == 1 and len(parts[0].captions) == size:
+            return parts[0]
+
+        def join(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) for part in parts])[:size]
+
+        image = join("image")
+        degraded = image if all(part.degraded is part.image for part in parts) else join("degraded")
+        captions = [caption for part in parts for caption in part.captions][:size]
+        return Batch(image, degraded, join("camera"), join("ray"), captions, join("weight"))
+
 
 def shaded(material: Tensor, normal: Tensor, palettes: Tensor, light: Tensor, ambient: Tensor) -> Tensor:
     """Apply colours and light to stored renders.
@@ -188,10 +278,19 @@ class Loader:
         seed: of the choice of renders, captions, colours, lights and backgrounds.
         rescan: batches between two searches for new shards.
         degraded: add noise to degraded images, see :mod:`guidance.prior.degrade`.
+        frequency: relative, of each kind by name; None: :func:`usual_frequency`.
     """
 
-    def __init__(self, folder: Path = DATA, seed: int = 0, rescan: int = 200, degraded: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path = DATA,
+        seed: int = 0,
+        rescan: int = 200,
+        degraded: bool = False,
+        frequency: Mapping[str, float] | None = None,
+    ) -> None:
         self.folder, self.rescan, self.degraded = Path(folder), rescan, degraded
+        self.frequency = usual_frequency() if frequency is None else frequency
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.shards: dict[Path, dict[str, Tensor]] = {}
@@ -225,7 +324,7 @@ class Loader:
 
     def _kinds(self, size: int) -> list[str]:
         """``size`` random kinds by their frequency."""
-        weights = [SAMPLED.of(kind) * HARD.get(kind, 1.0) if self.rows[kind] else 0.0 for kind in KIND_NAMES]
+        weights = [self.frequency[kind] if self.rows[kind] else 0.0 for kind in KIND_NAMES]
         return self.rng.choices(KIND_NAMES, weights, k=size)
 
     def _rows(self, places: list[tuple[Path, int]]) -> dict[str, Tensor]:
@@ -284,7 +383,8 @@ class Loader:
         degraded = over(degrade(layers, self.generator), background) * 2 - 1 if self.degraded else image
         azimuths, mirrored = self._augment(rows["azimuth"][None], kinds)
         azimuth = azimuths[0]
-        image, degraded = (torch.where(mirrored, p.flip(-1), p) for p in (image, degraded))
+        given, image = image, torch.where(mirrored, image.flip(-1), image)
+        degraded = image if degraded is given else torch.where(mirrored, degraded.flip(-1), degraded)
         camera = condition(rows["polar"], azimuth, rows["radius"], rows["fovy"])
         ray = ray_map(look_at(rows["polar"], azimuth, rows["radius"]), rows["fovy"], GRID_SIZE)
         return Batch(image, degraded, camera, ray, [caption.text for caption in captions], self._emphasis(kinds))

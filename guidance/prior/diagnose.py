@@ -4,13 +4,16 @@ The first table measures how far the prior depends on the camera: the error of t
 by 90 or 180 degrees, over the error under the right one, at t = 850, where the noise hides which way the object faces. 1 means
 that the camera is ignored. Beside it stands the ceiling: the same ratio for the optimal denoiser, the posterior mean over
 renders of the family. The second table is the error of the x_0 prediction at several timesteps, without and with the detail
-network, from noise on clean images and on degraded ones. B images.
+network, from noise on clean images and on degraded ones. B images; the networks may be on another device, all else is on the
+CPU.
 """
 
 import argparse
+import functools
 import json
 import random
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from guidance.prior import GRID_SIZE, IMAGE_SIZE, UNSHUFFLE, WEIGHTS
+from guidance.prior.benchmark import recolored
 from guidance.prior.camera import conditions, random_cameras
 from guidance.prior.captions import BENCHMARK_PROMPTS, Caption, parse, random_caption
 from guidance.prior.dataset import over, shaded
@@ -32,6 +36,8 @@ from nerf.core.script import Parser, run
 KINDS = ("chair", "car", "house", "mug")
 TURNS = (0, 90, 180)
 TIMESTEPS = (50, 100, 200, 300, 500, 700)
+KIND_TIMESTEPS = (100, 300, 500, 850)  # of the errors of each kind
+KIND_COLORS = ("blue", "red")  # in which they are measured, as far as a kind has them
 VIEWS = ((75.0, 0.0), (75.0, 90.0), (75.0, 180.0), (75.0, 270.0), (55.0, 35.0), (55.0, 215.0))
 
 
@@ -56,6 +62,13 @@ def renders(caption: Caption, cameras: dict[str, Tensor], seed: int = 0, degrade
     return over(layers, torch.ones(count, 3)) * 2 - 1
 
 
+@functools.lru_cache(maxsize=256)
+def family_renders(caption: Caption, count: int, seed: int, degraded: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+    """Random cameras, ``count`` of each, and :func:`renders` [B, 3, 64, 64] by them; kept, so do not change them."""
+    cameras = random_cameras(count, torch.Generator().manual_seed(seed))
+    return cameras, renders(caption, cameras, seed, degraded)
+
+
 def rotated(cameras: dict[str, Tensor], degrees: float) -> dict[str, Tensor]:
     """The same cameras at another azimuth."""
     return {**cameras, "azimuth": cameras["azimuth"] + degrees}
@@ -72,8 +85,9 @@ def add_noise(prior: Prior, image: Tensor, t: int, seed: int) -> Tensor:
 def estimate(prior: Prior, noisy: Tensor, t: int, text: Tensor, cameras: dict[str, Tensor]) -> Tensor:
     """The x_0 prediction [B, 3, 64, 64] for x_t of that shape under text [B, L, D] and cameras, unpacked."""
     packed = torch.nn.functional.pixel_unshuffle(noisy, UNSHUFFLE)
-    x0 = prior.predict(packed, torch.full((len(noisy),), t), text, *conditions(cameras, GRID_SIZE))
-    return torch.nn.functional.pixel_shuffle(x0, UNSHUFFLE)
+    given = (packed, torch.full((len(noisy),), t), text, *conditions(cameras, GRID_SIZE))
+    x0 = prior.predict(*(value.to(prior.unet.device) for value in given))
+    return torch.nn.functional.pixel_shuffle(x0, UNSHUFFLE).to(noisy.device)
 
 
 @torch.no_grad()
@@ -87,9 +101,8 @@ def camera_error(
     degraded: bool = False,
 ) -> dict[int, float]:
     """Mean squared error of the x_0 prediction ([-1, 1] scale) for a camera wrong by each of ``turns``, in degrees."""
-    cameras = random_cameras(count, torch.Generator().manual_seed(seed))
-    image = renders(caption, cameras, seed)
-    source = renders(caption, cameras, seed, degraded)
+    cameras, image = family_renders(caption, count, seed)
+    _, source = family_renders(caption, count, seed, degraded)
     noisy = add_noise(prior, source, t, seed)
     text = prior.encode_text([caption.text]).expand(count, -1, -1)
     errors = {}
@@ -190,6 +203,23 @@ def x0_errors(
         t: {start + name: error(kind, t, bool(start)) for start in ("", "degraded ") for name, kind in kinds.items()}
         for t in timesteps
     }
+
+
+def kind_errors(
+    prior: Prior, kinds: Iterable[str], timesteps: tuple[int, ...] = KIND_TIMESTEPS, count: int = 16
+) -> dict[str, dict[int, float]]:
+    """Errors of the x_0 prediction for each kind at each timestep: root mean squared, as shares of the contrast.
+
+    The contrast is the root mean square of what the images differ from their white background, so that small kinds and large
+    ones are alike. Proportions are random ones.
+    """
+    found = {}
+    for kind in kinds:
+        caption = recolored(kind, KIND_COLORS)
+        contrast = float((1 - family_renders(caption, count, 1)[1]).square().mean())
+        errors = {t: camera_error(prior, caption, t, count, turns=(0,))[0] for t in timesteps}
+        found[kind] = {t: round((error / contrast) ** 0.5, 4) for t, error in errors.items()}
+    return found
 
 
 def main() -> None:

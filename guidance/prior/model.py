@@ -45,10 +45,18 @@ class Prior:
         """The parameters trained together: UNet first, then text encoder. The detail network is trained afterwards."""
         return [*self.unet.parameters(), *self.text_encoder.parameters()]
 
+    def to(self, device: torch.device | str) -> "Prior":
+        """Move the networks to a device, in place; returns the prior."""
+        for network in (self.unet, self.text_encoder, self.detail):
+            if network is not None:
+                network.to(device)
+        return self
+
     def encode_text(self, prompts: list[str]) -> Tensor:
         """Text embeddings [B, 16, 64] of the prompts; "" is the unconditional one. Differentiable."""
         tokens = self.tokenizer(prompts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-        embeddings: Tensor = self.text_encoder(tokens["input_ids"]).last_hidden_state
+        ids = tokens["input_ids"].to(self.text_encoder.device)
+        embeddings: Tensor = self.text_encoder(ids).last_hidden_state
         return embeddings
 
     def predict(self, noisy: Tensor, t: Tensor, text: Tensor, camera: Tensor, ray: Tensor) -> Tensor:
@@ -194,10 +202,10 @@ def save(prior: Prior, folder: Path | str, recipe: dict[str, Any] | None = None,
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.float16 if half else next(prior.unet.parameters()).dtype
-    copy.deepcopy(prior.text_encoder).to(dtype).save_pretrained(folder / "text_encoder")
+    copy.deepcopy(prior.text_encoder).to(device="cpu", dtype=dtype).save_pretrained(folder / "text_encoder")
     for name, network in (("unet", prior.unet), ("detail", prior.detail)):
         if network is not None:
-            written = copy.deepcopy(network).to(dtype)
+            written = copy.deepcopy(network).to(device="cpu", dtype=dtype)
             written.register_to_config(_name_or_path="")  # else diffusers writes the folder it was read from
             written.save_pretrained(folder / name)
     prior.tokenizer.save_pretrained(folder / "tokenizer")

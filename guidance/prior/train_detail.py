@@ -5,36 +5,39 @@ The prior's other parts are frozen. Noise is added to degraded images, and the c
 outlines are decided.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from guidance.prior import WEIGHTS, detail, train
+from guidance.prior import WEIGHTS, detail, train, training
 from guidance.prior import model as prior_model
 from guidance.prior.dataset import Batch
-from nerf.core.files import read_json
 
-RECIPE = train.Recipe(lr=2e-3, warmup=100, decay_minutes=20, t_bias=1.5)  # t = 1000 u^bias here: more samples at low noise
+RECIPE = training.Recipe(lr=2e-3, warmup=100, decay_minutes=20, t_bias=1.5)  # t = 1000 u^bias here: more samples at low noise
 FLOOR = 0.1  # the weight of a squared error is 1 / (FLOOR + sigma)
 
 
 class DetailTrainer(train.Trainer):
-    """One process of the training, on top of the shipped prior."""
+    """One process of the training, on top of the shipped prior or of other weights."""
 
     degraded = True
 
-    def build(self) -> prior_model.Prior:
-        """The shipped prior, frozen, with its detail network or a new one."""
-        from diffusers.models.attention_processor import AttnProcessor
+    @property
+    def base(self) -> Path:
+        """Folder of the prior."""
+        return self.setup.weights or WEIGHTS
 
-        prior = prior_model.load(WEIGHTS)
+    def build(self) -> prior_model.Prior:
+        """The prior, frozen, with its detail network or a new one, on the device."""
+        prior = prior_model.load(self.base)
         for part in (prior.unet, prior.text_encoder):
             part.requires_grad_(False)
         torch.manual_seed(self.recipe.seed)
         prior.detail = prior.detail or detail.build()
-        prior.detail.set_attn_processor(AttnProcessor())
-        return prior
+        prior.detail.set_attn_processor(self.attention())
+        return prior.to(self.device)
 
     def trained(self, prior: prior_model.Prior) -> list[nn.Parameter]:
         """Those of the detail network alone."""
@@ -42,15 +45,12 @@ class DetailTrainer(train.Trainer):
 
     def about(self) -> dict[str, Any]:
         """The prior's own ``recipe.json``, with this run under the key ``detail``."""
-        return {
-            **read_json(WEIGHTS / "recipe.json", "restore it from version control", dict[str, Any]),
-            "detail": super().about(),
-        }
+        return {**self.known(), "detail": self.record()}
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error of the x_0 prediction over ``FLOOR + sigma``."""
         u = torch.rand(len(batch.captions), generator=self.generator)  # here low timesteps are frequent
-        error, sigma = self.error(batch, (1000 * u**self.recipe.t_bias).long().clamp(0, 999))
+        error, sigma = self.error(batch, (1000 * u**self.recipe.t_bias).long().clamp(0, 999).to(self.device))
         return (error / (FLOOR + sigma)).mean()
 
 

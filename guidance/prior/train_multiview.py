@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from guidance.diffusion.multiview import LINKED
-from guidance.prior import multiview_model, train
+from guidance.prior import multiview_model, train, training
 from guidance.prior.model import Prior
 from guidance.prior.multiview_dataset import DATA, LinkedBatch, LinkedLoader
 
 
 @dataclass(frozen=True)
-class MultiviewRecipe(train.Recipe):
+class MultiviewRecipe(training.Recipe):
     """Hyperparameters of the training of the multi-view prior."""
 
     batch: int = 8  # groups per process and step
@@ -32,15 +32,17 @@ class MultiviewRecipe(train.Recipe):
     offset_rate: float = 5.0  # factor of the learning rate of the offsets of attention
 
 
-class MultiviewTrainer(train.Training[Prior, LinkedBatch]):
+class MultiviewTrainer(training.Training[Prior, LinkedBatch]):
     """One process of the training."""
 
     recipe: MultiviewRecipe
     loader: LinkedLoader
     snapshot = "multiview_snapshot"
 
-    def __init__(self, recipe: MultiviewRecipe, data: Path, run: Path, rank: int = 0) -> None:
-        super().__init__(recipe, data, run, rank)
+    def __init__(
+        self, recipe: MultiviewRecipe, data: Path, run: Path, rank: int = 0, setup: training.Setup = training.HERE
+    ) -> None:
+        super().__init__(recipe, data, run, rank, setup)
         self.embeddings = train.Embeddings(self.prior)
 
     def build(self) -> Prior:

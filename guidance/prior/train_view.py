@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from guidance.prior import WEIGHTS, train, view_model
+from guidance.prior import WEIGHTS, train, training, view_model
 from guidance.prior import model as prior_model
 from guidance.prior.view_dataset import DATA, PairBatch, PairLoader
 from guidance.prior.view_model import Reading, ViewPrior
@@ -21,7 +21,7 @@ GROSS = 25.0  # degrees, from which an error of the estimated azimuth is not tra
 
 
 @dataclass(frozen=True)
-class ViewRecipe(train.Recipe):
+class ViewRecipe(training.Recipe):
     """Hyperparameters of the training of the view-conditioned prior."""
 
     lr: float = 5e-4
@@ -36,7 +36,7 @@ class ViewRecipe(train.Recipe):
     drop_reference: float = 0.1  # probability of dropping the reference
 
 
-class ViewTrainer(train.Training[ViewPrior, PairBatch]):
+class ViewTrainer(training.Training[ViewPrior, PairBatch]):
     """One process of the training."""
 
     recipe: ViewRecipe

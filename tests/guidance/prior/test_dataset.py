@@ -1,10 +1,22 @@
 """The training set: shading in closed form, reproducible shards, complete batches."""
 
+import time
+
 import pytest
 import torch
 
 from guidance.prior.captions import KIND_NAMES, is_held_out, parse
-from guidance.prior.dataset import Loader, data_hash, over, shaded, write_shard
+from guidance.prior.dataset import (
+    Loader,
+    data_hash,
+    frequency_by_error,
+    over,
+    path_of,
+    shaded,
+    usual_frequency,
+    write_shard,
+    write_shards,
+)
 from guidance.prior.shapes import EMPTY, MATERIALS
 
 
@@ -64,6 +76,44 @@ def test_a_kind_can_be_shown_from_its_ends(shards, monkeypatch):
     places = [loader._place(kind) for _ in range(40)]
     azimuths = torch.stack([loader.shards[path]["azimuth"][row] for path, row in places])
     assert (torch.deg2rad(azimuths).cos().abs() > 0.64).all()
+
+
+def test_kinds_are_as_frequent_as_asked(shards):
+    one = {kind: float(kind == "house") for kind in KIND_NAMES}
+    loader = Loader(shards)
+    present = [kind for kind in KIND_NAMES if loader.rows[kind]]
+    assert set(Loader(shards, frequency=one | {present[0]: 1.0})._kinds(50)) <= {"house", present[0]}
+    assert Loader(shards, frequency=usual_frequency())._kinds(50) == Loader(shards)._kinds(50)
+
+
+def test_half_of_the_samples_follow_the_squared_errors_and_half_are_as_usual():
+    found = frequency_by_error(dict.fromkeys(KIND_NAMES, 0.1) | {"cactus": 0.3})
+    usual, count = usual_frequency(), len(KIND_NAMES)
+    assert sum(found.values()) == pytest.approx(2)
+    assert found["cactus"] - usual["cactus"] / sum(usual.values()) == pytest.approx(9 / (count + 8))
+    assert found["house"] > 3 * found["ball"]  # what is sampled often by default stays frequent
+
+
+def copy_shard(number, folder):
+    """Stands for a render of a shard; a function of a module, for other processes."""
+    path_of(number, folder).write_bytes(bytes([number]))
+    return path_of(number, folder)
+
+
+def test_missing_shards_are_written_by_several_processes_and_the_others_stay(tmp_path):
+    path_of(1, tmp_path).write_bytes(b"old")
+    assert write_shards(range(4), tmp_path, 2, 60, copy_shard) == 4
+    assert [path_of(number, tmp_path).read_bytes() for number in range(4)] == [b"\0", b"old", b"\2", b"\3"]
+
+
+def test_no_shard_is_begun_after_the_time(tmp_path):
+    assert 1 <= write_shards(range(40), tmp_path, 1, 0, slow_shard) <= 4  # some are handed over before they can be cancelled
+
+
+def slow_shard(number, folder):
+    """The same, which takes a while."""
+    time.sleep(0.1)
+    return copy_shard(number, folder)
 
 
 def test_no_batch_holds_a_held_out_combination(shards):
