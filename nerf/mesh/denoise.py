@@ -5,6 +5,7 @@ T triangles, V vertices, P pairs of neighbouring triangles. Lengths are scene un
 
 import numpy as np
 
+from nerf.mesh.intersections import crossing_faces
 from nerf.mesh.mesh import Mesh, half_edges
 
 # Length of the difference of two guiding unit normals by which their weight falls to exp(-1/2): 14 degrees. The noise of a
@@ -12,6 +13,7 @@ from nerf.mesh.mesh import Mesh, half_edges
 _ALIKE = 0.25
 _MOST_ROUNDS = 150  # of the normals, for triangles that are tiny beside the length
 _SOLVER_ROUNDS, _SOLVER_ERROR = 300, 1e-3
+_HALVINGS = 12  # of a vertex's way where triangles cross
 _TINY = 1e-20
 
 
@@ -36,7 +38,25 @@ def denoise(mesh: Mesh, length: float) -> Mesh:
     first, second, fixed = _pairs(mesh)
     rounds = min(int(np.ceil((length / edge) ** 2)), _MOST_ROUNDS)
     normals = _filtered(_unit(mesh.face_normals), area, first, second, rounds)
-    return Mesh(_fitted(mesh, normals, area, fixed, edge / length), mesh.faces)
+    return _untangled(mesh, _fitted(mesh, normals, area, fixed, edge / length))
+
+
+def _untangled(mesh: Mesh, moved: np.ndarray) -> Mesh:
+    """The mesh with its vertices moved [V, 3], but less far where triangles would come to cross others."""
+    faces, share = mesh.faces, np.ones(len(moved))
+    crossed = crossing_faces(mesh, np.arange(len(faces)))
+    looked_at = np.flatnonzero(~crossed)
+    for _ in range(_HALVINGS):
+        result = Mesh(mesh.vertices + share[:, None] * (moved - mesh.vertices), faces)
+        bad = looked_at[crossing_faces(result, looked_at)]
+        if len(bad) == 0:
+            break
+        near = np.zeros(len(moved), dtype=bool)
+        near[faces[bad]] = True
+        near[faces[near[faces].any(axis=1)]] = True  # and the triangles around, so that no step stands out
+        share[near] *= 0.5
+        looked_at = np.flatnonzero(near[faces].any(axis=1) & ~crossed)
+    return result
 
 
 def _filtered(normals: np.ndarray, area: np.ndarray, first: np.ndarray, second: np.ndarray, rounds: int) -> np.ndarray:

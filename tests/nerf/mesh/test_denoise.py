@@ -6,6 +6,7 @@ import torch
 import trimesh
 
 from nerf.mesh.denoise import denoise
+from nerf.mesh.intersections import crossing_faces
 from nerf.mesh.mesh import Mesh, signed_volume
 from tests.helpers import solids
 
@@ -58,7 +59,7 @@ def off_cube(mesh: Mesh) -> float:
 def test_noise_of_a_ball_goes_and_its_volume_stays():
     rough = bumpy(ball())
     smooth = denoise(rough, 0.2)
-    assert off_sphere(smooth) < 0.5 * off_sphere(rough)
+    assert off_sphere(smooth) < 0.6 * off_sphere(rough)
     assert signed_volume(smooth) == pytest.approx(signed_volume(ball()), rel=0.02)
     assert np.array_equal(smooth.faces, rough.faces)
 
@@ -92,7 +93,7 @@ def test_open_borders_stay():
 
 
 def test_turning_and_scaling_commute_with_it():
-    rough = bumpy(ball())
+    rough = bumpy(ball(), 0.003)  # so flat that no triangles would cross, which is decided by rounding
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
     turn *= np.sign(np.linalg.det(turn))
     there = denoise(Mesh(3.0 * rough.vertices @ turn.T + 1.0, rough.faces), 0.3)
@@ -111,3 +112,12 @@ def test_what_it_leaves_alone():
 def test_a_tiny_triangle_beside_the_length_costs_no_more():
     """The number of rounds is bounded."""
     assert np.isfinite(denoise(bumpy(ball()), 10.0).vertices).all()
+
+
+def test_no_triangles_come_to_cross(monkeypatch):
+    rough = bumpy(ball(), 0.006)
+    every = np.arange(len(rough.faces))
+    assert not crossing_faces(rough, every).any()
+    assert not crossing_faces(denoise(rough, 0.2), every).any()
+    monkeypatch.setattr("nerf.mesh.denoise._untangled", lambda mesh, moved: Mesh(moved, mesh.faces))
+    assert crossing_faces(denoise(rough, 0.2), every).any()
