@@ -330,8 +330,10 @@ def _finish(raw: Mesh, job: ExportJob, inset: Callable[[Mesh], np.ndarray] | Non
     with explained("cleaning and decimating the mesh", _LESS_GRID):
         fine, cleaning = clean_surface(raw, job.bound)
         fine, dropped = largest_parts(fine, options.min_part)
-        fine = denoise(fine, options.denoise)
         mesh, decimation = decimate_within(fine, options.decimate_target, options.max_error)
+        mesh = denoise(mesh, options.denoise)  # after decimation, as it costs a tenth then and smooths as well
+        if options.normal_map:
+            fine = denoise(fine, options.denoise)  # or the bumps would come back with its normals
         mesh = without_slivers(mesh, job.bound)
         if options.ground:
             mesh = flattened(mesh)
