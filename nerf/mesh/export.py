@@ -328,16 +328,7 @@ def _finish(raw: Mesh, job: ExportJob, inset: Callable[[Mesh], np.ndarray] | Non
     """Everything after the extraction; ``inset`` gives the depth [V] below the clean mesh at which colours are evaluated."""
     options, progress = job.options, job.progress
     with explained("cleaning and decimating the mesh", _LESS_GRID):
-        fine, cleaning = clean_surface(raw, job.bound)
-        fine, dropped = largest_parts(fine, options.min_part)
-        mesh, decimation = decimate_within(fine, options.decimate_target, options.max_error)
-        mesh = denoise(mesh, options.denoise)  # after decimation, as it costs a tenth then and smooths as well
-        if options.normal_map:
-            fine = denoise(fine, options.denoise)  # or the bumps would come back with its normals
-        mesh = without_slivers(mesh, job.bound)
-        if options.ground:
-            mesh = flattened(mesh)
-        mesh = separate(replace(mesh, normals=vertex_normals(mesh)), APART * 2.0 * job.bound)
+        fine, mesh, cleaning, dropped, decimation = _prepared(raw, job)
     moved = f", the surface moved by {decimation.farthest:.2g} at most and {decimation.mean:.2g} on average"
     progress.done("clean", f"{len(mesh.faces):,} triangles kept{moved if decimation.tries else ''}")
     with explained("unwrapping the mesh", "lower --decimate_target"):
@@ -377,6 +368,22 @@ def _finish(raw: Mesh, job: ExportJob, inset: Callable[[Mesh], np.ndarray] | Non
         seconds=progress.seconds,
         notes=_notes(mesh, job, cleaning, coverage) + sound.notes(height, options.ground),
     )
+
+
+def _prepared(raw: Mesh, job: ExportJob) -> tuple[Mesh, Mesh, Cleaning, int, Decimation]:
+    """The clean surface, the one that is written, what was cleaned, how many parts were dropped, what decimation did."""
+    options = job.options
+    fine, cleaning = clean_surface(raw, job.bound)
+    fine, dropped = largest_parts(fine, options.min_part)
+    mesh, decimation = decimate_within(fine, options.decimate_target, options.max_error)
+    mesh = denoise(mesh, options.denoise)  # after decimation, as it costs a tenth then and smooths as well
+    if options.normal_map:
+        fine = denoise(fine, options.denoise)  # or the bumps would come back with its normals
+    mesh = without_slivers(mesh, job.bound)
+    if options.ground:
+        mesh = flattened(mesh)
+    mesh = separate(replace(mesh, normals=vertex_normals(mesh)), APART * 2.0 * job.bound)
+    return fine, mesh, cleaning, dropped, decimation
 
 
 def _bake(fine: Mesh, flat: Mesh, depth: np.ndarray, job: ExportJob, seen: PhotoColors | None) -> tuple[Mesh, float]:
