@@ -8,6 +8,7 @@ first 16 prompts, into ``text_to_3d.json``, ``.md`` and ``.png``.
 """
 
 import sys
+import threading
 from collections.abc import Collection
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from nerf.core.script import Parser, run  # noqa: E402
 
 BALL_FAMILY = 8  # members of a family that the best ball is fitted to
 SETS = {"all": PROMPTS, "tuning": TUNING, "judging": JUDGING, "published": PUBLISHED}
+MEASURING = threading.Lock()  # the libraries of the prior load a model under a state of the whole process
 STAGES = ("nerf,dmtet", "nerf")  # as of make demo; the first stage alone
 
 
@@ -101,7 +103,8 @@ def one_run(prompt: str, seed: int, work: Path, extra: list[str], name: str | No
     reason = runs.failure(result, mesh)
     if reason is not None:
         return {**result, "failure": reason}
-    return {**result, **measure_prompt(prompt, mesh)}
+    with MEASURING:
+        return {**result, **measure_prompt(prompt, mesh)}
 
 
 def measure_again(results: dict[str, dict], wanted: dict[str, tuple[str, int]], work: Path) -> None:
