@@ -15,7 +15,7 @@ import numpy as np
 from nerf.core.errors import UserError
 from nerf.core.files import reading
 from nerf.mesh.io import read_parts, triangles
-from nerf.mesh.mesh import LARGEST, Mesh, moved, moved_normals, scatter
+from nerf.mesh.mesh import LARGEST, Mesh, moved, moved_normals, scatter, unit
 from nerf.mesh.report import FORMATS
 from nerf.mesh.sdf import nearest_triangle
 from nerf.mesh.source import read_surface
@@ -63,11 +63,6 @@ class Shape:
         points = moved(self.points, matrix)
         normals = None if self.normals is None else moved_normals(self.normals, matrix)
         return Shape(None if self.mesh is None else Mesh(points, self.mesh.faces), points, normals)
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [P, 3] of length 1; those without a length stay 0."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300)
 
 
 def read_shape(path: str | Path) -> Shape:

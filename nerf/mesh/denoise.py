@@ -6,7 +6,7 @@ T triangles, V vertices, P pairs of neighbouring triangles. Lengths are scene un
 import numpy as np
 
 from nerf.mesh.intersections import crossing_faces
-from nerf.mesh.mesh import Mesh, half_edges
+from nerf.mesh.mesh import Mesh, half_edges, unit
 
 # Length of the difference of two guiding unit normals by which their weight falls to exp(-1/2): 14 degrees. The noise of a
 # distilled surface has been averaged by then; a roof and a wall differ by several times as much.
@@ -14,7 +14,6 @@ _ALIKE = 0.25
 _MOST_ROUNDS = 150  # of the normals, for triangles that are tiny beside the length
 _SOLVER_ROUNDS, _SOLVER_ERROR = 300, 1e-3
 _HALVINGS = 12  # of a vertex's way where triangles cross
-_TINY = 1e-20
 
 
 def denoise(mesh: Mesh, length: float) -> Mesh:
@@ -37,7 +36,7 @@ def denoise(mesh: Mesh, length: float) -> Mesh:
         return mesh
     first, second, fixed = _pairs(mesh)
     rounds = min(int(np.ceil((length / edge) ** 2)), _MOST_ROUNDS)
-    normals = _filtered(_unit(mesh.face_normals), area, first, second, rounds)
+    normals = _filtered(unit(mesh.face_normals), area, first, second, rounds)
     return _untangled(mesh, _fitted(mesh, normals, area, fixed, edge / length))
 
 
@@ -72,7 +71,7 @@ def _filtered(normals: np.ndarray, area: np.ndarray, first: np.ndarray, second: 
 
     def averaged(alike: np.ndarray) -> np.ndarray:
         weight = np.concatenate([alike * area[second], alike * area[first], area])[order]
-        return _unit(csr_matrix((weight, columns, begin), shape=(count, count)) @ normals)
+        return unit(csr_matrix((weight, columns, begin), shape=(count, count)) @ normals)
 
     for _ in range(rounds):
         guide = averaged(all_alike)
@@ -126,8 +125,3 @@ def _pairs(mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     first, second = order[begin[shared == 2]], order[begin[shared == 2] + 1]
     alone = order[begin[shared == 1]]
     return first // 3, second // 3, np.unique(np.concatenate([start[alone], end[alone]]))
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [T, 3] of length 1; those of length 0 stay."""
-    return vectors / np.sqrt(np.einsum("tk,tk->t", vectors, vectors)).clip(min=_TINY)[:, None]

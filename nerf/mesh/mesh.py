@@ -67,6 +67,11 @@ class Mesh:
         return np.stack([self.vertices.min(axis=0), self.vertices.max(axis=0)])
 
 
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [n, 3] of length 1; those without a length stay 0."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300)
+
+
 def half_edges(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Start and end vertices [3 T] of the half-edges of triangles [T, 3]; 3 t + k leads from corner k of t to the next."""
     return faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nerf.mesh.level_set_grid import QUERY_CHUNK
-from nerf.mesh.mesh import Mesh
+from nerf.mesh.mesh import Mesh, unit
 from nerf.mesh.texture import Texels, bake_texels, to_bytes
 
 _NEAREST = 6  # vertices of the fine surface whose normals are blended
@@ -63,15 +63,10 @@ def frames(mesh: Mesh, texels: Texels) -> tuple[np.ndarray, np.ndarray, np.ndarr
     Normal and tangent are interpolated and normalised; the tangent is not made orthogonal again.
     """
     tangents = mesh.require("tangents")
-    normal = _unit(texels.interpolate(mesh, mesh.require("normals")))
-    tangent = _unit(texels.interpolate(mesh, tangents[:, :3]))
+    normal = unit(texels.interpolate(mesh, mesh.require("normals")))
+    tangent = unit(texels.interpolate(mesh, tangents[:, :3]))
     sign = tangents[mesh.faces[texels.face, 0], 3:]
     return tangent, sign * np.cross(normal, tangent), normal
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    """Vectors [n, 3] of length 1."""
-    return vector / np.maximum(np.linalg.norm(vector, axis=1, keepdims=True), 1e-20)
 
 
 def nearest_normals(fine: Mesh, bound: float = 1.0) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -99,7 +94,7 @@ def nearest_normals(fine: Mesh, bound: float = 1.0) -> Callable[[np.ndarray, np.
             toward = np.maximum(np.einsum("pkc,pc->pk", there, rough[part]), 0.0)
             weight = toward / (distance.reshape(-1, count) ** 2 + coincident)
             blended = np.einsum("pk,pkc->pc", weight, there)
-            found[part] = _unit(np.where(weight.sum(axis=1, keepdims=True) > 0, blended, rough[part]))
+            found[part] = unit(np.where(weight.sum(axis=1, keepdims=True) > 0, blended, rough[part]))
         return found
 
     return normals

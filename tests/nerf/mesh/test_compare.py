@@ -5,7 +5,7 @@ import pytest
 
 from nerf.core.errors import UserError
 from nerf.mesh import compare
-from nerf.mesh.mesh import Mesh, transformed
+from nerf.mesh.mesh import Mesh, transformed, unit
 from nerf.mesh.sdf import nearest_triangle
 from tests.helpers import solids
 
@@ -71,7 +71,7 @@ def test_missing_half_lowers_completeness_and_recall_alone():
 
 def test_clouds_are_measured_with_and_without_normals():
     rng = np.random.default_rng(0)
-    inner = compare.unit(rng.normal(size=(40_000, 3)))
+    inner = unit(rng.normal(size=(40_000, 3)))
     with_normals, without = compare.Shape(None, 1.2 * inner, inner), compare.Shape(None, 1.2 * inner)
     got = compare.compare(with_normals, sphere(1.0), [0.1], points=10_000)
     assert got.accuracy == pytest.approx(0.2, rel=0.01) and got.normal_error < 3 and got.points == (10_000, 10_000)

@@ -6,8 +6,8 @@ from scipy.io import savemat
 from scipy.spatial import cKDTree
 
 from nerf.core.errors import UserError
-from nerf.mesh import compare, dtu
-from nerf.mesh.mesh import Mesh
+from nerf.mesh import dtu
+from nerf.mesh.mesh import Mesh, unit
 from tests.helpers import solids
 
 EVERYWHERE = dtu.Region(np.ones((60, 60, 60), dtype=bool), np.array([[-30.0] * 3, [30.0] * 3]), 1.0, np.array([0, 0, 1.0, 100]))
@@ -23,7 +23,7 @@ def sphere(radius: float, centre=(0.0, 0.0, 0.0), subdivisions: int = 4) -> Mesh
 
 def scan(radius: float, count: int = 60_000) -> np.ndarray:
     """Points of a sphere."""
-    return radius * compare.unit(np.random.default_rng(0).normal(size=(count, 3)))
+    return radius * unit(np.random.default_rng(0).normal(size=(count, 3)))
 
 
 def test_concentric_spheres_are_apart_by_their_radii():
