@@ -12,7 +12,7 @@ import torch
 
 from guidance.prior.camera import look_at
 from guidance.prior.captions import Caption
-from guidance.prior.render import render
+from guidance.prior.render import views_of
 from guidance.prior.shapes import EMPTY, Shape, family, occupancy
 from nerf.evaluation.janus import SAME_SIDES, front_likeness
 from nerf.mesh import io as mesh_io
@@ -181,9 +181,7 @@ def mesh_views(mesh: ColoredMesh, cameras: dict[str, torch.Tensor], size: int = 
 
 def true_buffers(shape: Shape, cameras: dict[str, torch.Tensor], size: int = 64) -> Buffers:
     """What K cameras see of a captioned shape."""
-    count = len(cameras["polar"])
-    proportions = {name: torch.full((count,), value) for name, value in shape.proportions.items()}
-    material, normal = render(shape.kind, proportions, cameras, size, supersample=1)
+    material, normal, _ = views_of(shape, cameras, size, supersample=1)
     palette = shape.palette.clone()
     palette[EMPTY] = 1.0
     return Buffers(palette[material.long()].double().numpy(), (material != EMPTY).numpy(), normal.double().numpy())

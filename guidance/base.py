@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nerf.core.errors import UserError
-from nerf.core.structs import Control, Part, Views
+from nerf.core.structs import Control, Part, Views, move_record
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,19 @@ class GuidanceOutput:
     finite: Tensor | None = None  # [2, B] bool: which images and which gradients are finite, to explain a loss that is not
 
 
+@dataclass(frozen=True)
+class GeometryEstimate:
+    """What a guidance model takes B rendered images to show, at their size. Without gradients."""
+
+    depth: Tensor  # [B, H, W] along the rays, scene units
+    normal: Tensor  # [B, 3, H, W] unit, world axes
+    coverage: Tensor  # [B, H, W] by the object, in [0, 1]
+
+    def to(self, device: torch.device | str) -> "GeometryEstimate":
+        """The same on a device."""
+        return move_record(self, device)
+
+
 class Guidance(ABC):
     """A model, frozen or trained alongside the field, that gives a loss for rendered images.
 
@@ -70,12 +83,14 @@ class Guidance(ABC):
             any size; a model that works at one resolution resizes them.
         told_camera: it is told the camera of a view, rather than words for it.
         sampling_scale: of classifier-free guidance, for :meth:`sample`.
+        knows_geometry: it can say what geometry an image shows, see :meth:`geometry`.
     """
 
     name: str
     spaces: tuple[str, ...] = ("rgb",)
     told_camera: bool = False
     sampling_scale: float = 7.5
+    knows_geometry: bool = False
 
     @abstractmethod
     def prepare(self, conditions: Conditions) -> None:
@@ -98,6 +113,16 @@ class Guidance(ABC):
             DivergenceError: an input or the gradient is not finite. On a GPU, which is not waited for, the loss is then not
                 finite either, and ``finite`` says which image was the first to be wrong.
         """
+
+    def geometry(self, image: Tensor, views: Views, part: Part, control: Control) -> GeometryEstimate:
+        """The geometry that B rendered images of the prompt should show, for ``--lambda_prior_depth`` and its like.
+
+        Args:
+            image, views, part, control: those of :meth:`loss`.
+
+        Only for a model with :attr:`knows_geometry`.
+        """
+        raise NotImplementedError(f"guidance {self.name} knows no geometry")
 
     def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
         """Pictures that the model draws by itself; see ``scripts/guidance_2d.py``.

@@ -15,6 +15,7 @@ STEMS = {
     "text_encoder_2": ("model", "pytorch_model"),
     ".": ("model", "pytorch_model", "diffusion_pytorch_model"),  # a model of one network, in the folder itself
     "detail": ("diffusion_pytorch_model",),
+    "geometry": ("diffusion_pytorch_model",),
     "encoder": ("model",),  # of the reference image, in a view-conditioned embedded prior
     "cc_projection": ("diffusion_pytorch_model",),
     "clip_camera_projection": ("diffusion_pytorch_model",),
@@ -68,14 +69,14 @@ def weight_files(files: Iterable[str], *parts: str) -> list[str]:
 
 
 def parts_of(files: Iterable[str]) -> tuple[str, ...]:
-    """The parts required of a diffusers folder with these files: an embedded prior has no vae and may have a detail network."""
+    """The parts required of a diffusers folder with these files: an embedded prior has no vae and may have more networks."""
     have = list(files)
     if FILE not in have:
         return PARTS
     if any(name.startswith("encoder/") for name in have):  # view-conditioned: it reads images, and no text
         return ("unet", "encoder", "scheduler")
-    detail = ("detail",) if any(name.startswith("detail/") for name in have) else ()
-    return (*(part for part in PARTS if part != "vae"), *detail)
+    more = [part for part in ("detail", "geometry") if any(name.startswith(f"{part}/") for name in have)]
+    return (*(part for part in PARTS if part != "vae"), *more)
 
 
 def missing_part(files: Iterable[str], parts: Iterable[str] | None = None) -> str | None:

@@ -1,7 +1,7 @@
 """The embedded priors: small diffusion models conditioned on text or a picture, and the captioned shapes they were trained on.
 
 How to use the weights folder (diffusers layout: ``model_index.json``, ``unet/``, ``text_encoder/``, ``tokenizer/``,
-``scheduler/``, and perhaps ``detail/``) together with ``somnia.json``, which describes its input::
+``scheduler/``, and perhaps ``detail/`` and ``geometry/``) together with ``somnia.json``, which describes its input::
 
     {"space": "pixels", "size": 64, "unshuffle": 8, "camera": "vector8+rays", "camera_dim": 8, "ray_channels": 13,
      "guidance_scale": 7.5}
@@ -20,6 +20,7 @@ How to use the weights folder (diffusers layout: ``model_index.json``, ``unet/``
 * **Call.** ``unet(cat([x_t packed, ray_map], 1), t, encoder_hidden_states=text, class_labels=condition).sample`` is the
   packed **x_0** prediction (``prediction_type`` is ``"sample"``). If there is a folder ``detail/``,
   ``guidance.prior.detail.refine`` then adds the details that the patches blur, to each prediction under its own conditions.
+  ``geometry/`` says what x_t shows as depth, normals and coverage (``guidance.prior.geometry.predict``).
   From x_0: ``eps = (x_t - sqrt(abar_t) x_0) / sqrt(1 - abar_t)``. Classifier-free guidance combines x_0 predictions, which
   are then clamped to [-1, 1].
 * **Text.** ``text_encoder(**tokenizer(prompt, padding="max_length", max_length=16, truncation=True,
@@ -38,16 +39,16 @@ The folder ``multiview_weights/`` holds what the multi-view prior changes of the
 the names of the UNet's tensors. See ``multiview_model``.
 
 The modules: ``pixels`` (what all share as guidance), ``guidance``, ``view_guidance`` and ``multiview_guidance`` (score
-distillation from each), ``view_words`` (what a view word stands for), ``perfect`` (true pictures in
-its place, for ``benchmarks/ceiling.py``),
-``description`` (``somnia.json``), ``camera``, ``captions``, ``vocabulary``,
-``spelling``, ``grammar`` and ``replies`` (words), ``kinds``, ``primitives`` and ``shapes`` (signed distances),
-``render`` (sphere tracing), ``degrade`` (defects of an unfinished mesh), ``dataset``, ``view_dataset`` and
-``multiview_dataset``, ``references`` (the held-out pictures), ``benchmark`` (the prompts that are measured),
-``classifier`` (which caption explains a picture best), ``model``, ``view_model`` and ``multiview_model`` (build, save,
-load), ``detail``, ``training`` (what the training of all has in common), ``workers`` (processes that prepare batches),
+distillation from each), ``view_words`` (what a view word stands for), ``perfect`` (true pictures in its place, for
+``benchmarks/ceiling.py``), ``description`` (``somnia.json``), ``camera``, ``captions``, ``vocabulary``, ``spelling``,
+``grammar`` and ``replies`` (words), ``kinds``, ``primitives`` and ``shapes`` (signed distances), ``render`` (sphere
+tracing), ``degrade`` (defects of an unfinished mesh), ``dataset``, ``view_dataset``, ``multiview_dataset`` and
+``geometry_dataset``, ``references`` (the held-out pictures), ``benchmark`` (the prompts that are measured), ``classifier``
+(which caption explains a picture best), ``model``, ``view_model`` and ``multiview_model`` (build, save, load), ``detail``,
+``geometry``, ``training`` (what the training of all has in common), ``workers`` (processes that prepare batches),
 ``comparison`` (old weights and new ones), and what runs with ``python -m``: ``train``, ``train_detail``, ``train_gpu``,
-``train_view``, ``train_multiview``, ``diagnose``, ``diagnose_view`` and ``diagnose_multiview``.
+``train_view``, ``train_multiview``, ``train_geometry``, ``diagnose``, ``diagnose_view``, ``diagnose_multiview`` and
+``diagnose_geometry``.
 """
 
 from pathlib import Path

@@ -15,6 +15,7 @@ RAY_CHANNELS = 13
 RADIUS_RANGE = (3.0, 3.5)  # scene units
 FOVY_RANGE = (18.0, 24.0)  # degrees
 POLAR_RANGE = (30.0, 105.0)  # degrees
+GEOMETRY_POLAR_RANGE = (30.0, 130.0)  # of the geometry network, which also knows the objects from below
 
 
 def _per_view(value: Tensor | float, name: str, device: torch.device | None) -> Tensor:
@@ -143,7 +144,7 @@ def conditions(cameras: dict[str, Tensor], size: int) -> tuple[Tensor, Tensor]:
     return condition(**cameras), ray_map(pose, cameras["fovy"], size)
 
 
-def random_cameras(count: int, generator: torch.Generator) -> dict[str, Tensor]:
+def random_cameras(count: int, generator: torch.Generator, polar: tuple[float, float] = POLAR_RANGE) -> dict[str, Tensor]:
     """Cameras of the training distribution: ``polar``, ``azimuth``, ``radius``, ``fovy``, each [count].
 
     Radius and field of view are uniform; azimuth is uniform on the circle; polar is uniform in angle.
@@ -153,7 +154,7 @@ def random_cameras(count: int, generator: torch.Generator) -> dict[str, Tensor]:
         return low + (high - low) * torch.rand(count, generator=generator)
 
     return {
-        "polar": uniform(*POLAR_RANGE),
+        "polar": uniform(*polar),
         "azimuth": uniform(0.0, 360.0),
         "radius": uniform(*RADIUS_RANGE),
         "fovy": uniform(*FOVY_RANGE),

@@ -172,18 +172,21 @@ def render_shard(target: Path, kinds: list[str], views: int, cameras: dict[str, 
     target.parent.mkdir(parents=True, exist_ok=True)
     material = torch.zeros(size, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE, dtype=torch.uint8)
     normal = torch.zeros(size, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.int8)
+    relief = torch.zeros(size, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.float16)
     for kind in dict.fromkeys(kinds):
         objects = torch.tensor([i for i, name in enumerate(kinds) if name == kind])
         for part in objects.split(max(1, 16 // views)):
             proportions = random_proportions(kind, len(part), generator)
             rows = (part[:, None] * views + torch.arange(views)).flatten()
             repeated = {name: value.repeat_interleave(views) for name, value in proportions.items()}
-            ids, facing = render(kind, repeated, {k: v[rows] for k, v in cameras.items()}, IMAGE_SIZE)
-            material[rows] = ids
-            normal[rows] = (facing * 127).round().to(torch.int8)
+            seen = render(kind, repeated, {k: v[rows] for k, v in cameras.items()}, IMAGE_SIZE)
+            material[rows] = seen.material
+            normal[rows] = (seen.normal * 127).round().to(torch.int8)
+            relief[rows] = seen.relief.half()
     tensors = {
         "material": material,
         "normal": normal,
+        "relief": relief,
         **cameras,
         "kind": torch.tensor([KIND_NAMES.index(kind) for kind in kinds], dtype=torch.uint8).repeat_interleave(views),
     }
@@ -210,12 +213,14 @@ class Batch:
     ray: Tensor  # [B, 13, 8, 8]
     captions: list[str]
     weight: Tensor  # [B] of the squared error
+    geometry: Tensor | None = None  # [B, 5, 64, 64] relief (scene units), normal in camera axes, coverage, if asked for
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Each tensor changed; an image that is its own degraded one stays one tensor."""
         image = change(self.image)
         degraded = image if self.degraded is self.image else change(self.degraded)
-        return Batch(image, degraded, change(self.camera), change(self.ray), self.captions, change(self.weight))
+        geometry = None if self.geometry is None else change(self.geometry)
+        return Batch(image, degraded, change(self.camera), change(self.ray), self.captions, change(self.weight), geometry)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; copies from pinned memory are not waited for."""
@@ -237,7 +242,8 @@ class Batch:
         image = join("image")
         degraded = image if all(part.degraded is part.image for part in parts) else join("degraded")
         captions = [caption for part in parts for caption in part.captions][:size]
-        return Batch(image, degraded, join("camera"), join("ray"), captions, join("weight"))
+        geometry = None if parts[0].geometry is None else join("geometry")
+        return Batch(image, degraded, join("camera"), join("ray"), captions, join("weight"), geometry)
 
 
 def shaded(material: Tensor, normal: Tensor, palettes: Tensor, light: Tensor, ambient: Tensor) -> Tensor:
@@ -270,6 +276,14 @@ def over(layers: Tensor, background: Tensor) -> Tensor:
     return pixel[:, :3] + (1 - pixel[:, 3:]) * background[:, :, None, None]
 
 
+def _geometry(rows: Mapping[str, Tensor], layers: Tensor, mirrored: Tensor) -> Tensor:
+    """Relief, normal and coverage [B, 5, H, W] of stored renders with these layers; some are mirrored, bool [B, 1, 1, 1]."""
+    normal, coverage = rows["normal"].movedim(-1, 1).float() / 127, avg_pool2d(layers[:, 3:], 2)
+    seen = torch.cat([rows["relief"].float()[:, None], normal, coverage], 1)
+    flipped = seen.flip(-1) * torch.tensor([1.0, -1.0, 1.0, 1.0, 1.0])[:, None, None]
+    return torch.where(mirrored, flipped, seen)
+
+
 class Loader:
     """Random batches from all shards in a folder, including those written while it runs.
 
@@ -279,6 +293,7 @@ class Loader:
         rescan: batches between two searches for new shards.
         degraded: add noise to degraded images, see :mod:`guidance.prior.degrade`.
         frequency: relative, of each kind by name; None: :func:`usual_frequency`.
+        geometry: give the geometry of what is seen, too.
     """
 
     def __init__(
@@ -288,8 +303,9 @@ class Loader:
         rescan: int = 200,
         degraded: bool = False,
         frequency: Mapping[str, float] | None = None,
+        geometry: bool = False,
     ) -> None:
-        self.folder, self.rescan, self.degraded = Path(folder), rescan, degraded
+        self.folder, self.rescan, self.degraded, self.geometry = Path(folder), rescan, degraded, geometry
         self.frequency = usual_frequency() if frequency is None else frequency
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
@@ -385,9 +401,10 @@ class Loader:
         azimuth = azimuths[0]
         given, image = image, torch.where(mirrored, image.flip(-1), image)
         degraded = image if degraded is given else torch.where(mirrored, degraded.flip(-1), degraded)
+        geometry = _geometry(rows, layers, mirrored) if self.geometry else None
         camera = condition(rows["polar"], azimuth, rows["radius"], rows["fovy"])
         ray = ray_map(look_at(rows["polar"], azimuth, rows["radius"]), rows["fovy"], GRID_SIZE)
-        return Batch(image, degraded, camera, ray, [caption.text for caption in captions], self._emphasis(kinds))
+        return Batch(image, degraded, camera, ray, [caption.text for caption in captions], self._emphasis(kinds), geometry)
 
     @staticmethod
     def _emphasis(kinds: list[str]) -> Tensor:

@@ -54,7 +54,7 @@ def renders(caption: Caption, cameras: dict[str, Tensor], seed: int = 0, degrade
     count = len(cameras["polar"])
     proportions = random_proportions(caption.kind, count // views, torch.Generator().manual_seed(seed))
     proportions = {name: value.repeat_interleave(views) for name, value in proportions.items()}
-    material, normal = render(caption.kind, proportions, cameras, IMAGE_SIZE)
+    material, normal, _ = render(caption.kind, proportions, cameras, IMAGE_SIZE)
     light = torch.nn.functional.normalize(torch.tensor([0.0, 0.25, 1.0]), dim=0).expand(count, 3)
     layers = shaded(material, normal, palette(caption).expand(count, -1, -1), light, torch.full((count,), 0.5))
     if degraded:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from guidance import weights
-from guidance.base import Conditions, GuidanceOutput
+from guidance.base import CameraRequirements, Conditions, GeometryEstimate, GuidanceOutput
 from guidance.diffusion import Network, loader
 from guidance.diffusion.distiller import shared_options
 from guidance.diffusion.lora import LearningGuidance
 from guidance.diffusion.text import encode_prompts
 from guidance.distillation import Conditioned, Denoiser, Learned, rescale_cfg
 from guidance.perpneg_utils import NEGATIVE_WORDS, PerpNeg, negative_weights, perpneg_mixer
-from guidance.prior import camera, captions, detail, pixels, replies
+from guidance.prior import camera, captions, detail, geometry, pixels, replies
 from guidance.prior.view_words import Words
 from guidance.prompts import DEFAULT_ANGLES, DEFAULT_NEGATIVE, VIEW_WORDS, ViewAngles
 from nerf.core.errors import UserError
@@ -83,11 +83,15 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
         self.detail: Network | None = None
         if (self.folder / "detail").is_dir():
             self.detail = loader.load_part(self.folder, "detail", UNet2DConditionModel, self.device, dtype)
+        self.geometry_network: Network | None = None
+        if (self.folder / "geometry").is_dir():
+            self.geometry_network = loader.load_part(self.folder, "geometry", UNet2DConditionModel, self.device, dtype)
+            self.knows_geometry = told == "camera"
         self._check_fit()
         self.understood = ""  # of the prompt
         self.text: dict[str, Tensor] = {}  # name of a condition in NAMED -> [1, L, D] text embedding
         if vram_O:
-            loader.save_memory([network for network in (self.unet, self.detail) if network is not None], self.device)
+            loader.save_memory(self._networks(), self.device)
 
     def _check_fit(self) -> None:
         """Check that the detail network takes what the UNet takes."""
@@ -97,6 +101,15 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
                 f"weights: {self.folder / 'detail'} does not fit the UNet; expected 6 n^2 channels in and 3 n^2 "
                 f"out, n a divisor of {self.codec.size}, text of {text_dim} channels and cameras of {camera_dim}"
             )
+        if self.geometry_network is not None and not geometry.fits(self.geometry_network, self.unet, self.codec.unshuffle):
+            raise UserError(
+                f"weights: {self.folder / 'geometry'} does not fit the UNet; expected its input, text and cameras, and "
+                f"{geometry.CHANNELS * self.codec.unshuffle**2} channels out"
+            )
+
+    def _networks(self) -> list[Network]:
+        """Those that it has of UNet, detail and geometry network."""
+        return [network for network in (self.unet, self.detail, self.geometry_network) if network is not None]
 
     def prepare(self, conditions: Conditions) -> None:
         """Embed the prompt and the negative prompt; what was understood is logged.
@@ -126,7 +139,7 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
 
     def denoisers(self) -> list[Network]:
         """See :meth:`Guidance.denoisers`."""
-        return [self.unet] if self.detail is None else [self.unet, self.detail]
+        return self._networks()
 
     def stage_options(self, options: Any) -> Options:
         """See :meth:`Guidance.stage_options`.
@@ -154,11 +167,42 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
         )
 
     def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """See :meth:`PixelPrior.loss`."""
+        """See :meth:`PixelPrior.loss`. Views from further below than it was trained with are left to the geometry network."""
         options = control.options or self.options
         angles = options.angles if isinstance(options, Options) else DEFAULT_ANGLES
         self.words = Words(angles, part.random.generator(Stream.VIEW_WORDS))
+        judged = views.polar <= camera.POLAR_RANGE[1] if self.knows_geometry else None
+        if judged is None or judged.all():
+            return self.distilled(image, views, part, control, debug)
+        if not judged.any():
+            return GuidanceOutput(0.0 * image.sum())
+        found = self.distilled(image[judged], views[judged], part, control, debug)
+        finite = None
+        if found.finite is not None:
+            finite = torch.ones(2, len(image), dtype=torch.bool, device=found.finite.device)
+            finite[:, judged] = found.finite
+        return replace(found, loss=found.loss * judged.float().mean(), finite=finite)
+
+    def distilled(self, image: Tensor, views: Views, part: Part, control: Control, debug: bool) -> GuidanceOutput:
+        """Score distillation of views that the UNet was trained with; see :meth:`PixelPrior.loss`."""
         return super().loss(image, views, part, control, debug=debug)
+
+    def requirements(self) -> CameraRequirements:
+        """The cameras that UNet or geometry network were trained with."""
+        polar = camera.GEOMETRY_POLAR_RANGE if self.knows_geometry else camera.POLAR_RANGE
+        return replace(super().requirements(), polar_range=polar)
+
+    @torch.no_grad()
+    def geometry(self, image: Tensor, views: Views, part: Part, control: Control) -> GeometryEstimate:
+        """See :meth:`Guidance.geometry`; estimated from the noisy images of score distillation."""
+        assert self.geometry_network is not None, "knows_geometry says so"
+        x = self.distiller.encode(image, part)
+        t, noise, _ = self.distiller.draw(x, part, control, control.options or self.options)
+        noisy = self.distiller.schedule.add_noise(x, noise, t)
+        rays, vector = self.camera_conditions(views, len(x))
+        text = self.text["text"].expand(len(x), -1, -1)
+        found = geometry.predict(self.geometry_network, noisy.to(self.dtype), t, text, vector, rays, self.codec.unshuffle)
+        return geometry.in_world(found, views, image.shape[-1])
 
     def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
         """See :meth:`PixelPrior.sample`; without Perp-Neg."""

@@ -40,14 +40,15 @@ class Prior:
     tokenizer: Any
     scheduler: Any
     detail: Network | None = None  # see guidance.prior.detail
+    geometry: Network | None = None  # see guidance.prior.geometry
 
     def parameters(self) -> list[nn.Parameter]:
-        """The parameters trained together: UNet first, then text encoder. The detail network is trained afterwards."""
+        """The parameters trained together: UNet first, then text encoder. Detail and geometry are trained afterwards."""
         return [*self.unet.parameters(), *self.text_encoder.parameters()]
 
     def to(self, device: torch.device | str) -> "Prior":
         """Move the networks to a device, in place; returns the prior."""
-        for network in (self.unet, self.text_encoder, self.detail):
+        for network in (self.unet, self.text_encoder, self.detail, self.geometry):
             if network is not None:
                 network.to(device)
         return self
@@ -203,7 +204,7 @@ def save(prior: Prior, folder: Path | str, recipe: dict[str, Any] | None = None,
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.float16 if half else next(prior.unet.parameters()).dtype
     copy.deepcopy(prior.text_encoder).to(device="cpu", dtype=dtype).save_pretrained(folder / "text_encoder")
-    for name, network in (("unet", prior.unet), ("detail", prior.detail)):
+    for name, network in (("unet", prior.unet), ("detail", prior.detail), ("geometry", prior.geometry)):
         if network is not None:
             written = copy.deepcopy(network).to(device="cpu", dtype=dtype)
             written.register_to_config(_name_or_path="")  # else diffusers writes the folder it was read from
@@ -251,15 +252,17 @@ def load(folder: Path | str) -> Prior:
                 f"embedded prior: expected {folder / part}, which is missing; restore the folder "
                 "from version control or run python -m guidance.prior.train"
             )
-    networks: list[Network] = []
-    for name in ("unet", "detail"):
-        if (folder / name).is_dir():
-            networks.append(UNet2DConditionModel.from_pretrained(folder / name, torch_dtype=torch.float32))
+    networks: dict[str, Network] = {
+        name: UNet2DConditionModel.from_pretrained(folder / name, torch_dtype=torch.float32).eval()
+        for name in ("unet", "detail", "geometry")
+        if (folder / name).is_dir()
+    }
     text_encoder: Network = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
     return Prior(
-        networks[0].eval(),
+        networks["unet"],
         text_encoder.eval(),
         CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         DDPMScheduler.from_pretrained(folder / "scheduler"),
-        networks[1].eval() if len(networks) > 1 else None,
+        networks.get("detail"),
+        networks.get("geometry"),
     )

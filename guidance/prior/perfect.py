@@ -6,13 +6,15 @@ the picture of the captioned shape by the same camera, in the light and over the
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
-from guidance.base import Conditions, GuidanceOutput
+from guidance.base import Conditions, GeometryEstimate, GuidanceOutput
 from guidance.distillation import Denoiser
 from guidance.prior import camera
+from guidance.prior.geometry import Geometry, in_world
 from guidance.prior.guidance import EmbeddedPrior
-from guidance.prior.render import unlit
-from guidance.prior.shapes import Shape, canonical
+from guidance.prior.render import unlit, views_of
+from guidance.prior.shapes import EMPTY, Shape, canonical
 from nerf.core.structs import Control, Part, Views
 
 _RIDGE = 1.0  # pixels whose light is taken to be flat, so that a fit to few pixels stays near that
@@ -28,11 +30,19 @@ class PerfectPrior(EmbeddedPrior):
         self.shape: Shape = canonical(conditions.text or "")
         self.seen: Tensor | None = None  # [B, 3, S, S] in [0, 1], the rendering of the step at the prior's size
 
-    def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """See :meth:`Guidance.loss`."""
+    def distilled(self, image: Tensor, views: Views, part: Part, control: Control, debug: bool) -> GuidanceOutput:
+        """See :meth:`EmbeddedPrior.distilled`."""
         with torch.no_grad():
             self.seen = self.codec.decode(self.distiller.encode(image, part))
-        return super().loss(image, views, part, control, debug=debug)
+        return super().distilled(image, views, part, control, debug)
+
+    @torch.no_grad()
+    def geometry(self, image: Tensor, views: Views, part: Part, control: Control) -> GeometryEstimate:
+        """The truth; see :meth:`Guidance.geometry`."""
+        seen = views_of(self.shape, camera.of_views(views), self.codec.size)
+        coverage = avg_pool2d((seen.material != EMPTY).float()[:, None], seen.material.shape[-1] // self.codec.size)[:, 0]
+        found = Geometry(seen.relief, seen.normal.movedim(-1, 1), coverage)
+        return in_world(found, views.to("cpu"), image.shape[-1]).to(self.device)
 
     def under(self, views: Views | None, count: int, refine: bool, names: tuple[str, ...]) -> Denoiser:
         """The truth, whatever the noise and the conditions; see :meth:`EmbeddedPrior.under`."""

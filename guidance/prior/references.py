@@ -11,7 +11,7 @@ from torch import Tensor
 
 from guidance.prior.captions import Caption
 from guidance.prior.dataset import shaded
-from guidance.prior.render import render
+from guidance.prior.render import views_of
 from guidance.prior.shapes import EMPTY, Shape, caption_of, palette, random_proportions
 
 FIRST_SEED = 500_000  # of the proportions of the held-out objects
@@ -75,8 +75,7 @@ def seen_from(reference: Reference, polar: Tensor, azimuth: Tensor) -> dict[str,
 def true_layers(shape: Shape, cameras: dict[str, Tensor], size: int, ambient: float = AMBIENT) -> Tensor:
     """Views of a shape, unlit or under a light near each camera: colour times coverage, then coverage, [K, 4, size, size]."""
     count = len(cameras["polar"])
-    proportions = {name: torch.full((count,), value) for name, value in shape.proportions.items()}
-    material, normal = render(shape.kind, proportions, cameras, size)
+    material, normal, _ = views_of(shape, cameras, size)
     light = torch.nn.functional.normalize(torch.tensor(LIGHT), dim=0).expand(count, 3)
     colours = shape.palette.clone()
     colours[EMPTY] = 0

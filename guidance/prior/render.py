@@ -1,4 +1,6 @@
-"""Sphere tracing of batches of shapes to material ids and camera-space normals. S shapes of one kind, M live rays."""
+"""Sphere tracing of batches of shapes to material ids, camera-space normals and relief. S shapes of one kind, M live rays."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +13,14 @@ MAX_STEPS = 56
 HIT = 1.5e-3
 STRIDE = 0.95
 NORMAL_STEP = 2e-3
+
+
+class Seen(NamedTuple):
+    """What cameras see of S shapes, in images of H x H pixels with F x F rays in each."""
+
+    material: Tensor  # [S, H F, H F] uint8, EMPTY for background
+    normal: Tensor  # [S, H, H, 3] in camera axes, of the mean over the hits of a pixel; zero where there is none
+    relief: Tensor  # [S, H, H] how much nearer than the origin a surface is, scene units: radius - distance along the ray
 
 
 def _entry(origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,10 +78,8 @@ def normals(kind: str, proportions: dict[str, Tensor], points: Tensor) -> Tensor
 
 
 @torch.no_grad()
-def render(
-    kind: str, proportions: dict[str, Tensor], cameras: dict[str, Tensor], size: int, supersample: int = 2
-) -> tuple[Tensor, Tensor]:
-    """Render material ids and normals.
+def render(kind: str, proportions: dict[str, Tensor], cameras: dict[str, Tensor], size: int, supersample: int = 2) -> Seen:
+    """Render material ids, normals and relief.
 
     Args:
         kind: of all shapes.
@@ -81,8 +89,7 @@ def render(
         supersample: rays a side of each pixel.
 
     Returns:
-        material [S, size * supersample, size * supersample] uint8, EMPTY for background; and normals in camera axes
-        [S, size, size, 3], averaged over the hits of a pixel, zero where there is none.
+        What is seen; relief is a mean over the hits of a pixel, and zero where there is none.
     """
     count, fine = len(cameras["polar"]), size * supersample
     pose = look_at(cameras["polar"], cameras["azimuth"], cameras["radius"])
@@ -95,11 +102,18 @@ def render(
     points = origins[hit] + t[hit, None] * directions[hit]
     world = normals(kind, {k: v[index[hit]] for k, v in proportions.items()}, points)
     local = torch.einsum("mi,mij->mj", world, pose[index[hit], :, :3])
-    image = torch.zeros(count * fine * fine, 3)
-    image[hit] = local
-    image = image.reshape(count, size, supersample, size, supersample, 3).mean((2, 4))
-    image = image / image.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-    return material.reshape(count, fine, fine), image
+    nearer = cameras["radius"][index[hit]] - t[hit]
+    image = torch.zeros(count * fine * fine, 5)
+    image[hit] = torch.cat([local, nearer[:, None], torch.ones_like(nearer)[:, None]], -1)
+    image = image.reshape(count, size, supersample, size, supersample, 5).mean((2, 4))
+    normal = image[..., :3] / image[..., :3].norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    return Seen(material.reshape(count, fine, fine), normal, image[..., 3] / image[..., 4].clamp(min=1e-6))
+
+
+def views_of(shape: Shape, cameras: dict[str, Tensor], size: int, supersample: int = 2) -> Seen:
+    """What B cameras see of one shape; see :func:`render`."""
+    count = len(cameras["polar"])
+    return render(shape.kind, {n: torch.full((count,), v) for n, v in shape.proportions.items()}, cameras, size, supersample)
 
 
 def unlit(shape: Shape, cameras: dict[str, Tensor], size: int, supersample: int = 2) -> tuple[Tensor, Tensor]:
@@ -112,9 +126,7 @@ def unlit(shape: Shape, cameras: dict[str, Tensor], size: int, supersample: int 
     Returns:
         Colour times coverage, then coverage, [B, 4, size, size]; and normals [B, size, size, 3] as those of :func:`render`.
     """
-    count = len(cameras["polar"])
-    proportions = {name: torch.full((count,), value) for name, value in shape.proportions.items()}
-    material, normal = render(shape.kind, proportions, cameras, size, supersample)
-    solid = (material != EMPTY).float()[..., None]
-    layers = torch.cat([shape.palette[material.long()] * solid, solid], -1).movedim(-1, 1)
-    return avg_pool2d(layers, supersample), normal
+    seen = views_of(shape, cameras, size, supersample)
+    solid = (seen.material != EMPTY).float()[..., None]
+    layers = torch.cat([shape.palette[seen.material.long()] * solid, solid], -1).movedim(-1, 1)
+    return avg_pool2d(layers, supersample), seen.normal

@@ -206,6 +206,7 @@ IDLE = (
         "without a prompt (--text or --image) or --fill_hidden",
     ),
     Idle(("negative",), lambda c: c.prompt.text is None, "without --text"),
+    Idle(("lambda_prior_depth", "lambda_prior_normal"), lambda c: c.prompt.text is None, "without --text"),
     Idle(
         ("lambda_orient", "lambda_2d_normal_smooth", "lambda_3d_normal_smooth"),
         lambda c: not c.prompt.kinds,

@@ -23,6 +23,12 @@ class LossConfig(Group):
     lambda_mask: Weight = option(500.0, "mask loss of photographs and known views with alpha", check=WEIGHT)
     lambda_normal: Weight = option(0.0, "normal loss of known views, and of photographs in the mesh stage", check=WEIGHT)
     lambda_depth: Weight = option(10.0, "correlation of the depth of known views with _depth.png", check=WEIGHT)
+    lambda_prior_depth: Weight = option(
+        0.0, "embedded prior: distance from the depth that its geometry network expects, scene units", check=WEIGHT
+    )
+    lambda_prior_normal: Weight = option(
+        0.0, "embedded prior: 1 - cosine to the normals that its geometry network expects", check=WEIGHT
+    )
     lambda_mesh_normal: Weight = option(0.5, "mesh stage: normal consistency of adjacent triangles", check=WEIGHT)
     lambda_mesh_laplacian: Weight = option(0.5, "mesh stage: Laplacian smoothness of the vertices", check=WEIGHT)
     mesh_laplacian: str = option("uniform", "mesh stage: weights of the Laplacian", choices=("uniform", "cotangent"))

@@ -133,7 +133,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "t_anneal": 0.8,
         "radius_range": (3.0, 3.5),
         "fovy_range": (18.0, 24.0),
-        "theta_range": (30.0, 105.0),
+        # Score distillation of the views to 105 degrees; what lies below shows the geometry network undersides.
+        "theta_range": (30.0, 130.0),
+        # Of the size of the gradient of distillation, which sums over all pixels; the loss is a mean over rays.
+        "lambda_prior_depth": 5000.0,
         "latent_iter_ratio": 0.0,
         "albedo_iter_ratio": 0.0,
         # The prior was not trained on textureless renders: it treats one as fog of the wrong colour and removes the object.
@@ -357,6 +360,9 @@ PRESETS["embedded view"] = (
     | _EMBEDDED_IMAGE
     | {
         "guidance_scale": 3.0,
+        # It has no geometry network.
+        "lambda_prior_depth": 0.0,
+        "theta_range": (30.0, 105.0),
         "lambda_3d_normal_smooth": 0.0,
         "progressive_view": False,
         "progressive_level": False,

@@ -33,6 +33,7 @@ from nerf.training.surface_objectives import Distortion, SurfaceRegularisers
 
 # Distance of the second point of the 3-D smoothness from the first (standard deviation), as a share of the field's bound.
 NEIGHBOUR_DISTANCE = 1e-2
+COVERED = 0.5  # coverage and opacity above which a pixel shows the object
 MIN_OPACITY = 0.05  # a ray that is less opaque has no depth of its own
 
 
@@ -57,10 +58,17 @@ def check(objectives: Iterable[Objective], plan: StepPlan) -> None:
 
 def inapplicable_terms(objectives: Iterable[Objective], plan: StepPlan, stage: Stage) -> list[str]:
     """Sentences about terms that have a weight in the plan and no effect in this stage."""
+    objectives = list(objectives)
+    asked = [term for term in PriorGeometry.terms if plan.wants(term)]
+    unknown = [
+        f"{name} has a weight, but the guidance knows no geometry; it has no effect (the embedded prior does, told the camera)"
+        for name in asked
+        if not any(isinstance(objective, PriorGeometry) for objective in objectives)
+    ]
     if not stage.kind.triangles:
-        return []
+        return unknown
     along_rays = [term for objective in objectives for term in objective.sample_terms if plan.wants(term)]
-    return [
+    return unknown + [
         f"{name} has a weight, but needs samples along rays, and triangles have none; it has no effect in the mesh "
         "stage, where --lambda_mesh_normal and --lambda_mesh_laplacian keep the surface smooth"
         for name in along_rays
@@ -244,6 +252,47 @@ class Guided(Objective):
         return [group for model in self.guidance for group in model.param_groups(lr)]
 
 
+class PriorGeometry(Objective):
+    """Depth and normals that a guidance model expects behind the rendered images, where it sees the object.
+
+    Colours do not tell a hollow from its filling where both look alike; what the model knows of such objects does.
+    """
+
+    terms = ("prior_depth", "prior_normal")
+    needs_image = True
+
+    def __init__(self, model: Guidance):
+        """``model``: prepared."""
+        self.model = model
+
+    def applies(self, part: Part, plan: StepPlan) -> bool:
+        """See :meth:`Objective.applies`."""
+        return part.guided and part.settings.space == "rgb" and super().applies(part, plan)
+
+    def __call__(self, out: RenderOutput, batch: Batch, part: Part, plan: StepPlan) -> ObjectiveOutput:
+        """See :meth:`Objective.__call__`."""
+        assert batch.views is not None, "guided parts are whole images of known cameras"
+        pictures = out.as_images(out.image.detach())
+        found = self.model.geometry(pictures, batch.views, part, plan.controls[self.model.name])
+        known, depth = found.coverage.flatten() > COVERED, found.depth.flatten()
+        terms: dict[str, Tensor] = {}
+        if plan.wants("prior_depth"):
+            terms["prior_depth"] = self._depth(out, depth, known)
+        if plan.wants("prior_normal") and out.normal is not None:
+            normal = found.normal.movedim(1, -1).reshape(-1, 3)
+            terms["prior_normal"] = losses.normal_cosine(out.normal, normal, known & (out.opacity.detach() > COVERED))
+        return ObjectiveOutput(terms)
+
+    @staticmethod
+    def _depth(out: RenderOutput, depth: Tensor, known: Tensor) -> Tensor:
+        """The loss of depths [N]: of all samples of a ray where there are some, else of the one surface that it meets."""
+        if out.trace is not None:
+            samples = out.trace.samples
+            return losses.depth_distribution(out.trace.weights, samples.t, samples.ray_index, depth, known)
+        seen = out.depth / out.opacity.clamp(min=MIN_OPACITY)
+        return losses.depth_l1(seen, depth, known & (out.opacity.detach() > COVERED))
+
+
 def _part_of(model: Guidance, part: Part) -> Part:
     """The part with random numbers of a model's own, so that two models do not look at the same timestep and noise."""
     random = Random(derived_seed(part.random.seed, model.name))
@@ -388,6 +437,11 @@ def _guided(inputs: ObjectiveInputs) -> Objective | None:
     return Guided(inputs.guidance, optim.grad_clip_rgb, interval) if inputs.guidance else None
 
 
+def _prior_geometry(inputs: ObjectiveInputs) -> Objective | None:
+    able = [model for model in inputs.guidance if model.knows_geometry]
+    return PriorGeometry(able[0]) if able else None
+
+
 def _known_view(inputs: ObjectiveInputs) -> Objective:
     wanted = inputs.stage.config.data.exposure and inputs.run.scene.num_training > 0
     exposure = Exposure(inputs.run.scene.num_training).to(inputs.device) if wanted else None
@@ -413,6 +467,7 @@ def _surface_regularisers(inputs: ObjectiveInputs) -> Objective | None:
 # an objective's terms are in ``schedule.TERM_WEIGHTS``.
 OBJECTIVES: dict[str, Callable[[ObjectiveInputs], Objective | None]] = {
     "guided": _guided,
+    "prior_geometry": _prior_geometry,
     "known_view": _known_view,
     "appearance": _appearance_losses,
     "depth_maps": lambda inputs: DepthMaps(inputs.run.scene.num_images, inputs.occluders),

@@ -26,7 +26,7 @@ ENTROPY_RAMP = 2.0
 TV_RAMP = 2.0
 LEVEL_START, LEVEL_RAMP = 0.25, 2.0
 WHITE_BACKGROUND_RATE = 0.3
-NORMAL_TERMS = ("orient", "normal_smooth_2d", "normal_smooth_3d", "normal")  # those that need rendered normals
+NORMAL_TERMS = ("orient", "normal_smooth_2d", "normal_smooth_3d", "normal", "prior_normal")  # those that need rendered normals
 
 
 def plan(step: int, run: RunInfo, sources: Mapping[str, Source]) -> StepPlan:
@@ -67,6 +67,8 @@ TERM_WEIGHTS: dict[str, Callable[[float, Config], Weight]] = {
     "depth": lambda fraction, config: config.loss.lambda_depth,
     "normal": lambda fraction, config: config.loss.lambda_normal,
     "depth_map": lambda fraction, config: 0.0 if config.data.data is None else config.data.lambda_depth_map,
+    "prior_depth": lambda fraction, config: config.loss.lambda_prior_depth,
+    "prior_normal": lambda fraction, config: config.loss.lambda_prior_normal,
     "opacity": lambda fraction, config: config.loss.lambda_opacity,
     "entropy": lambda fraction, config: config.loss.lambda_entropy,
     "orient": lambda fraction, config: config.loss.lambda_orient,

@@ -64,7 +64,7 @@ def test_ray_map_of_a_mirrored_camera_is_the_mirrored_ray_map():
 
 
 def test_the_preset_draws_views_from_the_ranges_of_the_training_set():
-    ranges = {"radius_range": camera.RADIUS_RANGE, "fovy_range": camera.FOVY_RANGE, "theta_range": camera.POLAR_RANGE}
+    ranges = {"radius_range": camera.RADIUS_RANGE, "fovy_range": camera.FOVY_RANGE, "theta_range": camera.GEOMETRY_POLAR_RANGE}
     assert {flag: PRESETS["embedded"][flag] for flag in ranges} == ranges
 
 

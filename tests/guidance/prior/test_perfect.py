@@ -21,7 +21,7 @@ def views_and_picture(ambient, brightness=1.0):
     shape, drawn = canonical(PROMPT), random_cameras(2, torch.Generator().manual_seed(3))
     views = orbit(**drawn, height=64, width=64)
     proportions = {name: torch.full((2,), value) for name, value in shape.proportions.items()}
-    material, normal = render(shape.kind, proportions, drawn, 64)
+    material, normal, _ = render(shape.kind, proportions, drawn, 64)
     light = torch.nn.functional.normalize(torch.tensor([[0.3, 0.2, 1.0]]), dim=-1).expand(2, 3)
     layers = shaded(material, normal, shape.palette.expand(2, -1, -1), light, torch.full((2,), ambient))
     layers[:, :3] *= brightness

@@ -99,7 +99,7 @@ def test_render_of_a_ball_covers_the_disc_that_perspective_gives():
         "radius": torch.tensor([3.2]),
         "fovy": torch.tensor([20.0]),
     }
-    material, normal = render("ball", {"radius": torch.tensor([0.4])}, cameras, 32)
+    material, normal, _ = render("ball", {"radius": torch.tensor([0.4])}, cameras, 32)
     tangent = 0.4 / (3.2**2 - 0.4**2) ** 0.5 / torch.tan(torch.deg2rad(torch.tensor(10.0)))
     share = (material != EMPTY).float().mean()
     torch.testing.assert_close(share, torch.pi * tangent**2 / 4, atol=0.01, rtol=0)

@@ -79,6 +79,22 @@ def test_depth_pearson_is_blind_to_scale_and_offset():
     assert losses.depth_pearson(depth, -depth, mask).item() == pytest.approx(2.0, abs=1e-9)
 
 
+def test_the_error_of_where_rays_end_counts_haze_on_both_sides_and_leaves_their_opacity():
+    weights = torch.tensor([0.25, 0.25, 0.6, 0.2, 0.3], dtype=torch.float64, requires_grad=True)
+    distance, ray = torch.tensor([2.8, 3.2, 2.9, 3.3, 3.0], dtype=torch.float64), torch.tensor([0, 0, 1, 1, 2])
+    target, known = torch.tensor([3.0, 3.1, torch.inf], dtype=torch.float64), torch.tensor([True, True, False])
+    loss = losses.depth_distribution(weights, distance, ray, target, known)
+    assert loss.item() == pytest.approx((0.5 * 0.2 + 0.8 * 0.2) / 2, rel=0.03)
+    loss.backward()
+    assert weights.grad[2:4].abs().max() < 0.01 and weights.grad[4] == 0  # both are 0.2 away
+    assert losses.depth_distribution(weights, distance, ray, target, torch.zeros(3, dtype=torch.bool)).item() == 0
+    nearer = torch.tensor([0.25, 0.25, 0.7, 0.1, 0.3], dtype=torch.float64, requires_grad=True)
+    other = losses.depth_distribution(nearer, torch.tensor([3.0, 3.0, 3.1, 3.5, 3.0], dtype=torch.float64), ray, target, known)
+    other.backward()
+    assert nearer.grad[2] < 0 < nearer.grad[3]  # weight moves to the target, and the sum over the ray is kept
+    assert (0.7 * nearer.grad[2] + 0.1 * nearer.grad[3]).abs() < 1e-3
+
+
 @pytest.mark.parametrize("mask", [torch.zeros(4), torch.ones(4)])
 def test_depth_pearson_of_nothing_or_of_a_flat_map_is_zero_with_a_finite_gradient(mask):
     depth = torch.rand(4, requires_grad=True)

@@ -1,10 +1,12 @@
 """Objectives say before the first step what they cannot look at, and make only the terms that have a weight."""
 
+from dataclasses import replace
 from types import SimpleNamespace as Space
 
 import pytest
 import torch
 
+from guidance.base import GeometryEstimate
 from nerf.config.config import Config
 from nerf.config.stages import STAGE_KINDS, Stage
 from nerf.core.errors import UserError
@@ -45,6 +47,52 @@ def test_terms_of_samples_are_told_where_there_are_only_triangles():
     assert objectives.inapplicable_terms(made, asked, stage("nerf")) == []
     (line,) = objectives.inapplicable_terms(made, asked, stage("dmtet"))
     assert line.startswith("orient has a weight")
+
+
+class Knows:
+    """Guidance that takes every image to show a wall at depth 3 that faces the camera, in its left half."""
+
+    name, knows_geometry = "SD", True
+
+    def geometry(self, image, views, part, control):
+        b, _, h, w = image.shape
+        normal = torch.zeros(b, 3, h, w)
+        normal[:, 2] = 1.0
+        coverage = torch.zeros(b, h, w)
+        coverage[..., : w // 2] = 1.0
+        return GeometryEstimate(torch.full((b, h, w), 3.0), normal, coverage)
+
+
+def rendered(trace):
+    """Two pixels, the left one a surface at depth 3.25 that is turned by 60 degrees; with or without its sample."""
+    depth = torch.tensor([3.25, 3.25], requires_grad=True)
+    normal = torch.tensor([[0.0, 0.75**0.5, 0.5]] * 2, requires_grad=True)
+    samples = Space(t=torch.tensor([3.25, 3.25]), ray_index=torch.tensor([0, 1]))
+    weights = torch.ones(2, requires_grad=True)
+    return Space(
+        image=torch.zeros(2, 3),
+        as_images=lambda flat: flat.T.reshape(1, 3, 1, 2),
+        depth=depth,
+        opacity=torch.ones(2),
+        normal=normal,
+        trace=Space(weights=weights, samples=samples) if trace else None,
+    )
+
+
+@pytest.mark.parametrize("trace", [True, False])
+def test_the_geometry_that_guidance_expects_is_compared_where_it_sees_the_object(trace):
+    part = part_of("guided")
+    asked = replace(plan(part, prior_depth=1.0, prior_normal=1.0), controls={"SD": None})
+    terms = objectives.PriorGeometry(Knows())(rendered(trace), Space(views=object()), part, asked).terms
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx({"prior_depth": 0.25, "prior_normal": 0.5})
+    terms["prior_depth"].backward()
+
+
+def test_geometry_is_asked_of_guidance_that_knows_it_and_a_weight_without_one_is_told():
+    asked = plan(part_of("guided"), prior_depth=1.0)
+    (line,) = objectives.inapplicable_terms([objectives.Guided([Space(name="SD")])], asked, stage("nerf"))
+    assert line.startswith("prior_depth has a weight, but the guidance knows no geometry")
+    assert objectives.inapplicable_terms([objectives.PriorGeometry(Knows())], asked, stage("dmtet")) == []
 
 
 @pytest.mark.parametrize("name", objectives.MeshRegularisers.terms)

@@ -1,0 +1,34 @@
+"""Training of the geometry network: it learns, and the rest of the prior keeps its bits."""
+
+import pytest
+import torch
+
+from guidance.prior import model, train_geometry
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shipped")
+    model.save(model.build(tiny=True), folder, {"seed": 7})
+    return folder
+
+
+@pytest.fixture
+def trainer(shards, shipped, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_geometry, "WEIGHTS", shipped)
+    recipe = train_geometry.training.Recipe(batch=8, processes=1, warmup=5, lr=1e-2, t_bias=1.0)
+    return train_geometry.GeometryTrainer(recipe, shards, tmp_path / "run")
+
+
+def test_the_errors_fall_and_only_the_geometry_network_changes(trainer, shipped, tmp_path):
+    before = [p.detach().clone() for p in trainer.prior.parameters()]
+    losses = [trainer.step(1.0) for _ in range(40)]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    trainer.export(tmp_path / "out")
+    written, old = model.load(tmp_path / "out"), model.load(shipped)
+    assert all(map(torch.equal, before, trainer.prior.parameters()))
+    assert all(map(torch.equal, old.parameters(), written.parameters()))
+    average = torch.nn.utils.parameters_to_vector(written.geometry.parameters())
+    assert (average - trainer.average).abs().max() < 2e-3
+    recipe = (tmp_path / "out" / "recipe.json").read_text()
+    assert '"seed": 7' in recipe and '"geometry"' in recipe
