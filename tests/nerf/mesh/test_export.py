@@ -20,7 +20,6 @@ from nerf.fields.base import DensityField
 from nerf.mesh import export
 from nerf.mesh.export import export_level_set, export_surface
 from nerf.mesh.export_options import ExportOptions
-from nerf.mesh.finish import finish_given
 from nerf.mesh.io import Material
 from nerf.mesh.mesh import Mesh
 from nerf.render.background import ConstantBackground
@@ -411,15 +410,6 @@ def test_given_surface_is_exported_like_an_extracted_one(tmp_path):
     )
     assert set(report.files) == {"obj", "mtl", "albedo", "glb"}
     np.testing.assert_allclose(report.bounds, [[-0.3, -0.4, -0.2], [0.3, 0.4, 0.2]], atol=1e-6)
-
-
-def test_surface_that_was_finished_before_is_exported_like_a_given_one(tmp_path):
-    done = replace(finish_given(block(), SMALL, 1.0, None), seconds=12.5)
-    report = export_surface(done, painted, tmp_path / "done", SMALL, bound=1.0)
-    export_surface(block(), painted, tmp_path / "given", SMALL, bound=1.0)
-    assert report.seconds["clean"] == 12.5  # when it was made, not now
-    for file in report.files.values():
-        assert file.read_bytes() == (tmp_path / "given" / file.name).read_bytes()
 
 
 def test_empty_surface_and_one_that_is_nan_are_refused(tmp_path):
