@@ -16,7 +16,8 @@ from nerf.config.mesh import MeshConfig
 from nerf.config.resolve import resolve
 from nerf.core.errors import UserError
 from nerf.mesh.base import find_base
-from nerf.mesh.export import ExportOptions, export_level_set
+from nerf.mesh.export import export_level_set
+from nerf.mesh.export_options import ExportOptions
 from nerf.mesh.io import read_mesh, write_stl
 from nerf.mesh.mesh import moved
 from nerf.mesh.report import report_file
