@@ -187,6 +187,10 @@ class NeRFRenderer(nn.Module):
         with torch.no_grad():
             return self.path.surface()
 
+    def with_path(self, path: RenderPath) -> "NeRFRenderer":
+        """The same field, background and appearance, rendered along another path; the weights are shared."""
+        return NeRFRenderer(self.field, self.background, path, self.max_ray_batch, self.appearance)
+
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimiser groups (params, lr, name) of field, background and path.
 

@@ -314,7 +314,7 @@ class Trainer:
             if self.config.trains:  # a run that only shows has not loaded what was learned of the photographs alone
                 found = occluder_masks.write(self.objectives, self.sources, self.model, self.workspace / "results" / "masks")
                 self.report.result(**found)
-            return self.evaluator.test(self.step)
+            return self.evaluator.test(self.step, self.info)
 
     def save_mesh(self) -> ExportReport | None:
         """Export the textured mesh; returns the export's report, None on other ranks than 0."""

@@ -17,26 +17,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from nerf.config.groups import SURFACE_DENSITY, CameraConfig, OutputConfig
-from nerf.config.mesh import MeshConfig
+from nerf.config.groups import SURFACE_DENSITY
 from nerf.core.errors import ExportError
 from nerf.core.files import replace_folder
 from nerf.core.memory import explained
 from nerf.core.structs import LevelSet
-from nerf.mesh.base import flattened
 from nerf.mesh.crop import crop_box
-from nerf.mesh.decimate import Decimation, decimate_within
-from nerf.mesh.denoise import denoise
-from nerf.mesh.hidden import Cameras, hidden_from
+from nerf.mesh.decimate import Decimation
+from nerf.mesh.export_options import ExportOptions
+from nerf.mesh.finish import LESS_GRID, FinishedSurface, finish, finish_given
 from nerf.mesh.io import Material, check_file, write_glb, write_obj, write_ply, write_stl
 from nerf.mesh.isosurface import extract_surface
 from nerf.mesh.level_set_grid import quantity
-from nerf.mesh.manifold import APART, separate
-from nerf.mesh.mesh import Mesh, is_watertight, largest_parts, signed_volume, transformed, vertex_normals
+from nerf.mesh.mesh import Mesh, is_watertight, signed_volume, transformed, vertex_normals
 from nerf.mesh.normal_map import bake_normals, nearest_normals, vertex_tangents
 from nerf.mesh.photo_colors import Photo, PhotoColors
 from nerf.mesh.placement import check_transform, on_ground, placement, write_transform
-from nerf.mesh.repair import Cleaning, clean_surface, without_slivers
+from nerf.mesh.repair import Cleaning
 from nerf.mesh.soundness import Soundness, soundness
 from nerf.mesh.texture import Color, bake, light_depth, query_color, to_bytes
 from nerf.mesh.uv import unwrap
@@ -49,60 +46,9 @@ _PACKAGES = {
 }  # module -> its name for pip
 # All files that an export may write; others in its folder are the user's.
 FILES = ("mesh.obj", "mesh.mtl", "albedo.png", "normal.png", "mesh.glb", "mesh.ply", "mesh.stl", "transform.json")
-_LESS_GRID, _LESS_TEXTURE = "lower --mcubes_resolution", "lower --texture_size or --texture_supersample"
+_LESS_TEXTURE = "lower --texture_size or --texture_supersample"
 _LOW_COVERAGE = 0.25  # of the texture below which a note is made
-DEFAULTS, CAMERAS = MeshConfig(), CameraConfig()
 _OPAQUE = 2.0 * SURFACE_DENSITY  # a field whose highest density is lower is still foggy
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """The options of an export. Flags have their defaults and ranges in ``OutputConfig`` and ``MeshConfig`` alone.
-
-    A texture of 1024 takes 1 s and little memory for a field of negligible cost, one of 4096 12 s of one core and 1 GB, with
-    ``supersample=2`` 35 s and no more memory; a real field is evaluated once for each sample, which takes longer.
-    """
-
-    resolution: int  # grid cells along an edge from which a level set is extracted
-    smooth: float  # standard deviation, in these cells, of the Gaussian that smooths the level set first; 0 for none
-    denoise: float  # scene units over which bumps of the mesh are smoothed while its edges stay; 0: none
-    decimate_target: int  # approximate number of triangles to keep; 0 or less keeps all
-    max_error: float  # scene units by which decimation may move the surface; more triangles are kept for it; 0: any
-    texture_size: int  # texels along an edge of the texture
-    supersample: int  # a texel is the mean of n x n colours
-    normal_map: bool  # write the normals of the surface before its decimation as a tangent-space image
-    material: Material
-    ply: bool  # write mesh.ply with vertex colours as well
-    stl: bool  # write mesh.stl, the shape alone, as well
-    ground: bool  # put the lowest point at y = 0 of the files, and a flat base into one plane
-    fill_hidden: Cameras | None  # fill the hollows of a field that none of these cameras sees; None: leave them
-    min_part: float  # parts of at least this share of the largest one's volume are kept
-    export_frame: str  # "object": undo the data's scale and offset, keep +Y up; "source": undo all of its transform
-    crop: tuple[float, ...] | None = (
-        None  # x0 y0 z0 x1 y1 z1 in the coordinates of the files, outside of which nothing is written
-    )
-
-    @classmethod
-    def from_config(cls, output: OutputConfig, mesh: MeshConfig = DEFAULTS, camera: CameraConfig = CAMERAS) -> "ExportOptions":
-        """The options that the flags of a run give."""
-        return cls(
-            resolution=output.mcubes_resolution,
-            smooth=output.mesh_smooth,
-            denoise=mesh.mesh_denoise,
-            decimate_target=output.decimate_target,
-            max_error=output.decimate_error,
-            texture_size=output.texture_size,
-            supersample=output.texture_supersample,
-            normal_map=output.normal_map,
-            material=Material(output.roughness, output.metallic),
-            ply=output.mesh_ply or "ply" in mesh.mesh_formats,
-            stl="stl" in mesh.mesh_formats,
-            ground=mesh.ground,
-            export_frame=output.export_frame,
-            crop=mesh.mesh_crop,
-            min_part=mesh.mesh_min_part,
-            fill_hidden=hidden_from(mesh, camera),
-        )
 
 
 @dataclass(frozen=True)
@@ -151,10 +97,10 @@ class Progress:
         self.seconds: dict[str, float] = {}
         self.last = time.monotonic()
 
-    def done(self, stage: str, line: str) -> None:
-        """End a stage and report its result."""
+    def done(self, stage: str, line: str, seconds: float | None = None) -> None:
+        """End a stage and report its result; ``seconds`` if it was not done just now."""
         now = time.monotonic()
-        self.seconds[stage] = now - self.last
+        self.seconds[stage] = now - self.last if seconds is None else seconds
         self.last = now
         self.report(f"export: {line} ({self.seconds[stage]:.1f} s)")
 
@@ -212,7 +158,7 @@ def export_level_set(
     job = ExportJob(albedo, Path(folder), options, bound, checked(transform), metadata or {}, device, Progress(report), photos)
     if options.crop is not None:
         level_set = crop_box(options.crop, job.transform, options.export_frame).level_set(level_set)
-    with explained("extracting the surface", _LESS_GRID):
+    with explained("extracting the surface", LESS_GRID):
         mesh, grid = extract_surface(level_set, bound, options.resolution, options.smooth, device, options.fill_hidden)
     job.progress.done(
         "surface",
@@ -222,13 +168,14 @@ def export_level_set(
     common: dict[str, Any] = {"level": grid.level, "queries": grid.queries, "grid_points": grid.cells + 1}
     spacing, highest, distance = grid.spacing, grid.span[2], not grid.logarithmic
     del grid  # half a gigabyte at 512^3
+    surface = finish(mesh, options, bound)
     if distance:
-        return replace(_finish(mesh, job), **common)
+        return replace(_deliver(surface, job), **common)
 
     def inset(clean: Mesh) -> np.ndarray:
         return light_depth(level_set.value, clean.vertices, clean.require("normals"), spacing, device=device)
 
-    done = _finish(mesh, job, inset)
+    done = _deliver(surface, job, inset)
     return replace(done, max_density=highest, notes=done.notes + _fog_notes(highest), **common)
 
 
@@ -243,7 +190,7 @@ def _fog_notes(highest: float) -> tuple[str, ...]:
 
 
 def export_surface(
-    mesh: Mesh,
+    surface: Mesh | FinishedSurface,
     albedo: Color,
     folder: str | Path,
     options: ExportOptions,
@@ -258,7 +205,8 @@ def export_surface(
     """Write a given surface, such as that of a tetrahedral grid, to the same files; its colour is evaluated on the surface.
 
     Args:
-        mesh: vertices [V, 3] and faces [T, 3], counter-clockwise seen from outside; other attributes are ignored.
+        surface: vertices [V, 3] and faces [T, 3], counter-clockwise seen from outside, other attributes are ignored; or what
+            :func:`nerf.mesh.finish.finish_given` made of them with the same options.
         albedo: maps points [M, 3] to sRGB colours [M, 3] in [0, 1].
         bound: half the edge of the box that holds the surface.
         folder, options, transform, metadata, report, device, photos: as for :func:`export_level_set`.
@@ -272,23 +220,9 @@ def export_surface(
         OSError: a file cannot be written.
     """
     job = ExportJob(albedo, Path(folder), options, bound, checked(transform), metadata or {}, device, Progress(report), photos)
-    if len(mesh.faces) == 0:
-        raise ExportError(
-            "the surface is empty: no cell has a corner inside and one outside; train longer, or start "
-            "from a NeRF that holds an object"
-        )
-    if not np.isfinite(mesh.vertices).all():
-        count = int((~np.isfinite(mesh.vertices).all(axis=1)).sum())
-        raise ExportError(
-            f"{count} of {len(mesh.vertices)} vertices are NaN or infinite; training has diverged: resume "
-            "an earlier checkpoint with smaller --lr_distance and --lr_offset"
-        )
-    mesh = Mesh(mesh.vertices.astype(np.float64), mesh.faces.astype(np.int64))
-    if options.crop is not None:
-        mesh = crop_box(options.crop, job.transform, options.export_frame).mesh(mesh)
-        if len(mesh.faces) == 0:
-            raise ExportError("no triangle of the surface is inside the box of --mesh_crop; give a larger one")
-    return _finish(mesh, job)
+    if isinstance(surface, Mesh):
+        surface = finish_given(surface, options, bound, job.transform)
+    return _deliver(surface, job)
 
 
 @dataclass(frozen=True)
@@ -324,20 +258,17 @@ class ExportJob:
         return query_color(self.albedo, points, self.device)
 
 
-def _finish(raw: Mesh, job: ExportJob, inset: Callable[[Mesh], np.ndarray] | None = None) -> ExportReport:
-    """Everything after the extraction; ``inset`` gives the depth [V] below the clean mesh at which colours are evaluated."""
-    options, progress = job.options, job.progress
-    with explained("cleaning and decimating the mesh", _LESS_GRID):
-        fine, mesh, cleaning, dropped, decimation = _prepared(raw, job)
-    moved = f", the surface moved by {decimation.farthest:.2g} at most and {decimation.mean:.2g} on average"
-    progress.done("clean", f"{len(mesh.faces):,} triangles kept{moved if decimation.tries else ''}")
+def _deliver(surface: FinishedSurface, job: ExportJob, inset: Callable[[Mesh], np.ndarray] | None = None) -> ExportReport:
+    """Unwrap, bake and write a surface; ``inset`` gives the depth [V] below its mesh at which colours are evaluated."""
+    options, progress, mesh = job.options, job.progress, surface.mesh
+    progress.done("clean", str(surface), surface.seconds)
     with explained("unwrapping the mesh", "lower --decimate_target"):
         flat = unwrap(mesh, options.texture_size)
     progress.done("unwrap", f"unwrapped into {len(flat.vertices):,} vertices")
     depth = np.zeros(len(mesh.vertices)) if inset is None else inset(mesh)
     with explained("baking the texture", _LESS_TEXTURE):
         seen = PhotoColors(job.photos, mesh, job.bound) if job.photos else None
-        flat, coverage = _bake(fine, flat, depth, job, seen)
+        flat, coverage = _bake(surface.fine, flat, depth, job, seen)
     used = f" from {len(job.photos)} photographs" if job.photos else ""
     progress.done("bake", f"baked {options.texture_size}^2 texels{used}, {100 * coverage:.0f} % covered")
     placing = placement(job.transform, options.export_frame)
@@ -357,34 +288,17 @@ def _finish(raw: Mesh, job: ExportJob, inset: Callable[[Mesh], np.ndarray] | Non
         files=files,
         vertices=len(mesh.vertices),
         faces=len(mesh.faces),
-        parts_dropped=dropped,
+        parts_dropped=surface.dropped,
         watertight=is_watertight(flat),
-        cleaning=cleaning,
-        decimation=decimation,
+        cleaning=surface.cleaning,
+        decimation=surface.decimation,
         volume=signed_volume(flat),
         bounds=(tuple(map(float, flat.bounds[0])), tuple(map(float, flat.bounds[1]))),
         texture_coverage=coverage,
         soundness=sound,
         seconds=progress.seconds,
-        notes=_notes(mesh, job, cleaning, coverage) + sound.notes(height, options.ground),
+        notes=_notes(mesh, job, surface.cleaning, coverage) + sound.notes(height, options.ground),
     )
-
-
-def _prepared(raw: Mesh, job: ExportJob) -> tuple[Mesh, Mesh, Cleaning, int, Decimation]:
-    """The clean surface, the one that is written, what was cleaned, how many parts were dropped, what decimation did."""
-    options = job.options
-    fine, cleaning = clean_surface(raw, job.bound)
-    fine, dropped = largest_parts(fine, options.min_part)
-    mesh, decimation = decimate_within(fine, options.decimate_target, options.max_error)
-    mesh = denoise(mesh, options.denoise)  # after decimation, as it costs a tenth then and smooths as well
-    if options.normal_map:
-        fine = denoise(fine, options.denoise)  # or the bumps would come back with its normals
-    mesh = without_slivers(mesh, job.bound)
-    mesh, _ = largest_parts(mesh, options.min_part)  # where decimation pinched the surface, chips have been cut off
-    if options.ground:
-        mesh = flattened(mesh)
-    mesh = separate(replace(mesh, normals=vertex_normals(mesh)), APART * 2.0 * job.bound)
-    return fine, mesh, cleaning, dropped, decimation
 
 
 def _bake(fine: Mesh, flat: Mesh, depth: np.ndarray, job: ExportJob, seen: PhotoColors | None) -> tuple[Mesh, float]:

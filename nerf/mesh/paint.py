@@ -15,7 +15,8 @@ from nerf.core.errors import ExportError
 from nerf.core.files import replace_folder
 from nerf.core.memory import explained
 from nerf.mesh.decimate import Decimation
-from nerf.mesh.export import FILES, ExportJob, ExportOptions, ExportReport, Progress, checked
+from nerf.mesh.export import FILES, ExportJob, ExportReport, Progress, checked
+from nerf.mesh.export_options import ExportOptions
 from nerf.mesh.io import check_texture, read_mesh, text_rows, write_glb, write_look, write_obj_rows, write_ply, write_stl
 from nerf.mesh.mesh import Mesh, is_watertight, merged, moved, moved_normals, signed_volume, vertex_normals
 from nerf.mesh.placement import placement, write_transform

@@ -1,4 +1,4 @@
-"""What the render paths that rasterise triangles share, and the path of a mesh file whose triangles stay as they are.
+"""What the render paths that rasterise triangles share, and the paths of a mesh whose triangles stay as they are.
 
 V vertices, T triangles, K normals, B views, N = B * H * W rays, M of them covered.
 """
@@ -122,6 +122,51 @@ def _query_surface(
     return replace(join_records(outputs, torch.cat), normal=normal)
 
 
+class StaticPath(TrianglePath):
+    """Triangles that are rasterised as they are; the field is their colour, and nothing of the path is trained."""
+
+    def _triangles(self) -> Triangles:
+        """What is rasterised."""
+        raise NotImplementedError
+
+    def surface(self) -> Surface:
+        """The triangles in the box, with vertices of equal positions joined; there is no grid, so no edges of one."""
+        shape = self._triangles()
+        return Surface(shape.vertices, shape.faces, shape.faces.new_zeros(0, 2))
+
+    def render(self, field: Field, rays: Rays, settings: RenderSettings) -> RaySums:
+        """Rasterise whole images, N = B * H * W; see :meth:`RenderPath.render`.
+
+        Opacity is antialiased coverage, depth that of the surface. Differentiable in the field's colours alone.
+
+        Raises:
+            ValueError: the rays are not whole images of known cameras.
+        """
+        check_whole_images(rays, type(self).__name__)
+        with torch.autocast(rays.origins.device.type, enabled=False):
+            return self._rasterised(self._triangles(), field, rays, settings)
+
+
+class SurfacePath(StaticPath):
+    """A welded mesh with normals, such as that of an export, in place of a surface that is trained.
+
+    Args:
+        bound, min_near: see :class:`TrianglePath`.
+        mesh: in the box.
+        device: on which it is rasterised.
+    """
+
+    def __init__(self, bound: float, min_near: float, mesh: Mesh, device: torch.device):
+        super().__init__(bound, min_near)
+        vertices, normals = (torch.from_numpy(one).float().to(device) for one in (mesh.vertices, mesh.require("normals")))
+        faces = torch.from_numpy(mesh.faces).to(device)
+        self._shape = Triangles(vertices, faces, normals, faces, edge_adjacency(faces), two_sided=True)
+
+    def _triangles(self) -> Triangles:
+        """Those of the mesh."""
+        return self._shape
+
+
 _SOURCE = {
     "vertices": torch.float64,
     "faces": torch.int64,
@@ -136,8 +181,8 @@ _SOURCE = {
 }  # entries of a SourceMesh, each a buffer of that name after "source_"
 
 
-class FixedMeshPath(TrianglePath):
-    """The triangles of a mesh file, rasterised as they are; the field is their colour, and nothing of the path is trained.
+class FixedMeshPath(StaticPath):
+    """The triangles of a mesh file, whose numbers are those of the state.
 
     Args:
         bound, min_near: see :class:`TrianglePath`.
@@ -181,11 +226,6 @@ class FixedMeshPath(TrianglePath):
                 setattr(self, f"source_{name}", torch.zeros(value.shape, dtype=dtype, device=self.to_box.device))
         self.forget()
 
-    def surface(self) -> Surface:
-        """The triangles in the box, with vertices of equal positions joined; there is no grid, so no edges of one."""
-        shape = self._triangles()
-        return Surface(shape.vertices, shape.faces, shape.faces.new_zeros(0, 2))
-
     def _triangles(self) -> Triangles:
         """What is rasterised, on the device of the buffers."""
         device = self.to_box.device
@@ -202,15 +242,3 @@ class FixedMeshPath(TrianglePath):
             corners = index_of if normal_faces is faces else torch.from_numpy(normal_faces).to(device)
             self._shape = Triangles(tensors[0], index_of, tensors[1], corners, edge_adjacency(index_of), two_sided=True)
         return self._shape
-
-    def render(self, field: Field, rays: Rays, settings: RenderSettings) -> RaySums:
-        """Rasterise whole images, N = B * H * W; see :meth:`RenderPath.render`.
-
-        Opacity is antialiased coverage, depth that of the surface. Differentiable in the field's colours alone.
-
-        Raises:
-            ValueError: the rays are not whole images of known cameras.
-        """
-        check_whole_images(rays, "FixedMeshPath")
-        with torch.autocast(rays.origins.device.type, enabled=False):
-            return self._rasterised(self._triangles(), field, rays, settings)

@@ -6,7 +6,8 @@ Of several processes only rank 0 renders and writes; the others get None, or no 
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from nerf import provider
 from nerf.config.stages import Stage
 from nerf.core import cameras, images
+from nerf.core.errors import ExportError
 from nerf.core.memory import explained
 from nerf.core.progress import track
 from nerf.core.structs import Batch, RenderOutput, RenderSettings, Views, join_records
@@ -24,13 +26,14 @@ from nerf.data.camera_path import DEFAULT_FPS, CameraPath, SceneCameras, read_ca
 from nerf.data.image_prompt import KnownViews
 from nerf.data.posed_images import Photographs
 from nerf.mesh import export
+from nerf.mesh.export_options import ExportOptions
 from nerf.mesh.level_set_grid import PROBE_CELLS
-from nerf.mesh.mesh import Mesh
 from nerf.mesh.paint import export_painted
 from nerf.mesh.photo_colors import Photo
 from nerf.renderer import NeRFRenderer
 from nerf.run import half_images, hallucination, lights, lpips, mesh_evaluation, metrics, showing
 from nerf.run.distributed import main_only
+from nerf.run.finished import Finisher
 from nerf.run.logger import AfterTraining, Report
 from nerf.run.workspace import has_later_stage
 from nerf.training.schedule import known_side
@@ -71,6 +74,7 @@ class Evaluator:
         scene_cameras: SceneCameras | None = None,
     ):
         self.stage, self.model, self.report = stage, model, report
+        self._finisher, self._shown_model = Finisher(), model  # pictures for people are of the latter
         self.config = stage.config
         self.held_out, self.known = held_out or {}, known
         self.scene_cameras, output = scene_cameras, self.config.output
@@ -99,12 +103,19 @@ class Evaluator:
         """Render settings of pictures for people, with normals where these cost nothing; see :meth:`_shown`."""
         return replace(self.settings(), need_normals=self.lit and self.stage.kind.triangles)
 
-    @torch.no_grad()
     def render(self, views: Views, settings: RenderSettings | None = None) -> RenderOutput:
         """Render whole views [B], one at a time; the random numbers of training are not touched."""
-        settings, began = settings or self.settings(), time.monotonic()
+        return self._render(self.model, views, settings or self.settings())
+
+    def _show(self, views: Views, settings: RenderSettings | None = None) -> RenderOutput:
+        """:meth:`render` for pictures that people look at, of the surface that :meth:`_as_delivered` chose."""
+        return self._render(self._shown_model, views, settings or self.shown_settings())
+
+    @torch.no_grad()
+    def _render(self, model: NeRFRenderer, views: Views, settings: RenderSettings) -> RenderOutput:
+        began = time.monotonic()
         with explained("rendering a view", f"lower {self.stage.kind.render_memory}"):
-            outputs = [self.model.render(cameras.view_rays(views[i].to(self.device)), settings) for i in range(len(views))]
+            outputs = [model.render(cameras.view_rays(views[i].to(self.device)), settings) for i in range(len(views))]
             out = outputs[0]
             if len(outputs) > 1:
                 out = replace(join_records(outputs, torch.cat), shape=(len(views), views.height, views.width))
@@ -167,7 +178,7 @@ class Evaluator:
         else:
             views = self.show_views(PREVIEW_VIEWS, size, size)
         path = self.workspace / "validation" / f"{self.stage.kind.run_name(step)}_preview.png"
-        pictures = self._shown(self.render(views, self.shown_settings()), views)
+        pictures = self._shown(self._show(views), views)
         images.write_png(path, np.concatenate(list(pictures), axis=1))
         return path
 
@@ -184,21 +195,22 @@ class Evaluator:
         return self._measure_known(step)
 
     @main_only(dict)
-    def test(self, step: int) -> dict[str, float]:
-        """Write the turntable (or the six views) to ``results/``; returns the metrics of held-out photographs."""
+    def test(self, step: int, run: RunInfo) -> dict[str, float]:
+        """Write the turntable (or the six views) to ``results/``; returns the metrics of held-out photographs.
+
+        Pictures of a mesh stage show the surface as :meth:`save_mesh` writes it, if the run does; what is measured is the
+        surface that was trained.
+        """
         output = self.config.output
         name = self.stage.kind.run_name(step)
-        if output.six_views:
-            views = provider.six_views(self.config, output.H, output.W)
-            views = self._framed(views) if self.is_object else views
-            for i in track(range(len(views)), "rendering six views"):
-                self._write_frame("results", f"{name}_{i:04d}", views[i])
-            self.report.log(f"wrote {len(views)} views, {self.workspace / 'results' / name}_0000_rgb.png and so on")
-        else:
-            with explained("making the video", "lower --dataset_size_test, or --W and --H"):
-                self._write_turntable(name)
-        if self._pictures:
-            self._hallucinate(name)
+        with self._as_delivered(run):
+            if output.six_views:
+                self._write_six_views(name)
+            else:
+                with explained("making the video", "lower --dataset_size_test, or --W and --H"):
+                    self._write_turntable(name)
+            if self._pictures:
+                self._hallucinate(name)
         if "test" not in self.held_out:
             return self._measure_known(step)
         measured = self._measure_test(step)
@@ -216,9 +228,7 @@ class Evaluator:
         output, painted = self.config.output, self.model.path.painted()
         shown_again = has_later_stage(self.workspace, self.stage.name)
         said = {} if self.config.prompt.text is None else {"prompt": self.config.prompt.text}
-        options = export.ExportOptions.from_config(output, self.config.mesh, self.config.camera)
-        if self.config.from_mesh_file and self.config.data.data is None:
-            options = replace(options, export_frame="source")  # the axes of that file
+        options = self._export_options()
         common = dict(
             albedo=self.model.albedo,
             bound=self.model.path.surface_extent(self.model.bound, output.mesh_threshold),
@@ -237,11 +247,10 @@ class Evaluator:
             report = export_painted(*painted, **common)
         else:
             common |= {"photos": photos if self._shows_photographs() else ()}
-            if (surface := self.model.surface()) is None:
+            if (surface := self._finisher.surface(self.model, options, run.transform)) is None:
                 report = export.export_level_set(self.model.level_set(output.mesh_threshold), **common)
             else:
-                mesh = Mesh(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())
-                report = export.export_surface(mesh, **common)
+                report = export.export_surface(surface, **common)
         self.report.log(f"mesh: {report}")
         for note in report.notes:
             self.report.log(f"mesh: {note}")
@@ -258,6 +267,26 @@ class Evaluator:
         self.report.result(**found)
 
     # ---- parts of the above ---------------------------------------------------------------------------------------
+
+    def _export_options(self) -> ExportOptions:
+        """Those of the stage."""
+        options = ExportOptions.from_config(self.config.output, self.config.mesh, self.config.camera)
+        if self.config.from_mesh_file and self.config.data.data is None:
+            options = replace(options, export_frame="source")  # the axes of that file
+        return options
+
+    @contextmanager
+    def _as_delivered(self, run: RunInfo) -> Iterator[None]:
+        """Within this block pictures show the surface of a mesh stage as its files have it, if the run writes them."""
+        try:
+            if self.config.output.save_mesh:
+                self._shown_model = self._finisher.model(self.model, self._export_options(), run.transform)
+        except ExportError as error:
+            self.report.log(f"pictures show the surface as it was trained, as it cannot be exported: {error}")
+        try:
+            yield
+        finally:
+            self._shown_model = self.model
 
     def _shows_photographs(self) -> bool:
         """Whether the photographs are projected onto the mesh for its texture; those of one light, unless it is asked for."""
@@ -281,7 +310,7 @@ class Evaluator:
         self.report.log(lights.summary(found))
         folder, frames = self.workspace / "results", self.config.lights.light_walk
         with explained("making the videos", "lower --dataset_size_test, or --W and --H"):
-            hallucination.write(found, self._path(), self.render, self.settings(), folder, name, frames, self.report.log)
+            hallucination.write(found, self._path(), self._show, self.settings(), folder, name, frames, self.report.log)
 
     def _measure_halves(self, step: int) -> None:
         """Compare held-out photographs in their own light; see :mod:`nerf.run.half_images`."""
@@ -302,6 +331,14 @@ class Evaluator:
             self.report.log(line)
         self.report.result(wild=found)
 
+    def _write_six_views(self, name: str) -> None:
+        output = self.config.output
+        views = provider.six_views(self.config, output.H, output.W)
+        views = self._framed(views) if self.is_object else views
+        for i in track(range(len(views)), "rendering six views"):
+            self._write_frame("results", f"{name}_{i:04d}", views[i])
+        self.report.log(f"wrote {len(views)} views, {self.workspace / 'results' / name}_0000_rgb.png and so on")
+
     def _write_turntable(self, name: str) -> None:
         path = self._path()
         views = path.views
@@ -310,7 +347,7 @@ class Evaluator:
         settings = self.shown_settings()
         settings = replace(settings, need_normals=settings.need_normals or "normal" in asked)
         for i in track(range(len(views)), "rendering the video"):
-            out = self.render(views[i], settings)
+            out = self._show(views[i], settings)
             for kind, frames in shown.items():
                 frames.append(self._shown(out, views[i])[0] if kind == "rgb" else _frame(kind, out, views[i]))
         for kind in asked:
@@ -328,7 +365,7 @@ class Evaluator:
         """Write the object from above and from below, ``<name>_sheet.png``; lit, and ``<name>_sheet_unlit.png`` beside it."""
         output = self.config.output
         views = self._framed(showing.sheet_views(self.config, output.H, output.W))
-        outs = [self.render(views[i], self.shown_settings()) for i in track(range(len(views)), "rendering the contact sheet")]
+        outs = [self._show(views[i]) for i in track(range(len(views)), "rendering the contact sheet")]
         sheets = {"sheet": [self._shown(out, views[i])[0] for i, out in enumerate(outs)]}
         if self.lit:
             sheets["sheet_unlit"] = [_pictures(out)[0] for out in outs]
@@ -338,7 +375,7 @@ class Evaluator:
 
     def _framed(self, views: Views) -> Views:
         """The views with the object in their frame."""
-        surface = self.model.surface()
+        surface = self._shown_model.surface()
         points = showing.seen_points(self.config, self.render) if surface is None else surface.vertices[surface.faces.unique()]
         return showing.framed(views, points.cpu())
 
@@ -349,7 +386,7 @@ class Evaluator:
         return _pictures(replace(out, image=showing.lit(out, showing.normals(out, views), views)))
 
     def _write_frame(self, folder: str, name: str, view: Views) -> None:
-        base, out = self.workspace / folder, self.render(view, self.shown_settings())
+        base, out = self.workspace / folder, self._show(view)
         shape = out.image_shape[1:]
         images.write_png(base / f"{name}_rgb.png", self._shown(out, view)[0])
         images.write_png(base / f"{name}_depth.png", _depth_picture(out, shape))

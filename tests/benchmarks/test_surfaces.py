@@ -16,7 +16,8 @@ from nerf.core.cameras import project
 from nerf.core.errors import UserError
 from nerf.core.structs import LevelSet
 from nerf.data.silhouettes import read_silhouettes
-from nerf.mesh.export import ExportOptions, export_level_set
+from nerf.mesh.export import export_level_set
+from nerf.mesh.export_options import ExportOptions
 from nerf.mesh.source import read_source
 from nerf.run.mesh_init import interpolated, visual_hull
 from tests.nerf.photo_folders import load

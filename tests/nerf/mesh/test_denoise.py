@@ -10,7 +10,8 @@ from nerf.config.groups import OutputConfig
 from nerf.config.mesh import MeshConfig
 from nerf.mesh import io
 from nerf.mesh.denoise import denoise
-from nerf.mesh.export import ExportOptions, export_level_set
+from nerf.mesh.export import export_level_set
+from nerf.mesh.export_options import ExportOptions
 from nerf.mesh.intersections import crossing_faces
 from nerf.mesh.mesh import Mesh, signed_volume
 from tests.helpers import solids

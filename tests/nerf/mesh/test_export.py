@@ -18,7 +18,8 @@ from nerf.core.errors import ExportError
 from nerf.core.structs import FieldOutput, LevelSet, RenderSettings
 from nerf.fields.base import DensityField
 from nerf.mesh import export
-from nerf.mesh.export import ExportOptions, export_level_set, export_surface
+from nerf.mesh.export import export_level_set, export_surface
+from nerf.mesh.export_options import ExportOptions
 from nerf.mesh.io import Material
 from nerf.mesh.mesh import Mesh
 from nerf.render.background import ConstantBackground

@@ -15,12 +15,11 @@ from nerf.config.kept import StoredRun
 from nerf.config.mesh import MeshConfig
 from nerf.config.resolve import resolve
 from nerf.core.errors import UserError
-from nerf.mesh import export
 from nerf.mesh.base import find_base
-from nerf.mesh.decimate import Decimation
-from nerf.mesh.export import ExportOptions, export_level_set, export_surface
+from nerf.mesh.export import export_level_set
+from nerf.mesh.export_options import ExportOptions
 from nerf.mesh.io import read_mesh, write_stl
-from nerf.mesh.mesh import Mesh, moved
+from nerf.mesh.mesh import moved
 from nerf.mesh.report import report_file
 from nerf.run.mesh_evaluation import read_textured
 from tests.helpers import solids
@@ -216,14 +215,3 @@ def test_the_report_of_a_file_says_the_same_as_the_export(tmp_path):
         words = "\n".join(found.lines())
         assert "caves                      3" in words and "flat base" in words and "thin walls" in words
         assert {"genus", "caves", "base_share", "base_deviation", "thin_walls"} <= set(found.as_dict())
-
-
-def test_a_chip_that_decimation_cuts_off_is_not_exported(tmp_path, monkeypatch):
-    block = solids.box_mesh([0.6, 0.8, 0.4], [-0.3, -0.4, -0.2])
-    chip = np.array([[-0.3, -0.4, -0.2], [-0.3, 0.4, -0.2], [-0.31, 0.0, -0.2], [-0.31, 0.0, -0.21]])  # at an edge of the block
-    tetrahedron = solids.tetrahedron().faces + len(block.vertices)
-    chipped = Mesh(np.concatenate([block.vertices, chip]), np.concatenate([block.faces, tetrahedron]))
-    monkeypatch.setattr(export, "decimate_within", lambda *_: (chipped, Decimation(16, 0.0, 0.0, 1)))
-    report = export_surface(block, red, tmp_path, ExportOptions.from_config(OutputConfig(texture_size=64)), bound=1.0)
-    assert (report.vertices, report.faces, report.parts_dropped) == (8, 12, 0)
-    assert report.soundness.genus == 0 and report.watertight

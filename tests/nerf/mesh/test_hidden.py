@@ -8,7 +8,7 @@ from guidance.prior.shapes import canonical, signed_distance
 from nerf.config.groups import CameraConfig, OutputConfig
 from nerf.config.mesh import MeshConfig
 from nerf.core.structs import LevelSet
-from nerf.mesh.export import ExportOptions
+from nerf.mesh.export_options import ExportOptions
 from nerf.mesh.hidden import Cameras, fill_hidden, hidden_depth
 from nerf.mesh.isosurface import extract_surface
 from nerf.mesh.level_set_grid import LevelSetGrid, sample_level_set

@@ -9,7 +9,7 @@ import torch
 from nerf.config.groups import OutputConfig
 from nerf.core.errors import ExportError
 from nerf.mesh import paint
-from nerf.mesh.export import ExportOptions
+from nerf.mesh.export_options import ExportOptions
 from nerf.mesh.gltf import open_gltf
 from nerf.mesh.io import read_mesh
 from nerf.mesh.source import read_source

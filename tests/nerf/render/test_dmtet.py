@@ -11,7 +11,8 @@ from nerf.core.structs import FieldOutput, RenderSettings
 from nerf.fields.base import DensityField
 from nerf.mesh.mesh import Mesh, is_watertight
 from nerf.render.background import ConstantBackground
-from nerf.render.dmtet import DMTetPath
+from nerf.render.dmtet import DMTetPath, vertex_normals
+from nerf.render.triangles import SurfacePath
 from nerf.renderer import NeRFRenderer
 
 RADIUS = 0.5
@@ -60,6 +61,16 @@ def test_the_ball_covers_its_disc_on_pictures_that_are_not_square():
     disc = torch.pi * (focal * RADIUS / (9 - RADIUS**2) ** 0.5) ** 2
     for covered in out.as_images(out.opacity).sum((1, 2, 3)):
         torch.testing.assert_close(float(covered), disc, rtol=0.01, atol=0.0)
+
+
+def test_mesh_of_the_surface_renders_as_the_surface_does():
+    model = make()
+    surface = model.surface()
+    mesh = Mesh(surface.vertices.double().numpy(), surface.faces.numpy(), vertex_normals(surface).double().numpy())
+    given = model.with_path(SurfacePath(model.path.bound, model.path.min_near, mesh, torch.device("cpu")))
+    rays, seen = view_rays(views()), settings(need_normals=True)
+    for a, b in ((getattr(one.render(rays, seen), name) for one in (model, given)) for name in ("image", "depth", "normal")):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_depth_is_the_distance_along_the_ray():

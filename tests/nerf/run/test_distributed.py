@@ -29,6 +29,7 @@ from nerf.run import checkpoint, distributed as ours, workspace
 from nerf.run.evaluation import Evaluator
 from nerf.run.logger import Report
 from nerf.run.profiling import profiled
+from nerf.training.sources import RunInfo
 assert (ours.rank(), ours.world_size(), ours.is_main()) == (rank, 2, rank == 0)
 folder = root / str(rank)
 words = "--text x --W 8 --H 8 --grid_levels 2 --grid_log2 6 --hidden 8 --num_steps 4 --dataset_size_test 2"
@@ -40,7 +41,9 @@ with Report(folder, plan.lines, terminal=True) as report:
     report.metrics(10, {"psnr": 1.0})
     report.result(steps=10)
     evaluator = Evaluator(plan.stages[0], build_model(plan.stages[0], SceneInfo()), report)
-    evaluator.preview(1), evaluator.validate(1), evaluator.test(1), evaluator.show_guidance({"x": torch.zeros(1, 3, 8, 8)}, 1)
+    run = RunInfo(plan.stages[0])
+    evaluator.preview(1), evaluator.validate(1), evaluator.test(1, run)
+    evaluator.show_guidance({"x": torch.zeros(1, 3, 8, 8)}, 1)
 path = folder / "checkpoints" / checkpoint.file_name(1)
 assert checkpoint.save(path, {"x": torch.zeros(1)}, {"stage": "nerf", "step": 1}) == path
 with profiled(folder / "profile" / "trace.json", 1) as after_step:

@@ -17,7 +17,8 @@ from nerf.core.cameras import centred_views, look_at, project
 from nerf.core.errors import UserError
 from nerf.core.structs import Views
 from nerf.data.silhouettes import read_silhouettes
-from nerf.mesh.export import ExportOptions, export_level_set
+from nerf.mesh.export import export_level_set
+from nerf.mesh.export_options import ExportOptions
 from nerf.mesh.io import read_mesh
 from nerf.provider import PhotographSource
 from nerf.run import mesh_evaluation
