@@ -58,6 +58,7 @@ def finish(raw: Mesh, options: ExportOptions, bound: float) -> FinishedSurface:
         if options.normal_map:
             fine = denoise(fine, options.denoise)  # or the bumps would come back with its normals
         mesh = without_slivers(mesh, bound)
+        mesh, _ = largest_parts(mesh, options.min_part)  # where decimation pinched the surface, chips have been cut off
         if options.ground:
             mesh = flattened(mesh)
         mesh = separate(replace(mesh, normals=vertex_normals(mesh)), APART * 2.0 * bound)

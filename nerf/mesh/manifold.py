@@ -118,26 +118,48 @@ def _cut_shared_edges(mesh: Mesh) -> Mesh:
 def separate(mesh: Mesh, distance: float) -> Mesh:
     """Move vertices with equal positions into their own solids, so that a reader who welds by position finds no pinch.
 
+    Where all of them together would make triangles cross, only one is moved. No triangle comes to cross others: vertices
+    that cannot be moved without that stay. Triangles that cross others already are no hindrance.
+
     Args:
         mesh: welded, with normals; sheets that touch have vertices of their own there, as after :func:`unpinch`.
         distance: scene units; the first vertex at a position is moved this far against its normal, the second twice as
-            far, and so on. It must exceed the resolution of the files. Vertices of triangles that would cross others stay.
+            far, and so on. It must exceed the resolution of the files.
     """
-    normals, position = mesh.require("normals"), mesh.vertices.astype(np.float32)
-    group, count = np.unique(position, axis=0, return_inverse=True, return_counts=True)[1:]
+    most = int(_coincident(mesh.vertices)[1].max(initial=0)) + 1
+    for only in (None, *range(most)):
+        shared, rank = _coincident(mesh.vertices)
+        if len(shared) == 0:
+            break
+        moving = shared if only is None else shared[rank == only]
+        rank = rank if only is None else np.zeros(len(moving), dtype=np.int64)
+        shift = np.zeros_like(mesh.vertices)
+        shift[moving] = distance * (1 + rank)[:, None] * mesh.require("normals")[moving]
+        mesh = _moved_back(mesh, shift)
+    return mesh
+
+
+def _coincident(vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The vertices [n] that share their position (as float32) with others, and the rank [n] of each there, from 0 on."""
+    group, count = np.unique(vertices.astype(np.float32), axis=0, return_inverse=True, return_counts=True)[1:]
     group = group.reshape(-1)
     shared = np.flatnonzero(count[group] > 1)
     shared = shared[np.argsort(group[shared], kind="stable")]
     first = np.flatnonzero(np.diff(group[shared], prepend=-1))
-    rank = np.arange(len(shared)) - np.repeat(first, count[group[shared[first]]])
-    shift = np.zeros_like(mesh.vertices)
-    shift[shared] = distance * (1 + rank)[:, None] * normals[shared]
+    return shared, np.arange(len(shared)) - np.repeat(first, count[group[shared[first]]])
+
+
+def _moved_back(mesh: Mesh, shift: np.ndarray) -> Mesh:
+    """The mesh with a shift [V, 3] subtracted, but for the vertices of triangles that would come to cross others."""
+    touched = np.flatnonzero((np.abs(shift).max(axis=1) > 0)[mesh.faces].any(axis=1))
+    crossed = crossing_faces(mesh, touched)
+    before, looked_at = touched[crossed], touched[~crossed]
     while shift.any():
         moved = replace(mesh, vertices=mesh.vertices - shift)
-        moving = np.abs(shift).max(axis=1) > 0
-        touched = np.flatnonzero(moving[mesh.faces].any(axis=1))
-        bad = touched[crossing_faces(moved, touched)]
+        bad = looked_at[crossing_faces(moved, looked_at)]
         if len(bad) == 0:
             return moved
+        if not shift[mesh.faces[bad]].any():
+            bad = before  # one of those has come to cross a triangle that does not move
         shift[mesh.faces[bad]] = 0.0
     return mesh

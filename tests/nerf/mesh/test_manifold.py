@@ -75,3 +75,54 @@ def test_sheets_that_would_cross_something_stay_where_they_are():
     moved = manifold.separate(mesh, 2e-5)
     assert not crossing_faces(moved, np.arange(3)).any()
     np.testing.assert_array_equal(np.linalg.norm(moved.vertices - mesh.vertices, axis=1) > 0, np.arange(9) // 3 == 1)
+
+
+def two_bodies(first, second):
+    """Tetrahedra that share the edge from 0 0 0 to 0 0 1, each with vertices of its own there."""
+    bodies = []
+    for rest in (first, second):
+        body = Mesh(np.array([[0.0, 0, 0], [0, 0, 1], *rest]), solids.tetrahedron().faces)
+        bodies.append(body if meshes.signed_volume(body) > 0 else replace(body, faces=body.faces[:, ::-1]))
+    both = Mesh(np.concatenate([b.vertices for b in bodies]), np.concatenate([bodies[0].faces, bodies[1].faces + 4]))
+    return replace(both, normals=meshes.vertex_normals(both))
+
+
+LEANING = ([[0.3, -0.5, -0.9], [-1.0, 0.6, 0.8]], [[0.2, 0.5, 0.1], [0.9, 0.6, -1.0]])
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_where_two_bodies_at_an_edge_cannot_both_move_one_of_them_does(swapped):
+    mesh = two_bodies(*LEANING[:: -1 if swapped else 1])
+    apart = manifold.separate(mesh, 1e-3)
+    still = 4 if swapped else 0  # the second of the pair leans over the first, which would dip into it
+    moved = np.flatnonzero(np.abs(apart.vertices - mesh.vertices).max(axis=1))
+    assert moved.tolist() == [4 - still, 5 - still] and not crossing_faces(apart, np.arange(8)).any()
+    assert len(np.unique(apart.vertices.astype(np.float32), axis=0)) == 8
+
+
+APART = two_bodies([[1.0, 0.1, 0.5], [1.0, -0.1, 0.5]], [[-1.0, 0.1, 0.5], [-1.0, -0.1, 0.5]])
+THROUGH = np.array([[0.6, -1.0, 0.4], [0.6, 1.0, 0.4], [0.6, 0.0, 2.0]])  # a sheet that passes through the first of them
+
+
+def with_sheets(mesh, *sheets):
+    """A mesh and further triangles [3, 3]."""
+    first = len(mesh.vertices)
+    return Mesh(
+        np.concatenate([mesh.vertices, *sheets]),
+        np.concatenate([mesh.faces, np.arange(first, first + 3 * len(sheets)).reshape(-1, 3)]),
+        np.concatenate([mesh.require("normals"), np.tile([0.0, 1, 0], (3 * len(sheets), 1))]),
+    )
+
+
+def test_triangles_that_cross_others_already_are_no_hindrance():
+    mesh = with_sheets(APART, THROUGH, THROUGH * [-1, 1, 1])
+    assert crossing_faces(mesh, np.arange(8)).any()
+    assert len(np.unique(manifold.separate(mesh, 1e-3).vertices.astype(np.float32), axis=0)) == 14
+
+
+def test_a_triangle_that_crosses_another_already_does_not_come_to_cross_one_that_touches():
+    needle = np.array([[0.004, 0.0002, 0.5], [0.2, 0.004, 0.5], [0.2, 0.004, 0.51]])  # in the body, just behind its edge
+    touching = np.array([needle[1], [0.3, 0.004, 0.52], [0.3, 0.004, 0.48]])
+    mesh = with_sheets(APART, THROUGH, needle, touching)
+    apart = manifold.separate(mesh, 1e-2)
+    assert not crossing_faces(apart, np.array([9, 10])).any()
