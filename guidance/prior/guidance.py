@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("somnia.guidance")
 
 NAMED = ("text", "unconditional", "null", "negative")  # conditions: the prompt, the negative one, the empty one, a negative one
+# Polar angle of views, degrees, from which the UNet's error grows fast: it was trained to 105 (docs/prior.md).
+LOWEST = 112.0
 GUIDED = ("unconditional", "text")  # those of classifier-free guidance
 
 
@@ -167,11 +169,11 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
         )
 
     def loss(self, image: Tensor, views: Views, part: Part, control: Control, *, debug: bool = False) -> GuidanceOutput:
-        """See :meth:`PixelPrior.loss`. Views from further below than it was trained with are left to the geometry network."""
+        """See :meth:`PixelPrior.loss`. Views from below :data:`LOWEST` are left to the geometry network."""
         options = control.options or self.options
         angles = options.angles if isinstance(options, Options) else DEFAULT_ANGLES
         self.words = Words(angles, part.random.generator(Stream.VIEW_WORDS))
-        judged = views.polar <= camera.POLAR_RANGE[1] if self.knows_geometry else None
+        judged = views.polar <= LOWEST if self.knows_geometry else None
         if judged is None or judged.all():
             return self.distilled(image, views, part, control, debug)
         if not judged.any():
@@ -184,7 +186,7 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
         return replace(found, loss=found.loss * judged.float().mean(), finite=finite)
 
     def distilled(self, image: Tensor, views: Views, part: Part, control: Control, debug: bool) -> GuidanceOutput:
-        """Score distillation of views that the UNet was trained with; see :meth:`PixelPrior.loss`."""
+        """Score distillation of views that the UNet can judge; see :meth:`PixelPrior.loss`."""
         return super().loss(image, views, part, control, debug=debug)
 
     def requirements(self) -> CameraRequirements:

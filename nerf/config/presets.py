@@ -133,7 +133,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "t_anneal": 0.8,
         "radius_range": (3.0, 3.5),
         "fovy_range": (18.0, 24.0),
-        # Score distillation of the views to 105 degrees; what lies below shows the geometry network undersides.
+        # Score distillation judges the views to 112 degrees; those below show undersides to the geometry network.
         "theta_range": (30.0, 130.0),
         # Of the size of the gradient of distillation, which sums over all pixels; the loss is a mean over rays.
         "lambda_prior_depth": 5000.0,

@@ -33,7 +33,8 @@ from nerf.training.surface_objectives import Distortion, SurfaceRegularisers
 
 # Distance of the second point of the 3-D smoothness from the first (standard deviation), as a share of the field's bound.
 NEIGHBOUR_DISTANCE = 1e-2
-COVERED = 0.5  # coverage and opacity above which a pixel shows the object
+SURE = 0.9  # coverage above which an estimated depth counts; at outlines it is that of no surface
+COVERED = 0.5  # opacity above which a pixel shows the object
 MIN_OPACITY = 0.05  # a ray that is less opaque has no depth of its own
 
 
@@ -274,7 +275,7 @@ class PriorGeometry(Objective):
         assert batch.views is not None, "guided parts are whole images of known cameras"
         pictures = out.as_images(out.image.detach())
         found = self.model.geometry(pictures, batch.views, part, plan.controls[self.model.name])
-        known, depth = found.coverage.flatten() > COVERED, found.depth.flatten()
+        known, depth = found.coverage.flatten() > SURE, found.depth.flatten()
         terms: dict[str, Tensor] = {}
         if plan.wants("prior_depth"):
             terms["prior_depth"] = self._depth(out, depth, known)

@@ -87,7 +87,7 @@ def test_geometry_is_known_with_the_network_and_the_camera_alone(prior_folder, k
 
 
 def test_views_from_further_below_than_the_unet_knows_are_left_to_the_geometry_network(knowing, prior_folder):
-    views = orbit(torch.tensor([80.0, 125.0, 100.0]), torch.tensor([0.0, 90.0, 180.0]), 3.2, 20.0, 64, 64)
+    views = orbit(torch.tensor([80.0, 125.0, 110.0]), torch.tensor([0.0, 90.0, 180.0]), 3.2, 20.0, 64, 64)
     image = image_of(3)
     found = gradient(knowing, image, views)
     assert not found[1].any()

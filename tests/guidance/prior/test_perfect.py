@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from torch.nn.functional import max_pool2d
 
 from guidance.base import Conditions
-from guidance.prior.camera import random_cameras
+from guidance.prior.camera import random_cameras, rays
 from guidance.prior.dataset import over, shaded
 from guidance.prior.perfect import PerfectPrior, true_picture
 from guidance.prior.render import render
-from guidance.prior.shapes import canonical
+from guidance.prior.shapes import canonical, distances
 from nerf.core.cameras import orbit
+from nerf.core.structs import Control
 from tests.guidance.models import gradient
 from tests.helpers.parts import part_of
 
@@ -51,3 +53,19 @@ def test_gradient_vanishes_at_the_truth_and_leads_there_from_elsewhere(prior_fol
     at_truth, elsewhere = (gradient(model, image, views, part) for image in (truth, torch.full_like(truth, 0.5)))
     assert at_truth.abs().mean() < 0.02 * elsewhere.abs().mean()
     assert ((0.5 - truth) * elsewhere).sum() > 0
+
+
+@pytest.mark.parametrize("size", [64, 32])
+def test_geometry_is_that_of_the_true_shape(prior_folder, size):
+    model = PerfectPrior(prior_folder)
+    model.prepare(Conditions(text=PROMPT))
+    shape, drawn = canonical(PROMPT), random_cameras(2, torch.Generator().manual_seed(3))
+    views = orbit(**drawn, height=size, width=size)
+    found = model.geometry(torch.rand(2, 3, size, size), views, part_of("guided"), Control((0.02, 0.98), 7.5))
+    origin, direction = rays(views.pose, views.fovy, size)
+    points = origin[:, None, None] + found.depth[..., None] * direction
+    inner = -max_pool2d(-found.coverage[:, None], 3, 1, 1)[:, 0] > 0.99
+    away = distances(shape.kind, {n: torch.tensor(v) for n, v in shape.proportions.items()}, points[inner])[0].abs()
+    assert inner.float().mean() > 0.1 and away.median() < 0.005
+    cosine = (found.normal.movedim(1, -1) * direction).sum(-1)
+    assert (cosine[inner] < 0.1).float().mean() > 0.99  # they face the camera
