@@ -1,10 +1,12 @@
 """Training of the geometry network: ``python -m guidance.prior.train_geometry --minutes 60`` starts or resumes it.
 
 The prior's other parts are frozen. As for the detail network, noise is added to degraded pictures. The renders are those of
-:mod:`guidance.prior.geometry_dataset`. B images.
+:mod:`guidance.prior.geometry_dataset`. What goes on from a geometry network sees the kinds more often whose depth it errs in.
+B images.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from torch.nn.functional import binary_cross_entropy
 
 from guidance.prior import UNSHUFFLE, WEIGHTS, geometry, train, training
 from guidance.prior import model as prior_model
-from guidance.prior.dataset import Batch, Loader
+from guidance.prior.dataset import Batch, Loader, frequency_by_error
+from guidance.prior.diagnose_geometry import kind_errors
 from guidance.prior.geometry_dataset import DATA
 from nerf.core.script import run
 
@@ -38,7 +41,11 @@ class GeometryTrainer(train.Trainer):
         prior = prior_model.load(self.base)
         for part in (prior.unet, prior.text_encoder):
             part.requires_grad_(False)
-        prior.geometry = prior.geometry or geometry.from_unet(prior.unet, UNSHUFFLE, self.recipe.seed)
+        if prior.geometry is None:
+            prior.geometry = geometry.from_unet(prior.unet, UNSHUFFLE, self.recipe.seed)
+        elif self.setup.frequency is None:
+            errors = {kind: row[300]["depth"] for kind, row in kind_errors(prior, timesteps=(300,)).items()}
+            self.setup = replace(self.setup, frequency=frequency_by_error(errors))
         prior.geometry.set_attn_processor(self.attention())
         return prior.to(self.device)
 
@@ -51,8 +58,9 @@ class GeometryTrainer(train.Trainer):
         return Loader(self.data, seed, degraded=True, frequency=self.setup.frequency, geometry=True)
 
     def about(self) -> dict[str, Any]:
-        """The prior's own ``recipe.json``, with this run under the key ``geometry``."""
-        return {**self.known(), "geometry": self.record()}
+        """The prior's own ``recipe.json``, with this run as the last one under the key ``geometry``."""
+        known = self.known()
+        return {**known, "geometry": [*known.get("geometry", []), self.record()]}
 
     def loss(self, batch: Batch) -> Tensor:
         """The weighted sum of the errors of relief, normals and coverage, those of the surface over what is covered."""
