@@ -353,16 +353,16 @@ PRESETS["neuralangelo"] = (
         "curvature": "laplacian",
     }
 )
+# The embedded prior without its geometry network, which has to be told the camera.
+_NO_GEOMETRY: dict[str, Any] = {"lambda_prior_depth": 0.0, "theta_range": (30.0, 105.0)}
 # The view-conditioned prior: the small model's numbers with those of a picture. The prior knows every view from the start, so
 # the views need not spread from the picture's.
 PRESETS["embedded view"] = (
     PRESETS["embedded"]
     | _EMBEDDED_IMAGE
+    | _NO_GEOMETRY
     | {
         "guidance_scale": 3.0,
-        # It has no geometry network.
-        "lambda_prior_depth": 0.0,
-        "theta_range": (30.0, 105.0),
         "lambda_3d_normal_smooth": 0.0,
         "progressive_view": False,
         "progressive_level": False,
@@ -371,8 +371,9 @@ PRESETS["embedded view"] = (
 # Names that mark a run, for the presets of its mesh stage: what a mesh file is started with for.
 MESH_FILES = MESH_FILE, PAINTED = "mesh file", "painted"
 PRESETS |= dict.fromkeys(MESH_FILES, {})
+PRESETS["embedded untold"] = _NO_GEOMETRY
 # The multi-view prior is the embedded one with other attention.
-_EMBEDDED = ("embedded", "dmtet embedded", *(f"{method} embedded" for method in METHODS[1:]))
+_EMBEDDED = ("embedded", "embedded untold", "dmtet embedded", *(f"{method} embedded" for method in METHODS[1:]))
 PRESETS |= {f"{name} multiview": PRESETS[name] for name in _EMBEDDED}
 PRESETS["dmtet embedded view"] = PRESETS["dmtet embedded"] | {"lambda_rgb": 1000.0, "lambda_mask": 500.0}
 
@@ -435,6 +436,7 @@ REASONS: dict[str, str] = {
     "image text": "--image and --text",
     "embedded": "the embedded prior",
     "embedded image": "the embedded prior beside --image",
+    "embedded untold": "--prior_views",
     "embedded view": "the embedded view-conditioned prior",
     "zero123": "Zero123",
     "stable zero123": "Stable Zero123",

@@ -230,6 +230,7 @@ def _presets_of_models(config: Config, weights: Mapping[str, Weights]) -> list[s
     names = [name for model in models for name in (model, weights[model].kind if model in weights else model)]
     names += [f"{model} alone" for model in models[:1] if len(models) == 1]
     names += [f"{name} image" for name in names if config.prompt.has_images]
+    names += [f"{name} untold" for name in names if config.guidance.prior_views != "camera"]
     names += [f"{method} {name}" for name in names]
     names += [f"sdf {name}" for name in names if config.field.backbone in SDF_BACKBONES]
     return [name for name in names if GUIDANCE_OF.get(name) in models and IN_PLACE.get(name) not in names]

@@ -60,6 +60,14 @@ def test_a_preset_of_one_model_leaves_the_options_of_the_others():
     assert any("--guidance_scale 100 8" in line for line in plan.lines)
 
 
+@pytest.mark.parametrize("told", ["camera", "words", "none"])
+def test_depth_is_expected_of_the_embedded_prior_where_it_is_told_the_camera(told):
+    config = planned("--prior_views", told, models=("SD",), weights=lambda _: {"SD": EMBEDDED}).config
+    preset = PRESETS["embedded"] | ({} if told == "camera" else PRESETS["embedded untold"])
+    assert (config.loss.lambda_prior_depth, config.camera.theta_range) == (preset["lambda_prior_depth"], preset["theta_range"])
+    assert (config.loss.lambda_prior_depth == 0.0) == (told != "camera")
+
+
 def test_a_preset_of_the_run_sets_the_options_of_all_models():
     mesh = planned("--stages", "nerf,dmtet").stages[1].config.guidance
     assert mesh.of("SD").t_range == mesh.of("clip").t_range == PRESETS["dmtet"]["t_range"]
