@@ -344,8 +344,9 @@ class Loader:
         return self.rng.choices(KIND_NAMES, weights, k=size)
 
     def _rows(self, places: list[tuple[Path, int]]) -> dict[str, Tensor]:
-        """The renders at these places, each tensor [B, ...]."""
-        names = [name for name in self.shards[places[0][0]] if name != "kind"]
+        """The renders at these places, each tensor [B, ...]; their relief where it is asked for."""
+        unread = ("kind",) if self.geometry else ("kind", "relief")
+        names = [name for name in self.shards[places[0][0]] if name not in unread]
         return {name: torch.stack([self.shards[path][name][row] for path, row in places]) for name in names}
 
     def _pick(self, size: int) -> tuple[dict[str, Tensor], list[str]]:

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -52,16 +52,16 @@ class Trainer(Training[prior_model.Prior, Batch]):
     """Training of the text-conditioned prior."""
 
     degraded = False  # whether noise is added to degraded images, see guidance.prior.degrade
+    with_geometry = False  # whether batches have the geometry of what is seen
     untouched: Network | None = None  # detail network that came with the weights, and is written with them as it was
 
     def __init__(self, recipe: Recipe, data: Path, run: Path, rank: int = 0, setup: Setup = HERE) -> None:
         super().__init__(recipe, data, run, rank, setup)
         self.prior.text_encoder.set_attn_implementation("eager" if self.device.type == "cpu" else "sdpa")
         self.tokens: dict[str, Tensor] = {}
-        source = partial(Loader, data, degraded=self.degraded, frequency=setup.frequency)
         self.prepared: Iterator[Batch] | None = None  # by other processes
         if setup.workers > 0:
-            self.prepared = workers.batches(source, recipe.batch, self.seed, setup.workers, self.device)
+            self.prepared = workers.batches(self.source, recipe.batch, self.seed, setup.workers, self.device)
 
     @property
     def base(self) -> Path | None:
@@ -80,9 +80,14 @@ class Trainer(Training[prior_model.Prior, Batch]):
         """The parameters of a prior that are trained."""
         return prior.parameters()
 
+    @property
+    def source(self) -> Callable[..., Loader]:
+        """Makes the source of batches of a seed, here or in another process."""
+        return partial(Loader, self.data, degraded=self.degraded, frequency=self.setup.frequency, geometry=self.with_geometry)
+
     def open(self, seed: int) -> Loader:
         """The source of batches."""
-        return Loader(self.data, seed, degraded=self.degraded, frequency=self.setup.frequency)
+        return self.source(seed)
 
     def batch(self) -> Batch:
         """The next batch, on the device."""

@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy
 
 from guidance.prior import UNSHUFFLE, WEIGHTS, geometry, train, training
 from guidance.prior import model as prior_model
-from guidance.prior.dataset import Batch, Loader, frequency_by_error
+from guidance.prior.dataset import Batch, frequency_by_error
 from guidance.prior.diagnose_geometry import kind_errors
 from guidance.prior.geometry_dataset import DATA
 from nerf.core.script import run
@@ -29,7 +29,7 @@ WEIGHTS_OF_ERRORS = (1.0, 0.3, 0.3)
 class GeometryTrainer(train.Trainer):
     """One process of the training, beside the shipped prior or beside other weights."""
 
-    degraded = True
+    degraded = with_geometry = True
 
     @property
     def base(self) -> Path:
@@ -52,10 +52,6 @@ class GeometryTrainer(train.Trainer):
     def trained(self, prior: prior_model.Prior) -> list[nn.Parameter]:
         """Those of the geometry network alone."""
         return [] if prior.geometry is None else list(prior.geometry.parameters())
-
-    def open(self, seed: int) -> Loader:
-        """The source of batches."""
-        return Loader(self.data, seed, degraded=True, frequency=self.setup.frequency, geometry=True)
 
     def about(self) -> dict[str, Any]:
         """The prior's own ``recipe.json``, with this run as the last one under the key ``geometry``."""
