@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nerf.core.errors import UserError
-from nerf.core.structs import Control, Part, Views, move_record
+from nerf.core.structs import Control, Part, Views
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,6 @@ class GeometryEstimate:
     depth: Tensor  # [B, H, W] along the rays, scene units
     normal: Tensor  # [B, 3, H, W] unit, world axes
     coverage: Tensor  # [B, H, W] by the object, in [0, 1]
-
-    def to(self, device: torch.device | str) -> "GeometryEstimate":
-        """The same on a device."""
-        return move_record(self, device)
 
 
 class Guidance(ABC):

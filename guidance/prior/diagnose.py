@@ -27,7 +27,8 @@ from guidance.prior.captions import BENCHMARK_PROMPTS, Caption, parse, random_ca
 from guidance.prior.dataset import over, shaded
 from guidance.prior.degrade import degrade
 from guidance.prior.model import Prior, load
-from guidance.prior.render import render
+from guidance.prior.references import LIGHT
+from guidance.prior.render import Seen, render
 from guidance.prior.shapes import caption_of, palette, random_proportions
 from nerf.core.console import protected
 from nerf.core.ranges import between
@@ -51,15 +52,26 @@ def renders(caption: Caption, cameras: dict[str, Tensor], seed: int = 0, degrade
         degraded: with the defects of an unfinished mesh.
         views: consecutive ones of one object.
     """
-    count = len(cameras["polar"])
-    proportions = random_proportions(caption.kind, count // views, torch.Generator().manual_seed(seed))
-    proportions = {name: value.repeat_interleave(views) for name, value in proportions.items()}
-    material, normal, _ = render(caption.kind, proportions, cameras, IMAGE_SIZE)
-    light = torch.nn.functional.normalize(torch.tensor([0.0, 0.25, 1.0]), dim=0).expand(count, 3)
-    layers = shaded(material, normal, palette(caption).expand(count, -1, -1), light, torch.full((count,), 0.5))
+    layers, _ = members(caption, cameras, torch.Generator().manual_seed(seed), views)
     if degraded:
         layers = degrade(layers, torch.Generator().manual_seed(seed))
-    return over(layers, torch.ones(count, 3)) * 2 - 1
+    return over(layers, torch.ones(len(layers), 3)) * 2 - 1
+
+
+def members(caption: Caption, cameras: dict[str, Tensor], generator: torch.Generator, views: int = 1) -> tuple[Tensor, Seen]:
+    """Random members of the family in soft light: layers [B, 4, 128, 128] as those of :func:`shaded`, and what is seen.
+
+    Args:
+        caption, cameras, views: see :func:`renders`.
+        generator: of the proportions.
+    """
+    count = len(cameras["polar"])
+    proportions = random_proportions(caption.kind, count // views, generator)
+    proportions = {name: value.repeat_interleave(views) for name, value in proportions.items()}
+    seen = render(caption.kind, proportions, cameras, IMAGE_SIZE)
+    light = torch.nn.functional.normalize(torch.tensor(LIGHT), dim=0).expand(count, 3)
+    colours = palette(caption).expand(count, -1, -1)
+    return shaded(seen.material, seen.normal, colours, light, torch.full((count,), 0.5)), seen
 
 
 @functools.lru_cache(maxsize=256)

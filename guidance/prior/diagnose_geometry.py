@@ -13,16 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pixel_unshuffle
 
-from guidance.prior import GRID_SIZE, IMAGE_SIZE, UNSHUFFLE, WEIGHTS
+from guidance.prior import GRID_SIZE, UNSHUFFLE, WEIGHTS
 from guidance.prior.benchmark import recolored
 from guidance.prior.camera import GEOMETRY_POLAR_RANGE, conditions, random_cameras
 from guidance.prior.captions import KIND_NAMES, Caption
-from guidance.prior.dataset import over, shaded
-from guidance.prior.diagnose import KIND_COLORS, add_noise
+from guidance.prior.dataset import over
+from guidance.prior.diagnose import KIND_COLORS, add_noise, members
 from guidance.prior.geometry import Geometry, predict
 from guidance.prior.model import Prior, load
-from guidance.prior.render import render
-from guidance.prior.shapes import palette, random_proportions
 from nerf.core.errors import UserError
 from nerf.core.ranges import between
 from nerf.core.script import Parser, run
@@ -35,9 +33,7 @@ def seen_images(caption: Caption, count: int, seed: int = SEED) -> tuple[dict[st
     """Cameras, images [B, 3, 64, 64] in [-1, 1] over white in a soft light, and the true geometry of them."""
     generator = torch.Generator().manual_seed(seed)
     cameras = random_cameras(count, generator, GEOMETRY_POLAR_RANGE)
-    seen = render(caption.kind, random_proportions(caption.kind, count, generator), cameras, IMAGE_SIZE)
-    light = torch.nn.functional.normalize(torch.tensor([0.0, 0.25, 1.0]), dim=0).expand(count, 3)
-    layers = shaded(seen.material, seen.normal, palette(caption).expand(count, -1, -1), light, torch.full((count,), 0.5))
+    layers, seen = members(caption, cameras, generator)
     truth = Geometry(seen.relief, seen.normal.movedim(-1, 1), avg_pool2d(layers[:, 3:], 2)[:, 0])
     return cameras, over(layers, torch.ones(count, 3)) * 2 - 1, truth
 

@@ -16,6 +16,7 @@ from guidance.prior.guidance import EmbeddedPrior
 from guidance.prior.render import unlit, views_of
 from guidance.prior.shapes import EMPTY, Shape, canonical
 from nerf.core.structs import Control, Part, Views
+from nerf.core.transfer import upload
 
 _RIDGE = 1.0  # pixels whose light is taken to be flat, so that a fit to few pixels stays near that
 _DARKEST = 0.1  # shade, as in training
@@ -41,8 +42,9 @@ class PerfectPrior(EmbeddedPrior):
         """The truth; see :meth:`Guidance.geometry`."""
         seen = views_of(self.shape, camera.of_views(views), self.codec.size)
         coverage = avg_pool2d((seen.material != EMPTY).float()[:, None], seen.material.shape[-1] // self.codec.size)[:, 0]
-        found = Geometry(seen.relief, seen.normal.movedim(-1, 1), coverage)
-        return in_world(found, views.to("cpu"), image.shape[-1]).to(self.device)
+        found = Geometry(*upload([seen.relief, seen.normal.movedim(-1, 1), coverage], self.device))
+        with self.distiller.full_precision():
+            return in_world(found, views, image.shape[-1])
 
     def under(self, views: Views | None, count: int, refine: bool, names: tuple[str, ...]) -> Denoiser:
         """The truth, whatever the noise and the conditions; see :meth:`EmbeddedPrior.under`."""
