@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("somnia.guidance")
 
 NAMED = ("text", "unconditional", "null", "negative")  # conditions: the prompt, the negative one, the empty one, a negative one
+GUIDED = ("unconditional", "text")  # those of classifier-free guidance
 # Polar angle of views, degrees, from which the UNet's error grows fast: it was trained to 105 (docs/prior.md).
 LOWEST = 112.0
-GUIDED = ("unconditional", "text")  # those of classifier-free guidance
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
     """Score distillation from the embedded prior.
 
     Args:
-        folder: diffusers layout: unet, scheduler, tokenizer, text_encoder, ``somnia.json``, and perhaps detail.
+        folder: diffusers layout: unet, scheduler, tokenizer, text_encoder, ``somnia.json``, and perhaps detail and geometry.
         device: where the networks run.
         dtype: of their weights; gradients are computed in float32.
         options: used where a step has none of its stage.
@@ -86,9 +86,9 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
         if (self.folder / "detail").is_dir():
             self.detail = loader.load_part(self.folder, "detail", UNet2DConditionModel, self.device, dtype)
         self.geometry_network: Network | None = None
-        if (self.folder / "geometry").is_dir():
+        self.knows_geometry = told == "camera" and (self.folder / "geometry").is_dir()
+        if self.knows_geometry:
             self.geometry_network = loader.load_part(self.folder, "geometry", UNet2DConditionModel, self.device, dtype)
-            self.knows_geometry = told == "camera"
         self._check_fit()
         self.understood = ""  # of the prompt
         self.text: dict[str, Tensor] = {}  # name of a condition in NAMED -> [1, L, D] text embedding
@@ -96,7 +96,7 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
             loader.save_memory(self._networks(), self.device)
 
     def _check_fit(self) -> None:
-        """Check that the detail network takes what the UNet takes."""
+        """Check that detail and geometry network take what the UNet takes."""
         text_dim, camera_dim = self.unet.config.cross_attention_dim, self.description.camera_dim
         if self.detail is not None and not detail.fits(self.detail, self.codec.size, text_dim, camera_dim):
             raise UserError(
@@ -173,17 +173,18 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
         options = control.options or self.options
         angles = options.angles if isinstance(options, Options) else DEFAULT_ANGLES
         self.words = Words(angles, part.random.generator(Stream.VIEW_WORDS))
-        judged = views.polar <= LOWEST if self.knows_geometry else None
-        if judged is None or judged.all():
+        if not self.knows_geometry:
+            return self.distilled(image, views, part, control, debug)
+        judged = (views.polar <= LOWEST).to(image.device)
+        if image.device.type != "cpu":  # a GPU is not asked which those are: all are denoised, and the others get no gradient
+            image = torch.where(judged[:, None, None, None], image, image.detach())
+            return self.distilled(image, views, part, control, debug)
+        if judged.all():
             return self.distilled(image, views, part, control, debug)
         if not judged.any():
             return GuidanceOutput(0.0 * image.sum())
         found = self.distilled(image[judged], views[judged], part, control, debug)
-        finite = None
-        if found.finite is not None:
-            finite = torch.ones(2, len(image), dtype=torch.bool, device=found.finite.device)
-            finite[:, judged] = found.finite
-        return replace(found, loss=found.loss * judged.float().mean(), finite=finite)
+        return replace(found, loss=found.loss * judged.float().mean())
 
     def distilled(self, image: Tensor, views: Views, part: Part, control: Control, debug: bool) -> GuidanceOutput:
         """Score distillation of views that the UNet can judge; see :meth:`PixelPrior.loss`."""
@@ -196,15 +197,16 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
 
     @torch.no_grad()
     def geometry(self, image: Tensor, views: Views, part: Part, control: Control) -> GeometryEstimate:
-        """See :meth:`Guidance.geometry`; estimated from the noisy images of score distillation."""
+        """See :meth:`Guidance.geometry`; from noisy images, which are those of score distillation where it judges all views."""
         assert self.geometry_network is not None, "knows_geometry says so"
-        x = self.distiller.encode(image, part)
-        t, noise, _ = self.distiller.draw(x, part, control, control.options or self.options)
-        noisy = self.distiller.schedule.add_noise(x, noise, t)
-        rays, vector = self.camera_conditions(views, len(x))
-        text = self.text["text"].expand(len(x), -1, -1)
-        found = geometry.predict(self.geometry_network, noisy.to(self.dtype), t, text, vector, rays, self.codec.unshuffle)
-        return geometry.in_world(found, views, image.shape[-1])
+        with self.distiller.full_precision():
+            x = self.distiller.encode(image, part)
+            t, noise, _ = self.distiller.draw(x, part, control, control.options or self.options)
+            noisy = self.distiller.schedule.add_noise(x, noise, t)
+            rays, vector = self.camera_conditions(views, len(x))
+            text = self.text["text"].expand(len(x), -1, -1)
+            found = geometry.predict(self.geometry_network, noisy.to(self.dtype), t, text, vector, rays, self.codec.unshuffle)
+            return geometry.in_world(found, views, image.shape[-1])
 
     def sample(self, views: Views | None, count: int, generator: torch.Generator, steps: int, scale: float) -> Tensor:
         """See :meth:`PixelPrior.sample`; without Perp-Neg."""

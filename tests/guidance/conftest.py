@@ -192,6 +192,18 @@ def prior_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def knowing_folder(prior_folder, tmp_path_factory):
+    """The tiny embedded prior with a geometry network; do not change its files."""
+    from guidance.prior import UNSHUFFLE, geometry, model
+
+    folder = tmp_path_factory.mktemp("weights") / "knowing"
+    prior = model.load(prior_folder)
+    prior.geometry = geometry.from_unet(prior.unet, UNSHUFFLE)
+    model.save(prior, folder, half=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def multiview_changes(prior_folder, tmp_path_factory):
     """What a tiny multi-view prior changes of the tiny embedded prior; do not change its files."""
     from guidance.prior import multiview_model
