@@ -10,7 +10,8 @@ import torch
 
 import extension
 from guidance import build, choose_weights
-from guidance.base import Guidance, GuidanceOutput
+from guidance.base import Conditions, Guidance, GuidanceOutput
+from guidance.prior.guidance import EmbeddedPrior
 from nerf.config.config import parse
 from nerf.core.structs import SceneInfo
 from nerf.provider import SourceInputs, build_sources
@@ -20,7 +21,7 @@ from nerf.run.evaluation import Evaluator
 from nerf.run.logger import Report
 from nerf.training.sources import GuidanceInfo, RunInfo
 from nerf.utils import CUDA_CHECK_INTERVAL, Trainer
-from tests.guidance.conftest import sd_folder  # noqa: F401  # a fixture
+from tests.guidance.conftest import knowing_folder, prior_folder, sd_folder  # noqa: F401  # fixtures
 from tests.helpers.fake_cuda import device, waits
 from tests.helpers.plans import opened
 from tests.nerf import photo_folders
@@ -157,6 +158,16 @@ def test_a_step_under_stable_diffusion_waits_for_what_is_listed(tmp_path, sd_fol
     seen = step(trainer)
     require(seen, ACCELERATED)
     assert (seen.operations["copy to the device"] > 100) == bool(less_memory)  # the weights visit the device
+
+
+def test_a_step_under_the_embedded_prior_waits_for_what_is_listed(tmp_path, knowing_folder):  # noqa: F811
+    words = "--cuda_ray --fp16 --theta_range 100 125 --lambda_prior_depth 10 --lambda_prior_normal 1"
+    guidance = EmbeddedPrior(knowing_folder, "cuda", torch.float16)
+    guidance.prepare(Conditions("a red car"))
+    trainer = trainer_of(tmp_path, words, guidance)
+    step(trainer)
+    require(step(trainer), ACCELERATED)
+    assert {"prior_geometry", "guided"} <= trainer.objectives.keys()
 
 
 def test_a_wait_that_is_not_listed_fails_by_name():
