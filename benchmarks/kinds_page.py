@@ -116,8 +116,8 @@ def bars(rows: list[dict]) -> list[str]:
     found = [
         f"worst IoU {worst['iou']:.3f}, {worst['prompt']} (bar: {LEAST_IOU:.2f})",
         f"above the best ball: {sum(row['iou'] > row['ball'] for row in rows)} of {len(rows)} (bar: all)",
-        f"caves of at most {MOST_CAVES:.0%} of the volume: "
-        f"{sum(row['caves'] is not None and row['caves'] <= MOST_CAVES for row in rows)} of {len(rows)} (bar: all)",
+        f"caves of at most {MOST_CAVES:.0%} of the volume beyond those of the true shape: "
+        f"{sum(map(_sound, rows))} of {len(rows)} (bar: all)",
         f"genus of the true shape: {sum(row['genus'] == row['true_genus'] for row in rows)} of {len(rows)} "
         f"(bar: {GENERA} of {len(PROMPTS)})",
         f"front and back right: {sum(row['front_back'] for row in fronts)} of {len(fronts)} that differ (bar: all)",
@@ -129,6 +129,11 @@ def bars(rows: list[dict]) -> list[str]:
         mean = float(np.mean([row["iou"] for row in judging]))
         found.insert(0, f"mean IoU of the {len(judging)} judging prompts {mean:.3f} (bar: {MEAN_IOU:.2f} of {len(JUDGING)})")
     return found
+
+
+def _sound(row: dict) -> bool:
+    """Whether a closed mesh has hardly more caves than its true shape has: the hollow of an umbrella is one."""
+    return row["caves"] is not None and row["caves"] - row["true_caves"] <= MOST_CAVES
 
 
 def _percent(share: float | None) -> str:

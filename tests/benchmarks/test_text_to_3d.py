@@ -58,7 +58,9 @@ def test_bars_count_what_is_wrong():
     bad = {**TREE, "genus": 4, "caves": 0.2, "front_back": False, "ball": 0.61, "albedo": 0.25}
     found = table({"a": GOOD, "b": bad, "c": {**GOOD, "seed": 1, "iou": 0.05}})
     assert "worst IoU 0.600, a pink tree (bar: 0.50)" in found and "above the best ball: 1 of 2" in found
-    assert "caves of at most 3% of the volume: 1 of 2" in found and "genus of the true shape: 1 of 2" in found
+    assert "caves of at most 3% of the volume beyond those of the true shape: 1 of 2" in found
+    assert "beyond those of the true shape: 1 of 1" in table({"a": {**GOOD, "caves": 1.4, "true_caves": 1.8}})
+    assert "genus of the true shape: 1 of 2" in found
     assert "front and back right: 1 of 2" in found and "albedo error 0.150" in found
     assert "recognised among 36 kinds: 1 of 2; of their true shapes, the upper bound: 2 of 2" in found
 
