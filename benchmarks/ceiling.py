@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--prompts", nargs="*", default=list(PROMPTS), help="which prompts")
     parser.number("--seed", int, 0, SEED, "of the runs")
     parser.add_argument("--estimates", action="store_true", help="run nothing; print how good the prior's estimates are")
-    args = runs.parse_flags(parser)
+    args = runs.parse_flags(parser, lambda typed: runs.check_prompts(typed.prompts))
     if args.estimates:
         print(estimates_table(load(WEIGHTS), KINDS))
         return

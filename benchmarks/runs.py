@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
+from guidance.prior import replies
 from nerf.core.ranges import between
 from nerf.core.script import Parser
 
@@ -46,9 +47,20 @@ def split_words(text: str) -> list[str]:
         raise ArgumentTypeError(f"expected words as in a shell, got {text!r:.80} ({str(error).lower()})") from error
 
 
-def parse_flags(parser: Parser) -> Namespace:
-    """What was typed; the folders for it are made."""
+def check_prompts(prompts: Iterable[str]) -> None:
+    """Refuse prompts that the embedded prior does not know: they could not be measured.
+
+    Raises:
+        UserError: one of them.
+    """
+    for prompt in prompts:
+        replies.check(prompt, strict=False)
+
+
+def parse_flags(parser: Parser, check: Callable[[Namespace], None] = lambda args: None) -> Namespace:
+    """What was typed; the folders for it are made once it is checked."""
     args = parser.parse_args()
+    check(args)
     for folder in (args.work, args.out):
         folder.mkdir(parents=True, exist_ok=True)
     return args

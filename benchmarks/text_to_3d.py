@@ -9,6 +9,7 @@ first 16 prompts, into ``text_to_3d.json``, ``.md`` and ``.png``.
 
 import sys
 import threading
+from argparse import Namespace
 from collections.abc import Collection
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from benchmarks import kinds_page, mesh_measure, runs, shape_measure  # noqa: E4
 from benchmarks.records import read_record, read_result, write_record  # noqa: E402
 from guidance.prior.benchmark import JUDGING, PROMPTS, PUBLISHED, TUNING, half_of  # noqa: E402
 from guidance.prior.shapes import Shape, canonical, caption_of, palette  # noqa: E402
+from nerf.config import config  # noqa: E402
+from nerf.core.errors import UserError  # noqa: E402
+from nerf.core.files import check_writable  # noqa: E402
 from nerf.core.images import to_uint8  # noqa: E402
 from nerf.core.ranges import SEED  # noqa: E402
 from nerf.core.script import Parser, run  # noqa: E402
@@ -120,6 +124,24 @@ def measure_again(results: dict[str, dict], wanted: dict[str, tuple[str, int]], 
         print(f"{name}: IoU {results[name]['iou']:.3f}", flush=True)
 
 
+def prompts_of(given: Collection[str]) -> list[str]:
+    """The prompts that are meant by words of ``--prompts``: names of sets, and prompts."""
+    return [prompt for word in given for prompt in SETS.get(word, (word,))]
+
+
+def check_flags(args: Namespace) -> None:
+    """Refuse what would fail in every run, or after the last one.
+
+    Raises:
+        UserError: an unknown prompt, flags that ``main.py`` does not take, or a page that cannot be written.
+    """
+    runs.check_prompts(prompts_of(args.prompts))
+    config.parse(["--text", PROMPTS[0], "--workspace", "any", *args.extra])
+    if args.page.suffix != ".md" or args.page.is_dir():
+        raise UserError(f"--page must be a file of Markdown, as docs/kinds.md, got {args.page}")
+    check_writable(args.page.parent, "--page")
+
+
 def main() -> None:
     """Run prompts from the command line to the GLB and measure them; resumable, within a budget of minutes."""
     parser = Parser(description=main.__doc__)
@@ -132,18 +154,24 @@ def main() -> None:
     parser.add_argument(
         "--person", nargs=2, action="append", default=[], metavar=("PROMPT", "VERDICT"), help="what a person sees in it"
     )
-    args = runs.parse_flags(parser)
+    args = runs.parse_flags(parser, check_flags)
     page = None if args.stages == "nerf" else args.page
     record = args.out / ("text_to_3d.json" if page is None else "kinds.json")
     results = {} if args.again else read_record(record)
-    prompts = [prompt for given in args.prompts for prompt in SETS.get(given, (given,))]
-    wanted = {workspace_name(prompt, seed, args.stages): (prompt, seed) for seed in args.seeds for prompt in prompts}
+    wanted = {
+        workspace_name(prompt, seed, args.stages): (prompt, seed) for seed in args.seeds for prompt in prompts_of(args.prompts)
+    }
     for prompt, verdict in args.person:
-        for row in results.values():
-            row |= {"person": verdict} if row["prompt"] == prompt else {}
+        rows = [row for row in results.values() if row["prompt"] == prompt]
+        if not rows:
+            raise UserError(f"--person {prompt!r}: {record} has no measurement of this prompt; measure it first")
+        for row in rows:
+            row["person"] = verdict
     if args.measure or args.person:
         if args.measure:
             measure_again(results, wanted, args.work)
+        if not results:
+            raise UserError(f"--measure: no workspace in {args.work} has a mesh of these prompts; run them first")
         write(results, args.out, args.work, page, wanted if args.measure else ())
         print(kinds_page.table(results))
         return

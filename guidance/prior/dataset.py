@@ -30,10 +30,14 @@ from guidance.prior.degrade import degrade
 from guidance.prior.render import render
 from guidance.prior.shapes import EMPTY, KINDS, palette, random_proportions
 from nerf.core.console import protected
+from nerf.core.errors import UserError
+from nerf.core.files import check_writable, reading
 from nerf.core.script import Parser, run
 
 DATA = Path("local/prior/data")
 SHARD = 512
+STORED = {"material", "normal", "kind", "polar", "azimuth", "radius", "fovy"}  # tensors of every shard
+GEOMETRY_WRITER = "geometry_dataset"  # module that writes the shards of the geometry network
 SYMMETRIC_KINDS = ("mushroom", "tree", "snowman", "rocket", "lamp", "hamburger", "ball on cylinder", "cone on cylinder")
 VIEW_KINDS = ("chair", "table", "mug", "car", "house", "airplane", "dog", "boat")
 
@@ -195,6 +199,32 @@ def render_shard(target: Path, kinds: list[str], views: int, cameras: dict[str, 
     temporary.rename(target)
 
 
+def check_shards(folder: Path, writer: str = "dataset") -> None:
+    """Check that a folder has shards, and that each holds what is read of it; their headers alone are read.
+
+    Args:
+        folder: of the shards.
+        writer: module of this package that writes them.
+
+    Raises:
+        UserError: there are none, or one is damaged or was written for another network.
+    """
+    from safetensors import safe_open
+
+    command = f"python -m guidance.prior.{writer} --shards 0:60"
+    paths = sorted(folder.glob("shard_*.safetensors"))
+    if not paths:
+        raise UserError(f"embedded prior: expected shards in {folder}, found none; write some with {command}")
+    wanted = STORED | ({"relief"} if writer == GEOMETRY_WRITER else set())
+    for path in paths:
+        with reading(f"embedded prior: {path}", f"delete it, and write it again with {command}"), safe_open(path, "pt") as file:
+            lacking = sorted(wanted - set(file.keys()))
+        if lacking:
+            raise UserError(
+                f"embedded prior: {path} lacks {', '.join(lacking)}; give --data another folder, and fill it with {command}"
+            )
+
+
 def data_hash(folder: Path = DATA) -> str:
     """SHA-256 over the bytes of all shards in order (the first 16 hex digits)."""
     digest = hashlib.sha256()
@@ -321,10 +351,7 @@ class Loader:
             if path not in self.shards:
                 self.shards[path] = load_file(path)
         if not self.shards:
-            raise FileNotFoundError(
-                f"embedded prior: expected shards in {self.folder}, found none; write some with "
-                "python -m guidance.prior.dataset --shards 0:60"
-            )
+            check_shards(self.folder, GEOMETRY_WRITER if self.geometry else "dataset")
         self.rows: dict[str, list[tuple[Path, int]]] = {kind: [] for kind in KIND_NAMES}
         for path, shard in self.shards.items():
             for row, kind in enumerate(shard["kind"].tolist()):
@@ -430,7 +457,10 @@ def _numbers(word: str) -> range:
     found = re.fullmatch(r"(\d{1,6}):(\d{1,6})(?::(\d{1,6}))?", word)
     if found is None or found[3] is not None and int(found[3]) == 0:
         raise argparse.ArgumentTypeError(f"must be first:last or first:last:step, as 0:60, got {word!r:.80}")
-    return range(int(found[1]), int(found[2]), int(found[3] or 1))
+    numbers = range(int(found[1]), int(found[2]), int(found[3] or 1))
+    if not numbers:
+        raise argparse.ArgumentTypeError(f"must name a shard, with first below last, as 0:60, got {word!r:.80}")
+    return numbers
 
 
 def main(write: Callable[[int, Path], Path] = write_shard, data: Path = DATA) -> None:
@@ -439,6 +469,7 @@ def main(write: Callable[[int, Path], Path] = write_shard, data: Path = DATA) ->
     parser.add_argument("--shards", type=_numbers, default="0:60", help="first:last[:step] of the shards to write")
     parser.add_argument("--data", type=Path, default=data, help="folder of the shards")
     args = parser.parse_args()
+    check_writable(args.data, "--data")
     torch.set_num_threads(1)
     start = time.process_time()
     for number in args.shards:

@@ -6,6 +6,7 @@ and predicts from the same input what the picture shows. (Depth and normals as a
 2024, arXiv 2311.16918; estimated from pictures as a cue for a surface: MonoSDF, Yu et al. 2022, arXiv 2206.00665.)
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.functional import interpolate, normalize, pixel_shuffle
 
 from guidance.base import GeometryEstimate
 from guidance.diffusion import Network
+from nerf.core.errors import UserError
 from nerf.core.structs import Views
 
 CHANNELS = 5
@@ -43,6 +45,19 @@ def fits(network: Network, unet: Network, unshuffle: int) -> bool:
     ours, theirs = dict(network.config), dict(unet.config)
     same = ("in_channels", "cross_attention_dim", "projection_class_embeddings_input_dim")
     return ours["out_channels"] == CHANNELS * unshuffle**2 and all(ours[name] == theirs[name] for name in same)
+
+
+def check_fit(network: Network, unet: Network, unshuffle: int, folder: Path) -> None:
+    """Check that a network read from ``folder`` :func:`fits` the UNet.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not fits(network, unet, unshuffle):
+        raise UserError(
+            f"weights: {folder} does not fit the UNet; expected its input, text and cameras, and "
+            f"{CHANNELS * unshuffle**2} channels out"
+        )
 
 
 def predict(network: Network, noisy: Tensor, t: Tensor, text: Tensor, camera: Tensor, ray: Tensor, unshuffle: int) -> Geometry:

@@ -96,18 +96,15 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
             loader.save_memory(self._networks(), self.device)
 
     def _check_fit(self) -> None:
-        """Check that detail and geometry network take what the UNet takes."""
+        """Check that the detail and geometry networks take what the UNet takes."""
         text_dim, camera_dim = self.unet.config.cross_attention_dim, self.description.camera_dim
         if self.detail is not None and not detail.fits(self.detail, self.codec.size, text_dim, camera_dim):
             raise UserError(
                 f"weights: {self.folder / 'detail'} does not fit the UNet; expected 6 n^2 channels in and 3 n^2 "
                 f"out, n a divisor of {self.codec.size}, text of {text_dim} channels and cameras of {camera_dim}"
             )
-        if self.geometry_network is not None and not geometry.fits(self.geometry_network, self.unet, self.codec.unshuffle):
-            raise UserError(
-                f"weights: {self.folder / 'geometry'} does not fit the UNet; expected its input, text and cameras, and "
-                f"{geometry.CHANNELS * self.codec.unshuffle**2} channels out"
-            )
+        if self.geometry_network is not None:
+            geometry.check_fit(self.geometry_network, self.unet, self.codec.unshuffle, self.folder / "geometry")
 
     def _networks(self) -> list[Network]:
         """Those that it has of UNet, detail and geometry network."""

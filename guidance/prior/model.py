@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guidance.diffusion import Network
-from guidance.prior import GRID_SIZE, IMAGE_CHANNELS, IMAGE_SIZE, TEXT_DIM, TINY_TEXT_DIM, UNSHUFFLE, detail
+from guidance.diffusion import Network, loader
+from guidance.folders import RESTORE
+from guidance.prior import GRID_SIZE, IMAGE_CHANNELS, IMAGE_SIZE, TEXT_DIM, TINY_TEXT_DIM, UNSHUFFLE, detail, geometry
 from guidance.prior.camera import CONDITION_DIM, RAY_CHANNELS
 from guidance.prior.captions import vocabulary
 from guidance.prior.description import FILE
+from nerf.core.errors import UserError
+from nerf.core.files import reading
 
 MAX_TOKENS = 16
 TRAIN_STEPS = 1000
@@ -234,7 +237,7 @@ def load(folder: Path | str) -> Prior:
     """Read a folder written by :func:`save`, in float32, in evaluation mode.
 
     Raises:
-        FileNotFoundError: a part is missing; it is named (transformers would silently create a tokenizer).
+        UserError: a part is missing (transformers would silently create a tokenizer), damaged, or does not fit the others.
     """
     from diffusers import DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -248,21 +251,20 @@ def load(folder: Path | str) -> Prior:
         FILE,
     ):
         if not (folder / part).is_file():
-            raise FileNotFoundError(
+            raise UserError(
                 f"embedded prior: expected {folder / part}, which is missing; restore the folder "
                 "from version control or run python -m guidance.prior.train"
             )
+    kinds: dict[str, Any] = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
+    kinds |= {name: UNet2DConditionModel for name in ("detail", "geometry") if (folder / name).is_dir()}
     networks: dict[str, Network] = {
-        name: UNet2DConditionModel.from_pretrained(folder / name, torch_dtype=torch.float32).eval()
-        for name in ("unet", "detail", "geometry")
-        if (folder / name).is_dir()
+        name: loader.load_part(folder, name, kind, torch.device("cpu"), torch.float32).requires_grad_(True)
+        for name, kind in kinds.items()
     }
-    text_encoder: Network = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-    return Prior(
-        networks["unet"],
-        text_encoder.eval(),
-        CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        DDPMScheduler.from_pretrained(folder / "scheduler"),
-        networks.get("detail"),
-        networks.get("geometry"),
-    )
+    if "geometry" in networks:
+        geometry.check_fit(networks["geometry"], networks["unet"], UNSHUFFLE, folder / "geometry")
+    with reading(f"weights: {folder}", RESTORE):
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+    more = networks.get("detail"), networks.get("geometry")
+    return Prior(networks["unet"], networks["text_encoder"], tokenizer, scheduler, *more)

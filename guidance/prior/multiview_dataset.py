@@ -6,7 +6,9 @@ and field of view. G groups of V = 4 views.
 ``python -m guidance.prior.multiview_dataset --shards 0:80`` writes shards; several processes may share the work.
 """
 
+import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from guidance.diffusion.multiview import LINKED
 from guidance.prior import GRID_SIZE, dataset
 from guidance.prior.camera import condition, look_at, random_cameras, ray_map
+from nerf.core.script import run
 
 DATA = Path("local/prior/multiview")
 OBJECTS = 64  # of a shard
@@ -79,4 +82,4 @@ class LinkedLoader(dataset.Loader):
 
 
 if __name__ == "__main__":
-    dataset.main(write_shard, DATA)
+    sys.exit(run(partial(dataset.main, write_shard, DATA)))

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from guidance.diffusion import Network
 from guidance.prior import model as prior_model
 from guidance.prior import workers
-from guidance.prior.dataset import DATA, Batch, Loader
+from guidance.prior.dataset import DATA, GEOMETRY_WRITER, Batch, Loader, check_shards
 from guidance.prior.training import HERE, Recipe, Setup, Training
+from nerf.core import script
 from nerf.core.console import protected
-from nerf.core.files import read_json
+from nerf.core.files import check_writable, read_json
 from nerf.core.ranges import SEED, above, between
 from nerf.core.script import Parser, run
 
@@ -52,7 +53,6 @@ class Trainer(Training[prior_model.Prior, Batch]):
     """Training of the text-conditioned prior."""
 
     degraded = False  # whether noise is added to degraded images, see guidance.prior.degrade
-    with_geometry = False  # whether batches have the geometry of what is seen
     untouched: Network | None = None  # detail network that came with the weights, and is written with them as it was
 
     def __init__(self, recipe: Recipe, data: Path, run: Path, rank: int = 0, setup: Setup = HERE) -> None:
@@ -83,7 +83,8 @@ class Trainer(Training[prior_model.Prior, Batch]):
     @property
     def source(self) -> Callable[..., Loader]:
         """Makes the source of batches of a seed, here or in another process."""
-        return partial(Loader, self.data, degraded=self.degraded, frequency=self.setup.frequency, geometry=self.with_geometry)
+        geometry = self.writer == GEOMETRY_WRITER
+        return partial(Loader, self.data, degraded=self.degraded, frequency=self.setup.frequency, geometry=geometry)
 
     def open(self, seed: int) -> Loader:
         """The source of batches."""
@@ -210,8 +211,12 @@ def _worker(
     torch.set_num_threads(1)
     if recipe.processes > 1:
         dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=recipe.processes)
-    with protected():
+
+    def work() -> None:
         train(recipe, data, run, minutes, rank, kind=kind)
+
+    with protected():
+        sys.exit(script.run(work))
 
 
 def main(kind: type[Training[Any, Any]] = Trainer, recipe: Recipe | None = None, run: str = "run", data: Path = DATA) -> None:
@@ -227,11 +232,17 @@ def main(kind: type[Training[Any, Any]] = Trainer, recipe: Recipe | None = None,
     parser.number("--seed", int, recipe.seed, SEED, "of the random numbers")
     args = parser.parse_args()
     recipe = replace(recipe, seed=args.seed, batch=args.batch, processes=args.processes, lr=args.lr)
+    check_shards(args.data, kind.writer)
+    check_writable(args.run, "--run")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(
-            _worker, (kind, recipe, args.data, args.run, args.minutes, f"{folder}/rendezvous"), nprocs=recipe.processes
-        )
+        given = (kind, recipe, args.data, args.run, args.minutes, f"{folder}/rendezvous")
+        try:
+            torch.multiprocessing.spawn(_worker, given, nprocs=recipe.processes)
+        except torch.multiprocessing.ProcessExitedException as error:
+            if error.exit_code <= 0:  # a signal ended it; else it has said why
+                raise
+            raise SystemExit(error.exit_code) from None
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ The prior's other parts are frozen. Noise is added to degraded images, and the c
 outlines are decided.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from guidance.prior import WEIGHTS, detail, train, training
 from guidance.prior import model as prior_model
 from guidance.prior.dataset import Batch
+from nerf.core.script import run
 
 RECIPE = training.Recipe(lr=2e-3, warmup=100, decay_minutes=20, t_bias=1.5)  # t = 1000 u^bias here: more samples at low noise
 FLOOR = 0.1  # the weight of a squared error is 1 / (FLOOR + sigma)
@@ -55,4 +57,4 @@ class DetailTrainer(train.Trainer):
 
 
 if __name__ == "__main__":
-    train.main(DetailTrainer, RECIPE, "run_detail")
+    sys.exit(run(lambda: train.main(DetailTrainer, RECIPE, "run_detail")))

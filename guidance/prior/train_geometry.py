@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy
 
 from guidance.prior import UNSHUFFLE, WEIGHTS, geometry, train, training
 from guidance.prior import model as prior_model
-from guidance.prior.dataset import Batch, frequency_by_error
+from guidance.prior.dataset import GEOMETRY_WRITER, Batch, frequency_by_error
 from guidance.prior.diagnose_geometry import kind_errors
 from guidance.prior.geometry_dataset import DATA
 from nerf.core.script import run
@@ -29,7 +29,8 @@ WEIGHTS_OF_ERRORS = (1.0, 0.3, 0.3)
 class GeometryTrainer(train.Trainer):
     """One process of the training, beside the shipped prior or beside other weights."""
 
-    degraded = with_geometry = True
+    degraded = True
+    writer = GEOMETRY_WRITER
 
     @property
     def base(self) -> Path:

@@ -24,6 +24,7 @@ from guidance.prior.training import Recipe, Setup
 from nerf.core.console import protected
 from nerf.core.devices import chosen_device
 from nerf.core.errors import UserError
+from nerf.core.files import check_writable
 from nerf.core.ranges import SEED, above, between
 from nerf.core.script import Parser, run
 
@@ -125,6 +126,8 @@ def main(argv: list[str] | None = None) -> int:
     began = time.monotonic()
     args = arguments(argv)
     device, start = chosen_device(args.device), start_of(args.start, args.part)
+    check_writable(args.data, "--data")
+    check_writable(args.out, "--out")
     name = "CPU" if device == "cpu" else torch.cuda.get_device_name(device)
     torch.backends.cudnn.benchmark = True  # all batches have one size
     facts: dict[str, Any] = {"machine": name, "part": args.part, "start": args.start, **rendered(args)}

@@ -5,6 +5,7 @@ In most steps the views of a group attend to each other; in the others each is a
 not forgotten. The camera is withheld from some groups, as from some images in the training of that prior. G groups of 4 views.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from guidance.diffusion.multiview import LINKED
 from guidance.prior import multiview_model, train, training
 from guidance.prior.model import Prior
 from guidance.prior.multiview_dataset import DATA, LinkedBatch, LinkedLoader
+from nerf.core.script import run
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class MultiviewTrainer(training.Training[Prior, LinkedBatch]):
     recipe: MultiviewRecipe
     loader: LinkedLoader
     snapshot = "multiview_snapshot"
+    writer = "multiview_dataset"
 
     def __init__(
         self, recipe: MultiviewRecipe, data: Path, run: Path, rank: int = 0, setup: training.Setup = training.HERE
@@ -102,4 +105,4 @@ class MultiviewTrainer(training.Training[Prior, LinkedBatch]):
 
 
 if __name__ == "__main__":
-    train.main(MultiviewTrainer, MultiviewRecipe(), "run_multiview", DATA)
+    sys.exit(run(lambda: train.main(MultiviewTrainer, MultiviewRecipe(), "run_multiview", DATA)))

@@ -5,6 +5,7 @@ encoder does and to tell from where it was seen; then both are trained together 
 given in the frame that the encoder estimates, as it is when the prior is used, so the UNet learns to make up for its errors.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from guidance.prior import WEIGHTS, train, training, view_model
 from guidance.prior import model as prior_model
 from guidance.prior.view_dataset import DATA, PairBatch, PairLoader
 from guidance.prior.view_model import Reading, ViewPrior
+from nerf.core.script import run
 
 GROSS = 25.0  # degrees, from which an error of the estimated azimuth is not trained on
 
@@ -42,6 +44,7 @@ class ViewTrainer(training.Training[ViewPrior, PairBatch]):
     recipe: ViewRecipe
     loader: PairLoader
     snapshot = "view_snapshot"
+    writer = "view_dataset"
 
     def build(self) -> ViewPrior:
         """The UNet of the text-conditioned prior and a new encoder; its text encoder is the encoder's teacher."""
@@ -116,4 +119,4 @@ class ViewTrainer(training.Training[ViewPrior, PairBatch]):
 
 
 if __name__ == "__main__":
-    train.main(ViewTrainer, ViewRecipe(), "run_view", DATA)
+    sys.exit(run(lambda: train.main(ViewTrainer, ViewRecipe(), "run_view", DATA)))

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from guidance.diffusion import Network
 from guidance.prior import UNSHUFFLE
 from guidance.prior.dataset import Loader, data_hash
+from nerf.core.errors import UserError
+from nerf.core.files import reading
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Training(ABC, Generic[P, B]):
 
     loader: Loader
     snapshot = "snapshot"  # folder of the exports, beside that of the state
+    writer = "dataset"  # module that writes its renders
 
     def __init__(self, recipe: Recipe, data: Path, run: Path, rank: int = 0, setup: Setup = HERE) -> None:
         self.recipe, self.data, self.run_folder, self.rank = recipe, data, run, rank
@@ -260,8 +263,17 @@ class Training(ABC, Generic[P, B]):
         temporary.rename(self.run_folder / name)
 
     def load(self, path: Path) -> None:
-        """Restore a state that :meth:`save` wrote."""
-        state = torch.load(path, weights_only=True)
+        """Restore a state that :meth:`save` wrote.
+
+        Raises:
+            UserError: it is damaged, or that of another network.
+        """
+        hint = "delete it to begin anew, or choose another folder for the state"
+        with reading(f"training: {path}", hint, problem="cannot be read as the state of a training"):
+            state = torch.load(path, weights_only=True)
+            there, here = len(state["weights"]), len(self.weights)
+        if there != here:
+            raise UserError(f"training: {path} has {there} weights, and this network has {here}; {hint}")
         self.weights.data.copy_(state["weights"])
         self.average.copy_(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

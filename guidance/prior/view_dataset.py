@@ -7,7 +7,9 @@ proportions and colours; light and background are drawn for each. B pairs, V vie
 """
 
 import math
+import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +20,7 @@ from guidance.prior import dataset
 from guidance.prior.camera import random_cameras
 from guidance.prior.captions import STACKED, WORDINGS, Caption
 from guidance.prior.shapes import KINDS
+from nerf.core.script import run
 
 DATA = Path("local/prior/views")
 VIEWS = 6  # renders of an object
@@ -142,4 +145,4 @@ class PairLoader(dataset.Loader):
 
 
 if __name__ == "__main__":
-    dataset.main(write_shard, DATA)
+    sys.exit(run(partial(dataset.main, write_shard, DATA)))

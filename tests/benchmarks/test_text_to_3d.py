@@ -148,3 +148,25 @@ def test_pictures_frame_the_object_and_cut_nothing_off():
     seen = np.abs(truth - kinds_page.GREY).max(-1) > 0.02
     assert not seen[:, [0, -1]].any() and not seen[:, :, [0, -1]].any()
     assert max(int(one.any(axis).sum()) for one in seen for axis in (0, 1)) >= 38  # of 48 pixels
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--prompts", "a purple sofa", "a zeppelin"], "does not know 'zeppelin'"),
+        (["--prompts", ""], "needs an object"),
+        (["--extra=--itres 4"], "unknown flag --itres"),
+        (["--extra=--iters many"], "--iters must be"),
+        (["--page", "kinds"], "--page must be a file of Markdown"),
+        (["--measure", "--work", "work", "--out", "out"], "no workspace in work has a mesh of these prompts"),
+        (["--person", "a purple sofa", "yes", "--work", "work", "--out", "out"], "has no measurement of this prompt"),
+    ],
+)
+def test_what_could_not_be_measured_is_refused_and_no_page_is_written(flags, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(text_to_3d, "write", lambda *_: pytest.fail("it wrote a record"))
+    monkeypatch.setattr(text_to_3d, "one_run", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr("sys.argv", ["text_to_3d.py", *flags])
+    assert text_to_3d.run(text_to_3d.main) == 2
+    found = capsys.readouterr().err
+    assert said in found and found.count("\n") == 1

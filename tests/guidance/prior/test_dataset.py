@@ -18,6 +18,7 @@ from guidance.prior.dataset import (
     write_shards,
 )
 from guidance.prior.shapes import EMPTY, MATERIALS
+from nerf.core.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -133,5 +134,5 @@ def test_new_shards_are_found_while_training(shards, tmp_path):
 
 
 def test_an_empty_folder_is_refused_with_the_command_that_fills_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="python -m guidance.prior.dataset"):
+    with pytest.raises(UserError, match="python -m guidance.prior.dataset"):
         Loader(tmp_path)

@@ -9,6 +9,7 @@ from guidance.prior import GRID_SIZE, IMAGE_CHANNELS, detail
 from guidance.prior.camera import CONDITION_DIM, RAY_CHANNELS
 from guidance.prior.captions import vocabulary
 from guidance.prior.model import build, load, save, shifted_cosine_betas
+from nerf.core.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -92,5 +93,5 @@ def test_no_written_file_names_the_folder_that_was_read(prior, tmp_path):
 def test_a_missing_tokenizer_is_named_and_not_created(prior, tmp_path):
     save(prior, tmp_path)
     (tmp_path / "tokenizer" / "vocab.json").unlink()
-    with pytest.raises(FileNotFoundError, match="vocab.json, which is missing"):
+    with pytest.raises(UserError, match="vocab.json, which is missing"):
         load(tmp_path)
