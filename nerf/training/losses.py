@@ -240,9 +240,8 @@ def normal_cosine(normal: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         Scalar in [0, 2]; 0 if no pixel counts. Differentiable in ``normal``.
     """
     inside = mask > 0.5
-    if not bool(inside.any()):
-        return normal.sum() * 0.0
-    return 1.0 - torch.sum(normal[inside] * target[inside].to(normal.dtype), -1).mean()
+    away = torch.where(inside, 1.0 - (normal * target.to(normal.dtype)).sum(-1), 0.0)
+    return away.sum() / inside.sum().clamp(min=1)
 
 
 def normal_consistency(vertices: Tensor, faces: Tensor, edges: MeshEdges | None = None) -> Tensor:
