@@ -11,8 +11,8 @@ from nerf.core.structs import Views
 
 CONDITION_DIM = 8
 RAY_CHANNELS = 13
-# The cameras of the training sets. The preset "embedded" of the command line draws views from the same ranges; polar angles
-# from that of the geometry network.
+# The cameras of the training sets. The preset "embedded" of the command line draws views from the same ranges, with the polar
+# angles that the geometry network knows.
 RADIUS_RANGE = (3.0, 3.5)  # scene units
 FOVY_RANGE = (18.0, 24.0)  # degrees
 POLAR_RANGE = (30.0, 105.0)  # degrees

@@ -23,8 +23,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from guidance.diffusion import Network
+from guidance.prior import WEIGHTS, workers
 from guidance.prior import model as prior_model
-from guidance.prior import workers
 from guidance.prior.dataset import DATA, GEOMETRY_WRITER, Batch, Loader, check_shards
 from guidance.prior.training import HERE, Recipe, Setup, Training
 from nerf.core import script
@@ -141,6 +141,24 @@ class Trainer(Training[prior_model.Prior, Batch]):
                 noisy, t, text, batch.camera * keep_camera[:, None], batch.ray * keep_camera[:, None, None, None]
             )
         return (x0.float() - clean).square().mean((1, 2, 3)), sigma
+
+
+class FrozenPriorTrainer(Trainer):
+    """Training of a network beside the shipped prior or beside other weights, whose own parts are frozen."""
+
+    degraded = True
+
+    @property
+    def base(self) -> Path:
+        """Folder of the prior."""
+        return self.setup.weights or WEIGHTS
+
+    def frozen(self) -> prior_model.Prior:
+        """The prior, whose UNet and text encoder are not trained."""
+        prior = prior_model.load(self.base)
+        for part in (prior.unet, prior.text_encoder):
+            part.requires_grad_(False)
+        return prior
 
 
 def train(

@@ -6,13 +6,12 @@ outlines are decided.
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from guidance.prior import WEIGHTS, detail, train, training
+from guidance.prior import detail, train, training
 from guidance.prior import model as prior_model
 from guidance.prior.dataset import Batch
 from nerf.core.script import run
@@ -21,21 +20,12 @@ RECIPE = training.Recipe(lr=2e-3, warmup=100, decay_minutes=20, t_bias=1.5)  # t
 FLOOR = 0.1  # the weight of a squared error is 1 / (FLOOR + sigma)
 
 
-class DetailTrainer(train.Trainer):
+class DetailTrainer(train.FrozenPriorTrainer):
     """One process of the training, on top of the shipped prior or of other weights."""
-
-    degraded = True
-
-    @property
-    def base(self) -> Path:
-        """Folder of the prior."""
-        return self.setup.weights or WEIGHTS
 
     def build(self) -> prior_model.Prior:
         """The prior, frozen, with its detail network or a new one, on the device."""
-        prior = prior_model.load(self.base)
-        for part in (prior.unet, prior.text_encoder):
-            part.requires_grad_(False)
+        prior = self.frozen()
         torch.manual_seed(self.recipe.seed)
         prior.detail = prior.detail or detail.build()
         prior.detail.set_attn_processor(self.attention())

@@ -7,14 +7,13 @@ B images.
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy
 
-from guidance.prior import UNSHUFFLE, WEIGHTS, geometry, train, training
+from guidance.prior import UNSHUFFLE, geometry, train, training
 from guidance.prior import model as prior_model
 from guidance.prior.dataset import GEOMETRY_WRITER, Batch, frequency_by_error
 from guidance.prior.diagnose_geometry import kind_errors
@@ -26,22 +25,14 @@ RECIPE = training.Recipe(lr=6e-4, warmup=100, decay_minutes=20, t_bias=1.0)
 WEIGHTS_OF_ERRORS = (1.0, 0.3, 0.3)
 
 
-class GeometryTrainer(train.Trainer):
+class GeometryTrainer(train.FrozenPriorTrainer):
     """One process of the training, beside the shipped prior or beside other weights."""
 
-    degraded = True
     writer = GEOMETRY_WRITER
-
-    @property
-    def base(self) -> Path:
-        """Folder of the prior."""
-        return self.setup.weights or WEIGHTS
 
     def build(self) -> prior_model.Prior:
         """The prior, frozen, with its geometry network or a new one, on the device."""
-        prior = prior_model.load(self.base)
-        for part in (prior.unet, prior.text_encoder):
-            part.requires_grad_(False)
+        prior = self.frozen()
         if prior.geometry is None:
             prior.geometry = geometry.from_unet(prior.unet, UNSHUFFLE, self.recipe.seed)
         elif self.setup.frequency is None:
@@ -61,10 +52,8 @@ class GeometryTrainer(train.Trainer):
 
     def loss(self, batch: Batch) -> Tensor:
         """The weighted sum of the errors of relief, normals and coverage, those of the surface over what is covered."""
-        return sum(
-            (weight * error for weight, error in zip(WEIGHTS_OF_ERRORS, self.errors(batch), strict=True)),
-            start=torch.zeros((), device=self.device),
-        )
+        (depth, turned, missed), (a, b, c) = self.errors(batch), WEIGHTS_OF_ERRORS
+        return a * depth + b * turned + c * missed
 
     def errors(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Mean absolute errors of relief and normals, and the cross entropy of coverage, at random timesteps; scalars."""
@@ -78,9 +67,9 @@ class GeometryTrainer(train.Trainer):
             found = geometry.predict(self.prior.geometry, noisy, t, text, batch.camera, batch.ray, UNSHUFFLE)
         relief, normal, coverage = batch.geometry.split([1, 3, 1], 1)
         covered = coverage[:, 0] > 0
-        depth = (found.relief.float() - relief[:, 0]).abs()[covered].mean() / geometry.UNIT
-        turned = (found.normal.float() - normal).abs().mean(1)[covered].mean()
-        return depth, turned, binary_cross_entropy(found.coverage.float(), coverage[:, 0])
+        depth = (found.relief - relief[:, 0]).abs()[covered].mean() / geometry.UNIT
+        turned = (found.normal - normal).abs().mean(1)[covered].mean()
+        return depth, turned, binary_cross_entropy(found.coverage, coverage[:, 0])
 
 
 if __name__ == "__main__":

@@ -138,8 +138,7 @@ def export_level_set(
         level_set: a density or a signed distance, evaluated at points [M, 3] in [-bound, bound]^3.
         albedo: maps points [M, 3] to sRGB colours [M, 3] in [0, 1].
         bound: half the edge of the box; a surface that touches a wall is closed there.
-        folder: where the files are written, all at once at the end; created if missing. Files of an earlier export are
-            replaced, others are kept.
+        folder: where files are written or replaced, all at once at the end; others are kept. Created if missing.
         options: of the extraction, and of everything after it.
         transform: [4, 4] from the box to the data's own world, if the data was normalised on loading.
         metadata: JSON values for the GLB's ``asset`` and the headers of OBJ and MTL: prompt, seed, licence notes, copyright.

@@ -1,8 +1,8 @@
-"""Rendered shards of the training sets, built once."""
+"""Rendered shards of the training sets and a tiny prior to train beside, built once."""
 
 import pytest
 
-from guidance.prior import dataset, multiview_dataset, view_dataset
+from guidance.prior import dataset, model, multiview_dataset, view_dataset
 
 
 @pytest.fixture(scope="session")
@@ -26,4 +26,12 @@ def linked_shards(tmp_path_factory):
     """A folder with a shard of the multi-view prior's training set; do not change its files."""
     folder = tmp_path_factory.mktemp("linked")
     multiview_dataset.write_shard(0, folder, 5)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory):
+    """A folder with a tiny prior without further networks, in the place of the shipped one; do not change its files."""
+    folder = tmp_path_factory.mktemp("shipped")
+    model.save(model.build(tiny=True), folder, {"seed": 7})
     return folder

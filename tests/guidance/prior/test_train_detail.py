@@ -6,17 +6,10 @@ import torch
 from guidance.prior import detail, model, train_detail
 
 
-@pytest.fixture(scope="module")
-def shipped(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shipped")
-    model.save(model.build(tiny=True), folder, {"seed": 7})
-    return folder
-
-
 @pytest.fixture
 def trainer(shards, shipped, tmp_path, monkeypatch):
     build = detail.build
-    monkeypatch.setattr(train_detail, "WEIGHTS", shipped)
+    monkeypatch.setattr(train_detail.train, "WEIGHTS", shipped)
     monkeypatch.setattr(train_detail.detail, "build", lambda: build(tiny=True))
     recipe = train_detail.train.Recipe(batch=8, processes=1, warmup=5, lr=1e-2, t_bias=1.5)
     return train_detail.DetailTrainer(recipe, shards, tmp_path / "run")
@@ -65,6 +58,6 @@ def test_a_run_resumes_with_the_weights_it_stopped_with(trainer, shards):
 def test_training_starts_from_the_shipped_detail_network(trainer, shards, tmp_path, monkeypatch):
     trainer.step(1.0)
     trainer.export(tmp_path / "out")
-    monkeypatch.setattr(train_detail, "WEIGHTS", tmp_path / "out")
+    monkeypatch.setattr(train_detail.train, "WEIGHTS", tmp_path / "out")
     fresh = train_detail.DetailTrainer(trainer.recipe, shards, tmp_path / "elsewhere")
     assert (fresh.weights - trainer.average).abs().max() < 2e-3 and fresh.weights.abs().max() > 0

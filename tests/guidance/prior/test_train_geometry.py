@@ -9,16 +9,9 @@ from guidance.prior import model, train_geometry
 from guidance.prior.captions import KIND_NAMES
 
 
-@pytest.fixture(scope="module")
-def shipped(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shipped")
-    model.save(model.build(tiny=True), folder, {"seed": 7})
-    return folder
-
-
 @pytest.fixture
 def trainer(shards, shipped, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_geometry, "WEIGHTS", shipped)
+    monkeypatch.setattr(train_geometry.train, "WEIGHTS", shipped)
     recipe = train_geometry.training.Recipe(batch=8, processes=1, warmup=5, lr=1e-2, t_bias=1.0)
     return train_geometry.GeometryTrainer(recipe, shards, tmp_path / "run")
 
@@ -40,7 +33,7 @@ def test_the_errors_fall_and_only_the_geometry_network_changes(trainer, shipped,
 def test_what_goes_on_from_a_geometry_network_sees_the_kinds_of_large_errors_more_often(trainer, shards, tmp_path, monkeypatch):
     trainer.step(1.0)
     trainer.export(tmp_path / "out")
-    monkeypatch.setattr(train_geometry, "WEIGHTS", tmp_path / "out")
+    monkeypatch.setattr(train_geometry.train, "WEIGHTS", tmp_path / "out")
     errors = {kind: {300: {"depth": 0.1 if kind == "mug" else 0.01}} for kind in KIND_NAMES}
     monkeypatch.setattr(train_geometry, "kind_errors", lambda prior, timesteps: errors)
     again = train_geometry.GeometryTrainer(trainer.recipe, shards, tmp_path / "more")
