@@ -47,6 +47,7 @@ class CameraRequirements:
     radius_range: tuple[float, float] | None = None  # scene units
     fovy_range: tuple[float, float] | None = None  # degrees
     polar_range: tuple[float, float] | None = None  # degrees
+    coloured_to: float = 180.0  # polar angle, degrees, to which views teach colours; those below may teach the shape alone
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,8 @@ class RandomCameras(Source):
             are drawn together.
 
     Raises:
-        UserError: a range has nothing in common with what the guidance was made for, or the batch size does not hold whole
-            groups of linked views.
+        UserError: a range has nothing in common with what the guidance was made for, or no view in it teaches colours, or the
+            batch size does not hold whole groups of linked views.
     """
 
     name = "guided"
@@ -126,6 +126,11 @@ class RandomCameras(Source):
         self.config = config
         self.radius_range = within(config.camera.radius_range, [r.radius_range for r in requirements], "radius_range")
         self.theta_range = within(config.camera.theta_range, [r.polar_range for r in requirements], "theta_range")
+        if self.theta_range[0] > (coloured_to := min((r.coloured_to for r in requirements), default=180.0)):
+            raise UserError(
+                f"--theta_range {self.theta_range[0]:g} {self.theta_range[1]:g}: this guidance judges the colours of views to "
+                f"{coloured_to:g} degrees; start the range above it, as with {coloured_to - 10:g} {self.theta_range[1]:g}"
+            )
         self.fovy_range = within(config.camera.fovy_range, [r.fovy_range for r in requirements], "fovy_range")
         self.linked_views = math.lcm(*(r.linked_views for r in requirements))
         if config.camera.batch_size % self.linked_views:

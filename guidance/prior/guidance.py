@@ -189,8 +189,9 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
 
     def requirements(self) -> CameraRequirements:
         """The cameras that UNet or geometry network were trained with."""
-        polar = camera.GEOMETRY_POLAR_RANGE if self.knows_geometry else camera.POLAR_RANGE
-        return replace(super().requirements(), polar_range=polar)
+        if not self.knows_geometry:
+            return super().requirements()
+        return replace(super().requirements(), polar_range=camera.GEOMETRY_POLAR_RANGE, coloured_to=LOWEST)
 
     @torch.no_grad()
     def geometry(self, image: Tensor, views: Views, part: Part, control: Control) -> GeometryEstimate:

@@ -185,6 +185,13 @@ def test_ranges_without_anything_in_common_with_the_guidance_are_refused():
         RandomCameras(options(), requirements=[CameraRequirements(radius_range=(1.0, 2.0))])
 
 
+def test_a_range_in_which_no_view_teaches_colours_is_refused():
+    needs = [CameraRequirements(polar_range=(15.0, 165.0), coloured_to=112.0)]
+    RandomCameras(options(theta_range=(112.0, 130.0)), requirements=needs)
+    with pytest.raises(UserError, match="--theta_range 115 130: this guidance judges the colours of views to 112 degrees"):
+        RandomCameras(options(theta_range=(115.0, 130.0)), requirements=needs)
+
+
 @pytest.mark.parametrize(
     ("count", "most", "chosen"),
     [(5, 0, [0, 1, 2, 3, 4]), (3, 8, [0, 1, 2]), (9, 3, [0, 4, 8]), (200, 4, [0, 66, 133, 199]), (7, 1, [0])],

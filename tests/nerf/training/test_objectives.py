@@ -91,7 +91,7 @@ def test_the_geometry_that_guidance_expects_is_compared_where_it_sees_the_object
 def test_geometry_is_asked_of_guidance_that_knows_it_and_a_weight_without_one_is_told():
     asked = plan(part_of("guided"), prior_depth=1.0)
     (line,) = objectives.inapplicable_terms([objectives.Guided([Space(name="SD")])], asked, stage("nerf"))
-    assert line.startswith("prior_depth has a weight, but the guidance knows no geometry")
+    assert line.startswith("--lambda_prior_depth has a weight, but the guidance knows no geometry")
     assert objectives.inapplicable_terms([objectives.PriorGeometry(Knows())], asked, stage("dmtet")) == []
 
 
