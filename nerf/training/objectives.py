@@ -62,8 +62,8 @@ def inapplicable_terms(objectives: Iterable[Objective], plan: StepPlan, stage: S
     objectives = list(objectives)
     asked = [term for term in PriorGeometry.terms if plan.wants(term)]
     unknown = [
-        f"--lambda_{name} has a weight, but the guidance knows no geometry; it has no effect (the embedded prior does, told the "
-        "camera)"
+        f"--lambda_{name} has a weight, but the guidance knows no geometry; it has no effect (the embedded prior does, told "
+        "the camera)"
         for name in asked
         if not any(isinstance(objective, PriorGeometry) for objective in objectives)
     ]
