@@ -31,8 +31,8 @@ def serving(access: Access, listener: socket.socket) -> Iterator["viser.ViserSer
     """
     import rich
 
-    console, quiet = rich.get_console(), rich.get_console().quiet
-    console.quiet = True  # viser prints to stdout when it starts and stops
+    # viser prints to stdout when it starts, and when its thread ends, which on a busy machine is after stop() has returned.
+    rich.get_console().quiet = True
     try:
         server = _start(access, listener)
         try:
@@ -40,7 +40,6 @@ def serving(access: Access, listener: socket.socket) -> Iterator["viser.ViserSer
         finally:
             server.stop()
     finally:
-        console.quiet = quiet
         listener.close()
 
 
