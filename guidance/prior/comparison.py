@@ -1,16 +1,18 @@
 """Figures of two sets of weights of the text-conditioned prior side by side: are the new ones clearly better?
 
-Both see the same images and the same noise, so that their errors differ by the weights alone.
+Both see the same images and the same noise, so that their errors differ by the weights alone. The pictures that the prior
+expects have figures of one kind, the geometry that it expects behind them has others.
 """
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
-from guidance.prior import diagnose
+from guidance.prior import diagnose, diagnose_geometry
 from guidance.prior.captions import BENCHMARK_PROMPTS, KIND_NAMES
 from guidance.prior.model import Prior
 from nerf.core.files import write_json
@@ -18,27 +20,89 @@ from nerf.core.files import write_json
 BLIND = 500  # timestep from which on the errors say which kinds are sampled more often: there the prior decides, not the image
 
 
+class Table(NamedTuple):
+    """Some figures of one set of weights."""
+
+    title: str
+    unit: str  # a sentence
+    corner: str  # what the rows are
+    rows: Mapping[str, Mapping[str, float]]  # row -> column -> figure
+    digits: int
+
+
 @dataclass(frozen=True)
-class Figures:
-    """What :mod:`guidance.prior.diagnose` measures of some weights."""
+class Figures(ABC):
+    """What is measured of some weights."""
+
+    kinds: dict[str, dict[int, float]]  # kind -> timestep -> error
+    error: ClassVar[str]  # what that is, a sentence
+
+    @abstractmethod
+    def hardness(self) -> dict[str, float]:
+        """Error of each kind that says how often it is sampled."""
+
+    @abstractmethod
+    def tables(self) -> list[Table]:
+        """What else there is."""
+
+
+@dataclass(frozen=True)
+class PictureFigures(Figures):
+    """Errors of the pictures that a prior expects, by :mod:`guidance.prior.diagnose`."""
 
     timesteps: dict[int, dict[str, float]]  # of diagnose.x0_errors
-    kinds: dict[str, dict[int, float]]  # of diagnose.kind_errors
     camera: dict[str, dict[str, float]]  # of diagnose.camera_ratios
+    error = "Root mean squared errors of the x_0 prediction, as a share of the contrast of the images."
 
     def hardness(self) -> dict[str, float]:
         """Mean error of each kind at the timesteps from :data:`BLIND` on."""
-        found = {}
-        for kind, errors in self.kinds.items():
-            high = [error for t, error in errors.items() if t >= BLIND]
-            found[kind] = sum(high) / len(high)
-        return found
+        return {kind: _mean(error for t, error in row.items() if t >= BLIND) for kind, row in self.kinds.items()}
+
+    def tables(self) -> list[Table]:
+        """See :meth:`Figures.tables`."""
+        timesteps = {str(t): row for t, row in self.timesteps.items()}
+        turned = {kind: {"+90": row["plus90"], "+180": row["plus180"]} for kind, row in self.camera.items()}
+        ratio = "Error under a camera that is wrong by 90 and by 180 degrees over that under the right one, t = 850."
+        return [
+            Table("Over the timesteps", "Mean over the benchmark's prompts, images in [-1, 1].", "t", timesteps, 3),
+            Table("Dependence on the camera", ratio, "kind", turned, 2),
+        ]
+
+
+@dataclass(frozen=True)
+class GeometryFigures(Figures):
+    """Errors of the geometry that a prior expects, by :mod:`guidance.prior.diagnose_geometry`; ``kinds`` has depths."""
+
+    normals: dict[str, dict[int, float]]  # degrees
+    silhouettes: dict[str, dict[int, float]]  # IoU
+    error = "Mean errors of depth in scene units."
+
+    def hardness(self) -> dict[str, float]:
+        """Mean error of the depth of each kind."""
+        return {kind: _mean(row.values()) for kind, row in self.kinds.items()}
+
+    def tables(self) -> list[Table]:
+        """See :meth:`Figures.tables`."""
+        return [
+            Table("Normals", "Mean errors in degrees.", "kind", _named(self.normals), 1),
+            Table("Silhouettes", "IoU.", "kind", _named(self.silhouettes), 3),
+        ]
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
+
+
+def _named(rows: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, float]]:
+    """Rows whose columns are timesteps, as a table has them."""
+    return {name: {f"t = {t}": value for t, value in row.items()} for name, row in rows.items()}
 
 
 def measure(
     prior: Prior, with_detail: bool, count: int = 16, kinds: Iterable[str] = KIND_NAMES, prompts: int = len(BENCHMARK_PROMPTS)
-) -> Figures:
-    """The figures of a prior.
+) -> PictureFigures:
+    """The figures of the pictures that a prior expects.
 
     Args:
         prior: on any device.
@@ -48,11 +112,33 @@ def measure(
         prompts: how many of the benchmark's the errors over the timesteps are measured on.
     """
     half = max(1, count // 2)
-    return Figures(
-        diagnose.x0_errors(prior, [prompt for prompt, _ in BENCHMARK_PROMPTS[:prompts]], count=half),
+    return PictureFigures(
         diagnose.kind_errors(prior if with_detail else replace(prior, detail=None), kinds, count=count),
+        diagnose.x0_errors(prior, [prompt for prompt, _ in BENCHMARK_PROMPTS[:prompts]], count=half),
         diagnose.camera_ratios(prior, count=count, ceiling=False),
     )
+
+
+def measure_geometry(
+    prior: Prior,
+    count: int = 16,
+    kinds: Iterable[str] = KIND_NAMES,
+    timesteps: tuple[int, ...] = diagnose_geometry.TIMESTEPS,
+) -> GeometryFigures:
+    """The figures of the geometry that a prior on the CPU expects.
+
+    Args:
+        prior: with a geometry network.
+        count: renders of each kind.
+        kinds: which.
+        timesteps: where.
+    """
+    found = diagnose_geometry.kind_errors(prior, kinds, timesteps, count)
+
+    def of(name: str) -> dict[str, dict[int, float]]:
+        return {kind: {t: each[name] for t, each in row.items()} for kind, row in found.items()}
+
+    return GeometryFigures(of("depth"), of("normal"), of("silhouette"))
 
 
 def ratios(before: Figures, after: Figures) -> dict[int, dict[str, float]]:
@@ -91,24 +177,23 @@ def _markdown(before: Figures, after: Figures, found: dict[int, dict[str, float]
     """The lines of the report."""
     yield "# New weights of the embedded prior\n"
     yield from (f"- {name.replace('_', ' ')}: {value}" for name, value in run.items() if not isinstance(value, Mapping))
-    yield "\nErrors are root mean squared, of the x_0 prediction; old / new.\n\n## Over the kinds\n"
-    yield "New error over old error, as a share of the contrast of the images.\n"
+    yield f"\n{before.error} Old / new.\n\n## Over the kinds\n\nNew error over old error.\n"
     yield "| t | mean | lower in | worst |\n|---|---|---|---|"
     for t, row in found.items():
         yield f"| {t} | {row['mean']:.3f} | {row['lower']} of {len(before.kinds)} kinds | {row['worst']:.3f} |"
-    columns = list(found)
-    yield f"\n## Each kind\n\n| kind | {' | '.join(f't = {t}' for t in columns)} |\n|---{'|---' * len(columns)}|"
-    for kind in sorted(after.kinds, key=lambda kind: -after.kinds[kind][columns[-1]]):
-        cells = [f"{before.kinds[kind][t]:.3f} / {after.kinds[kind][t]:.3f}" for t in columns]
-        yield f"| {kind} | {' | '.join(cells)} |"
-    names = list(next(iter(before.timesteps.values())))
-    yield "\n## Over the timesteps\n\nMean over the benchmark's prompts, images in [-1, 1].\n"
-    yield f"| t | {' | '.join(names)} |\n|---{'|---' * len(names)}|"
-    for t, row in before.timesteps.items():
-        yield f"| {t} | {' | '.join(f'{row[name]:.3f} / {after.timesteps[t][name]:.3f}' for name in names)} |"
-    yield "\n## Dependence on the camera\n"
-    yield "Error under a camera that is wrong by 90 and by 180 degrees over that under the right one, t = 850.\n"
-    yield "| kind | +90 | +180 |\n|---|---|---|"
-    for kind, row in before.camera.items():
-        new = after.camera[kind]
-        yield f"| {kind} | {row['plus90']:.2f} / {new['plus90']:.2f} | {row['plus180']:.2f} / {new['plus180']:.2f} |"
+    last = list(found)[-1]
+    order = sorted(after.kinds, key=lambda kind: -after.kinds[kind][last])
+    old, new = ({kind: _named(each.kinds)[kind] for kind in order} for each in (before, after))
+    yield from _side_by_side(Table("Each kind", before.error, "kind", old, 3), new)
+    for table, other in zip(before.tables(), after.tables(), strict=True):
+        yield from _side_by_side(table, other.rows)
+
+
+def _side_by_side(table: Table, after: Mapping[str, Mapping[str, float]]) -> Iterable[str]:
+    """The lines of a table with the figures of two sets of weights in each cell."""
+    columns = list(next(iter(table.rows.values())))
+    yield f"\n## {table.title}\n\n{table.unit}\n"
+    yield f"| {table.corner} | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|"
+    for name, row in table.rows.items():
+        cells = [f"{row[column]:.{table.digits}f} / {after[name][column]:.{table.digits}f}" for column in columns]
+        yield f"| {name} | {' | '.join(cells)} |"

@@ -15,8 +15,8 @@ from torch.nn.functional import binary_cross_entropy
 
 from guidance.prior import UNSHUFFLE, geometry, train, training
 from guidance.prior import model as prior_model
+from guidance.prior.comparison import measure_geometry
 from guidance.prior.dataset import GEOMETRY_WRITER, Batch, frequency_by_error
-from guidance.prior.diagnose_geometry import kind_errors
 from guidance.prior.geometry_dataset import DATA
 from nerf.core.script import run
 
@@ -36,8 +36,8 @@ class GeometryTrainer(train.FrozenPriorTrainer):
         if prior.geometry is None:
             prior.geometry = geometry.from_unet(prior.unet, UNSHUFFLE, self.recipe.seed)
         elif self.setup.frequency is None:
-            errors = {kind: row[300]["depth"] for kind, row in kind_errors(prior, timesteps=(300,)).items()}
-            self.setup = replace(self.setup, frequency=frequency_by_error(errors))
+            hardness = measure_geometry(prior, timesteps=(300,)).hardness()
+            self.setup = replace(self.setup, frequency=frequency_by_error(hardness))
         prior.geometry.set_attn_processor(self.attention())
         return prior.to(self.device)
 

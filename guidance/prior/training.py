@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from guidance.diffusion import Network
 from guidance.prior import UNSHUFFLE
-from guidance.prior.dataset import Loader, data_hash
+from guidance.prior.dataset import Loader, data_hash, usual_frequency
 from nerf.core.errors import UserError
 from nerf.core.files import reading
 
@@ -91,8 +91,8 @@ class Training(ABC, Generic[P, B]):
         data: folder of the shards.
         run: folder of the state; training resumes from it if it exists.
         rank: 0 writes the state and sets the learning rate.
-        setup: see :class:`Setup`; only the text-conditioned prior and its detail network are trained on another device than
-            the CPU.
+        setup: see :class:`Setup`; only the text-conditioned prior, its detail and its geometry network are trained on another
+            device than the CPU.
     """
 
     loader: Loader
@@ -170,7 +170,7 @@ class Training(ABC, Generic[P, B]):
             "renders": sum(len(s["kind"]) for s in self.loader.shards.values()),
             "data_sha256": data_hash(self.data),
             "device": self.setup.device,
-            "frequency": "usual" if self.setup.frequency is None else dict(self.setup.frequency),
+            "frequency": "usual" if self.setup.frequency in (None, usual_frequency()) else dict(self.setup.frequency),
             "torch": torch.__version__,
         }
 

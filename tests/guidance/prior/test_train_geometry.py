@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from guidance.prior import model, train_geometry
+from guidance.prior import diagnose_geometry, model, train_geometry
 from guidance.prior.captions import KIND_NAMES
 
 
@@ -34,8 +34,8 @@ def test_what_goes_on_from_a_geometry_network_sees_the_kinds_of_large_errors_mor
     trainer.step(1.0)
     trainer.export(tmp_path / "out")
     monkeypatch.setattr(train_geometry.train, "WEIGHTS", tmp_path / "out")
-    errors = {kind: {300: {"depth": 0.1 if kind == "mug" else 0.01}} for kind in KIND_NAMES}
-    monkeypatch.setattr(train_geometry, "kind_errors", lambda prior, timesteps: errors)
+    errors = {kind: {300: {"depth": 0.1 if kind == "mug" else 0.01, "normal": 9.0, "silhouette": 0.9}} for kind in KIND_NAMES}
+    monkeypatch.setattr(diagnose_geometry, "kind_errors", lambda prior, kinds, timesteps, count: errors)
     again = train_geometry.GeometryTrainer(trainer.recipe, shards, tmp_path / "more")
     assert (again.weights - trainer.average).abs().max() < 2e-3
     seen = again.loader.frequency

@@ -5,9 +5,22 @@ import json
 import pytest
 import torch
 
-from guidance.prior import WEIGHTS, comparison, detail, diagnose, model, train, train_detail, train_gpu, training
+from guidance.prior import (
+    UNSHUFFLE,
+    WEIGHTS,
+    comparison,
+    detail,
+    diagnose,
+    geometry,
+    geometry_dataset,
+    model,
+    train,
+    train_detail,
+    train_gpu,
+    training,
+)
 from guidance.prior.captions import KIND_NAMES
-from guidance.prior.comparison import Figures
+from guidance.prior.comparison import GeometryFigures, PictureFigures
 from nerf.core.errors import UserError
 from nerf.core.script import run
 
@@ -17,10 +30,11 @@ MEASURED = ("car", "teddy bear")
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
-    """Tiny weights, with a detail network."""
+    """Tiny weights, with a detail and a geometry network."""
     folder = tmp_path_factory.mktemp("shipped")
     prior = model.build(tiny=True)
     prior.detail = detail.build(tiny=True)
+    prior.geometry = geometry.from_unet(prior.unet, UNSHUFFLE)
     model.save(prior, folder, {"samples": 7, "continued": [{"samples": 8}]})
     return folder
 
@@ -28,10 +42,11 @@ def shipped(tmp_path_factory):
 @pytest.fixture
 def tiny(shipped, monkeypatch):
     """The program with tiny weights, and few measurements."""
-    measure = comparison.measure
+    measure, measure_geometry = comparison.measure, comparison.measure_geometry
     monkeypatch.setattr(train_gpu, "WEIGHTS", shipped)
     monkeypatch.setattr(train_gpu, "frequency_by_error", lambda errors: dict.fromkeys(KIND_NAMES, 1.0) | {"car": errors["car"]})
     monkeypatch.setattr(comparison, "measure", lambda prior, part, count: measure(prior, part, 1, MEASURED, 1))
+    monkeypatch.setattr(comparison, "measure_geometry", lambda prior, count: measure_geometry(prior, 1, MEASURED, (100, 300)))
     monkeypatch.setattr(diagnose, "KINDS", ("car",))
 
 
@@ -101,6 +116,27 @@ def test_a_run_leaves_weights_in_half_precision_and_a_report_and_resumes(program
     assert again["run"]["step"] > 1 and again["run"]["frequency"] == "usual" and again["before"] == found["before"]
 
 
+def test_the_geometry_network_is_trained_on_its_own_renders_and_compared_by_depth(tiny, shipped, tmp_path):
+    place = ["--data", str(tmp_path / "data"), "--shards", "1", "--out", str(tmp_path / "out"), "--workers", "1"]
+    geometry_dataset.write_shard(0, tmp_path / "data", 4)
+    flags = ["--device", "cpu", "--minutes", "0.005", "--batch", "4", "--lr", "1", "--part", "geometry"]
+    assert train_gpu.main([*flags, *place]) == 0
+    found = json.loads((tmp_path / "out" / "report_geometry.json").read_text())
+    assert set(found["before"]["kinds"]) == set(MEASURED) and set(found["before"]["normals"]["car"]) == {"100", "300"}
+    assert found["run"]["step"] > 0 and found["after"]["kinds"] != found["before"]["kinds"]
+    text = (tmp_path / "out" / "report_geometry.md").read_text()
+    assert "## Silhouettes" in text and "Mean errors of depth" in text
+    old, new = model.load(shipped), model.load(tmp_path / "out" / "snapshot")
+    assert all(map(torch.equal, old.parameters(), new.parameters()))
+    assert all(map(torch.equal, old.detail.parameters(), new.detail.parameters()))
+
+
+def test_weights_without_a_geometry_network_cannot_be_compared_with_by_it(tmp_path):
+    model.save(model.build(tiny=True), tmp_path / "weights", {})
+    with pytest.raises(UserError, match="has no geometry network to go on from; begin one by python -m guidance.prior.train"):
+        train_gpu.main(["--device", "cpu", "--part", "geometry", "--start", str(tmp_path / "weights")])
+
+
 def test_a_gpu_that_is_not_there_is_refused_in_one_sentence(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run(lambda: train_gpu.main(["--device", "cuda", "--data", str(tmp_path), "--out", str(tmp_path / "out")])) == 2
@@ -111,7 +147,8 @@ def test_a_gpu_that_is_not_there_is_refused_in_one_sentence(monkeypatch, capsys,
     ("flags", "said"),
     [
         (["--start", "no_such_folder"], "shipped, random or a folder of weights"),
-        (["--start", "random", "--part", "detail"], "give shipped or a folder"),
+        (["--start", "random", "--part", "detail"], "the detail network is trained beside a trained prior; give shipped or a"),
+        (["--start", "random", "--part", "geometry"], "the geometry network is trained beside a trained prior"),
     ],
 )
 def test_a_start_that_cannot_be_is_refused_before_anything_is_rendered(flags, said, tmp_path):
@@ -122,7 +159,7 @@ def test_a_start_that_cannot_be_is_refused_before_anything_is_rendered(flags, sa
 
 def test_batches_are_larger_on_a_gpu_and_others_prepare_them(tiny, monkeypatch):
     monkeypatch.setattr(train_gpu, "cores", lambda: 16)
-    before = Figures({}, {kind: {500: 0.1, 850: 0.3} for kind in KIND_NAMES}, {})
+    before = PictureFigures({kind: {500: 0.1, 850: 0.3} for kind in KIND_NAMES}, {}, {})
     recipe, setup = train_gpu.placed(train_gpu.arguments([]), "cuda", before)
     assert (recipe.batch, recipe.processes, setup.workers, setup.device) == (1024, 1, 15, "cuda")
     recipe, setup = train_gpu.placed(train_gpu.arguments(["--part", "detail", "--batch", "8"]), "cpu", before)
@@ -130,9 +167,10 @@ def test_batches_are_larger_on_a_gpu_and_others_prepare_them(tiny, monkeypatch):
 
 
 def test_the_comparison_is_over_kinds_at_each_timestep():
-    before = Figures({}, {"car": {100: 0.2, 850: 0.4}, "cube": {100: 0.1, 850: 0.1}}, {})
-    after = Figures({}, {"car": {100: 0.1, 850: 0.4}, "cube": {100: 0.05, 850: 0.2}}, {})
+    before = PictureFigures({"car": {100: 0.2, 850: 0.4}, "cube": {100: 0.1, 850: 0.1}}, {}, {})
+    after = PictureFigures({"car": {100: 0.1, 850: 0.4}, "cube": {100: 0.05, 850: 0.2}}, {}, {})
     found = comparison.ratios(before, after)
     assert found[100] == {"mean": 0.5, "lower": 2, "worst": 0.5}
     assert found[850] == {"mean": round(2**0.5, 4), "lower": 0, "worst": 2.0}
     assert before.hardness() == {"car": 0.4, "cube": 0.1}
+    assert GeometryFigures(before.kinds, {}, {}).hardness() == pytest.approx({"car": 0.3, "cube": 0.1})
