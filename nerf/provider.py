@@ -126,10 +126,12 @@ class RandomCameras(Source):
         self.config = config
         self.radius_range = within(config.camera.radius_range, [r.radius_range for r in requirements], "radius_range")
         self.theta_range = within(config.camera.theta_range, [r.polar_range for r in requirements], "theta_range")
-        if self.theta_range[0] > (coloured_to := min((r.coloured_to for r in requirements), default=180.0)):
+        coloured_to = max((r.coloured_to for r in requirements), default=180.0)
+        if self.theta_range[0] >= coloured_to and not config.camera.uniform_sphere_rate:
+            low, high = config.camera.theta_range
             raise UserError(
-                f"--theta_range {self.theta_range[0]:g} {self.theta_range[1]:g}: this guidance judges the colours of views to "
-                f"{coloured_to:g} degrees; start the range above it, as with {coloured_to - 10:g} {self.theta_range[1]:g}"
+                f"--theta_range {low:g} {high:g}: this guidance judges colours of views at less than {coloured_to:g} degrees; "
+                f"begin the range at less, as with {coloured_to - 10:g} {high:g}"
             )
         self.fovy_range = within(config.camera.fovy_range, [r.fovy_range for r in requirements], "fovy_range")
         self.linked_views = math.lcm(*(r.linked_views for r in requirements))

@@ -1,4 +1,4 @@
-"""Figures of two sets of weights of the text-conditioned prior side by side: are the new ones clearly better?
+"""Figures of two sets of weights of an embedded prior and what lies beside it: are the new ones clearly better?
 
 Both see the same images and the same noise, so that their errors differ by the weights alone. The pictures that the prior
 expects have figures of one kind, the geometry that it expects behind them has others.
@@ -24,7 +24,7 @@ class Table(NamedTuple):
     """Some figures of one set of weights."""
 
     title: str
-    unit: str  # a sentence
+    note: str  # what the figures are, a sentence
     corner: str  # what the rows are
     rows: Mapping[str, Mapping[str, float]]  # row -> column -> figure
     digits: int
@@ -85,7 +85,7 @@ class GeometryFigures(Figures):
         """See :meth:`Figures.tables`."""
         return [
             Table("Normals", "Mean errors in degrees.", "kind", _named(self.normals), 1),
-            Table("Silhouettes", "IoU.", "kind", _named(self.silhouettes), 3),
+            Table("Silhouettes", "IoU; higher is better.", "kind", _named(self.silhouettes), 3),
         ]
 
 
@@ -177,23 +177,23 @@ def _markdown(before: Figures, after: Figures, found: dict[int, dict[str, float]
     """The lines of the report."""
     yield "# New weights of the embedded prior\n"
     yield from (f"- {name.replace('_', ' ')}: {value}" for name, value in run.items() if not isinstance(value, Mapping))
-    yield f"\n{before.error} Old / new.\n\n## Over the kinds\n\nNew error over old error.\n"
+    yield "\nIn each cell: old / new.\n\n## Over the kinds\n\nNew error over old error.\n"
     yield "| t | mean | lower in | worst |\n|---|---|---|---|"
     for t, row in found.items():
         yield f"| {t} | {row['mean']:.3f} | {row['lower']} of {len(before.kinds)} kinds | {row['worst']:.3f} |"
     last = list(found)[-1]
     order = sorted(after.kinds, key=lambda kind: -after.kinds[kind][last])
-    old, new = ({kind: _named(each.kinds)[kind] for kind in order} for each in (before, after))
-    yield from _side_by_side(Table("Each kind", before.error, "kind", old, 3), new)
-    for table, other in zip(before.tables(), after.tables(), strict=True):
-        yield from _side_by_side(table, other.rows)
+    old, new = ([Table("Each kind", each.error, "kind", _named(each.kinds), 3), *each.tables()] for each in (before, after))
+    for table, other in zip(old, new, strict=True):
+        yield from _side_by_side(table, other.rows, order if table.corner == "kind" else list(table.rows))
 
 
-def _side_by_side(table: Table, after: Mapping[str, Mapping[str, float]]) -> Iterable[str]:
-    """The lines of a table with the figures of two sets of weights in each cell."""
+def _side_by_side(table: Table, after: Mapping[str, Mapping[str, float]], order: list[str]) -> Iterable[str]:
+    """The lines of a table with the figures of two sets of weights in each cell, its rows in an order."""
     columns = list(next(iter(table.rows.values())))
-    yield f"\n## {table.title}\n\n{table.unit}\n"
+    yield f"\n## {table.title}\n\n{table.note}\n"
     yield f"| {table.corner} | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|"
-    for name, row in table.rows.items():
+    for name in (name for name in order if name in table.rows):
+        row = table.rows[name]
         cells = [f"{row[column]:.{table.digits}f} / {after[name][column]:.{table.digits}f}" for column in columns]
         yield f"| {name} | {' | '.join(cells)} |"

@@ -80,7 +80,7 @@ def frequency_by_error(errors: Mapping[str, float]) -> dict[str, float]:
     kept by them, such as the door of the house; the other half is as frequent as the squares of the errors.
 
     Args:
-        errors: of every kind, root mean squared; their unit cancels.
+        errors: of every kind; their unit cancels.
     """
     usual = usual_frequency()
     total, squares = sum(usual.values()), sum(errors[kind] ** 2 for kind in KIND_NAMES)

@@ -1,8 +1,8 @@
 """Training of the geometry network: ``python -m guidance.prior.train_geometry --minutes 60`` starts or resumes it.
 
 The prior's other parts are frozen. As for the detail network, noise is added to degraded pictures. The renders are those of
-:mod:`guidance.prior.geometry_dataset`. What goes on from a geometry network sees the kinds more often whose depth it errs in.
-B images.
+:mod:`guidance.prior.geometry_dataset`. What goes on from a geometry network sees the kinds more often whose depth it errs in,
+unless it is told how often. B images.
 """
 
 import sys

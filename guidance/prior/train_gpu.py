@@ -20,7 +20,7 @@ import torch
 from guidance.prior import WEIGHTS, comparison, geometry_dataset, train, train_detail, train_geometry
 from guidance.prior import model as prior_model
 from guidance.prior.comparison import Figures
-from guidance.prior.dataset import DATA, frequency_by_error, usual_frequency, write_shard, write_shards
+from guidance.prior.dataset import DATA, check_shards, frequency_by_error, usual_frequency, write_shard, write_shards
 from guidance.prior.training import Recipe, Setup
 from nerf.core.console import protected
 from nerf.core.devices import chosen_device
@@ -104,7 +104,7 @@ def start_of(name: str, part: str) -> Path | None:
         )
     if part == GEOMETRY and not (folder / "geometry").is_dir():
         raise UserError(
-            f"--start {name!r:.80} has no geometry network to go on from; begin one by python -m guidance.prior.train_geometry"
+            f"--start {name!r:.80} has no geometry network to go on from; copy {WEIGHTS / 'geometry'} into it, or give shipped"
         )
     return folder
 
@@ -120,6 +120,7 @@ def rendered(args: argparse.Namespace) -> dict[str, Any]:
     print(f"gpu-prior: renders in {args.data}, on {cores()} cores where they are missing", flush=True)
     seconds = RENDERING * 60 * args.minutes
     count = write_shards(range(args.shards), args.data, cores(), seconds, PARTS[args.part].write)
+    check_shards(args.data, PARTS[args.part].trainer.writer)
     return {"shards": f"{count} of {args.shards}", "rendering_seconds": round(time.monotonic() - began, 1)}
 
 

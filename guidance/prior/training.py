@@ -49,7 +49,8 @@ class Setup:
     device: str = "cpu"
     workers: int = 0  # processes that prepare batches; 0: the training process itself
     weights: Path | None = None  # folder of what a run without a state starts from; None: random, or the shipped weights below
-    frequency: Mapping[str, float] | None = None  # of the kinds, see guidance.prior.dataset.Loader
+    # Of the kinds, see guidance.prior.dataset.Loader; None: usual, or by the errors of the geometry network that goes on.
+    frequency: Mapping[str, float] | None = None
     report_every: int = 100  # steps
 
 

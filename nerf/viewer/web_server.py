@@ -20,7 +20,7 @@ _starting = threading.Lock()
 
 @contextmanager
 def serving(access: Access, listener: socket.socket) -> Iterator["viser.ViserServer"]:
-    """A server while the block runs.
+    """A server while the block runs. From then on the process prints nothing by rich, as viser does.
 
     Args:
         access: asked about every request.

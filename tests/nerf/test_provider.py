@@ -187,9 +187,14 @@ def test_ranges_without_anything_in_common_with_the_guidance_are_refused():
 
 def test_a_range_in_which_no_view_teaches_colours_is_refused():
     needs = [CameraRequirements(polar_range=(15.0, 165.0), coloured_to=112.0)]
-    RandomCameras(options(theta_range=(112.0, 130.0)), requirements=needs)
-    with pytest.raises(UserError, match="--theta_range 115 130: this guidance judges the colours of views to 112 degrees"):
-        RandomCameras(options(theta_range=(115.0, 130.0)), requirements=needs)
+    RandomCameras(options(theta_range=(111.0, 130.0)), requirements=needs)
+    RandomCameras(options(theta_range=(115.0, 130.0)), requirements=[*needs, CameraRequirements()])
+    RandomCameras(options(theta_range=(115.0, 130.0), uniform_sphere_rate=0.5), requirements=needs)
+    for low in (112.0, 115.0):
+        with pytest.raises(
+            UserError, match=f"--theta_range {low:g} 170: the guidance judges .* begin the range at less, as with 102"
+        ):
+            RandomCameras(options(theta_range=(low, 170.0)), requirements=needs)
 
 
 @pytest.mark.parametrize(

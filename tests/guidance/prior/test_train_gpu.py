@@ -16,6 +16,7 @@ from guidance.prior import (
     model,
     train,
     train_detail,
+    train_geometry,
     train_gpu,
     training,
 )
@@ -116,7 +117,24 @@ def test_a_run_leaves_weights_in_half_precision_and_a_report_and_resumes(program
     assert again["run"]["step"] > 1 and again["run"]["frequency"] == "usual" and again["before"] == found["before"]
 
 
-def test_the_geometry_network_is_trained_on_its_own_renders_and_compared_by_depth(tiny, shipped, tmp_path):
+def test_the_geometry_network_has_renders_and_a_recipe_of_its_own():
+    args, part = train_gpu.arguments(["--part", "geometry"]), train_gpu.PARTS["geometry"]
+    assert args.data == geometry_dataset.DATA and part.write is geometry_dataset.write_shard
+    before = GeometryFigures({kind: {300: 0.1} for kind in KIND_NAMES}, {}, {})
+    recipe, setup = train_gpu.placed(args, "cuda", before)
+    assert (recipe.batch, recipe.lr, recipe.t_bias, setup.device) == (512, 1e-3, train_geometry.RECIPE.t_bias, "cuda")
+
+
+@pytest.mark.parametrize("part", list(train_gpu.PARTS))
+def test_a_damaged_shard_is_refused_before_anything_is_measured(part, tmp_path):
+    (tmp_path / "shard_00000.safetensors").write_bytes(b"no shard")
+    with pytest.raises(UserError, match="shard_00000.* delete it, and write it again"):
+        train_gpu.main(
+            ["--device", "cpu", "--part", part, "--shards", "1", "--data", str(tmp_path), "--out", str(tmp_path / "o")]
+        )
+
+
+def test_the_geometry_network_is_trained_and_compared_by_depth(tiny, shipped, tmp_path):
     place = ["--data", str(tmp_path / "data"), "--shards", "1", "--out", str(tmp_path / "out"), "--workers", "1"]
     geometry_dataset.write_shard(0, tmp_path / "data", 4)
     flags = ["--device", "cpu", "--minutes", "0.005", "--batch", "4", "--lr", "1", "--part", "geometry"]
@@ -131,9 +149,9 @@ def test_the_geometry_network_is_trained_on_its_own_renders_and_compared_by_dept
     assert all(map(torch.equal, old.detail.parameters(), new.detail.parameters()))
 
 
-def test_weights_without_a_geometry_network_cannot_be_compared_with_by_it(tmp_path):
+def test_weights_without_a_geometry_network_are_refused(tmp_path):
     model.save(model.build(tiny=True), tmp_path / "weights", {})
-    with pytest.raises(UserError, match="has no geometry network to go on from; begin one by python -m guidance.prior.train"):
+    with pytest.raises(UserError, match="has no geometry network to go on from; copy .*geometry into it, or give shipped"):
         train_gpu.main(["--device", "cpu", "--part", "geometry", "--start", str(tmp_path / "weights")])
 
 
