@@ -2,15 +2,14 @@
 
 ``schedule`` has the noise levels and what predictions mean, ``times`` which timestep a step looks at, ``mixing``
 classifier-free guidance, ``methods`` every method on one page (SDS, SJC, VSD, CSD, NFSD, ISM, SDI) and their registry,
-``inversion`` the DDIM inversion that some of them use, ``sampling`` DDIM itself, ``query`` what they are given, ``gradient``
-how a gradient becomes a loss.
+``inversion`` the DDIM inversion that some of them use, ``query`` what they are given, ``gradient`` how a gradient becomes a
+loss.
 """
 
 from guidance.distillation.gradient import Distilled, bounded, diagnosis, finite_images, inject
 from guidance.distillation.methods import METHODS, Method, sds_gradient
 from guidance.distillation.mixing import classifier_free, rescale_cfg, rescale_std
 from guidance.distillation.query import Conditioned, Learned, Query, Tuning, paired
-from guidance.distillation.sampling import ddim
 from guidance.distillation.schedule import (
     PREDICTION_TYPES,
     WEIGHTINGS,
@@ -39,7 +38,6 @@ __all__ = [
     "Tuning",
     "bounded",
     "classifier_free",
-    "ddim",
     "diagnosis",
     "finite_images",
     "inject",

@@ -199,10 +199,6 @@ class EmbeddedPrior(pixels.PixelPrior, LearningGuidance):
         assert self.geometry_network is not None, "knows_geometry says so"
         with self.distiller.full_precision():
             x = self.distiller.encode(image, part)
-            if control.sample_seed is not None:
-                options: pixels.Options = control.options or self.options
-                sample = self.distiller.sampled(image, part, control.sample_seed, self.conditioned(views, len(x), options))
-                x = torch.where((views.polar <= LOWEST).to(x.device)[:, None, None, None], sample, x)
             t, noise, _ = self.distiller.draw(x, part, control, control.options or self.options)
             noisy = self.distiller.schedule.add_noise(x, noise, t)
             rays, vector = self.camera_conditions(views, len(x))

@@ -145,7 +145,7 @@ _GUIDED = ("radius_range", "fovy_range", "half_size_ratio", "jitter_pose", "unif
            "progressive_view", "latent_iter_ratio", "albedo_iter_ratio", "albedo_rate", "background_textures",
            "min_ambient_ratio", "max_ambient_ratio", "textureless_ratio", "grad_clip_rgb")  # fmt: skip
 _NOISED = ("distillation", "guidance_scale", "guidance_rescale", "guidance_weighting", "guidance_anneal", "t_range", "t_anneal",
-           "t_anneal_low", "anneal_span", "t_schedule", "sampled_start", "debias_gradient", "debias_prompt")  # fmt: skip
+           "t_anneal_low", "anneal_span", "t_schedule", "debias_gradient", "debias_prompt")  # fmt: skip
 _MESH = ("dmtet_reso_scale", "dmtet_iters", "lr_distance", "lr_offset", "coarse_sdf_grids", "lr_coarse_sdf", "tet_grid_size",
          "lambda_mesh_normal", "lambda_mesh_laplacian", "mesh_laplacian", "lambda_mesh_sign")  # fmt: skip
 _MARCH = ("max_steps", "dt_gamma", "density_thresh", "update_extra_interval")

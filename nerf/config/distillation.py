@@ -61,11 +61,6 @@ class DistillationConfig(Group):
         "diffusion timesteps: at random in --t_range, or falling through it over the run, the same for all views",
         choices=T_SCHEDULES,
     )
-    sampled_start: float = option(
-        0.0,
-        "share of the run at whose start views are sampled from one noise of the seed, not estimated; seeds differ in shape",
-        check=FRACTION,
-    )
     debias_gradient: tuple[float, float] = option(
         (0.0, 0.0),
         "D-SDS: bound on each element of the gradient at the encoded image, at the start and at the end (0 0: none)",

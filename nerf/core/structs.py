@@ -283,7 +283,6 @@ class Control:
     t_range: tuple[float, float] = (0.02, 0.98)  # shares of the diffusion times to draw from, 0 <= low <= high <= 1
     scale: float | None = None  # classifier-free guidance scale; None: the model's own
     options: Any = None  # the guidance's own record for this stage, see ``Guidance.stage_options``
-    sample_seed: int | None = None  # of the one noise that all views are sampled from; None: they are estimated
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ ENTROPY_RAMP = 2.0
 TV_RAMP = 2.0
 LEVEL_START, LEVEL_RAMP = 0.25, 2.0
 WHITE_BACKGROUND_RATE = 0.3
-KEPT = 0.5  # share of the diffusion time above which an estimate forgets the shape of what it is given
 NORMAL_TERMS = ("orient", "normal_smooth_2d", "normal_smooth_3d", "normal", "prior_normal")  # those that need rendered normals
 
 
@@ -119,21 +118,7 @@ def term_weights(step: int, run: RunInfo) -> dict[str, float]:
 
 def controls(fraction: float, run: RunInfo) -> dict[str, Control]:
     """What is asked of each guidance at this point of training."""
-    found = {model.name: control_at(fraction, run.options_of[model.name], model.options) for model in run.guidances}
-    return {name: _varied(control, fraction, run) for name, control in found.items()}
-
-
-def _varied(control: Control, fraction: float, run: RunInfo) -> Control:
-    """A control under ``--sampled_start``: samples while the shape forms, then noise levels whose estimates keep to it.
-
-    The mesh stage has a shape from its start, and keeps to it.
-    """
-    start = run.config.guidance.sampled_start
-    if start == 0:
-        return control
-    low, high = (min(end, KEPT) for end in control.t_range)
-    sampled = fraction < start and not run.stage.kind.triangles
-    return replace(control, t_range=(low, high), sample_seed=run.seed if sampled else None)
+    return {model.name: control_at(fraction, run.options_of[model.name], model.options) for model in run.guidances}
 
 
 def control_at(fraction: float, options: Any, own: Any) -> Control:

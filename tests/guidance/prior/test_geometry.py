@@ -75,20 +75,6 @@ def test_the_estimate_is_that_of_the_noisy_images_of_distillation(knowing):
     assert not found.depth.requires_grad and knowing.geometry_network in knowing.denoisers()
 
 
-def test_the_estimate_of_a_sampled_view_is_that_of_the_sample_and_from_below_that_of_the_rendering(knowing):
-    views = orbit(torch.tensor([80.0, 125.0]), torch.tensor([0.0, 90.0]), 3.2, 20.0, 64, 64)
-    part, blank, rendered = part_of("guided", seed=3), torch.ones(2, 3, 64, 64), torch.ones(2, 3, 64, 64)
-    rendered[..., 16:48, 16:48] = 0.2
-
-    def depth(image, seed):
-        return knowing.geometry(image, views, part, Control(T_RANGE, 7.5, sample_seed=seed)).depth
-
-    torch.testing.assert_close(depth(rendered, 0)[0], depth(blank, 0)[0])
-    assert not torch.allclose(depth(rendered, 0)[0], depth(rendered, 1)[0])
-    assert not torch.allclose(depth(rendered, 0)[1], depth(blank, 0)[1])
-    torch.testing.assert_close(depth(rendered, 0)[1], depth(rendered, 1)[1])
-
-
 def test_geometry_is_known_with_the_network_and_the_camera_alone(prior_folder, knowing):
     assert knowing.knows_geometry and not make(prior_folder).knows_geometry
     assert not EmbeddedPrior(knowing.folder, told="words").knows_geometry

@@ -9,7 +9,7 @@ import torch
 from nerf.config.config import Config, parse, with_values
 from nerf.config.kept import StoredRun
 from nerf.config.resolve import resolve
-from nerf.config.stages import DMTET, NERF, Stage
+from nerf.config.stages import NERF, Stage
 from nerf.core.streams import Random
 from nerf.training import schedule
 from nerf.training.sources import GuidanceInfo, RunInfo, Source
@@ -242,18 +242,3 @@ def test_weights_of_masks_fall_and_are_relative_to_the_colour_loss():
     assert early["mask_size"] == pytest.approx(6 * 5e-2) and late["mask_size"] == pytest.approx(6 * 6e-3)
     assert later["mask_size"] == pytest.approx(6 * 5e-2 * math.exp(-1))
     assert early["appearance_norm"] == pytest.approx(6e-5) and early["mode_seeking"] == pytest.approx(6e-6)
-
-
-def test_a_sampled_start_has_the_noise_of_the_seed_and_then_noise_levels_that_keep_the_shape():
-    config = options(sampled_start=0.3, seed=5)
-    first, last = (plan(step, config).controls["SD"] for step in (29, 30))
-    assert (first.sample_seed, last.sample_seed) == (5, None)
-    assert first.t_range == last.t_range == (0.02, 0.5)
-    assert plan(0, options()).controls["SD"].sample_seed is None
-
-
-def test_the_mesh_stage_samples_nothing_and_keeps_the_shape_that_it_has():
-    config = options(sampled_start=0.3, t_range=(0.02, 0.85))
-    run = RunInfo(Stage(DMTET, config), guidances=(GuidanceInfo("SD"),))
-    control = schedule.plan(0, run, {"guided": Guided()}).controls["SD"]
-    assert control.sample_seed is None and control.t_range == (0.02, 0.5)
