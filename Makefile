@@ -7,7 +7,7 @@
 # make gpu-prior  more training of the embedded prior on such a machine, MINUTES=8 in all; shipped weights stay as they are
 # make soak       kills of tiny runs at random moments, and two programs at once, for an hour (ARGS="--minutes 5" for less)
 # make doctor     what this machine can run, what is missing, what to type next (ARGS='-- main.py --text "a lion" -O' for a command)
-# make system-deps  a virtual display and a browser for the tests of the windows; needs root and apt, without them those tests skip
+# make system-deps  a virtual display, a hand on it and a browser for the tests of the windows; needs root and apt, without them those tests skip
 # make lint       style and types alone
 # Everything sets up .venv by itself the first time. Nothing needs root.
 

@@ -1,14 +1,14 @@
 #!/bin/sh
-# What the tests of the windows need and pip cannot install: a virtual display, software OpenGL, a browser.
+# What the tests of the windows need and pip cannot install: a virtual display, a hand on it, software OpenGL, a browser.
 # Needs root and apt (Debian, Ubuntu); says so and ends well where it has neither, for those tests then skip.
 set -eu
-packages="xvfb libgl1 libgl1-mesa-dri chromium"
+packages="xvfb xdotool libgl1 libgl1-mesa-dri chromium"
 missing=""
-for program in Xvfb chromium; do
+for program in Xvfb xdotool chromium; do
     command -v "$program" >/dev/null 2>&1 || missing="$missing $program"
 done
 if [ -z "$missing" ]; then
-    echo "system-deps: Xvfb and chromium are here"
+    echo "system-deps: Xvfb, xdotool and chromium are here"
     exit 0
 fi
 run=""
