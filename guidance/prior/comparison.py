@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar, NamedTuple
 
 from guidance.prior import diagnose, diagnose_geometry
@@ -56,7 +57,7 @@ class PictureFigures(Figures):
 
     def hardness(self) -> dict[str, float]:
         """Mean error of each kind at the timesteps from :data:`BLIND` on."""
-        return {kind: _mean(error for t, error in row.items() if t >= BLIND) for kind, row in self.kinds.items()}
+        return {kind: fmean(error for t, error in row.items() if t >= BLIND) for kind, row in self.kinds.items()}
 
     def tables(self) -> list[Table]:
         """See :meth:`Figures.tables`."""
@@ -79,7 +80,7 @@ class GeometryFigures(Figures):
 
     def hardness(self) -> dict[str, float]:
         """Mean error of the depth of each kind."""
-        return {kind: _mean(row.values()) for kind, row in self.kinds.items()}
+        return {kind: fmean(row.values()) for kind, row in self.kinds.items()}
 
     def tables(self) -> list[Table]:
         """See :meth:`Figures.tables`."""
@@ -87,11 +88,6 @@ class GeometryFigures(Figures):
             Table("Normals", "Mean errors in degrees.", "kind", _named(self.normals), 1),
             Table("Silhouettes", "IoU; higher is better.", "kind", _named(self.silhouettes), 3),
         ]
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
 
 
 def _named(rows: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, float]]:
